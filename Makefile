@@ -1,0 +1,58 @@
+# Every target works on a machine with Python 3.11 or newer and nothing else installed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help install install-dev run test check format lock bench clean
+
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+install: $(VENV)/.installed  ## prepare .venv with what the service needs
+install-dev: $(VENV)/.installed-dev  ## prepare .venv with what the tests need as well
+
+run: install  ## install, then serve on 127.0.0.1:8000 with an embedded Postgres
+	@exec $(BIN)/lucid serve $(ARGS)
+
+test: install-dev  ## run every test, on an embedded Postgres or on LUCID_TEST_DATABASE_URL
+	@$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+check: install-dev  ## lint, format check, types, house rules
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/python -m pytest -q tests/test_house_rules.py
+
+format: install-dev  ## rewrite the code in the house's format
+	@$(BIN)/ruff check --fix-only .
+	@$(BIN)/ruff format .
+
+bench: install-dev  ## run every benchmark that the README quotes
+	@$(BIN)/python -m benchmarks
+
+lock:  ## lock every dependency with hashes, for Python 3.11 to 3.14 (needs uv)
+	@uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
+	  --custom-compile-command "make lock" --quiet --group build pyproject.toml --output-file requirements/runtime.txt
+	@uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
+	  --custom-compile-command "make lock" --quiet --group build --group dev pyproject.toml --output-file requirements/dev.txt
+
+clean:  ## remove the virtual environment and every cache, never the data folder
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) scripts/create_venv.py $(VENV)
+
+$(VENV)/.installed: requirements/runtime.txt pyproject.toml | $(BIN)/python
+	@echo "installing lucid-compute into $(VENV)"
+	@$(PIP) install --require-hashes -r requirements/runtime.txt
+	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: requirements/dev.txt pyproject.toml | $(BIN)/python
+	@echo "installing lucid-compute and its test tools into $(VENV)"
+	@$(PIP) install --require-hashes -r requirements/dev.txt
+	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@ $(VENV)/.installed

@@ -1,0 +1,84 @@
+"""The ASGI application of one replica: FastAPI's routes, and the heartbeats' fast lane beside them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from starlette.types import Receive, Scope, Send
+
+import lucid_compute
+from lucid_compute.api import (
+    compute_routes,
+    error_responses,
+    heartbeat_lane,
+    key_routes,
+    model_routes,
+    openapi,
+    operation_routes,
+    passport_routes,
+)
+from lucid_compute.api.heartbeat_lane import HeartbeatLane
+from lucid_compute.api.metrics import MeasuredApp, Metrics
+from lucid_compute.api.request_guard import RequestGuard
+from lucid_compute.api.service import build_service, running
+from lucid_compute.api.settings import Settings
+
+_DESCRIPTION = """\
+GPU owners register a node, their node sends heartbeats, declares its models, drains and leaves. Everyone can ask which
+models can be served right now, and why one can't.
+
+Send a key as `Authorization: Bearer lk_live_…`. Every error has the shape
+`{"error": {"code", "message", "status", "details"}}`; its message says what to do.
+"""
+
+
+class LucidApp:
+    """The whole application: one path goes to its lane, everything else to FastAPI."""
+
+    def __init__(self, settings: Settings, database_url: str) -> None:
+        """Put a replica together; nothing is connected to before its lifespan starts."""
+        self._settings = settings
+        self._database_url = database_url
+        self._lane: HeartbeatLane | None = None
+        self.fastapi = self._build_fastapi()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, or run the lifespan."""
+        if scope.get("path") == heartbeat_lane.PATH and scope.get("method") == "POST" and self._lane is not None:
+            await self._lane(scope, receive, send)
+        else:
+            await self.fastapi(scope, receive, send)
+
+    def _build_fastapi(self) -> FastAPI:
+        app = FastAPI(
+            title="lucid-compute",
+            summary="Compute registry for networks of GPU providers",
+            description=_DESCRIPTION,
+            version=lucid_compute.__version__,
+            lifespan=self._lifespan,
+            redirect_slashes=False,
+            redoc_url=None,
+        )
+        error_responses.install(app)
+        openapi.install(app)
+        for routes in (passport_routes, compute_routes, model_routes, key_routes, operation_routes):
+            app.include_router(routes.router)
+        app.add_middleware(RequestGuard)
+        app.add_middleware(MeasuredApp)
+        return app
+
+    @asynccontextmanager
+    async def _lifespan(self, app: FastAPI) -> AsyncIterator[None]:
+        service = build_service(self._settings, self._database_url)
+        app.state.service = service
+        self._lane = HeartbeatLane(service)
+        app.state.metrics = Metrics(service, self._lane)
+        async with running(service):
+            yield
+
+
+def create_app(settings: Settings, database_url: str) -> LucidApp:
+    """Answer the application of one replica on the database at `database_url`, which is migrated already."""
+    return LucidApp(settings, database_url)

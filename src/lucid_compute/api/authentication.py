@@ -1,0 +1,89 @@
+"""Who makes a request: the key in its Authorization header, and whether its address has guessed too often."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from starlette.types import Scope
+
+from lucid_compute.errors import RateLimited, Unauthorized
+from lucid_compute.fleet.key_ring import KeyRing, Principal, is_well_formed
+from lucid_compute.storage.clock import DatabaseClock
+from lucid_compute.storage.feed import Feed
+
+_BEARER = "bearer "
+_MAX_ADDRESSES = 10_000
+
+
+class FailedAttempts:
+    """Counts failed authentications by address and minute. Loopback is exempt: it can read admin.key anyway."""
+
+    def __init__(self, per_minute: int) -> None:
+        """Allow `per_minute` failures; 0 allows any number."""
+        self._per_minute = per_minute
+        self._minute = 0
+        self._counts: dict[str, int] = {}
+
+    def note(self, address: str | None) -> None:
+        """Count one failure.
+
+        Raises:
+            RateLimited: it was one too many for this minute.
+        """
+        if not self._per_minute or address is None or address.startswith("127.") or address == "::1":
+            return
+        seconds = time.monotonic()
+        if (minute := int(seconds // 60)) != self._minute or len(self._counts) > _MAX_ADDRESSES:
+            self._minute, self._counts = minute, {}
+        self._counts[address] = self._counts.get(address, 0) + 1
+        if self._counts[address] > self._per_minute:
+            message = "Too many requests with a wrong key came from your address. Wait, and send a valid key."
+            raise RateLimited(message, retry_after_seconds=60 - int(seconds % 60))
+
+
+class Authenticator:
+    """Turns an Authorization header into a principal."""
+
+    def __init__(self, keys: KeyRing, feed: Feed, clock: DatabaseClock, failures_per_minute: int) -> None:
+        """Look keys up in `keys`, and once more after `feed` has caught up."""
+        self._keys = keys
+        self._feed = feed
+        self._clock = clock
+        self._failures = FailedAttempts(failures_per_minute)
+
+    async def authenticate(self, authorization: str | None, address: str | None) -> Principal:
+        """Answer who sends the header.
+
+        A key that is refused may be seconds old and another replica's, so Postgres is asked once; this is the same
+        for an unknown key and a wrong secret.
+
+        Raises:
+            Unauthorized: no valid key.
+            RateLimited: too many failures from this address.
+        """
+        token = bearer_token(authorization)
+        try:
+            return self._keys.authenticate(token, self._clock.now())
+        except Unauthorized:
+            pass
+        try:
+            if token is not None and is_well_formed(token):
+                await self._feed.catch_up()
+            return self._keys.authenticate(token, self._clock.now())
+        except Unauthorized:
+            self._failures.note(address)
+            raise
+
+    async def authenticate_scope(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Principal:
+        """Answer who sends a raw ASGI request."""
+        client = scope.get("client")
+        authorization = headers.get(b"authorization")
+        return await self.authenticate(authorization.decode("latin-1") if authorization else None, client and client[0])
+
+
+def bearer_token(authorization: str | None) -> str | None:
+    """Answer the token of `Bearer …`; None when there is no such header."""
+    if authorization is None or authorization[:7].lower() != _BEARER:
+        return None
+    return authorization[7:].strip() or None

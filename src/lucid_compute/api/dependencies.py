@@ -1,0 +1,126 @@
+"""What routes ask for: the service, the caller, a page, the actor that the audit trail names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Depends, Query, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from lucid_compute.api.service import Service
+from lucid_compute.fleet.key_ring import Principal
+from lucid_compute.storage.audit import Actor
+from lucid_compute.wire.keys import Scope
+from lucid_compute.wire.lists import DEFAULT_PER_PAGE, MAX_PER_PAGE, Pagination, SortBy, SortOrder
+
+_bearer = HTTPBearer(auto_error=False, bearerFormat="lk_live_…", description="An API key, made with POST /keys.")
+_MAX_PAGE = 1_000_000_000
+Item = TypeVar("Item")
+
+READERS = (Scope.PASSPORTS_READ, Scope.COMPUTE, Scope.ADMIN)
+COMPUTE_WRITERS = (Scope.COMPUTE, Scope.ADMIN)
+PASSPORT_WRITERS = (Scope.PASSPORTS_WRITE, Scope.ADMIN)
+ADMINS = (Scope.ADMIN,)
+
+
+def get_service(request: Request) -> Service:
+    """Answer the replica that serves this request."""
+    service: Service = request.app.state.service
+    return service
+
+
+ServiceDependency = Annotated[Service, Depends(get_service)]
+
+
+async def get_principal(
+    request: Request,
+    service: ServiceDependency,
+    _: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+) -> Principal:
+    """Answer who makes the request, or refuse it with 401."""
+    address = request.client.host if request.client else None
+    return await service.authenticator.authenticate(request.headers.get("authorization"), address)
+
+
+async def find_principal(request: Request, service: ServiceDependency) -> Principal | None:
+    """Answer who makes the request; None when it brings no key, 401 when it brings a wrong one."""
+    if request.headers.get("authorization") is None:
+        return None
+    address = request.client.host if request.client else None
+    return await service.authenticator.authenticate(request.headers.get("authorization"), address)
+
+
+def _with_scope(*allowed: Scope) -> Callable[[Principal], Coroutine[Any, Any, Principal]]:
+    async def require(principal: Annotated[Principal, Depends(get_principal)]) -> Principal:
+        principal.require(allowed)
+        return principal
+
+    return require
+
+
+AnyKey = Annotated[Principal, Depends(get_principal)]
+Reader = Annotated[Principal, Depends(_with_scope(*READERS))]
+ComputeWriter = Annotated[Principal, Depends(_with_scope(*COMPUTE_WRITERS))]
+Admin = Annotated[Principal, Depends(_with_scope(*ADMINS))]
+Anyone = Annotated[Principal | None, Depends(find_principal)]
+
+
+def get_actor(request: Request, principal: Annotated[Principal, Depends(get_principal)]) -> Actor:
+    """Answer what the audit trail says of the caller."""
+    address = request.client.host if request.client else None
+    return Actor(principal.key_id, principal.owner, address, request.state.request_id)
+
+
+ActorDependency = Annotated[Actor, Depends(get_actor)]
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Which page of a list is asked for, from 1."""
+
+    number: int
+    per_page: int
+
+    @property
+    def offset(self) -> int:
+        """How many items stand before it."""
+        return (self.number - 1) * self.per_page
+
+    def slice_of(self, items: list[Item]) -> list[Item]:
+        """Answer this page of a whole list."""
+        return items[self.offset : self.offset + self.per_page]
+
+    def pagination(self, total: int) -> Pagination:
+        """Answer where it stands in a list of `total` items."""
+        total_pages = -(-total // self.per_page)
+        return Pagination(total=total, page=self.number, per_page=self.per_page, total_pages=total_pages)
+
+
+def get_page(
+    page: Annotated[int, Query(ge=1, le=_MAX_PAGE, description="Counts from 1; past the end is empty.")] = 1,
+    per_page: Annotated[int, Query(alias="perPage", ge=1, le=MAX_PER_PAGE)] = DEFAULT_PER_PAGE,
+) -> Page:
+    """Answer the page that is asked for."""
+    return Page(page, per_page)
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a list is ordered by, and which end comes first."""
+
+    by: SortBy
+    direction: SortOrder
+
+
+def get_order(
+    sort_by: Annotated[SortBy, Query(alias="sortBy")] = SortBy.CREATED_AT,
+    sort_order: Annotated[SortOrder, Query(alias="sortOrder")] = SortOrder.DESCENDING,
+) -> Order:
+    """Answer the order that is asked for."""
+    return Order(sort_by, sort_order)
+
+
+PageDependency = Annotated[Page, Depends(get_page)]
+OrderDependency = Annotated[Order, Depends(get_order)]

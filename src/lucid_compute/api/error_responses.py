@@ -1,0 +1,111 @@
+"""Errors on their way out: one shape for all, declared in the OpenAPI document, and never an internal text."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from lucid_compute.errors import (
+    DatabaseUnavailable,
+    Forbidden,
+    InvalidRequest,
+    LucidError,
+    MethodNotAllowed,
+    PayloadTooLarge,
+    RateLimited,
+    RouteNotFound,
+    Unauthorized,
+    faults_from,
+)
+from lucid_compute.field_types import AnswerShape
+
+_log = logging.getLogger(__name__)
+
+
+class ErrorDescription(AnswerShape):
+    """What went wrong and what to do about it."""
+
+    code: str
+    message: str
+    status: int
+    details: dict[str, Any]
+
+
+class ErrorAnswer(AnswerShape):
+    """The body of every refusal."""
+
+    error: ErrorDescription
+
+
+def declare(*errors: type[LucidError], body: bool = False, key: bool = True) -> dict[int | str, dict[str, Any]]:
+    """Answer `responses=` for a route: the errors named, and those that every route of its kind can meet."""
+    every: list[type[LucidError]] = [*errors, InvalidRequest, RateLimited, DatabaseUnavailable]
+    if key:
+        every += [Unauthorized, Forbidden]
+    if body:
+        every.append(PayloadTooLarge)
+    declared: dict[int | str, dict[str, Any]] = {}
+    for error in every:
+        codes = declared.setdefault(error.status, {"model": ErrorAnswer, "description": ""})
+        if error.code not in codes["description"]:
+            codes["description"] = " · ".join(filter(None, [codes["description"], f"`{error.code}`"]))
+    if body:
+        declared[400] = {"model": ErrorAnswer, "description": f"`{InvalidRequest.code}`: the body is not JSON"}
+    return declared
+
+
+def headers_of(error: LucidError) -> dict[str, str]:
+    """Answer the headers that go with an error."""
+    headers = {}
+    if error.retry_after_seconds is not None:
+        headers["Retry-After"] = str(error.retry_after_seconds)
+    if isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = 'Bearer realm="lucid"'
+    return headers
+
+
+def install(app: FastAPI) -> None:
+    """Answer every exception of `app` in the contract's shape."""
+    app.add_exception_handler(LucidError, _answer_lucid_error)
+    app.add_exception_handler(RequestValidationError, _answer_validation_error)
+    app.add_exception_handler(HTTPException, _answer_http_exception)
+    app.add_exception_handler(Exception, _answer_unexpected)
+
+
+def answer(error: LucidError, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """Answer one error."""
+    return JSONResponse(error.body(), status_code=error.http_status, headers={**headers_of(error), **(headers or {})})
+
+
+async def _answer_lucid_error(_: Request, error: Exception) -> JSONResponse:
+    return answer(error) if isinstance(error, LucidError) else await _answer_unexpected(_, error)
+
+
+async def _answer_validation_error(_: Request, error: Exception) -> JSONResponse:
+    errors = error.errors() if isinstance(error, RequestValidationError) else []
+    return answer(InvalidRequest(faults_from([{**fault, "loc": _strip_body(fault["loc"])} for fault in errors])))
+
+
+async def _answer_http_exception(request: Request, error: Exception) -> JSONResponse:
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    headers = error.headers if isinstance(error, HTTPException) else None
+    if status == MethodNotAllowed.status:
+        allowed = (headers or {}).get("Allow", "other methods")
+        return answer(MethodNotAllowed(f"{request.method} is not a method of this path; it takes {allowed}."), headers)
+    return answer(RouteNotFound(f"There is no {request.method} {request.url.path}. GET /docs lists every path."))
+
+
+async def _answer_unexpected(request: Request, error: Exception) -> JSONResponse:
+    _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return answer(LucidError("Something went wrong here, not in your request. It is logged under the request id."))
+
+
+def _strip_body(loc: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Name a fault of the body by its path alone; one of the query or a header keeps where it is."""
+    return loc[1:] if loc and loc[0] == "body" else loc

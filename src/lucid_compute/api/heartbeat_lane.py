@@ -1,0 +1,155 @@
+"""The fast lane of `POST /compute/heartbeat`: plain ASGI beside FastAPI, with the same checks and the same answers.
+
+Measured, the framework is the cost of a heartbeat and the commit is not (docs/adr/0003-heartbeat-lane.md). The body is
+validated by the Pydantic type that the OpenAPI document shows.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter
+from datetime import datetime
+from typing import NamedTuple
+
+from pydantic import ValidationError
+from starlette.types import Receive, Scope, Send
+
+from lucid_compute.api.dependencies import COMPUTE_WRITERS
+from lucid_compute.api.error_responses import answer
+from lucid_compute.api.request_guard import ClientLeft, read_body
+from lucid_compute.api.service import Service
+from lucid_compute.api.strict_json import read_strictly
+from lucid_compute.errors import InvalidRequest, LucidError, RateLimited, faults_from
+from lucid_compute.field_types import write_instant
+from lucid_compute.fleet.fleet import FleetNode
+from lucid_compute.fleet.key_ring import Principal
+from lucid_compute.node_state import (
+    FRESH_WINDOW,
+    HEARTBEAT_INTERVAL_SECONDS,
+    HEARTBEAT_JITTER,
+    LIVE_WINDOW,
+    Heartbeat,
+)
+
+PATH = "/compute/heartbeat"
+BURST = 6
+_SHORTEST = HEARTBEAT_INTERVAL_SECONDS * (1 - HEARTBEAT_JITTER)
+_SPREAD = HEARTBEAT_INTERVAL_SECONDS * HEARTBEAT_JITTER * 2
+
+
+class HeartbeatRate:
+    """Allows each node a burst of six and then so many heartbeats a second; remembers one instant per node."""
+
+    def __init__(self, per_second: float) -> None:
+        """Allow `per_second` in the long run; 0 allows any number."""
+        self._interval = 1 / per_second if per_second else 0.0
+        self._full_at: dict[str, float] = {}
+
+    def spend(self, passport_id: str) -> None:
+        """Take one heartbeat off the node's allowance.
+
+        Raises:
+            RateLimited: it has none left.
+        """
+        if not self._interval:
+            return
+        now = time.monotonic()
+        full_at = max(self._full_at.get(passport_id, 0.0), now) + self._interval
+        if full_at - now > self._interval * BURST:
+            message = "This node sends heartbeats faster than it may. Send the next one after nextHeartbeatInSeconds."
+            raise RateLimited(message, retry_after_seconds=max(1, round(full_at - now - self._interval * BURST)))
+        self._full_at[passport_id] = full_at
+
+
+class _Instants(NamedTuple):
+    """What every answer to one group commit says of time, as it stands in the answer."""
+
+    received_at: datetime
+    text: str
+
+
+class HeartbeatLane:
+    """Answers heartbeats, each after its commit."""
+
+    def __init__(self, service: Service) -> None:
+        """Serve them for one replica."""
+        self._service = service
+        self._rate = HeartbeatRate(service.settings.heartbeat_max_per_second)
+        self._instants: _Instants | None = None
+        self.outcomes: Counter[str] = Counter()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one heartbeat."""
+        headers = dict(scope["headers"])
+        try:
+            body = await self._receive(scope, headers, receive)
+        except LucidError as error:
+            self.outcomes[error.code] += 1
+            await answer(error)(scope, receive, send)
+        except ClientLeft:
+            self.outcomes["CLIENT_LEFT"] += 1
+        else:
+            self.outcomes["ACCEPTED"] += 1
+            length = str(len(body)).encode()
+            kind = (b"content-type", b"application/json")
+            await send({"type": "http.response.start", "status": 200, "headers": [kind, (b"content-length", length)]})
+            await send({"type": "http.response.body", "body": body})
+
+    async def _receive(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive) -> bytes:
+        principal = await self._service.authenticator.authenticate_scope(scope, headers)
+        principal.require(COMPUTE_WRITERS)
+        heartbeat = read_heartbeat(await read_body(receive, headers))
+        node = await self._find(heartbeat, principal)
+        principal.require_node(heartbeat.passport_id)
+        self._rate.spend(heartbeat.passport_id)
+        await self._service.heartbeats.write(heartbeat)
+        return self._answer(node)
+
+    async def _find(self, heartbeat: Heartbeat, principal: Principal) -> FleetNode:
+        node = self._service.fleet.find_node(heartbeat.passport_id)
+        if node is None or node.record.has_ended or principal.sees not in (None, node.record.owner):
+            return await self._service.get_registered_node(heartbeat.passport_id, sees=principal.sees)
+        return node
+
+    def _answer(self, node: FleetNode) -> bytes:
+        """Answer the node's state: written by hand, since it is the same but for the id within one group commit."""
+        state, receipt = node.state, node.state.receipt
+        if receipt is None:
+            message = "a heartbeat was committed that the fleet does not hold"
+            raise RuntimeError(message)
+        if self._instants is None or self._instants.received_at != receipt.received_at:
+            self._instants = _write_instants(receipt.received_at)
+        status = self._service.fleet.status_of(node, receipt.received_at).value
+        next_in_seconds = round(_SHORTEST + random.random() * _SPREAD, 3)  # noqa: S311 - jitter, not a secret
+        drain = "true" if state.draining_since is not None else "false"
+        return (
+            f'{{"passportId":"{state.id}","status":"{status}",{self._instants.text},'
+            f'"nextHeartbeatInSeconds":{next_in_seconds},"drain":{drain}}}'
+        ).encode()
+
+
+def read_heartbeat(body: bytes) -> Heartbeat:
+    """Answer the heartbeat that a body holds.
+
+    Raises:
+        InvalidRequest: naming every fault.
+    """
+    try:
+        heartbeat = Heartbeat.model_validate_json(body)
+    except ValidationError as error:
+        read_strictly(body)  # says it better, where the body is not JSON that could be kept
+        faults = faults_from(error.errors(include_url=False, include_input=False, include_context=False))
+        raise InvalidRequest(faults) from None
+    if body.count(b":") != len(heartbeat.model_fields_set) or b"\\u0000" in body:
+        read_strictly(body)  # more keys or colons than fields: perhaps one stands twice
+    return heartbeat
+
+
+def _write_instants(received_at: datetime) -> _Instants:
+    fresh_until = write_instant(received_at + FRESH_WINDOW)
+    unhealthy_at = write_instant(received_at + LIVE_WINDOW)
+    return _Instants(
+        received_at,
+        f'"receivedAt":"{write_instant(received_at)}","freshUntil":"{fresh_until}","unhealthyAt":"{unhealthy_at}"',
+    )

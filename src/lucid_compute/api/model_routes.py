@@ -1,0 +1,84 @@
+"""Models over HTTP, open to everyone: which there are, which can be served right now, and why not."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query
+
+from lucid_compute.api.dependencies import Anyone, Order, OrderDependency, PageDependency, ServiceDependency
+from lucid_compute.api.error_responses import declare
+from lucid_compute.api.node_search import ModelSearch, sorted_by
+from lucid_compute.api.passport_routes import Tags, split_tags
+from lucid_compute.api.service import Service
+from lucid_compute.api.views import explain_availability, view_model
+from lucid_compute.errors import ModelNotFound, Unauthorized
+from lucid_compute.field_types import Text
+from lucid_compute.passports import ModelFormat, ModelPassport
+from lucid_compute.wire.lists import SortBy, SortOrder
+from lucid_compute.wire.passports import ModelAvailability, ModelList, ModelView
+
+router = APIRouter(prefix="/models", tags=["models"])
+_DEFAULT_ORDER = Order(SortBy.CREATED_AT, SortOrder.DESCENDING)
+
+
+@router.get("", response_model=ModelList, responses=declare(Unauthorized, key=False))
+async def list_models(
+    service: ServiceDependency,
+    viewer: Anyone,
+    page: PageDependency,
+    order: OrderDependency,
+    available: Annotated[
+        Literal["true", "false"] | None,
+        Query(description="`true`: can be run right now; `false`: can't; left out: all."),
+    ] = None,
+    format: Annotated[ModelFormat | None, Query()] = None,  # noqa: A002 - the contract's name
+    runtime: Annotated[Text | None, Query(description="A runtime that the model runs on.")] = None,
+    max_vram: Annotated[
+        float | None, Query(alias="maxVram", ge=0, allow_inf_nan=False, description="GB that the model may need.")
+    ] = None,
+    owner: Annotated[Text | None, Query()] = None,
+    tags: Tags = [],  # noqa: B006 - FastAPI copies it
+    search: Annotated[Text | None, Query(description="Part of the name or the description.")] = None,
+) -> ModelList:
+    """List models, each with `available` and `served`. The filter applies before paging, so totals are exact."""
+    wanted = ModelSearch(format, runtime, max_vram, owner, split_tags(tags), search)
+    now = service.clock.now()
+    found = _find(service, wanted, order)
+    if available is not None:
+        verdicts = service.fleet.are_available(found, now)
+        found = [model for model, verdict in zip(found, verdicts, strict=True) if verdict is (available == "true")]
+    return ModelList(
+        models=[view_model(service.fleet, model, viewer, now) for model in page.slice_of(found)],
+        pagination=page.pagination(len(found)),
+    )
+
+
+@router.get(
+    "/{id_or_name:path}/availability",
+    response_model=ModelAvailability,
+    responses=declare(ModelNotFound, Unauthorized, key=False),
+)
+async def get_availability(id_or_name: str, service: ServiceDependency, viewer: Anyone) -> ModelAvailability:
+    """Explain, node by node, why a model can or can't be run right now: every failing rule, and what it wants."""
+    model = await _get(service, id_or_name)
+    return explain_availability(service.fleet, model, viewer, service.clock.now())
+
+
+@router.get("/{id_or_name:path}", response_model=ModelView, responses=declare(ModelNotFound, Unauthorized, key=False))
+async def get_model(id_or_name: str, service: ServiceDependency, viewer: Anyone) -> ModelView:
+    """Read one model by its passport id, its name or an alias; slashes may be written raw or as %2F."""
+    model = await _get(service, id_or_name)
+    return view_model(service.fleet, model, viewer, service.clock.now())
+
+
+def _find(service: Service, wanted: ModelSearch, order: Order) -> list[ModelPassport]:
+    models = service.fleet.models_newest_first()
+    found = models if wanted.is_empty else [model for model in models if wanted.matches(model)]
+    return found if order == _DEFAULT_ORDER else sorted_by(order, found)
+
+
+async def _get(service: Service, id_or_name: str) -> ModelPassport:
+    if service.fleet.find_model(id_or_name) is None:
+        await service.feed.catch_up()
+    return service.fleet.get_model(id_or_name)

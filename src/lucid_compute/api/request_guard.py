@@ -1,0 +1,120 @@
+"""What every request passes before FastAPI sees it: an id, a bounded and whole body, and JSON that can be kept."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Any
+from uuid import uuid4
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from lucid_compute.api.error_responses import answer
+from lucid_compute.api.strict_json import read_strictly
+from lucid_compute.errors import FieldFault, InvalidRequest, LucidError, PayloadTooLarge
+
+MAX_BODY_BYTES = 1024 * 1024
+BODY_DEADLINE_SECONDS = 30.0
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+_JSON_HEADER = (b"content-type", b"application/json")
+
+
+class ClientLeft(Exception):
+    """The client closed the connection before its request was whole."""
+
+
+async def read_body(receive: Receive, headers: dict[bytes, bytes], limit_bytes: int = MAX_BODY_BYTES) -> bytes:
+    """Answer the whole body.
+
+    Raises:
+        PayloadTooLarge: it is over `limit_bytes`, or says that it will be.
+        InvalidRequest: it did not come within 30 s.
+        ClientLeft: the client went away.
+    """
+    declared = headers.get(b"content-length", b"0")
+    if declared.isdigit() and int(declared) > limit_bytes:
+        raise PayloadTooLarge(limit_bytes)
+    message = await receive()
+    if message["type"] == "http.request" and not message.get("more_body"):
+        whole: bytes = message.get("body", b"")
+    else:
+        try:
+            async with asyncio.timeout(BODY_DEADLINE_SECONDS):
+                whole = await _read_on(message, receive, limit_bytes)
+        except TimeoutError:
+            fault = FieldFault(
+                "", f"The body did not come within {BODY_DEADLINE_SECONDS:.0f} s. Send it again, faster."
+            )
+            raise InvalidRequest([fault], status=400) from None
+    if len(whole) > limit_bytes:
+        raise PayloadTooLarge(limit_bytes)
+    return whole
+
+
+async def _read_on(message: Message, receive: Receive, limit_bytes: int) -> bytes:
+    parts = bytearray()
+    while True:
+        if message["type"] == "http.disconnect":
+            raise ClientLeft
+        parts += message.get("body", b"")
+        if len(parts) > limit_bytes:
+            raise PayloadTooLarge(limit_bytes)
+        if not message.get("more_body"):
+            return bytes(parts)
+        message = await receive()
+
+
+class RequestGuard:
+    """ASGI middleware. Any body is read as JSON, whatever its Content-Type says: no route takes anything else."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        """Stand before `app`."""
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a sound request through; answer an unsound one."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        request_id = _request_id(headers)
+        scope["state"] = {**scope.get("state", {}), "request_id": request_id}
+        send = _with_request_id(send, request_id)
+        try:
+            body = await read_body(receive, headers)
+            if body:
+                read_strictly(body)
+                scope["headers"] = [*(pair for pair in scope["headers"] if pair[0] != b"content-type"), _JSON_HEADER]
+        except LucidError as error:
+            await answer(error)(scope, receive, send)
+            return
+        except ClientLeft:
+            return
+        await self._app(scope, _Replay(body, receive), send)
+
+
+class _Replay:
+    """Gives a body that was read already, then whatever else the server says."""
+
+    def __init__(self, body: bytes, receive: Receive) -> None:
+        self._message: Message | None = {"type": "http.request", "body": body, "more_body": False}
+        self._receive = receive
+
+    async def __call__(self) -> Message:
+        message, self._message = self._message, None
+        return message if message is not None else await self._receive()
+
+
+def _request_id(headers: dict[bytes, bytes]) -> str:
+    """Answer the caller's X-Request-Id when it is fit to be logged, else a new one."""
+    sent = headers.get(b"x-request-id", b"")
+    return sent.decode() if _REQUEST_ID.fullmatch(sent) else uuid4().hex
+
+
+def _with_request_id(send: Send, request_id: str) -> Send:
+    async def send_with_id(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+        await send(message)
+
+    return send_with_id

@@ -1,0 +1,163 @@
+"""One replica of the service, put together: what its routes use, and the tasks that run beside them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from uuid import uuid4
+
+from lucid_compute.api.authentication import Authenticator
+from lucid_compute.api.settings import Settings
+from lucid_compute.egress_policy import EgressPolicy
+from lucid_compute.errors import DatabaseUnavailable, NodeDeregistered, NodeNotFound, PassportNotFound
+from lucid_compute.fleet.fleet import Fleet, FleetNode
+from lucid_compute.fleet.key_ring import KeyRing
+from lucid_compute.passports import PassportType
+from lucid_compute.storage import schema
+from lucid_compute.storage.audit import AuditTrail
+from lucid_compute.storage.clock import DatabaseClock
+from lucid_compute.storage.compute_registry import ComputeRegistry
+from lucid_compute.storage.database import Database
+from lucid_compute.storage.feed import Feed
+from lucid_compute.storage.heartbeat_writer import HeartbeatWriter
+from lucid_compute.storage.key_store import KeyStore
+from lucid_compute.storage.node_events import NodeEvents
+from lucid_compute.storage.passport_store import PassportStore
+from lucid_compute.storage.sweep import Sweep
+
+_LOAD_POLL_SECONDS = 0.005
+_LOAD_DEADLINE_SECONDS = 60.0
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Service:
+    """Everything that one replica holds."""
+
+    settings: Settings
+    database: Database
+    clock: DatabaseClock
+    fleet: Fleet
+    keys: KeyRing
+    feed: Feed
+    heartbeats: HeartbeatWriter
+    sweep: Sweep
+    registry: ComputeRegistry
+    passports: PassportStore
+    key_store: KeyStore
+    events: NodeEvents
+    audit: AuditTrail
+    authenticator: Authenticator
+
+    async def get_registered_node(self, passport_id: str, *, sees: str | None) -> FleetNode:
+        """Answer the owner's node that has not ended, also one that another replica has only just registered.
+
+        Raises:
+            NodeNotFound: there is none.
+            NodeDeregistered: it was deregistered or revoked, however long ago.
+        """
+        if self.fleet.find_node(passport_id) is None:
+            await self.feed.catch_up()
+        if self.fleet.find_node(passport_id) is None:
+            await self.require_node_passport(passport_id, sees=sees)
+            raise NodeDeregistered(passport_id)
+        return self.fleet.get_registered_node(passport_id, owner=sees)
+
+    async def require_node_passport(self, passport_id: str, *, sees: str | None) -> None:
+        """Refuse unless the owner has this node, also one that ended long ago and is no longer in the fleet.
+
+        Raises:
+            NodeNotFound: there is none.
+        """
+        if (node := self.fleet.find_node(passport_id)) is not None:
+            self.fleet.get_node(node.state.id, owner=sees)
+            return
+        try:
+            passport = await self.passports.get(passport_id, sees=sees)
+        except PassportNotFound:
+            raise NodeNotFound(passport_id) from None
+        if passport.type is not PassportType.COMPUTE:
+            raise NodeNotFound(passport_id)
+
+    async def require_ready(self) -> None:
+        """Refuse unless the database answers, its schema is this version's, and the fleet is loaded and followed.
+
+        Raises:
+            DatabaseUnavailable: one of them is not so.
+        """
+        if not self.feed.is_current():
+            raise DatabaseUnavailable
+        async with self.database.transaction() as connection:
+            if await schema.revision_of(connection) != schema.head_revision():
+                raise DatabaseUnavailable
+
+
+def build_service(settings: Settings, database_url: str) -> Service:
+    """Put one replica together on the database at `database_url`; nothing is connected to yet."""
+    timeout = settings.database_timeout_seconds
+    replica_id = str(uuid4())
+    database = Database(database_url, pool_size=settings.database_pool_size, timeout_seconds=timeout)
+    clock, fleet, keys = DatabaseClock(), Fleet(), KeyRing()
+    feed = Feed(database_url, fleet, keys, clock, replica_id=replica_id, listens=settings.feed_follows_notifications)
+    key_store = KeyStore(database, keys)
+    return Service(
+        settings=settings,
+        database=database,
+        clock=clock,
+        fleet=fleet,
+        keys=keys,
+        feed=feed,
+        heartbeats=HeartbeatWriter(database_url, fleet, clock, replica_id=replica_id, timeout_seconds=timeout),
+        sweep=Sweep(database, fleet, clock, key_store),
+        registry=ComputeRegistry(database, fleet, clock),
+        passports=PassportStore(database, fleet, egress_policy(settings)),
+        key_store=key_store,
+        events=NodeEvents(database),
+        audit=AuditTrail(database),
+        authenticator=Authenticator(keys, feed, clock, settings.auth_failures_per_minute),
+    )
+
+
+def egress_policy(settings: Settings) -> EgressPolicy:
+    """Answer which provider URLs these settings allow."""
+    return EgressPolicy(
+        allow_loopback=settings.is_bound_to_loopback,
+        allowed=settings.egress_allow,
+        require_https=settings.require_https_nodes,
+    )
+
+
+@asynccontextmanager
+async def running(service: Service) -> AsyncIterator[None]:
+    """Run the replica's tasks for as long as the block runs; it begins when the fleet is loaded."""
+    tasks = [
+        asyncio.create_task(service.feed.run(), name="feed"),
+        asyncio.create_task(service.heartbeats.run(), name="heartbeats"),
+        asyncio.create_task(service.sweep.run(), name="sweep"),
+    ]
+    for task in tasks:
+        task.add_done_callback(_log_end)
+    try:
+        await _wait_until_loaded(service)
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await service.database.close()
+
+
+async def _wait_until_loaded(service: Service) -> None:
+    """Wait for the first load of the fleet, a minute at most: then serve and let /readyz say what is missing."""
+    deadline = asyncio.get_running_loop().time() + _LOAD_DEADLINE_SECONDS
+    while service.keys.followed_at is None and asyncio.get_running_loop().time() < deadline:
+        await asyncio.sleep(_LOAD_POLL_SECONDS)
+
+
+def _log_end(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        _log.critical("the %s task ended", task.get_name(), exc_info=task.exception())

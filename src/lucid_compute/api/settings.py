@@ -1,0 +1,83 @@
+"""Every setting of the service: the one file of the API that reads the environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from lucid_compute.egress_policy import AllowedNetwork, parse_allowed_networks
+
+LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
+
+
+class Settings(BaseSettings):
+    """The settings of one `lucid serve`, read from `LUCID_…` variables; the command line's flags go before them."""
+
+    model_config = SettingsConfigDict(env_prefix="LUCID_", extra="ignore", frozen=True)
+
+    host: str = Field(default="127.0.0.1", description="Address to listen on.")
+    port: int = Field(default=8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one.")
+    workers: int = Field(default=1, ge=1, le=64, description="Processes that serve; each is a replica.")
+    data_dir: Path = Field(default=Path("data"), description="Folder of the embedded Postgres and of admin.key.")
+    database_url: SecretStr | None = Field(
+        default=None,
+        description="Postgres to use, as postgresql://user:password@host/database (a session connection, not a "
+        "transaction pool). Unset: the embedded Postgres in the data folder.",
+    )
+    bootstrap_admin_key: SecretStr | None = Field(
+        default=None,
+        min_length=24,
+        description="An admin key of your own, 24 characters or more. Changing it revokes the former one. Unset: a "
+        "first start on an empty database makes one, prints it once and keeps it in admin.key.",
+    )
+    embedded_postgres_user: str = Field(
+        default="nobody", description="System user that runs the embedded Postgres when the service runs as root."
+    )
+    database_pool_size: int = Field(
+        default=5,
+        ge=1,
+        le=100,
+        description="Database connections of each worker for ordinary requests; heartbeats and the feed have their "
+        "own two beside these.",
+    )
+    database_timeout_seconds: float = Field(
+        default=2.0, gt=0, le=60, description="Longest wait for the database before a request answers 503."
+    )
+    feed_follows_notifications: bool = Field(
+        default=True,
+        description="Follow Postgres's NOTIFY beside the poll; off, changes of other replicas show within a second.",
+    )
+    shutdown_grace_seconds: float = Field(
+        default=30.0, ge=0, description="Longest wait for running requests when the service is told to stop."
+    )
+    heartbeat_max_per_second: float = Field(
+        default=1.0, ge=0, description="Heartbeats a second that a node may send after a burst of 6; 0 switches it off."
+    )
+    auth_failures_per_minute: int = Field(
+        default=20,
+        ge=0,
+        description="Failed authentications a minute from one address before it is answered 429; loopback is exempt "
+        "and 0 switches it off.",
+    )
+    require_https_nodes: bool = Field(default=False, description="Refuse provider URLs that are not https.")
+    egress_allow: Annotated[tuple[AllowedNetwork, ...], NoDecode] = Field(
+        default=(),
+        description="Private networks that nodes may live in, with a range of ports if wanted, separated by commas: "
+        "192.168.1.0/24:8000-8999,10.8.0.0/16.",
+    )
+    metrics_public: bool = Field(default=False, description="Answer /metrics without a key.")
+    log_level: str = Field(default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Least level logged.")
+
+    @field_validator("egress_allow", mode="before")
+    @classmethod
+    def _split_networks(cls, value: object) -> object:
+        """Read a comma-separated list of networks."""
+        return parse_allowed_networks(value) if isinstance(value, str) else value
+
+    @property
+    def is_bound_to_loopback(self) -> bool:
+        """Whether only this machine can reach the service."""
+        return self.host in LOOPBACK_HOSTS or self.host.startswith("127.")

@@ -1,0 +1,152 @@
+"""What is shown of passports, nodes and models, and to whom."""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import datetime
+from typing import Any
+
+from lucid_compute.fleet.fleet import Fleet, FleetNode
+from lucid_compute.fleet.key_ring import Principal
+from lucid_compute.fleet.outages import seconds_lost
+from lucid_compute.matching_engine import Reason, fit_reasons, health_reasons
+from lucid_compute.node_state import NodeStatus, Receipt
+from lucid_compute.passport_metadata import shown_metadata
+from lucid_compute.passports import ModelFormat, ModelPassport, Passport
+from lucid_compute.wire.compute import (
+    Declaration,
+    DrainAnswer,
+    NodeHealth,
+    NodeView,
+    ReportedState,
+    ResolvedDeclaration,
+)
+from lucid_compute.wire.passports import ModelAvailability, ModelView, NodeEligibility, PassportView, ReasonView
+
+
+def view_passport(passport: Passport, viewer: Principal | None) -> PassportView:
+    """Answer a passport; a model's owner and admins see all of its metadata but secrets."""
+    return PassportView(**_passport_fields(passport, viewer))
+
+
+def view_model(fleet: Fleet, model: ModelPassport, viewer: Principal | None, now: datetime) -> ModelView:
+    """Answer a model passport and whether it can be run and reached right now."""
+    fields = _passport_fields(model.record, viewer)
+    return ModelView(**fields, available=fleet.is_available(model, now), served=fleet.is_served(model, now))
+
+
+def view_node(fleet: Fleet, node: FleetNode, viewer: Principal, now: datetime) -> NodeView:
+    """Answer a node: its passport and its health."""
+    return NodeView(**_passport_fields(node.record, viewer), health=view_health(fleet, node, now))
+
+
+def view_health(fleet: Fleet, node: FleetNode, now: datetime) -> NodeHealth:
+    """Answer a node's health as the registry sees it."""
+    state, receipt = node.state, node.state.receipt
+    return NodeHealth(
+        passport_id=state.id,
+        status=fleet.status_of(node, now),
+        fresh=state.is_fresh(now),
+        uptime_seconds=_uptime_seconds(fleet, node, now),
+        jobs_completed=0,
+        avg_latency_ms=None,
+        error_rate=None,
+        last_heartbeat_at=receipt.received_at if receipt else None,
+        heartbeat_age_seconds=_age_seconds(receipt, now),
+        load=receipt.heartbeat.load if receipt else None,
+        queue_depth=receipt.heartbeat.queue_depth if receipt else None,
+        in_flight=fleet.in_flight(state.id),
+        drained=fleet.is_drained(node),
+        available_models=receipt.heartbeat.available_models if receipt else [],
+        reasons=[_view_reason(reason) for reason in health_reasons(state, now)],
+        reported=_view_report(receipt) if receipt else None,
+    )
+
+
+def view_declaration(fleet: Fleet, node: FleetNode) -> Declaration:
+    """Answer what a node declares, resolved to the models that there are right now."""
+    models = []
+    for declared in node.state.declared.values():
+        model = fleet.find_model(declared.id)
+        models.append(
+            ResolvedDeclaration(
+                id=declared.id,
+                max_tokens=declared.max_tokens,
+                quantization=declared.quantization,
+                model_passport_id=model.id if model else None,
+            )
+        )
+    return Declaration(passport_id=node.state.id, models=models)
+
+
+def view_drain(fleet: Fleet, node: FleetNode) -> DrainAnswer:
+    """Answer how far a drain is."""
+    return DrainAnswer(
+        passport_id=node.state.id,
+        status=NodeStatus.DRAINING,
+        in_flight=fleet.in_flight(node.state.id),
+        drained=fleet.is_drained(node),
+    )
+
+
+def explain_availability(
+    fleet: Fleet, model: ModelPassport, viewer: Principal | None, now: datetime
+) -> ModelAvailability:
+    """Answer the verdict on a model with every reason of every node: the viewer's in full, all in sum."""
+    nodes: list[NodeEligibility] = []
+    summary: Counter[str] = Counter()
+    fits: dict[int, tuple[Reason, ...]] = {}  # by capability class: its members fit alike
+    for node in fleet.nodes() if model.format is not ModelFormat.API else ():
+        kind = id(node.capability_class)
+        if kind not in fits:
+            fits[kind] = fit_reasons(model, node.state)
+        reasons = (*fits[kind], *health_reasons(node.state, now))
+        summary.update({reason.code for reason in reasons})
+        if viewer is not None and viewer.sees in (None, node.record.owner):
+            shown = [_view_reason(reason) for reason in reasons]
+            nodes.append(NodeEligibility(passport_id=node.state.id, eligible=not reasons, reasons=shown))
+    return ModelAvailability(
+        available=fleet.is_available(model, now),
+        served=fleet.is_served(model, now),
+        checked_at=now,
+        nodes=nodes,
+        summary=dict(summary),
+    )
+
+
+def _passport_fields(passport: Passport, viewer: Principal | None) -> dict[str, Any]:
+    is_public_view = viewer is None or viewer.sees not in (None, passport.owner)
+    return {
+        "id": passport.id,
+        "type": passport.type,
+        "name": passport.name,
+        "description": passport.description,
+        "version": passport.version,
+        "tags": list(passport.tags),
+        "owner": passport.owner,
+        "status": passport.status,
+        "metadata": shown_metadata(passport.type, passport.metadata, to_everyone=is_public_view),
+        "created_at": passport.created_at,
+        "updated_at": passport.updated_at,
+    }
+
+
+def _uptime_seconds(fleet: Fleet, node: FleetNode, now: datetime) -> float:
+    """Answer the seconds since the first heartbeat after the node was last unhealthy, outages of ours left out."""
+    receipt = node.state.receipt
+    if receipt is None or receipt.up_since is None or not node.state.is_live(fleet.live_since(now)):
+        return 0.0
+    lost = seconds_lost(receipt.up_since, now, fleet.outages)
+    return round(max((now - receipt.up_since).total_seconds() - lost, 0.0), 3)
+
+
+def _age_seconds(receipt: Receipt | None, now: datetime) -> float | None:
+    return None if receipt is None else round(max((now - receipt.received_at).total_seconds(), 0.0), 3)
+
+
+def _view_reason(reason: Reason) -> ReasonView:
+    return ReasonView(code=reason.code.value, message=reason.message, wanted=reason.wanted, found=reason.found)
+
+
+def _view_report(receipt: Receipt) -> ReportedState:
+    return ReportedState(**{name: getattr(receipt.heartbeat, name) for name in ReportedState.model_fields})

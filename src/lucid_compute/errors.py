@@ -1,0 +1,312 @@
+"""The error tree: every refusal a client can meet, with its code, its status and a sentence that says what to do.
+
+LucidError
+├── InvalidRequest            422, 400 (not JSON)
+├── Unauthorized              401
+├── Forbidden                 403
+├── NotFound                  404 PassportNotFound, NodeNotFound, ModelNotFound, KeyNotFound, RouteNotFound
+├── MethodNotAllowed          405
+├── Conflict                  409 PassportExists, ModelNameTaken, IdempotencyConflict, RequestsInFlight
+├── NodeDeregistered          410
+├── PayloadTooLarge           413
+├── RateLimited               429
+└── Unavailable               503 Overloaded, DatabaseUnavailable
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+
+class FieldFault(NamedTuple):
+    """One fault of a request: where it is (`metadata.vram`, `query.page`) and what to send instead."""
+
+    path: str
+    message: str
+
+
+def faults_from(errors: Sequence[Mapping[str, Any]], *prefix: str) -> list[FieldFault]:
+    """Answer Pydantic's error list as field faults, each with what to send."""
+    return [FieldFault(_path(prefix, error["loc"]), _sentence(error)) for error in errors]
+
+
+def _path(prefix: tuple[str, ...], loc: Sequence[Any]) -> str:
+    """Answer a dotted path, without the names that Pydantic gives the branches of a union."""
+    parts = [str(part) for part in loc if not _is_branch(part)]
+    return ".".join([*prefix, *parts])
+
+
+def _is_branch(part: Any) -> bool:
+    return isinstance(part, str) and (part in _UNION_BRANCHES or "[" in part or "(" in part)
+
+
+def _sentence(error: Mapping[str, Any]) -> str:
+    kind = error["type"]
+    if kind in _SENTENCES:
+        return _SENTENCES[kind]
+    message = str(error["msg"]).removeprefix("Value error, ")
+    return message if message.endswith(".") else f"{message}."
+
+
+_UNION_BRANCHES = frozenset({"constrained-str", "constrained-float", "RuntimeDescription", "float", "str"})
+_SENTENCES = {
+    "missing": "Required: send it.",
+    "extra_forbidden": "Unknown field: leave it out, or correct its name.",
+    "string_pattern_mismatch": "Send text without control characters.",
+}
+
+
+class LucidError(Exception):
+    """A refusal in the contract's shape; subclasses fix its code and status."""
+
+    code: ClassVar[str] = "INTERNAL"
+    status: ClassVar[int] = 500
+
+    def __init__(
+        self, message: str, *, details: dict[str, Any] | None = None, retry_after_seconds: int | None = None
+    ) -> None:
+        """Say `message`; `retry_after_seconds` becomes the `Retry-After` header."""
+        super().__init__(message)
+        self.message = message
+        self.details = details or {}
+        self.retry_after_seconds = retry_after_seconds
+
+    @property
+    def http_status(self) -> int:
+        """The status to answer with."""
+        return self.status
+
+    def body(self) -> dict[str, Any]:
+        """The JSON body of the contract."""
+        return {
+            "error": {"code": self.code, "message": self.message, "status": self.http_status, "details": self.details}
+        }
+
+
+class InvalidRequest(LucidError):
+    """The request can't be understood; `details.fields` names each fault."""
+
+    code = "INVALID_REQUEST"
+    status = 422
+
+    def __init__(self, faults: Sequence[FieldFault], *, status: int = 422) -> None:
+        """Name every fault, the first one in the message too."""
+        first = faults[0]
+        more = f" ({len(faults) - 1} more in details.fields)" if len(faults) > 1 else ""
+        where = f"{first.path}: " if first.path else ""
+        super().__init__(
+            f"{where}{first.message}{more}",
+            details={"fields": [{"path": fault.path, "message": fault.message} for fault in faults]},
+        )
+        self._status = status
+
+    @property
+    def http_status(self) -> int:
+        """422, or 400 for a body that is not JSON at all."""
+        return self._status
+
+    @classmethod
+    def at(cls, path: str, message: str) -> InvalidRequest:
+        """One fault at one place."""
+        return cls([FieldFault(path, message)])
+
+
+class Unauthorized(LucidError):
+    """No valid key came with the request."""
+
+    code = "UNAUTHORIZED"
+    status = 401
+
+
+class Forbidden(LucidError):
+    """The key is valid and may not do this."""
+
+    code = "FORBIDDEN"
+    status = 403
+
+
+class NotFound(LucidError):
+    """Nothing the caller may see is there."""
+
+    code = "ROUTE_NOT_FOUND"
+    status = 404
+
+
+class PassportNotFound(NotFound):
+    """No passport of that id is the caller's."""
+
+    code = "PASSPORT_NOT_FOUND"
+
+    def __init__(self, passport_id: str) -> None:
+        """Name the id that was asked for."""
+        super().__init__(
+            f"No passport {passport_id!r} is yours. GET /passports lists the ones this key can see.",
+            details={"passportId": passport_id},
+        )
+
+
+class NodeNotFound(NotFound):
+    """No compute passport of that id is the caller's."""
+
+    code = "NODE_NOT_FOUND"
+
+    def __init__(self, passport_id: str) -> None:
+        """Name the id that was asked for."""
+        super().__init__(
+            f"No node {passport_id!r} is yours. Register it with POST /passports, or list yours with GET /compute.",
+            details={"passportId": passport_id},
+        )
+
+
+class ModelNotFound(NotFound):
+    """No model has that id, name or alias."""
+
+    code = "MODEL_NOT_FOUND"
+
+    def __init__(self, id_or_name: str) -> None:
+        """Name what was asked for."""
+        super().__init__(
+            f"No model has the id, name or alias {id_or_name!r}. Names are case-sensitive; GET /models lists them.",
+            details={"model": id_or_name},
+        )
+
+
+class KeyNotFound(NotFound):
+    """No key has that id."""
+
+    code = "KEY_NOT_FOUND"
+
+    def __init__(self, key_id: str) -> None:
+        """Name the id that was asked for."""
+        super().__init__(f"No key has the id {key_id!r}. GET /keys lists them.", details={"keyId": key_id})
+
+
+class RouteNotFound(NotFound):
+    """No route has that path."""
+
+
+class MethodNotAllowed(LucidError):
+    """The path exists, the method does not."""
+
+    code = "METHOD_NOT_ALLOWED"
+    status = 405
+
+
+class Conflict(LucidError):
+    """The request is well formed and does not fit what is there."""
+
+    status = 409
+
+
+class PassportExists(Conflict):
+    """The owner has a passport of that type and name already."""
+
+    code = "PASSPORT_EXISTS"
+
+    def __init__(self, passport_id: str, type_: str, name: str) -> None:
+        """Name the passport that is there."""
+        super().__init__(
+            f"You have a {type_} passport named {name!r} already ({passport_id}). Change it with PATCH "
+            f"/passports/{passport_id}, or choose another name.",
+            details={"passportId": passport_id},
+        )
+
+
+class ModelNameTaken(Conflict):
+    """An active model has that name or alias already."""
+
+    code = "MODEL_NAME_TAKEN"
+
+    def __init__(self, name: str) -> None:
+        """Name the name."""
+        super().__init__(
+            f"An active model is called {name!r} already, by name or alias; names are shared by all owners. "
+            "Choose another one, for example with your organisation before a slash.",
+            details={"name": name},
+        )
+
+
+class IdempotencyConflict(Conflict):
+    """An `Idempotency-Key` came again with another body."""
+
+    code = "IDEMPOTENCY_CONFLICT"
+
+    def __init__(self, key: str) -> None:
+        """Name the key."""
+        super().__init__(
+            f"The Idempotency-Key {key!r} was used with another body. Send the same body again, or a new key.",
+            details={"idempotencyKey": key},
+        )
+
+
+class RequestsInFlight(Conflict):
+    """The node still serves requests."""
+
+    code = "REQUESTS_IN_FLIGHT"
+
+    def __init__(self, in_flight: int) -> None:
+        """Say how many."""
+        super().__init__(
+            f"{in_flight} requests still run on this node. Drain it and wait for drained, pass waitSeconds, or "
+            "pass force=true to cut them off.",
+            details={"inFlight": in_flight},
+        )
+
+
+class NodeDeregistered(LucidError):
+    """The node was deregistered or revoked, for good."""
+
+    code = "NODE_DEREGISTERED"
+    status = 410
+
+    def __init__(self, passport_id: str) -> None:
+        """Say that a new registration is needed."""
+        super().__init__(
+            f"Node {passport_id} was deregistered, for good. Register it again with POST /passports: it may keep "
+            "its name and gets a new id.",
+            details={"passportId": passport_id},
+        )
+
+
+class PayloadTooLarge(LucidError):
+    """The body is over the limit."""
+
+    code = "PAYLOAD_TOO_LARGE"
+    status = 413
+
+    def __init__(self, limit_bytes: int) -> None:
+        """Say the limit."""
+        super().__init__(f"The body is over {limit_bytes} bytes. Send less.", details={"limitBytes": limit_bytes})
+
+
+class RateLimited(LucidError):
+    """Too many requests; `Retry-After` says when to come again."""
+
+    code = "RATE_LIMITED"
+    status = 429
+
+
+class Unavailable(LucidError):
+    """The service can't do this right now; `Retry-After` says when to try again."""
+
+    code = "OVERLOADED"
+    status = 503
+
+
+class Overloaded(Unavailable):
+    """More work is waiting than can be done in time."""
+
+
+class DatabaseUnavailable(Unavailable):
+    """Postgres does not answer."""
+
+    code = "DATABASE_UNAVAILABLE"
+
+    def __init__(self, retry_after_seconds: int = 1) -> None:
+        """Ask the caller to come again."""
+        super().__init__(
+            "The database does not answer right now, so nothing was changed for certain. Send the request again "
+            "after Retry-After seconds.",
+            retry_after_seconds=retry_after_seconds,
+        )

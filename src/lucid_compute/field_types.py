@@ -1,0 +1,130 @@
+"""The scalar types of the wire: strict where Pydantic would guess, and with the bounds that Postgres can keep."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from decimal import Decimal, InvalidOperation
+from typing import Annotated, Any
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    Strict,
+    StringConstraints,
+    WithJsonSchema,
+)
+from pydantic.alias_generators import to_camel
+
+INT64_MAX = 2**63 - 1
+INT32_MAX = 2**31 - 1
+_RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)")
+_MONEY_EXAMPLE = "a decimal number such as 0.002 or '0.002', with at most 12 decimals"
+_MONEY_LIMIT = Decimal(1_000_000)
+_MONEY_DECIMALS = 12
+
+
+def write_instant(instant: datetime) -> str:
+    """Answer RFC 3339 in UTC with milliseconds, as every instant stands on the wire."""
+    return instant.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _read_instant(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value
+    if not isinstance(value, str) or not _RFC3339.fullmatch(value):
+        message = "Send an RFC 3339 instant with its time zone, such as 2026-01-31T12:00:00.000Z."
+        raise ValueError(message)
+    return value.upper()
+
+
+def _to_utc(value: datetime) -> datetime:
+    try:
+        return value.astimezone(UTC)
+    except OverflowError as error:
+        message = "Send an instant between the years 1 and 9999 in UTC."
+        raise ValueError(message) from error
+
+
+def read_money(value: Any) -> Decimal:
+    """Answer exact US dollars from a number or a decimal string.
+
+    Raises:
+        ValueError: it is neither, is negative, or has more digits than are kept.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | str | Decimal):
+        message = f"Send {_MONEY_EXAMPLE}."
+        raise ValueError(message)  # noqa: TRY004 - Pydantic turns a ValueError into a field fault, a TypeError into a 500
+    try:
+        amount = Decimal(str(value).strip())
+    except InvalidOperation as error:
+        message = f"Send {_MONEY_EXAMPLE}."
+        raise ValueError(message) from error
+    if not amount.is_finite() or amount < 0 or amount > _MONEY_LIMIT:
+        message = f"Send an amount from 0 to {_MONEY_LIMIT}."
+        raise ValueError(message)
+    if -int(amount.as_tuple().exponent) > _MONEY_DECIMALS:
+        message = f"Send {_MONEY_EXAMPLE}."
+        raise ValueError(message)
+    return amount
+
+
+def write_money(amount: Decimal) -> str:
+    """Answer the amount without an exponent, as many decimals as were sent."""
+    return format(amount, "f")
+
+
+Instant = Annotated[
+    datetime,
+    BeforeValidator(_read_instant),
+    AfterValidator(_to_utc),
+    PlainSerializer(write_instant, return_type=str, when_used="json"),
+    WithJsonSchema({"type": "string", "format": "date-time", "examples": ["2026-01-31T12:00:00.000Z"]}),
+]
+Integer = Annotated[int, Strict()]
+Count = Annotated[int, Strict(), Field(ge=0, le=INT64_MAX)]
+PositiveCount = Annotated[int, Strict(), Field(ge=1, le=INT32_MAX)]
+Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
+Fraction = Annotated[float, Strict(), Field(ge=0, le=1, allow_inf_nan=False)]
+NonNegative = Annotated[float, Strict(), Field(ge=0, le=1e15, allow_inf_nan=False)]
+Flag = Annotated[bool, Strict()]
+Money = Annotated[
+    Decimal,
+    BeforeValidator(read_money),
+    PlainSerializer(write_money, return_type=str, when_used="json"),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "number", "minimum": 0, "maximum": 1_000_000, "multipleOf": 1e-12},
+                {"type": "string", "pattern": r"^\d{1,6}(\.\d{1,12})?$"},
+            ],
+            "description": "US dollars, kept exactly; answered as a string.",
+            "examples": ["0.002"],
+        }
+    ),
+]
+Text = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$", max_length=4000)]
+Label = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]+$", min_length=1, max_length=200)]
+Identifier = Annotated[str, StringConstraints(pattern=r"^[^\x00]+$", min_length=1, max_length=200)]
+
+
+class WireShape(BaseModel):
+    """A request of the wire: camelCase outside, snake_case inside, frozen, unknown fields rejected."""
+
+    model_config = ConfigDict(alias_generator=to_camel, frozen=True, extra="forbid", serialize_by_alias=True)
+
+
+class ForgivingShape(WireShape):
+    """A request that ignores what it does not know, so that a newer sender does not go dark on an older service."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class AnswerShape(WireShape):
+    """An answer of the wire, made here by its Python names."""
+
+    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)

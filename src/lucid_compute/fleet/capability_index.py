@@ -1,0 +1,224 @@
+"""Which models the fleet can serve right now, at a cost that follows the kinds of node and not the nodes.
+
+Nodes that look alike to the matching engine (runtimes, VRAM, context, declared and reported models) form one
+*capability class*. The engine decides once whether a class fits a model; a class counts for `available` while its
+freshest healthy member is fresh. Each class has one bit: a model's fitting classes and the classes that are fresh now
+are two integers, and a model is available exactly when they share a bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from datetime import datetime
+from typing import TypeVar
+
+from lucid_compute.fleet.freshness_order import FreshnessOrder
+from lucid_compute.matching_engine import hardware_compatible, runtime_compatible, serves
+from lucid_compute.node_state import FRESH_WINDOW, NodeState
+from lucid_compute.passports import ModelFormat, ModelPassport
+
+ClassKey = tuple[object, ...]
+Item = TypeVar("Item")
+
+
+class _Traits:
+    """The classes that differ only in the models they name: runtimes, VRAM and context are the same.
+
+    `fitting` holds the ids of the models that fit such a node where it names none of them.
+    """
+
+    __slots__ = ("bits", "fitting", "unnamed")
+
+    def __init__(self, node: NodeState) -> None:
+        self.unnamed = NodeState(passport=replace(node.passport, runtimes=node.runtimes))
+        self.bits = 0
+        self.fitting: set[str] = set()
+
+
+class CapabilityClass:
+    """Nodes that the matching engine can't tell apart but by their health.
+
+    `healthy` orders the members that would be healthy if fresh by their newest heartbeat; `size` counts all members.
+    """
+
+    __slots__ = ("bit", "healthy", "key", "named_models", "representative", "size", "traits")
+
+    def __init__(self, key: ClassKey, representative: NodeState, traits: _Traits, bit: int) -> None:
+        """Start with no member; `representative` stands for all of them when fit is decided."""
+        self.key = key
+        self.traits = traits
+        self.representative = representative
+        self.named_models = frozenset(representative.declared) | representative.reported_models
+        self.bit = bit
+        self.size = 0
+        self.healthy: FreshnessOrder[str] = FreshnessOrder()
+
+
+class _ModelEntry:
+    """A model with the classes that fit it, and those of them that also declare or report it, as bits."""
+
+    __slots__ = ("fitting", "model", "serving")
+
+    def __init__(self, model: ModelPassport) -> None:
+        self.model = model
+        self.fitting = 0
+        self.serving = 0
+
+    def decide(self, capability_class: CapabilityClass) -> None:
+        """Let the matching engine say whether a class that names this model fits it."""
+        bit = capability_class.bit
+        fits = _fits(self.model, capability_class.representative)
+        self.fitting = self.fitting | bit if fits else self.fitting & ~bit
+        is_served = fits and serves(self.model, capability_class.representative)
+        self.serving = self.serving | bit if is_served else self.serving & ~bit
+
+
+class CapabilityIndex:
+    """Every model against every capability class, kept up to date one change at a time."""
+
+    def __init__(self) -> None:
+        """Start with no model and no node."""
+        self._classes: dict[ClassKey, CapabilityClass] = {}
+        self._traits: dict[ClassKey, _Traits] = {}
+        self._entries: dict[str, _ModelEntry] = {}
+        self._classes_naming: dict[str, set[CapabilityClass]] = {}
+        self._models_known_as: dict[str, set[str]] = {}
+        self._fresh_order: FreshnessOrder[CapabilityClass] = FreshnessOrder()
+        self._fresh_bits = 0
+        self._free_bits: list[int] = []
+
+    def __len__(self) -> int:
+        """How many capability classes there are."""
+        return len(self._classes)
+
+    @staticmethod
+    def key_of(node: NodeState) -> ClassKey:
+        """Answer all that the matching engine reads of a node beside its health; the first three are its traits."""
+        return (
+            node.runtimes,
+            node.passport.vram_gb,
+            node.passport.max_context,
+            frozenset(node.declared.values()),
+            node.reported_models,
+        )
+
+    def join(self, node: NodeState) -> CapabilityClass:
+        """Count the node as a member of its class, made when it is the first, and answer the class."""
+        key = self.key_of(node)
+        found = self._classes.get(key) or self._add_class(key, node)
+        found.size += 1
+        return found
+
+    def leave(self, node_id: str, capability_class: CapabilityClass) -> None:
+        """Take the node out of its class; the class goes with its last member."""
+        self.set_unhealthy(node_id, capability_class)
+        capability_class.size -= 1
+        if capability_class.size == 0:
+            self._drop_class(capability_class)
+
+    def set_healthy(self, node_id: str, capability_class: CapabilityClass, received_at: datetime) -> None:
+        """Note a heartbeat of a member that is healthy for as long as it is fresh."""
+        capability_class.healthy.touch(node_id, received_at)
+        self._follow_freshest(capability_class)
+
+    def set_unhealthy(self, node_id: str, capability_class: CapabilityClass) -> None:
+        """Note that this member does not count, however fresh."""
+        if node_id in capability_class.healthy:
+            capability_class.healthy.discard(node_id)
+            self._follow_freshest(capability_class)
+
+    def put_model(self, model: ModelPassport) -> None:
+        """Decide, once, which classes fit this model."""
+        self.drop_model(model.id)
+        entry = self._entries[model.id] = _ModelEntry(model)
+        for name in model.known_as:
+            self._models_known_as.setdefault(name, set()).add(model.id)
+        for traits in self._traits.values():
+            if _fits(model, traits.unnamed):
+                traits.fitting.add(model.id)
+                entry.fitting |= traits.bits
+        for capability_class in {c for name in model.known_as for c in self._classes_naming.get(name, ())}:
+            entry.decide(capability_class)
+
+    def drop_model(self, model_id: str) -> None:
+        """Forget the model, if it is known."""
+        entry = self._entries.pop(model_id, None)
+        if entry is None:
+            return
+        for name in entry.model.known_as:
+            _discard_from(self._models_known_as, name, model_id)
+        for traits in self._traits.values():
+            traits.fitting.discard(model_id)
+
+    def is_available(self, model_id: str, now: datetime) -> bool:
+        """Whether the model is an API model, or a fresh healthy node fits it: `has_available_compute`, indexed."""
+        return next(self.are_available([model_id], now))
+
+    def are_available(self, model_ids: Iterable[str], now: datetime) -> Iterator[bool]:
+        """Answer `is_available` for each of `model_ids`, in their order."""
+        fresh = self._fresh_at(now)
+        for model_id in model_ids:
+            entry = self._entries[model_id]
+            yield entry.fitting & fresh != 0 or entry.model.format is ModelFormat.API
+
+    def is_served(self, model_id: str, now: datetime) -> bool:
+        """Whether it is available on a node that also declares or reports it, or is an API model."""
+        entry = self._entries[model_id]
+        return entry.serving & self._fresh_at(now) != 0 or entry.model.format is ModelFormat.API
+
+    def _follow_freshest(self, capability_class: CapabilityClass) -> None:
+        newest = capability_class.healthy.newest()
+        if newest is None:
+            self._fresh_order.discard(capability_class)
+            self._fresh_bits &= ~capability_class.bit
+            return
+        self._fresh_order.touch(capability_class, newest[1])
+        if not self._fresh_bits & capability_class.bit:
+            self._fresh_bits |= capability_class.bit
+
+    def _fresh_at(self, now: datetime) -> int:
+        for capability_class in self._fresh_order.expire_before(now - FRESH_WINDOW):
+            self._fresh_bits &= ~capability_class.bit
+        return self._fresh_bits
+
+    def _add_class(self, key: ClassKey, node: NodeState) -> CapabilityClass:
+        bit = self._free_bits.pop() if self._free_bits else 1 << len(self._classes)
+        traits = self._traits.get(key[:3]) or self._add_traits(key[:3], node)
+        traits.bits |= bit
+        added = self._classes[key] = CapabilityClass(key, node, traits, bit)
+        for model_id in traits.fitting:
+            self._entries[model_id].fitting |= bit
+        for name in added.named_models:
+            self._classes_naming.setdefault(name, set()).add(added)
+            for model_id in self._models_known_as.get(name, ()):
+                self._entries[model_id].decide(added)
+        return added
+
+    def _add_traits(self, key: ClassKey, node: NodeState) -> _Traits:
+        traits = self._traits[key] = _Traits(node)
+        traits.fitting = {i for i, entry in self._entries.items() if _fits(entry.model, traits.unnamed)}
+        return traits
+
+    def _drop_class(self, dropped: CapabilityClass) -> None:
+        del self._classes[dropped.key]
+        dropped.traits.bits &= ~dropped.bit
+        if not dropped.traits.bits:
+            del self._traits[dropped.key[:3]]
+        for name in dropped.named_models:
+            _discard_from(self._classes_naming, name, dropped)
+        for entry in self._entries.values():
+            entry.fitting &= ~dropped.bit
+            entry.serving &= ~dropped.bit
+        self._free_bits.append(dropped.bit)
+
+
+def _fits(model: ModelPassport, node: NodeState) -> bool:
+    return runtime_compatible(model, node) and hardware_compatible(model, node)
+
+
+def _discard_from(index: dict[str, set[Item]], name: str, item: Item) -> None:
+    """Take `item` out of the set at `name`, and the set with its last item."""
+    index[name].discard(item)
+    if not index[name]:
+        del index[name]

@@ -1,0 +1,186 @@
+"""API keys in memory: what a key looks like, and who stands behind one. Pure but for the secrets' randomness.
+
+A key reads `lk_live_<id 12>_<secret 32><checksum 6>`, all base62. Only the SHA-256 of the whole key is kept: at 190 bits
+of secret no salt and no slow hash is needed. Source of the shape: the security page's section on keys.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import string
+import zlib
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from hashlib import sha256
+from hmac import compare_digest
+from typing import NamedTuple
+
+from lucid_compute.errors import DatabaseUnavailable, Forbidden, Unauthorized
+from lucid_compute.wire.keys import KeyLimits, Scope
+
+PREFIX = "lk_live_"
+TRUST_WITHOUT_DATABASE = timedelta(seconds=60)
+MAX_TOKEN_LENGTH = 512
+_ALPHABET = string.digits + string.ascii_uppercase + string.ascii_lowercase
+_KEY = re.compile(r"lk_live_([0-9A-Za-z]{12})_([0-9A-Za-z]{32})([0-9A-Za-z]{6})")
+_NO_DIGEST = sha256(b"no key has this digest").digest()
+
+
+class Secret(NamedTuple):
+    """A new key: its text, shown once, and what is kept of it."""
+
+    text: str
+    key_id: str
+    digest: bytes
+
+    @property
+    def last_four(self) -> str:
+        """What a list shows, so that a person can tell keys apart."""
+        return self.text[-4:]
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRecord:
+    """A key as it is stored. `former_digest` stays valid until `former_valid_until` after a rotation."""
+
+    id: str
+    owner: str
+    scopes: frozenset[Scope]
+    passport_id: str | None
+    digest: bytes
+    former_digest: bytes | None
+    former_valid_until: datetime | None
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    is_bootstrap: bool
+    limits: KeyLimits | None
+    revision: int
+
+
+class Principal(NamedTuple):
+    """Who makes a request: a key, its owner, and what it may do."""
+
+    key_id: str
+    owner: str
+    scopes: frozenset[Scope]
+    passport_id: str | None
+    limits: KeyLimits | None
+
+    @property
+    def is_admin(self) -> bool:
+        """Whether it may do everything."""
+        return Scope.ADMIN in self.scopes
+
+    @property
+    def sees(self) -> str | None:
+        """The owner whose things it sees; None is everyone's."""
+        return None if self.is_admin else self.owner
+
+    def require(self, allowed: Collection[Scope]) -> None:
+        """Refuse a key that has none of the scopes.
+
+        Raises:
+            Forbidden: naming the scopes that would do.
+        """
+        if self.scopes.isdisjoint(allowed):
+            wanted = " or ".join(sorted(allowed))
+            message = f"This key lacks the scope {wanted}. Ask an admin for a key that has it."
+            raise Forbidden(message, details={"wantedScopes": sorted(allowed), "scopes": sorted(self.scopes)})
+
+    def require_node(self, passport_id: str) -> None:
+        """Refuse a key that is bound to another node.
+
+        Raises:
+            Forbidden: naming the node it is bound to.
+        """
+        if self.passport_id is not None and self.passport_id != passport_id:
+            message = f"This key is bound to node {self.passport_id} and may change no other."
+            raise Forbidden(message, details={"passportId": self.passport_id})
+
+
+def make_secret(key_id: str | None = None) -> Secret:
+    """Make a new key, or a new secret for the key of that id."""
+    key_id = key_id or _random(12)
+    body = f"{key_id}_{_random(32)}"
+    text = f"{PREFIX}{body}{_checksum(body)}"
+    return Secret(text, key_id, digest_of(text))
+
+
+def digest_of(token: str) -> bytes:
+    """Answer what is kept of a key."""
+    return sha256(token.encode("utf-8", "surrogateescape")).digest()
+
+
+def is_well_formed(token: str) -> bool:
+    """Whether the text could be a key of ours: its shape and its checksum are right."""
+    match = _KEY.fullmatch(token)
+    return match is not None and _checksum(f"{match[1]}_{match[2]}") == match[3]
+
+
+class KeyRing:
+    """Every key that is not revoked, as Postgres last told."""
+
+    def __init__(self) -> None:
+        """Start without keys; nobody is known until the first load."""
+        self.followed_at: datetime | None = None
+        self.used_ids: set[str] = set()
+        self._keys: dict[str, KeyRecord] = {}
+        self._bootstrap: KeyRecord | None = None
+
+    def apply(self, keys: Iterable[KeyRecord]) -> None:
+        """Hold the keys that are newer than the ones held; a revoked one stays, so that an older sight can't revive it."""
+        for key in keys:
+            held = self._keys.get(key.id)
+            if held is None or key.revision > held.revision:
+                self._keys[key.id] = key
+        live = (key for key in self._keys.values() if key.is_bootstrap and key.revoked_at is None)
+        self._bootstrap = next(live, None)
+
+    def authenticate(self, token: str | None, now: datetime) -> Principal:
+        """Answer who holds `token`. An unknown key and a wrong secret cost the same.
+
+        Raises:
+            Unauthorized: no valid key.
+            DatabaseUnavailable: Postgres has not been read for a minute, so a revocation might have been missed.
+        """
+        if not token:
+            message = "Send a key: Authorization: Bearer lk_live_…"
+            raise Unauthorized(message)
+        if self.followed_at is None or now - self.followed_at > TRUST_WITHOUT_DATABASE:
+            raise DatabaseUnavailable
+        match = _KEY.fullmatch(token) if len(token) <= MAX_TOKEN_LENGTH else None
+        key = self._keys.get(match[1]) if match else self._bootstrap
+        if not _opens(key, digest_of(token[:MAX_TOKEN_LENGTH]), now) or key is None:
+            message = "This key is not valid: it is mistyped, expired or revoked. Ask an admin for a new one."
+            raise Unauthorized(message)
+        self.used_ids.add(key.id)
+        return Principal(key.id, key.owner, key.scopes, key.passport_id, key.limits)
+
+    def __len__(self) -> int:
+        """How many keys there are that are not revoked."""
+        return sum(key.revoked_at is None for key in self._keys.values())
+
+
+def _opens(key: KeyRecord | None, digest: bytes, now: datetime) -> bool:
+    expected = key.digest if key else _NO_DIGEST
+    former = key.former_digest if key and key.former_digest else _NO_DIGEST
+    is_current = compare_digest(digest, expected)
+    is_former = compare_digest(digest, former)
+    if key is None or key.revoked_at is not None or (key.expires_at is not None and key.expires_at <= now):
+        return False
+    return is_current or (is_former and key.former_valid_until is not None and now < key.former_valid_until)
+
+
+def _random(length: int) -> str:
+    return "".join(secrets.choice(_ALPHABET) for _ in range(length))
+
+
+def _checksum(body: str) -> str:
+    number = zlib.crc32(body.encode())
+    digits = []
+    for _ in range(6):
+        number, digit = divmod(number, len(_ALPHABET))
+        digits.append(_ALPHABET[digit])
+    return "".join(reversed(digits))

@@ -1,0 +1,158 @@
+"""The database: how it is connected to, what a transaction is, and what its failures become."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from urllib.parse import urlsplit, urlunsplit
+
+import asyncpg
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from lucid_compute.errors import DatabaseUnavailable
+
+OLDEST_SERVER = (14, 0)
+CONNECT_TIMEOUT_SECONDS = 2.0
+CHANGES_CHANNEL = "lucid_changes"
+
+# Classes of SQLSTATE that say "not now" and never "not so": connection, insufficient resources (a full disk among
+# them), operator intervention, system error, and a transaction that lost to another.
+_PASSING_SQLSTATES = ("08", "53", "57", "58", "40", "25006", "55P03")
+_CONNECTION_ERRORS = (
+    OSError,
+    TimeoutError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    asyncpg.PostgresConnectionError,
+    PoolTimeoutError,
+)
+
+
+class DatabaseNotUsable(Exception):
+    """The database can't be used as it is configured; the text says what to change."""
+
+
+def normalise_url(url: str) -> str:
+    """Answer the URL with the scheme that asyncpg takes, whichever Postgres scheme it came with.
+
+    Raises:
+        DatabaseNotUsable: it is not a Postgres URL.
+    """
+    parts = urlsplit(url)
+    if parts.scheme.split("+")[0] not in {"postgres", "postgresql"}:
+        message = "LUCID_DATABASE_URL must look like postgresql://user:password@host:5432/database."
+        raise DatabaseNotUsable(message)
+    return urlunsplit(parts._replace(scheme="postgresql"))
+
+
+async def connect(url: str, *, application: str = "lucid") -> asyncpg.Connection[asyncpg.Record]:
+    """Open one connection of its own, beside the pool: for the feed, for heartbeats, for a look at start."""
+    return await asyncpg.connect(
+        normalise_url(url),
+        timeout=CONNECT_TIMEOUT_SECONDS,
+        server_settings={"application_name": application, "jit": "off", "timezone": "UTC"},
+    )
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether the error says that the database can't answer now, rather than that the statement is wrong."""
+    if isinstance(error, _CONNECTION_ERRORS):
+        return True
+    if isinstance(error, DBAPIError):
+        return error.connection_invalidated or is_passing(_original(error))
+    sqlstate = getattr(error, "sqlstate", None) or ""
+    return sqlstate.startswith(_PASSING_SQLSTATES)
+
+
+def constraint_of(error: DBAPIError) -> str | None:
+    """Answer the name of the constraint that a statement violated; None when it was none."""
+    return getattr(_original(error), "constraint_name", None)
+
+
+def _original(error: DBAPIError) -> BaseException:
+    """Answer asyncpg's own exception behind SQLAlchemy's and its dialect's."""
+    original: BaseException = error.orig or error
+    return original.__cause__ or original
+
+
+class Database:
+    """The pool for ordinary requests. Every transaction is bounded in time and fails as `DatabaseUnavailable`."""
+
+    def __init__(self, url: str, *, pool_size: int = 5, timeout_seconds: float = 2.0) -> None:
+        """Prepare a pool of `pool_size` connections; none is opened yet."""
+        self.url = normalise_url(url)
+        self._timeout_seconds = timeout_seconds
+        self._engine: AsyncEngine = create_async_engine(
+            "postgresql+asyncpg://",
+            async_creator=lambda: connect(self.url),
+            pool_size=pool_size,
+            max_overflow=0,
+            pool_timeout=timeout_seconds,
+            pool_recycle=1800,
+        )
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[AsyncConnection]:
+        """Open a transaction that commits when the block ends, and rolls back when it raises.
+
+        Raises:
+            DatabaseUnavailable: Postgres did not answer in time; whether the commit held is not known.
+        """
+        try:
+            async with asyncio.timeout(self._timeout_seconds), self._engine.begin() as connection:
+                yield connection
+        except (OSError, TimeoutError, SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            if is_passing(error):
+                raise DatabaseUnavailable from error
+            raise
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._engine.dispose()
+
+
+async def check_usable(url: str) -> None:
+    """Refuse a database that is too old or stands behind a pool of transactions.
+
+    A proxy that pools transactions hands another server process to each of them, so LISTEN and session locks silently
+    fail. It shows when a second client, inside a transaction, is given the process that the first one just used.
+
+    Raises:
+        DatabaseNotUsable: with a sentence that says what to change.
+    """
+    try:
+        first, second = await connect(url), await connect(url)
+    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        message = f"The database could not be reached ({error}). Is it running, and is LUCID_DATABASE_URL right?"
+        raise DatabaseNotUsable(message) from error
+    try:
+        await _refuse_old_server(first)
+        await _refuse_transaction_pool(first, second)
+    finally:
+        await first.close()
+        await second.close()
+
+
+async def _refuse_old_server(connection: asyncpg.Connection[asyncpg.Record]) -> None:
+    version = connection.get_server_version()
+    if (version.major, version.minor) < OLDEST_SERVER:
+        message = f"Postgres {version.major} is too old; lucid-compute needs Postgres {OLDEST_SERVER[0]} or newer."
+        raise DatabaseNotUsable(message)
+
+
+async def _refuse_transaction_pool(
+    first: asyncpg.Connection[asyncpg.Record], second: asyncpg.Connection[asyncpg.Record]
+) -> None:
+    process = await first.fetchval("SELECT pg_backend_pid()")
+    async with second.transaction():
+        other = await second.fetchval("SELECT pg_backend_pid()")
+        again = await first.fetchval("SELECT pg_backend_pid()")
+    if process == other or process != again:
+        message = (
+            "LUCID_DATABASE_URL leads through a proxy that pools transactions (PgBouncer's pool_mode=transaction, for "
+            "example). lucid-compute needs session connections: point it at Postgres itself, or at a session pool."
+        )
+        raise DatabaseNotUsable(message)

@@ -1,0 +1,54 @@
+"""The one statement that a group of heartbeats is committed with."""
+
+# $1 ids, $2 reports as JSON, $3 statuses, $4 boot ids, $5 sequences (arrays of one length, each node at most once),
+# $6 the instant since when a node's silence makes it unhealthy, $7 the replica.
+#
+# A heartbeat is left out when its sequence is not above the one held of the same boot, or when its boot id is a former
+# one; `outcome` says which. `up_since` starts anew after a silence or a report of unhealthy.
+COMMIT_HEARTBEATS = """
+WITH sent AS (
+    SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::int8[])
+        WITH ORDINALITY AS s (passport_id, report, status, boot_id, sequence, position)
+), judged AS (
+    SELECT s.*, h.boot_id AS held_boot_id,
+        CASE
+            WHEN s.boot_id IS NULL OR s.sequence IS NULL OR h.boot_id IS NULL THEN 'applied'
+            WHEN s.boot_id = h.boot_id THEN CASE WHEN s.sequence > h.sequence THEN 'applied' ELSE 'repeated' END
+            WHEN EXISTS (
+                SELECT FROM node_boots b WHERE b.passport_id = s.passport_id AND b.boot_id = s.boot_id
+            ) THEN 'former'
+            ELSE 'applied'
+        END AS outcome
+    FROM sent s JOIN heartbeats h USING (passport_id)
+), boots AS (
+    INSERT INTO node_boots (passport_id, boot_id)
+    SELECT passport_id, boot_id FROM judged
+    WHERE outcome = 'applied' AND boot_id IS NOT NULL AND sequence IS NOT NULL AND boot_id IS DISTINCT FROM held_boot_id
+    ON CONFLICT DO NOTHING
+), restarts AS (
+    INSERT INTO node_events (passport_id, type, details)
+    SELECT passport_id, 'restarted', jsonb_build_object('bootId', boot_id) FROM judged
+    WHERE outcome = 'applied' AND sequence IS NOT NULL AND held_boot_id IS NOT NULL AND boot_id <> held_boot_id
+), applied AS (
+    UPDATE heartbeats h SET
+        received_at = statement_timestamp(),
+        up_since = CASE
+            WHEN j.status = 'unhealthy' THEN NULL
+            WHEN h.up_since IS NULL OR h.received_at < $6 THEN statement_timestamp()
+            ELSE h.up_since
+        END,
+        status = j.status,
+        report = j.report::jsonb,
+        boot_id = CASE WHEN j.sequence IS NULL THEN h.boot_id ELSE coalesce(j.boot_id, h.boot_id) END,
+        sequence = CASE WHEN j.boot_id IS NULL THEN h.sequence ELSE coalesce(j.sequence, h.sequence) END,
+        revision = h.revision + 1
+    FROM judged j
+    WHERE h.passport_id = j.passport_id AND j.outcome = 'applied'
+        AND (j.sequence IS NULL OR h.boot_id IS DISTINCT FROM j.boot_id OR j.sequence > h.sequence)
+    RETURNING j.position, h.received_at, h.up_since, h.revision
+), batch AS (
+    INSERT INTO heartbeat_batches (replica_id, passport_ids) VALUES ($7, $1::uuid[])
+)
+SELECT j.position - 1 AS position, j.outcome, a.received_at, a.up_since, a.revision
+FROM judged j LEFT JOIN applied a USING (position)
+"""

@@ -1,0 +1,189 @@
+"""Where the cluster of a data folder lives, who owns it, and how it is made: whole, or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import stat
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from lucid_compute.storage.data_folder import explained
+from lucid_compute.storage.postgres_binaries import (
+    PostgresBinaries,
+    find_binaries,
+    make_open_folder,
+    reachable_binaries,
+)
+from lucid_compute.storage.postgres_log import PostgresLog
+from lucid_compute.storage.postgres_processes import EmbeddedPostgresError, PostgresUser, find_user, user_of_uid
+
+CLUSTER_NAME = "postgres"
+UNFINISHED_PREFIX = "postgres.new-"
+INITDB_OPTIONS = (
+    *("--username", "postgres", "--encoding", "UTF8", "--locale", "C"),
+    *("--auth", "trust", "--no-instructions"),  # the socket's folder is its owner's alone: that is the protection
+)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A cluster that exists, its owner, and binaries of its version that its owner can run."""
+
+    path: Path
+    user: PostgresUser
+    binaries: PostgresBinaries
+
+
+def open_cluster(data_dir: Path, run_as: str, system_dir: Path, log: PostgresLog, *, durable: bool) -> Cluster:
+    """Answer the cluster of `data_dir`, made when there is none; the caller owns the data folder.
+
+    It is `data_dir/postgres`, and a link of that name into `system_dir` where we are root and the Postgres user can't
+    get through the folders above `data_dir`, which are never changed.
+
+    Raises: EmbeddedPostgresError with a sentence that says what to do.
+    """
+    with explained(data_dir):
+        _remove_unfinished(data_dir, system_dir)
+        link = data_dir / CLUSTER_NAME
+        if os.path.lexists(link) and not _is_empty_folder(link):
+            return _existing_cluster(data_dir, link, system_dir)
+        user = find_user(run_as)
+        binaries = reachable_binaries(find_binaries(), user, system_dir)
+        _make_cluster(data_dir, system_dir, _Initdb(user, binaries, log, durable=durable))
+        return Cluster(link.resolve(strict=True), user, binaries)
+
+
+def remove_cluster(data_dir: Path) -> None:
+    """Delete the cluster of a data folder wherever it lives: all its data is gone. For tests, and for starting over."""
+    link = data_dir / CLUSTER_NAME
+    if os.path.lexists(link):
+        _remove(link)
+
+
+def _existing_cluster(data_dir: Path, link: Path, system_dir: Path) -> Cluster:
+    """Answer the cluster that is there. It runs as its owner, whoever that is: Postgres insists."""
+    path = _whole_cluster(link)
+    major = int((path / "PG_VERSION").read_text())
+    owner_uid = path.stat().st_uid
+    if owner_uid == 0:
+        msg = f"The cluster {path} belongs to root, and Postgres refuses to run as root: chown -R it to another user."
+        raise EmbeddedPostgresError(msg)
+    if os.geteuid() not in (0, owner_uid):
+        msg = f"The cluster {path} belongs to {user_of_uid(owner_uid).name}: start the service as that user or as root."
+        raise EmbeddedPostgresError(msg)
+    user = user_of_uid(owner_uid)
+    if not _can_enter(user, path, data_dir):
+        msg = (
+            f"User {user.name}, whose cluster {path} is, can't get through the folders above it: let it pass "
+            f"(chmod o+x), or move {data_dir} to where it can."
+        )
+        raise EmbeddedPostgresError(msg)
+    return Cluster(path, user, reachable_binaries(find_binaries(major), user, system_dir))
+
+
+def _whole_cluster(link: Path) -> Path:
+    """Answer the folder of the cluster. Raises: EmbeddedPostgresError when it is lost, or is something else."""
+    try:
+        path = link.resolve(strict=True)
+    except FileNotFoundError as error:
+        msg = f"The cluster {link.readlink()} of {link} is gone: bring it back, or remove the link to start empty."
+        raise EmbeddedPostgresError(msg) from error
+    if not (path / "PG_VERSION").is_file():
+        msg = f"{path} holds something else than a Postgres cluster: move it away, or choose another --data-dir."
+        raise EmbeddedPostgresError(msg)
+    return path
+
+
+def _is_empty_folder(path: Path) -> bool:
+    """Whether `path` is a folder, no link, with nothing in it."""
+    return not path.is_symlink() and path.is_dir() and not any(path.iterdir())
+
+
+def _can_enter(user: PostgresUser, path: Path, data_dir: Path) -> bool:
+    """Whether `user` can enter `path`, after giving the data folder itself search permission where that is all."""
+    if user.can_enter(path):
+        return True
+    if not user.is_another or not path.is_relative_to(data_dir) or not user.can_enter(data_dir.parent):
+        return False
+    data_dir.chmod(stat.S_IMODE(data_dir.stat().st_mode) | stat.S_IXGRP | stat.S_IXOTH)
+    return user.can_enter(path)
+
+
+class _Initdb:
+    """How a cluster is made: by whom, with what."""
+
+    def __init__(self, user: PostgresUser, binaries: PostgresBinaries, log: PostgresLog, *, durable: bool) -> None:
+        self.user = user
+        self._binaries = binaries
+        self._log = log
+        self._options = INITDB_OPTIONS if durable else (*INITDB_OPTIONS, "--no-sync")
+
+    def run(self, folder: Path) -> None:
+        """Make a cluster in `folder`, which is there, empty and the user's.
+
+        Raises: EmbeddedPostgresError with what initdb said.
+        """
+        self._log.mark()
+        command = (self._binaries.initdb, "--pgdata", folder, *self._options)
+        with self._log.open() as output:
+            process = self.user.start(command, signal.SIGTERM, output)
+        try:
+            status = process.wait()
+        except BaseException:  # we are told to stop
+            process.kill()
+            process.wait()
+            raise
+        if status != 0:
+            msg = f"initdb could not make the cluster (status {status})"
+            raise self._log.error(msg)
+
+
+def _make_cluster(data_dir: Path, system_dir: Path, initdb: _Initdb) -> None:
+    """Make the cluster under a name of no meaning and give it its own when it is whole: a kill leaves litter at most.
+
+    A new name each time: an initdb that lost its service may still be writing for a moment.
+    """
+    unfinished = data_dir / f"{UNFINISHED_PREFIX}{secrets.token_hex(4)}"
+    initdb.user.make_folder(unfinished)
+    if not _can_enter(initdb.user, unfinished, data_dir):
+        unfinished.rmdir()
+        target = make_open_folder(system_dir / "clusters") / secrets.token_hex(8)
+        unfinished.symlink_to(target)  # before its target, so that the litter can always be found
+        initdb.user.make_folder(target)
+    try:
+        initdb.run(unfinished.resolve())
+        if _is_empty_folder(data_dir / CLUSTER_NAME):
+            (data_dir / CLUSTER_NAME).rmdir()
+        unfinished.rename(data_dir / CLUSTER_NAME)
+    except BaseException:
+        _remove(unfinished)
+        raise
+    _sync(data_dir)
+
+
+def _remove_unfinished(data_dir: Path, system_dir: Path) -> None:
+    """Remove what a start that was killed half-way left behind."""
+    for unfinished in data_dir.glob(f"{UNFINISHED_PREFIX}*"):
+        if not unfinished.is_symlink() or unfinished.readlink().parent == system_dir / "clusters":
+            _remove(unfinished)
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder, or a link and the folder it leads to; what can't be removed yet stays for the next start."""
+    shutil.rmtree(path.resolve(), ignore_errors=True)
+    if path.is_symlink():
+        path.unlink()
+
+
+def _sync(folder: Path) -> None:
+    """Make a new name in `folder` survive a power cut."""
+    file = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # not every file system can
+            os.fsync(file)
+    finally:
+        os.close(file)

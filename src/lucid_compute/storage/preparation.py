@@ -1,0 +1,58 @@
+"""What happens once before any replica serves: the schema is brought up, and an admin key is there."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from lucid_compute.storage import key_store, schema
+from lucid_compute.storage.database import Database, check_usable
+
+ADMIN_KEY_FILE = "admin.key"
+
+
+class Prepared(NamedTuple):
+    """`admin_key` is set only when it was made just now; it is then also in `admin_key_file`, if that could be written."""
+
+    admin_key: str | None
+    admin_key_file: Path | None
+
+
+async def prepare(database_url: str, *, data_dir: Path, bootstrap_admin_key: str | None) -> Prepared:
+    """Migrate, one replica at a time, and see to it that there is an admin key.
+
+    Raises:
+        DatabaseNotUsable: with a sentence that says what to change.
+    """
+    await check_usable(database_url)
+    await schema.upgrade(database_url)
+    file = AdminKeyFile(data_dir / ADMIN_KEY_FILE)
+    database = Database(database_url, pool_size=1, timeout_seconds=30)
+    try:
+        admin_key = await key_store.bootstrap(database, bootstrap_admin_key, file.write)
+    finally:
+        await database.close()
+    return Prepared(admin_key, file.path if admin_key and file.is_written else None)
+
+
+class AdminKeyFile:
+    """The file that keeps the first admin key where only its owner can read it."""
+
+    def __init__(self, path: Path) -> None:
+        """Keep it at `path`."""
+        self.path = path
+        self.is_written = False
+
+    def write(self, admin_key: str) -> None:
+        """Replace the file, mode 0600; in a folder that can't be written the key is only printed."""
+        with suppress(OSError):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.unlink(missing_ok=True)
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "w") as file:
+                file.write(f"{admin_key}\n")
+                file.flush()
+                os.fsync(descriptor)
+            self.is_written = True

@@ -1,0 +1,84 @@
+"""The schema: bringing the database's tables to this version, one replica at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, text
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+from sqlalchemy.pool import NullPool
+
+from lucid_compute.storage.database import connect
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+SCHEMA_LOCK = 0x6C756369  # an advisory lock of our own: "luci"
+_VERSION_SQL = "SELECT version_num FROM alembic_version"
+
+
+@cache
+def head_revision() -> str:
+    """Answer the revision that this version of the code needs."""
+    head = ScriptDirectory(str(MIGRATIONS)).get_current_head()
+    if head is None:  # pragma: no cover - a checkout without migrations
+        message = "no migrations are installed"
+        raise RuntimeError(message)
+    return head
+
+
+async def revision_of(connection: AsyncConnection) -> str | None:
+    """Answer the revision of the database that a connection leads to."""
+    revision: str | None = await connection.scalar(text(_VERSION_SQL))
+    return revision
+
+
+async def current_revision(url: str) -> str | None:
+    """Answer the revision that the database is at; None when it is empty."""
+    connection = await connect(url)
+    try:
+        if await connection.fetchval("SELECT to_regclass('alembic_version')") is None:
+            return None
+        revision: str | None = await connection.fetchval(_VERSION_SQL)
+        return revision
+    finally:
+        await connection.close()
+
+
+async def upgrade(url: str, revision: str = "head") -> None:
+    """Bring the database up to `revision`; replicas that start together wait for the one that does it."""
+    if revision == "head" and await current_revision(url) == head_revision():
+        return
+    await _run(url, lambda config: command.upgrade(config, revision))
+
+
+async def downgrade(url: str, revision: str) -> None:
+    """Take the database back to `revision` (`base`: to nothing)."""
+    await _run(url, lambda config: command.downgrade(config, revision))
+
+
+async def revise(url: str, message: str) -> None:
+    """Write the next migration from what `tables` says beyond the database: for people who change the tables."""
+    await _run(url, lambda config: command.revision(config, message, autogenerate=True))
+
+
+async def _run(url: str, step: Callable[[Config], object]) -> None:
+    engine = create_async_engine("postgresql+asyncpg://", async_creator=lambda: connect(url), poolclass=NullPool)
+    try:
+        async with engine.begin() as connection:
+            await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": SCHEMA_LOCK})
+            await connection.run_sync(lambda sync: step(_config(sync)))
+    finally:
+        await engine.dispose()
+
+
+def _config(connection: Connection) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    config.set_main_option("file_template", "%%(year)d-%%(month).2d-%%(day).2d-%%(hour).2d%%(minute).2d_%%(slug)s")
+    config.set_main_option("timezone", "UTC")
+    config.attributes["connection"] = connection
+    return config

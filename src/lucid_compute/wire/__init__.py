@@ -1,0 +1,1 @@
+"""The shapes of the wire, shared by the service and by clients: Pydantic alone, camelCase outside."""

@@ -1,0 +1,155 @@
+"""Nodes on the wire: heartbeat answers, health, declarations, drains, events."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from lucid_compute.field_types import AnswerShape, Instant, Label, PositiveCount, WireShape
+from lucid_compute.node_state import GpuReading, NodeStatus, ReportedRuntime, ReportedStatus
+from lucid_compute.wire.lists import Pagination
+from lucid_compute.wire.passports import PassportView, ReasonView
+
+
+class HeartbeatAnswer(AnswerShape):
+    """What a committed heartbeat is answered: until when it counts, when to send the next, whether to drain."""
+
+    passport_id: str
+    status: NodeStatus
+    received_at: Instant
+    fresh_until: Instant
+    unhealthy_at: Instant
+    next_heartbeat_in_seconds: float
+    drain: bool
+
+
+class ReportedState(AnswerShape):
+    """What the node's newest heartbeat says of itself; null is unknown."""
+
+    status: ReportedStatus
+    load: float | None
+    queue_depth: int | None
+    in_flight: int | None
+    runtime: ReportedRuntime | None
+    gpus: list[GpuReading] | None
+    jobs_completed: int | None
+    jobs_failed: int | None
+    avg_latency_ms: float | None
+    tokens_generated: int | None
+    boot_id: str | None
+    sequence: int | None
+    sent_at: Instant | None
+    detail: str | None
+
+
+class NodeHealth(AnswerShape):
+    """A node's health. Counts and latencies are of requests that this service routed; the node's own are `reported`."""
+
+    passport_id: str
+    status: NodeStatus
+    fresh: bool
+    uptime_seconds: float
+    jobs_completed: int
+    avg_latency_ms: float | None
+    error_rate: float | None
+    last_heartbeat_at: Instant | None
+    heartbeat_age_seconds: float | None
+    load: float | None
+    queue_depth: int | None
+    in_flight: int
+    drained: bool
+    available_models: list[str]
+    reasons: list[ReasonView]
+    reported: ReportedState | None
+
+
+class NodeView(PassportView):
+    """A compute passport with its live state."""
+
+    health: NodeHealth
+
+
+class NodeList(AnswerShape):
+    """A page of nodes."""
+
+    nodes: list[NodeView]
+    pagination: Pagination
+
+
+class ModelDeclaration(WireShape):
+    """A model that the node can serve, under the id the node knows it by."""
+
+    id: Label
+    max_tokens: PositiveCount | None = None
+    quantization: Label | None = None
+
+
+class DeclareModels(WireShape):
+    """The whole declaration of a node; it replaces the former one."""
+
+    model_config = {
+        "json_schema_extra": {
+            "examples": [
+                {
+                    "models": [
+                        {"id": "llama-3-70b", "maxTokens": 4096, "quantization": "fp16"},
+                        {"id": "mistral-7b", "maxTokens": 8192, "quantization": "awq-4bit"},
+                        {"id": "deepseek-coder-33b", "maxTokens": 16384, "quantization": "gptq"},
+                    ]
+                }
+            ]
+        }
+    }
+
+    models: Annotated[list[ModelDeclaration], Field(max_length=1000)]
+
+
+class ResolvedDeclaration(AnswerShape):
+    """A declared model with the model passport it resolves to right now, null when there is none yet."""
+
+    id: str
+    max_tokens: int | None
+    quantization: str | None
+    model_passport_id: str | None
+
+
+class Declaration(AnswerShape):
+    """What a node declares."""
+
+    passport_id: str
+    models: list[ResolvedDeclaration]
+
+
+class DrainAnswer(AnswerShape):
+    """How far a drain is: `drained` is true when it is safe to deregister."""
+
+    passport_id: str
+    status: NodeStatus
+    in_flight: int
+    drained: bool
+
+
+class DeregisterAnswer(AnswerShape):
+    """The node is gone, for good."""
+
+    passport_id: str
+    status: NodeStatus
+
+
+class EventView(AnswerShape):
+    """Something that happened to a node."""
+
+    id: str
+    passport_id: str
+    type: str
+    at: Instant
+    reason: str | None
+    details: dict[str, Any]
+
+
+class EventList(AnswerShape):
+    """A page of events, newest first."""
+
+    events: list[EventView]
+    pagination: Pagination

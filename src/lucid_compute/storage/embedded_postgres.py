@@ -21,10 +21,10 @@ from lucid_compute.storage.postgres_processes import (
     EmbeddedPostgresError,
     cluster_name,
     end_leftovers,
-    forget_reused_pid,
+    forget_reused_pids,
     is_ready,
 )
-from lucid_compute.storage.socket_folder import PORT, open_socket_folder, remove_socket_folder
+from lucid_compute.storage.socket_folder import PORT, SOCKET_NAME, remove_socket_folder
 
 __all__ = ["EmbeddedPostgres", "EmbeddedPostgresError", "remove_cluster"]
 
@@ -46,7 +46,7 @@ SETTINGS = (
     "jit=off",  # compiling costs more than any query here
 )
 # What Postgres says of a predecessor that is not quite gone.
-PASSING_TROUBLE = ("pre-existing shared memory block", 'lock file "postmaster.pid" already exists', "is being used by")
+PASSING_TROUBLE = ("pre-existing shared memory block", '" already exists\n', "Address already in use")
 
 
 class EmbeddedPostgres:
@@ -75,7 +75,6 @@ class EmbeddedPostgres:
         self._lock: DataFolderLock | None = None
         self._log = PostgresLog(data_dir / LOG_NAME)
         self._cluster: Cluster | None = None
-        self._socket_dir: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -132,11 +131,8 @@ class EmbeddedPostgres:
         deadline = time.monotonic() + timeout_seconds
         self.claim()
         durable = "fsync=off" not in self._options
-        cluster = open_cluster(self._data_dir, self._run_as, self._system_dir, self._log, durable=durable)
-        with explained(self._data_dir):
-            self._socket_dir = open_socket_folder(self._data_dir, cluster.path, cluster.user)
-        self._cluster = cluster
-        self._run(cluster, deadline)
+        self._cluster = open_cluster(self._data_dir, self._run_as, self._system_dir, self._log, durable=durable)
+        self._run(self._cluster, deadline)
 
     def restart(self, timeout_seconds: float = START_TIMEOUT_SECONDS) -> None:
         """Start again after the postmaster died, once nothing of it is left.
@@ -155,9 +151,9 @@ class EmbeddedPostgres:
         `immediately` leaves a recovery to the next start.
         """
         self._end_process(immediately=immediately)
-        if self._socket_dir is not None:
+        if self._cluster is not None:
             remove_socket_folder(self._data_dir)
-        self._process = self._cluster = self._socket_dir = None
+        self._process = self._cluster = None
         if self._lock is not None:
             self._lock.release()
             self._lock = None
@@ -167,17 +163,18 @@ class EmbeddedPostgres:
 
         Raises: EmbeddedPostgresError when it was not started.
         """
-        if self._socket_dir is None:
+        if self._cluster is None:
             msg = "The embedded Postgres has no address before it was started."
             raise EmbeddedPostgresError(msg)
-        # The port, because a PGPORT of the caller's environment would choose another socket.
-        return f"postgresql://postgres@/{quote(database, safe='')}?host={quote(str(self._socket_dir))}&port={PORT}"
+        folder = quote(str(self._cluster.socket_dir))
+        # With the port, because a PGPORT of the caller's environment would choose another socket.
+        return f"postgresql://postgres@/{quote(database, safe='')}?host={folder}&port={PORT}"
 
     def _run(self, cluster: Cluster, deadline: float) -> None:
         """Start the postmaster and return when it takes connections."""
         while True:
             end_leftovers(cluster.path, deadline - time.monotonic())
-            forget_reused_pid(cluster.path)
+            forget_reused_pids(cluster.path / "postmaster.pid", cluster.socket_dir / f"{SOCKET_NAME}.lock")
             with explained(self._data_dir):
                 self._launch(cluster)
             try:
@@ -187,20 +184,22 @@ class EmbeddedPostgres:
                 raise
             if failure is None:
                 return
+            was_killed = self.poll() == -signal.SIGKILL  # by somebody else: that says nothing about the next attempt
             error = self._log.error(failure)
             self._end_process(immediately=True)
-            if time.monotonic() > deadline or not any(words in str(error) for words in PASSING_TROUBLE):
+            is_passing = was_killed or any(words in str(error) for words in PASSING_TROUBLE)
+            if not is_passing or time.monotonic() > deadline:
                 raise error
             time.sleep(RETRY_SECONDS)
 
     def _launch(self, cluster: Cluster) -> None:
         """Start the postmaster."""
         settings = (*SETTINGS, f"cluster_name={cluster_name(cluster.path)}", *self._options)
-        folders = ("-D", str(cluster.path), "-k", str(self._socket_dir))
+        folders = ("-D", str(cluster.path), "-k", str(cluster.socket_dir))
         options = (word for setting in settings for word in ("-c", setting))
         self._log.mark()
         with self._log.open() as output:
-            command = (cluster.binaries.postgres, *folders, *options)
+            command = (str(cluster.binaries.postgres), *folders, *options)
             self._process = cluster.user.start(command, signal.SIGINT, output)
 
     def _wait_until_ready(self, cluster: Cluster, deadline: float) -> str | None:

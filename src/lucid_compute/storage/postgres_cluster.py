@@ -20,6 +20,7 @@ from lucid_compute.storage.postgres_binaries import (
 )
 from lucid_compute.storage.postgres_log import PostgresLog
 from lucid_compute.storage.postgres_processes import EmbeddedPostgresError, PostgresUser, find_user, user_of_uid
+from lucid_compute.storage.socket_folder import open_socket_folder
 
 CLUSTER_NAME = "postgres"
 UNFINISHED_PREFIX = "postgres.new-"
@@ -31,11 +32,12 @@ INITDB_OPTIONS = (
 
 @dataclass(frozen=True)
 class Cluster:
-    """A cluster that exists, its owner, and binaries of its version that its owner can run."""
+    """A cluster that exists, its owner, binaries of its version that its owner can run, and where its socket goes."""
 
     path: Path
     user: PostgresUser
     binaries: PostgresBinaries
+    socket_dir: Path
 
 
 def open_cluster(data_dir: Path, run_as: str, system_dir: Path, log: PostgresLog, *, durable: bool) -> Cluster:
@@ -50,11 +52,15 @@ def open_cluster(data_dir: Path, run_as: str, system_dir: Path, log: PostgresLog
         _remove_unfinished(data_dir, system_dir)
         link = data_dir / CLUSTER_NAME
         if os.path.lexists(link) and not _is_empty_folder(link):
-            return _existing_cluster(data_dir, link, system_dir)
-        user = find_user(run_as)
-        binaries = reachable_binaries(find_binaries(), user, system_dir)
-        _make_cluster(data_dir, system_dir, _Initdb(user, binaries, log, durable=durable))
-        return Cluster(link.resolve(strict=True), user, binaries)
+            path = _whole_cluster(link)
+            user = _owner_of(path, data_dir)
+            binaries = reachable_binaries(find_binaries(_major_of(path)), user, system_dir)
+        else:
+            user = find_user(run_as)
+            binaries = reachable_binaries(find_binaries(), user, system_dir)
+            _make_cluster(data_dir, system_dir, _Initdb(user, binaries, log, durable=durable))
+            path = link.resolve(strict=True)
+        return Cluster(path, user, binaries, open_socket_folder(data_dir, path, user))
 
 
 def remove_cluster(data_dir: Path) -> None:
@@ -64,25 +70,27 @@ def remove_cluster(data_dir: Path) -> None:
         _remove(link)
 
 
-def _existing_cluster(data_dir: Path, link: Path, system_dir: Path) -> Cluster:
-    """Answer the cluster that is there. It runs as its owner, whoever that is: Postgres insists."""
-    path = _whole_cluster(link)
-    major = int((path / "PG_VERSION").read_text())
+def _major_of(path: Path) -> int:
+    """Answer the version of Postgres that made a cluster."""
+    return int((path / "PG_VERSION").read_text())
+
+
+def _owner_of(path: Path, data_dir: Path) -> PostgresUser:
+    """Answer the user that a cluster runs as: its owner, whoever that is, for Postgres insists."""
     owner_uid = path.stat().st_uid
+    user = user_of_uid(owner_uid)
     if owner_uid == 0:
         msg = f"The cluster {path} belongs to root, and Postgres refuses to run as root: chown -R it to another user."
-        raise EmbeddedPostgresError(msg)
-    if os.geteuid() not in (0, owner_uid):
-        msg = f"The cluster {path} belongs to {user_of_uid(owner_uid).name}: start the service as that user or as root."
-        raise EmbeddedPostgresError(msg)
-    user = user_of_uid(owner_uid)
-    if not _can_enter(user, path, data_dir):
+    elif os.geteuid() not in (0, owner_uid):
+        msg = f"The cluster {path} belongs to {user.name}: start the service as that user or as root."
+    elif not _can_enter(user, path, data_dir):
         msg = (
             f"User {user.name}, whose cluster {path} is, can't get through the folders above it: let it pass "
             f"(chmod o+x), or move {data_dir} to where it can."
         )
-        raise EmbeddedPostgresError(msg)
-    return Cluster(path, user, reachable_binaries(find_binaries(major), user, system_dir))
+    else:
+        return user
+    raise EmbeddedPostgresError(msg)
 
 
 def _whole_cluster(link: Path) -> Path:

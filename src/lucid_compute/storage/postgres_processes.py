@@ -145,10 +145,10 @@ def _command_lines(owner: int) -> Iterator[tuple[int, list[bytes]]]:
                 yield int(entry.name), (entry / "cmdline").read_bytes().split(b"\0")
 
 
-def postmaster_pid(cluster: Path) -> int | None:
-    """Answer the process that `postmaster.pid` names, which may be long gone; None without a readable file."""
+def read_pid(lock_file: Path) -> int | None:
+    """Answer the process that a lock file of Postgres names, which may be long gone; None without a readable file."""
     try:
-        return int((cluster / "postmaster.pid").read_text().split("\n", 1)[0])
+        return int(lock_file.read_text().split("\n", 1)[0])
     except (OSError, ValueError):
         return None
 
@@ -162,15 +162,16 @@ def is_ready(cluster: Path, postmaster: int | None) -> bool:
     return len(lines) > 7 and lines[0] == str(postmaster) and lines[7].strip() == "ready"  # noqa: PLR2004
 
 
-def forget_reused_pid(cluster: Path) -> None:
-    """Remove a `postmaster.pid` whose process is another one by now, or a zombie: Postgres would refuse to start.
+def forget_reused_pids(*lock_files: Path) -> None:
+    """Remove each lock file whose process is another one by now, or a zombie: Postgres would refuse to start.
 
     Containers reuse small process ids, and a first process that reaps nobody keeps zombies. To be called when
-    `end_leftovers` found nothing, and only where it can find something.
+    `end_leftovers` found nothing, and does nothing where that can't find anything.
     """
-    pid = postmaster_pid(cluster)
-    if sys.platform == "linux" and pid is not None and Path(f"/proc/{pid}").exists():
-        (cluster / "postmaster.pid").unlink(missing_ok=True)
+    for file in lock_files:
+        pid = read_pid(file)
+        if sys.platform == "linux" and pid is not None and Path(f"/proc/{pid}").exists():
+            file.unlink(missing_ok=True)
 
 
 def end_leftovers(cluster: Path, timeout_seconds: float) -> None:
@@ -188,7 +189,7 @@ def end_leftovers(cluster: Path, timeout_seconds: float) -> None:
         if waited_seconds > timeout_seconds:
             msg = f"Processes {sorted(left)} of an earlier Postgres on {cluster} do not end; end them and start again."
             raise EmbeddedPostgresError(msg)
-        for death_signal, after_seconds, pids in _escalation(left, postmaster_pid(cluster)):
+        for death_signal, after_seconds, pids in _escalation(left, read_pid(cluster / "postmaster.pid")):
             if waited_seconds >= after_seconds and death_signal not in sent:
                 sent.add(death_signal)
                 _send(death_signal, pids)

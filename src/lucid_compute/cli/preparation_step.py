@@ -1,0 +1,110 @@
+"""The step between Postgres and the workers: a short-lived child prepares the database and reports over a pipe.
+
+A child, because the supervisor forks its workers later and must never have had an event loop or a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from lucid_compute.api.settings import Settings
+from lucid_compute.cli.child_processes import ServiceError, ending, fork
+from lucid_compute.storage.preparation import ADMIN_KEY_FILE
+
+log = logging.getLogger(__name__)
+
+
+class Prepared(Protocol):
+    """What a preparation answers: the admin key when it was made just now, and the file that keeps it."""
+
+    @property
+    def admin_key(self) -> str | None:
+        """The key, None when there was one already."""
+
+    @property
+    def admin_key_file(self) -> Path | None:
+        """Where it is kept, None when it is not."""
+
+
+class Prepare(Protocol):
+    """Migrate the database and make sure that there is an admin key."""
+
+    async def __call__(self, database_url: str, *, data_dir: Path, bootstrap_admin_key: str | None) -> Prepared:
+        """Return when the database can be served from."""
+
+
+class Report(NamedTuple):
+    """A `Prepared` that came through the pipe."""
+
+    admin_key: str | None
+    admin_key_file: Path | None
+
+
+def prepare_in_child(prepare: Prepare, settings: Settings, database_url: str, data_dir: Path) -> Report:
+    """Run `prepare` in a child and answer its report, with the file of an admin key made earlier if it is there.
+
+    Raises: ServiceError with one sentence when it failed.
+    """
+    key = settings.bootstrap_admin_key
+
+    async def run() -> dict[str, str | None]:
+        bootstrap_key = key.get_secret_value() if key else None
+        prepared = await prepare(database_url, data_dir=data_dir, bootstrap_admin_key=bootstrap_key)
+        file = prepared.admin_key_file
+        return {"admin_key": prepared.admin_key, "admin_key_file": None if file is None else str(file)}
+
+    reader, writer = os.pipe()
+
+    def child() -> int:
+        try:
+            report = asyncio.run(run())
+        except Exception as error:  # whatever it is, the operator gets one sentence
+            log.debug("the preparation failed", exc_info=True)
+            report = {"error": _sentence(error)}
+        os.write(writer, json.dumps(report).encode())
+        return 0
+
+    pid = fork(child)
+    os.close(writer)
+    report = _read_report(pid, reader)
+    kept = data_dir / ADMIN_KEY_FILE
+    return report if report.admin_key_file or not kept.is_file() else report._replace(admin_key_file=kept)
+
+
+def _read_report(pid: int, reader: int) -> Report:
+    """Answer what the child reports until its end, and reap it."""
+    try:
+        with os.fdopen(reader, "rb") as pipe:
+            text = pipe.read()
+    except BaseException:  # we are told to stop
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise
+    _, status = os.waitpid(pid, 0)
+    if not text:
+        msg = f"Preparing the database ended without a word ({ending(os.waitstatus_to_exitcode(status))}): start again."
+        raise ServiceError(msg)
+    report = json.loads(text)
+    if "error" in report:
+        raise ServiceError(report["error"])
+    file = report["admin_key_file"]
+    return Report(report["admin_key"], Path(file) if file else None)
+
+
+def _sentence(error: Exception) -> str:
+    """Answer an error in one sentence; our own have one that says what to do."""
+    text = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    if type(error).__module__.startswith("lucid_compute."):
+        return f"{text}."
+    if isinstance(error, OSError):
+        return f"The database can't be reached ({text}): check that Postgres runs and what LUCID_DATABASE_URL says."
+    return (
+        f"The database can't be prepared ({type(error).__name__}: {text}): check LUCID_DATABASE_URL; "
+        "LUCID_LOG_LEVEL=DEBUG shows where."
+    )

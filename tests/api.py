@@ -1,0 +1,87 @@
+"""A client of the whole application, in the same event loop: real Postgres, real routes, no socket."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from lucid_compute.api.app import LucidApp, create_app
+from lucid_compute.api.service import Service
+from lucid_compute.api.settings import Settings
+from lucid_compute.storage.preparation import prepare
+from tests.factories import GUIDE_PASSPORT
+
+ADMIN_KEY = "an-admin-key-for-the-tests"
+
+
+class Api:
+    """Speaks to one replica as the holder of one key; every call answers the raw response."""
+
+    def __init__(self, app: LucidApp, key: str | None) -> None:
+        """Speak to `app` with `key`, or without one."""
+        self.app = app
+        self.key = key
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        transport = httpx.ASGITransport(app, client=("127.0.0.1", 40000))
+        self.http = httpx.AsyncClient(transport=transport, base_url="http://lucid", headers=headers)
+
+    @property
+    def service(self) -> Service:
+        """The replica's insides, for tests that look at them."""
+        service: Service = self.app.fastapi.state.service
+        return service
+
+    def with_key(self, key: str | None) -> Api:
+        """The same replica, spoken to with another key."""
+        return Api(self.app, key)
+
+    async def new_key(self, owner: str, scopes: Iterable[str], **fields: Any) -> Api:
+        """The same replica, spoken to with a new key of `owner`."""
+        body = {"name": f"{owner}'s key", "owner": owner, "scopes": list(scopes), **fields}
+        made = await self.http.post("/keys", json=body)
+        assert made.status_code == 201, made.text
+        return self.with_key(made.json()["key"])
+
+    async def register(self, name: str = "my-gpu-node", metadata: dict[str, Any] | None = None) -> str:
+        """Register a node like the guide's; answer its id."""
+        body = {**GUIDE_PASSPORT, "name": name, "metadata": {**GUIDE_PASSPORT["metadata"], **(metadata or {})}}
+        made = await self.http.post("/passports", json=body)
+        assert made.status_code == 201, made.text
+        return str(made.json()["id"])
+
+    async def add_model(self, name: str, format_: str = "safetensors", **metadata: Any) -> str:
+        """Register a model; answer its id."""
+        body = {"name": name, "type": "model", "metadata": {"format": format_, **metadata}}
+        made = await self.http.post("/passports", json=body)
+        assert made.status_code == 201, made.text
+        return str(made.json()["id"])
+
+    async def beat(self, passport_id: str, **changes: Any) -> httpx.Response:
+        """Send a healthy heartbeat, or one with `changes`."""
+        body = {"passportId": passport_id, "status": "healthy", "load": 0.5, "availableModels": [], "queueDepth": 0}
+        return await self.http.post("/compute/heartbeat", json={**body, **changes})
+
+    async def health(self, passport_id: str) -> dict[str, Any]:
+        """The node's health."""
+        answer = await self.http.get(f"/compute/health/{passport_id}")
+        assert answer.status_code == 200, answer.text
+        health: dict[str, Any] = answer.json()
+        return health
+
+
+@asynccontextmanager
+async def open_api(database_url: str, settings: Settings) -> AsyncIterator[Api]:
+    """Run one replica for as long as the block runs."""
+    await prepare(database_url, data_dir=Path("/nonexistent"), bootstrap_admin_key=ADMIN_KEY)
+    app = create_app(settings, database_url)
+    async with app.fastapi.router.lifespan_context(app.fastapi):
+        yield Api(app, ADMIN_KEY)
+
+
+def error_code(answer: httpx.Response) -> str:
+    """The contract's code of a refusal."""
+    return str(answer.json()["error"]["code"])

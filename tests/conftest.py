@@ -1,0 +1,73 @@
+"""Fixtures: a database for each test, a replica on it, and a client that speaks to the whole application."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+from _pytest.config import Config
+
+from lucid_compute.api.settings import Settings
+from tests import postgres
+from tests.api import ADMIN_KEY, Api, open_api
+
+_server = pytest.StashKey[postgres.TestServer]()
+
+
+def pytest_configure_node(node: Any) -> None:
+    """Start one server for all of pytest-xdist's workers, in the process that outlives them."""
+    config: Config = node.config
+    if _server not in config.stash:
+        config.stash[_server] = postgres.TestServer()
+    node.workerinput["lucid_postgres"] = (config.stash[_server].url, config.stash[_server].template)
+
+
+def pytest_unconfigure(config: Config) -> None:
+    """Stop the server that this process started."""
+    if (server := config.stash.get(_server, None)) is not None:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres_and_template(request: pytest.FixtureRequest) -> tuple[str, str]:
+    """The URL of the run's server, and the name of the migrated template."""
+    config = request.config
+    if workerinput := getattr(config, "workerinput", None):
+        url, template = workerinput["lucid_postgres"]
+        return url, template
+    if _server not in config.stash:
+        config.stash[_server] = postgres.TestServer()
+    return config.stash[_server].url, config.stash[_server].template
+
+
+@pytest.fixture
+async def database_url(postgres_and_template: tuple[str, str]) -> AsyncIterator[str]:
+    """A migrated, empty database of the test's own."""
+    url = await postgres.clone(*postgres_and_template)
+    yield url
+    await postgres.drop(url)
+
+
+@pytest.fixture
+def settings() -> Settings:
+    """The settings of the replica under test, nothing of them from the environment."""
+    return Settings(bootstrap_admin_key=ADMIN_KEY)
+
+
+@pytest.fixture
+async def api(database_url: str, settings: Settings) -> AsyncIterator[Api]:
+    """A client of one replica on a database of its own, with an admin's key."""
+    async with open_api(database_url, settings) as opened:
+        yield opened
+
+
+@pytest.fixture(autouse=True)
+def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Hide the settings of whoever runs the tests, but for the server they choose."""
+    import os
+
+    for name in list(os.environ):
+        if name.startswith("LUCID_") and name != postgres.OWN_SERVER_SETTING:
+            monkeypatch.delenv(name)
+    yield

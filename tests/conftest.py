@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+import os
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -63,11 +64,8 @@ async def api(database_url: str, settings: Settings) -> AsyncIterator[Api]:
 
 
 @pytest.fixture(autouse=True)
-def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hide the settings of whoever runs the tests, but for the server they choose."""
-    import os
-
     for name in list(os.environ):
         if name.startswith("LUCID_") and name != postgres.OWN_SERVER_SETTING:
             monkeypatch.delenv(name)
-    yield

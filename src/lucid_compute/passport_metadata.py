@@ -17,7 +17,8 @@ from pydantic import (
 )
 from pydantic.alias_generators import to_camel
 
-from lucid_compute.errors import FieldFault, InvalidRequest, faults_from
+from lucid_compute.errors import InvalidRequest
+from lucid_compute.field_faults import faults_from
 from lucid_compute.field_types import Label, Money, PositiveCount, Text, write_money
 from lucid_compute.passports import MAX_VRAM_GB, ModelFormat, PassportType, parse_vram_gb
 
@@ -45,7 +46,8 @@ def read_metadata(passport_type: PassportType, raw: Mapping[str, Any]) -> Stored
     }
     if (shape := shapes.get(passport_type)) is None:
         return StoredMetadata(dict(raw), {})
-    public = {key: value for key, value in raw.items() if key != _VRAM_GB}
+    read_only = {_VRAM_GB} if passport_type is PassportType.COMPUTE else set()
+    public = {key: value for key, value in raw.items() if key not in read_only}
     try:
         checked = shape.model_validate(public)
     except ValidationError as error:

@@ -80,7 +80,7 @@ def normalise_runtime(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Passport:
-    """A passport as it is stored. `metadata` is as it was written, without secrets; `revision` grows with each write."""
+    """A passport as it is stored: `metadata` as it was written, without secrets; `revision` grows with each write."""
 
     id: str
     type: PassportType

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import lucid_compute
-from lucid_compute.storage.embedded_postgres import EmbeddedPostgres
+from lucid_compute.storage.embedded_postgres import EmbeddedPostgres, EmbeddedPostgresError
 from lucid_compute.storage.postgres_binaries import find_binaries
 from lucid_compute.storage.postgres_processes import PostgresUser, find_user
 
@@ -24,7 +24,7 @@ SOURCES = Path(lucid_compute.__file__).parents[1]
 SERVICE = """
 import sys
 from pathlib import Path
-from lucid_compute.storage.embedded_postgres import EmbeddedPostgres
+from lucid_compute.storage.embedded_postgres import EmbeddedPostgres, EmbeddedPostgresError
 with EmbeddedPostgres(Path(sys.argv[1]), system_dir=Path(sys.argv[2]), options=["fsync=off"]) as postgres:
     print(postgres.pid, postgres.url(), flush=True)
 """
@@ -59,6 +59,23 @@ def test_the_data_folder_of_root_is_served_by_another_user(tmp_path: Path, open_
         assert data_dir.stat().st_mode & 0o777 == (0o711 if IS_ROOT and parent == open_folder else 0o700)
         assert (data_dir / "postgres").stat().st_uid == find_user("nobody").uid
         assert parent.stat().st_mode == parent_mode
+
+
+@pytest.mark.skipif(not IS_ROOT, reason="only root keeps a cluster outside of the data folder")
+def test_a_copied_link_does_not_lead_two_data_folders_to_one_cluster(tmp_path: Path, open_folder: Path) -> None:
+    """A copy of the data folder is refused while the first has the link, and a moved folder keeps its cluster."""
+    first, copy, moved = tmp_path / "first", tmp_path / "copy", tmp_path / "moved"
+    with EmbeddedPostgres(first, "nobody", ["fsync=off"], system_dir=open_folder):
+        pass
+    shutil.copytree(first, copy, symlinks=True)
+    refused = EmbeddedPostgres(copy, system_dir=open_folder)
+    with pytest.raises(EmbeddedPostgresError, match=f"is that of {first}, and {copy} is a copy"):
+        refused.start()
+    refused.stop()
+    first.rename(moved)
+    with EmbeddedPostgres(moved, system_dir=open_folder) as postgres:
+        assert postgres.pid
+    assert [file.read_text() for file in open_folder.glob("clusters/*.data-folder")] == [f"{moved}\n"]
 
 
 @pytest.mark.skipif(not IS_ROOT, reason="only root runs Postgres as a user who may be unable to read the binaries")

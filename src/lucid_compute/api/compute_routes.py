@@ -17,14 +17,8 @@ from lucid_compute.api.dependencies import (
 from lucid_compute.api.error_responses import declare
 from lucid_compute.api.node_search import NodeSearch, StatusFilter, sorted_by
 from lucid_compute.api.views import view_declaration, view_drain, view_health, view_node
-from lucid_compute.errors import (
-    FieldFault,
-    Forbidden,
-    InvalidRequest,
-    NodeDeregistered,
-    NodeNotFound,
-    RequestsInFlight,
-)
+from lucid_compute.errors import Forbidden, InvalidRequest, NodeDeregistered, NodeNotFound, RequestsInFlight
+from lucid_compute.field_faults import FieldFault
 from lucid_compute.field_types import Instant, Text
 from lucid_compute.node_state import DeclaredModel, NodeStatus
 from lucid_compute.wire.compute import (
@@ -77,8 +71,7 @@ async def list_nodes(
 
 @router.get("/health/{passport_id}", response_model=NodeHealth, responses=declare(NodeNotFound, NodeDeregistered))
 async def get_health(passport_id: str, service: ServiceDependency, principal: Reader) -> NodeHealth:
-    """Read a node's health. Counts and latencies are of requests that this service routed; the node's own stand
-    under `reported`."""
+    """Read a node's health, counted over what this service routed; what the node says of itself is `reported`."""
     node = await service.get_registered_node(passport_id, sees=principal.sees)
     return view_health(service.fleet, node, service.clock.now())
 

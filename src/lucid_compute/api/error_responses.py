@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from lucid_compute.errors import (
     DatabaseUnavailable,
@@ -21,9 +22,11 @@ from lucid_compute.errors import (
     RateLimited,
     RouteNotFound,
     Unauthorized,
-    faults_from,
 )
+from lucid_compute.field_faults import faults_from
 from lucid_compute.field_types import AnswerShape
+
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 _log = logging.getLogger(__name__)
 
@@ -83,6 +86,12 @@ def answer(error: LucidError, headers: Mapping[str, str] | None = None) -> JSONR
     return JSONResponse(error.body(), status_code=error.http_status, headers={**headers_of(error), **(headers or {})})
 
 
+def answer_method_not_allowed(method: str, allowed: Iterable[str]) -> JSONResponse:
+    """Answer that a path does not take `method`, and which ones it takes."""
+    listed = ", ".join(sorted(allowed))
+    return answer(MethodNotAllowed(f"{method} is not a method of this path; it takes {listed}."), {"Allow": listed})
+
+
 async def _answer_lucid_error(_: Request, error: Exception) -> JSONResponse:
     return answer(error) if isinstance(error, LucidError) else await _answer_unexpected(_, error)
 
@@ -94,16 +103,21 @@ async def _answer_validation_error(_: Request, error: Exception) -> JSONResponse
 
 async def _answer_http_exception(request: Request, error: Exception) -> JSONResponse:
     status = error.status_code if isinstance(error, HTTPException) else 500
-    headers = error.headers if isinstance(error, HTTPException) else None
     if status == MethodNotAllowed.status:
-        allowed = (headers or {}).get("Allow", "other methods")
-        return answer(MethodNotAllowed(f"{request.method} is not a method of this path; it takes {allowed}."), headers)
+        return answer_method_not_allowed(request.method, _methods_of(request))
     return answer(RouteNotFound(f"There is no {request.method} {request.url.path}. GET /docs lists every path."))
 
 
 async def _answer_unexpected(request: Request, error: Exception) -> JSONResponse:
     _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
     return answer(LucidError("Something went wrong here, not in your request. It is logged under the request id."))
+
+
+def _methods_of(request: Request) -> set[str]:
+    """Answer every method of the path: Starlette names those of the first route alone."""
+    routes = request.app.routes
+    scopes = [{**request.scope, "method": method} for method in _METHODS]
+    return {scope["method"] for scope in scopes if any(route.matches(scope)[0] is Match.FULL for route in routes)}
 
 
 def _strip_body(loc: tuple[Any, ...]) -> tuple[Any, ...]:

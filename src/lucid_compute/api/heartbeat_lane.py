@@ -16,11 +16,12 @@ from pydantic import ValidationError
 from starlette.types import Receive, Scope, Send
 
 from lucid_compute.api.dependencies import COMPUTE_WRITERS
-from lucid_compute.api.error_responses import answer
+from lucid_compute.api.error_responses import answer, answer_method_not_allowed
 from lucid_compute.api.request_guard import ClientLeft, read_body
 from lucid_compute.api.service import Service
 from lucid_compute.api.strict_json import read_strictly
-from lucid_compute.errors import InvalidRequest, LucidError, RateLimited, faults_from
+from lucid_compute.errors import DatabaseUnavailable, InvalidRequest, LucidError, MethodNotAllowed, RateLimited
+from lucid_compute.field_faults import faults_from
 from lucid_compute.field_types import write_instant
 from lucid_compute.fleet.fleet import FleetNode
 from lucid_compute.fleet.key_ring import Principal
@@ -80,13 +81,18 @@ class HeartbeatLane:
         self.outcomes: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one heartbeat."""
+        """Answer one heartbeat; any other method than POST is refused."""
+        if scope["method"] != "POST":
+            await answer_method_not_allowed(scope["method"], ["POST"])(scope, receive, send)
+            return
         headers = dict(scope["headers"])
         try:
+            _require_post(scope)
             body = await self._receive(scope, headers, receive)
         except LucidError as error:
             self.outcomes[error.code] += 1
-            await answer(error)(scope, receive, send)
+            allow = {"Allow": "POST"} if isinstance(error, MethodNotAllowed) else None
+            await answer(error, allow)(scope, receive, send)
         except ClientLeft:
             self.outcomes["CLIENT_LEFT"] += 1
         else:
@@ -103,7 +109,8 @@ class HeartbeatLane:
         node = await self._find(heartbeat, principal)
         principal.require_node(heartbeat.passport_id)
         self._rate.spend(heartbeat.passport_id)
-        await self._service.heartbeats.write(heartbeat)
+        if await self._service.heartbeats.write(heartbeat) is None:
+            await self._service.feed.catch_up()  # the one it repeats may be one that another replica has just taken
         return self._answer(node)
 
     async def _find(self, heartbeat: Heartbeat, principal: Principal) -> FleetNode:
@@ -115,9 +122,8 @@ class HeartbeatLane:
     def _answer(self, node: FleetNode) -> bytes:
         """Answer the node's state: written by hand, since it is the same but for the id within one group commit."""
         state, receipt = node.state, node.state.receipt
-        if receipt is None:
-            message = "a heartbeat was committed that the fleet does not hold"
-            raise RuntimeError(message)
+        if receipt is None:  # committed through another replica, and not caught up with in time
+            raise DatabaseUnavailable
         if self._instants is None or self._instants.received_at != receipt.received_at:
             self._instants = _write_instants(receipt.received_at)
         status = self._service.fleet.status_of(node, receipt.received_at).value
@@ -127,6 +133,11 @@ class HeartbeatLane:
             f'{{"passportId":"{state.id}","status":"{status}",{self._instants.text},'
             f'"nextHeartbeatInSeconds":{next_in_seconds},"drain":{drain}}}'
         ).encode()
+
+
+def _require_post(scope: Scope) -> None:
+    if scope["method"] != "POST":
+        raise MethodNotAllowed(f"{scope['method']} is not a method of this path; it takes POST.")
 
 
 def read_heartbeat(body: bytes) -> Heartbeat:

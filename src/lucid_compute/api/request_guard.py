@@ -11,7 +11,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lucid_compute.api.error_responses import answer
 from lucid_compute.api.strict_json import read_strictly
-from lucid_compute.errors import FieldFault, InvalidRequest, LucidError, PayloadTooLarge
+from lucid_compute.errors import InvalidRequest, LucidError, PayloadTooLarge
+from lucid_compute.field_faults import FieldFault
 
 MAX_BODY_BYTES = 1024 * 1024
 BODY_DEADLINE_SECONDS = 30.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from uuid import uuid4
 
@@ -15,7 +15,7 @@ from lucid_compute.egress_policy import EgressPolicy
 from lucid_compute.errors import DatabaseUnavailable, NodeDeregistered, NodeNotFound, PassportNotFound
 from lucid_compute.fleet.fleet import Fleet, FleetNode
 from lucid_compute.fleet.key_ring import KeyRing
-from lucid_compute.passports import PassportType
+from lucid_compute.passports import Passport, PassportType
 from lucid_compute.storage import schema
 from lucid_compute.storage.audit import AuditTrail
 from lucid_compute.storage.clock import DatabaseClock
@@ -28,7 +28,6 @@ from lucid_compute.storage.node_events import NodeEvents
 from lucid_compute.storage.passport_store import PassportStore
 from lucid_compute.storage.sweep import Sweep
 
-_LOAD_POLL_SECONDS = 0.005
 _LOAD_DEADLINE_SECONDS = 60.0
 
 _log = logging.getLogger(__name__)
@@ -59,12 +58,14 @@ class Service:
         Raises:
             NodeNotFound: there is none.
             NodeDeregistered: it was deregistered or revoked, however long ago.
+            DatabaseUnavailable: it is there, and this replica could not catch up with it in time.
         """
         if self.fleet.find_node(passport_id) is None:
             await self.feed.catch_up()
         if self.fleet.find_node(passport_id) is None:
-            await self.require_node_passport(passport_id, sees=sees)
-            raise NodeDeregistered(passport_id)
+            if (await self._get_node_passport(passport_id, sees=sees)).has_ended:
+                raise NodeDeregistered(passport_id)
+            raise DatabaseUnavailable
         return self.fleet.get_registered_node(passport_id, owner=sees)
 
     async def require_node_passport(self, passport_id: str, *, sees: str | None) -> None:
@@ -75,13 +76,17 @@ class Service:
         """
         if (node := self.fleet.find_node(passport_id)) is not None:
             self.fleet.get_node(node.state.id, owner=sees)
-            return
+        else:
+            await self._get_node_passport(passport_id, sees=sees)
+
+    async def _get_node_passport(self, passport_id: str, *, sees: str | None) -> Passport:
         try:
             passport = await self.passports.get(passport_id, sees=sees)
         except PassportNotFound:
             raise NodeNotFound(passport_id) from None
         if passport.type is not PassportType.COMPUTE:
             raise NodeNotFound(passport_id)
+        return passport
 
     async def require_ready(self) -> None:
         """Refuse unless the database answers, its schema is this version's, and the fleet is loaded and followed.
@@ -153,9 +158,8 @@ async def running(service: Service) -> AsyncIterator[None]:
 
 async def _wait_until_loaded(service: Service) -> None:
     """Wait for the first load of the fleet, a minute at most: then serve and let /readyz say what is missing."""
-    deadline = asyncio.get_running_loop().time() + _LOAD_DEADLINE_SECONDS
-    while service.keys.followed_at is None and asyncio.get_running_loop().time() < deadline:
-        await asyncio.sleep(_LOAD_POLL_SECONDS)
+    with suppress(TimeoutError):
+        await asyncio.wait_for(service.feed.loaded.wait(), _LOAD_DEADLINE_SECONDS)
 
 
 def _log_end(task: asyncio.Task[None]) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
-from lucid_compute.errors import FieldFault, InvalidRequest
+from lucid_compute.errors import InvalidRequest
+from lucid_compute.field_faults import FieldFault
 from lucid_compute.field_types import INT64_MAX
 
 MAX_DEPTH = 64
@@ -40,44 +41,56 @@ def read_strictly(body: bytes) -> Any:
     return value
 
 
-def _refuse_constant(constant: str) -> Any:
-    raise InvalidRequest.at("", f"{constant} is not a JSON number. Send a finite number, or null when it is unknown.")
+class _Refused(NamedTuple):
+    """A value that can't be kept, in its place until `_check` comes by and knows where that is."""
+
+    message: str
+    key: str | None = None
 
 
-def _read_float(digits: str) -> float:
+def _refuse_constant(constant: str) -> _Refused:
+    return _Refused(f"{constant} is not a JSON number. Send a finite number, or null when it is unknown.")
+
+
+def _read_float(digits: str) -> float | _Refused:
     number = float(digits)
-    if not math.isfinite(number):
-        raise InvalidRequest.at("", f"{digits[:40]} is too large. Send a number of at most 64 bits.")
-    return number
+    return number if math.isfinite(number) else _too_large(digits)
 
 
-def _read_int(digits: str) -> int:
+def _read_int(digits: str) -> int | _Refused:
     if len(digits) > 20 or not -INT64_MAX <= (number := int(digits)) <= INT64_MAX:  # noqa: PLR2004 - 64 bits in digits
-        raise InvalidRequest.at("", f"{digits[:40]} is too large. Send a number of at most 64 bits.")
+        return _too_large(digits)
     return number
 
 
-def _read_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _too_large(digits: str) -> _Refused:
+    return _Refused(f"{digits[:40]} is too large. Send a number of at most 64 bits.")
+
+
+def _read_object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | _Refused:
     found = dict(pairs)
     if len(found) < len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise InvalidRequest.at(_shown(twice), "This key stands twice in one object. Send it once.")
+        return _Refused("This key stands twice in one object. Send it once.", twice)
     return found
 
 
 def _check(value: Any, path: str, depth: int) -> None:
     if depth > MAX_DEPTH:
         raise _too_deep()
+    if isinstance(value, _Refused):
+        where = path if value.key is None else _below(path, value.key)
+        raise InvalidRequest.at(_shown(where), value.message)
     if isinstance(value, str):
         _check_text(value, path)
     elif isinstance(value, dict):
         for key, item in value.items():
             _check_text(key, path)
-            _check(item, f"{path}.{key}" if path else key, depth + 1)
+            _check(item, _below(path, key), depth + 1)
     elif isinstance(value, list):
         for position, item in enumerate(value):
-            _check(item, f"{path}.{position}", depth + 1)
+            _check(item, _below(path, str(position)), depth + 1)
 
 
 def _check_text(text: str, path: str) -> None:
@@ -90,6 +103,10 @@ def _check_text(text: str, path: str) -> None:
             raise InvalidRequest.at(
                 _shown(path), "Text may not hold half a surrogate pair. Send whole characters."
             ) from None
+
+
+def _below(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key
 
 
 def _shown(path: str) -> str:

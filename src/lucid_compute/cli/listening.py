@@ -63,7 +63,7 @@ def _listen(family: int, address: tuple[str, int, *tuple[int, ...]], *, alone: b
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind(address)
         sock.listen(BACKLOG)
-        sock.setblocking(False)
+        sock.settimeout(0.0)
     except BaseException:
         sock.close()
         raise

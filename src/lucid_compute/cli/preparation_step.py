@@ -99,9 +99,9 @@ def _read_report(pid: int, reader: int) -> Report:
 
 def _sentence(error: Exception) -> str:
     """Answer an error in one sentence; our own have one that says what to do."""
-    text = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
     if type(error).__module__.startswith("lucid_compute."):
-        return f"{text}."
+        return text
     if isinstance(error, OSError):
         return f"The database can't be reached ({text}): check that Postgres runs and what LUCID_DATABASE_URL says."
     return (

@@ -118,7 +118,7 @@ class Supervisor:
         return min([LOOK_SECONDS, *(max(at - now, 0.0) for at in due)])
 
     def _tend_postgres(self, now: float) -> None:
-        """Start Postgres again when it died, and after ever longer pauses when that fails; workers answer 503 so long."""
+        """Start Postgres again when it died, after ever longer pauses when that fails; workers answer 503 so long."""
         if self._postgres is None or self._postgres.poll() is None or now < self._postgres_due_at:
             return
         log.warning("Postgres ended (status %s); starting it again", self._postgres.poll())

@@ -126,7 +126,6 @@ class Worker:
         """Answer None while the process runs, else how it ended; the place is empty then."""
         if self._pid is None or (code := reap(self._pid)) is None:
             return None
-        log.info("worker %d ended (%s)", self._pid, ending(code))
         self._pid = None
         self.close_channel()
         return code
@@ -160,8 +159,8 @@ class Worker:
     def _start(self, others: list[Worker]) -> None:
         """Fork a process into this place."""
         ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        theirs.setblocking(False)
+        ours.settimeout(0.0)
+        theirs.settimeout(0.0)
 
         def child() -> int:
             ours.close()

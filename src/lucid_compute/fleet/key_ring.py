@@ -1,7 +1,7 @@
 """API keys in memory: what a key looks like, and who stands behind one. Pure but for the secrets' randomness.
 
-A key reads `lk_live_<id 12>_<secret 32><checksum 6>`, all base62. Only the SHA-256 of the whole key is kept: at 190 bits
-of secret no salt and no slow hash is needed. Source of the shape: the security page's section on keys.
+A key reads `lk_live_<id 12>_<secret 32><checksum 6>`, all base62. Only the SHA-256 of the whole key is kept: at 190
+bits of secret no salt and no slow hash is needed. Source of the shape: the security page's section on keys.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ class KeyRing:
         self._bootstrap: KeyRecord | None = None
 
     def apply(self, keys: Iterable[KeyRecord]) -> None:
-        """Hold the keys that are newer than the ones held; a revoked one stays, so that an older sight can't revive it."""
+        """Hold the keys that are newer than the ones held; a revoked one stays, so that no older sight revives it."""
         for key in keys:
             held = self._keys.get(key.id)
             if held is None or key.revision > held.revision:

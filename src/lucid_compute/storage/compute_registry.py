@@ -120,8 +120,9 @@ class ComputeRegistry:
 
     async def _wait_until_idle(self, passport_id: str, wait_seconds: float) -> int:
         """Wait for the node's requests to end, at most `wait_seconds`; answer how many still run."""
-        deadline = asyncio.get_running_loop().time() + wait_seconds
-        while (running := self._fleet.in_flight(passport_id)) and asyncio.get_running_loop().time() < deadline:
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + wait_seconds
+        while (running := self._fleet.in_flight(passport_id)) and clock() < deadline:  # noqa: ASYNC110 - other replicas' counts come by poll
             await asyncio.sleep(_WAIT_STEP_SECONDS)
         return running
 

@@ -34,6 +34,7 @@ START_TIMEOUT_SECONDS = 120.0  # a recovery reads up to max_wal_size of log
 STOP_TIMEOUT_SECONDS = 30.0
 QUIT_SECONDS = 5.0
 RETRY_SECONDS = 0.1
+PASSING_SECONDS = 15.0
 SETTINGS = (
     "listen_addresses=",
     f"port={PORT}",
@@ -45,7 +46,7 @@ SETTINGS = (
     "logging_collector=off",
     "jit=off",  # compiling costs more than any query here
 )
-# What Postgres says of a predecessor that is not quite gone.
+# What Postgres says of a predecessor that is not quite gone; after PASSING_SECONDS it is no longer believed.
 PASSING_TROUBLE = ("pre-existing shared memory block", '" already exists\n', "Address already in use")
 
 
@@ -172,25 +173,27 @@ class EmbeddedPostgres:
 
     def _run(self, cluster: Cluster, deadline: float) -> None:
         """Start the postmaster and return when it takes connections."""
-        while True:
-            end_leftovers(cluster.path, deadline - time.monotonic())
-            forget_reused_pids(cluster.path / "postmaster.pid", cluster.socket_dir / f"{SOCKET_NAME}.lock")
-            with explained(self._data_dir):
-                self._launch(cluster)
-            try:
-                failure = self._wait_until_ready(cluster, deadline)
-            except BaseException:  # we are told to stop
-                self._end_process(immediately=True)
-                raise
-            if failure is None:
-                return
+        passing_until = min(deadline, time.monotonic() + PASSING_SECONDS)
+        while (failure := self._attempt(cluster, deadline)) is not None:
             was_killed = self.poll() == -signal.SIGKILL  # by somebody else: that says nothing about the next attempt
             error = self._log.error(failure)
             self._end_process(immediately=True)
             is_passing = was_killed or any(words in str(error) for words in PASSING_TROUBLE)
-            if not is_passing or time.monotonic() > deadline:
+            if not is_passing or time.monotonic() > passing_until:
                 raise error
             time.sleep(RETRY_SECONDS)
+
+    def _attempt(self, cluster: Cluster, deadline: float) -> str | None:
+        """Start the postmaster once; answers None when it takes connections, else what went wrong."""
+        end_leftovers(cluster.path, deadline - time.monotonic())
+        forget_reused_pids(cluster.path / "postmaster.pid", cluster.socket_dir / f"{SOCKET_NAME}.lock")
+        with explained(self._data_dir):
+            self._launch(cluster)
+        try:
+            return self._wait_until_ready(cluster, deadline)
+        except BaseException:  # we are told to stop
+            self._end_process(immediately=True)
+            raise
 
     def _launch(self, cluster: Cluster) -> None:
         """Start the postmaster."""

@@ -36,6 +36,7 @@ CATCH_UP_INTERVAL_SECONDS = 0.05
 
 _log = logging.getLogger(__name__)
 _EMPTY_SNAPSHOT = "3:3:"
+_ROWS_A_TURN = 500
 
 
 class Feed:
@@ -51,6 +52,7 @@ class Feed:
         self._clock = clock
         self._replica_id = replica_id
         self._listens = listens
+        self.loaded = asyncio.Event()
         self._wake = asyncio.Event()
         self._caught_up = asyncio.Event()
         self._snapshot: str | None = None
@@ -69,10 +71,10 @@ class Feed:
         pause = self._last_catch_up + CATCH_UP_INTERVAL_SECONDS - time.monotonic()
         if pause > 0:
             await asyncio.sleep(pause)
-        self._caught_up.clear()
+        caught_up = self._caught_up  # of the next read: one that runs already may have looked too early
         self._wake.set()
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._caught_up.wait(), CATCH_UP_TIMEOUT_SECONDS)
+            await asyncio.wait_for(caught_up.wait(), CATCH_UP_TIMEOUT_SECONDS)
         self._last_catch_up = time.monotonic()
 
     async def run(self) -> None:
@@ -103,8 +105,9 @@ class Feed:
         self._snapshot = None
         while True:
             self._wake.clear()
+            caught_up, self._caught_up = self._caught_up, asyncio.Event()
             await asyncio.wait_for(self._read(connection), QUERY_TIMEOUT_SECONDS)
-            self._caught_up.set()
+            caught_up.set()
             if time.monotonic() >= self._renewal_due:
                 await asyncio.wait_for(self._renew_lease(connection), QUERY_TIMEOUT_SECONDS)
             with suppress(TimeoutError):
@@ -122,6 +125,7 @@ class Feed:
         await self._apply(found)
         self._snapshot = found["snapshot"][0]
         self._keys.followed_at = self._clock.now()
+        self.loaded.set()
 
     async def _apply(self, found: dict[str, list[Any]]) -> None:
         """Show the fleet what was found, passports before what belongs to them, giving way to requests in between."""
@@ -164,5 +168,5 @@ class Feed:
 async def _apply_each(rows: list[Any], apply: Callable[[Any], None]) -> None:
     for position, row in enumerate(rows):
         apply(row)
-        if position % 500 == 499:
+        if position % _ROWS_A_TURN == _ROWS_A_TURN - 1:
             await asyncio.sleep(0)

@@ -29,7 +29,10 @@ EVERYTHING = f"""
         WHERE h.received_at IS NOT NULL AND {_MIRRORED}
 """
 
-_UNSEEN = "changed_xid >= pg_snapshot_xmin($1::text::pg_snapshot) AND NOT pg_visible_in_snapshot(changed_xid, $1::text::pg_snapshot)"
+_UNSEEN = (
+    "changed_xid >= pg_snapshot_xmin($1::text::pg_snapshot) "
+    "AND NOT pg_visible_in_snapshot(changed_xid, $1::text::pg_snapshot)"
+)
 
 CHANGES = f"""
     {_SERVICE}

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, RowMapping, func, insert, select, text, update
+from sqlalchemy import ColumnElement, DateTime, RowMapping, cast, func, insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from lucid_compute.errors import InvalidRequest, KeyNotFound
@@ -184,7 +184,8 @@ async def _change(connection: AsyncConnection, key_id: str, **changes: Any) -> R
 async def _check_expiry(connection: AsyncConnection, new: KeyCreate) -> None:
     if new.expires_at is None:
         return
-    if not await connection.scalar(select(new.expires_at > func.now())):
+    expires_at = cast(new.expires_at, DateTime(timezone=True))
+    if not await connection.scalar(select(expires_at > func.now())):
         raise InvalidRequest.at("expiresAt", "It lies in the past. Send a later instant, or leave it out.")
 
 

@@ -24,6 +24,8 @@ from lucid_compute.storage.socket_folder import open_socket_folder
 
 CLUSTER_NAME = "postgres"
 UNFINISHED_PREFIX = "postgres.new-"
+CLUSTERS_NAME = "clusters"  # in the system folder
+OWNER_SUFFIX = ".data-folder"  # of a file beside a cluster there
 INITDB_OPTIONS = (
     *("--username", "postgres", "--encoding", "UTF8", "--locale", "C"),
     *("--auth", "trust", "--no-instructions"),  # the socket's folder is its owner's alone: that is the protection
@@ -53,6 +55,7 @@ def open_cluster(data_dir: Path, run_as: str, system_dir: Path, log: PostgresLog
         link = data_dir / CLUSTER_NAME
         if os.path.lexists(link) and not _is_empty_folder(link):
             path = _whole_cluster(link)
+            _refuse_copied_link(data_dir, path, system_dir)
             user = _owner_of(path, data_dir)
             binaries = reachable_binaries(find_binaries(_major_of(path)), user, system_dir)
         else:
@@ -104,6 +107,24 @@ def _whole_cluster(link: Path) -> Path:
         msg = f"{path} holds something else than a Postgres cluster: move it away, or choose another --data-dir."
         raise EmbeddedPostgresError(msg)
     return path
+
+
+def _refuse_copied_link(data_dir: Path, path: Path, system_dir: Path) -> None:
+    """Keep two data folders from one cluster: copying a folder copies the link, and each would stop the other's.
+
+    Beside a cluster in `system_dir` stands whose it is, also for the person who wonders what may be deleted there.
+    """
+    if path.parent != system_dir / CLUSTERS_NAME:
+        return
+    record = path.with_suffix(OWNER_SUFFIX)
+    owner = Path(record.read_text().rstrip("\n")) if record.is_file() else data_dir
+    if owner != data_dir and (owner / CLUSTER_NAME).resolve() == path:
+        msg = (
+            f"The cluster {path} is that of {owner}, and {data_dir} is a copy of its link alone: remove "
+            f"{data_dir / CLUSTER_NAME} to start empty, or {owner / CLUSTER_NAME} to let this folder have it."
+        )
+        raise EmbeddedPostgresError(msg)
+    record.write_text(f"{data_dir}\n")
 
 
 def _is_empty_folder(path: Path) -> bool:
@@ -159,9 +180,10 @@ def _make_cluster(data_dir: Path, system_dir: Path, initdb: _Initdb) -> None:
     initdb.user.make_folder(unfinished)
     if not _can_enter(initdb.user, unfinished, data_dir):
         unfinished.rmdir()
-        target = make_open_folder(system_dir / "clusters") / secrets.token_hex(8)
+        target = make_open_folder(system_dir / CLUSTERS_NAME) / secrets.token_hex(8)
         unfinished.symlink_to(target)  # before its target, so that the litter can always be found
         initdb.user.make_folder(target)
+        target.with_suffix(OWNER_SUFFIX).write_text(f"{data_dir}\n")
     try:
         initdb.run(unfinished.resolve())
         if _is_empty_folder(data_dir / CLUSTER_NAME):
@@ -176,14 +198,16 @@ def _make_cluster(data_dir: Path, system_dir: Path, initdb: _Initdb) -> None:
 def _remove_unfinished(data_dir: Path, system_dir: Path) -> None:
     """Remove what a start that was killed half-way left behind."""
     for unfinished in data_dir.glob(f"{UNFINISHED_PREFIX}*"):
-        if not unfinished.is_symlink() or unfinished.readlink().parent == system_dir / "clusters":
+        if not unfinished.is_symlink() or unfinished.readlink().parent == system_dir / CLUSTERS_NAME:
             _remove(unfinished)
 
 
 def _remove(path: Path) -> None:
     """Remove a folder, or a link and the folder it leads to; what can't be removed yet stays for the next start."""
-    shutil.rmtree(path.resolve(), ignore_errors=True)
+    folder = path.resolve()
+    shutil.rmtree(folder, ignore_errors=True)
     if path.is_symlink():
+        folder.with_suffix(OWNER_SUFFIX).unlink(missing_ok=True)
         path.unlink()
 
 

@@ -71,10 +71,6 @@ class PostgresUser:
             return all(os.access(path, os.X_OK) for path in paths)
         return self.succeeds(process_launcher.CAN_ENTER, *paths)
 
-    def owns(self, path: Path) -> bool:
-        """Whether `path` is this user's."""
-        return path.stat().st_uid == self.uid
-
     def make_folder(self, path: Path) -> None:
         """Make a folder that is this user's alone."""
         path.mkdir(mode=0o700)
@@ -163,15 +159,22 @@ def is_ready(cluster: Path, postmaster: int | None) -> bool:
 
 
 def forget_reused_pids(*lock_files: Path) -> None:
-    """Remove each lock file whose process is another one by now, or a zombie: Postgres would refuse to start.
+    """Remove each lock file whose process is no Postgres, or a zombie: a start would take it for a running one.
 
     Containers reuse small process ids, and a first process that reaps nobody keeps zombies. To be called when
-    `end_leftovers` found nothing, and does nothing where that can't find anything.
+    `end_leftovers` found nothing; does nothing where there is no /proc.
     """
     for file in lock_files:
         pid = read_pid(file)
-        if sys.platform == "linux" and pid is not None and Path(f"/proc/{pid}").exists():
-            file.unlink(missing_ok=True)
+        with suppress(OSError):
+            if pid is not None and not _is_living_postgres(Path(f"/proc/{pid}/stat").read_text()):
+                file.unlink(missing_ok=True)
+
+
+def _is_living_postgres(stat: str) -> bool:
+    """Whether a line of /proc/PID/stat, `PID (NAME) STATE …`, is that of a Postgres that has not ended."""
+    name, rest = stat.partition("(")[2].rsplit(")", 1)
+    return name == "postgres" and rest.split()[0] not in "ZX"
 
 
 def end_leftovers(cluster: Path, timeout_seconds: float) -> None:

@@ -14,7 +14,7 @@ ADMIN_KEY_FILE = "admin.key"
 
 
 class Prepared(NamedTuple):
-    """`admin_key` is set only when it was made just now; it is then also in `admin_key_file`, if that could be written."""
+    """`admin_key` is set only when it was made just now; then it is in `admin_key_file` too, if that can be written."""
 
     admin_key: str | None
     admin_key_file: Path | None

@@ -100,5 +100,5 @@ def _find_instant(value: Any) -> datetime | None:
 
 
 def _bytes(value: Any) -> bytes:
-    """Read bytea, which Postgres writes in JSON as text like `\\x00ff`."""
+    """Read bytea, which Postgres writes in JSON as text: backslash, x, and hexadecimal digits."""
     return bytes.fromhex(value[2:]) if isinstance(value, str) else bytes(value)

@@ -148,7 +148,7 @@ class Sweep:
                     cleaning_due = loop.time() + CLEANING_SECONDS
             except DatabaseUnavailable:
                 continue
-            except Exception:  # a fault here must end neither the sweep nor the service; it is logged with its trace
+            except Exception:  # noqa: BLE001 - a fault must end neither the sweep nor the service; its trace is logged
                 _log.exception("the sweep stumbled and goes on")
 
     async def find_transitions(self) -> list[Transition]:

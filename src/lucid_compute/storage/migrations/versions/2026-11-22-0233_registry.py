@@ -82,7 +82,8 @@ CREATE TABLE passports (
 
 CREATE INDEX passports_changed_idx ON passports (changed_xid);
 
-CREATE UNIQUE INDEX passports_name_in_use_key ON passports (owner, type, name) WHERE status <> 'revoked' AND deregistered_at IS NULL;
+CREATE UNIQUE INDEX passports_name_in_use_key ON passports (owner, type, name)
+    WHERE status <> 'revoked' AND deregistered_at IS NULL;
 
 CREATE INDEX passports_newest_idx ON passports (owner, created_at DESC, id);
 

@@ -1,0 +1,1 @@
+"""One file per claim that the README makes about speed; `python -m benchmarks [name…]` runs them."""

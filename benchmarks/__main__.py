@@ -1,0 +1,24 @@
+"""`python -m benchmarks [name…]`: run the named benchmarks, or all of them, and print what they found."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+NAMES = ("heartbeats", "available_models", "fleet_costs", "group_commit")
+
+
+def main(names: list[str]) -> int:
+    """Run each benchmark; answers the exit status."""
+    if unknown := [name for name in names if name not in NAMES]:
+        print(f"There is no benchmark {', '.join(unknown)}; there are: {', '.join(NAMES)}.", file=sys.stderr)
+        return 2
+    for name in names or NAMES:
+        print(f"== {name}", flush=True)
+        importlib.import_module(f"benchmarks.{name}").main()
+        print(flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

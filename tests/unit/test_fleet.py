@@ -1,0 +1,247 @@
+"""The fleet against the engine: whatever happens, in whatever order, the index answers what every node would."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from tests.factories import NOW, compute_passport, passport, receipt
+
+from lucid_compute.errors import ModelNotFound, NodeDeregistered, NodeNotFound
+from lucid_compute.fleet.fleet import Fleet, Lifecycle
+from lucid_compute.fleet.replicas import Replica, Snapshot
+from lucid_compute.matching_engine import has_available_compute, is_available_on, serves
+from lucid_compute.node_state import DeclaredModel
+from lucid_compute.passports import PassportStatus, PassportType
+
+NAMES = ["a", "b", "c"]
+RUNTIMES = st.sampled_from([["vllm"], ["ollama"], []])
+METADATA = st.fixed_dictionaries(
+    {"vram": st.sampled_from([24, 80]), "runtimes": RUNTIMES, "maxContext": st.sampled_from([None, 4096])}
+)
+MODELS = st.fixed_dictionaries(
+    {
+        "format": st.sampled_from(["safetensors", "gguf", "api"]),
+        "minVramGb": st.sampled_from([None, 40, {"fp16": 80, "q4": 20}]),
+        "contextLength": st.sampled_from([None, 4096, 8192]),
+        "aliases": st.sampled_from([[], ["b"], ["c"]]),
+    }
+)
+DECLARED = st.lists(
+    st.builds(
+        DeclaredModel, st.sampled_from(NAMES), st.sampled_from([None, 2048, 8192]), st.sampled_from([None, "fp16"])
+    ),
+    max_size=2,
+)
+
+
+class FleetMachine(RuleBasedStateMachine):
+    """Registers, beats, drains, declares, revokes and waits at random; the engine is asked over every node."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fleet = Fleet()
+        self.now: datetime = NOW
+        self.revision = 1
+        self.records: dict[str, Any] = {}
+        self.node_ids: list[str] = []
+        self.model_ids: list[str] = []
+
+    def _next(self) -> int:
+        self.revision += 1
+        return self.revision
+
+    def _put(self, record: Any) -> None:
+        self.records[record.id] = record
+        self.fleet.apply_passport(record)
+
+    @rule(metadata=METADATA)
+    def register(self, metadata: dict[str, Any]) -> None:
+        self._put(compute_passport(metadata, id=f"node-{self.revision:04}", name="n", revision=self._next()))
+        self.node_ids.append(next(reversed(self.records)))
+
+    @rule(metadata=MODELS, name=st.sampled_from(NAMES))
+    def add_model(self, metadata: dict[str, Any], name: str) -> None:
+        taken = {n for model in self.fleet.models_newest_first() for n in model.known_as}
+        if not taken & {name, *metadata["aliases"]}:
+            identity = {"id": f"model-{self.revision:04}", "name": name, "revision": self._next()}
+            self._put(passport(PassportType.MODEL, metadata, **identity))
+            self.model_ids.append(next(reversed(self.records)))
+
+    @precondition(lambda self: self.node_ids)
+    @rule(data=st.data(), late=st.sampled_from([0, 0, 0, 10, 29, 31]), reported=st.sets(st.sampled_from(NAMES)))
+    def beat(self, data: st.DataObject, late: int, reported: set[str]) -> None:
+        node_id = data.draw(st.sampled_from(self.node_ids))
+        status = data.draw(st.sampled_from(["healthy", "healthy", "unhealthy", "draining"]))
+        runtime = data.draw(st.sampled_from([None, {"name": "vllm"}]))
+        beat = {"passport_id": node_id, "status": status, "availableModels": sorted(reported), "runtime": runtime}
+        self.fleet.apply_receipt(node_id, receipt(age_seconds=late, now=self.now, revision=self._next(), **beat))
+
+    @precondition(lambda self: self.node_ids)
+    @rule(data=st.data(), declared=DECLARED, drains=st.booleans())
+    def operate(self, data: st.DataObject, declared: list[DeclaredModel], drains: bool) -> None:
+        node_id = data.draw(st.sampled_from(self.node_ids))
+        since = self.now if drains else None
+        models = {model.id: model for model in declared}
+        self.fleet.apply_lifecycle(Lifecycle(node_id, models, since, 1 if drains else None, "healthy", self._next()))
+
+    @precondition(lambda self: self.records)
+    @rule(data=st.data(), status=st.sampled_from(list(PassportStatus)))
+    def change_status(self, data: st.DataObject, status: PassportStatus) -> None:
+        record = data.draw(st.sampled_from([self.records[key] for key in sorted(self.records)]))
+        if record.status is not PassportStatus.REVOKED and not (
+            record.type is PassportType.MODEL and status == "active"
+        ):
+            self._put(replace(record, status=status, revision=self._next()))
+
+    @precondition(lambda self: self.node_ids)
+    @rule(data=st.data(), metadata=METADATA)
+    def change_hardware(self, data: st.DataObject, metadata: dict[str, Any]) -> None:
+        record = self.records[data.draw(st.sampled_from(self.node_ids))]
+        self._put(replace(record, metadata={**record.metadata, **metadata}, revision=self._next()))
+
+    @rule(seconds=st.sampled_from([1, 10, 30, 31]))
+    def wait(self, seconds: int) -> None:
+        self.now += timedelta(seconds=seconds)
+
+    @invariant()
+    def the_index_says_what_every_node_would(self) -> None:
+        nodes = [node.state for node in self.fleet.nodes()]
+        for model in self.fleet.models_newest_first():
+            expected = has_available_compute(model, nodes, self.now)
+            assert self.fleet.is_available(model, self.now) is expected
+            served = any(is_available_on(model, node, self.now) and serves(model, node) for node in nodes)
+            assert self.fleet.is_served(model, self.now) is (served or model.format == "api")
+
+
+TestFleetAgainstEngine = FleetMachine.TestCase
+TestFleetAgainstEngine.settings = settings(
+    max_examples=150, stateful_step_count=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)
+
+
+def test_an_older_sight_of_a_row_changes_nothing() -> None:
+    """The feed and the registry may tell of one row in any order."""
+    fleet, record = Fleet(), compute_passport(revision=5)
+    fleet.apply_passport(record)
+    fleet.apply_receipt(record.id, receipt(revision=7, load=0.7))
+    fleet.apply_receipt(record.id, receipt(revision=6, load=0.1))
+    fleet.apply_lifecycle(Lifecycle(record.id, {}, NOW, 10, "draining", 3))
+    fleet.apply_lifecycle(Lifecycle(record.id, {}, None, None, "healthy", 2))
+    state = fleet.get_node(record.id, owner=None).state
+    assert state.receipt is not None
+    assert state.receipt.heartbeat.load == 0.7
+    assert state.draining_since == NOW
+
+
+def test_another_owners_node_is_not_there() -> None:
+    """A tenant can't tell a foreign node from none."""
+    fleet, record = Fleet(), compute_passport(owner="acme")
+    fleet.apply_passport(record)
+    assert fleet.get_node(record.id, owner="acme").record == record
+    with pytest.raises(NodeNotFound):
+        fleet.get_node(record.id, owner="other")
+    with pytest.raises(NodeNotFound):
+        fleet.get_node("none", owner=None)
+
+
+def test_an_ended_node_is_gone_for_good() -> None:
+    """Revoked and deregistered nodes answer 410."""
+    fleet = Fleet()
+    for changes in ({"deregistered_at": NOW}, {"status": PassportStatus.REVOKED}):
+        record = compute_passport(**changes)
+        fleet.apply_passport(record)
+        with pytest.raises(NodeDeregistered):
+            fleet.get_registered_node(record.id, owner=None)
+
+
+def test_ids_resolve_before_names() -> None:
+    """A model that is named like another's id does not hide it."""
+    fleet = Fleet()
+    first = passport(PassportType.MODEL, {"format": "api"}, name="first")
+    second = passport(PassportType.MODEL, {"format": "api"}, name=first.id)
+    fleet.apply_passport(first)
+    fleet.apply_passport(second)
+    assert fleet.get_model(first.id).record.name == "first"
+    with pytest.raises(ModelNotFound):
+        fleet.get_model("First")
+
+
+def test_a_drain_is_done_when_every_live_replica_has_applied_it_and_runs_nothing() -> None:
+    """A replica that is behind, or still runs a request there, holds `drained` back; a dead one does not."""
+    fleet, record = Fleet(), compute_passport()
+    fleet.apply_passport(record)
+    fleet.apply_lifecycle(Lifecycle(record.id, {}, NOW, 100, "draining", 1))
+    node = fleet.get_node(record.id, owner=None)
+
+    def other(applied: str, in_flight: dict[str, int], age_seconds: float = 0) -> Replica:
+        seen_at = NOW - timedelta(seconds=age_seconds)
+        return Replica("other", NOW, seen_at, NOW, Snapshot.parse(applied), in_flight)
+
+    assert fleet.is_drained(node)
+    for lease, expected in [
+        (other("90:100:", {}), False),
+        (other("90:101:100", {}), False),
+        (other("101:101:", {}), True),
+        (other("101:101:", {record.id: 2}), False),
+        (other("90:100:", {record.id: 2}, age_seconds=11), True),
+    ]:
+        fleet.replicas.apply("own", [lease], NOW)
+        assert fleet.is_drained(node) is expected
+    fleet.replicas.own_in_flight[record.id] += 1
+    assert fleet.in_flight(record.id) == 1
+    assert not fleet.is_drained(node)
+
+
+def test_a_heartbeat_that_arrives_late_does_not_hide_a_fresher_one() -> None:
+    """Two alike nodes: the older heartbeat, told last, leaves the class as fresh as the newer one made it."""
+    fleet = Fleet()
+    wanted = passport(PassportType.MODEL, {"format": "safetensors"})
+    fleet.apply_passport(wanted)
+    first, second = compute_passport(), compute_passport()
+    for record, age in ((first, 0), (second, 20)):
+        fleet.apply_passport(record)
+        fleet.apply_receipt(record.id, receipt(age_seconds=age))
+    model = fleet.get_model(wanted.id)
+    assert fleet.is_available(model, NOW + timedelta(seconds=30))
+    fleet.apply_passport(replace(first, status=PassportStatus.DEPRECATED, revision=2))
+    assert fleet.is_available(model, NOW + timedelta(seconds=10))
+    assert not fleet.is_available(model, NOW + timedelta(seconds=11))
+
+
+def test_a_runtime_that_a_heartbeat_names_counts_at_once() -> None:
+    """The class follows the report, also when nothing else in it changed."""
+    fleet = Fleet()
+    wanted = passport(PassportType.MODEL, {"format": "safetensors"})
+    record = compute_passport({"runtimes": []})
+    fleet.apply_passport(wanted)
+    fleet.apply_passport(record)
+    for revision, runtime, expected in ((1, None, False), (2, {"name": "vllm"}, True), (3, {"name": "ollama"}, False)):
+        fleet.apply_receipt(record.id, receipt(revision=revision, runtime=runtime))
+        assert fleet.is_available(fleet.get_model(wanted.id), NOW) is expected
+
+
+def test_a_model_that_comes_after_a_kind_of_node_is_gone_does_not_fit_its_successor() -> None:
+    """A class's place is used again; a model registered in between must not take the new class for the old."""
+    fleet = Fleet()
+    big = compute_passport({"vram": 80})
+    kept = compute_passport({"vram": 80, "maxContext": 100})
+    fleet.apply_passport(kept)
+    fleet.apply_passport(big)
+    naming = DeclaredModel("other")
+    fleet.apply_lifecycle(Lifecycle(kept.id, {}, None, None, "healthy", 1))
+    fleet.apply_lifecycle(Lifecycle(big.id, {"other": naming}, None, None, "healthy", 2))
+    again = compute_passport({"vram": 80})
+    fleet.apply_passport(again)
+    fleet.apply_passport(replace(big, metadata={**big.metadata, "vram": 8}, revision=2))
+    wanted = passport(PassportType.MODEL, {"format": "safetensors", "minVramGb": 40})
+    fleet.apply_passport(wanted)
+    small = compute_passport({"vram": 4})
+    fleet.apply_passport(small)
+    fleet.apply_receipt(small.id, receipt())
+    assert not fleet.is_available(fleet.get_model(wanted.id), NOW)

@@ -1,0 +1,32 @@
+"""The order of heartbeats."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.factories import NOW
+
+from lucid_compute.fleet.freshness_order import FreshnessOrder
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 9), st.sampled_from(["touch", "touch", "discard"]))))
+def test_the_newest_and_the_expired_are_those_of_a_plain_dict(steps: list[tuple[str, int, str]]) -> None:
+    """In whatever order keys are touched and taken out."""
+    order: FreshnessOrder[str] = FreshnessOrder()
+    plain = {}
+    for key, seconds, step in steps:
+        at = NOW + timedelta(seconds=seconds)
+        if step == "touch":
+            order.touch(key, at)
+            plain[key] = at
+        else:
+            order.discard(key)
+            plain.pop(key, None)
+    newest = order.newest()
+    assert (newest[1] if newest else None) == max(plain.values(), default=None)
+    assert [at for _, at in order.newest_first()] == sorted(plain.values(), reverse=True)
+    edge = NOW + timedelta(seconds=5)
+    assert set(order.expire_before(edge)) == {key for key, at in plain.items() if at < edge}
+    assert len(order) == sum(at >= edge for at in plain.values())

@@ -1,0 +1,57 @@
+"""Outages of the registry, and what they take off ages and uptimes."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.factories import NOW
+
+from lucid_compute.fleet.outages import Outage, live_since, merge_outages, seconds_lost
+
+SPANS = st.lists(st.tuples(st.integers(0, 500), st.integers(0, 120)), max_size=6)
+
+
+def ago(seconds: float) -> datetime:
+    """So many seconds before now."""
+    return NOW - timedelta(seconds=seconds)
+
+
+def outage(started_ago: float, lasted: float) -> Outage:
+    """An outage that began so many seconds ago and lasted so long, until now at most."""
+    return Outage(ago(started_ago), ago(max(started_ago - lasted, 0)))
+
+
+@pytest.mark.parametrize(
+    ("spans", "expected"),
+    [
+        ([], 120),
+        ([(60, 30)], 150),
+        ([(400, 30)], 120),
+        ([(130, 20)], 140),
+        ([(60, 60)], 180),
+        ([(90, 30), (40, 20)], 170),
+    ],
+)
+def test_our_outages_do_not_age_a_heartbeat(spans: list[tuple[int, int]], expected: int) -> None:
+    """The 120 seconds of a live node are seconds in which we could have heard it."""
+    merged = merge_outages(outage(*span) for span in spans)
+    assert live_since(NOW, merged) == ago(expected)
+
+
+@given(SPANS)
+def test_between_the_edge_and_now_lie_the_window_and_our_outages(spans: list[tuple[int, int]]) -> None:
+    """However they overlap, they are counted once."""
+    merged = merge_outages(outage(*span) for span in spans)
+    edge = live_since(NOW, merged)
+    heard = (NOW - edge).total_seconds() - seconds_lost(edge, NOW, merged)
+    assert heard == pytest.approx(120)
+
+
+def test_overlapping_outages_count_once() -> None:
+    """Two replicas may record the same outage."""
+    merged = merge_outages([outage(100, 50), outage(90, 20), outage(90, 60)])
+    assert merged == (Outage(ago(100), ago(30)),)
+    assert seconds_lost(ago(60), NOW, merged) == 30

@@ -63,6 +63,16 @@ async def write_fleet(url: str, nodes: list[NodeRow], models: list[dict[str, Any
         await connection.close()
 
 
+async def refresh(url: str) -> None:
+    """Let every node have been heard just now."""
+    connection = await connect(url, application="lucid benchmarks")
+    try:
+        await connection.execute("UPDATE heartbeats SET received_at = now(), revision = revision + 1")
+        await connection.execute("VACUUM ANALYZE heartbeats")
+    finally:
+        await connection.close()
+
+
 async def _write_nodes(connection: asyncpg.Connection[asyncpg.Record], nodes: list[NodeRow]) -> None:
     ids = [node.id for node in nodes]
     names = [f"node-{number}" for number in range(len(nodes))]

@@ -79,7 +79,7 @@ def run_load(port: int, requests: Requests, *, connections: int, seconds: float,
 
     `round_` counts the rounds of one run, so that sequences grow from each to the next.
     """
-    first = 100_000_000 + round_ * SEQUENCES_A_ROUND
+    first = _first_sequence(round_)
     if has_wrk():
         return _run_wrk(port, requests, connections, seconds, first)
     command = [*_generator(port, requests, first), "--connections", str(connections), "--seconds", str(seconds)]
@@ -87,9 +87,16 @@ def run_load(port: int, requests: Requests, *, connections: int, seconds: float,
 
 
 @contextmanager
-def steady_load(port: int, requests: Requests, *, per_second: float, connections: int = 16) -> Iterator[None]:
-    """Send requests at a rate, whatever the answers do, for as long as the block runs."""
-    command = [*_generator(port, requests, 100_000_000), "--connections", str(connections), "--rate", str(per_second)]
+def steady_load(
+    port: int, requests: Requests, *, per_second: float, round_: int = 0, connections: int = 64
+) -> Iterator[None]:
+    """Send requests at a rate for as long as the block runs; `round_` as in `run_load`.
+
+    Raises:
+        RuntimeError: one was not answered with 200.
+    """
+    command = _generator(port, requests, _first_sequence(round_))
+    command += ["--connections", str(connections), "--rate", str(per_second)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, preexec_fn=_pin, stdout=subprocess.PIPE, text=True)
     try:
         yield
@@ -99,6 +106,10 @@ def steady_load(port: int, requests: Requests, *, per_second: float, connections
     if found.errors:
         message = f"{found.errors} of {found.requests} requests of the steady load were not answered with 200"
         raise RuntimeError(message)
+
+
+def _first_sequence(round_: int) -> int:
+    return 100_000_000 + round_ * SEQUENCES_A_ROUND
 
 
 def _heartbeat_head(passport_id: str, key: str, path: str) -> str:

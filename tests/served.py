@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import shutil
@@ -10,8 +11,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -19,15 +21,25 @@ from urllib.parse import quote
 
 import httpx
 
+from lucid_compute.storage.database import connect
 from lucid_compute.storage.embedded_postgres import remove_cluster
-from lucid_compute.storage.postgres_processes import processes_of, read_pid
+from lucid_compute.storage.postgres_processes import is_ready, processes_of, read_pid
 from lucid_compute.storage.socket_folder import LINK_NAME, PORT
+from tests import postgres
 from tests.api import ADMIN_KEY
 
 LUCID = Path(sys.executable).with_name("lucid")
 READY_TIMEOUT_SECONDS = 60.0  # on a machine that runs other tests; the lifecycle's own tests measure starts
 STOP_TIMEOUT_SECONDS = 30.0
 POLL_SECONDS = 0.02
+
+_AGE = """
+WITH aged AS (
+    UPDATE heartbeats SET received_at = clock_timestamp() - $2::interval, revision = revision + 1
+    WHERE passport_id = $1::uuid RETURNING passport_id
+)
+INSERT INTO heartbeat_batches (replica_id, passport_ids) SELECT gen_random_uuid(), array_agg(passport_id) FROM aged
+"""
 
 
 class Served:
@@ -138,6 +150,26 @@ class Served:
             self.process.kill()
             self.process.wait()
 
+    async def fall_silent(self, passport_id: str, seconds: float) -> None:
+        """Make the node's newest heartbeat `seconds` old, as if it had stopped then, and every replica notice it.
+
+        Replicas follow batches of others, so the batch that tells of it is nobody's.
+        """
+        connection = await connect(self.database_url, application="lucid tests")
+        try:
+            await connection.execute(_AGE, passport_id, timedelta(seconds=seconds))
+        finally:
+            await connection.close()
+
+    async def seconds_lost(self) -> float:
+        """Answer how long the service itself was out, as it recorded: a busy machine can hold it up for seconds."""
+        connection = await connect(self.database_url, application="lucid tests")
+        try:
+            lost = await connection.fetchval("SELECT coalesce(sum(ended_at - started_at), '0') FROM outages")
+            return float(lost.total_seconds())
+        finally:
+            await connection.close()
+
     def workers(self) -> set[int]:
         """Answer the processes that serve."""
         return self._children() - self.postgres()
@@ -146,6 +178,11 @@ class Served:
         """Answer the embedded Postgres's first process; None while there is none."""
         pid = read_pid(self._cluster / "postmaster.pid")
         return pid if pid in self._children() else None
+
+    def ready_postmaster(self) -> int | None:
+        """Answer the embedded Postgres's first process once it takes connections."""
+        pid = self.postmaster()
+        return pid if pid is not None and is_ready(self._cluster, pid) else None
 
     def postgres(self) -> set[int]:
         """Answer every process of the embedded Postgres; zombies do not count."""
@@ -197,10 +234,27 @@ def folder() -> Iterator[Path]:
 
 
 @contextmanager
+def serving_on_a_clone(server_and_template: tuple[str, str], **settings: str) -> Iterator[Served]:
+    """Run one `lucid serve` on a database of its own on the run's server; for fixtures wider than a test."""
+    url = asyncio.run(postgres.clone(*server_and_template))
+    with serving(url, **settings) as served:
+        yield served
+    asyncio.run(postgres.drop(url))
+
+
+@contextmanager
 def serving(database_url: str | None = None, **settings: str) -> Iterator[Served]:
     """Run one `lucid serve` for as long as the block runs."""
     with folder() as made, Served(made, database_url, **settings) as served:
         yield served
+
+
+async def eventually(holds: Callable[[], Awaitable[bool]], timeout_seconds: float = 6.0) -> None:
+    """Return once it holds. Replicas agree within 2 s; the rest is for a busy machine."""
+    deadline = time.monotonic() + timeout_seconds
+    while not await holds():
+        assert time.monotonic() < deadline, f"waited {timeout_seconds} s in vain"
+        await asyncio.sleep(POLL_SECONDS)
 
 
 def wait_until(holds: Callable[[], bool], timeout_seconds: float, served: Served | None = None) -> None:

@@ -115,10 +115,11 @@ def _part_compute(checked: ComputeMetadata, public: dict[str, Any]) -> StoredMet
 
 def _part_model(public: dict[str, Any]) -> StoredMetadata:
     upstream = public.get("upstream")
-    if not upstream or upstream.get("apiKey") is None:
+    if not upstream:
         return StoredMetadata(public, {})
     shown = {key: value for key, value in upstream.items() if key != "apiKey"}
-    return StoredMetadata({**public, "upstream": shown}, {"upstreamApiKey": upstream["apiKey"]})
+    secrets = {} if upstream.get("apiKey") is None else {"upstreamApiKey": upstream["apiKey"]}
+    return StoredMetadata({**public, "upstream": shown}, secrets)
 
 
 def _check_vram(value: Any) -> Any:

@@ -8,17 +8,14 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from tests.served import Served, serving
 
 README = Path(__file__).parents[2] / "README.md"
 ADDRESS_IN_README = "http://127.0.0.1:8000"
-START_TIMEOUT_SECONDS = 60.0
 NEVER_THE_SAME = {"id", "passportId", "nextHeartbeatInSeconds"}
 INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
@@ -44,59 +41,16 @@ def session() -> list[Step]:
     return steps
 
 
-@pytest.fixture
-def clone() -> Iterator[Path]:
-    """A folder to stand in, as a user stands in a clone; Postgres's user can enter it too."""
-    folder = Path(tempfile.mkdtemp(prefix="lucid-test-"))
-    folder.chmod(0o755)
-    yield folder
-    shutil.rmtree(folder)
-
-
-@pytest.fixture
-def address(clone: Path) -> Iterator[str]:
-    """The address of a `lucid serve` on a free port, with its data in the clone, as `make run` has it."""
-    lucid = Path(sys.executable).with_name("lucid")
-    output = clone / "output"
-    with (
-        output.open("wb") as file,
-        subprocess.Popen(
-            [lucid, "serve", "--port", "0"],
-            cwd=clone,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            env={"PATH": os.defpath, "HOME": str(clone)},
-        ) as service,
-    ):
-        try:
-            yield wait_for_address(service, output)
-        finally:
-            service.terminate()
-            assert service.wait(timeout=60) == 0, output.read_text()
-
-
-def wait_for_address(service: subprocess.Popen[bytes], output: Path) -> str:
-    """Answer the address in the banner, once the whole banner stands there."""
-    deadline = time.monotonic() + START_TIMEOUT_SECONDS
-    while "try " not in output.read_text():
-        assert service.poll() is None, output.read_text()
-        assert time.monotonic() < deadline, output.read_text()
-        time.sleep(0.02)
-    match = re.search(r"listens on (\S+)", output.read_text())
-    assert match
-    return match[1]
-
-
-def run_all(steps: list[Step], clone: Path, address: str) -> list[str]:
-    """Run the blocks in one shell, as pasting does; answer what each printed."""
+def run_all(steps: list[Step], served: Served) -> list[str]:
+    """Run the blocks in one shell beside the data folder, as pasting does; answer what each printed."""
     marker = "=== end of a block ==="
     lines = [f"{step.script}\nprintf '\\n%s\\n' '{marker}'" for step in steps]
-    script = "\n".join(lines).replace(ADDRESS_IN_README, address)
+    script = "\n".join(lines).replace(ADDRESS_IN_README, served.url)
     folder_of_python = Path(sys.executable).parent
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script],
-        cwd=clone,
-        env={"PATH": f"{folder_of_python}:{os.defpath}", "HOME": str(clone), "NO_PROXY": "*"},
+        cwd=served.folder,
+        env={"PATH": f"{folder_of_python}:{os.defpath}", "HOME": str(served.folder), "NO_PROXY": "*"},
         capture_output=True,
         text=True,
         timeout=60,
@@ -118,12 +72,14 @@ def likeness(value: Any, key: str = "") -> Any:
     return "an instant" if isinstance(value, str) and INSTANT.fullmatch(value) else value
 
 
-def test_the_session_of_the_readme_works_when_it_is_pasted(clone: Path, address: str) -> None:
+def test_the_session_of_the_readme_works_when_it_is_pasted() -> None:
     """Each block succeeds, and each answer that is shown is the one that comes, but for ids and instants."""
     if shutil.which("curl", path=os.defpath) is None:
         pytest.skip("the session is written for curl, and this machine has none")
     steps = session()
-    for step, printed in zip(steps, run_all(steps, clone, address), strict=True):
+    with serving() as served:
+        outputs = run_all(steps, served)
+    for step, printed in zip(steps, outputs, strict=True):
         if step.shown is None:
             assert not printed, step.script
         elif step.shown.startswith("{"):

@@ -46,7 +46,7 @@ class LucidApp:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or run the lifespan."""
-        if scope.get("path") == heartbeat_lane.PATH and self._lane is not None:
+        if scope["type"] == "http" and scope["path"] == heartbeat_lane.PATH and self._lane is not None:
             await self._lane(scope, receive, send)
         else:
             await self.fastapi(scope, receive, send)

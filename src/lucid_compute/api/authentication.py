@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 
 from starlette.types import Scope
 
@@ -83,7 +84,13 @@ class Authenticator:
 
 
 def bearer_token(authorization: str | None) -> str | None:
-    """Answer the token of `Bearer …`; None when there is no such header."""
+    """Answer the token of `Bearer …`; None when there is no such header.
+
+    Headers are read as Latin-1; a bootstrap key may have any form, so what reads as UTF-8 is read so.
+    """
     if authorization is None or authorization[:7].lower() != _BEARER:
         return None
-    return authorization[7:].strip() or None
+    token = authorization[7:].strip()
+    with suppress(UnicodeError):
+        token = token.encode("latin-1").decode()
+    return token or None

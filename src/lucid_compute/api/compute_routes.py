@@ -157,13 +157,20 @@ async def list_events(
     service: ServiceDependency,
     principal: Reader,
     page: PageDependency,
+    order: OrderDependency,
     since: Annotated[Instant | None, Query(description="The oldest instant that is wanted.")] = None,
     type: Annotated[Text | None, Query(description="Such as `unhealthy`.")] = None,  # noqa: A002 - the contract's name
 ) -> EventList:
-    """List what happened to a node, newest first; an ended one's events stay readable."""
+    """List what happened to a node; an ended one's events stay readable. `name` sorts by the type."""
     await service.require_node_passport(passport_id, sees=principal.sees)
-    events, total = await service.events.list_newest_first(
-        passport_id, since=since, event_type=type, offset=page.offset, limit=page.per_page
+    events, total = await service.events.list_page(
+        passport_id,
+        since=since,
+        event_type=type,
+        sort_by=order.by,
+        sort_order=order.direction,
+        offset=page.offset,
+        limit=page.per_page,
     )
     return EventList(events=events, pagination=page.pagination(total))
 

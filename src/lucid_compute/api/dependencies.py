@@ -39,9 +39,11 @@ async def get_principal(
     service: ServiceDependency,
     _: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
 ) -> Principal:
-    """Answer who makes the request, or refuse it with 401."""
+    """Answer who makes the request, or refuse it with 401; or with 429, past the key's own limit."""
     address = request.client.host if request.client else None
-    return await service.authenticator.authenticate(request.headers.get("authorization"), address)
+    principal = await service.authenticator.authenticate(request.headers.get("authorization"), address)
+    service.request_rate.spend(principal)
+    return principal
 
 
 async def find_principal(request: Request, service: ServiceDependency) -> Principal | None:

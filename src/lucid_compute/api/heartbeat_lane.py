@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
+from contextlib import suppress
 from datetime import datetime
 from typing import NamedTuple
 
@@ -64,9 +65,10 @@ class HeartbeatRate:
 
 
 class _Instants(NamedTuple):
-    """What every answer to one group commit says of time, as it stands in the answer."""
+    """What every answer to one group commit says of time, as it stands in the answer; `live_since` as in NodeState."""
 
     received_at: datetime
+    live_since: datetime
     text: str
 
 
@@ -106,17 +108,20 @@ class HeartbeatLane:
         principal = await self._service.authenticator.authenticate_scope(scope, headers)
         principal.require(COMPUTE_WRITERS)
         heartbeat = read_heartbeat(await read_body(receive, headers))
-        node = await self._find(heartbeat, principal)
+        node = self._find(heartbeat.passport_id, principal)
+        if node is None:
+            node = await self._service.get_registered_node(heartbeat.passport_id, sees=principal.sees)
         principal.require_node(heartbeat.passport_id)
         self._rate.spend(heartbeat.passport_id)
         if await self._service.heartbeats.write(heartbeat) is None:
             await self._service.feed.catch_up()  # the one it repeats may be one that another replica has just taken
         return self._answer(node)
 
-    async def _find(self, heartbeat: Heartbeat, principal: Principal) -> FleetNode:
-        node = self._service.fleet.find_node(heartbeat.passport_id)
+    def _find(self, passport_id: str, principal: Principal) -> FleetNode | None:
+        """Answer the caller's node when the fleet holds it and it has not ended, as nearly always."""
+        node = self._service.fleet.find_node(passport_id)
         if node is None or node.record.has_ended or principal.sees not in (None, node.record.owner):
-            return await self._service.get_registered_node(heartbeat.passport_id, sees=principal.sees)
+            return None
         return node
 
     def _answer(self, node: FleetNode) -> bytes:
@@ -125,8 +130,9 @@ class HeartbeatLane:
         if receipt is None:  # committed through another replica, and not caught up with in time
             raise DatabaseUnavailable
         if self._instants is None or self._instants.received_at != receipt.received_at:
-            self._instants = _write_instants(receipt.received_at)
-        status = self._service.fleet.status_of(node, receipt.received_at).value
+            live_since = self._service.fleet.live_since(receipt.received_at)
+            self._instants = _write_instants(receipt.received_at, live_since)
+        status = state.status(self._instants.live_since).value
         next_in_seconds = round(_SHORTEST + random.random() * _SPREAD, 3)  # noqa: S311 - jitter, not a secret
         drain = "true" if state.draining_since is not None else "false"
         return (
@@ -149,18 +155,29 @@ def read_heartbeat(body: bytes) -> Heartbeat:
     try:
         heartbeat = Heartbeat.model_validate_json(body)
     except ValidationError as error:
-        read_strictly(body)  # says it better, where the body is not JSON that could be kept
-        faults = faults_from(error.errors(include_url=False, include_input=False, include_context=False))
-        raise InvalidRequest(faults) from None
+        heartbeat = _read_again(body, error)
     if body.count(b":") != len(heartbeat.model_fields_set) or b"\\u0000" in body:
         read_strictly(body)  # more keys or colons than fields: perhaps one stands twice
     return heartbeat
 
 
-def _write_instants(received_at: datetime) -> _Instants:
+def _read_again(body: bytes, error: ValidationError) -> Heartbeat:
+    """Answer the heartbeat of a body whose only fault was a whole number written as 3.0.
+
+    Raises:
+        InvalidRequest: naming every fault, `error`'s unless the body is not JSON that could be kept.
+    """
+    value = read_strictly(body)
+    with suppress(ValidationError):
+        return Heartbeat.model_validate(value)
+    raise InvalidRequest(faults_from(error.errors(include_url=False, include_input=False, include_context=False)))
+
+
+def _write_instants(received_at: datetime, live_since: datetime) -> _Instants:
     fresh_until = write_instant(received_at + FRESH_WINDOW)
     unhealthy_at = write_instant(received_at + LIVE_WINDOW)
     return _Instants(
         received_at,
+        live_since,
         f'"receivedAt":"{write_instant(received_at)}","freshUntil":"{fresh_until}","unhealthyAt":"{unhealthy_at}"',
     )

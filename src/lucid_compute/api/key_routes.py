@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from lucid_compute.api.dependencies import ActorDependency, Admin, PageDependency, ServiceDependency
+from lucid_compute.api.dependencies import ActorDependency, Admin, OrderDependency, PageDependency, ServiceDependency
 from lucid_compute.api.error_responses import declare
 from lucid_compute.errors import KeyNotFound
 from lucid_compute.field_types import Text
@@ -23,10 +23,16 @@ async def create_key(body: KeyCreate, service: ServiceDependency, _: Admin, acto
 
 @router.get("/keys", response_model=KeyList, responses=declare())
 async def list_keys(
-    service: ServiceDependency, _: Admin, page: PageDependency, owner: Annotated[Text | None, Query()] = None
+    service: ServiceDependency,
+    _: Admin,
+    page: PageDependency,
+    order: OrderDependency,
+    owner: Annotated[Text | None, Query()] = None,
 ) -> KeyList:
-    """List the keys that are not revoked, newest first, without their secrets."""
-    keys, total = await service.key_store.list_newest_first(owner=owner, offset=page.offset, limit=page.per_page)
+    """List the keys that are not revoked, without their secrets; `updatedAt` is when a key was last rotated."""
+    keys, total = await service.key_store.list_page(
+        owner=owner, sort_by=order.by, sort_order=order.direction, offset=page.offset, limit=page.per_page
+    )
     return KeyList(keys=keys, pagination=page.pagination(total))
 
 
@@ -49,8 +55,11 @@ async def list_audit(
     service: ServiceDependency,
     _: Admin,
     page: PageDependency,
+    order: OrderDependency,
     target_id: Annotated[Text | None, Query(alias="targetId", description="A passport's or a key's id.")] = None,
 ) -> AuditList:
-    """List every change, newest first: who, what, target, when, from where."""
-    events, total = await service.audit.list_newest_first(target_id=target_id, offset=page.offset, limit=page.per_page)
+    """List every change: who, what, target, when, from where. `name` sorts by the action."""
+    events, total = await service.audit.list_page(
+        target_id=target_id, sort_by=order.by, sort_order=order.direction, offset=page.offset, limit=page.per_page
+    )
     return AuditList(events=events, pagination=page.pagination(total))

@@ -12,6 +12,7 @@ from lucid_compute.api.error_responses import declare
 from lucid_compute.api.heartbeat_lane import PATH
 from lucid_compute.errors import NodeDeregistered, NodeNotFound, Overloaded
 from lucid_compute.node_state import Heartbeat
+from lucid_compute.passport_metadata import ComputeMetadata, ModelMetadata
 from lucid_compute.wire.compute import HeartbeatAnswer
 
 _REFERENCE = "#/components/schemas/{model}"
@@ -36,6 +37,7 @@ def _build(app: FastAPI) -> dict[str, Any]:
     schemas = document["components"]["schemas"]
     for model in (Heartbeat, HeartbeatAnswer):
         schemas.update(_schemas(model))
+    _describe_metadata(schemas)
     document["paths"][PATH] = {"post": _heartbeat_operation()}
     for operation in (op for path in document["paths"].values() for op in path.values()):
         _drop_fastapis_own_422(operation)
@@ -43,6 +45,16 @@ def _build(app: FastAPI) -> dict[str, Any]:
         schemas.pop(name, None)
     app.openapi_schema = document
     return document
+
+
+def _describe_metadata(schemas: dict[str, Any]) -> None:
+    """Show what a passport's metadata may say by its type; any other type takes anything."""
+    shapes = (ComputeMetadata, ModelMetadata)
+    for shape in shapes:
+        schemas.update(_schemas(shape))
+    references = [{"$ref": _REFERENCE.format(model=shape.__name__)} for shape in shapes]
+    described = {"anyOf": [*references, {"type": "object"}], "title": "Metadata"}
+    schemas["PassportCreate"]["properties"]["metadata"] = described
 
 
 def _heartbeat_operation() -> dict[str, Any]:

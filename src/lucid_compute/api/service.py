@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from uuid import uuid4
 
 from lucid_compute.api.authentication import Authenticator
+from lucid_compute.api.rate_limits import RequestRate
 from lucid_compute.api.settings import Settings
 from lucid_compute.egress_policy import EgressPolicy
 from lucid_compute.errors import DatabaseUnavailable, NodeDeregistered, NodeNotFound, PassportNotFound
@@ -51,6 +52,7 @@ class Service:
     events: NodeEvents
     audit: AuditTrail
     authenticator: Authenticator
+    request_rate: RequestRate
 
     async def get_registered_node(self, passport_id: str, *, sees: str | None) -> FleetNode:
         """Answer the owner's node that has not ended, also one that another replica has only just registered.
@@ -124,6 +126,7 @@ def build_service(settings: Settings, database_url: str) -> Service:
         events=NodeEvents(database),
         audit=AuditTrail(database),
         authenticator=Authenticator(keys, feed, clock, settings.auth_failures_per_minute),
+        request_rate=RequestRate(fleet.replicas),
     )
 
 

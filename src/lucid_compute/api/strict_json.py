@@ -53,8 +53,11 @@ def _refuse_constant(constant: str) -> _Refused:
 
 
 def _read_float(digits: str) -> float | _Refused:
+    """Answer the number; a whole one as an integer, since JSON Schema counts 3.0 as one."""
     number = float(digits)
-    return number if math.isfinite(number) else _too_large(digits)
+    if not math.isfinite(number):
+        return _too_large(digits)
+    return int(number) if number.is_integer() and abs(number) <= INT64_MAX else number
 
 
 def _read_int(digits: str) -> int | _Refused:

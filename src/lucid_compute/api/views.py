@@ -10,7 +10,7 @@ from lucid_compute.fleet.fleet import Fleet, FleetNode
 from lucid_compute.fleet.key_ring import Principal
 from lucid_compute.fleet.outages import seconds_lost
 from lucid_compute.matching_engine import Reason, fit_reasons, health_reasons
-from lucid_compute.node_state import NodeStatus, Receipt
+from lucid_compute.node_state import Heartbeat, NodeStatus, Receipt
 from lucid_compute.passport_metadata import shown_metadata
 from lucid_compute.passports import ModelFormat, ModelPassport, Passport
 from lucid_compute.wire.compute import (
@@ -149,4 +149,10 @@ def _view_reason(reason: Reason) -> ReasonView:
 
 
 def _view_report(receipt: Receipt) -> ReportedState:
-    return ReportedState(**{name: getattr(receipt.heartbeat, name) for name in ReportedState.model_fields})
+    sent_at = receipt.heartbeat.sent_at
+    offset = None if sent_at is None else round((sent_at - receipt.received_at).total_seconds(), 3)
+    said = {name: getattr(receipt.heartbeat, name) for name in ReportedState.model_fields if name in _SAID}
+    return ReportedState(**said, clock_offset_seconds=offset)
+
+
+_SAID = frozenset(Heartbeat.model_fields)

@@ -15,7 +15,6 @@ from typing import NamedTuple, Protocol
 
 from lucid_compute.api.settings import Settings
 from lucid_compute.cli.child_processes import ServiceError, ending, fork
-from lucid_compute.storage.preparation import ADMIN_KEY_FILE
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +46,7 @@ class Report(NamedTuple):
 
 
 def prepare_in_child(prepare: Prepare, settings: Settings, database_url: str, data_dir: Path) -> Report:
-    """Run `prepare` in a child and answer its report, with the file of an admin key made earlier if it is there.
+    """Run `prepare` in a child and answer its report.
 
     Raises: ServiceError with one sentence when it failed.
     """
@@ -72,9 +71,7 @@ def prepare_in_child(prepare: Prepare, settings: Settings, database_url: str, da
 
     pid = fork(child)
     os.close(writer)
-    report = _read_report(pid, reader)
-    kept = data_dir / ADMIN_KEY_FILE
-    return report if report.admin_key_file or not kept.is_file() else report._replace(admin_key_file=kept)
+    return _read_report(pid, reader)
 
 
 def _read_report(pid: int, reader: int) -> Report:

@@ -119,8 +119,8 @@ class CapabilityIndex:
 
     def set_healthy(self, node_id: str, capability_class: CapabilityClass, received_at: datetime) -> None:
         """Note a heartbeat of a member that is healthy for as long as it is fresh."""
-        capability_class.healthy.touch(node_id, received_at)
-        self._follow_freshest(capability_class)
+        if capability_class.healthy.touch(node_id, received_at):
+            self._follow_freshest(capability_class)
 
     def set_unhealthy(self, node_id: str, capability_class: CapabilityClass) -> None:
         """Note that this member does not count, however fresh."""
@@ -168,12 +168,12 @@ class CapabilityIndex:
         return entry.serving & self._fresh_at(now) != 0 or entry.model.format is ModelFormat.API
 
     def _follow_freshest(self, capability_class: CapabilityClass) -> None:
-        newest = capability_class.healthy.newest()
-        if newest is None:
+        newest_at = capability_class.healthy.newest_at
+        if newest_at is None:
             self._fresh_order.discard(capability_class)
             self._fresh_bits &= ~capability_class.bit
             return
-        self._fresh_order.touch(capability_class, newest[1])
+        self._fresh_order.touch(capability_class, newest_at)
         if not self._fresh_bits & capability_class.bit:
             self._fresh_bits |= capability_class.bit
 

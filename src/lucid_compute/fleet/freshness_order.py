@@ -13,16 +13,16 @@ class FreshnessOrder(Generic[Key]):
     """A dict from key to instant, kept oldest first.
 
     Heartbeats come nearly in order, so a touch is two dict operations; one that comes late (another replica took it)
-    only marks the order, and the next reader sorts it once.
+    only marks the order, and the next reader sorts it once. `newest_at`, None when empty, is known without sorting.
     """
 
-    __slots__ = ("_instants", "_is_sorted", "_last")
+    __slots__ = ("_instants", "_is_sorted", "newest_at")
 
     def __init__(self) -> None:
         """Start empty."""
         self._instants: dict[Key, datetime] = {}
-        self._last: datetime | None = None
         self._is_sorted = True
+        self.newest_at: datetime | None = None
 
     def __len__(self) -> int:
         """How many keys there are."""
@@ -32,18 +32,24 @@ class FreshnessOrder(Generic[Key]):
         """Whether the key is in the order."""
         return key in self._instants
 
-    def touch(self, key: Key, at: datetime) -> None:
-        """Put `key` at its place for `at`, wherever it was."""
-        self._instants.pop(key, None)
+    def touch(self, key: Key, at: datetime) -> bool:
+        """Put `key` at its place for `at`, wherever it was; answer whether that moved `newest_at`."""
+        former = self._instants.pop(key, None)
         self._instants[key] = at
-        if self._last is not None and at < self._last:
-            self._is_sorted = False
+        newest_at = self.newest_at
+        if newest_at is None or at >= newest_at:
+            self.newest_at = at
         else:
-            self._last = at
+            self._is_sorted = False
+            if former == newest_at:
+                self.newest_at = max(self._instants.values())
+        return self.newest_at != newest_at
 
     def discard(self, key: Key) -> None:
         """Take `key` out, if it is there."""
-        self._instants.pop(key, None)
+        if self._instants.pop(key, None) == self.newest_at:
+            self._sort()
+            self.newest_at = next(reversed(self._instants.values()), None)
 
     def newest(self) -> tuple[Key, datetime] | None:
         """Answer the key touched last and its instant; None when empty."""
@@ -65,10 +71,11 @@ class FreshnessOrder(Generic[Key]):
             expired.append(key)
         for key in expired:
             del self._instants[key]
+        if not self._instants:
+            self.newest_at = None
         return expired
 
     def _sort(self) -> None:
         if not self._is_sorted:
             self._instants = dict(sorted(self._instants.items(), key=lambda item: item[1]))
-            self._last = next(reversed(self._instants.values()), None)
             self._is_sorted = True

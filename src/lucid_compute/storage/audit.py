@@ -10,8 +10,18 @@ from sqlalchemy import func, insert, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from lucid_compute.storage.database import CHANGES_CHANNEL, Database
+from lucid_compute.storage.passport_search import in_order
 from lucid_compute.storage.tables import audit_log
 from lucid_compute.wire.keys import AuditView
+from lucid_compute.wire.lists import SortBy, SortOrder
+
+
+# A row is written once and never changed, and what names it is the action.
+_SORT_COLUMNS = {
+    SortBy.CREATED_AT: audit_log.c.at,
+    SortBy.UPDATED_AT: audit_log.c.at,
+    SortBy.NAME: audit_log.c.action,
+}
 
 
 class Actor(NamedTuple):
@@ -63,10 +73,13 @@ class AuditTrail:
         """Read from `database`."""
         self._database = database
 
-    async def list_newest_first(self, *, target_id: str | None, offset: int, limit: int) -> tuple[list[AuditView], int]:
+    async def list_page(
+        self, *, target_id: str | None, sort_by: SortBy, sort_order: SortOrder, offset: int, limit: int
+    ) -> tuple[list[AuditView], int]:
         """Answer a page of the trail, of one target or of all, and how many rows there are."""
         condition = audit_log.c.target_id == target_id if target_id is not None else text("true")
-        page = select(audit_log).where(condition).order_by(audit_log.c.at.desc(), audit_log.c.id.desc())
+        tie = audit_log.c.id.desc() if sort_order is SortOrder.DESCENDING else audit_log.c.id
+        page = select(audit_log).where(condition).order_by(*in_order(_SORT_COLUMNS, tie, sort_by, sort_order))
         async with self._database.transaction() as connection:
             total = await connection.scalar(select(func.count()).select_from(audit_log).where(condition))
             rows = await connection.execute(page.offset(offset).limit(limit))

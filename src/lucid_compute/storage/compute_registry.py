@@ -107,7 +107,9 @@ class ComputeRegistry:
             NodeNotFound: as named.
             RequestsInFlight: requests still run after `wait_seconds`, and `force` is not set.
         """
-        if not force and (running := await self._wait_until_idle(passport_id, wait_seconds)):
+        node = self._fleet.find_node(passport_id)
+        is_over = force or (node is not None and node.record.deregistered_at is not None)
+        if not is_over and (running := await self._wait_until_idle(passport_id, wait_seconds)):
             raise RequestsInFlight(running)
         async with self._database.transaction() as connection:
             row = await _lock(connection, passport_id, sees)

@@ -146,13 +146,15 @@ async def _refuse_old_server(connection: asyncpg.Connection[asyncpg.Record]) -> 
 async def _refuse_transaction_pool(
     first: asyncpg.Connection[asyncpg.Record], second: asyncpg.Connection[asyncpg.Record]
 ) -> None:
-    process = await first.fetchval("SELECT pg_backend_pid()")
-    async with second.transaction():
-        other = await second.fetchval("SELECT pg_backend_pid()")
-        again = await first.fetchval("SELECT pg_backend_pid()")
-    if process == other or process != again:
-        message = (
+    try:
+        process = await first.fetchval("SELECT pg_backend_pid()")
+        async with second.transaction():
+            other = await second.fetchval("SELECT pg_backend_pid()")
+            is_pooled = process == other or process != await first.fetchval("SELECT pg_backend_pid()")
+    except (asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedStatementError):
+        is_pooled = True  # a statement was prepared in one server process and looked for in another
+    if is_pooled:
+        raise DatabaseNotUsable(
             "LUCID_DATABASE_URL leads through a proxy that pools transactions (PgBouncer's pool_mode=transaction, for "
             "example). lucid-compute needs session connections: point it at Postgres itself, or at a session pool."
         )
-        raise DatabaseNotUsable(message)

@@ -106,12 +106,16 @@ class Feed:
         while True:
             self._wake.clear()
             caught_up, self._caught_up = self._caught_up, asyncio.Event()
-            await asyncio.wait_for(self._read(connection), QUERY_TIMEOUT_SECONDS)
+            async with asyncio.timeout(QUERY_TIMEOUT_SECONDS):
+                await self._read(connection)
             caught_up.set()
             if time.monotonic() >= self._renewal_due:
-                await asyncio.wait_for(self._renew_lease(connection), QUERY_TIMEOUT_SECONDS)
+                async with asyncio.timeout(QUERY_TIMEOUT_SECONDS):
+                    await self._renew_lease(connection)
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), POLL_SECONDS)
+                # wait_for would lose a cancellation that comes together with the wake-up, and the replica never stop
+                async with asyncio.timeout(POLL_SECONDS):
+                    await self._wake.wait()
 
     async def _read(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
         if self._snapshot is None:

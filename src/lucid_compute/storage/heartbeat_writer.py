@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import asyncpg
+from pydantic import TypeAdapter
 
 from lucid_compute.errors import DatabaseUnavailable, InvalidRequest, Overloaded
 from lucid_compute.fleet.fleet import Fleet
@@ -25,6 +26,7 @@ MAX_WAITING = 20_000
 RECONNECT_SECONDS = 0.1
 
 _log = logging.getLogger(__name__)
+_HEARTBEATS = TypeAdapter(list[Heartbeat])
 
 
 class _Waiting(NamedTuple):
@@ -96,7 +98,8 @@ class HeartbeatWriter:
 
     async def _commit(self, group: list[_Waiting]) -> None:
         try:
-            rows = await asyncio.wait_for(self._execute(group), self._timeout_seconds)
+            async with asyncio.timeout(self._timeout_seconds):
+                rows = await self._execute(group)
         except (
             OSError,
             TimeoutError,
@@ -114,22 +117,15 @@ class HeartbeatWriter:
     async def _execute(self, group: list[_Waiting]) -> list[asyncpg.Record]:
         if self._connection is None or self._connection.is_closed():
             self._connection = await connect(self._url, application="lucid heartbeats")
-        beats = [waiting.heartbeat for waiting in group]
-        return await self._connection.fetch(
-            COMMIT_HEARTBEATS,
-            [beat.passport_id for beat in beats],
-            [beat.model_dump_json(exclude_none=True) for beat in beats],
-            [beat.status.value for beat in beats],
-            [beat.boot_id for beat in beats],
-            [beat.sequence for beat in beats],
-            self._fleet.live_since(self._clock.now()),
-            self._replica_id,
-        )
+        reports = _HEARTBEATS.dump_json([waiting.heartbeat for waiting in group], exclude_none=True)
+        live_since = self._fleet.live_since(self._clock.now())
+        return await self._connection.fetch(COMMIT_HEARTBEATS, reports.decode(), live_since, self._replica_id)
 
     def _acknowledge(self, group: list[_Waiting], rows: list[asyncpg.Record]) -> None:
-        for position, outcome, received_at, up_since, revision in rows:
+        received_at: Any = rows[0]["received_at"] if rows else None
+        for position, outcome, revision, up_since, _ in rows:
             waiting = group[position]
-            if received_at is not None:
+            if revision is not None:
                 receipt = Receipt(waiting.heartbeat, received_at, up_since, revision)
                 self._fleet.apply_receipt(waiting.heartbeat.passport_id, receipt)
                 _answer(waiting, receipt)
@@ -139,7 +135,8 @@ class HeartbeatWriter:
                 )
             else:
                 _answer(waiting, None)
-        self._fail(group, DatabaseUnavailable())  # nodes without a row yet: another replica's, seconds old
+        if len(rows) < len(group):
+            self._fail(group, DatabaseUnavailable())  # nodes without a row yet: another replica's, seconds old
 
     async def _explain(self, group: list[_Waiting], error: Exception) -> None:
         """Fail the group, or find the one that Postgres refuses by committing its halves."""

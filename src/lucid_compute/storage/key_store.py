@@ -6,20 +6,26 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, DateTime, RowMapping, cast, func, insert, select, text, update
+from sqlalchemy import ColumnElement, DateTime, RowMapping, collate, cast, func, insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from lucid_compute.errors import InvalidRequest, KeyNotFound
 from lucid_compute.fleet.key_ring import PREFIX, KeyRing, Secret, digest_of, make_secret
 from lucid_compute.storage.audit import SYSTEM, Actor, Change, record_change
 from lucid_compute.storage.database import Database
-from lucid_compute.storage.passport_search import ids_are_uuids
+from lucid_compute.storage.passport_search import ids_are_uuids, in_order
 from lucid_compute.storage.rows import read_key
 from lucid_compute.storage.tables import api_keys, passports
 from lucid_compute.wire.keys import KeyCreate, KeyView, NewKey, Scope
+from lucid_compute.wire.lists import SortBy, SortOrder
 
 ROTATION_OVERLAP = timedelta(hours=24)
 BOOTSTRAP_LOCK = 0x6B657973  # an advisory lock of our own: "keys"
+_SORT_COLUMNS = {
+    SortBy.CREATED_AT: api_keys.c.created_at,
+    SortBy.UPDATED_AT: func.coalesce(api_keys.c.rotated_at, api_keys.c.created_at),
+    SortBy.NAME: collate(api_keys.c.name, "C"),
+}
 _VIEW_COLUMNS = [api_keys.c[name] for name in KeyView.model_fields]
 
 
@@ -82,12 +88,15 @@ class KeyStore:
             await record_change(connection, actor, Change("key.revoke", "key", key_id))
         self._ring.apply([read_key(row)])
 
-    async def list_newest_first(self, *, owner: str | None, offset: int, limit: int) -> tuple[list[KeyView], int]:
+    async def list_page(
+        self, *, owner: str | None, sort_by: SortBy, sort_order: SortOrder, offset: int, limit: int
+    ) -> tuple[list[KeyView], int]:
         """Answer a page of the keys that are not revoked, and how many there are."""
         conditions: list[ColumnElement[bool]] = [api_keys.c.revoked_at.is_(None)]
         if owner is not None:
             conditions.append(api_keys.c.owner == owner)
-        page = select(*_VIEW_COLUMNS).where(*conditions).order_by(api_keys.c.created_at.desc(), api_keys.c.id)
+        order = in_order(_SORT_COLUMNS, api_keys.c.id, sort_by, sort_order)
+        page = select(*_VIEW_COLUMNS).where(*conditions).order_by(*order)
         async with self._database.transaction() as connection:
             total = await connection.scalar(select(func.count()).select_from(api_keys).where(*conditions))
             rows = await connection.execute(page.offset(offset).limit(limit))
@@ -127,6 +136,15 @@ async def bootstrap(database: Database, own_key: str | None, keep: Callable[[str
         return secret.text
 
 
+async def is_valid(database: Database, key: str | None) -> bool:
+    """Whether this database knows the key and has not revoked it."""
+    if not key:
+        return False
+    known = select(api_keys.c.id).where(api_keys.c.digest == digest_of(key), api_keys.c.revoked_at.is_(None))
+    async with database.transaction() as connection:
+        return await connection.scalar(known) is not None
+
+
 async def _set_bootstrap_key(connection: AsyncConnection, own_key: str) -> None:
     digest = digest_of(own_key)
     live = [api_keys.c.is_bootstrap, api_keys.c.revoked_at.is_(None)]
@@ -136,14 +154,15 @@ async def _set_bootstrap_key(connection: AsyncConnection, own_key: str) -> None:
             return
         await _change(connection, former["id"], revoked_at=func.now())
     secret = Secret(own_key, f"bootstrap-{digest.hex()[:12]}", digest)
-    await connection.execute(api_keys.delete().where(api_keys.c.id == secret.key_id))
+    revoked = api_keys.delete().where(api_keys.c.id == secret.key_id).returning(api_keys.c.revision)
+    held_elsewhere = await connection.scalar(revoked) or 0  # running replicas hold it revoked: be newer than that
     new = KeyCreate(name="LUCID_BOOTSTRAP_ADMIN_KEY", owner="admin", scopes=[Scope.ADMIN])
-    await _insert(connection, secret, new, is_bootstrap=True)
+    await _insert(connection, secret, new, is_bootstrap=True, revision=held_elsewhere + 1)
     await record_change(connection, SYSTEM, Change("key.bootstrap", "key", secret.key_id))
 
 
 async def _insert(
-    connection: AsyncConnection, secret: Secret, new: KeyCreate, *, is_bootstrap: bool = False
+    connection: AsyncConnection, secret: Secret, new: KeyCreate, *, is_bootstrap: bool = False, revision: int = 1
 ) -> RowMapping:
     statement = insert(api_keys).values(
         id=secret.key_id,
@@ -157,12 +176,15 @@ async def _insert(
         limits=new.limits.model_dump(by_alias=True) if new.limits else None,
         expires_at=new.expires_at,
         is_bootstrap=is_bootstrap,
+        revision=revision,
     )
     row: RowMapping = (await connection.execute(statement.returning(api_keys))).mappings().one()
     return row
 
 
 async def _lock(connection: AsyncConnection, key_id: str) -> RowMapping:
+    if "\x00" in key_id:  # Postgres can't even compare it
+        raise KeyNotFound(key_id)
     statement = select(api_keys).where(api_keys.c.id == key_id, api_keys.c.revoked_at.is_(None)).with_for_update()
     row = (await connection.execute(statement)).mappings().one_or_none()
     if row is None:

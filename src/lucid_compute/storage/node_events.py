@@ -10,8 +10,10 @@ from sqlalchemy import and_, func, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from lucid_compute.storage.database import Database
+from lucid_compute.storage.passport_search import in_order
 from lucid_compute.storage.tables import node_events
 from lucid_compute.wire.compute import EventView
+from lucid_compute.wire.lists import SortBy, SortOrder
 
 
 class EventType(StrEnum):
@@ -30,6 +32,14 @@ class EventType(StrEnum):
     STALE = "stale"
     UNHEALTHY = "unhealthy"
     DRAINED = "drained"
+
+
+# An event is written once and never changed, and what names it is its type.
+_SORT_COLUMNS = {
+    SortBy.CREATED_AT: node_events.c.at,
+    SortBy.UPDATED_AT: node_events.c.at,
+    SortBy.NAME: node_events.c.type,
+}
 
 
 async def record_event(
@@ -53,8 +63,16 @@ class NodeEvents:
         """Read from `database`."""
         self._database = database
 
-    async def list_newest_first(
-        self, passport_id: str, *, since: datetime | None, event_type: str | None, offset: int, limit: int
+    async def list_page(
+        self,
+        passport_id: str,
+        *,
+        since: datetime | None,
+        event_type: str | None,
+        sort_by: SortBy,
+        sort_order: SortOrder,
+        offset: int,
+        limit: int,
     ) -> tuple[list[EventView], int]:
         """Answer a page of one node's events and how many there are, those at `since` or later, of one type or all."""
         conditions = [node_events.c.passport_id == passport_id]
@@ -62,7 +80,9 @@ class NodeEvents:
             conditions.append(node_events.c.at >= since)
         if event_type is not None:
             conditions.append(node_events.c.type == event_type)
-        page = select(node_events).where(and_(*conditions)).order_by(node_events.c.at.desc(), node_events.c.id.desc())
+        tie = node_events.c.id.desc() if sort_order is SortOrder.DESCENDING else node_events.c.id
+        order = in_order(_SORT_COLUMNS, tie, sort_by, sort_order)
+        page = select(node_events).where(and_(*conditions)).order_by(*order)
         async with self._database.transaction() as connection:
             total = await connection.scalar(select(func.count()).select_from(node_events).where(and_(*conditions)))
             rows = await connection.execute(page.offset(offset).limit(limit))

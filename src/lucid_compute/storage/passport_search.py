@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, and_, asc, desc, or_, select, true
+from sqlalchemy import ColumnElement, Select, and_, asc, collate, desc, or_, select, true
 
 from lucid_compute.storage.tables import passports
 from lucid_compute.wire.lists import SortBy, SortOrder
@@ -14,8 +15,14 @@ from lucid_compute.wire.lists import SortBy, SortOrder
 _SORT_COLUMNS = {
     SortBy.CREATED_AT: passports.c.created_at,
     SortBy.UPDATED_AT: passports.c.updated_at,
-    SortBy.NAME: passports.c.name,
+    SortBy.NAME: collate(passports.c.name, "C"),  # as the lists that the fleet answers, whatever the server's locale
 }
+
+
+def in_order(columns: Mapping[SortBy, Any], tie: Any, sort_by: SortBy, sort_order: SortOrder) -> tuple[Any, Any]:
+    """Answer an ORDER BY that is total: the column that is asked for, then `tie`."""
+    direction = asc if sort_order is SortOrder.ASCENDING else desc
+    return direction(columns[sort_by]), tie
 
 
 def ids_are_uuids(*ids: str) -> bool:
@@ -59,6 +66,5 @@ class PassportSearch:
 
     def page(self) -> Select[Any]:
         """Answer the SELECT of the page, in a total order."""
-        direction = asc if self.sort_order is SortOrder.ASCENDING else desc
-        order = (direction(_SORT_COLUMNS[self.sort_by]), passports.c.id)
+        order = in_order(_SORT_COLUMNS, passports.c.id, self.sort_by, self.sort_order)
         return select(passports).where(self.condition()).order_by(*order).offset(self.offset).limit(self.limit)

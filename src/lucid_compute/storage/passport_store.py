@@ -26,6 +26,9 @@ from lucid_compute.storage.rows import read_passport
 from lucid_compute.storage.tables import passports
 
 
+_NOTHING_STORED = StoredMetadata({}, {})
+
+
 class NewPassport(NamedTuple):
     """A passport to be made, its owner decided."""
 
@@ -145,19 +148,18 @@ class PassportStore:
         raw: Mapping[str, Any],
         *,
         is_admin: bool,
-        known: Mapping[str, Any] | None = None,
+        known: StoredMetadata = _NOTHING_STORED,
     ) -> StoredMetadata:
         """Check metadata; URLs and the upstream are judged only where they differ from what is `known`."""
         stored = read_metadata(passport_type, raw)
-        known = known or {}
-        upstream = stored.public.get("upstream")
-        if passport_type is PassportType.MODEL and upstream and upstream != known.get("upstream"):
+        if passport_type is PassportType.MODEL and _upstream_of(stored) != _upstream_of(known):
             if not is_admin:
-                message = "Only an admin may set a model's upstream. Leave metadata.upstream out."
+                message = "Only an admin may set, change or remove a model's upstream. Leave metadata.upstream out."
                 raise Forbidden(message)
-            self._check_url(upstream["url"], "metadata.upstream.url")
+            if upstream := stored.public.get("upstream"):
+                self._check_url(upstream["url"], "metadata.upstream.url")
         url = stored.public.get("inferenceUrl")
-        if passport_type is PassportType.COMPUTE and url != known.get("inferenceUrl"):
+        if passport_type is PassportType.COMPUTE and url != known.public.get("inferenceUrl"):
             self._check_url(stored.public["inferenceUrl"], "metadata.inferenceUrl")
         return stored
 
@@ -171,8 +173,8 @@ class PassportStore:
         former = StoredMetadata(row["metadata"], row["secrets"])
         if "metadata" not in patch:
             return former
-        whole = merge_patch(whole_metadata(former), patch["metadata"] or {})
-        return self._read_metadata(PassportType(row["type"]), whole, is_admin=is_admin, known=former.public)
+        whole = {} if patch["metadata"] is None else merge_patch(whole_metadata(former), patch["metadata"])
+        return self._read_metadata(PassportType(row["type"]), whole, is_admin=is_admin, known=former)
 
     def _refuse_running(self, passport_id: str) -> None:
         if running := self._fleet.in_flight(passport_id):
@@ -245,6 +247,10 @@ class PassportStore:
         if row is None:
             raise PassportNotFound(passport_id)
         return read_passport(row)
+
+
+def _upstream_of(stored: StoredMetadata) -> tuple[Any, Any]:
+    return stored.public.get("upstream"), stored.secrets.get("upstreamApiKey")
 
 
 def _set(passport_id: str, **changes: Any) -> Any:

@@ -20,6 +20,7 @@ from lucid_compute.storage import process_launcher
 # Its own environment, so that nobody's PGPORT, PGDATA or locale decides how the cluster is made or reached.
 POSTGRES_ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
 POLL_SECONDS = 0.01
+STATUS_LINE = 7  # of postmaster.pid, LOCK_FILE_LINE_PM_STATUS less one
 
 
 class EmbeddedPostgresError(Exception):
@@ -150,12 +151,13 @@ def read_pid(lock_file: Path) -> int | None:
 
 
 def is_ready(cluster: Path, postmaster: int | None) -> bool:
-    """Whether this postmaster takes connections: it writes so in the eighth line of its `postmaster.pid`."""
+    """Whether this postmaster takes connections: it writes so in its `postmaster.pid`."""
     try:
         lines = (cluster / "postmaster.pid").read_text().splitlines()
     except OSError:
         return False
-    return len(lines) > 7 and lines[0] == str(postmaster) and lines[7].strip() == "ready"  # noqa: PLR2004
+    status = lines[STATUS_LINE].strip() if len(lines) > STATUS_LINE else ""
+    return status == "ready" and lines[0] == str(postmaster)
 
 
 def forget_reused_pids(*lock_files: Path) -> None:

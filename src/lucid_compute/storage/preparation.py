@@ -14,7 +14,7 @@ ADMIN_KEY_FILE = "admin.key"
 
 
 class Prepared(NamedTuple):
-    """`admin_key` is set only when it was made just now; then it is in `admin_key_file` too, if that can be written."""
+    """`admin_key` is set only when it was made just now; `admin_key_file` is the file that keeps one which is valid."""
 
     admin_key: str | None
     admin_key_file: Path | None
@@ -32,9 +32,10 @@ async def prepare(database_url: str, *, data_dir: Path, bootstrap_admin_key: str
     database = Database(database_url, pool_size=1, timeout_seconds=30)
     try:
         admin_key = await key_store.bootstrap(database, bootstrap_admin_key, file.write)
+        is_kept = await key_store.is_valid(database, file.read())
     finally:
         await database.close()
-    return Prepared(admin_key, file.path if admin_key and file.is_written else None)
+    return Prepared(admin_key, file.path if is_kept else None)
 
 
 class AdminKeyFile:
@@ -43,7 +44,13 @@ class AdminKeyFile:
     def __init__(self, path: Path) -> None:
         """Keep it at `path`."""
         self.path = path
-        self.is_written = False
+
+    def read(self) -> str | None:
+        """Answer the key that the file keeps; None when there is none to read."""
+        try:
+            return self.path.read_text().strip()
+        except (OSError, UnicodeDecodeError):
+            return None
 
     def write(self, admin_key: str) -> None:
         """Replace the file, mode 0600; in a folder that can't be written the key is only printed."""
@@ -55,4 +62,3 @@ class AdminKeyFile:
                 file.write(f"{admin_key}\n")
                 file.flush()
                 os.fsync(descriptor)
-            self.is_written = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
@@ -16,6 +17,9 @@ from lucid_compute.passports import Passport, PassportStatus, PassportType
 from lucid_compute.wire.keys import KeyLimits, Scope
 
 Row = Mapping[str, Any] | RowMapping
+
+# What a heartbeat must say and may say null of; reports are kept without their nulls.
+_UNKNOWN = {"load": None, "queueDepth": None}
 
 
 def read_passport(row: Row) -> Passport:
@@ -56,8 +60,8 @@ def read_receipt(row: Row) -> Receipt | None:
     """Read a row of `heartbeats`; None when the node has sent none yet."""
     if row["received_at"] is None:
         return None
-    report = row["report"]
-    heartbeat = Heartbeat.model_validate_json(report) if isinstance(report, str) else Heartbeat.model_validate(report)
+    report = json.loads(row["report"]) if isinstance(row["report"], str) else row["report"]
+    heartbeat = Heartbeat.model_validate({**_UNKNOWN, **report})
     return Receipt(heartbeat, _instant(row["received_at"]), _find_instant(row["up_since"]), row["revision"])
 
 

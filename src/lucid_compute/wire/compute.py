@@ -40,6 +40,9 @@ class ReportedState(AnswerShape):
     boot_id: str | None
     sequence: int | None
     sent_at: Instant | None
+    clock_offset_seconds: float | None = Field(
+        description="How far the sender's clock is ahead of the database's, the way between them included."
+    )
     detail: str | None
 
 

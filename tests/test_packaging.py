@@ -1,0 +1,178 @@
+"""What is installed, built and shipped: the locks, the wheel, the image and the workflow say the same."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml  # type: ignore[import-untyped]
+
+import lucid_compute
+
+ROOT = Path(__file__).parents[1]
+LOCKS = ("requirements/runtime.txt", "requirements/dev.txt")
+DOCUMENTS = ("docker-compose.yml", ".pre-commit-config.yaml", ".github/workflows/ci.yml")
+REQUIREMENT = re.compile(
+    r"^([a-z0-9][a-z0-9.-]*)==(\S+)(?: ; (.+?))? \\\n(?:    --hash=sha256:[0-9a-f]{64}(?: \\)?\n)+", re.MULTILINE
+)
+
+
+def read(path: str) -> str:
+    """The text of a file of the repository."""
+    return (ROOT / path).read_text(encoding="utf-8")
+
+
+def project() -> dict[str, Any]:
+    """What pyproject.toml says."""
+    return tomllib.loads(read("pyproject.toml"))
+
+
+def document(path: str) -> dict[str, Any]:
+    """A YAML file."""
+    loaded: dict[str, Any] = yaml.safe_load(read(path))
+    return loaded
+
+
+def pins(lock: str) -> dict[tuple[str, str], str]:
+    """The version of each package in a lock, by its name and the marker it stands under."""
+    return {(name, marker): version for name, version, marker in REQUIREMENT.findall(read(lock))}
+
+
+def names(requirements: list[str]) -> set[str]:
+    """The names of requirements, in the one spelling that locks use."""
+    found = (re.match(r"[A-Za-z0-9._-]+", requirement) for requirement in requirements)
+    return {re.sub(r"[-_.]+", "-", match[0]).lower() for match in found if match}
+
+
+def oldest_python() -> str:
+    """The oldest Python that pyproject.toml allows."""
+    return str(project()["project"]["requires-python"]).removeprefix(">=")
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_a_lock_names_no_package_index_and_hashes_everything(lock: str) -> None:
+    """Whoever installs uses their own index, and gets these files or none."""
+    text = "".join(line for line in read(lock).splitlines(keepends=True) if not line.startswith("#"))
+    assert pins(lock)
+    assert not REQUIREMENT.sub("", text).strip()
+    assert "://" not in read(lock)
+
+
+def test_both_locks_agree_and_hold_what_the_project_asks_for() -> None:
+    """The tests run on the very versions that the service is installed with."""
+    runtime, dev = (pins(lock) for lock in LOCKS)
+    assert {name: dev.get(name) for name in runtime} == runtime
+    groups = project()["dependency-groups"]
+    asked = names(project()["project"]["dependencies"]) | names(groups["build"])
+    assert asked <= {name for name, _ in runtime}
+    assert asked | names(groups["dev"]) <= {name for name, _ in dev}
+    assert names(project()["build-system"]["requires"]) == names(groups["build"])
+
+
+def test_every_dependency_has_its_reason() -> None:
+    """docs/dependencies.md says why each is here."""
+    groups = project()["dependency-groups"]
+    asked = names([*project()["project"]["dependencies"], *groups["build"], *groups["dev"]])
+    cells = re.findall(r"^\| (`.+?) \|", read("docs/dependencies.md"), re.MULTILINE)
+    explained = names([name for cell in cells for name in re.findall(r"`([^`]+)`", cell)])
+    assert explained == asked
+
+
+def test_the_wheel_holds_the_whole_package(tmp_path: Path) -> None:
+    """Migrations, their template, the types' marker and the licence are in it; tests are not. It is built offline."""
+    build = "import sys; from flit_core.buildapi import build_wheel; print(build_wheel(sys.argv[1]))"
+    command = [sys.executable, "-c", build, str(tmp_path)]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()[-1]
+    files = set(zipfile.ZipFile(tmp_path / built).namelist())
+    package = ROOT / "src" / "lucid_compute"
+    ours = (path for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    assert {f"lucid_compute/{path.relative_to(package)}" for path in ours} <= files
+    assert {"lucid_compute/py.typed", "lucid_compute/storage/migrations/script.py.mako"} <= files
+    assert any("/storage/migrations/versions/" in name for name in files)
+    assert any(name.endswith("licenses/LICENSE") for name in files)
+    assert {name.split("/")[0].split("-")[0] for name in files} == {"lucid_compute"}
+
+
+def test_the_version_is_the_newest_in_the_changelog() -> None:
+    """One version, in the package; the changelog tells of it."""
+    released = re.findall(r"^## \[(\d+\.\d+\.\d+)\]", read("CHANGELOG.md"), re.MULTILINE)
+    assert released[0] == lucid_compute.__version__
+
+
+def test_one_range_of_pythons_stands_everywhere() -> None:
+    """The project, the tools, the locks, the workflow and the README mean the same versions."""
+    oldest = oldest_python()
+    tested = document(".github/workflows/ci.yml")["jobs"]["check"]["strategy"]["matrix"]["python"]
+    assert tested == [f"3.{minor}" for minor in range(int(oldest.split(".")[1]), int(tested[-1].split(".")[1]) + 1)]
+    tools = project()["tool"]
+    assert tools["mypy"]["python_version"] == oldest
+    assert tools["ruff"]["target-version"] == f"py{oldest.replace('.', '')}"
+    assert f"--python-version {oldest} " in read("Makefile")
+    assert f"Python {oldest} to {tested[-1]}" in read("README.md")
+    assert f"Python {oldest} to {tested[-1]}" in read("Makefile")
+    assert set(re.findall(r"^FROM python:([\d.]+)-slim", read("Dockerfile"), re.MULTILINE)) <= set(tested)
+
+
+def test_the_workflow_runs_what_everybody_runs() -> None:
+    """CI is `.ci/run` on each Python, and `make test` on each Postgres that the README names."""
+    jobs = document(".github/workflows/ci.yml")["jobs"]
+    commands = {name: [step["run"] for step in job["steps"] if "run" in step] for name, job in jobs.items()}
+    assert commands["check"] == ["bash .ci/run"]
+    assert commands["postgres"] == ["make test"]
+    assert re.findall(r"^stage make (\S+)", read(".ci/run"), re.MULTILINE) == ["install-dev", "check", "test"]
+    versions = jobs["postgres"]["strategy"]["matrix"]["postgres"]
+    assert f"({versions[0]} to {versions[-1]})" in read("README.md")
+
+
+def test_hooks_are_local() -> None:
+    """`pre-commit` downloads nothing, and runs the tools of the virtual environment."""
+    repositories = document(".pre-commit-config.yaml")["repos"]
+    assert {repository["repo"] for repository in repositories} == {"local"}
+    assert all(hook["entry"].startswith(".venv/bin/") for hook in repositories[0]["hooks"])
+
+
+def test_every_service_of_the_compose_file_is_fenced_in() -> None:
+    """No new privileges, a restart, a healthcheck or the image's, limits; secrets are asked for by name."""
+    text = read("docker-compose.yml")
+    services = document("docker-compose.yml")["services"]
+    for name, service in services.items():
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert service["restart"] == "unless-stopped", name
+        assert "limits" in service["deploy"]["resources"], name
+        assert "stop_grace_period" in service, name
+        assert "healthcheck" in service or "build" in service, name
+        assert "container_name" not in service, f"{name} could not be scaled"
+    assert services["lucid"]["read_only"] is services["proxy"]["read_only"] is True
+    assert "ports" not in services["lucid"]
+    assert "ports" not in services["postgres"]
+    asked = set(re.findall(r"\$\{(\w+):\?", text))
+    assert asked == set(re.findall(r"^(\w+)=$", read("deploy/env.example"), re.MULTILINE))
+    mounted = services["proxy"]["volumes"][0].split(":")[0]
+    assert (ROOT / mounted).is_file()
+
+
+def test_the_image_is_built_from_the_lock_by_nobody_special() -> None:
+    """Hashes are required, nothing is downloaded for the project itself, and no process runs as root."""
+    text = read("Dockerfile")
+    assert "--require-hashes -r requirements/runtime.txt" in text
+    assert "--no-deps --no-build-isolation ." in text
+    final = text.rsplit("\nFROM ", 1)[1]
+    assert re.search(r"^USER (\d+):(\d+)$", final, re.MULTILINE)
+    assert "/readyz" in final
+    copied = [word for line in re.findall(r"^COPY (?!--from)(.+) \S+$", text, re.MULTILINE) for word in line.split()]
+    let_in = [line[1:] for line in read(".dockerignore").splitlines() if line.startswith("!")]
+    assert copied
+    assert all(any(entry == path or entry.startswith(f"{path}/") for entry in let_in) for path in copied)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS)
+def test_a_document_is_yaml_without_a_machines_path(path: str) -> None:
+    """It can be read, and says nothing of where it was written."""
+    assert document(path)
+    assert not re.search(r"(?<![\w.])/(home|root)/", read(path))

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.servers import LOAD_CORE, pin
+from benchmarks.servers import LOAD_CORE, on_core
 
 SEQUENCES_A_ROUND = 10_000_000
 
@@ -83,7 +83,7 @@ def run_load(port: int, requests: Requests, *, connections: int, seconds: float,
     if has_wrk():
         return _run_wrk(port, requests, connections, seconds, first)
     command = [*_generator(port, requests, first), "--connections", str(connections), "--seconds", str(seconds)]
-    return _read(subprocess.run(command, check=True, capture_output=True, text=True, preexec_fn=_pin).stdout)
+    return _read(_run(command).stdout)
 
 
 @contextmanager
@@ -97,7 +97,8 @@ def steady_load(
     """
     command = _generator(port, requests, _first_sequence(round_))
     command += ["--connections", str(connections), "--rate", str(per_second)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, preexec_fn=_pin, stdout=subprocess.PIPE, text=True)
+    with on_core(LOAD_CORE):
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         yield
     finally:
@@ -131,19 +132,19 @@ def _run_wrk(port: int, requests: Requests, connections: int, seconds: float, fi
         values = {"tail": json.dumps(requests.tail), "first": first, "heads": json.dumps(str(heads))}
         script.write_text(_WRK_SCRIPT % values)
         command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:.0f}s", "-s", str(script), f"http://127.0.0.1:{port}"]
-        return _read(subprocess.run(command, check=True, capture_output=True, text=True, preexec_fn=_pin).stderr)
+        return _read(_run(command).stderr)
 
 
 def _generator(port: int, requests: Requests, first: int) -> list[str]:
-    folder = tempfile.NamedTemporaryFile("w", suffix=".json", delete=False)  # the generator removes it
-    with folder as file:
+    with tempfile.NamedTemporaryFile("w", suffix=".json", delete=False) as file:  # the generator removes it
         json.dump({"port": port, "heads": list(requests.heads), "tail": requests.tail, "first": first}, file)
-    return [sys.executable, "-m", "benchmarks.load_generator", folder.name]
+    return [sys.executable, "-m", "benchmarks.load_generator", file.name]
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    with on_core(LOAD_CORE):
+        return subprocess.run(command, check=True, capture_output=True, text=True)
 
 
 def _read(output: str) -> Load:
     return Load(**json.loads(output.strip().splitlines()[-1]))
-
-
-def _pin() -> None:
-    pin(0, LOAD_CORE)

@@ -24,9 +24,9 @@ class Tally:
 
     def __init__(self, spec: dict[str, Any]) -> None:
         """Send what `spec` says; see `benchmarks.load.Requests`."""
-        self.heads = [head.encode() for head in spec["heads"]]
-        self.tail = spec["tail"].encode()
-        self.sequence = spec["first"]
+        self.heads: list[bytes] = [head.encode() for head in spec["heads"]]
+        self.tail: bytes = spec["tail"].encode()
+        self.sequence: int = spec["first"]
         self.position = 0
         self.latencies: list[float] = []
         self.errors = 0
@@ -81,7 +81,7 @@ class Connection(asyncio.Protocol):
         if self._loops and not self._tally.is_over:
             self.send()
 
-    def connection_lost(self, error: Exception | None) -> None:
+    def connection_lost(self, error: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         """Count an answer that will not come."""
         self._tally.errors += self.is_busy
 

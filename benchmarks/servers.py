@@ -39,6 +39,20 @@ def pin(pid: int, core: int | None) -> None:
         os.sched_setaffinity(pid, {core})
 
 
+@contextmanager
+def on_core(core: int | None) -> Iterator[None]:
+    """Start processes on one core for as long as the block runs: they inherit it. None changes nothing."""
+    if core is None:
+        yield
+        return
+    former = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, former)
+
+
 def describe_cores() -> str:
     """Answer, in words, which process runs where."""
     if SERVER_CORE is None:
@@ -69,7 +83,7 @@ class Server:
         """Make one request, and answer the JSON that it is answered."""
         headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
         data = None if body is None else json.dumps(body).encode()
-        request = Request(f"http://127.0.0.1:{self.port}{path}", data, headers, method=method)  # noqa: S310 - loopback
+        request = Request(f"http://127.0.0.1:{self.port}{path}", data, headers, method=method)
         with urlopen(request, timeout=30) as answer:  # noqa: S310 - loopback
             return json.loads(answer.read())
 
@@ -106,9 +120,8 @@ def lucid_serve(folder: Path, **settings: str) -> Iterator[Server]:
     environment.update({"LUCID_BOOTSTRAP_ADMIN_KEY": ADMIN_KEY, "LUCID_LOG_LEVEL": "WARNING", **own})
     command = [str(Path(sys.executable).with_name("lucid")), "serve", "--port", "0", "--data-dir", str(folder)]
     began = time.monotonic()
-    process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, text=True, preexec_fn=lambda: pin(0, LOAD_CORE)
-    )
+    with on_core(LOAD_CORE):
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     try:
         port = _read_port(process)
         took = time.monotonic() - began
@@ -127,11 +140,9 @@ def bare_server() -> Iterator[Server]:
     """Run the bare app."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
     descriptor = listener.fileno()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.bare_app", str(descriptor)],
-        pass_fds=[descriptor],
-        preexec_fn=lambda: pin(0, SERVER_CORE),
-    )
+    command = [sys.executable, "-m", "benchmarks.bare_app", str(descriptor)]
+    with on_core(SERVER_CORE):
+        process = subprocess.Popen(command, pass_fds=[descriptor])
     try:
         server = Server(listener.getsockname()[1], process.pid)
         wait_until(lambda: _answers(server.port))
@@ -156,7 +167,7 @@ def wait_until(condition: Callable[[], bool], timeout_seconds: float = START_TIM
 
 
 def _answers(port: int) -> bool:
-    with suppress(OSError), urlopen(f"http://127.0.0.1:{port}/2", timeout=5):  # noqa: S310 - loopback
+    with suppress(OSError), urlopen(f"http://127.0.0.1:{port}/2", timeout=5):
         return True
     return False
 

@@ -23,8 +23,8 @@ import httpx
 
 from lucid_compute.storage.database import connect
 from lucid_compute.storage.embedded_postgres import remove_cluster
-from lucid_compute.storage.postgres_processes import is_ready, processes_of, read_pid
-from lucid_compute.storage.socket_folder import LINK_NAME, PORT
+from lucid_compute.storage.embedded_postgres.processes import is_ready, processes_of, read_pid
+from lucid_compute.storage.embedded_postgres.socket_folder import LINK_NAME, PORT
 from tests import postgres
 from tests.api import ADMIN_KEY
 

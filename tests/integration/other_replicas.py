@@ -8,8 +8,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 from uuid import uuid4
 
-from lucid_compute.storage.database import connect
 from tests.api import Api
+
+from lucid_compute.storage.database import connect
 
 APPLIED_NOTHING = "3:3:"
 APPLIED_EVERYTHING = "1000000000:1000000000:"
@@ -41,7 +42,7 @@ async def let_pass(api: Api, passport_id: str, seconds: float) -> None:
     )
 
     async def is_seen() -> bool:
-        return (await api.health(passport_id))["heartbeatAgeSeconds"] >= seconds
+        return float((await api.health(passport_id))["heartbeatAgeSeconds"]) >= seconds
 
     await until(is_seen)
 
@@ -84,5 +85,5 @@ async def until(is_so: Callable[[], Awaitable[bool]], deadline_seconds: float = 
         TimeoutError: it did not within `deadline_seconds`.
     """
     async with asyncio.timeout(deadline_seconds):
-        while not await is_so():
+        while not await is_so():  # noqa: ASYNC110 - another replica sets no event of ours
             await asyncio.sleep(0.02)

@@ -6,13 +6,23 @@ from typing import Any
 
 import asyncpg
 import pytest
-
 from tests.api import Api
 from tests.integration.other_replicas import run_sql
 
-FIELDS = (
-    "id at actorKeyId actorOwner action targetType targetId beforeHash afterHash ip requestId details".split()
-)
+FIELDS = [
+    "id",
+    "at",
+    "actorKeyId",
+    "actorOwner",
+    "action",
+    "targetType",
+    "targetId",
+    "beforeHash",
+    "afterHash",
+    "ip",
+    "requestId",
+    "details",
+]
 
 
 async def trail(api: Api, **query: Any) -> list[dict[str, Any]]:

@@ -19,9 +19,9 @@ import asyncpg
 import pytest
 
 from lucid_compute.storage.embedded_postgres import EmbeddedPostgres, EmbeddedPostgresError
-from lucid_compute.storage.postgres_binaries import find_binaries
-from lucid_compute.storage.postgres_log import MAX_BYTES, PostgresLog
-from lucid_compute.storage.postgres_processes import find_user, processes_of
+from lucid_compute.storage.embedded_postgres.binaries import find_binaries
+from lucid_compute.storage.embedded_postgres.log import MAX_BYTES, PostgresLog
+from lucid_compute.storage.embedded_postgres.processes import find_user, processes_of
 
 FAST = ("fsync=off", "synchronous_commit=off", "full_page_writes=off")
 SERVICE = f"""

@@ -16,8 +16,8 @@ import pytest
 
 import lucid_compute
 from lucid_compute.storage.embedded_postgres import EmbeddedPostgres, EmbeddedPostgresError
-from lucid_compute.storage.postgres_binaries import find_binaries
-from lucid_compute.storage.postgres_processes import PostgresUser, find_user
+from lucid_compute.storage.embedded_postgres.binaries import find_binaries
+from lucid_compute.storage.embedded_postgres.processes import PostgresUser, find_user
 
 IS_ROOT = os.geteuid() == 0
 SOURCES = Path(lucid_compute.__file__).parents[1]

@@ -8,11 +8,11 @@ from contextlib import asynccontextmanager
 
 import asyncpg
 import pytest
+from tests.api import ADMIN_KEY, Api, open_api
+from tests.factories import GUIDE_PASSPORT
 
 from lucid_compute.api.settings import Settings
 from lucid_compute.storage.database import connect
-from tests.api import ADMIN_KEY, Api, open_api
-from tests.factories import GUIDE_PASSPORT
 
 WITHIN_SECONDS = 2.0
 
@@ -158,5 +158,20 @@ async def test_an_outage_of_ours_is_recorded_and_taken_off_ages(database_url: st
             assert health["heartbeatAgeSeconds"] == pytest.approx(250, abs=5)
             assert health["uptimeSeconds"] == pytest.approx(20, abs=5)
         assert await connection.fetchval("SELECT count(*) FROM outages") == 1
+    finally:
+        await connection.close()
+
+
+async def test_a_row_that_cannot_be_read_holds_up_no_other(api: Api, database_url: str) -> None:
+    """Written by a newer version, or by hand: it is left out, and everything after it is followed."""
+    connection = await connect(database_url)
+    try:
+        await connection.execute(
+            """INSERT INTO passports (id, type, owner, name, metadata)
+               VALUES (gen_random_uuid(), 'compute', 'acme', 'odd', '{"vram": {"unheard": "of"}}')"""
+        )
+        kept = await insert_node(connection, "kept")
+        await eventually(lambda: api.service.fleet.find_node(kept) is not None)
+        assert (await api.http.get("/readyz")).status_code == 200
     finally:
         await connection.close()

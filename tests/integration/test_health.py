@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import pytest
-
-from lucid_compute.api.settings import Settings
 from tests.api import ADMIN_KEY, Api, error_code
 from tests.integration.other_replicas import let_pass, run_sql, until
 
-FIELDS = (
-    "passportId status fresh uptimeSeconds jobsCompleted avgLatencyMs errorRate lastHeartbeatAt heartbeatAgeSeconds "
-    "load queueDepth inFlight drained availableModels reasons reported"
-).split()
+from lucid_compute.api.settings import Settings
+
+FIELDS = [
+    "passportId",
+    "status",
+    "fresh",
+    "uptimeSeconds",
+    "jobsCompleted",
+    "avgLatencyMs",
+    "errorRate",
+    "lastHeartbeatAt",
+    "heartbeatAgeSeconds",
+    "load",
+    "queueDepth",
+    "inFlight",
+    "drained",
+    "availableModels",
+    "reasons",
+    "reported",
+]
 
 
 @pytest.fixture

@@ -5,10 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-
 from tests.api import Api, error_code
 
-PASSPORT = "id type name description version tags owner status metadata createdAt updatedAt".split()
+PASSPORT = [
+    "id",
+    "type",
+    "name",
+    "description",
+    "version",
+    "tags",
+    "owner",
+    "status",
+    "metadata",
+    "createdAt",
+    "updatedAt",
+]
 
 
 async def names(api: Api, query: str = "") -> set[str]:

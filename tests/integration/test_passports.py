@@ -6,12 +6,24 @@ import re
 from typing import Any
 
 import pytest
-
-from lucid_compute.api.settings import Settings
 from tests.api import ADMIN_KEY, Api, error_code, open_api
 from tests.factories import GUIDE_PASSPORT
 
-FIELDS = "id type name description version tags owner status metadata createdAt updatedAt".split()
+from lucid_compute.api.settings import Settings
+
+FIELDS = [
+    "id",
+    "type",
+    "name",
+    "description",
+    "version",
+    "tags",
+    "owner",
+    "status",
+    "metadata",
+    "createdAt",
+    "updatedAt",
+]
 INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 NODE = {"vram": "80GB", "inferenceUrl": "http://node:8080"}
 

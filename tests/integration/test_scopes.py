@@ -5,15 +5,21 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import pytest
+from tests.api import ADMIN_KEY, Api, error_code
 
 from lucid_compute.api.settings import Settings
-from tests.api import ADMIN_KEY, Api, error_code
 
 SCOPES = ("compute", "passports:read", "passports:write", "inference:run", "admin")
 EVERYONE = {None, *SCOPES}
 NEW_NODE = {"name": "new", "type": "compute", "metadata": {"vram": 8, "inferenceUrl": "http://gpu"}}
 NEW_AGENT = {"name": "new", "type": "agent"}
-BEAT = {"passportId": "{node}", "status": "healthy", "load": None, "availableModels": [], "queueDepth": None}
+BEAT: dict[str, object] = {
+    "passportId": "{node}",
+    "status": "healthy",
+    "load": None,
+    "availableModels": [],
+    "queueDepth": None,
+}
 
 
 class Call(NamedTuple):

@@ -22,7 +22,13 @@ async def as_seen(api: Api, method: str, path: str, passport_id: str, body: Any 
 
 def node_calls() -> list[tuple[str, str, Any]]:
     """Every call that names a node."""
-    beat = {"passportId": "", "status": "healthy", "load": None, "availableModels": [], "queueDepth": None}
+    beat: dict[str, Any] = {
+        "passportId": "",
+        "status": "healthy",
+        "load": None,
+        "availableModels": [],
+        "queueDepth": None,
+    }
     return [
         ("GET", "/passports/{}", None),
         ("PATCH", "/passports/{}", {"description": "mine now"}),

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from tests.factories import NOW, compute_passport, passport, receipt
 
 from lucid_compute.errors import ModelNotFound, NodeDeregistered, NodeNotFound
 from lucid_compute.fleet.fleet import Fleet, Lifecycle
@@ -18,6 +17,7 @@ from lucid_compute.fleet.replicas import Replica, Snapshot
 from lucid_compute.matching_engine import has_available_compute, is_available_on, serves
 from lucid_compute.node_state import DeclaredModel
 from lucid_compute.passports import PassportStatus, PassportType
+from tests.factories import NOW, compute_passport, passport, receipt
 
 NAMES = ["a", "b", "c"]
 RUNTIMES = st.sampled_from([["vllm"], ["ollama"], []])
@@ -79,7 +79,12 @@ class FleetMachine(RuleBasedStateMachine):
         node_id = data.draw(st.sampled_from(self.node_ids))
         status = data.draw(st.sampled_from(["healthy", "healthy", "unhealthy", "draining"]))
         runtime = data.draw(st.sampled_from([None, {"name": "vllm"}]))
-        beat = {"passport_id": node_id, "status": status, "availableModels": sorted(reported), "runtime": runtime}
+        beat: dict[str, Any] = {
+            "passport_id": node_id,
+            "status": status,
+            "availableModels": sorted(reported),
+            "runtime": runtime,
+        }
         self.fleet.apply_receipt(node_id, receipt(age_seconds=late, now=self.now, revision=self._next(), **beat))
 
     @precondition(lambda self: self.node_ids)

@@ -6,9 +6,9 @@ from datetime import timedelta
 
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.factories import NOW
 
 from lucid_compute.fleet.freshness_order import FreshnessOrder
+from tests.factories import NOW
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 9), st.sampled_from(["touch", "touch", "discard"]))))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.factories import NOW, model, node
 
 from lucid_compute.matching_engine import (
     ReasonCode,
@@ -21,6 +20,7 @@ from lucid_compute.matching_engine import (
 )
 from lucid_compute.node_state import DeclaredModel, NodeState
 from lucid_compute.passports import ModelPassport, PassportStatus
+from tests.factories import NOW, model, node
 
 
 def codes(model_: ModelPassport, node_: NodeState) -> list[ReasonCode]:

@@ -109,7 +109,8 @@ async def _answer_http_exception(request: Request, error: Exception) -> JSONResp
 
 
 async def _answer_unexpected(request: Request, error: Exception) -> JSONResponse:
-    _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    extra = {"request_id": getattr(request.state, "request_id", None)}
+    _log.error("%s %s failed", request.method, request.url.path, exc_info=error, extra=extra)
     return answer(LucidError("Something went wrong here, not in your request. It is logged under the request id."))
 
 

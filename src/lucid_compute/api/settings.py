@@ -10,13 +10,14 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from lucid_compute.egress_policy import AllowedNetwork, parse_allowed_networks
 
+SHORTEST_BOOTSTRAP_KEY = 24
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
 class Settings(BaseSettings):
     """The settings of one `lucid serve`, read from `LUCID_…` variables; the command line's flags go before them."""
 
-    model_config = SettingsConfigDict(env_prefix="LUCID_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="LUCID_", env_ignore_empty=True, extra="ignore", frozen=True)
 
     host: str = Field(default="127.0.0.1", description="Address to listen on.")
     port: int = Field(default=8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one.")
@@ -29,7 +30,6 @@ class Settings(BaseSettings):
     )
     bootstrap_admin_key: SecretStr | None = Field(
         default=None,
-        min_length=24,
         description="An admin key of your own, 24 characters or more. Changing it revokes the former one. Unset: a "
         "first start on an empty database makes one, prints it once and keeps it in admin.key.",
     )
@@ -68,8 +68,21 @@ class Settings(BaseSettings):
         description="Private networks that nodes may live in, with a range of ports if wanted, separated by commas: "
         "192.168.1.0/24:8000-8999,10.8.0.0/16.",
     )
+    trusted_proxies: str = Field(
+        default="127.0.0.1",
+        description="Addresses or networks of proxies whose X-Forwarded-For is believed, separated by commas; * "
+        "believes any.",
+    )
     metrics_public: bool = Field(default=False, description="Answer /metrics without a key.")
     log_level: str = Field(default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Least level logged.")
+
+    @field_validator("bootstrap_admin_key")
+    @classmethod
+    def _is_long_enough(cls, value: SecretStr | None) -> SecretStr | None:
+        """Refuse a key that could be guessed."""
+        if value is not None and len(value.get_secret_value()) < SHORTEST_BOOTSTRAP_KEY:
+            raise ValueError(f"Set a key of {SHORTEST_BOOTSTRAP_KEY} characters or more, or none.")
+        return value
 
     @field_validator("egress_allow", mode="before")
     @classmethod

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 
-from lucid_compute.storage.process_launcher import die_with_parent
+from lucid_compute.storage.embedded_postgres.launcher import die_with_parent
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 

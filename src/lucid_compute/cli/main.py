@@ -6,7 +6,9 @@ import asyncio
 import json
 import os
 import sys
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any
 
 import typer
@@ -72,44 +74,53 @@ def show_settings(
         print(f"{row['variable']}{mark}\n    default: {row['default']}\n    {row['meaning']}\n")
 
 
-@app.command()
-def version() -> None:
-    """Print the version."""
-    print(__version__)
+@app.callback(invoke_without_command=True)
+def show_version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    """Compute registry and inference router for networks of GPU providers."""
+    if version:
+        print(__version__)
+        raise typer.Exit
 
 
 @database_app.command("upgrade")
 def upgrade_database(url: UrlOption, revision: str = "head") -> None:
     """Bring the schema up; the service does this by itself at start."""
-    from lucid_compute.storage import schema  # noqa: PLC0415 - as above
-
-    asyncio.run(schema.upgrade(url, revision))
-    print(f"The schema is at {asyncio.run(schema.current_revision(url))}.")
+    _migrate(url, lambda schema: schema.upgrade(url, revision))
 
 
 @database_app.command("downgrade")
 def downgrade_database(url: UrlOption, revision: str) -> None:
     """Take the schema back to a revision; `base` drops every table with what it holds."""
-    from lucid_compute.storage import schema  # noqa: PLC0415 - as above
-
-    asyncio.run(schema.downgrade(url, revision))
-    print(f"The schema is at {asyncio.run(schema.current_revision(url)) or 'base'}.")
+    _migrate(url, lambda schema: schema.downgrade(url, revision))
 
 
 @database_app.command("current")
 def show_revision(url: UrlOption) -> None:
     """Print the schema's revision, and the one that this version needs."""
-    from lucid_compute.storage import schema  # noqa: PLC0415 - as above
-
-    print(f"{asyncio.run(schema.current_revision(url)) or 'empty'} (this version needs {schema.head_revision()})")
+    _migrate(url, None)
 
 
 @database_app.command("revise", hidden=True)
 def revise_database(url: UrlOption, message: str) -> None:
     """Write the next migration from what the tables say beyond the database: for people who change the tables."""
-    from lucid_compute.storage import schema  # noqa: PLC0415 - as above
+    _migrate(url, lambda schema: schema.revise(url, message))
 
-    asyncio.run(schema.revise(url, message))
+
+def _migrate(url: str, step: Callable[[ModuleType], Coroutine[Any, Any, None]] | None) -> None:
+    """Take a step with the schema and say where it stands then; a failure is one sentence."""
+    from lucid_compute.storage import database, schema  # noqa: PLC0415 - the other commands start without it
+
+    try:
+        asyncio.run(database.check_usable(url))
+        if step is not None:
+            asyncio.run(step(schema))
+        revision = asyncio.run(schema.current_revision(url)) or "empty"
+    except database.DatabaseNotUsable as error:
+        print(f"lucid: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    print(f"The schema is at {revision}; this version needs {schema.head_revision()}.")
 
 
 def _read_settings(**flags: Any) -> Settings:
@@ -117,8 +128,9 @@ def _read_settings(**flags: Any) -> Settings:
         return Settings(**flags)
     except ValidationError as error:
         for fault in error.errors():
-            variable = f"LUCID_{'_'.join(str(part) for part in fault['loc']).upper()}"
-            print(f"lucid: {variable}: {fault['msg']}. See: lucid settings", file=sys.stderr)
+            variable = f"LUCID_{fault['loc'][0]}".upper()
+            sentence = str(fault["msg"]).removeprefix("Value error, ").removeprefix(f"{variable}: ").rstrip(".")
+            print(f"lucid: {variable}: {sentence}. See: lucid settings", file=sys.stderr)
         raise typer.Exit(2) from None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lucid_compute.api.app import create_app
 from lucid_compute.api.settings import Settings
+from lucid_compute.cli.log_lines import configure_log
 from lucid_compute.cli.supervisor import Service, Supervisor
 from lucid_compute.storage.embedded_postgres import EmbeddedPostgres
 from lucid_compute.storage.preparation import prepare
@@ -18,6 +19,7 @@ def run_service(settings: Settings) -> int:
 
     To be called in the main thread of the outermost process, which has no event loop and no other thread.
     """
+    configure_log(settings.log_level)
     return Supervisor(settings, Service(prepare, create_app), _embedded_postgres(settings)).run()
 
 

@@ -94,7 +94,7 @@ class Supervisor:
     def _serve_in_worker(self, channel: socket.socket) -> int:
         """Be a worker."""
         app = self._service.create_app(self._settings, self._database()[0])
-        return serve(app, self._sockets, channel, self._settings.shutdown_grace_seconds)
+        return serve(app, self._sockets, channel, self._settings)
 
     def _watch(self) -> None:
         """Keep everything running until a signal comes."""

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 
 import uvicorn
 
+from lucid_compute.api.settings import Settings
 from lucid_compute.cli.child_processes import ServiceError, ending, fork, reap
 from lucid_compute.cli.listening import BACKLOG
 
@@ -54,8 +55,8 @@ class WorkerServer(uvicorn.Server):
         os._exit(1)
 
 
-def serve(app: Application, sockets: list[socket.socket], channel: socket.socket, grace_seconds: float) -> int:
-    """Serve `app` until SIGTERM, and then for `grace_seconds` what already runs; answers the exit status."""
+def serve(app: Application, sockets: list[socket.socket], channel: socket.socket, settings: Settings) -> int:
+    """Serve `app` until SIGTERM, and then for the grace of `settings` what already runs; answers the exit status."""
     config = uvicorn.Config(
         app,
         loop="uvloop",
@@ -66,7 +67,8 @@ def serve(app: Application, sockets: list[socket.socket], channel: socket.socket
         access_log=False,
         server_header=False,
         backlog=BACKLOG,
-        timeout_graceful_shutdown=math.ceil(grace_seconds),
+        timeout_graceful_shutdown=math.ceil(settings.shutdown_grace_seconds),
+        forwarded_allow_ips=settings.trusted_proxies,
     )
     WorkerServer(config, channel).run(sockets)
     return 0

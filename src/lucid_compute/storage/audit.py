@@ -15,7 +15,6 @@ from lucid_compute.storage.tables import audit_log
 from lucid_compute.wire.keys import AuditView
 from lucid_compute.wire.lists import SortBy, SortOrder
 
-
 # A row is written once and never changed, and what names it is the action.
 _SORT_COLUMNS = {
     SortBy.CREATED_AT: audit_log.c.at,

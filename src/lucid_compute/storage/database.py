@@ -92,6 +92,7 @@ class Database:
             max_overflow=0,
             pool_timeout=timeout_seconds,
             pool_recycle=1800,
+            hide_parameters=True,  # they may hold a node's key, and errors are logged
         )
 
     @asynccontextmanager

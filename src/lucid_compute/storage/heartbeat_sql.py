@@ -5,6 +5,7 @@
 #
 # A heartbeat is left out when its sequence is not above the one held of the same boot, or when its boot id is a former
 # one; `outcome` says which, and `revision` is null. `up_since` starts anew after a silence or a report of unhealthy.
+# The look at former boots is no EXISTS, which Postgres would answer by hashing the whole of node_boots.
 # `received_at`, the same for all, stands in the first row alone: decoding an instant costs as much as the rest of a row.
 COMMIT_HEARTBEATS = """
 WITH sent AS (
@@ -16,8 +17,8 @@ WITH sent AS (
         CASE
             WHEN s.boot_id IS NULL OR s.sequence IS NULL OR h.boot_id IS NULL THEN 'applied'
             WHEN s.boot_id = h.boot_id THEN CASE WHEN s.sequence > h.sequence THEN 'applied' ELSE 'repeated' END
-            WHEN EXISTS (
-                SELECT FROM node_boots b WHERE b.passport_id = s.passport_id AND b.boot_id = s.boot_id
+            WHEN (
+                SELECT true FROM node_boots b WHERE b.passport_id = s.passport_id AND b.boot_id = s.boot_id
             ) THEN 'former'
             ELSE 'applied'
         END AS outcome

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, DateTime, RowMapping, collate, cast, func, insert, select, text, update
+from sqlalchemy import ColumnElement, DateTime, RowMapping, cast, collate, func, insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from lucid_compute.errors import InvalidRequest, KeyNotFound

@@ -25,7 +25,6 @@ from lucid_compute.storage.passport_search import PassportSearch, ids_are_uuids
 from lucid_compute.storage.rows import read_passport
 from lucid_compute.storage.tables import passports
 
-
 _NOTHING_STORED = StoredMetadata({}, {})
 
 

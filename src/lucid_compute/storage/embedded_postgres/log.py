@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
-from lucid_compute.storage.postgres_processes import EmbeddedPostgresError
+from lucid_compute.storage.embedded_postgres.processes import EmbeddedPostgresError
 
 MAX_BYTES = 10 * 1024 * 1024
 QUOTED_LINES = 8

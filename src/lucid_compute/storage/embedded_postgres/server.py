@@ -13,10 +13,10 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import quote
 
-from lucid_compute.storage.data_folder import DataFolderLock, explained, make_data_folder
-from lucid_compute.storage.postgres_cluster import Cluster, open_cluster, remove_cluster
-from lucid_compute.storage.postgres_log import PostgresLog
-from lucid_compute.storage.postgres_processes import (
+from lucid_compute.storage.embedded_postgres.cluster import Cluster, open_cluster, remove_cluster
+from lucid_compute.storage.embedded_postgres.data_folder import DataFolderLock, explained, make_data_folder
+from lucid_compute.storage.embedded_postgres.log import PostgresLog
+from lucid_compute.storage.embedded_postgres.processes import (
     POLL_SECONDS,
     EmbeddedPostgresError,
     cluster_name,
@@ -24,7 +24,7 @@ from lucid_compute.storage.postgres_processes import (
     forget_reused_pids,
     is_ready,
 )
-from lucid_compute.storage.socket_folder import PORT, SOCKET_NAME, remove_socket_folder
+from lucid_compute.storage.embedded_postgres.socket_folder import PORT, SOCKET_NAME, remove_socket_folder
 
 __all__ = ["EmbeddedPostgres", "EmbeddedPostgresError", "remove_cluster"]
 

@@ -9,7 +9,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from lucid_compute.storage.postgres_processes import EmbeddedPostgresError, PostgresUser
+from lucid_compute.storage.embedded_postgres.processes import EmbeddedPostgresError, PostgresUser
 
 PORT = 5432  # never a TCP port: it is part of the socket's name
 SOCKET_NAME = f".s.PGSQL.{PORT}"

@@ -11,16 +11,21 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from lucid_compute.storage.data_folder import explained
-from lucid_compute.storage.postgres_binaries import (
+from lucid_compute.storage.embedded_postgres.binaries import (
     PostgresBinaries,
     find_binaries,
     make_open_folder,
     reachable_binaries,
 )
-from lucid_compute.storage.postgres_log import PostgresLog
-from lucid_compute.storage.postgres_processes import EmbeddedPostgresError, PostgresUser, find_user, user_of_uid
-from lucid_compute.storage.socket_folder import open_socket_folder
+from lucid_compute.storage.embedded_postgres.data_folder import explained
+from lucid_compute.storage.embedded_postgres.log import PostgresLog
+from lucid_compute.storage.embedded_postgres.processes import (
+    EmbeddedPostgresError,
+    PostgresUser,
+    find_user,
+    user_of_uid,
+)
+from lucid_compute.storage.embedded_postgres.socket_folder import open_socket_folder
 
 CLUSTER_NAME = "postgres"
 UNFINISHED_PREFIX = "postgres.new-"

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lucid_compute.storage.postgres_processes import POLL_SECONDS, EmbeddedPostgresError
+from lucid_compute.storage.embedded_postgres.processes import POLL_SECONDS, EmbeddedPostgresError
 
 LOCK_NAME = "lucid.lock"
 WAIT_FOR_OWNER_SECONDS = 5.0  # a service that is being killed holds its lock until the kernel is done with it

@@ -15,7 +15,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import IO
 
-from lucid_compute.storage import process_launcher
+from lucid_compute.storage.embedded_postgres import launcher
 
 # Its own environment, so that nobody's PGPORT, PGDATA or locale decides how the cluster is made or reached.
 POSTGRES_ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
@@ -70,7 +70,7 @@ class PostgresUser:
         """Whether this user can enter every one of `paths`: tried as that user, so that ACLs and the like count."""
         if not self.is_another:
             return all(os.access(path, os.X_OK) for path in paths)
-        return self.succeeds(process_launcher.CAN_ENTER, *paths)
+        return self.succeeds(launcher.CAN_ENTER, *paths)
 
     def make_folder(self, path: Path) -> None:
         """Make a folder that is this user's alone."""
@@ -80,9 +80,9 @@ class PostgresUser:
 
     def _launched(self, command: Sequence[str | Path], death_signal: int) -> list[str]:
         """Answer the command line that becomes this user and then `command`."""
-        uid = self.uid if self.is_another else process_launcher.STAY
-        launcher = [sys.executable, "-I", "-S", process_launcher.__file__]
-        return [*launcher, *map(str, (os.getpid(), int(death_signal), uid, self.gid)), *map(str, command)]
+        uid = self.uid if self.is_another else launcher.STAY
+        launch = [sys.executable, "-I", "-S", launcher.__file__]
+        return [*launch, *map(str, (os.getpid(), int(death_signal), uid, self.gid)), *map(str, command)]
 
 
 def find_user(name: str) -> PostgresUser:

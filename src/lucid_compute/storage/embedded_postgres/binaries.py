@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
-from lucid_compute.storage.postgres_processes import EmbeddedPostgresError, PostgresUser
+from lucid_compute.storage.embedded_postgres.processes import EmbeddedPostgresError, PostgresUser
 
 OLDEST_MAJOR = 14
 DISTRIBUTION_ROOT = Path("/usr/lib/postgresql")  # Debian's and Ubuntu's; others are found by pg_config

@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+
 from tests.served import Served, eventually, serving, wait_until
 from tests.tiny_gguf import SENTENCE, write_tiny_gguf
 

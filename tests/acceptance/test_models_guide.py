@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+
 from tests.served import Served, eventually, serving
 
 # A node that can run everything below but where a test says otherwise.

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import httpx
+
 from tests.factories import GUIDE_PASSPORT
 from tests.served import Served, serving
 

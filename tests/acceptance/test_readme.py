@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+
 from tests.served import Served, serving
 
 README = Path(__file__).parents[2] / "README.md"

@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
+
 from tests.factories import GUIDE_PASSPORT
 from tests.served import Served, eventually, serving
 

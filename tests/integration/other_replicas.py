@@ -8,9 +8,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 from uuid import uuid4
 
-from tests.api import Api
-
 from lucid_compute.storage.database import connect
+from tests.api import Api
 
 APPLIED_NOTHING = "3:3:"
 APPLIED_EVERYTHING = "1000000000:1000000000:"

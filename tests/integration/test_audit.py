@@ -6,6 +6,7 @@ from typing import Any
 
 import asyncpg
 import pytest
+
 from tests.api import Api
 from tests.integration.other_replicas import run_sql
 

@@ -6,10 +6,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from tests.api import ADMIN_KEY, Api
-from tests.integration.other_replicas import let_pass
 
 from lucid_compute.api.settings import Settings
+from tests.api import ADMIN_KEY, Api
+from tests.integration.other_replicas import let_pass
 
 VLLM = {"runtimes": ["vllm"], "vram": "80GB", "maxContext": 8192}
 Arrange = Callable[[Api, str], Awaitable[Any]]

@@ -10,9 +10,9 @@ from urllib.parse import quote
 
 import httpx
 import pytest
-from tests.api import ADMIN_KEY, Api
 
 from lucid_compute.api.settings import Settings
+from tests.api import ADMIN_KEY, Api
 
 MEBIBYTE = 1024 * 1024
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import httpx
 import pytest
-from tests.api import ADMIN_KEY, Api, open_api
 
 from lucid_compute.api.settings import Settings
 from lucid_compute.storage import heartbeat_writer
 from lucid_compute.storage.database import connect
+from tests.api import ADMIN_KEY, Api, open_api
 
 NODE = {"name": "gpu", "type": "compute", "metadata": {"vram": 80, "inferenceUrl": "http://gpu"}}
 MODEL = {"name": "m", "type": "model", "metadata": {"format": "gguf"}}

@@ -8,11 +8,11 @@ from contextlib import asynccontextmanager
 
 import asyncpg
 import pytest
-from tests.api import ADMIN_KEY, Api, open_api
-from tests.factories import GUIDE_PASSPORT
 
 from lucid_compute.api.settings import Settings
 from lucid_compute.storage.database import connect
+from tests.api import ADMIN_KEY, Api, open_api
+from tests.factories import GUIDE_PASSPORT
 
 WITHIN_SECONDS = 2.0
 

@@ -7,10 +7,10 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from tests.api import ADMIN_KEY, Api, error_code, open_api
-from tests.integration.other_replicas import run_sql
 
 from lucid_compute.api.settings import Settings
+from tests.api import ADMIN_KEY, Api, error_code, open_api
+from tests.integration.other_replicas import run_sql
 
 ANSWER = ["passportId", "status", "receivedAt", "freshUntil", "unhealthyAt", "nextHeartbeatInSeconds", "drain"]
 EVERYTHING: dict[str, Any] = {

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import asyncpg
 import pytest
-from tests.api import ADMIN_KEY, open_api
 
 from lucid_compute.api.settings import Settings
 from lucid_compute.storage import schema
 from lucid_compute.storage.database import DatabaseNotUsable, check_usable, connect
 from lucid_compute.storage.preparation import prepare
+from tests.api import ADMIN_KEY, open_api
 
 
 async def test_migrations_go_down_and_up_on_a_filled_database(database_url: str, settings: Settings) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.api import ADMIN_KEY, Api, error_code, open_api
-from tests.integration.other_replicas import add_lease, run_sql
 
 from lucid_compute.api.settings import Settings
+from tests.api import ADMIN_KEY, Api, error_code, open_api
+from tests.integration.other_replicas import add_lease, run_sql
 
 ANSWERED_EVERYWHERE = {"422": "INVALID_REQUEST", "429": "RATE_LIMITED", "503": "DATABASE_UNAVAILABLE"}
 ENDED = ("POST /compute/heartbeat", "GET /compute/health/{passport_id}", "GET /compute/models/{passport_id}")

@@ -6,10 +6,10 @@ import re
 from typing import Any
 
 import pytest
-from tests.api import ADMIN_KEY, Api, error_code, open_api
-from tests.factories import GUIDE_PASSPORT
 
 from lucid_compute.api.settings import Settings
+from tests.api import ADMIN_KEY, Api, error_code, open_api
+from tests.factories import GUIDE_PASSPORT
 
 FIELDS = [
     "id",

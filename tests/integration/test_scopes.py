@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import pytest
-from tests.api import ADMIN_KEY, Api, error_code
 
 from lucid_compute.api.settings import Settings
+from tests.api import ADMIN_KEY, Api, error_code
 
 SCOPES = ("compute", "passports:read", "passports:write", "inference:run", "admin")
 EVERYONE = {None, *SCOPES}

@@ -6,11 +6,11 @@ import asyncio
 from datetime import timedelta
 
 import pytest
-from tests.api import Api
-from tests.factories import NOW
 
 from lucid_compute.node_state import Receipt
 from lucid_compute.storage.sweep import BRAKE_LIMIT, Brake
+from tests.api import Api
+from tests.factories import NOW
 
 
 def age(api: Api, node_id: str, seconds: float) -> None:

@@ -6,7 +6,7 @@
 # A heartbeat is left out when its sequence is not above the one held of the same boot, or when its boot id is a former
 # one; `outcome` says which, and `revision` is null. `up_since` starts anew after a silence or a report of unhealthy.
 # The look at former boots is no EXISTS, which Postgres would answer by hashing the whole of node_boots.
-# `received_at`, the same for all, stands in the first row alone: decoding an instant costs as much as the rest of a row.
+# `received_at`, the same for all, stands in the first row alone: decoding it takes as long as the rest of a row.
 COMMIT_HEARTBEATS = """
 WITH sent AS (
     SELECT (report->>'passportId')::uuid AS passport_id, report, report->>'status' AS status,
@@ -56,3 +56,6 @@ SELECT j.position - 1 AS position, j.outcome, a.revision, a.up_since,
     CASE WHEN row_number() OVER () = 1 THEN statement_timestamp() END AS received_at
 FROM judged j LEFT JOIN applied a USING (position)
 """
+
+# Postgres keeps the plan of the statement; one made while a table was empty would read all of it when it is full.
+USE_INDEXES = "SET enable_seqscan = off"

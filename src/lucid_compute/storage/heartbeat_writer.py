@@ -19,7 +19,7 @@ from lucid_compute.fleet.fleet import Fleet
 from lucid_compute.node_state import Heartbeat, Receipt
 from lucid_compute.storage.clock import DatabaseClock
 from lucid_compute.storage.database import connect, is_passing
-from lucid_compute.storage.heartbeat_sql import COMMIT_HEARTBEATS
+from lucid_compute.storage.heartbeat_sql import COMMIT_HEARTBEATS, USE_INDEXES
 
 MAX_BATCH = 1000
 MAX_WAITING = 20_000
@@ -117,6 +117,7 @@ class HeartbeatWriter:
     async def _execute(self, group: list[_Waiting]) -> list[asyncpg.Record]:
         if self._connection is None or self._connection.is_closed():
             self._connection = await connect(self._url, application="lucid heartbeats")
+            await self._connection.execute(USE_INDEXES)
         reports = _HEARTBEATS.dump_json([waiting.heartbeat for waiting in group], exclude_none=True)
         live_since = self._fleet.live_since(self._clock.now())
         return await self._connection.fetch(COMMIT_HEARTBEATS, reports.decode(), live_since, self._replica_id)

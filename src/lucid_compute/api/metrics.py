@@ -64,6 +64,10 @@ class _FleetCollector(Collector):
         followed_at = self._service.keys.followed_at
         age = (now - followed_at).total_seconds() if followed_at else float("nan")
         yield GaugeMetricFamily("lucid_feed_age_seconds", "How far this replica is behind Postgres at most", age)
+        ours = sum((outage.ended_at - outage.started_at).total_seconds() for outage in fleet.outages)
+        yield GaugeMetricFamily(
+            "lucid_registry_outage_seconds", "Time of 30 days in which no replica took heartbeats", ours
+        )
         held = self._service.sweep.brake.held_since is not None
         yield GaugeMetricFamily("lucid_silence_brake", "1 while events wait because many nodes fell silent", held)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import resource
+from contextlib import suppress
+
 from lucid_compute.api.app import create_app
 from lucid_compute.api.settings import Settings
 from lucid_compute.cli.log_lines import configure_log
@@ -20,7 +23,15 @@ def run_service(settings: Settings) -> int:
     To be called in the main thread of the outermost process, which has no event loop and no other thread.
     """
     configure_log(settings.log_level)
+    _allow_many_sockets()
     return Supervisor(settings, Service(prepare, create_app), _embedded_postgres(settings)).run()
+
+
+def _allow_many_sockets() -> None:
+    """Open as many files as the system allows: each node that beats holds a socket, and the usual limit is 1,024."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # macOS says "unlimited" and takes no such number
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _embedded_postgres(settings: Settings) -> EmbeddedPostgres | None:

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from lucid_compute.errors import ModelNotFound, NodeDeregistered, NodeNotFound
 from lucid_compute.fleet.fleet import Fleet, Lifecycle
-from lucid_compute.fleet.replicas import Replica, Snapshot
+from lucid_compute.fleet.replicas import LEASE, Replica, Snapshot
 from lucid_compute.matching_engine import has_available_compute, is_available_on, serves
 from lucid_compute.node_state import DeclaredModel
 from lucid_compute.passports import PassportStatus, PassportType
@@ -196,7 +196,7 @@ def test_a_drain_is_done_when_every_live_replica_has_applied_it_and_runs_nothing
         (other("101:101:", {record.id: 2}), False),
         (other("90:100:", {record.id: 2}, age_seconds=11), True),
     ]:
-        fleet.replicas.apply("own", [lease], NOW)
+        fleet.replicas.apply("own", [lease], NOW - LEASE)
         assert fleet.is_drained(node) is expected
     fleet.replicas.own_in_flight[record.id] += 1
     assert fleet.in_flight(record.id) == 1

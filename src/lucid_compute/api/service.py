@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from uuid import uuid4
 
 from lucid_compute.api.authentication import Authenticator
@@ -23,7 +23,7 @@ from lucid_compute.storage.clock import DatabaseClock
 from lucid_compute.storage.compute_registry import ComputeRegistry
 from lucid_compute.storage.database import Database
 from lucid_compute.storage.feed import Feed
-from lucid_compute.storage.heartbeat_writer import HeartbeatWriter
+from lucid_compute.storage.heartbeat_writer import HeartbeatWriter, OwnHeartbeats
 from lucid_compute.storage.key_store import KeyStore
 from lucid_compute.storage.node_events import NodeEvents
 from lucid_compute.storage.passport_store import PassportStore
@@ -53,6 +53,7 @@ class Service:
     audit: AuditTrail
     authenticator: Authenticator
     request_rate: RequestRate
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     async def get_registered_node(self, passport_id: str, *, sees: str | None) -> FleetNode:
         """Answer the owner's node that has not ended, also one that another replica has only just registered.
@@ -96,7 +97,7 @@ class Service:
         Raises:
             DatabaseUnavailable: one of them is not so.
         """
-        if not self.feed.is_current():
+        if not self.feed.is_current() or any(task.done() for task in self.tasks):
             raise DatabaseUnavailable
         async with self.database.transaction() as connection:
             if await schema.revision_of(connection) != schema.head_revision():
@@ -106,10 +107,18 @@ class Service:
 def build_service(settings: Settings, database_url: str) -> Service:
     """Put one replica together on the database at `database_url`; nothing is connected to yet."""
     timeout = settings.database_timeout_seconds
-    replica_id = str(uuid4())
     database = Database(database_url, pool_size=settings.database_pool_size, timeout_seconds=timeout)
     clock, fleet, keys = DatabaseClock(), Fleet(), KeyRing()
-    feed = Feed(database_url, fleet, keys, clock, replica_id=replica_id, listens=settings.feed_follows_notifications)
+    own = OwnHeartbeats()
+    feed = Feed(
+        database_url,
+        fleet,
+        keys,
+        clock,
+        replica_id=str(uuid4()),
+        own=own,
+        listens=settings.feed_follows_notifications,
+    )
     key_store = KeyStore(database, keys)
     return Service(
         settings=settings,
@@ -118,7 +127,7 @@ def build_service(settings: Settings, database_url: str) -> Service:
         fleet=fleet,
         keys=keys,
         feed=feed,
-        heartbeats=HeartbeatWriter(database_url, fleet, clock, replica_id=replica_id, timeout_seconds=timeout),
+        heartbeats=HeartbeatWriter(database_url, fleet, clock, own=own, timeout_seconds=timeout),
         sweep=Sweep(database, fleet, clock, key_store),
         registry=ComputeRegistry(database, fleet, clock),
         passports=PassportStore(database, fleet, egress_policy(settings)),
@@ -147,6 +156,7 @@ async def running(service: Service) -> AsyncIterator[None]:
         asyncio.create_task(service.heartbeats.run(), name="heartbeats"),
         asyncio.create_task(service.sweep.run(), name="sweep"),
     ]
+    service.tasks.extend(tasks)
     for task in tasks:
         task.add_done_callback(_log_end)
     try:

@@ -136,7 +136,7 @@ def _uptime_seconds(fleet: Fleet, node: FleetNode, now: datetime) -> float:
     receipt = node.state.receipt
     if receipt is None or receipt.up_since is None or not node.state.is_live(fleet.live_since(now)):
         return 0.0
-    lost = seconds_lost(receipt.up_since, now, fleet.outages)
+    lost = seconds_lost(receipt.up_since, now, fleet.outages_until(now))
     return round(max((now - receipt.up_since).total_seconds() - lost, 0.0), 3)
 
 

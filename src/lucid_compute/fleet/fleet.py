@@ -6,13 +6,13 @@ carries its row's revision, and an older one is left out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import NamedTuple
 
 from lucid_compute.errors import ModelNotFound, NodeDeregistered, NodeNotFound
 from lucid_compute.fleet.capability_index import CapabilityClass, CapabilityIndex
-from lucid_compute.fleet.outages import Outage, live_since, merge_outages
+from lucid_compute.fleet.outages import OUTAGE_AFTER, Outage, live_since, merge_outages
 from lucid_compute.fleet.replicas import Replicas
 from lucid_compute.matching_engine import is_healthy
 from lucid_compute.node_state import DeclaredModel, NodeState, NodeStatus, Receipt
@@ -67,6 +67,7 @@ class Fleet:
         """Start empty."""
         self.replicas = Replicas()
         self.outages: tuple[Outage, ...] = ()
+        self.lease_renewed_at: datetime | None = None
         self._nodes: dict[str, FleetNode] = {}
         self._nodes_by_owner: dict[str, dict[str, FleetNode]] = {}
         self._models: dict[str, ModelPassport] = {}
@@ -153,7 +154,14 @@ class Fleet:
 
     def live_since(self, now: datetime) -> datetime:
         """Answer the oldest instant that a live node's newest heartbeat may have, outages of ours left out."""
-        return live_since(now, self.outages)
+        return live_since(now, self.outages_until(now))
+
+    def outages_until(self, now: datetime) -> tuple[Outage, ...]:
+        """Answer the recorded outages, and the one that lasts while this replica's lease could not be renewed."""
+        since = self.lease_renewed_at
+        if since is None or now - since <= OUTAGE_AFTER:
+            return self.outages
+        return merge_outages([*self.outages, Outage(since, now)])
 
     def status_of(self, node: FleetNode, now: datetime) -> NodeStatus:
         """Answer what the registry says of the node right now."""
@@ -210,6 +218,23 @@ class Fleet:
         """How many kinds of node there are."""
         return len(self._index)
 
+    # --- what is over
+
+    def forget_all_but(self, passport_ids: Collection[str], *, made_before: datetime) -> None:
+        """Drop what a full load did not find, unless it was made after the load began."""
+        for node in list(self._nodes.values()):
+            if node.record.id not in passport_ids and node.record.created_at < made_before:
+                self.forget_node(node)
+        for model in list(self._models.values()):
+            if model.id not in passport_ids and model.record.created_at < made_before:
+                self._drop_model(model)
+
+    def forget_node(self, node: FleetNode) -> None:
+        """Drop a node that ended long ago."""
+        self._index.leave(node.record.id, node.capability_class)
+        del self._nodes[node.record.id]
+        del self._nodes_by_owner[node.record.owner][node.record.id]
+
     # --- inside
 
     def _apply_compute(self, record: Passport) -> None:
@@ -225,19 +250,21 @@ class Fleet:
         held = self._models.get(record.id)
         if held is not None and held.record.revision >= record.revision:
             return
-        self._models_newest_first = None
-        self._forget_names(held)
+        if held is not None:
+            self._drop_model(held)
         if record.status is PassportStatus.REVOKED:
-            self._models.pop(record.id, None)
-            self._index.drop_model(record.id)
             return
+        self._models_newest_first = None
         model = self._models[record.id] = ModelPassport.read(record)
         self._model_ids_by_name.update(dict.fromkeys(model.known_as[1:], record.id))
         self._index.put_model(model)
 
-    def _forget_names(self, held: ModelPassport | None) -> None:
-        for name in held.known_as[1:] if held else ():
-            if held and self._model_ids_by_name.get(name) == held.id:
+    def _drop_model(self, held: ModelPassport) -> None:
+        self._models_newest_first = None
+        del self._models[held.id]
+        self._index.drop_model(held.id)
+        for name in held.known_as[1:]:
+            if self._model_ids_by_name.get(name) == held.id:
                 del self._model_ids_by_name[name]
 
     def _replace(self, node: FleetNode, state: NodeState) -> None:

@@ -8,6 +8,9 @@ from typing import NamedTuple
 
 from lucid_compute.node_state import LIVE_WINDOW
 
+OUTAGE_AFTER = timedelta(seconds=3)
+"""A lease that was not renewed for longer than this was an outage."""
+
 
 class Outage(NamedTuple):
     """A span of time in which no replica could take heartbeats."""

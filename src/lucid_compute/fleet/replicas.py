@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 
 LEASE_SECONDS = 10
-_LEASE = timedelta(seconds=LEASE_SECONDS)
+LEASE = timedelta(seconds=LEASE_SECONDS)
 _MARGIN = timedelta(seconds=1)
 
 
@@ -49,9 +49,9 @@ class Replicas:
         self.own_in_flight: Counter[str] = Counter()
         self._others: tuple[Replica, ...] = ()
 
-    def apply(self, own_id: str, leases: Iterable[Replica], now: datetime) -> None:
-        """Hold the leases that have not run out."""
-        self._others = tuple(lease for lease in leases if lease.id != own_id and now - lease.seen_at <= _LEASE)
+    def apply(self, own_id: str, leases: Iterable[Replica], alive_since: datetime) -> None:
+        """Hold the leases renewed at `alive_since` or later: a lease's length ago, outages of the registry left out."""
+        self._others = tuple(lease for lease in leases if lease.id != own_id and lease.seen_at >= alive_since)
 
     def count(self) -> int:
         """How many replicas are alive, this one among them."""

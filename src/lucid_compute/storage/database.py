@@ -16,7 +16,16 @@ from lucid_compute.errors import DatabaseUnavailable
 
 OLDEST_SERVER = (14, 0)
 CONNECT_TIMEOUT_SECONDS = 2.0
+CLOSE_TIMEOUT_SECONDS = 0.2
+LOCK_TIMEOUT_SECONDS = 2.0
 CHANGES_CHANNEL = "lucid_changes"
+
+# Set after connecting, since a session pool lets few start-up parameters through.
+_SESSION = """
+    SET jit = off; SET timezone = 'UTC'; SET bytea_output = 'hex'; SET lock_timeout = {lock_timeout};
+    SET idle_in_transaction_session_timeout = 10000;
+    SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3;
+"""
 
 # Classes of SQLSTATE that say "not now" and never "not so": connection, insufficient resources (a full disk among
 # them), operator intervention, system error, and a transaction that lost to another.
@@ -41,20 +50,41 @@ def normalise_url(url: str) -> str:
     Raises:
         DatabaseNotUsable: it is not a Postgres URL.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        message = "LUCID_DATABASE_URL can't be read. Percent-encode its password: %2F stands for /, %23 for #."
+        raise DatabaseNotUsable(message) from None
     if parts.scheme.split("+")[0] not in {"postgres", "postgresql"}:
         message = "LUCID_DATABASE_URL must look like postgresql://user:password@host:5432/database."
         raise DatabaseNotUsable(message)
     return urlunsplit(parts._replace(scheme="postgresql"))
 
 
-async def connect(url: str, *, application: str = "lucid") -> asyncpg.Connection[asyncpg.Record]:
-    """Open one connection of its own, beside the pool: for the feed, for heartbeats, for a look at start."""
-    return await asyncpg.connect(
+class _Connection(asyncpg.Connection):
+    """A connection that takes no longer to close than a moment: one that hangs is cut off."""
+
+    async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - asyncpg's signature
+        """Say goodbye for a fifth of a second, then hang up."""
+        await super().close(timeout=min(timeout or CLOSE_TIMEOUT_SECONDS, CLOSE_TIMEOUT_SECONDS))
+
+
+async def connect(
+    url: str, *, application: str = "lucid", lock_timeout_seconds: float = LOCK_TIMEOUT_SECONDS
+) -> asyncpg.Connection[asyncpg.Record]:
+    """Open one connection of its own, beside the pool: for the feed, for heartbeats, for a look at start.
+
+    What a replica that vanished still held (a transaction, a lock) is given up by Postgres within seconds.
+    """
+    connection = await asyncpg.connect(
         normalise_url(url),
         timeout=CONNECT_TIMEOUT_SECONDS,
-        server_settings={"application_name": application, "jit": "off", "timezone": "UTC"},
+        server_settings={"application_name": application},
+        connection_class=_Connection,
     )
+    await connection.execute(_SESSION.format(lock_timeout=int(lock_timeout_seconds * 1000)))
+    return connection
 
 
 def is_passing(error: BaseException) -> bool:
@@ -132,6 +162,7 @@ async def check_usable(url: str) -> None:
     try:
         await _refuse_old_server(first)
         await _refuse_transaction_pool(first, second)
+        await _refuse_other_encodings(first)
     finally:
         await first.close()
         await second.close()
@@ -141,6 +172,13 @@ async def _refuse_old_server(connection: asyncpg.Connection[asyncpg.Record]) -> 
     version = connection.get_server_version()
     if (version.major, version.minor) < OLDEST_SERVER:
         message = f"Postgres {version.major} is too old; lucid-compute needs Postgres {OLDEST_SERVER[0]} or newer."
+        raise DatabaseNotUsable(message)
+
+
+async def _refuse_other_encodings(connection: asyncpg.Connection[asyncpg.Record]) -> None:
+    encoding = await connection.fetchval("SELECT current_setting('server_encoding')")
+    if encoding != "UTF8":
+        message = f"This database's encoding is {encoding}, which can't hold every name. Make one with ENCODING 'UTF8'."
         raise DatabaseNotUsable(message)
 
 

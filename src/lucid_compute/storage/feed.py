@@ -10,24 +10,25 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
-from datetime import datetime, timedelta
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
 
 import asyncpg
 
 from lucid_compute.fleet.fleet import Fleet
 from lucid_compute.fleet.key_ring import KeyRing
-from lucid_compute.fleet.outages import Outage
+from lucid_compute.fleet.outages import OUTAGE_AFTER, Outage, live_since, merge_outages
+from lucid_compute.fleet.replicas import LEASE
 from lucid_compute.storage.clock import DatabaseClock
 from lucid_compute.storage.database import CHANGES_CHANNEL, connect, is_passing
 from lucid_compute.storage.feed_sql import CHANGES, EVERYTHING, RENEW_LEASE
+from lucid_compute.storage.heartbeat_writer import OwnHeartbeats
 from lucid_compute.storage.rows import read_key, read_lifecycle, read_passport, read_receipt, read_replica
 
 POLL_SECONDS = 0.5
 LEASE_RENEWAL_SECONDS = 1.0
-OUTAGE_AFTER = timedelta(seconds=3)
 QUERY_TIMEOUT_SECONDS = 10.0
 LOAD_TIMEOUT_SECONDS = 60.0
 RECONNECT_SECONDS = 0.2
@@ -35,8 +36,12 @@ CURRENT_WITHIN = timedelta(seconds=5)
 CATCH_UP_TIMEOUT_SECONDS = 1.0
 CATCH_UP_INTERVAL_SECONDS = 0.05
 
+Value = TypeVar("Value")
+Rows = dict[str, list[str]]
+
 _log = logging.getLogger(__name__)
-_EMPTY_SNAPSHOT = "3:3:"
+_NOTHING_APPLIED = "3:3:"
+_NEVER = datetime(1970, 1, 1, tzinfo=UTC)
 _ROWS_A_TURN = 100  # a millisecond or two
 
 
@@ -44,22 +49,30 @@ class Feed:
     """Follows Postgres for one replica. `listens` off leaves the poll alone to do it."""
 
     def __init__(
-        self, url: str, fleet: Fleet, keys: KeyRing, clock: DatabaseClock, *, replica_id: str, listens: bool = True
+        self,
+        url: str,
+        fleet: Fleet,
+        keys: KeyRing,
+        clock: DatabaseClock,
+        *,
+        replica_id: str,
+        own: OwnHeartbeats,
+        listens: bool = True,
     ) -> None:
-        """Follow the database at `url` into `fleet` and `keys`."""
+        """Follow the database at `url` into `fleet` and `keys`; `own` are the heartbeats that need not be read back."""
         self._url = url
         self._fleet = fleet
         self._keys = keys
         self._clock = clock
         self._replica_id = replica_id
+        self._own = own
         self._listens = listens
         self.loaded = asyncio.Event()
         self._wake = asyncio.Event()
         self._caught_up = asyncio.Event()
         self._snapshot: str | None = None
-        self._renewed_at: datetime | None = None
+        self._applied, self._applied_at = _NOTHING_APPLIED, _NEVER
         self._renewal_due = 0.0
-        self._recorded: list[Outage] = []
         self._last_catch_up = 0.0
 
     def is_current(self) -> bool:
@@ -88,7 +101,6 @@ class Feed:
             except Exception as error:  # noqa: BLE001 - a replica without its feed would serve what was, for good
                 if not is_passing(error):
                     _log.exception("the feed stumbled and starts over")
-                self._note_open_outage()
                 await asyncio.sleep(RECONNECT_SECONDS)
             finally:
                 if connection is not None:
@@ -97,84 +109,95 @@ class Feed:
     async def _follow(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
         if self._listens:
             await connection.add_listener(CHANGES_CHANNEL, lambda *_: self._wake.set())
-        self._snapshot = None
+        self._snapshot, self._renewal_due = None, 0.0
+        self._clock.set(await connection.fetchval("SELECT clock_timestamp()"))
         while True:
             self._wake.clear()
             caught_up, self._caught_up = self._caught_up, asyncio.Event()
+            # First the lease: an outage that it records is read right after, and no node is called dead for our sake.
+            await self._keep_lease(connection)
             await self._read(connection)
             caught_up.set()
-            if time.monotonic() >= self._renewal_due:
-                async with asyncio.timeout(QUERY_TIMEOUT_SECONDS):
-                    await self._renew_lease(connection)
             with suppress(TimeoutError):
                 # wait_for would lose a cancellation that comes together with the wake-up, and the replica never stop
                 async with asyncio.timeout(POLL_SECONDS):
                     await self._wake.wait()
 
     async def _read(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
-        if self._snapshot is None:
-            async with asyncio.timeout(LOAD_TIMEOUT_SECONDS):
-                rows = await connection.fetch(EVERYTHING)
-        else:
-            async with asyncio.timeout(QUERY_TIMEOUT_SECONDS):
-                rows = await connection.fetch(CHANGES, self._snapshot, self._replica_id)
-        found: dict[str, list[str]] = {}
-        for kind, body in rows:
+        found: Rows = {}
+        for kind, body in await self._fetch(connection):
             found.setdefault(kind, []).append(body)
-        self._clock.set(datetime.fromisoformat(json.loads(found["now"][0])))
-        await self._apply(found)
-        self._snapshot = json.loads(found["snapshot"][0])
-        self._keys.followed_at = self._clock.now()
+        now = datetime.fromisoformat(json.loads(found["now"][0]))
+        self._clock.set(now)
+        await self._keep_lease(connection)  # before a load that may take seconds to apply
+        await self._apply(found, now)
+        if self._snapshot is None:
+            ids = {json.loads(body)["id"] for body in found.get("passport", ())}
+            self._fleet.forget_all_but(ids, made_before=now)
+        self._snapshot = self._applied = json.loads(found["snapshot"][0])
+        self._applied_at = self._keys.followed_at = now
         self.loaded.set()
 
-    async def _apply(self, found: dict[str, list[str]]) -> None:
+    async def _fetch(self, connection: asyncpg.Connection[asyncpg.Record]) -> list[asyncpg.Record]:
+        if self._snapshot is None:
+            async with asyncio.timeout(LOAD_TIMEOUT_SECONDS):
+                return await connection.fetch(EVERYTHING)
+        unsure_of = list(self._own.unsure_of)
+        async with asyncio.timeout(QUERY_TIMEOUT_SECONDS):
+            rows = await connection.fetch(CHANGES, self._snapshot, self._own.writer_id, unsure_of)
+        self._own.unsure_of.difference_update(unsure_of)
+        return rows
+
+    async def _apply(self, found: Rows, now: datetime) -> None:
         """Show the fleet what was found, passports before what belongs to them, giving way to requests in between."""
-        self._recorded = [
-            Outage(*map(datetime.fromisoformat, (o["started_at"], o["ended_at"])))
-            for o in map(json.loads, found.get("outage", ()))
-        ]
-        self._fleet.apply_outages(self._recorded)
-        replicas = [read_replica(json.loads(body)) for body in found.get("replica", ())]
-        self._fleet.replicas.apply(self._replica_id, replicas, self._clock.now())
-        self._keys.apply(read_key(json.loads(body)) for body in found.get("key", ()))
-        await _apply_each(found.get("passport", []), lambda row: self._fleet.apply_passport(read_passport(row)))
-        await _apply_each(found.get("node", []), lambda row: self._fleet.apply_lifecycle(read_lifecycle(row)))
-        await _apply_each(found.get("heartbeat", []), self._apply_heartbeat)
+        self._fleet.apply_outages([outage async for outage in _readable("outage", found, _read_outage)])
+        alive_since = live_since(now, merge_outages(self._fleet.outages), LEASE)
+        replicas = [replica async for replica in _readable("replica", found, read_replica)]
+        self._fleet.replicas.apply(self._replica_id, replicas, alive_since)
+        self._keys.apply([key async for key in _readable("key", found, read_key)])
+        for kind, show in (
+            ("passport", lambda row: self._fleet.apply_passport(read_passport(row))),
+            ("node", lambda row: self._fleet.apply_lifecycle(read_lifecycle(row))),
+            ("heartbeat", self._apply_heartbeat),
+        ):
+            async for _ in _readable(kind, found, show):
+                pass
 
     def _apply_heartbeat(self, row: dict[str, Any]) -> None:
         if receipt := read_receipt(row):
             self._fleet.apply_receipt(row["passport_id"], receipt)
 
-    async def _renew_lease(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
-        outage = await connection.fetchrow(
-            RENEW_LEASE,
-            self._replica_id,
-            self._clock.now(),
-            self._snapshot or _EMPTY_SNAPSHOT,
-            json.dumps({node: count for node, count in self._fleet.replicas.own_in_flight.items() if count}),
-            OUTAGE_AFTER,
-        )
+    async def _keep_lease(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
+        if time.monotonic() < self._renewal_due:
+            return
+        running = {node: count for node, count in self._fleet.replicas.own_in_flight.items() if count}
+        async with asyncio.timeout(QUERY_TIMEOUT_SECONDS):
+            lease = (self._replica_id, self._applied_at, self._applied, json.dumps(running), OUTAGE_AFTER)
+            outage = await connection.fetchrow(RENEW_LEASE, *lease)
         if outage is not None:
             _log.warning("no replica could take heartbeats from %s to %s", outage["started_at"], outage["ended_at"])
-        self._renewed_at = self._clock.now()
+            self._fleet.apply_outages([*self._fleet.outages, Outage(outage["started_at"], outage["ended_at"])])
+        self._fleet.lease_renewed_at = self._clock.now()
         self._renewal_due = time.monotonic() + LEASE_RENEWAL_SECONDS
 
-    def _note_open_outage(self) -> None:
-        """Count the time since the lease was last renewed as ours, until Postgres can record it."""
-        now = self._clock.now()
-        if self._renewed_at is not None and now - self._renewed_at > OUTAGE_AFTER:
-            self._fleet.apply_outages([*self._recorded, Outage(self._renewed_at, now)])
 
-
-async def _apply_each(bodies: list[str], apply: Callable[[Any], None]) -> None:
-    """Apply each row; its JSON is read just before, so that no more than one row is held twice.
+async def _readable(kind: str, found: Rows, read: Callable[[Any], Value]) -> AsyncIterator[Value]:
+    """Yield what `read` makes of each row of a kind, giving way to requests in between; its JSON is read just before.
 
     A row that can't be read (written by a newer version, or by hand) is logged and left out, and holds up no other.
     """
-    for position, body in enumerate(bodies):
+    for position, body in enumerate(found.get(kind, ())):
+        row = json.loads(body)
         try:
-            apply(json.loads(body))
-        except (ValueError, KeyError, TypeError):
-            _log.exception("a row could not be read and is left out: %.200s", body)
+            value = read(row)
+        except Exception as error:  # noqa: BLE001 - as above; neither the row nor the trace is logged: they hold secrets
+            id_, fault = row.get("id") or row.get("passport_id"), type(error).__name__
+            _log.error("a %s could not be read and is left out: %s (%s)", kind, id_, fault)
+        else:
+            yield value
         if position % _ROWS_A_TURN == _ROWS_A_TURN - 1:
             await asyncio.sleep(0)
+
+
+def _read_outage(row: dict[str, Any]) -> Outage:
+    return Outage(datetime.fromisoformat(row["started_at"]), datetime.fromisoformat(row["ended_at"]))

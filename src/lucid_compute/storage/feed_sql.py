@@ -4,13 +4,15 @@
 also those that committed out of order; the comparison with xmin lets the index find them.
 """
 
-ENDED_NODES_KEPT = "24 hours"
+from datetime import timedelta
+
+ENDED_NODES_KEPT = timedelta(hours=24)
 """How long nodes that were deregistered or revoked still stand in explanations."""
 
 _MIRRORED = f"""
     p.type IN ('compute', 'model')
     AND (p.status <> 'revoked' AND p.deregistered_at IS NULL
-         OR p.type = 'compute' AND p.updated_at > now() - interval '{ENDED_NODES_KEPT}')
+         OR p.updated_at > now() - interval '{ENDED_NODES_KEPT.total_seconds()} seconds')
 """
 
 _SERVICE = """
@@ -23,7 +25,7 @@ _SERVICE = """
 EVERYTHING = f"""
     {_SERVICE}
     UNION ALL SELECT 'key', to_jsonb(k)::text FROM api_keys k
-    UNION ALL SELECT 'passport', to_jsonb(p)::text FROM passports p WHERE {_MIRRORED}
+    UNION ALL SELECT 'passport', (to_jsonb(p) - 'secrets')::text FROM passports p WHERE {_MIRRORED}
     UNION ALL SELECT 'node', to_jsonb(n)::text FROM nodes n JOIN passports p ON p.id = n.passport_id WHERE {_MIRRORED}
     UNION ALL SELECT 'heartbeat', to_jsonb(h)::text FROM heartbeats h JOIN passports p ON p.id = h.passport_id
         WHERE h.received_at IS NOT NULL AND {_MIRRORED}
@@ -37,10 +39,11 @@ _UNSEEN = (
 CHANGES = f"""
     {_SERVICE}
     UNION ALL SELECT 'key', to_jsonb(k)::text FROM api_keys k WHERE {_UNSEEN}
-    UNION ALL SELECT 'passport', to_jsonb(p)::text FROM passports p WHERE {_UNSEEN}
+    UNION ALL SELECT 'passport', (to_jsonb(p) - 'secrets')::text FROM passports p WHERE {_UNSEEN}
     UNION ALL SELECT 'node', to_jsonb(n)::text FROM nodes n WHERE {_UNSEEN}
     UNION ALL SELECT 'heartbeat', to_jsonb(h)::text FROM heartbeats h WHERE h.passport_id IN (
         SELECT unnest(b.passport_ids) FROM heartbeat_batches b WHERE {_UNSEEN} AND b.replica_id <> $2
+        UNION ALL SELECT unnest($3::uuid[])
     )
 """
 

@@ -5,6 +5,8 @@
 #
 # A heartbeat is left out when its sequence is not above the one held of the same boot, or when its boot id is a former
 # one; `outcome` says which, and `revision` is null. `up_since` starts anew after a silence or a report of unhealthy.
+# One that was judged `applied` and has no `revision` lost a race for its row, and is to be judged again: the row is
+# locked only after it was judged, and another replica's boot may have come first.
 # The look at former boots is no EXISTS, which Postgres would answer by hashing the whole of node_boots.
 # `received_at`, the same for all, stands in the first row alone: decoding it takes as long as the rest of a row.
 COMMIT_HEARTBEATS = """
@@ -23,15 +25,6 @@ WITH sent AS (
             ELSE 'applied'
         END AS outcome
     FROM sent s JOIN heartbeats h USING (passport_id)
-), boots AS (
-    INSERT INTO node_boots (passport_id, boot_id)
-    SELECT passport_id, boot_id FROM judged
-    WHERE outcome = 'applied' AND boot_id IS NOT NULL AND sequence IS NOT NULL AND boot_id IS DISTINCT FROM held_boot_id
-    ON CONFLICT DO NOTHING
-), restarts AS (
-    INSERT INTO node_events (passport_id, type, details)
-    SELECT passport_id, 'restarted', jsonb_build_object('bootId', boot_id) FROM judged
-    WHERE outcome = 'applied' AND sequence IS NOT NULL AND held_boot_id IS NOT NULL AND boot_id <> held_boot_id
 ), applied AS (
     UPDATE heartbeats h SET
         received_at = statement_timestamp(),
@@ -47,8 +40,18 @@ WITH sent AS (
         revision = h.revision + 1
     FROM judged j
     WHERE h.passport_id = j.passport_id AND j.outcome = 'applied'
+        AND h.boot_id IS NOT DISTINCT FROM j.held_boot_id
         AND (j.sequence IS NULL OR h.boot_id IS DISTINCT FROM j.boot_id OR j.sequence > h.sequence)
     RETURNING j.position, h.up_since, h.revision
+), boots AS (
+    INSERT INTO node_boots (passport_id, boot_id)
+    SELECT passport_id, boot_id FROM judged JOIN applied USING (position)
+    WHERE boot_id IS NOT NULL AND sequence IS NOT NULL AND boot_id IS DISTINCT FROM held_boot_id
+    ON CONFLICT DO NOTHING
+), restarts AS (
+    INSERT INTO node_events (passport_id, type, details)
+    SELECT passport_id, 'restarted', jsonb_build_object('bootId', boot_id) FROM judged JOIN applied USING (position)
+    WHERE sequence IS NOT NULL AND held_boot_id IS NOT NULL AND boot_id <> held_boot_id
 ), batch AS (
     INSERT INTO heartbeat_batches (replica_id, passport_ids) SELECT $3, array_agg(passport_id) FROM sent
 )

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterable
 from contextlib import suppress
+from itertools import islice
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 import asyncpg
 from pydantic import TypeAdapter
@@ -29,6 +32,24 @@ _log = logging.getLogger(__name__)
 _HEARTBEATS = TypeAdapter(list[Heartbeat])
 
 
+class OwnHeartbeats:
+    """Which heartbeats of Postgres this replica need not read back: its own, but those it is unsure of.
+
+    After a commit that failed, or may have, the writer goes on under another id, so that one which commits late is read
+    as another's; `unsure_of` names the nodes of those that committed before that.
+    """
+
+    def __init__(self) -> None:
+        """Start sure of everything."""
+        self.writer_id = str(uuid4())
+        self.unsure_of: set[str] = set()
+
+    def doubt(self, passport_ids: Iterable[str]) -> None:
+        """Read these nodes' heartbeats back, and whatever the former id still commits."""
+        self.writer_id = str(uuid4())
+        self.unsure_of.update(passport_ids)
+
+
 class _Waiting(NamedTuple):
     heartbeat: Heartbeat
     committed: asyncio.Future[Receipt | None]
@@ -38,13 +59,13 @@ class HeartbeatWriter:
     """Commits heartbeats in groups and shows them to the fleet."""
 
     def __init__(
-        self, url: str, fleet: Fleet, clock: DatabaseClock, *, replica_id: str, timeout_seconds: float = 2.0
+        self, url: str, fleet: Fleet, clock: DatabaseClock, *, own: OwnHeartbeats, timeout_seconds: float = 2.0
     ) -> None:
         """Write to the database at `url`; a commit that takes longer than `timeout_seconds` counts as failed."""
         self._url = url
         self._fleet = fleet
         self._clock = clock
-        self._replica_id = replica_id
+        self._own = own
         self._timeout_seconds = timeout_seconds
         self._waiting: dict[str, _Waiting] = {}
         self._later: list[_Waiting] = []
@@ -80,12 +101,12 @@ class HeartbeatWriter:
                 if group := self._take_group():
                     await self._commit(group)
         finally:
-            self._fail(list(self._waiting.values()) + self._later, DatabaseUnavailable())
+            self._fail(self._take_all(), DatabaseUnavailable())
             self._drop_connection()
 
     def _take_group(self) -> list[_Waiting]:
-        group = list(self._waiting.values())[:MAX_BATCH]
-        self._waiting = {w.heartbeat.passport_id: w for w in list(self._waiting.values())[MAX_BATCH:]}
+        waiting_ids = sorted(islice(self._waiting, MAX_BATCH))  # all replicas lock rows in one order: no deadlock
+        group = [self._waiting.pop(passport_id) for passport_id in waiting_ids]
         later, self._later = self._later, []
         for waiting in later:
             if waiting.heartbeat.passport_id in self._waiting:
@@ -100,19 +121,12 @@ class HeartbeatWriter:
         try:
             async with asyncio.timeout(self._timeout_seconds):
                 rows = await self._execute(group)
-        except (
-            OSError,
-            TimeoutError,
-            asyncpg.PostgresError,
-            asyncpg.InterfaceError,
-            asyncpg.InternalClientError,
-        ) as error:
-            await self._explain(group, error)
+            self._acknowledge(group, rows)
         except asyncio.CancelledError:
             self._fail(group, DatabaseUnavailable())
             raise
-        else:
-            self._acknowledge(group, rows)
+        except Exception as error:  # noqa: BLE001 - whatever it is, those who wait are told, and the next group is taken
+            await self._explain(group, error)
 
     async def _execute(self, group: list[_Waiting]) -> list[asyncpg.Record]:
         if self._connection is None or self._connection.is_closed():
@@ -120,7 +134,7 @@ class HeartbeatWriter:
             await self._connection.execute(USE_INDEXES)
         reports = _HEARTBEATS.dump_json([waiting.heartbeat for waiting in group], exclude_none=True)
         live_since = self._fleet.live_since(self._clock.now())
-        return await self._connection.fetch(COMMIT_HEARTBEATS, reports.decode(), live_since, self._replica_id)
+        return await self._connection.fetch(COMMIT_HEARTBEATS, reports.decode(), live_since, self._own.writer_id)
 
     def _acknowledge(self, group: list[_Waiting], rows: list[asyncpg.Record]) -> None:
         received_at: Any = rows[0]["received_at"] if rows else None
@@ -134,23 +148,35 @@ class HeartbeatWriter:
                 _refuse(
                     waiting, InvalidRequest.at("bootId", "This bootId is a former one of the node. Make a new one.")
                 )
+            elif outcome == "applied":  # another replica's heartbeat of this node came first: judge it again
+                self._later.append(waiting)
+                self._work.set()
             else:
                 _answer(waiting, None)
-        if len(rows) < len(group):
-            self._fail(group, DatabaseUnavailable())  # nodes without a row yet: another replica's, seconds old
+        if len(rows) < len(group):  # nodes without a row yet: another replica's, seconds old
+            found = {row["position"] for row in rows}
+            self._fail([w for n, w in enumerate(group) if n not in found], DatabaseUnavailable())
 
     async def _explain(self, group: list[_Waiting], error: Exception) -> None:
         """Fail the group, or find the one that Postgres refuses by committing its halves."""
-        if is_passing(error) or len(group) == 1:
-            if not is_passing(error):
-                _log.error("a heartbeat was refused by Postgres", exc_info=error)
-            self._drop_connection()
-            self._fail(group, DatabaseUnavailable())
-            await asyncio.sleep(RECONNECT_SECONDS)
+        if isinstance(error, asyncpg.PostgresError) and not is_passing(error) and len(group) > 1:
+            middle = len(group) // 2
+            await self._commit(group[:middle])
+            await self._commit(group[middle:])
             return
-        middle = len(group) // 2
-        await self._commit(group[:middle])
-        await self._commit(group[middle:])
+        if not is_passing(error):
+            _log.error("heartbeats could not be written", exc_info=error)
+        self._drop_connection()
+        self._own.doubt(waiting.heartbeat.passport_id for waiting in group)
+        self._fail(group, DatabaseUnavailable())
+        if not isinstance(error, asyncpg.PostgresError):  # it does not answer: let nobody wait for the next time-out
+            self._fail(self._take_all(), DatabaseUnavailable())
+        await asyncio.sleep(RECONNECT_SECONDS)
+
+    def _take_all(self) -> list[_Waiting]:
+        taken = [*self._waiting.values(), *self._later]
+        self._waiting, self._later = {}, []
+        return taken
 
     def _fail(self, group: list[_Waiting], error: Exception) -> None:
         for waiting in group:

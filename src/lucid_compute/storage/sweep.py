@@ -20,6 +20,7 @@ from lucid_compute.fleet.fleet import Fleet, FleetNode
 from lucid_compute.node_state import FRESH_WINDOW, NodeStatus
 from lucid_compute.storage.clock import DatabaseClock
 from lucid_compute.storage.database import CHANGES_CHANNEL, Database
+from lucid_compute.storage.feed_sql import ENDED_NODES_KEPT
 from lucid_compute.storage.key_store import KeyStore
 from lucid_compute.storage.node_events import EventType
 
@@ -142,7 +143,9 @@ class Sweep:
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
             try:
-                await self.record(await self.find_transitions())
+                transitions = await self.find_transitions()
+                for start in range(0, len(transitions), _NODES_A_TURN):
+                    await self.record(transitions[start : start + _NODES_A_TURN])
                 if loop.time() >= cleaning_due:
                     await self._clean()
                     cleaning_due = loop.time() + CLEANING_SECONDS
@@ -159,6 +162,8 @@ class Sweep:
         for position, node in enumerate(list(self._fleet.nodes())):
             if position % _NODES_A_TURN == _NODES_A_TURN - 1:
                 await asyncio.sleep(0)
+            if node.record.has_ended and now - node.record.updated_at > ENDED_NODES_KEPT:
+                self._fleet.forget_node(node)
             if node.state.receipt is not None and not node.record.has_ended:
                 ages.append(now - node.state.receipt.received_at)
             if transition := find_transition(self._fleet, node, now, live_since):

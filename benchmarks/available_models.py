@@ -17,7 +17,7 @@ from typing import NamedTuple
 from benchmarks.fleet_rows import OWNER, NodeRow, refresh, write_fleet
 from benchmarks.fleet_shapes import KINDS, MODELS, models, nodes_of_many_kinds
 from benchmarks.load import Load, get_requests, heartbeat_requests, run_load, steady_load
-from benchmarks.servers import Server, data_folder, describe_cores, lucid_serve, postgres_of
+from benchmarks.servers import Server, data_folder, describe_cores, lucid_serve, postgres_of, wait_for_quiet
 
 LARGE, SMALL = 50_000, 500
 HEARTBEAT_SECONDS = 9.0
@@ -40,12 +40,13 @@ class Fleet(NamedTuple):
 
 
 class Visit(NamedTuple):
-    """One start of the service on a fleet: what it was like, and the reads at each rate of heartbeats."""
+    """One start of the service on a fleet: what it was like, and reads and heartbeats at each rate of these."""
 
     start_seconds: float
     memory_mb: float
     available: int
     reads: list[Load]
+    beats: list[Load]
 
 
 def main() -> None:
@@ -59,10 +60,10 @@ def main() -> None:
     print(f"GET /models?available=true, 1 connection, {KINDS:,} kinds, {MODELS:,} models; {describe_cores()}")
     for fleet, of_fleet in zip((large, small), zip(*visits, strict=True), strict=True):
         _describe(fleet, list(of_fleet))
-    print(f"{'nodes':>8}{'heartbeats/s':>14}{'median ms':>11}{'p99 ms':>9}{'errors':>8}")
-    _print_row(large, large.own_rate, [visit.reads[0] for visit, _ in visits])
-    for position, rate in enumerate((large.own_rate, small.own_rate)):
-        _print_row(small, rate, [visit.reads[position] for _, visit in visits])
+    print(f"{'nodes':>8}{'heartbeats/s':>14}{'median ms':>11}{'p99 ms':>9}{'errors':>8}{'of heartbeats':>15}")
+    _print_row(large, [visit for visit, _ in visits], 0)
+    for position in (0, 1):
+        _print_row(small, [visit for _, visit in visits], position)
         ratios = [a.reads[0].p50_ms / b.reads[position].p50_ms for a, b in visits]
         print(f"  50,000 nodes cost {median(ratios):.2f} times that (rounds {min(ratios):.2f} to {max(ratios):.2f})")
 
@@ -76,22 +77,25 @@ def _write(folder: Path, size: int) -> Fleet:
 
 def _visit(fleet: Fleet, rates: list[float], number: int) -> Visit:
     """Start the service on the fleet, as if all its nodes had just been heard, and measure."""
+    wait_for_quiet()
     with postgres_of(fleet.folder) as url:
         asyncio.run(refresh(url))
     with lucid_serve(fleet.folder, heartbeat_max_per_second="0") as server:
         key = server.make_key(OWNER)
-        reads = [
+        found = [
             _measure(server, fleet, key, rate, number * len(rates) + position) for position, rate in enumerate(rates)
         ]
         available = server.call("GET", "/models?available=true")["pagination"]["total"]
-        return Visit(server.start_seconds, server.memory_mb(), available, reads)
+        reads, beats = [read for read, _ in found], [beat for _, beat in found]
+        return Visit(server.start_seconds, server.memory_mb(), available, reads, beats)
 
 
-def _measure(server: Server, fleet: Fleet, key: str, rate: float, round_: int) -> Load:
-    beats = heartbeat_requests([node.id for node in fleet.nodes], key)
-    with steady_load(server.port, beats, per_second=rate, round_=round_):
+def _measure(server: Server, fleet: Fleet, key: str, rate: float, round_: int) -> tuple[Load, Load]:
+    requests = heartbeat_requests([node.id for node in fleet.nodes], key)
+    with steady_load(server.port, requests, per_second=rate, round_=round_) as beats:
         run_load(server.port, READ, connections=1, seconds=WARM_UP_SECONDS)
-        return run_load(server.port, READ, connections=1, seconds=ROUND_SECONDS)
+        reads = run_load(server.port, READ, connections=1, seconds=ROUND_SECONDS)
+    return reads, beats[0]
 
 
 def _describe(fleet: Fleet, visits: list[Visit]) -> None:
@@ -102,9 +106,13 @@ def _describe(fleet: Fleet, visits: list[Visit]) -> None:
     )
 
 
-def _print_row(fleet: Fleet, rate: float, rounds: list[Load]) -> None:
-    p50, p99 = median(load.p50_ms for load in rounds), median(load.p99_ms for load in rounds)
-    print(f"{len(fleet.nodes):>8,}{rate:>14,.0f}{p50:>11.2f}{p99:>9.2f}{sum(load.errors for load in rounds):>8}")
+def _print_row(fleet: Fleet, visits: list[Visit], position: int) -> None:
+    reads, beats = [visit.reads[position] for visit in visits], [visit.beats[position] for visit in visits]
+    p50, p99 = median(load.p50_ms for load in reads), median(load.p99_ms for load in reads)
+    rate = median(load.per_second for load in beats)
+    refused = f"{sum(load.errors for load in beats)}/{sum(load.requests for load in beats)}"
+    errors = sum(load.errors for load in reads)
+    print(f"{len(fleet.nodes):>8,}{rate:>14,.0f}{p50:>11.2f}{p99:>9.2f}{errors:>8}{refused:>15}")
 
 
 if __name__ == "__main__":

@@ -19,14 +19,16 @@ _INSERT_PASSPORTS = """
     INSERT INTO passports (id, type, owner, name, metadata)
     SELECT id, $2, $3, name, metadata::jsonb FROM unnest($1::uuid[], $4::text[], $5::text[]) AS n (id, name, metadata)
 """
+# Recorded as healthy, with the boot and the models that `benchmarks.load` reports: what a running fleet looks like.
 _INSERT_NODES = """
-    INSERT INTO nodes (passport_id, declared_models) SELECT id, declared::jsonb
+    INSERT INTO nodes (passport_id, declared_models, recorded_state) SELECT id, declared::jsonb, 'healthy'
     FROM unnest($1::uuid[], $2::text[]) AS n (id, declared)
 """
+_INSERT_BOOTS = "INSERT INTO node_boots (passport_id, boot_id) SELECT id, 'boot-1' FROM unnest($1::uuid[]) AS n (id)"
 _INSERT_HEARTBEATS = """
-    INSERT INTO heartbeats (passport_id, received_at, up_since, status, report, revision)
-    SELECT id, now(), now(), 'healthy', jsonb_build_object('passportId', id::text, 'status', 'healthy',
-        'load', 0.1, 'availableModels', '[]'::jsonb, 'queueDepth', 0), 1
+    INSERT INTO heartbeats (passport_id, received_at, up_since, status, report, boot_id, sequence, revision)
+    SELECT id, now(), now(), 'healthy', jsonb_build_object('passportId', id::text, 'status', 'healthy', 'load', 0.42,
+        'availableModels', '["llama-3-70b", "mistral-7b"]'::jsonb, 'queueDepth', 3), 'boot-1', 1, 1
     FROM unnest($1::uuid[]) AS n (id)
 """
 
@@ -82,6 +84,7 @@ async def _write_nodes(connection: asyncpg.Connection[asyncpg.Record], nodes: li
     ]
     await connection.execute(_INSERT_PASSPORTS, ids, "compute", OWNER, names, metadata)
     await connection.execute(_INSERT_NODES, ids, declared)
+    await connection.execute(_INSERT_BOOTS, ids)
     await connection.execute(_INSERT_HEARTBEATS, ids)
 
 

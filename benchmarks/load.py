@@ -89,24 +89,21 @@ def run_load(port: int, requests: Requests, *, connections: int, seconds: float,
 @contextmanager
 def steady_load(
     port: int, requests: Requests, *, per_second: float, round_: int = 0, connections: int = 64
-) -> Iterator[None]:
+) -> Iterator[list[Load]]:
     """Send requests at a rate for as long as the block runs; `round_` as in `run_load`.
 
-    Raises:
-        RuntimeError: one was not answered with 200.
+    What was found is in the list after the block.
     """
     command = _generator(port, requests, _first_sequence(round_))
     command += ["--connections", str(connections), "--rate", str(per_second)]
     with on_core(LOAD_CORE):
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    found: list[Load] = []
     try:
-        yield
+        yield found
     finally:
         output, _ = process.communicate("")
-    found = _read(output)
-    if found.errors:
-        message = f"{found.errors} of {found.requests} requests of the steady load were not answered with 200"
-        raise RuntimeError(message)
+    found.append(_read(output))
 
 
 def _first_sequence(round_: int) -> int:

@@ -23,6 +23,7 @@ from lucid_compute.storage.embedded_postgres import EmbeddedPostgres
 
 ADMIN_KEY = "an-admin-key-for-the-benchmarks"
 START_TIMEOUT_SECONDS = 120.0
+QUIET_SHARE = 0.9
 _LISTENS = re.compile(r"listens on http://127\.0\.0\.1:(\d+)")
 
 
@@ -164,6 +165,25 @@ def wait_until(condition: Callable[[], bool], timeout_seconds: float = START_TIM
         if time.monotonic() > deadline:
             raise TimeoutError
         time.sleep(0.05)
+
+
+def wait_for_quiet(timeout_seconds: float = 15.0) -> None:
+    """Return when nothing else keeps this machine busy, or after `timeout_seconds`."""
+    with suppress(TimeoutError):
+        wait_until(_is_quiet, timeout_seconds)
+
+
+def _is_quiet() -> bool:
+    """Whether the cores were idle nearly all of half a second."""
+    before = _ticks()
+    time.sleep(0.5)
+    spent = [after - former for former, after in zip(before, _ticks(), strict=True)]
+    return sum(spent[3:5]) > QUIET_SHARE * sum(spent)
+
+
+def _ticks() -> list[int]:
+    """Answer the time that all cores spent: user, nice, system, idle, waiting for I/O and so on (proc(5))."""
+    return [int(ticks) for ticks in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
 
 
 def _answers(port: int) -> bool:

@@ -26,6 +26,8 @@ _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\
 _MONEY_EXAMPLE = "a decimal number such as 0.002 or '0.002', with at most 12 decimals"
 _MONEY_LIMIT = Decimal(1_000_000)
 _MONEY_DECIMALS = 12
+_MONEY_TEXT = re.compile(r"\d{1,7}(\.\d{1,12})?")
+_EXACT_FLOAT_DIGITS = 15
 
 
 def write_instant(instant: datetime) -> str:
@@ -64,8 +66,13 @@ def read_money(value: Any) -> Decimal:
     if isinstance(value, bool) or not isinstance(value, int | float | str | Decimal):
         message = f"Send {_MONEY_EXAMPLE}."
         raise ValueError(message)  # noqa: TRY004 - Pydantic turns a ValueError into a field fault, a TypeError into a 500
+    if isinstance(value, float) and len(Decimal(str(value)).as_tuple().digits) > _EXACT_FLOAT_DIGITS:
+        raise ValueError("A number of so many digits is not exact in JSON. Send it as text.")
+    if isinstance(value, str) and not _MONEY_TEXT.fullmatch(value):
+        message = f"Send {_MONEY_EXAMPLE}."
+        raise ValueError(message)
     try:
-        amount = Decimal(str(value).strip())
+        amount = Decimal(str(value))
     except InvalidOperation as error:
         message = f"Send {_MONEY_EXAMPLE}."
         raise ValueError(message) from error

@@ -50,8 +50,7 @@ async def find_principal(request: Request, service: ServiceDependency) -> Princi
     """Answer who makes the request; None when it brings no key, 401 when it brings a wrong one."""
     if request.headers.get("authorization") is None:
         return None
-    address = request.client.host if request.client else None
-    return await service.authenticator.authenticate(request.headers.get("authorization"), address)
+    return await get_principal(request, service, None)
 
 
 def _with_scope(*allowed: Scope) -> Callable[[Principal], Coroutine[Any, Any, Principal]]:

@@ -92,6 +92,12 @@ def answer_method_not_allowed(method: str, allowed: Iterable[str]) -> JSONRespon
     return answer(MethodNotAllowed(f"{method} is not a method of this path; it takes {listed}."), {"Allow": listed})
 
 
+def answer_unexpected(method: str, path: str, error: Exception, request_id: str | None = None) -> JSONResponse:
+    """Answer a fault of ours without its text, which goes to the log."""
+    _log.error("%s %s failed", method, path, exc_info=error, extra={"request_id": request_id})
+    return answer(LucidError("Something went wrong here, not in your request. It is logged under the request id."))
+
+
 async def _answer_lucid_error(_: Request, error: Exception) -> JSONResponse:
     return answer(error) if isinstance(error, LucidError) else await _answer_unexpected(_, error)
 
@@ -109,9 +115,8 @@ async def _answer_http_exception(request: Request, error: Exception) -> JSONResp
 
 
 async def _answer_unexpected(request: Request, error: Exception) -> JSONResponse:
-    extra = {"request_id": getattr(request.state, "request_id", None)}
-    _log.error("%s %s failed", request.method, request.url.path, exc_info=error, extra=extra)
-    return answer(LucidError("Something went wrong here, not in your request. It is logged under the request id."))
+    request_id = getattr(request.state, "request_id", None)
+    return answer_unexpected(request.method, request.url.path, error, request_id)
 
 
 def _methods_of(request: Request) -> set[str]:

@@ -7,7 +7,6 @@ validated by the Pydantic type that the OpenAPI document shows.
 from __future__ import annotations
 
 import random
-import time
 from collections import Counter
 from contextlib import suppress
 from datetime import datetime
@@ -17,11 +16,12 @@ from pydantic import ValidationError
 from starlette.types import Receive, Scope, Send
 
 from lucid_compute.api.dependencies import COMPUTE_WRITERS
-from lucid_compute.api.error_responses import answer, answer_method_not_allowed
+from lucid_compute.api.error_responses import answer, answer_method_not_allowed, answer_unexpected
+from lucid_compute.api.rate_limits import HeartbeatRate
 from lucid_compute.api.request_guard import ClientLeft, read_body
 from lucid_compute.api.service import Service
 from lucid_compute.api.strict_json import read_strictly
-from lucid_compute.errors import DatabaseUnavailable, InvalidRequest, LucidError, MethodNotAllowed, RateLimited
+from lucid_compute.errors import DatabaseUnavailable, InvalidRequest, LucidError
 from lucid_compute.field_faults import faults_from
 from lucid_compute.field_types import write_instant
 from lucid_compute.fleet.fleet import FleetNode
@@ -35,33 +35,8 @@ from lucid_compute.node_state import (
 )
 
 PATH = "/compute/heartbeat"
-BURST = 6
 _SHORTEST = HEARTBEAT_INTERVAL_SECONDS * (1 - HEARTBEAT_JITTER)
 _SPREAD = HEARTBEAT_INTERVAL_SECONDS * HEARTBEAT_JITTER * 2
-
-
-class HeartbeatRate:
-    """Allows each node a burst of six and then so many heartbeats a second; remembers one instant per node."""
-
-    def __init__(self, per_second: float) -> None:
-        """Allow `per_second` in the long run; 0 allows any number."""
-        self._interval = 1 / per_second if per_second else 0.0
-        self._full_at: dict[str, float] = {}
-
-    def spend(self, passport_id: str) -> None:
-        """Take one heartbeat off the node's allowance.
-
-        Raises:
-            RateLimited: it has none left.
-        """
-        if not self._interval:
-            return
-        now = time.monotonic()
-        full_at = max(self._full_at.get(passport_id, 0.0), now) + self._interval
-        if full_at - now > self._interval * BURST:
-            message = "This node sends heartbeats faster than it may. Send the next one after nextHeartbeatInSeconds."
-            raise RateLimited(message, retry_after_seconds=max(1, round(full_at - now - self._interval * BURST)))
-        self._full_at[passport_id] = full_at
 
 
 class _Instants(NamedTuple):
@@ -89,14 +64,15 @@ class HeartbeatLane:
             return
         headers = dict(scope["headers"])
         try:
-            _require_post(scope)
             body = await self._receive(scope, headers, receive)
         except LucidError as error:
             self.outcomes[error.code] += 1
-            allow = {"Allow": "POST"} if isinstance(error, MethodNotAllowed) else None
-            await answer(error, allow)(scope, receive, send)
+            await answer(error)(scope, receive, send)
         except ClientLeft:
             self.outcomes["CLIENT_LEFT"] += 1
+        except Exception as error:  # noqa: BLE001 - answered in our shape, as FastAPI's routes answer theirs
+            self.outcomes["INTERNAL"] += 1
+            await answer_unexpected(scope["method"], PATH, error)(scope, receive, send)
         else:
             self.outcomes["ACCEPTED"] += 1
             length = str(len(body)).encode()
@@ -139,11 +115,6 @@ class HeartbeatLane:
             f'{{"passportId":"{state.id}","status":"{status}",{self._instants.text},'
             f'"nextHeartbeatInSeconds":{next_in_seconds},"drain":{drain}}}'
         ).encode()
-
-
-def _require_post(scope: Scope) -> None:
-    if scope["method"] != "POST":
-        raise MethodNotAllowed(f"{scope['method']} is not a method of this path; it takes POST.")
 
 
 def read_heartbeat(body: bytes) -> Heartbeat:

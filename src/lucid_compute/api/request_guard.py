@@ -35,34 +35,27 @@ async def read_body(receive: Receive, headers: dict[bytes, bytes], limit_bytes: 
     declared = headers.get(b"content-length", b"0")
     if declared.isdigit() and int(declared) > limit_bytes:
         raise PayloadTooLarge(limit_bytes)
-    message = await receive()
-    if message["type"] == "http.request" and not message.get("more_body"):
-        whole: bytes = message.get("body", b"")
-    else:
-        try:
-            async with asyncio.timeout(BODY_DEADLINE_SECONDS):
-                whole = await _read_on(message, receive, limit_bytes)
-        except TimeoutError:
-            fault = FieldFault(
-                "", f"The body did not come within {BODY_DEADLINE_SECONDS:.0f} s. Send it again, faster."
-            )
-            raise InvalidRequest([fault], status=400) from None
-    if len(whole) > limit_bytes:
-        raise PayloadTooLarge(limit_bytes)
-    return whole
+    try:
+        async with asyncio.timeout(BODY_DEADLINE_SECONDS):
+            return await _read_on(receive, limit_bytes)
+    except TimeoutError:
+        fault = FieldFault("", f"The body did not come within {BODY_DEADLINE_SECONDS:.0f} s. Send it again, faster.")
+        raise InvalidRequest([fault], status=400) from None
 
 
-async def _read_on(message: Message, receive: Receive, limit_bytes: int) -> bytes:
-    parts = bytearray()
+async def _read_on(receive: Receive, limit_bytes: int) -> bytes:
+    parts: list[bytes] = []
+    length = 0
     while True:
+        message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientLeft
-        parts += message.get("body", b"")
-        if len(parts) > limit_bytes:
+        parts.append(message.get("body", b""))
+        length += len(parts[-1])
+        if length > limit_bytes:
             raise PayloadTooLarge(limit_bytes)
         if not message.get("more_body"):
-            return bytes(parts)
-        message = await receive()
+            return b"".join(parts)
 
 
 class RequestGuard:

@@ -9,6 +9,7 @@ from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from lucid_compute.egress_policy import AllowedNetwork, parse_allowed_networks
+from lucid_compute.fleet.key_ring import MAX_TOKEN_LENGTH
 
 SHORTEST_BOOTSTRAP_KEY = 24
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
@@ -80,8 +81,8 @@ class Settings(BaseSettings):
     @classmethod
     def _is_long_enough(cls, value: SecretStr | None) -> SecretStr | None:
         """Refuse a key that could be guessed."""
-        if value is not None and len(value.get_secret_value()) < SHORTEST_BOOTSTRAP_KEY:
-            raise ValueError(f"Set a key of {SHORTEST_BOOTSTRAP_KEY} characters or more, or none.")
+        if value is not None and not SHORTEST_BOOTSTRAP_KEY <= len(value.get_secret_value()) <= MAX_TOKEN_LENGTH:
+            raise ValueError(f"Set a key of {SHORTEST_BOOTSTRAP_KEY} to {MAX_TOKEN_LENGTH} characters, or none.")
         return value
 
     @field_validator("egress_allow", mode="before")

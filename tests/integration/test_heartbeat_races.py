@@ -1,0 +1,96 @@
+"""Heartbeats that meet: two replicas, two boots, lost acknowledgements, and a writer that stumbles."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from lucid_compute.api.settings import Settings
+from lucid_compute.errors import DatabaseUnavailable
+from lucid_compute.node_state import Receipt
+from lucid_compute.storage.database import connect
+from lucid_compute.storage.heartbeat_sql import COMMIT_HEARTBEATS
+from tests.api import Api, open_api
+from tests.factories import NOW, heartbeat
+
+
+def report(node_id: str, boot: str, sequence: int) -> str:
+    """One heartbeat as the writer sends it to Postgres."""
+    beat = heartbeat(node_id, bootId=boot, sequence=sequence)
+    return f"[{beat.model_dump_json(exclude_none=True)}]"
+
+
+async def test_two_boots_that_race_leave_the_living_one_in(api: Api, database_url: str) -> None:
+    """The old boot's late heartbeat loses to the new boot's, however their transactions lie."""
+    node_id = await api.register()
+    assert (await api.beat(node_id, bootId="old", sequence=4)).status_code == 200
+    writer = api.service.heartbeats._own.writer_id
+    young, late = await connect(database_url), await connect(database_url)
+    try:
+        held = young.transaction()
+        await held.start()
+        await young.fetch(COMMIT_HEARTBEATS, report(node_id, "new", 1), NOW, writer)
+        waiting = asyncio.create_task(late.fetch(COMMIT_HEARTBEATS, report(node_id, "old", 5), NOW, writer))
+        await asyncio.sleep(0.2)
+        await held.commit()
+        rows = await waiting
+        assert [(row["outcome"], row["revision"]) for row in rows] == [("applied", None)]
+    finally:
+        await young.close()
+        await late.close()
+    assert (await api.beat(node_id, bootId="new", sequence=2)).status_code == 200
+    assert (await api.beat(node_id, bootId="old", sequence=6)).status_code == 422
+
+
+async def test_two_replicas_that_take_the_same_nodes_do_not_deadlock(
+    api: Api, database_url: str, settings: Settings
+) -> None:
+    """Groups lock their rows in one order, whatever order the heartbeats came in."""
+    nodes = [await api.register(f"node-{number}") for number in range(30)]
+    async with open_api(database_url, settings) as other:
+        await other.service.feed.catch_up()
+
+        async def beat_all(replica: Api, order: list[str]) -> None:
+            writer = replica.service.heartbeats
+            for _ in range(10):
+                await asyncio.gather(*(writer.write(heartbeat(node_id)) for node_id in order))
+
+        await asyncio.gather(beat_all(api, nodes), beat_all(other, nodes[::-1]))
+
+
+async def test_a_heartbeat_whose_acknowledgement_was_lost_is_read_back(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was committed and answered 503; this replica learns of it all the same, and a repeat is answered."""
+    node_id = await api.register()
+    writer = api.service.heartbeats
+    execute = writer._execute
+
+    async def commit_and_lose(group: list[object]) -> list[object]:
+        await execute(group)  # type: ignore[arg-type]
+        raise ConnectionResetError
+
+    with monkeypatch.context() as lossy:
+        lossy.setattr(writer, "_execute", commit_and_lose)
+        assert (await api.beat(node_id, bootId="b", sequence=1)).status_code == 503
+    again = await api.beat(node_id, bootId="b", sequence=1)
+    assert again.status_code == 200
+    state = api.service.fleet.get_node(node_id, owner=None).state
+    assert state.receipt is not None
+    assert state.receipt.heartbeat.sequence == 1
+
+
+async def test_a_writer_that_stumbles_refuses_and_goes_on(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever goes wrong in one group, those who wait in it are told, and the next group is taken."""
+    node_id = await api.register()
+
+    def stumble(_: str, __: Receipt) -> None:
+        raise RuntimeError
+
+    with monkeypatch.context() as broken:
+        broken.setattr(api.service.fleet, "apply_receipt", stumble)
+        with pytest.raises(DatabaseUnavailable):
+            await asyncio.wait_for(api.service.heartbeats.write(heartbeat(node_id)), 5)
+    assert (await api.beat(node_id)).status_code == 200
+    assert (await api.http.get("/readyz")).status_code == 200

@@ -14,7 +14,6 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from statistics import median
 from typing import Any
-from uuid import uuid4
 
 import asyncpg
 import uvloop
@@ -25,7 +24,7 @@ from lucid_compute.fleet.fleet import Fleet
 from lucid_compute.node_state import Heartbeat
 from lucid_compute.storage.clock import DatabaseClock
 from lucid_compute.storage.database import connect
-from lucid_compute.storage.heartbeat_writer import HeartbeatWriter
+from lucid_compute.storage.heartbeat_writer import HeartbeatWriter, OwnHeartbeats
 
 SENDERS = 64
 CONNECTIONS = 16
@@ -85,7 +84,7 @@ async def _single(url: str, connections: int) -> Any:
 
 @asynccontextmanager
 async def _grouped(url: str) -> Any:
-    writer = HeartbeatWriter(url, Fleet(), DatabaseClock(), replica_id=str(uuid4()))
+    writer = HeartbeatWriter(url, Fleet(), DatabaseClock(), own=OwnHeartbeats())
     task = asyncio.create_task(writer.run())
     yield writer.write
     task.cancel()

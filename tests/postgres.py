@@ -75,7 +75,7 @@ def with_database(url: str, name: str) -> str:
 
 async def execute(url: str, statement: str) -> None:
     """Run one statement on a connection of its own."""
-    connection = await connect(url, application="lucid tests")
+    connection = await connect(url, application="lucid tests", lock_timeout_seconds=0, timeout_seconds=60)
     try:
         await connection.execute(statement)
     finally:

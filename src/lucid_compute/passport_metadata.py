@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple
 
@@ -26,7 +25,6 @@ from lucid_compute.passports import MAX_VRAM_GB, ModelFormat, PassportType, pars
 AVAILABILITY_SUFFIX = "/availability"
 _VRAM_GB = "vramGb"
 _PRICE = "pricePer1kTokens"
-_ID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
 class StoredMetadata(NamedTuple):
@@ -132,9 +130,6 @@ def _check_vram(value: Any) -> Any:
 def _check_model_name(value: str) -> str:
     if value.endswith(AVAILABILITY_SUFFIX):
         message = f"A model's name may not end in {AVAILABILITY_SUFFIX}: that is a path of the API."
-        raise ValueError(message)
-    if _ID.fullmatch(value):
-        message = "A model's name may not look like an id: ids are looked up first, so it would never be found."
         raise ValueError(message)
     return value
 

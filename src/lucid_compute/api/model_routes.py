@@ -62,7 +62,7 @@ async def list_models(
 async def get_availability(id_or_name: str, service: ServiceDependency, viewer: Anyone) -> ModelAvailability:
     """Explain, node by node, why a model can or can't be run right now: every failing rule, and what it wants."""
     model = await _get(service, id_or_name)
-    return explain_availability(service.fleet, model, viewer, service.clock.now())
+    return await explain_availability(service.fleet, model, viewer, service.clock.now())
 
 
 @router.get("/{id_or_name:path}", response_model=ModelView, responses=declare(ModelNotFound, Unauthorized, key=False))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from datetime import datetime
 from typing import Any
@@ -22,6 +23,8 @@ from lucid_compute.wire.compute import (
     ResolvedDeclaration,
 )
 from lucid_compute.wire.passports import ModelAvailability, ModelView, NodeEligibility, PassportView, ReasonView
+
+_NODES_A_TURN = 500
 
 
 def view_passport(passport: Passport, viewer: Principal | None) -> PassportView:
@@ -89,14 +92,16 @@ def view_drain(fleet: Fleet, node: FleetNode) -> DrainAnswer:
     )
 
 
-def explain_availability(
+async def explain_availability(
     fleet: Fleet, model: ModelPassport, viewer: Principal | None, now: datetime
 ) -> ModelAvailability:
     """Answer the verdict on a model with every reason of every node: the viewer's in full, all in sum."""
     nodes: list[NodeEligibility] = []
     summary: Counter[str] = Counter()
     fits: dict[int, tuple[Reason, ...]] = {}  # by capability class: its members fit alike
-    for node in fleet.nodes() if model.format is not ModelFormat.API else ():
+    for position, node in enumerate(list(fleet.nodes()) if model.format is not ModelFormat.API else ()):
+        if position % _NODES_A_TURN == _NODES_A_TURN - 1:
+            await asyncio.sleep(0)  # others are answered in between
         kind = id(node.capability_class)
         if kind not in fits:
             fits[kind] = fit_reasons(model, node.state)

@@ -16,6 +16,7 @@ from lucid_compute.errors import DatabaseUnavailable
 
 OLDEST_SERVER = (14, 0)
 CONNECT_TIMEOUT_SECONDS = 2.0
+PATIENT_TIMEOUT_SECONDS = 10.0
 CLOSE_TIMEOUT_SECONDS = 0.2
 LOCK_TIMEOUT_SECONDS = 2.0
 CHANGES_CHANNEL = "lucid_changes"
@@ -71,7 +72,11 @@ class _Connection(asyncpg.Connection):
 
 
 async def connect(
-    url: str, *, application: str = "lucid", lock_timeout_seconds: float = LOCK_TIMEOUT_SECONDS
+    url: str,
+    *,
+    application: str = "lucid",
+    lock_timeout_seconds: float = LOCK_TIMEOUT_SECONDS,
+    timeout_seconds: float = CONNECT_TIMEOUT_SECONDS,
 ) -> asyncpg.Connection[asyncpg.Record]:
     """Open one connection of its own, beside the pool: for the feed, for heartbeats, for a look at start.
 
@@ -79,7 +84,7 @@ async def connect(
     """
     connection = await asyncpg.connect(
         normalise_url(url),
-        timeout=CONNECT_TIMEOUT_SECONDS,
+        timeout=timeout_seconds,
         server_settings={"application_name": application},
         connection_class=_Connection,
     )
@@ -155,7 +160,8 @@ async def check_usable(url: str) -> None:
         DatabaseNotUsable: with a sentence that says what to change.
     """
     try:
-        first, second = await connect(url), await connect(url)
+        first = await connect(url, timeout_seconds=PATIENT_TIMEOUT_SECONDS)
+        second = await connect(url, timeout_seconds=PATIENT_TIMEOUT_SECONDS)
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         message = f"The database could not be reached ({error}). Is it running, and is LUCID_DATABASE_URL right?"
         raise DatabaseNotUsable(message) from error

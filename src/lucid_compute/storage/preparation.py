@@ -28,6 +28,7 @@ async def prepare(database_url: str, *, data_dir: Path, bootstrap_admin_key: str
     """
     await check_usable(database_url)
     await schema.upgrade(database_url)
+    await schema.adopt_restored_rows(database_url)
     file = AdminKeyFile(data_dir / ADMIN_KEY_FILE)
     database = Database(database_url, pool_size=1, timeout_seconds=30)
     try:

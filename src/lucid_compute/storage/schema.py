@@ -15,7 +15,7 @@ from sqlalchemy.dialects.postgresql.base import ischema_names
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import NullPool
 
-from lucid_compute.storage.database import DatabaseNotUsable, connect
+from lucid_compute.storage.database import PATIENT_TIMEOUT_SECONDS, DatabaseNotUsable, connect
 from lucid_compute.storage.tables import TransactionId
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -41,7 +41,7 @@ async def revision_of(connection: AsyncConnection) -> str | None:
 
 async def current_revision(url: str) -> str | None:
     """Answer the revision that the database is at; None when it is empty."""
-    connection = await connect(url)
+    connection = await connect(url, timeout_seconds=PATIENT_TIMEOUT_SECONDS)
     try:
         if await connection.fetchval("SELECT to_regclass('alembic_version')") is None:
             return None
@@ -61,6 +61,23 @@ async def upgrade(url: str, revision: str = "head") -> None:
 async def downgrade(url: str, revision: str) -> None:
     """Take the database back to `revision` (`base`: to nothing)."""
     await _run(url, lambda config: command.downgrade(config, revision))
+
+
+async def adopt_restored_rows(url: str) -> None:
+    """Give rows of a dump from another cluster, whose transactions lie ahead of this one's, the present transaction.
+
+    Without it the feed would read them at every poll, and a drain among them would never be known as applied.
+    """
+    connection = await connect(url, lock_timeout_seconds=0, timeout_seconds=PATIENT_TIMEOUT_SECONDS)
+    try:
+        for table in ("passports", "nodes", "api_keys", "heartbeat_batches"):
+            ahead = f"UPDATE {table} SET changed_xid = pg_current_xact_id() WHERE changed_xid > pg_current_xact_id()"
+            await connection.execute(ahead)
+        await connection.execute(
+            "UPDATE nodes SET drain_xid = pg_current_xact_id() WHERE drain_xid > pg_current_xact_id()"
+        )
+    finally:
+        await connection.close()
 
 
 async def check(url: str) -> None:
@@ -86,7 +103,9 @@ def _know_xid8() -> None:
 
 async def _run(url: str, step: Callable[[Config], object]) -> None:
     engine = create_async_engine(
-        "postgresql+asyncpg://", async_creator=lambda: connect(url, lock_timeout_seconds=0), poolclass=NullPool
+        "postgresql+asyncpg://",
+        async_creator=lambda: connect(url, lock_timeout_seconds=0, timeout_seconds=PATIENT_TIMEOUT_SECONDS),
+        poolclass=NullPool,
     )
     try:
         async with engine.begin() as connection:

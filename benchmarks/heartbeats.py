@@ -91,7 +91,7 @@ async def _look(url: str) -> tuple[str, int]:
 
 
 def _print(rounds: list[tuple[Round, Round]], durability: str, committed: int) -> None:
-    tool = "wrk" if has_wrk() else "our own generator, whose ceiling flatters the ratio: install wrk"
+    tool = "wrk" if has_wrk() else "our own generator"
     print(f"{CONNECTIONS} connections, {NODES} nodes, load by {tool}; {describe_cores()}; {durability}")
     print(f"{'':<20}{'requests/s':>12}{'p50 ms':>9}{'p99 ms':>9}{'CPU us':>9}{'errors':>8}")
     _print_row("lucid heartbeat", [ours for ours, _ in rounds])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any, NamedTuple
 
 from lucid_compute.errors import InvalidRequest
@@ -54,9 +55,9 @@ def _refuse_constant(constant: str) -> _Refused:
 def _read_float(digits: str) -> float | _Refused:
     """Answer the number; a whole one as an integer, since JSON Schema counts 3.0 as one."""
     number = float(digits)
-    if not abs(number) < INT64_MAX:
+    if not math.isfinite(number):
         return _too_large(digits)
-    return int(number) if number.is_integer() else number
+    return int(number) if number.is_integer() and abs(number) <= INT64_MAX else number
 
 
 def _read_int(digits: str) -> int | _Refused:

@@ -91,6 +91,7 @@ def bearer_token(authorization: str | None) -> str | None:
     if authorization is None or authorization[:7].lower() != _BEARER:
         return None
     token = authorization[7:].strip()
-    with suppress(UnicodeError):
-        token = token.encode("latin-1").decode()
+    if not token.isascii():
+        with suppress(UnicodeError):
+            token = token.encode("latin-1").decode()
     return token or None

@@ -25,7 +25,7 @@ PASSPORT_WRITERS = (Scope.PASSPORTS_WRITE, Scope.ADMIN)
 ADMINS = (Scope.ADMIN,)
 
 
-def get_service(request: Request) -> Service:
+async def get_service(request: Request) -> Service:
     """Answer the replica that serves this request."""
     service: Service = request.app.state.service
     return service
@@ -68,7 +68,7 @@ Admin = Annotated[Principal, Depends(_with_scope(*ADMINS))]
 Anyone = Annotated[Principal | None, Depends(find_principal)]
 
 
-def get_actor(request: Request, principal: Annotated[Principal, Depends(get_principal)]) -> Actor:
+async def get_actor(request: Request, principal: Annotated[Principal, Depends(get_principal)]) -> Actor:
     """Answer what the audit trail says of the caller."""
     address = request.client.host if request.client else None
     return Actor(principal.key_id, principal.owner, address, request.state.request_id)
@@ -99,7 +99,7 @@ class Page:
         return Pagination(total=total, page=self.number, per_page=self.per_page, total_pages=total_pages)
 
 
-def get_page(
+async def get_page(
     page: Annotated[int, Query(ge=1, le=_MAX_PAGE, description="Counts from 1; past the end is empty.")] = 1,
     per_page: Annotated[int, Query(alias="perPage", ge=1, le=MAX_PER_PAGE)] = DEFAULT_PER_PAGE,
 ) -> Page:
@@ -115,7 +115,7 @@ class Order:
     direction: SortOrder
 
 
-def get_order(
+async def get_order(
     sort_by: Annotated[SortBy, Query(alias="sortBy")] = SortBy.CREATED_AT,
     sort_order: Annotated[SortOrder, Query(alias="sortOrder")] = SortOrder.DESCENDING,
 ) -> Order:

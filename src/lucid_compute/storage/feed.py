@@ -129,8 +129,7 @@ class Feed:
             found.setdefault(kind, []).append(body)
         now = datetime.fromisoformat(json.loads(found["now"][0]))
         self._clock.set(now)
-        await self._keep_lease(connection)  # before a load that may take seconds to apply
-        await self._apply(found, now)
+        await self._apply(found, now, connection)
         if self._snapshot is None:
             ids = {json.loads(body)["id"] for body in found.get("passport", ())}
             self._fleet.forget_all_but(ids, made_before=now)
@@ -148,8 +147,11 @@ class Feed:
         self._own.unsure_of.difference_update(unsure_of)
         return rows
 
-    async def _apply(self, found: Rows, now: datetime) -> None:
-        """Show the fleet what was found, passports before what belongs to them, giving way to requests in between."""
+    async def _apply(self, found: Rows, now: datetime, connection: asyncpg.Connection[asyncpg.Record]) -> None:
+        """Show the fleet what was found, passports before what belongs to them, giving way to requests in between.
+
+        A load of a large fleet takes seconds, and the lease is kept up meanwhile.
+        """
         self._fleet.apply_outages([outage async for outage in _readable("outage", found, _read_outage)])
         alive_since = live_since(now, merge_outages(self._fleet.outages), LEASE)
         replicas = [replica async for replica in _readable("replica", found, read_replica)]
@@ -161,7 +163,7 @@ class Feed:
             ("heartbeat", self._apply_heartbeat),
         ):
             async for _ in _readable(kind, found, show):
-                pass
+                await self._keep_lease(connection)
 
     def _apply_heartbeat(self, row: dict[str, Any]) -> None:
         if receipt := read_receipt(row):

@@ -24,9 +24,8 @@ def test_the_newest_and_the_expired_are_those_of_a_plain_dict(steps: list[tuple[
         else:
             order.discard(key)
             plain.pop(key, None)
-    newest = order.newest()
-    assert (newest[1] if newest else None) == max(plain.values(), default=None)
-    assert [at for _, at in order.newest_first()] == sorted(plain.values(), reverse=True)
+    assert order.newest_at == max(plain.values(), default=None)
     edge = NOW + timedelta(seconds=5)
     assert set(order.expire_before(edge)) == {key for key, at in plain.items() if at < edge}
     assert len(order) == sum(at >= edge for at in plain.values())
+    assert order.newest_at == max((at for at in plain.values() if at >= edge), default=None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable
 from datetime import datetime
 from typing import Generic, TypeVar
 
@@ -50,16 +50,6 @@ class FreshnessOrder(Generic[Key]):
         if self._instants.pop(key, None) == self.newest_at:
             self._sort()
             self.newest_at = next(reversed(self._instants.values()), None)
-
-    def newest(self) -> tuple[Key, datetime] | None:
-        """Answer the key touched last and its instant; None when empty."""
-        self._sort()
-        return next(reversed(self._instants.items()), None)
-
-    def newest_first(self) -> Iterator[tuple[Key, datetime]]:
-        """Yield every key with its instant, the newest first."""
-        self._sort()
-        return reversed(self._instants.items())
 
     def expire_before(self, instant: datetime) -> list[Key]:
         """Take out and answer the keys last touched before `instant`."""

@@ -19,7 +19,7 @@ import asyncpg
 
 from lucid_compute.fleet.fleet import Fleet
 from lucid_compute.fleet.key_ring import KeyRing
-from lucid_compute.fleet.outages import OUTAGE_AFTER, Outage, live_since, merge_outages
+from lucid_compute.fleet.outages import OUTAGE_AFTER, Outage, live_since
 from lucid_compute.fleet.replicas import LEASE
 from lucid_compute.storage.clock import DatabaseClock
 from lucid_compute.storage.database import CHANGES_CHANNEL, connect, is_passing
@@ -153,7 +153,7 @@ class Feed:
         A load of a large fleet takes seconds, and the lease is kept up meanwhile.
         """
         self._fleet.apply_outages([outage async for outage in _readable("outage", found, _read_outage)])
-        alive_since = live_since(now, merge_outages(self._fleet.outages), LEASE)
+        alive_since = live_since(now, self._fleet.outages, LEASE)
         replicas = [replica async for replica in _readable("replica", found, read_replica)]
         self._fleet.replicas.apply(self._replica_id, replicas, alive_since)
         self._keys.apply([key async for key in _readable("key", found, read_key)])

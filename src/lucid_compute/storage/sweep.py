@@ -21,6 +21,7 @@ from lucid_compute.node_state import FRESH_WINDOW, NodeStatus
 from lucid_compute.storage.clock import DatabaseClock
 from lucid_compute.storage.database import CHANGES_CHANNEL, Database
 from lucid_compute.storage.feed_sql import ENDED_NODES_KEPT
+from lucid_compute.storage.idempotency import KEPT_HOURS
 from lucid_compute.storage.key_store import KeyStore
 from lucid_compute.storage.node_events import EventType
 
@@ -57,7 +58,7 @@ _RECORD = text(f"""
 
 _CLEAN = (
     "DELETE FROM heartbeat_batches WHERE at < now() - interval '5 minutes'",
-    "DELETE FROM idempotency_keys WHERE created_at < now() - interval '24 hours'",
+    f"DELETE FROM idempotency_keys WHERE created_at < now() - interval '{KEPT_HOURS} hours'",
     "DELETE FROM replicas WHERE seen_at < now() - interval '1 hour' AND seen_at < (SELECT max(seen_at) FROM replicas)",
 )
 

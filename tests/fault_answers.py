@@ -1,0 +1,124 @@
+"""Answers of a node, right and wrong ones, byte for byte as they stand on the wire: what a `FaultNode` gives."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import AsyncIterator, Callable, Iterator
+from itertools import chain, repeat
+from typing import NamedTuple
+
+# Written one after the other; an iterator may never end.
+Pieces = bytes | Callable[[], Iterator[bytes] | AsyncIterator[bytes]]
+
+JSON = "application/json"
+EVENTS = "text/event-stream"
+
+
+class Answer(NamedTuple):
+    """The bytes of an answer, exactly as they are to stand on the wire."""
+
+    head: Pieces
+    body: Pieces = b""
+
+
+def respond(
+    body: bytes = b'{"ok":true}', *headers: str, status: int = 200, content_type: str = JSON, length: int | None = None
+) -> Answer:
+    """Answer with `body` and its length, or the `length` to lie with."""
+    said = len(body) if length is None else length
+    return Answer(_head(status, content_type, f"Content-Length: {said}", *headers), body)
+
+
+def respond_in_chunks(*parts: bytes, status: int = 200, content_type: str = EVENTS, ends: bool = True) -> Answer:
+    """Answer in chunks, each a write of its own; without the last one when it does not end."""
+    frames = [b"%x\r\n%b\r\n" % (len(part), part) for part in parts] + [b"0\r\n\r\n"] * ends
+    return Answer(_head(status, content_type, "Transfer-Encoding: chunked"), lambda: iter(frames))
+
+
+def respond_until_close(body: Pieces, content_type: str = EVENTS) -> Answer:
+    """Answer without a length; the connection's end is the body's, so give `Ending.CLOSE` with it."""
+    return Answer(_head(200, content_type), body)
+
+
+def chat_stream(*texts: str, done: bool = True) -> Answer:
+    """Answer a stream of chat completion events, one for each text, and `[DONE]` if it is to be done."""
+    choices = [[{"index": 0, "delta": {"content": text}, "finish_reason": None}] for text in texts]
+    events = [json.dumps({"object": "chat.completion.chunk", "choices": choice}) for choice in choices]
+    return respond_in_chunks(*(f"data: {event}\n\n".encode() for event in [*events, *["[DONE]"] * done]))
+
+
+def redirect(location: str, status: int = 302) -> Answer:
+    """Send the client elsewhere."""
+    return respond(b"", f"Location: {location}", status=status)
+
+
+def gzip_bomb(megabytes: int = 64) -> Answer:
+    """Answer zeros, compressed although nobody asked for that."""
+    return respond(gzip.compress(bytes(megabytes << 20), 9), "Content-Encoding: gzip")
+
+
+def endless_header() -> Answer:
+    """Begin a header that never ends."""
+    return Answer(lambda: chain([b"HTTP/1.1 200 OK\r\nX-Endless: "], repeat(b"a" * 4096)))
+
+
+def endless_headers() -> Answer:
+    """Send headers for ever, a hundred at a time."""
+    return Answer(lambda: chain([b"HTTP/1.1 200 OK\r\n"], repeat(b"X-Endless: a\r\n" * 100)))
+
+
+def endless_body(content_type: str = JSON, piece: bytes = b" " * 16384) -> Answer:
+    """Send chunks for ever."""
+    frame = b"%x\r\n%b\r\n" % (len(piece), piece)
+    return Answer(_head(200, content_type, "Transfer-Encoding: chunked"), lambda: repeat(frame))
+
+
+def _head(status: int, content_type: str, *headers: str) -> bytes:
+    return "\r\n".join([f"HTTP/1.1 {status} Said", f"Content-Type: {content_type}", *headers, "", ""]).encode()
+
+
+# What is no answer, or one that two readers could read in two ways.
+_OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+BROKEN: dict[str, bytes] = {
+    "garbage": b"\x16\x03\x01\x02\x00 what is this\r\n\r\n",
+    "another protocol": b"220 mail.example ESMTP\r\n",
+    "HTTP/2": b"\x00\x00\x12\x04\x00\x00\x00\x00\x00\x00\x03\x00\x00\x00d",
+    "a request": b"GET / HTTP/1.1\r\nHost: gateway\r\n\r\n",
+    "both lengths": _OK + b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+    "both lengths, turned round": _OK + b"Transfer-Encoding: chunked\r\nContent-Length: 2\r\n\r\n{}",
+    "two lengths": _OK + b"Content-Length: 2\r\nContent-Length: 7\r\n\r\n{}",
+    "one length twice": _OK + b"Content-Length: 2\r\nContent-Length: 2\r\n\r\n{}",
+    "a list of lengths": _OK + b"Content-Length: 2, 2\r\n\r\n{}",
+    "a negative length": _OK + b"Content-Length: -2\r\n\r\n{}",
+    "a signed length": _OK + b"Content-Length: +2\r\n\r\n{}",
+    "a length beyond 64 bits": _OK + b"Content-Length: 36893488147419103234\r\n\r\n{}",
+    "a space before the colon": _OK + b"Content-Length : 2\r\n\r\n{}",
+    "a folded header": _OK + b"X: a\r\n Content-Length: 2\r\n\r\n{}",
+    "NUL in a header": _OK + b"X: a\0b\r\nContent-Length: 2\r\n\r\n{}",
+    "line feeds alone": b"HTTP/1.1 200 OK\nContent-Length: 2\n\n{}",
+    "chunked twice": _OK + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "gzip, then chunked": _OK + b"Transfer-Encoding: gzip, chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+    "chunked, then gzip": _OK + b"Transfer-Encoding: chunked, gzip\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+    "identity for a length": _OK + b"Transfer-Encoding: identity\r\n\r\n{}",
+    "a chunk beyond 64 bits": _OK + b"Transfer-Encoding: chunked\r\n\r\nfffffffffffffffff\r\n{}\r\n0\r\n\r\n",
+    "a negative chunk": _OK + b"Transfer-Encoding: chunked\r\n\r\n-2\r\n{}\r\n0\r\n\r\n",
+    "a chunk without its end": _OK + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}xx0\r\n\r\n",
+    "gzip": _OK + b"Content-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}",
+    "an encoding without a name": _OK + b"Content-Encoding:\r\nContent-Length: 2\r\n\r\n{}",
+    "an upgrade": b"HTTP/1.1 101 Switching\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n",
+    "101 without an upgrade": b"HTTP/1.1 101 Switching\r\n\r\n" + _OK + b"Content-Length: 2\r\n\r\n{}",
+    "status 0": b"HTTP/1.1 000 No\r\nContent-Length: 2\r\n\r\n[]" + _OK + b"Content-Length: 2\r\n\r\n{}",
+    "a status of two digits": b"HTTP/1.1 20 OK\r\nContent-Length: 2\r\n\r\n{}",
+    "HTTP/1.2": b"HTTP/1.2 200 OK\r\nContent-Length: 2\r\n\r\n{}",
+}
+# A good answer of two bytes, or of none to 204, and more than that.
+SURPLUS: dict[str, bytes] = {
+    "a body where there is none": b"HTTP/1.1 204 No Content\r\nContent-Length: 2\r\n\r\n{}",
+    "a shorter length": _OK + b"Content-Length: 2\r\n\r\n{}, {}",
+    "a second answer": (_OK + b"Content-Length: 2\r\n\r\n{}") * 2,
+    "half a second answer": _OK + b"Content-Length: 2\r\n\r\n{}HTTP/1.1 200 OK\r\nX-Evil: ",
+    "one more byte": _OK + b"Content-Length: 2\r\n\r\n{}H",
+    "more behind a farewell": _OK + b"Connection: close\r\nContent-Length: 2\r\n\r\n{}HTTP/1.1 200 OK\r\n",
+    "more behind the last chunk": _OK + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\nHTTP/1.1 ",
+}

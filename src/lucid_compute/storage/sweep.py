@@ -16,12 +16,14 @@ from typing import NamedTuple
 from sqlalchemy import text
 
 from lucid_compute.errors import DatabaseUnavailable
-from lucid_compute.fleet.fleet import Fleet, FleetNode
+from lucid_compute.fleet.fleet import Fleet
+from lucid_compute.fleet.fleet_node import FleetNode
 from lucid_compute.node_state import FRESH_WINDOW, NodeStatus
 from lucid_compute.storage.clock import DatabaseClock
 from lucid_compute.storage.database import CHANGES_CHANNEL, Database
 from lucid_compute.storage.feed_sql import ENDED_NODES_KEPT
 from lucid_compute.storage.idempotency import KEPT_HOURS
+from lucid_compute.storage.job_sql import CLEAN_JOB_MINUTES, MARK_LOST
 from lucid_compute.storage.key_store import KeyStore
 from lucid_compute.storage.node_events import EventType
 
@@ -60,6 +62,7 @@ _CLEAN = (
     "DELETE FROM heartbeat_batches WHERE at < now() - interval '5 minutes'",
     f"DELETE FROM idempotency_keys WHERE created_at < now() - interval '{KEPT_HOURS} hours'",
     "DELETE FROM replicas WHERE seen_at < now() - interval '1 hour' AND seen_at < (SELECT max(seen_at) FROM replicas)",
+    CLEAN_JOB_MINUTES,
 )
 
 
@@ -196,3 +199,9 @@ class Sweep:
         async with self._database.transaction() as connection:
             for statement in _CLEAN:
                 await connection.execute(text(statement))
+        await self.mark_lost_jobs()
+
+    async def mark_lost_jobs(self) -> None:
+        """Close the jobs of replicas that have been silent for a minute, outages of the registry left out."""
+        async with self._database.transaction() as connection:
+            await connection.execute(text(MARK_LOST))

@@ -12,11 +12,14 @@ from sqlalchemy import (
     Boolean,
     Column,
     DateTime,
+    Double,
     ForeignKey,
     Identity,
     Index,
     LargeBinary,
     MetaData,
+    Numeric,
+    SmallInteger,
     Table,
     Text,
     func,
@@ -24,6 +27,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, UUID
 from sqlalchemy.types import UserDefinedType
+
+JOB_IS_FAULT = "outcome <> 'completed'"
 
 metadata = MetaData(
     naming_convention={
@@ -234,4 +239,60 @@ outages = Table(
     _instant("started_at"),
     _instant("ended_at"),
     Index("outages_ended_idx", "ended_at"),
+)
+
+# One row per attempt of a request on a node, and no foreign keys: the ledger outlives what it tells of. `running` rows
+# are of jobs that took longer than a second, or whose replica died. A node's faults are few: they have small indexes.
+jobs = Table(
+    "jobs",
+    metadata,
+    _id(primary_key=True),
+    Column("attempt", SmallInteger, primary_key=True, autoincrement=False),
+    _id("replica_id", nullable=False),
+    _id("model_id", nullable=False),
+    Column("model_name", Text, nullable=False),
+    _id("node_id", nullable=True),
+    Column("node_owner", Text),
+    Column("key_id", Text, nullable=False),
+    Column("consumer", Text, nullable=False),
+    Column("endpoint", Text, nullable=False),
+    Column("is_stream", Boolean, nullable=False),
+    _instant("started_at"),
+    Column("outcome", Text, nullable=False),
+    Column("reason", Text),
+    Column("status", SmallInteger),
+    Column("first_byte_ms", Double),
+    Column("latency_ms", Double),
+    Column("tokens_in", BigInteger),
+    Column("tokens_out", BigInteger),
+    Column("are_tokens_counted", Boolean, nullable=False),
+    Column("price_usd", Numeric),
+    Index("jobs_newest_idx", text("started_at DESC")),
+    Index("jobs_newest_of_owner_idx", "node_owner", text("started_at DESC")),
+    Index("jobs_newest_of_node_idx", "node_id", text("started_at DESC")),
+    Index("jobs_open_idx", "outcome", "replica_id", postgresql_where=text("outcome IN ('running', 'lost')")),
+    Index("jobs_faults_of_owner_idx", "node_owner", text("started_at DESC"), postgresql_where=text(JOB_IS_FAULT)),
+    Index("jobs_faults_of_node_idx", "node_id", text("started_at DESC"), postgresql_where=text(JOB_IS_FAULT)),
+)
+
+# Sums over `jobs`, written in the statement that writes the rows: they always agree. Updated in place, as heartbeats.
+job_minutes = Table(
+    "job_minutes",
+    metadata,
+    _id("node_id", primary_key=True),
+    Column("minute", DateTime(timezone=True), primary_key=True),
+    Column("completed", BigInteger, nullable=False),
+    Column("failed", BigInteger, nullable=False),
+    Column("latency_ms_sum", Double, nullable=False),
+    Index("job_minutes_minute_idx", "minute"),
+    postgresql_with={"fillfactor": "50"},
+)
+
+job_totals = Table(
+    "job_totals",
+    metadata,
+    _id("node_id", primary_key=True),
+    Column("node_owner", Text),
+    *(Column(outcome, BigInteger, nullable=False) for outcome in ("completed", "failed", "rejected", "cancelled")),
+    postgresql_with={"fillfactor": "50"},
 )

@@ -53,9 +53,9 @@ class NodeHealth(AnswerShape):
     status: NodeStatus
     fresh: bool
     uptime_seconds: float
-    jobs_completed: int
-    avg_latency_ms: float | None
-    error_rate: float | None
+    jobs_completed: int | None = Field(description="In the node's life; null only while the database is away.")
+    avg_latency_ms: float | None = Field(description="Of the last hour's completed jobs; null without one.")
+    error_rate: float | None = Field(description="0 to 1, of the last hour's jobs; null without one.")
     last_heartbeat_at: Instant | None
     heartbeat_age_seconds: float | None
     load: float | None

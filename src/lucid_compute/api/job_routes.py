@@ -1,0 +1,60 @@
+"""Jobs over HTTP: what was routed to one's nodes, and what became of it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+
+from lucid_compute.api.dependencies import OrderDependency, PageDependency, Reader, ServiceDependency
+from lucid_compute.api.error_responses import declare
+from lucid_compute.errors import Forbidden, NodeNotFound
+from lucid_compute.field_types import Instant, Text
+from lucid_compute.jobs import Outcome
+from lucid_compute.storage.job_search import JobFilter
+from lucid_compute.wire.jobs import JobList
+
+router = APIRouter(prefix="/compute/jobs", tags=["compute"])
+
+
+@router.get("", response_model=JobList, responses=declare(NodeNotFound))
+async def list_jobs(
+    service: ServiceDependency,
+    principal: Reader,
+    page: PageDependency,
+    order: OrderDependency,
+    passport_id: Annotated[Text | None, Query(alias="passportId", description="The node.")] = None,
+    model: Annotated[Text | None, Query(description="The model's id or name.")] = None,
+    outcome: Annotated[Outcome | None, Query(description="How they ended.")] = None,
+    since: Annotated[Instant | None, Query(description="The oldest start that is wanted.")] = None,
+    until: Annotated[Instant | None, Query(description="Those that started before.")] = None,
+    owner: Annotated[Text | None, Query(description="Another owner than the key's; admins only.")] = None,
+) -> JobList:
+    """List the attempts that were made on one's own nodes, an admin's are all. `name` sorts by the model.
+
+    Each attempt of a request is a job of its own, with the request's id. One is listed some hundredths of a second
+    after it ended; one that takes longer than a second already while it runs.
+    """
+    if owner is not None and not principal.is_admin and owner != principal.owner:
+        raise Forbidden("Only an admin may list another owner's jobs. Leave owner out.")
+    if passport_id is not None:
+        await service.require_node_passport(passport_id, sees=principal.sees)
+    known = None if model is None else service.fleet.find_model(model)
+    wanted = JobFilter(
+        owner=owner or principal.sees,
+        node_id=passport_id,
+        outcome=outcome,
+        model_id=known.id if known else model,
+        model_name=model,
+        since=since,
+        until=until,
+    )
+    jobs, total = await service.job_search.list_page(
+        wanted,
+        sort_by=order.by,
+        sort_order=order.direction,
+        offset=page.offset,
+        limit=page.per_page,
+        shows_consumer=principal.is_admin,
+    )
+    return JobList(jobs=jobs, pagination=page.pagination(total))

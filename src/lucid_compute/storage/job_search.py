@@ -1,0 +1,225 @@
+"""Reads the job ledger: pages of jobs with exact totals, however many there are, and what nodes have done of late."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import reduce
+from operator import add
+from typing import Any, NamedTuple
+
+from sqlalchemy import (
+    Boolean,
+    ColumnElement,
+    RowMapping,
+    ScalarSelect,
+    and_,
+    collate,
+    func,
+    literal_column,
+    or_,
+    select,
+    text,
+    true,
+)
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from lucid_compute.errors import DatabaseUnavailable
+from lucid_compute.field_types import write_money
+from lucid_compute.jobs import Outcome
+from lucid_compute.storage.database import Database
+from lucid_compute.storage.job_sql import STATISTICS
+from lucid_compute.storage.passport_search import ids_are_uuids, in_order
+from lucid_compute.storage.tables import JOB_IS_FAULT, job_totals, jobs
+from lucid_compute.wire.jobs import JobView
+from lucid_compute.wire.lists import SortBy, SortOrder
+
+STATISTICS_TIMEOUT_SECONDS = 1.0
+ASK_AGAIN_SECONDS = 2.0
+MAX_KNOWN = 20_000
+
+# Literals, as in the indexes that hold only such rows.
+_IS_OPEN: ColumnElement[bool] = literal_column("(outcome IN ('running', 'lost'))", Boolean)
+_IS_FAULT: ColumnElement[bool] = literal_column(f"({JOB_IS_FAULT})", Boolean)
+_SUMMED = (Outcome.COMPLETED, Outcome.FAILED, Outcome.REJECTED, Outcome.CANCELLED)
+
+# A job is named by its model; what changes of it is when it ends.
+_SORT_COLUMNS = {
+    SortBy.CREATED_AT: jobs.c.started_at,
+    SortBy.UPDATED_AT: jobs.c.started_at,
+    SortBy.NAME: collate(jobs.c.model_name, "C"),
+}
+
+
+class JobStatistics(NamedTuple):
+    """What a node has done of what was routed to it: jobs completed in its life, the rest over the last hour.
+
+    None is unknown: no job in that hour, or for `jobs_completed` a database that is away.
+    """
+
+    jobs_completed: int | None
+    avg_latency_ms: float | None
+    error_rate: float | None
+
+
+_UNKNOWN = JobStatistics(None, None, None)
+
+
+@dataclass(frozen=True, slots=True)
+class JobFilter:
+    """What is looked for; None looks for anything. From `since` on, before `until`; a model by its id or its name."""
+
+    owner: str | None = None
+    node_id: str | None = None
+    outcome: Outcome | None = None
+    model_id: str | None = None
+    model_name: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+    @property
+    def is_summed(self) -> bool:
+        """Whether the sums tell how many there are, without counting rows."""
+        return (self.model_id, self.model_name, self.since, self.until) == (None, None, None, None)
+
+    def condition(self) -> ColumnElement[bool]:
+        """Answer the WHERE clause over `jobs`."""
+        conditions: list[ColumnElement[bool]] = [self.scope(jobs.c)]
+        if self.outcome is not None:
+            conditions.append(jobs.c.outcome == self.outcome.value)
+            if self.outcome is not Outcome.COMPLETED:
+                conditions.append(_IS_FAULT)
+        names: list[ColumnElement[bool]] = []
+        if self.model_id is not None and ids_are_uuids(self.model_id):
+            names.append(jobs.c.model_id == self.model_id)
+        if self.model_name is not None:
+            names.append(jobs.c.model_name == self.model_name)
+        if names:
+            conditions.append(or_(*names))
+        if self.since is not None:
+            conditions.append(jobs.c.started_at >= self.since)
+        if self.until is not None:
+            conditions.append(jobs.c.started_at < self.until)
+        return and_(*conditions)
+
+    def scope(self, columns: Any) -> ColumnElement[bool]:
+        """Answer the WHERE clause over `jobs` or `job_totals` that says whose they are."""
+        conditions: list[ColumnElement[bool]] = [true()]
+        if self.owner is not None:
+            conditions.append(columns.node_owner == self.owner)
+        if self.node_id is not None:
+            conditions.append(columns.node_id == self.node_id)
+        return and_(*conditions)
+
+
+class JobSearch:
+    """Reads jobs and their sums."""
+
+    def __init__(self, database: Database) -> None:
+        """Read from `database`."""
+        self._database = database
+        self._known: dict[str, JobStatistics] = {}
+        self._ask_again_at = 0.0
+
+    async def list_page(
+        self,
+        wanted: JobFilter,
+        *,
+        sort_by: SortBy,
+        sort_order: SortOrder,
+        offset: int,
+        limit: int,
+        shows_consumer: bool,
+    ) -> tuple[list[JobView], int]:
+        """Answer a page of the jobs that are looked for, and how many there are in all."""
+        order = in_order(_SORT_COLUMNS, jobs.c.id, sort_by, sort_order)
+        page = select(jobs).where(wanted.condition()).order_by(*order, jobs.c.attempt).offset(offset).limit(limit)
+        async with self._database.transaction() as connection:
+            total = await _count(connection, wanted)
+            if offset >= total:  # a look past the end would read all of them
+                return [], total
+            rows = await connection.execute(page)
+            return [_view(row, shows_consumer=shows_consumer) for row in rows.mappings()], total
+
+    async def statistics(self, node_ids: Sequence[str]) -> dict[str, JobStatistics]:
+        """Answer what each of the nodes has done, in one query; nothing at all is 0 jobs and else unknown.
+
+        Raises:
+            DatabaseUnavailable: as named.
+        """
+        async with self._database.transaction() as connection:
+            rows = await connection.execute(text(STATISTICS), {"ids": list(node_ids)})
+            return {row["id"]: _read_statistics(row) for row in rows.mappings()}
+
+    async def last_statistics(self, node_ids: Sequence[str]) -> dict[str, JobStatistics]:
+        """Answer the same, and while the database is away what was last known of each node; never wait long."""
+        if node_ids and time.monotonic() >= self._ask_again_at:
+            try:
+                async with asyncio.timeout(STATISTICS_TIMEOUT_SECONDS):
+                    found = await self.statistics(node_ids)
+            except (DatabaseUnavailable, TimeoutError):
+                self._ask_again_at = time.monotonic() + ASK_AGAIN_SECONDS
+            else:
+                self._remember(found)
+                return found
+        return {node_id: self._known.get(node_id, _UNKNOWN) for node_id in node_ids}
+
+    def _remember(self, found: dict[str, JobStatistics]) -> None:
+        for node_id, statistics in found.items():
+            self._known.pop(node_id, None)
+            self._known[node_id] = statistics  # the ones last read stand last
+        for node_id in list(self._known)[: max(len(self._known) - MAX_KNOWN, 0)]:
+            del self._known[node_id]
+
+
+async def _count(connection: AsyncConnection, wanted: JobFilter) -> int:
+    """Answer how many there are: from the sums where they say it, in one statement with the few they leave out."""
+    rows = select(func.count()).select_from(jobs).where(wanted.condition())
+    statement = select(reduce(add, _summands(wanted))) if wanted.is_summed else rows
+    return int(await connection.scalar(statement) or 0)
+
+
+def _summands(wanted: JobFilter) -> Iterator[ScalarSelect[Any]]:
+    """Yield the sums of nodes' jobs that ended, and the numbers of those that run or are lost, or were on no node."""
+    is_everyones = wanted.owner is None and wanted.node_id is None
+    rows = select(func.count()).select_from(jobs).where(wanted.condition())
+    if columns := [job_totals.c[outcome.value] for outcome in _SUMMED if wanted.outcome in {None, outcome}]:
+        total = func.coalesce(func.sum(reduce(add, columns)), 0)
+        yield select(total).where(wanted.scope(job_totals.c)).scalar_subquery()
+    if len(columns) != 1:
+        yield rows.where(_IS_OPEN, jobs.c.node_id.is_not(None)).scalar_subquery()
+    if is_everyones:
+        yield rows.where(jobs.c.node_id.is_(None)).scalar_subquery()
+
+
+def _read_statistics(row: RowMapping) -> JobStatistics:
+    completed, failed = row["completed"] or 0, row["failed"] or 0
+    return JobStatistics(
+        jobs_completed=row["jobs_completed"],
+        avg_latency_ms=round(row["latency_ms_sum"] / completed, 3) if completed else None,
+        error_rate=failed / (completed + failed) if completed + failed else None,
+    )
+
+
+_SHOWN_AS_THEY_ARE = [
+    name for name in JobView.model_fields if name in jobs.c and name not in {"consumer", "key_id", "price_usd"}
+]
+
+
+def _view(row: RowMapping, *, shows_consumer: bool) -> JobView:
+    price = row["price_usd"]
+    return JobView(
+        **{name: row[name] for name in _SHOWN_AS_THEY_ARE},
+        passport_id=row["node_id"],
+        owner=row["node_owner"],
+        model=row["model_name"],
+        stream=row["is_stream"],
+        tokens_counted=row["are_tokens_counted"],
+        price_usd=None if price is None else write_money(price),
+        created_at=row["started_at"],
+        consumer=row["consumer"] if shows_consumer else None,
+        key_id=row["key_id"] if shows_consumer else None,
+    )

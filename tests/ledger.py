@@ -1,0 +1,155 @@
+"""Jobs for tests, a ledger that runs, and the one check of it: rows and sums agree with what was told."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from lucid_compute.jobs import Job, Outcome
+from lucid_compute.storage.database import connect
+from lucid_compute.storage.job_ledger import JobLedger
+
+MODEL_ID = str(uuid4())
+ENDED = [Outcome.COMPLETED, Outcome.COMPLETED, Outcome.FAILED, Outcome.REJECTED, Outcome.CANCELLED]
+AWKWARD = [
+    'a "quoted" name',
+    "back\\slash\\",
+    "tab\tand\nnew line",
+    "(a,b)",
+    "{x}",
+    "",
+    " ",
+    "NULL",
+    "\\N",
+    "ünï😀",
+    "'",
+]
+
+
+def new_job(**changes: Any) -> Job:
+    """A job that was just dispatched, with `changes`."""
+    fields: dict[str, Any] = {
+        "id": str(uuid4()),
+        "attempt": 1,
+        "model_id": MODEL_ID,
+        "model_name": "org/model",
+        "node_id": str(uuid4()),
+        "node_owner": "acme",
+        "key_id": "Abc123Abc123",
+        "consumer": "customer",
+        "endpoint": "chat/completions",
+        "is_stream": False,
+        "started_at": datetime.now(UTC),
+    }
+    return Job(**{**fields, **changes})
+
+
+def ended(job: Job, outcome: Outcome = Outcome.COMPLETED, **changes: Any) -> Job:
+    """The job as it ended; what it cost and took is filled in."""
+    job.outcome = outcome
+    job.status = 200
+    job.first_byte_ms, job.latency_ms = 12.5, 250.25
+    job.tokens_in, job.tokens_out, job.price_usd = 100, 20, Decimal("0.000123456789")
+    for name, value in changes.items():
+        setattr(job, name, value)
+    return job
+
+
+def random_job(chance: random.Random, nodes: list[str | None]) -> Job:
+    """A job of any kind that ended, on one of the nodes, within the last few minutes."""
+    node = chance.choice(nodes)
+    job = new_job(
+        node_id=node,
+        node_owner=None if node is None else chance.choice(AWKWARD),
+        model_name=chance.choice(AWKWARD),
+        consumer=chance.choice(AWKWARD),
+        attempt=chance.randint(1, 3),
+        is_stream=chance.random() < 0.5,
+        started_at=datetime.now(UTC) - timedelta(seconds=chance.uniform(0, 200)),
+    )
+    ended(job, chance.choice(ENDED), reason=chance.choice([None, *AWKWARD]))
+    job.latency_ms = chance.choice([None, 0.0, 0.001, chance.uniform(0, 1e6)])
+    job.first_byte_ms = chance.choice([None, job.latency_ms])
+    job.price_usd = chance.choice([None, Decimal(0), Decimal("1E-7"), Decimal("123456.000000000001")])
+    job.tokens_in, job.tokens_out = chance.choice([None, 0, 10**12]), chance.choice([None, 7])
+    job.status = chance.choice([None, 200, 500])
+    job.are_tokens_counted = chance.random() < 0.5
+    return job
+
+
+@asynccontextmanager
+async def ledger_on(url: str, **options: Any) -> AsyncIterator[JobLedger]:
+    """A ledger whose task runs; it has written everything, or given up, when the block has ended."""
+    ledger = JobLedger(url, **{"replica_id": str(uuid4()), **options})
+    task = asyncio.create_task(ledger.run())
+    try:
+        yield ledger
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def all_written(*ledgers: JobLedger, deadline_seconds: float = 20.0) -> None:
+    """Wait until nothing waits any more."""
+    async with asyncio.timeout(deadline_seconds):
+        while any(ledger.waiting for ledger in ledgers):  # noqa: ASYNC110 - the ledger tells nobody
+            await asyncio.sleep(0.005)
+
+
+async def read(url: str, statement: str, *arguments: Any) -> list[Any]:
+    """Run one statement on a connection of its own; answer its rows."""
+    connection = await connect(url, application="lucid tests")
+    try:
+        return list(await connection.fetch(statement, *arguments))
+    finally:
+        await connection.close()
+
+
+async def expect(url: str, told: Iterable[Job]) -> None:
+    """Fail unless the rows are exactly what was told, and the sums exactly those of the rows."""
+    jobs = {(job.id, job.attempt): job for job in told}
+    rows = {(str(row["id"]), row["attempt"]): row for row in await read(url, "SELECT * FROM jobs")}
+    assert rows.keys() == jobs.keys()
+    for key, job in jobs.items():
+        row = rows[key]
+        for name in ("node_owner", "model_name", "key_id", "consumer", "endpoint", "is_stream", "outcome", "reason"):
+            assert row[name] == getattr(job, name), name
+        for name in ("started_at", "status", "tokens_in", "tokens_out", "are_tokens_counted", "price_usd"):
+            assert row[name] == getattr(job, name), name
+        for name in ("model_id", "node_id"):
+            assert (row[name] and str(row[name])) == getattr(job, name), name
+        for name in ("first_byte_ms", "latency_ms"):
+            assert row[name] == pytest.approx(getattr(job, name), abs=0.001), name
+    await expect_sums(url)
+
+
+async def expect_sums(url: str) -> None:
+    """Fail unless the sums are exactly those of the rows."""
+    totals = """
+        SELECT node_id::text, min(node_owner), count(*) FILTER (WHERE outcome = 'completed'),
+            count(*) FILTER (WHERE outcome = 'failed'), count(*) FILTER (WHERE outcome = 'rejected'),
+            count(*) FILTER (WHERE outcome = 'cancelled')
+        FROM jobs WHERE node_id IS NOT NULL AND outcome NOT IN ('running', 'lost') GROUP BY 1 ORDER BY 1
+    """
+    held = "SELECT node_id::text, node_owner, completed, failed, rejected, cancelled FROM job_totals ORDER BY 1"
+    # a node has one owner; these tests give it several
+    counted = [(row[0], *row[2:]) for row in await read(url, totals)]
+    assert [(row[0], *row[2:]) for row in await read(url, held)] == counted
+    minutes = """
+        SELECT node_id::text, date_trunc('minute', started_at) AS minute,
+            count(*) FILTER (WHERE outcome = 'completed'), count(*) FILTER (WHERE outcome = 'failed'),
+            coalesce(sum(latency_ms) FILTER (WHERE outcome = 'completed'), 0)
+        FROM jobs WHERE node_id IS NOT NULL AND outcome IN ('completed', 'failed') GROUP BY 1, 2 ORDER BY 1, 2
+    """
+    held = "SELECT node_id::text, minute, completed, failed, latency_ms_sum FROM job_minutes ORDER BY 1, 2"
+    of_rows, of_sums = await read(url, minutes), await read(url, held)
+    assert [tuple(row)[:4] for row in of_sums] == [tuple(row)[:4] for row in of_rows]
+    assert [row[4] for row in of_sums] == pytest.approx([row[4] for row in of_rows])

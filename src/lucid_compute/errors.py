@@ -211,9 +211,11 @@ class RequestsInFlight(Conflict):
 
     def __init__(self, in_flight: int) -> None:
         """Say how many."""
+        fact = f"{in_flight} requests still run on this node."
+        if not in_flight:
+            fact = "The node's drain was ended meanwhile, or not every replica has applied it yet."
         super().__init__(
-            f"{in_flight} requests still run on this node. Drain it and wait for drained, pass waitSeconds, or "
-            "pass force=true to cut them off.",
+            f"{fact} Drain it and wait for drained, pass waitSeconds, or pass force=true to cut requests off.",
             details={"inFlight": in_flight},
         )
 

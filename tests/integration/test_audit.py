@@ -48,6 +48,7 @@ async def test_every_change_of_a_node_writes_one_row_that_says_who_what_when_and
         "compute.declare",
         "compute.drain",
         "compute.resume",
+        "compute.drain",
         "compute.deregister",
         "passport.revoke",
     ]
@@ -58,6 +59,7 @@ async def test_every_change_of_a_node_writes_one_row_that_says_who_what_when_and
         assert (row["targetType"], row["targetId"]) == ("compute", node)
         assert row["requestId"]
     assert rows[1]["requestId"] == "my-request"
+    assert [row["details"] for row in rows if row["action"] == "compute.drain"] == [{}, {"reason": "deregistering"}]
     assert rows[1]["beforeHash"] == rows[0]["afterHash"]
     assert rows[1]["afterHash"] != rows[1]["beforeHash"]
 

@@ -34,7 +34,8 @@ async def test_its_passport_and_events_stay_readable(api: Api) -> None:
     after = (await api.http.get(f"/passports/{node}")).json()
     assert after == {**before, "updatedAt": after["updatedAt"]}
     events = (await api.http.get(f"/compute/events/{node}")).json()["events"]
-    assert [event["type"] for event in events] == ["deregistered", "registered"]
+    assert [event["type"] for event in events] == ["deregistered", "draining", "registered"]
+    assert events[1]["reason"] == "deregistering"
 
 
 async def test_its_name_can_be_registered_again_and_gets_a_new_id(api: Api) -> None:

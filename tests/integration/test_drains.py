@@ -81,10 +81,12 @@ async def test_resume_does_not_end_a_drain_that_the_node_reports(api: Api) -> No
 
 async def test_requests_in_flight_here_hold_drained_back(api: Api) -> None:
     node = await api.register()
-    api.service.fleet.replicas.own_in_flight[node] = 3
+    for _ in range(3):
+        api.service.fleet.replicas.begin(node)
     answer = await drain(api, node)
     assert (answer["inFlight"], answer["drained"]) == (3, False)
-    api.service.fleet.replicas.own_in_flight[node] = 0
+    for _ in range(3):
+        api.service.fleet.replicas.end(node)
     assert await drain(api, node) == {**answer, "inFlight": 0, "drained": True}
 
 

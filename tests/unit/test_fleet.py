@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from lucid_compute.errors import ModelNotFound, NodeDeregistered, NodeNotFound
-from lucid_compute.fleet.fleet import Fleet, Lifecycle
+from lucid_compute.fleet.fleet import Fleet
+from lucid_compute.fleet.fleet_node import Lifecycle
 from lucid_compute.fleet.replicas import LEASE, Replica, Snapshot
 from lucid_compute.matching_engine import has_available_compute, is_available_on, serves
 from lucid_compute.node_state import DeclaredModel
@@ -198,7 +199,7 @@ def test_a_drain_is_done_when_every_live_replica_has_applied_it_and_runs_nothing
     ]:
         fleet.replicas.apply("own", [lease], NOW - LEASE)
         assert fleet.is_drained(node) is expected
-    fleet.replicas.own_in_flight[record.id] += 1
+    fleet.replicas.begin(record.id)
     assert fleet.in_flight(record.id) == 1
     assert not fleet.is_drained(node)
 

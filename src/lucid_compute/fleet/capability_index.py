@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import TypeVar
 
 from lucid_compute.fleet.freshness_order import FreshnessOrder
+from lucid_compute.fleet.model_ring import ModelRing
 from lucid_compute.matching_engine import hardware_compatible, runtime_compatible, serves
 from lucid_compute.node_state import FRESH_WINDOW, NodeState
 from lucid_compute.passports import ModelFormat, ModelPassport
@@ -40,9 +41,10 @@ class CapabilityClass:
     """Nodes that the matching engine can't tell apart but by their health.
 
     `healthy` orders the members that would be healthy if fresh by their newest heartbeat; `size` counts all members.
+    `rings` are those of the models that the class serves, and hold its healthy members.
     """
 
-    __slots__ = ("bit", "healthy", "key", "named_models", "representative", "size", "traits")
+    __slots__ = ("bit", "healthy", "key", "named_models", "representative", "rings", "size", "traits")
 
     def __init__(self, key: ClassKey, representative: NodeState, traits: _Traits, bit: int) -> None:
         """Start with no member; `representative` stands for all of them when fit is decided."""
@@ -53,17 +55,26 @@ class CapabilityClass:
         self.bit = bit
         self.size = 0
         self.healthy: FreshnessOrder[str] = FreshnessOrder()
+        self.rings: dict[str, ModelRing] = {}
+
+    def has_on_ring(self, node_id: str, model_id: str) -> bool:
+        """Whether its member stands on the model's ring: the same answer as the ring's, without a hash and a search."""
+        return model_id in self.rings and node_id in self.healthy
 
 
 class _ModelEntry:
-    """A model with the classes that fit it, and those of them that also declare or report it, as bits."""
+    """A model with the classes that fit it, and those of them that also declare or report it, as bits.
 
-    __slots__ = ("fitting", "model", "serving")
+    `ring` holds the healthy members of the latter, whose heartbeats may have grown old since.
+    """
+
+    __slots__ = ("fitting", "model", "ring", "serving")
 
     def __init__(self, model: ModelPassport) -> None:
         self.model = model
         self.fitting = 0
         self.serving = 0
+        self.ring = ModelRing()
 
     def decide(self, capability_class: CapabilityClass) -> None:
         """Let the matching engine say whether a class that names this model fits it."""
@@ -72,6 +83,8 @@ class _ModelEntry:
         self.fitting = self.fitting | bit if fits else self.fitting & ~bit
         is_served = fits and serves(self.model, capability_class.representative)
         self.serving = self.serving | bit if is_served else self.serving & ~bit
+        if is_served:
+            capability_class.rings[self.model.id] = self.ring  # a class that is new has no members to put there yet
 
 
 class CapabilityIndex:
@@ -119,12 +132,17 @@ class CapabilityIndex:
 
     def set_healthy(self, node_id: str, capability_class: CapabilityClass, received_at: datetime) -> None:
         """Note a heartbeat of a member that is healthy for as long as it is fresh."""
+        if node_id not in capability_class.healthy:
+            for ring in capability_class.rings.values():
+                ring.add(node_id)
         if capability_class.healthy.touch(node_id, received_at):
             self._follow_freshest(capability_class)
 
     def set_unhealthy(self, node_id: str, capability_class: CapabilityClass) -> None:
         """Note that this member does not count, however fresh."""
         if node_id in capability_class.healthy:
+            for ring in capability_class.rings.values():
+                ring.discard(node_id)
             capability_class.healthy.discard(node_id)
             self._follow_freshest(capability_class)
 
@@ -138,8 +156,10 @@ class CapabilityIndex:
             if _fits(model, traits.unnamed):
                 traits.fitting.add(model.id)
                 entry.fitting |= traits.bits
-        for capability_class in {c for name in model.known_as for c in self._classes_naming.get(name, ())}:
+        naming = {c for name in model.known_as for c in self._classes_naming.get(name, ())}
+        for capability_class in naming:
             entry.decide(capability_class)
+        entry.ring.fill(node_id for c in naming if model.id in c.rings for node_id in c.healthy)
 
     def drop_model(self, model_id: str) -> None:
         """Forget the model, if it is known."""
@@ -150,6 +170,8 @@ class CapabilityIndex:
             _discard_from(self._models_known_as, name, model_id)
         for traits in self._traits.values():
             traits.fitting.discard(model_id)
+        for capability_class in {c for name in entry.model.known_as for c in self._classes_naming.get(name, ())}:
+            capability_class.rings.pop(model_id, None)
 
     def is_available(self, model_id: str, now: datetime) -> bool:
         """Whether the model is an API model, or a fresh healthy node fits it: `has_available_compute`, indexed."""
@@ -166,6 +188,11 @@ class CapabilityIndex:
         """Whether it is available on a node that also declares or reports it, or is an API model."""
         entry = self._entries[model_id]
         return entry.serving & self._fresh_at(now) != 0 or entry.model.format is ModelFormat.API
+
+    def ring_of(self, model_id: str) -> ModelRing:
+        """Answer the nodes that fit the model, name it and would be healthy if fresh; none of a model that is gone."""
+        entry = self._entries.get(model_id)
+        return entry.ring if entry else ModelRing()
 
     def _follow_freshest(self, capability_class: CapabilityClass) -> None:
         newest_at = capability_class.healthy.newest_at

@@ -6,58 +6,19 @@ carries its row's revision, and an older one is left out.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from datetime import datetime
-from typing import NamedTuple
 
 from lucid_compute.errors import ModelNotFound, NodeDeregistered, NodeNotFound
-from lucid_compute.fleet.capability_index import CapabilityClass, CapabilityIndex
+from lucid_compute.fleet.capability_index import CapabilityIndex
+from lucid_compute.fleet.fleet_node import FleetNode, Lifecycle
+from lucid_compute.fleet.model_ring import ModelRing
 from lucid_compute.fleet.outages import OUTAGE_AFTER, Outage, live_since, merge_outages
 from lucid_compute.fleet.replicas import Replicas
+from lucid_compute.fleet.secrets import Secrets
 from lucid_compute.matching_engine import is_healthy
-from lucid_compute.node_state import DeclaredModel, NodeState, NodeStatus, Receipt
+from lucid_compute.node_state import NodeState, NodeStatus, Receipt
 from lucid_compute.passports import ComputePassport, ModelPassport, Passport, PassportStatus, PassportType
-
-
-class Lifecycle(NamedTuple):
-    """What an operator asked of a node: its declaration and its drain. `drain_xid` is the transaction that began it.
-
-    `recorded_state` is the last state that an event tells of.
-    """
-
-    passport_id: str
-    declared: Mapping[str, DeclaredModel]
-    draining_since: datetime | None
-    drain_xid: int | None
-    recorded_state: str
-    revision: int
-
-
-class FleetNode:
-    """A node as the fleet holds it; `state` is replaced, never changed."""
-
-    __slots__ = (
-        "capability_class",
-        "drain_xid",
-        "lifecycle_revision",
-        "recorded_state",
-        "self_draining_since",
-        "state",
-    )
-
-    def __init__(self, state: NodeState, capability_class: CapabilityClass) -> None:
-        """Start with what is known of it."""
-        self.state = state
-        self.capability_class = capability_class
-        self.lifecycle_revision = 0
-        self.drain_xid: int | None = None
-        self.recorded_state = "registered"
-        self.self_draining_since: datetime | None = None
-
-    @property
-    def record(self) -> Passport:
-        """The node's passport as it is stored."""
-        return self.state.passport.record
 
 
 class Fleet:
@@ -66,6 +27,7 @@ class Fleet:
     def __init__(self) -> None:
         """Start empty."""
         self.replicas = Replicas()
+        self.secrets = Secrets()
         self.outages: tuple[Outage, ...] = ()
         self.lease_renewed_at: datetime | None = None
         self._nodes: dict[str, FleetNode] = {}
@@ -102,7 +64,7 @@ class Fleet:
         held = node.state.receipt
         if held is not None and receipt.revision <= held.revision:
             return
-        _follow_self_drain(node, receipt)
+        _follow_self_drain(node, receipt, self.replicas)
         former = node.state
         state = NodeState(former.passport, former.declared, former.draining_since, receipt)  # _replace takes far longer
         if held is not None and _looks_alike(held, receipt):
@@ -173,11 +135,11 @@ class Fleet:
 
     def is_drained(self, node: FleetNode) -> bool:
         """Whether the node drains, every live replica has applied that, and none has a request running on it."""
-        if not node.state.is_draining or self.in_flight(node.state.id):
+        if not node.state.is_draining or not self.replicas.are_idle_on(node.state.id):
             return False
         if node.state.draining_since is not None:
             return self.replicas.all_have_applied(node.drain_xid)
-        return self.replicas.all_have_polled_after(node.self_draining_since)
+        return self.replicas.all_have_seen(node.self_drain)
 
     # --- models
 
@@ -214,6 +176,17 @@ class Fleet:
         """Whether a node that could run the model right now also declares or reports it."""
         return self._index.is_served(model.id, now)
 
+    def ring_of(self, model: ModelPassport) -> ModelRing:
+        """Answer the nodes that the gateway may look at for the model, fresh or not.
+
+        They fit it, declare or report it, and were healthy, active and not draining at their newest heartbeat.
+        """
+        return self._index.ring_of(model.id)
+
+    def pass_over(self, node: FleetNode) -> None:
+        """Take a node that is silent for good off every ring, until its next heartbeat."""
+        self._index.set_unhealthy(node.state.id, node.capability_class)
+
     def class_count(self) -> int:
         """How many kinds of node there are."""
         return len(self._index)
@@ -228,9 +201,11 @@ class Fleet:
         for model in list(self._models.values()):
             if model.id not in passport_ids and model.record.created_at < made_before:
                 self._drop_model(model)
+                self.secrets.forget(model.id)
 
     def forget_node(self, node: FleetNode) -> None:
         """Drop a node that ended long ago."""
+        self.secrets.forget(node.record.id)
         self._index.leave(node.record.id, node.capability_class)
         del self._nodes[node.record.id]
         del self._nodes_by_owner[node.record.owner][node.record.id]
@@ -245,6 +220,8 @@ class Fleet:
             self._nodes[record.id] = self._nodes_by_owner.setdefault(record.owner, {})[record.id] = node
         elif record.revision > node.record.revision:
             self._replace(node, node.state._replace(passport=ComputePassport.read(record)))
+        if record.has_ended:
+            self.secrets.apply(record.id, record.revision, {})
 
     def _apply_model(self, record: Passport) -> None:
         held = self._models.get(record.id)
@@ -253,6 +230,7 @@ class Fleet:
         if held is not None:
             self._drop_model(held)
         if record.status is PassportStatus.REVOKED:
+            self.secrets.forget(record.id)
             return
         self._models_newest_first = None
         model = self._models[record.id] = ModelPassport.read(record)
@@ -289,8 +267,8 @@ def _looks_alike(held: Receipt, receipt: Receipt) -> bool:
     return old.available_models == new.available_models and old.runtime == new.runtime
 
 
-def _follow_self_drain(node: FleetNode, receipt: Receipt) -> None:
+def _follow_self_drain(node: FleetNode, receipt: Receipt, replicas: Replicas) -> None:
     if receipt.heartbeat.status != "draining":
-        node.self_draining_since = None
-    elif node.self_draining_since is None:
-        node.self_draining_since = receipt.received_at
+        node.self_drain = None
+    elif node.self_drain is None:
+        node.self_drain = replicas.sight()

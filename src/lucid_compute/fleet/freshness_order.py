@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from datetime import datetime
 from typing import Generic, TypeVar
 
@@ -31,6 +31,10 @@ class FreshnessOrder(Generic[Key]):
     def __contains__(self, key: Key) -> bool:
         """Whether the key is in the order."""
         return key in self._instants
+
+    def __iter__(self) -> Iterator[Key]:
+        """Answer every key, in no order that may be relied on."""
+        return iter(self._instants)
 
     def touch(self, key: Key, at: datetime) -> bool:
         """Put `key` at its place for `at`, wherever it was; answer whether that moved `newest_at`."""

@@ -161,6 +161,11 @@ class KeyRing:
         self.used_ids.add(key.id)
         return Principal(key.id, key.owner, key.scopes, key.passport_id, key.limits)
 
+    def is_valid(self, key_id: str, now: datetime) -> bool:
+        """Whether the key was neither revoked nor has expired: asked of requests that take long."""
+        key = self._keys.get(key_id)
+        return key is not None and key.revoked_at is None and (key.expires_at is None or key.expires_at > now)
+
     def __len__(self) -> int:
         """How many keys there are that are not revoked."""
         return sum(key.revoked_at is None for key in self._keys.values())

@@ -10,7 +10,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
@@ -20,11 +20,12 @@ import asyncpg
 from lucid_compute.fleet.fleet import Fleet
 from lucid_compute.fleet.key_ring import KeyRing
 from lucid_compute.fleet.outages import OUTAGE_AFTER, Outage, live_since
-from lucid_compute.fleet.replicas import LEASE
+from lucid_compute.fleet.replicas import LEASE, Snapshot
 from lucid_compute.storage.clock import DatabaseClock
 from lucid_compute.storage.database import CHANGES_CHANNEL, connect, is_passing
 from lucid_compute.storage.feed_sql import CHANGES, EVERYTHING, RENEW_LEASE
 from lucid_compute.storage.heartbeat_writer import OwnHeartbeats
+from lucid_compute.storage.in_flight_news import IN_FLIGHT_CHANNEL, hear
 from lucid_compute.storage.rows import read_key, read_lifecycle, read_passport, read_receipt, read_replica
 
 POLL_SECONDS = 0.5
@@ -64,7 +65,7 @@ class Feed:
         self._fleet = fleet
         self._keys = keys
         self._clock = clock
-        self._replica_id = replica_id
+        self.replica_id = replica_id
         self._own = own
         self._listens = listens
         self.loaded = asyncio.Event()
@@ -73,12 +74,17 @@ class Feed:
         self._snapshot: str | None = None
         self._applied, self._applied_at = _NOTHING_APPLIED, _NEVER
         self._renewal_due = 0.0
+        self._drains_seen = False
         self._last_catch_up = 0.0
 
     def is_current(self) -> bool:
         """Whether the fleet is loaded and no more than five seconds behind Postgres."""
         followed_at = self._keys.followed_at
         return followed_at is not None and self._clock.now() - followed_at <= CURRENT_WITHIN
+
+    def knows_replica(self, replica_id: str) -> bool:
+        """Whether that is this replica, or another one that is alive."""
+        return replica_id == self.replica_id or any(o.id == replica_id for o in self._fleet.replicas.others())
 
     async def catch_up(self) -> None:
         """Read Postgres now, for what another replica may have just written; callers at one time share one read."""
@@ -109,6 +115,7 @@ class Feed:
     async def _follow(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
         if self._listens:
             await connection.add_listener(CHANGES_CHANNEL, lambda *_: self._wake.set())
+            await connection.add_listener(IN_FLIGHT_CHANNEL, lambda *told: hear(self._fleet.replicas, str(told[-1])))
         self._snapshot, self._renewal_due = None, 0.0
         self._clock.set(await connection.fetchval("SELECT clock_timestamp()"))
         while True:
@@ -135,7 +142,10 @@ class Feed:
             self._fleet.forget_all_but(ids, made_before=now)
         self._snapshot = self._applied = json.loads(found["snapshot"][0])
         self._applied_at = self._keys.followed_at = now
+        self._fleet.replicas.note_read(Snapshot.parse(self._applied))
         self.loaded.set()
+        if self._drains_seen:
+            await self._tell_of_drains(connection)
 
     async def _fetch(self, connection: asyncpg.Connection[asyncpg.Record]) -> list[asyncpg.Record]:
         if self._snapshot is None:
@@ -155,26 +165,48 @@ class Feed:
         self._fleet.apply_outages([outage async for outage in _readable("outage", found, _read_outage)])
         alive_since = live_since(now, self._fleet.outages, LEASE)
         replicas = [replica async for replica in _readable("replica", found, read_replica)]
-        self._fleet.replicas.apply(self._replica_id, replicas, alive_since)
+        self._fleet.replicas.apply(self.replica_id, replicas, alive_since)
         self._keys.apply([key async for key in _readable("key", found, read_key)])
+        secrets = dict([entry async for entry in _readable("secrets", found, _read_secrets)])
         for kind, show in (
-            ("passport", lambda row: self._fleet.apply_passport(read_passport(row))),
-            ("node", lambda row: self._fleet.apply_lifecycle(read_lifecycle(row))),
+            ("passport", lambda row: self._apply_passport(row, secrets)),
+            ("node", self._apply_lifecycle),
             ("heartbeat", self._apply_heartbeat),
         ):
             async for _ in _readable(kind, found, show):
                 await self._keep_lease(connection)
 
+    def _apply_passport(self, row: dict[str, Any], secrets: Mapping[str, Mapping[str, Any]]) -> None:
+        """Show a passport and its secrets in one turn: no request meets a new URL with the former URL's key."""
+        passport = read_passport(row)
+        self._fleet.apply_passport(passport)
+        self._fleet.secrets.apply(passport.id, passport.revision, secrets.get(passport.id, {}))
+
+    def _apply_lifecycle(self, row: dict[str, Any]) -> None:
+        lifecycle = read_lifecycle(row)
+        self._fleet.apply_lifecycle(lifecycle)
+        if lifecycle.drain_xid is not None and lifecycle.drain_xid not in Snapshot.parse(self._applied):
+            self._drains_seen = True
+
     def _apply_heartbeat(self, row: dict[str, Any]) -> None:
         if receipt := read_receipt(row):
             self._fleet.apply_receipt(row["passport_id"], receipt)
 
+    async def _tell_of_drains(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
+        """Renew the lease at once, and wake whoever waits for this replica to have applied a drain."""
+        self._drains_seen = False
+        if self._fleet.replicas.count() > 1:
+            self._renewal_due = 0.0
+            await self._keep_lease(connection)
+            async with asyncio.timeout(QUERY_TIMEOUT_SECONDS):
+                await connection.execute(f"NOTIFY {CHANGES_CHANNEL}")
+
     async def _keep_lease(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
         if time.monotonic() < self._renewal_due:
             return
-        running = {node: count for node, count in self._fleet.replicas.own_in_flight.items() if count}
+        running = self._fleet.replicas.tell_all()  # after `_applied` was: see `Replica`
         async with asyncio.timeout(QUERY_TIMEOUT_SECONDS):
-            lease = (self._replica_id, self._applied_at, self._applied, json.dumps(running), OUTAGE_AFTER)
+            lease = (self.replica_id, self._applied_at, self._applied, json.dumps(running), OUTAGE_AFTER)
             outage = await connection.fetchrow(RENEW_LEASE, *lease)
         if outage is not None:
             _log.warning("no replica could take heartbeats from %s to %s", outage["started_at"], outage["ended_at"])
@@ -199,6 +231,10 @@ async def _readable(kind: str, found: Rows, read: Callable[[Any], Value]) -> Asy
             yield value
         if position % _ROWS_A_TURN == _ROWS_A_TURN - 1:
             await asyncio.sleep(0)
+
+
+def _read_secrets(row: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    return row["id"], dict(row["secrets"])
 
 
 def _read_outage(row: dict[str, Any]) -> Outage:

@@ -22,10 +22,17 @@ _SERVICE = """
     UNION ALL SELECT 'outage', to_jsonb(o)::text FROM outages o WHERE o.ended_at > now() - interval '30 days'
 """
 
+# Beside the row of the passport, whose revision is theirs: one that comes without them has none.
+_SECRETS = """
+    SELECT 'secrets', jsonb_build_object('id', p.id, 'secrets', p.secrets)::text FROM passports p
+    WHERE p.secrets <> '{}' AND p.type IN ('compute', 'model') AND p.status <> 'revoked' AND p.deregistered_at IS NULL
+"""
+
 EVERYTHING = f"""
     {_SERVICE}
     UNION ALL SELECT 'key', to_jsonb(k)::text FROM api_keys k
     UNION ALL SELECT 'passport', (to_jsonb(p) - 'secrets')::text FROM passports p WHERE {_MIRRORED}
+    UNION ALL {_SECRETS} AND {_MIRRORED}
     UNION ALL SELECT 'node', to_jsonb(n)::text FROM nodes n JOIN passports p ON p.id = n.passport_id WHERE {_MIRRORED}
     UNION ALL SELECT 'heartbeat', to_jsonb(h)::text FROM heartbeats h JOIN passports p ON p.id = h.passport_id
         WHERE h.received_at IS NOT NULL AND {_MIRRORED}
@@ -40,6 +47,7 @@ CHANGES = f"""
     {_SERVICE}
     UNION ALL SELECT 'key', to_jsonb(k)::text FROM api_keys k WHERE {_UNSEEN}
     UNION ALL SELECT 'passport', (to_jsonb(p) - 'secrets')::text FROM passports p WHERE {_UNSEEN}
+    UNION ALL {_SECRETS} AND {_UNSEEN}
     UNION ALL SELECT 'node', to_jsonb(n)::text FROM nodes n WHERE {_UNSEEN}
     UNION ALL SELECT 'heartbeat', to_jsonb(h)::text FROM heartbeats h WHERE h.passport_id IN (
         SELECT unnest(b.passport_ids) FROM heartbeat_batches b WHERE {_UNSEEN} AND b.replica_id <> $2

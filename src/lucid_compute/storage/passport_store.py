@@ -6,22 +6,24 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 from uuid import uuid4
 
-from sqlalchemy import RowMapping, func, insert, select, update
+from sqlalchemy import RowMapping, func, insert, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from lucid_compute.egress_policy import EgressPolicy
-from lucid_compute.errors import Forbidden, InvalidRequest, PassportExists, PassportNotFound, RequestsInFlight
+from lucid_compute.errors import Forbidden, InvalidRequest, PassportExists, PassportNotFound
 from lucid_compute.fleet.fleet import Fleet
 from lucid_compute.passport_metadata import StoredMetadata, check_name, merge_patch, read_metadata, whole_metadata
 from lucid_compute.passports import Passport, PassportStatus, PassportType
 from lucid_compute.storage.audit import Actor, Change, record_change
-from lucid_compute.storage.compute_registry import add_node_rows
 from lucid_compute.storage.database import Database, constraint_of
+from lucid_compute.storage.departures import Departure, Departures, Drain
 from lucid_compute.storage.idempotency import Idempotency
 from lucid_compute.storage.model_catalog import release_names, take_names
 from lucid_compute.storage.node_events import EventType, record_event
-from lucid_compute.storage.passport_search import PassportSearch, ids_are_uuids
+from lucid_compute.storage.node_rows import add_node_rows
+from lucid_compute.storage.passport_rows import get_passport, lock_passport, update_passport
+from lucid_compute.storage.passport_search import PassportSearch
 from lucid_compute.storage.rows import read_passport
 from lucid_compute.storage.tables import passports
 
@@ -48,6 +50,7 @@ class PassportStore:
         self._database = database
         self._fleet = fleet
         self._egress = egress
+        self._departures = Departures(database, fleet)
 
     async def create(
         self, actor: Actor, new: NewPassport, *, is_admin: bool, idempotency: Idempotency | None = None
@@ -63,7 +66,7 @@ class PassportStore:
         stored = self._read_metadata(new.type, new.metadata, is_admin=is_admin)
         async with self._database.transaction() as connection:
             if idempotency and (former := await idempotency.claim(connection, new.owner)):
-                return await self._get(connection, former)
+                return await get_passport(connection, former)
             passport = await self._insert(connection, new, stored)
             if idempotency:
                 await idempotency.keep(connection, new.owner, passport.id)
@@ -73,7 +76,7 @@ class PassportStore:
                 await record_event(connection, passport.id, EventType.REGISTERED)
             change = Change("passport.create", new.type.value, passport.id, after=_comparable(passport, stored))
             await record_change(connection, actor, change)
-        self._fleet.apply_passport(passport)
+        self._show(passport, stored)
         return passport
 
     async def change(self, actor: Actor, passport_id: str, patch: Mapping[str, Any], *, sees: str | None) -> Passport:
@@ -81,12 +84,22 @@ class PassportStore:
 
         Raises:
             PassportNotFound, InvalidRequest, Forbidden, PassportExists, ModelNameTaken: as named.
+            RequestsInFlight: the patch revokes a node that requests run on.
         """
-        if patch.get("status") == PassportStatus.REVOKED:
-            self._refuse_running(passport_id)
+        if patch.get("status") != PassportStatus.REVOKED:
+            return await self._change(actor, passport_id, patch, sees, None)
+        departure = Departure(actor, passport_id, sees, "revoking")
+        return await self._departures.leave(
+            departure, lambda drain: self._change(actor, passport_id, patch, sees, drain)
+        )
+
+    async def _change(
+        self, actor: Actor, passport_id: str, patch: Mapping[str, Any], sees: str | None, drain: Drain | None
+    ) -> Passport:
         async with self._database.transaction() as connection:
-            row = await self._lock(connection, passport_id, sees)
+            row = await lock_passport(connection, passport_id, sees)
             former = read_passport(row)
+            closed = await self._departures.close(connection, drain)
             _refuse_fixed(former, patch)
             stored = self._merge(row, patch, is_admin=sees is None)
             passport = await self._update(connection, former, patch, stored)
@@ -99,7 +112,8 @@ class PassportStore:
             after = _comparable(passport, stored)
             change = Change("passport.change", former.type.value, passport_id, before, after)
             await record_change(connection, actor, change)
-        self._fleet.apply_passport(passport)
+        self._show(passport, stored)
+        self._departures.show(closed)
         return passport
 
     async def revoke(self, actor: Actor, passport_id: str, *, sees: str | None) -> None:
@@ -109,18 +123,23 @@ class PassportStore:
             PassportNotFound: there is none.
             RequestsInFlight: requests run on the node.
         """
-        self._refuse_running(passport_id)
+        departure = Departure(actor, passport_id, sees, "revoking")
+        await self._departures.leave(departure, lambda drain: self._revoke(actor, passport_id, sees, drain))
+
+    async def _revoke(self, actor: Actor, passport_id: str, sees: str | None, drain: Drain | None) -> None:
         async with self._database.transaction() as connection:
-            former = read_passport(await self._lock(connection, passport_id, sees))
+            former = read_passport(await lock_passport(connection, passport_id, sees))
             if former.status is PassportStatus.REVOKED:
                 return
-            row = await connection.execute(_set(passport_id, status=PassportStatus.REVOKED.value))
+            closed = await self._departures.close(connection, drain)
+            row = await connection.execute(update_passport(passport_id, status=PassportStatus.REVOKED.value))
             passport = read_passport(row.mappings().one())
             await release_names(connection, former)
             if former.type is PassportType.COMPUTE:
                 await record_event(connection, passport_id, EventType.REVOKED)
             await record_change(connection, actor, Change("passport.revoke", former.type.value, passport_id))
         self._fleet.apply_passport(passport)
+        self._departures.show(closed)
 
     async def get(self, passport_id: str, *, sees: str | None) -> Passport:
         """Answer a passport that is the owner's, or any model's; `sees` None answers any.
@@ -129,7 +148,7 @@ class PassportStore:
             PassportNotFound: there is none.
         """
         async with self._database.transaction() as connection:
-            passport = await self._get(connection, passport_id)
+            passport = await get_passport(connection, passport_id)
         if sees is not None and passport.owner != sees and passport.type is not PassportType.MODEL:
             raise PassportNotFound(passport_id)
         return passport
@@ -175,9 +194,10 @@ class PassportStore:
         whole = {} if patch["metadata"] is None else merge_patch(whole_metadata(former), patch["metadata"])
         return self._read_metadata(PassportType(row["type"]), whole, is_admin=is_admin, known=former)
 
-    def _refuse_running(self, passport_id: str) -> None:
-        if running := self._fleet.in_flight(passport_id):
-            raise RequestsInFlight(running)
+    def _show(self, passport: Passport, stored: StoredMetadata) -> None:
+        self._fleet.apply_passport(passport)
+        if not passport.has_ended:
+            self._fleet.secrets.apply(passport.id, passport.revision, stored.secrets)
 
     async def _insert(self, connection: AsyncConnection, new: NewPassport, stored: StoredMetadata) -> Passport:
         statement = insert(passports).values(
@@ -199,7 +219,7 @@ class PassportStore:
         changes = {key: value for key, value in patch.items() if key in {"name", "description", "version", "status"}}
         if "tags" in patch:
             changes["tags"] = patch["tags"] or []
-        statement = _set(former.id, metadata=stored.public, secrets=stored.secrets, **changes)
+        statement = update_passport(former.id, metadata=stored.public, secrets=stored.secrets, **changes)
         check_name(former.type, changes.get("name", former.name))
         return await self._write_named(
             connection, statement, former.owner, former.type, changes.get("name", former.name)
@@ -226,45 +246,9 @@ class PassportStore:
         )
         raise PassportExists(str(existing), passport_type.value, name)
 
-    async def _lock(self, connection: AsyncConnection, passport_id: str, sees: str | None) -> RowMapping:
-        row = None
-        if ids_are_uuids(passport_id):
-            rows = await connection.execute(select(passports).where(passports.c.id == passport_id).with_for_update())
-            row = rows.mappings().one_or_none()
-        if row is None or (sees is not None and row["owner"] != sees and row["type"] != PassportType.MODEL):
-            raise PassportNotFound(passport_id)
-        if sees is not None and row["owner"] != sees:
-            message = "Only its owner or an admin may change this model's passport."
-            raise Forbidden(message)
-        return row
-
-    async def _get(self, connection: AsyncConnection, passport_id: str) -> Passport:
-        row = None
-        if ids_are_uuids(passport_id):
-            rows = await connection.execute(select(passports).where(passports.c.id == passport_id))
-            row = rows.mappings().one_or_none()
-        if row is None:
-            raise PassportNotFound(passport_id)
-        return read_passport(row)
-
 
 def _upstream_of(stored: StoredMetadata) -> tuple[Any, Any]:
     return stored.public.get("upstream"), stored.secrets.get("upstreamApiKey")
-
-
-def _set(passport_id: str, **changes: Any) -> Any:
-    """Answer an UPDATE of one passport that the feed will notice."""
-    return (
-        update(passports)
-        .where(passports.c.id == passport_id)
-        .values(
-            updated_at=func.now(),
-            revision=passports.c.revision + 1,
-            changed_xid=func.pg_current_xact_id(),
-            **changes,
-        )
-        .returning(passports)
-    )
 
 
 def _refuse_fixed(former: Passport, patch: Mapping[str, Any]) -> None:

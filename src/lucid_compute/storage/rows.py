@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import RowMapping
 
-from lucid_compute.fleet.fleet import Lifecycle
+from lucid_compute.fleet.fleet_node import Lifecycle
 from lucid_compute.fleet.key_ring import KeyRecord
 from lucid_compute.fleet.replicas import Replica, Snapshot
 from lucid_compute.node_state import DeclaredModel, Heartbeat, Receipt

@@ -22,7 +22,7 @@ FORMAT_RUNTIMES = {
 
 
 class ReasonCode(StrEnum):
-    """Why a node can't run a model."""
+    """Why a node can't run a model; the last six are `routing_rules`', why it gets no request of it."""
 
     RUNTIME_MISMATCH = "RUNTIME_MISMATCH"
     VRAM_TOO_LOW = "VRAM_TOO_LOW"
@@ -33,6 +33,12 @@ class ReasonCode(StrEnum):
     DRAINING = "DRAINING"
     DEREGISTERED = "DEREGISTERED"
     PASSPORT_INACTIVE = "PASSPORT_INACTIVE"
+    MODEL_NOT_SERVED = "MODEL_NOT_SERVED"
+    AT_CAPACITY = "AT_CAPACITY"
+    BREAKER_OPEN = "BREAKER_OPEN"
+    REGION_NOT_ALLOWED = "REGION_NOT_ALLOWED"
+    PRICE_TOO_HIGH = "PRICE_TOO_HIGH"
+    LATENCY_TOO_HIGH = "LATENCY_TOO_HIGH"
 
 
 class Reason(NamedTuple):

@@ -109,7 +109,10 @@ class Passport:
 
 @dataclass(frozen=True, slots=True)
 class ComputePassport:
-    """A node's passport as the matching engine reads it. `max_context` is in tokens, None is no limit."""
+    """A node's passport as the matching engine reads it.
+
+    `max_context` is in tokens and `max_concurrency` in requests at a time; None is no limit.
+    """
 
     record: Passport
     vram_gb: float
@@ -118,6 +121,7 @@ class ComputePassport:
     region: str | None = None
     gpu: str | None = None
     price_per_1k_tokens: Decimal | None = None
+    max_concurrency: int | None = None
 
     @property
     def id(self) -> str:
@@ -137,6 +141,7 @@ class ComputePassport:
             region=metadata.get("region"),
             gpu=metadata.get("gpu"),
             price_per_1k_tokens=None if price is None else Decimal(price),
+            max_concurrency=metadata.get("maxConcurrency"),
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lucid_compute.api import rate_limits
-from lucid_compute.api.rate_limits import HeartbeatRate, RequestRate
+from lucid_compute.api.rate_limits import HeartbeatRate, KeyRates
 from lucid_compute.errors import RateLimited
 from lucid_compute.fleet.key_ring import Principal
 from lucid_compute.fleet.replicas import Replica, Replicas, Snapshot
@@ -53,13 +53,13 @@ def test_a_keys_limit_holds_over_all_replicas(clock: Clock, others: int) -> None
     replicas = Replicas()
     lease = [Replica(str(n), NOW, NOW, NOW, Snapshot.parse("3:3:"), {}) for n in range(others)]
     replicas.apply("own", lease, NOW)
-    rate = RequestRate(replicas)
+    rate = KeyRates(replicas)
     limited = Principal("key", "acme", frozenset(), None, KeyLimits(requestsPerMinute=300))
     accepted = 0
     for _ in range(600):
         clock.seconds += 0.1
         try:
-            rate.spend(limited)
+            rate.spend_request(limited)
         except RateLimited:
             continue
         accepted += 1
@@ -68,6 +68,48 @@ def test_a_keys_limit_holds_over_all_replicas(clock: Clock, others: int) -> None
 
 def test_a_key_without_a_limit_has_none(clock: Clock) -> None:
     """As many at once as it likes."""
-    rate = RequestRate(Replicas())
+    rate = KeyRates(Replicas())
     for _ in range(1000):
-        rate.spend(Principal("key", "acme", frozenset(), None, None))
+        rate.spend_request(Principal("key", "acme", frozenset(), None, None))
+
+
+def test_a_key_that_owes_tokens_waits_until_it_owes_none(clock: Clock) -> None:
+    """What a request has cost is known when it ended: more than was left, perhaps, and the next one waits for that."""
+    rates = KeyRates(Replicas())
+    limited = Principal("key", "acme", frozenset(), None, KeyLimits(tokensPerMinute=6000))
+    rates.require_tokens(limited)
+    rates.charge_tokens(limited, 1300)  # the allowance is 300, and 100 come back each second
+    with pytest.raises(RateLimited) as refused:
+        rates.require_tokens(limited)
+    assert 10 <= (refused.value.retry_after_seconds or 0) <= 13
+    assert refused.value.details == {"unit": "tokens", "limitPerMinute": 6000}
+    assert [(left.unit, left.limit, left.remaining) for left in rates.allowances(limited)] == [("tokens", 6000, 0)]
+    clock.seconds += 10.1
+    rates.require_tokens(limited)
+
+
+def test_tokens_over_a_minute_stay_within_the_limit(clock: Clock) -> None:
+    """A key that asks for 50 tokens ten times a second gets its 6,000 a minute and no more than 5 % above."""
+    rates = KeyRates(Replicas())
+    limited = Principal("key", "acme", frozenset(), None, KeyLimits(tokensPerMinute=6000))
+    used = 0
+    for _ in range(600):
+        clock.seconds += 0.1
+        try:
+            rates.require_tokens(limited)
+        except RateLimited:
+            continue
+        rates.charge_tokens(limited, 50)
+        used += 50
+    assert 5700 <= used <= 6350
+
+
+def test_an_allowance_says_what_may_be_used_now_and_when_it_is_full(clock: Clock) -> None:
+    """Of 300 requests a minute fifteen may come at once; each takes a fifth of a second to come back."""
+    rates = KeyRates(Replicas())
+    limited = Principal("key", "acme", frozenset(), None, KeyLimits(requestsPerMinute=300))
+    for _ in range(5):
+        rates.spend_request(limited)
+    ((unit, limit, remaining, reset_seconds),) = rates.allowances(limited)
+    assert (unit, limit, remaining) == ("requests", 300, 10)
+    assert reset_seconds == pytest.approx(1.0)

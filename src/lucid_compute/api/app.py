@@ -13,13 +13,17 @@ from lucid_compute.api import (
     compute_routes,
     error_responses,
     heartbeat_lane,
+    job_routes,
     key_routes,
+    match_routes,
     model_routes,
+    openai_routes,
     openapi,
     operation_routes,
     passport_routes,
 )
 from lucid_compute.api.heartbeat_lane import HeartbeatLane
+from lucid_compute.api.inference_lane import ENDPOINTS, InferenceLane
 from lucid_compute.api.metrics import MeasuredApp, Metrics
 from lucid_compute.api.request_guard import RequestGuard
 from lucid_compute.api.service import build_service, running
@@ -35,19 +39,23 @@ Send a key as `Authorization: Bearer lk_live_…`. Every error has the shape
 
 
 class LucidApp:
-    """The whole application: one path goes to its lane, everything else to FastAPI."""
+    """The whole application: a few paths go to their lanes, everything else to FastAPI."""
 
     def __init__(self, settings: Settings, database_url: str) -> None:
         """Put a replica together; nothing is connected to before its lifespan starts."""
         self._settings = settings
         self._database_url = database_url
-        self._lane: HeartbeatLane | None = None
+        self._heartbeats: HeartbeatLane | None = None
+        self._inference: InferenceLane | None = None
         self.fastapi = self._build_fastapi()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or run the lifespan."""
-        if scope["type"] == "http" and scope["path"] == heartbeat_lane.PATH and self._lane is not None:
-            await self._lane(scope, receive, send)
+        path = scope["path"] if scope["type"] == "http" else ""
+        if path == heartbeat_lane.PATH and self._heartbeats is not None:
+            await self._heartbeats(scope, receive, send)
+        elif path in ENDPOINTS and self._inference is not None:
+            await self._inference(scope, receive, send)
         else:
             await self.fastapi(scope, receive, send)
 
@@ -63,7 +71,16 @@ class LucidApp:
         )
         error_responses.install(app)
         openapi.install(app)
-        for routes in (passport_routes, compute_routes, model_routes, key_routes, operation_routes):
+        for routes in (
+            passport_routes,
+            compute_routes,
+            job_routes,
+            model_routes,
+            openai_routes,
+            match_routes,
+            key_routes,
+            operation_routes,
+        ):
             app.include_router(routes.router)
         app.add_middleware(RequestGuard)
         app.add_middleware(MeasuredApp)
@@ -73,8 +90,9 @@ class LucidApp:
     async def _lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         service = build_service(self._settings, self._database_url)
         app.state.service = service
-        self._lane = HeartbeatLane(service)
-        app.state.metrics = Metrics(service, self._lane)
+        self._heartbeats = HeartbeatLane(service)
+        self._inference = InferenceLane(service)
+        app.state.metrics = Metrics(service, self._heartbeats, self._inference)
         async with running(service):
             yield
 

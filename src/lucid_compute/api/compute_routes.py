@@ -16,10 +16,12 @@ from lucid_compute.api.dependencies import (
 )
 from lucid_compute.api.error_responses import declare
 from lucid_compute.api.node_search import NodeSearch, StatusFilter, sorted_by
+from lucid_compute.api.service import Service
 from lucid_compute.api.views import view_declaration, view_drain, view_health, view_node
 from lucid_compute.errors import Forbidden, InvalidRequest, NodeDeregistered, NodeNotFound, RequestsInFlight
 from lucid_compute.field_faults import FieldFault
 from lucid_compute.field_types import Instant, Text
+from lucid_compute.fleet.fleet_node import FleetNode
 from lucid_compute.node_state import DeclaredModel, NodeStatus
 from lucid_compute.wire.compute import (
     Declaration,
@@ -63,8 +65,9 @@ async def list_nodes(
         if of_status.matches(node) and wanted.matches(service.fleet, node)
     ]
     shown = page.slice_of(sorted_by(order, nodes))
+    done = await service.job_search.last_statistics([node.state.id for node in shown])
     return NodeList(
-        nodes=[view_node(service.fleet, node, principal, now) for node in shown],
+        nodes=[view_node(service.fleet, node, principal, now, done[node.state.id]) for node in shown],
         pagination=page.pagination(len(nodes)),
     )
 
@@ -73,7 +76,7 @@ async def list_nodes(
 async def get_health(passport_id: str, service: ServiceDependency, principal: Reader) -> NodeHealth:
     """Read a node's health, counted over what this service routed; what the node says of itself is `reported`."""
     node = await service.get_registered_node(passport_id, sees=principal.sees)
-    return view_health(service.fleet, node, service.clock.now())
+    return await _view_health(service, node)
 
 
 @router.put(
@@ -121,7 +124,7 @@ async def resume(
     node = await service.get_registered_node(passport_id, sees=principal.sees)
     principal.require_node(passport_id)
     await service.registry.resume(actor, passport_id, sees=principal.sees)
-    return view_health(service.fleet, node, service.clock.now())
+    return await _view_health(service, node)
 
 
 @router.post(
@@ -173,6 +176,11 @@ async def list_events(
         limit=page.per_page,
     )
     return EventList(events=events, pagination=page.pagination(total))
+
+
+async def _view_health(service: Service, node: FleetNode) -> NodeHealth:
+    done = await service.job_search.last_statistics([node.state.id])
+    return view_health(service.fleet, node, service.clock.now(), done[node.state.id])
 
 
 def _refuse_twice(models: list[DeclaredModel]) -> None:

@@ -23,6 +23,7 @@ READERS = (Scope.PASSPORTS_READ, Scope.COMPUTE, Scope.ADMIN)
 COMPUTE_WRITERS = (Scope.COMPUTE, Scope.ADMIN)
 PASSPORT_WRITERS = (Scope.PASSPORTS_WRITE, Scope.ADMIN)
 ADMINS = (Scope.ADMIN,)
+INFERRERS = (Scope.INFERENCE_RUN, Scope.ADMIN)
 
 
 async def get_service(request: Request) -> Service:
@@ -42,7 +43,7 @@ async def get_principal(
     """Answer who makes the request, or refuse it with 401; or with 429, past the key's own limit."""
     address = request.client.host if request.client else None
     principal = await service.authenticator.authenticate(request.headers.get("authorization"), address)
-    service.request_rate.spend(principal)
+    service.rates.spend_request(principal)
     return principal
 
 
@@ -64,6 +65,7 @@ def _with_scope(*allowed: Scope) -> Callable[[Principal], Coroutine[Any, Any, Pr
 AnyKey = Annotated[Principal, Depends(get_principal)]
 Reader = Annotated[Principal, Depends(_with_scope(*READERS))]
 ComputeWriter = Annotated[Principal, Depends(_with_scope(*COMPUTE_WRITERS))]
+Inferrer = Annotated[Principal, Depends(_with_scope(*INFERRERS))]
 Admin = Annotated[Principal, Depends(_with_scope(*ADMINS))]
 Anyone = Annotated[Principal | None, Depends(find_principal)]
 

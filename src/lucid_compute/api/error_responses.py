@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
+from lucid_compute.api.openai_errors import PREFIX, openai_body
 from lucid_compute.errors import (
     DatabaseUnavailable,
     Forbidden,
@@ -81,37 +82,44 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _answer_unexpected)
 
 
-def answer(error: LucidError, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """Answer one error."""
-    return JSONResponse(error.body(), status_code=error.http_status, headers={**headers_of(error), **(headers or {})})
+def answer(error: LucidError, headers: Mapping[str, str] | None = None, *, path: str = "") -> JSONResponse:
+    """Answer one error, below `/v1` in OpenAI's shape."""
+    body = openai_body(error) if path.startswith(PREFIX) else error.body()
+    return JSONResponse(body, status_code=error.http_status, headers={**headers_of(error), **(headers or {})})
 
 
-def answer_method_not_allowed(method: str, allowed: Iterable[str]) -> JSONResponse:
+def answer_method_not_allowed(method: str, allowed: Iterable[str], *, path: str = "") -> JSONResponse:
     """Answer that a path does not take `method`, and which ones it takes."""
     listed = ", ".join(sorted(allowed))
-    return answer(MethodNotAllowed(f"{method} is not a method of this path; it takes {listed}."), {"Allow": listed})
+    error = MethodNotAllowed(f"{method} is not a method of this path; it takes {listed}.")
+    return answer(error, {"Allow": listed}, path=path)
 
 
 def answer_unexpected(method: str, path: str, error: Exception, request_id: str | None = None) -> JSONResponse:
     """Answer a fault of ours without its text, which goes to the log."""
     _log.error("%s %s failed", method, path, exc_info=error, extra={"request_id": request_id})
-    return answer(LucidError("Something went wrong here, not in your request. It is logged under the request id."))
+    fault = LucidError("Something went wrong here, not in your request. It is logged under the request id.")
+    return answer(fault, path=path)
 
 
-async def _answer_lucid_error(_: Request, error: Exception) -> JSONResponse:
-    return answer(error) if isinstance(error, LucidError) else await _answer_unexpected(_, error)
+async def _answer_lucid_error(request: Request, error: Exception) -> JSONResponse:
+    if isinstance(error, LucidError):
+        return answer(error, path=request.url.path)
+    return await _answer_unexpected(request, error)
 
 
-async def _answer_validation_error(_: Request, error: Exception) -> JSONResponse:
+async def _answer_validation_error(request: Request, error: Exception) -> JSONResponse:
     errors = error.errors() if isinstance(error, RequestValidationError) else []
-    return answer(InvalidRequest(faults_from([{**fault, "loc": _strip_body(fault["loc"])} for fault in errors])))
+    faults = faults_from([{**fault, "loc": _strip_body(fault["loc"])} for fault in errors])
+    return answer(InvalidRequest(faults), path=request.url.path)
 
 
 async def _answer_http_exception(request: Request, error: Exception) -> JSONResponse:
     status = error.status_code if isinstance(error, HTTPException) else 500
     if status == MethodNotAllowed.status:
-        return answer_method_not_allowed(request.method, _methods_of(request))
-    return answer(RouteNotFound(f"There is no {request.method} {request.url.path}. GET /docs lists every path."))
+        return answer_method_not_allowed(request.method, _methods_of(request), path=request.url.path)
+    error = RouteNotFound(f"There is no {request.method} {request.url.path}. GET /docs lists every path.")
+    return answer(error, path=request.url.path)
 
 
 async def _answer_unexpected(request: Request, error: Exception) -> JSONResponse:

@@ -24,7 +24,7 @@ from lucid_compute.api.strict_json import read_strictly
 from lucid_compute.errors import DatabaseUnavailable, InvalidRequest, LucidError
 from lucid_compute.field_faults import faults_from
 from lucid_compute.field_types import write_instant
-from lucid_compute.fleet.fleet import FleetNode
+from lucid_compute.fleet.fleet_node import FleetNode
 from lucid_compute.fleet.key_ring import Principal
 from lucid_compute.node_state import (
     FRESH_WINDOW,

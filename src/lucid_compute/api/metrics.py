@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lucid_compute.api.heartbeat_lane import HeartbeatLane
+from lucid_compute.api.inference_lane import InferenceLane
 from lucid_compute.api.service import Service
 from lucid_compute.node_state import NodeStatus
 
@@ -22,8 +23,8 @@ _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 1
 class Metrics:
     """The registry of one replica, its own rather than the process's."""
 
-    def __init__(self, service: Service, lane: HeartbeatLane) -> None:
-        """Count for `service`; the lane's tallies are read when they are asked for."""
+    def __init__(self, service: Service, lane: HeartbeatLane, inference: InferenceLane) -> None:
+        """Count for `service`; the lanes' tallies are read when they are asked for."""
         self.registry = CollectorRegistry()
         labels = ["method", "route", "status"]
         self.requests = Counter(
@@ -37,6 +38,7 @@ class Metrics:
             registry=self.registry,
         )
         self.registry.register(_FleetCollector(service, lane))
+        self.registry.register(_GatewayCollector(service, inference))
 
 
 class _FleetCollector(Collector):
@@ -79,6 +81,32 @@ class _FleetCollector(Collector):
         for status in NodeStatus:
             nodes.add_metric([status.value], states[status])
         return nodes
+
+
+class _GatewayCollector(Collector):
+    """Reads the gateway's tallies when Prometheus asks."""
+
+    def __init__(self, service: Service, lane: InferenceLane) -> None:
+        self._service = service
+        self._lane = lane
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield what requests for inference came to."""
+        gateway, tools = self._service.gateway, self._service.gateway.tools
+        requests = CounterMetricFamily("lucid_inference_requests", "Requests below /v1, by outcome", labels=["outcome"])
+        for outcome, count in self._lane.outcomes.items():
+            requests.add_metric([outcome.lower()], count)
+        yield requests
+        faults = CounterMetricFamily("lucid_node_faults", "Attempts that nodes failed, by reason", labels=["reason"])
+        for reason, count in gateway.faults.items():
+            faults.add_metric([reason], count)
+        yield faults
+        yield CounterMetricFamily("lucid_inference_retries", "Second and third attempts", gateway.retries)
+        yield GaugeMetricFamily("lucid_inference_running", "Requests below /v1 under way", self._lane.running)
+        yield GaugeMetricFamily("lucid_breakers_open", "Nodes that are blocked or on trial", tools.traffic.open_count())
+        yield GaugeMetricFamily("lucid_jobs_waiting", "Jobs not known to be written", self._service.jobs.waiting)
+        lag = self._service.watchdog.lag_seconds
+        yield GaugeMetricFamily("lucid_loop_lag_seconds", "How late the event loop was at the last look", lag)
 
 
 class MeasuredApp:

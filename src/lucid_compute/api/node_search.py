@@ -8,7 +8,8 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 from lucid_compute.api.dependencies import Order
-from lucid_compute.fleet.fleet import Fleet, FleetNode
+from lucid_compute.fleet.fleet import Fleet
+from lucid_compute.fleet.fleet_node import FleetNode
 from lucid_compute.matching_engine import minimum_vram_gb, serves, wanted_runtimes
 from lucid_compute.node_state import NodeStatus
 from lucid_compute.passports import ModelFormat, ModelPassport, Passport, normalise_runtime

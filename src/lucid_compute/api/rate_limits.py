@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
+import random
 import time
+from typing import NamedTuple
 
 from lucid_compute.errors import RateLimited
 from lucid_compute.fleet.key_ring import Principal
 from lucid_compute.fleet.replicas import Replicas
 
 HEARTBEAT_BURST = 6
-REQUEST_BURST_SHARE = 0.05
+BURST_SHARE = 0.05
+RETRY_JITTER = 0.25
+_ROUNDING = 1e-6
 
 
 class Throttle:
@@ -30,6 +35,14 @@ class Throttle:
             return wait
         self._full_at[name] = full_at
         return 0.0
+
+    def charge(self, name: str, interval_seconds: float, count: float) -> None:
+        """Take `count` off the allowance, whether it is there or not."""
+        self._full_at[name] = max(self._full_at.get(name, 0.0), time.monotonic()) + interval_seconds * count
+
+    def used(self, name: str, interval_seconds: float) -> float:
+        """Answer how many have been taken off and not yet come back."""
+        return max(0.0, self._full_at.get(name, 0.0) - time.monotonic()) / interval_seconds
 
 
 class HeartbeatRate:
@@ -53,27 +66,84 @@ class HeartbeatRate:
             raise RateLimited(message, retry_after_seconds=max(1, round(wait)))
 
 
-class RequestRate:
-    """Allows each key that has a limit its share of requests: the limit over the live replicas. Heartbeats are exempt.
+class Allowance(NamedTuple):
+    """What a key has left of one kind: `limit` a minute over all replicas, `remaining` here and now.
 
-    The burst is a twentieth of a minute's share, so that no minute sees over 5 % more than the limit.
+    `reset_seconds` is when the allowance is full again.
+    """
+
+    unit: str
+    limit: int
+    remaining: int
+    reset_seconds: float
+
+
+class KeyRates:
+    """Allows each key that has limits its share of requests and tokens: the limit over the live replicas.
+
+    The burst is a twentieth of a minute's share, so that no minute sees over 5 % more than the limit. Heartbeats are
+    exempt. Tokens are known only when a request has ended, so a key may begin while it owes none, and then owes.
     """
 
     def __init__(self, replicas: Replicas) -> None:
         """Share limits among `replicas`."""
         self._replicas = replicas
-        self._throttle = Throttle()
+        self._throttles = {"requests": Throttle(), "tokens": Throttle()}
 
-    def spend(self, principal: Principal) -> None:
+    def spend_request(self, principal: Principal) -> None:
         """Take one request off the key's allowance.
 
         Raises:
             RateLimited: it has none left.
         """
-        per_minute = principal.limits.requests_per_minute if principal.limits else None
-        if per_minute is None:
+        limit = principal.limits.requests_per_minute if principal.limits else None
+        if limit is None:
             return
-        share = per_minute / self._replicas.count()
-        if wait := self._throttle.wait_seconds(principal.key_id, 60 / share, max(1.0, share * REQUEST_BURST_SHARE)):
-            message = f"This key may make {per_minute} requests a minute. Come again after Retry-After seconds."
-            raise RateLimited(message, retry_after_seconds=max(1, round(wait)))
+        interval_seconds, burst = self._pace(limit)
+        if wait := self._throttles["requests"].wait_seconds(principal.key_id, interval_seconds, burst):
+            raise _limited(principal, limit, "requests", wait)
+
+    def require_tokens(self, principal: Principal) -> None:
+        """Refuse a key that owes tokens.
+
+        Raises:
+            RateLimited: it does.
+        """
+        limit = principal.limits.tokens_per_minute if principal.limits else None
+        if limit is None:
+            return
+        interval_seconds, burst = self._pace(limit)
+        owed = self._throttles["tokens"].used(principal.key_id, interval_seconds) - burst + 1
+        if owed > 0:
+            raise _limited(principal, limit, "tokens", owed * interval_seconds)
+
+    def charge_tokens(self, principal: Principal, tokens: int) -> None:
+        """Take the tokens that a request has cost off the key's allowance, below nothing if need be."""
+        limit = principal.limits.tokens_per_minute if principal.limits else None
+        if limit is not None and tokens:
+            self._throttles["tokens"].charge(principal.key_id, self._pace(limit)[0], tokens)
+
+    def allowances(self, principal: Principal) -> list[Allowance]:
+        """Answer what the key has left; nothing for a key without limits."""
+        if principal.limits is None:
+            return []
+        limits = {"requests": principal.limits.requests_per_minute, "tokens": principal.limits.tokens_per_minute}
+        return [self._allowance(principal, unit, limit) for unit, limit in limits.items() if limit is not None]
+
+    def _allowance(self, principal: Principal, unit: str, limit: int) -> Allowance:
+        interval_seconds, burst = self._pace(limit)
+        used = self._throttles[unit].used(principal.key_id, interval_seconds)
+        return Allowance(unit, limit, max(0, int(burst - used + _ROUNDING)), used * interval_seconds)
+
+    def _pace(self, limit: int) -> tuple[float, float]:
+        """Answer how many seconds apart one may come here, and how many at once."""
+        share = limit / self._replicas.count()
+        return 60 / share, max(1.0, share * BURST_SHARE)
+
+
+def _limited(principal: Principal, limit: int, unit: str, wait_seconds: float) -> RateLimited:
+    message = f"This key may use {limit} {unit} a minute. Come again after Retry-After seconds."
+    jitter = 1 + random.random() * RETRY_JITTER  # noqa: S311 - jitter, not a secret
+    error = RateLimited(message, retry_after_seconds=max(1, math.ceil(wait_seconds * jitter)))
+    error.details = {"unit": unit, "limitPerMinute": limit}
+    return error

@@ -16,7 +16,7 @@ from lucid_compute.field_faults import FieldFault
 
 MAX_BODY_BYTES = 1024 * 1024
 BODY_DEADLINE_SECONDS = 30.0
-_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _JSON_HEADER = (b"content-type", b"application/json")
 
 
@@ -32,18 +32,24 @@ async def read_body(receive: Receive, headers: dict[bytes, bytes], limit_bytes: 
         InvalidRequest: it did not come within 30 s.
         ClientLeft: the client went away.
     """
+    try:
+        async with asyncio.timeout(BODY_DEADLINE_SECONDS):
+            return await read_body_undisturbed(receive, headers, limit_bytes)
+    except TimeoutError:
+        raise body_too_slow() from None
+
+
+def body_too_slow() -> InvalidRequest:
+    """Answer what is said of a body that does not come."""
+    fault = FieldFault("", f"The body did not come within {BODY_DEADLINE_SECONDS:.0f} s. Send it again, faster.")
+    return InvalidRequest([fault], status=400)
+
+
+async def read_body_undisturbed(receive: Receive, headers: dict[bytes, bytes], limit_bytes: int) -> bytes:
+    """Answer the whole body, for a caller that keeps its deadline itself; raises as `read_body` does, but for that."""
     declared = headers.get(b"content-length", b"0")
     if declared.isdigit() and int(declared) > limit_bytes:
         raise PayloadTooLarge(limit_bytes)
-    try:
-        async with asyncio.timeout(BODY_DEADLINE_SECONDS):
-            return await _read_on(receive, limit_bytes)
-    except TimeoutError:
-        fault = FieldFault("", f"The body did not come within {BODY_DEADLINE_SECONDS:.0f} s. Send it again, faster.")
-        raise InvalidRequest([fault], status=400) from None
-
-
-async def _read_on(receive: Receive, limit_bytes: int) -> bytes:
     parts: list[bytes] = []
     length = 0
     while True:
@@ -71,7 +77,7 @@ class RequestGuard:
             await self._app(scope, receive, send)
             return
         headers = dict(scope["headers"])
-        request_id = _request_id(headers)
+        request_id = request_id_of(headers)
         scope["state"] = {**scope.get("state", {}), "request_id": request_id}
         send = _with_request_id(send, request_id)
         try:
@@ -80,7 +86,7 @@ class RequestGuard:
                 read_strictly(body)
                 scope["headers"] = [*(pair for pair in scope["headers"] if pair[0] != b"content-type"), _JSON_HEADER]
         except LucidError as error:
-            await answer(error)(scope, receive, send)
+            await answer(error, path=scope["path"])(scope, receive, send)
             return
         except ClientLeft:
             return
@@ -99,10 +105,10 @@ class _Replay:
         return message if message is not None else await self._receive()
 
 
-def _request_id(headers: dict[bytes, bytes]) -> str:
+def request_id_of(headers: dict[bytes, bytes]) -> str:
     """Answer the caller's X-Request-Id when it is fit to be logged, else a new one."""
     sent = headers.get(b"x-request-id", b"")
-    return sent.decode() if _REQUEST_ID.fullmatch(sent) else uuid4().hex
+    return sent.decode() if REQUEST_ID.fullmatch(sent) else uuid4().hex
 
 
 def _with_request_id(send: Send, request_id: str) -> Send:

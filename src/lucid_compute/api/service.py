@@ -10,12 +10,20 @@ from dataclasses import dataclass, field
 from uuid import uuid4
 
 from lucid_compute.api.authentication import Authenticator
-from lucid_compute.api.rate_limits import RequestRate
+from lucid_compute.api.rate_limits import KeyRates
 from lucid_compute.api.settings import Settings
+from lucid_compute.egress.http_client import HttpClient
+from lucid_compute.egress.http_connection import Deadlines
 from lucid_compute.egress_policy import EgressPolicy
 from lucid_compute.errors import DatabaseUnavailable, NodeDeregistered, NodeNotFound, PassportNotFound
-from lucid_compute.fleet.fleet import Fleet, FleetNode
+from lucid_compute.fleet.fleet import Fleet
+from lucid_compute.fleet.fleet_node import FleetNode
 from lucid_compute.fleet.key_ring import KeyRing
+from lucid_compute.inference.gateway import Gateway
+from lucid_compute.inference.targets import Targets
+from lucid_compute.inference.tools import Tools
+from lucid_compute.inference.traffic import Traffic
+from lucid_compute.inference.watchdog import Watchdog
 from lucid_compute.passports import Passport, PassportType
 from lucid_compute.storage import schema
 from lucid_compute.storage.audit import AuditTrail
@@ -24,6 +32,8 @@ from lucid_compute.storage.compute_registry import ComputeRegistry
 from lucid_compute.storage.database import Database
 from lucid_compute.storage.feed import Feed
 from lucid_compute.storage.heartbeat_writer import HeartbeatWriter, OwnHeartbeats
+from lucid_compute.storage.job_ledger import JobLedger
+from lucid_compute.storage.job_search import JobSearch
 from lucid_compute.storage.key_store import KeyStore
 from lucid_compute.storage.node_events import NodeEvents
 from lucid_compute.storage.passport_store import PassportStore
@@ -52,7 +62,11 @@ class Service:
     events: NodeEvents
     audit: AuditTrail
     authenticator: Authenticator
-    request_rate: RequestRate
+    jobs: JobLedger
+    job_search: JobSearch
+    rates: KeyRates
+    gateway: Gateway
+    watchdog: Watchdog
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     async def get_registered_node(self, passport_id: str, *, sees: str | None) -> FleetNode:
@@ -110,16 +124,19 @@ def build_service(settings: Settings, database_url: str) -> Service:
     database = Database(database_url, pool_size=settings.database_pool_size, timeout_seconds=timeout)
     clock, fleet, keys = DatabaseClock(), Fleet(), KeyRing()
     own = OwnHeartbeats()
+    replica_id = str(uuid4())
     feed = Feed(
         database_url,
         fleet,
         keys,
         clock,
-        replica_id=str(uuid4()),
+        replica_id=replica_id,
         own=own,
         listens=settings.feed_follows_notifications,
     )
     key_store = KeyStore(database, keys)
+    jobs = JobLedger(database_url, replica_id=replica_id, timeout_seconds=timeout)
+    tools = _build_tools(settings, fleet, clock, jobs, replica_id)
     return Service(
         settings=settings,
         database=database,
@@ -135,7 +152,29 @@ def build_service(settings: Settings, database_url: str) -> Service:
         events=NodeEvents(database),
         audit=AuditTrail(database),
         authenticator=Authenticator(keys, feed, clock, settings.auth_failures_per_minute),
-        request_rate=RequestRate(fleet.replicas),
+        jobs=jobs,
+        job_search=JobSearch(database),
+        rates=KeyRates(fleet.replicas),
+        gateway=Gateway(tools),
+        watchdog=Watchdog(keys, tools),
+    )
+
+
+def _build_tools(settings: Settings, fleet: Fleet, clock: DatabaseClock, ledger: JobLedger, replica_id: str) -> Tools:
+    policy = egress_policy(settings)
+    return Tools(
+        fleet=fleet,
+        clock=clock,
+        client=HttpClient(policy),
+        targets=Targets(fleet, policy, replica_id),
+        traffic=Traffic(fleet),
+        ledger=ledger,
+        deadlines=Deadlines(
+            first_byte_seconds=settings.first_byte_timeout_seconds,
+            between_seconds=settings.between_bytes_timeout_seconds,
+            total_seconds=settings.total_timeout_seconds,
+            answer_seconds=settings.answer_timeout_seconds,
+        ),
     )
 
 
@@ -155,9 +194,11 @@ async def running(service: Service) -> AsyncIterator[None]:
         asyncio.create_task(service.feed.run(), name="feed"),
         asyncio.create_task(service.heartbeats.run(), name="heartbeats"),
         asyncio.create_task(service.sweep.run(), name="sweep"),
+        asyncio.create_task(service.watchdog.run(), name="watchdog"),
     ]
-    service.tasks.extend(tasks)
-    for task in tasks:
+    ledger = asyncio.create_task(service.jobs.run(), name="jobs")
+    service.tasks.extend([*tasks, ledger])
+    for task in service.tasks:
         task.add_done_callback(_log_end)
     try:
         await _wait_until_loaded(service)
@@ -166,6 +207,8 @@ async def running(service: Service) -> AsyncIterator[None]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        ledger.cancel()  # last: it writes what the others still told it
+        await asyncio.gather(ledger, return_exceptions=True)
         await service.database.close()
 
 

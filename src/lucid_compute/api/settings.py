@@ -41,8 +41,8 @@ class Settings(BaseSettings):
         default=5,
         ge=1,
         le=100,
-        description="Database connections of each worker for ordinary requests; heartbeats and the feed have their "
-        "own two beside these.",
+        description="Database connections of each worker for ordinary requests; heartbeats, jobs and the feed "
+        "have their own three beside these.",
     )
     database_timeout_seconds: float = Field(
         default=2.0, gt=0, le=60, description="Longest wait for the database before a request answers 503."
@@ -63,6 +63,21 @@ class Settings(BaseSettings):
         description="Failed authentications a minute from one address before it is answered 429; loopback is exempt "
         "and 0 switches it off.",
     )
+    inference_max_concurrency: int = Field(
+        default=2000,
+        ge=1,
+        description="Requests below /v1 that each worker serves at a time; more are answered 503 at once.",
+    )
+    first_byte_timeout_seconds: float = Field(
+        default=120.0, gt=0, description="Longest wait for the first byte of a stream from a node."
+    )
+    between_bytes_timeout_seconds: float = Field(
+        default=60.0, gt=0, description="Longest silence of a node in the middle of a stream."
+    )
+    answer_timeout_seconds: float = Field(
+        default=600.0, gt=0, description="Longest wait for a whole answer that is not a stream."
+    )
+    total_timeout_seconds: float = Field(default=1800.0, gt=0, description="Longest stream from a node.")
     require_https_nodes: bool = Field(default=False, description="Refuse provider URLs that are not https.")
     egress_allow: Annotated[tuple[AllowedNetwork, ...], NoDecode] = Field(
         default=(),

@@ -7,13 +7,15 @@ from collections import Counter
 from datetime import datetime
 from typing import Any
 
-from lucid_compute.fleet.fleet import Fleet, FleetNode
+from lucid_compute.fleet.fleet import Fleet
+from lucid_compute.fleet.fleet_node import FleetNode
 from lucid_compute.fleet.key_ring import Principal
 from lucid_compute.fleet.outages import seconds_lost
 from lucid_compute.matching_engine import Reason, fit_reasons, health_reasons
 from lucid_compute.node_state import Heartbeat, NodeStatus, Receipt
 from lucid_compute.passport_metadata import shown_metadata
 from lucid_compute.passports import ModelFormat, ModelPassport, Passport
+from lucid_compute.storage.job_search import JobStatistics
 from lucid_compute.wire.compute import (
     Declaration,
     DrainAnswer,
@@ -38,12 +40,12 @@ def view_model(fleet: Fleet, model: ModelPassport, viewer: Principal | None, now
     return ModelView(**fields, available=fleet.is_available(model, now), served=fleet.is_served(model, now))
 
 
-def view_node(fleet: Fleet, node: FleetNode, viewer: Principal, now: datetime) -> NodeView:
+def view_node(fleet: Fleet, node: FleetNode, viewer: Principal, now: datetime, statistics: JobStatistics) -> NodeView:
     """Answer a node: its passport and its health."""
-    return NodeView(**_passport_fields(node.record, viewer), health=view_health(fleet, node, now))
+    return NodeView(**_passport_fields(node.record, viewer), health=view_health(fleet, node, now, statistics))
 
 
-def view_health(fleet: Fleet, node: FleetNode, now: datetime) -> NodeHealth:
+def view_health(fleet: Fleet, node: FleetNode, now: datetime, statistics: JobStatistics) -> NodeHealth:
     """Answer a node's health as the registry sees it."""
     state, receipt = node.state, node.state.receipt
     return NodeHealth(
@@ -51,9 +53,9 @@ def view_health(fleet: Fleet, node: FleetNode, now: datetime) -> NodeHealth:
         status=fleet.status_of(node, now),
         fresh=state.is_fresh(now),
         uptime_seconds=_uptime_seconds(fleet, node, now),
-        jobs_completed=0,
-        avg_latency_ms=None,
-        error_rate=None,
+        jobs_completed=statistics.jobs_completed,
+        avg_latency_ms=statistics.avg_latency_ms,
+        error_rate=statistics.error_rate,
         last_heartbeat_at=receipt.received_at if receipt else None,
         heartbeat_age_seconds=_age_seconds(receipt, now),
         load=receipt.heartbeat.load if receipt else None,
@@ -61,7 +63,7 @@ def view_health(fleet: Fleet, node: FleetNode, now: datetime) -> NodeHealth:
         in_flight=fleet.in_flight(state.id),
         drained=fleet.is_drained(node),
         available_models=receipt.heartbeat.available_models if receipt else [],
-        reasons=[_view_reason(reason) for reason in health_reasons(state, now)],
+        reasons=[view_reason(reason) for reason in health_reasons(state, now)],
         reported=_view_report(receipt) if receipt else None,
     )
 
@@ -108,7 +110,7 @@ async def explain_availability(
         reasons = (*fits[kind], *health_reasons(node.state, now))
         summary.update({reason.code for reason in reasons})
         if viewer is not None and viewer.sees in (None, node.record.owner):
-            shown = [_view_reason(reason) for reason in reasons]
+            shown = [view_reason(reason) for reason in reasons]
             nodes.append(NodeEligibility(passport_id=node.state.id, eligible=not reasons, reasons=shown))
     return ModelAvailability(
         available=fleet.is_available(model, now),
@@ -149,7 +151,8 @@ def _age_seconds(receipt: Receipt | None, now: datetime) -> float | None:
     return None if receipt is None else round(max((now - receipt.received_at).total_seconds(), 0.0), 3)
 
 
-def _view_reason(reason: Reason) -> ReasonView:
+def view_reason(reason: Reason) -> ReasonView:
+    """Answer one failing rule."""
     return ReasonView(code=reason.code.value, message=reason.message, wanted=reason.wanted, found=reason.found)
 
 

@@ -13,7 +13,7 @@ from lucid_compute.storage.embedded_postgres import EmbeddedPostgres
 from lucid_compute.storage.preparation import prepare
 
 MIN_CONNECTIONS = 100
-CONNECTIONS_BESIDE_POOL = 4  # of a worker: heartbeats, the feed, and room for a worker that is being replaced
+CONNECTIONS_BESIDE_POOL = 6  # of a worker: heartbeats, the feed, jobs, news, and room for one that is being replaced
 CONNECTIONS_FOR_OTHERS = 20  # psql, the preparation, Postgres's own reserve
 
 

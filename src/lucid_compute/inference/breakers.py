@@ -1,0 +1,88 @@
+"""Keeping requests from nodes that fail, and retries from making an outage worse.
+
+Source: the reliability page: five consecutive failures open a node's breaker for 30 s, doubled each time, with one
+trial; never for more than half of a model's nodes; retries are a tenth of a minute's requests, and never under ten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+FAILURES_TO_OPEN = 5
+OPEN_SECONDS = 30.0
+MAX_OPEN_SECONDS = 600.0
+RETRY_SHARE = 0.1
+RETRIES_ALWAYS = 10
+_SLICE_SECONDS = 10.0
+_SLICES = 6
+
+
+class Breaker:
+    """Whether one node may be sent requests. `now` is `time.monotonic`'s."""
+
+    __slots__ = ("_opened_times", "_trial_until", "failures", "open_until")
+
+    def __init__(self) -> None:
+        """Start closed."""
+        self.failures = 0
+        self.open_until = 0.0
+        self._opened_times = 0
+        self._trial_until = 0.0
+
+    def blocked_seconds(self, now: float) -> float:
+        """Answer how long no request may be sent; 0 when one may, though perhaps as a trial."""
+        return max(self.open_until, self._trial_until) - now if max(self.open_until, self._trial_until) > now else 0.0
+
+    def start(self, now: float, trial_seconds: float) -> None:
+        """Note that a request is sent: after an opening it is a trial, and the only one until it ended."""
+        if self._opened_times and now >= self.open_until:
+            self._trial_until = now + trial_seconds
+
+    def succeed(self) -> None:
+        """Close it."""
+        self.failures = self._opened_times = 0
+        self.open_until = self._trial_until = 0.0
+
+    def withdraw(self) -> None:
+        """Note that a request ended without saying anything of the node."""
+        self._trial_until = 0.0
+
+    def fail(self, now: float, may_open: Callable[[], bool]) -> bool:
+        """Count a failure; open when there were enough and `may_open` agrees. Answer whether it opened."""
+        self.failures += 1
+        was_trial = self._opened_times > 0
+        self._trial_until = 0.0
+        if now < self.open_until or not (was_trial or self.failures >= FAILURES_TO_OPEN) or not may_open():
+            return False
+        self.open_until = now + min(OPEN_SECONDS * 2**self._opened_times, MAX_OPEN_SECONDS)
+        self._opened_times += 1
+        return True
+
+
+class RetryBudget:
+    """Second and third attempts of one replica: at most a tenth of the requests of the last minute, but ten always."""
+
+    def __init__(self) -> None:
+        """Start with the ten."""
+        self._slices: list[list[float]] = []  # of ten seconds each: when it began, requests, retries
+
+    def note_request(self, now: float) -> None:
+        """Count a request."""
+        slices = self._slices
+        if slices and now - slices[-1][0] < _SLICE_SECONDS:
+            slices[-1][1] += 1
+        else:
+            slices.append([now, 1, 0])
+            del slices[:-_SLICES]
+
+    def take(self, now: float) -> bool:
+        """Whether there is a retry left; takes it."""
+        recent = [entry for entry in self._slices if now - entry[0] < _SLICE_SECONDS * _SLICES]
+        allowed = max(RETRIES_ALWAYS, RETRY_SHARE * sum(entry[1] for entry in recent))
+        if sum(entry[2] for entry in recent) >= allowed:
+            return False
+        if not recent:
+            self.note_request(now)
+            recent = [self._slices[-1]]
+        recent[-1][2] += 1
+        return True

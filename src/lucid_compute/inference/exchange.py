@@ -1,0 +1,77 @@
+"""One request under way: who waits for it, and how it is ended from our side."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from enum import StrEnum
+from typing import Any
+
+from lucid_compute.errors import LucidError
+from lucid_compute.jobs import Job
+
+
+class CutReason(StrEnum):
+    """Why a request was ended from our side; the values stand in the job ledger."""
+
+    CLIENT_LEFT = "client_left"
+    CLIENT_TOO_SLOW = "client_too_slow"
+    KEY_REVOKED = "key_revoked"
+    BODY_TOO_SLOW = "body_too_slow"
+
+
+class Exchange:
+    """One request under way. `cut` says why it was ended, None while it was not.
+
+    `has_begun` once its answer has; `give_up` ends the answer with an error, None before anything can be answered.
+    """
+
+    __slots__ = (
+        "_task",
+        "_watcher",
+        "cut",
+        "give_up",
+        "has_begun",
+        "has_body",
+        "job",
+        "key_id",
+        "receive",
+        "sending_since",
+        "started_at",
+    )
+
+    def __init__(self, key_id: str, receive: Callable[[], Awaitable[Any]]) -> None:
+        """Begin in the task that serves it; `receive` answers ASGI's messages of the client."""
+        self.key_id = key_id
+        self.job: Job | None = None
+        self.cut: CutReason | None = None
+        self.started_at = time.monotonic()
+        self.sending_since = 0.0
+        self.receive = receive
+        self.has_body = False
+        self.has_begun = False
+        self.give_up: Callable[[LucidError], Awaitable[None]] | None = None
+        self._task = asyncio.current_task()
+        self._watcher: asyncio.Task[None] | None = None
+
+    def end(self, reason: CutReason) -> None:
+        """End it: whatever it waits for is cancelled."""
+        if self.cut is None and self._task is not None:
+            self.cut = reason
+            self._task.cancel()
+
+    def watch(self) -> None:
+        """Notice from now on when the client leaves."""
+        if self._watcher is None:
+            self._watcher = asyncio.create_task(self._await_leaving())
+
+    def close(self) -> None:
+        """Watch no longer."""
+        if self._watcher is not None:
+            self._watcher.cancel()
+
+    async def _await_leaving(self) -> None:
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
+        self.end(CutReason.CLIENT_LEFT)

@@ -1,0 +1,118 @@
+"""The gateway: serves one request from the node where it waits least, and from the next when that one fails.
+
+Until the first byte has gone to the client a failing node is replaced without it noticing; after that the stream ends
+with an error that OpenAI's clients raise, and what was delivered is what is billed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from typing import Any
+
+from lucid_compute.egress.faults import TIMEOUTS, BadStatus, EgressFault, FaultKind
+from lucid_compute.errors import LucidError
+from lucid_compute.fleet.fleet_node import FleetNode
+from lucid_compute.inference.attempt import Attempt
+from lucid_compute.inference.breakers import RetryBudget
+from lucid_compute.inference.call import Call
+from lucid_compute.inference.dispatcher import Dispatcher
+from lucid_compute.inference.ranking import rank
+from lucid_compute.inference.tools import Tools
+from lucid_compute.matching_engine import ReasonCode
+from lucid_compute.passports import ModelFormat
+from lucid_compute.routing_errors import ModelUnavailable, NodeFailed, NodeTimeout, RoutingLoop
+
+MAX_ATTEMPTS = 3
+REJECTIONS_KEPT_SECONDS = 0.5
+_LOOP_STATUS = RoutingLoop.status
+
+
+class Gateway:
+    """Serves the calls of one replica."""
+
+    def __init__(self, tools: Tools) -> None:
+        """Work with `tools`."""
+        self.tools = tools
+        self._retries = RetryBudget()
+        self._rejections: dict[str, tuple[float, dict[str, int]]] = {}
+        self.dispatcher = Dispatcher(tools.fleet, tools.traffic)
+        self.own_endpoints = tools.client.own_endpoints
+        self.faults: Counter[str] = Counter()
+        self.retries = 0
+
+    async def serve(self, call: Call) -> None:
+        """Answer the call.
+
+        Raises:
+            ModelUnavailable: no node may be sent it.
+            NodeFailed, NodeTimeout, RoutingLoop: nobody served it. When `call.has_begun` its stream has to be ended.
+        """
+        failed: list[tuple[FleetNode | None, EgressFault]] = []
+        self._retries.note_request(time.monotonic())
+        while True:
+            node = await self._next_node(call, failed)
+            try:
+                await Attempt(self.tools, call, node, len(failed) + 1).run()
+            except EgressFault as fault:
+                failed.append((node, fault))
+                self.faults[fault.reason] += 1
+                self._require_another(call, failed)
+                call.wanted.tried = {other.state.id for other, _ in failed if other is not None}
+            else:
+                return
+
+    async def _next_node(self, call: Call, failed: list[tuple[FleetNode | None, EgressFault]]) -> FleetNode | None:
+        """Answer the node for the next attempt; None is the model's upstream."""
+        wanted = call.wanted
+        if wanted.model.format is ModelFormat.API:
+            if not wanted.model.record.metadata.get("upstream"):
+                raise ModelUnavailable(wanted.model.record.name, {ReasonCode.MODEL_NOT_SERVED: 1})
+            return None
+        now = self.tools.clock.now()
+        node = self.dispatcher.find_quickly(wanted, now) or await self.dispatcher.find(wanted, now)
+        if node is None:
+            if failed:
+                raise _error_of(failed, ", and there is no other node")
+            raise ModelUnavailable(wanted.model.record.name, await self._count_rejections(call))
+        return node
+
+    async def _count_rejections(self, call: Call) -> dict[str, int]:
+        """Answer why no node may serve the call; for a while it is the same for the next one of that model."""
+        wanted, now = call.wanted, time.monotonic()
+        key = f"{wanted.model.id} {wanted.policy}"
+        known = self._rejections.get(key)
+        if known is None or now - known[0] > REJECTIONS_KEPT_SECONDS:
+            ranking = await rank(self.tools.fleet, self.dispatcher, wanted, self.tools.clock.now())
+            known = (now, dict(ranking.rejections))
+            self._rejections = {k: v for k, v in self._rejections.items() if now - v[0] < REJECTIONS_KEPT_SECONDS}
+            self._rejections[key] = known
+        return known[1]
+
+    def _require_another(self, call: Call, failed: list[tuple[FleetNode | None, EgressFault]]) -> None:
+        """Refuse unless another attempt may be made.
+
+        Raises:
+            LucidError: the client has a part of its answer, or the attempts or the budget are used up.
+        """
+        if call.has_begun or len(failed) >= MAX_ATTEMPTS or call.model.format is ModelFormat.API:
+            raise _error_of(failed)
+        if not self._retries.take(time.monotonic()):
+            raise _error_of(failed, ", and as many requests as may be are tried again already")
+        self.retries += 1
+
+
+def _error_of(failed: list[tuple[FleetNode | None, EgressFault]], why: str = "") -> LucidError:
+    attempts: list[dict[str, Any]] = [
+        {"passportId": node.state.id if node else None, "reason": fault.reason} for node, fault in failed
+    ]
+    if any(_is_loop(fault) for _, fault in failed):
+        return RoutingLoop(attempts)
+    if all(fault.kind in TIMEOUTS for _, fault in failed):
+        return NodeTimeout(attempts)
+    return NodeFailed(attempts, why=why)
+
+
+def _is_loop(fault: EgressFault) -> bool:
+    is_answered = isinstance(fault, BadStatus) and fault.status == _LOOP_STATUS
+    return is_answered or fault.kind is FaultKind.ROUTING_LOOP

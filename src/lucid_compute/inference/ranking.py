@@ -1,0 +1,62 @@
+"""A ranking without a request: who may serve a model, best first, and why the others may not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from datetime import datetime
+from typing import NamedTuple
+
+from lucid_compute.fleet.fleet import Fleet
+from lucid_compute.fleet.fleet_node import FleetNode
+from lucid_compute.inference.dispatcher import Dispatcher
+from lucid_compute.inference.wanted import Wanted
+from lucid_compute.matching_engine import Reason, ReasonCode
+from lucid_compute.routing_rules import NodeUsage, routing_reasons
+
+MAX_LISTED = 100
+_NODES_A_TURN = 500
+
+
+class Ranked(NamedTuple):
+    """A node that may serve the request, with its expected wait."""
+
+    node: FleetNode
+    wait_ms: float
+    is_fresh: bool
+    usage: NodeUsage
+
+
+class Ranking(NamedTuple):
+    """Nodes in the order they would be chosen in, fresh ones first; and the others with every reason."""
+
+    shortlist: list[Ranked]
+    rejected: list[tuple[FleetNode, tuple[Reason, ...]]]
+    rejections: Counter[str]
+
+
+async def rank(fleet: Fleet, dispatcher: Dispatcher, wanted: Wanted, now: datetime) -> Ranking:
+    """Ask the rules about every node, giving way to requests in between."""
+    shortlist: list[Ranked] = []
+    rejected: list[tuple[FleetNode, tuple[Reason, ...]]] = []
+    rejections: Counter[str] = Counter()
+    live_since = fleet.live_since(now)
+    for position, node in enumerate(list(fleet.nodes())):
+        if position % _NODES_A_TURN == _NODES_A_TURN - 1:
+            await asyncio.sleep(0)
+        usage = dispatcher.usage_of(node, wanted)
+        reasons = routing_reasons(wanted.model, node.state, usage, wanted.policy, now=now, live_since=live_since)
+        if reasons:
+            rejections.update({reason.code.value for reason in reasons})
+            rejected.append((node, reasons))
+        else:
+            is_fresh = node.state.is_fresh(now)
+            shortlist.append(Ranked(node, dispatcher.wait_ms(node, wanted), is_fresh, usage))
+    shortlist.sort(key=lambda ranked: (not ranked.is_fresh, ranked.wait_ms))
+    rejected.sort(key=_names_the_model_first)
+    return Ranking(shortlist[:MAX_LISTED], rejected[:MAX_LISTED], rejections)
+
+
+def _names_the_model_first(entry: tuple[FleetNode, tuple[Reason, ...]]) -> tuple[bool, int]:
+    codes = {reason.code for reason in entry[1]}
+    return ReasonCode.MODEL_NOT_SERVED in codes, len(codes)

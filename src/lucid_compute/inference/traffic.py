@@ -1,0 +1,202 @@
+"""What this replica learnt of each node by sending it requests: how fast it answers, and whether it fails."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+
+from lucid_compute.fleet.fleet import Fleet
+from lucid_compute.fleet.fleet_node import FleetNode
+from lucid_compute.inference.breakers import Breaker
+from lucid_compute.inference.wanted import Wanted
+from lucid_compute.node_state import NodeState
+from lucid_compute.routing_rules import Stretch, expected_wait_ms, stretch_of
+
+NEWEST_WEIGHT = 0.2
+FORGET_SECONDS = 60.0
+TRIAL_SECONDS = 30.0
+UNMEASURED_MS = 1.0
+Kind = tuple[str, bool]
+_NEVER = datetime.min.replace(tzinfo=UTC)
+_NO_LIMIT = float("inf")
+
+
+class NodeTraffic:
+    """One node: its breaker, until when it said to be full, what it does not offer, and its latencies.
+
+    `has_doubts` while any of the first three may keep a request from it. Beside that, what choices weigh of `state`, so
+    that it is read once for each heartbeat and not at each look.
+    """
+
+    __slots__ = (
+        "breaker",
+        "full_until",
+        "has_doubts",
+        "lacks",
+        "latencies",
+        "limit",
+        "node",
+        "received_at",
+        "state",
+        "stretch",
+    )
+
+    def __init__(self, node: FleetNode) -> None:
+        """Know nothing yet."""
+        self.node = node
+        self.breaker = Breaker()
+        self.full_until = 0.0
+        self.lacks: frozenset[str] = frozenset()
+        self.has_doubts = False
+        self.latencies: dict[Kind, tuple[float, float]] = {}
+        self.read()
+
+    def read(self) -> None:
+        """Hold what choices weigh of the node's state as it is now: how old its heartbeat is, and what it takes."""
+        state = self.state = self.node.state
+        self.received_at = state.receipt.received_at if state.receipt else _NEVER
+        self.limit = state.passport.max_concurrency or _NO_LIMIT
+        self.stretch = stretch_of(state)
+
+    def may_serve(self, wanted: Wanted, now: float, *, minds_breaker: bool = True) -> bool:
+        """Whether nothing that was learnt keeps the request from the node; `now` is `time.monotonic`'s."""
+        if wanted.endpoint in self.lacks or self.full_until > now:
+            return False
+        self.has_doubts = bool(self.lacks or self.breaker.failures)
+        return not minds_breaker or not self.breaker.failures or not self.breaker.blocked_seconds(now)
+
+    def latency_ms(self, kind: Kind, now: float) -> float | None:
+        """Answer the time to the first byte of such requests; None before the first, and when the last is long ago."""
+        known = self.latencies.get(kind)
+        return known[0] if known and now - known[1] < FORGET_SECONDS else None
+
+    def wait_ms(self, kind: Kind, in_flight: int, typical_ms: float, now: float) -> float:
+        """Answer the expected wait, by the latency that was measured, less and less as that grows old.
+
+        After a minute, and before the first measurement, a node counts as typical: so one that was slow once is tried
+        again and none starves.
+        """
+        measured = self.latencies.get(kind)
+        latency_ms = typical_ms
+        if measured is not None and (weight := 1.0 - (now - measured[1]) / FORGET_SECONDS) > 0:
+            latency_ms += (measured[0] - typical_ms) * weight
+        return expected_wait_ms(self.stretch, in_flight, latency_ms)
+
+
+class Traffic:
+    """What one replica knows of every node that it sent requests to, or thought of sending them to."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        """Know nothing yet of the nodes of `fleet`."""
+        self._fleet = fleet
+        self.nodes: dict[str, NodeTraffic] = {}
+        self._typical_ms: dict[Kind, float] = {}
+        self._open: set[str] = set()
+
+    def find(self, node_id: str) -> NodeTraffic | None:
+        """Answer what is known of a node, from now on something; None when there is no such node."""
+        known = self.nodes.get(node_id)
+        if known is None and (node := self._fleet.find_node(node_id)) is not None:
+            known = self.nodes[node_id] = NodeTraffic(node)
+        elif known is not None and known.state is not known.node.state:
+            known.read()
+        return known
+
+    def typical_ms(self, kind: Kind) -> float:
+        """Answer the latency to expect of a node that was not measured, or long ago."""
+        return self._typical_ms.get(kind, UNMEASURED_MS)
+
+    def typical_ms(self, kind: Kind) -> float:
+        """Answer the latency to expect of a node that was not measured, or long ago."""
+        return self._typical_ms.get(kind, UNMEASURED_MS)
+
+    def blocked_seconds(self, node_id: str) -> float:
+        """Answer how long the node's breaker stays open; 0 when it is closed."""
+        known = self.nodes.get(node_id)
+        return known.breaker.blocked_seconds(time.monotonic()) if known else 0.0
+
+    def blocked_on(self, model_id: str) -> list[FleetNode]:
+        """Answer the nodes of a model's ring whose breakers are open or on trial."""
+        now = time.monotonic()
+        known = (self.nodes[node_id] for node_id in self._open)
+        nodes = (each.node for each in known if each.breaker.blocked_seconds(now))
+        return [node for node in nodes if node.capability_class.has_on_ring(node.state.id, model_id)]
+
+    def note_latency(self, node_id: str, kind: Kind, latency_ms: float) -> None:
+        """Learn from one first byte: the newest counts for a fifth, and for all when the last one is long ago."""
+        now = time.monotonic()
+        if (known := self.find(node_id)) is not None:
+            smooth = latency_ms
+            former = known.latencies.get(kind)
+            if former is not None and (weight := 1.0 - (now - former[1]) / FORGET_SECONDS) > 0:
+                smooth += (former[0] - latency_ms) * (1.0 - NEWEST_WEIGHT) * weight
+            known.latencies[kind] = (smooth, now)
+        typical = self._typical_ms.get(kind)
+        self._typical_ms[kind] = latency_ms if typical is None else typical + (latency_ms - typical) * NEWEST_WEIGHT
+
+    def note_start(self, node_id: str) -> None:
+        """Note that a request is sent to the node."""
+        known = self.nodes.get(node_id)
+        if known is not None and known.breaker.failures:
+            known.breaker.start(time.monotonic(), TRIAL_SECONDS)
+
+    def note_success(self, node_id: str) -> None:
+        """Note that the node did what it was asked, or told the client that it could not have."""
+        known = self.nodes.get(node_id)
+        if known is not None and known.breaker.failures:
+            known.breaker.succeed()
+            self._open.discard(node_id)
+
+    def note_nothing(self, node_id: str) -> None:
+        """Note that a request ended without telling anything of the node: its client left."""
+        known = self.nodes.get(node_id)
+        if known is not None and known.breaker.failures:
+            known.breaker.withdraw()
+
+    def note_failure(self, node: FleetNode) -> bool:
+        """Note that the node failed; answer whether that opened its breaker."""
+        node_id = node.state.id
+        if (known := self.find(node_id)) is None:
+            return False
+        known.has_doubts = True
+        opened = known.breaker.fail(time.monotonic(), lambda: self._may_open(node))
+        if opened:
+            self._open.add(node_id)
+        return opened
+
+    def note_full(self, node_id: str, seconds: float) -> None:
+        """Note that the node said to be full: it is given no more requests for a while."""
+        if (known := self.find(node_id)) is not None:
+            known.full_until = time.monotonic() + seconds
+            known.has_doubts = True
+
+    def note_lack(self, node_id: str, endpoint: str) -> None:
+        """Note that the node does not offer an endpoint."""
+        if (known := self.find(node_id)) is not None:
+            known.lacks |= {endpoint}
+            known.has_doubts = True
+
+    def open_count(self) -> int:
+        """How many nodes' breakers are open or on trial."""
+        return len(self._open)
+
+    def forget_ended(self) -> None:
+        """Drop what is known of nodes and models that are gone, and ask again for what a node did not offer."""
+        for node_id in [id_ for id_, known in self.nodes.items() if self._fleet.find_node(id_) is not known.node]:
+            del self.nodes[node_id]
+            self._open.discard(node_id)
+        gone = [kind for kind in self._typical_ms if self._fleet.find_model(kind[0]) is None]
+        for kind in gone:
+            del self._typical_ms[kind]
+        for known in self.nodes.values():
+            known.lacks = frozenset()
+            for kind in gone:
+                known.latencies.pop(kind, None)
+
+    def _may_open(self, node: FleetNode) -> bool:
+        """Whether no model would have more than half of its nodes blocked if this one was."""
+        for model_id, ring in node.capability_class.rings.items():
+            most = len(ring) // 2
+            if most <= len(self._open) and 1 + sum(other is not node for other in self.blocked_on(model_id)) > most:
+                return False
+        return True

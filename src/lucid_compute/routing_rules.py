@@ -1,0 +1,176 @@
+"""Which node may be sent a request, and how long it would have to wait there. Pure, beside the matching engine.
+
+`rejection_reasons` of the matching engine says who could run a model; these rules say, of those, who may be given this
+request now: the node must name the model, be fresh (or live, if need be), have room, and suit the request's policy.
+Source: the contract's table "One clock, two questions", and the reliability page on the breaker.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from decimal import Decimal
+from typing import NamedTuple
+
+from lucid_compute.matching_engine import Reason, ReasonCode, fit_reasons, health_reasons, serves
+from lucid_compute.node_state import NodeState
+from lucid_compute.passports import ModelPassport
+
+TIE_SHARE = 0.25
+ASSUMED_CONCURRENCY = 8  # of a node that names no maxConcurrency, to weigh its queue by
+
+
+class RoutingPolicy(NamedTuple):
+    """What one request asks of the node that serves it; None asks nothing. `route_stale` allows nodes not fresh."""
+
+    allow_regions: frozenset[str] | None = None
+    max_price_per_1k_tokens: Decimal | None = None
+    max_latency_ms: float | None = None
+    node_ids: frozenset[str] | None = None
+    route_stale: bool = True
+
+
+NO_POLICY = RoutingPolicy()
+
+
+class NodeUsage(NamedTuple):
+    """What a replica knows of a node beside its heartbeats.
+
+    `in_flight` counts over all replicas; `blocked_seconds` is how long the breaker stays open, 0 when it is closed;
+    `full_seconds` how long it asked not to be sent anything, 0 when it did not; `latency_ms` is measured, None while no
+    measurement is young enough to count; `lacks` is the endpoint that was asked for, if the node does not offer it.
+    """
+
+    in_flight: int = 0
+    blocked_seconds: float = 0.0
+    full_seconds: float = 0.0
+    latency_ms: float | None = None
+    lacks: str | None = None
+
+
+class Stretch(NamedTuple):
+    """How many times its latency a request waits on a node: with nothing of ours running there, and more for each."""
+
+    idle: float
+    each: float
+
+
+def id_on_node(model: ModelPassport, node: NodeState) -> str:
+    """Answer the id that the node knows the model by: as it declares it, else as it reports it, else its name."""
+    names = model.known_as
+    for names_of_node in (node.declared, node.receipt.heartbeat.available_models if node.receipt else ()):
+        if names_of_node:
+            for name in names:
+                if name in names_of_node:
+                    return name
+    return model.record.name
+
+
+def is_at_capacity(node: NodeState, in_flight: int) -> bool:
+    """Whether the node has as many requests as its passport says it takes."""
+    limit = node.passport.max_concurrency
+    return limit is not None and in_flight >= limit
+
+
+def suits(node: NodeState, latency_ms: float | None, policy: RoutingPolicy) -> bool:
+    """Whether the node is what the request's policy asks for; what is not known of it does not speak against it."""
+    passport = node.passport
+    price = passport.price_per_1k_tokens
+    return (
+        (policy.node_ids is None or node.id in policy.node_ids)
+        and (policy.allow_regions is None or passport.region in policy.allow_regions)
+        and (policy.max_price_per_1k_tokens is None or price is None or price <= policy.max_price_per_1k_tokens)
+        and (policy.max_latency_ms is None or latency_ms is None or latency_ms <= policy.max_latency_ms)
+    )
+
+
+def routing_reasons(
+    model: ModelPassport,
+    node: NodeState,
+    usage: NodeUsage,
+    policy: RoutingPolicy,
+    *,
+    now: datetime,
+    live_since: datetime,
+) -> tuple[Reason, ...]:
+    """Answer every rule that keeps a request of the model from the node.
+
+    A node that is live and not fresh is kept out only by a policy without `route_stale`; that fresh ones come first is
+    the dispatcher's.
+    """
+    return (
+        *kind_reasons(model, node),
+        *moment_reasons(node, usage, policy, now=now, live_since=live_since),
+    )
+
+
+def kind_reasons(model: ModelPassport, node: NodeState) -> tuple[Reason, ...]:
+    """Answer why nodes of this kind get no request of the model: the same for all of one capability class."""
+    reasons = fit_reasons(model, node)
+    if serves(model, node):
+        return reasons
+    message = "The node neither declares nor reports this model: PUT /compute/models/{passportId}, or load it."
+    return (*reasons, Reason(ReasonCode.MODEL_NOT_SERVED, message, model.record.name, sorted(node.reported_models)))
+
+
+def moment_reasons(
+    node: NodeState, usage: NodeUsage, policy: RoutingPolicy, *, now: datetime, live_since: datetime
+) -> tuple[Reason, ...]:
+    """Answer why this one node gets no request right now, whatever it is able to serve."""
+    reasons = health_reasons(node, now)
+    if reasons and policy.route_stale and node.is_live(live_since):
+        reasons = tuple(reason for reason in reasons if reason.code is not ReasonCode.HEARTBEAT_STALE)
+    return (*reasons, *_usage_reasons(node, usage), *_policy_reasons(node, usage, policy))
+
+
+def stretch_of(node: NodeState) -> Stretch:
+    """Answer how the node's queue, for each of its places, and the load it reports stretch its latency."""
+    heartbeat = node.receipt.heartbeat if node.receipt else None
+    waiting = (heartbeat.queue_depth or 0) if heartbeat else 0
+    load = (heartbeat.load or 0.0) if heartbeat else 0.0
+    places = node.passport.max_concurrency or ASSUMED_CONCURRENCY
+    return Stretch((1.0 + load) * (1.0 + waiting / places), (1.0 + load) / places)
+
+
+def expected_wait_ms(stretch: Stretch, in_flight: int, latency_ms: float) -> float:
+    """Answer how long a request sent to a node now would take to begin its answer, more or less."""
+    return latency_ms * (stretch.idle + in_flight * stretch.each)
+
+
+def _usage_reasons(node: NodeState, usage: NodeUsage) -> list[Reason]:
+    reasons = []
+    if is_at_capacity(node, usage.in_flight):
+        limit = node.passport.max_concurrency
+        message = f"The node takes {limit} requests at a time and has {usage.in_flight}."
+        reasons.append(Reason(ReasonCode.AT_CAPACITY, message, f"under {limit}", usage.in_flight))
+    if usage.full_seconds > 0:
+        message = f"The node answered that it is full (429); it is asked again in {usage.full_seconds:.0f} s."
+        reasons.append(Reason(ReasonCode.AT_CAPACITY, message, "not full", round(usage.full_seconds, 1)))
+    if usage.lacks is not None:
+        message = f"The node answered that it does not offer /v1/{usage.lacks}; it is asked again within a minute."
+        reasons.append(Reason(ReasonCode.MODEL_NOT_SERVED, message, usage.lacks, None))
+    if usage.blocked_seconds > 0:
+        message = f"The node failed again and again; it is tried again in {usage.blocked_seconds:.0f} s."
+        reasons.append(Reason(ReasonCode.BREAKER_OPEN, message, "closed", round(usage.blocked_seconds, 1)))
+    return reasons
+
+
+def _policy_reasons(node: NodeState, usage: NodeUsage, policy: RoutingPolicy) -> list[Reason]:
+    reasons = []
+    if policy.node_ids is not None and node.id not in policy.node_ids:
+        message = "The request names other nodes in lucid.nodeIds."
+        reasons.append(Reason(ReasonCode.MODEL_NOT_SERVED, message, sorted(policy.node_ids), node.id))
+    region = node.passport.region
+    if policy.allow_regions is not None and region not in policy.allow_regions:
+        message = (
+            f"The request allows {', '.join(sorted(policy.allow_regions))}; the node is in {region or 'no region'}."
+        )
+        reasons.append(Reason(ReasonCode.REGION_NOT_ALLOWED, message, sorted(policy.allow_regions), region))
+    price, most = node.passport.price_per_1k_tokens, policy.max_price_per_1k_tokens
+    if most is not None and price is not None and price > most:
+        message = f"The node's price is {price} USD for 1,000 tokens; the request allows {most}."
+        reasons.append(Reason(ReasonCode.PRICE_TOO_HIGH, message, str(most), str(price)))
+    slowest = policy.max_latency_ms
+    if slowest is not None and usage.latency_ms is not None and usage.latency_ms > slowest:
+        message = f"The node takes {usage.latency_ms:.0f} ms to begin an answer; the request allows {slowest:.0f}."
+        reasons.append(Reason(ReasonCode.LATENCY_TOO_HIGH, message, slowest, round(usage.latency_ms, 1)))
+    return reasons

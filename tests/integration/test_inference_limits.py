@@ -1,0 +1,129 @@
+"""What the lane of inference refuses before a node is asked: too many at once, too fast, too large, not JSON."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+
+from lucid_compute.api.settings import Settings
+from tests.api import ADMIN_KEY, Api, open_api
+from tests.fault_node import Behaviour, FaultNode
+
+BODY = {"model": "tiny", "messages": [{"role": "user", "content": "Say hello."}]}
+
+
+@pytest.fixture
+async def small_api(database_url: str) -> AsyncIterator[Api]:
+    """A replica that serves two inference requests at a time."""
+    async with open_api(database_url, Settings(bootstrap_admin_key=ADMIN_KEY, inference_max_concurrency=2)) as opened:
+        yield opened
+
+
+async def add_node(api: Api, node: FaultNode) -> str:
+    """Register a node that serves `tiny`, and let it beat."""
+    await api.add_model("tiny", "gguf")
+    passport_id = await api.register("slow", {"inferenceUrl": node.url, "runtimes": ["llama.cpp"]})
+    assert (await api.beat(passport_id, availableModels=["tiny"])).status_code == 200
+    return passport_id
+
+
+async def ask(api: Api, **changes: object) -> httpx.Response:
+    """Send a chat completion."""
+    return await api.http.post("/v1/chat/completions", json={**BODY, **changes}, timeout=30)
+
+
+async def test_more_than_it_takes_is_refused_at_once_while_heartbeats_get_through(small_api: Api) -> None:
+    """The third request is 503 with Retry-After before its key is looked at; a heartbeat is 200; the two are served."""
+    async with FaultNode(Behaviour(delay_seconds=0.5)) as node:
+        passport_id = await add_node(small_api, node)
+        running = [asyncio.create_task(ask(small_api)) for _ in range(2)]
+        while len(node.requests) < 2:  # noqa: ASYNC110 - the node is another server's state
+            await asyncio.sleep(0.01)
+        refused = await ask(small_api.with_key("nobody's key"))
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "OVERLOADED")
+        assert int(refused.headers["retry-after"]) >= 1
+        assert (await small_api.beat(passport_id, availableModels=["tiny"])).status_code == 200
+        assert [(await answer).status_code for answer in running] == [200, 200]
+        assert (await ask(small_api)).status_code == 200
+
+
+async def test_a_keys_limits_are_told_in_headers_and_in_a_429(api: Api) -> None:
+    """Remaining falls with each request; the one too many says which limit it was, and when to come again."""
+    async with FaultNode(Behaviour()) as node:
+        await add_node(api, node)
+        limited = await api.new_key(
+            "acme", ["inference:run"], limits={"requestsPerMinute": 60, "tokensPerMinute": 10**6}
+        )
+        answers = [await ask(limited) for _ in range(4)]
+        assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
+        told = [answer.headers["x-ratelimit-remaining-requests"] for answer in answers[:3]]
+        assert told == ["2", "1", "0"]
+        assert answers[0].headers["x-ratelimit-limit-requests"] == "60"
+        assert answers[0].headers["x-ratelimit-limit-tokens"] == "1000000"
+        assert '"requests";q=60;w=60' in answers[0].headers["ratelimit-policy"]
+        error = answers[3].json()["error"]
+        assert (error["code"], error["type"], error["details"]["unit"]) == (
+            "RATE_LIMITED",
+            "rate_limit_error",
+            "requests",
+        )
+        assert int(answers[3].headers["retry-after"]) >= 1
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "code", "param"),
+    [
+        (b"{", 400, "INVALID_REQUEST", None),
+        (b"", 400, "INVALID_REQUEST", None),
+        (b"[]", 422, "INVALID_REQUEST", None),
+        (b'{"messages": []}', 422, "INVALID_REQUEST", "model"),
+        (b'{"model": 7}', 422, "INVALID_REQUEST", "model"),
+        (b'{"model": "tiny", "stream": "yes"}', 422, "INVALID_REQUEST", "stream"),
+        (b'{"model": "tiny", "model": "other"}', 422, "INVALID_REQUEST", "model"),
+        (b'{"model": "tiny", "lucid": {"nodeIDs": []}}', 422, "INVALID_REQUEST", "lucid.nodeIDs"),
+        (b'{"model": "none"}', 404, "MODEL_NOT_FOUND", None),
+        (b'{"model": "' + b"x" * 11_000_000 + b'"}', 413, "PAYLOAD_TOO_LARGE", None),
+    ],
+)
+async def test_a_bad_request_is_refused_in_openais_shape(
+    api: Api, content: bytes, status: int, code: str, param: str | None
+) -> None:
+    """What is wrong stands in `code`, where in `param`; nothing was sent anywhere."""
+    await api.add_model("tiny", "gguf")
+    answer = await api.http.post("/v1/chat/completions", content=content)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (status, code, param)
+    assert error["message"]
+    assert answer.headers["x-request-id"]
+
+
+async def test_only_a_key_for_inference_gets_in(api: Api) -> None:
+    """401 without a key, 403 without the scope, and 405 for what is not a POST; GET /v1/models alike."""
+    assert (await ask(api.with_key(None))).status_code == 401
+    provider = await api.new_key("acme", ["compute"])
+    refused = await ask(provider)
+    assert (refused.status_code, refused.json()["error"]["type"]) == (403, "permission_error")
+    assert (await provider.http.get("/v1/models")).status_code == 403
+    assert (await provider.http.post("/match", json={"model": "tiny"})).status_code == 403
+    wrong = await api.http.get("/v1/chat/completions")
+    assert (wrong.status_code, wrong.headers["allow"], wrong.json()["error"]["code"]) == (
+        405,
+        "POST",
+        "METHOD_NOT_ALLOWED",
+    )
+    nowhere = await api.http.post("/v1/audio/speech", json={})
+    assert (nowhere.status_code, nowhere.json()["error"]["type"]) == (404, "not_found_error")
+
+
+async def test_a_model_that_nobody_serves_is_unavailable_with_the_reasons(api: Api) -> None:
+    """503 with Retry-After; `rejections` counts nodes by reason."""
+    await api.add_model("tiny", "gguf")
+    passport_id = await api.register("other", {"runtimes": ["llama.cpp"]})
+    await api.beat(passport_id, availableModels=["another"])
+    answer = await ask(api)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], answer.headers["retry-after"]) == (503, "MODEL_UNAVAILABLE", "5")
+    assert error["details"]["rejections"] == {"MODEL_NOT_SERVED": 1}

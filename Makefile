@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# The router that `make bench` compares the gateway with, in a virtual environment of its own, .venv-bench.
+PEER := vllm-router==0.1.17
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-dev run test check format lock bench clean
@@ -37,9 +39,11 @@ lock:  ## lock every dependency with hashes, for Python 3.11 to 3.14 (needs uv)
 	  --custom-compile-command "make lock" --quiet --group build pyproject.toml --output-file requirements/runtime.txt
 	@uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
 	  --custom-compile-command "make lock" --quiet --group build --group dev pyproject.toml --output-file requirements/dev.txt
+	@echo "$(PEER)" | uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
+	  --custom-compile-command "make lock" --quiet - --output-file requirements/bench.txt
 
 clean:  ## remove the virtual environment and every cache, never the data folder
-	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@rm -rf $(VENV) .venv-bench .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:

@@ -1,0 +1,230 @@
+"""What the gateway benchmark compares, over one backend of two ports: no router, `lucid serve`, and vllm-router.
+
+vllm-router lives in a virtual environment of its own, made from `requirements/bench.txt` when it is first needed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+from benchmarks.gateway_backend import MODEL
+from benchmarks.servers import LOAD_CORE, SERVER_CORE, Server, data_folder, lucid_serve, on_core, wait_until
+
+NODES = 2
+PEER = "vllm-router"
+HEARTBEAT_SECONDS = 9.0
+ROOT = Path(__file__).parents[1]
+LOCK = ROOT / "requirements" / "bench.txt"
+VENV = ROOT / ".venv-bench"
+INSTALL_TIMEOUT_SECONDS = 600.0
+ROUTER_TIMEOUT_SECONDS = 60.0
+_NO_KEY = "a-key-that-nobody-asks-for"
+
+
+class Skipped(Exception):
+    """Why there is no such target in this run."""
+
+
+class Target(NamedTuple):
+    """Where load goes, with which key, and the processes that route it; the first of them answers."""
+
+    ports: Sequence[int]
+    key: str = _NO_KEY
+    processes: Sequence[Server] = ()
+
+    def cpu_seconds(self) -> float:
+        """Answer the processor time that routing has taken so far."""
+        return sum(process.cpu_seconds() for process in self.processes)
+
+    def memory_mb(self) -> list[float]:
+        """Answer the resident memory of each process."""
+        return [process.memory_mb() for process in self.processes]
+
+
+def request_for(key: str, *, content: str = "Say something.", stream: bool = False) -> str:
+    """Answer the bytes of one chat completion's request; `paced` in the content asks for a slow stream."""
+    messages = [{"role": "system", "content": "You are terse."}, {"role": "user", "content": content}]
+    body = json.dumps({"model": MODEL, "messages": messages, "max_tokens": 256, "stream": stream})
+    return (
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {key}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}"
+    )
+
+
+@contextmanager
+def backend() -> Iterator[list[int]]:
+    """Run the backend beside the load; answers its ports, one for each node."""
+    with ExitStack() as stack:
+        listeners = [stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=2048)) for _ in range(NODES)]
+        descriptors = [listener.fileno() for listener in listeners]
+        command = [sys.executable, "-m", "benchmarks.gateway_backend", *map(str, descriptors)]
+        with on_core(LOAD_CORE):
+            process = subprocess.Popen(command, pass_fds=descriptors)
+        try:
+            yield [listener.getsockname()[1] for listener in listeners]
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+@contextmanager
+def lucid(ports: Sequence[int]) -> Iterator[Target]:
+    """Run `lucid serve` with a node for each port, which sends heartbeats until the end.
+
+    Raises:
+        Skipped: this build has no gateway, or it does not route.
+    """
+    with data_folder() as folder, lucid_serve(folder) as server:
+        nodes = [_register(server, port) for port in ports]
+        server.call("POST", "/passports", {"name": MODEL, "type": "model", "metadata": {"format": "gguf"}})
+        new = {"name": "benchmark", "owner": "acme", "scopes": ["inference:run"]}
+        key = str(server.call("POST", "/keys", new)["key"])
+        with _heartbeats(server, nodes):
+            if said := _first_refusal(server.port, key):
+                raise Skipped(said)
+            yield Target([server.port], key, [server, Server(server.port, _parent_of(server.worker_pid))])
+
+
+@contextmanager
+def vllm_router(ports: Sequence[int]) -> Iterator[Target]:
+    """Run vllm-router with its own defaults, but for the policy and the log, which says nothing of each request.
+
+    Raises:
+        Skipped: it can't be installed, or it does not route.
+    """
+    _install()
+    port, metrics_port = _free_port(), _free_port()
+    command = [str(VENV / "bin" / PEER), "--host", "127.0.0.1", "--port", str(port), "--policy", "round_robin"]
+    command += ["--prometheus-port", str(metrics_port), "--log-level", "warning", "--worker-urls"]
+    command += [f"http://127.0.0.1:{worker}" for worker in ports]
+    with tempfile.TemporaryFile("w+") as output:
+        with on_core(SERVER_CORE):
+            process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=tempfile.gettempdir())
+        try:
+            _wait_for_peer(process, port)
+            if said := _first_refusal(port, _NO_KEY):
+                output.seek(0)
+                raise Skipped(f"{said}; {_last_line(output.read())}")
+            yield Target([port], processes=[Server(port, process.pid)])
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def _register(server: Server, port: int) -> str:
+    """Register a node at the port; answers its id."""
+    metadata = {"gpu": "none", "vram": "80GB", "runtimes": ["llama.cpp"], "inferenceUrl": f"http://127.0.0.1:{port}/v1"}
+    return str(
+        server.call("POST", "/passports", {"name": f"node-{port}", "type": "compute", "metadata": metadata})["id"]
+    )
+
+
+@contextmanager
+def _heartbeats(server: Server, nodes: list[str]) -> Iterator[None]:
+    """Keep the nodes fresh for as long as the block runs; the first heartbeats are there when it begins."""
+    is_over = threading.Event()
+
+    def beat() -> None:
+        for node in nodes:
+            report = {"passportId": node, "status": "healthy", "load": 0.1, "availableModels": [MODEL], "queueDepth": 0}
+            server.call("POST", "/compute/heartbeat", report)
+
+    def go_on() -> None:
+        while not is_over.wait(HEARTBEAT_SECONDS):
+            beat()
+
+    beat()
+    thread = threading.Thread(target=go_on)
+    with on_core(LOAD_CORE):
+        thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
+
+
+def _first_refusal(port: int, key: str) -> str:
+    """Answer how a completion is refused, after a few tries; nothing once it is answered."""
+    said = ""
+
+    def is_settled() -> bool:
+        nonlocal said
+        said = _refusal(port, key)
+        return not said or "answers 404" in said
+
+    with suppress(TimeoutError):
+        wait_until(is_settled, 10)
+    return said
+
+
+def _refusal(port: int, key: str) -> str:
+    head, body = request_for(key).split("\r\n\r\n", 1)
+    headers = dict(line.split(": ", 1) for line in head.split("\r\n")[1:])
+    request = Request(f"http://127.0.0.1:{port}/v1/chat/completions", body.encode(), headers)
+    try:
+        with urlopen(request, timeout=10):  # noqa: S310 - loopback
+            return ""
+    except HTTPError as error:
+        said = error.read(200).decode(errors="replace").strip()
+        return f"POST /v1/chat/completions answers {error.code}: {said}"
+    except OSError as error:
+        return f"POST /v1/chat/completions is not answered: {error}"
+
+
+def _parent_of(pid: int) -> int:
+    match = re.search(r"^PPid:\s+(\d+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    assert match
+    return int(match[1])
+
+
+def _install() -> None:
+    """Make the peer's virtual environment, unless it is there and holds what the lock says."""
+    mark, lock = VENV / ".installed", LOCK.read_text()
+    if mark.exists() and mark.read_text() == lock:
+        return
+    print(f"installing {PEER} into {VENV.name}", flush=True)
+    create = [sys.executable, str(ROOT / "scripts" / "create_venv.py"), str(VENV)]
+    install = [str(VENV / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "--quiet", "install"]
+    install += ["--require-hashes", "-r", str(LOCK)]
+    try:
+        for command in (create, install):
+            subprocess.run(command, check=True, capture_output=True, text=True, timeout=INSTALL_TIMEOUT_SECONDS)
+    except subprocess.CalledProcessError as error:
+        raise Skipped(f"it can't be installed from {LOCK.name}: {_last_line(error.stderr)}") from error
+    except subprocess.TimeoutExpired as error:
+        raise Skipped(f"it can't be installed within {INSTALL_TIMEOUT_SECONDS:.0f} s") from error
+    mark.write_text(lock)
+
+
+def _wait_for_peer(process: subprocess.Popen[bytes], port: int) -> None:
+    """Return once the router listens, has ended, or has had its time."""
+    with suppress(TimeoutError):
+        wait_until(lambda: process.poll() is not None or _listens(port), ROUTER_TIMEOUT_SECONDS)
+
+
+def _listens(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or ["it says nothing"])[-1]

@@ -68,6 +68,12 @@ def endless_headers() -> Answer:
     return Answer(lambda: chain([b"HTTP/1.1 200 OK\r\n"], repeat(b"X-Endless: a\r\n" * 100)))
 
 
+def endless_trailer() -> Answer:
+    """End an answer in chunks with a header that never ends."""
+    head = _head(200, JSON, "Transfer-Encoding: chunked")
+    return Answer(head, lambda: chain([b"2\r\n{}\r\n0\r\nX-Endless: "], repeat(b"a" * 4096)))
+
+
 def endless_body(content_type: str = JSON, piece: bytes = b" " * 16384) -> Answer:
     """Send chunks for ever."""
     frame = b"%x\r\n%b\r\n" % (len(piece), piece)

@@ -179,16 +179,16 @@ class FaultNode:
         return asyncio.StreamReaderProtocol(reader, begin)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int) -> None:
-        ending, behaviour = Ending.KEEP, self.behaviour
+        ending, idle_seconds = Ending.KEEP, math.inf
         try:
-            writer.write(behaviour.greeting)
+            writer.write(self.behaviour.greeting)
             while ending is Ending.KEEP:
-                request = await _read_request(reader, number, behaviour.idle_seconds)
+                request = await _read_request(reader, number, idle_seconds)
                 self.requests.append(request)
                 behaviour = self.script.pop(0) if self.script else self.by_path.get(request.path, self.behaviour)
                 own = behaviour.answer or (None if self._upstream else respond())
                 async with nullcontext(own) if own else _ask(self._upstream or "", request) as answer:
-                    ending = await _deliver(writer, behaviour, answer)
+                    ending, idle_seconds = await _deliver(writer, behaviour, answer), behaviour.idle_seconds
         except (EOFError, TimeoutError):
             ending = Ending.CLOSE  # so did the upstream, or the next request did not come in time
         except (OSError, ValueError, asyncio.LimitOverrunError):

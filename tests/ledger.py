@@ -90,6 +90,7 @@ async def ledger_on(url: str, **options: Any) -> AsyncIterator[JobLedger]:
     """A ledger whose task runs; it has written everything, or given up, when the block has ended."""
     ledger = JobLedger(url, **{"replica_id": str(uuid4()), **options})
     task = asyncio.create_task(ledger.run())
+    await asyncio.sleep(0)  # it has begun: a task that is cancelled before writes nothing
     try:
         yield ledger
     finally:
@@ -97,7 +98,7 @@ async def ledger_on(url: str, **options: Any) -> AsyncIterator[JobLedger]:
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def all_written(*ledgers: JobLedger, deadline_seconds: float = 20.0) -> None:
+async def all_written(*ledgers: JobLedger, deadline_seconds: float = 60.0) -> None:
     """Wait until nothing waits any more."""
     async with asyncio.timeout(deadline_seconds):
         while any(ledger.waiting for ledger in ledgers):  # noqa: ASYNC110 - the ledger tells nobody
@@ -106,7 +107,7 @@ async def all_written(*ledgers: JobLedger, deadline_seconds: float = 20.0) -> No
 
 async def read(url: str, statement: str, *arguments: Any) -> list[Any]:
     """Run one statement on a connection of its own; answer its rows."""
-    connection = await connect(url, application="lucid tests")
+    connection = await connect(url, application="lucid tests", timeout_seconds=60)
     try:
         return list(await connection.fetch(statement, *arguments))
     finally:

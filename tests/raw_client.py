@@ -7,6 +7,8 @@ import json
 import time
 from contextlib import suppress
 
+PATIENCE_SECONDS = 45.0  # whatever is cut at all is cut sooner
+
 
 class Client:
     """One raw connection."""
@@ -35,8 +37,9 @@ class Client:
         """Answer everything that comes until the other side ends the connection."""
         read = b""
         try:
-            while data := await self._reader.read(65536):
-                read += data
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                while data := await self._reader.read(65536):
+                    read += data
         except ConnectionError:
             read += b"RESET"
         await self.close()

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -44,6 +44,8 @@ INSERT INTO heartbeat_batches (replica_id, passport_ids) SELECT gen_random_uuid(
 
 class Served:
     """One `lucid serve`: on an embedded Postgres in its data folder, or on `database_url`."""
+
+    command: Sequence[str | Path] = (LUCID, "serve")
 
     def __init__(self, folder: Path, database_url: str | None = None, **settings: str) -> None:
         """Start nothing yet. `folder` holds the data folder and the logs; `settings` are LUCID_… without the prefix.
@@ -118,7 +120,7 @@ class Served:
         environment = {"PATH": os.defpath, "HOME": str(self.folder), **self._environment}
         with self._output.open("wb") as output, self._errors.open("wb") as errors:
             self.process = subprocess.Popen(
-                [LUCID, "serve"],
+                self.command,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=errors,

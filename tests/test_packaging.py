@@ -16,7 +16,7 @@ import yaml  # type: ignore[import-untyped]
 import lucid_compute
 
 ROOT = Path(__file__).parents[1]
-LOCKS = ("requirements/runtime.txt", "requirements/dev.txt")
+LOCKS = ("requirements/runtime.txt", "requirements/dev.txt", "requirements/bench.txt")
 DOCUMENTS = ("docker-compose.yml", ".pre-commit-config.yaml", ".github/workflows/ci.yml")
 REQUIREMENT = re.compile(
     r"^([a-z0-9][a-z0-9.-]*)==(\S+)(?: ; (.+?))? \\\n(?:    --hash=sha256:[0-9a-f]{64}(?: \\)?\n)+", re.MULTILINE
@@ -66,7 +66,7 @@ def test_a_lock_names_no_package_index_and_hashes_everything(lock: str) -> None:
 
 def test_both_locks_agree_and_hold_what_the_project_asks_for() -> None:
     """The tests run on the very versions that the service is installed with."""
-    runtime, dev = (pins(lock) for lock in LOCKS)
+    runtime, dev, _ = (pins(lock) for lock in LOCKS)
     assert {name: dev.get(name) for name in runtime} == runtime
     groups = project()["dependency-groups"]
     asked = names(project()["project"]["dependencies"]) | names(groups["build"])

@@ -26,7 +26,7 @@ _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\
 _MONEY_EXAMPLE = "a decimal number such as 0.002 or '0.002', with at most 12 decimals"
 _MONEY_LIMIT = Decimal(1_000_000)
 _MONEY_DECIMALS = 12
-_MONEY_TEXT = re.compile(r"\d{1,7}(\.\d{1,12})?")
+_MONEY_TEXT = re.compile(r"[0-9]{1,7}(\.[0-9]{1,12})?")
 _EXACT_FLOAT_DIGITS = 15
 
 
@@ -112,7 +112,7 @@ Money = Annotated[
         {
             "anyOf": [
                 {"type": "number", "minimum": 0, "maximum": 1_000_000, "multipleOf": 1e-12},
-                {"type": "string", "pattern": r"^\d{1,6}(\.\d{1,12})?$"},
+                {"type": "string", "pattern": r"^[0-9]{1,6}(\.[0-9]{1,12})?$"},
             ],
             "description": "US dollars, kept exactly; answered as a string.",
             "examples": ["0.002"],

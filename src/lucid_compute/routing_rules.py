@@ -48,7 +48,10 @@ class NodeUsage(NamedTuple):
 
 
 class Stretch(NamedTuple):
-    """How many times its latency a request waits on a node: with nothing of ours running there, and more for each."""
+    """How many times its latency a request waits on a node: `idle` with none of ours there, and `each` more for each.
+
+    The expected wait is `latency_ms * (idle + in_flight * each)`.
+    """
 
     idle: float
     each: float
@@ -129,11 +132,6 @@ def stretch_of(node: NodeState) -> Stretch:
     load = (heartbeat.load or 0.0) if heartbeat else 0.0
     places = node.passport.max_concurrency or ASSUMED_CONCURRENCY
     return Stretch((1.0 + load) * (1.0 + waiting / places), (1.0 + load) / places)
-
-
-def expected_wait_ms(stretch: Stretch, in_flight: int, latency_ms: float) -> float:
-    """Answer how long a request sent to a node now would take to begin its answer, more or less."""
-    return latency_ms * (stretch.idle + in_flight * stretch.each)
 
 
 def _usage_reasons(node: NodeState, usage: NodeUsage) -> list[Reason]:

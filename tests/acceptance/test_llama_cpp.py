@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 import signal
 import subprocess
 import sys
@@ -15,25 +13,12 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.served import Served, eventually, serving, wait_until
-from tests.tiny_gguf import SENTENCE, write_tiny_gguf
+from tests.llama import MODEL, START_SECONDS, llama_server, running
+from tests.served import Served, eventually, serving
+from tests.tiny_gguf import SENTENCE
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "heartbeat_llama_cpp.py"
-MODEL = "tiny-reciter"
 BEAT_SECONDS = 20.0  # twice the interval that the service dictates
-START_SECONDS = 60.0
-# llama.cpp's own server in a process of its own; it says where it listens and goes on until it is ended.
-LLAMA_SERVER = """
-import signal, sys, xllamacpp
-params = xllamacpp.CommonParams()
-params.model.path, params.model_alias = sys.argv[1], {sys.argv[2]}
-params.hostnames, params.port, params.n_ctx, params.n_parallel = ["127.0.0.1"], 0, 2048, 2
-params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
-params.endpoint_metrics = params.endpoint_slots = sys.argv[3] == "True"
-server = xllamacpp.Server(params)
-print("listens on", server.listening_address, flush=True)
-signal.pause()
-"""
 
 
 @pytest.fixture
@@ -48,46 +33,11 @@ async def lucid() -> AsyncIterator[tuple[Served, httpx.AsyncClient]]:
 
 
 @contextmanager
-def llama_server(folder: Path, *, tells: bool) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """Run a llama.cpp server on the tiny model; answer its process and URL. `tells`: with /metrics and /slots."""
-    write_tiny_gguf(folder / "tiny.gguf", MODEL)
-    command = [sys.executable, "-c", LLAMA_SERVER, str(folder / "tiny.gguf"), MODEL, str(tells)]
-    with running(folder / "llama", command) as process:
-        yield process, said(folder / "llama", process, r"listens on (\S+)\n")
-
-
-@contextmanager
 def heartbeats(folder: Path, served: Served, key: str, llama_url: str) -> Iterator[subprocess.Popen[bytes]]:
     """Run the example's script."""
     command = [sys.executable, str(SCRIPT), "--service", served.url, "--llama", llama_url, "--vram", "2GB"]
     with running(folder / "script", [*command, "--name", "this machine"], LUCID_API_KEY=key) as process:
         yield process
-
-
-@contextmanager
-def running(output: Path, command: list[str], **environment: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a process whose words go to a file, and end it with the block if it still runs."""
-    with output.open("wb") as file:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            env={"PATH": os.defpath, **environment},
-        )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-
-
-def said(output: Path, process: subprocess.Popen[bytes], pattern: str) -> str:
-    """Wait until a process says something that matches; answer the group of the match."""
-    wait_until(lambda: process.poll() is not None or _found(output, pattern) is not None, START_SECONDS)
-    found = _found(output, pattern)
-    assert found is not None, output.read_text(errors="replace")
-    return found
 
 
 async def make_key(client: httpx.AsyncClient) -> str:
@@ -127,8 +77,8 @@ async def test_a_real_servers_model_becomes_available_and_back(
     served, client = lucid
     key = await make_key(client)
     assert await verdict(client) == (False, False, set())
-    with llama_server(tmp_path, tells=True) as (_, url):
-        with heartbeats(tmp_path, served, key, url) as script:
+    with llama_server(tmp_path) as llama:
+        with heartbeats(tmp_path, served, key, llama.url) as script:
             await becomes(client, True, True, set(), within=START_SECONDS)
             node = await the_node(client)
             assert node["owner"] == "acme"
@@ -143,7 +93,7 @@ async def test_a_real_servers_model_becomes_available_and_back(
             assert script.wait(BEAT_SECONDS) == 0
         await becomes(client, False, False, {"DRAINING"})
         assert (await the_node(client))["health"]["status"] == "draining"
-        with heartbeats(tmp_path, served, key, url) as script:
+        with heartbeats(tmp_path, served, key, llama.url) as script:
             await becomes(client, True, True, set(), within=START_SECONDS)
             assert (await the_node(client))["id"] == node["id"]
             script.send_signal(signal.SIGKILL)
@@ -158,12 +108,11 @@ async def test_what_a_server_does_not_tell_is_null_and_its_death_is_reported(
     """Without /metrics and /slots nothing is made up; when the server ends, the next heartbeat says so."""
     served, client = lucid
     key = await make_key(client)
-    with llama_server(tmp_path, tells=False) as (server, url), heartbeats(tmp_path, served, key, url) as script:
+    with llama_server(tmp_path, tells=False) as llama, heartbeats(tmp_path, served, key, llama.url) as script:
         await becomes(client, True, True, set(), within=START_SECONDS)
         health = (await the_node(client))["health"]
         assert (health["load"], health["queueDepth"], health["reported"]["tokensGenerated"]) == (None, None, None)
-        server.kill()
-        server.wait()
+        llama.kill()
         await becomes(client, False, False, {"REPORTED_UNHEALTHY"})
         health = (await the_node(client))["health"]
         assert health["reported"]["detail"] == "llama.cpp does not answer"
@@ -179,8 +128,3 @@ async def recite(inference_url: str) -> str:
         answer = await client.post(f"{inference_url}/chat/completions", json=body)
     assert answer.status_code == 200, answer.text
     return str(answer.json()["choices"][0]["message"]["content"]).strip().lower()
-
-
-def _found(output: Path, pattern: str) -> str | None:
-    found = re.search(pattern, output.read_text(errors="replace"))
-    return found[1] if found else None

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from lucid_compute.storage import feed
-from lucid_compute.storage.departures import SETTLING_SECONDS
+from lucid_compute.storage.departures import SETTLING_SECONDS, Drain
 from tests.api import ADMIN_KEY, Api, error_code, open_api
 from tests.integration.other_replicas import (
     APPLIED_EVERYTHING,
@@ -40,7 +40,7 @@ async def two_replicas(api: Api, database_url: str) -> AsyncIterator[Api]:
     """The other one of two replicas that know of each other."""
     async with open_api(database_url, api.service.settings) as other:
         for one in (api, other):
-            await until_true(lambda one=one: one.service.fleet.replicas.count() == 2)  # type: ignore[misc]
+            await until_true(lambda one=one: one.service.fleet.replicas.count() == 2)
         yield other
 
 
@@ -84,18 +84,18 @@ async def renewing(api: Api, replica_id: str, **lease: Any) -> AsyncIterator[Non
     await asyncio.gather(task, return_exceptions=True)
 
 
-def overtake(api: Api, node: str, *statements: str) -> None:
+def overtake(monkeypatch: pytest.MonkeyPatch, api: Api, node: str, *statements: str) -> None:
     """Let another replica resume the node, and more, just before the last transaction of its departure."""
     departures = api.service.registry._departures
     settle = departures._settle
     resume = "UPDATE nodes SET draining_since = NULL, drain_xid = NULL WHERE passport_id = $1"
 
-    async def settle_and_be_overtaken(*arguments: Any) -> None:
-        await settle(*arguments)
+    async def settle_and_be_overtaken(drain: Drain, wait_seconds: float) -> None:
+        await settle(drain, wait_seconds)
         for statement in (resume, *statements):
             await run_sql(api, statement, node)
 
-    departures._settle = settle_and_be_overtaken  # type: ignore[method-assign]
+    monkeypatch.setattr(departures, "_settle", settle_and_be_overtaken)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -251,18 +251,20 @@ async def test_a_resume_meanwhile_calls_it_off(api: Api) -> None:
     assert [event for event, _ in await told(api, node)] == ["registered", "draining", "resumed"]
 
 
-async def test_a_resume_that_nobody_heard_of_yet_is_found_in_the_last_transaction(api: Api) -> None:
+async def test_a_resume_that_nobody_heard_of_yet_is_found_in_the_last_transaction(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Another replica committed it when this one had already seen the node drained."""
     node = await api.register()
-    overtake(api, node)
+    overtake(monkeypatch, api, node)
     refused = await leave(api, node)
     assert (refused.status_code, error_code(refused)) == (409, "REQUESTS_IN_FLIGHT")
 
 
-async def test_a_revocation_that_nobody_heard_of_yet_is_no_resume(api: Api) -> None:
+async def test_a_revocation_that_nobody_heard_of_yet_is_no_resume(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     """The drain was over with the node, which is as gone as was asked for."""
     node = await api.register()
-    overtake(api, node, "UPDATE passports SET status = 'revoked', revision = revision + 1 WHERE id = $1")
+    overtake(monkeypatch, api, node, "UPDATE passports SET status = 'revoked', revision = revision + 1 WHERE id = $1")
     assert (await leave(api, node)).status_code == 200
 
 
@@ -314,12 +316,13 @@ async def test_a_shutdown_in_the_middle_lets_the_node_go_on(api: Api) -> None:
 
 
 async def test_a_crash_in_the_middle_leaves_a_drain_that_says_why_and_leaving_again_works(
-    api: Api, database_url: str
+    api: Api, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The drain is all that is left: it is an operator's to end, by another deregistration or by `resume`."""
     node = await api.register()
     departures = api.service.registry._departures
-    departures._give_up = departures._settle = _crash  # type: ignore[method-assign]
+    for step in ("_settle", "_give_up"):
+        monkeypatch.setattr(departures, step, _crash)
     with pytest.raises(RuntimeError, match="crashed"):
         await leave(api, node)
     assert (await told(api, node))[-1] == ("draining", "deregistering")

@@ -19,7 +19,7 @@ from lucid_compute.cli.guarded_protocol import ABORT, GuardedProtocol
 from tests.raw_client import Client, assert_refused
 from tests.served import wait_until
 
-SECONDS = 0.6
+SECONDS = 1.0
 GET = b"GET / HTTP/1.1\r\nHost: lucid\r\n\r\n"
 HALF_A_HEAD = b"GET / HTTP/1.1\r\nHost: lucid\r\n"
 HEADER = b"X-Filler: " + b"x" * 1000 + b"\r\n"
@@ -39,7 +39,7 @@ class Service:
             ws="none",
             lifespan="off",
             log_config=None,
-            timeout_graceful_shutdown=1,
+            timeout_graceful_shutdown=10,
         )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, args=([self._listener],))
@@ -53,7 +53,7 @@ class Service:
     def stop(self) -> None:
         """End it, and whatever is open."""
         self._server.should_exit = True
-        self._thread.join(10)
+        self._thread.join(20)
         self._listener.close()
         assert not self._thread.is_alive()
 
@@ -102,12 +102,14 @@ def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
 
 async def drip(service: Service, start: bytes, drop: bytes, *first: bytes) -> tuple[bytes, float]:
     """Send and get answered each of `first`, then drip; answer what came then, and when the connection was ended."""
+    opened_at = time.monotonic()
     client = await Client.open(service.port)
     for data in first:
         client.send(data)
         assert (await client.answer()).startswith(b"HTTP/1.1 200 ")
     await asyncio.sleep(1.5 * SECONDS if first else 0)  # a kept connection may be idle for longer
-    return await client.drip(start, drop, pause_seconds=SECONDS / 10)
+    answer, seconds = await client.drip(start, drop, pause_seconds=SECONDS / 10)
+    return answer, seconds if first else time.monotonic() - opened_at
 
 
 def assert_ended_in_time(seconds: float, at_least: float = SECONDS) -> None:
@@ -164,9 +166,9 @@ async def test_a_body_answered_before_it_came_keeps_its_connection_when_it_is_sm
     client.send(b"POST /early HTTP/1.1\r\nContent-Length: 30000\r\n\r\n")
     assert (await client.answer()).startswith(b"HTTP/1.1 200 ")
     client.send(b"x" * 30000)
-    await asyncio.sleep(0.8 * SECONDS)
+    await asyncio.sleep(0.6 * SECONDS)
     client.send(HALF_A_HEAD)
-    await asyncio.sleep(0.5 * SECONDS)
+    await asyncio.sleep(0.6 * SECONDS)
     client.send(b"\r\n")
     assert (await client.answer()).startswith(b"HTTP/1.1 200 ")
     client.send(b"POST /early HTTP/1.1\r\nContent-Length: 100000000\r\n\r\n")
@@ -216,5 +218,5 @@ async def test_a_server_stops_at_once_whatever_its_connections_are_doing(service
     await asyncio.sleep(0.1)
     began = time.monotonic()
     await asyncio.to_thread(service.stop)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 5
     assert [await client.rest() for client in clients][::2] == [b"", b""]

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 from datetime import UTC, datetime, timedelta
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 from uuid import uuid4
 
 import pytest
@@ -21,6 +21,12 @@ from lucid_compute.storage.job_row import RowWriter
 from tests.ledger import all_written, ended, expect, expect_sums, ledger_on, new_job, random_job, read
 
 KILL = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'lucid jobs'"
+
+
+@pytest.fixture(autouse=True)
+def time_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a ledger that ends take its time, on a machine that is busy with other tests."""
+    monkeypatch.setattr(job_ledger, "FLUSH_SECONDS", 60.0)
 
 
 async def kill_connections(url: str, seconds: float, chance: random.Random) -> None:
@@ -91,6 +97,30 @@ async def test_nothing_is_lost_or_counted_twice_when_connections_are_killed(data
         await expect(database_url, [*jobs[0], *jobs[1]])
 
 
+async def test_what_comes_together_is_written_together(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most one batch in 20 ms unless more than a batch waits, and none longer than its bound."""
+    execute = JobLedger._execute
+    batches: list[tuple[float, int]] = []
+
+    async def note(ledger: JobLedger, batch: list[str]) -> None:
+        batches.append((asyncio.get_running_loop().time(), len(batch)))
+        await execute(ledger, batch)
+
+    monkeypatch.setattr(JobLedger, "_execute", note)
+    async with ledger_on(database_url) as ledger:
+        for _ in range(300):
+            ledger.finish(ended(new_job()))
+            await asyncio.sleep(0.001)
+        await all_written(ledger)
+        pauses = [after - before for (before, _), (after, _) in pairwise(batches)]
+        assert min(pauses) > 0.019
+        for _ in range(3 * MAX_BATCH):
+            ledger.finish(ended(new_job()))
+        await all_written(ledger)
+    assert sum(length for _, length in batches) == 300 + 3 * MAX_BATCH
+    assert max(length for _, length in batches) == MAX_BATCH
+
+
 async def test_a_batch_that_was_committed_unheard_is_not_counted_again(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,13 +149,13 @@ async def test_a_batch_that_was_committed_unheard_is_not_counted_again(
 async def test_a_statement_that_takes_too_long_is_tried_again_and_counts_once(database_url: str) -> None:
     """It runs on in Postgres, behind a lock, after the ledger has given it up."""
     job = ended(new_job())
-    async with ledger_on(database_url, timeout_seconds=0.2) as ledger:
+    async with ledger_on(database_url, timeout_seconds=0.5) as ledger:
         locker = await connect(database_url)
         transaction = locker.transaction()
         await transaction.start()
         await locker.execute("LOCK job_totals IN EXCLUSIVE MODE")
         ledger.finish(job)
-        await asyncio.sleep(0.8)
+        await asyncio.sleep(1.8)
         assert ledger.waiting == 1
         await transaction.rollback()
         await locker.close()
@@ -213,7 +243,7 @@ async def test_the_end_comes_in_time_when_the_database_is_away(
     async with ledger_on("postgresql://nobody@127.0.0.1:1/none") as ledger:
         ledger.finish(ended(new_job()))
         await asyncio.sleep(0.01)
-    assert asyncio.get_running_loop().time() - began < 1
+    assert asyncio.get_running_loop().time() - began < 5
     assert "1 jobs could not be written before the end" in caplog.text
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import sys
 import weakref
 
 import pytest
@@ -164,6 +165,31 @@ async def test_a_connection_with_an_unsent_request_an_unfinished_answer_or_an_en
     assert seen == [False, False, True, False, True, False]
     exchanged.ask()
     assert (await exchanged.outcome()).fault is FaultKind.CONNECTION_LOST
+
+
+async def test_a_connection_whose_node_said_goodbye_is_not_used_again_although_it_is_not_closed_yet() -> None:
+    exchanged = Exchange()
+    exchanged.feed(SMALL)
+    assert not exchanged.connection.eof_received()
+    assert exchanged.connection.is_lost
+    assert not exchanged.connection.is_reusable
+
+
+@pytest.mark.parametrize("wants_stream", [False, True])
+@pytest.mark.parametrize("step", [7, READ_BYTES])
+async def test_a_body_in_tiny_chunks_takes_little_more_memory_than_its_bytes(step: int, *, wants_stream: bool) -> None:
+    head = STREAM_HEAD if wants_stream else JSON_HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+    exchanged = Exchange(wants_stream=wants_stream)
+    exchanged.feed(head)
+    for turn in range(1, 3):
+        chunks = b"2\r\n{}\r\n" * 12_000
+        exchanged.feed(*(chunks[at : at + step] for at in range(0, len(chunks), step)))
+        parts = exchanged.connection._parts
+        assert sum(map(sys.getsizeof, [*parts, parts])) < (1 if wants_stream else turn) * 24_000 * 2 + 10_000
+        if wants_stream:
+            assert await exchanged.connection.receive() == b"{}" * 12_000
+    exchanged.feed(b"0\r\n\r\n")
+    assert (await exchanged.outcome()).body == (b"" if wants_stream else b"{}" * 24_000)
 
 
 async def test_a_reader_that_gave_up_does_not_disturb_what_comes() -> None:

@@ -147,7 +147,10 @@ async def deregister(
         ),
     ] = 0,
 ) -> DeregisterAnswer:
-    """End a node for good. Its passport, events and jobs stay readable, and its name can be registered again."""
+    """End a node for good, when no replica runs a request on it; none starts from here on.
+
+    After a 409 it goes on as before. Its passport, events and jobs stay readable, and its name can be registered again.
+    """
     await service.require_node_passport(passport_id, sees=principal.sees)
     principal.require_node(passport_id)
     await service.registry.deregister(actor, passport_id, sees=principal.sees, force=force, wait_seconds=wait_seconds)

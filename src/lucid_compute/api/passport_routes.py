@@ -140,7 +140,10 @@ async def change_passport(
 async def revoke_passport(
     passport_id: str, service: ServiceDependency, principal: AnyKey, actor: ActorDependency
 ) -> None:
-    """Revoke a passport for good. It stays readable, and its name can be registered again."""
+    """Revoke a passport for good, a node's only when no replica runs a request on it.
+
+    It stays readable, and its name can be registered again.
+    """
     await _require_writer_of(passport_id, service, principal)
     await service.passports.revoke(actor, passport_id, sees=principal.sees)
 

@@ -32,6 +32,7 @@ from lucid_compute.storage.compute_registry import ComputeRegistry
 from lucid_compute.storage.database import Database
 from lucid_compute.storage.feed import Feed
 from lucid_compute.storage.heartbeat_writer import HeartbeatWriter, OwnHeartbeats
+from lucid_compute.storage.in_flight_news import InFlightNews
 from lucid_compute.storage.job_ledger import JobLedger
 from lucid_compute.storage.job_search import JobSearch
 from lucid_compute.storage.key_store import KeyStore
@@ -55,6 +56,7 @@ class Service:
     keys: KeyRing
     feed: Feed
     heartbeats: HeartbeatWriter
+    news: InFlightNews
     sweep: Sweep
     registry: ComputeRegistry
     passports: PassportStore
@@ -123,8 +125,7 @@ def build_service(settings: Settings, database_url: str) -> Service:
     timeout = settings.database_timeout_seconds
     database = Database(database_url, pool_size=settings.database_pool_size, timeout_seconds=timeout)
     clock, fleet, keys = DatabaseClock(), Fleet(), KeyRing()
-    own = OwnHeartbeats()
-    replica_id = str(uuid4())
+    own, replica_id = OwnHeartbeats(), str(uuid4())
     feed = Feed(
         database_url,
         fleet,
@@ -145,6 +146,7 @@ def build_service(settings: Settings, database_url: str) -> Service:
         keys=keys,
         feed=feed,
         heartbeats=HeartbeatWriter(database_url, fleet, clock, own=own, timeout_seconds=timeout),
+        news=InFlightNews(database_url, fleet, replica_id=replica_id),
         sweep=Sweep(database, fleet, clock, key_store),
         registry=ComputeRegistry(database, fleet, clock),
         passports=PassportStore(database, fleet, egress_policy(settings)),
@@ -194,6 +196,7 @@ async def running(service: Service) -> AsyncIterator[None]:
         asyncio.create_task(service.feed.run(), name="feed"),
         asyncio.create_task(service.heartbeats.run(), name="heartbeats"),
         asyncio.create_task(service.sweep.run(), name="sweep"),
+        asyncio.create_task(service.news.run(), name="news"),
         asyncio.create_task(service.watchdog.run(), name="watchdog"),
     ]
     ledger = asyncio.create_task(service.jobs.run(), name="jobs")

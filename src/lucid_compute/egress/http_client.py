@@ -12,8 +12,10 @@ import socket
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from ipaddress import ip_address
+from typing import Any
 
 from lucid_compute.egress.faults import EgressFault, FaultKind
 from lucid_compute.egress.http_connection import READ_BYTES, HttpConnection
@@ -25,24 +27,41 @@ MAX_AGE_SECONDS = 300.0
 MAX_IDLE_SECONDS = 60.0
 MAX_IDLE_PER_ORIGIN = 256
 MAX_ADDRESSES_TRIED = 4
+MAX_LOOKUPS = 32  # at a time
 
 Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
 Origin = tuple[str, str, int]
 
 
-async def resolve(host: str, port: int) -> list[str]:
-    """Answer every address that the system's resolver knows of a name, in its order."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+class SystemResolver:
+    """Answers every address that the system's resolver knows of a name, in its order.
+
+    It asks on threads of its own and once at a time for each name, so that a name whose servers never answer holds up
+    one of these threads, and neither other names nor whatever else runs in threads.
+    """
+
+    def __init__(self) -> None:
+        """Ask for nothing yet."""
+        self._threads = ThreadPoolExecutor(MAX_LOOKUPS, "resolve")
+        self._asked: dict[str, asyncio.Future[list[Any]]] = {}
+
+    async def __call__(self, host: str, port: int) -> list[str]:
+        """Answer the addresses of `host`."""
+        asked = self._asked.get(host)
+        if asked is None:
+            ask = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+            asked = self._asked[host] = asyncio.get_running_loop().run_in_executor(self._threads, ask)
+            asked.add_done_callback(lambda _: self._asked.pop(host))
+        return list(dict.fromkeys(str(found[4][0]) for found in await asyncio.shield(asked)))
 
 
 class HttpClient:
     """Connections to providers: pooled by origin, bounded in age, idle time and number."""
 
-    def __init__(self, policy: EgressPolicy, resolver: Resolver = resolve) -> None:
-        """Connect to what `policy` allows. `resolver` answers a name's addresses."""
+    def __init__(self, policy: EgressPolicy, resolver: Resolver | None = None) -> None:
+        """Connect to what `policy` allows. `resolver` answers a name's addresses; None is the system's."""
         self._policy = policy
-        self._resolve = resolver
+        self._resolve = resolver or SystemResolver()
         self._idle: dict[Origin, list[tuple[HttpConnection, float]]] = {}
         self._busy: set[HttpConnection] = set()
         self._tls: ssl.SSLContext | None = None
@@ -82,7 +101,10 @@ class HttpClient:
                 fault = error
             except TimeoutError:
                 continue
-        raise fault
+        try:
+            raise fault
+        finally:
+            del fault  # else it and this frame would hold each other, and the request, until garbage is collected
 
     def give_back(self, url: ProviderUrl, connection: HttpConnection) -> None:
         """Keep the connection for the next request, or close it when it can't be used again."""

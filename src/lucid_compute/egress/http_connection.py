@@ -19,6 +19,7 @@ MAX_HEAD_BYTES = 32 * 1024
 MAX_ANSWER_BYTES = 16 * 1024 * 1024
 MAX_STREAM_BYTES = 64 * 1024 * 1024
 MAX_BUFFERED_BYTES = 32 * 1024  # of a stream whose reader is slow; one more read of the socket may come on top
+MAX_PARTS = 64  # of a body, each of which takes some 50 bytes besides its own; more are joined
 READ_BYTES = 64 * 1024  # of the socket at once; asyncio and uvloop would take 256 KiB
 _NEVER = float("inf")
 _STREAM = b"text/event-stream"
@@ -52,6 +53,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         "_is_framed",
         "_is_in_use",
         "_is_paused",
+        "_joins_after",
         "_keeps_alive",
         "_parser",
         "_parts",
@@ -91,6 +93,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._fault: EgressFault | None = None
         self._parts: list[bytes] = []
         self._head_bytes = self._body_bytes = self._buffered = 0
+        self._joins_after = MAX_PARTS
         self._wants_stream = wants_stream
         self._is_framed = self.has_head = self.heard = self.is_whole = self.is_stream = False
         self.status = 0
@@ -101,14 +104,10 @@ class HttpConnection(asyncio.BufferedProtocol):
 
     @property
     def is_reusable(self) -> bool:
-        """Whether another request may be written: the answer is whole and nobody closed."""
-        return (
-            self.is_whole
-            and self._keeps_alive
-            and not self.is_lost
-            and self._transport is not None
-            and not self._transport.get_write_buffer_size()  # else it answered before it had read the request
-        )
+        """Whether another request may be written: the answer is whole and neither side closed or will."""
+        if not self.is_whole or not self._keeps_alive or self.is_lost or self._transport is None:
+            return False
+        return not self._transport.get_write_buffer_size()  # else it answered before it had read the request
 
     def send(self, head: bytes, body: bytes, deadlines: Deadlines, *, wants_stream: bool) -> None:
         """Write a request, its head without the length; what comes from now on is its answer."""
@@ -139,7 +138,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         if not parts:
             return b""
         self._parts = []
-        self._buffered = 0
+        self._buffered, self._joins_after = 0, MAX_PARTS
         if self._is_paused:
             self._resume()
         return parts[0] if len(parts) == 1 else b"".join(parts)
@@ -204,6 +203,10 @@ class HttpConnection(asyncio.BufferedProtocol):
                 self._refuse(f"The head of the node's answer, or its trailer, is over {MAX_HEAD_BYTES} bytes.")
         else:
             self._head_bytes = 0
+        if len(self._parts) > self._joins_after:
+            joined = self._joins_after - MAX_PARTS  # the parts that are joined already
+            self._parts[joined:] = [b"".join(self._parts[joined:])]
+            self._joins_after += 1
         if self._fault is not None:
             self.is_whole = False
             self.abort()
@@ -215,7 +218,8 @@ class HttpConnection(asyncio.BufferedProtocol):
                 self._transport.pause_reading()
 
     def eof_received(self) -> bool:
-        """Close our side too."""
+        """Close our side too; over TLS that takes its time, in which nobody may write a request."""
+        self.is_lost = True
         return False
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -292,6 +296,5 @@ class HttpConnection(asyncio.BufferedProtocol):
             self._transport.resume_reading()
 
     def _wake(self) -> None:
-        waiter, self._waiter = self._waiter, None
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)

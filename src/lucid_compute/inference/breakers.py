@@ -13,8 +13,8 @@ OPEN_SECONDS = 30.0
 MAX_OPEN_SECONDS = 600.0
 RETRY_SHARE = 0.1
 RETRIES_ALWAYS = 10
-_SLICE_SECONDS = 10.0
-_SLICES = 6
+_WINDOW_SECONDS = 60
+_MOST_DOUBLINGS = 10  # of the opening; far more than the limit takes, and far fewer than a float does
 
 
 class Breaker:
@@ -54,7 +54,7 @@ class Breaker:
         self._trial_until = 0.0
         if now < self.open_until or not (was_trial or self.failures >= FAILURES_TO_OPEN) or not may_open():
             return False
-        self.open_until = now + min(OPEN_SECONDS * 2**self._opened_times, MAX_OPEN_SECONDS)
+        self.open_until = now + min(OPEN_SECONDS * 2 ** min(self._opened_times, _MOST_DOUBLINGS), MAX_OPEN_SECONDS)
         self._opened_times += 1
         return True
 
@@ -64,25 +64,29 @@ class RetryBudget:
 
     def __init__(self) -> None:
         """Start with the ten."""
-        self._slices: list[list[float]] = []  # of ten seconds each: when it began, requests, retries
+        self._seconds: list[list[int]] = []  # each with requests or retries: which, how many requests, how many retries
 
     def note_request(self, now: float) -> None:
         """Count a request."""
-        slices = self._slices
-        if slices and now - slices[-1][0] < _SLICE_SECONDS:
-            slices[-1][1] += 1
+        seconds = self._seconds
+        if seconds and seconds[-1][0] == int(now):
+            seconds[-1][1] += 1
         else:
-            slices.append([now, 1, 0])
-            del slices[:-_SLICES]
+            self._begin_second(now)[1] += 1
 
     def take(self, now: float) -> bool:
         """Whether there is a retry left; takes it."""
-        recent = [entry for entry in self._slices if now - entry[0] < _SLICE_SECONDS * _SLICES]
-        allowed = max(RETRIES_ALWAYS, RETRY_SHARE * sum(entry[1] for entry in recent))
-        if sum(entry[2] for entry in recent) >= allowed:
+        seconds = self._seconds
+        this = seconds[-1] if seconds and seconds[-1][0] == int(now) else self._begin_second(now)
+        recent = [second for second in seconds if second[0] > this[0] - _WINDOW_SECONDS]
+        allowed = max(RETRIES_ALWAYS, RETRY_SHARE * sum(second[1] for second in recent))
+        if sum(second[2] for second in recent) + 1 > allowed:
             return False
-        if not recent:
-            self.note_request(now)
-            recent = [self._slices[-1]]
-        recent[-1][2] += 1
+        this[2] += 1
         return True
+
+    def _begin_second(self, now: float) -> list[int]:
+        second = [int(now), 0, 0]
+        self._seconds.append(second)
+        del self._seconds[:-_WINDOW_SECONDS]
+        return second

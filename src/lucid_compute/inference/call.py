@@ -93,3 +93,5 @@ class Call:
         exchange.sending_since = time.monotonic()
         await self.send({"type": "http.response.body", "body": body, "more_body": more})
         exchange.sending_since = 0.0
+        if not more:
+            exchange.settle()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Collection, Iterable
+from collections.abc import Collection, Iterable
 from datetime import datetime
 
 from lucid_compute.fleet.fleet import Fleet
@@ -21,11 +21,12 @@ from lucid_compute.inference.wanted import Wanted
 from lucid_compute.node_state import FRESH_WINDOW
 from lucid_compute.routing_rules import NO_POLICY, TIE_SHARE, NodeUsage, suits
 
-SAMPLE = 16
+FEW = 16  # nodes that are all looked at
+SAMPLE = 8  # of more than that: twice as many cost twice the time, nearly all of it waiting for memory
 AFFINE_NODES = 3  # how many nodes a session tries before it goes where it waits least
 AFFINE_WAIT = 2.0  # how much longer a session waits for its own node, as a multiple of the least wait
 _ROUNDS = 3  # of samples, before every node is looked at
-_AFFINE_LOOKS = 64  # for a session's own nodes, when its policy suits none of the first
+_AFFINE_LOOKS = (AFFINE_NODES, 12, 64)  # for a session's own nodes; more where none of the first suits its policy
 _NODES_A_TURN = 500
 
 Candidate = tuple[float, FleetNode]
@@ -42,11 +43,11 @@ class Dispatcher:
     def find_quickly(self, wanted: Wanted, now: datetime) -> FleetNode | None:
         """Answer the node to send the request to; None when a few looks found none.
 
-        Where there are more than `SAMPLE` nodes, so many are looked at, at random: the best of sixteen is among the best
-        tenth of any fleet (five times in six), and no two replicas run for the same one.
+        Where there are more than `FEW` nodes, `SAMPLE` of them are looked at, at random: the best of eight is among the
+        best quarter of any fleet nine times in ten, and no two replicas run for the same one.
         """
         ring = self._fleet.ring_of(wanted.model)
-        if len(ring) > SAMPLE and wanted.policy.node_ids is None:
+        if len(ring) > FEW and wanted.policy.node_ids is None:
             return self._best_of_some(ring, wanted, now)
         node_ids = ring.all() if wanted.session is None else self._in_order(ring, wanted)
         silent: list[str] = []
@@ -61,13 +62,18 @@ class Dispatcher:
         """Answer the node to send the request to, looking at every one: fresh ones first; None when there is none."""
         silent: list[str] = []
         node_ids = self._in_order(self._fleet.ring_of(wanted.model), wanted)
-        async for some in self._in_turns(node_ids, wanted):
-            if candidates := self._candidates(some, wanted, now - FRESH_WINDOW, silent):
-                return _least_wait(candidates, candidates if wanted.session else ())
-        async for some in self._in_turns(silent, wanted):
-            candidates = self._living(some, wanted, now)
-            if candidates and wanted.policy.route_stale:
-                return _least_wait(candidates, candidates if wanted.session else ())
+        for start in range(0, len(node_ids), _NODES_A_TURN):
+            if start:
+                await asyncio.sleep(0)  # others are answered in between
+            some = node_ids[start : start + _NODES_A_TURN]
+            if fresh := _still_on_ring(self._candidates(some, wanted, now - FRESH_WINDOW, silent), wanted):
+                return _least_wait(fresh, fresh if wanted.session else ())
+        for start in range(0, len(silent), _NODES_A_TURN):
+            if start:
+                await asyncio.sleep(0)
+            living = _still_on_ring(self._living(silent[start : start + _NODES_A_TURN], wanted, now), wanted)
+            if living and wanted.policy.route_stale:
+                return _least_wait(living, living if wanted.session else ())
         return self._least_blocked(wanted, now)
 
     def usage_of(self, node: FleetNode, wanted: Wanted) -> NodeUsage:
@@ -111,7 +117,7 @@ class Dispatcher:
     def _own(self, ring: ModelRing, wanted: Wanted, now: datetime, *, are_fresh: bool) -> list[Candidate]:
         """Answer the session's own nodes that may take the request, the first one before the next."""
         place = place_of(wanted.session or "")
-        for count in (AFFINE_NODES, _AFFINE_LOOKS):
+        for count in _AFFINE_LOOKS:
             silent: list[str] = []
             onward = ring.onward_from(place, count)
             own = self._candidates(onward, wanted, now - FRESH_WINDOW, silent)
@@ -130,19 +136,9 @@ class Dispatcher:
         named = wanted.policy.node_ids
         if named is None:
             return ring.onward_from(place, len(ring))
-        return sorted(self._still_on_ring(named, wanted), key=lambda node_id: (place_of(node_id) - place) % 2**64)
-
-    async def _in_turns(self, node_ids: list[str], wanted: Wanted) -> AsyncIterator[Collection[str]]:
-        """Yield the nodes part by part, so that others are answered in between, without those that left meanwhile."""
-        yield node_ids[:_NODES_A_TURN]
-        for start in range(_NODES_A_TURN, len(node_ids), _NODES_A_TURN):
-            await asyncio.sleep(0)
-            yield self._still_on_ring(node_ids[start : start + _NODES_A_TURN], wanted)
-
-    def _still_on_ring(self, node_ids: Iterable[str], wanted: Wanted) -> list[str]:
-        model_id, find_node = wanted.model.id, self._fleet.find_node
-        nodes = ((node_id, find_node(node_id)) for node_id in node_ids)
-        return [node_id for node_id, node in nodes if node and node.capability_class.has_on_ring(node_id, model_id)]
+        nodes = filter(None, map(self._fleet.find_node, named))
+        node_ids = [node.state.id for node in nodes if _is_on_ring(node, wanted)]
+        return sorted(node_ids, key=lambda node_id: (place_of(node_id) - place) % 2**64)
 
     def _living(self, node_ids: Iterable[str], wanted: Wanted, now: datetime) -> list[Candidate]:
         """Answer the live nodes that may take the request, each with its wait; those not live leave the rings."""
@@ -199,6 +195,15 @@ class Dispatcher:
         if len(blocked) * 2 <= live_count:
             return None
         return min(free, key=lambda node: self._traffic.blocked_seconds(node.state.id))
+
+
+def _still_on_ring(candidates: list[Candidate], wanted: Wanted) -> list[Candidate]:
+    """Answer the nodes without those that left the ring while others were answered: they may be draining."""
+    return [candidate for candidate in candidates if _is_on_ring(candidate[1], wanted)]
+
+
+def _is_on_ring(node: FleetNode, wanted: Wanted) -> bool:
+    return node.capability_class.has_on_ring(node.state.id, wanted.model.id)
 
 
 def _least_wait(candidates: list[Candidate], own: Collection[Candidate] = ()) -> FleetNode:

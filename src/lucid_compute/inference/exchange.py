@@ -61,6 +61,10 @@ class Exchange:
             self.cut = reason
             self._task.cancel()
 
+    def settle(self) -> None:
+        """Note that the client has its whole answer: to leave is its right, and nothing is ended by it."""
+        self._task = None
+
     def watch(self) -> None:
         """Notice from now on when the client leaves."""
         if self._watcher is None:

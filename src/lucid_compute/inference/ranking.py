@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from datetime import datetime
+from heapq import nsmallest
 from typing import NamedTuple
 
+from lucid_compute.fleet.capability_index import CapabilityClass
 from lucid_compute.fleet.fleet import Fleet
 from lucid_compute.fleet.fleet_node import FleetNode
 from lucid_compute.inference.dispatcher import Dispatcher
 from lucid_compute.inference.wanted import Wanted
 from lucid_compute.matching_engine import Reason, ReasonCode
-from lucid_compute.routing_rules import NodeUsage, routing_reasons
+from lucid_compute.routing_rules import NodeUsage, kind_reasons, moment_reasons
 
 MAX_LISTED = 100
 _NODES_A_TURN = 500
@@ -39,24 +41,28 @@ async def rank(fleet: Fleet, dispatcher: Dispatcher, wanted: Wanted, now: dateti
     """Ask the rules about every node, giving way to requests in between."""
     shortlist: list[Ranked] = []
     rejected: list[tuple[FleetNode, tuple[Reason, ...]]] = []
-    rejections: Counter[str] = Counter()
+    rejections: Counter[ReasonCode] = Counter()
     live_since = fleet.live_since(now)
+    of_kinds: dict[CapabilityClass, tuple[Reason, ...]] = {}
     for position, node in enumerate(list(fleet.nodes())):
         if position % _NODES_A_TURN == _NODES_A_TURN - 1:
             await asyncio.sleep(0)
+        kind = node.capability_class
+        if (reasons := of_kinds.get(kind)) is None:
+            reasons = of_kinds[kind] = kind_reasons(wanted.model, node.state)
         usage = dispatcher.usage_of(node, wanted)
-        reasons = routing_reasons(wanted.model, node.state, usage, wanted.policy, now=now, live_since=live_since)
+        reasons += moment_reasons(node.state, usage, wanted.policy, now=now, live_since=live_since)
         if reasons:
-            rejections.update({reason.code.value for reason in reasons})
+            rejections.update({reason.code for reason in reasons})
             rejected.append((node, reasons))
         else:
             is_fresh = node.state.is_fresh(now)
             shortlist.append(Ranked(node, dispatcher.wait_ms(node, wanted), is_fresh, usage))
-    shortlist.sort(key=lambda ranked: (not ranked.is_fresh, ranked.wait_ms))
-    rejected.sort(key=_names_the_model_first)
-    return Ranking(shortlist[:MAX_LISTED], rejected[:MAX_LISTED], rejections)
+    best = nsmallest(MAX_LISTED, shortlist, key=lambda ranked: (not ranked.is_fresh, ranked.wait_ms))
+    worst = nsmallest(MAX_LISTED, rejected, key=_names_the_model_first)
+    return Ranking(best, worst, Counter({code.value: count for code, count in rejections.items()}))
 
 
 def _names_the_model_first(entry: tuple[FleetNode, tuple[Reason, ...]]) -> tuple[bool, int]:
-    codes = {reason.code for reason in entry[1]}
-    return ReasonCode.MODEL_NOT_SERVED in codes, len(codes)
+    reasons = entry[1]
+    return any(reason.code is ReasonCode.MODEL_NOT_SERVED for reason in reasons), len(reasons)

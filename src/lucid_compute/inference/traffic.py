@@ -9,8 +9,7 @@ from lucid_compute.fleet.fleet import Fleet
 from lucid_compute.fleet.fleet_node import FleetNode
 from lucid_compute.inference.breakers import Breaker
 from lucid_compute.inference.wanted import Wanted
-from lucid_compute.node_state import NodeState
-from lucid_compute.routing_rules import Stretch, expected_wait_ms, stretch_of
+from lucid_compute.routing_rules import stretch_of
 
 NEWEST_WEIGHT = 0.2
 FORGET_SECONDS = 60.0
@@ -80,7 +79,8 @@ class NodeTraffic:
         latency_ms = typical_ms
         if measured is not None and (weight := 1.0 - (now - measured[1]) / FORGET_SECONDS) > 0:
             latency_ms += (measured[0] - typical_ms) * weight
-        return expected_wait_ms(self.stretch, in_flight, latency_ms)
+        stretch = self.stretch
+        return latency_ms * (stretch.idle + in_flight * stretch.each)
 
 
 class Traffic:
@@ -101,10 +101,6 @@ class Traffic:
         elif known is not None and known.state is not known.node.state:
             known.read()
         return known
-
-    def typical_ms(self, kind: Kind) -> float:
-        """Answer the latency to expect of a node that was not measured, or long ago."""
-        return self._typical_ms.get(kind, UNMEASURED_MS)
 
     def typical_ms(self, kind: Kind) -> float:
         """Answer the latency to expect of a node that was not measured, or long ago."""

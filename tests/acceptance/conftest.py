@@ -1,0 +1,64 @@
+"""The gateway's tests share one service, and the clients that speak to it."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+import pytest_asyncio
+
+from tests import postgres
+from tests.fault_node import Behaviour, FaultNode
+from tests.gateway import Gateway, chat_answer, open_gateway
+from tests.served import Served, folder
+
+FIRST_BYTE_SECONDS = 1.0
+ANSWER_SECONDS = 3.0
+SLOW_READER_SECONDS = 2.0
+# `lucid serve` with the one bound that is no setting and that no test can wait for.
+_IMPATIENT = f"""
+from lucid_compute.inference import watchdog
+watchdog.SLOW_READER_SECONDS = {SLOW_READER_SECONDS}
+from lucid_compute.cli.main import main
+main()
+"""
+
+
+class _Impatient(Served):
+    command = (sys.executable, "-c", _IMPATIENT, "serve")
+
+
+@pytest.fixture(scope="session")
+def gateway_service(postgres_and_template: tuple[str, str]) -> Iterator[Served]:
+    """A service that waits only briefly, for nodes and for clients."""
+    url = asyncio.run(postgres.clone(*postgres_and_template))
+    settings = {
+        "FIRST_BYTE_TIMEOUT_SECONDS": str(FIRST_BYTE_SECONDS),
+        "BETWEEN_BYTES_TIMEOUT_SECONDS": str(FIRST_BYTE_SECONDS),
+        "ANSWER_TIMEOUT_SECONDS": str(ANSWER_SECONDS),
+    }
+    with folder() as made, _Impatient(made, url, **settings) as served:
+        yield served
+    asyncio.run(postgres.drop(url))
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def gateway(gateway_service: Served) -> AsyncIterator[Gateway]:
+    """The service as its admin and its consumers speak to it."""
+    async with open_gateway(gateway_service) as gateway:
+        yield gateway
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def retries(gateway: Gateway) -> None:
+    """See to it that the service may try requests again as often as a test needs."""
+    await gateway.earn_retries()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def recorder() -> AsyncIterator[FaultNode]:
+    """A node that answers every chat and keeps what it was sent."""
+    async with FaultNode(Behaviour(answer=chat_answer())) as node:
+        yield node

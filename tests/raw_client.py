@@ -42,7 +42,8 @@ class Client:
                     read += data
         except ConnectionError:
             read += b"RESET"
-        await self.close()
+        finally:
+            await self.close()
         return read
 
     async def close(self) -> None:

@@ -210,7 +210,7 @@ async def test_a_revoked_keys_stream_ends_with_an_error(gateway: Gateway) -> Non
             with pytest.raises(openai.AuthenticationError):
                 await client.models.list()
             with pytest.raises(openai.APIError) as ended:
-                await read_on(stream)
+                await asyncio.wait_for(read_on(stream), REVOKED_SECONDS)
             assert ended.value.code == "UNAUTHORIZED"
             assert time.monotonic() - revoked_at < REVOKED_SECONDS
         assert (await gateway.health(node_id))["inFlight"] == 1

@@ -213,7 +213,9 @@ async def test_a_job_that_ends_before_its_beginning_was_written_is_one_row(datab
         ledger.begin(job)
         ledger.finish(ended(job))
         assert ledger.waiting == 1
-        ledger.begin(job)  # looked at too late: it has ended
+        ledger.begin(ended(job))
+        ledger.begin(late := ended(new_job()))  # looked at too late: it has ended
+        assert (ledger.waiting, late.is_written) == (1, False)
         await all_written(ledger)
         await expect(database_url, [job])
 

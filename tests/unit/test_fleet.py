@@ -14,10 +14,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from lucid_compute.errors import ModelNotFound, NodeDeregistered, NodeNotFound
 from lucid_compute.fleet.fleet import Fleet
 from lucid_compute.fleet.fleet_node import Lifecycle
+from lucid_compute.fleet.model_ring import place_of
 from lucid_compute.fleet.replicas import LEASE, Replica, Snapshot
-from lucid_compute.matching_engine import has_available_compute, is_available_on, serves
-from lucid_compute.node_state import DeclaredModel
-from lucid_compute.passports import PassportStatus, PassportType
+from lucid_compute.matching_engine import fit_reasons, has_available_compute, is_available_on, is_healthy, serves
+from lucid_compute.node_state import DeclaredModel, NodeState
+from lucid_compute.passports import ModelPassport, PassportStatus, PassportType
 from tests.factories import NOW, compute_passport, passport, receipt
 
 NAMES = ["a", "b", "c"]
@@ -52,6 +53,7 @@ class FleetMachine(RuleBasedStateMachine):
         self.records: dict[str, Any] = {}
         self.node_ids: list[str] = []
         self.model_ids: list[str] = []
+        self.passed_over: set[str] = set()
 
     def _next(self) -> int:
         self.revision += 1
@@ -87,6 +89,7 @@ class FleetMachine(RuleBasedStateMachine):
             "runtime": runtime,
         }
         self.fleet.apply_receipt(node_id, receipt(age_seconds=late, now=self.now, revision=self._next(), **beat))
+        self.passed_over.discard(node_id)
 
     @precondition(lambda self: self.node_ids)
     @rule(data=st.data(), declared=DECLARED, drains=st.booleans())
@@ -111,9 +114,35 @@ class FleetMachine(RuleBasedStateMachine):
         record = self.records[data.draw(st.sampled_from(self.node_ids))]
         self._put(replace(record, metadata={**record.metadata, **metadata}, revision=self._next()))
 
-    @rule(seconds=st.sampled_from([1, 10, 30, 31]))
+    @precondition(lambda self: self.model_ids)
+    @rule(data=st.data(), metadata=MODELS)
+    def change_model(self, data: st.DataObject, metadata: dict[str, Any]) -> None:
+        record = self.records[data.draw(st.sampled_from(self.model_ids))]
+        others = {n for model in self.fleet.models_newest_first() if model.id != record.id for n in model.known_as}
+        if record.status is PassportStatus.ACTIVE and not others & {*metadata["aliases"]}:
+            self._put(replace(record, metadata=metadata, revision=self._next()))
+
+    @precondition(lambda self: self.node_ids)
+    @rule(data=st.data(), forgets=st.booleans())
+    def deregister(self, data: st.DataObject, forgets: bool) -> None:
+        node_id = data.draw(st.sampled_from(self.node_ids))
+        self._put(replace(self.records[node_id], deregistered_at=self.now, revision=self._next()))
+        if forgets:
+            self.fleet.forget_node(self.fleet.get_node(node_id, owner=None))
+            self.node_ids.remove(node_id)
+            del self.records[node_id]
+
+    @rule(seconds=st.sampled_from([1, 10, 30, 31, 121]))
     def wait(self, seconds: int) -> None:
         self.now += timedelta(seconds=seconds)
+
+    @rule()
+    def pass_over_the_dead(self) -> None:
+        live_since = self.fleet.live_since(self.now)
+        for node in self.fleet.nodes():
+            if not node.state.is_live(live_since):
+                self.fleet.pass_over(node)
+                self.passed_over.add(node.state.id)
 
     @invariant()
     def the_index_says_what_every_node_would(self) -> None:
@@ -123,6 +152,26 @@ class FleetMachine(RuleBasedStateMachine):
             assert self.fleet.is_available(model, self.now) is expected
             served = any(is_available_on(model, node, self.now) and serves(model, node) for node in nodes)
             assert self.fleet.is_served(model, self.now) is (served or model.format == "api")
+
+    @invariant()
+    def rings_hold_the_nodes_that_fit_serve_and_are_healthy_if_fresh(self) -> None:
+        """A dead node that was passed over may be missing, until its next heartbeat."""
+        nodes = list(self.fleet.nodes())
+        for model in self.fleet.models_newest_first():
+            ring = self.fleet.ring_of(model)
+            expected = {node.state.id for node in nodes if _belongs_on_ring(model, node.state)}
+            assert expected - self.passed_over <= set(ring.all()) <= expected
+            assert ring.all() == sorted(ring.all(), key=lambda node_id: (place_of(node_id), node_id))
+            assert len(ring) == len(set(ring.all()))
+            for node in nodes:
+                is_on_ring = node.state.id in set(ring.all())
+                assert (node.state.id in ring) is is_on_ring
+                assert node.capability_class.has_on_ring(node.state.id, model.id) is is_on_ring
+
+
+def _belongs_on_ring(model: ModelPassport, state: NodeState) -> bool:
+    was_healthy = state.receipt is not None and is_healthy(state, state.receipt.received_at)
+    return was_healthy and serves(model, state) and not fit_reasons(model, state)
 
 
 TestFleetAgainstEngine = FleetMachine.TestCase

@@ -43,10 +43,12 @@ async def test_the_request_is_written_as_it_was_given_with_its_length() -> None:
 
 
 async def test_a_trailer_and_an_interim_answer_say_nothing_of_the_answer() -> None:
-    for name in ("chunks and a trailer", "103 before"):
+    interim = b"HTTP/1.1 103 Hints\r\nContent-Type: a/b\r\nRetry-After: 9\r\n\r\n"
+    unnamed = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+    for data, content_type in ((GOOD["chunks and a trailer"][0], b"application/json"), (interim + unnamed, b"")):
         exchanged = Exchange()
-        exchanged.feed(GOOD[name][0])
-        assert exchanged.connection.content_type == b"application/json"
+        exchanged.feed(data)
+        assert (exchanged.connection.content_type, exchanged.connection.retry_after) == (content_type, b"")
 
 
 @pytest.mark.parametrize("name", BROKEN)
@@ -160,8 +162,8 @@ async def test_an_answer_and_a_stream_have_their_limits_to_the_byte(
             assert len(outcome.body) == size or fault
 
 
-async def test_many_small_chunks_are_no_overlong_head() -> None:
-    body = b"1\r\na\r\n" * 20_000
-    exchanged = Exchange()
-    exchanged.feed(JSON_HEAD + b"Transfer-Encoding: chunked\r\n\r\n", body, b"0\r\n\r\n")
-    assert (await exchanged.outcome())[1:] == (b"a" * 20_000, None, True)
+async def test_many_small_chunks_are_no_overlong_head_in_one_read_or_in_many() -> None:
+    for body in ([b"1\r\na\r\n" * 20_000], [b"1\r\n", b"a", b"\r\n"] * 20_000):
+        exchanged = Exchange()
+        exchanged.feed(JSON_HEAD + b"Transfer-Encoding: chunked\r\n\r\n", *body, b"0\r\n\r\n")
+        assert (await exchanged.outcome())[1:] == (b"a" * 20_000, None, True)

@@ -13,9 +13,16 @@ from lucid_compute.egress.faults import EgressFault, FaultKind
 from lucid_compute.inference.usage import Usage, find_usage
 
 MAX_EVENT_BYTES = 1024 * 1024
+_EVENT_ENDS = re.compile(rb"(?<=\n\n)|(?<=\n\r\n)")
 _NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
 _DONE = re.compile(rb"(?:^|\n)data: ?\[DONE\]")
-_ERROR = re.compile(rb'(?:^|\n)(?P<event>data: ?\{\s*"error"\s*:\s*[{"])')
+# A quote inside JSON text is escaped and so is a line's end: what begins a line, or is a quoted key, is no text.
+_ERROR = re.compile(
+    rb'(?:^|\n)(?P<event>data: ?\{\s*"(?:error"\s*:\s*[{"]|(?:object|type)"\s*:\s*"error")'
+    rb"|event: ?error\r?\n|error: ?\{)"  # the last is llama.cpp's of 2024, and its forks'
+)
+# OpenAI's streaming events of a response: one of these is the last, and no [DONE] comes.
+_RESPONSE_END = re.compile(rb'"type"\s*:\s*"response\.(completed|incomplete|failed)"')
 _CODE = re.compile(rb'"code"\s*:\s*"?(\d{3})\b')
 _CLIENTS_OWN = frozenset({b"400", b"413", b"422"})
 _DONE_BYTES = 32
@@ -26,6 +33,7 @@ _PIECES: dict[str, tuple[bytes, ...]] = {
     "responses": (b'"delta":"',),
 }
 _NO_PIECE = b'content":""'
+_STYLE = re.compile(rb'data: ?\{\s*"[^"]*":( ?)')
 
 
 class EventStream:
@@ -38,6 +46,7 @@ class EventStream:
 
     __slots__ = (
         "_endpoint",
+        "_last",
         "_pieces",
         "_rest",
         "_withholds_usage",
@@ -52,7 +61,8 @@ class EventStream:
         """Start at the beginning. `withholds_usage`: we asked for it and the client did not."""
         self._endpoint = endpoint
         self._withholds_usage = withholds_usage
-        self._rest = b""
+        self._rest = bytearray()
+        self._last = b""
         self.has_ended = self.failed = self.is_refused = False
         self.usage: Usage | None = None
         self.pieces = 0
@@ -64,70 +74,85 @@ class EventStream:
         Raises:
             EgressFault: an event is longer than it may be.
         """
-        if self._rest:
-            block = self._rest + block
-        end = block.rfind(b"\n\n") + 2
-        if end == 1:
-            end = block.rfind(b"\r\n\r\n") + 4
-            if end == 3:  # noqa: PLR2004 - not found
-                end = 0
-        self._rest = block[end:]
-        if len(self._rest) > MAX_EVENT_BYTES:
-            raise EgressFault(FaultKind.BAD_RESPONSE, f"An event of the stream is over {MAX_EVENT_BYTES} bytes.")
-        if end != len(block):
-            block = block[:end]
+        if self._rest or (block[-2:] != b"\n\n" and block[-4:] != b"\r\n\r\n"):
+            block = self._complete(block)
         return self._look_at(block) if block else b""
 
     def finish(self) -> bytes:
         """Answer what is left when the node has ended without a blank line, if it is a whole event."""
-        rest, self._rest = self._rest, b""
-        return self._look_at(rest.rstrip() + b"\n\n") if _DONE.search(rest) else b""
+        rest = bytes(self._rest).rstrip()
+        self._rest.clear()
+        if _DONE.search(self._last):
+            self.has_ended = True  # with something behind it
+        is_end = _DONE.search(rest) or (self._endpoint == "responses" and _RESPONSE_END.search(rest))
+        return self._look_at(rest + b"\n\n") if is_end else b""
+
+    def _complete(self, block: bytes) -> bytes:
+        """Answer the whole events so far, and keep the rest. Only what is new is searched: it may come in bytes."""
+        rest = self._rest
+        start = max(0, len(rest) - 2)
+        rest += block
+        after_lines, after_returns = rest.rfind(b"\n\n", start), rest.rfind(b"\n\r\n", start)
+        end = max(after_lines + 2 if after_lines >= 0 else 0, after_returns + 3 if after_returns >= 0 else 0)
+        events = bytes(rest[:end])
+        del rest[:end]
+        if len(rest) > MAX_EVENT_BYTES:
+            raise EgressFault(FaultKind.BAD_RESPONSE, f"An event of the stream is over {MAX_EVENT_BYTES} bytes.")
+        return events
 
     def _look_at(self, block: bytes) -> bytes:
-        if block.find(b'"usage":') >= 0:
+        if block.find(b'"usage"') >= 0:
             block = self._read_usage(block)
         if b"[DONE]" in block[-_DONE_BYTES:] and _DONE.search(block, max(0, len(block) - _DONE_BYTES - 2)):
             self.has_ended = True
-        if block.find(b'{"error"') >= 0 and (found := _ERROR.search(block)):
+        if self._endpoint == "responses" and (end := _RESPONSE_END.search(block)):
+            self.has_ended = True
+            if end[1] == b"failed":
+                block = self._stop_at(block, end.start())
+        if block.find(b"error") >= 0 and (found := _ERROR.search(block)):
             block = self._stop_at(block, found.start("event"))
         for piece in self._pieces or self._know_pieces(block):
             self.pieces += block.count(piece)
+        self._last = block
         return block
 
     def _stop_at(self, block: bytes, at: int) -> bytes:
         """Answer what comes before the node's error; or all, when that is the client's own, which it should see."""
-        code = _CODE.search(block, at)
+        before = b""
+        for event in _EVENT_ENDS.split(block):
+            if len(before) + len(event) > at:
+                break
+            before += event
+        code = _CODE.search(event)
         if code is not None and code[1] in _CLIENTS_OWN:
             self.is_refused = self.has_ended = True
             return block
         self.failed, self.has_ended = True, False
-        return block[:at]
+        return before
 
     def _know_pieces(self, block: bytes) -> tuple[bytes, ...]:
-        """Answer what stands before each piece of text, as this node writes JSON."""
-        self._pieces = _PIECES.get(self._endpoint, ())
-        if b'":' in block and b'": ' in block[: block.find(b"\n\n")]:
+        """Answer what stands before each piece of text, as this node writes JSON; nothing before it has written any."""
+        if (style := _STYLE.search(block)) is None:
+            return ()
+        no_piece, self._pieces = _NO_PIECE, _PIECES.get(self._endpoint, ())
+        if style[1]:
+            no_piece = no_piece.replace(b":", b": ")
             self._pieces = tuple(piece.replace(b":", b": ") for piece in self._pieces)
-        self.pieces -= block.count(_NO_PIECE)  # a first event that only names the role
+        self.pieces -= block.count(no_piece)  # a first event that only names the role
         return self._pieces
 
     def _read_usage(self, block: bytes) -> bytes:
-        separator = b"\r\n\r\n" if b"\r\n\r\n" in block else b"\n\n"
-        kept = []
-        for event in block.split(separator):
-            usage = find_usage(event)
-            if usage is not None:
-                self.usage = usage
-                if self._withholds_usage and _NO_CHOICES.search(event):
-                    continue
-            if self._endpoint == "responses" and b"response.completed" in event:
-                self.has_ended = True
-            kept.append(event)
-        return separator.join(kept)
+        """Answer the block without events that hold nothing but a usage which the client did not ask for."""
+        self.usage = find_usage(block) or self.usage
+        if not self._withholds_usage or not _NO_CHOICES.search(block):
+            return block
+        events = _EVENT_ENDS.split(block)
+        return b"".join(event for event in events if not (_NO_CHOICES.search(event) and find_usage(event)))
 
 
 def error_event(endpoint: str, error: dict[str, Any]) -> bytes:
     """Answer the event that ends a broken stream, as OpenAI's clients raise it."""
     if endpoint == "responses":
-        return b"event: error\ndata: " + json.dumps({"type": "error", **error}).encode() + b"\n\n"
+        flat = {name: error["error"].get(name) for name in ("code", "message", "param")}
+        return b"event: error\ndata: " + json.dumps({"type": "error", **flat, **error}).encode() + b"\n\n"
     return b"data: " + json.dumps(error).encode() + b"\n\n"

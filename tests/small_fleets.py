@@ -1,0 +1,96 @@
+"""Small fleets for tests of dispatch: nodes that serve a model, and a clock that only moves when it is told to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+
+from lucid_compute.fleet.fleet import Fleet
+from lucid_compute.fleet.fleet_node import FleetNode
+from lucid_compute.inference import dispatcher, traffic
+from lucid_compute.inference.dispatcher import Dispatcher
+from lucid_compute.inference.traffic import Traffic
+from lucid_compute.inference.wanted import Wanted
+from lucid_compute.passports import ModelPassport, PassportType
+from lucid_compute.routing_rules import NO_POLICY, RoutingPolicy
+from tests.factories import NOW, compute_passport, passport, receipt
+
+
+class Clock:
+    """Stands in for the module `time`."""
+
+    def __init__(self) -> None:
+        """Start somewhere."""
+        self._now = 5000.0
+
+    def monotonic(self) -> float:
+        """Answer the instant that the test has come to."""
+        return self._now
+
+    def pass_seconds(self, seconds: float) -> None:
+        """Let time pass."""
+        self._now += seconds
+
+
+def stop_clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Let what is learnt of nodes grow old only when the test says so."""
+    clock = Clock()
+    for module in (dispatcher, traffic):
+        monkeypatch.setattr(module, "time", clock)
+    return clock
+
+
+class SmallFleet:
+    """A fleet of nodes that all report the models, with one replica's dispatcher."""
+
+    def __init__(self, models: Iterable[str] = ("model",)) -> None:
+        """Start without nodes."""
+        self.fleet = Fleet()
+        self.traffic = Traffic(self.fleet)
+        self.dispatcher = Dispatcher(self.fleet, self.traffic)
+        self.now: datetime = NOW
+        self._revision = 1
+        for name in models:
+            metadata = {"format": "safetensors"}
+            self.fleet.apply_passport(passport(PassportType.MODEL, metadata, id=f"id-of-{name}", name=name))
+
+    @property
+    def model(self) -> ModelPassport:
+        """The first of the models."""
+        return self.fleet.models_newest_first()[0]
+
+    def wanted(self, policy: RoutingPolicy = NO_POLICY, **changes: Any) -> Wanted:
+        """A request of the model."""
+        return Wanted(self.model, policy, **changes)
+
+    def add_node(
+        self, node_id: str = "", *, serves: Iterable[str] = ("model",), metadata: Any = None, **beat: Any
+    ) -> FleetNode:
+        """Register a node that beats now."""
+        self._revision += 1
+        record = compute_passport(metadata, id=node_id or f"node-{self._revision:05}")
+        self.fleet.apply_passport(record)
+        self.beat(record.id, serves=serves, **beat)
+        return self.fleet.get_node(record.id, owner=None)
+
+    def add_nodes(self, count: int, **changes: Any) -> list[FleetNode]:
+        """Register so many nodes that look alike."""
+        return [self.add_node(**changes) for _ in range(count)]
+
+    def beat(self, node_id: str, *, serves: Iterable[str] = ("model",), age_seconds: float = 0, **changes: Any) -> None:
+        """Let the node beat now, or so long ago; without load or queue unless said otherwise."""
+        self._revision += 1
+        beat = {"load": 0.0, "queueDepth": 0, "availableModels": sorted(serves), **changes}
+        newest = receipt(age_seconds=age_seconds, now=self.now, revision=self._revision, passport_id=node_id, **beat)
+        self.fleet.apply_receipt(node_id, newest)
+
+    def wait(self, seconds: float) -> None:
+        """Let the database's clock go on."""
+        self.now += timedelta(seconds=seconds)
+
+    async def choose(self, wanted: Wanted) -> FleetNode | None:
+        """Choose as the gateway does."""
+        return self.dispatcher.find_quickly(wanted, self.now) or await self.dispatcher.find(wanted, self.now)

@@ -48,13 +48,14 @@ class Wire(asyncio.Transport):
 
 
 class Exchange:
-    """A connection with a request under way."""
+    """A connection, with a request under way if it asks."""
 
-    def __init__(self, *, wants_stream: bool = False, deadlines: Deadlines | None = None) -> None:
+    def __init__(self, *, wants_stream: bool = False, deadlines: Deadlines | None = None, asks: bool = True) -> None:
         self.view = memoryview(bytearray(READ_BYTES))
         self.connection, self.wire = HttpConnection(self.view), Wire()
         self.connection.connection_made(self.wire)
-        self.ask(wants_stream=wants_stream, deadlines=deadlines)
+        if asks:
+            self.ask(wants_stream=wants_stream, deadlines=deadlines)
 
     def ask(self, *, wants_stream: bool = False, deadlines: Deadlines | None = None) -> None:
         head = b"POST /v1/completions HTTP/1.1\r\n"

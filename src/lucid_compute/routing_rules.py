@@ -94,16 +94,18 @@ def routing_reasons(
     *,
     now: datetime,
     live_since: datetime,
+    of_kind: tuple[Reason, ...] | None = None,
 ) -> tuple[Reason, ...]:
-    """Answer every rule that keeps a request of the model from the node.
+    """Answer every rule that keeps a request of the model from the node; `of_kind` are its `kind_reasons`, if known.
 
     A node that is live and not fresh is kept out only by a policy without `route_stale`; that fresh ones come first is
     the dispatcher's.
     """
-    return (
-        *kind_reasons(model, node),
-        *moment_reasons(node, usage, policy, now=now, live_since=live_since),
-    )
+    reasons = health_reasons(node, now)
+    if reasons and policy.route_stale and node.is_live(live_since):
+        reasons = tuple(reason for reason in reasons if reason.code is not ReasonCode.HEARTBEAT_STALE)
+    of_kind = kind_reasons(model, node) if of_kind is None else of_kind
+    return (*of_kind, *reasons, *_usage_reasons(node, usage), *_policy_reasons(node, usage, policy))
 
 
 def kind_reasons(model: ModelPassport, node: NodeState) -> tuple[Reason, ...]:
@@ -113,16 +115,6 @@ def kind_reasons(model: ModelPassport, node: NodeState) -> tuple[Reason, ...]:
         return reasons
     message = "The node neither declares nor reports this model: PUT /compute/models/{passportId}, or load it."
     return (*reasons, Reason(ReasonCode.MODEL_NOT_SERVED, message, model.record.name, sorted(node.reported_models)))
-
-
-def moment_reasons(
-    node: NodeState, usage: NodeUsage, policy: RoutingPolicy, *, now: datetime, live_since: datetime
-) -> tuple[Reason, ...]:
-    """Answer why this one node gets no request right now, whatever it is able to serve."""
-    reasons = health_reasons(node, now)
-    if reasons and policy.route_stale and node.is_live(live_since):
-        reasons = tuple(reason for reason in reasons if reason.code is not ReasonCode.HEARTBEAT_STALE)
-    return (*reasons, *_usage_reasons(node, usage), *_policy_reasons(node, usage, policy))
 
 
 def stretch_of(node: NodeState) -> Stretch:

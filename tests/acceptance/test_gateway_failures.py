@@ -94,6 +94,16 @@ async def test_a_status_that_is_the_clients_own_comes_as_the_node_said_it(gatewa
         assert not (await gateway.health(pair.bad_id))["errorRate"]
 
 
+async def test_a_refusal_without_a_word_is_told_in_ours(gateway: Gateway) -> None:
+    """What the node answers is no JSON, so its status comes with a body of ours."""
+    refusal = respond(b"<html>no</html>", status=400, content_type="text/html")
+    async with a_pair(gateway, Behaviour(answer=refusal)) as pair:
+        answer = await gateway.chat(pair.model)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "INVALID_REQUEST")
+        assert (answer.headers["x-lucid-attempts"], "html" in answer.text) == ("1", False)
+        assert [job["outcome"] for job in await gateway.jobs(pair.model)] == ["rejected"]
+
+
 FAULTS: dict[str, tuple[Behaviour, str]] = {
     "garbage": (Behaviour(answer=Answer(BROKEN["garbage"])), "bad_response"),
     "a web page": (Behaviour(answer=respond(b"<html></html>", content_type="text/html")), "bad_response"),

@@ -421,5 +421,7 @@ async def test_what_was_told_is_written_when_the_service_stops(
     async with open_api(database_url, settings) as api:
         for number in range(2000):
             api.service.jobs.finish(done(number))
+        ledger = api.service.jobs
+    assert ledger.waiting == 0
     async with open_api(database_url, settings) as api:
         assert (await listed(api))["pagination"]["total"] == 2000

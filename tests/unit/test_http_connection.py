@@ -71,14 +71,24 @@ async def test_what_comes_behind_an_answer_ends_the_connection_and_is_no_part_of
         assert body in ({b"", b"{}"} if fault is None or is_stream else {b""})
 
 
+async def test_an_answer_that_is_whole_stays_good_whatever_comes_in_a_later_read() -> None:
+    for surplus in (b"H", b"\r\n", b"garbage", SMALL):
+        exchanged = Exchange()
+        exchanged.feed(SMALL, surplus)
+        assert exchanged.wire.is_aborted
+        assert await exchanged.outcome() == Outcome(200, b"{}", None, is_reusable=False)
+
+
 async def test_what_comes_while_nobody_asks_ends_the_connection() -> None:
-    exchanged = Exchange()
-    exchanged.feed(SMALL)
-    exchanged.connection.release()
-    exchanged.feed(SMALL)
-    assert exchanged.wire.is_aborted
-    exchanged.ask()
-    assert (await exchanged.outcome()).fault is FaultKind.CONNECTION_LOST
+    for was_used in (False, True):
+        exchanged = Exchange(asks=was_used)
+        if was_used:
+            exchanged.feed(SMALL)
+            exchanged.connection.release()
+        exchanged.feed(SMALL)
+        assert exchanged.wire.is_aborted
+        exchanged.ask()
+        assert (await exchanged.outcome()).fault is FaultKind.CONNECTION_LOST
 
 
 async def test_an_answer_is_of_no_matter_to_the_next_one() -> None:

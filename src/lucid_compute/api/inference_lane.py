@@ -165,7 +165,8 @@ class InferenceLane:
 
     async def _give_up(self, call: Call, error: LucidError) -> None:
         if not call.has_begun:
-            tried = (b"x-lucid-attempts", b"%d" % len(error.details.get("attempts", ())))
+            job = call.exchange.job  # of the last attempt
+            tried = (b"x-lucid-attempts", b"%d" % (job.attempt if job else 0))
             await self._refuse(call.send, error, [*call.headers, (b"x-lucid-job", call.job_id.encode()), tried])
             return
         self.outcomes[error.code] += 1

@@ -138,7 +138,7 @@ class EventStream:
         if style[1]:
             no_piece = no_piece.replace(b":", b": ")
             self._pieces = tuple(piece.replace(b":", b": ") for piece in self._pieces)
-        self.pieces -= block.count(no_piece)  # a first event that only names the role
+        self.pieces -= block.count(no_piece, style.start(), block.find(b"\n", style.end()))  # it only names the role
         return self._pieces
 
     def _read_usage(self, block: bytes) -> bytes:

@@ -14,7 +14,7 @@ from lucid_compute.fleet.fleet_node import FleetNode
 from lucid_compute.inference.dispatcher import Dispatcher
 from lucid_compute.inference.wanted import Wanted
 from lucid_compute.matching_engine import Reason, ReasonCode
-from lucid_compute.routing_rules import NodeUsage, kind_reasons, moment_reasons
+from lucid_compute.routing_rules import NodeUsage, kind_reasons, routing_reasons
 
 MAX_LISTED = 100
 _NODES_A_TURN = 500
@@ -47,11 +47,13 @@ async def rank(fleet: Fleet, dispatcher: Dispatcher, wanted: Wanted, now: dateti
     for position, node in enumerate(list(fleet.nodes())):
         if position % _NODES_A_TURN == _NODES_A_TURN - 1:
             await asyncio.sleep(0)
-        kind = node.capability_class
-        if (reasons := of_kinds.get(kind)) is None:
-            reasons = of_kinds[kind] = kind_reasons(wanted.model, node.state)
+        of_kind = of_kinds.get(node.capability_class)
+        if of_kind is None:
+            of_kind = of_kinds[node.capability_class] = kind_reasons(wanted.model, node.state)
         usage = dispatcher.usage_of(node, wanted)
-        reasons += moment_reasons(node.state, usage, wanted.policy, now=now, live_since=live_since)
+        reasons = routing_reasons(
+            wanted.model, node.state, usage, wanted.policy, now=now, live_since=live_since, of_kind=of_kind
+        )
         if reasons:
             rejections.update({reason.code for reason in reasons})
             rejected.append((node, reasons))

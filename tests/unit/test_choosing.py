@@ -1,0 +1,137 @@
+"""Choosing a node where few will do: the dead, the silent, the one of many, and those that leave meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from lucid_compute.fleet.fleet_node import FleetNode, Lifecycle
+from lucid_compute.fleet.model_ring import place_of
+from lucid_compute.passports import PassportStatus
+from lucid_compute.routing_rules import NO_POLICY, RoutingPolicy
+from tests.factories import NOW
+from tests.small_fleets import Clock, SmallFleet, stop_clock
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """A clock that stands still."""
+    return stop_clock(monkeypatch)
+
+
+async def test_a_dead_node_leaves_the_ring_when_it_is_met_and_comes_back_with_its_next_heartbeat() -> None:
+    """However many died, a few choices later only the living are looked at."""
+    fleet = SmallFleet()
+    alive = fleet.add_node()
+    dead = fleet.add_nodes(200, age_seconds=121)
+    ring = fleet.fleet.ring_of(fleet.model)
+    assert len(ring) == 201
+    for _ in range(40):
+        chosen = await fleet.choose(fleet.wanted())
+        assert chosen is alive
+    assert len(ring) < 20
+    fleet.beat(dead[0].state.id)
+    assert dead[0].state.id in ring
+    assert {await fleet.choose(fleet.wanted()) for _ in range(60)} == {alive, dead[0]}
+
+
+async def test_a_node_that_is_merely_silent_stays_on_the_ring() -> None:
+    """At 120 s it may still serve, and a hundredth later it may not."""
+    fleet = SmallFleet()
+    node = fleet.add_node()
+    fleet.wait(120)
+    assert await fleet.choose(fleet.wanted()) is node
+    fleet.wait(0.001)
+    assert await fleet.choose(fleet.wanted()) is None
+    assert len(fleet.fleet.ring_of(fleet.model)) == 0
+    fleet.beat(node.state.id)
+    assert await fleet.choose(fleet.wanted()) is node
+
+
+def test_a_few_looks_are_enough_when_every_node_is_silent() -> None:
+    """As when Postgres is down: no fresh one exists, so none has to be looked for."""
+    fleet = SmallFleet()
+    fleet.add_nodes(300)
+    fleet.wait(31)
+    assert fleet.dispatcher.find_quickly(fleet.wanted(), fleet.now) is not None
+    assert fleet.dispatcher.find_quickly(fleet.wanted(session="acme one"), fleet.now) is not None
+    assert fleet.dispatcher.find_quickly(fleet.wanted(RoutingPolicy(route_stale=False)), fleet.now) is None
+
+
+async def test_the_one_node_of_many_that_will_do_is_found() -> None:
+    """One of 1,200 is in the region; one of 1,200 is fresh; the one that is named is looked at alone."""
+    fleet = SmallFleet()
+    nodes = fleet.add_nodes(1199, metadata={"region": "us"}, age_seconds=60)
+    only = fleet.add_node(metadata={"region": "eu"})
+    for policy in (RoutingPolicy(allow_regions=frozenset({"eu"})), NO_POLICY, RoutingPolicy(route_stale=False)):
+        assert await fleet.choose(fleet.wanted(policy)) is only
+    named = RoutingPolicy(node_ids=frozenset({nodes[7].state.id, "unknown"}))
+    assert fleet.dispatcher.find_quickly(fleet.wanted(named), fleet.now) is nodes[7]
+    fleet.fleet.replicas.begin(only.state.id)
+    full = fleet.add_node(metadata={"region": "asia", "maxConcurrency": 1})
+    fleet.fleet.replicas.begin(full.state.id)
+    assert await fleet.choose(fleet.wanted(RoutingPolicy(allow_regions=frozenset({"asia"})))) is None
+
+
+async def test_a_drain_while_many_nodes_are_looked_at_is_not_missed() -> None:
+    """The search lets others be answered in between: a node that left meanwhile is not chosen."""
+    fleet = SmallFleet()
+    fleet.add_nodes(1100, metadata={"region": "us"}, age_seconds=60)
+    eu = RoutingPolicy(allow_regions=frozenset({"eu"}))
+    for age in (0, 60):
+        only = fleet.add_node(metadata={"region": "eu"}, age_seconds=age)
+        session = next(name for name in map(str, range(1000)) if _position(fleet, only, name) > 600)
+        search = asyncio.create_task(fleet.dispatcher.find(fleet.wanted(eu, session=session), fleet.now))
+        await asyncio.sleep(0)
+        assert not search.done()
+        fleet.fleet.apply_lifecycle(Lifecycle(only.state.id, {}, NOW, 1, "draining", 1))
+        assert await search is None
+
+
+def _position(fleet: SmallFleet, node: FleetNode, session: str) -> int:
+    ring = fleet.fleet.ring_of(fleet.model)
+    return ring.onward_from(place_of(session), len(ring)).index(node.state.id)
+
+
+async def test_a_model_that_is_gone_has_no_node() -> None:
+    """It was revoked between two attempts."""
+    fleet = SmallFleet()
+    fleet.add_node()
+    wanted = fleet.wanted()
+    record = wanted.model.record
+    fleet.fleet.apply_passport(replace(record, status=PassportStatus.REVOKED, revision=record.revision + 1))
+    assert await fleet.choose(wanted) is None
+
+
+async def test_the_node_that_is_blocked_for_the_shortest_time_serves_when_the_others_are_gone(clock: Clock) -> None:
+    """Two of four were blocked, and the other two left: half of what is left may be blocked, and not all of it."""
+    fleet = SmallFleet()
+    first, second, *others = fleet.add_nodes(4)
+    for node in (first, second):
+        for _ in range(5):
+            fleet.traffic.note_failure(node)
+        clock.pass_seconds(5)
+    assert {await fleet.choose(fleet.wanted()) for _ in range(50)} == set(others)
+    for node in others:
+        fleet.fleet.replicas.begin(node.state.id)
+        fleet.fleet.apply_lifecycle(Lifecycle(node.state.id, {}, NOW, 1, "draining", 1))
+    assert await fleet.choose(fleet.wanted()) is first
+    wanted = fleet.wanted()
+    wanted.tried = {first.state.id}
+    assert await fleet.choose(wanted) is second
+    clock.pass_seconds(21)
+    assert fleet.dispatcher.find_quickly(fleet.wanted(), fleet.now) is first
+
+
+async def test_half_of_the_nodes_stay_blocked_while_the_others_are_only_busy(clock: Clock) -> None:
+    """A full node is not a node that went away."""
+    fleet = SmallFleet()
+    first, second = fleet.add_nodes(2, metadata={"maxConcurrency": 1})
+    for _ in range(5):
+        fleet.traffic.note_failure(first)
+    fleet.fleet.replicas.begin(second.state.id)
+    assert await fleet.choose(fleet.wanted()) is None
+    fleet.fleet.replicas.end(second.state.id)
+    assert await fleet.choose(fleet.wanted()) is second

@@ -1,0 +1,133 @@
+"""Sessions: the same node for the same name, on every replica, until that node goes or would make it wait too long."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from lucid_compute.fleet.fleet_node import FleetNode, Lifecycle
+from lucid_compute.routing_rules import NO_POLICY, RoutingPolicy
+from tests.factories import NOW
+from tests.small_fleets import SmallFleet
+
+SIZES = [2, 10, 16, 17, 100]
+NAMES = [f"acme user-{number}" for number in range(100)]
+EU = RoutingPolicy(allow_regions=frozenset({"eu"}))
+
+
+def build(node_ids: list[str], **changes: Any) -> SmallFleet:
+    """A fleet that heard of the nodes in this order."""
+    fleet = SmallFleet()
+    for node_id in node_ids:
+        fleet.add_node(node_id, **changes)
+    return fleet
+
+
+def ids(count: int) -> list[str]:
+    """So many ids, always the same."""
+    return [f"node-{number:03}" for number in range(count)]
+
+
+async def homes(fleet: SmallFleet, policy: RoutingPolicy = NO_POLICY) -> dict[str, str]:
+    """Which node each session's request goes to."""
+    found: dict[str, str] = {}
+    for name in NAMES:
+        node = await fleet.choose(fleet.wanted(policy, session=name))
+        assert node is not None
+        found[name] = node.state.id
+    return found
+
+
+@pytest.mark.parametrize("count", SIZES)
+async def test_every_replica_sends_a_session_to_the_same_node(count: int) -> None:
+    """In whatever order it heard of the nodes, and as often as it is asked."""
+    one, other = build(ids(count)), build(ids(count)[::-1])
+    first = await homes(one)
+    assert first == await homes(other) == await homes(one)
+
+
+async def test_sessions_are_spread_over_the_nodes() -> None:
+    """1,000 sessions on ten nodes: no node is without, and none has half of them."""
+    fleet = build(ids(10))
+    counts: Counter[FleetNode | None] = Counter()
+    for number in range(1000):
+        counts[await fleet.choose(fleet.wanted(session=f"acme {number}"))] += 1
+    assert len(counts) == 10
+    assert max(counts.values()) < 400
+
+
+@pytest.mark.parametrize("count", SIZES)
+async def test_only_the_sessions_of_a_node_that_goes_move_and_they_come_back_with_it(count: int) -> None:
+    """Drained, it takes no more; resumed, it has its sessions again."""
+    fleet = build(ids(count))
+    before = await homes(fleet)
+    gone = before[NAMES[0]]
+    fleet.fleet.apply_lifecycle(Lifecycle(gone, {}, NOW, 1, "draining", 1))
+    meanwhile = await homes(fleet)
+    assert all(meanwhile[name] == home for name, home in before.items() if home != gone)
+    assert gone not in meanwhile.values()
+    fleet.fleet.apply_lifecycle(Lifecycle(gone, {}, None, None, "healthy", 2))
+    assert await homes(fleet) == before
+
+
+@pytest.mark.parametrize("count", SIZES)
+async def test_a_session_leaves_a_node_that_is_full_or_failed_it_for_the_next(count: int) -> None:
+    """And all its requests go to the same other node meanwhile."""
+    fleet = build(ids(count), metadata={"maxConcurrency": 1})
+    home = await fleet.choose(fleet.wanted(session=NAMES[0]))
+    assert home is not None
+    fleet.fleet.replicas.begin(home.state.id)
+    others = {await fleet.choose(fleet.wanted(session=NAMES[0])) for _ in range(20)}
+    assert len(others) == 1
+    assert home not in others
+    fleet.fleet.replicas.end(home.state.id)
+    wanted = fleet.wanted(session=NAMES[0])
+    wanted.tried = {home.state.id}
+    assert {await fleet.choose(wanted)} == others
+
+
+@pytest.mark.parametrize("count", SIZES)
+async def test_a_session_waits_up_to_twice_as_long_for_its_own_node(count: int) -> None:
+    """With eight places, eight requests there double the wait, and a ninth is too much."""
+    fleet = build(ids(count), metadata={"maxConcurrency": 16})
+    home = await fleet.choose(fleet.wanted(session=NAMES[0]))
+    assert home is not None
+    for _ in range(16 - 1):
+        fleet.fleet.replicas.begin(home.state.id)
+        assert await fleet.choose(fleet.wanted(session=NAMES[0])) is home
+    fleet.fleet.replicas.end(home.state.id)
+    fleet.beat(home.state.id, load=0.2)
+    assert await fleet.choose(fleet.wanted(session=NAMES[0])) is not home
+
+
+@pytest.mark.parametrize("count", [10, 100, 700])
+async def test_a_session_stays_also_where_its_policy_suits_few(count: int) -> None:
+    """Three nodes are in its region: it keeps to one of them, on every replica."""
+    one, other = build(ids(count), metadata={"region": "us"}), build(ids(count)[::-1], metadata={"region": "us"})
+    for fleet in (one, other):
+        for number in range(3):
+            fleet.add_node(f"eu-{number}", metadata={"region": "eu"})
+    first = await homes(one, EU)
+    assert first == await homes(other, EU) == await homes(one, EU)
+    assert set(first.values()) <= {"eu-0", "eu-1", "eu-2"}
+    assert len(set(first.values())) > 1
+    named = RoutingPolicy(node_ids=frozenset({"eu-0", "eu-1", "node-001"}))
+    assert await homes(one, named) == await homes(other, named)
+    assert len(set((await homes(one, named)).values())) > 1
+
+
+@pytest.mark.parametrize("count", SIZES)
+async def test_sessions_stay_while_every_node_is_silent(count: int) -> None:
+    """As when Postgres is down: their nodes still know their prefixes."""
+    fleet = build(ids(count))
+    before = await homes(fleet)
+    fleet.wait(60)
+    assert await homes(fleet) == before
+
+
+async def test_requests_without_a_session_do_not_stick() -> None:
+    """They go to any of the nodes that are as good."""
+    fleet = build(ids(10))
+    assert len({await fleet.choose(fleet.wanted()) for _ in range(200)}) == 10

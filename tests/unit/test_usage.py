@@ -1,0 +1,135 @@
+"""Usage found in an answer's bytes, and tokens counted where a node says nothing of them."""
+
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lucid_compute.inference.accounting import charge, count_answer, count_request
+from lucid_compute.inference.request_body import InferenceRequest
+from lucid_compute.inference.usage import Usage, count_tokens, find_usage
+from tests.ledger import new_job
+from tests.small_fleets import SmallFleet
+
+TRICKS = [
+    '"usage":{"prompt_tokens":9}',
+    '\\"usage\\":{',
+    '{"usage": {"prompt_tokens": 1}}',
+    '"',
+    "\\",
+    "usage",
+    '"usage"',
+]
+
+
+@pytest.mark.parametrize(
+    ("usage", "expected"),
+    [
+        ({"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}, Usage(3, 5)),
+        ({"completion_tokens": 5, "prompt_tokens": 3}, Usage(3, 5)),
+        ({"input_tokens": 3, "input_tokens_details": {"cached_tokens": 1}, "output_tokens": 5}, Usage(3, 5)),
+        (
+            {"prompt_tokens": 3, "completion_tokens": 5, "completion_tokens_details": {"reasoning_tokens": 4}},
+            Usage(3, 5),
+        ),
+        ({"prompt_tokens": 3, "total_tokens": 3}, Usage(3, 0)),
+        ({"completion_tokens": 5}, Usage(None, 5)),
+        ({"prompt_tokens": 0, "completion_tokens": 0}, Usage(0, 0)),
+        ({}, None),
+        (None, None),
+        ("3", None),
+    ],
+)
+@pytest.mark.parametrize("style", [{}, {"separators": (",", ":")}, {"indent": 2}])
+def test_usage_is_read_in_each_shape_and_style(usage: Any, expected: Usage | None, style: Any) -> None:
+    """Chat, responses, embeddings; vLLM, llama.cpp, OpenAI. None where nothing is said."""
+    answer = {"id": "x", "choices": [{"message": {"content": "hi"}}], "usage": usage, "model": "m"}
+    assert find_usage(json.dumps(answer, **style).encode()) == expected
+
+
+@given(
+    text=st.lists(st.one_of(st.text(), st.sampled_from(TRICKS))).map("".join),
+    usage=st.sampled_from([None, {"prompt_tokens": 3, "completion_tokens": 5}]),
+    is_last=st.booleans(),
+    escapes=st.booleans(),
+)
+def test_no_text_is_taken_for_a_usage(text: str, usage: Any, is_last: bool, escapes: bool) -> None:
+    """Whatever a model writes: in JSON a quote inside text is escaped."""
+    answer: dict[str, Any] = {"choices": [{"message": {"content": text}}]}
+    answer = {**answer, "usage": usage} if is_last else {"usage": usage, **answer}
+    expected = Usage(3, 5) if usage else None
+    assert find_usage(json.dumps(answer, ensure_ascii=escapes).encode("utf-8", "surrogatepass")) == expected
+
+
+def test_the_last_usage_counts() -> None:
+    """With usage on every chunk each tells the sum so far; a null after it says nothing."""
+    chunk = b'data: {"usage":{"prompt_tokens":3,"completion_tokens":%d}}\n\n'
+    assert find_usage(chunk % 1 + chunk % 2) == Usage(3, 2)
+    assert find_usage(chunk % 1 + b'data: {"usage":null}\n\ndata: {"usage":{}}\n\n') == Usage(3, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [(b"", 0), (b"hello", 1), (b"Hello, world!", 4), (b"internationalization", 4), ("naïve".encode(), 1), (b" \n", 0)],
+)
+def test_tokens_are_about_six_letters_or_a_sign(text: bytes, expected: int) -> None:
+    """For want of the model's tokenizer."""
+    assert count_tokens(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ({"choices": [{"message": {"content": "one two"}}, {"message": {"content": "three"}}]}, 3),
+        ({"choices": [{"text": "one two"}]}, 2),
+        ({"choices": [{"message": {"content": None}}]}, 0),
+        ({"choices": [{"message": {"content": [{"type": "text"}]}}]}, 0),
+        ({"choices": [{"message": {"content": "\ud800 one"}}]}, 2),
+        ({"data": [{"embedding": [0.1]}]}, 0),
+        ({"choices": None}, 0),
+        ({"choices": 5}, 0),
+        ({"choices": ["x"]}, 0),
+        ([], 0),
+        (5, 0),
+    ],
+)
+def test_an_answer_without_usage_is_counted_by_its_text(answer: Any, expected: int) -> None:
+    """Any JSON, also one that is not OpenAI's, has a count."""
+    assert count_answer(json.dumps(answer).encode()) == expected
+
+
+def test_what_is_no_json_counts_nothing_and_what_is_huge_is_counted_in_part() -> None:
+    """Counting must not hold others up."""
+    assert count_answer(b"\xff{") == 0
+    assert count_answer(b'{"choices":' + b"[" * 5000 + b"]" * 5000 + b"}") == 0
+    assert 0 < count_answer(b'{"choices":"' + b"word " * 1_000_000 + b'"}') < 300_000
+    body = json.dumps({"model": "a", "messages": [{"role": "user", "content": "word " * 1_000_000}]}).encode()
+    assert 0 < count_request(InferenceRequest("chat/completions", body)) < 300_000
+
+
+@pytest.mark.parametrize(
+    ("price", "tokens", "expected"),
+    [
+        ("0.002", (1000, 500), "0.003"),
+        ("0.000000000001", (1, 0), "0.000000000000001"),
+        ("1000000", (999_999, 1), "1000000000"),
+        ("0", (10, 10), "0"),
+        ("0.002", (None, 500), "0.001"),
+        ("0.002", (500, None), "0.001"),
+        (None, (10, 10), None),
+    ],
+)
+def test_a_job_costs_its_tokens_at_the_nodes_price_exactly(
+    price: str | None, tokens: tuple[int | None, int | None], expected: str | None
+) -> None:
+    """In decimal; None where the node names no price, and where no node served it."""
+    node = SmallFleet().add_node(metadata={"pricePer1kTokens": price})
+    done = new_job()
+    done.tokens_in, done.tokens_out = tokens
+    assert charge(done, node) == (None if expected is None else Decimal(expected))
+    assert charge(done, None) is None

@@ -1,7 +1,6 @@
 """A node that misbehaves as told, on a real socket; with an upstream, a proxy that spoils a real node's answers.
 
-    async with FaultNode(Behaviour(delay_seconds=1)) as node:     # answers {"ok":true}, a second late
-        ...                                                       # send requests to node.url
+    async with FaultNode(Behaviour(delay_seconds=1)) as node:     # at node.url: answers {"ok":true}, a second late
         node.behaviour = Behaviour(answer=redirect("http://elsewhere:8080/"))  # the requests from now on
         node.script += [Behaviour(ending=Ending.RESET)]           # the next request only; each entry serves one
         node.by_path["/health"] = Behaviour()                     # requests to this path
@@ -120,6 +119,7 @@ class FaultNode:
         """Listen, on the same port as before if it did before."""
         family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
         listening = socket.create_server((self._host, self.port), family=family, backlog=100 if self._accepts else 0)
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # asyncio sees to it only for its own sockets
         self.port = listening.getsockname()[1]
         if self._accepts:
             self._server = await asyncio.get_running_loop().create_server(self._accept, sock=listening, ssl=self._tls)

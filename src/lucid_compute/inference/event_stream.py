@@ -84,8 +84,7 @@ class EventStream:
         self._rest.clear()
         if _DONE.search(self._last):
             self.has_ended = True  # with something behind it
-        is_end = _DONE.search(rest) or (self._endpoint == "responses" and _RESPONSE_END.search(rest))
-        return self._look_at(rest + b"\n\n") if is_end else b""
+        return self._look_at(rest + b"\n\n") if _DONE.search(rest) else b""
 
     def _complete(self, block: bytes) -> bytes:
         """Answer the whole events so far, and keep the rest. Only what is new is searched: it may come in bytes."""

@@ -1,7 +1,7 @@
 """The statements of the job ledger: rows get in with their sums, a dead replica's are closed, sums are read."""
 
-# $1 the rows, as the text of an array of `job_row`: one f-string a job builds it, where COPY cost this process 1.25 times
-# and arrays of columns twice the time (docs/adr/0011-job-ledger.md). Instants and durations come in microseconds.
+# $1 the rows, as the text of an array of `job_row`: one f-string a job builds it, where COPY cost this process 1.25
+# times and arrays of columns twice the time (docs/adr/0011-job-ledger.md). Instants and durations are microseconds.
 #
 # A job is written as running, then again when it ended; a batch whose commit is in doubt is written again as it was.
 # A row is changed only out of `running` and `lost`, and the sums are taken of the rows that this very statement wrote:

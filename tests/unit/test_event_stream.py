@@ -214,8 +214,16 @@ def test_a_fault_is_recognised_in_every_runtimes_words(event: bytes, before: byt
 @pytest.mark.parametrize(("endpoint", "key"), [(CHAT, "content"), ("responses", "delta")])
 def test_no_text_of_a_model_is_taken_for_what_it_says(content: str, endpoint: str, key: str) -> None:
     """Inside JSON quotes are escaped and lines have no end: text looks like none of it, also as a tool's arguments."""
-    deltas = [{"content": content}, {"tool_calls": [{"function": {"arguments": content}}]}, {"role": content}]
-    event = b"".join(map(chunk, deltas)) if key == "content" else response("response.output_text.delta", delta=content)
+    deltas: list[dict[str, Any]] = [
+        {"content": content},
+        {"tool_calls": [{"function": {"arguments": content}}]},
+        {"role": content},
+    ]
+    event = (
+        b"".join(chunk(each) for each in deltas)
+        if key == "content"
+        else response("response.output_text.delta", delta=content)
+    )
     seen = pass_on(event, endpoint=endpoint)
     assert seen[:5] == (event, False, False, False, None)
 

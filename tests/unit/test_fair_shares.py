@@ -81,9 +81,7 @@ def test_waits_within_a_quarter_are_a_tie_and_others_are_not() -> None:
         ({"queueDepth": 3, "metadata": {"maxConcurrency": 32}}, {"queueDepth": 3, "metadata": {"maxConcurrency": 4}}),
     ],
 )
-def test_load_and_queue_count_by_the_places_that_a_node_has(
-    better: dict[str, Any], worse: dict[str, Any]
-) -> None:
+def test_load_and_queue_count_by_the_places_that_a_node_has(better: dict[str, Any], worse: dict[str, Any]) -> None:
     """What waits there is divided by how many it serves at a time."""
     fleet = SmallFleet()
     first, _ = fleet.add_node(**better), fleet.add_node(**worse)

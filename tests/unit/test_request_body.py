@@ -155,12 +155,14 @@ OWN = st.fixed_dictionaries(
     },
 )
 
+STYLES: list[dict[str, Any]] = [{}, {"indent": 1}, {"separators": (",", ":")}, {"ensure_ascii": False}]
+
 
 @st.composite
 def bodies(draw: st.DrawFn) -> bytes:
     """A body in any order and style, perhaps with one of our keys written with escapes, wherever it stands."""
     pairs = draw(st.permutations(list({**draw(FIELDS), **draw(OWN)}.items())))
-    style = draw(st.sampled_from([{}, {"indent": 1}, {"separators": (",", ":")}, {"ensure_ascii": False}]))
+    style: dict[str, Any] = draw(st.sampled_from(STYLES))
     text = json.dumps(dict(pairs), **style) + draw(st.sampled_from(["", "\n", " \r\n"]))
     if escaped := draw(st.sampled_from(["", *sorted(OURS)])):
         text = text.replace(f'"{escaped}":', f'"{escaped[0]}\\u{ord(escaped[1]):04x}{escaped[2:]}":')

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import json
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 from uvicorn._types import HTTPScope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from lucid_compute.cli.corked_transport import CorkedTransport
 from lucid_compute.errors import InvalidRequest
 
 HEAD_SECONDS = 10.0  # from a connection's opening or a later request's first byte to the end of its headers
@@ -77,11 +78,13 @@ class GuardedProtocol(HttpToolsProtocol):
     """One connection. It uses insides of uvicorn, which tests/unit/test_guarded_protocol.py names one by one."""
 
     # In the instance's dict they would be more than the 30 names that instances share, and every access slower.
-    __slots__ = ("_awaited_scope", "_deadlines", "_extensions", "_idle_bytes", "_is_leaving", "_is_whole")
+    __slots__ = ("_awaited_scope", "_cork", "_deadlines", "_extensions", "_idle_bytes", "_is_leaving", "_is_whole")
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         """Expect the first request's headers."""
         super().connection_made(transport)
+        self._cork = CorkedTransport(transport)
+        self.transport = cast("asyncio.Transport", self._cork)  # it is one in all but its class
         self._is_whole = False  # whether all that came so far was requests that came whole
         self._is_leaving = False  # whether no more is read
         self._idle_bytes = 0  # what came since the last headers that were whole, or the last byte of a body
@@ -94,6 +97,11 @@ class GuardedProtocol(HttpToolsProtocol):
         """Expect nothing any more."""
         self._deadlines.clear(self)
         super().connection_lost(exc)
+
+    def on_response_complete(self) -> None:
+        """Write a head that no body followed, and go on."""
+        self._cork.flush()
+        super().on_response_complete()
 
     def on_message_begin(self) -> None:
         """Start a request's scope."""

@@ -30,7 +30,7 @@ from tests.factories import NOW, model, node
 from tests.small_fleets import SmallFleet
 
 LIVE_SINCE = NOW - timedelta(seconds=120)
-MODEL = model({"aliases": ["alias"]}, name="name")
+MODEL = model({"aliases": ["alias"]}, name="name", id="the-models-id")
 
 
 def codes(

@@ -79,7 +79,7 @@ class Dispatcher:
     def usage_of(self, node: FleetNode, wanted: Wanted) -> NodeUsage:
         """Answer what this replica knows of a node, as the rules read it."""
         in_flight, now = self._fleet.in_flight(node.state.id), time.monotonic()
-        known = self._traffic.find(node.state.id)
+        known = self._traffic.nodes.get(node.state.id)
         if known is None:
             return NodeUsage(in_flight)
         return NodeUsage(

@@ -294,7 +294,7 @@ async def _pause(seconds: float) -> None:
 
 
 def _end(writer: asyncio.StreamWriter, ending: Ending) -> None:
-    if ending is Ending.RESET and (used := writer.get_extra_info("socket")) is not None:
+    if ending is Ending.RESET and (used := writer.get_extra_info("socket")) is not None and used.fileno() >= 0:
         used.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         writer.transport.abort()
     writer.close()

@@ -1,4 +1,7 @@
-"""Real llama.cpp servers below a test, on the tiny model: each a process of its own, that can be killed."""
+"""Real llama.cpp servers below a test, on the tiny model: each a process of its own, that can be killed.
+
+They answer thousands of tokens a second; a `FaultNode` that drips, with one of them as its upstream, makes it slow.
+"""
 
 from __future__ import annotations
 

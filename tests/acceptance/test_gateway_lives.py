@@ -160,7 +160,8 @@ async def test_a_client_that_leaves_frees_its_node(gateway: Gateway, moment: str
         body = {"model": model, "messages": QUESTION, "stream": moment != "before a whole answer"}
         with suppress(TimeoutError):
             async with asyncio.timeout(0.5), gateway.raw.stream("POST", "/v1/chat/completions", json=body) as answer:
-                await anext(answer.aiter_bytes())
+                parts = answer.aiter_bytes()  # held on to: when it is thrown away, it hangs up
+                assert EVENT in await anext(parts)
                 assert (await gateway.health(node_id))["inFlight"] == 1
         assert len(node.requests) == 1
         await node.until(lambda node: not node.open_connections, within(LEFT_SECONDS))
@@ -189,7 +190,7 @@ async def test_a_client_that_does_not_read_is_cut(gateway: Gateway) -> None:
             await asyncio.sleep(0.05)
         assert time.monotonic() - began > 1.5
         assert most < SLOW_READERS * BUFFERED_BYTES
-        assert not node.open_connections
+        await node.until(lambda node: not node.open_connections, within(1))
         jobs = await gateway.jobs(model, SLOW_READERS)
         assert {(job["outcome"], job["reason"]) for job in jobs} == {("cancelled", "client_too_slow")}
         assert not (await the_end_of(readers[0])).endswith(b"0\r\n\r\n")

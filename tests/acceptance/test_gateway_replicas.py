@@ -11,6 +11,7 @@ from itertools import pairwise
 import pytest
 import pytest_asyncio
 
+from tests import postgres
 from tests.fault_answers import EVENTS, Answer, endless_body, respond
 from tests.fault_node import Behaviour, FaultNode
 from tests.gateway import QUESTION, Gateway, chat_answer, open_gateway, within
@@ -31,8 +32,6 @@ EVENT = b'data: {"choices":[{"index":0,"delta":{"content":"on "}}]}\n\n'
 @pytest.fixture(scope="module")
 def pair(postgres_and_template: tuple[str, str]) -> Iterator[tuple[Served, Served]]:
     """Two services on one database; a test may kill the second one."""
-    from tests import postgres
-
     url = asyncio.run(postgres.clone(*postgres_and_template))
     with serving(url) as first, serving(url) as second:
         yield first, second

@@ -58,7 +58,7 @@ async def test_requests_share_a_connection_while_the_node_keeps_it() -> None:
         Behaviour(answer=respond(b'{"ok":true}', "Connection: close")),
         Behaviour(answer=Answer(RAW_OK.replace(b"1.1", b"1.0"))),
         Behaviour(answer=respond_until_close(b'{"ok":true}'), ending=Ending.CLOSE),
-        Behaviour(idle_seconds=0.02),
+        Behaviour(idle_seconds=0.3),
         Behaviour(surplus=EVIL, surplus_after_seconds=0.1),
         Behaviour(surplus=b"H", surplus_after_seconds=0.1),
     ],

@@ -281,7 +281,7 @@ async def test_what_is_older_than_an_hour_counts_for_the_life_alone(api: Api) ->
     node = await api.register()
     await tell(api, done(1, node_id=node, seconds_ago=3700), done(2, node_id=node, seconds_ago=10**6))
     assert await figures(api, node) == (2, None, None)
-    await tell(api, done(3, node_id=node, seconds_ago=3500))
+    await tell(api, done(3, node_id=node, seconds_ago=1800))
     assert await figures(api, node) == (3, 250.25, 0.0)
 
 

@@ -135,3 +135,17 @@ async def test_half_of_the_nodes_stay_blocked_while_the_others_are_only_busy(clo
     assert await fleet.choose(fleet.wanted()) is None
     fleet.fleet.replicas.end(second.state.id)
     assert await fleet.choose(fleet.wanted()) is second
+
+
+async def test_a_model_that_changed_lets_go_of_the_nodes_that_no_longer_fit() -> None:
+    """Also where the request names them; and it has them again when it changes back."""
+    fleet = SmallFleet()
+    node = fleet.add_node()
+    record = fleet.model.record
+    named = RoutingPolicy(node_ids=frozenset({node.state.id}))
+    for revision, minimum_gb, expected in ((2, 200, None), (3, 40, node), (4, 200, None)):
+        changed = replace(record, metadata={**record.metadata, "minVramGb": minimum_gb}, revision=revision)
+        fleet.fleet.apply_passport(changed)
+        assert node.capability_class.has_on_ring(node.state.id, record.id) is (expected is not None)
+        for policy in (NO_POLICY, named):
+            assert await fleet.choose(fleet.wanted(policy)) is expected

@@ -174,9 +174,3 @@ def text_of(chunks: Sequence[Any]) -> str:
 def within(seconds: float) -> float:
     """Answer a stated bound with threefold slack: machines are noisy."""
     return seconds * SLACK
-
-
-async def timed(call: Any) -> tuple[Any, float]:
-    """Answer what a call answers, and how many seconds it took."""
-    began = time.monotonic()
-    return await call, time.monotonic() - began

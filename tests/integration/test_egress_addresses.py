@@ -245,6 +245,9 @@ async def test_no_url_and_no_name_leads_to_a_denied_address(monkeypatch: pytest.
         reached.clear()
         await connect("http://gpu.example", [address], ["127.0.0.1"])
         assert [ip_address(host) for host in reached] == [ip_address(address)]
+    reached.clear()
+    await connect("http://gpu.example", [f"8.8.8.{number}" for number in range(40)])
+    assert reached == ["8.8.8.0", "8.8.8.1", "8.8.8.2", "8.8.8.3"]
 
 
 @pytest.mark.parametrize("bearer", ["a\r\nX-Evil: b", "a\nb", "a\rb", "a\0b", "a\x7f", "schlüssel", "a\u2028b", "a\tb"])

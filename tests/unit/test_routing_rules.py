@@ -189,10 +189,10 @@ def test_a_latency_is_stretched_by_load_and_by_what_runs_for_each_place(
 async def test_a_ranking_says_of_every_node_what_the_rules_say() -> None:
     """Fresh ones first and the least wait first; the others with their reasons, those that name the model first."""
     fleet = SmallFleet()
+    elsewhere = fleet.add_node(serves=())
     slow, quick = fleet.add_node(load=1.0), fleet.add_node(load=0.1)
     silent = fleet.add_node(age_seconds=60)
     draining, dead = fleet.add_node(), fleet.add_node(age_seconds=130)
-    elsewhere = fleet.add_node(serves=())
     fleet.fleet.apply_lifecycle(Lifecycle(draining.state.id, {}, NOW, 1, "draining", 1))
     fleet.traffic.note_full(dead.state.id, 5)
     ranking = await rank(fleet.fleet, fleet.dispatcher, fleet.wanted(), fleet.now)

@@ -66,6 +66,12 @@ def test_no_text_is_taken_for_a_usage(text: str, usage: Any, is_last: bool, esca
     assert find_usage(json.dumps(answer, ensure_ascii=escapes).encode("utf-8", "surrogatepass")) == expected
 
 
+def test_counts_beside_a_usage_are_not_its() -> None:
+    """Only what stands inside an object of that name is read."""
+    assert find_usage(b'{"kind":"usage","prompt_tokens":9,"completion_tokens":9}') is None
+    assert find_usage(b'{"prompt_tokens":9,"usage":{"prompt_tokens":3},"kind":"usage"}') == Usage(3, 0)
+
+
 def test_the_last_usage_counts() -> None:
     """With usage on every chunk each tells the sum so far; a null after it says nothing."""
     chunk = b'data: {"usage":{"prompt_tokens":3,"completion_tokens":%d}}\n\n'

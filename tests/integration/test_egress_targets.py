@@ -1,0 +1,54 @@
+"""The head of a request to a node: what the service says, and nothing that a stored key could add to it."""
+
+from __future__ import annotations
+
+import pytest
+
+from lucid_compute.egress.faults import EgressFault, FaultKind
+from lucid_compute.egress_policy import EgressPolicy
+from lucid_compute.fleet.fleet import Fleet
+from lucid_compute.inference.targets import Targets
+from tests.egress import LOOPBACK, Outcome, ask, on_both_loops, tended_client
+from tests.factories import compute_passport
+from tests.fault_node import FaultNode
+
+
+@pytest.mark.parametrize("bearer", ["a\r\nX-Evil: b", "a\nb", "a\rb", "a\0b", "a\x7f", "schlüssel", "a\u2028b", "a\tb"])
+def test_a_key_that_would_add_to_the_head_of_a_request_is_refused(bearer: str) -> None:
+    fleet = Fleet()
+    record = compute_passport()
+    fleet.apply_passport(record)
+    fleet.secrets.apply(record.id, 1, {"inferenceKey": bearer})
+    node = fleet.find_node(record.id)
+    assert node is not None
+    with pytest.raises(EgressFault, match="no header may hold") as refused:
+        Targets(fleet, EgressPolicy(), "replica").of_node(node)
+    assert refused.value.kind is FaultKind.ADDRESS_REFUSED
+    assert bearer not in refused.value.message
+
+
+@on_both_loops
+async def test_a_request_has_the_headers_of_the_service_and_no_others() -> None:
+    fleet = Fleet()
+    async with FaultNode() as server, tended_client() as client:
+        record = compute_passport({"inferenceUrl": f"{server.url}/llama/v1"})
+        fleet.apply_passport(record)
+        fleet.secrets.apply(record.id, 1, {"inferenceKey": "secret key"})
+        node = fleet.find_node(record.id)
+        assert node is not None
+        target = Targets(fleet, LOOPBACK, "replica").of_node(node)
+        assert await ask(client, target.url, head=target.head("chat/completions", "job")) == Outcome(
+            200, b'{"ok":true}'
+        )
+        assert server.requests[0].path == "/llama/v1/chat/completions"
+        assert server.requests[0].headers == {
+            "host": f"127.0.0.1:{server.port}",
+            "content-type": "application/json",
+            "accept": "application/json, text/event-stream",
+            "accept-encoding": "identity",
+            "user-agent": "lucid-compute",
+            "x-lucid-replica": "replica",
+            "authorization": "Bearer secret key",
+            "x-request-id": "job",
+            "content-length": "2",
+        }

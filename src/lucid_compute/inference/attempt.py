@@ -16,7 +16,6 @@ from lucid_compute.fleet.fleet_node import FleetNode
 from lucid_compute.inference.accounting import charge, count_answer, count_request
 from lucid_compute.inference.call import Call
 from lucid_compute.inference.event_stream import EventStream
-from lucid_compute.inference.request_body import USAGE_ENDPOINTS
 from lucid_compute.inference.targets import Target
 from lucid_compute.inference.tools import Tools
 from lucid_compute.inference.usage import Usage, find_usage
@@ -207,8 +206,8 @@ class Attempt:
             EgressFault: it never said that it was done.
         """
         rest = stream.finish()
-        if not stream.has_ended and self._call.request.endpoint in USAGE_ENDPOINTS:
-            raise EgressFault(FaultKind.BROKEN_STREAM, "The stream ended without [DONE].")
+        if not stream.has_ended:
+            raise EgressFault(FaultKind.BROKEN_STREAM, "The stream ended without saying that it is done.")
         await self._pass_on(rest, more=False)
 
     def _note_first_byte(self) -> None:

@@ -20,7 +20,10 @@ ROOMS: dict[str, set[str]] = {
     "egress": {"ground"},
     "inference": {"ground", "wire", "fleet", "storage", "egress"},
     "api": {"ground", "wire", "fleet", "storage", "egress", "inference"},
-    "cli": {"ground", "wire", "fleet", "storage", "egress", "inference", "api"},
+    "client": {"ground", "wire"},
+    "agent": {"ground", "wire", "client"},
+    "doctor": {"ground", "wire", "client", "agent"},
+    "cli": {"ground", "wire", "fleet", "storage", "egress", "inference", "api", "client", "agent", "doctor"},
 }
 # A library of the outside world stands behind one room only.
 KEEPERS = {
@@ -33,6 +36,9 @@ KEEPERS = {
     "uvicorn": {"cli"},
     "typer": {"cli"},
     "httptools": {"egress", "cli"},
+    "httpx": {"client", "agent"},
+    "pynvml": {"agent"},
+    "rich": {"cli"},
     "pydantic_settings": {"api"},
 }
 GROUND_MAY_IMPORT_FROM_OUTSIDE = {"pydantic"}
@@ -74,7 +80,7 @@ MODULES = {module_of(path) for path in FILES}
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
 def test_a_room_imports_only_the_rooms_below_it(path: Path) -> None:
-    """Rooms: api → inference → storage → fleet → wire → ground, egress beside storage, and cli on top."""
+    """api → inference → storage → fleet → wire → ground, egress beside storage; doctor → agent → client → wire."""
     room = room_of(path)
     for imported in imports_of(path):
         if imported.startswith(f"{PACKAGE}."):

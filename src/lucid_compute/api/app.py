@@ -22,6 +22,7 @@ from lucid_compute.api import (
     operation_routes,
     passport_routes,
 )
+from lucid_compute.api.express_lane import ExpressLane
 from lucid_compute.api.heartbeat_lane import HeartbeatLane
 from lucid_compute.api.inference_lane import ENDPOINTS, InferenceLane
 from lucid_compute.api.metrics import MeasuredApp, Metrics
@@ -29,6 +30,7 @@ from lucid_compute.api.request_guard import RequestGuard
 from lucid_compute.api.service import build_service, running
 from lucid_compute.api.settings import Settings
 
+EXPRESS = "lucid.express"  # in the lifespan's state: the lane that a server may ask first
 _DESCRIPTION = """\
 GPU owners register a node, their node sends heartbeats, declares its models, drains and leaves. Everyone can ask which
 models can be served right now, and why one can't.
@@ -87,14 +89,18 @@ class LucidApp:
         return app
 
     @asynccontextmanager
-    async def _lifespan(self, app: FastAPI) -> AsyncIterator[None]:
+    async def _lifespan(self, app: FastAPI) -> AsyncIterator[dict[str, ExpressLane]]:
         service = build_service(self._settings, self._database_url)
         app.state.service = service
         self._heartbeats = HeartbeatLane(service)
         self._inference = InferenceLane(service)
         app.state.metrics = Metrics(service, self._heartbeats, self._inference)
+        express = ExpressLane(service, self._inference)
         async with running(service):
-            yield
+            try:
+                yield {EXPRESS: express}
+            finally:
+                express.close()
 
 
 def create_app(settings: Settings, database_url: str) -> LucidApp:

@@ -97,9 +97,13 @@ def answer_method_not_allowed(method: str, allowed: Iterable[str], *, path: str 
 
 def answer_unexpected(method: str, path: str, error: Exception, request_id: str | None = None) -> JSONResponse:
     """Answer a fault of ours without its text, which goes to the log."""
+    return answer(log_unexpected(method, path, error, request_id), path=path)
+
+
+def log_unexpected(method: str, path: str, error: Exception, request_id: str | None) -> LucidError:
+    """Log a fault of ours, and answer what may be said of it."""
     _log.error("%s %s failed", method, path, exc_info=error, extra={"request_id": request_id})
-    fault = LucidError("Something went wrong here, not in your request. It is logged under the request id.")
-    return answer(fault, path=path)
+    return LucidError("Something went wrong here, not in your request. It is logged under the request id.")
 
 
 async def _answer_lucid_error(request: Request, error: Exception) -> JSONResponse:

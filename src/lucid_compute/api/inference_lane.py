@@ -10,7 +10,7 @@ from collections import Counter
 from contextlib import suppress
 from functools import partial
 
-from starlette.types import Receive, Scope, Send
+from starlette.types import Receive, Scope
 
 from lucid_compute.api.error_responses import answer_unexpected, headers_of
 from lucid_compute.api.openai_errors import openai_body, openai_bytes, rate_limit_headers
@@ -24,9 +24,10 @@ from lucid_compute.api.request_guard import (
 from lucid_compute.api.service import Service
 from lucid_compute.errors import LucidError, MethodNotAllowed, Overloaded, Unauthorized
 from lucid_compute.fleet.key_ring import Principal
-from lucid_compute.inference.call import Call, Headers, new_job_id
+from lucid_compute.inference.call import Call, Headers, Send, new_job_id
 from lucid_compute.inference.event_stream import error_event
-from lucid_compute.inference.exchange import CutReason, Exchange
+from lucid_compute.inference.exchange import CutReason, TaskExchange
+from lucid_compute.inference.express import HandedOver
 from lucid_compute.inference.request_body import InferenceRequest
 from lucid_compute.inference.targets import HOP_HEADER
 from lucid_compute.passports import ModelPassport
@@ -38,8 +39,9 @@ MAX_BODY_BYTES = 10 * 1024 * 1024
 SESSION_HEADER = b"x-lucid-session"
 MAX_SESSION_BYTES = 256
 LAST_WORD_SECONDS = 1.0
-_ALLOWED = (KeyScope.INFERENCE_RUN, KeyScope.ADMIN)
-_HOP = HOP_HEADER.encode()
+HANDED_OVER = "lucid.handed_over"  # in scope["extensions"]: what the express lane had begun, and leaves to this one
+ALLOWED_SCOPES = (KeyScope.INFERENCE_RUN, KeyScope.ADMIN)
+HOP = HOP_HEADER.encode()
 
 
 class InferenceLane:
@@ -49,7 +51,7 @@ class InferenceLane:
         """Serve none yet."""
         self._service = service
         self._most = service.settings.inference_max_concurrency
-        self._servers: set[tuple[str, int]] = set()
+        self._servers: set[tuple[str, int | None]] = set()
         self.running = 0
         self.outcomes: Counter[str] = Counter()
 
@@ -71,24 +73,29 @@ class InferenceLane:
         finally:
             self.running -= 1
 
+    @property
+    def is_full(self) -> bool:
+        """Whether one request more would be too many."""
+        return self.running >= self._most or not self._service.jobs.has_room()
+
     async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Find out who asks for what, refusing as early as can be, and serve it."""
-        if scope["method"] != "POST":
-            raise MethodNotAllowed(f"{scope['method']} is not a method of this path; it takes POST.")
+        handed_over: HandedOver | None = scope.get("extensions", {}).get(HANDED_OVER)
         headers = dict(scope["headers"])
-        self._refuse_loop(headers)
-        if self.running > self._most or not self._service.jobs.has_room():
-            message = "As many requests as this service takes are running. Send it again after Retry-After seconds."
-            raise Overloaded(message, retry_after_seconds=1)
-        if scope.get("server") not in self._servers:
-            self._learn_server(scope)
-        principal = await self._service.authenticator.authenticate_scope(scope, headers)
-        principal.require(_ALLOWED)
-        exchange = Exchange(principal.key_id, receive)
+        if handed_over is not None:
+            principal = handed_over.call.principal
+        else:
+            self._refuse_early(scope, headers)
+            principal = await self._service.authenticator.authenticate_scope(scope, headers)
+            principal.require(ALLOWED_SCOPES)
+        exchange = TaskExchange(principal.key_id, receive)
         exchanges = self._service.watchdog.exchanges
         exchanges.add(exchange)
         try:
-            await self._converse(scope, headers, principal, exchange, send)
+            if handed_over is not None:
+                await self._serve(handed_over, exchange, send)
+            else:
+                await self._converse(scope, headers, principal, exchange, send)
         except asyncio.CancelledError:
             if exchange.cut is None:
                 raise
@@ -97,39 +104,57 @@ class InferenceLane:
             exchanges.discard(exchange)
             exchange.close()
 
+    def _refuse_early(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
+        if scope["method"] != "POST":
+            raise MethodNotAllowed(f"{scope['method']} is not a method of this path; it takes POST.")
+        hop = headers.get(HOP)
+        if hop is not None and self._service.feed.knows_replica(hop.decode("latin-1")):
+            raise RoutingLoop([])
+        if self.running > self._most or not self._service.jobs.has_room():
+            message = "As many requests as this service takes are running. Send it again after Retry-After seconds."
+            raise Overloaded(message, retry_after_seconds=1)
+        self.learn_server(scope.get("server"))
+
     async def _converse(
-        self, scope: Scope, headers: dict[bytes, bytes], principal: Principal, exchange: Exchange, send: Send
+        self, scope: Scope, headers: dict[bytes, bytes], principal: Principal, exchange: TaskExchange, send: Send
     ) -> None:
         """Read what is asked for, and have it served."""
         service = self._service
-        job_id = new_job_id()
-        request_id = headers.get(b"x-request-id")
-        is_fit = request_id is not None and REQUEST_ID.fullmatch(request_id)
-        answer_headers: Headers = [(b"x-request-id", request_id if request_id and is_fit else job_id.encode())]
+        job_id, answer_headers = name_request(headers)
         try:
             if principal.limits is not None:
-                self._spend(principal, answer_headers)
+                self.spend(principal, answer_headers)
             body = await read_body_undisturbed(exchange.receive, headers, MAX_BODY_BYTES)
-            exchange.has_body = True
             request = InferenceRequest(ENDPOINTS[scope["path"]], body)
             model = service.fleet.find_model(request.model) or await self._catch_up(request.model)
         except LucidError as error:
             await self._refuse(send, error, answer_headers)
             return
-        session = headers.get(SESSION_HEADER, b"")[:MAX_SESSION_BYTES].decode("latin-1") or request.session
-        call = Call(principal, request, model, exchange, send)
-        call.identify(job_id, session and f"{principal.owner} {session}", answer_headers)
+        service.gateway.note_request()
+        call = Call(principal, request, model, exchange)
+        call.identify(job_id, session_of(headers, request, principal), answer_headers)
+        await self._serve(HandedOver(call, None), exchange, send)
+
+    async def _serve(self, begun: HandedOver, exchange: TaskExchange, send: Send) -> None:
+        """Have a request served whose body is there."""
+        call, failed = begun
+        exchange.has_body = True
+        call.attach(exchange, send)
         exchange.give_up = partial(self._give_up, call)
         try:
-            await service.gateway.serve(call)
+            await self._service.gateway.serve(call, failed)
             self.outcomes["SERVED"] += 1
         except LucidError as error:
             await self._give_up(call, error)
         finally:
-            if principal.limits is not None:
-                service.rates.charge_tokens(principal, call.tokens)
+            self.charge(call)
 
-    def _spend(self, principal: Principal, headers: Headers) -> None:
+    def charge(self, call: Call) -> None:
+        """Take what the call has cost off its key's allowance."""
+        if call.principal.limits is not None:
+            self._service.rates.charge_tokens(call.principal, call.tokens)
+
+    def spend(self, principal: Principal, headers: Headers) -> None:
         """Take a request off the key's allowance; add the headers that tell what is left, also when nothing is.
 
         Raises:
@@ -151,17 +176,12 @@ class InferenceLane:
         await self._service.feed.catch_up()
         return self._service.fleet.get_model(name)
 
-    def _refuse_loop(self, headers: dict[bytes, bytes]) -> None:
-        hop = headers.get(_HOP)
-        if hop is not None and self._service.feed.knows_replica(hop.decode("latin-1")):
-            raise RoutingLoop([])
-
-    def _learn_server(self, scope: Scope) -> None:
+    def learn_server(self, server: tuple[str, int | None] | None) -> None:
         """Know an address of our own, so that no request is sent to it."""
-        server = scope.get("server")
-        if server is not None and server[1] is not None:
-            self._servers.add(tuple(server))
-            self._service.gateway.own_endpoints.add((server[0], server[1]))
+        if server is not None and server not in self._servers:
+            self._servers.add(server)
+            if server[1] is not None:
+                self._service.gateway.own_endpoints.add((server[0], server[1]))
 
     async def _give_up(self, call: Call, error: LucidError) -> None:
         if not call.has_begun:
@@ -172,7 +192,7 @@ class InferenceLane:
         self.outcomes[error.code] += 1
         await call.write(error_event(call.request.endpoint, openai_body(error)), more=False)
 
-    async def _cut(self, exchange: Exchange, scope: Scope, send: Send) -> None:
+    async def _cut(self, exchange: TaskExchange, scope: Scope, send: Send) -> None:
         """End a request that was cut from our side: the task goes on, the client is told if it can be."""
         if (task := asyncio.current_task()) is not None:
             task.uncancel()
@@ -195,17 +215,32 @@ class InferenceLane:
 
     async def _refuse(self, send: Send, error: LucidError, headers: Headers) -> None:
         self.outcomes[error.code] += 1
-        body = openai_bytes(error)
-        ours = [(name.lower().encode(), value.encode()) for name, value in headers_of(error).items()]
-        allow = [(b"allow", b"POST")] if isinstance(error, MethodNotAllowed) else []
-        basic = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-        start = {
-            "type": "http.response.start",
-            "status": error.http_status,
-            "headers": [*basic, *ours, *allow, *headers],
-        }
-        await send(start)
+        status, headers, body = refusal(error, headers)
+        await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
+
+
+def refusal(error: LucidError, headers: Headers) -> tuple[int, Headers, bytes]:
+    """Answer the status, the headers and the body of an error; `headers` are added to its own."""
+    body = openai_bytes(error)
+    ours = [(name.lower().encode(), value.encode()) for name, value in headers_of(error).items()]
+    allow = [(b"allow", b"POST")] if isinstance(error, MethodNotAllowed) else []
+    basic = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    return error.http_status, [*basic, *ours, *allow, *headers], body
+
+
+def name_request(headers: dict[bytes, bytes]) -> tuple[str, Headers]:
+    """Answer a new job's id, and the header that names the request to its client: by its own name, or by the job's."""
+    job_id = new_job_id()
+    sent = headers.get(b"x-request-id")
+    is_fit = sent is not None and REQUEST_ID.fullmatch(sent)
+    return job_id, [(b"x-request-id", sent if sent and is_fit else job_id.encode())]
+
+
+def session_of(headers: dict[bytes, bytes], request: InferenceRequest, principal: Principal) -> str | None:
+    """Answer the session that a request belongs to, apart from those of other owners; None when it names none."""
+    session = headers.get(SESSION_HEADER, b"")[:MAX_SESSION_BYTES].decode("latin-1") or request.session
+    return session and f"{principal.owner} {session}"
 
 
 def _name(scope: Scope) -> tuple[bytes, bytes]:

@@ -16,7 +16,7 @@ import uvicorn
 
 from lucid_compute.api.settings import Settings
 from lucid_compute.cli.child_processes import ServiceError, ending, fork, reap
-from lucid_compute.cli.guarded_protocol import GuardedProtocol
+from lucid_compute.cli.express_protocol import ExpressProtocol
 from lucid_compute.cli.listening import BACKLOG
 
 READY = b"+"
@@ -73,7 +73,7 @@ def serve(app: Application, sockets: list[socket.socket], channel: socket.socket
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        http=GuardedProtocol,
+        http=ExpressProtocol,
         ws="none",
         lifespan="on",
         log_config=None,

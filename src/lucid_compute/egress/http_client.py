@@ -19,6 +19,7 @@ from typing import Any
 
 from lucid_compute.egress.faults import EgressFault, FaultKind
 from lucid_compute.egress.http_connection import READ_BYTES, HttpConnection
+from lucid_compute.egress.late_writes import LateWrites
 from lucid_compute.egress_policy import Address, EgressPolicy, ProviderUrl
 
 CONNECT_SECONDS = 3.0
@@ -66,6 +67,7 @@ class HttpClient:
         self._busy: set[HttpConnection] = set()
         self._tls: ssl.SSLContext | None = None
         self._view = memoryview(bytearray(READ_BYTES))
+        self._late_writes = LateWrites()
         self.own_endpoints: set[tuple[str, int]] = set()
 
     def take_idle(self, url: ProviderUrl) -> HttpConnection | None:
@@ -169,7 +171,7 @@ class HttpClient:
         is_https = url.scheme == "https"
         try:
             transport, connection = await asyncio.get_running_loop().create_connection(
-                partial(HttpConnection, self._view),
+                partial(HttpConnection, self._view, self._late_writes),
                 str(address),
                 url.port,
                 ssl=self._tls_context() if is_https else None,

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import NamedTuple, cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from lucid_compute.egress.faults import EgressFault, FaultKind
+from lucid_compute.egress.late_writes import LateWrites
 
 MAX_HEAD_BYTES = 32 * 1024
 MAX_ANSWER_BYTES = 16 * 1024 * 1024
@@ -42,7 +44,8 @@ class Deadlines(NamedTuple):
 class HttpConnection(asyncio.BufferedProtocol):
     """A connection and the answer it is taking in: `status`, `content_type`, and the body in parts.
 
-    `is_whole` says that the answer has ended as HTTP says it must.
+    `is_whole` says that the answer has ended as HTTP says it must. `on_ready`, when it is set, is called in place of
+    waking who awaits `receive`.
     """
 
     __slots__ = (
@@ -55,6 +58,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         "_is_paused",
         "_joins_after",
         "_keeps_alive",
+        "_late_writes",
         "_parser",
         "_parts",
         "_transport",
@@ -71,18 +75,24 @@ class HttpConnection(asyncio.BufferedProtocol):
         "is_whole",
         "last_read_at",
         "made_at",
+        "on_ready",
         "retry_after",
         "status",
         "total_due_at",
         "used",
     )
 
-    def __init__(self, view: memoryview) -> None:
-        """Not connected yet. Reads go into `view`, which all the connections of one loop may share."""
+    def __init__(self, view: memoryview, late_writes: LateWrites | None = None) -> None:
+        """Not connected yet. Reads go into `view`, which all the connections of one loop may share.
+
+        Requests are written at once, or with `late_writes`.
+        """
         self._view = view
+        self._late_writes = late_writes
         self._transport: asyncio.Transport | None = None
         self._parser = HttpResponseParser(self)
         self._waiter: asyncio.Future[None] | None = None
+        self.on_ready: Callable[[], None] | None = None
         self._is_in_use = self._is_paused = self._keeps_alive = self.is_lost = False
         self.made_at = time.monotonic()
         self.used = 0
@@ -121,7 +131,11 @@ class HttpConnection(asyncio.BufferedProtocol):
         if self.is_lost or self._transport is None:
             self._fault = EgressFault(FaultKind.CONNECTION_LOST, "The node closed the connection.")
             return
-        self._transport.write(b"%bContent-Length: %d\r\n\r\n%b" % (head, len(body), body))
+        request = b"%bContent-Length: %d\r\n\r\n%b" % (head, len(body), body)
+        if self._late_writes is None:
+            self._transport.write(request)
+        else:
+            self._late_writes.write(self._transport, request)
 
     async def receive(self) -> bytes:
         """Answer what has come of the body: all of it, or of a stream what there is; empty when it is over.
@@ -129,12 +143,25 @@ class HttpConnection(asyncio.BufferedProtocol):
         Raises:
             EgressFault: the answer broke off, broke a rule or came too late.
         """
-        while not (self.is_whole or (self.is_stream and self._parts)):
-            if self._fault is not None:
-                raise self._fault
+        while not self.is_ready:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
+        return self.take()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether there is something to take: the whole answer, a part of a stream, or what went wrong."""
+        return self.is_whole or self._fault is not None or (self.is_stream and bool(self._parts))
+
+    def take(self) -> bytes:
+        """Answer as `receive` does what is there, for one whom `on_ready` has called.
+
+        Raises:
+            EgressFault: as `receive`.
+        """
         parts = self._parts
+        if self._fault is not None and not (self.is_whole or (self.is_stream and parts)):
+            raise self._fault
         if not parts:
             return b""
         self._parts = []
@@ -146,6 +173,7 @@ class HttpConnection(asyncio.BufferedProtocol):
     def release(self) -> None:
         """Belong to nobody: whatever comes now is not asked for, and ends the connection."""
         self._is_in_use = False
+        self.on_ready = None
         self._parts = []
         self._fault = None  # whose traceback holds this connection and the request
 
@@ -296,5 +324,7 @@ class HttpConnection(asyncio.BufferedProtocol):
             self._transport.resume_reading()
 
     def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
+        if self.on_ready is not None:
+            self.on_ready()
+        elif self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)

@@ -23,6 +23,7 @@ from lucid_compute.wire.keys import KeyLimits, Scope
 PREFIX = "lk_live_"
 TRUST_WITHOUT_DATABASE = timedelta(seconds=60)
 MAX_TOKEN_LENGTH = 512
+MAX_OPENED = 10_000
 _ALPHABET = string.digits + string.ascii_uppercase + string.ascii_lowercase
 _KEY = re.compile(r"lk_live_([0-9A-Za-z]{12})_([0-9A-Za-z]{32})([0-9A-Za-z]{6})")
 _NO_DIGEST = sha256(b"no key has this digest").digest()
@@ -128,6 +129,7 @@ class KeyRing:
         self.used_ids: set[str] = set()
         self._keys: dict[str, KeyRecord] = {}
         self._bootstrap: KeyRecord | None = None
+        self._opened: dict[bytes, tuple[KeyRecord, Principal]] = {}  # what each digest opened since keys last changed
 
     def apply(self, keys: Iterable[KeyRecord]) -> None:
         """Hold the keys that are newer than the ones held; a revoked one stays, so that no older sight revives it."""
@@ -135,6 +137,7 @@ class KeyRing:
             held = self._keys.get(key.id)
             if held is None or key.revision > held.revision:
                 self._keys[key.id] = key
+                self._opened.clear()
         live = (key for key in self._keys.values() if key.is_bootstrap and key.revoked_at is None)
         self._bootstrap = next(live, None)
 
@@ -150,16 +153,34 @@ class KeyRing:
             raise Unauthorized(message)
         if self.followed_at is None or now - self.followed_at > TRUST_WITHOUT_DATABASE:
             raise DatabaseUnavailable
-        match = _KEY.fullmatch(token) if len(token) <= MAX_TOKEN_LENGTH else None
         digest = digest_of(token[:MAX_TOKEN_LENGTH])
+        opened = self._opened.get(digest)
+        if opened is not None and (opened[0].expires_at is None or now < opened[0].expires_at):
+            self.used_ids.add(opened[0].id)
+            return opened[1]
+        key, is_former = self._open(token, digest, now)
+        self.used_ids.add(key.id)
+        principal = Principal(key.id, key.owner, key.scopes, key.passport_id, key.limits)
+        if not is_former:  # which is valid until an instant of its own
+            if len(self._opened) >= MAX_OPENED:
+                self._opened.clear()
+            self._opened[digest] = (key, principal)
+        return principal
+
+    def _open(self, token: str, digest: bytes, now: datetime) -> tuple[KeyRecord, bool]:
+        """Answer the key that `token` opens, and whether by the secret that it had before it was rotated.
+
+        Raises:
+            Unauthorized: it opens none.
+        """
+        match = _KEY.fullmatch(token) if len(token) <= MAX_TOKEN_LENGTH else None
         key = self._keys.get(match[1]) if match else None
         if not _opens(key, digest, now):
             key = self._bootstrap if _opens(self._bootstrap, digest, now) else None  # it may have any form
         if key is None:
             message = "This key is not valid: it is mistyped, expired or revoked. Ask an admin for a new one."
             raise Unauthorized(message)
-        self.used_ids.add(key.id)
-        return Principal(key.id, key.owner, key.scopes, key.passport_id, key.limits)
+        return key, not compare_digest(digest, key.digest)
 
     def is_valid(self, key_id: str, now: datetime) -> bool:
         """Whether the key was neither revoked nor has expired: asked of requests that take long."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import suppress
+from datetime import datetime
 from http import HTTPStatus
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from lucid_compute.fleet.fleet_node import FleetNode
 from lucid_compute.inference.accounting import charge, count_answer, count_request
 from lucid_compute.inference.call import Call
 from lucid_compute.inference.event_stream import EventStream
+from lucid_compute.inference.exchange import CutReason
 from lucid_compute.inference.targets import Target
 from lucid_compute.inference.tools import Tools
 from lucid_compute.inference.usage import Usage, find_usage
@@ -27,7 +29,8 @@ NOT_OFFERED = frozenset({404, 405, 501})
 FULL_SECONDS = 1.0
 MAX_FULL_SECONDS = 30.0
 END_SECONDS = 1.0
-_JSON = b"application/json"
+JSON = b"application/json"
+OK, MULTIPLE_CHOICES = 200, 300  # plain numbers, because HTTPStatus costs a look-up each time
 _EVENTS = b"text/event-stream; charset=utf-8"
 
 
@@ -37,14 +40,22 @@ class Answer(NamedTuple):
     status: int
     body: bytes
 
+    @property
+    def refusal(self) -> InvalidRequest | None:
+        """What to say in place of a node that refused the request and did not say why; None when it said."""
+        if self.body:
+            return None
+        sentence = f"The node refused the request with status {self.status} and did not say why."
+        return InvalidRequest([FieldFault("", sentence)], status=self.status)
+
 
 class Attempt:
     """The attempt `number` (from 1) of a call, on `node`, or on the model's upstream when it is None."""
 
     __slots__ = ("_began_at", "_call", "_job", "_node", "_node_id", "_number", "_stream", "_tools")
 
-    def __init__(self, tools: Tools, call: Call, node: FleetNode | None, number: int) -> None:
-        """Dispatch it; nothing is sent yet."""
+    def __init__(self, tools: Tools, call: Call, node: FleetNode | None, number: int, now: datetime) -> None:
+        """Dispatch it at `now`, by the database's clock; nothing is sent yet."""
         self._tools = tools
         self._call = call
         self._node = node
@@ -63,7 +74,7 @@ class Attempt:
             consumer=call.principal.owner,
             endpoint=call.request.endpoint,
             is_stream=call.request.is_stream,
-            started_at=tools.clock.now(),
+            started_at=now,
         )
 
     async def run(self) -> None:
@@ -72,35 +83,113 @@ class Attempt:
         Raises:
             EgressFault: the node failed; whether the client has got a part of its answer is `call.has_begun`.
         """
-        traffic, node_id, job = self._tools.traffic, self._node_id, self._job
-        if node_id is not None:
-            self._tools.fleet.replicas.begin(node_id)
-            traffic.note_start(node_id)
+        self.begin()
         try:
             answer = await self._talk()
-            if node_id is not None:
-                traffic.note_success(node_id)
+            self.note_success()
         except EgressFault as fault:
-            self._note_fault(fault)
+            self.note_fault(fault)
             raise
         except asyncio.CancelledError:
-            job.outcome, job.reason = Outcome.CANCELLED, self._call.exchange.cut or "shutdown"
-            if node_id is not None:
-                traffic.note_nothing(node_id)
+            self.note_cancelled(self._call.exchange.cut or CutReason.SHUTDOWN)
             raise
         except Exception:
-            job.outcome, job.reason = Outcome.FAILED, "internal"
+            self.note_broken()
             raise
         finally:
-            if node_id is not None:
-                self._tools.fleet.replicas.end(node_id)
-            self._close()
+            self.close()
         if answer is not None:
-            if not answer.body:
-                sentence = f"The node refused the request with status {answer.status} and did not say why."
-                raise InvalidRequest([FieldFault("", sentence)], status=answer.status)
-            await self._call.start(answer.status, _JSON, node_id, self._number, len(answer.body))
+            if answer.refusal is not None:
+                raise answer.refusal
+            await self._call.start(answer.status, JSON, self._node_id, self._number, len(answer.body))
             await self._call.write(answer.body, more=False)
+
+    # --- the steps, for those that take them without a task
+
+    def begin(self) -> None:
+        """Count the request on its node."""
+        if self._node_id is not None:
+            self._tools.fleet.replicas.begin(self._node_id)
+            self._tools.traffic.note_start(self._node_id)
+
+    def send(self, connection: HttpConnection, target: Target) -> None:
+        """Write the request; what the connection takes in from now on is its answer."""
+        request = self._call.request
+        head = target.head(request.endpoint, self._call.job_id)
+        connection.send(head, self._body(), self._tools.deadlines, wants_stream=request.is_stream)
+
+    def judge(self, connection: HttpConnection, body: bytes) -> Answer:
+        """Answer what a whole answer means to the client, and enter it.
+
+        Raises:
+            EgressFault: it is one to try the next node after.
+        """
+        status, job = connection.status, self._job
+        job.status = status
+        is_json = JSON in connection.content_type or b"+json" in connection.content_type
+        if status in CLIENTS_OWN:
+            job.outcome, job.reason = Outcome.REJECTED, f"http_{status}"
+            return Answer(status, body if is_json and body else b"")
+        if not OK <= status < MULTIPLE_CHOICES:
+            self._learn_from(status, connection.retry_after)
+            raise BadStatus(status)
+        if not is_json or not body:
+            raise EgressFault(FaultKind.BAD_RESPONSE, "The node's answer is not JSON.")
+        self._note_first_byte()
+        self._enter(find_usage(body), body)
+        job.outcome = Outcome.COMPLETED
+        return Answer(status, body)
+
+    def note_success(self) -> None:
+        """Note that the node did what it was asked, or told the client that it could not have."""
+        if self._node_id is not None:
+            self._tools.traffic.note_success(self._node_id)
+
+    def note_fault(self, fault: EgressFault) -> None:
+        """Note that the node failed, and what was delivered until then."""
+        job = self._job
+        job.outcome, job.reason = Outcome.FAILED, fault.reason
+        is_failure = job.status != HTTPStatus.TOO_MANY_REQUESTS
+        if job.status in NOT_OFFERED and self._call.request.endpoint == "responses":
+            job.outcome, job.reason, is_failure = Outcome.REJECTED, "endpoint_not_offered", False
+        if self._node is not None and is_failure:
+            self._tools.traffic.note_failure(self._node)
+        if self._stream is not None and self._call.has_begun:
+            self._enter(self._stream.usage)
+
+    def note_cancelled(self, reason: CutReason) -> None:
+        """Note that it was ended from our side or the client's, which says nothing of the node."""
+        self._job.outcome, self._job.reason = Outcome.CANCELLED, reason
+        if self._node_id is not None:
+            self._tools.traffic.note_nothing(self._node_id)
+
+    def note_broken(self) -> None:
+        """Note that we failed ourselves."""
+        self._job.outcome, self._job.reason = Outcome.FAILED, "internal"
+
+    def close(self) -> None:
+        """Count it no longer, and hand the job to the ledger, its price and the call's cost settled."""
+        self._uncount()
+        job = self._job
+        if job.outcome is Outcome.CANCELLED and self._stream is not None and self._call.has_begun:
+            self._enter(self._stream.usage)
+        job.latency_ms = (time.monotonic() - self._began_at) * 1000
+        if job.tokens_in is not None:
+            self._call.tokens += job.tokens_in + (job.tokens_out or 0)
+            job.price_usd = charge(job, self._node)
+        self._tools.ledger.finish(job)
+
+    def undo(self) -> None:
+        """Take back that it was begun: it never reached the node, and no ledger hears of it."""
+        self._uncount()
+        if self._node_id is not None:
+            self._tools.traffic.note_nothing(self._node_id)
+
+    # --- inside
+
+    def _uncount(self) -> None:
+        if self._node_id is not None:
+            self._tools.fleet.replicas.end(self._node_id)
 
     async def _talk(self) -> Answer | None:
         """Answer what the node answers as a whole; None when it was a stream, which is passed on already."""
@@ -110,8 +199,8 @@ class Attempt:
             try:
                 return await self._exchange(connection, target)
             except EgressFault as fault:
-                if fault.kind is not FaultKind.CONNECTION_LOST or connection.has_head or connection.heard:
-                    raise  # else the node closed it while it was idle: nobody's failure
+                if not was_closed_before(connection, fault):
+                    raise
         return await self._exchange(await client.connect(target.url), target)
 
     def _target(self) -> Target:
@@ -124,45 +213,21 @@ class Attempt:
         return target
 
     async def _exchange(self, connection: HttpConnection, target: Target) -> Answer | None:
-        request, tools = self._call.request, self._tools
         try:
-            head = target.head(request.endpoint, self._call.job_id)
-            connection.send(head, self._body(), tools.deadlines, wants_stream=request.is_stream)
+            self.send(connection, target)
             block = await connection.receive()
             if connection.is_stream:
                 await self._relay(connection, block)
                 return None
-            return self._judge(connection, block)
+            return self.judge(connection, block)
         finally:
-            tools.client.give_back(target.url, connection)
+            self._tools.client.give_back(target.url, connection)
 
     def _body(self) -> bytes:
         model = self._call.model
         if self._node is not None:
             return self._call.request.body_for(id_on_node(model, self._node.state))
         return self._call.request.body_for(model.record.metadata["upstream"].get("model") or model.record.name)
-
-    def _judge(self, connection: HttpConnection, body: bytes) -> Answer:
-        """Answer what a whole answer means to the client, and enter it.
-
-        Raises:
-            EgressFault: it is one to try the next node after.
-        """
-        status, job = connection.status, self._job
-        job.status = status
-        is_json = _JSON in connection.content_type or b"+json" in connection.content_type
-        if status in CLIENTS_OWN:
-            job.outcome, job.reason = Outcome.REJECTED, f"http_{status}"
-            return Answer(status, body if is_json and body else b"")
-        if not HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
-            self._learn_from(status, connection.retry_after)
-            raise BadStatus(status)
-        if not is_json or not body:
-            raise EgressFault(FaultKind.BAD_RESPONSE, "The node's answer is not JSON.")
-        self._note_first_byte()
-        self._enter(find_usage(body), body)
-        job.outcome = Outcome.COMPLETED
-        return Answer(status, body)
 
     async def _relay(self, connection: HttpConnection, block: bytes) -> None:
         """Pass a stream on, event by event, until the node has said that it is done."""
@@ -225,17 +290,6 @@ class Attempt:
         elif status in NOT_OFFERED and self._call.request.endpoint == "responses":
             self._tools.traffic.note_lack(self._node_id, "responses")
 
-    def _note_fault(self, fault: EgressFault) -> None:
-        job = self._job
-        job.outcome, job.reason = Outcome.FAILED, fault.reason
-        is_failure = job.status != HTTPStatus.TOO_MANY_REQUESTS
-        if job.status in NOT_OFFERED and self._call.request.endpoint == "responses":
-            job.outcome, job.reason, is_failure = Outcome.REJECTED, "endpoint_not_offered", False
-        if self._node is not None and is_failure:
-            self._tools.traffic.note_failure(self._node)
-        if self._stream is not None and self._call.has_begun:
-            self._enter(self._stream.usage)
-
     def _enter(self, usage: Usage | None, body: bytes = b"") -> None:
         """Enter the tokens: the node's word, else our count of what was delivered."""
         job, stream = self._job, self._stream
@@ -246,16 +300,10 @@ class Attempt:
         job.tokens_in = count_request(self._call.request) if usage.tokens_in is None else usage.tokens_in
         job.tokens_out = usage.tokens_out
 
-    def _close(self) -> None:
-        """Hand the job to the ledger, its price and the call's cost settled."""
-        job = self._job
-        if job.outcome is Outcome.CANCELLED and self._stream is not None and self._call.has_begun:
-            self._enter(self._stream.usage)
-        job.latency_ms = (time.monotonic() - self._began_at) * 1000
-        if job.tokens_in is not None:
-            self._call.tokens += job.tokens_in + (job.tokens_out or 0)
-            job.price_usd = charge(job, self._node)
-        self._tools.ledger.finish(job)
+
+def was_closed_before(connection: HttpConnection, fault: EgressFault) -> bool:
+    """Whether the node closed the connection while it was idle, before it saw the request: nobody's failure."""
+    return fault.kind is FaultKind.CONNECTION_LOST and not (connection.has_head or connection.heard)
 
 
 async def _await_end(connection: HttpConnection) -> None:

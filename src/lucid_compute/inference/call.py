@@ -15,12 +15,14 @@ from lucid_compute.passports import ModelPassport
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
+_VARIANT = 0b10 << 62  # RFC 9562's, in the upper bits of the id's second half
 
 
 def new_job_id() -> str:
     """Answer a new id, a UUID of version 7: those made one after another stand together in the ledger's index."""
-    text = f"{time.time_ns() // 1_000_000:012x}7{getrandbits(74):019x}"
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{'89ab'[getrandbits(2)]}{text[16:19]}-{text[19:31]}"
+    ms, rest = time.time_ns() // 1_000_000, getrandbits(74)
+    low = rest >> 12 | _VARIANT
+    return f"{ms >> 16:08x}-{ms & 0xFFFF:04x}-7{rest & 0xFFF:03x}-{low >> 48:04x}-{low & 0xFFFFFFFFFFFF:012x}"
 
 
 class Call:
@@ -41,29 +43,20 @@ class Call:
         "wanted",
     )
 
+    send: Send
+
     def __init__(
-        self,
-        principal: Principal,
-        request: InferenceRequest,
-        model: ModelPassport,
-        exchange: Exchange,
-        send: Send,
+        self, principal: Principal, request: InferenceRequest, model: ModelPassport, exchange: Exchange
     ) -> None:
-        """Begin; `send` takes ASGI's messages."""
+        """Begin."""
         self.principal = principal
         self.request = request
         self.model = model
         self.exchange = exchange
-        self.send = send
         self.job_id = ""
         self.headers: Headers = []
         self.tokens = 0
         self.wanted = Wanted(model, request.policy, endpoint=request.endpoint, is_stream=request.is_stream)
-
-    @property
-    def has_begun(self) -> bool:
-        """Whether the client has a part of its answer."""
-        return self.exchange.has_begun
 
     def identify(self, job_id: str, session: str | None, headers: Headers) -> None:
         """Give it its id in the ledger, the session that ties it to a node, and the headers of every answer."""
@@ -71,11 +64,19 @@ class Call:
         self.wanted.session = session
         self.headers = headers
 
-    async def start(
-        self, status: int, content_type: bytes, node_id: str | None, attempt: int, length: int = -1
-    ) -> None:
-        """Begin the answer; `length` below 0 is not known."""
-        self.exchange.has_begun = True
+    def attach(self, exchange: Exchange, send: Send) -> None:
+        """Have it answered by `send`, which takes ASGI's messages, and `exchange` stand for it from now on."""
+        exchange.job = self.exchange.job
+        self.exchange = exchange
+        self.send = send
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the client has a part of its answer."""
+        return self.exchange.has_begun
+
+    def answer_headers(self, content_type: bytes, node_id: str | None, attempt: int, length: int) -> Headers:
+        """Answer the headers of an answer by a node; a `length` below 0 is not known."""
         headers = [
             (b"content-type", content_type),
             (b"x-lucid-job", self.job_id.encode()),
@@ -85,6 +86,14 @@ class Call:
         if node_id is not None:
             headers.append((b"x-lucid-node", node_id.encode()))
         headers.append((b"content-length", b"%d" % length) if length >= 0 else (b"cache-control", b"no-cache"))
+        return headers
+
+    async def start(
+        self, status: int, content_type: bytes, node_id: str | None, attempt: int, length: int = -1
+    ) -> None:
+        """Begin the answer; `length` below 0 is not known."""
+        self.exchange.has_begun = True
+        headers = self.answer_headers(content_type, node_id, attempt, length)
         await self.send({"type": "http.response.start", "status": status, "headers": headers})
 
     async def write(self, body: bytes, *, more: bool) -> None:

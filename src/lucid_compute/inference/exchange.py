@@ -19,38 +19,47 @@ class CutReason(StrEnum):
     CLIENT_TOO_SLOW = "client_too_slow"
     KEY_REVOKED = "key_revoked"
     BODY_TOO_SLOW = "body_too_slow"
+    SHUTDOWN = "shutdown"
 
 
 class Exchange:
     """One request under way. `cut` says why it was ended, None while it was not.
 
-    `has_begun` once its answer has; `give_up` ends the answer with an error, None before anything can be answered.
+    `has_body` once the request is whole, `has_begun` once its answer has; `sending_since` is when the client was last
+    sent something that it has not taken, 0 when it has; `job` is the attempt that runs or ran last.
     """
 
-    __slots__ = (
-        "_task",
-        "_watcher",
-        "cut",
-        "give_up",
-        "has_begun",
-        "has_body",
-        "job",
-        "key_id",
-        "receive",
-        "sending_since",
-        "started_at",
-    )
+    __slots__ = ("cut", "has_begun", "has_body", "job", "key_id", "sending_since", "started_at")
 
-    def __init__(self, key_id: str, receive: Callable[[], Awaitable[Any]]) -> None:
-        """Begin in the task that serves it; `receive` answers ASGI's messages of the client."""
+    def __init__(self, key_id: str) -> None:
+        """Begin."""
         self.key_id = key_id
         self.job: Job | None = None
         self.cut: CutReason | None = None
         self.started_at = time.monotonic()
         self.sending_since = 0.0
+        self.has_body = self.has_begun = False
+
+    def end(self, reason: CutReason) -> None:
+        """End it from our side."""
+        raise NotImplementedError
+
+    def watch(self) -> None:
+        """Notice from now on when the client leaves."""
+
+    def settle(self) -> None:
+        """Note that the client has its whole answer: to leave is its right, and nothing is ended by it."""
+
+
+class TaskExchange(Exchange):
+    """A request that a task serves. `give_up` ends the answer with an error, None before anything can be answered."""
+
+    __slots__ = ("_task", "_watcher", "give_up", "receive")
+
+    def __init__(self, key_id: str, receive: Callable[[], Awaitable[Any]]) -> None:
+        """Begin in the task that serves it; `receive` answers ASGI's messages of the client."""
+        super().__init__(key_id)
         self.receive = receive
-        self.has_body = False
-        self.has_begun = False
         self.give_up: Callable[[LucidError], Awaitable[None]] | None = None
         self._task = asyncio.current_task()
         self._watcher: asyncio.Task[None] | None = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from datetime import datetime
 from typing import Any
 
 from lucid_compute.egress.faults import TIMEOUTS, BadStatus, EgressFault, FaultKind
@@ -17,6 +18,7 @@ from lucid_compute.inference.attempt import Attempt
 from lucid_compute.inference.breakers import RetryBudget
 from lucid_compute.inference.call import Call
 from lucid_compute.inference.dispatcher import Dispatcher
+from lucid_compute.inference.express import Ready
 from lucid_compute.inference.ranking import rank
 from lucid_compute.inference.tools import Tools
 from lucid_compute.matching_engine import ReasonCode
@@ -26,6 +28,7 @@ from lucid_compute.routing_errors import ModelUnavailable, NodeFailed, NodeTimeo
 MAX_ATTEMPTS = 3
 REJECTIONS_KEPT_SECONDS = 0.5
 _LOOP_STATUS = RoutingLoop.status
+Failed = tuple[FleetNode | None, EgressFault]
 
 
 class Gateway:
@@ -41,28 +44,55 @@ class Gateway:
         self.faults: Counter[str] = Counter()
         self.retries = 0
 
-    async def serve(self, call: Call) -> None:
-        """Answer the call.
+    def find_ready(self, call: Call, now: datetime) -> Ready | None:
+        """Answer a node that the call can be sent to at once; None when that takes more than a few looks."""
+        if call.model.format is ModelFormat.API:
+            return None
+        node = self.dispatcher.find_quickly(call.wanted, now)
+        if node is None:
+            return None
+        try:
+            target = self.tools.targets.of_node(node)
+        except EgressFault:
+            return None
+        connection = self.tools.client.take_idle(target.url)
+        return None if connection is None else Ready(node, target, connection)
+
+    def note_request(self) -> None:
+        """Count a request that may be tried again."""
+        self._retries.note_request(time.monotonic())
+
+    async def serve(self, call: Call, first: Failed | None = None) -> None:
+        """Answer the call; `first` is the attempt that failed already.
 
         Raises:
             ModelUnavailable: no node may be sent it.
             NodeFailed, NodeTimeout, RoutingLoop: nobody served it. When `call.has_begun` its stream has to be ended.
         """
-        failed: list[tuple[FleetNode | None, EgressFault]] = []
-        self._retries.note_request(time.monotonic())
+        failed: list[Failed] = []
+        if first is not None:
+            self._note_failed(call, failed, first)
         while True:
             node = await self._next_node(call, failed)
             try:
-                await Attempt(self.tools, call, node, len(failed) + 1).run()
+                await Attempt(self.tools, call, node, len(failed) + 1, self.tools.clock.now()).run()
             except EgressFault as fault:
-                failed.append((node, fault))
-                self.faults[fault.reason] += 1
-                self._require_another(call, failed)
-                call.wanted.tried = {other.state.id for other, _ in failed if other is not None}
+                self._note_failed(call, failed, (node, fault))
             else:
                 return
 
-    async def _next_node(self, call: Call, failed: list[tuple[FleetNode | None, EgressFault]]) -> FleetNode | None:
+    def _note_failed(self, call: Call, failed: list[Failed], last: Failed) -> None:
+        """Note an attempt that failed.
+
+        Raises:
+            LucidError: there may be no further one.
+        """
+        failed.append(last)
+        self.faults[last[1].reason] += 1
+        self._require_another(call, failed)
+        call.wanted.tried = {node.state.id for node, _ in failed if node is not None}
+
+    async def _next_node(self, call: Call, failed: list[Failed]) -> FleetNode | None:
         """Answer the node for the next attempt; None is the model's upstream."""
         wanted = call.wanted
         if wanted.model.format is ModelFormat.API:
@@ -89,7 +119,7 @@ class Gateway:
             self._rejections[key] = known
         return known[1]
 
-    def _require_another(self, call: Call, failed: list[tuple[FleetNode | None, EgressFault]]) -> None:
+    def _require_another(self, call: Call, failed: list[Failed]) -> None:
         """Refuse unless another attempt may be made.
 
         Raises:
@@ -102,7 +132,7 @@ class Gateway:
         self.retries += 1
 
 
-def _error_of(failed: list[tuple[FleetNode | None, EgressFault]], why: str = "") -> LucidError:
+def _error_of(failed: list[Failed], why: str = "") -> LucidError:
     attempts: list[dict[str, Any]] = [
         {"passportId": node.state.id if node else None, "reason": fault.reason} for node, fault in failed
     ]

@@ -1,0 +1,131 @@
+"""One connection: what the express lane takes is served without uvicorn's cycle and task, all else by uvicorn."""
+
+from __future__ import annotations
+
+import asyncio
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+
+from lucid_compute.api.app import EXPRESS
+from lucid_compute.api.inference_lane import HANDED_OVER
+from lucid_compute.cli.guarded_protocol import GuardedProtocol
+from lucid_compute.cli.whole_request import WholeRequestReader
+from lucid_compute.egress.late_writes import LateWrites
+from lucid_compute.inference.call import Headers
+from lucid_compute.inference.exchange import CutReason, Exchange
+from lucid_compute.inference.express import HandedOver
+
+MAX_REQUEST_BYTES = 64 * 1024
+_BEGINNING = b"POST /v1/"
+_late_writes = LateWrites()
+_reader = WholeRequestReader()  # each worker's: it reads a request in one call, so connections can share it
+
+
+class ExpressProtocol(GuardedProtocol):
+    """A `GuardedProtocol` whose inference requests may be served at once; to that end it is an `ExpressClient`."""
+
+    __slots__ = ("_closes_after", "_exchange", "_held", "_is_resting", "_lane", "_request", "_socket")
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
+        """Begin."""
+        super().connection_made(transport)
+        self._socket = transport  # without the cork: an answer is written as a whole
+        self._lane = self.app_state.get(EXPRESS)
+        self._exchange: Exchange | None = None
+        self._request = self._held = b""  # the request that is served, and what came after it
+        self._closes_after = self._is_resting = False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End what is served."""
+        if self._exchange is not None:
+            self._exchange.end(CutReason.CLIENT_LEFT)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Serve a request at once, or feed uvicorn; what comes while one is served waits."""
+        if self._exchange is not None:
+            self._held += data
+            self.flow.pause_reading()
+            return
+        if self._is_resting:
+            self._is_resting = False
+            self._deadlines.clear(self)
+        if not (data.startswith(_BEGINNING) and self._take(data)):
+            super().data_received(data)
+
+    def shutdown(self) -> None:
+        """Close, after the answer that is awaited."""
+        if self._exchange is not None:
+            self._closes_after = True
+        else:
+            super().shutdown()
+
+    # --- what the express lane calls
+
+    def answer(self, status: int, headers: Headers, body: bytes) -> None:
+        """Write an answer."""
+        lines = [STATUS_LINE[status]]
+        for name, value in (*self.server_state.default_headers, *headers):
+            lines += (name, b": ", value, b"\r\n")
+        if self._closes_after:
+            lines.append(b"connection: close\r\n")
+        lines += (b"\r\n", body)
+        _late_writes.write(self._socket, b"".join(lines))
+        self.server_state.total_requests += 1
+        self._exchange = None
+        if self._closes_after:
+            self.loop.call_soon(self._socket.close)
+        elif self._held:
+            self._take_held()
+        else:
+            self._is_resting = True
+            self._deadlines.set(self, self.timeout_keep_alive)
+
+    def go_on(self, handed_over: HandedOver) -> None:
+        """Feed uvicorn the request; its lane finds in the scope what was begun."""
+        self._exchange = None
+        usual = self._extensions
+        self._extensions = {**usual, HANDED_OVER: handed_over}
+        super().data_received(self._request)
+        self._extensions = usual
+        if self._closes_after:
+            super().shutdown()
+        if self._held:
+            self._take_held()
+
+    def hang_up(self) -> None:
+        """Close without an answer."""
+        self._exchange = None
+        self._socket.abort()
+
+    # --- inside
+
+    def _take(self, data: bytes) -> bool:
+        """Whether the express lane serves the request; it answers later."""
+        if self._lane is None or len(data) > MAX_REQUEST_BYTES or not self._is_between_requests:
+            return False
+        request = _reader.read(data)
+        if request is None:
+            return False
+        self._request = data
+        self._exchange = self._lane.take(self, *request)
+        if self._exchange is None:
+            return False
+        self._deadlines.clear(self)
+        self._unset_keepalive_if_required()
+        return True
+
+    @property
+    def _is_between_requests(self) -> bool:
+        """Whether uvicorn expects a request's first byte, and the client reads what it is sent."""
+        cycle = self.cycle
+        if self._is_leaving or self._idle_bytes or self.flow.write_paused or self._socket.is_closing():
+            return False
+        if self._is_at_its_first_request:
+            return True
+        return cycle.response_complete and not cycle.more_body and cycle.scope is self.scope and not self.pipeline
+
+    def _take_held(self) -> None:
+        held, self._held = self._held, b""
+        self.flow.resume_reading()
+        self.data_received(held)

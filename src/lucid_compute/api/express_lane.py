@@ -118,6 +118,7 @@ class ExpressLane:
                 return False
         service.gateway.note_request()
         lane.running += 1
+        lane.express += 1
         service.watchdog.exchanges.add(exchange)
         self._waiting[exchange] = client
         exchange.start(call, ready, now)

@@ -45,14 +45,17 @@ HOP = HOP_HEADER.encode()
 
 
 class InferenceLane:
-    """Serves inference requests for one replica. `running` counts those under way, `outcomes` how they ended."""
+    """Serves inference requests for one replica. `running` counts those under way, `outcomes` how they ended.
+
+    `express` counts those that the express lane began in its name.
+    """
 
     def __init__(self, service: Service) -> None:
         """Serve none yet."""
         self._service = service
         self._most = service.settings.inference_max_concurrency
         self._servers: set[tuple[str, int | None]] = set()
-        self.running = 0
+        self.running = self.express = 0
         self.outcomes: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -102,6 +102,7 @@ class _GatewayCollector(Collector):
             faults.add_metric([reason], count)
         yield faults
         yield CounterMetricFamily("lucid_inference_retries", "Second and third attempts", gateway.retries)
+        yield CounterMetricFamily("lucid_inference_express", "Requests begun without a task", self._lane.express)
         yield GaugeMetricFamily("lucid_inference_running", "Requests below /v1 under way", self._lane.running)
         yield GaugeMetricFamily("lucid_breakers_open", "Nodes that are blocked or on trial", tools.traffic.open_count())
         yield GaugeMetricFamily("lucid_jobs_waiting", "Jobs not known to be written", self._service.jobs.waiting)

@@ -16,6 +16,7 @@ from lucid_compute.inference.exchange import CutReason, Exchange
 from lucid_compute.inference.express import HandedOver
 
 MAX_REQUEST_BYTES = 64 * 1024
+BODY_SECONDS = 0.5  # after the headers; a body that takes longer is uvicorn's to wait for
 _BEGINNING = b"POST /v1/"
 _late_writes = LateWrites()
 _reader = WholeRequestReader()  # each worker's: it reads a request in one call, so connections can share it
@@ -24,7 +25,7 @@ _reader = WholeRequestReader()  # each worker's: it reads a request in one call,
 class ExpressProtocol(GuardedProtocol):
     """A `GuardedProtocol` whose inference requests may be served at once; to that end it is an `ExpressClient`."""
 
-    __slots__ = ("_closes_after", "_exchange", "_held", "_is_resting", "_lane", "_request", "_socket")
+    __slots__ = ("_closes_after", "_exchange", "_held", "_is_resting", "_lane", "_missing", "_request", "_socket")
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         """Begin."""
@@ -32,7 +33,8 @@ class ExpressProtocol(GuardedProtocol):
         self._socket = transport  # without the cork: an answer is written as a whole
         self._lane = self.app_state.get(EXPRESS)
         self._exchange: Exchange | None = None
-        self._request = self._held = b""  # the request that is served, and what came after it
+        self._request = self._held = b""  # the request that is served or not whole, and what came after it
+        self._missing = 0  # bytes of a request's body, while nobody knows of it yet
         self._closes_after = self._is_resting = False
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -47,18 +49,32 @@ class ExpressProtocol(GuardedProtocol):
             self._held += data
             self.flow.pause_reading()
             return
-        if self._is_resting:
-            self._is_resting = False
+        if self._missing > len(data):
+            self._request += data
+            self._missing -= len(data)
+            return
+        if self._is_resting or self._missing:
             self._deadlines.clear(self)
+            data = self._request + data if self._missing else data
+            self._is_resting, self._missing = False, 0
         if not (data.startswith(_BEGINNING) and self._take(data)):
             super().data_received(data)
+
+    def run_out_of_time(self) -> None:
+        """Feed uvicorn a request whose body does not come, which has deadlines of its own for that."""
+        if self._missing:
+            self._leave_to_uvicorn()
+        else:
+            super().run_out_of_time()
 
     def shutdown(self) -> None:
         """Close, after the answer that is awaited."""
         if self._exchange is not None:
             self._closes_after = True
-        else:
-            super().shutdown()
+            return
+        if self._missing:
+            self._leave_to_uvicorn()
+        super().shutdown()
 
     # --- what the express lane calls
 
@@ -101,19 +117,35 @@ class ExpressProtocol(GuardedProtocol):
     # --- inside
 
     def _take(self, data: bytes) -> bool:
-        """Whether the express lane serves the request; it answers later."""
+        """Whether the express lane serves the request, and answers later; or the rest of it is waited for."""
         if self._lane is None or len(data) > MAX_REQUEST_BYTES or not self._is_between_requests:
             return False
         request = _reader.read(data)
         if request is None:
             return False
         self._request = data
+        if isinstance(request, int):
+            return self._await_body(request)
         self._exchange = self._lane.take(self, *request)
         if self._exchange is None:
             return False
         self._deadlines.clear(self)
         self._unset_keepalive_if_required()
         return True
+
+    def _await_body(self, missing: int) -> bool:
+        """Wait a moment for the body, which many clients send in a packet of its own, unless it is a long one."""
+        if len(self._request) + missing > MAX_REQUEST_BYTES:
+            return False
+        self._missing = missing
+        self._unset_keepalive_if_required()
+        self._deadlines.set(self, BODY_SECONDS)
+        return True
+
+    def _leave_to_uvicorn(self) -> None:
+        self._missing = 0
+        self._deadlines.clear(self)
+        super().data_received(self._request)
 
     @property
     def _is_between_requests(self) -> bool:

@@ -1,4 +1,4 @@
-"""A request that came whole in one packet, read by the parser that reads all others, without anything around it."""
+"""A request that came whole, or nearly, read by the parser that reads all others, without anything around it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 
 # A request with one of these is not what it seems: it comes in parts, waits for a word of ours, or changes protocol.
 _UNUSUAL = frozenset({b"transfer-encoding", b"expect", b"upgrade"})
-_CLOSE = b"close"
 
 
 class WholeRequest(NamedTuple):
@@ -27,37 +26,43 @@ class WholeRequestReader:
         self._headers: dict[bytes, bytes] = {}
         self._urls: list[bytes] = []
         self._parts: list[bytes] = []
-        self._is_over = False
+        self._is_fit = self._is_over = False
         self.on_header = self._headers.__setitem__  # as the parser's callback, without a frame for each header
         self.on_url = self._urls.append
         self.on_body = self._parts.append
         self._parser = HttpRequestParser(self)
 
+    def on_headers_complete(self) -> None:
+        """Note that the headers are whole, and whether they are of a request that can be served here."""
+        parser = self._parser  # it has forgotten both when the request is over
+        self._is_fit = parser.should_keep_alive() and parser.get_http_version() == "1.1"
+
     def on_message_complete(self) -> None:
-        """Note that a request was whole."""
+        """Note that the request is whole."""
         self._is_over = True
 
-    def read(self, data: bytes) -> WholeRequest | None:
-        """Answer the request that `data` is; None when it is anything else."""
+    def read(self, data: bytes) -> WholeRequest | int | None:
+        """Answer the request that `data` is, or how many bytes of its body are missing; None for anything else."""
         try:
             self._parser.feed_data(data)
-            return self._found()
+            found = self._found()
         except (HttpParserError, HttpParserUpgrade):
-            self._parser = HttpRequestParser(self)
-            return None
-        finally:
-            self._headers.clear()
-            self._urls.clear()
-            self._parts.clear()
-            self._is_over = False
-
-    def _found(self) -> WholeRequest | None:
-        parser = self._parser
-        is_whole = self._is_over and len(self._urls) == 1 and len(self._parts) <= 1
-        if not is_whole or not parser.should_keep_alive() or parser.get_http_version() != "1.1":
+            found = None
+        if not isinstance(found, WholeRequest):
             self._parser = HttpRequestParser(self)  # it may be in the middle of something
+        self._headers.clear()
+        self._urls.clear()
+        self._parts.clear()
+        self._is_fit = self._is_over = False
+        return found
+
+    def _found(self) -> WholeRequest | int | None:
+        parts = self._parts
+        if not self._is_fit or len(self._urls) != 1:
             return None
         headers = {name.lower(): value for name, value in self._headers.items()}
         if not _UNUSUAL.isdisjoint(headers):
             return None
-        return WholeRequest(self._urls[0], headers, self._parts[0] if self._parts else b"")
+        if not self._is_over:
+            return int(headers.get(b"content-length", b"0")) - sum(map(len, parts))
+        return WholeRequest(self._urls[0], headers, parts[0] if len(parts) == 1 else b"".join(parts))

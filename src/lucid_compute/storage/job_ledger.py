@@ -21,7 +21,7 @@ from lucid_compute.storage.job_sql import COMMIT_JOBS
 
 MAX_WAITING = 200_000  # some 70 MB
 MAX_BATCH = 500  # half a millisecond of this process's time
-GROUP_SECONDS = 0.02
+GROUP_SECONDS = 0.01
 RECONNECT_SECONDS = 0.1
 FLUSH_SECONDS = 2.0
 

@@ -1,0 +1,249 @@
+"""Requests that are served without a task: what their clients see is what the ordinary lane would have shown them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import re
+import signal
+import time
+from typing import Any
+
+import httpx
+import pytest
+
+from tests import postgres
+from tests.fault_answers import respond
+from tests.fault_node import Behaviour, Ending, FaultNode
+from tests.gateway import QUESTION, Gateway, chat_answer, open_gateway, within
+from tests.raw_client import Client
+from tests.served import Served, folder
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+LEFT_SECONDS = 1.0
+REVOKED_SECONDS = 30.0
+SILENT = Behaviour(delay_seconds=math.inf)
+SLOW = Behaviour(answer=chat_answer("late"), delay_seconds=1.0)
+
+
+def port_of(gateway: Gateway) -> int:
+    """Answer where the service listens."""
+    return httpx.URL(gateway.served.url).port or 0
+
+
+def request_bytes(gateway: Gateway, model: str, *headers: str, **body: Any) -> bytes:
+    """Answer a chat's request as it stands on the wire."""
+    text = json.dumps({"model": model, "messages": QUESTION, **body})
+    lines = [
+        "POST /v1/chat/completions HTTP/1.1",
+        f"Host: 127.0.0.1:{port_of(gateway)}",
+        f"Authorization: Bearer {gateway.key}",
+        f"Content-Length: {len(text)}",
+        *headers,
+    ]
+    return "\r\n".join([*lines, "", text]).encode()
+
+
+async def express_count(gateway: Gateway) -> int:
+    """Answer how many requests the lane has begun."""
+    text = (await gateway.admin.get("/metrics")).text
+    found = re.search(r"^lucid_inference_express_total (\S+)$", text, re.MULTILINE)
+    assert found
+    return int(float(found[1]))
+
+
+async def add_warm(gateway: Gateway, node: FaultNode, **metadata: Any) -> tuple[str, str]:
+    """Register a model on the node and have a first chat answered, so that a connection to the node is idle."""
+    model = await gateway.add_model()
+    node_id = await gateway.add_node(node.url, model, **metadata)
+    node.script.insert(0, Behaviour(answer=chat_answer()))
+    assert (await gateway.chat(model)).status_code == 200
+    return model, node_id
+
+
+async def test_a_request_takes_the_lane_as_soon_as_a_connection_is_idle(gateway: Gateway) -> None:
+    """It is answered with the same status, headers and body as one that does not take it; the ledger keeps both."""
+    async with FaultNode(Behaviour(answer=chat_answer())) as node:
+        model = await gateway.add_model()
+        node_id = await gateway.add_node(node.url, model)
+        before = await express_count(gateway)
+        ordinary = await gateway.chat(model)
+        assert await express_count(gateway) == before
+        express = await gateway.chat(model)
+        assert await express_count(gateway) == before + 1
+        assert list(express.headers) == list(ordinary.headers)
+        assert (express.status_code, express.json()) == (200, ordinary.json())
+        assert express.headers["x-lucid-node"] == node_id
+        jobs = await gateway.jobs(model, 2)
+        assert {job["id"] for job in jobs} == {answer.headers["x-lucid-job"] for answer in (ordinary, express)}
+        told = ("outcome", "status", "attempt", "tokensIn", "tokensOut", "passportId", "endpoint")
+        assert [jobs[0][name] for name in told] == [jobs[1][name] for name in told]
+        heads = [request.head.lower().replace(b"connection: ", b"") for request in node.requests]
+        assert len({re.sub(rb"x-request-id: \S+", b"", head) for head in heads}) == 1
+
+
+async def test_packets_are_put_together(gateway: Gateway) -> None:
+    """Head and body in two packets are one request; a body that trickles in is one too, by the ordinary lane."""
+    async with FaultNode(Behaviour(answer=chat_answer())) as node:
+        model, _ = await add_warm(gateway, node)
+        before = await express_count(gateway)
+        data = request_bytes(gateway, model)
+        head = data.index(b"\r\n\r\n") + 4
+        client = await Client.open(port_of(gateway))
+        for pieces, pause in (((data[:head], data[head:]), 0.05), ((data[:-9], data[-9:-5], data[-5:]), 0.02)):
+            for piece in pieces:
+                client.send(piece)
+                await asyncio.sleep(pause)
+            assert (await client.answer()).startswith(b"HTTP/1.1 200 ")
+        assert await express_count(gateway) == before + 2
+        client.send(data[:-5])
+        await asyncio.sleep(1.5)
+        client.send(data[-5:])
+        assert (await client.answer()).startswith(b"HTTP/1.1 200 ")
+        assert await express_count(gateway) == before + 2
+        await client.close()
+
+
+async def test_what_comes_behind_a_request_is_answered_after_it(gateway: Gateway) -> None:
+    """Pipelined requests of every kind come in their order, and nothing is lost between the lanes."""
+    async with FaultNode(Behaviour(answer=chat_answer("second"))) as node:
+        model, _ = await add_warm(gateway, node)
+        node.script += [Behaviour(answer=chat_answer("first"), delay_seconds=0.3)]
+        data = request_bytes(gateway, model)
+        client = await Client.open(port_of(gateway))
+        client.send(data)
+        await asyncio.sleep(0.1)
+        client.send(data)
+        client.send(b"GET /healthz HTTP/1.1\r\nHost: lucid\r\n\r\n" + data)
+        answers = [await client.answer() for _ in range(4)]
+        for answer, said in zip(answers, (b'"first"', b'"second"', b"ok", b'"second"'), strict=True):
+            assert answer.startswith(b"HTTP/1.1 200 ")
+            assert said in answer
+        await client.close()
+
+
+@pytest.mark.parametrize("status", [500, 429, 301])
+@pytest.mark.usefixtures("retries")
+async def test_a_node_that_fails_is_replaced_unseen(gateway: Gateway, status: int) -> None:
+    """The request goes on in the ordinary lane, with what was learnt."""
+    refusal = respond(b'{"error":{}}', status=status)
+    async with FaultNode(Behaviour(answer=refusal)) as bad, FaultNode(Behaviour(answer=chat_answer())) as good:
+        model, bad_id = await add_warm(gateway, bad)
+        good_id = await gateway.add_node(good.url, model, beat={"load": 1})
+        before = await express_count(gateway)
+        answer = await gateway.chat(model)
+        assert (answer.status_code, answer.headers["x-lucid-attempts"]) == (200, "2"), answer.text
+        assert await express_count(gateway) == before + 1
+        jobs = [job for job in await gateway.jobs(model, 3) if job["id"] == answer.headers["x-lucid-job"]]
+        told = {(job["attempt"], job["outcome"], job["reason"], job["passportId"]) for job in jobs}
+        assert told == {(1, "failed", f"http_{status}", bad_id), (2, "completed", None, good_id)}
+
+
+async def test_a_node_that_fails_alone_is_told_of_once(gateway: Gateway) -> None:
+    """With the same error as ever, naming the one attempt."""
+    async with FaultNode(Behaviour(cut_head_after=5, ending=Ending.RESET)) as node:
+        model, node_id = await add_warm(gateway, node)
+        answer = await gateway.chat(model)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (502, "NODE_FAILED")
+        assert answer.json()["error"]["details"]["attempts"] == [{"passportId": node_id, "reason": "connection_lost"}]
+        assert len(await gateway.jobs(model, 2)) == 2
+
+
+async def test_a_connection_that_the_node_had_closed_is_nobodys_failure(gateway: Gateway) -> None:
+    """The request is sent again on a new one, at its first attempt."""
+    async with FaultNode(Behaviour(answer=chat_answer(), ending=Ending.KEEP, idle_seconds=0.0)) as node:
+        model, _ = await add_warm(gateway, node)
+        for _ in range(20):
+            answer = await gateway.chat(model)
+            assert (answer.status_code, answer.headers["x-lucid-attempts"]) == (200, "1")
+        assert {job["outcome"] for job in await gateway.jobs(model, 21)} == {"completed"}
+
+
+async def test_a_node_that_is_silent_for_too_long_is_given_up(gateway: Gateway) -> None:
+    """The absolute deadline holds here too."""
+    async with FaultNode(SILENT) as node:
+        model, _ = await add_warm(gateway, node)
+        began = time.monotonic()
+        answer = await gateway.chat(model)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (504, "NODE_TIMEOUT")
+        assert time.monotonic() - began < within(4)
+
+
+async def test_a_client_that_leaves_frees_the_node_at_once(gateway: Gateway) -> None:
+    """The node is hung up on, and the ledger says why."""
+    async with FaultNode(SILENT) as node:
+        model, node_id = await add_warm(gateway, node)
+        client = await Client.open(port_of(gateway))
+        client.send(request_bytes(gateway, model))
+        await node.until(lambda node: len(node.requests) == 2)
+        assert (await gateway.health(node_id))["inFlight"] == 1
+        await client.close()
+        await node.until(lambda node: not node.open_connections, within(LEFT_SECONDS))
+        await gateway.becomes_idle(node_id)
+        jobs = await gateway.jobs(model, 2)
+        assert (jobs[0]["outcome"], jobs[0]["reason"]) == ("cancelled", "client_left")
+
+
+async def test_a_revoked_key_ends_what_it_runs(gateway: Gateway) -> None:
+    """The client is told so, well within the half minute that streams have."""
+    key = await gateway.new_key()
+    async with FaultNode(SILENT) as node, gateway.served.client(key["key"], timeout_seconds=60) as client:
+        model, _ = await add_warm(gateway, node)
+        body = {"model": model, "messages": QUESTION}
+        # The lane's own answer deadline is three seconds in these tests, so the key is looked at within that time.
+        asked = asyncio.ensure_future(client.post("/v1/chat/completions", json=body))
+        await node.until(lambda node: len(node.requests) == 2)
+        await gateway.admin.delete(f"/keys/{key['id']}")
+        answer = await asyncio.wait_for(asked, within(REVOKED_SECONDS))
+        assert answer.status_code in {401, 504}
+        again = await client.post("/v1/chat/completions", json=body)
+        assert again.status_code == 401
+
+
+async def test_limits_count_in_the_lane(gateway: Gateway) -> None:
+    """Each request is taken off the allowance once, whichever lane serves it, and so are its tokens."""
+    key = await gateway.new_key(limits={"requestsPerMinute": 60})
+    async with FaultNode(Behaviour(answer=chat_answer())) as node:
+        model, _ = await add_warm(gateway, node)
+        openai = gateway.openai_with(key["key"])
+        left = []
+        for _ in range(3):
+            raw = await openai.chat.completions.with_raw_response.create(model=model, messages=QUESTION)
+            left.append(int(raw.headers["x-ratelimit-remaining-requests"]))
+        assert left == [2, 1, 0]
+        async with gateway.served.client(key["key"]) as client:
+            answer = await client.post("/v1/chat/completions", json={"model": model, "messages": QUESTION})
+        assert (answer.status_code, answer.headers["x-ratelimit-remaining-requests"]) == (429, "0")
+        await openai.close()
+
+
+async def test_a_refusal_of_the_node_without_a_word_is_told_in_ours(gateway: Gateway) -> None:
+    """As the ordinary lane tells it, with the job's id."""
+    async with FaultNode(Behaviour(answer=respond(b"<p>no", status=400, content_type="text/html"))) as node:
+        model, _ = await add_warm(gateway, node)
+        answer = await gateway.chat(model)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "INVALID_REQUEST")
+        assert answer.headers["x-lucid-attempts"] == "1"
+        assert answer.headers["x-lucid-job"] in {job["id"] for job in await gateway.jobs(model, 2)}
+
+
+async def test_a_service_that_stops_answers_what_runs(postgres_and_template: tuple[str, str]) -> None:
+    """Then it closes the connection, and says so."""
+    url = await postgres.clone(*postgres_and_template)
+    with folder() as made, Served(made, url) as served:
+        async with open_gateway(served) as gateway, FaultNode(SLOW) as node:
+            model, _ = await add_warm(gateway, node)
+            client = await Client.open(port_of(gateway))
+            client.send(request_bytes(gateway, model))
+            await node.until(lambda node: len(node.requests) == 2)
+            assert await express_count(gateway) == 1
+            assert served.process is not None
+            served.process.send_signal(signal.SIGTERM)
+            answer = await client.rest()
+            assert answer.startswith(b"HTTP/1.1 200 ")
+            assert b"connection: close\r\n" in answer
+            assert answer.endswith(b"}")
+            assert await asyncio.to_thread(served.process.wait, 30) == 0
+    await postgres.drop(url)

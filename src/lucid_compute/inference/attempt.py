@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from contextlib import suppress
 from datetime import datetime
 from http import HTTPStatus
 from typing import NamedTuple
@@ -28,10 +26,8 @@ CLIENTS_OWN = frozenset({400, 413, 422})
 NOT_OFFERED = frozenset({404, 405, 501})
 FULL_SECONDS = 1.0
 MAX_FULL_SECONDS = 30.0
-END_SECONDS = 1.0
 JSON = b"application/json"
 OK, MULTIPLE_CHOICES = 200, 300  # plain numbers, because HTTPStatus costs a look-up each time
-_EVENTS = b"text/event-stream; charset=utf-8"
 
 
 class Answer(NamedTuple):
@@ -77,40 +73,25 @@ class Attempt:
             started_at=now,
         )
 
-    async def run(self) -> None:
-        """Answer the call.
-
-        Raises:
-            EgressFault: the node failed; whether the client has got a part of its answer is `call.has_begun`.
-        """
-        self.begin()
-        try:
-            answer = await self._talk()
-            self.note_success()
-        except EgressFault as fault:
-            self.note_fault(fault)
-            raise
-        except asyncio.CancelledError:
-            self.note_cancelled(self._call.exchange.cut or CutReason.SHUTDOWN)
-            raise
-        except Exception:
-            self.note_broken()
-            raise
-        finally:
-            self.close()
-        if answer is not None:
-            if answer.refusal is not None:
-                raise answer.refusal
-            await self._call.start(answer.status, JSON, self._node_id, self._number, len(answer.body))
-            await self._call.write(answer.body, more=False)
-
-    # --- the steps, for those that take them without a task
-
     def begin(self) -> None:
         """Count the request on its node."""
         if self._node_id is not None:
             self._tools.fleet.replicas.begin(self._node_id)
             self._tools.traffic.note_start(self._node_id)
+
+    def target(self) -> Target:
+        """Answer where it is to be sent.
+
+        Raises:
+            EgressFault: nowhere that this service may call.
+        """
+        targets = self._tools.targets
+        if self._node is not None:
+            return targets.of_node(self._node)
+        target = targets.of_upstream(self._call.model)
+        if target is None:
+            raise EgressFault(FaultKind.NAME_UNKNOWN, "The model has no upstream.")
+        return target
 
     def send(self, connection: HttpConnection, target: Target) -> None:
         """Write the request; what the connection takes in from now on is its answer."""
@@ -135,10 +116,27 @@ class Attempt:
             raise BadStatus(status)
         if not is_json or not body:
             raise EgressFault(FaultKind.BAD_RESPONSE, "The node's answer is not JSON.")
-        self._note_first_byte()
-        self._enter(find_usage(body), body)
+        self.note_first_byte()
+        self.enter(find_usage(body), body)
         job.outcome = Outcome.COMPLETED
         return Answer(status, body)
+
+    def note_first_byte(self) -> None:
+        """Enter how long the answer took to begin, and let choices of a node learn from it."""
+        job = self._job
+        job.first_byte_ms = (time.monotonic() - self._began_at) * 1000
+        if self._node_id is not None:
+            self._tools.traffic.note_latency(self._node_id, self._call.wanted.kind, job.first_byte_ms)
+
+    def enter(self, usage: Usage | None, body: bytes = b"") -> None:
+        """Enter the tokens: the node's word, else our count of what was delivered."""
+        job, stream = self._job, self._stream
+        job.are_tokens_counted = usage is None or usage.tokens_in is None
+        if usage is None:
+            delivered = max(stream.pieces, 0) if stream is not None else count_answer(body)
+            usage = Usage(None, delivered)
+        job.tokens_in = count_request(self._call.request) if usage.tokens_in is None else usage.tokens_in
+        job.tokens_out = usage.tokens_out
 
     def note_success(self) -> None:
         """Note that the node did what it was asked, or told the client that it could not have."""
@@ -155,7 +153,7 @@ class Attempt:
         if self._node is not None and is_failure:
             self._tools.traffic.note_failure(self._node)
         if self._stream is not None and self._call.has_begun:
-            self._enter(self._stream.usage)
+            self.enter(self._stream.usage)
 
     def note_cancelled(self, reason: CutReason) -> None:
         """Note that it was ended from our side or the client's, which says nothing of the node."""
@@ -172,7 +170,7 @@ class Attempt:
         self._uncount()
         job = self._job
         if job.outcome is Outcome.CANCELLED and self._stream is not None and self._call.has_begun:
-            self._enter(self._stream.usage)
+            self.enter(self._stream.usage)
         job.latency_ms = (time.monotonic() - self._began_at) * 1000
         if job.tokens_in is not None:
             self._call.tokens += job.tokens_in + (job.tokens_out or 0)
@@ -191,95 +189,11 @@ class Attempt:
         if self._node_id is not None:
             self._tools.fleet.replicas.end(self._node_id)
 
-    async def _talk(self) -> Answer | None:
-        """Answer what the node answers as a whole; None when it was a stream, which is passed on already."""
-        target = self._target()
-        client = self._tools.client
-        if (connection := client.take_idle(target.url)) is not None:
-            try:
-                return await self._exchange(connection, target)
-            except EgressFault as fault:
-                if not was_closed_before(connection, fault):
-                    raise
-        return await self._exchange(await client.connect(target.url), target)
-
-    def _target(self) -> Target:
-        targets = self._tools.targets
-        if self._node is not None:
-            return targets.of_node(self._node)
-        target = targets.of_upstream(self._call.model)
-        if target is None:
-            raise EgressFault(FaultKind.NAME_UNKNOWN, "The model has no upstream.")
-        return target
-
-    async def _exchange(self, connection: HttpConnection, target: Target) -> Answer | None:
-        try:
-            self.send(connection, target)
-            block = await connection.receive()
-            if connection.is_stream:
-                await self._relay(connection, block)
-                return None
-            return self.judge(connection, block)
-        finally:
-            self._tools.client.give_back(target.url, connection)
-
     def _body(self) -> bytes:
         model = self._call.model
         if self._node is not None:
             return self._call.request.body_for(id_on_node(model, self._node.state))
         return self._call.request.body_for(model.record.metadata["upstream"].get("model") or model.record.name)
-
-    async def _relay(self, connection: HttpConnection, block: bytes) -> None:
-        """Pass a stream on, event by event, until the node has said that it is done."""
-        call = self._call
-        stream = self._stream = EventStream(call.request.endpoint, withholds_usage=call.request.adds_usage)
-        self._job.status = connection.status
-        while block:
-            events = stream.take_in(block)
-            if stream.failed and not call.has_begun:
-                break
-            if events:
-                is_over = stream.has_ended and connection.is_whole
-                await self._pass_on(events, more=not is_over)
-                if is_over:
-                    break
-                if stream.has_ended:
-                    await call.write(b"", more=False)
-                    await _await_end(connection)
-                    break
-            if stream.failed:
-                break
-            block = await connection.receive()
-        else:
-            await self._end(stream)
-        if stream.failed:
-            raise EgressFault(FaultKind.BROKEN_STREAM, "The node's stream told of an error.")
-        self._enter(stream.usage)
-        self._job.outcome = Outcome.REJECTED if stream.is_refused else Outcome.COMPLETED
-
-    async def _pass_on(self, events: bytes, *, more: bool) -> None:
-        call = self._call
-        if not call.has_begun:
-            self._note_first_byte()
-            await call.start(HTTPStatus.OK, _EVENTS, self._node_id, self._number)
-        await call.write(events, more=more)
-
-    async def _end(self, stream: EventStream) -> None:
-        """End a stream whose node has closed the answer.
-
-        Raises:
-            EgressFault: it never said that it was done.
-        """
-        rest = stream.finish()
-        if not stream.has_ended:
-            raise EgressFault(FaultKind.BROKEN_STREAM, "The stream ended without saying that it is done.")
-        await self._pass_on(rest, more=False)
-
-    def _note_first_byte(self) -> None:
-        job = self._job
-        job.first_byte_ms = (time.monotonic() - self._began_at) * 1000
-        if self._node_id is not None:
-            self._tools.traffic.note_latency(self._node_id, self._call.wanted.kind, job.first_byte_ms)
 
     def _learn_from(self, status: int, retry_after: bytes) -> None:
         if self._node_id is None:
@@ -290,25 +204,7 @@ class Attempt:
         elif status in NOT_OFFERED and self._call.request.endpoint == "responses":
             self._tools.traffic.note_lack(self._node_id, "responses")
 
-    def _enter(self, usage: Usage | None, body: bytes = b"") -> None:
-        """Enter the tokens: the node's word, else our count of what was delivered."""
-        job, stream = self._job, self._stream
-        job.are_tokens_counted = usage is None or usage.tokens_in is None
-        if usage is None:
-            delivered = max(stream.pieces, 0) if stream is not None else count_answer(body)
-            usage = Usage(None, delivered)
-        job.tokens_in = count_request(self._call.request) if usage.tokens_in is None else usage.tokens_in
-        job.tokens_out = usage.tokens_out
-
 
 def was_closed_before(connection: HttpConnection, fault: EgressFault) -> bool:
     """Whether the node closed the connection while it was idle, before it saw the request: nobody's failure."""
     return fault.kind is FaultKind.CONNECTION_LOST and not (connection.has_head or connection.heard)
-
-
-async def _await_end(connection: HttpConnection) -> None:
-    """Let the node close a stream that is done, so that the connection can be used again; for a second at most."""
-    connection.total_due_at = time.monotonic() + END_SECONDS
-    with suppress(EgressFault):
-        while await connection.receive():
-            pass

@@ -14,12 +14,12 @@ from typing import Any
 from lucid_compute.egress.faults import TIMEOUTS, BadStatus, EgressFault, FaultKind
 from lucid_compute.errors import LucidError
 from lucid_compute.fleet.fleet_node import FleetNode
-from lucid_compute.inference.attempt import Attempt
 from lucid_compute.inference.breakers import RetryBudget
 from lucid_compute.inference.call import Call
 from lucid_compute.inference.dispatcher import Dispatcher
 from lucid_compute.inference.express import Ready
 from lucid_compute.inference.ranking import rank
+from lucid_compute.inference.task_attempt import TaskAttempt
 from lucid_compute.inference.tools import Tools
 from lucid_compute.matching_engine import ReasonCode
 from lucid_compute.passports import ModelFormat
@@ -75,7 +75,7 @@ class Gateway:
         while True:
             node = await self._next_node(call, failed)
             try:
-                await Attempt(self.tools, call, node, len(failed) + 1, self.tools.clock.now()).run()
+                await TaskAttempt(self.tools, call, node, len(failed) + 1, self.tools.clock.now()).run()
             except EgressFault as fault:
                 self._note_failed(call, failed, (node, fault))
             else:

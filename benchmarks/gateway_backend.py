@@ -1,8 +1,9 @@
 """The backend behind the gateway benchmark: chat completions from bytes made beforehand, on a bare uvloop protocol.
 
 One process serves every port, and each port stands for a node. A request whose body has `"stream": true` is answered
-with a stream; one whose body has the word `paced` anywhere gets it at the pace of a busy GPU. Run by
-`benchmarks.gateway_targets`; `benchmarks.gateway_load` knows by the constants what a right answer is.
+with a stream; one whose body has the word `paced` anywhere gets it at the pace of a busy GPU, one that has the words
+`at length` a long one at once. Run by `benchmarks.gateway_targets`; `benchmarks.gateway_load` knows by the constants
+what a right answer is.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ TEXT = "The quick brown fox jumps over the lazy dog, and the router carries ever
 CHUNKS = 200
 PACED_CHUNKS = 40
 PACE_SECONDS = 0.05
+LONG_CHUNKS = 20_000  # 4 MB: more than the sockets on the way hold for a client that does not read
 
 _USAGE = {"prompt_tokens": 12, "completion_tokens": 60, "total_tokens": 72}
 _HEAD_END = b"\r\n\r\n"
@@ -69,6 +71,7 @@ def _stream(chunks: int) -> list[bytes]:
 
 
 COMPLETION, STREAM, PACED = _completion(), _stream(CHUNKS), _stream(PACED_CHUNKS)
+_LONG = b"".join([STREAM[0], *STREAM[1:-1] * (LONG_CHUNKS // CHUNKS), STREAM[-1]])
 _HEALTH = _answer("200 OK", {"status": "ok"})
 _MODELS = _answer("200 OK", {"object": "list", "data": [{"id": MODEL, "object": "model", "owned_by": "benchmark"}]})
 _NOT_FOUND = _answer("404 Not Found", {"error": {"message": "There is no such path.", "code": 404}})
@@ -158,6 +161,8 @@ class Connection(asyncio.Protocol):
                 self.write(COMPLETION if b"\r\ntransfer-encoding:" not in head else _NO_CHUNKS)
             elif b"paced" in body:
                 self._engine.start_paced(self)
+            elif b"at length" in body:
+                self.write(_LONG)
             else:
                 self._engine.start(self)
         elif head.startswith(b"get /health "):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter as Tally
 from collections.abc import Iterator
@@ -108,6 +109,7 @@ class _GatewayCollector(Collector):
         yield GaugeMetricFamily("lucid_jobs_waiting", "Jobs not known to be written", self._service.jobs.waiting)
         lag = self._service.watchdog.lag_seconds
         yield GaugeMetricFamily("lucid_loop_lag_seconds", "How late the event loop was at the last look", lag)
+        yield GaugeMetricFamily("lucid_loop_tasks", "Tasks of the event loop", len(asyncio.all_tasks()))
 
 
 class MeasuredApp:

@@ -30,7 +30,7 @@ LEFT_SECONDS = 1.0
 DRAIN_SECONDS = 1.0
 REVOKED_SECONDS = 30.0
 SLOW_READERS = 30
-BUFFERED_BYTES = 512 * 1024  # with what a task and a connection weigh, and what the allocator keeps
+BUFFERED_BYTES = 256 * 1024  # with what a task and a connection weigh
 SEEN_LATE_SECONDS = 0.3  # a client here sees its stream's end after the gateway has
 
 

@@ -12,7 +12,13 @@ import pytest
 
 from lucid_compute.egress import http_client, http_connection
 from lucid_compute.egress.faults import FaultKind
-from lucid_compute.egress.http_connection import MAX_ANSWER_BYTES, MAX_HEAD_BYTES, Deadlines
+from lucid_compute.egress.http_connection import (
+    MAX_ANSWER_BYTES,
+    MAX_BUFFERED_BYTES,
+    MAX_HEAD_BYTES,
+    READ_BYTES,
+    Deadlines,
+)
 from tests.egress import HEAD, LOOPBACK, Outcome, ask, on_both_loops, tended_client
 from tests.fault_answers import (
     BROKEN,
@@ -230,8 +236,8 @@ async def test_a_slow_reader_holds_the_node_back_with_little_in_memory() -> None
         connection.send(HEAD, b"{}", Deadlines(between_seconds=0.2), wants_stream=True)
         for _ in range(2):
             await asyncio.sleep(0.3)  # longer than the node may be silent, which it is not: we do not listen
-            assert 32 * 1024 < connection._buffered <= 256 * 1024
-            assert len(await connection.receive()) <= 256 * 1024
+            assert MAX_BUFFERED_BYTES < connection._buffered <= MAX_BUFFERED_BYTES + READ_BYTES
+            assert len(await connection.receive()) <= MAX_BUFFERED_BYTES + READ_BYTES
         read = 0
         while read < 8 * 1024 * 1024:
             read += len(await connection.receive())

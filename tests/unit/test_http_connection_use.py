@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lucid_compute.egress.faults import EgressFault, FaultKind
-from lucid_compute.egress.http_connection import READ_BYTES, Deadlines, HttpConnection
+from lucid_compute.egress.http_connection import MAX_BUFFERED_BYTES, READ_BYTES, Deadlines, HttpConnection
 from tests.fed_exchange import CHUNKED, EVENT, JSON_HEAD, SMALL, STREAM_HEAD, Exchange, Outcome, exchange, splits
 
 
@@ -44,11 +44,30 @@ async def test_a_slow_reader_of_a_stream_keeps_the_socket_waiting_and_little_in_
     while not exchanged.wire.is_paused:
         buffered += exchanged.feed(b"fff\r\n" + b"a" * 4095 + b"\r\n")
         assert buffered < 64 * 1024
-    assert buffered + READ_BYTES <= 256 * 1024
+    assert buffered <= MAX_BUFFERED_BYTES + READ_BYTES
     exchanged.connection.last_read_at -= 3600
     assert exchanged.connection.overdue(exchanged.connection.last_read_at + 1000) is None
     assert len(await exchanged.connection.receive()) > buffered * 0.99
     assert not exchanged.wire.is_paused
+
+
+@pytest.mark.parametrize("ending", ["in the middle", "never connected", "answered"])
+async def test_a_connection_that_is_lost_is_freed_at_once(ending: str) -> None:
+    """Not when garbage is collected next, which in a worker may be after thousands of them."""
+    gc.collect()
+    gc.disable()
+    try:
+        if ending == "never connected":
+            HttpConnection(memoryview(bytearray(1)))
+        else:
+            exchanged = Exchange()
+            exchanged.feed(SMALL if ending == "answered" else SMALL[:-1])
+            exchanged.connection.connection_lost(None)
+            del exchanged
+        await asyncio.sleep(0)
+        assert not [known for known in gc.get_objects() if isinstance(known, HttpConnection)]
+    finally:
+        gc.enable()
 
 
 async def test_the_time_in_which_nobody_read_is_not_the_nodes() -> None:
@@ -66,8 +85,8 @@ async def test_the_time_in_which_nobody_read_is_not_the_nodes() -> None:
 
 @pytest.mark.parametrize("wants_stream", [False, True])
 async def test_a_whole_answer_never_leaves_its_connection_paused(*, wants_stream: bool) -> None:
-    body = b"a" * 60_000
-    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: 60000\r\n\r\n"
+    body = b"a" * 30_000
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: 30000\r\n\r\n"
     exchanged = Exchange(wants_stream=wants_stream)
     exchanged.feed(head + body)
     assert exchanged.connection.is_reusable

@@ -20,9 +20,9 @@ from lucid_compute.egress.late_writes import LateWrites
 MAX_HEAD_BYTES = 32 * 1024
 MAX_ANSWER_BYTES = 16 * 1024 * 1024
 MAX_STREAM_BYTES = 64 * 1024 * 1024
-MAX_BUFFERED_BYTES = 32 * 1024  # of a stream whose reader is slow; one more read of the socket may come on top
+MAX_BUFFERED_BYTES = 16 * 1024  # of a stream whose reader is slow; one more read of the socket may come on top
 MAX_PARTS = 64  # of a body, each of which takes some 50 bytes besides its own; more are joined
-READ_BYTES = 64 * 1024  # of the socket at once; asyncio and uvloop would take 256 KiB
+READ_BYTES = 32 * 1024  # of the socket at once; asyncio and uvloop would take 256 KiB
 _NEVER = float("inf")
 _STREAM = b"text/event-stream"
 _MINDED = frozenset({b"content-type", b"content-length", b"transfer-encoding", b"content-encoding", b"retry-after"})
@@ -90,7 +90,6 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._view = view
         self._late_writes = late_writes
         self._transport: asyncio.Transport | None = None
-        self._parser = HttpResponseParser(self)
         self._waiter: asyncio.Future[None] | None = None
         self.on_ready: Callable[[], None] | None = None
         self._is_in_use = self._is_paused = self._keeps_alive = self.is_lost = False
@@ -206,8 +205,9 @@ class HttpConnection(asyncio.BufferedProtocol):
     # --- asyncio's side
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Hold the transport."""
+        """Hold the transport, until it is lost."""
         self._transport = cast("asyncio.Transport", transport)
+        self._parser = HttpResponseParser(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio asks so
         """Lend the place to read into; what is read there is taken in before anything else is read."""
@@ -259,7 +259,9 @@ class HttpConnection(asyncio.BufferedProtocol):
             else:
                 self._fault = EgressFault(FaultKind.CONNECTION_LOST, "The node closed the connection.")
         self._wake()
-        self._transport = None
+        if self._transport is not None:
+            self._transport = None
+            del self._parser  # it and this connection hold each other, and would until garbage is collected
 
     # --- httptools' side
 

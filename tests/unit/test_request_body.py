@@ -223,6 +223,71 @@ def test_what_is_no_json_is_a_400(body: bytes) -> None:
     assert caught.value.http_status == 400
 
 
+@pytest.mark.parametrize("constant", ["NaN", "Infinity", "-Infinity"])
+@pytest.mark.parametrize(
+    "around",
+    ['{"model":"a","x":%s}', '{"x":[1,\n %s ],"model":"a"}', '{"model":"a","stream_options":{"x":{"y":%s}}}'],
+)
+def test_what_is_no_number_in_json_is_a_400_wherever_it_stands(around: str, constant: str) -> None:
+    """Python's writer writes such bodies, and a node would fail on them, or not."""
+    with pytest.raises(InvalidRequest) as caught:
+        read((around % constant).encode())
+    assert caught.value.http_status == 400
+    assert "finite" in caught.value.details["fields"][0]["message"]
+
+
+JSON_LIKE = st.text(alphabet='NaInfity-:,[]{}" \\e19')
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    texts=st.lists(st.one_of(JSON_LIKE, st.sampled_from([": NaN,", "[Infinity]", '":NaN'])), max_size=4), data=st.data()
+)
+def test_the_same_words_inside_text_or_as_keys_go_through(texts: list[str], data: st.DataObject) -> None:
+    """And one number of those somewhere beside them is found."""
+    sound = {"NaN": texts, "Infinity": [1.5, *texts], "model": "a", "m": dict.fromkeys(texts, -1)}
+    body = json.dumps(sound).encode()
+    assert read(body).body_for("a") is body
+    constant = data.draw(st.sampled_from([float("nan"), float("inf"), float("-inf")]))
+    key = data.draw(st.sampled_from(["NaN", "Infinity", "m", "new"]))
+    with pytest.raises(InvalidRequest):
+        read(json.dumps({**sound, key: data.draw(st.sampled_from([constant, [constant], {"x": constant}]))}).encode())
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b'{"model":"a","x":' + b"[" * 250 + b"]" * 250 + b"}", 400),
+        (b'{"model":"a","x":' + b'{"x":' * 250 + b"1" + b"}" * 251, 400),
+        (b'{"model":"a","x":"\\ud800"}', 400),
+        (b'{"model":"a","x":"\\udc00\\ud800"}', 400),
+        (b'{"model":"\\ud800"}', 400),
+        (b'{"model":"a","\\ud800":1}', 400),
+        (b'{"model":"a","x":"\0"}', 400),
+        (b'{"model":"a","x":"\xed\xa0\x80"}', 400),
+        (b'{"model":"a","x":1\0}', 400),
+        (b'{"model":"a","lucid":{"maxLatencyMs":9223372036854775808}}', 422),
+        (b'{"model":"a","lucid":{"maxLatencyMs":1e999}}', 422),
+        (b'{"model":"a","lucid":{"maxPricePer1kTokens":9223372036854775808}}', 422),
+        (b'{"model":"a","lucid":{"nodeIds":["\\u0000"]}}', 422),
+        (b'{"model":9223372036854775808}', 422),
+        (b'{"model":"a","stream":9223372036854775808}', 422),
+        (b'{"model":"a","lucid":{"nodeIds":["x"],"nodeIds":["y"]}}', 422),
+    ],
+)
+def test_what_two_readers_could_read_differently_is_refused(body: bytes, status: int) -> None:
+    """Nesting, halves of pairs and NUL anywhere; what is out of range where the gateway reads it."""
+    with pytest.raises(InvalidRequest) as caught:
+        read(body)
+    assert caught.value.http_status == status
+
+
+def test_names_with_a_nul_are_names_that_nobody_has() -> None:
+    """They are text like any other, and no model can be registered under one."""
+    assert read(b'{"model":"a\\u0000"}').model == "a\0"
+    assert read(b'{"model":"a","user":"\\u0000"}').body_for("b") == b'{"model":"b","user":"\\u0000"}'
+
+
 @pytest.mark.parametrize(
     ("body", "path"),
     [

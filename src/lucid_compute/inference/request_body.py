@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import from_json
 
 from lucid_compute.errors import InvalidRequest
 from lucid_compute.field_faults import FieldFault, faults_from
@@ -39,6 +40,8 @@ class InferenceRequest:
             InvalidRequest: it is not JSON (400), or what the gateway reads of it is not as it must be (422).
         """
         read = _read(body)
+        if (b"N" in body and b"NaN" in body) or (b"I" in body and b"Infinity" in body):  # one sign is soon looked for
+            _refuse_constants(body)
         self._is_plain = _is_plain(body)
         if not self._is_plain:
             _members(body)  # perhaps a key stands twice, and two readers would choose differently
@@ -93,6 +96,19 @@ def _read(body: bytes) -> InferenceBody:
         faults = error.errors(include_url=False, include_input=False, include_context=False)
         is_json = faults[0]["type"] != _NOT_JSON
         raise InvalidRequest(faults_from(faults), status=422 if is_json else 400) from None
+
+
+def _refuse_constants(body: bytes) -> None:
+    """Refuse NaN and infinities wherever they stand as numbers: Pydantic takes them, and JSON has none.
+
+    Raises:
+        InvalidRequest: as named.
+    """
+    try:
+        from_json(body, allow_inf_nan=False, cache_strings="none")
+    except ValueError as error:
+        message = f"NaN and Infinity are no JSON numbers ({error}). Send a finite number, or null."
+        raise InvalidRequest([FieldFault("", message)], status=400) from None
 
 
 def _is_plain(body: bytes) -> bool:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import httpx
 import pytest
 
 from lucid_compute.api.settings import Settings
+from lucid_compute.inference import gateway
+from lucid_compute.inference.ranking import Ranking, rank
 from tests.api import ADMIN_KEY, Api, open_api
 from tests.fault_node import Behaviour, FaultNode
 
@@ -127,3 +130,31 @@ async def test_a_model_that_nobody_serves_is_unavailable_with_the_reasons(api: A
     error = answer.json()["error"]
     assert (answer.status_code, error["code"], answer.headers["retry-after"]) == (503, "MODEL_UNAVAILABLE", "5")
     assert error["details"]["rejections"] == {"MODEL_NOT_SERVED": 1}
+
+
+async def test_requests_that_nobody_can_serve_share_one_look_at_the_fleet(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forty at once, of which one leaves: each is told the same; another endpoint or policy is another question."""
+    looks = 0
+
+    async def counted(*arguments: Any) -> Ranking:
+        nonlocal looks
+        looks += 1
+        await asyncio.sleep(0.05)
+        return await rank(*arguments)
+
+    monkeypatch.setattr(gateway, "rank", counted)
+    await api.add_model("tiny", "gguf")
+    await api.beat(await api.register("other", {"runtimes": ["llama.cpp"]}), availableModels=["another"])
+    asked = [asyncio.create_task(ask(api)) for _ in range(40)]
+    await asyncio.sleep(0.02)
+    asked.pop(0).cancel()
+    answers = [await answer for answer in asked]
+    assert {answer.status_code for answer in answers} == {503}
+    told = [answer.json()["error"]["details"]["rejections"] for answer in answers]
+    assert told == [{"MODEL_NOT_SERVED": 1}] * 39
+    assert looks == 1
+    assert (await api.http.post("/v1/embeddings", json=BODY)).status_code == 503
+    assert (await ask(api, lucid={"allowRegions": ["eu"]})).status_code == 503
+    assert looks == 3

@@ -34,17 +34,18 @@ def opened(times: int = 1) -> tuple[Breaker, float]:
     """A breaker that opened so many times in a row, and when it did last."""
     breaker, now = Breaker(), NOW
     for _ in range(FAILURES_TO_OPEN - 1):
-        breaker.fail(now, yes)
+        breaker.fail(now, yes, breaker.newest)
     for time in range(times):
         now = breaker.open_until if time else now
-        assert breaker.fail(now, yes)
+        breaker.start(now, TRIAL_SECONDS)
+        assert breaker.fail(now, yes, breaker.newest)
     return breaker, now
 
 
 def test_five_failures_in_a_row_open_it_for_thirty_seconds() -> None:
     """Not four; and it says for how long."""
     breaker = Breaker()
-    assert [breaker.fail(NOW, yes) for _ in range(5)] == [False, False, False, False, True]
+    assert [breaker.fail(NOW, yes, breaker.newest) for _ in range(5)] == [False, False, False, False, True]
     assert breaker.blocked_seconds(NOW) == 30
     assert breaker.blocked_seconds(NOW + 29.5) == 0.5
     assert breaker.blocked_seconds(NOW + 30) == 0
@@ -55,17 +56,21 @@ def test_a_success_in_between_starts_the_count_afresh() -> None:
     breaker = Breaker()
     for _ in range(3):
         for _ in range(FAILURES_TO_OPEN - 1):
-            assert not breaker.fail(NOW, yes)
+            assert not breaker.fail(NOW, yes, breaker.newest)
         breaker.succeed()
     assert breaker.blocked_seconds(NOW) == 0
 
 
 def test_failures_of_requests_sent_before_it_opened_do_not_prolong_it() -> None:
     """They were under way; the node had no chance since."""
-    breaker, at = opened()
-    for _ in range(20):
-        assert not breaker.fail(at + 1, yes)
-    assert breaker.blocked_seconds(at + 30) == 0
+    breaker = Breaker()
+    numbers = [breaker.start(NOW, TRIAL_SECONDS) for _ in range(40)]
+    opened = [breaker.fail(NOW + 1, yes, number) for number in numbers[:20]]
+    assert opened == [False] * 4 + [True] + [False] * 15
+    assert breaker.blocked_seconds(NOW + 31) == 0
+    breaker.start(NOW + 32, TRIAL_SECONDS)
+    assert not any(breaker.fail(NOW + 33, yes, number) for number in numbers[20:])
+    assert breaker.blocked_seconds(NOW + 33) == TRIAL_SECONDS - 1
 
 
 def test_one_request_is_tried_when_its_time_is_over() -> None:
@@ -84,7 +89,7 @@ def test_a_trial_that_succeeds_closes_it_as_if_it_had_never_opened() -> None:
     assert breaker.blocked_seconds(at + 120) == 0
     breaker.start(at + 121, TRIAL_SECONDS)
     assert breaker.blocked_seconds(at + 121) == 0
-    assert [breaker.fail(at + 122, yes) for _ in range(5)] == [False, False, False, False, True]
+    assert [breaker.fail(at + 122, yes, breaker.newest) for _ in range(5)] == [False, False, False, False, True]
     assert breaker.blocked_seconds(at + 122) == 30
 
 
@@ -95,7 +100,7 @@ def test_each_trial_that_fails_doubles_the_time_up_to_ten_minutes() -> None:
     for _ in range(1200):
         now = breaker.open_until
         breaker.start(now, TRIAL_SECONDS)
-        assert breaker.fail(now, yes)
+        assert breaker.fail(now, yes, breaker.newest)
         seconds.append(breaker.blocked_seconds(now))
     assert seconds[:7] == [30, 60, 120, 240, 480, 600, 600]
     assert set(seconds[7:]) == {MAX_OPEN_SECONDS}
@@ -104,33 +109,79 @@ def test_each_trial_that_fails_doubles_the_time_up_to_ten_minutes() -> None:
 def test_a_trial_whose_client_leaves_makes_room_for_the_next() -> None:
     """Nothing was learnt: it is neither closed nor opened again."""
     breaker, at = opened()
-    breaker.start(at + 30, TRIAL_SECONDS)
-    breaker.withdraw()
+    breaker.withdraw(breaker.start(at + 30, TRIAL_SECONDS))
     assert breaker.blocked_seconds(at + 31) == 0
-    breaker.start(at + 31, TRIAL_SECONDS)
+    number = breaker.start(at + 31, TRIAL_SECONDS)
     assert breaker.blocked_seconds(at + 32) > 0
-    assert breaker.fail(at + 33, yes)
+    assert breaker.fail(at + 33, yes, number)
     assert breaker.blocked_seconds(at + 33) == 60
+
+
+def test_a_trial_is_not_ended_by_the_client_of_another_request() -> None:
+    """Neither of one sent before it opened, nor of the trial before, which took too long."""
+    breaker = Breaker()
+    before = breaker.start(NOW, TRIAL_SECONDS)
+    for _ in range(FAILURES_TO_OPEN):
+        breaker.fail(NOW, yes, breaker.newest)
+    first = breaker.start(NOW + 30, TRIAL_SECONDS)
+    breaker.withdraw(before)
+    assert breaker.blocked_seconds(NOW + 31) > 0
+    second = breaker.start(NOW + 60, TRIAL_SECONDS)
+    breaker.withdraw(first)
+    assert breaker.blocked_seconds(NOW + 61) > 0
+    breaker.withdraw(second)
+    assert breaker.blocked_seconds(NOW + 61) == 0
+
+
+def test_others_are_sent_requests_once_a_trial_is_being_answered() -> None:
+    """A stream may take half an hour; what comes meanwhile is no trial and blocks nobody."""
+    breaker, at = opened()
+    breaker.start(at + 30, TRIAL_SECONDS)
+    breaker.answer()
+    assert breaker.blocked_seconds(at + 31) == 0
+    for second in range(32, 40):
+        breaker.start(at + second, TRIAL_SECONDS)
+        assert breaker.blocked_seconds(at + second) == 0
+    breaker.succeed()
+    assert [breaker.fail(at + 41, yes, breaker.newest) for _ in range(5)] == [False, False, False, False, True]
+    assert breaker.blocked_seconds(at + 41) == 30
+
+
+def test_a_node_that_begins_answers_and_never_ends_one_is_blocked_again_for_twice_as_long() -> None:
+    """To begin is not to have served: the failures before are forgotten only with a whole answer."""
+    breaker, at = opened()
+    number = breaker.start(at + 30, TRIAL_SECONDS)
+    breaker.answer()
+    assert breaker.fail(at + 31, yes, number)
+    assert breaker.blocked_seconds(at + 31) == 60
+    breaker.start(at + 91, TRIAL_SECONDS)
+    assert breaker.blocked_seconds(at + 92) > 0
+    closed = Breaker()
+    for _ in range(FAILURES_TO_OPEN - 1):
+        closed.answer()
+        assert not closed.fail(NOW, yes, closed.newest)
+    closed.answer()
+    assert closed.fail(NOW, yes, closed.newest)
 
 
 def test_a_client_that_leaves_does_not_open_or_close_anything() -> None:
     """Neither an open breaker nor one that counts failures changes."""
     breaker, at = opened()
-    breaker.withdraw()
+    breaker.withdraw(breaker.newest)
     assert breaker.blocked_seconds(at + 1) == 29
     counting = Breaker()
     for _ in range(4):
-        counting.fail(NOW, yes)
-        counting.withdraw()
-    assert counting.fail(NOW, yes)
+        counting.fail(NOW, yes, counting.newest)
+        counting.withdraw(counting.newest)
+    assert counting.fail(NOW, yes, counting.newest)
 
 
 def test_it_opens_at_the_next_failure_when_it_might_not_before() -> None:
     """Half of the nodes were blocked; one of them has recovered since."""
     breaker = Breaker()
-    assert not any(breaker.fail(NOW, no) for _ in range(20))
+    assert not any(breaker.fail(NOW, no, breaker.newest) for _ in range(20))
     assert breaker.blocked_seconds(NOW) == 0
-    assert breaker.fail(NOW + 1, yes)
+    assert breaker.fail(NOW + 1, yes, breaker.newest)
     assert breaker.blocked_seconds(NOW + 1) == 30
 
 
@@ -140,8 +191,7 @@ def test_it_opens_at_the_next_failure_when_it_might_not_before() -> None:
 def fail(fleet: SmallFleet, node: FleetNode, times: int = FAILURES_TO_OPEN) -> bool:
     """Let the node fail so often; whether its breaker is open then."""
     for _ in range(times):
-        fleet.traffic.note_start(node.state.id)
-        fleet.traffic.note_failure(node)
+        fleet.traffic.note_failure(node, fleet.traffic.note_start(node.state.id))
     return fleet.traffic.blocked_seconds(node.state.id) > 0
 
 
@@ -186,6 +236,24 @@ def test_a_trial_counts_as_blocked(clock: Clock) -> None:
     fleet.traffic.note_start(first.state.id)
     assert fleet.traffic.blocked_seconds(first.state.id) > 0
     assert not fail(fleet, second)
+
+
+def test_a_streams_first_chunk_ends_the_trial_for_the_others(clock: Clock) -> None:
+    """And an operator no longer sees the breaker as open; the trial that breaks off then opens it again."""
+    fleet = SmallFleet()
+    first, _ = fleet.add_nodes(2)
+    fail(fleet, first)
+    clock.pass_seconds(31)
+    number = fleet.traffic.note_start(first.state.id)
+    other = fleet.traffic.note_start(first.state.id)
+    fleet.traffic.note_latency(first.state.id, fleet.wanted(is_stream=True).kind, 20.0)
+    assert fleet.traffic.blocked_seconds(first.state.id) == 0
+    assert fleet.traffic.open_count() == 0
+    fleet.traffic.note_nothing(first.state.id, other)
+    assert fleet.traffic.blocked_seconds(first.state.id) == 0
+    assert fleet.traffic.note_failure(first, number)
+    assert fleet.traffic.blocked_seconds(first.state.id) == 60
+    assert fleet.traffic.open_count() == 1
 
 
 def test_nodes_that_are_gone_are_forgotten_with_their_breakers() -> None:

@@ -141,7 +141,7 @@ def _trouble(fleet: SmallFleet, clock: Clock, node_id: str, trouble: str | None)
     if trouble in {"blocked", "on trial", "failed once"}:
         known.has_doubts = True
         for _ in range(1 if trouble == "failed once" else 5):
-            known.breaker.fail(clock.monotonic() - (31 if trouble == "on trial" else len(node_id)), lambda: True)
+            known.breaker.fail(clock.monotonic() - (31 if trouble == "on trial" else len(node_id)), lambda: True, 0)
         if trouble != "failed once":
             traffic._open.add(node_id)
         if trouble == "on trial":

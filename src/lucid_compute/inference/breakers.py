@@ -18,44 +18,82 @@ _MOST_DOUBLINGS = 10  # of the opening; far more than the limit takes, and far f
 
 
 class Breaker:
-    """Whether one node may be sent requests. `now` is `time.monotonic`'s."""
+    """Whether one node may be sent requests. `now` is `time.monotonic`'s.
 
-    __slots__ = ("_opened_times", "_trial_until", "failures", "open_until")
+    Each request has the number that `start` gave it: a trial belongs to one request, and a failure of one that was sent
+    before the breaker opened says nothing of the node since.
+    While it is closed all have the same one, `newest`.
+    """
+
+    __slots__ = (
+        "_answers",
+        "_opened_after",
+        "_opened_times",
+        "_trial",
+        "_trial_until",
+        "failures",
+        "newest",
+        "open_until",
+    )
 
     def __init__(self) -> None:
         """Start closed."""
         self.failures = 0
         self.open_until = 0.0
+        self.newest = 0
         self._opened_times = 0
+        self._opened_after = 0  # the newest request when it opened last
+        self._trial = 0
         self._trial_until = 0.0
+        self._answers = False  # whether the node began to answer since it opened
 
     def blocked_seconds(self, now: float) -> float:
         """Answer how long no request may be sent; 0 when one may, though perhaps as a trial."""
         return max(self.open_until, self._trial_until) - now if max(self.open_until, self._trial_until) > now else 0.0
 
-    def start(self, now: float, trial_seconds: float) -> None:
-        """Note that a request is sent: after an opening it is a trial, and the only one until it ended."""
-        if self._opened_times and now >= self.open_until:
-            self._trial_until = now + trial_seconds
+    def start(self, now: float, trial_seconds: float) -> int:
+        """Note that a request is sent, and answer its number.
+
+        After an opening it is a trial, and the only request until it ended or the node began to answer.
+        """
+        if self._opened_times:
+            self.newest += 1
+            if now >= self.open_until and not self._answers:
+                self._trial, self._trial_until = self.newest, now + trial_seconds
+        return self.newest
+
+    def answer(self) -> None:
+        """Note that the node began to answer: others are sent requests again, and not only when a long stream ends.
+
+        What failed is not forgotten before an answer is whole: should the node fail now, it opens at once.
+        """
+        self._answers = True
+        self.open_until = self._trial_until = 0.0
 
     def succeed(self) -> None:
         """Close it."""
         self.failures = self._opened_times = 0
         self.open_until = self._trial_until = 0.0
 
-    def withdraw(self) -> None:
+    def withdraw(self, number: int) -> None:
         """Note that a request ended without saying anything of the node."""
-        self._trial_until = 0.0
+        if number == self._trial:
+            self._trial_until = 0.0
 
-    def fail(self, now: float, may_open: Callable[[], bool]) -> bool:
+    def fail(self, now: float, may_open: Callable[[], bool], number: int) -> bool:
         """Count a failure; open when there were enough and `may_open` agrees. Answer whether it opened."""
+        if self._opened_times and number <= self._opened_after:
+            return False
         self.failures += 1
-        was_trial = self._opened_times > 0
-        self._trial_until = 0.0
-        if now < self.open_until or not (was_trial or self.failures >= FAILURES_TO_OPEN) or not may_open():
+        self.withdraw(number)
+        was_open = self._opened_times > 0
+        if now < self.open_until or not (was_open or self.failures >= FAILURES_TO_OPEN) or not may_open():
             return False
         self.open_until = now + min(OPEN_SECONDS * 2 ** min(self._opened_times, _MOST_DOUBLINGS), MAX_OPEN_SECONDS)
         self._opened_times += 1
+        self._opened_after = self.newest
+        self._trial_until = 0.0
+        self._answers = False
         return True
 
 

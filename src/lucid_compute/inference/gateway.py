@@ -6,10 +6,12 @@ with an error that OpenAI's clients raise, and what was delivered is what is bil
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
+from collections.abc import Hashable
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from lucid_compute.egress.faults import TIMEOUTS, BadStatus, EgressFault, FaultKind
 from lucid_compute.errors import LucidError
@@ -21,6 +23,7 @@ from lucid_compute.inference.express import Ready
 from lucid_compute.inference.ranking import rank
 from lucid_compute.inference.task_attempt import TaskAttempt
 from lucid_compute.inference.tools import Tools
+from lucid_compute.inference.wanted import Wanted
 from lucid_compute.matching_engine import ReasonCode
 from lucid_compute.passports import ModelFormat
 from lucid_compute.routing_errors import ModelUnavailable, NodeFailed, NodeTimeout, RoutingLoop
@@ -31,6 +34,17 @@ _LOOP_STATUS = RoutingLoop.status
 Failed = tuple[FleetNode | None, EgressFault]
 
 
+class _Look(NamedTuple):
+    """A look at every node, for those that none of them may serve."""
+
+    began_at: float
+    rejections: asyncio.Task[dict[str, int]]
+
+    def is_old(self, now: float) -> bool:
+        """Whether what it found is no longer to be told."""
+        return self.rejections.done() and now - self.began_at > REJECTIONS_KEPT_SECONDS
+
+
 class Gateway:
     """Serves the calls of one replica."""
 
@@ -38,7 +52,7 @@ class Gateway:
         """Work with `tools`."""
         self.tools = tools
         self._retries = RetryBudget()
-        self._rejections: dict[str, tuple[float, dict[str, int]]] = {}
+        self._rejections: dict[Hashable, _Look] = {}
         self.dispatcher = Dispatcher(tools.fleet, tools.traffic)
         self.own_endpoints = tools.client.own_endpoints
         self.faults: Counter[str] = Counter()
@@ -87,10 +101,11 @@ class Gateway:
         Raises:
             LucidError: there may be no further one.
         """
-        failed.append(last)
-        self.faults[last[1].reason] += 1
+        node, fault = last
+        failed.append((node, fault.with_traceback(None)))  # else the two would hold each other, and the call
+        self.faults[fault.reason] += 1
         self._require_another(call, failed)
-        call.wanted.tried = {node.state.id for node, _ in failed if node is not None}
+        call.wanted.tried = {tried.state.id for tried, _ in failed if tried is not None}
 
     async def _next_node(self, call: Call, failed: list[Failed]) -> FleetNode | None:
         """Answer the node for the next attempt; None is the model's upstream."""
@@ -108,16 +123,23 @@ class Gateway:
         return node
 
     async def _count_rejections(self, call: Call) -> dict[str, int]:
-        """Answer why no node may serve the call; for a while it is the same for the next one of that model."""
-        wanted, now = call.wanted, time.monotonic()
-        key = f"{wanted.model.id} {wanted.policy}"
-        known = self._rejections.get(key)
-        if known is None or now - known[0] > REJECTIONS_KEPT_SECONDS:
-            ranking = await rank(self.tools.fleet, self.dispatcher, wanted, self.tools.clock.now())
-            known = (now, dict(ranking.rejections))
-            self._rejections = {k: v for k, v in self._rejections.items() if now - v[0] < REJECTIONS_KEPT_SECONDS}
-            self._rejections[key] = known
-        return known[1]
+        """Answer why no node may serve the call; for a while it is the same for the next one of that model.
+
+        Every node is looked at for it, so calls that ask at the same time wait for one look.
+        """
+        wanted, now, looks = call.wanted, time.monotonic(), self._rejections
+        key = (wanted.model.id, wanted.endpoint, wanted.policy)
+        while looks and (oldest := next(iter(looks.items())))[1].is_old(now):
+            del looks[oldest[0]]
+        look = looks.get(key)
+        if look is None or look.is_old(now):
+            looks.pop(key, None)  # the ones last begun stand last
+            look = looks[key] = _Look(now, asyncio.create_task(self._look_at_all(wanted)))
+        return await asyncio.shield(look.rejections)
+
+    async def _look_at_all(self, wanted: Wanted) -> dict[str, int]:
+        ranking = await rank(self.tools.fleet, self.dispatcher, wanted, self.tools.clock.now())
+        return dict(ranking.rejections)
 
     def _require_another(self, call: Call, failed: list[Failed]) -> None:
         """Refuse unless another attempt may be made.

@@ -14,7 +14,9 @@ from lucid_compute.routing_rules import stretch_of
 NEWEST_WEIGHT = 0.2
 FORGET_SECONDS = 60.0
 TRIAL_SECONDS = 30.0
-UNMEASURED_MS = 1.0
+UNMEASURED_MS = 100.0  # as a model on a GPU; only its proportion to the slack of sessions matters
+SHUN_SECONDS = 1.0
+SHUN_FACTOR = 100.0  # a node that fails at once has nothing in flight, and would draw every request to it
 Kind = tuple[str, bool]
 _NEVER = datetime.min.replace(tzinfo=UTC)
 _NO_LIMIT = float("inf")
@@ -23,8 +25,9 @@ _NO_LIMIT = float("inf")
 class NodeTraffic:
     """One node: its breaker, until when it said to be full, what it does not offer, and its latencies.
 
-    `has_doubts` while any of the first three may keep a request from it. Beside that, what choices weigh of `state`, so
-    that it is read once for each heartbeat and not at each look.
+    `has_doubts` while any of the first three may keep a request from it. One that failed is shunned for a second: the
+    last choice. Beside that, what choices weigh of `state`, so that it is read once for each heartbeat and not at each
+    look.
     """
 
     __slots__ = (
@@ -36,6 +39,7 @@ class NodeTraffic:
         "limit",
         "node",
         "received_at",
+        "shunned_until",
         "state",
         "stretch",
     )
@@ -44,7 +48,7 @@ class NodeTraffic:
         """Know nothing yet."""
         self.node = node
         self.breaker = Breaker()
-        self.full_until = 0.0
+        self.full_until = self.shunned_until = 0.0
         self.lacks: frozenset[str] = frozenset()
         self.has_doubts = False
         self.latencies: dict[Kind, tuple[float, float]] = {}
@@ -79,6 +83,8 @@ class NodeTraffic:
         latency_ms = typical_ms
         if measured is not None and (weight := 1.0 - (now - measured[1]) / FORGET_SECONDS) > 0:
             latency_ms += (measured[0] - typical_ms) * weight
+        if self.has_doubts and now < self.shunned_until:
+            latency_ms *= SHUN_FACTOR
         stretch = self.stretch
         return latency_ms * (stretch.idle + in_flight * stretch.each)
 
@@ -127,14 +133,19 @@ class Traffic:
             if former is not None and (weight := 1.0 - (now - former[1]) / FORGET_SECONDS) > 0:
                 smooth += (former[0] - latency_ms) * (1.0 - NEWEST_WEIGHT) * weight
             known.latencies[kind] = (smooth, now)
+            if known.breaker.failures:
+                known.breaker.answer()
+                self._open.discard(node_id)
         typical = self._typical_ms.get(kind)
         self._typical_ms[kind] = latency_ms if typical is None else typical + (latency_ms - typical) * NEWEST_WEIGHT
 
-    def note_start(self, node_id: str) -> None:
-        """Note that a request is sent to the node."""
+    def note_start(self, node_id: str) -> int:
+        """Note that a request is sent to the node, and answer its number, to be told with what became of it."""
         known = self.nodes.get(node_id)
-        if known is not None and known.breaker.failures:
-            known.breaker.start(time.monotonic(), TRIAL_SECONDS)
+        if known is None:
+            return 0
+        breaker = known.breaker
+        return breaker.start(time.monotonic(), TRIAL_SECONDS) if breaker.failures else breaker.newest
 
     def note_success(self, node_id: str) -> None:
         """Note that the node did what it was asked, or told the client that it could not have."""
@@ -143,19 +154,21 @@ class Traffic:
             known.breaker.succeed()
             self._open.discard(node_id)
 
-    def note_nothing(self, node_id: str) -> None:
-        """Note that a request ended without telling anything of the node: its client left."""
+    def note_nothing(self, node_id: str, number: int | None = None) -> None:
+        """Note that a request ended without telling anything of the node: its client left. None: the newest request."""
         known = self.nodes.get(node_id)
-        if known is not None and known.breaker.failures:
-            known.breaker.withdraw()
+        if known is not None:
+            known.breaker.withdraw(known.breaker.newest if number is None else number)
 
-    def note_failure(self, node: FleetNode) -> bool:
-        """Note that the node failed; answer whether that opened its breaker."""
+    def note_failure(self, node: FleetNode, number: int | None = None) -> bool:
+        """Note that the node failed a request, None: the newest; answer whether that opened its breaker."""
         node_id = node.state.id
         if (known := self.find(node_id)) is None:
             return False
         known.has_doubts = True
-        opened = known.breaker.fail(time.monotonic(), lambda: self._may_open(node))
+        breaker, now = known.breaker, time.monotonic()
+        known.shunned_until = now + SHUN_SECONDS
+        opened = breaker.fail(now, lambda: self._may_open(node), breaker.newest if number is None else number)
         if opened:
             self._open.add(node_id)
         return opened

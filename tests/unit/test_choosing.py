@@ -125,6 +125,30 @@ async def test_the_node_that_is_blocked_for_the_shortest_time_serves_when_the_ot
     assert fleet.dispatcher.find_quickly(fleet.wanted(), fleet.now) is first
 
 
+async def test_a_node_that_fails_at_once_does_not_draw_every_request_to_it(clock: Clock) -> None:
+    """Nothing is ever in flight there, so it would seem the idlest; for a second after a failure it is the last choice.
+
+    Its breaker may not open here, since one of the three is blocked already.
+    """
+    fleet = SmallFleet()
+    blocked, failing, busy = fleet.add_nodes(3)
+    for _ in range(5):
+        fleet.traffic.note_failure(blocked)
+    for _ in range(100):
+        fleet.fleet.replicas.begin(busy.state.id)
+    assert await fleet.choose(fleet.wanted()) is failing
+    fleet.traffic.note_failure(failing)
+    assert {await fleet.choose(fleet.wanted()) for _ in range(50)} == {busy}
+    clock.pass_seconds(1)
+    assert await fleet.choose(fleet.wanted()) is failing
+    fleet.traffic.note_failure(failing)
+    wanted = fleet.wanted()
+    wanted.tried = {busy.state.id}
+    assert await fleet.choose(wanted) is failing
+    fleet.traffic.note_success(failing.state.id)
+    assert await fleet.choose(fleet.wanted()) is failing
+
+
 async def test_half_of_the_nodes_stay_blocked_while_the_others_are_only_busy(clock: Clock) -> None:
     """A full node is not a node that went away."""
     fleet = SmallFleet()

@@ -6,11 +6,14 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from lucid_compute.fleet.fleet_node import FleetNode, Lifecycle
+from lucid_compute.inference.dispatcher import AFFINE_SLACK_MS, AFFINE_WAIT
 from lucid_compute.routing_rules import NO_POLICY, RoutingPolicy
 from tests.factories import NOW
-from tests.small_fleets import SmallFleet
+from tests.small_fleets import SmallFleet, stop_clock
 
 SIZES = [2, 10, 16, 17, 100]
 NAMES = [f"acme user-{number}" for number in range(100)]
@@ -100,6 +103,50 @@ async def test_a_session_waits_up_to_twice_as_long_for_its_own_node(count: int) 
     fleet.fleet.replicas.end(home.state.id)
     fleet.beat(home.state.id, load=0.2)
     assert await fleet.choose(fleet.wanted(session=NAMES[0])) is not home
+
+
+@pytest.mark.parametrize("count", SIZES)
+async def test_noise_of_a_few_milliseconds_moves_no_session(count: int) -> None:
+    """First bytes of 2 ms here and 25 ms there are no reason to give up a warm prefix; 33 ms are."""
+    fleet = build(ids(count))
+    wanted = fleet.wanted(session=NAMES[0])
+    home = await fleet.choose(wanted)
+    assert home is not None
+    for latency_ms, stays in ((25.0, True), (40.0, False)):
+        fleet.traffic.nodes.clear()
+        for node_id in ids(count):
+            fleet.traffic.note_latency(node_id, wanted.kind, latency_ms if node_id == home.state.id else 2.0)
+        assert (await fleet.choose(wanted) is home) is stays
+
+
+@settings(
+    max_examples=200, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    latencies_ms=st.lists(st.floats(0.1, 1000), min_size=2, max_size=12),
+    running=st.lists(st.integers(0, 20), min_size=12, max_size=12),
+    name=st.sampled_from(NAMES),
+)
+async def test_a_session_gives_up_its_node_only_for_a_wait_that_is_much_shorter(
+    monkeypatch: pytest.MonkeyPatch, latencies_ms: list[float], running: list[int], name: str
+) -> None:
+    """More than twice as long and more than the slack longer, whatever nodes do; and else never."""
+    stop_clock(monkeypatch)
+    fleet = build(ids(len(latencies_ms)))
+    wanted = fleet.wanted(session=name)
+    home = await fleet.choose(wanted)
+    assert home is not None
+    for node_id, latency_ms, count in zip(ids(len(latencies_ms)), latencies_ms, running, strict=False):
+        fleet.traffic.note_latency(node_id, wanted.kind, latency_ms)
+        for _ in range(count):
+            fleet.fleet.replicas.begin(node_id)
+    waits = {node.state.id: fleet.dispatcher.wait_ms(node, wanted) for node in fleet.fleet.nodes()}
+    least = min(waits.values())
+    longest = max(least * AFFINE_WAIT, least + AFFINE_SLACK_MS)
+    chosen = await fleet.choose(wanted)
+    assert chosen is not None
+    assert (chosen is home) is (waits[home.state.id] <= longest)
+    assert waits[chosen.state.id] <= longest
 
 
 @pytest.mark.parametrize("count", [10, 100, 700])

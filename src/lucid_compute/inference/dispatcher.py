@@ -24,7 +24,8 @@ from lucid_compute.routing_rules import NO_POLICY, TIE_SHARE, NodeUsage, suits
 FEW = 16  # nodes that are all looked at
 SAMPLE = 8  # of more than that: twice as many cost twice the time, nearly all of it waiting for memory
 AFFINE_NODES = 3  # how many nodes a session tries before it goes where it waits least
-AFFINE_WAIT = 2.0  # how much longer a session waits for its own node, as a multiple of the least wait
+AFFINE_WAIT = 2.0  # how long a session waits for its own node, as a multiple of the least wait
+AFFINE_SLACK_MS = 30.0  # or how much longer than that: a warm prefix saves more, and noise of a few ms moves nobody
 _ROUNDS = 3  # of samples, before every node is looked at
 _AFFINE_LOOKS = (AFFINE_NODES, 12, 64)  # for a session's own nodes; more where none of the first suits its policy
 _NODES_A_TURN = 500
@@ -212,9 +213,11 @@ def _least_wait(candidates: list[Candidate], own: Collection[Candidate] = ()) ->
     That is a node at random among those whose wait is at most a quarter longer than the least.
     """
     least = min([wait for wait, _ in candidates])
-    for wait, node in list(own)[:AFFINE_NODES]:
-        if wait <= least * AFFINE_WAIT:
-            return node
+    if own:
+        longest = max(least * AFFINE_WAIT, least + AFFINE_SLACK_MS)
+        for wait, node in list(own)[:AFFINE_NODES]:
+            if wait <= longest:
+                return node
     longest = least * (1.0 + TIE_SHARE)
     tied = [node for wait, node in candidates if wait <= longest]
     return tied[int(random.random() * len(tied))]  # noqa: S311 - a tie is broken, no secret made

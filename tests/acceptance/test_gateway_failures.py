@@ -200,7 +200,7 @@ async def test_a_stream_that_breaks_off_raises_and_bills_what_was_delivered(gate
     unfinished = unfinished._replace(body=_without_end(unfinished))
     async with FaultNode(_with_answer(behaviour, unfinished)) as node, FaultNode() as spare:
         model = await gateway.add_model()
-        await gateway.add_node(node.url, model)
+        node_id = await gateway.add_node(node.url, model)
         await gateway.add_node(spare.url, model, beat={"load": 1})
         pieces: list[str] = []
         broken = await read_until_it_breaks(gateway, model, pieces)
@@ -208,7 +208,7 @@ async def test_a_stream_that_breaks_off_raises_and_bills_what_was_delivered(gate
         job, *others = await gateway.jobs(model)
         assert not others
         assert (job["outcome"], job["reason"], job["tokensOut"], job["tokensCounted"]) == ("failed", reason, 3, True)
-        raw = await gateway.chat(model, stream=True)
+        raw = await gateway.chat(model, stream=True, lucid={"nodeIds": [node_id]})  # which is shunned for a moment
         assert raw.status_code == 200
         assert raw.text.count("data: ") == len(TEXTS) + 1
         assert "[DONE]" not in raw.text

@@ -10,15 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from lucid_compute.egress import http_client, http_connection
+from lucid_compute.egress import http_client, incoming_answer
 from lucid_compute.egress.faults import FaultKind
-from lucid_compute.egress.http_connection import (
-    MAX_ANSWER_BYTES,
-    MAX_BUFFERED_BYTES,
-    MAX_HEAD_BYTES,
-    READ_BYTES,
-    Deadlines,
-)
+from lucid_compute.egress.http_connection import MAX_BUFFERED_BYTES, MAX_HEAD_BYTES, READ_BYTES, Deadlines
+from lucid_compute.egress.incoming_answer import MAX_ANSWER_BYTES
 from tests.egress import HEAD, LOOPBACK, Outcome, ask, on_both_loops, tended_client
 from tests.fault_answers import (
     BROKEN,
@@ -139,7 +134,7 @@ ENDLESS = {
 @on_both_loops
 @pytest.mark.parametrize("name", [*ENDLESS])
 async def test_an_answer_without_end_is_cut_at_its_limit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_connection, "MAX_ANSWER_BYTES", 1024 * 1024)
+    monkeypatch.setattr(incoming_answer, "MAX_ANSWER_BYTES", 1024 * 1024)
     async with FaultNode(Behaviour(answer=ENDLESS[name])) as node, tended_client() as client:
         assert (await ask(client, node.url)).fault is BAD
         await node.until(lambda node: not node.open_connections)
@@ -159,8 +154,8 @@ async def test_a_head_of_32_kib_an_answer_of_16_mib_and_a_long_stream_are_read()
 
 @on_both_loops
 async def test_a_stream_is_cut_at_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_connection, "MAX_ANSWER_BYTES", 100_000)
-    monkeypatch.setattr(http_connection, "MAX_STREAM_BYTES", 300_000)
+    monkeypatch.setattr(incoming_answer, "MAX_ANSWER_BYTES", 100_000)
+    monkeypatch.setattr(incoming_answer, "MAX_STREAM_BYTES", 300_000)
     async with FaultNode(Behaviour(answer=endless_body(EVENTS))) as node, tended_client() as client:
         outcome = await ask(client, node.url, wants_stream=True)
         assert outcome.fault is BAD

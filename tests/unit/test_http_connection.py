@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lucid_compute.egress import http_connection
+from lucid_compute.egress import incoming_answer
 from lucid_compute.egress.faults import FaultKind
 from lucid_compute.egress.http_connection import MAX_HEAD_BYTES, READ_BYTES
 from tests.fault_answers import BROKEN, SURPLUS
@@ -158,8 +158,8 @@ async def test_what_says_nothing_without_end_is_cut_soon(name: str, *, wants_str
 async def test_an_answer_and_a_stream_have_their_limits_to_the_byte(
     framing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http_connection, "MAX_ANSWER_BYTES", 1000)
-    monkeypatch.setattr(http_connection, "MAX_STREAM_BYTES", 3000)
+    monkeypatch.setattr(incoming_answer, "MAX_ANSWER_BYTES", 1000)
+    monkeypatch.setattr(incoming_answer, "MAX_STREAM_BYTES", 3000)
     for kind, wants_stream, limit in ((b"a/json", True, 1000), (b"text/event-stream", False, 1000), (b"", True, 3000)):
         for size, fault in ((limit, None), (limit + 1, FaultKind.BAD_RESPONSE)):
             head = b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\n" % (kind or b"Text/Event-Stream")

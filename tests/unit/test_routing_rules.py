@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from lucid_compute.fleet.fleet_node import Lifecycle
 from lucid_compute.inference.ranking import rank
+from lucid_compute.inference.traffic import UNMEASURED_MS
 from lucid_compute.matching_engine import is_available_on, serves
 from lucid_compute.node_state import DeclaredModel, NodeState
 from lucid_compute.passports import PassportStatus
@@ -198,7 +199,7 @@ async def test_a_ranking_says_of_every_node_what_the_rules_say() -> None:
     ranking = await rank(fleet.fleet, fleet.dispatcher, fleet.wanted(), fleet.now)
     assert [ranked.node for ranked in ranking.shortlist] == [quick, slow, silent]
     assert [ranked.is_fresh for ranked in ranking.shortlist] == [True, True, False]
-    assert ranking.shortlist[0].wait_ms == pytest.approx(1.1)
+    assert ranking.shortlist[0].wait_ms == pytest.approx(UNMEASURED_MS * 1.1)
     reasons = {each: [reason.code.value for reason in why] for each, why in ranking.rejected}
     assert reasons == {
         draining: ["DRAINING"],

@@ -15,18 +15,13 @@ from typing import NamedTuple, cast
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from lucid_compute.egress.faults import EgressFault, FaultKind
+from lucid_compute.egress.incoming_answer import MAX_PARTS, IncomingAnswer
 from lucid_compute.egress.late_writes import LateWrites
 
 MAX_HEAD_BYTES = 32 * 1024
-MAX_ANSWER_BYTES = 16 * 1024 * 1024
-MAX_STREAM_BYTES = 64 * 1024 * 1024
 MAX_BUFFERED_BYTES = 16 * 1024  # of a stream whose reader is slow; one more read of the socket may come on top
-MAX_PARTS = 64  # of a body, each of which takes some 50 bytes besides its own; more are joined
 READ_BYTES = 32 * 1024  # of the socket at once; asyncio and uvloop would take 256 KiB
 _NEVER = float("inf")
-_STREAM = b"text/event-stream"
-_MINDED = frozenset({b"content-type", b"content-length", b"transfer-encoding", b"content-encoding", b"retry-after"})
-_CONTINUE, _SWITCHING, _OK = 100, 101, 200  # plain numbers, because HTTPStatus costs a look-up each time
 
 
 class Deadlines(NamedTuple):
@@ -41,7 +36,7 @@ class Deadlines(NamedTuple):
     answer_seconds: float = 600.0
 
 
-class HttpConnection(asyncio.BufferedProtocol):
+class HttpConnection(IncomingAnswer, asyncio.BufferedProtocol):
     """A connection and the answer it is taking in: `status`, `content_type`, and the body in parts.
 
     `is_whole` says that the answer has ended as HTTP says it must. `on_ready`, when it is set, is called in place of
@@ -49,35 +44,18 @@ class HttpConnection(asyncio.BufferedProtocol):
     """
 
     __slots__ = (
-        "_body_bytes",
-        "_buffered",
-        "_fault",
-        "_head_bytes",
-        "_is_framed",
         "_is_in_use",
         "_is_paused",
-        "_joins_after",
-        "_keeps_alive",
         "_late_writes",
-        "_parser",
-        "_parts",
         "_transport",
         "_view",
         "_waiter",
-        "_wants_stream",
         "between_seconds",
-        "content_type",
         "due_at",
-        "has_head",
-        "heard",
         "is_lost",
-        "is_stream",
-        "is_whole",
         "last_read_at",
         "made_at",
         "on_ready",
-        "retry_after",
-        "status",
         "total_due_at",
         "used",
     )
@@ -97,17 +75,6 @@ class HttpConnection(asyncio.BufferedProtocol):
         self.used = 0
         self.between_seconds = self.due_at = self.total_due_at = _NEVER
         self._start(wants_stream=False)
-
-    def _start(self, *, wants_stream: bool) -> None:
-        self._fault: EgressFault | None = None
-        self._parts: list[bytes] = []
-        self._head_bytes = self._body_bytes = self._buffered = 0
-        self._joins_after = MAX_PARTS
-        self._wants_stream = wants_stream
-        self._is_framed = self.has_head = self.heard = self.is_whole = self.is_stream = False
-        self.status = 0
-        self.content_type = b""
-        self.retry_after = b""
 
     # --- use
 
@@ -207,7 +174,7 @@ class HttpConnection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Hold the transport, until it is lost."""
         self._transport = cast("asyncio.Transport", transport)
-        self._parser = HttpResponseParser(self)
+        self.parser = HttpResponseParser(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio asks so
         """Lend the place to read into; what is read there is taken in before anything else is read."""
@@ -222,7 +189,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         self.heard = True
         had_head, body_bytes = self.has_head, self._body_bytes
         try:
-            self._parser.feed_data(self._view[:nbytes])
+            self.parser.feed_data(self._view[:nbytes])
         except (HttpParserError, HttpParserUpgrade):
             self._refuse("The node's answer is not HTTP/1.1.")
         if not had_head or body_bytes == self._body_bytes:
@@ -261,63 +228,9 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._wake()
         if self._transport is not None:
             self._transport = None
-            del self._parser  # it and this connection hold each other, and would until garbage is collected
-
-    # --- httptools' side
-
-    def on_message_begin(self) -> None:
-        """Stop the parser when a second answer begins: nobody asked for it, and the next request must not get it."""
-        if self.is_whole:
-            self._refuse("The node answered more than it was asked.")
-            raise ValueError
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Look at the few headers that matter."""
-        lowered = name.lower()
-        if lowered not in _MINDED or self.has_head:  # a trailer says nothing
-            return
-        if lowered == b"content-type":
-            self.content_type = value
-        elif lowered == b"retry-after":
-            self.retry_after = value
-        elif lowered == b"content-encoding":
-            if value.strip().lower() != b"identity":
-                self._refuse("The node compressed its answer although it was asked not to.")
-        elif self._is_framed or (lowered == b"transfer-encoding" and value.strip().lower() != b"chunked"):
-            self._refuse("The node's answer says in more than one way, or in none we know, where it ends.")
-        else:
-            self._is_framed = True
-
-    def on_headers_complete(self) -> None:
-        """Know what kind of answer it is."""
-        status = self.status = self._parser.get_status_code()
-        if status < _OK:  # 100 Continue and the like: the answer is still to come
-            self.content_type = self.retry_after = b""
-            self._is_framed = False
-            if status < _CONTINUE or status == _SWITCHING:
-                self._refuse(f"The node answered status {status}, which nobody asked for.")
-            return
-        self.has_head = True
-        self.is_stream = self._wants_stream and status == _OK and self.content_type[: len(_STREAM)].lower() == _STREAM
-
-    def on_body(self, part: bytes) -> None:
-        """Keep a part of the body."""
-        self._parts.append(part)
-        self._buffered += len(part)
-        self._body_bytes += len(part)
-        if self._body_bytes > MAX_ANSWER_BYTES and (not self.is_stream or self._body_bytes > MAX_STREAM_BYTES):
-            self._refuse("The node's answer is longer than it may be.")
-
-    def on_message_complete(self) -> None:
-        """End the answer, unless it only said that one will come."""
-        self.is_whole = self.status >= _OK
-        self._keeps_alive = self._parser.should_keep_alive()  # the parser knows it only now
+            del self.parser  # it and this connection hold each other, and would until garbage is collected
 
     # --- inside
-
-    def _refuse(self, message: str) -> None:
-        if self._fault is None:
-            self._fault = EgressFault(FaultKind.BAD_RESPONSE, message)
 
     def _resume(self) -> None:
         self._is_paused = False

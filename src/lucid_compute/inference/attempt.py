@@ -48,7 +48,7 @@ class Answer(NamedTuple):
 class Attempt:
     """The attempt `number` (from 1) of a call, on `node`, or on the model's upstream when it is None."""
 
-    __slots__ = ("_began_at", "_call", "_job", "_node", "_node_id", "_number", "_stream", "_tools")
+    __slots__ = ("_began_at", "_call", "_job", "_node", "_node_id", "_number", "_stream", "_tools", "_turn")
 
     def __init__(self, tools: Tools, call: Call, node: FleetNode | None, number: int, now: datetime) -> None:
         """Dispatch it at `now`, by the database's clock; nothing is sent yet."""
@@ -57,6 +57,7 @@ class Attempt:
         self._node = node
         self._node_id = None if node is None else node.state.id
         self._number = number
+        self._turn: int | None = None  # its number among the node's requests
         self._stream: EventStream | None = None
         self._began_at = time.monotonic()
         self._job = call.exchange.job = Job(
@@ -77,7 +78,7 @@ class Attempt:
         """Count the request on its node."""
         if self._node_id is not None:
             self._tools.fleet.replicas.begin(self._node_id)
-            self._tools.traffic.note_start(self._node_id)
+            self._turn = self._tools.traffic.note_start(self._node_id)
 
     def target(self) -> Target:
         """Answer where it is to be sent.
@@ -151,7 +152,7 @@ class Attempt:
         if job.status in NOT_OFFERED and self._call.request.endpoint == "responses":
             job.outcome, job.reason, is_failure = Outcome.REJECTED, "endpoint_not_offered", False
         if self._node is not None and is_failure:
-            self._tools.traffic.note_failure(self._node)
+            self._tools.traffic.note_failure(self._node, self._turn)
         if self._stream is not None and self._call.has_begun:
             self.enter(self._stream.usage)
 
@@ -159,7 +160,7 @@ class Attempt:
         """Note that it was ended from our side or the client's, which says nothing of the node."""
         self._job.outcome, self._job.reason = Outcome.CANCELLED, reason
         if self._node_id is not None:
-            self._tools.traffic.note_nothing(self._node_id)
+            self._tools.traffic.note_nothing(self._node_id, self._turn)
 
     def note_broken(self) -> None:
         """Note that we failed ourselves."""
@@ -181,7 +182,7 @@ class Attempt:
         """Take back that it was begun: it never reached the node, and no ledger hears of it."""
         self._uncount()
         if self._node_id is not None:
-            self._tools.traffic.note_nothing(self._node_id)
+            self._tools.traffic.note_nothing(self._node_id, self._turn)
 
     # --- inside
 

@@ -80,11 +80,13 @@ class EventStream:
 
     def finish(self) -> bytes:
         """Answer what is left when the node has ended without a blank line, if it is a whole event."""
-        rest = bytes(self._rest).rstrip()
+        rest = bytes(self._rest)
         self._rest.clear()
         if _DONE.search(self._last):
             self.has_ended = True  # with something behind it
-        return self._look_at(rest + b"\n\n") if _DONE.search(rest) else b""
+        if not rest.strip():
+            return rest  # half of a blank line
+        return self._look_at(rest.rstrip() + b"\n\n") if _DONE.search(rest) else b""
 
     def _complete(self, block: bytes) -> bytes:
         """Answer the whole events so far, and keep the rest. Only what is new is searched: it may come in bytes."""

@@ -148,7 +148,12 @@ class EventStream:
         if not self._withholds_usage or not _NO_CHOICES.search(block):
             return block
         events = _EVENT_ENDS.split(block)
-        return b"".join(event for event in events if not (_NO_CHOICES.search(event) and find_usage(event)))
+        return b"".join(_blank_lines_of(e) if _NO_CHOICES.search(e) and find_usage(e) else e for e in events)
+
+
+def _blank_lines_of(event: bytes) -> bytes:
+    """Answer what stands before an event: half of a blank line that was cut in two belongs to the one before."""
+    return event[: len(event) - len(event.lstrip(b"\r\n"))]
 
 
 def error_event(endpoint: str, error: dict[str, Any]) -> bytes:

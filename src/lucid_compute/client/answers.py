@@ -107,7 +107,7 @@ def _refusal(received: Received, *, base_url: str, has_key: bool) -> errors.Luci
     described = found.get("error") if isinstance(found, dict) else None
     if not isinstance(described, dict) or not isinstance(described.get("code"), str):
         return _foreign_refusal(received, base_url)
-    code = described["code"]
+    code = _CONTROL.sub(" ", described["code"])[:100]
     message = _CONTROL.sub(" ", str(described.get("message") or "The service refused."))[:_LONGEST_SENTENCE]
     if received.status == _UNAUTHORIZED and not has_key:
         message += " No key was sent: pass api_key, or set LUCID_API_KEY."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from lucid_compute.client.call import Call, Listing, body_of, given, path_of, query_of, write
 from lucid_compute.node_state import GpuReading, Heartbeat, ReportedRuntime
@@ -24,6 +24,22 @@ from lucid_compute.wire.compute import (
 from lucid_compute.wire.jobs import JobList, JobView
 
 
+class HeartbeatExtras(TypedDict, total=False):
+    """What else a heartbeat may say; left out or None is unknown."""
+
+    boot_id: str | None
+    sequence: int | None
+    sent_at: datetime | None
+    in_flight: int | None
+    runtime: ReportedRuntime | Mapping[str, Any] | None
+    gpus: Sequence[GpuReading | Mapping[str, Any]] | None
+    jobs_completed: int | None
+    jobs_failed: int | None
+    avg_latency_ms: float | None
+    tokens_generated: int | None
+    detail: str | None
+
+
 def heartbeat(
     *,
     passport_id: str,
@@ -31,17 +47,7 @@ def heartbeat(
     load: float | None,
     available_models: Sequence[str],
     queue_depth: int | None,
-    boot_id: str | None = None,
-    sequence: int | None = None,
-    sent_at: datetime | None = None,
-    in_flight: int | None = None,
-    runtime: ReportedRuntime | Mapping[str, Any] | None = None,
-    gpus: Sequence[GpuReading | Mapping[str, Any]] | None = None,
-    jobs_completed: int | None = None,
-    jobs_failed: int | None = None,
-    avg_latency_ms: float | None = None,
-    tokens_generated: int | None = None,
-    detail: str | None = None,
+    **extras: Unpack[HeartbeatExtras],
 ) -> Call[HeartbeatAnswer]:
     """Say how a node is; send the next one after `next_heartbeat_in_seconds`. None is unknown, never 0.
 
@@ -51,21 +57,8 @@ def heartbeat(
     Raises:
         NodeDeregistered: the node has ended; stop, or register it again.
     """
-    fields = given(
-        boot_id=boot_id,
-        sequence=sequence,
-        sent_at=sent_at,
-        in_flight=in_flight,
-        runtime=runtime,
-        gpus=gpus,
-        jobs_completed=jobs_completed,
-        jobs_failed=jobs_failed,
-        avg_latency_ms=avg_latency_ms,
-        tokens_generated=tokens_generated,
-        detail=detail,
-    )
     always = {"passport_id": passport_id, "status": status, "load": load, "queue_depth": queue_depth}
-    return _beat(body_of(Heartbeat, **always, available_models=list(available_models), **fields))
+    return _beat(body_of(Heartbeat, **always, available_models=list(available_models), **given(**extras)))
 
 
 def send(heartbeat: Heartbeat) -> Call[HeartbeatAnswer]:

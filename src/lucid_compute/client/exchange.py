@@ -37,12 +37,16 @@ class Exchange:
         """Answer the address alone."""
         return f"Exchange({self.base_url!r})"
 
-    def request(self, call: Call[Any], seconds: float, deadline: float) -> httpx.Request:
-        """Answer the request of a call that may take `seconds`, until `deadline` of the clock."""
+    def request(self, call: Call[Any], request_id: str, seconds: float, deadline: float) -> httpx.Request:
+        """Answer the request of a call that may take `seconds`, until `deadline` of the clock.
+
+        The service logs it under `request_id`, so that one without an answer can be looked for too.
+        """
         headers = {
             "Accept": "application/json",
             "Accept-Encoding": "identity",  # an answer can't be larger than what comes over the wire
             "User-Agent": f"lucid-compute/{__version__} python/{platform.python_version()}",
+            "X-Request-Id": request_id,
         }
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"

@@ -15,19 +15,20 @@ _LOST = ("disconnected", "closed connection")  # how httpcore and h11 say that t
 
 def read_fault(error: httpx.HTTPError | httpx.InvalidURL | TimeoutError, url: str, seconds: float) -> LucidClientError:
     """Answer what came of an attempt at `url` that was allowed `seconds`, and ended in `error`."""
+    is_plain = url.startswith("http:")
     if isinstance(error, httpx.TimeoutException | TimeoutError):
         return _read_timeout(error, url, seconds)
     if isinstance(error, httpx.ConnectError):
         return _read_connect_fault(error, url)
     if isinstance(error, httpx.RemoteProtocolError) and not any(word in str(error) for word in _LOST):
-        other = "https" if url.startswith("http:") else "http"
+        other = "https" if is_plain else "http"
         return UnexpectedAnswer(
             f"What answers at {url} is not HTTP. Is it another service's port, or is {other}:// meant?", code="NOT_HTTP"
         )
     if isinstance(error, httpx.NetworkError | httpx.RemoteProtocolError):
         return ConnectionFailed(
             f"The connection to {url} broke before the whole answer was there. Try again; if it goes on, look at the "
-            "service's log and at the proxies before it.",
+            f"service's log and at the proxies before it{', or write https:// if it speaks TLS' * is_plain}.",
             code="CONNECTION_LOST",
         )
     return LucidClientError(f"The request could not be written ({type(error).__name__}). Report this as a bug.")

@@ -39,6 +39,8 @@ def unknown_member(kind: type[Unknown], text: str) -> Unknown:
 
 def _mend(shape: type[BaseModel], data: Any, fault: str, loc: Sequence[int | str]) -> bool:
     """Mend one fault in place, and answer whether it could be."""
+    if not loc:
+        return False
     holder, annotation = data, shape
     for part in loc[:-1]:
         holder, annotation = holder[part], _step(annotation, part)

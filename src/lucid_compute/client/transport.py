@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 from random import random as any_share
 from typing import TypeVar, cast
+from uuid import uuid4
 
 import httpx
 
@@ -45,9 +46,10 @@ class Transport:
             LucidClientError: that of the last attempt.
         """
         attempts = Attempts(call, self.exchange.policy, now_seconds=self._clock(), random=self._random)
+        request_id = uuid4().hex
         while True:
             try:
-                return self._attempt(call, attempts.seconds_for_attempt(self._clock()))
+                return self._attempt(call, request_id, attempts.seconds_for_attempt(self._clock()))
             except LucidClientError as error:
                 if attempts.is_done_by(error):
                     return cast("T", None)
@@ -59,8 +61,8 @@ class Transport:
         """Close every connection."""
         self._http.close()
 
-    def _attempt(self, call: Call[T], seconds: float) -> T:
-        request = self.exchange.request(call, seconds, time.monotonic() + seconds)
+    def _attempt(self, call: Call[T], request_id: str, seconds: float) -> T:
+        request = self.exchange.request(call, request_id, seconds, time.monotonic() + seconds)
         try:
             response = self._http.send(request, stream=True, follow_redirects=False)
             try:
@@ -71,7 +73,9 @@ class Transport:
             finally:
                 response.close()
         except _FAULTS as error:
-            raise read_fault(error, self.exchange.base_url, seconds) from error
+            fault = read_fault(error, self.exchange.base_url, seconds)
+            fault.request_id = request_id
+            raise fault from error
         return self.exchange.read(call, response.status_code, response.headers, bytes(content))
 
 
@@ -99,9 +103,10 @@ class AsyncTransport:
             LucidClientError: that of the last attempt.
         """
         attempts = Attempts(call, self.exchange.policy, now_seconds=self._clock(), random=self._random)
+        request_id = uuid4().hex
         while True:
             try:
-                return await self._attempt(call, attempts.seconds_for_attempt(self._clock()))
+                return await self._attempt(call, request_id, attempts.seconds_for_attempt(self._clock()))
             except LucidClientError as error:
                 if attempts.is_done_by(error):
                     return cast("T", None)
@@ -113,8 +118,8 @@ class AsyncTransport:
         """Close every connection."""
         await self._http.aclose()
 
-    async def _attempt(self, call: Call[T], seconds: float) -> T:
-        request = self.exchange.request(call, seconds, time.monotonic() + seconds)
+    async def _attempt(self, call: Call[T], request_id: str, seconds: float) -> T:
+        request = self.exchange.request(call, request_id, seconds, time.monotonic() + seconds)
         try:
             async with asyncio.timeout(seconds):
                 response = await self._http.send(request, stream=True, follow_redirects=False)
@@ -126,5 +131,7 @@ class AsyncTransport:
                 finally:
                     await response.aclose()
         except _FAULTS as error:
-            raise read_fault(error, self.exchange.base_url, seconds) from error
+            fault = read_fault(error, self.exchange.base_url, seconds)
+            fault.request_id = request_id
+            raise fault from error
         return self.exchange.read(call, response.status_code, response.headers, bytes(content))

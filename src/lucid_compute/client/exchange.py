@@ -20,6 +20,8 @@ from lucid_compute.client.settings import ClientSettings
 T = TypeVar("T")
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 CONNECT_SECONDS = 5.0
+# Of an attempt, for TCP and again for TLS: httpcore leaves a handshake's socket open when the attempt's end cuts it off.
+CONNECT_SHARE = 0.45
 # Shorter than the 5 s after which uvicorn closes an idle connection, so that none is used in the instant it closes.
 LIMITS = httpx.Limits(max_connections=100, max_keepalive_connections=20, keepalive_expiry=4.0)
 
@@ -54,7 +56,7 @@ class Exchange:
             headers["Content-Type"] = "application/json"
         if call.idempotency_key is not None:
             headers["Idempotency-Key"] = call.idempotency_key
-        timeout = httpx.Timeout(seconds, connect=min(seconds, CONNECT_SECONDS))
+        timeout = httpx.Timeout(seconds, connect=min(seconds * CONNECT_SHARE, CONNECT_SECONDS))
         return httpx.Request(
             call.method,
             f"{self.base_url}{call.path}",

@@ -37,7 +37,8 @@ def read_fault(error: httpx.HTTPError | httpx.InvalidURL | TimeoutError, url: st
 def _read_timeout(error: httpx.TimeoutException | TimeoutError, url: str, seconds: float) -> LucidClientError:
     if isinstance(error, httpx.ConnectTimeout):
         return ConnectionFailed(
-            f"No connection to {url} comes about. Is it the right address, and does a firewall let it pass?",
+            f"No connection to {url} comes about in time. Is it the right address, and does a firewall let it pass"
+            f"{'? If it speaks plain HTTP, write http://.' if url.startswith('https:') else '?'}",
             code="CONNECT_TIMED_OUT",
             is_certainly_undone=True,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 from lucid_compute.client import AsyncLucid, AsyncPages, Lucid, Pages
 
@@ -29,7 +29,7 @@ class Speaker:
             return [item async for item in answer]
         return await answer
 
-    async def __aenter__(self) -> Speaker:
+    async def __aenter__(self) -> Self:
         """Answer itself."""
         return self
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -29,6 +30,11 @@ def refusal(status: int, code: str, *headers: str, **details: Any) -> Answer:
 def alive(lucid: Any) -> Any:
     """A call that may be repeated."""
     return lucid.healthz()
+
+
+def get_model(name: str, lucid: Any) -> Any:
+    """A call with a name in its path."""
+    return lucid.models.get(name)
 
 
 def new_key(lucid: Any) -> Any:
@@ -144,7 +150,7 @@ DRIPS = {
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("behaviour", DRIPS.values(), ids=DRIPS)
 async def test_an_attempt_ends_in_its_time_however_the_peer_drips(kind: Kind, behaviour: Behaviour) -> None:
-    """httpx bounds each read alone; here the whole attempt is bounded, and its connection is let go."""
+    """Httpx bounds each read alone; here the whole attempt is bounded, and its connection is let go."""
     async with FaultNode(behaviour) as node:
         began = time.monotonic()
         error = await fault_of(kind, node.url, timeout_seconds=0.3)
@@ -170,8 +176,7 @@ async def test_a_wait_that_was_asked_for_is_not_cut_off(kind: Kind) -> None:
     """`wait_seconds` of a deregistration is on top of the timeouts."""
     done = respond(b'{"passportId":"p","status":"deregistered"}')
     async with FaultNode(Behaviour(answer=done, delay_seconds=0.6)) as node:
-        options = {"timeout_seconds": 0.3, "total_timeout_seconds": 0.3}
-        async with speaker(kind, node.url, **options) as client:
+        async with speaker(kind, node.url, timeout_seconds=0.3, total_timeout_seconds=0.3) as client:
             answer = await client.ask(lambda lucid: lucid.compute.deregister("p", wait_seconds=20))
         assert answer.status == "deregistered"
         assert node.requests[0].path == "/compute/deregister/p?waitSeconds=20"
@@ -331,5 +336,5 @@ async def test_names_with_slashes_and_dots_stay_one_part_of_the_path(kind: Kind)
     }
     async with FaultNode(Behaviour(answer=refusal(404, "MODEL_NOT_FOUND"))) as node:
         for name in paths:
-            await fault_of(kind, node.url, lambda lucid, name=name: lucid.models.get(name))
+            await fault_of(kind, node.url, partial(get_model, name))
         assert [request.path for request in node.requests] == list(paths.values())

@@ -86,7 +86,7 @@ def body_of(shape: type[WireShape], /, **fields: Any) -> bytes:
     """Answer the JSON body of a shape, from its Python or its camelCase names.
 
     Raises:
-        InvalidRequest: with every fault, as the service would answer it; nothing was sent.
+        InvalidRequest: with every fault, in the spelling that it was passed in; nothing was sent.
     """
     try:
         return write(shape.model_validate(fields, by_name=True, by_alias=True))

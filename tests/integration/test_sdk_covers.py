@@ -17,6 +17,7 @@ from tests.factories import heartbeat
 FOR_OTHERS = {
     ("GET", "/metrics"),
     ("GET", "/v1/models"),
+    ("GET", "/v1/models/ID"),
     ("POST", "/v1/chat/completions"),
     ("POST", "/v1/completions"),
     ("POST", "/v1/embeddings"),

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lucid_compute.client import errors
+from lucid_compute.client import AsyncLucid, errors
 from lucid_compute.client.exchange import MAX_ANSWER_BYTES
 from tests.fault_answers import BROKEN, Answer, endless_body, endless_header, endless_headers, redirect, respond
 from tests.fault_node import Behaviour, Ending, FaultNode
@@ -285,6 +285,19 @@ async def test_connections_are_used_again_and_closed_in_the_end(kind: Kind) -> N
                 await client.ask(alive)
             assert node.connections == 1
         await node.until(lambda node: not node.open_connections)
+
+
+async def test_a_call_that_is_cancelled_lets_its_connection_go() -> None:
+    """The next call of the client is not disturbed by what was left of it."""
+    async with FaultNode(Behaviour(answer=ALIVE)) as node, AsyncLucid(node.url) as lucid:
+        node.script = [Behaviour(cut_body_after=3)]
+        call = asyncio.create_task(lucid.healthz())
+        await node.until(lambda node: bool(node.requests))
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        await node.until(lambda node: not node.open_connections)
+        assert (await lucid.healthz()).status == "ok"
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -20,7 +20,7 @@ from lucid_compute.client.settings import ClientSettings
 T = TypeVar("T")
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 CONNECT_SECONDS = 5.0
-# Of an attempt, for TCP and again for TLS: httpcore leaves a handshake's socket open when the attempt's end cuts it off.
+# Of an attempt, for TCP and again for TLS: httpcore leaves the socket of a handshake open when it is cancelled.
 CONNECT_SHARE = 0.45
 # Shorter than the 5 s after which uvicorn closes an idle connection, so that none is used in the instant it closes.
 LIMITS = httpx.Limits(max_connections=100, max_keepalive_connections=20, keepalive_expiry=4.0)

@@ -2,33 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from lucid_compute.api.dependencies import ADMINS, Anyone, ServiceDependency
 from lucid_compute.api.error_responses import declare
 from lucid_compute.errors import DatabaseUnavailable, Forbidden, Unauthorized
-from lucid_compute.field_types import AnswerShape
+from lucid_compute.wire.operations import Liveness, Readiness
 
 router = APIRouter(tags=["operations"])
-
-
-class Liveness(AnswerShape):
-    """The process runs."""
-
-    status: Literal["ok"]
-
-
-class Readiness(AnswerShape):
-    """The replica can serve. `feed_age_seconds` is how far its memory is behind Postgres at most."""
-
-    status: Literal["ready"]
-    nodes: int
-    models: int
-    replicas: int
-    feed_age_seconds: float
 
 
 @router.get("/healthz", response_model=Liveness)

@@ -1,0 +1,8 @@
+"""The Python SDK: `Lucid`, and `AsyncLucid` for asyncio. The guides' TypeScript reads the same in Python."""
+
+from lucid_compute.client.async_lucid import AsyncLucid
+from lucid_compute.client.errors import LucidApiError, LucidClientError
+from lucid_compute.client.lucid import Lucid
+from lucid_compute.client.pages import AsyncPages, Page, Pages
+
+__all__ = ["AsyncLucid", "AsyncPages", "Lucid", "LucidApiError", "LucidClientError", "Page", "Pages"]

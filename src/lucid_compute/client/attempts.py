@@ -1,0 +1,65 @@
+"""Whether a call is sent again, when, and how long it may take: pure, with the time and the chance as arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from lucid_compute.client.call import Call
+from lucid_compute.client.errors import LucidClientError, NotFound
+
+SHORTEST_ATTEMPT_SECONDS = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How often a call is repeated, and its bounds: of each attempt, and of them all with the pauses between."""
+
+    retries: int
+    attempt_seconds: float
+    total_seconds: float
+    first_pause_seconds: float = 0.25
+    longest_pause_seconds: float = 5.0
+
+    def backoff_seconds(self, failures: int) -> float:
+        """Answer the longest pause after so many failures, from 1: it doubles."""
+        return float(min(self.first_pause_seconds * 2 ** min(failures - 1, 30), self.longest_pause_seconds))
+
+
+class Attempts:
+    """The attempts of one call, from its start on."""
+
+    def __init__(
+        self, call: Call[Any], policy: RetryPolicy, *, now_seconds: float, random: Callable[[], float]
+    ) -> None:
+        """Start at `now_seconds` of a clock that only goes forward; `random` answers 0 to 1."""
+        self._call = call
+        self._policy = policy
+        self._random = random
+        self._ends_at = now_seconds + policy.total_seconds + call.waits_seconds
+        self._failures = 0
+
+    def seconds_for_attempt(self, now_seconds: float) -> float:
+        """Answer how long the attempt that begins now may take."""
+        longest = self._policy.attempt_seconds + self._call.waits_seconds
+        return max(min(longest, self._ends_at - now_seconds), SHORTEST_ATTEMPT_SECONDS)
+
+    def find_pause_seconds(self, error: LucidClientError, now_seconds: float) -> float | None:
+        """Answer how long to wait before the call is sent again; None when it is not.
+
+        What is not safe to repeat is repeated only when the service certainly did nothing of it. A `Retry-After` is
+        waited for in full, and some random time on top; one that ends after the call's time ends the call now.
+        """
+        self._failures += 1
+        if self._failures > self._policy.retries or not error.is_transient:
+            return None
+        if not (self._call.is_repeatable or error.is_certainly_undone):
+            return None
+        jitter = self._random() * self._policy.backoff_seconds(self._failures)
+        pause = jitter + (error.retry_after_seconds or 0.0)
+        return pause if now_seconds + pause + SHORTEST_ATTEMPT_SECONDS <= self._ends_at else None
+
+    def is_done_by(self, error: LucidClientError) -> bool:
+        """Whether the error says that an attempt whose answer was lost did what was asked."""
+        return self._call.is_done_when_missing and self._failures > 0 and isinstance(error, NotFound)

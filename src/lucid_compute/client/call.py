@@ -1,0 +1,136 @@
+"""One description of each call: what to send, what comes back, whether it may be sent again. Pure, without I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from operator import attrgetter
+from typing import Any, Generic, TypeVar
+from urllib.parse import quote
+
+from pydantic import ValidationError
+from pydantic.alias_generators import to_camel
+from pydantic_core import PydanticSerializationError
+
+from lucid_compute import errors as ground
+from lucid_compute.client.errors import InvalidRequest
+from lucid_compute.field_faults import FieldFault, faults_from
+from lucid_compute.field_types import WireShape, write_instant
+
+T = TypeVar("T")
+PageShape = TypeVar("PageShape")
+QueryValue = str | int | float | bool | datetime | list[str] | tuple[str, ...] | None
+Query = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call(Generic[T]):
+    """A request of the service, and the type of its answer.
+
+    `path` is quoted. `is_repeatable`: sent twice, it does what it does once. `waits_seconds` is how long the service
+    may take on purpose. `is_done_when_missing`: a 404 to a repetition says that the first one did it.
+    """
+
+    method: str
+    path: str
+    answer: type[T]
+    query: Query = ()
+    body: bytes | None = None
+    is_repeatable: bool = True
+    idempotency_key: str | None = None
+    waits_seconds: float = 0.0
+    is_done_when_missing: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listing(Generic[PageShape, T]):
+    """A list of the service: each of its pages is a call. `identity` tells items apart when pages shift."""
+
+    path: str
+    answer: type[PageShape]
+    items: Callable[[PageShape], list[T]]
+    query: Query = ()
+    identity: Callable[[T], Hashable] = field(default=attrgetter("id"))
+
+    def page(self, number: int, per_page: int) -> Call[PageShape]:
+        """Answer the call for one page; pages count from 1."""
+        query = (*self.query, *query_of(page=number, per_page=per_page))
+        return Call(method="GET", path=self.path, query=query, answer=self.answer)
+
+
+def path_of(*parts: str) -> str:
+    """Answer a path of fixed and foreign parts, each quoted whole, slashes and dots of names too.
+
+    Raises:
+        InvalidRequest: a part is empty, so another route would be meant.
+    """
+    for part in parts:
+        if not part:
+            raise refuse("path", "An id or a name is empty. Pass the one that you mean.")
+    return "".join(f"/{_quote(part)}" for part in parts)
+
+
+def query_of(**values: QueryValue) -> Query:
+    """Answer a query by the names on the wire; None is left out, lists are repeated."""
+    pairs: list[tuple[str, str]] = []
+    for name, value in values.items():
+        if value is not None:
+            each = value if isinstance(value, list | tuple) else [value]
+            pairs += [(to_camel(name), _text(name, item)) for item in each]
+    return tuple(pairs)
+
+
+def body_of(shape: type[WireShape], /, **fields: Any) -> bytes:
+    """Answer the JSON body of a shape, from its Python or its camelCase names.
+
+    Raises:
+        InvalidRequest: with every fault, in the spelling that it was passed in; nothing was sent.
+    """
+    try:
+        return write(shape.model_validate(fields, by_name=True, by_alias=True))
+    except ValidationError as error:
+        raise _invalid(faults_from(error.errors(include_url=False))) from None
+
+
+def write(request: WireShape) -> bytes:
+    """Answer the JSON body of a ready request, without what was left out."""
+    try:
+        return request.model_dump_json(by_alias=True, exclude_unset=True).encode()
+    except PydanticSerializationError:
+        raise refuse(
+            "body", "It holds a value that JSON has no word for. Send text, numbers, lists and dicts."
+        ) from None
+
+
+def given(**fields: Any) -> dict[str, Any]:
+    """Answer the fields that are not None."""
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def refuse(path: str, message: str) -> InvalidRequest:
+    """Answer the refusal of one field, before anything is sent."""
+    return _invalid([FieldFault(path, message)])
+
+
+def _invalid(faults: list[FieldFault]) -> InvalidRequest:
+    said = ground.InvalidRequest(faults)
+    return InvalidRequest(said.message, details=said.details, is_certainly_undone=True)
+
+
+def _quote(part: str) -> str:
+    try:
+        return quote(part, safe="").replace(".", "%2E") if part.strip(".") == "" else quote(part, safe="")
+    except UnicodeEncodeError:
+        raise refuse("path", "An id or a name is no valid text. Pass the one that you mean.") from None
+
+
+def _text(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, datetime):
+        if value.tzinfo is None:
+            raise refuse(f"query.{to_camel(name)}", "Pass an instant with its time zone, such as datetime.now(UTC).")
+        return write_instant(value)
+    return value.value if isinstance(value, StrEnum) else str(value)

@@ -1,0 +1,191 @@
+"""The calls about nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, TypedDict, Unpack
+
+from lucid_compute.client.call import Call, Listing, body_of, given, path_of, query_of, write
+from lucid_compute.node_state import GpuReading, Heartbeat, ReportedRuntime
+from lucid_compute.wire.compute import (
+    Declaration,
+    DeclareModels,
+    DeregisterAnswer,
+    DrainAnswer,
+    EventList,
+    EventView,
+    HeartbeatAnswer,
+    ModelDeclaration,
+    NodeHealth,
+    NodeList,
+    NodeView,
+)
+from lucid_compute.wire.jobs import JobList, JobView
+
+
+class HeartbeatExtras(TypedDict, total=False):
+    """What else a heartbeat may say; left out or None is unknown."""
+
+    boot_id: str | None
+    sequence: int | None
+    sent_at: datetime | None
+    in_flight: int | None
+    runtime: ReportedRuntime | Mapping[str, Any] | None
+    gpus: Sequence[GpuReading | Mapping[str, Any]] | None
+    jobs_completed: int | None
+    jobs_failed: int | None
+    avg_latency_ms: float | None
+    tokens_generated: int | None
+    detail: str | None
+
+
+def heartbeat(
+    *,
+    passport_id: str,
+    status: str,
+    load: float | None,
+    available_models: Sequence[str],
+    queue_depth: int | None,
+    **extras: Unpack[HeartbeatExtras],
+) -> Call[HeartbeatAnswer]:
+    """Say how a node is; send the next one after `next_heartbeat_in_seconds`. None is unknown, never 0.
+
+    `load` is 0.0 to 1.0; `available_models` replaces the last report. With `boot_id` and `sequence` a late or repeated
+    one changes nothing.
+
+    Raises:
+        NodeDeregistered: the node has ended; stop, or register it again.
+    """
+    always = {"passport_id": passport_id, "status": status, "load": load, "queue_depth": queue_depth}
+    return _beat(body_of(Heartbeat, **always, available_models=list(available_models), **given(**extras)))
+
+
+def send(heartbeat: Heartbeat) -> Call[HeartbeatAnswer]:
+    """Send a ready heartbeat."""
+    return _beat(write(heartbeat))
+
+
+def health(passport_id: str) -> Call[NodeHealth]:
+    """Read a node's health, counted over what the service routed; what the node says of itself is `reported`."""
+    return Call(method="GET", path=path_of("compute", "health", passport_id), answer=NodeHealth)
+
+
+def update_models(passport_id: str, *, models: Sequence[ModelDeclaration | Mapping[str, Any]]) -> Call[Declaration]:
+    """Replace the whole declaration of a node by `{"id", "max_tokens", "quantization"}` each, the last two optional."""
+    body = body_of(DeclareModels, models=list(models))
+    return Call(method="PUT", path=path_of("compute", "models", passport_id), body=body, answer=Declaration)
+
+
+def declared_models(passport_id: str) -> Call[Declaration]:
+    """Read what a node declares, each with the model passport that it resolves to."""
+    return Call(method="GET", path=path_of("compute", "models", passport_id), answer=Declaration)
+
+
+def drain(passport_id: str) -> Call[DrainAnswer]:
+    """Start no request on the node from here on; call it again to see whether it is `drained`."""
+    return Call(method="POST", path=path_of("compute", "drain", passport_id), answer=DrainAnswer)
+
+
+def resume(passport_id: str) -> Call[NodeHealth]:
+    """End a drain. One that the node reports itself ends when the node reports otherwise."""
+    return Call(method="POST", path=path_of("compute", "resume", passport_id), answer=NodeHealth)
+
+
+def deregister(passport_id: str, *, force: bool = False, wait_seconds: float | None = None) -> Call[DeregisterAnswer]:
+    """End a node for good. `force` cuts requests off; else they are waited for up to `wait_seconds`.
+
+    Raises:
+        RequestsInFlight: requests still run, and the node goes on as before; `in_flight` says how many.
+    """
+    return Call(
+        method="POST",
+        path=path_of("compute", "deregister", passport_id),
+        query=query_of(force=force or None, wait_seconds=wait_seconds),
+        answer=DeregisterAnswer,
+        waits_seconds=wait_seconds or 0.0,
+    )
+
+
+def list_(
+    *,
+    status: str | None = None,
+    region: str | None = None,
+    runtime: str | None = None,
+    min_vram: float | None = None,
+    gpu: str | None = None,
+    model: str | None = None,
+    owner: str | None = None,
+    search: str | None = None,
+    sort_by: str | None = None,
+    sort_order: str | None = None,
+) -> Listing[NodeList, NodeView]:
+    """Iterate over one's own nodes with their health, an admin's are all. `min_vram` is in GB."""
+    query = query_of(
+        status=status,
+        region=region,
+        runtime=runtime,
+        min_vram=min_vram,
+        gpu=gpu,
+        model=model,
+        owner=owner,
+        search=search,
+        sort_by=sort_by,
+        sort_order=sort_order,
+    )
+    return Listing(path="/compute", query=query, answer=NodeList, items=lambda page: page.nodes)
+
+
+def events(
+    passport_id: str,
+    *,
+    since: datetime | None = None,
+    type: str | None = None,  # noqa: A002 - the contract's name
+    sort_by: str | None = None,
+    sort_order: str | None = None,
+) -> Listing[EventList, EventView]:
+    """Iterate over what happened to a node, newest first; an ended one's events stay readable."""
+    return Listing(
+        path=path_of("compute", "events", passport_id),
+        query=query_of(since=since, type=type, sort_by=sort_by, sort_order=sort_order),
+        answer=EventList,
+        items=lambda page: page.events,
+    )
+
+
+def jobs(
+    *,
+    passport_id: str | None = None,
+    model: str | None = None,
+    outcome: str | None = None,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    owner: str | None = None,
+    sort_by: str | None = None,
+    sort_order: str | None = None,
+) -> Listing[JobList, JobView]:
+    """Iterate over the attempts that were made on one's own nodes, newest first, an admin's are all.
+
+    Give `until` to read a fixed span: without it, jobs that come in meanwhile push others to later pages.
+    """
+    query = query_of(
+        passport_id=passport_id,
+        model=model,
+        outcome=outcome,
+        since=since,
+        until=until,
+        owner=owner,
+        sort_by=sort_by,
+        sort_order=sort_order,
+    )
+    return Listing(
+        path="/compute/jobs",
+        query=query,
+        answer=JobList,
+        items=lambda page: page.jobs,
+        identity=lambda job: (job.id, job.attempt),
+    )
+
+
+def _beat(body: bytes) -> Call[HeartbeatAnswer]:
+    return Call(method="POST", path="/compute/heartbeat", body=body, answer=HeartbeatAnswer)

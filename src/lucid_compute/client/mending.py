@@ -1,0 +1,76 @@
+"""Answers of an older or a newer service, mended where that is safe.
+
+Fields that this client does not know are ignored. A name that an enumeration does not have (a newer service's) becomes
+a member of its own, equal to that text and to no other member. A field that is missing (an older service's) is None,
+where None is allowed. Anything else is refused: better no answer than a wrong one.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+Shape = TypeVar("Shape", bound=BaseModel)
+Unknown = TypeVar("Unknown", bound=StrEnum)
+
+
+def find_mended(shape: type[Shape], data: Any, error: ValidationError) -> Any | None:
+    """Answer the shape of `data` with what `error` found mended; None when it can't be."""
+    faults = error.errors(include_url=False)
+    if data is None or not all(_mend(shape, data, fault["type"], fault["loc"]) for fault in faults):
+        return None
+    try:
+        return shape.model_validate(data, extra="ignore")
+    except ValidationError:
+        return None
+
+
+def unknown_member(kind: type[Unknown], text: str) -> Unknown:
+    """Answer a member of `kind` that is not in it: equal to its text, and to none of the members."""
+    member = str.__new__(kind, text)
+    member._name_ = text
+    member._value_ = text
+    return member
+
+
+def _mend(shape: type[BaseModel], data: Any, fault: str, loc: Sequence[int | str]) -> bool:
+    """Mend one fault in place, and answer whether it could be."""
+    if not loc:
+        return False
+    holder, annotation = data, shape
+    for part in loc[:-1]:
+        holder, annotation = holder[part], _step(annotation, part)
+    part = loc[-1]
+    wanted = _branches(_step(annotation, part))
+    if fault == "missing" and types.NoneType in wanted:
+        holder[part] = None
+        return True
+    kinds = [branch for branch in wanted if isinstance(branch, type) and issubclass(branch, StrEnum)]
+    if fault == "enum" and kinds and isinstance(holder[part], str):
+        holder[part] = unknown_member(kinds[0], holder[part])
+        return True
+    return False
+
+
+def _step(annotation: Any, part: int | str) -> Any:
+    """Answer the type of what stands at `part` of a value of this type; None when nobody knows."""
+    for branch in _branches(annotation):
+        if get_origin(branch) in {list, dict}:
+            return get_args(branch)[-1]
+        if isinstance(branch, type) and issubclass(branch, BaseModel):
+            for name, field in branch.model_fields.items():
+                if part in {name, field.alias}:
+                    return field.annotation
+    return None
+
+
+def _branches(annotation: Any) -> tuple[Any, ...]:
+    if get_origin(annotation) is Annotated:
+        return _branches(get_args(annotation)[0])
+    if get_origin(annotation) in {Union, types.UnionType}:
+        return tuple(branch for argument in get_args(annotation) for branch in _branches(argument))
+    return (annotation,)

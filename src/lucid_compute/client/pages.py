@@ -1,0 +1,105 @@
+"""Lists of the service, page by page as they are read."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Hashable, Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+from lucid_compute.client.call import Listing
+from lucid_compute.client.transport import AsyncTransport, Transport
+from lucid_compute.wire.lists import DEFAULT_PER_PAGE, MAX_PER_PAGE, Pagination
+
+T = TypeVar("T")
+
+
+class _Paginated(Protocol):
+    @property
+    def pagination(self) -> Pagination: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T]):
+    """One page of a list, and where it stands in the whole."""
+
+    items: list[T]
+    pagination: Pagination
+
+    def __iter__(self) -> Iterator[T]:
+        """Iterate over the page's items."""
+        return iter(self.items)
+
+    def __len__(self) -> int:
+        """Answer how many items the page has."""
+        return len(self.items)
+
+
+class Pages(Generic[T]):
+    """A list of the service. Iterating asks for one page after the other, each when its first item is wanted."""
+
+    def __init__(self, transport: Transport, listing: Listing[Any, T]) -> None:
+        """Ask for nothing yet."""
+        self._transport, self._listing = transport, listing
+
+    def __iter__(self) -> Iterator[T]:
+        """Iterate over the items of all pages; one that moves to the next page meanwhile is answered once."""
+        for page in self.pages():
+            yield from page
+
+    def page(self, number: int = 1, *, per_page: int = DEFAULT_PER_PAGE) -> Page[T]:
+        """Answer one page; pages count from 1, and one past the end is empty."""
+        return _read(self._listing, self._transport.run(self._listing.page(number, per_page)))
+
+    def pages(self, *, per_page: int = MAX_PER_PAGE) -> Iterator[Page[T]]:
+        """Iterate over the pages that are not empty."""
+        walk = _Walk(self._listing)
+        while walk.goes_on:
+            if fresh := walk.take(self.page(walk.number, per_page=per_page)):
+                yield fresh
+
+
+class AsyncPages(Generic[T]):
+    """A list of the service. Iterating asks for one page after the other, each when its first item is wanted."""
+
+    def __init__(self, transport: AsyncTransport, listing: Listing[Any, T]) -> None:
+        """Ask for nothing yet."""
+        self._transport, self._listing = transport, listing
+
+    async def __aiter__(self) -> AsyncIterator[T]:
+        """Iterate over the items of all pages; one that moves to the next page meanwhile is answered once."""
+        async for page in self.pages():
+            for item in page:
+                yield item
+
+    async def page(self, number: int = 1, *, per_page: int = DEFAULT_PER_PAGE) -> Page[T]:
+        """Answer one page; pages count from 1, and one past the end is empty."""
+        return _read(self._listing, await self._transport.run(self._listing.page(number, per_page)))
+
+    async def pages(self, *, per_page: int = MAX_PER_PAGE) -> AsyncIterator[Page[T]]:
+        """Iterate over the pages that are not empty."""
+        walk = _Walk(self._listing)
+        while walk.goes_on:
+            if fresh := walk.take(await self.page(walk.number, per_page=per_page)):
+                yield fresh
+
+
+class _Walk(Generic[T]):
+    """The way through a list, without the items that moved from the last page to this one."""
+
+    def __init__(self, listing: Listing[Any, T]) -> None:
+        self._identity = listing.identity
+        self._last: set[Hashable] = set()
+        self.number = 1
+        self.goes_on = True
+
+    def take(self, page: Page[T]) -> Page[T]:
+        """Answer the page's new items, and know whether another page follows."""
+        items = [item for item in page if self._identity(item) not in self._last]
+        self._last = {self._identity(item) for item in page}
+        self.goes_on = bool(page.items) and self.number < page.pagination.total_pages
+        self.number += 1
+        return Page(items, page.pagination)
+
+
+def _read(listing: Listing[Any, T], answer: _Paginated) -> Page[T]:
+    return Page(listing.items(answer), answer.pagination)

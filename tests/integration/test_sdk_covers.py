@@ -1,0 +1,101 @@
+"""The SDK against the service's own document: every route has its method, every filter its argument."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from datetime import UTC, datetime
+from typing import Any
+
+from lucid_compute.client import AsyncLucid, Lucid
+from lucid_compute.client.call import Call, Listing
+from lucid_compute.client.methods import AsyncListed, AsyncSent, Listed, Sent
+from tests.api import Api
+from tests.factories import heartbeat
+
+# What is for others: Prometheus reads the one, OpenAI's own clients speak to the rest.
+FOR_OTHERS = {
+    ("GET", "/metrics"),
+    ("GET", "/v1/models"),
+    ("GET", "/v1/models/ID"),
+    ("POST", "/v1/chat/completions"),
+    ("POST", "/v1/completions"),
+    ("POST", "/v1/embeddings"),
+    ("POST", "/v1/responses"),
+}
+SAMPLES: dict[str, Any] = {
+    "passport_id": "ID",
+    "key_id": "ID",
+    "id_or_name": "ID",
+    "models": [],
+    "available_models": [],
+    "scopes": ["compute"],
+    "status": "healthy",
+    "type": "tool",
+    "tags": ["a"],
+    "available": True,
+    "force": True,
+    "since": datetime(2026, 1, 1, tzinfo=UTC),
+    "until": datetime(2026, 1, 1, tzinfo=UTC),
+    "min_vram": 1.0,
+    "max_vram": 1.0,
+    "wait_seconds": 1.0,
+    "load": 0.5,
+    "queue_depth": 0,
+    "heartbeat": heartbeat("ID"),
+    "now": True,
+}
+IN_BODY = {"metadata", "expires_at", "limits", "lucid"}
+PAGING = {"page", "perPage"}
+
+
+def methods_of(client: type) -> dict[str, Any]:
+    """The call that each method describes, by the name it is called by: `compute.health`."""
+    lucid = client("http://lucid")
+    nouns = {"": client, **{name: type(noun) for name, noun in vars(lucid).items() if name != "transport"}}
+    kinds = (Sent, Listed, AsyncSent, AsyncListed)
+    return {
+        f"{noun}.{name}".lstrip("."): method._describe
+        for noun, kind in nouns.items()
+        for name, method in vars(kind).items()
+        if isinstance(method, kinds)
+    }
+
+
+def described(describe: Any) -> Call[Any] | Listing[Any, Any]:
+    """The call or the list, with every argument given but those that only a body has."""
+    parameters = inspect.signature(describe).parameters.values()
+    named = [each.name for each in parameters if each.kind is not each.VAR_KEYWORD and each.name not in IN_BODY]
+    result: Call[Any] | Listing[Any, Any] = describe(**{name: SAMPLES.get(name, "x") for name in named})
+    return result
+
+
+async def test_every_route_of_the_service_has_its_method(api: Api) -> None:
+    """What is new in the service's document is new in the SDK, or is said to be for others."""
+    document = (await api.http.get("/openapi.json")).json()
+    routes = {
+        (method.upper(), re.sub(r"\{\w+\}", "ID", path)): operation
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+    }
+    calls = [described(describe) for describe in methods_of(Lucid).values()]
+    covered = {(call.method if isinstance(call, Call) else "GET", call.path): call for call in calls}
+    assert set(routes) - FOR_OTHERS == set(covered)
+    assert set(routes) >= FOR_OTHERS
+    for route, call in covered.items():
+        declared = {each["name"] for each in routes[route].get("parameters", []) if each["in"] == "query"}
+        assert {name for name, _ in call.query} == declared - PAGING, route
+
+
+def test_both_clients_can_do_the_same() -> None:
+    """By the same names, from the same descriptions."""
+    assert methods_of(Lucid) == methods_of(AsyncLucid)
+    assert len(methods_of(Lucid)) > 25
+
+
+def test_a_method_tells_what_its_call_tells() -> None:
+    """`help` shows the arguments and what they mean."""
+    health = Lucid("http://lucid").compute.health
+    assert list(inspect.signature(health).parameters) == ["passport_id"]
+    assert (health.__doc__ or "").startswith("Read a node's health")
+    assert (AsyncLucid("http://lucid").compute.health.__doc__ or "") == health.__doc__

@@ -1,0 +1,94 @@
+"""How a command ends: one sentence on stderr and an exit status that means something, never a traceback."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+from lucid_compute.cli.exit_status import ExitStatus
+from lucid_compute.cli.plain_text import plain
+
+
+class CommandFailed(Exception):
+    """The command can't do what it was asked; `sentence` says what to do, `status` tells scripts."""
+
+    def __init__(self, sentence: str, status: ExitStatus = ExitStatus.REFUSED) -> None:
+        """Keep both until `run` says them."""
+        super().__init__(sentence)
+        self.sentence = sentence
+        self.status = status
+
+
+def run(command: Callable[..., Any]) -> int:
+    """Run a Typer application, say what went wrong if something did, and answer the exit status."""
+    _see_to_streams()
+    try:
+        status = command(standalone_mode=False)
+        sys.stdout.flush()
+    except CommandFailed as failure:
+        return _end(failure.sentence, failure.status)
+    except typer.TyperException as misuse:
+        return _say_misuse(misuse)
+    except (KeyboardInterrupt, typer.Abort):
+        return _end(None, ExitStatus.INTERRUPTED)
+    except BrokenPipeError:
+        return _end(None, ExitStatus.PIPE_CLOSED)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _end(f"{where}{error.strerror or type(error).__name__}.", ExitStatus.REFUSED)
+    return status if isinstance(status, int) else ExitStatus.OK
+
+
+def complain(sentence: str) -> None:
+    """Write a sentence to stderr, in one line and without what a terminal would obey."""
+    print(f"lucid: {plain(sentence)}", file=sys.stderr)
+
+
+def _see_to_streams() -> None:
+    """Write what the terminal's encoding lacks as a question mark, and to nowhere if a stream was closed."""
+    sys.stdout = sys.stdout or _nowhere()
+    sys.stderr = sys.stderr or _nowhere()
+    for stream in (sys.stdout, sys.stderr):
+        if (reconfigure := getattr(stream, "reconfigure", None)) is not None:
+            reconfigure(errors="replace")
+
+
+def _nowhere() -> Any:
+    return open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123 - a stream for the rest of the process
+
+
+def _say_misuse(misuse: typer.TyperException) -> int:
+    """Say what Typer could not understand; where nothing was said, show the help."""
+    context = getattr(misuse, "ctx", None)
+    if context is not None and misuse.message == context.get_help():
+        return _end(misuse.message, ExitStatus.USAGE, is_sentence=False)
+    sentence = misuse.format_message().replace("\n", " ").rstrip(".")
+    see = f" See: {context.command_path} --help" if context is not None else ""
+    mark = "" if sentence.endswith(("?", ")")) else "."
+    return _end(f"{sentence}{mark}{see}", ExitStatus.USAGE)
+
+
+def _end(text: str | None, status: ExitStatus, *, is_sentence: bool = True) -> int:
+    """Say the last word, and see to it that nothing is written after it: the reader may be gone."""
+    try:
+        sys.stdout.flush()
+        if text is not None:
+            complain(text) if is_sentence else print(text, file=sys.stderr)
+        sys.stderr.flush()
+    except OSError:  # a closed pipe, a full disk: Python would say so once more when it ends
+        pass
+    if status is not ExitStatus.USAGE:
+        _silence(sys.stdout)
+    return status
+
+
+def _silence(stream: Any) -> None:
+    """Lead the stream's file to nowhere, so that what its buffer still holds is dropped without a word."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    except (OSError, ValueError):
+        return

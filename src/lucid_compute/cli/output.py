@@ -1,0 +1,148 @@
+"""What commands write: JSON as on the wire, tables that fit the terminal, and whole lines for pipes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, NamedTuple
+
+import typer
+from pydantic import BaseModel
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.table import Table
+from rich.text import Text
+
+from lucid_compute.cli.plain_text import plain
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON as on the wire, for scripts.")]
+ENDLESS_COLUMNS = 100_000  # of a pipe: nothing is cut off, one line is one row
+GAP = 2
+STYLES = {
+    "healthy": "green",
+    "stale": "yellow",
+    "draining": "yellow",
+    "unhealthy": "red",
+    "deregistered": "dim",
+    "active": "green",
+    "deprecated": "yellow",
+    "revoked": "dim",
+    "yes": "green",
+    "no": "red",
+    "completed": "green",
+    "failed": "red",
+    "lost": "red",
+}
+
+
+class Column(NamedTuple):
+    """A column: `rank` 0 is always shown, the highest goes first on a narrow terminal; a short one may be cut off."""
+
+    title: str
+    rank: int = 0
+    right: bool = False
+    shortest: int | None = None
+
+
+class Listing:
+    """Rows below titles that take the columns which the terminal has room for. A cell is made safe here."""
+
+    def __init__(self, columns: Sequence[Column], rows: Iterable[Sequence[str]], most_rows: int | None = None) -> None:
+        """Keep the cells; `most_rows` leaves out what a live view has no room for."""
+        cells = [[plain(cell) for cell in row] for row in rows]
+        self._left_out = 0 if most_rows is None else max(0, len(cells) - most_rows)
+        self._rows = cells[: len(cells) - self._left_out]
+        self._columns = columns
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Draw the columns that fit."""
+        shown = self._fitting(options.max_width)
+        table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
+        for index in shown:
+            column = self._columns[index]
+            table.add_column(
+                column.title,
+                justify="right" if column.right else "left",
+                no_wrap=True,
+                overflow="ellipsis",
+                min_width=self._least(index),
+            )
+        for row in self._rows:
+            table.add_row(*(Text(row[index], style=STYLES.get(row[index], "")) for index in shown))
+        yield table
+        if self._left_out:
+            yield Text(f"and {self._left_out} more", style="dim")
+
+    def _fitting(self, width: int) -> list[int]:
+        """Answer which columns to show: the least important go until the rest has room."""
+        shown = list(range(len(self._columns)))
+        while sum(map(self._least, shown)) + GAP * (len(shown) - 1) > width:
+            rank, least = max((self._columns[index].rank, index) for index in shown)
+            if rank == 0:
+                break
+            shown.remove(least)
+        return shown
+
+    def _least(self, index: int) -> int:
+        """Answer the width that the column needs."""
+        column = self._columns[index]
+        widest = max([len(column.title), *(Text(row[index]).cell_len for row in self._rows)])
+        return widest if column.shortest is None else min(widest, column.shortest)
+
+
+def console_for(stream: Any = None) -> Console:
+    """Answer a console for stdout or `stream` that takes our text as it is: no markup, nothing highlighted."""
+    file = sys.stdout if stream is None else stream
+    console = Console(file=file, markup=False, highlight=False, emoji=False, legacy_windows=False)
+    if not console.is_terminal:
+        console = Console(file=file, markup=False, highlight=False, emoji=False, width=ENDLESS_COLUMNS)
+    return console
+
+
+def show(*parts: RenderableType) -> None:
+    """Write the parts to stdout, without spaces at the ends of lines where it is no terminal."""
+    console = console_for()
+    with console.capture() as capture:
+        for part in parts:
+            console.print(part)
+    text = capture.get()
+    if not console.is_terminal:
+        text = "".join(f"{line.rstrip()}\n" for line in text.splitlines())
+    sys.stdout.write(text)
+
+
+def show_json(answer: Any) -> None:
+    """Write one JSON document in ASCII, camelCase as on the wire."""
+    sys.stdout.write(json.dumps(as_on_the_wire(answer), indent=2) + "\n")
+
+
+def as_on_the_wire(answer: Any) -> Any:
+    """Answer shapes of the wire, and lists and mappings of them, as plain JSON values."""
+    if isinstance(answer, BaseModel):
+        return answer.model_dump(mode="json", by_alias=True)
+    if isinstance(answer, Mapping):
+        return {name: as_on_the_wire(value) for name, value in answer.items()}
+    if isinstance(answer, list | tuple):
+        return [as_on_the_wire(value) for value in answer]
+    return answer
+
+
+def facts(pairs: Iterable[tuple[str, object]]) -> Table:
+    """Answer names and what they are, one a line, for one thing that is shown whole."""
+    grid = Table.grid(padding=(0, GAP, 0, 0))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in pairs:
+        word = plain(value)
+        grid.add_row(Text(name), Text(word, style=STYLES.get(word, "")))
+    return grid
+
+
+def sentence(text: str, style: str = "") -> Text:
+    """Answer a line of text that breaks between words."""
+    return Text(plain(text), style=style)
+
+
+def note(text: str) -> None:
+    """Write a remark for the person to stderr, so that stdout holds the answer alone."""
+    print(plain(text), file=sys.stderr)

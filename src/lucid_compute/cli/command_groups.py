@@ -38,7 +38,7 @@ class CalledLately(TyperGroup):
             module, _, attribute = self.PLACES[name].partition(":")
             found = getattr(import_module(module), attribute)
             if not isinstance(found, typer.Typer):
-                function, found = found, typer.Typer()
+                function, found = found, typer.Typer(add_completion=False)
                 found.command()(function)
             self.commands[name] = typer.main.get_command(found)
             self.commands[name].name = name

@@ -46,7 +46,7 @@ PROGRAMMERS_WORDS = {
     "Register it with POST /passports, or list yours with GET /compute": "`lucid nodes` lists yours",
     "GET /models lists them": "`lucid models` lists them",
     "GET /keys lists them": "`lucid keys` lists them",
-    "PUT /compute/models/{passportId}": "declare it",
+    "PUT /compute/models/{passportId}, or load it": "load it, or declare it",
     "POST /compute/resume/{passportId} ends that": "`lucid resume` ends that",
     "Drain it and wait for drained, pass waitSeconds, or pass force=true to cut requests off": "Wait with "
     "--wait-seconds or `lucid drain`, or cut them off with --force",

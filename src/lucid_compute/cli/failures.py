@@ -62,33 +62,26 @@ def _nowhere() -> Any:
 
 
 def _say_misuse(misuse: typer.TyperException) -> int:
-    """Say what Typer could not understand; where nothing was said, show the help."""
+    """Say what Typer could not understand; it says nothing itself where it has just shown the help."""
+    if not (sentence := misuse.format_message().replace("\n", " ").rstrip(".")):
+        return _end(None, ExitStatus.USAGE)
     context = getattr(misuse, "ctx", None)
-    if context is not None and misuse.message == context.get_help():
-        return _end(misuse.message, ExitStatus.USAGE, is_sentence=False)
-    sentence = misuse.format_message().replace("\n", " ").rstrip(".")
     see = f" See: {context.command_path} --help" if context is not None else ""
-    mark = "" if sentence.endswith(("?", ")")) else "."
-    return _end(f"{sentence}{mark}{see}", ExitStatus.USAGE)
+    return _end(f"{sentence}{'' if sentence.endswith(('?', ')')) else '.'}{see}", ExitStatus.USAGE)
 
 
-def _end(text: str | None, status: ExitStatus, *, is_sentence: bool = True) -> int:
+def _end(sentence: str | None, status: ExitStatus) -> int:
     """Say the last word, and see to it that nothing is written after it: the reader may be gone."""
     try:
         sys.stdout.flush()
-        if text is not None:
-            complain(text) if is_sentence else print(text, file=sys.stderr)
+        if sentence is not None:
+            complain(sentence)
         sys.stderr.flush()
     except OSError:  # a closed pipe, a full disk: Python would say so once more when it ends
-        pass
-    if status is not ExitStatus.USAGE:
         _silence(sys.stdout)
     return status
 
 
 def _silence(stream: Any) -> None:
     """Lead the stream's file to nowhere, so that what its buffer still holds is dropped without a word."""
-    try:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-    except (OSError, ValueError):
-        return
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

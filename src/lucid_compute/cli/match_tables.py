@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 from rich.console import RenderableType
 
-from lucid_compute.cli.model_tables import reason_lines
+from lucid_compute.cli.model_tables import reasons_of, remedies
 from lucid_compute.cli.output import Column, Listing, sentence
 from lucid_compute.cli.plain_text import instant, number, or_unknown, share, yes_or_no
-from lucid_compute.wire.inference import MatchAnswer
+from lucid_compute.wire.inference import MatchAnswer, RankedNode
 from lucid_compute.wire.jobs import JobView
 
 RANK_COLUMNS = (
@@ -40,16 +40,15 @@ def match_parts(answer: MatchAnswer) -> list[RenderableType]:
     """Answer the ranking, and every node that may not with every reason."""
     parts: list[RenderableType] = []
     if answer.chosen is not None:
-        parts.append(sentence(f"A request for {answer.model} would go to {answer.chosen.name}.\n", style="bold"))
-        parts.append(Listing(RANK_COLUMNS, [_ranked(answer, index) for index in range(len(answer.shortlist))]))
+        parts.append(sentence(f"A request for {answer.model} would go to {answer.chosen.name}.", style="bold"))
+        parts += [sentence(""), Listing(RANK_COLUMNS, map(_ranked, answer.shortlist))]
     else:
         parts.append(sentence(f"A request for {answer.model} would be refused: no node may be sent it.", style="bold"))
     if answer.rejected:
-        parts.append(sentence("\nLeft out:"))
+        parts += [sentence(""), sentence("Left out:")]
     for node in answer.rejected:
-        parts.append(sentence(f"  {node.name}"))
-        parts += reason_lines(node.reasons)
-    return parts
+        parts += reasons_of(node.name, node.reasons)
+    return parts + remedies(answer.rejections)
 
 
 def job_table(jobs: Iterable[JobView]) -> Listing:
@@ -57,8 +56,7 @@ def job_table(jobs: Iterable[JobView]) -> Listing:
     return Listing(JOB_COLUMNS, [_job(job) for job in jobs])
 
 
-def _ranked(answer: MatchAnswer, index: int) -> tuple[str, ...]:
-    node = answer.shortlist[index]
+def _ranked(node: RankedNode) -> tuple[str, ...]:
     return (
         node.name,
         number(round(node.score, 1), "ms"),

@@ -6,14 +6,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import RenderableType
+from rich.padding import Padding
 
+from lucid_compute.cli.connection import in_commands
 from lucid_compute.cli.output import Column, Listing, facts, sentence
 from lucid_compute.cli.plain_text import UNKNOWN, counted, listed, number, or_unknown, yes_or_no
 from lucid_compute.cli.remedies import remedy
 from lucid_compute.wire.passports import ModelAvailability, ModelView, ReasonView
 
+MOST_NODES = 20  # that a person is told of; a fleet may have thousands
 MODEL_COLUMNS = (
-    Column("NAME", shortest=16),
+    Column("NAME", shortest=36),
     Column("AVAILABLE"),
     Column("SERVED"),
     Column("FORMAT", rank=1),
@@ -56,27 +59,31 @@ def model_facts(model: ModelView) -> list[RenderableType]:
 
 
 def explanation(model: ModelView, availability: ModelAvailability, names: Mapping[str, str]) -> list[RenderableType]:
-    """Answer why the model can or can't be had: node by node, every reason, each with what to do about it."""
-    parts: list[RenderableType] = [sentence(f"\n{_verdict(model, availability)}", style="bold")]
-    for node in availability.nodes:
-        name = names.get(node.passport_id, node.passport_id)
-        verdict = "could run it now" if node.eligible else "can't run it now"
-        parts.append(sentence(f"  {name}: {verdict}"))
-        parts += reason_lines(node.reasons)
+    """Answer why the model can or can't be had: node by node every reason, and what to do about each."""
+    parts: list[RenderableType] = [sentence(""), sentence(_verdict(model, availability), style="bold")]
+    ordered = sorted(availability.nodes, key=lambda node: (len(node.reasons), names.get(node.passport_id, "")))
+    for node in ordered[:MOST_NODES]:
+        parts += reasons_of(names.get(node.passport_id, node.passport_id), node.reasons)
+    if (left_out := len(ordered) - MOST_NODES) > 0:
+        parts.append(sentence(f"  and {counted(left_out, 'node')} more; --json has all."))
     if availability.summary:
         counts = ", ".join(f"{count} {code}" for code, count in sorted(availability.summary.items()))
         parts.append(sentence(f"Over all nodes, yours or not: {counts}."))
-    return parts
+    return parts + remedies(availability.summary)
 
 
-def reason_lines(reasons: Iterable[ReasonView]) -> list[RenderableType]:
-    """Answer each reason, and below it what to do about it."""
-    lines: list[RenderableType] = []
-    for reason in reasons:
-        lines.append(sentence(f"    {reason.code}: {reason.message}", style="red"))
-        if (what_to_do := remedy(reason.code)) is not None:
-            lines.append(sentence(f"      {what_to_do}"))
-    return lines
+def reasons_of(name: str, reasons: Iterable[ReasonView]) -> list[RenderableType]:
+    """Answer a node and below it every reason why it may not; without one, that it may."""
+    lines = [_indented(f"{reason.code}: {in_commands(reason.message)}", 4, style="red") for reason in reasons]
+    return [_indented(f"{name}:" if lines else f"{name}: yes", 2), *lines]
+
+
+def remedies(codes: Iterable[str]) -> list[RenderableType]:
+    """Answer what to do about each reason, once."""
+    known = [(code, what_to_do) for code in sorted(set(codes)) if (what_to_do := remedy(code)) is not None]
+    if not known:
+        return []
+    return [sentence(""), sentence("What to do:", style="bold"), Padding(facts(known), (0, 0, 0, 2))]
 
 
 def _row(model: ModelView) -> tuple[str, ...]:
@@ -105,6 +112,10 @@ def _verdict(model: ModelView, availability: ModelAvailability) -> str:
     if not availability.nodes and not availability.summary:
         return f"{model.name} can't be had: no node is registered. Register one: lucid agent run."
     return f"{model.name} can't be had: no node can run it now."
+
+
+def _indented(text: str, columns: int, style: str = "") -> RenderableType:
+    return Padding(sentence(text, style=style), (0, 0, 0, columns))
 
 
 def _vram(minimum: Any) -> str:

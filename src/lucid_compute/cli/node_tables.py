@@ -8,12 +8,13 @@ from typing import Any
 
 from rich.console import RenderableType
 
+from lucid_compute.cli.connection import in_commands
 from lucid_compute.cli.output import Column, Listing, facts, sentence
 from lucid_compute.cli.plain_text import UNKNOWN, counted, instant, listed, number, or_unknown, share, span
 from lucid_compute.wire.compute import EventView, NodeHealth, NodeView
 
 NODE_COLUMNS = (
-    Column("NAME", shortest=12),
+    Column("NAME", shortest=16),
     Column("STATUS"),
     Column("BEAT", right=True),
     Column("IN FLIGHT", rank=1, right=True),
@@ -54,8 +55,8 @@ def node_facts(node: NodeView) -> list[RenderableType]:
     health = node.health
     parts: list[RenderableType] = [facts([*_identity(node), *_condition(health), *_reported(health)])]
     if health.reasons:
-        parts.append(sentence("\nNot counted now, because:", style="bold"))
-        parts += [sentence(f"  {reason.code}: {reason.message}") for reason in health.reasons]
+        parts += [sentence(""), sentence("It counts for no model now:", style="bold")]
+        parts += [sentence(f"  {reason.code}: {in_commands(reason.message)}", style="red") for reason in health.reasons]
     return parts
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import typer
 from pydantic import BaseModel
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
@@ -18,6 +19,7 @@ from lucid_compute.cli.plain_text import plain
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON as on the wire, for scripts.")]
 ENDLESS_COLUMNS = 100_000  # of a pipe: nothing is cut off, one line is one row
 GAP = 2
+NARROWEST = 6
 STYLES = {
     "healthy": "green",
     "stale": "yellow",
@@ -56,38 +58,45 @@ class Listing:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Draw the columns that fit."""
-        shown = self._fitting(options.max_width)
         table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
-        for index in shown:
+        widths = self._widths(options.max_width)
+        for index, width in widths.items():
             column = self._columns[index]
-            table.add_column(
-                column.title,
-                justify="right" if column.right else "left",
-                no_wrap=True,
-                overflow="ellipsis",
-                min_width=self._least(index),
-            )
+            justify: Literal["left", "right"] = "right" if column.right else "left"
+            table.add_column(column.title, justify=justify, no_wrap=True, overflow="ellipsis", width=width)
         for row in self._rows:
-            table.add_row(*(Text(row[index], style=STYLES.get(row[index], "")) for index in shown))
+            table.add_row(*(Text(row[index], style=STYLES.get(row[index], "")) for index in widths))
         yield table
         if self._left_out:
             yield Text(f"and {self._left_out} more", style="dim")
 
-    def _fitting(self, width: int) -> list[int]:
-        """Answer which columns to show: the least important go until the rest has room."""
-        shown = list(range(len(self._columns)))
-        while sum(map(self._least, shown)) + GAP * (len(shown) - 1) > width:
-            rank, least = max((self._columns[index].rank, index) for index in shown)
-            if rank == 0:
-                break
-            shown.remove(least)
-        return shown
+    def _widths(self, room: int) -> dict[int, int]:
+        """Answer the columns to show and their widths: the least important go until the rest has room at its least.
 
-    def _least(self, index: int) -> int:
-        """Answer the width that the column needs."""
-        column = self._columns[index]
-        widest = max([len(column.title), *(Text(row[index]).cell_len for row in self._rows)])
-        return widest if column.shortest is None else min(widest, column.shortest)
+        What room is left then goes to the columns that were cut off, the most important first.
+        """
+        whole = {index: self._whole(index) for index in range(len(self._columns))}
+        widths = {index: min(width, self._columns[index].shortest or width) for index, width in whole.items()}
+        while (over := _room_for(widths) - room) > 0:
+            rank, index = max((self._columns[index].rank, index) for index in widths)
+            if rank > 0:
+                del widths[index]
+                continue
+            widest = max(widths, key=lambda index: widths[index])
+            if widths[widest] <= NARROWEST:
+                break
+            widths[widest] = max(NARROWEST, widths[widest] - over)
+        for index in sorted(widths, key=lambda index: self._columns[index].rank):
+            widths[index] += max(0, min(whole[index] - widths[index], room - _room_for(widths)))
+        return widths
+
+    def _whole(self, index: int) -> int:
+        """Answer the width at which nothing of the column is cut off."""
+        return max([len(self._columns[index].title), *(cell_len(row[index]) for row in self._rows)])
+
+
+def _room_for(widths: Mapping[int, int]) -> int:
+    return sum(widths.values()) + GAP * (len(widths) - 1)
 
 
 def console_for(stream: Any = None) -> Console:

@@ -33,7 +33,7 @@ DescriptionOption = Annotated[str | None, typer.Option(help="For people.")]
 VersionOption = Annotated[str | None, typer.Option(help="Of the thing itself.")]
 TagOption = Annotated[list[str] | None, typer.Option(help="A tag; may be given again.")]
 COLUMNS = (
-    Column("NAME", shortest=16),
+    Column("NAME", shortest=20),
     Column("TYPE"),
     Column("STATUS"),
     Column("OWNER", rank=1, shortest=8),

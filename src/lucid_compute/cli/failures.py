@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import typer
@@ -23,6 +24,10 @@ class CommandFailed(Exception):
         self.status = status
 
 
+class PipeClosed(Exception):
+    """The reader of our output went away; no OSError, because Typer would make a failure of that."""
+
+
 def run(command: Callable[..., Any]) -> int:
     """Run a Typer application, say what went wrong if something did, and answer the exit status."""
     _see_to_streams()
@@ -35,12 +40,25 @@ def run(command: Callable[..., Any]) -> int:
         return _say_misuse(misuse)
     except (KeyboardInterrupt, typer.Abort):
         return _end(None, ExitStatus.INTERRUPTED)
-    except BrokenPipeError:
+    except (PipeClosed, BrokenPipeError):
         return _end(None, ExitStatus.PIPE_CLOSED)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _end(f"{where}{error.strerror or type(error).__name__}.", ExitStatus.REFUSED)
     return status if isinstance(status, int) else ExitStatus.OK
+
+
+def write(text: str) -> None:
+    """Write to stdout, at once.
+
+    Raises:
+        PipeClosed: nobody reads it any more.
+    """
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise PipeClosed from None
 
 
 def complain(sentence: str) -> None:
@@ -71,14 +89,15 @@ def _say_misuse(misuse: typer.TyperException) -> int:
 
 
 def _end(sentence: str | None, status: ExitStatus) -> int:
-    """Say the last word, and see to it that nothing is written after it: the reader may be gone."""
+    """Say the last word, and see to it that Python has nothing left to write when it ends: the reader may be gone."""
     try:
         sys.stdout.flush()
-        if sentence is not None:
-            complain(sentence)
-        sys.stderr.flush()
-    except OSError:  # a closed pipe, a full disk: Python would say so once more when it ends
+    except OSError:
         _silence(sys.stdout)
+    if sentence is not None:
+        with suppress(OSError):
+            complain(sentence)
+            sys.stderr.flush()
     return status
 
 

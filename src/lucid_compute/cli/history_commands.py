@@ -19,7 +19,6 @@ from lucid_compute.cli.node_commands import NodeArgument
 from lucid_compute.cli.node_tables import event_table
 from lucid_compute.cli.output import JsonOption, sentence, show, show_json
 from lucid_compute.jobs import Outcome
-from lucid_compute.wire.inference import RequestPolicy
 
 MOST_SHOWN = 50
 LimitOption = Annotated[
@@ -87,7 +86,8 @@ def match(
     key: KeyOption = None,
 ) -> None:
     """Ask where a request would go, without sending it; the exit status is 1 if no node may be sent it."""
-    policy = RequestPolicy(allowRegions=region, maxPricePer1kTokens=max_price, maxLatencyMs=max_latency_ms)
+    wants = {"allow_regions": region, "max_price_per_1k_tokens": max_price, "max_latency_ms": max_latency_ms}
+    policy = {name: value for name, value in wants.items() if value is not None}
     with connected(api, key) as lucid:
         answer = lucid.match(model, user=user, lucid=policy)
     if as_json:

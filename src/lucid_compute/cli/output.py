@@ -14,6 +14,7 @@ from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from lucid_compute.cli.failures import write
 from lucid_compute.cli.plain_text import plain
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON as on the wire, for scripts.")]
@@ -117,12 +118,12 @@ def show(*parts: RenderableType) -> None:
     text = capture.get()
     if not console.is_terminal:
         text = "".join(f"{line.rstrip()}\n" for line in text.splitlines())
-    sys.stdout.write(text)
+    write(text)
 
 
 def show_json(answer: Any) -> None:
     """Write one JSON document in ASCII, camelCase as on the wire."""
-    sys.stdout.write(json.dumps(as_on_the_wire(answer), indent=2) + "\n")
+    write(json.dumps(as_on_the_wire(answer), indent=2) + "\n")
 
 
 def as_on_the_wire(answer: Any) -> Any:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from pydantic import BaseModel
 from rich.console import RenderableType
 from rich.padding import Padding
 
@@ -22,28 +23,16 @@ class Setting(NamedTuple):
     meaning: str
 
 
-def service_settings() -> Iterator[Setting]:
-    """Answer the service's, as `api/settings.py` declares them."""
-    for name, field in Settings.model_fields.items():
-        yield Setting(f"LUCID_{name.upper()}", _written(field.default), field.description or "")
-
-
-def client_settings() -> Iterator[Setting]:
-    """Answer the SDK's and the command line's, as `client/settings.py` declares them."""
-    for setting in CLIENT_SETTINGS:
-        yield Setting(*setting)
-
-
-# Who reads them, and what answers them: one line for each part of the package that has settings.
-SOURCES = {
-    "service": service_settings,
-    "client": client_settings,
-}
+# Who reads them: a line for each part of the package that has settings, a class of pydantic-settings or a list.
+SOURCES: tuple[tuple[str, type[BaseModel] | Sequence[tuple[str, str | None, str]]], ...] = (
+    ("service", Settings),
+    ("client", CLIENT_SETTINGS),
+)
 
 
 def settings(as_json: JsonOption = False) -> None:
     """List every setting: its variable, its default, what it means, and whether it is set now."""
-    rows = [_row(reader, setting) for reader, answer in SOURCES.items() for setting in answer()]
+    rows = [_row(reader, setting) for reader, source in SOURCES for setting in _declared_by(source)]
     if as_json:
         show_json({"settings": rows})
         return
@@ -56,6 +45,16 @@ def settings(as_json: JsonOption = False) -> None:
     show(*parts)
 
 
+def _declared_by(source: type[BaseModel] | Sequence[tuple[str, str | None, str]]) -> list[Setting]:
+    if not isinstance(source, type):
+        return [Setting(*setting) for setting in source]
+    prefix = str(source.model_config.get("env_prefix", ""))
+    return [
+        Setting(f"{prefix}{name}".upper(), _written(field.default), field.description or "")
+        for name, field in source.model_fields.items()
+    ]
+
+
 def _row(reader: str, setting: Setting) -> dict[str, Any]:
     return {
         "variable": setting.name,
@@ -66,7 +65,7 @@ def _row(reader: str, setting: Setting) -> dict[str, Any]:
     }
 
 
-def _written(value: Any) -> str | None:
+def _written(value: object) -> str | None:
     if value is None or value == ():
         return None
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -48,6 +48,13 @@ def test_the_least_important_column_goes_first() -> None:
     assert drawn(20)[0].split() == ["NAME", "STATUS"]
 
 
+def test_a_column_that_knows_nothing_goes_before_all_others() -> None:
+    """Unless there is room for it."""
+    rows = [("node", "healthy", "-", "one")]
+    assert drawn(24, rows)[0].split() == ["NAME", "STATUS", "MODELS"]
+    assert drawn(80, rows)[0].split() == ["NAME", "STATUS", "LOAD", "MODELS"]
+
+
 def test_what_room_is_left_goes_to_what_was_cut_off() -> None:
     """The most important first, and nothing is cut off where all has room."""
     assert drawn(40)[1].startswith("a-very-long-")

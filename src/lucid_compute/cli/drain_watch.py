@@ -90,7 +90,7 @@ def _line_by_line(name: str) -> Tell:
     def tell(state: DrainAnswer, trouble: str) -> None:
         nonlocal said
         line = trouble or f"Draining {name}: {counted(state.in_flight, 'request')} in flight."
-        if line != said and not state.drained:
+        if line != said:
             print(plain(line), file=sys.stderr)
             said = line
 

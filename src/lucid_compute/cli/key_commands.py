@@ -25,7 +25,7 @@ app = typer.Typer(
 )
 KeyArgument = Annotated[str, typer.Argument(metavar="ID", help="The key's id or name.", autocompletion=complete_key)]
 COLUMNS = (
-    Column("NAME", shortest=12),
+    Column("NAME", shortest=20),
     Column("OWNER", shortest=8),
     Column("SCOPES", shortest=20),
     Column("KEY", rank=2),

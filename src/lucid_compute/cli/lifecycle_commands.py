@@ -42,7 +42,7 @@ def drain(
         with connected(api, key) as lucid:
             return lucid.compute.health(passport.id)
 
-    if waits:
+    if waits and not state.drained:
         with progress_on_terminal(passport.name) as tell:
             state, failure = wait_until_drained(state, look, tell, deadline)
     if as_json:

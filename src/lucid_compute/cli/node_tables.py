@@ -77,7 +77,7 @@ def _row(node: NodeView) -> tuple[str, ...]:
         number(health.in_flight),
         number(health.queue_depth),
         share(health.load),
-        or_unknown(metadata.get("gpu")),
+        or_unknown(metadata.get("gpu")).removeprefix("NVIDIA "),
         number(metadata.get("vramGb"), "GB"),
         listed(health.available_models),
         or_unknown(metadata.get("region")),

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lucid_compute.cli.failures import write
-from lucid_compute.cli.plain_text import plain
+from lucid_compute.cli.plain_text import UNKNOWN, plain
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON as on the wire, for scripts.")]
 ENDLESS_COLUMNS = 100_000  # of a pipe: nothing is cut off, one line is one row
@@ -79,9 +79,9 @@ class Listing:
         whole = {index: self._whole(index) for index in range(len(self._columns))}
         widths = {index: min(width, self._columns[index].shortest or width) for index, width in whole.items()}
         while (over := _room_for(widths) - room) > 0:
-            rank, index = max((self._columns[index].rank, index) for index in widths)
-            if rank > 0:
-                del widths[index]
+            goes = max(widths, key=self._goes_before)
+            if self._columns[goes].rank > 0:
+                del widths[goes]
                 continue
             widest = max(widths, key=lambda index: widths[index])
             if widths[widest] <= NARROWEST:
@@ -90,6 +90,11 @@ class Listing:
         for index in sorted(widths, key=lambda index: self._columns[index].rank):
             widths[index] += max(0, min(whole[index] - widths[index], room - _room_for(widths)))
         return widths
+
+    def _goes_before(self, index: int) -> tuple[bool, int, int]:
+        """Answer what orders columns by how little they are missed: first those that know nothing of any row."""
+        rank = self._columns[index].rank
+        return rank > 0 and all(row[index] == UNKNOWN for row in self._rows), rank, index
 
     def _whole(self, index: int) -> int:
         """Answer the width at which nothing of the column is cut off."""

@@ -40,15 +40,19 @@ async def test_models_are_those_that_can_be_run_those_that_cannot_or_all(registr
 
 async def test_a_model_that_nobody_can_run_is_explained_node_by_node(registry: Gateway, lucid: CommandLine) -> None:
     """Every reason of each node, what to do about each, and the exit status 1."""
-    model = await registry.add_model(minVramGb=90, contextLength=4096)
-    node = await registry.add_node(NOWHERE, maxContext=2048)
-    name = (await registry.admin.get(f"/passports/{node}")).json()["name"]
-    ended = await lucid("models", "show", f"{model}/alias")
+    model, owner, name = await registry.add_model(minVramGb=90, contextLength=4096), uuid4().hex, uuid4().hex
+    metadata = {"vram": "80GB", "maxContext": 2048, "runtimes": ["llama.cpp"], "inferenceUrl": NOWHERE}
+    node = {"name": name, "type": "compute", "owner": owner, "metadata": metadata}
+    await registry.beat((await registry.admin.post("/passports", json=node)).json()["id"])
+    key = (await registry.new_key("compute", owner=owner))["key"]
+    ended = await lucid("models", "show", f"{model}/alias", "--key", key)
     assert ended.status == 1
     assert f"{model} can't be had" in ended.out
-    block = ended.out.split(f"{name}:\n", 1)[1].split(":\n", 1)[0]
-    assert "VRAM_TOO_LOW: The model needs 90 GB of VRAM; the node has 80 GB." in block
-    assert "CONTEXT_TOO_SHORT" in block
+    assert (
+        f"  {name}:\n"
+        "    VRAM_TOO_LOW: The model needs 90 GB of VRAM; the node has 80 GB.\n"
+        "    CONTEXT_TOO_SHORT: The model's context is 4096 tokens; the node takes 2048.\n"
+    ) in ended.out
     remedies = ended.out.split("What to do:", 1)[1]
     assert REMEDIES[ReasonCode.VRAM_TOO_LOW] in remedies
     assert REMEDIES[ReasonCode.CONTEXT_TOO_SHORT] in remedies

@@ -36,13 +36,19 @@ class CalledLately(TyperGroup):
     def _imported(self, name: str) -> Any:
         if name not in self.commands:
             module, _, attribute = self.PLACES[name].partition(":")
-            found = getattr(import_module(module), attribute)
-            if not isinstance(found, typer.Typer):
-                function, found = found, typer.Typer(add_completion=False)
-                found.command()(function)
-            self.commands[name] = typer.main.get_command(found)
-            self.commands[name].name = name
+            self.commands[name] = _command(name, getattr(import_module(module), attribute))
         return self.commands[name]
+
+
+def _command(name: str, found: Any) -> Any:
+    """Answer a function or an application as a command; only `lucid` itself has the options for completion."""
+    holder = typer.Typer(add_completion=False)
+    if isinstance(found, typer.Typer):
+        holder.add_typer(found, name=name)
+        group: Any = typer.main.get_command(holder)
+        return group.commands[name]
+    holder.command(name)(found)
+    return typer.main.get_command(holder)
 
 
 class ListsByDefault(TyperGroup):

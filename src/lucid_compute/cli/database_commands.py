@@ -12,9 +12,7 @@ import typer
 from lucid_compute.cli.failures import CommandFailed
 from lucid_compute.cli.output import JsonOption, sentence, show, show_json
 
-app = typer.Typer(
-    add_completion=False, help="Look at the database's schema and change it by hand.", no_args_is_help=True
-)
+app = typer.Typer(help="Look at the database's schema and change it by hand.", no_args_is_help=True)
 UrlOption = Annotated[
     str, typer.Option("--database-url", envvar="LUCID_DATABASE_URL", help="postgresql://user:password@host/database")
 ]

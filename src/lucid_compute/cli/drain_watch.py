@@ -66,16 +66,23 @@ def progress_on_terminal(name: str) -> Iterator[Tell]:
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console_for(sys.stderr), transient=True) as progress:
-        task = progress.add_task("drain", total=None, name=plain(name), left="")
+        task = progress.add_task("drain", total=None, name=plain(name), left="begins")
         most = 0
 
         def tell(state: DrainAnswer, trouble: str) -> None:
             nonlocal most
             most = max(most, state.in_flight)
-            left = plain(trouble) or f"{counted(state.in_flight, 'request')} in flight"
+            left = plain(trouble) or _left(state)
             progress.update(task, total=most or None, completed=most - state.in_flight, left=left)
 
         yield tell
+
+
+def _left(state: DrainAnswer) -> str:
+    """Answer what is waited for: requests, and then every replica's word that it starts none."""
+    if state.in_flight == 0 and not state.drained:
+        return "every replica is told"
+    return f"{counted(state.in_flight, 'request')} in flight"
 
 
 def _state_in(health: NodeHealth) -> DrainAnswer:
@@ -89,7 +96,7 @@ def _line_by_line(name: str) -> Tell:
 
     def tell(state: DrainAnswer, trouble: str) -> None:
         nonlocal said
-        line = trouble or f"Draining {name}: {counted(state.in_flight, 'request')} in flight."
+        line = trouble or f"Draining {name}: {_left(state)}."
         if line != said:
             print(plain(line), file=sys.stderr)
             said = line

@@ -18,7 +18,6 @@ from lucid_compute.cli.plain_text import UNKNOWN, instant
 from lucid_compute.wire.keys import KeyLimits, KeyView, NewKey, Scope
 
 app = typer.Typer(
-    add_completion=False,
     cls=ListsByDefault,
     help="Make, list, rotate and revoke API keys; for admins.",
     epilog="`lucid keys` alone is `lucid keys list`, with the same options.",

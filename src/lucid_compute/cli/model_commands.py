@@ -18,7 +18,6 @@ from lucid_compute.passports import ModelFormat
 from lucid_compute.wire.passports import ModelAvailability
 
 app = typer.Typer(
-    add_completion=False,
     cls=ListsByDefault,
     help="See which models can be had, and why one can't.",
     epilog="`lucid models` alone is `lucid models list`, with the same options.",

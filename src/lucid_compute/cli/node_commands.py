@@ -21,7 +21,6 @@ from lucid_compute.node_state import NodeStatus
 from lucid_compute.wire.compute import NodeView
 
 app = typer.Typer(
-    add_completion=False,
     cls=ListsByDefault,
     help="See how nodes do: as a table, live with --watch, or one node whole.",
     epilog="`lucid nodes` alone is `lucid nodes list`, with the same options.",

@@ -21,7 +21,6 @@ from lucid_compute.passports import PassportStatus, PassportType
 from lucid_compute.wire.passports import PassportView
 
 app = typer.Typer(
-    add_completion=False,
     cls=ListsByDefault,
     help="Register nodes, models and other things, and look after what was registered.",
     epilog="`lucid passports` alone is `lucid passports list`, with the same options.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 import typer
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from lucid_compute.cli.instants import read_future, read_past
-from lucid_compute.cli.local_key import is_loopback
+from lucid_compute.cli.local_key import find_local_key, is_loopback
 from lucid_compute.cli.output import Column, Listing
 from lucid_compute.cli.plain_text import number, plain, share, span
 
@@ -118,3 +119,13 @@ def test_instants_are_said_absolutely_or_as_a_distance() -> None:
 def test_the_key_of_this_machine_goes_to_loopback_alone(url: str, is_local: bool) -> None:
     """By what the URL names, not by how it looks."""
     assert is_loopback(url) is is_local
+
+
+def test_the_key_of_this_machine_is_given_for_no_other_address(tmp_path: Path) -> None:
+    """Though its file can be read."""
+    file = tmp_path / "admin.key"
+    file.write_text("lk_live_of_this_machine\n")
+    file.chmod(0o600)
+    assert find_local_key("http://127.0.0.1:8000", tmp_path) == "lk_live_of_this_machine"
+    assert find_local_key("https://compute.example.com", tmp_path) is None
+    assert find_local_key("http://127.0.0.1:8000", tmp_path / "elsewhere") is None

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
 from tests import postgres
+from tests.command_line import CommandLine
 from tests.fault_node import Behaviour, FaultNode
 from tests.gateway import Gateway, chat_answer, open_gateway
-from tests.served import Served, folder
+from tests.served import Served, folder, serving_on_a_clone
 
 FIRST_BYTE_SECONDS = 1.0
 ANSWER_SECONDS = 3.0
@@ -62,3 +64,23 @@ async def recorder() -> AsyncIterator[FaultNode]:
     """A node that answers every chat and keeps what it was sent."""
     async with FaultNode(Behaviour(answer=chat_answer())) as node:
         yield node
+
+
+@pytest.fixture(scope="session")
+def cli_service(postgres_and_template: tuple[str, str]) -> Iterator[Served]:
+    """A service that only the tests of the command line use: they leave hundreds of silent nodes behind."""
+    with serving_on_a_clone(postgres_and_template) as served:
+        yield served
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def registry(cli_service: Served) -> AsyncIterator[Gateway]:
+    """The command line's service as its admin and its consumers speak to it."""
+    async with open_gateway(cli_service) as gateway:
+        yield gateway
+
+
+@pytest.fixture
+def lucid(cli_service: Served, tmp_path: Path) -> CommandLine:
+    """The command line with the admin's key, in an empty folder."""
+    return CommandLine(cli_service.url, cli_service.admin_key, tmp_path)

@@ -1,0 +1,69 @@
+"""Two kinds of command groups: one whose commands are imported when they are called, one that lists by default."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any, ClassVar
+
+import typer
+from typer.core import TyperGroup
+
+LIST = "list"
+
+
+class CalledLately(TyperGroup):
+    """A group of which each command's module is imported when the command is called, or when all are listed.
+
+    `PLACES` names them in the order of the help, as `module:name`: a function that is one command, or a Typer
+    application. So `lucid nodes` starts without what `lucid serve` needs.
+    """
+
+    PLACES: ClassVar[dict[str, str]] = {}
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Answer the names of all commands; those that are in no place of their own come last."""
+        return [*self.PLACES, *(name for name in super().list_commands(ctx) if name not in self.PLACES)]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Answer the command, imported if it was not yet; after a wrong name all are there to be suggested."""
+        if cmd_name in self.PLACES:
+            return self._imported(cmd_name)
+        if (command := super().get_command(ctx, cmd_name)) is None:
+            for name in self.PLACES:
+                self._imported(name)
+        return command
+
+    def _imported(self, name: str) -> Any:
+        if name not in self.commands:
+            module, _, attribute = self.PLACES[name].partition(":")
+            self.commands[name] = _command(name, getattr(import_module(module), attribute))
+        return self.commands[name]
+
+
+def _command(name: str, found: Any) -> Any:
+    """Answer a function or an application as a command; only `lucid` itself has the options for completion."""
+    holder = typer.Typer(add_completion=False)
+    if isinstance(found, typer.Typer):
+        holder.add_typer(found, name=name)
+        group: Any = typer.main.get_command(holder)
+        return group.commands[name]
+    holder.command(name)(found)
+    return typer.main.get_command(holder)
+
+
+class ListsByDefault(TyperGroup):
+    """A group that means its command `list` when none is named: `lucid nodes --watch` is `lucid nodes list --watch`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put `list` where no command stands; not while a shell completes, which wants to hear of the others too."""
+        names_none = not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names)
+        if names_none and not ctx.resilient_parsing:
+            args = [LIST, *args]
+        return super().parse_args(ctx, args)
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        """Answer the group's commands, and the options of `list`."""
+        found = super().shell_complete(ctx, incomplete)
+        if incomplete.startswith("-") and (command := self.get_command(ctx, LIST)) is not None:
+            found += command.shell_complete(ctx, incomplete)
+        return found

@@ -1,0 +1,106 @@
+"""How a command ends: one sentence on stderr and an exit status that means something, never a traceback."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import typer
+
+from lucid_compute.cli.exit_status import ExitStatus
+from lucid_compute.cli.plain_text import plain
+
+
+class CommandFailed(Exception):
+    """The command can't do what it was asked; `sentence` says what to do, `status` tells scripts."""
+
+    def __init__(self, sentence: str, status: ExitStatus = ExitStatus.REFUSED) -> None:
+        """Keep both until `run` says them."""
+        super().__init__(sentence)
+        self.sentence = sentence
+        self.status = status
+
+
+class PipeClosed(Exception):
+    """The reader of our output went away; no OSError, because Typer would make a failure of that."""
+
+
+def run(command: Callable[..., Any]) -> int:
+    """Run a Typer application, say what went wrong if something did, and answer the exit status."""
+    _see_to_streams()
+    try:
+        status = command(standalone_mode=False)
+        sys.stdout.flush()
+    except CommandFailed as failure:
+        return _end(failure.sentence, failure.status)
+    except typer.TyperException as misuse:
+        return _say_misuse(misuse)
+    except (KeyboardInterrupt, typer.Abort):
+        return _end(None, ExitStatus.INTERRUPTED)
+    except (PipeClosed, BrokenPipeError):
+        return _end(None, ExitStatus.PIPE_CLOSED)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _end(f"{where}{error.strerror or type(error).__name__}.", ExitStatus.REFUSED)
+    return status if isinstance(status, int) else ExitStatus.OK
+
+
+def write(text: str) -> None:
+    """Write to stdout, at once.
+
+    Raises:
+        PipeClosed: nobody reads it any more.
+    """
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise PipeClosed from None
+
+
+def complain(sentence: str) -> None:
+    """Write a sentence to stderr, in one line and without what a terminal would obey."""
+    print(f"lucid: {plain(sentence)}", file=sys.stderr)
+
+
+def _see_to_streams() -> None:
+    """Write what the terminal's encoding lacks as a question mark, and to nowhere if a stream was closed."""
+    sys.stdout = sys.stdout or _nowhere()
+    sys.stderr = sys.stderr or _nowhere()
+    for stream in (sys.stdout, sys.stderr):
+        if (reconfigure := getattr(stream, "reconfigure", None)) is not None:
+            reconfigure(errors="replace")
+
+
+def _nowhere() -> Any:
+    return open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123 - a stream for the rest of the process
+
+
+def _say_misuse(misuse: typer.TyperException) -> int:
+    """Say what Typer could not understand; it says nothing itself where it has just shown the help."""
+    if not (sentence := misuse.format_message().replace("\n", " ").rstrip(".")):
+        return _end(None, ExitStatus.USAGE)
+    context = getattr(misuse, "ctx", None)
+    see = f" See: {context.command_path} --help" if context is not None else ""
+    return _end(f"{sentence}{'' if sentence.endswith(('?', ')')) else '.'}{see}", ExitStatus.USAGE)
+
+
+def _end(sentence: str | None, status: ExitStatus) -> int:
+    """Say the last word, and see to it that Python has nothing left to write when it ends: the reader may be gone."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _silence(sys.stdout)
+    if sentence is not None:
+        with suppress(OSError):
+            complain(sentence)
+            sys.stderr.flush()
+    return status
+
+
+def _silence(stream: Any) -> None:
+    """Lead the stream's file to nowhere, so that what its buffer still holds is dropped without a word."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -1,0 +1,32 @@
+"""Points in time as a person says them: an RFC 3339 instant, or how far away: 30s, 90m, 12h, 7d."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+
+import typer
+
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_SPAN = re.compile(r"(\d{1,9})([smhd])")
+
+
+def read_past(text: str) -> datetime:
+    """Answer the instant, or the one that lies so far back."""
+    return _read(text, -1)
+
+
+def read_future(text: str) -> datetime:
+    """Answer the instant, or the one that lies so far ahead."""
+    return _read(text, 1)
+
+
+def _read(text: str, direction: int) -> datetime:
+    try:
+        if (found := _SPAN.fullmatch(text)) is not None:
+            seconds = int(found[1]) * _SECONDS[found[2]]
+            return datetime.now(UTC) + direction * timedelta(seconds=seconds)
+        at = datetime.fromisoformat(text)
+    except (ValueError, OverflowError):
+        raise typer.BadParameter("Say an instant such as 2026-01-31T12:00:00Z, or a time such as 90m or 7d.") from None
+    return at if at.tzinfo else at.replace(tzinfo=UTC)

@@ -1,0 +1,148 @@
+"""`lucid keys`: make, list, rotate and revoke API keys; for admins."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+
+import typer
+
+from lucid_compute.cli.command_groups import ListsByDefault
+from lucid_compute.cli.completion import complete_key, complete_node
+from lucid_compute.cli.confirmation import YesOption, confirm
+from lucid_compute.cli.connection import ApiOption, KeyOption, connected
+from lucid_compute.cli.instants import read_future
+from lucid_compute.cli.names import get_key, get_node
+from lucid_compute.cli.output import Column, JsonOption, Listing, note, sentence, show, show_json
+from lucid_compute.cli.plain_text import UNKNOWN, instant
+from lucid_compute.wire.keys import KeyLimits, KeyView, NewKey, Scope
+
+app = typer.Typer(
+    cls=ListsByDefault,
+    help="Make, list, rotate and revoke API keys; for admins.",
+    epilog="`lucid keys` alone is `lucid keys list`, with the same options.",
+)
+KeyArgument = Annotated[str, typer.Argument(metavar="ID", help="The key's id or name.", autocompletion=complete_key)]
+COLUMNS = (
+    Column("NAME", shortest=20),
+    Column("OWNER", shortest=8),
+    Column("SCOPES", shortest=20),
+    Column("KEY", rank=2),
+    Column("LAST USED", rank=1),
+    Column("EXPIRES", rank=3),
+    Column("LIMITS", rank=4),
+    Column("NODE", rank=5),
+    Column("ID"),
+)
+
+
+@app.command("list")
+def list_keys(
+    owner: Annotated[str | None, typer.Option(help="This owner's keys.")] = None,
+    as_json: JsonOption = False,
+    api: ApiOption = None,
+    key: KeyOption = None,
+) -> None:
+    """List the keys that are not revoked, without their secrets."""
+    with connected(api, key) as lucid:
+        keys = list(lucid.keys.list(owner=owner))
+    if as_json:
+        show_json({"keys": keys})
+    else:
+        show(Listing(COLUMNS, map(_row, keys)) if keys else sentence("No keys but those of the environment."))
+
+
+@app.command("create")
+def create_key(
+    name: Annotated[str, typer.Argument(help="What it is for.")],
+    owner: Annotated[str, typer.Option(help="Whose it is; what it registers is theirs.")],
+    scope: Annotated[list[Scope], typer.Option(help="What it may do; may be given again.")],
+    node: Annotated[
+        str | None,
+        typer.Option(metavar="NODE", help="Bind a compute key to this node: id or name.", autocompletion=complete_node),
+    ] = None,
+    expires: Annotated[
+        datetime | None,
+        typer.Option(parser=read_future, metavar="WHEN", help="An RFC 3339 instant, or a time such as 90d."),
+    ] = None,
+    requests_per_minute: Annotated[int | None, typer.Option(min=1, help="Unlimited if unset.")] = None,
+    tokens_per_minute: Annotated[int | None, typer.Option(min=1, help="Unlimited if unset.")] = None,
+    as_json: JsonOption = False,
+    api: ApiOption = None,
+    key: KeyOption = None,
+) -> None:
+    """Make a key for an owner. Stdout is the key alone, so that a script can take it; it is shown this once."""
+    limits = KeyLimits(requestsPerMinute=requests_per_minute, tokensPerMinute=tokens_per_minute)
+    is_limited = requests_per_minute is not None or tokens_per_minute is not None
+    with connected(api, key) as lucid:
+        passport_id = None if node is None else get_node(lucid, node).id
+        made = lucid.keys.create(
+            name=name,
+            owner=owner,
+            scopes=scope,
+            passport_id=passport_id,
+            expires_at=expires,
+            limits=limits if is_limited else None,
+        )
+    _show_secret(made, as_json=as_json)
+
+
+@app.command("rotate")
+def rotate_key(
+    key_id: KeyArgument,
+    now: Annotated[bool, typer.Option("--now", help="End the former secret at once, not after 24 hours.")] = False,
+    as_json: JsonOption = False,
+    api: ApiOption = None,
+    key: KeyOption = None,
+) -> None:
+    """Give a key a new secret; the former one stays valid for 24 hours, so that its users can change over."""
+    with connected(api, key) as lucid:
+        made = lucid.keys.rotate(get_key(lucid, key_id).id, now=now)
+    _show_secret(made, as_json=as_json)
+
+
+@app.command("revoke")
+def revoke_key(
+    key_id: KeyArgument,
+    yes: YesOption = False,
+    as_json: JsonOption = False,
+    api: ApiOption = None,
+    key: KeyOption = None,
+) -> None:
+    """End a key for good, at once."""
+    with connected(api, key) as lucid:
+        found = get_key(lucid, key_id)
+    confirm(f"Revoke the key {found.name} ({found.id}) of {found.owner} for good?", is_agreed=yes)
+    with connected(api, key) as lucid:
+        lucid.keys.revoke(found.id)
+    if as_json:
+        show_json({"id": found.id, "revoked": True})
+    else:
+        show(sentence(f"The key {found.name} is revoked."))
+
+
+def _show_secret(made: NewKey, *, as_json: bool) -> None:
+    if as_json:
+        show_json(made)
+        return
+    show(sentence(made.key))
+    note("This is the only time that the key is shown. Keep it in a secret store; `lucid keys rotate` makes another.")
+
+
+def _row(key: KeyView) -> tuple[str, ...]:
+    limits = []
+    if key.limits is not None and key.limits.requests_per_minute is not None:
+        limits.append(f"{key.limits.requests_per_minute}/min")
+    if key.limits is not None and key.limits.tokens_per_minute is not None:
+        limits.append(f"{key.limits.tokens_per_minute} tokens/min")
+    return (
+        key.name,
+        key.owner,
+        ", ".join(key.scopes),
+        f"...{key.last_four}",
+        instant(key.last_used_at),
+        "never" if key.expires_at is None else instant(key.expires_at),
+        ", ".join(limits) or UNKNOWN,
+        key.passport_id or UNKNOWN,
+        key.id,
+    )

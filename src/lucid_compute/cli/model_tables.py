@@ -1,0 +1,131 @@
+"""Models as a person reads them, and why one can't be had."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.console import RenderableType
+from rich.padding import Padding
+
+from lucid_compute.cli.connection import in_commands
+from lucid_compute.cli.output import Column, Listing, facts, sentence
+from lucid_compute.cli.plain_text import UNKNOWN, counted, listed, number, or_unknown, yes_or_no
+from lucid_compute.cli.remedies import remedy
+from lucid_compute.wire.passports import ModelAvailability, ModelView, ReasonView
+
+MOST_NODES = 20  # that a person is told of; a fleet may have thousands
+MODEL_COLUMNS = (
+    Column("NAME", shortest=36),
+    Column("AVAILABLE"),
+    Column("SERVED"),
+    Column("FORMAT", rank=1),
+    Column("MIN VRAM", rank=2, right=True),
+    Column("CONTEXT", rank=3, right=True),
+    Column("RUNTIMES", rank=4, shortest=12),
+    Column("OWNER", rank=5, shortest=8),
+    Column("ID", rank=6),
+)
+
+
+def model_table(models: Iterable[ModelView]) -> Listing:
+    """Answer models in the order of their names."""
+    ordered = sorted(models, key=lambda model: (model.name, model.id))
+    return Listing(MODEL_COLUMNS, [_row(model) for model in ordered])
+
+
+def model_summary(models: Sequence[ModelView]) -> str:
+    """Answer how many models there are, and how many of them can be had."""
+    available, served = sum(model.available for model in models), sum(model.served for model in models)
+    return f"{counted(len(models), 'model')}: {available} available, {served} served"
+
+
+def model_facts(model: ModelView) -> list[RenderableType]:
+    """Answer what the model is and what it needs."""
+    metadata = model.metadata
+    pairs = [
+        ("name", model.name),
+        ("id", model.id),
+        ("owner", model.owner),
+        ("format", or_unknown(metadata.get("format"))),
+        ("min VRAM", _vram(metadata.get("minVramGb"))),
+        ("context", number(metadata.get("contextLength"), "tokens")),
+        ("runtimes", _runtimes(metadata)),
+        ("aliases", listed(metadata.get("aliases"))),
+        ("available", yes_or_no(model.available)),
+        ("served", yes_or_no(model.served)),
+    ]
+    return [facts(pairs)]
+
+
+def explanation(model: ModelView, availability: ModelAvailability, names: Mapping[str, str]) -> list[RenderableType]:
+    """Answer why the model can or can't be had: node by node every reason, and what to do about each."""
+    parts: list[RenderableType] = [sentence(""), sentence(_verdict(model, availability), style="bold")]
+    ordered = sorted(availability.nodes, key=lambda node: (len(node.reasons), names.get(node.passport_id, "")))
+    for node in ordered[:MOST_NODES]:
+        parts += reasons_of(names.get(node.passport_id, node.passport_id), node.reasons)
+    if (left_out := len(ordered) - MOST_NODES) > 0:
+        parts.append(sentence(f"  and {counted(left_out, 'node')} more; --json has all."))
+    if availability.summary:
+        counts = ", ".join(f"{count} {code}" for code, count in sorted(availability.summary.items()))
+        parts.append(sentence(f"Over all nodes, yours or not: {counts}."))
+    return parts + remedies(availability.summary)
+
+
+def reasons_of(name: str, reasons: Iterable[ReasonView]) -> list[RenderableType]:
+    """Answer a node and below it every reason why it may not; without one, that it may."""
+    lines = [_indented(f"{reason.code}: {in_commands(reason.message)}", 4, style="red") for reason in reasons]
+    return [_indented(f"{name}:" if lines else f"{name}: yes", 2), *lines]
+
+
+def remedies(codes: Iterable[str]) -> list[RenderableType]:
+    """Answer what to do about each reason, once."""
+    known = [(code, what_to_do) for code in sorted(set(codes)) if (what_to_do := remedy(code)) is not None]
+    if not known:
+        return []
+    return [sentence(""), sentence("What to do:", style="bold"), Padding(facts(known), (0, 0, 0, 2))]
+
+
+def _row(model: ModelView) -> tuple[str, ...]:
+    metadata = model.metadata
+    return (
+        model.name,
+        yes_or_no(model.available),
+        yes_or_no(model.served),
+        or_unknown(metadata.get("format")),
+        _vram(metadata.get("minVramGb")),
+        number(metadata.get("contextLength")),
+        _runtimes(metadata),
+        model.owner,
+        model.id,
+    )
+
+
+def _verdict(model: ModelView, availability: ModelAvailability) -> str:
+    if availability.served:
+        return f"{model.name} can be had."
+    if availability.available:
+        return (
+            f"{model.name} could run now, but no fresh, healthy node that fits it declares or reports it, so no "
+            "request is sent. Load it on such a node, or declare it there."
+        )
+    if not availability.nodes and not availability.summary:
+        return f"{model.name} can't be had: no node is registered. Register one: lucid agent run."
+    return f"{model.name} can't be had: no node can run it now."
+
+
+def _indented(text: str, columns: int, style: str = "") -> RenderableType:
+    return Padding(sentence(text, style=style), (0, 0, 0, columns))
+
+
+def _vram(minimum: Any) -> str:
+    """Answer the least VRAM; of several quantizations the range."""
+    if not isinstance(minimum, dict):
+        return number(minimum, "GB") if isinstance(minimum, int | float) else UNKNOWN
+    sizes = sorted(minimum.values())
+    return number(sizes[0], "GB") if sizes[0] == sizes[-1] else f"{sizes[0]:g}-{sizes[-1]:g} GB"
+
+
+def _runtimes(metadata: Mapping[str, Any]) -> str:
+    recommended = metadata.get("runtimeRecommended")
+    return listed(metadata.get("runtimes") or ([recommended] if recommended else []))

@@ -1,0 +1,96 @@
+"""Things by their id or by their name, as a person calls them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol, TypeVar
+from uuid import UUID
+
+from lucid_compute.cli.exit_status import ExitStatus
+from lucid_compute.cli.failures import CommandFailed
+from lucid_compute.client import Lucid
+from lucid_compute.client.errors import NotFound
+from lucid_compute.passports import PassportType
+from lucid_compute.wire.keys import KeyView
+from lucid_compute.wire.passports import PassportView
+
+
+class Named(Protocol):
+    """What has an id, a name and an owner."""
+
+    @property
+    def id(self) -> str:
+        """What it is called for good."""
+
+    @property
+    def name(self) -> str:
+        """What its owner calls it."""
+
+    @property
+    def owner(self) -> str:
+        """Whose it is."""
+
+
+Thing = TypeVar("Thing", bound=Named)
+
+
+def get_node(lucid: Lucid, id_or_name: str, *, also_ended: bool = False) -> PassportView:
+    """Answer the node of that id or exact name; one that has ended only by its id, or when no other has its name.
+
+    Raises:
+        CommandFailed: there is none, or several have the name.
+    """
+    if (found := _find_passport(lucid, id_or_name)) is not None and found.type is PassportType.COMPUTE:
+        return found
+    named = _exactly(lucid.compute.list(search=id_or_name), id_or_name)
+    if not named and also_ended:
+        named = _exactly(lucid.compute.list(status="deregistered", search=id_or_name), id_or_name)
+    return _only(named, id_or_name, "node", "nodes")
+
+
+def get_passport(lucid: Lucid, id_or_name: str) -> PassportView:
+    """Answer the passport of that id or exact name; a revoked one only by its id, or when no other has its name.
+
+    Raises:
+        CommandFailed: there is none, or several have the name.
+    """
+    if (found := _find_passport(lucid, id_or_name)) is not None:
+        return found
+    named = _exactly(lucid.passports.list(search=id_or_name), id_or_name)
+    standing = [passport for passport in named if passport.status != "revoked"]
+    return _only(standing or named, id_or_name, "passport", "passports")
+
+
+def get_key(lucid: Lucid, id_or_name: str) -> KeyView:
+    """Answer the key of that id or exact name.
+
+    Raises:
+        CommandFailed: there is none, or several have the name.
+    """
+    keys = list(lucid.keys.list())
+    by_id = [key for key in keys if key.id == id_or_name]
+    return _only(by_id or _exactly(keys, id_or_name), id_or_name, "key", "keys")
+
+
+def _find_passport(lucid: Lucid, text: str) -> PassportView | None:
+    """Answer the passport of that id; nothing but a UUID is one, so a name costs no request here."""
+    try:
+        return lucid.passports.get(str(UUID(text)))
+    except (ValueError, NotFound):
+        return None
+
+
+def _exactly(things: Iterable[Thing], name: str) -> list[Thing]:
+    return [thing for thing in things if thing.name == name]
+
+
+def _only(found: list[Thing], text: str, noun: str, command: str) -> Thing:
+    if not found:
+        sentence = f"No {noun} has the id or name {text!r}. `lucid {command}` lists the ones this key can see."
+        raise CommandFailed(sentence, ExitStatus.NOT_FOUND)
+    if len(found) > 1:
+        which = ", ".join(f"{thing.id} of {thing.owner}" for thing in found)
+        raise CommandFailed(
+            f"{len(found)} {noun}s have the name {text!r}. Say which by its id: {which}.", ExitStatus.USAGE
+        )
+    return found[0]

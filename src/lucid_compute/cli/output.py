@@ -1,0 +1,163 @@
+"""What commands write: JSON as on the wire, tables that fit the terminal, and whole lines for pipes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, Literal, NamedTuple
+
+import typer
+from pydantic import BaseModel
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.table import Table
+from rich.text import Text
+
+from lucid_compute.cli.failures import write
+from lucid_compute.cli.plain_text import UNKNOWN, plain
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON as on the wire, for scripts.")]
+ENDLESS_COLUMNS = 100_000  # of a pipe: nothing is cut off, one line is one row
+GAP = 2
+NARROWEST = 6
+STYLES = {
+    "healthy": "green",
+    "stale": "yellow",
+    "draining": "yellow",
+    "unhealthy": "red",
+    "deregistered": "dim",
+    "active": "green",
+    "deprecated": "yellow",
+    "revoked": "dim",
+    "yes": "green",
+    "no": "red",
+    "completed": "green",
+    "failed": "red",
+    "lost": "red",
+}
+
+
+class Column(NamedTuple):
+    """A column: `rank` 0 is always shown, the highest goes first on a narrow terminal; a short one may be cut off."""
+
+    title: str
+    rank: int = 0
+    right: bool = False
+    shortest: int | None = None
+
+
+class Listing:
+    """Rows below titles that take the columns which the terminal has room for. A cell is made safe here."""
+
+    def __init__(self, columns: Sequence[Column], rows: Iterable[Sequence[str]], most_rows: int | None = None) -> None:
+        """Keep the cells; `most_rows` leaves out what a live view has no room for."""
+        cells = [[plain(cell) for cell in row] for row in rows]
+        self._left_out = 0 if most_rows is None else max(0, len(cells) - most_rows)
+        self._rows = cells[: len(cells) - self._left_out]
+        self._columns = columns
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Draw the columns that fit."""
+        table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
+        widths = self._widths(options.max_width)
+        for index, width in widths.items():
+            column = self._columns[index]
+            justify: Literal["left", "right"] = "right" if column.right else "left"
+            table.add_column(column.title, justify=justify, no_wrap=True, overflow="ellipsis", width=width)
+        for row in self._rows:
+            table.add_row(*(Text(row[index], style=STYLES.get(row[index], "")) for index in widths))
+        yield table
+        if self._left_out:
+            yield Text(f"and {self._left_out} more", style="dim")
+
+    def _widths(self, room: int) -> dict[int, int]:
+        """Answer the columns to show and their widths: the least important go until the rest has room at its least.
+
+        What room is left then goes to the columns that were cut off, the most important first.
+        """
+        whole = {index: self._whole(index) for index in range(len(self._columns))}
+        widths = {index: min(width, self._columns[index].shortest or width) for index, width in whole.items()}
+        while (over := _room_for(widths) - room) > 0:
+            goes = max(widths, key=self._goes_before)
+            if self._columns[goes].rank > 0:
+                del widths[goes]
+                continue
+            widest = max(widths, key=lambda index: widths[index])
+            if widths[widest] <= NARROWEST:
+                break
+            widths[widest] = max(NARROWEST, widths[widest] - over)
+        for index in sorted(widths, key=lambda index: self._columns[index].rank):
+            widths[index] += max(0, min(whole[index] - widths[index], room - _room_for(widths)))
+        return widths
+
+    def _goes_before(self, index: int) -> tuple[bool, int, int]:
+        """Answer what orders columns by how little they are missed: first those that know nothing of any row."""
+        rank = self._columns[index].rank
+        return rank > 0 and all(row[index] == UNKNOWN for row in self._rows), rank, index
+
+    def _whole(self, index: int) -> int:
+        """Answer the width at which nothing of the column is cut off."""
+        return max([len(self._columns[index].title), *(cell_len(row[index]) for row in self._rows)])
+
+
+def _room_for(widths: Mapping[int, int]) -> int:
+    return sum(widths.values()) + GAP * (len(widths) - 1)
+
+
+def console_for(stream: Any = None) -> Console:
+    """Answer a console for stdout or `stream` that takes our text as it is: no markup, nothing highlighted."""
+    file = sys.stdout if stream is None else stream
+    console = Console(file=file, markup=False, highlight=False, emoji=False, legacy_windows=False)
+    if not console.is_terminal:
+        console = Console(file=file, markup=False, highlight=False, emoji=False, width=ENDLESS_COLUMNS)
+    return console
+
+
+def show(*parts: RenderableType) -> None:
+    """Write the parts to stdout, without spaces at the ends of lines where it is no terminal."""
+    console = console_for()
+    with console.capture() as capture:
+        for part in parts:
+            console.print(part)
+    text = capture.get()
+    if not console.is_terminal:
+        text = "".join(f"{line.rstrip()}\n" for line in text.splitlines())
+    write(text)
+
+
+def show_json(answer: Any) -> None:
+    """Write one JSON document in ASCII, camelCase as on the wire."""
+    write(json.dumps(as_on_the_wire(answer), indent=2) + "\n")
+
+
+def as_on_the_wire(answer: Any) -> Any:
+    """Answer shapes of the wire, and lists and mappings of them, as plain JSON values."""
+    if isinstance(answer, BaseModel):
+        return answer.model_dump(mode="json", by_alias=True)
+    if isinstance(answer, Mapping):
+        return {name: as_on_the_wire(value) for name, value in answer.items()}
+    if isinstance(answer, list | tuple):
+        return [as_on_the_wire(value) for value in answer]
+    return answer
+
+
+def facts(pairs: Iterable[tuple[str, object]]) -> Table:
+    """Answer names and what they are, one a line, for one thing that is shown whole."""
+    grid = Table.grid(padding=(0, GAP, 0, 0))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in pairs:
+        word = plain(value)
+        grid.add_row(Text(name), Text(word, style=STYLES.get(word, "")))
+    return grid
+
+
+def sentence(text: str, style: str = "") -> Text:
+    """Answer a line of text that breaks between words."""
+    return Text(plain(text), style=style)
+
+
+def note(text: str) -> None:
+    """Write a remark for the person to stderr, so that stdout holds the answer alone."""
+    print(plain(text), file=sys.stderr)

@@ -1,0 +1,38 @@
+"""`lucid serve`: its flags go before the environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from lucid_compute.api.settings import Settings
+from lucid_compute.cli.exit_status import ExitStatus
+from lucid_compute.cli.failures import complain
+
+
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="TCP port to listen on; 0 takes a free one.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of the embedded Postgres and of admin.key.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that serve; each is a replica.")] = None,
+) -> None:
+    """Run the service until SIGTERM: on LUCID_DATABASE_URL when it is set, else on an embedded Postgres."""
+    flags = {"host": host, "port": port, "data_dir": data_dir, "workers": workers}
+    settings = _read_settings(**{name: value for name, value in flags.items() if value is not None})
+    from lucid_compute.cli.serve import run_service  # noqa: PLC0415 - `lucid --help` lists us without the service
+
+    raise typer.Exit(run_service(settings))
+
+
+def _read_settings(**flags: Any) -> Settings:
+    try:
+        return Settings(**flags)
+    except ValidationError as error:
+        for fault in error.errors():
+            variable = f"LUCID_{fault['loc'][0]}".upper()
+            sentence = str(fault["msg"]).removeprefix("Value error, ").removeprefix(f"{variable}: ").rstrip(".")
+            complain(f"{variable}: {sentence}. See: lucid settings")
+        raise typer.Exit(ExitStatus.USAGE) from None

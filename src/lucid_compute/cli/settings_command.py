@@ -1,0 +1,71 @@
+"""`lucid settings`: every variable that any part of this package reads, with its default and meaning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel
+from rich.console import RenderableType
+from rich.padding import Padding
+
+from lucid_compute.api.settings import Settings
+from lucid_compute.cli.output import JsonOption, sentence, show, show_json
+from lucid_compute.cli.settings import is_set
+from lucid_compute.client.settings import SETTINGS as CLIENT_SETTINGS
+
+
+class Setting(NamedTuple):
+    """A variable; `default` None is unset."""
+
+    name: str
+    default: str | None
+    meaning: str
+
+
+# Who reads them: a line for each part of the package that has settings, a class of pydantic-settings or a list.
+SOURCES: tuple[tuple[str, type[BaseModel] | Sequence[tuple[str, str | None, str]]], ...] = (
+    ("service", Settings),
+    ("client", CLIENT_SETTINGS),
+)
+
+
+def settings(as_json: JsonOption = False) -> None:
+    """List every setting: its variable, its default, what it means, and whether it is set now."""
+    rows = [_row(reader, setting) for reader, source in SOURCES for setting in _declared_by(source)]
+    if as_json:
+        show_json({"settings": rows})
+        return
+    parts: list[RenderableType] = []
+    for row in rows:
+        mark = " (set)" if row["isSet"] else ""
+        parts.append(sentence(f"{row['variable']}{mark}", style="bold"))
+        parts.append(sentence(f"    {row['reader']}, default: {row['default'] or 'unset'}"))
+        parts.append(Padding(sentence(row["meaning"]), (0, 0, 1, 4)))
+    show(*parts)
+
+
+def _declared_by(source: type[BaseModel] | Sequence[tuple[str, str | None, str]]) -> list[Setting]:
+    if not isinstance(source, type):
+        return [Setting(*setting) for setting in source]
+    prefix = str(source.model_config.get("env_prefix", ""))
+    return [
+        Setting(f"{prefix}{name}".upper(), _written(field.default), field.description or "")
+        for name, field in source.model_fields.items()
+    ]
+
+
+def _row(reader: str, setting: Setting) -> dict[str, Any]:
+    return {
+        "variable": setting.name,
+        "reader": reader,
+        "default": setting.default,
+        "isSet": is_set(setting.name),
+        "meaning": setting.meaning,
+    }
+
+
+def _written(value: object) -> str | None:
+    if value is None or value == ():
+        return None
+    return str(value).lower() if isinstance(value, bool) else str(value)

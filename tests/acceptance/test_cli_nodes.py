@@ -1,0 +1,177 @@
+"""`lucid nodes`, `events`, `resume`, `deregister` and `drain` beside a real service, as scripts run them."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from tests.command_line import CommandLine
+from tests.fault_node import Behaviour, FaultNode
+from tests.gateway import Gateway, chat_answer
+from tests.served import eventually
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+NOWHERE = "http://gpu.example.com:8000"
+
+
+async def add_node(registry: Gateway, *models: str, **metadata: Any) -> tuple[str, str]:
+    """Register a healthy node; answer its id and name."""
+    node = await registry.add_node(NOWHERE, *models, **metadata)
+    return node, (await registry.admin.get(f"/passports/{node}")).json()["name"]
+
+
+async def test_nodes_are_listed_as_a_table_with_a_row_of_each(registry: Gateway, lucid: CommandLine) -> None:
+    """Through a pipe nothing is cut off, and a row is a line."""
+    model = "a-model-with-a-name-that-is-longer-than-any-column-of-a-narrow-terminal"
+    node, name = await add_node(registry, model, gpu="NVIDIA A100", region="mars")
+    ended = await lucid("nodes", "--search", name, COLUMNS="40")
+    assert ended.status == 0
+    titles, row, _, summary = ended.out.splitlines()
+    assert titles.split()[:3] == ["NAME", "STATUS", "BEAT"]
+    assert row.split()[:2] == [name, "healthy"]
+    assert {"A100", "80", model, "mars", node} <= set(row.split())
+    assert summary == "1 node: 1 healthy"
+    assert not any(line.endswith(" ") for line in ended.out.splitlines())
+
+
+async def test_nodes_as_json_are_all_of_them_as_on_the_wire(registry: Gateway, lucid: CommandLine) -> None:
+    """Over every page: 100 nodes are the most that one holds."""
+    region = uuid4().hex
+    made = {await registry.add_node(NOWHERE, region=region) for _ in range(103)}
+    ended = await lucid("nodes", "--region", region, "--json")
+    assert set(ended.json) == {"nodes"}
+    assert {node["id"] for node in ended.json["nodes"]} == made
+    listed = (await registry.admin.get("/compute", params={"region": region})).json()["nodes"][0]
+    assert set(listed) == set(ended.json["nodes"][0])
+    assert set(listed["health"]) == set(ended.json["nodes"][0]["health"])
+
+
+async def test_without_a_node_the_list_says_how_to_register_one(lucid: CommandLine) -> None:
+    """And is an empty list for a script."""
+    assert "lucid agent run" in (await lucid("nodes", "--region", "nowhere")).out
+    assert (await lucid("nodes", "list", "--region", "nowhere", "--json")).json == {"nodes": []}
+
+
+async def test_a_node_is_shown_whole_by_its_name_and_by_its_id(registry: Gateway, lucid: CommandLine) -> None:
+    """With what its heartbeat says, and why it counts for nothing."""
+    node, name = await add_node(registry, "tiny")
+    await registry.beat(node, "tiny", status="unhealthy", detail="no \x1b[31mmemory")
+    for called in (node, name, node.upper()):
+        shown = await lucid("nodes", "show", called)
+        assert shown.status == 0
+        assert name in shown.out
+        assert "REPORTED_UNHEALTHY" in shown.out
+        assert "it says    no \\x1b[31mmemory" in shown.out
+    answer = (await lucid("nodes", "show", name, "--json")).json
+    assert answer["id"] == node
+    assert answer["health"]["reported"]["detail"] == "no \x1b[31mmemory"
+
+
+@pytest.mark.parametrize("command", [("nodes", "show"), ("drain",), ("resume",), ("deregister", "-y"), ("events",)])
+async def test_an_unknown_node_is_status_5(command: tuple[str, ...], lucid: CommandLine) -> None:
+    """By a name or by an id."""
+    for called in ("no-such-node", str(uuid4())):
+        ended = await lucid(*command, called)
+        assert ended.status == 5
+        assert called in ended.sentence
+        assert "`lucid nodes`" in ended.sentence
+
+
+async def test_a_name_of_two_owners_is_ambiguous_and_status_2(registry: Gateway, lucid: CommandLine) -> None:
+    """The sentence names the ids that say which."""
+    name = uuid4().hex
+    metadata = {"vram": "8GB", "inferenceUrl": NOWHERE}
+    body = {"name": name, "type": "compute", "metadata": metadata}
+    made = [(await registry.admin.post("/passports", json={**body, "owner": owner})).json() for owner in ("a", "b")]
+    ended = await lucid("drain", name)
+    assert ended.status == 2
+    assert all(f"{passport['id']} of {passport['owner']}" in ended.sentence for passport in made)
+    assert (await lucid("drain", made[0]["id"])).status == 0
+
+
+async def test_a_drain_ends_when_the_last_request_has(registry: Gateway, lucid: CommandLine) -> None:
+    """What is in flight is told on stderr as it changes; stdout says when it is safe to stop."""
+    async with FaultNode(Behaviour(answer=chat_answer(), delay_seconds=2)) as server:
+        model = await registry.add_model()
+        node = await registry.add_node(server.url, model)
+        request = asyncio.create_task(registry.chat(model))
+        await eventually(lambda: is_busy(registry, node))
+        ended = await lucid("drain", node)
+        assert request.done()
+        assert (await request).status_code == 200
+    assert ended.status == 0
+    assert ended.out.endswith("is drained: safe to stop.\n")
+    assert ": 1 request in flight." in ended.err
+
+
+async def test_a_drain_that_takes_too_long_is_status_6(registry: Gateway, lucid: CommandLine) -> None:
+    """The last state is printed, and the drain goes on."""
+    async with FaultNode(Behaviour(answer=chat_answer(), delay_seconds=2.5)) as server:
+        model = await registry.add_model()
+        node = await registry.add_node(server.url, model)
+        request = asyncio.create_task(registry.chat(model))
+        await eventually(lambda: is_busy(registry, node))
+        ended = await lucid("drain", node, "--timeout", "0.3", "--json")
+        assert ended.status == 6
+        assert ended.json == {"passportId": node, "status": "draining", "inFlight": 1, "drained": False}
+        assert "Not drained in time: 1 request in flight" in ended.err
+        refused = await lucid("deregister", node, "--yes")
+        assert refused.status == 1
+        assert "--wait-seconds" in refused.sentence
+        assert (await lucid("deregister", node, "--yes", "--wait-seconds", "20")).status == 0
+        await request
+
+
+async def test_a_drain_that_somebody_else_ends_is_status_1(registry: Gateway, lucid: CommandLine) -> None:
+    """It would wait for ever for a node that takes requests again."""
+    async with FaultNode(Behaviour(answer=chat_answer(), delay_seconds=2.5)) as server:
+        model = await registry.add_model()
+        node = await registry.add_node(server.url, model)
+        request = asyncio.create_task(registry.chat(model))
+        await eventually(lambda: is_busy(registry, node))
+        waiting = asyncio.create_task(lucid("drain", node))
+        await eventually(lambda: is_draining(registry, node))
+        await registry.admin.post(f"/compute/resume/{node}")
+        ended = await waiting
+        await request
+    assert ended.status == 1
+    assert "The drain was ended" in ended.err
+
+
+async def test_a_drain_need_not_be_waited_for(registry: Gateway, lucid: CommandLine) -> None:
+    """And `resume` ends it."""
+    node, name = await add_node(registry)
+    answer = (await lucid("drain", name, "--no-wait", "--json")).json
+    assert set(answer) == {"passportId", "status", "inFlight", "drained"}
+    assert answer["status"] == "draining"
+    assert (await lucid("resume", name)).out == f"{name} is healthy.\n"
+    assert (await lucid("resume", name, "--json")).json["passportId"] == node
+
+
+async def test_a_script_has_to_agree_to_a_deregistration(registry: Gateway, lucid: CommandLine) -> None:
+    """Nobody is there to ask. The node's events can be read after, by its name too."""
+    node, name = await add_node(registry)
+    refused = await lucid("deregister", name)
+    assert refused.status == 2
+    assert "--yes" in refused.sentence
+    assert (await lucid("deregister", name, "--yes", "--json")).json == {"passportId": node, "status": "deregistered"}
+    assert (await lucid("drain", node)).status == 1
+    events = (await lucid("events", name, "--json")).json["events"]
+    assert [event["type"] for event in events][-1] == "registered"
+    assert events[0]["type"] == "deregistered"
+    shown = (await lucid("events", name, "--limit", "1")).out
+    assert "deregistered" in shown
+    assert "registered  " not in shown.replace("deregistered", "")
+
+
+async def is_busy(registry: Gateway, node: str) -> bool:
+    """Whether a request runs on the node."""
+    return bool((await registry.health(node))["inFlight"])
+
+
+async def is_draining(registry: Gateway, node: str) -> bool:
+    """Whether the node drains."""
+    return bool((await registry.health(node))["status"] == "draining")

@@ -1,0 +1,57 @@
+"""`lucid settings`, `lucid db` and the settings of `lucid serve`, as scripts run them."""
+
+from __future__ import annotations
+
+import pytest
+
+from lucid_compute.api.settings import Settings
+from tests.command_line import CommandLine
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+
+async def test_settings_lists_every_variable_with_its_default_and_meaning(lucid: CommandLine) -> None:
+    """The service's and the client's; what is set is marked, and its value never shown."""
+    ended = await lucid("settings", "--json", LUCID_DATABASE_URL="postgresql://user:secret@host/db", LUCID_PORT="")
+    rows = {row["variable"]: row for row in ended.json["settings"]}
+    assert {f"LUCID_{name.upper()}" for name in Settings.model_fields} <= set(rows)
+    assert {"LUCID_API_URL", "LUCID_API_KEY"} <= set(rows)
+    assert all(row["meaning"] for row in rows.values())
+    assert rows["LUCID_PORT"] == {
+        "variable": "LUCID_PORT",
+        "reader": "service",
+        "default": "8000",
+        "isSet": False,
+        "meaning": "TCP port to listen on; 0 takes a free one.",
+    }
+    assert (rows["LUCID_DATABASE_URL"]["isSet"], rows["LUCID_DATABASE_URL"]["default"]) == (True, None)
+    assert rows["LUCID_API_URL"]["reader"] == "client"
+    assert "secret" not in ended.out
+    shown = (await lucid("settings", LUCID_PORT="1")).out
+    assert "LUCID_PORT (set)\n    service, default: 8000\n" in shown
+
+
+async def test_a_wrong_setting_is_status_2_and_names_the_variable(lucid: CommandLine) -> None:
+    """Before anything is started."""
+    ended = await lucid("serve", LUCID_PORT="many")
+    assert ended.status == 2
+    assert ended.sentence.startswith("LUCID_PORT: ")
+
+
+async def test_db_says_where_the_schema_stands(lucid: CommandLine, database_url: str) -> None:
+    """And takes it down and up."""
+    stands = (await lucid("db", "current", "--json", LUCID_DATABASE_URL=database_url)).json
+    assert set(stands) == {"revision", "neededRevision"}
+    assert stands["revision"] == stands["neededRevision"]
+    assert (await lucid("db", "downgrade", "base", "--database-url", database_url)).out.startswith(
+        "The schema is at empty"
+    )
+    assert (await lucid("db", "upgrade", "--database-url", database_url, "--json")).json == stands
+
+
+async def test_a_database_that_is_away_is_a_sentence(lucid: CommandLine) -> None:
+    """And status 1; without an address it is status 2."""
+    away = await lucid("db", "current", "--database-url", "postgresql://nobody@127.0.0.1:1/none")
+    assert away.status == 1
+    assert away.sentence
+    assert (await lucid("db", "current")).status == 2

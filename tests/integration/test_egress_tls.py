@@ -3,65 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
-import subprocess
 import time
 from collections.abc import Sequence
-from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 from lucid_compute.egress import http_client
 from lucid_compute.egress.faults import FaultKind
 from lucid_compute.egress.http_connection import Deadlines
+from tests.authority import Authority
 from tests.egress import HEAD, LOOPBACK, Outcome, ask, on_both_loops, tended_client
 from tests.fault_answers import EVENTS, Answer, endless_body, respond, respond_in_chunks
 from tests.fault_node import Behaviour, Ending, FaultNode
 
 OK = Outcome(200, b'{"ok":true}')
 NAME = "gpu.example"
-
-
-class Authority(NamedTuple):
-    """A certificate authority that clients may be told to trust, in a folder."""
-
-    folder: Path
-
-    @property
-    def certificate(self) -> Path:
-        """Its own certificate."""
-        return self.folder / "ca.pem"
-
-    def issue(self, *names: str, days: int = 2, is_signed: bool = True) -> ssl.SSLContext:
-        """Answer the context of a server with a certificate for these names, signed by itself unless it is signed."""
-        key, request, certificate = (self.folder / f"leaf.{kind}" for kind in ("key", "csr", "pem"))
-        extensions = self.folder / "extensions"
-        extensions.write_text(f"subjectAltName={','.join(names)}\n")
-        new_key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", key]
-        openssl("req", "-new", *new_key, "-subj", "/CN=node", "-out", request)
-        signer = ["-CA", self.certificate, "-CAkey", self.folder / "ca.key", "-CAcreateserial"]
-        signer = signer if is_signed else ["-signkey", key]
-        openssl("x509", "-req", "-in", request, *signer, "-days", days, "-extfile", extensions, "-out", certificate)
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(certificate, key)
-        return context
-
-
-def openssl(*arguments: object) -> None:
-    """Run the openssl command, which every CI image and every developer's machine has."""
-    subprocess.run(["openssl", *map(str, arguments)], check=True, capture_output=True, timeout=30)
-
-
-@pytest.fixture
-def authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Authority:
-    """An authority that clients trust, because the system's list of them is replaced by it."""
-    made = Authority(tmp_path)
-    new_key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", tmp_path / "ca.key"]
-    usage = ["-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=critical,keyCertSign"]
-    openssl("req", "-x509", *new_key, "-subj", "/CN=tests", "-days", 2, *usage, "-out", made.certificate)
-    monkeypatch.setenv("SSL_CERT_FILE", str(made.certificate))
-    return made
 
 
 async def to_loopback(_: str, __: int) -> Sequence[str]:

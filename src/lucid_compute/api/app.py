@@ -21,6 +21,7 @@ from lucid_compute.api import (
     openapi,
     operation_routes,
     passport_routes,
+    probe_routes,
 )
 from lucid_compute.api.heartbeat_lane import HeartbeatLane
 from lucid_compute.api.inference_lane import ENDPOINTS, InferenceLane
@@ -74,6 +75,7 @@ class LucidApp:
         for routes in (
             passport_routes,
             compute_routes,
+            probe_routes,
             job_routes,
             model_routes,
             openai_routes,

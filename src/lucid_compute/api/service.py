@@ -129,13 +129,7 @@ def build_service(settings: Settings, database_url: str) -> Service:
     clock, fleet, keys = DatabaseClock(), Fleet(), KeyRing()
     own, replica_id = OwnHeartbeats(), str(uuid4())
     feed = Feed(
-        database_url,
-        fleet,
-        keys,
-        clock,
-        replica_id=replica_id,
-        own=own,
-        listens=settings.feed_follows_notifications,
+        database_url, fleet, keys, clock, replica_id=replica_id, own=own, listens=settings.feed_follows_notifications
     )
     key_store = KeyStore(database, keys)
     jobs = JobLedger(database_url, replica_id=replica_id, timeout_seconds=timeout)

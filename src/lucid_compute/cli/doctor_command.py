@@ -63,7 +63,7 @@ async def _examine(
         async for check_id, title, finding in examine(lucid, node, url, inference_key):
             shown = {"id": check_id, "title": title, **finding._asdict()}
             checks.append(shown)
-            if not as_json:
+            if not as_json and finding.needs is None:
                 _show(shown)
         base_url = lucid.base_url
     status = _status_of(checks)
@@ -103,11 +103,17 @@ def _wrap(text: str, indent: int) -> list[str]:
 def _sum_up(checks: list[dict[str, Any]]) -> None:
     verdicts = [check["verdict"] for check in checks]
     failures, warnings = verdicts.count("fail"), verdicts.count("warn")
+    more = f", {_counted(warnings, 'warning')}" if warnings else ""
+    unasked = [check["title"] for check in checks if check["needs"] is not None]
+    if unasked:
+        typer.echo(f"{'-':>{_MARK_COLUMNS}}  {'Not asked':<{_TITLE_COLUMNS}}  {', '.join(unasked)}")
     if failures:
-        typer.echo(
-            f"\n{failures} failed, {warnings} to mend. Begin with the first that failed: others may follow from it."
-        )
+        typer.echo(f"\n{_counted(failures, 'failure')}{more}. Begin with the first one: others may follow from it.")
     elif warnings:
-        typer.echo(f"\nNothing failed; {warnings} to mend.")
+        typer.echo(f"\nNothing failed; {_counted(warnings, 'warning')}.")
     else:
         typer.echo("\nNothing keeps requests away from this node.")
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -30,7 +30,7 @@ async def check_service(case: Case) -> Finding:
     except LucidClientError as error:
         fix = f"Is {case.lucid.base_url} the service's address? Correct --api or LUCID_API_URL, or start the service."
         return failed(error.message, fix)
-    return passed(f"{case.lucid.base_url} is ready, with {ready.nodes} nodes and {ready.models} models.")
+    return passed(f"{case.lucid.base_url} is ready; nodes: {ready.nodes}, models: {ready.models}.")
 
 
 async def check_key(case: Case) -> Finding:
@@ -85,7 +85,7 @@ async def check_passport(case: Case) -> Finding:
         case.told.add("PASSPORT_INACTIVE")
         return failed(
             f"The passport of {name} is {status.value}.",
-            f"Make it active: lucid passports update {case.node.id} --status active",
+            f"Make it active: lucid passports update {case.called} --status active",
         )
     return passed("The passport is active.")
 

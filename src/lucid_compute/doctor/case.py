@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urlsplit
 
@@ -39,6 +40,11 @@ class Case:
         self.told: set[str] = set()  # reason codes that a check has failed for
         self.reasons: dict[tuple[str, str], ReasonView] | None = None  # by code and model, once asked for
         self._url = url
+
+    @property
+    def called(self) -> str:
+        """How commands call the node: by its name if a shell takes that as one word, else by its id."""
+        return self.node.name if re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.node.name, re.ASCII) else self.node.id
 
     @property
     def registered_url(self) -> str:

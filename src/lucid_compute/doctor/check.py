@@ -24,6 +24,7 @@ class Finding(NamedTuple):
     verdict: Verdict
     found: str
     fix: str | None = None
+    needs: str | None = None  # the check that did not come out well, so that this one was not asked
 
 
 class Check(NamedTuple):
@@ -58,6 +59,6 @@ def failed(found: str, fix: str) -> Finding:
     return Finding(Verdict.FAIL, found, fix)
 
 
-def skipped(why: str) -> Finding:
-    """Answer that there was nothing to ask."""
-    return Finding(Verdict.SKIPPED, why)
+def skipped(why: str, needs: str | None = None) -> Finding:
+    """Answer that there was nothing to ask, or that `needs` comes first."""
+    return Finding(Verdict.SKIPPED, why, needs=needs)

@@ -64,7 +64,7 @@ async def examine(
 
 async def _run(check: Check, case: Case, verdicts: dict[str, Verdict]) -> list[Finding]:
     if (missing := _find_missing(check, case, verdicts)) is not None:
-        return [skipped(f"It needs {missing!r}, which was not passed.")]
+        return [skipped(f"It needs {missing!r}, which did not come out well.", needs=missing)]
     try:
         found = await check.run(case)
     except LucidClientError as error:

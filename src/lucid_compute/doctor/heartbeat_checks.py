@@ -25,7 +25,7 @@ async def check_drain(case: Case) -> Finding:
             f"The node's own heartbeats say that it drains{_because(reported.detail)}.",
             "Start its agent again: lucid agent run",
         )
-    return failed("An operator drains the node.", f"End the drain when the work is done: lucid resume {case.node.id}")
+    return failed("An operator drains the node.", f"End the drain when the work is done: lucid resume {case.called}")
 
 
 async def check_heartbeats(case: Case) -> Finding:
@@ -68,8 +68,8 @@ async def check_pace(case: Case) -> Finding:
             return passed(f"The next heartbeat came within {PACE_SECONDS:.0f} s.")
         age = health.heartbeat_age_seconds
     return warned(
-        f"No heartbeat for {age or 0:.0f} s. Senders are told to beat every {HEARTBEAT_INTERVAL_SECONDS:.0f} s; one that "
-        f"beats every {FRESH_SECONDS} s is stale for a moment each time.",
+        f"No heartbeat for {age or 0:.0f} s. Senders are told to beat every {HEARTBEAT_INTERVAL_SECONDS:.0f} s; one "
+        f"that beats every {FRESH_SECONDS} s is stale for a moment each time.",
         "Have the sender wait nextHeartbeatInSeconds of each answer, or use: lucid agent run",
     )
 
@@ -98,7 +98,7 @@ async def check_capacity(case: Case) -> Finding:
     limit, slots = case.metadata_number("maxConcurrency"), case.reading.max_concurrency
     if slots is None:
         return skipped("The inference server does not say how many requests it takes at a time.")
-    fix = f"Set it to what the server takes: lucid passports update {case.node.id} --set maxConcurrency={slots}"
+    fix = f"Set it to what the server takes: lucid passports update {case.called} --set maxConcurrency={slots}"
     if limit is None:
         return warned(f"The passport has no maxConcurrency, and the server takes {slots} requests at a time.", fix)
     if limit > slots:

@@ -15,7 +15,7 @@ TOLERANCE_GB = 1.0  # drivers keep some of the memory for themselves
 REASON_FIXES = {
     "RUNTIME_MISMATCH": "Serve it with a runtime that it runs on, or name the node's runtimes: "
     "lucid passports update {node} --set 'runtimes=[\"…\"]'",
-    "VRAM_TOO_LOW": "Declare it with the quantization that the server has loaded: lucid agent run --quantization MODEL=…",
+    "VRAM_TOO_LOW": "Declare it with the quantization that is loaded: lucid agent run --quantization MODEL=…",
     "CONTEXT_TOO_SHORT": "Start the server with the model's whole context, and declare maxTokens so: lucid agent run",
     "HEARTBEAT_STALE": "Start the node's sender again: lucid agent run",
     "HEARTBEAT_MISSING": "Start the node's sender: lucid agent run",
@@ -57,7 +57,7 @@ async def check_vram(case: Case) -> Finding:
     seen_gb = sum(total or 0 for total in totals) / MB_PER_GB
     said = f"The passport says {registered_gb:g} GB, its GPUs have {seen_gb:.1f} GB."
     if registered_gb > seen_gb + TOLERANCE_GB:
-        fix = f"Register what there is: lucid passports update {case.node.id} --set vram={seen_gb:.0f}GB"
+        fix = f"Register what there is: lucid passports update {case.called} --set vram={seen_gb:.0f}GB"
         return failed(said, fix)
     return passed(said)
 
@@ -84,7 +84,7 @@ async def check_availability(case: Case) -> list[Finding]:
     findings = [
         failed(
             f"{code} for {', '.join(names)}: {messages[code]}",
-            REASON_FIXES.get(code, _NEWER).format(node=case.node.id),
+            REASON_FIXES.get(code, _NEWER).format(node=case.called),
         )
         for code, names in sorted(by_code.items())
     ]

@@ -16,20 +16,22 @@ from lucid_compute.wire.probes import ProbeAnswer, ProbeCode
 EXPIRES_SOON_DAYS = 14
 TLS_SECONDS = 5.0
 _PORTS = {"http": 80, "https": 443}
-_EXPIRED, _OTHER_NAME = 10, 62  # OpenSSL's X509_V_ERR_CERT_HAS_EXPIRED and X509_V_ERR_HOSTNAME_MISMATCH
+# OpenSSL's X509_V_ERR_…: CERT_HAS_EXPIRED, HOSTNAME_MISMATCH and IP_ADDRESS_MISMATCH, those of an unknown issuer.
+_EXPIRED = 10
+_OTHER_NAMES = frozenset({62, 64})
 _UNKNOWN_ISSUERS = frozenset({18, 19, 20, 21})
 # `{set_url}` is the command that changes the registered URL.
 PROBE_FIXES = {
-    ProbeCode.MODEL_MISSING: "Load what is missing on the server, or declare what it lists: lucid agent run declares it",
-    ProbeCode.ADDRESS_REFUSED: "Register an address that the service may connect to, as found says: {set_url}",
+    ProbeCode.MODEL_MISSING: "Load what is missing, or declare what the server lists: lucid agent run declares it",
+    ProbeCode.ADDRESS_REFUSED: "Register an address that the service may connect to: {set_url}",
     ProbeCode.ROUTING_LOOP: "Register the inference server's own URL, not the service's: {set_url}",
     ProbeCode.NAME_UNKNOWN: "Register a name that resolves where the service runs, or an address: {set_url}",
     ProbeCode.CONNECT_FAILED: "Let the inference server listen on 0.0.0.0, on the port of the registered URL.",
-    ProbeCode.CONNECT_TIMED_OUT: "Open the firewall before the node for the service, on the port of the registered URL.",
+    ProbeCode.CONNECT_TIMED_OUT: "Open the node's firewall for the service, on the port of the registered URL.",
     ProbeCode.TLS_FAILED: "Serve a valid certificate for the name in the registered URL, with its whole chain.",
     ProbeCode.CONNECTION_LOST: "Look at the log of the inference server, and of a proxy before it: it hangs up.",
-    ProbeCode.FIRST_BYTE_TIMEOUT: "Look whether the inference server is stuck: it takes the request and does not answer.",
-    ProbeCode.BAD_RESPONSE: "Register the URL of the inference server itself: what answers speaks no HTTP/1.1: {set_url}",
+    ProbeCode.FIRST_BYTE_TIMEOUT: "Restart the inference server: it takes the request and does not answer.",
+    ProbeCode.BAD_RESPONSE: "Register the URL of the inference server itself; what answers is no HTTP/1.1: {set_url}",
     ProbeCode.BAD_STATUS: "Register the URL below which /v1/models answers: {set_url}",
     ProbeCode.REDIRECTED: "Register the URL that it redirects to: {set_url}",
     ProbeCode.AUTH_REFUSED: "Register the server's key: lucid passports update {node} --set inferenceKey=…",
@@ -59,9 +61,9 @@ async def check_probe(case: Case) -> Finding:
     fix = PROBE_FIXES[answer.code]
     if _means_the_registry_itself(case, answer):
         fix = _LOOPBACK_FIX
-    set_url = f"lucid passports update {case.node.id} --set inferenceUrl=URL"
+    set_url = f"lucid passports update {case.called} --set inferenceUrl=URL"
     return failed(
-        f"The service went to {case.registered_url}: {answer.message}", fix.format(set_url=set_url, node=case.node.id)
+        f"The service went to {case.registered_url}: {answer.message}", fix.format(set_url=set_url, node=case.called)
     )
 
 
@@ -73,13 +75,15 @@ async def check_tls(case: Case) -> Finding:
         seen = await _look_at_certificate(case)
     except (OSError, TimeoutError):
         return _judge_probed(case)
-    if seen.refusal is None:
-        return _judge_expiry(seen.expires_at)
-    host, code = case.registered.hostname, seen.refusal.verify_code
-    said = f"The certificate of {host} is not valid: {seen.refusal.verify_message.rstrip('.')}."
+    return _judge_expiry(seen.expires_at) if seen.refusal is None else _judge_refusal(case, seen.refusal)
+
+
+def _judge_refusal(case: Case, refusal: ssl.SSLCertVerificationError) -> Finding:
+    host, code = case.registered.hostname, refusal.verify_code
+    said = f"The certificate of {host} is not valid: {refusal.verify_message.rstrip('.')}."
     if code == _EXPIRED:
         return failed(said, f"Renew the certificate of {host}, and have the server load it.")
-    if code == _OTHER_NAME:
+    if code in _OTHER_NAMES:
         return failed(said, f"Get a certificate that names {host}, or register the URL with the name that it has.")
     if code in _UNKNOWN_ISSUERS:
         return failed(said, "Serve a certificate of a public authority, with its whole chain: fullchain.pem.")

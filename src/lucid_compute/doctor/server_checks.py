@@ -50,7 +50,7 @@ async def check_runtime(case: Case) -> Finding:
     case.reading = await detection.runtime.read(case.server)
     name, named = detection.runtime.name, case.runtimes
     said = f"{detection.shown_name} {detection.runtime.version or ''}".strip()
-    update = f"lucid passports update {case.node.id} --set"
+    update = f"lucid passports update {case.called} --set"
     if name is None:
         return skipped("It speaks OpenAI's API and does not say which runtime it is.")
     if not named:

@@ -1,4 +1,4 @@
-"""A certificate authority for tests of TLS, made with the openssl command."""
+"""A certificate authority of the tests' own, which clients may be told to trust."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def openssl(*arguments: object) -> None:
 
 
 def make_authority(folder: Path) -> Authority:
-    """Make an authority that nobody trusts yet."""
+    """Make an authority; clients trust it when SSL_CERT_FILE names its certificate."""
     made = Authority(folder)
     new_key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", folder / "ca.key"]
     usage = ["-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=critical,keyCertSign"]

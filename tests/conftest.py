@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from _pytest.config import Config
 from lucid_compute.api.settings import Settings
 from tests import postgres
 from tests.api import ADMIN_KEY, Api, open_api
+from tests.authority import Authority, make_authority
 
 _server = pytest.StashKey[postgres.TestServer]()
 
@@ -61,6 +63,14 @@ async def api(database_url: str, settings: Settings) -> AsyncIterator[Api]:
     """A client of one replica on a database of its own, with an admin's key."""
     async with open_api(database_url, settings) as opened:
         yield opened
+
+
+@pytest.fixture
+def authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Authority:
+    """An authority that clients trust, because the system's list of them is replaced by it."""
+    made = make_authority(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(made.certificate))
+    return made
 
 
 @pytest.fixture(autouse=True)

@@ -106,7 +106,11 @@ async def test_the_document_lists_every_error_of_every_operation(api: Api) -> No
             wanted |= {"400": "INVALID_REQUEST", "413": "PAYLOAD_TOO_LARGE"}
         if "{" in path or path == "/compute/heartbeat":
             wanted["404"] = next(code for prefix, code in NOT_FOUND.items() if path.startswith(prefix))
-        if name in ENDED or path.startswith(("/compute/drain", "/compute/resume")) or name.startswith("PUT"):
+        if (
+            name in ENDED
+            or path.startswith(("/compute/drain", "/compute/resume", "/compute/probe"))
+            or name.startswith("PUT")
+        ):
             wanted["410"] = "NODE_DEREGISTERED"
         for status, code in wanted.items():
             assert code in said.get(status, ""), f"{name} does not say {status} {code}"

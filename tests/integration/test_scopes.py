@@ -48,6 +48,7 @@ TABLE = [
     Call("PUT", "/compute/models/{node}", COMPUTE, {"models": []}),
     Call("POST", "/compute/drain/{node}", COMPUTE),
     Call("POST", "/compute/resume/{node}", COMPUTE),
+    Call("POST", "/compute/probe/{node}", COMPUTE),
     Call("POST", "/compute/deregister/{node}", COMPUTE),
     Call("DELETE", "/passports/{node}", COMPUTE),
     Call("POST", "/passports", PASSPORTS, NEW_AGENT),

@@ -42,6 +42,7 @@ def node_calls() -> list[tuple[str, str, Any]]:
         ("PUT", "/compute/models/{}", {"models": [{"id": "m"}]}),
         ("POST", "/compute/drain/{}", None),
         ("POST", "/compute/resume/{}", None),
+        ("POST", "/compute/probe/{}", None),
         ("POST", "/compute/deregister/{}", None),
         ("POST", "/compute/deregister/{}?force=true", None),
         ("GET", "/compute/events/{}", None),

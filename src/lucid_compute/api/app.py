@@ -21,6 +21,7 @@ from lucid_compute.api import (
     openapi,
     operation_routes,
     passport_routes,
+    probe_routes,
 )
 from lucid_compute.api.express_lane import ExpressLane
 from lucid_compute.api.heartbeat_lane import HeartbeatLane
@@ -76,6 +77,7 @@ class LucidApp:
         for routes in (
             passport_routes,
             compute_routes,
+            probe_routes,
             job_routes,
             model_routes,
             openai_routes,

@@ -4,20 +4,31 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Depends, Header, Query
 
 from lucid_compute.api.dependencies import Inferrer, ServiceDependency
 from lucid_compute.api.error_responses import declare
 from lucid_compute.api.views import view_model
 from lucid_compute.errors import ModelNotFound
+from lucid_compute.inference.targets import HOP_HEADER
 from lucid_compute.passports import ModelPassport
+from lucid_compute.routing_errors import RoutingLoop
 from lucid_compute.wire.lists import MAX_PER_PAGE, Pagination
 from lucid_compute.wire.openai import OpenAiModel, OpenAiModelList
 
-router = APIRouter(prefix="/v1", tags=["inference"])
+
+async def refuse_loop(
+    service: ServiceDependency, hop: Annotated[str | None, Header(alias=HOP_HEADER, include_in_schema=False)] = None
+) -> None:
+    """Refuse a replica of ours that probes a node and has come back to us."""
+    if hop is not None and service.feed.knows_replica(hop):
+        raise RoutingLoop([])
 
 
-@router.get("/models", response_model=OpenAiModelList, responses=declare())
+router = APIRouter(prefix="/v1", tags=["inference"], dependencies=[Depends(refuse_loop)])
+
+
+@router.get("/models", response_model=OpenAiModelList, responses=declare(RoutingLoop))
 async def list_served_models(
     service: ServiceDependency,
     principal: Inferrer,
@@ -39,7 +50,7 @@ async def list_served_models(
     return OpenAiModelList(data=[_view(model) for model in shown], models=models, pagination=pagination)
 
 
-@router.get("/models/{id_or_name:path}", response_model=OpenAiModel, responses=declare(ModelNotFound))
+@router.get("/models/{id_or_name:path}", response_model=OpenAiModel, responses=declare(ModelNotFound, RoutingLoop))
 async def get_served_model(id_or_name: str, service: ServiceDependency, _: Inferrer) -> OpenAiModel:
     """Read one model by its id, name or alias."""
     return _view(service.fleet.get_model(id_or_name))

@@ -1,4 +1,4 @@
-"""How often a node may beat and a key may ask: one instant for each, in this replica's memory."""
+"""How often a node may beat, be probed, and a key may ask: one instant for each, in this replica's memory."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from lucid_compute.fleet.replicas import Replicas
 
 HEARTBEAT_BURST = 6
 BURST_SHARE = 0.05
+PROBE_SECONDS = 10.0
+MAX_HOSTS = 1000  # remembered beyond their ten seconds
 RETRY_JITTER = 0.25
 _ROUNDING = 1e-6
 
@@ -35,6 +37,12 @@ class Throttle:
             return wait
         self._full_at[name] = full_at
         return 0.0
+
+    def forget_full(self, *, above: int) -> None:
+        """Forget the names whose allowance is full, once more than `above` are known."""
+        if len(self._full_at) > above:
+            now = time.monotonic()
+            self._full_at = {name: full_at for name, full_at in self._full_at.items() if full_at > now}
 
     def charge(self, name: str, interval_seconds: float, count: float) -> None:
         """Take `count` off the allowance, whether it is there or not."""
@@ -64,6 +72,29 @@ class HeartbeatRate:
         if wait := self._throttle.wait_seconds(passport_id, self._interval_seconds, HEARTBEAT_BURST):
             message = "This node sends heartbeats faster than it may. Send the next one after nextHeartbeatInSeconds."
             raise RateLimited(message, retry_after_seconds=max(1, round(wait)))
+
+
+class ProbeRate:
+    """Allows a probe of each host every ten seconds, over all replicas in the long run.
+
+    Each replica counts for itself: of n of them each lets one through in n times ten seconds, so n may come at once.
+    """
+
+    def __init__(self, replicas: Replicas) -> None:
+        """Share the allowance among `replicas`."""
+        self._replicas = replicas
+        self._throttle = Throttle()
+
+    def spend(self, host: str) -> None:
+        """Take the host's probe.
+
+        Raises:
+            RateLimited: it was taken already.
+        """
+        if wait := self._throttle.wait_seconds(host, PROBE_SECONDS * self._replicas.count(), 1):
+            message = "The service probes a host once in ten seconds. Ask again after Retry-After seconds."
+            raise RateLimited(message, retry_after_seconds=math.ceil(wait))
+        self._throttle.forget_full(above=MAX_HOSTS)
 
 
 class Allowance(NamedTuple):

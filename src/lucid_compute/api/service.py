@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from uuid import uuid4
 
 from lucid_compute.api.authentication import Authenticator
-from lucid_compute.api.rate_limits import KeyRates
+from lucid_compute.api.rate_limits import KeyRates, ProbeRate
 from lucid_compute.api.settings import Settings
 from lucid_compute.egress.http_client import HttpClient
 from lucid_compute.egress.http_connection import Deadlines
@@ -20,6 +20,7 @@ from lucid_compute.fleet.fleet import Fleet
 from lucid_compute.fleet.fleet_node import FleetNode
 from lucid_compute.fleet.key_ring import KeyRing
 from lucid_compute.inference.gateway import Gateway
+from lucid_compute.inference.prober import Prober
 from lucid_compute.inference.targets import Targets
 from lucid_compute.inference.tools import Tools
 from lucid_compute.inference.traffic import Traffic
@@ -68,6 +69,7 @@ class Service:
     job_search: JobSearch
     rates: KeyRates
     gateway: Gateway
+    prober: Prober
     watchdog: Watchdog
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
@@ -127,13 +129,7 @@ def build_service(settings: Settings, database_url: str) -> Service:
     clock, fleet, keys = DatabaseClock(), Fleet(), KeyRing()
     own, replica_id = OwnHeartbeats(), str(uuid4())
     feed = Feed(
-        database_url,
-        fleet,
-        keys,
-        clock,
-        replica_id=replica_id,
-        own=own,
-        listens=settings.feed_follows_notifications,
+        database_url, fleet, keys, clock, replica_id=replica_id, own=own, listens=settings.feed_follows_notifications
     )
     key_store = KeyStore(database, keys)
     jobs = JobLedger(database_url, replica_id=replica_id, timeout_seconds=timeout)
@@ -158,6 +154,7 @@ def build_service(settings: Settings, database_url: str) -> Service:
         job_search=JobSearch(database),
         rates=KeyRates(fleet.replicas),
         gateway=Gateway(tools),
+        prober=Prober(tools.targets, tools.client, ProbeRate(fleet.replicas).spend),
         watchdog=Watchdog(keys, tools),
     )
 

@@ -19,6 +19,8 @@ class Commands(CalledLately):
 
     PLACES: ClassVar[dict[str, str]] = {
         "serve": f"{_HERE}.serve_command:serve",
+        "agent": f"{_HERE}.agent_commands:app",
+        "doctor": f"{_HERE}.doctor_command:doctor",
         "nodes": f"{_HERE}.node_commands:app",
         "models": f"{_HERE}.model_commands:app",
         "match": f"{_HERE}.history_commands:match",

@@ -40,6 +40,7 @@ class AsyncCompute(AsyncNoun):
     list = AsyncListed(compute_calls.list_)
     events = AsyncListed(compute_calls.events)
     jobs = AsyncListed(compute_calls.jobs)
+    probe = AsyncSent(compute_calls.probe)
 
 
 class AsyncModels(AsyncNoun):

@@ -22,6 +22,9 @@ from lucid_compute.wire.compute import (
     NodeView,
 )
 from lucid_compute.wire.jobs import JobList, JobView
+from lucid_compute.wire.probes import ProbeAnswer
+
+PROBE_SECONDS = 13.0  # the longest that the service takes on purpose
 
 
 class HeartbeatExtras(TypedDict, total=False):
@@ -105,6 +108,12 @@ def deregister(passport_id: str, *, force: bool = False, wait_seconds: float | N
         answer=DeregisterAnswer,
         waits_seconds=wait_seconds or 0.0,
     )
+
+
+def probe(passport_id: str) -> Call[ProbeAnswer]:
+    """Have the service go to the node itself, and read what came of it; a host is probed once in ten seconds."""
+    path = path_of("compute", "probe", passport_id)
+    return Call(method="POST", path=path, answer=ProbeAnswer, waits_seconds=PROBE_SECONDS)
 
 
 def list_(

@@ -40,6 +40,7 @@ class Compute(Noun):
     list = Listed(compute_calls.list_)
     events = Listed(compute_calls.events)
     jobs = Listed(compute_calls.jobs)
+    probe = Sent(compute_calls.probe)
 
 
 class Models(Noun):

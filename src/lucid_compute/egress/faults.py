@@ -40,6 +40,14 @@ class EgressFault(Exception):
         return self.kind.value
 
 
+class ConnectTimedOut(EgressFault):
+    """No address of a provider answered the connection in time."""
+
+    def __init__(self, authority: str) -> None:
+        """Name the provider."""
+        super().__init__(FaultKind.CONNECT_FAILED, f"{authority} did not answer the connection.")
+
+
 class BadStatus(EgressFault):
     """A provider answered a status that is its own fault."""
 

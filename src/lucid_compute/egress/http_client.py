@@ -17,7 +17,7 @@ from functools import partial
 from ipaddress import ip_address
 from typing import Any
 
-from lucid_compute.egress.faults import EgressFault, FaultKind
+from lucid_compute.egress.faults import ConnectTimedOut, EgressFault, FaultKind
 from lucid_compute.egress.http_connection import READ_BYTES, HttpConnection
 from lucid_compute.egress.late_writes import LateWrites
 from lucid_compute.egress_policy import Address, EgressPolicy, ProviderUrl
@@ -81,15 +81,15 @@ class HttpClient:
             connection.abort()
         return None
 
-    async def connect(self, url: ProviderUrl) -> HttpConnection:
-        """Open a connection to the provider.
+    async def connect(self, url: ProviderUrl, kind: type[HttpConnection] = HttpConnection) -> HttpConnection:
+        """Open a connection to the provider, of the `kind` that is wanted.
 
         Raises:
             EgressFault: its name does not resolve or leads where the policy forbids, or nothing answers there.
         """
         clock = asyncio.get_running_loop().time
         ends_at = clock() + CONNECT_SECONDS + (TLS_SECONDS if url.scheme == "https" else 0)
-        fault = EgressFault(FaultKind.CONNECT_FAILED, f"{url.authority} did not answer the connection.")
+        fault: EgressFault = ConnectTimedOut(url.authority)
         try:
             async with asyncio.timeout_at(ends_at):
                 addresses = await self._addresses_of(url)
@@ -98,7 +98,7 @@ class HttpClient:
         for left, address in zip(range(len(addresses), 0, -1), addresses, strict=True):
             try:
                 async with asyncio.timeout((ends_at - clock()) / left):  # one that is silent leaves time for the next
-                    return await self._open(url, address)
+                    return await self._open(url, address, kind)
             except EgressFault as error:
                 fault = error
             except TimeoutError:
@@ -167,11 +167,11 @@ class HttpClient:
         plain = getattr(address, "ipv4_mapped", None) or address
         return (str(plain), port) in self.own_endpoints or (f"::ffff:{plain}", port) in self.own_endpoints
 
-    async def _open(self, url: ProviderUrl, address: Address) -> HttpConnection:
+    async def _open(self, url: ProviderUrl, address: Address, kind: type[HttpConnection]) -> HttpConnection:
         is_https = url.scheme == "https"
         try:
             transport, connection = await asyncio.get_running_loop().create_connection(
-                partial(HttpConnection, self._view, self._late_writes),
+                partial(kind, self._view, self._late_writes),
                 str(address),
                 url.port,
                 ssl=self._tls_context() if is_https else None,

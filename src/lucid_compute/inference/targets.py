@@ -26,19 +26,26 @@ class Target(NamedTuple):
         """Answer the head of a request to `/v1/{endpoint}`; nothing of the client's own head is in it."""
         head = self.heads.get(endpoint)
         if head is None:
-            lines = [
-                f"POST {self.url.base_path}/v1/{endpoint} HTTP/1.1",
-                f"Host: {self.url.authority}",
-                "Content-Type: application/json",
-                "Accept: application/json, text/event-stream",
-                "Accept-Encoding: identity",
-                "User-Agent: lucid-compute",
-                f"{HOP_HEADER}: {self.replica_id}",
-            ]
-            if self.bearer is not None:
-                lines.append(f"Authorization: Bearer {self.bearer}")
-            head = self.heads[endpoint] = "\r\n".join([*lines, ""]).encode() + JOB_HEADER
+            kind = ("Content-Type: application/json", "Accept: application/json, text/event-stream")
+            head = self.heads[endpoint] = self._head("POST", endpoint, *kind) + JOB_HEADER
         return b"%b%b\r\n" % (head, job_id.encode())
+
+    def listing_head(self) -> bytes:
+        """Answer the head of a question for the models that are served, `GET /v1/models`."""
+        return self._head("GET", "models", "Accept: application/json")
+
+    def _head(self, method: str, endpoint: str, *kind: str) -> bytes:
+        lines = [
+            f"{method} {self.url.base_path}/v1/{endpoint} HTTP/1.1",
+            f"Host: {self.url.authority}",
+            *kind,
+            "Accept-Encoding: identity",
+            "User-Agent: lucid-compute",
+            f"{HOP_HEADER}: {self.replica_id}",
+        ]
+        if self.bearer is not None:
+            lines.append(f"Authorization: Bearer {self.bearer}")
+        return "\r\n".join([*lines, ""]).encode()
 
 
 class _Known(NamedTuple):

@@ -1,0 +1,90 @@
+"""What the doctor knows so far: each check adds what later ones need."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+from urllib.parse import SplitResult, urlsplit
+
+from lucid_compute.agent.settings import is_loopback
+from lucid_compute.passports import normalise_runtime
+
+if TYPE_CHECKING:
+    from lucid_compute.agent.inference_server import Answer, InferenceServer
+    from lucid_compute.agent.runtimes.detection import Detection
+    from lucid_compute.agent.runtimes.reading import ServerReading
+    from lucid_compute.client import AsyncLucid
+    from lucid_compute.wire.compute import Declaration, NodeHealth
+    from lucid_compute.wire.passports import PassportView, ReasonView
+    from lucid_compute.wire.probes import ProbeAnswer
+
+
+class Case:
+    """One node under examination. Attributes without a value are set by the checks that are named beside them."""
+
+    node: PassportView  # node
+    health: NodeHealth  # passport
+    declaration: Declaration  # passport
+    probe: ProbeAnswer  # probe
+    server: InferenceServer  # server
+    listed: Answer  # server
+    detection: Detection  # runtime
+    reading: ServerReading  # runtime
+    models: dict[str, str]  # catalogue: the ids of model passports, by the node's names of them
+
+    def __init__(self, lucid: AsyncLucid, wanted: str | None, url: str | None, inference_key: str | None) -> None:
+        """Examine the node `wanted`, by name or id; the inference server answers here at `url`, None: as registered."""
+        self.lucid = lucid
+        self.wanted = wanted
+        self.inference_key = inference_key
+        self.told: set[str] = set()  # reason codes that a check has failed for
+        self.reasons: dict[tuple[str, str], ReasonView] | None = None  # by code and model, once asked for
+        self._url = url
+
+    @property
+    def called(self) -> str:
+        """How commands call the node: by its name if a shell takes that as one word, else by its id."""
+        return self.node.name if re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.node.name, re.ASCII) else self.node.id
+
+    @property
+    def registered_url(self) -> str:
+        """Where the registry looks for the node's inference server."""
+        return str(self.node.metadata.get("inferenceUrl", ""))
+
+    @property
+    def registered(self) -> SplitResult:
+        """The parts of the registered URL."""
+        return urlsplit(self.registered_url)
+
+    @property
+    def url(self) -> str:
+        """Where the inference server is looked for from here."""
+        return self._url or self.registered_url
+
+    @property
+    def is_at_registered_url(self) -> bool:
+        """Whether it is looked for where the registry looks."""
+        return self._url is None
+
+    @property
+    def is_local_registry(self) -> bool:
+        """Whether the registry runs on this machine."""
+        return is_loopback(self.lucid.base_url)
+
+    @property
+    def runtimes(self) -> list[str]:
+        """The runtimes that the passport names, and that the sender reports."""
+        named = self.node.metadata.get("runtimes") or []
+        names = [str(entry["name"] if isinstance(entry, dict) else entry) for entry in named]
+        reported = self.health.reported.runtime if self.health.reported else None
+        return sorted({normalise_runtime(name) for name in [*names, *([reported.name] if reported else [])]})
+
+    @property
+    def model_ids(self) -> list[str]:
+        """The models that the node declares or reports."""
+        return sorted({*(model.id for model in self.declaration.models), *self.health.available_models})
+
+    def metadata_number(self, name: str) -> float | None:
+        """Answer a number of the passport's metadata; None when it has none."""
+        value: Any = self.node.metadata.get(name)
+        return value if isinstance(value, int | float) and not isinstance(value, bool) else None

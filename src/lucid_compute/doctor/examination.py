@@ -1,0 +1,84 @@
+"""The examination: every check in its order, and what they come to together."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+
+from lucid_compute.client import AsyncLucid, LucidClientError
+from lucid_compute.doctor import (
+    access_checks,
+    heartbeat_checks,
+    model_checks,
+    reach_checks,
+    server_checks,
+)
+from lucid_compute.doctor.case import Case
+from lucid_compute.doctor.check import Check, Finding, Result, Verdict, failed, skipped
+
+CHECKS = (
+    Check("service", "Service", (), access_checks.check_service),
+    Check("key", "Key", ("service",), access_checks.check_key),
+    Check("scope", "Scope", ("key",), access_checks.check_scope),
+    Check("node", "Node", ("scope",), access_checks.check_node),
+    Check("passport", "Passport", ("node",), access_checks.check_passport),
+    Check("drain", "Drain", ("passport",), heartbeat_checks.check_drain),
+    Check("heartbeats", "Heartbeats", ("passport",), heartbeat_checks.check_heartbeats),
+    Check("report", "What it reports", ("heartbeats",), heartbeat_checks.check_report),
+    Check("probe", "From the service", ("passport",), reach_checks.check_probe),
+    Check("clock", "Clock", ("probed",), heartbeat_checks.check_clock),
+    Check("tls", "TLS", ("passport",), reach_checks.check_tls),
+    Check("server", "From here", ("passport",), server_checks.check_server),
+    Check("runtime", "Runtime", ("server",), server_checks.check_runtime),
+    Check("metrics", "Metrics", ("detected",), server_checks.check_metrics),
+    Check("models", "Models", ("detected",), server_checks.check_models),
+    Check("context", "Context", ("detected",), server_checks.check_context),
+    Check("capacity", "Concurrency", ("detected",), heartbeat_checks.check_capacity),
+    Check("vram", "VRAM", ("heartbeats",), model_checks.check_vram),
+    Check("catalogue", "Known models", ("passport",), model_checks.check_catalogue),
+    Check("fit", "VRAM for models", ("catalogue",), model_checks.check_fit),
+    Check("availability", "Availability", ("catalogue",), model_checks.check_availability),
+    Check("pace", "Pace", ("heartbeats",), heartbeat_checks.check_pace),
+)
+# What a check has come to know, though it failed: later ones need this, and not that it went well.
+KNOWN: dict[str, tuple[str, Callable[[Case], bool]]] = {
+    "probed": ("probe", lambda case: hasattr(case, "probe")),
+    "detected": ("runtime", lambda case: hasattr(case, "reading")),
+}
+
+
+async def examine(
+    lucid: AsyncLucid, node: str | None = None, url: str | None = None, inference_key: str | None = None
+) -> AsyncIterator[Result]:
+    """Answer each check's result as soon as it is there. `url` is the inference server's as seen from here."""
+    case = Case(lucid, node, url, inference_key)
+    verdicts: dict[str, Verdict] = {}
+    try:
+        for check in CHECKS:
+            for finding in await _run(check, case, verdicts):
+                verdicts[check.id] = finding.verdict
+                yield Result(check.id, check.title, finding)
+    finally:
+        if hasattr(case, "server"):
+            await case.server.close()
+
+
+async def _run(check: Check, case: Case, verdicts: dict[str, Verdict]) -> list[Finding]:
+    if (missing := _find_missing(check, case, verdicts)) is not None:
+        return [skipped(f"It needs {missing!r}, which did not come out well.", needs=missing)]
+    try:
+        found = await check.run(case)
+    except LucidClientError as error:
+        return [failed(f"The service did not answer the question: {error}", "Run lucid doctor again.")]
+    return found if isinstance(found, list) else [found]
+
+
+def _find_missing(check: Check, case: Case, verdicts: dict[str, Verdict]) -> str | None:
+    """Answer the check that this one needs and that did not come out well; None when nothing is missing."""
+    for need in check.needs:
+        source, is_known = KNOWN.get(need, (need, None))
+        if is_known is not None:
+            if not is_known(case):
+                return source
+        elif verdicts[need] not in {Verdict.PASS, Verdict.WARN}:
+            return source
+    return None

@@ -1,0 +1,110 @@
+"""Do the node's heartbeats arrive, often enough, and what do they say?"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+
+from lucid_compute.doctor.case import Case
+from lucid_compute.doctor.check import Finding, failed, passed, skipped, warned
+from lucid_compute.node_state import FRESH_SECONDS, HEARTBEAT_INTERVAL_SECONDS, NodeStatus, ReportedStatus
+
+CLOCK_SECONDS = 5.0
+PACE_SECONDS = HEARTBEAT_INTERVAL_SECONDS * 1.5  # later than that, a beat was late or lost
+LOOK_SECONDS = 1.0
+
+
+async def check_drain(case: Case) -> Finding:
+    """Does anybody drain it?"""
+    reported = case.health.reported
+    if case.health.status is not NodeStatus.DRAINING:
+        return passed("Nobody drains the node.")
+    case.told.add("DRAINING")
+    if reported is not None and reported.status is ReportedStatus.DRAINING:
+        return failed(
+            f"The node's own heartbeats say that it drains{_because(reported.detail)}.",
+            "Start its agent again: lucid agent run",
+        )
+    return failed("An operator drains the node.", f"End the drain when the work is done: lucid resume {case.called}")
+
+
+async def check_heartbeats(case: Case) -> Finding:
+    """Do heartbeats arrive?"""
+    age = case.health.heartbeat_age_seconds
+    if age is None:
+        case.told.add("HEARTBEAT_MISSING")
+        return failed(
+            "No heartbeat was ever received.",
+            f"Start the node's agent, or have your sender send the passportId {case.node.id}: lucid agent run",
+        )
+    if not case.health.fresh:
+        case.told.add("HEARTBEAT_STALE")
+        return failed(
+            f"The newest heartbeat is {age:.0f} s old; after {FRESH_SECONDS} s the node counts for no model.",
+            "See whether the sender still runs and reaches the service, and start it again: lucid agent run",
+        )
+    return passed(f"The newest heartbeat is {age:.0f} s old.")
+
+
+async def check_report(case: Case) -> Finding:
+    """Does the node say that it is well?"""
+    reported = case.health.reported
+    if reported is not None and reported.status is ReportedStatus.UNHEALTHY:
+        case.told.add("REPORTED_UNHEALTHY")
+        return failed(
+            f"The node's heartbeats say that it is unhealthy{_because(reported.detail)}.",
+            f"Look at the inference server and its log: lucid agent inspect --url {case.url}",
+        )
+    return passed("The node says that it is healthy.")
+
+
+async def check_pace(case: Case) -> Finding:
+    """Do heartbeats come so often that one may be lost?"""
+    last, age = case.health.last_heartbeat_at, case.health.heartbeat_age_seconds
+    while age is not None and age <= PACE_SECONDS:
+        await asyncio.sleep(min(LOOK_SECONDS, PACE_SECONDS / 10))
+        health = await case.lucid.compute.health(case.node.id)
+        if health.last_heartbeat_at != last:
+            return passed(f"The next heartbeat came within {PACE_SECONDS:.0f} s.")
+        age = health.heartbeat_age_seconds
+    return warned(
+        f"No heartbeat for {age or 0:.0f} s. Senders are told to beat every {HEARTBEAT_INTERVAL_SECONDS:.0f} s; one "
+        f"that beats every {FRESH_SECONDS} s is stale for a moment each time.",
+        "Have the sender wait nextHeartbeatInSeconds of each answer, or use: lucid agent run",
+    )
+
+
+async def check_clock(case: Case) -> Finding:
+    """Does this machine's clock go like the service's?"""
+    ahead = (datetime.now(UTC) - case.probe.checked_at).total_seconds()
+    if abs(ahead) > CLOCK_SECONDS:
+        return warned(
+            f"This machine's clock is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the service's.",
+            "Synchronise this machine's clock: timedatectl set-ntp true",
+        )
+    reported = case.health.reported
+    if reported is None or reported.clock_offset_seconds is None or abs(reported.clock_offset_seconds) < CLOCK_SECONDS:
+        return passed(f"This machine's clock is within {CLOCK_SECONDS:.0f} s of the service's.")
+    offset = reported.clock_offset_seconds
+    return warned(
+        f"The clock of the heartbeats' sender is {abs(offset):.0f} s {'ahead of' if offset > 0 else 'behind'} the "
+        "service's, the way between them included.",
+        "Synchronise the clock of the node's machine: timedatectl set-ntp true",
+    )
+
+
+async def check_capacity(case: Case) -> Finding:
+    """Does the node take as many requests as its server does at a time?"""
+    limit, slots = case.metadata_number("maxConcurrency"), case.reading.max_concurrency
+    if slots is None:
+        return skipped("The inference server does not say how many requests it takes at a time.")
+    fix = f"Set it to what the server takes: lucid passports update {case.called} --set maxConcurrency={slots}"
+    if limit is None:
+        return warned(f"The passport has no maxConcurrency, and the server takes {slots} requests at a time.", fix)
+    if limit > slots:
+        return warned(f"maxConcurrency is {limit:.0f}, and the server takes {slots}: the rest waits in it.", fix)
+    return passed(f"maxConcurrency is {limit:.0f}; the server takes {slots} at a time.")
+
+
+def _because(detail: str | None) -> str:
+    return f": {detail.rstrip('.')}" if detail else ""

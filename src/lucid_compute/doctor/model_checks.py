@@ -1,0 +1,103 @@
+"""What the registry makes of the node's models: are they known, do they fit, and if not, why?"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from lucid_compute.client.errors import ModelNotFound
+from lucid_compute.doctor.case import Case
+from lucid_compute.doctor.check import Finding, failed, passed, skipped, warned
+from lucid_compute.wire.passports import ReasonView
+
+MB_PER_GB = 1024
+TOLERANCE_GB = 1.0  # drivers keep some of the memory for themselves
+# Every reason that GET /models/{id}/availability gives. `{node}` is the node's id.
+REASON_FIXES = {
+    "RUNTIME_MISMATCH": "Serve it with a runtime that it runs on, or name the node's runtimes: "
+    "lucid passports update {node} --set 'runtimes=[\"…\"]'",
+    "VRAM_TOO_LOW": "Declare it with the quantization that is loaded: lucid agent run --quantization MODEL=…",
+    "CONTEXT_TOO_SHORT": "Start the server with the model's whole context, and declare maxTokens so: lucid agent run",
+    "HEARTBEAT_STALE": "Start the node's sender again: lucid agent run",
+    "HEARTBEAT_MISSING": "Start the node's sender: lucid agent run",
+    "REPORTED_UNHEALTHY": "Look at the inference server and its log: lucid agent inspect",
+    "DRAINING": "End the drain: lucid resume {node}",
+    "DEREGISTERED": "Register the node anew: lucid agent run",
+    "PASSPORT_INACTIVE": "Make the passport active: lucid passports update {node} --status active",
+}
+_NEWER = "Update lucid-compute here: the service gives a reason that this version does not know."
+
+
+async def check_catalogue(case: Case) -> Finding:
+    """Is there a model passport for what the node serves?"""
+    case.models = {}
+    for name in case.model_ids:
+        try:
+            case.models[name] = (await case.lucid.models.get(name)).id
+        except ModelNotFound:
+            continue
+    unknown = [name for name in case.model_ids if name not in case.models]
+    fix = (
+        f"Register the model, or add this id to its aliases: lucid passports create {(unknown or [''])[0]} --type model"
+    )
+    if not case.model_ids:
+        return skipped("The node declares and reports no model.")
+    if not case.models:
+        return failed(f"Nobody has registered {', '.join(unknown)}: no request can ask for it.", fix)
+    if unknown:
+        return warned(f"Nobody has registered {', '.join(unknown)}: no request can ask for it.", fix)
+    return passed(f"Registered: {', '.join(case.models)}.")
+
+
+async def check_vram(case: Case) -> Finding:
+    """Has the node as much memory as its passport says?"""
+    registered_gb, gpus = case.metadata_number("vramGb"), case.health.reported.gpus if case.health.reported else None
+    totals = [gpu.memory_total_mb for gpu in gpus or ()]
+    if registered_gb is None or not totals or None in totals:
+        return skipped("The node reports no GPU memory to compare with its passport.")
+    seen_gb = sum(total or 0 for total in totals) / MB_PER_GB
+    said = f"The passport says {registered_gb:g} GB, its GPUs have {seen_gb:.1f} GB."
+    if registered_gb > seen_gb + TOLERANCE_GB:
+        fix = f"Register what there is: lucid passports update {case.called} --set vram={seen_gb:.0f}GB"
+        return failed(said, fix)
+    return passed(said)
+
+
+async def check_fit(case: Case) -> Finding:
+    """Has the node the memory that its models want?"""
+    reasons = await _reasons(case)
+    named = {name: view for (code, name), view in reasons.items() if code == "VRAM_TOO_LOW"}
+    case.told.add("VRAM_TOO_LOW")
+    if named:
+        said = "; ".join(f"{name} wants {view.wanted} GB of {view.found} GB" for name, view in named.items())
+        return failed(f"Too little VRAM: {said}.", REASON_FIXES["VRAM_TOO_LOW"])
+    return passed("The node has the VRAM that its models want.")
+
+
+async def check_availability(case: Case) -> list[Finding]:
+    """What else does /availability say against this node? What a check above has said already is left out."""
+    by_code: dict[str, list[str]] = defaultdict(list)
+    messages: dict[str, str] = {}
+    for (code, name), view in (await _reasons(case)).items():
+        if code not in case.told:
+            by_code[code].append(name)
+            messages[code] = view.message
+    findings = [
+        failed(
+            f"{code} for {', '.join(names)}: {messages[code]}",
+            REASON_FIXES.get(code, _NEWER).format(node=case.called),
+        )
+        for code, names in sorted(by_code.items())
+    ]
+    return findings or [passed(f"Nothing else speaks against the node for {', '.join(case.models)}.")]
+
+
+async def _reasons(case: Case) -> dict[tuple[str, str], ReasonView]:
+    """Answer every reason against this node, by its code and the model's name."""
+    if case.reasons is None:
+        case.reasons = {}
+        for name, model_id in case.models.items():
+            answer = await case.lucid.models.availability(model_id)
+            for node in answer.nodes:
+                if node.passport_id == case.node.id:
+                    case.reasons.update({(reason.code, name): reason for reason in node.reasons})
+    return case.reasons

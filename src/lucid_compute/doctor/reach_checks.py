@@ -1,0 +1,133 @@
+"""Can the registry reach the node: what its probe says, and the certificate of the node's URL."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from lucid_compute.agent.settings import is_loopback
+from lucid_compute.client.errors import NotFound, RateLimited
+from lucid_compute.doctor.case import Case
+from lucid_compute.doctor.check import Finding, failed, passed, skipped, warned
+from lucid_compute.wire.probes import ProbeAnswer, ProbeCode
+
+EXPIRES_SOON_DAYS = 14
+TLS_SECONDS = 5.0
+_PORTS = {"http": 80, "https": 443}
+# OpenSSL's X509_V_ERR_…: CERT_HAS_EXPIRED, HOSTNAME_MISMATCH and IP_ADDRESS_MISMATCH, those of an unknown issuer.
+_EXPIRED = 10
+_OTHER_NAMES = frozenset({62, 64})
+_UNKNOWN_ISSUERS = frozenset({18, 19, 20, 21})
+# `{set_url}` is the command that changes the registered URL.
+PROBE_FIXES = {
+    ProbeCode.MODEL_MISSING: "Load what is missing, or declare what the server lists: lucid agent run declares it",
+    ProbeCode.ADDRESS_REFUSED: "Register an address that the service may connect to: {set_url}",
+    ProbeCode.ROUTING_LOOP: "Register the inference server's own URL, not the service's: {set_url}",
+    ProbeCode.NAME_UNKNOWN: "Register a name that resolves where the service runs, or an address: {set_url}",
+    ProbeCode.CONNECT_FAILED: "Let the inference server listen on 0.0.0.0, on the port of the registered URL.",
+    ProbeCode.CONNECT_TIMED_OUT: "Open the node's firewall for the service, on the port of the registered URL.",
+    ProbeCode.TLS_FAILED: "Serve a valid certificate for the name in the registered URL, with its whole chain.",
+    ProbeCode.CONNECTION_LOST: "Look at the log of the inference server, and of a proxy before it: it hangs up.",
+    ProbeCode.FIRST_BYTE_TIMEOUT: "Restart the inference server: it takes the request and does not answer.",
+    ProbeCode.BAD_RESPONSE: "Register the URL of the inference server itself; what answers is no HTTP/1.1: {set_url}",
+    ProbeCode.BAD_STATUS: "Register the URL below which /v1/models answers: {set_url}",
+    ProbeCode.REDIRECTED: "Register the URL that it redirects to: {set_url}",
+    ProbeCode.AUTH_REFUSED: "Register the server's key: lucid passports update {node} --set inferenceKey=…",
+    ProbeCode.NOT_JSON: "Register the URL below which /v1/models lists models: {set_url}",
+}
+_LOOPBACK_FIX = "Register the address at which the service reaches this machine: {set_url}"
+
+
+class Certificate(NamedTuple):
+    """What a TLS handshake from here came to: when the certificate ends, or why it is not valid."""
+
+    expires_at: datetime | None
+    refusal: ssl.SSLCertVerificationError | None = None
+
+
+async def check_probe(case: Case) -> Finding:
+    """Does the registry reach the inference server?"""
+    try:
+        case.probe = answer = await case.lucid.compute.probe(case.node.id)
+    except RateLimited as error:
+        return skipped(f"{error.message} Run lucid doctor again in a moment.")
+    except NotFound:
+        return skipped("The service is older than this command and has no probe.")
+    if answer.code is ProbeCode.OK:
+        took = f"connected in {answer.connect_ms or 0:.0f} ms, answered in {answer.answer_ms or 0:.0f} ms"
+        return passed(f"The service reaches {case.registered_url}: {took}.")
+    fix = PROBE_FIXES[answer.code]
+    if _means_the_registry_itself(case, answer):
+        fix = _LOOPBACK_FIX
+    set_url = f"lucid passports update {case.called} --set inferenceUrl=URL"
+    return failed(
+        f"The service went to {case.registered_url}: {answer.message}", fix.format(set_url=set_url, node=case.called)
+    )
+
+
+async def check_tls(case: Case) -> Finding:
+    """Is the certificate of the registered URL valid, and for how long?"""
+    if case.registered.scheme != "https":
+        return skipped("The registered URL is plain http.")
+    try:
+        seen = await _look_at_certificate(case)
+    except (OSError, TimeoutError):
+        return _judge_probed(case)
+    return _judge_expiry(seen.expires_at) if seen.refusal is None else _judge_refusal(case, seen.refusal)
+
+
+def _judge_refusal(case: Case, refusal: ssl.SSLCertVerificationError) -> Finding:
+    host, code = case.registered.hostname, refusal.verify_code
+    said = f"The certificate of {host} is not valid: {refusal.verify_message.rstrip('.')}."
+    if code == _EXPIRED:
+        return failed(said, f"Renew the certificate of {host}, and have the server load it.")
+    if code in _OTHER_NAMES:
+        return failed(said, f"Get a certificate that names {host}, or register the URL with the name that it has.")
+    if code in _UNKNOWN_ISSUERS:
+        return failed(said, "Serve a certificate of a public authority, with its whole chain: fullchain.pem.")
+    return failed(said, f"Serve a valid certificate for {host}.")
+
+
+def _means_the_registry_itself(case: Case, answer: ProbeAnswer) -> bool:
+    """Whether the URL says localhost to a service that runs elsewhere."""
+    is_unreached = answer.code in {ProbeCode.ADDRESS_REFUSED, ProbeCode.CONNECT_FAILED}
+    return is_unreached and is_loopback(case.registered_url) and not case.is_local_registry
+
+
+async def _look_at_certificate(case: Case) -> Certificate:
+    """Shake hands with the server at the registered URL.
+
+    Raises:
+        OSError, TimeoutError: from here it can't be connected to, or no handshake comes about.
+    """
+    parts = case.registered
+    port = parts.port or _PORTS[parts.scheme]
+    try:
+        async with asyncio.timeout(TLS_SECONDS):
+            _, writer = await asyncio.open_connection(parts.hostname, port, ssl=ssl.create_default_context())
+    except ssl.SSLCertVerificationError as error:
+        return Certificate(None, error)
+    certificate = writer.get_extra_info("peercert") or {}
+    writer.transport.abort()
+    ends = certificate.get("notAfter")
+    return Certificate(None if ends is None else datetime.fromtimestamp(ssl.cert_time_to_seconds(ends), UTC))
+
+
+def _judge_probed(case: Case) -> Finding:
+    """Judge by what the registry saw, when nothing can be seen from here."""
+    probe: ProbeAnswer | None = getattr(case, "probe", None)
+    if probe is None or probe.tls is None:
+        return skipped("No TLS handshake came about from here; what the service saw stands above.")
+    return _judge_expiry(probe.tls.certificate_expires_at)
+
+
+def _judge_expiry(expires_at: datetime | None) -> Finding:
+    if expires_at is None:
+        return passed("The certificate is valid.")
+    days = (expires_at - datetime.now(UTC)).total_seconds() / 86400
+    said = f"The certificate is valid until {expires_at:%Y-%m-%d %H:%MZ}, {days:.0f} days from now."
+    if days < EXPIRES_SOON_DAYS:
+        return warned(said, "Renew it now, and look whether its renewal still runs.")
+    return passed(said)

@@ -1,0 +1,110 @@
+"""The inference server as seen from here: does it answer, what is it, what does it serve?"""
+
+from __future__ import annotations
+
+from lucid_compute.agent.inference_server import InferenceServer
+from lucid_compute.agent.runtimes.detection import detect
+from lucid_compute.agent.runtimes.reading import models_listed
+from lucid_compute.doctor.case import Case
+from lucid_compute.doctor.check import Finding, failed, passed, skipped, warned
+
+METRICS_FLAGS = {
+    "llama.cpp": "Start llama-server with --metrics.",
+    "sglang": "Start SGLang with --enable-metrics.",
+    "vllm": "Let this machine read vLLM's /metrics: something before it keeps the path away.",
+    "tgi": "Let this machine read TGI's /metrics: something before it keeps the path away.",
+}
+_KEY_WANTED = frozenset({401, 403})
+_OK = 200
+
+
+async def check_server(case: Case) -> Finding:
+    """Does the inference server answer from here?"""
+    case.server = InferenceServer(case.url, case.inference_key)
+    case.listed = answer = await case.server.get("/v1/models")
+    if answer.fault is not None:
+        fix = f"Start the inference server, or say where it is from here: --url (now {case.url})"
+        if case.is_at_registered_url:
+            fix = "Run this on the node's machine and say where its server is: lucid doctor --url http://localhost:8000"
+        return failed(f"{case.url} {answer.fault}.", fix)
+    if answer.status in _KEY_WANTED:
+        return failed(
+            f"{case.url} wants another key than it was given (status {answer.status}).",
+            "Give the server's key to this machine: LUCID_AGENT_INFERENCE_KEY or --inference-key",
+        )
+    if models_listed(answer) is None:
+        return failed(
+            f"{case.url} answers /v1/models with status {answer.status} and no list of models.",
+            "Say the address of the inference server itself, with the path before its /v1: --url",
+        )
+    return passed(f"{case.url} answers from here.")
+
+
+async def check_runtime(case: Case) -> Finding:
+    """Is it the runtime that the node is registered with?"""
+    detection = await detect(case.server)
+    if detection is None:
+        fix = f"Look at the inference server's log, and whether it answers: curl {case.url.rstrip('/')}/models"
+        return failed("It stopped answering while it was looked at.", fix)
+    case.detection = detection
+    case.reading = await detection.runtime.read(case.server)
+    name, named = detection.runtime.name, case.runtimes
+    said = f"{detection.shown_name} {detection.runtime.version or ''}".strip()
+    update = f"lucid passports update {case.called} --set"
+    if name is None:
+        return skipped("It speaks OpenAI's API and does not say which runtime it is.")
+    if not named:
+        fix = f"Name it, so that models which ask for it are matched: {update} 'runtimes=[\"{name}\"]'"
+        return warned(f"It is {said}, and the node names no runtime.", fix)
+    if name not in named:
+        fix = f"Register the runtime that runs: {update} 'runtimes=[\"{name}\"]'"
+        return failed(f"It is {said}, and the node is registered with {', '.join(named)}.", fix)
+    return passed(f"It is {said} ({'; '.join(detection.evidence)}).")
+
+
+async def check_metrics(case: Case) -> Finding:
+    """Can the agent read how busy the server is?"""
+    name = case.detection.runtime.name
+    if name not in METRICS_FLAGS:
+        return skipped(f"{case.detection.shown_name} has no metrics that are read.")
+    answer = await case.server.get("/metrics")
+    if answer.status == _OK:
+        return passed("/metrics answers.")
+    said = answer.fault or f"answers status {answer.status}"
+    return warned(f"/metrics {said}: load and a wedged server are not seen in full.", METRICS_FLAGS[name])
+
+
+async def check_models(case: Case) -> Finding:
+    """Does the server serve what the node declares and reports?"""
+    wanted = case.model_ids
+    served = {str(entry["id"]) for entry in models_listed(case.listed) or []}
+    served |= {model.id for model in case.reading.models or ()}
+    shown = ", ".join(sorted(served)) or "none"
+    if not wanted:
+        return failed(
+            f"The node declares and reports no model; the server lists: {shown}.",
+            "Load a model and let the agent declare it: lucid agent run",
+        )
+    missing = [model for model in wanted if model not in served and f"{model}:latest" not in served]
+    if missing:
+        return failed(
+            f"The server does not serve {', '.join(missing)}; it lists: {shown}.",
+            "Load what is missing under that name, or declare what is loaded: lucid agent run declares it",
+        )
+    return passed(f"The server serves {', '.join(wanted)}.")
+
+
+async def check_context(case: Case) -> Finding:
+    """Does the server take as many tokens as the node declares?"""
+    limits = {model.id: model.max_tokens for model in case.reading.models or () if model.max_tokens}
+    declared = {model.id: model.max_tokens for model in case.declaration.models if model.max_tokens}
+    known = [name for name in declared if name in limits]
+    if not known:
+        return skipped("Nothing is declared about context, or the server does not say.")
+    for name in known:
+        if (declared[name] or 0) > (limits[name] or 0):
+            return failed(
+                f"{name} is declared with {declared[name]} tokens; the server takes {limits[name]}.",
+                f"Start the server with a longer context, or declare maxTokens {limits[name]}: lucid agent run does",
+            )
+    return passed("The server takes as many tokens as are declared.")

@@ -1,0 +1,92 @@
+"""The inference server beside the agent, asked over HTTP: every question has a deadline, every answer a bound."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any, NamedTuple
+
+import httpx
+
+DEADLINE_SECONDS = 2.0
+HEALTH_DEADLINE_SECONDS = 5.0
+MAX_BODY_BYTES = 8 * 1024 * 1024
+_OK = 200
+
+
+class Answer(NamedTuple):
+    """What came back. Without an answer `status` is 0 and `fault` says why; `is_refused`: nobody listens there."""
+
+    status: int
+    body: bytes = b""
+    fault: str | None = None
+    is_refused: bool = False
+
+    @property
+    def is_ok(self) -> bool:
+        """Whether it is the answer that was asked for."""
+        return self.status == _OK
+
+    @property
+    def text(self) -> str:
+        """The body of a good answer, else nothing."""
+        return self.body.decode(errors="replace") if self.is_ok else ""
+
+    @property
+    def json(self) -> Any:
+        """The JSON of a good answer; None when it is none."""
+        if not self.is_ok:
+            return None
+        try:
+            return json.loads(self.body)
+        except (ValueError, RecursionError):
+            return None
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The JSON object of a good answer; empty when it is none."""
+        value = self.json
+        return value if isinstance(value, dict) else {}
+
+
+class InferenceServer:
+    """Asks one server. Never raises: what goes wrong stands in the answer."""
+
+    def __init__(self, url: str, key: str | None = None) -> None:
+        """Ask the server at `url`, with or without a trailing /v1, with its bearer key if it wants one."""
+        self.url = url.rstrip("/").removesuffix("/v1").rstrip("/")
+        headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        limits = httpx.Limits(max_connections=8, max_keepalive_connections=4, keepalive_expiry=60)
+        self._http = httpx.AsyncClient(
+            base_url=self.url,
+            headers=headers,
+            timeout=HEALTH_DEADLINE_SECONDS,  # of each read; the deadline in `get` holds for everything
+            limits=limits,
+            trust_env=False,
+            follow_redirects=False,
+        )
+
+    async def close(self) -> None:
+        """Close its connections."""
+        await self._http.aclose()
+
+    async def get(self, path: str, deadline_seconds: float = DEADLINE_SECONDS) -> Answer:
+        """Answer what the server answers to a GET within the deadline, which holds for the whole body."""
+        try:
+            async with asyncio.timeout(deadline_seconds):
+                return await self._get(path)
+        except TimeoutError:
+            return Answer(0, fault=f"does not answer within {deadline_seconds:g} s")
+        except httpx.ConnectError:
+            return Answer(0, fault="can't be connected to", is_refused=True)
+        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError):
+            return Answer(0, fault="answers something that is not HTTP, or hangs up")
+
+    async def _get(self, path: str) -> Answer:
+        async with self._http.stream("GET", path) as response:
+            body = bytearray()
+            async for piece in response.aiter_raw():
+                body += piece
+                if len(body) > MAX_BODY_BYTES:
+                    return Answer(0, fault=f"answers more than {MAX_BODY_BYTES} bytes to {path}")
+            return Answer(response.status_code, bytes(body))

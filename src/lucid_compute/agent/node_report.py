@@ -1,0 +1,118 @@
+"""What is said of the node: its heartbeat, its passport's metadata and its declaration, from what was seen. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from lucid_compute.agent.gpu import GpuState
+from lucid_compute.agent.observer import Seen
+from lucid_compute.agent.runtimes.reading import NOTHING_READ, ServedModel, ServerReading
+from lucid_compute.agent.server_watch import Observation
+from lucid_compute.agent.settings import AgentSettings
+from lucid_compute.node_state import ReportedStatus
+
+NOT_LOOKED_AT = "the agent has not been able to look at the inference server lately"
+_MAX_DETAIL = 1000
+
+
+def heartbeat_of(seen: Seen, settings: AgentSettings, *, stops: bool) -> dict[str, Any]:
+    """Answer a heartbeat's fields about the node, by their names in Python. None is unknown, never 0."""
+    server = seen.server
+    reading = server.reading if server is not None else NOTHING_READ
+    fault = NOT_LOOKED_AT if server is None else server.fault
+    models = () if fault is not None or reading.models is None else _wanted(reading.models, settings)
+    return {
+        "status": _status(fault, stops=stops).value,
+        "detail": _detail(fault, seen.gpus, stops=stops),
+        "load": load_of(reading, seen.gpus, settings.max_concurrency),
+        "queue_depth": reading.queued,
+        "in_flight": reading.running,
+        "available_models": [model.id for model in models if model.is_loaded],
+        "runtime": _runtime(server),
+        "gpus": None if seen.gpus.gpus is None else list(seen.gpus.gpus),
+        "tokens_generated": reading.tokens_generated,
+        "jobs_completed": reading.jobs_completed,
+    }
+
+
+def load_of(reading: ServerReading, gpus: GpuState, max_concurrency: int | None) -> float | None:
+    """Answer how busy the node is, 0 to 1: by requests that run of those that can, by the KV cache, or by the GPUs.
+
+    The utilisation of GPUs comes last: one request is enough to keep a GPU at 100 %.
+    """
+    limit = max_concurrency or reading.max_concurrency
+    if reading.running is not None and limit:
+        return min(reading.running / limit, 1.0)
+    return reading.kv_use if reading.kv_use is not None else gpus.utilization
+
+
+def metadata_of(seen: Seen, settings: AgentSettings) -> dict[str, Any]:
+    """Answer what is known for the passport, as metadata names it; what is unknown is left out."""
+    reading = seen.server.reading if seen.server is not None else NOTHING_READ
+    gpus = seen.gpus
+    found = {
+        "gpu": settings.gpu or gpus.names,
+        "gpuCount": len(gpus.gpus) if gpus.gpus else None,
+        "vram": settings.vram or (f"{gpus.vram_mb}MiB" if gpus.vram_mb else None),
+        "inferenceUrl": settings.inference_url,
+        "region": settings.region,
+        "capabilities": list(settings.capabilities),
+        "maxConcurrency": settings.max_concurrency or reading.max_concurrency,
+        "runtimes": _runtimes(seen.server),
+        "maxContext": _max_context(reading.models),
+        "pricePer1kTokens": settings.price_per_1k_tokens,
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def declaration_of(seen: Seen, settings: AgentSettings) -> list[dict[str, Any]] | None:
+    """Answer the models to declare; None while they are unknown, or the server can't serve."""
+    server = seen.server
+    if server is None or server.fault is not None or server.reading.models is None:
+        return None
+    return [
+        {
+            "id": model.id,
+            "max_tokens": model.max_tokens,
+            "quantization": settings.quantization_of(model.id) or model.quantization,
+        }
+        for model in _wanted(server.reading.models, settings)
+    ]
+
+
+def _wanted(models: Collection[ServedModel], settings: AgentSettings) -> list[ServedModel]:
+    return [model for model in models if not settings.models or model.id in settings.models]
+
+
+def _status(fault: str | None, *, stops: bool) -> ReportedStatus:
+    if stops:
+        return ReportedStatus.DRAINING
+    return ReportedStatus.HEALTHY if fault is None else ReportedStatus.UNHEALTHY
+
+
+def _detail(fault: str | None, gpus: GpuState, *, stops: bool) -> str | None:
+    parts = ["the agent is stopping"] if stops else []
+    parts += [fault] if fault is not None else []
+    parts += [gpus.detail] if gpus.detail is not None and gpus.gpus else []  # having no GPU at all is no news
+    return "; ".join(parts)[:_MAX_DETAIL] or None
+
+
+def _runtime(server: Observation | None) -> dict[str, Any] | None:
+    if server is None or server.detection is None or server.detection.runtime.name is None:
+        return None
+    return {"name": server.detection.runtime.name, "version": server.detection.runtime.version}
+
+
+def _runtimes(server: Observation | None) -> list[Mapping[str, Any]] | None:
+    runtime = _runtime(server)
+    if runtime is None:
+        return None
+    return [{name: value for name, value in runtime.items() if value is not None}]
+
+
+def _max_context(models: Collection[ServedModel] | None) -> int | None:
+    """Answer the least context of the models; None unless each one's is known."""
+    contexts = [model.max_tokens for model in models or ()]
+    known = [context for context in contexts if context is not None]
+    return min(known) if known and len(known) == len(contexts) else None

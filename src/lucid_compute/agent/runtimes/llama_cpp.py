@@ -1,0 +1,120 @@
+"""llama.cpp's server. https://github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+from lucid_compute.agent.inference_server import InferenceServer
+from lucid_compute.agent.metrics_text import NO_METRICS, Metrics, read_metrics
+from lucid_compute.agent.runtimes.reading import (
+    ServedModel,
+    ServerReading,
+    as_count,
+    as_label,
+    distinct,
+    is_label,
+    models_listed,
+)
+
+_RUNNING = "llamacpp:requests_processing"
+_QUEUED = "llamacpp:requests_deferred"
+_TOKENS = "llamacpp:tokens_predicted_total"  # moves only when a request ends: one long answer is no wedged server
+_PROGRESS = ("llamacpp:n_decode_total", "llamacpp:prompt_tokens_total", _TOKENS)
+_NAMES = frozenset({_RUNNING, _QUEUED, *_PROGRESS})
+_LOADED_TO_ASK = 8
+
+
+@dataclass(frozen=True, slots=True)
+class LlamaCpp:
+    """A llama.cpp server, of one model or a router before several."""
+
+    version: str | None = None
+    name: str | None = "llama.cpp"
+    health_path: str = "/health"
+
+    async def read(self, server: InferenceServer) -> ServerReading:
+        """Answer how it is: slots that work of all, requests deferred, models with their aliases."""
+        listed, told = await asyncio.gather(server.get("/v1/models"), server.get("/props"))
+        entries, props = models_listed(listed), told.fields
+        models = None if entries is None else distinct(_each_model(entries, props))
+        if props.get("is_sleeping") is True:  # other questions would wake it
+            return ServerReading(models=models, max_concurrency=as_count(props.get("total_slots")))
+        metrics, slots = await _ask_for_metrics(server, entries or [])
+        return ServerReading(
+            models=models,
+            running=_busy(slots) if slots else metrics.count(_RUNNING),
+            queued=metrics.count(_QUEUED),
+            max_concurrency=len(slots) if slots else as_count(props.get("total_slots")),
+            tokens_generated=metrics.count(_TOKENS),
+            progress=metrics.values(_PROGRESS) or _progress_of(slots),
+        )
+
+
+async def _ask_for_metrics(
+    server: InferenceServer, entries: list[dict[str, Any]]
+) -> tuple[Metrics, list[dict[str, Any]]]:
+    """Answer the metrics and the slots; a router's metrics are its loaded models', and it has no slots of its own."""
+    if not any("status" in entry for entry in entries):
+        scraped, listed = await asyncio.gather(server.get("/metrics"), server.get("/slots"))
+        slots = listed.json if isinstance(listed.json, list) else []
+        return read_metrics(scraped.text, _NAMES), [slot for slot in slots if isinstance(slot, dict)]
+    loaded = [entry["id"] for entry in entries if _is_loaded(entry)][:_LOADED_TO_ASK]
+    if not loaded:
+        return NO_METRICS, []
+    answers = await asyncio.gather(*(server.get(f"/metrics?model={quote(name, safe='')}") for name in loaded))
+    return read_metrics("\n".join(answer.text for answer in answers), _NAMES), []
+
+
+def _each_model(entries: list[dict[str, Any]], props: Mapping[str, Any]) -> Iterator[ServedModel]:
+    settings = props.get("default_generation_settings")
+    per_slot = as_count(settings.get("n_ctx")) if isinstance(settings, dict) else None
+    for entry in entries:
+        meta = entry.get("meta") if isinstance(entry.get("meta"), dict) else {}
+        aliases = entry.get("aliases")
+        for name in [entry["id"], *(aliases if isinstance(aliases, list) else [])]:
+            if is_label(name):
+                yield ServedModel(
+                    id=name,
+                    max_tokens=per_slot or as_count(meta.get("n_ctx")),
+                    quantization=_quantization(meta.get("ftype") or props.get("model_ftype")),
+                    is_loaded=_is_loaded(entry),
+                )
+
+
+def _is_loaded(entry: Mapping[str, Any]) -> bool:
+    status = entry.get("status")
+    return not isinstance(status, dict) or status.get("value") == "loaded"
+
+
+def _quantization(ftype: object) -> str | None:
+    """Answer `Q4_K - Medium` as q4_k_m and `all F32` as f32, as models of this kind are named everywhere else."""
+    label = as_label(ftype)
+    if label is None:
+        return None
+    kind, _, size = label.removeprefix("all ").partition(" - ")
+    return f"{kind}_{size[0]}".lower() if size else kind.lower()
+
+
+def _busy(slots: list[dict[str, Any]]) -> int:
+    return sum(slot.get("is_processing") is True for slot in slots)
+
+
+def _progress_of(slots: list[dict[str, Any]]) -> tuple[float, ...] | None:
+    """Answer what moves in the slots, for a server that runs without --metrics."""
+    moved = tuple(
+        float(number)
+        for slot in slots
+        for number in (slot.get("id_task"), slot.get("n_prompt_tokens_processed"), *_decoded(slot))
+        if isinstance(number, int | float)
+    )
+    return moved or None
+
+
+def _decoded(slot: Mapping[str, Any]) -> list[object]:
+    tokens = slot.get("next_token")
+    tokens = tokens if isinstance(tokens, list) else [tokens]
+    return [token.get("n_decoded") for token in tokens if isinstance(token, dict)]

@@ -1,0 +1,92 @@
+"""SGLang. Metrics, with --enable-metrics: https://docs.sglang.ai/references/production_metrics.html."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lucid_compute.agent.inference_server import InferenceServer
+from lucid_compute.agent.metrics_text import read_metrics
+from lucid_compute.agent.runtimes.reading import (
+    ServedModel,
+    ServerReading,
+    as_count,
+    as_label,
+    distinct,
+    models_listed,
+)
+
+_RUNNING = "sglang:num_running_reqs"
+_QUEUED = "sglang:num_queue_reqs"
+_TOKENS = "sglang:generation_tokens_total"
+_KV_USE = "sglang:token_usage"
+# The counters of tokens move when a request ends; the others while it runs.
+_PROGRESS = (
+    _TOKENS,
+    "sglang:prompt_tokens_total",
+    "sglang:realtime_tokens_total",
+    "sglang:gen_throughput",
+    "sglang:num_used_tokens",
+    _KV_USE,
+)
+_NAMES = frozenset({_RUNNING, _QUEUED, *_PROGRESS})
+# Each rank of an engine reports the whole engine's requests.
+_RANKS = frozenset({"tp_rank", "pp_rank", "moe_ep_rank"})
+
+
+@dataclass(frozen=True, slots=True)
+class Sglang:
+    """An SGLang server, with what its /server_info said when it was recognised."""
+
+    version: str | None = None
+    max_concurrency: int | None = None
+    max_tokens: int | None = None
+    quantization: str | None = None
+    name: str | None = "sglang"
+    health_path: str = "/health"
+
+    @classmethod
+    def from_info(cls, info: Mapping[str, Any]) -> Sglang:
+        """Read /server_info, which older versions call /get_server_info."""
+        return cls(
+            version=as_label(info.get("version")),
+            max_concurrency=as_count(info.get("max_running_requests")) or _effective_limit(info),
+            max_tokens=as_count(info.get("context_length")),
+            quantization=as_label(info.get("quantization")),
+        )
+
+    async def read(self, server: InferenceServer) -> ServerReading:
+        """Answer how it is: counts summed over data-parallel engines, each engine's ranks counted once."""
+        listed, scraped = await asyncio.gather(server.get("/v1/models"), server.get("/metrics"))
+        metrics = read_metrics(scraped.text, _NAMES, _is_whole)
+        entries = models_listed(listed)
+        return ServerReading(
+            models=None if entries is None else distinct(self._model(entry) for entry in entries),
+            running=metrics.count(_RUNNING, per=_RANKS),
+            queued=metrics.count(_QUEUED, per=_RANKS),
+            kv_use=metrics.share(_KV_USE),
+            max_concurrency=self.max_concurrency,
+            tokens_generated=metrics.count(_TOKENS, per=_RANKS),
+            progress=metrics.values(_PROGRESS),
+        )
+
+    def _model(self, entry: Mapping[str, Any]) -> ServedModel:
+        max_tokens = as_count(entry.get("max_model_len")) or self.max_tokens
+        return ServedModel(id=entry["id"], max_tokens=max_tokens, quantization=self.quantization)
+
+
+def _is_whole(labels: Mapping[str, str]) -> bool:
+    """Whether a sample is not of one priority alone: with priorities each stands beside the whole, which names none."""
+    return not labels.get("priority")
+
+
+def _effective_limit(info: Mapping[str, Any]) -> int | None:
+    states = info.get("internal_states")
+    limits = [
+        as_count(state.get("effective_max_running_requests_per_dp"))
+        for state in (states if isinstance(states, list) else [])
+        if isinstance(state, dict)
+    ]
+    return sum(limit for limit in limits if limit) if limits and all(limits) else None

@@ -1,0 +1,142 @@
+"""What an agent is told: the one file of the agent that reads the environment."""
+
+from __future__ import annotations
+
+import re
+import socket
+from decimal import Decimal
+from typing import Annotated
+from urllib.parse import SplitResult, urlsplit
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from lucid_compute.field_types import Label, PositiveCount, read_money, write_money
+from lucid_compute.passports import parse_vram_gb
+
+_LOOPBACK = re.compile(r"localhost|127(\.\d{1,3}){3}|::1|.*\.localhost", re.IGNORECASE)
+_PORTS = {"http": 80, "https": 443}
+Words = Annotated[tuple[Label, ...], NoDecode]
+
+
+class AgentSettings(BaseSettings):
+    """The settings of one `lucid agent run`, from `LUCID_AGENT_…` variables; the command line's options go before them.
+
+    Where the registry is and the key for it are the client's own settings, LUCID_API_URL and LUCID_API_KEY.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="LUCID_AGENT_", env_ignore_empty=True, extra="ignore", frozen=True)
+
+    url: str = Field(default="http://localhost:8000", description="The inference server, as this machine reaches it.")
+    public_url: str | None = Field(
+        default=None, description="The inference server, as the registry reaches it. Unset: the same as the url."
+    )
+    name: Label | None = Field(
+        default=None, description="The node's name. Unset: this machine's name and the inference server's port."
+    )
+    passport_id: str | None = Field(
+        default=None, description="The node's passport. It is then never made anew, and --name is not needed."
+    )
+    inference_key: SecretStr | None = Field(default=None, description="The inference server's own bearer key.")
+    region: Label | None = Field(default=None, description="Where the node is, such as us-east-1.")
+    price_per_1k_tokens: str | None = Field(default=None, description="US dollars, such as 0.002.")
+    max_concurrency: PositiveCount | None = Field(
+        default=None, description="Requests at one time. Unset: what the inference server says, if it does."
+    )
+    vram: str | None = Field(default=None, description="Memory for models, such as 24GB. Unset: what NVML says.")
+    gpu: Label | None = Field(default=None, description="The GPU's name. Unset: what NVML says.")
+    gpus: Annotated[tuple[int, ...] | None, NoDecode] = Field(
+        default=None, description="GPUs of the inference server by NVML's index, such as 0,1. Unset: every one."
+    )
+    capabilities: Words = Field(default=("inference",), description="What the node can do, separated by commas.")
+    models: Words = Field(default=(), description="Declare and report these models alone, separated by commas.")
+    quantization: Words = Field(
+        default=(), description="How models are quantized: fp16 for all, or model=awq-4bit for one; with commas."
+    )
+    drain_seconds: float = Field(
+        default=60.0, ge=0, le=86400, description="Longest wait for running requests when the agent is stopped."
+    )
+    deregister_on_exit: bool = Field(default=False, description="Deregister the node, for good, when stopped.")
+
+    @field_validator("capabilities", "models", "quantization", mode="before")
+    @classmethod
+    def _split_words(cls, value: object) -> object:
+        return tuple(filter(None, (word.strip() for word in value.split(",")))) if isinstance(value, str) else value
+
+    @field_validator("gpus", mode="before")
+    @classmethod
+    def _split_indices(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        if not re.fullmatch(r"\d{1,3}(\s*,\s*\d{1,3})*", value.strip()):
+            raise ValueError("Write the indices of GPUs with commas, such as 0,1.")
+        return tuple(int(word) for word in value.split(","))
+
+    @field_validator("vram")
+    @classmethod
+    def _check_vram(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_vram_gb(value)
+        return value
+
+    @field_validator("price_per_1k_tokens")
+    @classmethod
+    def _check_price(cls, value: str | None) -> str | None:
+        return None if value is None else write_money(read_money(value))
+
+    @field_validator("url", "public_url")
+    @classmethod
+    def _check_url(cls, value: str | None) -> str | None:
+        if value is not None:
+            _parts(value)
+        return value
+
+    @model_validator(mode="after")
+    def _quantizations_name_models(self) -> AgentSettings:
+        if sum("=" not in word for word in self.quantization) > 1:
+            raise ValueError("Give one quantization for all models, and others as model=quantization.")
+        return self
+
+    @property
+    def inference_url(self) -> str:
+        """Where the registry finds the inference server."""
+        return self.public_url or self.url
+
+    @property
+    def node_name(self) -> str:
+        """The node's name: two inference servers of one machine have two."""
+        parts = _parts(self.url)
+        return self.name or f"{socket.gethostname()}-{parts.port or _PORTS[parts.scheme]}"
+
+    @property
+    def price(self) -> Decimal | None:
+        """The price as a number."""
+        return None if self.price_per_1k_tokens is None else Decimal(self.price_per_1k_tokens)
+
+    def quantization_of(self, model_id: str) -> str | None:
+        """Answer what was said of this model, or of all."""
+        for word in self.quantization:
+            if word.startswith(f"{model_id}="):
+                return word.removeprefix(f"{model_id}=")
+        return next((word for word in self.quantization if "=" not in word), None)
+
+    def is_out_of_reach(self, api_url: str) -> bool:
+        """Whether the registry, on another machine, would look for the inference server on its own."""
+        return is_loopback(self.inference_url) and not is_loopback(api_url)
+
+
+def is_loopback(url: str) -> bool:
+    """Whether a URL means the machine that it is used on."""
+    return _LOOPBACK.fullmatch(_parts(url).hostname or "") is not None
+
+
+def _parts(url: str) -> SplitResult:
+    """Answer the parts of a URL of http or https.
+
+    Raises:
+        ValueError: it is none.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in _PORTS or not parts.hostname or parts.port == 0 or parts.username is not None:
+        raise ValueError(f"{url!r} is no URL of an inference server. Write it like http://localhost:8000.")
+    return parts

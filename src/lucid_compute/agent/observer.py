@@ -31,8 +31,15 @@ class Seen:
 class Observer:
     """Holds the newest look at the server and at the GPUs, until they are too old to count."""
 
-    def __init__(self, watch: ServerWatch, gpus: GpuReader, clock: Callable[[], float]) -> None:
-        """Look by `watch` and `gpus`; `clock` counts seconds."""
+    def __init__(
+        self,
+        watch: ServerWatch,
+        gpus: GpuReader,
+        clock: Callable[[], float],
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Look by `watch` and `gpus`; `clock` counts seconds. `on_change`: the server can serve now, or no longer."""
+        self._on_change = on_change
         self._watch = watch
         self._gpu_calls = BlockingCalls(gpus.read)
         self._clock = clock
@@ -58,7 +65,9 @@ class Observer:
             group.create_task(_forever(self._look_at_gpus, GPU_SECONDS))
 
     async def _look_at_server(self) -> None:
-        self._server = await self._watch.look()
+        before, self._server = self._server, await self._watch.look()
+        if before is not None and (before.fault is None) != (self._server.fault is None):
+            self._on_change()
         self._say("server", self._server.fault, "the inference server can serve again")
         self._say("notes", "; ".join(self._server.reading.notes) or None, "no model runs on the CPU any more")
 
@@ -85,6 +94,6 @@ async def _forever(look: Callable[[], Awaitable[None]], seconds: float) -> None:
     while True:
         try:
             await look()
-        except Exception:
+        except Exception:  # noqa: BLE001 - a fault of ours in one look must not end the beats
             _log.exception("a look failed; what it would have found is unknown")
         await asyncio.sleep(seconds * (0.9 + random.random() * 0.2))  # noqa: S311 - jitter, not a secret

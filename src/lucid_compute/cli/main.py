@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from lucid_compute import __version__
 from lucid_compute.api.settings import Settings
+from lucid_compute.cli.agent_commands import app as agent_app
 
 app = typer.Typer(
     name="lucid",
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 database_app = typer.Typer(help="Look at the database's schema and change it by hand.", no_args_is_help=True)
 app.add_typer(database_app, name="db")
+app.add_typer(agent_app, name="agent")
 
 UrlOption = Annotated[
     str, typer.Option("--database-url", envvar="LUCID_DATABASE_URL", help="postgresql://user:password@host/database")

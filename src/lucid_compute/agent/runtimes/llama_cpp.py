@@ -73,8 +73,8 @@ def _each_model(entries: list[dict[str, Any]], props: Mapping[str, Any]) -> Iter
     settings = props.get("default_generation_settings")
     per_slot = as_count(settings.get("n_ctx")) if isinstance(settings, dict) else None
     for entry in entries:
-        meta = entry.get("meta") if isinstance(entry.get("meta"), dict) else {}
-        aliases = entry.get("aliases")
+        meta, aliases = entry.get("meta"), entry.get("aliases")
+        meta = meta if isinstance(meta, dict) else {}
         for name in [entry["id"], *(aliases if isinstance(aliases, list) else [])]:
             if is_label(name):
                 yield ServedModel(

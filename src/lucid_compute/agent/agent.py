@@ -1,0 +1,112 @@
+"""The agent as a process: its parts put together, its signals, its exit status."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+
+from lucid_compute.agent.departure import Departure
+from lucid_compute.agent.faults import AgentFault, WrongSettings
+from lucid_compute.agent.gpu import GpuReader
+from lucid_compute.agent.inference_server import InferenceServer
+from lucid_compute.agent.observer import Observer
+from lucid_compute.agent.reporter import Reporter
+from lucid_compute.agent.server_watch import ServerWatch
+from lucid_compute.agent.settings import AgentSettings
+from lucid_compute.client import AsyncLucid
+from lucid_compute.client.errors import ConfigurationFault
+
+CALL_TIMEOUT_SECONDS = 5.0
+_KILLED = 128  # and the signal's number: ended by a second signal
+_log = logging.getLogger(__name__)
+
+
+class Stopping:
+    """SIGTERM and SIGINT: the first asks the agent to leave, the second ends it at once."""
+
+    def __init__(self) -> None:
+        """Take the signals over, for the running loop and the task that this is called in."""
+        self.asked = asyncio.Event()
+        self.wake = asyncio.Event()
+        self.killed_by: int | None = None
+        self._task = asyncio.current_task()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._take, number)
+
+    def _take(self, number: int) -> None:
+        if self.asked.is_set() and self._task is not None:
+            self.killed_by = number
+            self._task.cancel()
+        self.asked.set()
+        self.wake.set()
+
+
+def run_agent(settings: AgentSettings, api_url: str | None = None, api_key: str | None = None) -> int:
+    """Run until a signal; answer the exit status. None for the registry's address or key: from the environment."""
+    return asyncio.run(_run(settings, api_url, api_key))
+
+
+def open_observer(settings: AgentSettings, server: InferenceServer, stopping: Stopping | None = None) -> Observer:
+    """Answer an observer of this machine's GPUs and of `server`, on the running loop's clock."""
+    clock = asyncio.get_running_loop().time
+    on_change = stopping.wake.set if stopping is not None else lambda: None
+    return Observer(ServerWatch(server, clock), GpuReader(settings.gpus), clock, on_change)
+
+
+def open_server(settings: AgentSettings) -> InferenceServer:
+    """Answer the inference server that the settings name."""
+    key = settings.inference_key
+    return InferenceServer(settings.url, None if key is None else key.get_secret_value())
+
+
+async def _run(settings: AgentSettings, api_url: str | None, api_key: str | None) -> int:
+    stopping, server = Stopping(), open_server(settings)
+    observer = open_observer(settings, server, stopping)
+    looking: asyncio.Task[None] | None = None
+    try:
+        async with _open_lucid(settings, api_url, api_key) as lucid:
+            await observer.look()
+            looking = asyncio.create_task(observer.run())
+            await _report(lucid, observer, settings, stopping)
+    except AgentFault as fault:
+        _log.error("%s", fault)
+        return fault.exit_status
+    except asyncio.CancelledError:
+        if stopping.killed_by is None:
+            raise
+        _log.warning("ended at once, by a second signal")
+        return _KILLED + stopping.killed_by
+    finally:
+        if looking is not None:
+            looking.cancel()
+            await asyncio.wait({looking})
+        await server.close()
+    _log.info("stopped")
+    return 0
+
+
+async def _report(lucid: AsyncLucid, observer: Observer, settings: AgentSettings, stopping: Stopping) -> None:
+    clock = asyncio.get_running_loop().time
+    reporter = Reporter(lucid, observer, settings, clock=clock, stop=stopping.asked, wake=stopping.wake)
+    await reporter.run()
+    await Departure(lucid, observer, reporter, settings, clock).leave()
+
+
+def _open_lucid(settings: AgentSettings, api_url: str | None, api_key: str | None) -> AsyncLucid:
+    """Answer a client that leaves repetitions to the agent.
+
+    Raises:
+        WrongSettings: the address or the key can't be used, or the registry could never reach the inference server.
+    """
+    seconds = CALL_TIMEOUT_SECONDS
+    try:
+        lucid = AsyncLucid(api_url, api_key, timeout_seconds=seconds, total_timeout_seconds=seconds, retries=0)
+    except ConfigurationFault as fault:
+        raise WrongSettings(str(fault)) from fault
+    if settings.is_out_of_reach(lucid.base_url):
+        raise WrongSettings(
+            f"The registry at {lucid.base_url} would look for {settings.inference_url} on its own machine. "
+            "Say where it reaches this one: --public-url http://your-gpu:8000"
+        )
+    return lucid

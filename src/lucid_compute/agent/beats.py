@@ -1,0 +1,65 @@
+"""Heartbeats: numbered within this start of the agent, and sent twice at most."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+from uuid import uuid4
+
+from pydantic import ValidationError
+
+from lucid_compute.client import AsyncLucid, LucidClientError
+from lucid_compute.node_state import Heartbeat
+from lucid_compute.wire.compute import HeartbeatAnswer
+
+RETRY_AFTER_SECONDS = 1.0  # once: two beats may then be lost inside the 30 s that count
+_ALWAYS = ("status", "load", "available_models", "queue_depth")
+_log = logging.getLogger(__name__)
+
+
+class Beats:
+    """Sends heartbeats of one boot."""
+
+    def __init__(self, lucid: AsyncLucid) -> None:
+        """Begin a boot of its own: the registry refuses former ones for good."""
+        self._lucid = lucid
+        self.boot_id = uuid4().hex
+        self.sequence = 0
+
+    async def send(self, passport_id: str, fields: Mapping[str, Any]) -> HeartbeatAnswer:
+        """Send one heartbeat, and once more after a second if it is lost; the registry counts it once.
+
+        Raises:
+            LucidClientError: both failed, or the first in a way that a repetition does not mend.
+        """
+        self.sequence += 1
+        heartbeat = self._make(passport_id, fields)
+        try:
+            return await self._lucid.compute.send(heartbeat)
+        except LucidClientError as error:
+            if not error.is_transient or (error.retry_after_seconds or 0) > RETRY_AFTER_SECONDS:
+                raise
+        await asyncio.sleep(RETRY_AFTER_SECONDS)
+        return await self._lucid.compute.send(heartbeat)
+
+    def _make(self, passport_id: str, fields: Mapping[str, Any]) -> Heartbeat:
+        """Answer the heartbeat; if the wire refuses something that was seen, one without what it can do without."""
+        own = {
+            "passport_id": passport_id,
+            "boot_id": self.boot_id,
+            "sequence": self.sequence,
+            "sent_at": datetime.now(UTC),
+        }
+        try:
+            return Heartbeat.model_validate({**fields, **own}, by_name=True)
+        except ValidationError:
+            _log.exception("the heartbeat does not fit the wire; sending what has to be there")
+            plain = {name: fields[name] for name in _ALWAYS} | {
+                "load": None,
+                "queue_depth": None,
+                "available_models": [],
+            }
+            return Heartbeat.model_validate({**plain, **own}, by_name=True)

@@ -1,0 +1,98 @@
+"""Leaving: say that the node drains, wait until nothing runs on it, and deregister it if that is wanted."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from lucid_compute.agent.node_report import heartbeat_of
+from lucid_compute.agent.observer import Observer
+from lucid_compute.agent.reporter import Reporter
+from lucid_compute.agent.settings import AgentSettings
+from lucid_compute.client import AsyncLucid, LucidClientError, errors
+
+LOOK_SECONDS = 1.0
+BEAT_SECONDS = 5.0
+SILENCES_UNTIL_ALONE = 3  # then the registry is away, and so is its gateway
+_log = logging.getLogger(__name__)
+
+
+class Departure:
+    """The end of one node's agent."""
+
+    def __init__(
+        self,
+        lucid: AsyncLucid,
+        observer: Observer,
+        reporter: Reporter,
+        settings: AgentSettings,
+        clock: Callable[[], float],
+    ) -> None:
+        """Leave for the node of `reporter`."""
+        self._lucid, self._observer, self._reporter = lucid, observer, reporter
+        self._settings, self._clock = settings, clock
+        self._silences = 0
+
+    async def leave(self) -> None:
+        """Return when nothing runs on the node any more, or when the time for that is over."""
+        passport_id = self._reporter.passport_id
+        if passport_id is None:
+            return
+        ends_at = self._clock() + self._settings.drain_seconds
+        _log.info("stopping: the node drains, for %g s at most", self._settings.drain_seconds)
+        try:
+            is_drained = await self._drain(passport_id, ends_at)
+            if not is_drained:
+                _log.warning("the time to drain is over; %s requests may still run", self._reporter.running() or "some")
+            if self._settings.deregister_on_exit:
+                await self._deregister(passport_id, max(ends_at - self._clock(), 0.0))
+        except errors.NodeDeregistered:
+            _log.info("the node is deregistered already")
+
+    async def _drain(self, passport_id: str, ends_at: float) -> bool:
+        """Answer whether nothing runs on the node any more."""
+        beat_at = self._clock()
+        while True:
+            if self._clock() >= beat_at:
+                beat_at = self._clock() + BEAT_SECONDS
+                await self._beat(passport_id)
+            if await self._is_drained(passport_id):
+                return True
+            if self._clock() + LOOK_SECONDS > ends_at:
+                return False
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def _beat(self, passport_id: str) -> None:
+        fields = heartbeat_of(self._observer.seen(), self._settings, stops=True)
+        try:
+            await self._reporter.beats.send(passport_id, fields)
+        except errors.NodeDeregistered:
+            raise
+        except LucidClientError as error:
+            _log.warning("the registry was not told that the node drains: %s", error)
+
+    async def _is_drained(self, passport_id: str) -> bool:
+        """Whether registry and inference server both say that nothing runs; an absent registry sends nothing."""
+        try:
+            says_so = (await self._lucid.compute.health(passport_id)).drained
+            self._silences = 0
+        except errors.NodeDeregistered:
+            raise
+        except LucidClientError:
+            self._silences += 1
+            says_so = self._silences >= SILENCES_UNTIL_ALONE
+        if not says_so or self._reporter.running():
+            return False
+        await self._observer.look()  # what was seen may be seconds old
+        return not self._reporter.running()
+
+    async def _deregister(self, passport_id: str, wait_seconds: float) -> None:
+        try:
+            await self._lucid.compute.deregister(passport_id, wait_seconds=max(wait_seconds, 1.0))
+        except errors.RequestsInFlight as error:
+            _log.error("not deregistered: %s requests still run", error.in_flight)
+        except LucidClientError as error:
+            _log.error("not deregistered: %s", error)
+        else:
+            _log.info("deregistered")

@@ -1,0 +1,162 @@
+"""The node's passport: found again by its name or made, and kept in step with what is seen."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+from lucid_compute.agent.faults import NodeEnded, WrongSettings
+from lucid_compute.agent.settings import AgentSettings
+from lucid_compute.client import AsyncLucid, errors
+from lucid_compute.passports import PassportStatus, PassportType
+from lucid_compute.wire.passports import PassportView
+
+_PRICE = "pricePer1kTokens"
+_OF_THE_SERVER = frozenset({"maxConcurrency", "maxContext", "runtimes"})
+_log = logging.getLogger(__name__)
+
+
+class Registration:
+    """What the registry holds of this node, as the agent last wrote or read it."""
+
+    def __init__(self, lucid: AsyncLucid, settings: AgentSettings) -> None:
+        """Register by `lucid`."""
+        self._lucid = lucid
+        self._settings = settings
+        self._shown: Mapping[str, Any] = {}
+        self._sent: dict[str, Any] = {}
+        self._key_is_sent = False
+        self._declared: list[dict[str, Any]] | None = None
+
+    async def find_or_make(self, metadata: Mapping[str, Any]) -> PassportView:
+        """Answer the node's passport, brought up to date: the one of its name, or a new one.
+
+        A name whose passport was revoked or deregistered is free again, and the new passport has a new id: whoever
+        starts an agent wants a node.
+
+        Raises:
+            AgentFault: no passport can be had so.
+            LucidClientError: the registry refuses, or is away.
+        """
+        self._shown, self._sent, self._key_is_sent, self._declared = {}, {}, False, None
+        passport = await self._find_or_make(metadata)
+        self._shown = passport.metadata
+        await self.describe(passport.id, metadata)
+        return passport
+
+    async def describe(self, passport_id: str, metadata: Mapping[str, Any]) -> None:
+        """Write what differs from what the registry shows; what is unknown now is not touched.
+
+        But what this agent wrote of a server that was replaced is taken back, such as the slots that it had.
+        """
+        changes = {name: value for name, value in metadata.items() if not _is_equal(name, value, self._shown.get(name))}
+        if metadata.get("runtimes") != self._sent.get("runtimes"):
+            changes |= dict.fromkeys(_OF_THE_SERVER & self._sent.keys() - metadata.keys())
+        if (key := self._settings.inference_key) is not None and not self._key_is_sent:
+            changes["inferenceKey"] = key.get_secret_value()
+        if changes:
+            passport = await self._lucid.passports.update(passport_id, metadata=changes)
+            _log.info("passport %s: wrote %s", passport_id, ", ".join(sorted(changes)))
+            self._shown = passport.metadata
+        self._sent, self._key_is_sent = dict(metadata), True
+
+    async def declare(self, passport_id: str, models: list[dict[str, Any]]) -> None:
+        """Declare these models, unless they are declared already."""
+        if models == self._declared:
+            return
+        if self._declared is None and models == await self._read_declaration(passport_id):
+            self._declared = models
+            return
+        answer = await self._lucid.compute.update_models(passport_id, models=models)
+        self._declared = models
+        unknown = [model.id for model in answer.models if model.model_passport_id is None]
+        _log.info("declared %s", ", ".join(model["id"] for model in models) or "no model")
+        if unknown:
+            _log.warning(
+                "no model is registered as %s yet: requests for it come once a passport has that name or alias",
+                ", ".join(unknown),
+            )
+
+    async def _find_or_make(self, metadata: Mapping[str, Any]) -> PassportView:
+        if self._settings.passport_id is not None:
+            return await self._get(self._settings.passport_id)
+        if "vram" not in metadata:
+            if (found := await self._find()) is not None:
+                return found
+            raise WrongSettings(
+                "The memory of the GPUs is unknown: NVML shows none here. Say how much models may use: --vram 24GB"
+            )
+        try:
+            return await self._make(metadata)
+        except errors.PassportExists as error:
+            if error.passport_id is None:
+                raise
+            return await self._get(error.passport_id)
+        except errors.Forbidden:  # a key that is bound to one node may not make another
+            if (found := await self._find()) is not None:
+                return found
+            raise
+
+    async def _make(self, metadata: Mapping[str, Any]) -> PassportView:
+        key = self._settings.inference_key
+        secret = {} if key is None else {"inferenceKey": key.get_secret_value()}
+        passport = await self._lucid.passports.create(
+            name=self._settings.node_name, type=PassportType.COMPUTE.value, metadata={**metadata, **secret}
+        )
+        self._key_is_sent = True
+        _log.info("registered %s as passport %s", passport.name, passport.id)
+        return passport
+
+    async def _get(self, passport_id: str) -> PassportView:
+        passport = await self._lucid.passports.get(passport_id)
+        if passport.type is not PassportType.COMPUTE:
+            raise WrongSettings(
+                f"Passport {passport_id} is no node but of type {passport.type.value}. Choose another one."
+            )
+        if passport.status is PassportStatus.REVOKED:
+            raise NodeEnded(f"Passport {passport_id} is revoked, for good. Leave --passport-id out to register anew.")
+        _log.info("found %s, passport %s", passport.name, passport.id)
+        return passport
+
+    async def _find(self) -> PassportView | None:
+        """Answer the living node of this name; an admin's key sees those of every owner.
+
+        Raises:
+            WrongSettings: several owners have one.
+        """
+        name = self._settings.node_name
+        found = [
+            passport
+            async for passport in self._lucid.passports.list(type=PassportType.COMPUTE.value, search=name)
+            if passport.name == name and passport.status is not PassportStatus.REVOKED and await self._lives(passport)
+        ]
+        if len(found) > 1:
+            raise WrongSettings(f"Several nodes are named {name!r}. Say which one: --passport-id {found[0].id}")
+        if found:
+            _log.info("found %s, passport %s", name, found[0].id)
+        return found[0] if found else None
+
+    async def _lives(self, passport: PassportView) -> bool:
+        try:
+            await self._lucid.compute.health(passport.id)
+        except errors.NodeDeregistered:
+            return False
+        return True
+
+    async def _read_declaration(self, passport_id: str) -> list[dict[str, Any]]:
+        declared = await self._lucid.compute.declared_models(passport_id)
+        models = [
+            model.model_dump(include={"id", "max_tokens", "quantization"}, by_alias=False) for model in declared.models
+        ]
+        return sorted(models, key=lambda model: str(model["id"]))
+
+
+def _is_equal(name: str, mine: object, shown: object) -> bool:
+    if name != _PRICE:
+        return mine == shown
+    try:
+        return Decimal(str(mine)) == Decimal(str(shown))
+    except InvalidOperation:
+        return False

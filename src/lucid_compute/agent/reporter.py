@@ -1,0 +1,198 @@
+"""One life of the agent on one node: register, beat, tell what changes, and leave."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from lucid_compute.agent.backoff import Backoff
+from lucid_compute.agent.beats import Beats
+from lucid_compute.agent.faults import SLOW_RETRY_SECONDS, NodeEnded, Superseded, refusal
+from lucid_compute.agent.node_report import declaration_of, heartbeat_of, metadata_of
+from lucid_compute.agent.observer import Observer
+from lucid_compute.agent.registration import Registration
+from lucid_compute.agent.settings import AgentSettings
+from lucid_compute.client import AsyncLucid, LucidClientError, errors
+from lucid_compute.wire.compute import HeartbeatAnswer, NodeHealth
+
+DESCRIBE_SECONDS = 4.0
+SHORTEST_INTERVAL_SECONDS = 2.0  # also for news: the registry takes one beat a second
+LONGEST_INTERVAL_SECONDS = 60.0
+ASK_WHO_REPORTS_EVERY = 10  # beats
+_log = logging.getLogger(__name__)
+
+
+class Reporter:
+    """Keeps the registry's picture of the node true. `wake` ends a wait between two beats."""
+
+    def __init__(
+        self,
+        lucid: AsyncLucid,
+        observer: Observer,
+        settings: AgentSettings,
+        *,
+        clock: Callable[[], float],
+        stop: asyncio.Event,
+        wake: asyncio.Event,
+    ) -> None:
+        """Report what `observer` sees, until `stop` is set."""
+        self._lucid, self._observer, self._settings = lucid, observer, settings
+        self._clock, self._stop, self._wake = clock, stop, wake
+        self._registration = Registration(lucid, settings)
+        self._backoff = Backoff()
+        self._trouble: str | None = None
+        self._is_draining = self._is_drained = False
+        self._strangers = 0
+        self.beats = Beats(lucid)
+        self.passport_id: str | None = None
+
+    async def run(self) -> None:
+        """Report until stopped; the node's last heartbeat is then of the healthy or unhealthy node that it was.
+
+        Raises:
+            AgentFault: what waiting does not mend.
+        """
+        await self._register(is_first=True)
+        describing = asyncio.create_task(self._keep_described())
+        try:
+            while not self._stop.is_set():
+                started_at = self._clock()
+                seconds = await self._beat()
+                await self._wait(max(seconds - (self._clock() - started_at), 0.0), since=started_at)
+        finally:
+            describing.cancel()
+            await asyncio.wait({describing})
+
+    async def _register(self, *, is_first: bool) -> None:
+        """Find or make the passport, however long the registry is away; return at once when stopped.
+
+        Raises:
+            AgentFault: the registry refuses; only when the agent has just been started, for a person is there then.
+        """
+        while not self._stop.is_set():
+            try:
+                metadata = metadata_of(self._observer.seen(), self._settings)
+                self.passport_id = (await self._registration.find_or_make(metadata)).id
+            except LucidClientError as error:
+                if is_first and (fault := refusal(error)) is not None:
+                    raise fault from error
+                await self._wait(self._after(error))
+            else:
+                self._recovered()
+                return
+
+    async def _beat(self) -> float:
+        """Send one heartbeat; answer in how many seconds the next is due."""
+        if self.passport_id is None:
+            await self._register(is_first=False)
+            return 0.0
+        fields = heartbeat_of(self._observer.seen(), self._settings, stops=False)
+        try:
+            answer = await self.beats.send(self.passport_id, fields)
+        except errors.NodeDeregistered as error:
+            raise NodeEnded(f"{error.message} The agent stops; start it again to register anew.") from error
+        except errors.NotFound as error:
+            _log.warning("the registry knows no node %s any more; registering anew (%s)", self.passport_id, error)
+            self.passport_id = None
+            return SHORTEST_INTERVAL_SECONDS
+        except LucidClientError as error:
+            return self._after(error)
+        self._recovered()
+        await self._look_at_the_answer(self.passport_id, answer)
+        return min(max(answer.next_heartbeat_in_seconds, SHORTEST_INTERVAL_SECONDS), LONGEST_INTERVAL_SECONDS)
+
+    async def _look_at_the_answer(self, passport_id: str, answer: HeartbeatAnswer) -> None:
+        """Follow an operator's drain, and notice another agent on the same passport."""
+        if answer.drain != self._is_draining:
+            self._is_draining, self._is_drained = answer.drain, False
+            words = "an operator drains this node: the gateway starts no request on it; the agent goes on reporting"
+            _log.info("%s", words if answer.drain else "the operator's drain is over: requests come again")
+        is_time = self.beats.sequence % ASK_WHO_REPORTS_EVERY == ASK_WHO_REPORTS_EVERY // 2
+        if not (is_time or self._strangers or (self._is_draining and not self._is_drained)):
+            return
+        try:
+            health = await self._lucid.compute.health(passport_id)
+        except LucidClientError:
+            return  # the next beat asks again, or meets the same
+        self._notice_strangers(health)
+        if self._is_draining and not self._is_drained and health.drained and not self.running():
+            self._is_drained = True
+            _log.info("drained: nothing runs on this node any more, it is safe to stop")
+
+    def _notice_strangers(self, health: NodeHealth) -> None:
+        """End when another boot's heartbeats have taken the place of ours: the registry refuses ours from then on.
+
+        Raises:
+            Superseded: twice in a row, as replicas may lag behind for two seconds.
+        """
+        boot_id = health.reported.boot_id if health.reported is not None else self.beats.boot_id
+        self._strangers = 0 if boot_id == self.beats.boot_id else self._strangers + 1
+        if self._strangers > 1:
+            raise Superseded(
+                f"Another agent, started later, reports for {health.passport_id}, so this one ends. "
+                "If both are to run, give each its own --name."
+            )
+
+    def running(self) -> int | None:
+        """Answer how many requests the inference server says it runs; None when it does not say."""
+        server = self._observer.seen().server
+        return None if server is None or server.fault is not None else server.reading.running
+
+    async def _keep_described(self) -> None:
+        """Keep passport and declaration in step with what is seen; beside the beats, which never wait for it."""
+        backoff, trouble = Backoff(), None
+        while True:
+            seconds = DESCRIBE_SECONDS
+            try:
+                await self._describe()
+            except LucidClientError as error:
+                seconds = backoff.fail() if error.is_transient else SLOW_RETRY_SECONDS
+                if not error.is_transient and trouble != error.message:
+                    trouble = error.message
+                    _log.error("what the node is could not be written; trying again every minute: %s", error)
+            else:
+                backoff, trouble = Backoff(), None
+            await asyncio.sleep(seconds)
+
+    async def _describe(self) -> None:
+        seen, passport_id = self._observer.seen(), self.passport_id
+        models = declaration_of(seen, self._settings)
+        if passport_id is not None and models is not None:  # a server that can't serve says nothing of what it is
+            await self._registration.describe(passport_id, metadata_of(seen, self._settings))
+            await self._registration.declare(passport_id, models)
+
+    async def _wait(self, seconds: float, since: float | None = None) -> None:
+        """Wait, but for a stop, or for news that are not too soon after the last beat at `since`."""
+        until = self._clock() + seconds
+        if since is not None:
+            await self._wait_for_stop(min(since + SHORTEST_INTERVAL_SECONDS, until) - self._clock())
+        try:
+            async with asyncio.timeout(max(until - self._clock(), 0.0)):
+                await self._wake.wait()
+        except TimeoutError:
+            pass
+        self._wake.clear()
+
+    async def _wait_for_stop(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(max(seconds, 0.0)):
+                await self._stop.wait()
+        except TimeoutError:
+            pass
+
+    def _after(self, error: LucidClientError) -> float:
+        """Note a failure, once for each kind; answer how long to wait."""
+        if self._trouble != error.code:
+            self._trouble = error.code
+            often = "" if error.is_transient else f" every {SLOW_RETRY_SECONDS:.0f} s"
+            _log.warning("the registry takes nothing from this node; trying again%s: %s", often, error)
+        if not error.is_transient:
+            return SLOW_RETRY_SECONDS
+        return self._backoff.fail(at_least_seconds=min(error.retry_after_seconds or 0.0, LONGEST_INTERVAL_SECONDS))
+
+    def _recovered(self) -> None:
+        if self._trouble is not None:
+            _log.info("the registry takes this node's heartbeats again")
+        self._trouble = None
+        self._backoff.succeed()

@@ -50,18 +50,20 @@ class Llama(NamedTuple):
 
 
 @contextmanager
-def llama_server(folder: Path, *, tells: bool = True, embeds: bool = False) -> Iterator[Llama]:
+def llama_server(folder: Path, *, tells: bool = True, embeds: bool = False, model: str = MODEL) -> Iterator[Llama]:
     """Run a server. `tells`: with /metrics and /slots; `embeds`: it answers embeddings, and chats besides."""
-    with llama_servers(folder, 1, tells=tells, embeds=embeds) as (llama,):
+    with llama_servers(folder, 1, tells=tells, embeds=embeds, model=model) as (llama,):
         yield llama
 
 
 @contextmanager
-def llama_servers(folder: Path, count: int, *, tells: bool = True, embeds: bool = False) -> Iterator[list[Llama]]:
+def llama_servers(
+    folder: Path, count: int, *, tells: bool = True, embeds: bool = False, model: str = MODEL
+) -> Iterator[list[Llama]]:
     """Run several servers, which start side by side."""
-    write_tiny_gguf(folder / "tiny.gguf", MODEL)
-    command = [sys.executable, "-c", _SERVER, str(folder / "tiny.gguf"), MODEL, str(tells), str(embeds)]
-    outputs = [folder / f"llama-{number}" for number in range(count)]
+    write_tiny_gguf(folder / "tiny.gguf", model)
+    command = [sys.executable, "-c", _SERVER, str(folder / "tiny.gguf"), model, str(tells), str(embeds)]
+    outputs = [folder / f"llama-{model}-{number}" for number in range(count)]
     with ExitStack() as stack:
         processes = [stack.enter_context(running(output, command)) for output in outputs]
         yield [

@@ -80,7 +80,7 @@ MODULES = {module_of(path) for path in FILES}
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
 def test_a_room_imports_only_the_rooms_below_it(path: Path) -> None:
-    """api → inference → storage → fleet → wire → ground, egress beside storage; doctor → agent → client → wire."""
+    """Downward: api → inference → storage → fleet → wire → ground, egress beside; doctor → agent → client → wire."""
     room = room_of(path)
     for imported in imports_of(path):
         if imported.startswith(f"{PACKAGE}."):

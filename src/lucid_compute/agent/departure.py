@@ -84,7 +84,7 @@ class Departure:
             says_so = self._silences >= SILENCES_UNTIL_ALONE
         if not says_so or self._reporter.running():
             return False
-        await self._observer.look()  # what was seen may be seconds old
+        await self._observer.look_at_server()  # what was seen may be seconds old
         return not self._reporter.running()
 
     async def _deregister(self, passport_id: str, wait_seconds: float) -> None:

@@ -56,15 +56,16 @@ class Observer:
 
     async def look(self) -> None:
         """Look at everything once, side by side."""
-        await asyncio.gather(self._look_at_server(), self._look_at_gpus())
+        await asyncio.gather(self.look_at_server(), self._look_at_gpus())
 
     async def run(self) -> None:
         """Look again and again, until cancelled."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(_forever(self._look_at_server, LOOK_SECONDS))
+            group.create_task(_forever(self.look_at_server, LOOK_SECONDS))
             group.create_task(_forever(self._look_at_gpus, GPU_SECONDS))
 
-    async def _look_at_server(self) -> None:
+    async def look_at_server(self) -> None:
+        """Look at the server once."""
         before, self._server = self._server, await self._watch.look()
         if before is not None and (before.fault is None) != (self._server.fault is None):
             self._on_change()

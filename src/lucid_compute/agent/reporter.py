@@ -14,12 +14,11 @@ from lucid_compute.agent.observer import Observer
 from lucid_compute.agent.registration import Registration
 from lucid_compute.agent.settings import AgentSettings
 from lucid_compute.client import AsyncLucid, LucidClientError, errors
-from lucid_compute.wire.compute import HeartbeatAnswer, NodeHealth
+from lucid_compute.wire.compute import HeartbeatAnswer
 
 DESCRIBE_SECONDS = 4.0
 SHORTEST_INTERVAL_SECONDS = 2.0  # also for news: the registry takes one beat a second
 LONGEST_INTERVAL_SECONDS = 60.0
-ASK_WHO_REPORTS_EVERY = 10  # beats
 _log = logging.getLogger(__name__)
 
 
@@ -43,7 +42,6 @@ class Reporter:
         self._backoff = Backoff()
         self._trouble: str | None = None
         self._is_draining = self._is_drained = False
-        self._strangers = 0
         self.beats = Beats(lucid)
         self.passport_id: str | None = None
 
@@ -97,42 +95,31 @@ class Reporter:
             self.passport_id = None
             return SHORTEST_INTERVAL_SECONDS
         except LucidClientError as error:
+            if _is_of_a_former_boot(error):
+                raise Superseded(
+                    f"Another agent, started later, reports for passport {self.passport_id}, so this one ends. "
+                    "If both are to run, give each its own --name."
+                ) from error
             return self._after(error)
         self._recovered()
-        await self._look_at_the_answer(self.passport_id, answer)
+        await self._follow_drain(self.passport_id, answer)
         return min(max(answer.next_heartbeat_in_seconds, SHORTEST_INTERVAL_SECONDS), LONGEST_INTERVAL_SECONDS)
 
-    async def _look_at_the_answer(self, passport_id: str, answer: HeartbeatAnswer) -> None:
-        """Follow an operator's drain, and notice another agent on the same passport."""
+    async def _follow_drain(self, passport_id: str, answer: HeartbeatAnswer) -> None:
+        """Say once that an operator drains the node, once that nothing runs on it any more, and once that it is over."""
         if answer.drain != self._is_draining:
             self._is_draining, self._is_drained = answer.drain, False
             words = "an operator drains this node: the gateway starts no request on it; the agent goes on reporting"
             _log.info("%s", words if answer.drain else "the operator's drain is over: requests come again")
-        is_time = self.beats.sequence % ASK_WHO_REPORTS_EVERY == ASK_WHO_REPORTS_EVERY // 2
-        if not (is_time or self._strangers or (self._is_draining and not self._is_drained)):
+        if not self._is_draining or self._is_drained:
             return
         try:
             health = await self._lucid.compute.health(passport_id)
         except LucidClientError:
             return  # the next beat asks again, or meets the same
-        self._notice_strangers(health)
-        if self._is_draining and not self._is_drained and health.drained and not self.running():
+        if health.drained and not self.running():
             self._is_drained = True
             _log.info("drained: nothing runs on this node any more, it is safe to stop")
-
-    def _notice_strangers(self, health: NodeHealth) -> None:
-        """End when another boot's heartbeats have taken the place of ours: the registry refuses ours from then on.
-
-        Raises:
-            Superseded: twice in a row, as replicas may lag behind for two seconds.
-        """
-        boot_id = health.reported.boot_id if health.reported is not None else self.beats.boot_id
-        self._strangers = 0 if boot_id == self.beats.boot_id else self._strangers + 1
-        if self._strangers > 1:
-            raise Superseded(
-                f"Another agent, started later, reports for {health.passport_id}, so this one ends. "
-                "If both are to run, give each its own --name."
-            )
 
     def running(self) -> int | None:
         """Answer how many requests the inference server says it runs; None when it does not say."""
@@ -196,3 +183,10 @@ class Reporter:
             _log.info("the registry takes this node's heartbeats again")
         self._trouble = None
         self._backoff.succeed()
+
+
+def _is_of_a_former_boot(error: LucidClientError) -> bool:
+    """Whether the registry refuses a heartbeat because a later boot has taken this one's place, which is for good."""
+    fields = error.details.get("fields")
+    faults = fields if isinstance(error, errors.InvalidRequest) and isinstance(fields, list) else []
+    return any(isinstance(fault, dict) and fault.get("path") == "bootId" for fault in faults)

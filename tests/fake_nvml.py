@@ -1,0 +1,129 @@
+"""A fake libnvidia-ml.so.1, as ctypes sees it: what pynvml loads in its place, with GPUs that fail as told.
+
+    library = FakeNvml(FakeGpu(), FakeGpu(power=NOT_SUPPORTED))
+    library.stand_in(monkeypatch)      # from here on the real pynvml speaks to it
+
+A value that is an `Errno` is what the call answers instead. Nothing of pynvml is patched but the place where it opens
+the library.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import pynvml  # type: ignore[import-untyped]
+import pytest
+
+
+class Errno(NamedTuple):
+    """A return code of NVML's."""
+
+    code: int
+
+
+OK = 0  # NVML_SUCCESS
+INVALID = Errno(pynvml.NVML_ERROR_INVALID_ARGUMENT)
+LOST = Errno(pynvml.NVML_ERROR_GPU_IS_LOST)
+NOT_SUPPORTED = Errno(pynvml.NVML_ERROR_NOT_SUPPORTED)
+NOT_LOADED = Errno(pynvml.NVML_ERROR_DRIVER_NOT_LOADED)
+UNKNOWN = Errno(pynvml.NVML_ERROR_UNKNOWN)
+_MIB = 1024 * 1024
+
+
+@dataclass
+class FakeGpu:
+    """One GPU; a fault of `handle` is met before anything can be asked of it."""
+
+    name: bytes | Errno = b"NVIDIA H100 80GB HBM3"
+    total_mib: int | Errno = 81559
+    used_mib: int = 1024
+    busy: int | Errno = 42
+    celsius: int | Errno = 37
+    milliwatts: int | Errno = 71_500
+    handle: Errno | None = None
+
+    def fall_off_the_bus(self) -> None:
+        """Answer everything with NVML_ERROR_GPU_IS_LOST."""
+        self.name = self.total_mib = self.busy = self.celsius = self.milliwatts = LOST
+
+
+@dataclass
+class FakeNvml:
+    """The library. `refusal` is what nvmlInit answers; `hangs` is what every call waits for."""
+
+    gpus: list[FakeGpu] = field(default_factory=lambda: [FakeGpu()])
+    refusal: Errno | None = None
+    inits: int = 0
+    shutdowns: int = 0
+    hangs: threading.Event | None = None
+
+    def stand_in(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Be what pynvml opens, until the test ends."""
+        monkeypatch.setattr(pynvml, "CDLL", lambda _: self)
+        for name, value in (("nvmlLib", None), ("_nvmlGetFunctionPointer_cache", {}), ("_nvmlLib_refcount", 0)):
+            monkeypatch.setattr(pynvml, name, value)
+
+    def nvmlInitWithFlags(self, _flags: int) -> int:  # noqa: N802 - NVML's name, as all below
+        self._hang()
+        self.inits += 1
+        return self.refusal.code if self.refusal else OK
+
+    def nvmlShutdown(self) -> int:  # noqa: N802
+        self.shutdowns += 1
+        return OK
+
+    def nvmlDeviceGetCount_v2(self, count: Any) -> int:  # noqa: N802
+        return _answer(count, len(self.gpus))
+
+    def nvmlDeviceGetHandleByIndex_v2(self, index: ctypes.c_uint, device: Any) -> int:  # noqa: N802
+        if index.value >= len(self.gpus):
+            return INVALID.code
+        if (fault := self.gpus[index.value].handle) is not None:
+            return fault.code
+        ctypes.cast(ctypes.pointer(device._obj), ctypes.POINTER(ctypes.c_void_p))[0] = index.value + 1
+        return OK
+
+    def nvmlDeviceGetName(self, device: Any, name: Any, _length: ctypes.c_uint) -> int:  # noqa: N802
+        value = self._gpu(device).name
+        if isinstance(value, Errno):
+            return value.code
+        name.value = value
+        return OK
+
+    def nvmlDeviceGetMemoryInfo(self, device: Any, memory: Any) -> int:  # noqa: N802
+        gpu = self._gpu(device)
+        if isinstance(gpu.total_mib, Errno):
+            return gpu.total_mib.code
+        memory._obj.total, memory._obj.used = gpu.total_mib * _MIB, gpu.used_mib * _MIB
+        return OK
+
+    def nvmlDeviceGetUtilizationRates(self, device: Any, rates: Any) -> int:  # noqa: N802
+        busy = self._gpu(device).busy
+        if isinstance(busy, Errno):
+            return busy.code
+        rates._obj.gpu = busy
+        return OK
+
+    def nvmlDeviceGetTemperature(self, device: Any, _sensor: Any, celsius: Any) -> int:  # noqa: N802
+        return _answer(celsius, self._gpu(device).celsius)
+
+    def nvmlDeviceGetPowerUsage(self, device: Any, milliwatts: Any) -> int:  # noqa: N802
+        return _answer(milliwatts, self._gpu(device).milliwatts)
+
+    def _gpu(self, device: Any) -> FakeGpu:
+        self._hang()
+        return self.gpus[(ctypes.cast(device, ctypes.c_void_p).value or 1) - 1]
+
+    def _hang(self) -> None:
+        if self.hangs is not None:
+            self.hangs.wait()
+
+
+def _answer(reference: Any, value: int | Errno) -> int:
+    if isinstance(value, Errno):
+        return value.code
+    reference._obj.value = value
+    return OK

@@ -10,9 +10,10 @@ import pytest
 import pytest_asyncio
 
 from tests import postgres
+from tests.agents import Registry, make_key, open_registry
 from tests.fault_node import Behaviour, FaultNode
 from tests.gateway import Gateway, chat_answer, open_gateway
-from tests.served import Served, folder
+from tests.served import Served, folder, serving, serving_on_a_clone
 
 FIRST_BYTE_SECONDS = 1.0
 ANSWER_SECONDS = 3.0
@@ -62,3 +63,23 @@ async def recorder() -> AsyncIterator[FaultNode]:
     """A node that answers every chat and keeps what it was sent."""
     async with FaultNode(Behaviour(answer=chat_answer())) as node:
         yield node
+
+
+@pytest.fixture
+async def registry() -> AsyncIterator[Registry]:
+    """A service as `make run` starts it."""
+    with serving() as served:
+        async with open_registry(served) as opened:
+            yield opened
+
+
+@pytest.fixture(scope="module")
+def small_registry(postgres_and_template: tuple[str, str]) -> Iterator[tuple[str, str]]:
+    """A service that several tests share, and a key."""
+    with serving_on_a_clone(postgres_and_template) as served:
+
+        async def key() -> str:
+            async with served.client() as admin:
+                return await make_key(admin)
+
+        yield served.url, asyncio.run(key())

@@ -1,5 +1,7 @@
 # The service on a Postgres of yours: set LUCID_DATABASE_URL. docker-compose.yml shows it with one.
 # Without LUCID_DATABASE_URL the embedded Postgres runs inside, with its cluster in the volume /data.
+#
+# docker build --target agent -t lucid-agent . makes the image of the agent instead: docs/agent.md.
 
 FROM python:3.13-slim AS builder
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
@@ -13,6 +15,22 @@ RUN pip --python /opt/lucid/bin/python install --require-hashes -r requirements/
 COPY pyproject.toml README.md LICENSE ./
 COPY src src
 RUN pip --python /opt/lucid/bin/python install --no-deps --no-build-isolation .
+
+# The agent beside an inference server. It listens to nothing and keeps nothing.
+FROM python:3.13-slim AS agent
+LABEL org.opencontainers.image.title="lucid-agent" \
+      org.opencontainers.image.description="Reports an inference server and its GPUs to a compute registry" \
+      org.opencontainers.image.licenses="Apache-2.0"
+COPY --from=builder /opt/lucid /opt/lucid
+# With NVIDIA's container runtime, NVML is mounted for whoever asks for `utility`.
+ENV PATH="/opt/lucid/bin:$PATH" \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=utility
+USER 10001:10001
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["lucid", "agent", "run"]
 
 FROM python:3.13-slim
 LABEL org.opencontainers.image.title="lucid-compute" \

@@ -1,16 +1,22 @@
-"""A real `lucid agent run` below a test: the console script, its words in a file, stopped or killed."""
+"""A real `lucid agent run` below a test, and the real registry that it reports to, as a provider sees both."""
 
 from __future__ import annotations
 
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any
 
-from tests.llama import running, said
-from tests.served import LUCID, wait_until
+import httpx
+
+from tests.llama import MODEL, running, said
+from tests.served import LUCID, Served, eventually, wait_until
+
+NOBODY_LISTENS = "http://127.0.0.1:65009"
+BEATS_SECONDS = 25.0  # two beats, and what a busy machine adds
 
 STOP_SECONDS = 30.0
 ROOT = str(Path(__file__).parents[1])
@@ -66,3 +72,69 @@ def agent(
 def python_that(prepares: str) -> Sequence[str]:
     """Answer a command that is `lucid` after some Python was run in its process."""
     return (sys.executable, "-c", f"{prepares}\nfrom lucid_compute.cli.main import main\nmain()")
+
+
+class Registry:
+    """A service as `make run` starts it, its admin's client, and a provider's key."""
+
+    def __init__(self, served: Served, admin: httpx.AsyncClient, key: str) -> None:
+        """Speak to `served`."""
+        self.served, self.admin, self.key = served, admin, key
+
+    async def verdict(self, model: str = MODEL) -> tuple[bool, bool, set[str]]:
+        """Answer whether the model is available and served, and the reasons why not."""
+        explained = (await self.admin.get(f"/models/{model}/availability")).json()
+        return explained["available"], explained["served"], set(explained["summary"])
+
+    async def becomes(self, *wanted: object, within: float = BEATS_SECONDS, model: str = MODEL) -> None:
+        """Wait until the verdict on the model is this one; the list says the same."""
+
+        async def is_so() -> bool:
+            return await self.verdict(model) == wanted
+
+        await eventually(is_so, within)
+        listed = (await self.admin.get("/models?available=true")).json()["models"]
+        assert (model in {each["name"] for each in listed}) is wanted[0]
+
+    async def node(self) -> dict[str, Any]:
+        """Answer the one node that lives."""
+        (node,) = (await self.admin.get("/compute")).json()["nodes"]
+        shown: dict[str, Any] = node
+        return shown
+
+    async def health(self, node: str) -> dict[str, Any]:
+        """Answer a node's health."""
+        shown: dict[str, Any] = (await self.admin.get(f"/compute/health/{node}")).json()
+        return shown
+
+    async def reports(self, node: str, **wanted: object) -> None:
+        """Wait until the node reports these values."""
+
+        async def does() -> bool:
+            reported = (await self.health(node))["reported"] or {}
+            return all(reported[name] == value for name, value in wanted.items())
+
+        await eventually(does, BEATS_SECONDS)
+
+    async def complete(self) -> str:
+        """Ask the gateway for a completion, as a client does."""
+        body = {"model": MODEL, "messages": [{"role": "user", "content": "go on"}], "max_tokens": 8}
+        answer = await self.admin.post("/v1/chat/completions", json=body)
+        assert answer.status_code == 200, answer.text
+        return str(answer.json()["choices"][0]["message"]["content"]).strip().lower()
+
+
+@asynccontextmanager
+async def open_registry(served: Served) -> AsyncIterator[Registry]:
+    """Answer a registry that is ready and knows the model, with a key."""
+    async with served.client(timeout_seconds=30) as admin:
+        metadata = {"format": "gguf", "minVramGb": 1, "contextLength": 1024}
+        body = {"name": MODEL, "type": "model", "metadata": metadata}
+        assert (await admin.post("/passports", json=body)).status_code == 201
+        yield Registry(served, admin, await make_key(admin))
+
+
+async def make_key(admin: httpx.AsyncClient) -> str:
+    """Answer a new key of a provider."""
+    body = {"name": "node", "owner": "acme", "scopes": ["compute"]}
+    return str((await admin.post("/keys", json=body)).json()["key"])

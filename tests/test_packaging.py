@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import re
 import subprocess
 import sys
@@ -14,6 +15,8 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 
 import lucid_compute
+from lucid_compute.agent.faults import AgentFault
+from lucid_compute.agent.settings import AgentSettings
 
 ROOT = Path(__file__).parents[1]
 LOCKS = ("requirements/runtime.txt", "requirements/dev.txt", "requirements/bench.txt")
@@ -169,6 +172,53 @@ def test_the_image_is_built_from_the_lock_by_nobody_special() -> None:
     let_in = [line[1:] for line in read(".dockerignore").splitlines() if line.startswith("!")]
     assert copied
     assert all(any(entry == path or entry.startswith(f"{path}/") for entry in let_in) for path in copied)
+
+
+def test_the_image_of_the_agent_runs_the_agent_as_nobody_special() -> None:
+    """It is a target of its own; what is built without a target is still the service."""
+    stages = re.split(r"^FROM ", read("Dockerfile"), flags=re.MULTILINE)[1:]
+    (agent,) = (stage for stage in stages if stage.partition("\n")[0].endswith(" AS agent"))
+    assert agent != stages[-1]
+    assert re.search(r"^USER (\d+):(\d+)$", agent, re.MULTILINE)
+    assert 'ENTRYPOINT ["lucid", "agent", "run"]' in agent
+    assert not re.search(r"^(EXPOSE|VOLUME|RUN)", agent, re.MULTILINE)
+
+
+def test_the_agents_unit_lets_requests_end_and_restarts_only_what_a_restart_mends() -> None:
+    """It waits longer than the agent does, and starts no agent anew whose key or node is refused."""
+    unit = configparser.RawConfigParser(strict=False)
+    unit.optionxform = str  # type: ignore[method-assign,assignment]
+    unit.read_string(read("deploy/lucid-agent.service"))
+    service = unit["Service"]
+    assert service["ExecStart"].endswith("/lucid agent run")
+    assert float(service["TimeoutStopSec"]) > drain_seconds()
+    assert service["KillMode"] == "mixed"
+    statuses = {fault.exit_status for fault in AgentFault.__subclasses__()}
+    assert {int(word) for word in service["RestartPreventExitStatus"].split()} == statuses - {2}
+
+
+def test_the_agents_pod_lets_requests_end_before_its_server_is_stopped() -> None:
+    """The agent is an ordinary container, every variable of it is one of its settings, and the server waits for it."""
+    documents = {each["kind"]: each for each in yaml.safe_load_all(read("deploy/kubernetes-sidecar.yml"))}
+    pod = documents["StatefulSet"]["spec"]["template"]["spec"]
+    agent, server = pod["containers"]
+    names = {each["name"] for each in agent["env"] if each["name"].startswith("LUCID_AGENT_")}
+    assert names <= {f"LUCID_AGENT_{name.upper()}" for name in AgentSettings.model_fields}
+    assert {"LUCID_API_URL", "LUCID_API_KEY", "LUCID_AGENT_NAME", "LUCID_AGENT_PUBLIC_URL"} <= {
+        each["name"] for each in agent["env"]
+    }
+    waits_seconds = float(server["lifecycle"]["preStop"]["exec"]["command"][1])
+    assert drain_seconds() <= waits_seconds < pod["terminationGracePeriodSeconds"]
+    assert agent["securityContext"]["allowPrivilegeEscalation"] is False
+    selected = documents["Service"]["spec"]["selector"]
+    assert selected == documents["StatefulSet"]["spec"]["template"]["metadata"]["labels"]
+    secret = agent["env"][2]["valueFrom"]["secretKeyRef"]
+    assert secret["key"] in documents["Secret"]["stringData"]
+
+
+def drain_seconds() -> float:
+    """How long an agent waits for running requests unless it is told otherwise."""
+    return float(AgentSettings.model_fields["drain_seconds"].default)
 
 
 @pytest.mark.parametrize("path", DOCUMENTS)

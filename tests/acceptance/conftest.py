@@ -11,10 +11,11 @@ import pytest
 import pytest_asyncio
 
 from tests import postgres
+from tests.agents import Registry, make_key, open_registry
 from tests.command_line import CommandLine
 from tests.fault_node import Behaviour, FaultNode
 from tests.gateway import Gateway, chat_answer, open_gateway
-from tests.served import Served, folder, serving_on_a_clone
+from tests.served import Served, folder, serving, serving_on_a_clone
 
 FIRST_BYTE_SECONDS = 1.0
 ANSWER_SECONDS = 3.0
@@ -74,7 +75,7 @@ def cli_service(postgres_and_template: tuple[str, str]) -> Iterator[Served]:
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def registry(cli_service: Served) -> AsyncIterator[Gateway]:
+async def cli_fleet(cli_service: Served) -> AsyncIterator[Gateway]:
     """The command line's service as its admin and its consumers speak to it."""
     async with open_gateway(cli_service) as gateway:
         yield gateway
@@ -84,3 +85,23 @@ async def registry(cli_service: Served) -> AsyncIterator[Gateway]:
 def lucid(cli_service: Served, tmp_path: Path) -> CommandLine:
     """The command line with the admin's key, in an empty folder."""
     return CommandLine(cli_service.url, cli_service.admin_key, tmp_path)
+
+
+@pytest.fixture
+async def registry() -> AsyncIterator[Registry]:
+    """A service as `make run` starts it."""
+    with serving() as served:
+        async with open_registry(served) as opened:
+            yield opened
+
+
+@pytest.fixture(scope="module")
+def small_registry(postgres_and_template: tuple[str, str]) -> Iterator[tuple[str, str]]:
+    """A service that several tests share, and a key."""
+    with serving_on_a_clone(postgres_and_template) as served:
+
+        async def key() -> str:
+            async with served.client() as admin:
+                return await make_key(admin)
+
+        yield served.url, asyncio.run(key())

@@ -4,108 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
 
-from tests.agents import agent, python_that
+from tests.agents import Registry, agent, python_that
 from tests.fault_node import Behaviour, FaultNode
 from tests.llama import MODEL, START_SECONDS, llama_server
-from tests.served import Served, eventually, folder, serving, serving_on_a_clone
 from tests.tiny_gguf import SENTENCE
-
-NOBODY_LISTENS = "http://127.0.0.1:65009"
-BEATS_SECONDS = 25.0  # two beats, and what a busy machine adds
-
-
-class Registry:
-    """A service as `make run` starts it, its admin's client, and a provider's key."""
-
-    def __init__(self, served: Served, admin: httpx.AsyncClient, key: str) -> None:
-        """Speak to `served`."""
-        self.served, self.admin, self.key = served, admin, key
-
-    async def verdict(self, model: str = MODEL) -> tuple[bool, bool, set[str]]:
-        """Answer whether the model is available and served, and the reasons why not."""
-        explained = (await self.admin.get(f"/models/{model}/availability")).json()
-        return explained["available"], explained["served"], set(explained["summary"])
-
-    async def becomes(self, *wanted: object, within: float = BEATS_SECONDS, model: str = MODEL) -> None:
-        """Wait until the verdict on the model is this one; the list says the same."""
-
-        async def is_so() -> bool:
-            return await self.verdict(model) == wanted
-
-        await eventually(is_so, within)
-        listed = (await self.admin.get("/models?available=true")).json()["models"]
-        assert (model in {each["name"] for each in listed}) is wanted[0]
-
-    async def node(self) -> dict[str, Any]:
-        """Answer the one node that lives."""
-        (node,) = (await self.admin.get("/compute")).json()["nodes"]
-        shown: dict[str, Any] = node
-        return shown
-
-    async def health(self, node: str) -> dict[str, Any]:
-        """Answer a node's health."""
-        shown: dict[str, Any] = (await self.admin.get(f"/compute/health/{node}")).json()
-        return shown
-
-    async def reports(self, node: str, **wanted: object) -> None:
-        """Wait until the node reports these values."""
-
-        async def does() -> bool:
-            reported = (await self.health(node))["reported"] or {}
-            return all(reported[name] == value for name, value in wanted.items())
-
-        await eventually(does, BEATS_SECONDS)
-
-    async def complete(self) -> str:
-        """Ask the gateway for a completion, as a client does."""
-        body = {"model": MODEL, "messages": [{"role": "user", "content": "go on"}], "max_tokens": 8}
-        answer = await self.admin.post("/v1/chat/completions", json=body)
-        assert answer.status_code == 200, answer.text
-        return str(answer.json()["choices"][0]["message"]["content"]).strip().lower()
-
-
-@asynccontextmanager
-async def open_registry(served: Served) -> AsyncIterator[Registry]:
-    """Answer a registry that is ready and knows the model, with a key."""
-    async with served.client(timeout_seconds=30) as admin:
-        metadata = {"format": "gguf", "minVramGb": 1, "contextLength": 1024}
-        body = {"name": MODEL, "type": "model", "metadata": metadata}
-        assert (await admin.post("/passports", json=body)).status_code == 201
-        yield Registry(served, admin, await make_key(admin))
-
-
-async def make_key(admin: httpx.AsyncClient) -> str:
-    """Answer a new key of a provider."""
-    body = {"name": "node", "owner": "acme", "scopes": ["compute"]}
-    return str((await admin.post("/keys", json=body)).json()["key"])
-
-
-@pytest.fixture
-async def registry() -> AsyncIterator[Registry]:
-    """A service as `make run` starts it."""
-    with serving() as served:
-        async with open_registry(served) as opened:
-            yield opened
-
-
-@pytest.fixture(scope="module")
-def small_registry(postgres_and_template: tuple[str, str]) -> Iterator[tuple[str, str]]:
-    """A service that several tests share, and a key."""
-    with serving_on_a_clone(postgres_and_template) as served:
-
-        async def key() -> str:
-            async with served.client() as admin:
-                return await make_key(admin)
-
-        yield served.url, asyncio.run(key())
 
 
 async def test_one_command_serves_a_model_until_it_is_stopped(registry: Registry, tmp_path: Path) -> None:
@@ -188,29 +94,6 @@ async def test_what_a_server_does_not_tell_is_null(registry: Registry, tmp_path:
         assert node["metadata"]["maxConcurrency"] == 2
 
 
-async def test_an_agent_outlives_the_registry_until_its_node_is_deregistered(tmp_path: Path) -> None:
-    """A kill -9 of the service costs nothing but time; a deregistration by somebody else is a wish, and ends it."""
-    with folder() as made, llama_server(tmp_path) as llama, Served(made) as served:
-        port = served.url.rsplit(":", 1)[1]
-        served.stop()
-        again = Served(made, PORT=port)
-        with again:
-            async with open_registry(again) as registry:
-                with agent(tmp_path, registry.served.url, registry.key, llama.url) as running:
-                    await asyncio.to_thread(running.says_in_time, "declared")
-                    node = (await registry.node())["id"]
-                    registry.served.kill()
-                    await asyncio.to_thread(running.says_in_time, "trying again")
-                    registry.served.start()
-                    await asyncio.to_thread(registry.served.wait_until_ready)
-                    await asyncio.to_thread(running.says_in_time, "takes this node's heartbeats again", 60.0)
-                    assert (await registry.node())["id"] == node
-                    assert (await registry.admin.post(f"/compute/deregister/{node}")).status_code == 200
-                    assert await asyncio.to_thread(running.ends) == 10
-                    assert "deregistered, for good" in running.log
-                    assert "Traceback" not in running.log
-
-
 async def test_an_operators_drain_is_followed_and_never_lifted(registry: Registry, tmp_path: Path) -> None:
     """The agent says when it is safe to stop; neither its beats nor its restart end the drain."""
     with llama_server(tmp_path) as llama:
@@ -253,42 +136,6 @@ async def test_running_requests_end_before_the_agent_does(registry: Registry, tm
                 assert "deregistered" in running.log
         (node,) = (await registry.admin.get("/passports?type=compute")).json()["passports"]
         assert (await registry.admin.get(f"/compute/health/{node['id']}")).status_code == 410
-
-
-@pytest.mark.parametrize(
-    ("options", "key", "ends"),
-    [
-        ((), "lk_live_wrong", (4, "UNAUTHORIZED")),
-        (("--public-url", "http://10.0.0.1:8000"), None, (2, "INVALID_REQUEST")),
-        (("--passport-id", "1b4e28ba-2fa1-11d2-883f-0016d3cca427"), None, (5, "PASSPORT_NOT_FOUND")),
-        (("--vram", "much"), None, (2, "--vram: Send the memory")),
-        (("--api", "http://lucid.example"), None, (2, "--public-url")),
-    ],
-)
-def test_what_waiting_does_not_mend_ends_the_agent_at_its_start(
-    small_registry: tuple[str, str], tmp_path: Path, options: tuple[str, ...], key: str | None, ends: tuple[int, str]
-) -> None:
-    """One sentence, and a status that says what kind of thing is wrong."""
-    url, good_key = small_registry
-    status, words = ends
-    with agent(tmp_path, url, key or good_key, NOBODY_LISTENS, *options) as running:
-        assert running.ends() == status, running.log
-    assert words in running.log
-    assert "Traceback" not in running.log
-
-
-def test_a_second_agent_of_the_same_name_takes_the_node_over(small_registry: tuple[str, str], tmp_path: Path) -> None:
-    """The first notices, says what to do and ends, rather than beat in vain; a second signal ends the other at once."""
-    url, key = small_registry
-    with agent(tmp_path, url, key, NOBODY_LISTENS) as first:
-        first.says(r"(registered)")
-        with agent(tmp_path, url, key, NOBODY_LISTENS) as second:
-            assert first.ends() == 11, first.log
-            assert "give each its own --name" in first.log
-            second.process.send_signal(signal.SIGTERM)
-            second.says_in_time("stopping")
-            assert second.stop() == 128 + signal.SIGTERM
-            assert "Traceback" not in second.log
 
 
 @pytest.mark.parametrize("hangs", [False, True])

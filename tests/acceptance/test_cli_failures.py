@@ -87,9 +87,9 @@ async def test_no_key_is_status_4_and_says_where_one_comes_from(lucid: CommandLi
     assert "lucid keys create" in ended.sentence
 
 
-async def test_a_key_without_the_scope_is_status_4(registry: Gateway, lucid: CommandLine) -> None:
+async def test_a_key_without_the_scope_is_status_4(cli_fleet: Gateway, lucid: CommandLine) -> None:
     """The sentence names what it lacks."""
-    ended = await lucid("keys", "--key", registry.key)
+    ended = await lucid("keys", "--key", cli_fleet.key)
     assert ended.status == 4
     assert "admin" in ended.sentence
 
@@ -159,10 +159,10 @@ async def test_ctrl_c_ends_a_command_quietly_with_130(lucid: CommandLine) -> Non
     assert process.returncode == 130
 
 
-async def test_a_reader_that_leaves_ends_a_command_quietly(registry: Gateway, lucid: CommandLine) -> None:
+async def test_a_reader_that_leaves_ends_a_command_quietly(cli_fleet: Gateway, lucid: CommandLine) -> None:
     """As `| head` does: 141, what the shell shows for a closed pipe, and no word."""
     for _ in range(120):
-        await registry.add_node("http://gpu.example.com:8000", "a-model", gpu="x" * 190)
+        await cli_fleet.add_node("http://gpu.example.com:8000", "a-model", gpu="x" * 190)
     command = f"{LUCID} nodes --json 2>errors | head -n 1; echo ${{PIPESTATUS[0]}}"
     done = await asyncio.to_thread(
         subprocess.run, ["bash", "-c", command],
@@ -181,11 +181,11 @@ async def test_a_full_disk_is_a_sentence(lucid: CommandLine) -> None:
     assert (process.returncode, errors) == (1, b"lucid: No space left on device.\n")
 
 
-async def test_names_that_would_move_the_cursor_are_written_out(registry: Gateway, lucid: CommandLine) -> None:
+async def test_names_that_would_move_the_cursor_are_written_out(cli_fleet: Gateway, lucid: CommandLine) -> None:
     """Of whoever registered them; JSON stays ASCII and exact."""
     name = f"{uuid4().hex}\x9b2J\u202e"
     body = {"name": name, "type": "model", "metadata": {"format": "api"}, "description": "\x1b]0;owned\x07"}
-    assert (await registry.admin.post("/passports", json=body)).status_code == 201
+    assert (await cli_fleet.admin.post("/passports", json=body)).status_code == 201
     shown = await lucid("passports", "show", name)
     assert f"{name[:32]}\\x9b2J\\u202e" in shown.out
     assert "\\x1b]0;owned\\x07" in shown.out

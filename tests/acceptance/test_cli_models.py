@@ -16,12 +16,14 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 NOWHERE = "http://gpu.example.com:8000"
 
 
-async def test_models_are_those_that_can_be_run_those_that_cannot_or_all(registry: Gateway, lucid: CommandLine) -> None:
+async def test_models_are_those_that_can_be_run_those_that_cannot_or_all(
+    cli_fleet: Gateway, lucid: CommandLine
+) -> None:
     """As the guide's filter of three states; names may hold slashes."""
-    runs, does_not = f"org/{uuid4().hex}", await registry.add_model(minVramGb=90000, runtimes=["llama.cpp"])
+    runs, does_not = f"org/{uuid4().hex}", await cli_fleet.add_model(minVramGb=90000, runtimes=["llama.cpp"])
     body = {"name": runs, "type": "model", "metadata": {"format": "gguf", "runtimes": ["llama.cpp"], "minVramGb": 1}}
-    await registry.admin.post("/passports", json=body)
-    await registry.add_node(NOWHERE, runs)
+    await cli_fleet.admin.post("/passports", json=body)
+    await cli_fleet.add_node(NOWHERE, runs)
 
     async def names(*options: str) -> set[str]:
         ended = await lucid("models", *options, "--json")
@@ -38,13 +40,13 @@ async def test_models_are_those_that_can_be_run_those_that_cannot_or_all(registr
     assert (await lucid("models", "show", runs)).status == 0
 
 
-async def test_a_model_that_nobody_can_run_is_explained_node_by_node(registry: Gateway, lucid: CommandLine) -> None:
+async def test_a_model_that_nobody_can_run_is_explained_node_by_node(cli_fleet: Gateway, lucid: CommandLine) -> None:
     """Every reason of each node, what to do about each, and the exit status 1."""
-    model, owner, name = await registry.add_model(minVramGb=90, contextLength=4096), uuid4().hex, uuid4().hex
+    model, owner, name = await cli_fleet.add_model(minVramGb=90, contextLength=4096), uuid4().hex, uuid4().hex
     metadata = {"vram": "80GB", "maxContext": 2048, "runtimes": ["llama.cpp"], "inferenceUrl": NOWHERE}
     node = {"name": name, "type": "compute", "owner": owner, "metadata": metadata}
-    await registry.beat((await registry.admin.post("/passports", json=node)).json()["id"])
-    key = (await registry.new_key("compute", owner=owner))["key"]
+    await cli_fleet.beat((await cli_fleet.admin.post("/passports", json=node)).json()["id"])
+    key = (await cli_fleet.new_key("compute", owner=owner))["key"]
     ended = await lucid("models", "show", f"{model}/alias", "--key", key)
     assert ended.status == 1
     assert f"{model} can't be had" in ended.out
@@ -64,19 +66,19 @@ async def test_a_model_that_nobody_can_run_is_explained_node_by_node(registry: G
     }
 
 
-async def test_a_model_that_runs_and_is_not_served_says_what_is_missing(registry: Gateway, lucid: CommandLine) -> None:
+async def test_a_model_that_runs_and_is_not_served_says_what_is_missing(cli_fleet: Gateway, lucid: CommandLine) -> None:
     """Available and not served: no request can be sent."""
-    model = await registry.add_model(runtimes=["llama.cpp"])
-    await registry.add_node(NOWHERE)
+    model = await cli_fleet.add_model(runtimes=["llama.cpp"])
+    await cli_fleet.add_node(NOWHERE)
     ended = await lucid("models", "show", model)
     assert ended.status == 1
     assert "could run now, but" in ended.out
 
 
-async def test_models_need_no_key(registry: Gateway, lucid: CommandLine) -> None:
+async def test_models_need_no_key(cli_fleet: Gateway, lucid: CommandLine) -> None:
     """The summary over all nodes explains even then."""
-    model = await registry.add_model(minVramGb=90000)
-    await registry.add_node(NOWHERE)
+    model = await cli_fleet.add_model(minVramGb=90000)
+    await cli_fleet.add_node(NOWHERE)
     ended = await lucid("models", "show", model, LUCID_API_KEY="")
     assert ended.status == 1
     assert "VRAM_TOO_LOW" in ended.out
@@ -96,11 +98,11 @@ async def test_every_reason_has_a_remedy() -> None:
     assert set(REMEDIES) == set(ReasonCode)
 
 
-async def test_match_says_where_a_request_would_go(registry: Gateway, lucid: CommandLine) -> None:
+async def test_match_says_where_a_request_would_go(cli_fleet: Gateway, lucid: CommandLine) -> None:
     """And by status 1 that it would be refused, with what kept each node out."""
-    model = await registry.add_model()
-    node = await registry.add_node(NOWHERE, model, region="eu")
-    name = (await registry.admin.get(f"/passports/{node}")).json()["name"]
+    model = await cli_fleet.add_model()
+    node = await cli_fleet.add_node(NOWHERE, model, region="eu")
+    name = (await cli_fleet.admin.get(f"/passports/{node}")).json()["name"]
     ended = await lucid("match", model, "--region", "eu", "--region", "us")
     assert ended.status == 0
     assert f"would go to {name}" in ended.out
@@ -113,14 +115,14 @@ async def test_match_says_where_a_request_would_go(registry: Gateway, lucid: Com
     assert (await lucid("match", model, "--max-price", "cheap")).status == 1
 
 
-async def test_jobs_are_listed_newest_first(registry: Gateway, lucid: CommandLine) -> None:
+async def test_jobs_are_listed_newest_first(cli_fleet: Gateway, lucid: CommandLine) -> None:
     """Of a node by its name, of a model, and so many as are wanted."""
     async with FaultNode(Behaviour(answer=chat_answer())) as server:
-        model = await registry.add_model()
-        node = await registry.add_node(server.url, model)
+        model = await cli_fleet.add_model()
+        node = await cli_fleet.add_node(server.url, model)
         for _ in range(3):
-            assert (await registry.chat(model)).status_code == 200
-        await registry.jobs(model, 3)
+            assert (await cli_fleet.chat(model)).status_code == 200
+        await cli_fleet.jobs(model, 3)
     listed = (await lucid("jobs", "--node", node, "--json")).json["jobs"]
     assert len(listed) == 3
     assert [job["startedAt"] for job in listed] == sorted((job["startedAt"] for job in listed), reverse=True)

@@ -17,16 +17,16 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 NOWHERE = "http://gpu.example.com:8000"
 
 
-async def add_node(registry: Gateway, *models: str, **metadata: Any) -> tuple[str, str]:
+async def add_node(cli_fleet: Gateway, *models: str, **metadata: Any) -> tuple[str, str]:
     """Register a healthy node; answer its id and name."""
-    node = await registry.add_node(NOWHERE, *models, **metadata)
-    return node, (await registry.admin.get(f"/passports/{node}")).json()["name"]
+    node = await cli_fleet.add_node(NOWHERE, *models, **metadata)
+    return node, (await cli_fleet.admin.get(f"/passports/{node}")).json()["name"]
 
 
-async def test_nodes_are_listed_as_a_table_with_a_row_of_each(registry: Gateway, lucid: CommandLine) -> None:
+async def test_nodes_are_listed_as_a_table_with_a_row_of_each(cli_fleet: Gateway, lucid: CommandLine) -> None:
     """Through a pipe nothing is cut off, and a row is a line."""
     model = "a-model-with-a-name-that-is-longer-than-any-column-of-a-narrow-terminal"
-    node, name = await add_node(registry, model, gpu="NVIDIA A100", region="mars")
+    node, name = await add_node(cli_fleet, model, gpu="NVIDIA A100", region="mars")
     ended = await lucid("nodes", "--search", name, COLUMNS="40")
     assert ended.status == 0
     titles, row, _, summary = ended.out.splitlines()
@@ -37,14 +37,14 @@ async def test_nodes_are_listed_as_a_table_with_a_row_of_each(registry: Gateway,
     assert not any(line.endswith(" ") for line in ended.out.splitlines())
 
 
-async def test_nodes_as_json_are_all_of_them_as_on_the_wire(registry: Gateway, lucid: CommandLine) -> None:
+async def test_nodes_as_json_are_all_of_them_as_on_the_wire(cli_fleet: Gateway, lucid: CommandLine) -> None:
     """Over every page: 100 nodes are the most that one holds."""
     region = uuid4().hex
-    made = {await registry.add_node(NOWHERE, region=region) for _ in range(103)}
+    made = {await cli_fleet.add_node(NOWHERE, region=region) for _ in range(103)}
     ended = await lucid("nodes", "--region", region, "--json")
     assert set(ended.json) == {"nodes"}
     assert {node["id"] for node in ended.json["nodes"]} == made
-    listed = (await registry.admin.get("/compute", params={"region": region})).json()["nodes"][0]
+    listed = (await cli_fleet.admin.get("/compute", params={"region": region})).json()["nodes"][0]
     assert set(listed) == set(ended.json["nodes"][0])
     assert set(listed["health"]) == set(ended.json["nodes"][0]["health"])
 
@@ -55,10 +55,10 @@ async def test_without_a_node_the_list_says_how_to_register_one(lucid: CommandLi
     assert (await lucid("nodes", "list", "--region", "nowhere", "--json")).json == {"nodes": []}
 
 
-async def test_a_node_is_shown_whole_by_its_name_and_by_its_id(registry: Gateway, lucid: CommandLine) -> None:
+async def test_a_node_is_shown_whole_by_its_name_and_by_its_id(cli_fleet: Gateway, lucid: CommandLine) -> None:
     """With what its heartbeat says, and why it counts for nothing."""
-    node, name = await add_node(registry, "tiny")
-    await registry.beat(node, "tiny", status="unhealthy", detail="no \x1b[31mmemory")
+    node, name = await add_node(cli_fleet, "tiny")
+    await cli_fleet.beat(node, "tiny", status="unhealthy", detail="no \x1b[31mmemory")
     for called in (node, name, node.upper()):
         shown = await lucid("nodes", "show", called)
         assert shown.status == 0
@@ -80,25 +80,25 @@ async def test_an_unknown_node_is_status_5(command: tuple[str, ...], lucid: Comm
         assert "`lucid nodes`" in ended.sentence
 
 
-async def test_a_name_of_two_owners_is_ambiguous_and_status_2(registry: Gateway, lucid: CommandLine) -> None:
+async def test_a_name_of_two_owners_is_ambiguous_and_status_2(cli_fleet: Gateway, lucid: CommandLine) -> None:
     """The sentence names the ids that say which."""
     name = uuid4().hex
     metadata = {"vram": "8GB", "inferenceUrl": NOWHERE}
     body = {"name": name, "type": "compute", "metadata": metadata}
-    made = [(await registry.admin.post("/passports", json={**body, "owner": owner})).json() for owner in ("a", "b")]
+    made = [(await cli_fleet.admin.post("/passports", json={**body, "owner": owner})).json() for owner in ("a", "b")]
     ended = await lucid("drain", name)
     assert ended.status == 2
     assert all(f"{passport['id']} of {passport['owner']}" in ended.sentence for passport in made)
     assert (await lucid("drain", made[0]["id"])).status == 0
 
 
-async def test_a_drain_ends_when_the_last_request_has(registry: Gateway, lucid: CommandLine) -> None:
+async def test_a_drain_ends_when_the_last_request_has(cli_fleet: Gateway, lucid: CommandLine) -> None:
     """What is in flight is told on stderr as it changes; stdout says when it is safe to stop."""
     async with FaultNode(Behaviour(answer=chat_answer(), delay_seconds=2)) as server:
-        model = await registry.add_model()
-        node = await registry.add_node(server.url, model)
-        request = asyncio.create_task(registry.chat(model))
-        await eventually(lambda: is_busy(registry, node))
+        model = await cli_fleet.add_model()
+        node = await cli_fleet.add_node(server.url, model)
+        request = asyncio.create_task(cli_fleet.chat(model))
+        await eventually(lambda: is_busy(cli_fleet, node))
         ended = await lucid("drain", node)
         assert request.done()
         assert (await request).status_code == 200
@@ -107,13 +107,13 @@ async def test_a_drain_ends_when_the_last_request_has(registry: Gateway, lucid: 
     assert ": 1 request in flight." in ended.err
 
 
-async def test_a_drain_that_takes_too_long_is_status_6(registry: Gateway, lucid: CommandLine) -> None:
+async def test_a_drain_that_takes_too_long_is_status_6(cli_fleet: Gateway, lucid: CommandLine) -> None:
     """The last state is printed, and the drain goes on."""
     async with FaultNode(Behaviour(answer=chat_answer(), delay_seconds=2.5)) as server:
-        model = await registry.add_model()
-        node = await registry.add_node(server.url, model)
-        request = asyncio.create_task(registry.chat(model))
-        await eventually(lambda: is_busy(registry, node))
+        model = await cli_fleet.add_model()
+        node = await cli_fleet.add_node(server.url, model)
+        request = asyncio.create_task(cli_fleet.chat(model))
+        await eventually(lambda: is_busy(cli_fleet, node))
         ended = await lucid("drain", node, "--timeout", "0.3", "--json")
         assert ended.status == 6
         assert ended.json == {"passportId": node, "status": "draining", "inFlight": 1, "drained": False}
@@ -125,25 +125,25 @@ async def test_a_drain_that_takes_too_long_is_status_6(registry: Gateway, lucid:
         await request
 
 
-async def test_a_drain_that_somebody_else_ends_is_status_1(registry: Gateway, lucid: CommandLine) -> None:
+async def test_a_drain_that_somebody_else_ends_is_status_1(cli_fleet: Gateway, lucid: CommandLine) -> None:
     """It would wait for ever for a node that takes requests again."""
     async with FaultNode(Behaviour(answer=chat_answer(), delay_seconds=2.5)) as server:
-        model = await registry.add_model()
-        node = await registry.add_node(server.url, model)
-        request = asyncio.create_task(registry.chat(model))
-        await eventually(lambda: is_busy(registry, node))
+        model = await cli_fleet.add_model()
+        node = await cli_fleet.add_node(server.url, model)
+        request = asyncio.create_task(cli_fleet.chat(model))
+        await eventually(lambda: is_busy(cli_fleet, node))
         waiting = asyncio.create_task(lucid("drain", node))
-        await eventually(lambda: is_draining(registry, node))
-        await registry.admin.post(f"/compute/resume/{node}")
+        await eventually(lambda: is_draining(cli_fleet, node))
+        await cli_fleet.admin.post(f"/compute/resume/{node}")
         ended = await waiting
         await request
     assert ended.status == 1
     assert "The drain was ended" in ended.err
 
 
-async def test_a_drain_need_not_be_waited_for(registry: Gateway, lucid: CommandLine) -> None:
+async def test_a_drain_need_not_be_waited_for(cli_fleet: Gateway, lucid: CommandLine) -> None:
     """And `resume` ends it."""
-    node, name = await add_node(registry)
+    node, name = await add_node(cli_fleet)
     answer = (await lucid("drain", name, "--no-wait", "--json")).json
     assert set(answer) == {"passportId", "status", "inFlight", "drained"}
     assert answer["status"] == "draining"
@@ -151,9 +151,9 @@ async def test_a_drain_need_not_be_waited_for(registry: Gateway, lucid: CommandL
     assert (await lucid("resume", name, "--json")).json["passportId"] == node
 
 
-async def test_a_script_has_to_agree_to_a_deregistration(registry: Gateway, lucid: CommandLine) -> None:
+async def test_a_script_has_to_agree_to_a_deregistration(cli_fleet: Gateway, lucid: CommandLine) -> None:
     """Nobody is there to ask. The node's events can be read after, by its name too."""
-    node, name = await add_node(registry)
+    node, name = await add_node(cli_fleet)
     refused = await lucid("deregister", name)
     assert refused.status == 2
     assert "--yes" in refused.sentence
@@ -167,11 +167,11 @@ async def test_a_script_has_to_agree_to_a_deregistration(registry: Gateway, luci
     assert "registered  " not in shown.replace("deregistered", "")
 
 
-async def is_busy(registry: Gateway, node: str) -> bool:
+async def is_busy(cli_fleet: Gateway, node: str) -> bool:
     """Whether a request runs on the node."""
-    return bool((await registry.health(node))["inFlight"])
+    return bool((await cli_fleet.health(node))["inFlight"])
 
 
-async def is_draining(registry: Gateway, node: str) -> bool:
+async def is_draining(cli_fleet: Gateway, node: str) -> bool:
     """Whether the node drains."""
-    return bool((await registry.health(node))["status"] == "draining")
+    return bool((await cli_fleet.health(node))["status"] == "draining")

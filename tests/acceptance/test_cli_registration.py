@@ -83,7 +83,7 @@ async def test_what_the_service_refuses_is_status_1_in_its_words(lucid: CommandL
     assert name in taken.sentence
 
 
-async def test_stdout_of_a_new_key_is_the_key_alone(registry: Gateway, lucid: CommandLine) -> None:
+async def test_stdout_of_a_new_key_is_the_key_alone(cli_fleet: Gateway, lucid: CommandLine) -> None:
     """So that a script can take it; the sentence that it is shown this once goes to stderr."""
     name = uuid4().hex
     made = await lucid("keys", "create", name, "--owner", "acme", "--scope", "compute", "--scope", "passports:read")
@@ -99,10 +99,10 @@ async def test_stdout_of_a_new_key_is_the_key_alone(registry: Gateway, lucid: Co
     assert secret not in (await lucid("keys")).out + listed.out
 
 
-async def test_a_key_is_bound_limited_rotated_and_revoked(registry: Gateway, lucid: CommandLine) -> None:
+async def test_a_key_is_bound_limited_rotated_and_revoked(cli_fleet: Gateway, lucid: CommandLine) -> None:
     """By its name; with --now the former secret ends at once."""
-    node, name = await registry.add_node(NODE["inferenceUrl"]), uuid4().hex
-    owner = (await registry.admin.get(f"/passports/{node}")).json()["owner"]
+    node, name = await cli_fleet.add_node(NODE["inferenceUrl"]), uuid4().hex
+    owner = (await cli_fleet.admin.get(f"/passports/{node}")).json()["owner"]
     limits = ("--requests-per-minute", "5", "--tokens-per-minute", "7", "--expires", "7d")
     bound = ("--owner", owner, "--scope", "compute", "--node", node)
     made = (await lucid("keys", "create", name, *bound, *limits, "--json")).json

@@ -20,11 +20,11 @@ NOWHERE = "http://gpu.example.com:8000"
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def region(registry: Gateway) -> str:
+async def region(cli_fleet: Gateway) -> str:
     """A region with one healthy node of a long model list."""
     region = f"r{uuid4().hex[:8]}"
     models = [f"org/a-long-name-of-a-model-{number}" for number in range(5)]
-    await registry.add_node(NOWHERE, *models, region=region, gpu="NVIDIA H100 80GB HBM3")
+    await cli_fleet.add_node(NOWHERE, *models, region=region, gpu="NVIDIA H100 80GB HBM3")
     return region
 
 
@@ -51,9 +51,9 @@ async def test_colours_are_for_terminals_and_can_be_switched_off(region: str, lu
     assert "\x1b" not in (await lucid("nodes", "--region", region)).out
 
 
-async def test_json_on_a_terminal_is_as_in_a_pipe(registry: Gateway, lucid: CommandLine) -> None:
+async def test_json_on_a_terminal_is_as_in_a_pipe(cli_fleet: Gateway, lucid: CommandLine) -> None:
     """It is not wrapped, coloured or cut off."""
-    command = ("models", "--search", await registry.add_model(), "--json")
+    command = ("models", "--search", await cli_fleet.add_model(), "--json")
     with lucid.on_terminal(*command, columns=40) as terminal:
         await terminal.ends()
     assert "\x1b" not in terminal.shown
@@ -87,11 +87,11 @@ async def test_the_live_table_outlives_the_service_and_ends_on_ctrl_c(
     await postgres.drop(url)
 
 
-async def test_the_live_table_shows_as_many_rows_as_there_is_room_for(registry: Gateway, lucid: CommandLine) -> None:
+async def test_the_live_table_shows_as_many_rows_as_there_is_room_for(cli_fleet: Gateway, lucid: CommandLine) -> None:
     """And says how many it left out."""
     region = uuid4().hex[:8]
     for _ in range(9):
-        await registry.add_node(NOWHERE, region=region)
+        await cli_fleet.add_node(NOWHERE, region=region)
     with lucid.on_terminal("nodes", "-w", "--region", region, rows=10) as terminal:
         await terminal.shows("and 5 more")
         await terminal.shows("9 nodes: 9 healthy")
@@ -104,15 +104,15 @@ async def test_the_live_table_ends_where_waiting_mends_nothing(lucid: CommandLin
         assert await terminal.ends() == 4
 
 
-async def test_a_drain_shows_how_far_it_is(registry: Gateway, lucid: CommandLine) -> None:
+async def test_a_drain_shows_how_far_it_is(cli_fleet: Gateway, lucid: CommandLine) -> None:
     """A bar over the requests that were in flight, until it is safe to stop."""
     async with FaultNode(Behaviour(answer=chat_answer(), delay_seconds=2)) as server:
-        model = await registry.add_model()
-        node = await registry.add_node(server.url, model)
-        request = asyncio.create_task(registry.chat(model))
+        model = await cli_fleet.add_model()
+        node = await cli_fleet.add_node(server.url, model)
+        request = asyncio.create_task(cli_fleet.chat(model))
 
         async def is_busy() -> bool:
-            return bool((await registry.health(node))["inFlight"])
+            return bool((await cli_fleet.health(node))["inFlight"])
 
         await eventually(is_busy)
         with lucid.on_terminal("drain", node, columns=120) as terminal:
@@ -122,28 +122,28 @@ async def test_a_drain_shows_how_far_it_is(registry: Gateway, lucid: CommandLine
         await request
 
 
-async def test_ctrl_c_ends_the_waiting_for_a_drain_and_not_the_drain(registry: Gateway, lucid: CommandLine) -> None:
+async def test_ctrl_c_ends_the_waiting_for_a_drain_and_not_the_drain(cli_fleet: Gateway, lucid: CommandLine) -> None:
     """Quietly, with 130."""
     async with FaultNode(Behaviour(answer=chat_answer(), delay_seconds=3)) as server:
-        model = await registry.add_model()
-        node = await registry.add_node(server.url, model)
-        request = asyncio.create_task(registry.chat(model))
+        model = await cli_fleet.add_model()
+        node = await cli_fleet.add_node(server.url, model)
+        request = asyncio.create_task(cli_fleet.chat(model))
 
         async def is_busy() -> bool:
-            return bool((await registry.health(node))["inFlight"])
+            return bool((await cli_fleet.health(node))["inFlight"])
 
         await eventually(is_busy)
         with lucid.on_terminal("drain", node) as terminal:
             await terminal.shows("in flight")
             terminal.interrupt()
             assert await terminal.ends() == 130
-        assert (await registry.health(node))["status"] == "draining"
+        assert (await cli_fleet.health(node))["status"] == "draining"
         await request
 
 
-async def test_a_person_is_asked_before_a_node_is_deregistered(registry: Gateway, lucid: CommandLine) -> None:
+async def test_a_person_is_asked_before_a_node_is_deregistered(cli_fleet: Gateway, lucid: CommandLine) -> None:
     """No changes nothing, Ctrl-C is 130, yes does it."""
-    node = await registry.add_node(NOWHERE)
+    node = await cli_fleet.add_node(NOWHERE)
     with lucid.on_terminal("deregister", node, columns=200) as terminal:
         await terminal.shows("for good? [y/N]")
         terminal.press("n\n")
@@ -153,7 +153,7 @@ async def test_a_person_is_asked_before_a_node_is_deregistered(registry: Gateway
         await terminal.shows("for good? [y/N]")
         terminal.interrupt()
         assert await terminal.ends() == 130
-    assert (await registry.health(node))["status"] == "healthy"
+    assert (await cli_fleet.health(node))["status"] == "healthy"
     with lucid.on_terminal("deregister", node, columns=200) as terminal:
         await terminal.shows("for good? [y/N]")
         terminal.press("y\n")
@@ -170,14 +170,14 @@ async def complete(lucid: CommandLine, line: str, **variables: str) -> list[str]
     return ended.out.split()
 
 
-async def test_a_shell_completes_commands_options_and_names(registry: Gateway, lucid: CommandLine) -> None:
+async def test_a_shell_completes_commands_options_and_names(cli_fleet: Gateway, lucid: CommandLine) -> None:
     """Names of nodes and models come from the service; without it there are none, and no word about it."""
     assert await complete(lucid, "lucid der") == ["deregister"]
     assert await complete(lucid, "lucid nodes ") == ["list", "show"]
     assert await complete(lucid, "lucid nodes --wat") == ["--watch"]
-    node = await registry.add_node(NOWHERE)
-    name = (await registry.admin.get(f"/passports/{node}")).json()["name"]
-    model = await registry.add_model()
+    node = await cli_fleet.add_node(NOWHERE)
+    name = (await cli_fleet.admin.get(f"/passports/{node}")).json()["name"]
+    model = await cli_fleet.add_model()
     assert await complete(lucid, f"lucid drain {name[:20]}") == [name]
     assert await complete(lucid, f"lucid models show {model[:15]}") == [model]
     assert await complete(lucid, f"lucid drain {name[:20]}", LUCID_API_URL="http://127.0.0.1:1") == []

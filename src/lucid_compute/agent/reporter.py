@@ -106,7 +106,7 @@ class Reporter:
         return min(max(answer.next_heartbeat_in_seconds, SHORTEST_INTERVAL_SECONDS), LONGEST_INTERVAL_SECONDS)
 
     async def _follow_drain(self, passport_id: str, answer: HeartbeatAnswer) -> None:
-        """Say once that an operator drains the node, once that nothing runs on it any more, and once that it is over."""
+        """Say once that an operator drains the node, that nothing runs on it any more, and that the drain is over."""
         if answer.drain != self._is_draining:
             self._is_draining, self._is_drained = answer.drain, False
             words = "an operator drains this node: the gateway starts no request on it; the agent goes on reporting"

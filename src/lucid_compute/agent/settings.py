@@ -138,5 +138,7 @@ def _parts(url: str) -> SplitResult:
     """
     parts = urlsplit(url)
     if parts.scheme not in _PORTS or not parts.hostname or parts.port == 0 or parts.username is not None:
-        raise ValueError(f"{url!r} is no URL of an inference server. Write it like http://localhost:8000.")
+        raise ValueError(
+            "This is no URL of an inference server. Write it like http://localhost:8000, no password in it."
+        )
     return parts

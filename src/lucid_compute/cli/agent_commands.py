@@ -75,13 +75,15 @@ def inspect(
     settings = _read_settings({"url": url, "inference_key": inference_key, "gpus": gpus})
     from lucid_compute.agent.inspection import inspect_here  # noqa: PLC0415 - the other commands start without it
 
+    logging.disable(logging.WARNING)  # what would be logged stands in what is printed
     found = inspect_here(settings)
     if as_json:
         print(json.dumps(found, indent=2))
     else:
         for name, value in found.items():
-            shown = value if isinstance(value, str) else json.dumps(value)
-            print(f"{name:>16}  {'unknown' if value is None else shown}")
+            unknown = "none" if name in {"fault", "nvml"} else "unknown"
+            shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            print(f"{name:>16}  {unknown if value is None else shown}")
     raise typer.Exit(0 if found["fault"] is None else 1)
 
 

@@ -1,0 +1,130 @@
+"""What an agent outlives, what ends it, and with which status."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.agents import BEATS_SECONDS, NOBODY_LISTENS, agent, make_key, open_registry
+from tests.fault_answers import respond
+from tests.fault_node import Behaviour, Ending, FaultNode
+from tests.llama import llama_server
+from tests.recorded import recorded
+from tests.served import Served, eventually, folder, serving
+
+
+async def test_an_agent_outlives_the_registry_until_its_node_is_deregistered(tmp_path: Path) -> None:
+    """A kill -9 of the service costs nothing but time; a deregistration by somebody else is a wish, and ends it."""
+    with folder() as made, llama_server(tmp_path) as llama, Served(made) as served:
+        port = served.url.rsplit(":", 1)[1]
+        served.stop()
+        again = Served(made, PORT=port)
+        with again:
+            async with open_registry(again) as registry:
+                with agent(tmp_path, registry.served.url, registry.key, llama.url) as running:
+                    await asyncio.to_thread(running.says_in_time, "declared")
+                    node = (await registry.node())["id"]
+                    registry.served.kill()
+                    await asyncio.to_thread(running.says_in_time, "trying again")
+                    registry.served.start()
+                    await asyncio.to_thread(registry.served.wait_until_ready)
+                    await asyncio.to_thread(running.says_in_time, "takes this node's heartbeats again", 60.0)
+                    assert (await registry.node())["id"] == node
+                    assert (await registry.admin.post(f"/compute/deregister/{node}")).status_code == 200
+                    assert await asyncio.to_thread(running.ends) == 10
+                    assert "deregistered, for good" in running.log
+                    assert "Traceback" not in running.log
+
+
+@pytest.mark.parametrize(
+    ("options", "key", "ends"),
+    [
+        ((), "lk_live_wrong", (4, "UNAUTHORIZED")),
+        (("--public-url", "http://10.0.0.1:8000"), None, (2, "INVALID_REQUEST")),
+        (("--passport-id", "1b4e28ba-2fa1-11d2-883f-0016d3cca427"), None, (5, "PASSPORT_NOT_FOUND")),
+        (("--vram", "much"), None, (2, "--vram: Send the memory")),
+        (("--api", "http://lucid.example"), None, (2, "--public-url")),
+    ],
+)
+def test_what_waiting_does_not_mend_ends_the_agent_at_its_start(
+    small_registry: tuple[str, str], tmp_path: Path, options: tuple[str, ...], key: str | None, ends: tuple[int, str]
+) -> None:
+    """One sentence, and a status that says what kind of thing is wrong."""
+    url, good_key = small_registry
+    status, words = ends
+    with agent(tmp_path, url, key or good_key, NOBODY_LISTENS, *options) as running:
+        assert running.ends() == status, running.log
+    assert words in running.log
+    assert "Traceback" not in running.log
+
+
+def test_a_second_agent_of_the_same_name_takes_the_node_over(small_registry: tuple[str, str], tmp_path: Path) -> None:
+    """The first is told so by the registry, says what to do and ends, rather than beat in vain."""
+    url, key = small_registry
+    with agent(tmp_path, url, key, NOBODY_LISTENS) as first:
+        first.says(r"(registered)")
+        with agent(tmp_path, url, key, NOBODY_LISTENS) as second:
+            assert first.ends() == 11, first.log
+            assert "give each its own --name" in first.log
+            assert second.process.poll() is None
+
+
+async def test_requests_that_do_not_end_are_waited_for_until_the_deadline_or_a_second_signal(
+    small_registry: tuple[str, str], tmp_path: Path
+) -> None:
+    """Two requests run for ever: the time to drain is kept, and nobody who means it has to wait for it."""
+    url, key = small_registry
+    async with recorded("llama.cpp") as (node, _):
+        with agent(tmp_path, url, key, node.url, "--drain-seconds", "2") as patient:
+            await asyncio.to_thread(patient.says_in_time, "declared")
+            assert await asyncio.to_thread(patient.stop) == 0
+            assert "the time to drain is over; 2 requests may still run" in patient.log
+        with agent(tmp_path, url, key, node.url) as hurried:
+            await asyncio.to_thread(hurried.says_in_time, "found this machine")
+            hurried.process.terminate()
+            await asyncio.to_thread(hurried.says_in_time, "the node drains, for 60 s")
+            assert await asyncio.to_thread(hurried.stop) == 128 + signal.SIGTERM
+            assert "Traceback" not in hurried.log
+
+
+async def test_one_lost_beat_is_sent_again_and_lost_news_cost_nothing(tmp_path: Path) -> None:
+    """The answer of a heartbeat is lost: a second later it is sent again under its number, and counts once."""
+    with serving() as served:
+        async with served.client() as admin, FaultNode(upstream=served.url) as between:
+            key = await make_key(admin)
+            cut = Behaviour(cut_head_after=10, ending=Ending.RESET)
+            between.by_path["/compute/heartbeat"] = cut
+            with agent(tmp_path, between.url, key, NOBODY_LISTENS) as running:
+                await asyncio.to_thread(running.says_in_time, "trying again")
+                del between.by_path["/compute/heartbeat"]
+                await asyncio.to_thread(running.says_in_time, "takes this node's heartbeats again")
+                beats = [json.loads(each.body) for each in between.requests if each.path == "/compute/heartbeat"]
+                assert [beat["sequence"] for beat in beats[:2]] == [1, 1]
+                assert beats[0] == beats[1]
+                (node,) = (await admin.get("/compute")).json()["nodes"]
+                assert node["health"]["reported"]["sequence"] == beats[-1]["sequence"]
+                assert running.log.count("trying again") == 1
+
+
+async def test_a_registry_that_forgot_the_node_gets_it_again(tmp_path: Path) -> None:
+    """As after a restore from an old backup: the beat is answered 404, and the agent registers anew."""
+    with serving() as served:
+        async with served.client() as admin, FaultNode(upstream=served.url) as between:
+            key = await make_key(admin)
+            error = {"code": "NODE_NOT_FOUND", "message": "No node.", "status": 404, "details": {}}
+            missing = Behaviour(answer=respond(json.dumps({"error": error}).encode(), status=404))
+            between.by_path["/compute/heartbeat"] = missing
+            with agent(tmp_path, between.url, key, NOBODY_LISTENS) as running:
+                await asyncio.to_thread(running.says_in_time, "registering anew")
+                del between.by_path["/compute/heartbeat"]
+                await asyncio.to_thread(running.says_in_time, "found this machine")
+
+                async def beats() -> bool:
+                    (node,) = (await admin.get("/compute")).json()["nodes"]
+                    return node["health"]["reported"] is not None
+
+                await eventually(beats, BEATS_SECONDS)

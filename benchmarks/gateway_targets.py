@@ -80,13 +80,13 @@ def backend() -> Iterator[list[int]]:
 
 
 @contextmanager
-def lucid(ports: Sequence[int]) -> Iterator[Target]:
-    """Run `lucid serve` with a node for each port, which sends heartbeats until the end.
+def lucid(ports: Sequence[int], **settings: str) -> Iterator[Target]:
+    """Run `lucid serve` with a node for each port, which sends heartbeats until the end; settings as `lucid_serve`'s.
 
     Raises:
         Skipped: this build has no gateway, or it does not route.
     """
-    with data_folder() as folder, lucid_serve(folder) as server:
+    with data_folder() as folder, lucid_serve(folder, **settings) as server:
         nodes = [_register(server, port) for port in ports]
         server.call("POST", "/passports", {"name": MODEL, "type": "model", "metadata": {"format": "gguf"}})
         new = {"name": "benchmark", "owner": "acme", "scopes": ["inference:run"]}

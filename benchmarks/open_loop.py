@@ -1,0 +1,169 @@
+"""An open-loop generator: requests at instants that were fixed beforehand, whether or not former ones were answered.
+
+Latencies count from the scheduled instant, so a server that stalls is charged for everyone who came meanwhile. Each
+request takes an idle connection or opens another. Run by `benchmarks.gateway_overload`, which writes a `Schedule` to its
+standard input as JSON and reads what was found as JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from collections import Counter
+from contextlib import suppress
+from typing import Any, NamedTuple, cast
+
+import uvloop
+
+from benchmarks.gateway_load import find_body
+
+WAIT_SECONDS = 10.0  # for the last answers, after which they count as timed out
+TICK_SECONDS = 0.001
+_END = b"}"  # of every answer that is looked for
+
+
+class Schedule(NamedTuple):
+    """`request`, so many times a second for so many seconds, over `connections` at most."""
+
+    port: int
+    request: str
+    per_second: float
+    seconds: float
+    connections: int
+
+
+class Found(NamedTuple):
+    """What became of the requests: how many were accepted, how many refused (429, 503), and the latencies of each."""
+
+    accepted: int
+    refused: int
+    others: dict[str, int]
+    accepted_p50_ms: float
+    accepted_p99_ms: float
+    refused_p50_ms: float
+    refused_p99_ms: float
+    late_p99_ms: float  # how long after its instant a request was sent: what the generator itself adds
+
+
+class Load:
+    """The requests of one schedule."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        """Send nothing yet."""
+        self.schedule = schedule
+        self.request = schedule.request.encode()
+        self.idle: list[Connection] = []
+        self.opened = 0
+        self.accepted: list[float] = []
+        self.refused: list[float] = []
+        self.others: Counter[str] = Counter()
+        self.late: list[float] = []
+        self.under_way = 0
+
+    async def run(self) -> Found:
+        """Send everything at its instant."""
+        schedule, began, sent = self.schedule, time.perf_counter(), 0
+        for _ in range(min(64, schedule.connections)):
+            self.idle.append(await self._open())
+        opening: set[asyncio.Task[None]] = set()
+        began = time.perf_counter()
+        while (passed := time.perf_counter() - began) < schedule.seconds:
+            for number in range(sent, int(passed * schedule.per_second)):
+                due_at = began + number / schedule.per_second
+                if self.idle:
+                    self.idle.pop().send(due_at)
+                elif self.opened < schedule.connections:
+                    self.opened += 1
+                    opening.add(task := asyncio.create_task(self._send_on_another(due_at)))
+                    task.add_done_callback(opening.discard)
+                else:
+                    self.others["no connection left"] += 1
+                sent = number + 1
+            await asyncio.sleep(TICK_SECONDS)
+        ends_at = time.perf_counter() + WAIT_SECONDS
+        while (self.under_way or opening) and time.perf_counter() < ends_at:
+            await asyncio.sleep(0.01)
+        self.others["timed out"] += self.under_way + len(opening)
+        return self._found()
+
+    def count(self, due_at: float, status: bytes) -> None:
+        """Count one answer."""
+        self.under_way -= 1
+        if status == b"200":
+            self.accepted.append(time.perf_counter() - due_at)
+        elif status in {b"429", b"503"}:
+            self.refused.append(time.perf_counter() - due_at)
+        else:
+            self.others[status.decode(errors="replace")] += 1
+
+    async def _open(self) -> Connection:
+        loop, port = asyncio.get_running_loop(), self.schedule.port
+        return (await loop.create_connection(lambda: Connection(self), "127.0.0.1", port))[1]
+
+    async def _send_on_another(self, due_at: float) -> None:
+        with suppress(OSError):
+            (await self._open()).send(due_at)
+            return
+        self.others["not connected"] += 1
+
+    def _found(self) -> Found:
+        figures = [_percentile(latencies, share) for latencies in (self.accepted, self.refused) for share in (0.5, 0.99)]
+        counts = len(self.accepted), len(self.refused), {name: count for name, count in self.others.items() if count}
+        return Found(*counts, *figures, _percentile(self.late, 0.99))
+
+
+class Connection(asyncio.Protocol):
+    """One connection with at most one request under way."""
+
+    def __init__(self, load: Load) -> None:
+        """Send nothing yet."""
+        self._load = load
+        self._answer = b""
+        self._due_at = 0.0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Be ready to send."""
+        self._transport = cast("asyncio.WriteTransport", transport)  # uvloop's is no subclass of it
+
+    def send(self, due_at: float) -> None:
+        """Send the request that was due at this instant."""
+        self._due_at = due_at
+        self._load.under_way += 1
+        self._load.late.append(time.perf_counter() - due_at)
+        self._transport.write(self._load.request)
+
+    def data_received(self, data: bytes) -> None:
+        """Take in an answer, or a part of one."""
+        if self._answer or not data.endswith(_END):  # one that came whole needs no closer look
+            data = self._answer = self._answer + data
+            if find_body(data) is None:
+                return
+            self._answer = b""
+        self._load.count(self._due_at, data[9:12])
+        self._due_at = 0.0
+        self._load.idle.append(self)
+
+    def connection_lost(self, error: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        """Count an answer that will not come, and be used no more."""
+        self._load.opened -= 1
+        if self._due_at:
+            self._load.count(self._due_at, b"connection lost")
+        elif self in self._load.idle:
+            self._load.idle.remove(self)
+
+
+def _percentile(values: list[float], share: float) -> float:
+    ordered = sorted(values) or [float("nan")]
+    return ordered[int(len(ordered) * share)] * 1000
+
+
+def main() -> None:
+    """Read the schedule from standard input, and print what was found."""
+    schedule: dict[str, Any] = json.load(sys.stdin)
+    print(json.dumps(uvloop.run(Load(Schedule(**schedule)).run())._asdict()))
+
+
+if __name__ == "__main__":
+    main()

@@ -178,7 +178,7 @@ async def _read(url: str) -> None:
         "an owner's lost jobs": JobFilter(owner="acme", outcome=Outcome.LOST),
         "a node's": JobFilter(node_id=NODES[0]),
         "an owner's, up to an instant (rows counted)": JobFilter(owner="acme", until=hour),
-        "an owner's, of a model (rows counted)": JobFilter(owner="acme", model_id=MODELS[0][0]),
+        "an owner's, of a model (rows counted)": JobFilter(owner="acme", model_ids=[MODELS[0][0]]),
     }.items():
         await _time(name, partial(_page, search, wanted))
     await _time("the last page of an owner's", partial(_page, search, JobFilter(owner="acme"), offset=ROWS - 20))

@@ -163,13 +163,15 @@ async def test_each_scope_may_read_jobs_or_not_as_the_contract_says(api: Api) ->
 
 
 async def test_jobs_are_found_by_model_outcome_and_time(api: Api) -> None:
+    former_id = await api.add_model("org/named")
+    assert (await api.http.delete(f"/passports/{former_id}")).status_code == 204
     model_id = await api.add_model("org/named", aliases=["alias"])
     await tell(
         api,
         done(1, model_id=model_id, model_name="org/named", seconds_ago=30),
         done(2, outcome=Outcome.FAILED, seconds_ago=20),
         done(3, outcome=Outcome.RUNNING, seconds_ago=10),
-        done(4, model_name="org/named", seconds_ago=5),
+        done(4, model_id=former_id, model_name="org/named", seconds_ago=5),
         done(5, model_id=model_id, model_name="its former name", outcome=Outcome.REJECTED),
     )
 
@@ -178,6 +180,7 @@ async def test_jobs_are_found_by_model_outcome_and_time(api: Api) -> None:
 
     assert await numbers() == "54321"
     assert await numbers(model=model_id) == "51"
+    assert await numbers(model=former_id) == "4"
     assert await numbers(model="org/named") == "541"
     assert await numbers(model="alias") == "51"
     assert await numbers(model="none") == ""

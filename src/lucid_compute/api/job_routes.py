@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query
 
 from lucid_compute.api.dependencies import OrderDependency, PageDependency, Reader, ServiceDependency
 from lucid_compute.api.error_responses import declare
+from lucid_compute.api.service import Service
 from lucid_compute.errors import Forbidden, NodeNotFound
 from lucid_compute.field_types import Instant, Text
 from lucid_compute.jobs import Outcome
@@ -24,7 +25,7 @@ async def list_jobs(
     page: PageDependency,
     order: OrderDependency,
     passport_id: Annotated[Text | None, Query(alias="passportId", description="The node.")] = None,
-    model: Annotated[Text | None, Query(description="The model's id or name.")] = None,
+    model: Annotated[Text | None, Query(description="The model's id, name or alias.")] = None,
     outcome: Annotated[Outcome | None, Query(description="How they ended.")] = None,
     since: Annotated[Instant | None, Query(description="The oldest start that is wanted.")] = None,
     until: Annotated[Instant | None, Query(description="Those that started before.")] = None,
@@ -39,13 +40,11 @@ async def list_jobs(
         raise Forbidden("Only an admin may list another owner's jobs. Leave owner out.")
     if passport_id is not None:
         await service.require_node_passport(passport_id, sees=principal.sees)
-    known = None if model is None else service.fleet.find_model(model)
     wanted = JobFilter(
         owner=owner or principal.sees,
         node_id=passport_id,
         outcome=outcome,
-        model_id=known.id if known else model,
-        model_name=model,
+        model_ids=None if model is None else await _find_models(service, model),
         since=since,
         until=until,
     )
@@ -58,3 +57,9 @@ async def list_jobs(
         shows_consumer=principal.is_admin,
     )
     return JobList(jobs=jobs, pagination=page.pagination(total))
+
+
+async def _find_models(service: Service, named: str) -> list[str]:
+    """Answer the ids of the models that this names: one by its alias, all that have or had it by their name."""
+    known = service.fleet.find_model(named)
+    return sorted({*await service.job_search.find_model_ids(named), *([known.id] if known else ())})

@@ -35,6 +35,7 @@ from lucid_compute.storage.feed import Feed
 from lucid_compute.storage.heartbeat_writer import HeartbeatWriter, OwnHeartbeats
 from lucid_compute.storage.in_flight_news import InFlightNews
 from lucid_compute.storage.job_ledger import JobLedger
+from lucid_compute.storage.job_retention import JobRetention
 from lucid_compute.storage.job_search import JobSearch
 from lucid_compute.storage.key_store import KeyStore
 from lucid_compute.storage.node_events import NodeEvents
@@ -67,6 +68,7 @@ class Service:
     authenticator: Authenticator
     jobs: JobLedger
     job_search: JobSearch
+    job_retention: JobRetention
     rates: KeyRates
     gateway: Gateway
     prober: Prober
@@ -126,8 +128,7 @@ def build_service(settings: Settings, database_url: str) -> Service:
     """Put one replica together on the database at `database_url`; nothing is connected to yet."""
     timeout = settings.database_timeout_seconds
     database = Database(database_url, pool_size=settings.database_pool_size, timeout_seconds=timeout)
-    clock, fleet, keys = DatabaseClock(), Fleet(), KeyRing()
-    own, replica_id = OwnHeartbeats(), str(uuid4())
+    clock, fleet, keys, own, replica_id = DatabaseClock(), Fleet(), KeyRing(), OwnHeartbeats(), str(uuid4())
     feed = Feed(
         database_url, fleet, keys, clock, replica_id=replica_id, own=own, listens=settings.feed_follows_notifications
     )
@@ -152,6 +153,7 @@ def build_service(settings: Settings, database_url: str) -> Service:
         authenticator=Authenticator(keys, feed, clock, settings.auth_failures_per_minute),
         jobs=jobs,
         job_search=JobSearch(database),
+        job_retention=JobRetention(database, days=settings.job_retention_days),
         rates=KeyRates(fleet.replicas),
         gateway=Gateway(tools),
         prober=Prober(tools.targets, tools.client, ProbeRate(fleet.replicas).spend),
@@ -194,6 +196,7 @@ async def running(service: Service) -> AsyncIterator[None]:
         asyncio.create_task(service.heartbeats.run(), name="heartbeats"),
         asyncio.create_task(service.sweep.run(), name="sweep"),
         asyncio.create_task(service.news.run(), name="news"),
+        asyncio.create_task(service.job_retention.run(), name="job retention"),
         asyncio.create_task(service.watchdog.run(), name="watchdog"),
     ]
     ledger = asyncio.create_task(service.jobs.run(), name="jobs")

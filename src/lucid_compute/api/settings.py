@@ -68,6 +68,12 @@ class Settings(BaseSettings):
         ge=1,
         description="Requests below /v1 that each worker serves at a time; more are answered 503 at once.",
     )
+    job_retention_days: int = Field(
+        default=90,
+        ge=0,
+        le=36_500,
+        description="How long a job stays in the ledger; the sums of it stay. 0 keeps all for ever.",
+    )
     first_byte_timeout_seconds: float = Field(
         default=120.0, gt=0, description="Longest wait for the first byte of a stream from a node."
     )

@@ -30,10 +30,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from lucid_compute.errors import DatabaseUnavailable
 from lucid_compute.field_types import write_money
 from lucid_compute.jobs import Outcome
+from lucid_compute.passports import PassportType
 from lucid_compute.storage.database import Database
 from lucid_compute.storage.job_sql import STATISTICS
 from lucid_compute.storage.passport_search import ids_are_uuids, in_order
-from lucid_compute.storage.tables import JOB_IS_FAULT, job_totals, jobs
+from lucid_compute.storage.tables import JOB_IS_FAULT, job_removals, job_totals, jobs, passports
 from lucid_compute.wire.jobs import JobView
 from lucid_compute.wire.lists import SortBy, SortOrder
 
@@ -70,20 +71,19 @@ _UNKNOWN = JobStatistics(None, None, None)
 
 @dataclass(frozen=True, slots=True)
 class JobFilter:
-    """What is looked for; None looks for anything. From `since` on, before `until`; a model by its id or its name."""
+    """What is looked for; None looks for anything. From `since` on, before `until`; models by ids, perhaps none."""
 
     owner: str | None = None
     node_id: str | None = None
     outcome: Outcome | None = None
-    model_id: str | None = None
-    model_name: str | None = None
+    model_ids: Sequence[str] | None = None
     since: datetime | None = None
     until: datetime | None = None
 
     @property
     def is_summed(self) -> bool:
         """Whether the sums tell how many there are, without counting rows."""
-        return (self.model_id, self.model_name, self.since, self.until) == (None, None, None, None)
+        return (self.model_ids, self.since, self.until) == (None, None, None)
 
     def condition(self) -> ColumnElement[bool]:
         """Answer the WHERE clause over `jobs`."""
@@ -92,13 +92,8 @@ class JobFilter:
             conditions.append(jobs.c.outcome == self.outcome.value)
             if self.outcome is not Outcome.COMPLETED:
                 conditions.append(_IS_FAULT)
-        names: list[ColumnElement[bool]] = []
-        if self.model_id is not None and ids_are_uuids(self.model_id):
-            names.append(jobs.c.model_id == self.model_id)
-        if self.model_name is not None:
-            names.append(jobs.c.model_name == self.model_name)
-        if names:
-            conditions.append(or_(*names))
+        if self.model_ids is not None:
+            conditions.append(jobs.c.model_id.in_(self.model_ids))
         if self.since is not None:
             conditions.append(jobs.c.started_at >= self.since)
         if self.until is not None:
@@ -144,6 +139,14 @@ class JobSearch:
             rows = await connection.execute(page)
             return [_view(row, shows_consumer=shows_consumer) for row in rows.mappings()], total
 
+    async def find_model_ids(self, named: str) -> list[str]:
+        """Answer the ids of the models that have this id or this name, also of those that ended; none is none."""
+        has_name = passports.c.name == named
+        is_it = or_(has_name, passports.c.id == named) if ids_are_uuids(named) else has_name
+        ids = select(passports.c.id).where(passports.c.type == PassportType.MODEL.value, is_it)
+        async with self._database.transaction() as connection:
+            return [*await connection.scalars(ids)]
+
     async def statistics(self, node_ids: Sequence[str]) -> dict[str, JobStatistics]:
         """Answer what each of the nodes has done, in one query; nothing at all is 0 jobs and else unknown.
 
@@ -183,13 +186,17 @@ async def _count(connection: AsyncConnection, wanted: JobFilter) -> int:
 
 
 def _summands(wanted: JobFilter) -> Iterator[ScalarSelect[Any]]:
-    """Yield the sums of nodes' jobs that ended, and the numbers of those that run or are lost, or were on no node."""
+    """Yield the sums of nodes' jobs that ended, less what was removed, and the numbers of those that are in no sum.
+
+    Those run or are lost, or were on no node.
+    """
     is_everyones = wanted.owner is None and wanted.node_id is None
     rows = select(func.count()).select_from(jobs).where(wanted.condition())
-    if columns := [job_totals.c[outcome.value] for outcome in _SUMMED if wanted.outcome in {None, outcome}]:
-        total = func.coalesce(func.sum(reduce(add, columns)), 0)
-        yield select(total).where(wanted.scope(job_totals.c)).scalar_subquery()
-    if len(columns) != 1:
+    names = [outcome.value for outcome in _SUMMED if wanted.outcome in {None, outcome}]
+    for sign, sums in ((1, job_totals), (-1, job_removals)) if names else ():
+        total = func.coalesce(func.sum(reduce(add, [sums.c[name] for name in names])), 0)
+        yield select(sign * total).where(wanted.scope(sums.c)).scalar_subquery()
+    if len(names) != 1:
         yield rows.where(_IS_OPEN, jobs.c.node_id.is_not(None)).scalar_subquery()
     if is_everyones:
         yield rows.where(jobs.c.node_id.is_(None)).scalar_subquery()

@@ -263,36 +263,38 @@ jobs = Table(
     Column("status", SmallInteger),
     Column("first_byte_ms", Double),
     Column("latency_ms", Double),
-    Column("tokens_in", BigInteger),
-    Column("tokens_out", BigInteger),
+    *(Column(name, BigInteger) for name in ("tokens_in", "tokens_out")),
     Column("are_tokens_counted", Boolean, nullable=False),
     Column("price_usd", Numeric),
     Index("jobs_newest_idx", text("started_at DESC")),
     Index("jobs_newest_of_owner_idx", "node_owner", text("started_at DESC")),
     Index("jobs_newest_of_node_idx", "node_id", text("started_at DESC")),
+    Index("jobs_newest_of_model_idx", "model_id", text("started_at DESC"), postgresql_include=["node_owner"]),
     Index("jobs_open_idx", "outcome", "replica_id", postgresql_where=text("outcome IN ('running', 'lost')")),
     Index("jobs_faults_of_owner_idx", "node_owner", text("started_at DESC"), postgresql_where=text(JOB_IS_FAULT)),
     Index("jobs_faults_of_node_idx", "node_id", text("started_at DESC"), postgresql_where=text(JOB_IS_FAULT)),
 )
 
-# Sums over `jobs`, written in the statement that writes the rows: they always agree. Updated in place, as heartbeats.
+# Sums over `jobs`, written in the statement that writes the rows: they agree. Updated in place, as heartbeats.
 job_minutes = Table(
     "job_minutes",
     metadata,
     _id("node_id", primary_key=True),
     Column("minute", DateTime(timezone=True), primary_key=True),
-    Column("completed", BigInteger, nullable=False),
-    Column("failed", BigInteger, nullable=False),
+    *(Column(outcome, BigInteger, nullable=False) for outcome in ("completed", "failed")),
     Column("latency_ms_sum", Double, nullable=False),
     Index("job_minutes_minute_idx", "minute"),
     postgresql_with={"fillfactor": "50"},
 )
 
-job_totals = Table(
-    "job_totals",
-    metadata,
-    _id("node_id", primary_key=True),
-    Column("node_owner", Text),
-    *(Column(outcome, BigInteger, nullable=False) for outcome in ("completed", "failed", "rejected", "cancelled")),
-    postgresql_with={"fillfactor": "50"},
+# Of every job that ended, and of those of them that are no longer in `jobs`.
+job_totals, job_removals = (
+    Table(
+        name,
+        metadata,
+        *(_id("node_id", primary_key=True), Column("node_owner", Text)),
+        *(Column(outcome, BigInteger, nullable=False) for outcome in ("completed", "failed", "rejected", "cancelled")),
+        postgresql_with={"fillfactor": "50"},
+    )
+    for name in ("job_totals", "job_removals")
 )

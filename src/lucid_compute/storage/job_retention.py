@@ -1,0 +1,82 @@
+"""Lets go of old jobs: rows leave the ledger in small batches, their sums stay.
+
+Each batch is a transaction of its own, short enough that no request waits for it, and skips rows that another holds.
+One replica at a time works, for half of its time at most, so that the database has as much for everybody else. What was
+let go is counted by node in `job_removals`, in the statement that lets go: so the totals of lists stay exact.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from sqlalchemy import text
+
+from lucid_compute.errors import DatabaseUnavailable
+from lucid_compute.storage.database import Database
+
+EVERY_SECONDS = 60.0
+BATCH = 2000  # rows: some 30 ms
+RETENTION_LOCK = 0x6A6F6273  # an advisory lock of our own: "jobs"
+
+_log = logging.getLogger(__name__)
+
+# A job that runs was given up long before it is a day old, and is in no sum; neither is one that is lost.
+_REMOVE = text("""
+    WITH gone AS (
+        DELETE FROM jobs WHERE (id, attempt) IN (
+            SELECT id, attempt FROM jobs WHERE started_at < now() - make_interval(days => :days)
+            ORDER BY started_at LIMIT :batch FOR UPDATE SKIP LOCKED
+        )
+        RETURNING node_id, node_owner, outcome
+    ), noted AS (
+        INSERT INTO job_removals AS held (node_id, node_owner, completed, failed, rejected, cancelled)
+        SELECT node_id, min(node_owner),
+            count(*) FILTER (WHERE outcome = 'completed'), count(*) FILTER (WHERE outcome = 'failed'),
+            count(*) FILTER (WHERE outcome = 'rejected'), count(*) FILTER (WHERE outcome = 'cancelled')
+        FROM gone WHERE node_id IS NOT NULL GROUP BY node_id ORDER BY node_id
+        ON CONFLICT (node_id) DO UPDATE SET
+            completed = held.completed + excluded.completed, failed = held.failed + excluded.failed,
+            rejected = held.rejected + excluded.rejected, cancelled = held.cancelled + excluded.cancelled
+    )
+    SELECT count(*) FROM gone
+""")
+
+
+class JobRetention:
+    """Removes what is older than `days`; with 0 it removes nothing."""
+
+    def __init__(self, database: Database, *, days: int) -> None:
+        """Remove from `database`."""
+        self._database = database
+        self._days = days
+
+    async def run(self) -> None:
+        """Look once a minute, for as long as this task runs."""
+        while True:
+            await asyncio.sleep(EVERY_SECONDS)
+            if self._days:
+                try:
+                    await self.remove_all()
+                except DatabaseUnavailable:
+                    continue  # it says so itself, and old jobs can wait
+                except Exception:  # noqa: BLE001 - a fault must end neither this task nor the service; its trace is logged
+                    _log.exception("old jobs could not be removed")
+
+    async def remove_all(self, batch: int = BATCH) -> int:
+        """Remove every job that is too old, and answer how many: none when another replica is at it."""
+        removed = 0
+        while True:
+            began = time.monotonic()
+            count = await self._remove_some(batch)
+            removed += count
+            if count < batch:
+                return removed
+            await asyncio.sleep(time.monotonic() - began)
+
+    async def _remove_some(self, batch: int) -> int:
+        async with self._database.transaction() as connection:
+            if not await connection.scalar(text(f"SELECT pg_try_advisory_xact_lock({RETENTION_LOCK})")):
+                return 0
+            return int(await connection.scalar(_REMOVE, {"days": self._days, "batch": batch}) or 0)

@@ -1,4 +1,4 @@
-"""The claim: offered twice what it can take, the gateway serves nearly as much as at its peak, and refuses the rest soon.
+"""The claim: offered twice what it takes, the gateway serves nearly as much as at its peak, and refuses the rest soon.
 
 The peak is found by a closed loop; then twice as much is offered by an open one (`benchmarks.open_loop`), while nodes
 send heartbeats. Once with `LUCID_INFERENCE_MAX_CONCURRENCY` as shipped and once for each value of BENCH_OVERLOAD_LIMITS
@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from benchmarks.gateway import MEASURES, Measure
 from benchmarks.gateway_load import GatewayLoad
@@ -54,7 +55,7 @@ def _measure(limit: str, target: Target) -> None:
     beaten = heard[0]
     print(f"\nLUCID_INFERENCE_MAX_CONCURRENCY {limit}: peak {peak.per_second:,.0f}/s, p99 {peak.p99_ms:.1f} ms")
     print(f"  (8 connections: p99 {calm.p99_ms:.1f} ms; the load itself was late by {found.late_p99_ms:.1f} ms at p99)")
-    print(f"  accepted {found.accepted:,}, refused {found.refused:,}, others {found.others or 'none'}; core {busy:.0%} busy")
+    print(f"  accepted {found.accepted:,}, refused {found.refused:,}, others {found.others or 'none'}; core {busy:.0%}")
     _print_goal("goodput of peak", found.accepted / SECONDS / peak.per_second, 0.9, is_least=True)
     _print_goal("accepted p99, times the peak's", found.accepted_p99_ms / peak.p99_ms, 3.0)
     _print_goal("accepted p99 ms", found.accepted_p99_ms, None)
@@ -78,12 +79,11 @@ def _run_open(schedule: Schedule) -> Found:
     return Found(**_run("benchmarks.open_loop", schedule._asdict()))
 
 
-def _run(module: str, spec: object) -> dict[str, object]:
+def _run(module: str, spec: object) -> Any:
     with on_core(LOAD_CORE):
         command = [sys.executable, "-m", module]
         done = subprocess.run(command, input=json.dumps(spec), check=True, stdout=subprocess.PIPE, text=True)
-    found: dict[str, object] = json.loads(done.stdout)
-    return found
+    return json.loads(done.stdout)
 
 
 def _print_goal(name: str, figure: float, goal: float | None, *, is_least: bool = False) -> None:

@@ -1,8 +1,8 @@
 """An open-loop generator: requests at instants that were fixed beforehand, whether or not former ones were answered.
 
 Latencies count from the scheduled instant, so a server that stalls is charged for everyone who came meanwhile. Each
-request takes an idle connection or opens another. Run by `benchmarks.gateway_overload`, which writes a `Schedule` to its
-standard input as JSON and reads what was found as JSON.
+request takes an idle connection or opens another. Run by `benchmarks.gateway_overload`, which writes a `Schedule` to
+its standard input as JSON and reads what was found as JSON.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Load:
                 sent = number + 1
             await asyncio.sleep(TICK_SECONDS)
         ends_at = time.perf_counter() + WAIT_SECONDS
-        while (self.under_way or opening) and time.perf_counter() < ends_at:
+        while (self.under_way or opening) and time.perf_counter() < ends_at:  # noqa: ASYNC110 - once, at the end
             await asyncio.sleep(0.01)
         self.others["timed out"] += self.under_way + len(opening)
         return self._found()
@@ -109,9 +109,16 @@ class Load:
         self.others["not connected"] += 1
 
     def _found(self) -> Found:
-        figures = [_percentile(latencies, share) for latencies in (self.accepted, self.refused) for share in (0.5, 0.99)]
-        counts = len(self.accepted), len(self.refused), {name: count for name, count in self.others.items() if count}
-        return Found(*counts, *figures, _percentile(self.late, 0.99))
+        return Found(
+            len(self.accepted),
+            len(self.refused),
+            {name: count for name, count in self.others.items() if count},
+            accepted_p50_ms=_percentile(self.accepted, 0.5),
+            accepted_p99_ms=_percentile(self.accepted, 0.99),
+            refused_p50_ms=_percentile(self.refused, 0.5),
+            refused_p99_ms=_percentile(self.refused, 0.99),
+            late_p99_ms=_percentile(self.late, 0.99),
+        )
 
 
 class Connection(asyncio.Protocol):

@@ -206,6 +206,14 @@ async def test_no_answer_makes_a_server_of_what_is_none(behaviour: Behaviour) ->
         assert await detect(server) is None
 
 
+async def test_an_answer_has_a_bound_and_a_deadline_for_all_of_it() -> None:
+    async with recorded("vllm-0.6.3") as (node, server):
+        node.by_path["/metrics"] = Behaviour(answer=endless_body(piece=b" " * 1_000_000))
+        assert (await server.get("/metrics", 30)).fault == "answers more than 8388608 bytes to /metrics"
+        node.by_path["/metrics"] = Behaviour(answer=respond(b"x" * 1000), drip_body_seconds=0.01)
+        assert (await server.get("/metrics", 0.1)).fault == "does not answer within 0.1 s"
+
+
 @pytest.mark.parametrize("name", ["llama.cpp", "ollama", "sglang", "tgi", "vllm-0.32.0"])
 @pytest.mark.parametrize(
     "body",

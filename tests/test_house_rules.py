@@ -39,7 +39,7 @@ KEEPERS = {
     "httpx": {"client", "agent"},
     "pynvml": {"agent"},
     "rich": {"cli"},
-    "pydantic_settings": {"api"},
+    "pydantic_settings": {"api", "agent"},
 }
 GROUND_MAY_IMPORT_FROM_OUTSIDE = {"pydantic"}
 FORBIDDEN_NAMES = {"utils", "helpers", "common", "manager", "base", "misc"}

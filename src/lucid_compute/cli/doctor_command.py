@@ -11,13 +11,23 @@ from typing import Annotated, Any
 
 import typer
 
+from lucid_compute.cli.connection import ApiOption, KeyOption
+from lucid_compute.cli.exit_status import ExitStatus
+from lucid_compute.cli.failures import CommandFailed
+from lucid_compute.cli.local_key import find_local_key
+from lucid_compute.cli.plain_text import counted, plain
+from lucid_compute.cli.settings import data_dir
 from lucid_compute.client import AsyncLucid
 from lucid_compute.client.errors import ConfigurationFault
+from lucid_compute.client.settings import DEFAULT_URL
 
-FAILED, USAGE, UNREACHABLE, NOT_AUTHORISED = 1, 2, 3, 4  # as docs/cli.md says of every command
 _MARKS = {"pass": "ok", "warn": "warn", "fail": "FAIL", "skipped": "-"}
 _COLOURS = {"pass": "green", "warn": "yellow", "fail": "red", "skipped": "bright_black"}
-_STATUS_OF = {"service": UNREACHABLE, "key": NOT_AUTHORISED, "scope": NOT_AUTHORISED}
+_STATUS_OF = {
+    "service": ExitStatus.UNREACHABLE,
+    "key": ExitStatus.NOT_AUTHORISED,
+    "scope": ExitStatus.NOT_AUTHORISED,
+}
 _TITLE_COLUMNS, _MARK_COLUMNS, _WIDEST = 16, 4, 120
 _CALL_SECONDS = 10.0
 
@@ -33,13 +43,9 @@ def doctor(
     inference_key: Annotated[
         str | None, typer.Option(envvar="LUCID_AGENT_INFERENCE_KEY", help="The inference server's own bearer key.")
     ] = None,
-    api: Annotated[
-        str | None, typer.Option("--api", metavar="URL", envvar="LUCID_API_URL", help="The service's address.")
-    ] = None,
-    key: Annotated[
-        str | None, typer.Option("--key", envvar="LUCID_API_KEY", help="API key; better set in the environment.")
-    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+    api: ApiOption = None,
+    key: KeyOption = None,
 ) -> None:
     """Find out why a node gets no requests, and say how to mend each fault.
 
@@ -48,8 +54,7 @@ def doctor(
     try:
         status = asyncio.run(_examine(node, url, inference_key, api, key, as_json=as_json))
     except ConfigurationFault as error:
-        print(f"lucid: {error.message}", file=sys.stderr)
-        raise typer.Exit(USAGE) from None
+        raise CommandFailed(error.message, ExitStatus.USAGE) from error
     raise typer.Exit(status)
 
 
@@ -59,13 +64,14 @@ async def _examine(
     from lucid_compute.doctor.examination import examine  # noqa: PLC0415 - the other commands start without it
 
     checks: list[dict[str, Any]] = []
-    async with AsyncLucid(api, key, timeout_seconds=_CALL_SECONDS) as lucid:
+    base_url = api or DEFAULT_URL
+    known_key = key or find_local_key(base_url, data_dir())
+    async with AsyncLucid(base_url, known_key or "", timeout_seconds=_CALL_SECONDS) as lucid:
         async for check_id, title, finding in examine(lucid, node, url, inference_key):
             shown = {"id": check_id, "title": title, **finding._asdict()}
             checks.append(shown)
             if not as_json and finding.needs is None:
                 _show(shown)
-        base_url = lucid.base_url
     status = _status_of(checks)
     if as_json:
         print(json.dumps({"api": base_url, "passed": status == 0, "checks": checks}, indent=2))
@@ -76,7 +82,7 @@ async def _examine(
 
 def _status_of(checks: list[dict[str, Any]]) -> int:
     failures = [check["id"] for check in checks if check["verdict"] == "fail"]
-    return _STATUS_OF.get(failures[0], FAILED) if failures else 0
+    return _STATUS_OF.get(failures[0], ExitStatus.REFUSED) if failures else ExitStatus.OK
 
 
 def _show(check: dict[str, Any]) -> None:
@@ -93,27 +99,22 @@ def _show(check: dict[str, Any]) -> None:
 
 def _wrap(text: str, indent: int) -> list[str]:
     """Break the text for the terminal; a pipe gets it whole. What a stranger wrote may not move the cursor."""
-    plain = "".join(mark if mark.isprintable() else " " for mark in text)
     if not sys.stdout.isatty():
-        return [plain]
+        return [plain(text)]
     room = max(min(shutil.get_terminal_size().columns, _WIDEST) - indent, 20)
-    return textwrap.wrap(plain, room, break_long_words=False, break_on_hyphens=False) or [""]
+    return textwrap.wrap(plain(text), room, break_long_words=False, break_on_hyphens=False) or [""]
 
 
 def _sum_up(checks: list[dict[str, Any]]) -> None:
     verdicts = [check["verdict"] for check in checks]
     failures, warnings = verdicts.count("fail"), verdicts.count("warn")
-    more = f", {_counted(warnings, 'warning')}" if warnings else ""
+    more = f", {counted(warnings, 'warning')}" if warnings else ""
     unasked = [check["title"] for check in checks if check["needs"] is not None]
     if unasked:
         typer.echo(f"{'-':>{_MARK_COLUMNS}}  {'Not asked':<{_TITLE_COLUMNS}}  {', '.join(unasked)}")
     if failures:
-        typer.echo(f"\n{_counted(failures, 'failure')}{more}. Begin with the first one: others may follow from it.")
+        typer.echo(f"\n{counted(failures, 'failure')}{more}. Begin with the first one: others may follow from it.")
     elif warnings:
-        typer.echo(f"\nNothing failed; {_counted(warnings, 'warning')}.")
+        typer.echo(f"\nNothing failed; {counted(warnings, 'warning')}.")
     else:
         typer.echo("\nNothing keeps requests away from this node.")
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -276,18 +276,7 @@ jobs = Table(
 )
 
 # Sums over `jobs`, written in the statement that writes the rows: they always agree. Updated in place, as heartbeats.
-job_minutes = Table(
-    "job_minutes",
-    metadata,
-    _id("node_id", primary_key=True),
-    Column("minute", DateTime(timezone=True), primary_key=True),
-    Column("completed", BigInteger, nullable=False),
-    Column("failed", BigInteger, nullable=False),
-    Column("latency_ms_sum", Double, nullable=False),
-    Index("job_minutes_minute_idx", "minute"),
-    postgresql_with={"fillfactor": "50"},
-)
-
+# Those by minute stand with the other records, in `record_tables`.
 job_totals = Table(
     "job_totals",
     metadata,

@@ -153,13 +153,13 @@ async def expect_sums(url: str) -> None:
 
 async def expect_records(url: str) -> None:
     """Fail unless the records of minutes, open or not, are exactly the sums of the jobs by their node and model."""
-    told = {key: _sums_of(rows) for key, rows in _by_minute(await read(url, ENDED_ROWS)).items()}
+    told = {key: sums_of(rows) for key, rows in _by_minute(await read(url, ENDED_ROWS)).items()}
     columns = ", ".join(_COLUMNS)
     parts = await read(
         url,
-        f"SELECT node_id::text, bucket, model_id::text, {columns} FROM job_open UNION ALL SELECT scope_id::text, bucket, "
-        f"model_id::text, {columns} FROM job_minutes WHERE scope_id <> '{ALL_NODES}' AND NOT scope_id IN "
-        f"(SELECT {owner_scope('coalesce(node_owner, $1)')} FROM jobs)",
+        f"SELECT node_id::text, bucket, model_id::text, {columns} FROM job_open "
+        f"UNION ALL SELECT scope_id::text, bucket, model_id::text, {columns} FROM job_minutes "
+        f"WHERE scope_id <> '{ALL_NODES}' AND NOT scope_id IN (SELECT {owner_scope('coalesce(node_owner, $1)')} FROM jobs)",
         "",
     )
     held: dict[Any, dict[str, Any]] = {}
@@ -180,8 +180,8 @@ def _by_minute(rows: Iterable[Any]) -> dict[Any, list[Any]]:
     return grouped
 
 
-def _sums_of(rows: Iterable[Any]) -> dict[str, Any]:
-    """What the record of these jobs has to be, counted one by one."""
+def sums_of(rows: Iterable[Any]) -> dict[str, Any]:
+    """What the record of these jobs has to be, counted one by one; a histogram by bucket, faults by name."""
     record: dict[str, Any] = {}
     for row in rows:
         is_completed = row["outcome"] == "completed"

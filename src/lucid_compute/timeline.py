@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import NamedTuple
 
 from lucid_compute.records import StateRecord
@@ -69,12 +70,12 @@ def integrate(
     if not records:
         return records
     ordered = sorted(shifts)
-    cuts = {edge for edge in edges} | {shift.at for shift in ordered if edges[0] < shift.at < edges[-1]}
+    cuts = set(edges) | {shift.at for shift in ordered if edges[0] < shift.at < edges[-1]}
     cuts |= {bound for outage in outages for bound in outage if edges[0] < bound < edges[-1]}
     instants = sorted(cuts)
     counts: Counter[str] = Counter()
     position, outage = 0, 0
-    for start, end in zip(instants, instants[1:], strict=False):
+    for start, end in pairwise(instants):
         while position < len(ordered) and ordered[position].at <= start:
             counts[ordered[position].state] += ordered[position].change
             position += 1

@@ -29,7 +29,9 @@ _NODES_A_TURN = 1000
 _LAST = text("""
     SELECT n.id::text, held.since, held.state
     FROM unnest(CAST(:ids AS uuid[])) AS n (id)
-    JOIN LATERAL (SELECT since, state FROM node_states s WHERE s.node_id = n.id ORDER BY since DESC LIMIT 1) held ON true
+    JOIN LATERAL (
+        SELECT since, state FROM node_states s WHERE s.node_id = n.id ORDER BY since DESC LIMIT 1
+    ) held ON true
 """)
 
 # A change that is older than the last one written was seen by a replica that is behind, and is left out.

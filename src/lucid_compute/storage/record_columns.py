@@ -1,7 +1,8 @@
-"""What a record keeps of a span of time, column by column, and how two records of one span become one. SQL is made here.
+"""What a record keeps of a span of time, column by column, and how two records become one: in SQL, made here.
 
-A record is a row of sums (`job_…`) or of gauges (`gauge_…`) by its bucket, the start of a minute, an hour or a day.
-Records are added up when a replica writes them, when minutes become hours, and when they are read: always by these rules.
+A record is a row of sums over jobs (`job_…`) or over samples of heartbeats (`gauge_…`) by its bucket, the start of a
+minute, an hour or a day. Records are added up when a replica writes them, when minutes become hours, and when they are
+read, always by these rules.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Moves records on, one replica at a time: open minutes that are over, then hours and days, then what is kept no longer."""
+"""Moves records on, one replica at a time: minutes that are over, then hours and days, then what is kept no longer."""
 
 from __future__ import annotations
 

@@ -70,21 +70,19 @@ def jobs_sql(scope: Scope, tier: Tier, *, of_model: bool) -> str:
     else:
         model = "" if scope is Scope.NODE else f"AND model_id = '{UPSTREAM}'"
     of_open = "AND model_id = CAST(:model_id AS uuid)" if of_model else ""
-    return _read("job", JOB_COLUMNS, scope, tier, model, of_open)
+    return _read("job", JOB_COLUMNS, tier, f"scope_id = {_SCOPE_IDS[scope]} {model}", f"{_OPEN_OF[scope]} {of_open}")
 
 
 @cache
 def gauges_sql(scope: Scope, tier: Tier) -> str:
     """Answer the statement that reads samples of heartbeats, by the same names."""
-    return _read("gauge", GAUGE_COLUMNS, scope, tier, "", "")
+    return _read("gauge", GAUGE_COLUMNS, tier, f"scope_id = {_SCOPE_IDS[scope]}", _OPEN_OF[scope])
 
 
-def _read(kind: str, columns: tuple[RecordColumn, ...], scope: Scope, tier: Tier, model: str, of_open: str) -> str:
+def _read(kind: str, columns: tuple[RecordColumn, ...], tier: Tier, is_wanted: str, is_wanted_open: str) -> str:
     narrow, wide = _widened(columns), ", ".join(column.name for column in columns)
-    parts = [
-        f"SELECT bucket, {narrow} FROM {kind}_open WHERE {_OPEN_OF[scope]} {of_open} "
-        "AND bucket >= :since AND bucket < :until"
-    ]
+    of_open = f"bucket >= :since AND bucket < :until AND {is_wanted_open}"
+    parts = [f"SELECT bucket, {narrow} FROM {kind}_open WHERE {of_open}"]
     for shorter, mark in _SHORTER[tier]:
         table = f"{kind}_{shorter.value}"
         shown = narrow if shorter is Tier.MINUTES else wide
@@ -92,7 +90,7 @@ def _read(kind: str, columns: tuple[RecordColumn, ...], scope: Scope, tier: Tier
         parts.append(f"""
             SELECT r.* FROM generate_series({_first(table, mark)}, CAST(:until AS timestamptz) - interval '1 second',
                 interval '1 {shorter.value}') AS at, LATERAL (
-                SELECT bucket, {shown} FROM {table} WHERE bucket = at AND scope_id = {_SCOPE_IDS[scope]} {model}
+                SELECT bucket, {shown} FROM {table} WHERE bucket = at AND {is_wanted}
                 OFFSET 0
             ) r
         """)
@@ -108,7 +106,7 @@ def _read(kind: str, columns: tuple[RecordColumn, ...], scope: Scope, tier: Tier
 
 
 def _first(table: str, mark: str | None) -> str:
-    """Answer where to begin in a table: at the mark up to which longer records hold it, and not before its first row."""
+    """Answer where to begin in a table: at the mark up to which longer records hold it, not before its first row."""
     since = f"greatest(CAST(:since AS timestamptz), (SELECT min(bucket) FROM {table}))"
     return since if mark is None else f"greatest({since}, (SELECT {mark} FROM record_marks))"
 
@@ -149,7 +147,7 @@ SHIFTS = {
     """
     for scope in Scope
 }
-"""How many nodes more or fewer are in each state, from an instant on: of `:node_id` or `:owner`, by `:since`, `:until`."""
+"""How many nodes more or fewer are in each state from an instant on, `:since` to `:until`."""
 
 SHIFTS_OF_NODES = """
     WITH states AS (

@@ -28,7 +28,7 @@ _BEGAN = text("SELECT began_at FROM record_marks")
 
 
 class Wanted(NamedTuple):
-    """Whose records: those of a node, of an owner's nodes, or, with neither, of all nodes and upstreams; of one model."""
+    """Whose records: a node's, an owner's nodes', or, with neither, those of all nodes and upstreams; of one model."""
 
     node_id: str | None = None
     owner: str | None = None
@@ -76,10 +76,15 @@ class RecordReader:
             outages = await _read_outages(connection, timeline.since, until)
         since = max(instant for instant in (began_at, known_since, self._kept_since(tier, now)) if instant is not None)
         states = integrate(shifts, [min(edge, now) for edge in timeline.edges()], outages)
-        steps = [
-            _measured(timeline, start, now, since, jobs.get(start), gauges.get(start), state)
-            for start, state in zip(timeline.starts(), states, strict=True)
-        ]
+        steps = []
+        for start, state in zip(timeline.starts(), states, strict=True):
+            step = _known_part(start, start + timeline.step, since, now)
+            step.states = state
+            if start in jobs:
+                step.jobs = _read_jobs(jobs[start])
+            if start in gauges:
+                step.gauges = _read_gauges(gauges[start])
+            steps.append(step)
         return Measurement(steps, outages)
 
     async def states(self, wanted: Wanted, lengths: Sequence[timedelta], *, now: datetime) -> list[StateRecord]:
@@ -128,23 +133,10 @@ def _tier_of(step: timedelta) -> Tier:
     return next(tier for tier in (Tier.DAYS, Tier.HOURS, Tier.MINUTES) if step >= tier.length)
 
 
-def _measured(
-    timeline: Timeline,
-    start: datetime,
-    now: datetime,
-    since: datetime,
-    jobs: RowMapping | None,
-    gauges: RowMapping | None,
-    states: StateRecord,
-) -> Measured:
-    end = start + timeline.step
-    is_known = jobs is not None or (end > since and start < now)
-    return Measured(
-        seconds=max((min(end, now) - max(start, min(since, end))).total_seconds(), 0.0) if is_known else 0.0,
-        jobs=(JobRecord() if jobs is None else _read_jobs(jobs)) if is_known else None,
-        gauges=None if gauges is None else _read_gauges(gauges),
-        states=states,
-    )
+def _known_part(start: datetime, end: datetime, since: datetime, now: datetime) -> Measured:
+    """Answer a step of which jobs are known from `since` until `now`: none there is one that none started in."""
+    seconds = (min(end, now) - max(start, since)).total_seconds()
+    return Measured(seconds, JobRecord()) if seconds > 0 else Measured()
 
 
 async def _read(connection: AsyncConnection, statement: str, values: dict[str, Any]) -> dict[datetime, RowMapping]:

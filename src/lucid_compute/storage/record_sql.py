@@ -89,7 +89,7 @@ class RecordKind:
         return f"""
             WITH source AS (
                 SELECT $1::timestamptz AS bucket, {self._rest(self.keys)} FROM {self.name}_{shorter}
-                WHERE bucket >= $1 AND bucket < $1 + interval '{span}'
+                WHERE bucket >= $1 AND bucket < $1::timestamptz + interval '{span}'
             ),
             {self._add_up("source", longer, width, WIDE)}
             {self._insert(longer, WIDE)}
@@ -119,12 +119,12 @@ ON CONFLICT (node_id, bucket) DO UPDATE SET {add_to_held(GAUGE_COLUMNS, NARROW)}
 """
 
 HOURS_UNTIL = "SELECT hours_until FROM record_marks"
-HOUR_IS_DONE = "UPDATE record_marks SET hours_until = $1 + interval '1 hour'"
-DAY_IS_DONE = "UPDATE record_marks SET days_until = $1 + interval '1 day'"
+HOUR_IS_DONE = "UPDATE record_marks SET hours_until = $1::timestamptz + interval '1 hour'"
+DAY_IS_DONE = "UPDATE record_marks SET days_until = $1::timestamptz + interval '1 day'"
 
 
 def _next(span: str, mark: str, tier: str) -> str:
-    """Answer the statement that finds the first hour or day before $1 to add up; those without any record are passed."""
+    """Answer the statement that finds the first hour or day before $1 to add up; those without records are passed."""
     first = "SELECT min(bucket) FROM {kind}_{tier} WHERE bucket >= {mark} AND bucket < $1"
     of_each = (f"({first.format(kind=kind.name, tier=tier, mark=mark)})" for kind in KINDS)
     return f"SELECT date_trunc('{span}', least({', '.join(of_each)})) FROM record_marks"

@@ -132,10 +132,11 @@ def _job_table(tier: str, count: str, element: str, keys: str, options: str) -> 
     """
 
 
-def _gauge_table(tier: str, count: str, total: str, keys: str, primary: str, options: str) -> str:
+def _gauge_table(tier: str, count: str, total: str, keys: str, options: str) -> str:
     sums = "".join(f"{name}_sum {total}, " for name in _GAUGES)
     highest = "".join(f"{name}_max REAL, " for name in _GAUGES)
     counts = "".join(f"{name}_count {count}, " for name in _GAUGES)
+    primary = ", ".join(key.split()[0] for key in keys.split(", ")[:2])
     return f"""
         CREATE TABLE gauge_{tier} (
             {keys}, samples {count} NOT NULL, {sums} {highest} {counts}
@@ -152,12 +153,12 @@ def upgrade() -> None:
     node, bucket, scope = "node_id UUID NOT NULL", "bucket timestamptz NOT NULL", "scope_id UUID NOT NULL"
     model, owner = "model_id UUID NOT NULL", "node_owner TEXT NOT NULL"
     op.execute(_job_table("open", "INTEGER", "INTEGER", f"{node}, {bucket}, {model}, {owner}", in_place))
-    op.execute(_gauge_table("open", "INTEGER", "REAL", f"{node}, {bucket}, {owner}", "node_id, bucket", in_place))
+    op.execute(_gauge_table("open", "INTEGER", "REAL", f"{node}, {bucket}, {owner}", in_place))
     for tier in _TIERS:
         count = "INTEGER" if tier == "minutes" else "BIGINT"
         total = "REAL" if tier == "minutes" else "DOUBLE PRECISION"
         op.execute(_job_table(tier, count, count, f"{bucket}, {scope}, {model}", ""))
-        op.execute(_gauge_table(tier, count, total, f"{bucket}, {scope}", "bucket, scope_id", ""))
+        op.execute(_gauge_table(tier, count, total, f"{bucket}, {scope}", ""))
     op.execute(_TAKE_IN_THE_LEDGER)
     op.execute(_BEGIN)
 

@@ -159,7 +159,8 @@ async def expect_records(url: str) -> None:
         url,
         f"SELECT node_id::text, bucket, model_id::text, {columns} FROM job_open "
         f"UNION ALL SELECT scope_id::text, bucket, model_id::text, {columns} FROM job_minutes "
-        f"WHERE scope_id <> '{ALL_NODES}' AND NOT scope_id IN (SELECT {owner_scope('coalesce(node_owner, $1)')} FROM jobs)",
+        f"WHERE scope_id <> '{ALL_NODES}' AND NOT scope_id IN "
+        f"(SELECT {owner_scope('coalesce(node_owner, $1)')} FROM jobs)",
         "",
     )
     held: dict[Any, dict[str, Any]] = {}

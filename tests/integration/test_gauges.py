@@ -139,7 +139,7 @@ async def test_no_sample_counts_twice_or_is_lost_while_connections_are_killed(
             database_url, f"SELECT scope_id::text, sum(samples), sum(load_sum) FROM gauge_{tier} GROUP BY 1"
         )
         samples = {scope: (count, load) for scope, count, load in rows}
-        assert sum(samples[node][0] for node in nodes) == samples[ALL_NODES][0] == noted
+        assert sum(samples[node][0] for node in nodes) == samples[ALL_NODES][0] == noted, tier
         assert samples[nodes[0]][0] + samples[nodes[1]][0] == samples[str(owner)][0]
         assert samples[ALL_NODES][1] == pytest.approx(noted / 2)
 

@@ -132,15 +132,8 @@ def build_service(settings: Settings, database_url: str) -> Service:
     database = Database(database_url, pool_size=settings.database_pool_size, timeout_seconds=timeout)
     clock, fleet, keys = DatabaseClock(), Fleet(), KeyRing()
     own, replica_id = OwnHeartbeats(), str(uuid4())
-    feed = Feed(
-        database_url,
-        fleet,
-        keys,
-        clock,
-        replica_id=replica_id,
-        own=own,
-        listens=settings.feed_follows_notifications,
-    )
+    listens = settings.feed_follows_notifications
+    feed = Feed(database_url, fleet, keys, clock, replica_id=replica_id, own=own, listens=listens)
     key_store = KeyStore(database, keys)
     jobs = JobLedger(database_url, replica_id=replica_id, timeout_seconds=timeout)
     tools = _build_tools(settings, fleet, clock, jobs, replica_id)

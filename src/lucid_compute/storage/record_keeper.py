@@ -16,8 +16,8 @@ from lucid_compute.storage.record_sql import (
     CLEAN_FLUSHES,
     CLEAN_HOURS,
     CLEAN_MINUTES,
-    DAY_IS_DONE,
-    HOUR_IS_DONE,
+    DAYS_ARE_DONE,
+    HOURS_ARE_DONE,
     HOURS_UNTIL,
     JOIN_BY_HASH,
     KINDS,
@@ -90,19 +90,19 @@ class RecordKeeper:
     async def _add_up_hours(self, connection: asyncpg.Connection[asyncpg.Record], until: datetime) -> None:
         """Add up every whole hour before `until`, each in a transaction that also says that it is done."""
         while (hour := await connection.fetchval(NEXT_HOUR, until)) is not None:
-            await self._add_up(connection, hour, [kind.add_up_hour for kind in KINDS], HOUR_IS_DONE)
+            async with connection.transaction():
+                for kind in KINDS:
+                    await connection.execute(kind.add_up_hour, hour)
+                await connection.execute(HOURS_ARE_DONE, hour + timedelta(hours=1))
+        await connection.execute(HOURS_ARE_DONE, until)
 
     async def _add_up_days(self, connection: asyncpg.Connection[asyncpg.Record], until: datetime) -> None:
         while (day := await connection.fetchval(NEXT_DAY, until)) is not None:
-            await self._add_up(connection, day, [kind.add_up_day for kind in KINDS], DAY_IS_DONE)
-
-    async def _add_up(
-        self, connection: asyncpg.Connection[asyncpg.Record], start: datetime, statements: list[str], done: str
-    ) -> None:
-        async with connection.transaction():
-            for statement in statements:
-                await connection.execute(statement, start)
-            await connection.execute(done, start)
+            async with connection.transaction():
+                for kind in KINDS:
+                    await connection.execute(kind.add_up_day, day)
+                await connection.execute(DAYS_ARE_DONE, day + timedelta(days=1))
+        await connection.execute(DAYS_ARE_DONE, until)
 
     async def _clean(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
         for statements, kept in zip((CLEAN_MINUTES, CLEAN_HOURS, CLEAN_DAYS), self._retention, strict=True):

@@ -118,9 +118,10 @@ ORDER BY p.id, s.second
 ON CONFLICT (node_id, bucket) DO UPDATE SET {add_to_held(GAUGE_COLUMNS, NARROW)}
 """
 
+# $1: everything before is added up, or there was nothing to add up.
+HOURS_ARE_DONE = "UPDATE record_marks SET hours_until = $1 WHERE hours_until < $1"
+DAYS_ARE_DONE = "UPDATE record_marks SET days_until = $1 WHERE days_until < $1"
 HOURS_UNTIL = "SELECT hours_until FROM record_marks"
-HOUR_IS_DONE = "UPDATE record_marks SET hours_until = $1::timestamptz + interval '1 hour'"
-DAY_IS_DONE = "UPDATE record_marks SET days_until = $1::timestamptz + interval '1 day'"
 
 
 def _next(span: str, mark: str, tier: str) -> str:

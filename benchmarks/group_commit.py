@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from statistics import median
 from typing import Any
+from uuid import uuid4
 
 import asyncpg
 import uvloop
@@ -24,6 +25,7 @@ from lucid_compute.fleet.fleet import Fleet
 from lucid_compute.node_state import Heartbeat
 from lucid_compute.storage.clock import DatabaseClock
 from lucid_compute.storage.database import connect
+from lucid_compute.storage.gauge_recorder import GaugeRecorder
 from lucid_compute.storage.heartbeat_writer import HeartbeatWriter, OwnHeartbeats
 
 SENDERS = 64
@@ -84,7 +86,9 @@ async def _single(url: str, connections: int) -> Any:
 
 @asynccontextmanager
 async def _grouped(url: str) -> Any:
-    writer = HeartbeatWriter(url, Fleet(), DatabaseClock(), own=OwnHeartbeats())
+    fleet = Fleet()
+    gauges = GaugeRecorder(url, fleet, replica_id=str(uuid4()))
+    writer = HeartbeatWriter(url, fleet, DatabaseClock(), own=OwnHeartbeats(), gauges=gauges)
     task = asyncio.create_task(writer.run())
     yield writer.write
     task.cancel()

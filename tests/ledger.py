@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -14,8 +16,10 @@ from uuid import uuid4
 import pytest
 
 from lucid_compute.jobs import Job, Outcome
+from lucid_compute.latency_histogram import BUCKETS, bucket_of
 from lucid_compute.storage.database import connect
 from lucid_compute.storage.job_ledger import JobLedger
+from lucid_compute.storage.record_columns import ALL_NODES, JOB_COLUMNS, NARROW, UPSTREAM, Width, owner_scope
 
 MODEL_ID = str(uuid4())
 ENDED = [Outcome.COMPLETED, Outcome.COMPLETED, Outcome.FAILED, Outcome.REJECTED, Outcome.CANCELLED]
@@ -144,13 +148,74 @@ async def expect_sums(url: str) -> None:
     # a node has one owner; these tests give it several
     counted = [(row[0], *row[2:]) for row in await read(url, totals)]
     assert [(row[0], *row[2:]) for row in await read(url, held)] == counted
-    minutes = """
-        SELECT node_id::text, date_trunc('minute', started_at) AS minute,
-            count(*) FILTER (WHERE outcome = 'completed'), count(*) FILTER (WHERE outcome = 'failed'),
-            coalesce(sum(latency_ms) FILTER (WHERE outcome = 'completed'), 0)
-        FROM jobs WHERE node_id IS NOT NULL AND outcome IN ('completed', 'failed') GROUP BY 1, 2 ORDER BY 1, 2
-    """
-    held = "SELECT node_id::text, minute, completed, failed, latency_ms_sum FROM job_minutes ORDER BY 1, 2"
-    of_rows, of_sums = await read(url, minutes), await read(url, held)
-    assert [tuple(row)[:4] for row in of_sums] == [tuple(row)[:4] for row in of_rows]
-    assert [row[4] for row in of_sums] == pytest.approx([row[4] for row in of_rows])
+    await expect_records(url)
+
+
+async def expect_records(url: str) -> None:
+    """Fail unless the records of minutes, open or not, are exactly the sums of the jobs by their node and model."""
+    told = {key: sums_of(rows) for key, rows in _by_minute(await read(url, ENDED_ROWS)).items()}
+    columns = ", ".join(_COLUMNS)
+    parts = await read(
+        url,
+        f"SELECT node_id::text, bucket, model_id::text, {columns} FROM job_open "
+        f"UNION ALL SELECT scope_id::text, bucket, model_id::text, {columns} FROM job_minutes "
+        f"WHERE scope_id <> '{ALL_NODES}' AND NOT scope_id IN "
+        f"(SELECT {owner_scope('coalesce(node_owner, $1)')} FROM jobs)",
+        "",
+    )
+    held: dict[Any, dict[str, Any]] = {}
+    for part in parts:
+        add_record(held.setdefault(tuple(part)[:3], {}), part)
+    assert held == told
+
+
+ENDED_ROWS = "SELECT * FROM jobs WHERE outcome NOT IN ('running', 'lost')"
+_COLUMNS = [column.name for column in JOB_COLUMNS]
+
+
+def _by_minute(rows: Iterable[Any]) -> dict[Any, list[Any]]:
+    grouped: dict[Any, list[Any]] = {}
+    for row in rows:
+        minute = row["started_at"].replace(second=0, microsecond=0)
+        grouped.setdefault((str(row["node_id"] or UPSTREAM), minute, str(row["model_id"])), []).append(row)
+    return grouped
+
+
+def sums_of(rows: Iterable[Any]) -> dict[str, Any]:
+    """What the record of these jobs has to be, counted one by one; a histogram by bucket, faults by name."""
+    record: dict[str, Any] = {}
+    for row in rows:
+        is_completed = row["outcome"] == "completed"
+        part: dict[str, Any] = {name: int(row["outcome"] == name) for name in _COLUMNS[:4]}
+        part |= {"priced": int(row["price_usd"] is not None), "revenue_usd": row["price_usd"]}
+        part |= {name: row[name] for name in ("tokens_in", "tokens_out")}
+        spread = []
+        for kind, name in enumerate(("latency", "first_byte")):
+            milliseconds = row[f"{name}_ms"] if is_completed else None
+            part[f"{name}_us"] = None if milliseconds is None else round(milliseconds * 1000)
+            if milliseconds is not None:
+                spread.append((kind * BUCKETS + bucket_of(milliseconds)) << NARROW.bits | 1)
+        part["spread"] = spread or None
+        part["faults"] = None if is_completed else json.dumps({f"{row['outcome']}:{_reason(row)}": 1})
+        add_record(record, part)
+    return record
+
+
+def _reason(row: Any) -> str:
+    return "unknown" if row["reason"] is None else str(row["reason"])
+
+
+def add_record(held: dict[str, Any], part: Any, width: Width = NARROW) -> None:
+    """Add one record to another, in plain Python; null gives way."""
+    for name in _COLUMNS:
+        value = part[name]
+        if value is None:
+            held.setdefault(name, None)
+        elif name == "spread":
+            held[name] = Counter(held.get(name) or {})
+            for element in value:
+                held[name][element >> width.bits] += element & width.most
+        elif name == "faults":
+            held[name] = (held.get(name) or Counter()) + Counter(json.loads(value))
+        else:
+            held[name] = (held.get(name) or 0) + value

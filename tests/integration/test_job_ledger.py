@@ -199,7 +199,7 @@ async def test_a_job_that_runs_is_a_row_and_counts_when_it_has_finished(database
         assert job.is_written
         await all_written(ledger)
         await expect(database_url, [job])
-        assert await read(database_url, "SELECT FROM job_totals UNION ALL SELECT FROM job_minutes") == []
+        assert await read(database_url, "SELECT FROM job_totals UNION ALL SELECT FROM job_open") == []
         ledger.finish(ended(job, Outcome.FAILED, reason="timeout"))
         await all_written(ledger)
         await expect(database_url, [job])

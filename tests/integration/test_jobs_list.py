@@ -410,13 +410,6 @@ async def test_the_true_outcome_of_a_lost_job_wins(api: Api) -> None:
     await expect_sums(api.service.database.url)
 
 
-async def test_minutes_of_long_ago_are_cleaned_away(api: Api) -> None:
-    await tell(api, done(1, seconds_ago=86_400 + 60), done(2, seconds_ago=86_000))
-    await api.service.sweep._clean()
-    assert len(await run_sql(api, "SELECT FROM job_minutes")) == 1
-    assert len(await run_sql(api, "SELECT FROM job_totals")) == 2
-
-
 async def test_what_was_told_is_written_when_the_service_stops(
     database_url: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -41,6 +41,8 @@ TABLE = [
     *[Call("GET", path, READERS) for path in ("/passports", "/passports/{node}", "/passports/{agent}")],
     *[Call("GET", path, READERS) for path in ("/compute", "/compute/health/{node}", "/compute/models/{node}")],
     *[Call("GET", path, READERS) for path in ("/compute/events/{node}", "/compute/jobs")],
+    *[Call("GET", path, READERS) for path in ("/compute/metrics", "/compute/metrics/{node}")],
+    *[Call("GET", path, READERS) for path in ("/compute/uptime", "/compute/uptime/{node}")],
     *[Call("GET", path, ADMINS) for path in ("/keys", "/audit", "/metrics")],
     Call("POST", "/passports", COMPUTE, NEW_NODE),
     Call("PATCH", "/passports/{node}", COMPUTE, {"description": "x"}),

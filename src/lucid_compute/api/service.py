@@ -32,6 +32,7 @@ from lucid_compute.storage.clock import DatabaseClock
 from lucid_compute.storage.compute_registry import ComputeRegistry
 from lucid_compute.storage.database import Database
 from lucid_compute.storage.feed import Feed
+from lucid_compute.storage.gauge_recorder import GaugeRecorder
 from lucid_compute.storage.heartbeat_writer import HeartbeatWriter, OwnHeartbeats
 from lucid_compute.storage.in_flight_news import InFlightNews
 from lucid_compute.storage.job_ledger import JobLedger
@@ -39,7 +40,10 @@ from lucid_compute.storage.job_retention import JobRetention
 from lucid_compute.storage.job_search import JobSearch
 from lucid_compute.storage.key_store import KeyStore
 from lucid_compute.storage.node_events import NodeEvents
+from lucid_compute.storage.node_states import NodeStates
 from lucid_compute.storage.passport_store import PassportStore
+from lucid_compute.storage.record_keeper import RecordKeeper, Retention
+from lucid_compute.storage.record_reader import RecordReader
 from lucid_compute.storage.sweep import Sweep
 
 _LOAD_DEADLINE_SECONDS = 60.0
@@ -58,6 +62,9 @@ class Service:
     keys: KeyRing
     feed: Feed
     heartbeats: HeartbeatWriter
+    gauges: GaugeRecorder
+    record_keeper: RecordKeeper
+    records: RecordReader
     news: InFlightNews
     sweep: Sweep
     registry: ComputeRegistry
@@ -91,16 +98,15 @@ class Service:
             raise DatabaseUnavailable
         return self.fleet.get_registered_node(passport_id, owner=sees)
 
-    async def require_node_passport(self, passport_id: str, *, sees: str | None) -> None:
-        """Refuse unless the owner has this node, also one that ended long ago and is no longer in the fleet.
+    async def require_node_passport(self, passport_id: str, *, sees: str | None) -> Passport:
+        """Answer the passport of the owner's node, also of one that ended long ago and is no longer in the fleet.
 
         Raises:
             NodeNotFound: there is none.
         """
         if (node := self.fleet.find_node(passport_id)) is not None:
-            self.fleet.get_node(node.state.id, owner=sees)
-        else:
-            await self._get_node_passport(passport_id, sees=sees)
+            return self.fleet.get_node(node.state.id, owner=sees).record
+        return await self._get_node_passport(passport_id, sees=sees)
 
     async def _get_node_passport(self, passport_id: str, *, sees: str | None) -> Passport:
         try:
@@ -135,6 +141,8 @@ def build_service(settings: Settings, database_url: str) -> Service:
     key_store = KeyStore(database, keys)
     jobs = JobLedger(database_url, replica_id=replica_id, timeout_seconds=timeout)
     tools = _build_tools(settings, fleet, clock, jobs, replica_id)
+    gauges = GaugeRecorder(database_url, fleet, replica_id=replica_id, timeout_seconds=timeout)
+    retention = retention_of(settings)
     return Service(
         settings=settings,
         database=database,
@@ -142,9 +150,12 @@ def build_service(settings: Settings, database_url: str) -> Service:
         fleet=fleet,
         keys=keys,
         feed=feed,
-        heartbeats=HeartbeatWriter(database_url, fleet, clock, own=own, timeout_seconds=timeout),
+        heartbeats=HeartbeatWriter(database_url, fleet, clock, own=own, gauges=gauges, timeout_seconds=timeout),
+        gauges=gauges,
+        record_keeper=RecordKeeper(database_url, retention),
+        records=RecordReader(database, retention),
         news=InFlightNews(database_url, fleet, replica_id=replica_id),
-        sweep=Sweep(database, fleet, clock, key_store),
+        sweep=Sweep(database, fleet, clock, key_store, NodeStates(database, fleet)),
         registry=ComputeRegistry(database, fleet, clock),
         passports=PassportStore(database, fleet, egress_policy(settings)),
         key_store=key_store,
@@ -179,6 +190,13 @@ def _build_tools(settings: Settings, fleet: Fleet, clock: DatabaseClock, ledger:
     )
 
 
+def retention_of(settings: Settings) -> Retention:
+    """Answer how long records are kept by these settings."""
+    return Retention(
+        settings.records_minutes_kept_hours, settings.records_hours_kept_days, settings.records_days_kept_days
+    )
+
+
 def egress_policy(settings: Settings) -> EgressPolicy:
     """Answer which provider URLs these settings allow."""
     return EgressPolicy(
@@ -198,20 +216,24 @@ async def running(service: Service) -> AsyncIterator[None]:
         asyncio.create_task(service.news.run(), name="news"),
         asyncio.create_task(service.job_retention.run(), name="job retention"),
         asyncio.create_task(service.watchdog.run(), name="watchdog"),
+        asyncio.create_task(service.record_keeper.run(), name="records"),
     ]
-    ledger = asyncio.create_task(service.jobs.run(), name="jobs")
-    service.tasks.extend([*tasks, ledger])
+    # The last to end: they write what the others still told them.
+    writers = [
+        asyncio.create_task(service.jobs.run(), name="jobs"),
+        asyncio.create_task(service.gauges.run(), name="gauges"),
+    ]
+    service.tasks.extend([*tasks, *writers])
     for task in service.tasks:
         task.add_done_callback(_log_end)
     try:
         await _wait_until_loaded(service)
         yield
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        ledger.cancel()  # last: it writes what the others still told it
-        await asyncio.gather(ledger, return_exceptions=True)
+        for group in (tasks, writers):
+            for task in group:
+                task.cancel()
+            await asyncio.gather(*group, return_exceptions=True)
         await service.database.close()
 
 

@@ -95,6 +95,21 @@ class Settings(BaseSettings):
         description="Addresses or networks of proxies whose X-Forwarded-For is believed, separated by commas; * "
         "believes any.",
     )
+    records_minutes_kept_hours: int = Field(
+        default=48, ge=2, le=24 * 365, description="How long records of each minute are kept, in hours."
+    )
+    records_hours_kept_days: int = Field(
+        default=90, ge=31, le=3650, description="How long records of each hour and states of nodes are kept, in days."
+    )
+    records_days_kept_days: int = Field(
+        default=1100, ge=31, le=36500, description="How long records of each day are kept, in days."
+    )
+    uptime_target: float = Field(
+        default=0.995,
+        gt=0,
+        lt=1,
+        description="The share of time that a node should be healthy: what error budgets are counted against.",
+    )
     metrics_public: bool = Field(default=False, description="Answer /metrics without a key.")
     log_level: str = Field(default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Least level logged.")
 

@@ -22,6 +22,7 @@ from lucid_compute.fleet.fleet import Fleet
 from lucid_compute.node_state import Heartbeat, Receipt
 from lucid_compute.storage.clock import DatabaseClock
 from lucid_compute.storage.database import connect, is_passing
+from lucid_compute.storage.gauge_recorder import GaugeRecorder
 from lucid_compute.storage.heartbeat_sql import COMMIT_HEARTBEATS, USE_INDEXES
 
 MAX_BATCH = 1000
@@ -59,13 +60,21 @@ class HeartbeatWriter:
     """Commits heartbeats in groups and shows them to the fleet."""
 
     def __init__(
-        self, url: str, fleet: Fleet, clock: DatabaseClock, *, own: OwnHeartbeats, timeout_seconds: float = 2.0
+        self,
+        url: str,
+        fleet: Fleet,
+        clock: DatabaseClock,
+        *,
+        own: OwnHeartbeats,
+        gauges: GaugeRecorder,
+        timeout_seconds: float = 2.0,
     ) -> None:
         """Write to the database at `url`; a commit that takes longer than `timeout_seconds` counts as failed."""
         self._url = url
         self._fleet = fleet
         self._clock = clock
         self._own = own
+        self._gauges = gauges
         self._timeout_seconds = timeout_seconds
         self._waiting: dict[str, _Waiting] = {}
         self._later: list[_Waiting] = []
@@ -143,6 +152,7 @@ class HeartbeatWriter:
             if revision is not None:
                 receipt = Receipt(waiting.heartbeat, received_at, up_since, revision)
                 self._fleet.apply_receipt(waiting.heartbeat.passport_id, receipt)
+                self._gauges.note(waiting.heartbeat, received_at)
                 _answer(waiting, receipt)
             elif outcome == "former":
                 _refuse(

@@ -18,6 +18,7 @@ from lucid_compute.jobs import Job, Outcome
 from lucid_compute.storage.database import connect, is_passing
 from lucid_compute.storage.job_row import RowWriter
 from lucid_compute.storage.job_sql import COMMIT_JOBS
+from lucid_compute.storage.record_sql import JOIN_BY_HASH
 
 MAX_WAITING = 200_000  # some 70 MB
 MAX_BATCH = 500  # half a millisecond of this process's time
@@ -120,6 +121,7 @@ class JobLedger:
     async def _execute(self, batch: list[str]) -> None:
         if self._connection is None or self._connection.is_closed():
             self._connection = await connect(self._url, application="lucid jobs")
+            await self._connection.execute(JOIN_BY_HASH)
         await self._connection.execute(COMMIT_JOBS, f"{{{','.join(batch)}}}")
 
     async def _explain(self, batch: list[str], error: Exception) -> None:

@@ -206,7 +206,7 @@ def _read_statistics(row: RowMapping) -> JobStatistics:
     completed, failed = row["completed"] or 0, row["failed"] or 0
     return JobStatistics(
         jobs_completed=row["jobs_completed"],
-        avg_latency_ms=round(row["latency_ms_sum"] / completed, 3) if completed else None,
+        avg_latency_ms=round((row["latency_us"] or 0) / completed / 1000, 3) if completed else None,
         error_rate=failed / (completed + failed) if completed + failed else None,
     )
 

@@ -1,5 +1,33 @@
 """The statements of the job ledger: rows get in with their sums, a dead replica's are closed, sums are read."""
 
+from __future__ import annotations
+
+from lucid_compute.latency_histogram import BUCKETS, FIRST_MS, GROWTH
+from lucid_compute.storage.record_columns import JOB_COLUMNS, NARROW, UPSTREAM, add_to_held, add_up, names
+
+# As `latency_histogram.bucket_of`; what is measured stands before it, 0 for latency and 1 for the first byte.
+_ELEMENT = f"""
+    CASE WHEN {{ms}} IS NOT NULL THEN ({{kind}} * {BUCKETS} + CASE WHEN {{ms}} > {FIRST_MS}
+        THEN least(ceil(ln({{ms}} / {FIRST_MS}) / ln({GROWTH}::float8)), {BUCKETS - 1})::integer ELSE 0
+    END) << {NARROW.bits} | 1 END"""
+_SPREAD = ", ".join(_ELEMENT.format(kind=kind, ms=ms) for kind, ms in enumerate(("latency_ms", "first_byte_ms")))
+
+# Of one job that ended, what the record of its minute gets.
+ENDED_JOB = f"""
+    SELECT date_trunc('minute', started_at) AS bucket, coalesce(node_id, '{UPSTREAM}') AS node_id, model_id,
+        coalesce(node_owner, '') AS node_owner,
+        (outcome = 'completed')::integer AS completed, (outcome = 'failed')::integer AS failed,
+        (outcome = 'rejected')::integer AS rejected, (outcome = 'cancelled')::integer AS cancelled,
+        (price_usd IS NOT NULL)::integer AS priced,
+        CASE WHEN outcome = 'completed' THEN round(latency_ms * 1000)::bigint END AS latency_us,
+        CASE WHEN outcome = 'completed' THEN round(first_byte_ms * 1000)::bigint END AS first_byte_us,
+        tokens_in, tokens_out, price_usd AS revenue_usd,
+        CASE WHEN outcome = 'completed' THEN array_remove(ARRAY[{_SPREAD}], NULL) END AS spread,
+        CASE WHEN outcome <> 'completed' THEN jsonb_build_object(outcome || ':' || coalesce(reason, 'unknown'), 1) END
+            AS faults
+    FROM {{written}} WHERE outcome NOT IN ('running', 'lost')
+"""
+
 # $1 the rows, as the text of an array of `job_row`: one f-string a job builds it, where COPY cost this process 1.25
 # times and arrays of columns twice the time (docs/adr/0011-job-ledger.md). Instants and durations are microseconds.
 #
@@ -7,7 +35,8 @@
 # A row is changed only out of `running` and `lost`, and the sums are taken of the rows that this very statement wrote:
 # so nothing counts twice, and rows and sums are always together. `lost` is a guess, and the true outcome wins.
 # Sums are taken in the order of node ids, so that replicas wait for one another and never in a circle.
-COMMIT_JOBS = """
+# `job_open` holds the minutes that are not moved yet (docs/adr/0012-records.md); its rows are few and updated in place.
+COMMIT_JOBS = f"""
 WITH written AS (
     INSERT INTO jobs AS held (
         id, attempt, replica_id, model_id, model_name, node_id, node_owner, key_id, consumer, endpoint, is_stream,
@@ -25,27 +54,19 @@ WITH written AS (
         tokens_in = excluded.tokens_in, tokens_out = excluded.tokens_out,
         are_tokens_counted = excluded.are_tokens_counted, price_usd = excluded.price_usd
     WHERE held.outcome IN ('running', 'lost') AND excluded.outcome NOT IN ('running', 'lost')
-    RETURNING node_id, node_owner, started_at, outcome, latency_ms
-), counted AS (
-    SELECT node_id, min(node_owner) AS node_owner, date_trunc('minute', started_at) AS minute,
-        count(*) FILTER (WHERE outcome = 'completed') AS completed,
-        count(*) FILTER (WHERE outcome = 'failed') AS failed,
-        count(*) FILTER (WHERE outcome = 'rejected') AS rejected,
-        count(*) FILTER (WHERE outcome = 'cancelled') AS cancelled,
-        coalesce(sum(latency_ms) FILTER (WHERE outcome = 'completed'), 0) AS latency_ms_sum
-    FROM written WHERE node_id IS NOT NULL AND outcome NOT IN ('running', 'lost')
-    GROUP BY 1, 3
-), minutes AS (
-    INSERT INTO job_minutes AS held (node_id, minute, completed, failed, latency_ms_sum)
-    SELECT node_id, minute, completed, failed, latency_ms_sum FROM counted WHERE completed + failed > 0
-    ORDER BY node_id, minute
-    ON CONFLICT (node_id, minute) DO UPDATE SET
-        completed = held.completed + excluded.completed, failed = held.failed + excluded.failed,
-        latency_ms_sum = held.latency_ms_sum + excluded.latency_ms_sum
+    RETURNING node_id, node_owner, model_id, started_at, outcome, reason, latency_ms, first_byte_ms, tokens_in,
+        tokens_out, price_usd
+), ended AS ({ENDED_JOB.format(written="written")}),
+{add_up(JOB_COLUMNS, "bucket, node_id, model_id, node_owner", source="ended", into="summed", from_=NARROW, to=NARROW)},
+opened AS (
+    INSERT INTO job_open AS held (bucket, node_id, model_id, node_owner, {names(JOB_COLUMNS)})
+    SELECT bucket, node_id, model_id, node_owner, {names(JOB_COLUMNS)} FROM summed
+    ORDER BY node_id, bucket, model_id, node_owner
+    ON CONFLICT (node_id, bucket, model_id, node_owner) DO UPDATE SET {add_to_held(JOB_COLUMNS, NARROW)}
 )
 INSERT INTO job_totals AS held (node_id, node_owner, completed, failed, rejected, cancelled)
 SELECT node_id, min(node_owner), sum(completed), sum(failed), sum(rejected), sum(cancelled)
-FROM counted GROUP BY node_id ORDER BY node_id
+FROM summed WHERE node_id <> '{UPSTREAM}' GROUP BY node_id ORDER BY node_id
 ON CONFLICT (node_id) DO UPDATE SET
     completed = held.completed + excluded.completed, failed = held.failed + excluded.failed,
     rejected = held.rejected + excluded.rejected, cancelled = held.cancelled + excluded.cancelled
@@ -70,17 +91,22 @@ UPDATE jobs SET outcome = 'lost' WHERE (id, attempt) IN (
 )
 """
 
-# Of each node of :ids, in one look for a page of a list. The last hour is 60 whole minutes and the one that runs.
+# Of each node of :ids, in one look for a page of a list. The last hour is 60 whole minutes and the one that runs. Each
+# minute is looked up by its key (OFFSET keeps the lookup one): records stand in the order of time, not of nodes.
 STATISTICS = """
-SELECT n.id::text, coalesce(t.completed, 0) AS jobs_completed, h.completed, h.failed, h.latency_ms_sum
+SELECT n.id::text, coalesce(t.completed, 0) AS jobs_completed, h.completed, h.failed, h.latency_us
 FROM unnest(CAST(:ids AS uuid[])) AS n (id)
 LEFT JOIN job_totals t ON t.node_id = n.id
 LEFT JOIN LATERAL (
-    SELECT sum(completed)::int8 AS completed, sum(failed)::int8 AS failed, sum(latency_ms_sum) AS latency_ms_sum
-    FROM job_minutes m
-    WHERE m.node_id = n.id AND m.minute >= date_trunc('minute', now()) - interval '1 hour'
+    SELECT sum(completed)::int8 AS completed, sum(failed)::int8 AS failed, sum(latency_us)::int8 AS latency_us
+    FROM (
+        SELECT completed, failed, latency_us FROM job_open
+        WHERE node_id = n.id AND bucket >= date_trunc('minute', now()) - interval '1 hour'
+        UNION ALL
+        SELECT m.* FROM generate_series(0, 60) AS ago, LATERAL (
+            SELECT completed, failed, latency_us FROM job_minutes
+            WHERE bucket = date_trunc('minute', now()) - ago * interval '1 minute' AND scope_id = n.id OFFSET 0
+        ) m
+    ) minutes
 ) h ON true
 """
-
-JOB_MINUTES_KEPT_HOURS = 24
-CLEAN_JOB_MINUTES = f"DELETE FROM job_minutes WHERE minute < now() - interval '{JOB_MINUTES_KEPT_HOURS} hours'"

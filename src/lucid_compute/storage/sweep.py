@@ -23,9 +23,10 @@ from lucid_compute.storage.clock import DatabaseClock
 from lucid_compute.storage.database import CHANGES_CHANNEL, Database
 from lucid_compute.storage.feed_sql import ENDED_NODES_KEPT
 from lucid_compute.storage.idempotency import KEPT_HOURS
-from lucid_compute.storage.job_sql import CLEAN_JOB_MINUTES, MARK_LOST
+from lucid_compute.storage.job_sql import MARK_LOST
 from lucid_compute.storage.key_store import KeyStore
 from lucid_compute.storage.node_events import EventType
+from lucid_compute.storage.node_states import NodeStates
 
 SWEEP_SECONDS = 2.0
 CLEANING_SECONDS = 60.0
@@ -62,7 +63,6 @@ _CLEAN = (
     "DELETE FROM heartbeat_batches WHERE at < now() - interval '5 minutes'",
     f"DELETE FROM idempotency_keys WHERE created_at < now() - interval '{KEPT_HOURS} hours'",
     "DELETE FROM replicas WHERE seen_at < now() - interval '1 hour' AND seen_at < (SELECT max(seen_at) FROM replicas)",
-    CLEAN_JOB_MINUTES,
 )
 
 
@@ -132,12 +132,15 @@ def find_transition(fleet: Fleet, node: FleetNode, now: datetime, live_since: da
 class Sweep:
     """Looks over the fleet every two seconds, when no other replica does."""
 
-    def __init__(self, database: Database, fleet: Fleet, clock: DatabaseClock, keys: KeyStore) -> None:
+    def __init__(
+        self, database: Database, fleet: Fleet, clock: DatabaseClock, keys: KeyStore, states: NodeStates
+    ) -> None:
         """Record to `database` what `fleet` shows."""
         self._database = database
         self._fleet = fleet
         self._clock = clock
         self._keys = keys
+        self._states = states
         self.brake = Brake()
 
     async def run(self) -> None:
@@ -152,7 +155,9 @@ class Sweep:
                     await self.record(transitions[start : start + _NODES_A_TURN])
                 if loop.time() >= cleaning_due:
                     await self._clean()
+                    await self._states.read_back()
                     cleaning_due = loop.time() + CLEANING_SECONDS
+                await self._states.follow(self._clock.now())
             except DatabaseUnavailable:
                 continue
             except Exception:  # noqa: BLE001 - a fault must end neither the sweep nor the service; its trace is logged

@@ -275,19 +275,8 @@ jobs = Table(
     Index("jobs_faults_of_node_idx", "node_id", text("started_at DESC"), postgresql_where=text(JOB_IS_FAULT)),
 )
 
-# Sums over `jobs`, written in the statement that writes the rows: they agree. Updated in place, as heartbeats.
-job_minutes = Table(
-    "job_minutes",
-    metadata,
-    _id("node_id", primary_key=True),
-    Column("minute", DateTime(timezone=True), primary_key=True),
-    *(Column(outcome, BigInteger, nullable=False) for outcome in ("completed", "failed")),
-    Column("latency_ms_sum", Double, nullable=False),
-    Index("job_minutes_minute_idx", "minute"),
-    postgresql_with={"fillfactor": "50"},
-)
-
-# Of every job that ended, and of those of them that are no longer in `jobs`.
+# Sums over `jobs`, written in the statement that writes the rows: they always agree. Updated in place, as heartbeats.
+# Of every job that ended, and of those of them that are no longer in `jobs`; those by minute stand in `record_tables`.
 job_totals, job_removals = (
     Table(
         name,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from alembic import op
 
 revision = "job_retention"
-down_revision = "job_ledger"
+down_revision = "records"
 branch_labels = None
 depends_on = None
 

@@ -1,0 +1,153 @@
+"""The statements that move records on: what is open becomes minutes, minutes become hours, hours become days.
+
+Whatever a statement adds somewhere it takes from what it deletes, or from what a mark says was never added, in the same
+transaction: so nothing counts twice and nothing is lost (docs/adr/0012-records.md).
+"""
+
+from __future__ import annotations
+
+from lucid_compute.storage.record_columns import (
+    ALL_NODES,
+    GAUGE_COLUMNS,
+    JOB_COLUMNS,
+    NARROW,
+    UPSTREAM,
+    WIDE,
+    RecordColumn,
+    Width,
+    add_to_held,
+    add_up,
+    names,
+    owner_scope,
+)
+
+JOB_KEYS = "bucket, scope_id, model_id"
+GAUGE_KEYS = "bucket, scope_id"
+
+# A job counts for its node by its model, and for its owner and for all by its model and by all models together.
+_BY_MODEL = f"unnest(ARRAY[model_id, '{UPSTREAM}'::uuid]) AS m (model_id)"
+SCOPED_JOBS = f"""
+    SELECT bucket, node_id AS scope_id, model_id, {names(JOB_COLUMNS)} FROM moved
+    UNION ALL SELECT bucket, {owner_scope("node_owner")}, m.model_id, {names(JOB_COLUMNS)}
+    FROM moved, {_BY_MODEL} WHERE node_id <> '{UPSTREAM}'
+    UNION ALL SELECT bucket, '{ALL_NODES}', m.model_id, {names(JOB_COLUMNS)} FROM moved, {_BY_MODEL}
+""".replace("m.model_id,", "m.model_id AS model_id,")
+SCOPED_GAUGES = f"""
+    SELECT bucket, node_id AS scope_id, {names(GAUGE_COLUMNS)} FROM moved
+    UNION ALL SELECT bucket, {owner_scope("node_owner")}, {names(GAUGE_COLUMNS)} FROM moved
+    UNION ALL SELECT bucket, '{ALL_NODES}', {names(GAUGE_COLUMNS)} FROM moved
+"""
+
+
+class RecordKind:
+    """The statements for one kind of record, `job` or `gauge`: its open, minute, hour and day tables."""
+
+    def __init__(self, name: str, columns: tuple[RecordColumn, ...], keys: str, scoped: str) -> None:
+        """Write the statements down."""
+        self.name = name
+        self.columns = columns
+        self.keys = keys
+        # $1: minutes that began before are over. One that comes late, when its hour or its day was added up already,
+        # is added there too. A row that a replica adds to just now is waited for, and returned as it then is.
+        self.move = f"""
+            WITH moved AS (DELETE FROM {name}_open WHERE bucket < $1 RETURNING *),
+            scoped AS ({scoped}),
+            {self._add_up("scoped", "minutes", NARROW, NARROW)},
+            late AS (
+                SELECT date_trunc('hour', bucket) AS bucket, {self._rest(keys)} FROM minutes
+                WHERE bucket < (SELECT hours_until FROM record_marks)
+            ),
+            {self._add_up("late", "hours", NARROW, WIDE)},
+            very_late AS (
+                SELECT date_trunc('day', bucket) AS bucket, {self._rest(keys)} FROM hours
+                WHERE bucket < (SELECT days_until FROM record_marks)
+            ),
+            {self._add_up("very_late", "days", WIDE, WIDE)},
+            into_days AS ({self._insert("days", WIDE)}),
+            into_hours AS ({self._insert("hours", WIDE)})
+            {self._insert("minutes", NARROW)}
+        """
+        # $1: the start of the hour or day to add up.
+        self.add_up_hour = self._add_up_span("minutes", "hours", "1 hour", NARROW)
+        self.add_up_day = self._add_up_span("hours", "days", "1 day", WIDE)
+
+    def _rest(self, keys: str) -> str:
+        return ", ".join([*keys.split(", ")[1:], names(self.columns)])
+
+    def _add_up(self, source: str, into: str, from_: Width, to: Width) -> str:
+        return add_up(self.columns, self.keys, source=source, into=into, from_=from_, to=to)
+
+    def _insert(self, tier: str, width: Width) -> str:
+        """Answer the statement that adds the rows of the relation `tier` to the table of that name."""
+        return f"""
+            INSERT INTO {self.name}_{tier} AS held ({self.keys}, {names(self.columns)})
+            SELECT {self.keys}, {names(self.columns)} FROM {tier} ORDER BY {self.keys}
+            ON CONFLICT ({self.keys}) DO UPDATE SET {add_to_held(self.columns, width)}
+        """
+
+    def _add_up_span(self, shorter: str, longer: str, span: str, width: Width) -> str:
+        return f"""
+            WITH source AS (
+                SELECT $1::timestamptz AS bucket, {self._rest(self.keys)} FROM {self.name}_{shorter}
+                WHERE bucket >= $1 AND bucket < $1::timestamptz + interval '{span}'
+            ),
+            {self._add_up("source", longer, width, WIDE)}
+            {self._insert(longer, WIDE)}
+        """
+
+
+JOBS = RecordKind("job", JOB_COLUMNS, JOB_KEYS, SCOPED_JOBS)
+GAUGE_RECORDS = RecordKind("gauge", GAUGE_COLUMNS, GAUGE_KEYS, SCOPED_GAUGES)
+KINDS = (JOBS, GAUGE_RECORDS)
+
+# $1 the replica, $2 the number of what it flushes, which grows, $3 the samples as JSON. A number that is there already
+# was committed, though its answer was lost, and adds nothing; one whose first try still runs is waited for.
+FLUSH_GAUGES = f"""
+WITH once AS (
+    INSERT INTO gauge_flushes AS held (replica_id, number) VALUES ($1, $2)
+    ON CONFLICT (replica_id) DO UPDATE SET number = excluded.number, at = now() WHERE held.number < excluded.number
+    RETURNING number
+)
+INSERT INTO gauge_open AS held (bucket, node_id, node_owner, {names(GAUGE_COLUMNS)})
+SELECT to_timestamp(s.second), p.id, p.owner, {names(GAUGE_COLUMNS)}
+FROM json_to_recordset($3::text::json) AS s (
+    second bigint, node_id uuid, {", ".join(f"{column.name} {column.type}" for column in GAUGE_COLUMNS)}
+) JOIN passports p ON p.id = s.node_id
+WHERE EXISTS (SELECT FROM once)
+ORDER BY p.id, s.second
+ON CONFLICT (node_id, bucket) DO UPDATE SET {add_to_held(GAUGE_COLUMNS, NARROW)}
+"""
+
+# $1: everything before is added up, or there was nothing to add up.
+HOURS_ARE_DONE = "UPDATE record_marks SET hours_until = $1 WHERE hours_until < $1"
+DAYS_ARE_DONE = "UPDATE record_marks SET days_until = $1 WHERE days_until < $1"
+HOURS_UNTIL = "SELECT hours_until FROM record_marks"
+
+
+def _next(span: str, mark: str, tier: str) -> str:
+    """Answer the statement that finds the first hour or day before $1 to add up; those without records are passed."""
+    first = "SELECT min(bucket) FROM {kind}_{tier} WHERE bucket >= {mark} AND bucket < $1"
+    of_each = (f"({first.format(kind=kind.name, tier=tier, mark=mark)})" for kind in KINDS)
+    return f"SELECT date_trunc('{span}', least({', '.join(of_each)})) FROM record_marks"
+
+
+NEXT_HOUR = _next("hour", "hours_until", "minutes")
+NEXT_DAY = _next("day", "days_until", "hours")
+
+
+def _clean(table: str, unit: str, a_turn: str, limit: str) -> str:
+    """Answer the statement that deletes what is older than $1 units, a bounded part of it at a time."""
+    oldest = f"(SELECT min(bucket) FROM {table}) + interval '{a_turn}'"
+    return f"DELETE FROM {table} WHERE bucket < least(now() - $1 * interval '1 {unit}', {oldest}, {limit})"
+
+
+# $1: how many hours minutes are kept, days hours are, days days are. What was not added up yet is kept longer.
+CLEAN_MINUTES = tuple(_clean(f"{kind.name}_minutes", "hour", "1 hour", f"({HOURS_UNTIL})") for kind in KINDS)
+CLEAN_HOURS = tuple(
+    _clean(f"{kind.name}_hours", "day", "1 day", "(SELECT days_until FROM record_marks)") for kind in KINDS
+)
+CLEAN_DAYS = tuple(_clean(f"{kind.name}_days", "day", "30 days", "now()") for kind in KINDS)
+CLEAN_FLUSHES = "DELETE FROM gauge_flushes WHERE at < now() - interval '1 day'"
+
+# What is added up has no statistics: Postgres may take ten thousand rows for ten, and compare each with each.
+JOIN_BY_HASH = "SET enable_nestloop = off"

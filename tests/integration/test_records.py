@@ -1,0 +1,236 @@
+"""The records: whatever is moved on, by whom and when, every job counts once, and all add up to the ledger."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections import Counter
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+import asyncpg
+import pytest
+
+from lucid_compute.jobs import Job
+from lucid_compute.records import JobRecord
+from lucid_compute.storage import schema
+from lucid_compute.storage.database import Database
+from lucid_compute.storage.record_columns import ALL_NODES, NARROW, UPSTREAM, WIDE, Width, owner_scope
+from lucid_compute.storage.record_keeper import RecordKeeper, Retention
+from lucid_compute.storage.record_reader import RecordReader, Wanted
+from lucid_compute.timeline import STEPS, Timeline
+from tests.ledger import ENDED_ROWS, add_record, all_written, ended, ledger_on, new_job, random_job, read, sums_of
+
+KEEP_ALL = Retention(24 * 30, 90, 1000)
+NODES = [str(uuid4()) for _ in range(4)]
+OWNERS = dict(zip(NODES, ["acme", "acme", "globex", "ünï"], strict=True))
+MODELS = [str(uuid4()) for _ in range(2)]
+KILL = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = ANY($1)"
+
+
+def job_ago(chance: random.Random, ago: timedelta) -> Job:
+    """A job of any kind that ended, on one of `NODES` or on an upstream, started so long ago at most."""
+    job = random_job(chance, [None, *NODES])
+    job.node_owner = OWNERS.get(job.node_id or "")
+    job.model_id = chance.choice(MODELS)
+    job.started_at = datetime.now(UTC) - ago * chance.random()
+    return job
+
+
+async def scopes_of(url: str) -> dict[str, str]:
+    """The scope of each owner."""
+    return {
+        owner: str((await read(url, f"SELECT {owner_scope('$1::text')}", owner))[0][0]) for owner in OWNERS.values()
+    }
+
+
+async def expect_tiers(url: str) -> None:
+    """Fail unless minutes, hours and days, each with what is open, are what the ledger says: of nodes, owners, all."""
+    rows = await read(url, ENDED_ROWS)
+    owners = await scopes_of(url)
+    marks = (await read(url, "SELECT * FROM record_marks"))[0]
+    still_open = await read(url, "SELECT * FROM job_open")
+    for tier, span, width, until in (
+        ("minutes", "minute", NARROW, None),
+        ("hours", "hour", WIDE, marks["hours_until"]),
+        ("days", "day", WIDE, marks["days_until"]),
+    ):
+        told: dict[Any, list[Any]] = {}
+        for row in rows:
+            bucket = _floor(row["started_at"], span)
+            if until is None or bucket < until:
+                for scope, model in _keys(row, owners):
+                    told.setdefault((bucket, scope, model), []).append(row)
+        held: dict[Any, Any] = {}
+        for row in await read(url, f"SELECT * FROM job_{tier}"):
+            key = (row["bucket"], str(row["scope_id"]), str(row["model_id"]))
+            add_record(held.setdefault(key, {}), row, width)
+        for row in still_open:
+            bucket = _floor(row["bucket"], span)
+            if until is None or bucket < until:
+                for scope, model in _keys(row, owners):
+                    add_record(held.setdefault((bucket, scope, model), {}), row)
+        assert held.keys() == told.keys(), tier
+        for key, jobs in told.items():
+            assert held[key] == sums_of(jobs), (tier, key)
+
+
+def _keys(row: Any, owners: dict[str, str]) -> Iterable[tuple[str, str]]:
+    model = str(row["model_id"])
+    yield str(row["node_id"] or UPSTREAM), model
+    for scope in (ALL_NODES, *([owners[row["node_owner"]]] if row["node_owner"] else [])):
+        yield from ((scope, model), (scope, UPSTREAM))
+
+
+def _floor(instant: datetime, span: str) -> datetime:
+    floored = instant.replace(second=0, microsecond=0)
+    if span != "minute":
+        floored = floored.replace(minute=0)
+    return floored.replace(hour=0) if span == "day" else floored
+
+
+async def keep(url: str, *, until: timedelta = timedelta(0)) -> None:
+    """Move the records on, as at `until` from now."""
+    await RecordKeeper(url, KEEP_ALL).keep(cleans=False, now=datetime.now(UTC) + until)
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_every_record_is_the_sum_of_its_jobs_whenever_they_come(database_url: str, seed: int) -> None:
+    """Jobs of the last days come in any order, before and after their hour and their day were added up."""
+    chance = random.Random(seed)
+    async with ledger_on(database_url) as ledger:
+        for _ in range(4):
+            for _ in range(150):
+                ledger.finish(job_ago(chance, timedelta(days=chance.choice([0, 0.01, 0.2, 3]))))
+            await all_written(ledger)
+            await keep(database_url, until=timedelta(hours=chance.choice([-30, -3, 0, 0.1])))
+            await expect_tiers(database_url)
+    await keep(database_url, until=timedelta(days=2))
+    await expect_tiers(database_url)
+    assert not await read(database_url, "SELECT FROM job_open")
+    marks = (await read(database_url, "SELECT * FROM record_marks"))[0]
+    assert marks["days_until"] > datetime.now(UTC) - timedelta(days=1)
+
+
+async def test_no_job_is_lost_or_counts_twice_while_everything_is_killed(database_url: str) -> None:
+    """Two replicas write, two keep the records, and the connections of all four die at any instant."""
+    chance = random.Random(5)
+    names = ["lucid jobs", "lucid record keeper"]
+
+    async def keep_on(deadline: float) -> None:
+        while asyncio.get_running_loop().time() < deadline:
+            try:
+                await keep(database_url, until=timedelta(minutes=chance.choice([1, 61, 1500])))
+            except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError):
+                await asyncio.sleep(0)
+
+    async def kill(deadline: float) -> None:
+        while asyncio.get_running_loop().time() < deadline:
+            await read(database_url, KILL, names)
+            await asyncio.sleep(chance.uniform(0, 0.1))
+
+    async with ledger_on(database_url) as one, ledger_on(database_url) as other:
+        deadline = asyncio.get_running_loop().time() + 4
+        tasks = [asyncio.create_task(work(deadline)) for work in (keep_on, keep_on, kill)]
+        while asyncio.get_running_loop().time() < deadline:
+            for ledger in (one, other):
+                ledger.finish(job_ago(chance, timedelta(days=chance.choice([0, 0.05, 1]))))
+            await asyncio.sleep(0.002)
+        await asyncio.gather(*tasks)
+        await all_written(one, other)
+    await expect_tiers(database_url)
+    await keep(database_url, until=timedelta(days=2))
+    await expect_tiers(database_url)
+    assert not await read(database_url, "SELECT FROM job_open")
+
+
+@pytest.mark.parametrize("step", STEPS)
+async def test_what_is_read_is_the_sum_of_the_ledger_in_every_step(database_url: str, step: str) -> None:
+    """However far the records were moved on; for a node, an owner, all, and of one model."""
+    chance = random.Random(11)
+    database = Database(database_url)
+    reader = RecordReader(database, KEEP_ALL)
+    async with ledger_on(database_url) as ledger:
+        for until in (timedelta(days=-2), timedelta(hours=-20), timedelta(0), timedelta(days=1, hours=3)):
+            for _ in range(100):
+                ledger.finish(job_ago(chance, timedelta(days=2)))
+            await all_written(ledger)
+            await keep(database_url, until=until)
+            rows = await read(database_url, ENDED_ROWS)
+            now = datetime.now(UTC)
+            timeline = Timeline.around(now - timedelta(days=3), now, STEPS[step])
+            for wanted in (
+                *(Wanted(node_id=node) for node in NODES[:2]),
+                Wanted(owner="acme"),
+                Wanted(),
+                Wanted(owner="acme", model_id=MODELS[0]),
+                Wanted(node_id=NODES[2], model_id=MODELS[1]),
+                Wanted(model_id=MODELS[1]),
+            ):
+                found = await reader.measure(wanted, timeline, now=now, known_since=None)
+                for start, measured in zip(timeline.starts(), found.steps, strict=True):
+                    mine = [
+                        row
+                        for row in rows
+                        if start <= row["started_at"] < start + timeline.step
+                        and wanted.node_id in {None, str(row["node_id"])}
+                        and wanted.owner in {None, row["node_owner"]}
+                        and wanted.model_id in {None, str(row["model_id"])}
+                    ]
+                    if mine or measured.jobs is not None:
+                        assert measured.jobs == _record_of(mine)
+    await database.close()
+
+
+def _record_of(rows: list[Any]) -> JobRecord:
+    sums = sums_of(rows)
+    record = JobRecord(**{name: value for name, value in sums.items() if value is not None})
+    record.spread, record.faults = Counter(record.spread), Counter(record.faults)
+    return record
+
+
+async def test_records_that_are_old_are_cleaned_away_once_they_are_added_up(database_url: str) -> None:
+    async with ledger_on(database_url) as ledger:
+        for days in (0, 1, 40, 200):
+            ledger.finish(ended(new_job(started_at=datetime.now(UTC) - timedelta(days=days, hours=1))))
+        await all_written(ledger)
+    long_ago = "date_trunc('day', now() - interval '1 year')"
+    await read(database_url, f"UPDATE record_marks SET hours_until = {long_ago}, days_until = {long_ago}")
+    keeper = RecordKeeper(database_url, Retention(2, 31, 100))
+    await keeper.keep(now=datetime.now(UTC) - timedelta(days=300))  # nothing is added up yet, so nothing may go
+    assert len(await read(database_url, "SELECT FROM job_open")) == 4
+    for _ in range(8):  # a bounded part at a time
+        await keeper.keep()
+    for tier, kept in (("minutes", 2), ("hours", 31 * 24), ("days", 100 * 24)):
+        oldest = (await read(database_url, f"SELECT now() - min(bucket) AS age FROM job_{tier}"))[0]["age"]
+        assert oldest < timedelta(hours=kept + 24), tier
+    assert len(await read(database_url, "SELECT FROM job_totals")) == 4
+
+
+async def test_migrations_take_the_ledger_in_and_back_out(database_url: str) -> None:
+    """Down to the ledger alone and up again: the same records, made of its rows."""
+    chance = random.Random(2)
+    async with ledger_on(database_url) as ledger:
+        for _ in range(400):
+            ledger.finish(job_ago(chance, timedelta(days=1)))
+        await all_written(ledger)
+    await keep(database_url)
+    await schema.downgrade(database_url, "job_ledger")
+    assert len(await read(database_url, "SELECT FROM job_minutes")) > 0
+    await schema.upgrade(database_url)
+    await schema.check(database_url)
+    await keep(database_url, until=timedelta(days=2))
+    await expect_tiers(database_url)
+    began = (await read(database_url, "SELECT began_at FROM record_marks"))[0]["began_at"]
+    assert began == (await read(database_url, "SELECT min(started_at) AS at FROM jobs"))[0]["at"]
+
+
+def test_histograms_keep_their_buckets_at_either_width() -> None:
+    """The highest bucket of the second kind fits, with the highest count."""
+    for width in (NARROW, WIDE):
+        assert (511 << width.bits | width.most) < 2 ** (31 if width is NARROW else 63)
+    assert json.dumps([NARROW.type, WIDE.type]) == '["integer", "bigint"]'
+    assert Width("integer", 22) == NARROW

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from lucid_compute.agent.settings import AgentSettings
 from lucid_compute.api.settings import Settings
 from tests.command_line import CommandLine
 
@@ -11,10 +12,11 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
 async def test_settings_lists_every_variable_with_its_default_and_meaning(lucid: CommandLine) -> None:
-    """The service's and the client's; what is set is marked, and its value never shown."""
+    """The service's, the client's and the agent's; what is set is marked, and its value never shown."""
     ended = await lucid("settings", "--json", LUCID_DATABASE_URL="postgresql://user:secret@host/db", LUCID_PORT="")
     rows = {row["variable"]: row for row in ended.json["settings"]}
     assert {f"LUCID_{name.upper()}" for name in Settings.model_fields} <= set(rows)
+    assert {f"LUCID_AGENT_{name.upper()}" for name in AgentSettings.model_fields} <= set(rows)
     assert {"LUCID_API_URL", "LUCID_API_KEY"} <= set(rows)
     assert all(row["meaning"] for row in rows.values())
     assert rows["LUCID_PORT"] == {

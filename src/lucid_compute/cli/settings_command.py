@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from rich.console import RenderableType
 from rich.padding import Padding
 
+from lucid_compute.agent.settings import AgentSettings
 from lucid_compute.api.settings import Settings
 from lucid_compute.cli.output import JsonOption, sentence, show, show_json
 from lucid_compute.cli.settings import is_set
@@ -27,6 +28,7 @@ class Setting(NamedTuple):
 SOURCES: tuple[tuple[str, type[BaseModel] | Sequence[tuple[str, str | None, str]]], ...] = (
     ("service", Settings),
     ("client", CLIENT_SETTINGS),
+    ("agent", AgentSettings),
 )
 
 

@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 import httpx
@@ -143,6 +143,13 @@ class Gateway:
         assert answer.status_code in {200, 201}, answer.text
         told: dict[str, Any] = answer.json()
         return told
+
+
+class BusyNode(NamedTuple):
+    """A node that one request runs on, for as long as the client does not leave."""
+
+    id: str
+    request: asyncio.Task[Any]
 
 
 @asynccontextmanager

@@ -14,8 +14,8 @@ from tests import postgres
 from tests.agents import Registry, make_key, open_registry
 from tests.command_line import CommandLine
 from tests.fault_node import Behaviour, FaultNode
-from tests.gateway import Gateway, chat_answer, open_gateway
-from tests.served import Served, folder, serving, serving_on_a_clone
+from tests.gateway import BusyNode, Gateway, chat_answer, open_gateway
+from tests.served import Served, eventually, folder, serving, serving_on_a_clone
 
 FIRST_BYTE_SECONDS = 1.0
 ANSWER_SECONDS = 3.0
@@ -105,3 +105,20 @@ def small_registry(postgres_and_template: tuple[str, str]) -> Iterator[tuple[str
                 return await make_key(admin)
 
         yield served.url, asyncio.run(key())
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def busy_node(cli_fleet: Gateway) -> AsyncIterator[BusyNode]:
+    """A node of the command line's service that never answers; cancel the request and it ends."""
+    async with FaultNode(Behaviour(delay_seconds=60)) as server:
+        model = await cli_fleet.add_model()
+        node = await cli_fleet.add_node(server.url, model)
+        request = asyncio.create_task(cli_fleet.chat(model))
+
+        async def is_busy() -> bool:
+            return bool((await cli_fleet.health(node))["inFlight"])
+
+        await eventually(is_busy)
+        yield BusyNode(node, request)
+        request.cancel()
+        await asyncio.wait([request])

@@ -9,8 +9,7 @@ from uuid import uuid4
 import pytest
 
 from tests.command_line import CommandLine
-from tests.fault_node import Behaviour, FaultNode
-from tests.gateway import Gateway, chat_answer
+from tests.gateway import BusyNode, Gateway
 from tests.served import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -92,51 +91,43 @@ async def test_a_name_of_two_owners_is_ambiguous_and_status_2(cli_fleet: Gateway
     assert (await lucid("drain", made[0]["id"])).status == 0
 
 
-async def test_a_drain_ends_when_the_last_request_has(cli_fleet: Gateway, lucid: CommandLine) -> None:
+async def test_a_drain_ends_when_the_last_request_has(
+    cli_fleet: Gateway, lucid: CommandLine, busy_node: BusyNode
+) -> None:
     """What is in flight is told on stderr as it changes; stdout says when it is safe to stop."""
-    async with FaultNode(Behaviour(answer=chat_answer(), delay_seconds=2)) as server:
-        model = await cli_fleet.add_model()
-        node = await cli_fleet.add_node(server.url, model)
-        request = asyncio.create_task(cli_fleet.chat(model))
-        await eventually(lambda: is_busy(cli_fleet, node))
-        ended = await lucid("drain", node)
-        assert request.done()
-        assert (await request).status_code == 200
+    waiting = asyncio.create_task(lucid("drain", busy_node.id))
+    await eventually(lambda: is_draining(cli_fleet, busy_node.id))
+    assert not waiting.done()
+    busy_node.request.cancel()
+    ended = await waiting
     assert ended.status == 0
     assert ended.out.endswith("is drained: safe to stop.\n")
     assert ": 1 request in flight." in ended.err
 
 
-async def test_a_drain_that_takes_too_long_is_status_6(cli_fleet: Gateway, lucid: CommandLine) -> None:
-    """The last state is printed, and the drain goes on."""
-    async with FaultNode(Behaviour(answer=chat_answer(), delay_seconds=2.5)) as server:
-        model = await cli_fleet.add_model()
-        node = await cli_fleet.add_node(server.url, model)
-        request = asyncio.create_task(cli_fleet.chat(model))
-        await eventually(lambda: is_busy(cli_fleet, node))
-        ended = await lucid("drain", node, "--timeout", "0.3", "--json")
-        assert ended.status == 6
-        assert ended.json == {"passportId": node, "status": "draining", "inFlight": 1, "drained": False}
-        assert "Not drained in time: 1 request in flight" in ended.err
-        refused = await lucid("deregister", node, "--yes")
-        assert refused.status == 1
-        assert "--wait-seconds" in refused.sentence
-        assert (await lucid("deregister", node, "--yes", "--wait-seconds", "20")).status == 0
-        await request
+async def test_a_drain_that_takes_too_long_is_status_6(lucid: CommandLine, busy_node: BusyNode) -> None:
+    """The last state is printed, and the drain goes on: the node can be deregistered once its requests have ended."""
+    ended = await lucid("drain", busy_node.id, "--timeout", "0.3", "--json")
+    assert ended.status == 6
+    assert ended.json == {"passportId": busy_node.id, "status": "draining", "inFlight": 1, "drained": False}
+    assert "Not drained in time: 1 request in flight" in ended.err
+    refused = await lucid("deregister", busy_node.id, "--yes")
+    assert refused.status == 1
+    assert "--wait-seconds" in refused.sentence
+    waiting = asyncio.create_task(lucid("deregister", busy_node.id, "--yes", "--wait-seconds", "20"))
+    await asyncio.sleep(0)
+    busy_node.request.cancel()
+    assert (await waiting).status == 0
 
 
-async def test_a_drain_that_somebody_else_ends_is_status_1(cli_fleet: Gateway, lucid: CommandLine) -> None:
+async def test_a_drain_that_somebody_else_ends_is_status_1(
+    cli_fleet: Gateway, lucid: CommandLine, busy_node: BusyNode
+) -> None:
     """It would wait for ever for a node that takes requests again."""
-    async with FaultNode(Behaviour(answer=chat_answer(), delay_seconds=2.5)) as server:
-        model = await cli_fleet.add_model()
-        node = await cli_fleet.add_node(server.url, model)
-        request = asyncio.create_task(cli_fleet.chat(model))
-        await eventually(lambda: is_busy(cli_fleet, node))
-        waiting = asyncio.create_task(lucid("drain", node))
-        await eventually(lambda: is_draining(cli_fleet, node))
-        await cli_fleet.admin.post(f"/compute/resume/{node}")
-        ended = await waiting
-        await request
+    waiting = asyncio.create_task(lucid("drain", busy_node.id))
+    await eventually(lambda: is_draining(cli_fleet, busy_node.id))
+    await cli_fleet.admin.post(f"/compute/resume/{busy_node.id}")
+    ended = await waiting
     assert ended.status == 1
     assert "The drain was ended" in ended.err
 
@@ -165,11 +156,6 @@ async def test_a_script_has_to_agree_to_a_deregistration(cli_fleet: Gateway, luc
     shown = (await lucid("events", name, "--limit", "1")).out
     assert "deregistered" in shown
     assert "registered  " not in shown.replace("deregistered", "")
-
-
-async def is_busy(cli_fleet: Gateway, node: str) -> bool:
-    """Whether a request runs on the node."""
-    return bool((await cli_fleet.health(node))["inFlight"])
 
 
 async def is_draining(cli_fleet: Gateway, node: str) -> bool:

@@ -11,9 +11,8 @@ import pytest_asyncio
 
 from tests import postgres
 from tests.command_line import CommandLine
-from tests.fault_node import Behaviour, FaultNode
-from tests.gateway import Gateway, chat_answer
-from tests.served import Served, eventually, folder
+from tests.gateway import BusyNode, Gateway
+from tests.served import Served, folder
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 NOWHERE = "http://gpu.example.com:8000"
@@ -104,41 +103,24 @@ async def test_the_live_table_ends_where_waiting_mends_nothing(lucid: CommandLin
         assert await terminal.ends() == 4
 
 
-async def test_a_drain_shows_how_far_it_is(cli_fleet: Gateway, lucid: CommandLine) -> None:
+async def test_a_drain_shows_how_far_it_is(lucid: CommandLine, busy_node: BusyNode) -> None:
     """A bar over the requests that were in flight, until it is safe to stop."""
-    async with FaultNode(Behaviour(answer=chat_answer(), delay_seconds=2)) as server:
-        model = await cli_fleet.add_model()
-        node = await cli_fleet.add_node(server.url, model)
-        request = asyncio.create_task(cli_fleet.chat(model))
-
-        async def is_busy() -> bool:
-            return bool((await cli_fleet.health(node))["inFlight"])
-
-        await eventually(is_busy)
-        with lucid.on_terminal("drain", node, columns=120) as terminal:
-            await terminal.shows("1 request in flight")
-            await terminal.shows("is drained: safe to stop.")
-            assert await terminal.ends() == 0
-        await request
+    with lucid.on_terminal("drain", busy_node.id, columns=120) as terminal:
+        await terminal.shows("1 request in flight")
+        busy_node.request.cancel()
+        await terminal.shows("is drained: safe to stop.")
+        assert await terminal.ends() == 0
 
 
-async def test_ctrl_c_ends_the_waiting_for_a_drain_and_not_the_drain(cli_fleet: Gateway, lucid: CommandLine) -> None:
+async def test_ctrl_c_ends_the_waiting_for_a_drain_and_not_the_drain(
+    cli_fleet: Gateway, lucid: CommandLine, busy_node: BusyNode
+) -> None:
     """Quietly, with 130."""
-    async with FaultNode(Behaviour(answer=chat_answer(), delay_seconds=3)) as server:
-        model = await cli_fleet.add_model()
-        node = await cli_fleet.add_node(server.url, model)
-        request = asyncio.create_task(cli_fleet.chat(model))
-
-        async def is_busy() -> bool:
-            return bool((await cli_fleet.health(node))["inFlight"])
-
-        await eventually(is_busy)
-        with lucid.on_terminal("drain", node) as terminal:
-            await terminal.shows("in flight")
-            terminal.interrupt()
-            assert await terminal.ends() == 130
-        assert (await cli_fleet.health(node))["status"] == "draining"
-        await request
+    with lucid.on_terminal("drain", busy_node.id) as terminal:
+        await terminal.shows("in flight")
+        terminal.interrupt()
+        assert await terminal.ends() == 130
+    assert (await cli_fleet.health(busy_node.id))["status"] == "draining"
 
 
 async def test_a_person_is_asked_before_a_node_is_deregistered(cli_fleet: Gateway, lucid: CommandLine) -> None:

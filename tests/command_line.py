@@ -66,7 +66,12 @@ class CommandLine:
             cwd=self.folder,
             env={**self.environment, **variables},
         )
-        out, err = await asyncio.wait_for(process.communicate(stdin.encode()), TIMEOUT_SECONDS)
+        try:
+            out, err = await asyncio.wait_for(process.communicate(stdin.encode()), TIMEOUT_SECONDS)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+            raise
         assert process.returncode is not None
         assert "Traceback" not in err.decode(), err.decode()
         return Ended(process.returncode, out.decode(), err.decode())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Self
 
-from lucid_compute.client import compute_calls, key_calls, model_calls, passport_calls, service_calls
+from lucid_compute.client import compute_calls, key_calls, metrics_calls, model_calls, passport_calls, service_calls
 from lucid_compute.client.methods import AsyncListed, AsyncNoun, AsyncSent
 from lucid_compute.client.settings import (
     DEFAULT_RETRIES,
@@ -49,6 +49,15 @@ class AsyncModels(AsyncNoun):
     list = AsyncListed(model_calls.list_)
     get = AsyncSent(model_calls.get)
     availability = AsyncSent(model_calls.availability)
+
+
+class AsyncMetrics(AsyncNoun):
+    """What can be read of what happened: series over time, and uptimes."""
+
+    node = AsyncSent(metrics_calls.node)
+    fleet = AsyncSent(metrics_calls.fleet)
+    uptime = AsyncSent(metrics_calls.uptime)
+    uptimes = AsyncListed(metrics_calls.uptimes)
 
 
 class AsyncKeys(AsyncNoun):
@@ -105,6 +114,7 @@ class AsyncLucid(AsyncNoun):
         self.compute = AsyncCompute(self.transport)
         self.models = AsyncModels(self.transport)
         self.keys = AsyncKeys(self.transport)
+        self.metrics = AsyncMetrics(self.transport)
 
     def __repr__(self) -> str:
         """Answer the address; never the key."""

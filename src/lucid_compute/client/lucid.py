@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Self
 
-from lucid_compute.client import compute_calls, key_calls, model_calls, passport_calls, service_calls
+from lucid_compute.client import compute_calls, key_calls, metrics_calls, model_calls, passport_calls, service_calls
 from lucid_compute.client.methods import Listed, Noun, Sent
 from lucid_compute.client.settings import (
     DEFAULT_RETRIES,
@@ -49,6 +49,15 @@ class Models(Noun):
     list = Listed(model_calls.list_)
     get = Sent(model_calls.get)
     availability = Sent(model_calls.availability)
+
+
+class Metrics(Noun):
+    """What can be read of what happened: series over time, and uptimes."""
+
+    node = Sent(metrics_calls.node)
+    fleet = Sent(metrics_calls.fleet)
+    uptime = Sent(metrics_calls.uptime)
+    uptimes = Listed(metrics_calls.uptimes)
 
 
 class Keys(Noun):
@@ -105,6 +114,7 @@ class Lucid(Noun):
         self.compute = Compute(self.transport)
         self.models = Models(self.transport)
         self.keys = Keys(self.transport)
+        self.metrics = Metrics(self.transport)
 
     def __repr__(self) -> str:
         """Answer the address; never the key."""

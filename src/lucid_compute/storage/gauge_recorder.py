@@ -30,6 +30,7 @@ NODES_A_FLUSH = 500  # a few milliseconds of this process's time
 
 _log = logging.getLogger(__name__)
 _MINUTE = 60
+LEAST_KEPT = 1e-30
 
 
 class _Samples:
@@ -48,6 +49,7 @@ class _Samples:
         self.samples += 1
         for place, value in enumerate(values):
             if value is not None:
+                value = _kept(value)  # noqa: PLW2901 - what is not kept is not of interest either
                 self.sums[place] += value
                 self.counts[place] += 1
                 highest = self.highest[place]
@@ -134,6 +136,11 @@ class GaugeRecorder:
             with suppress(asyncpg.InterfaceError):
                 self._connection.terminate()
             self._connection = None
+
+
+def _kept(value: float) -> float:
+    """Answer a value as Postgres's `real` can keep it: it refuses one that is not 0 and nearly so."""
+    return 0.0 if value < LEAST_KEPT else value
 
 
 def _read_gpus(gpus: Iterable[GpuReading]) -> tuple[float | None, float | None, float | None]:

@@ -1,0 +1,73 @@
+"""The calls about metrics over time and uptime.
+
+A moment is an instant, or how long ago as a text: `-90m`, `-1h`, `-7d`, `-4w`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from lucid_compute.client.call import Call, Listing, path_of, query_of
+from lucid_compute.wire.metrics import FleetUptime, NodeUptime, SeriesAnswer
+
+Moment = datetime | str
+
+
+def node(
+    passport_id: str,
+    *,
+    from_: Moment | None = None,
+    to: Moment | None = None,
+    step: str | None = None,
+    series: Sequence[str] | None = None,
+    model: str | None = None,
+) -> Call[SeriesAnswer]:
+    """Read what happened on a node, step by step: the last hour unless another span is asked for.
+
+    `step` is `1m`, `5m`, `1h`, `1d`, or chosen by the span; `series` names what is wanted, all when it is left out.
+    """
+    query = query_of(**{"from": from_}, to=to, step=step, series=_joined(series), model=model)
+    return Call(method="GET", path=path_of("compute", "metrics", passport_id), query=query, answer=SeriesAnswer)
+
+
+def fleet(
+    *,
+    from_: Moment | None = None,
+    to: Moment | None = None,
+    step: str | None = None,
+    series: Sequence[str] | None = None,
+    model: str | None = None,
+    owner: str | None = None,
+) -> Call[SeriesAnswer]:
+    """Read what happened on all of one's own nodes together; an admin's are all, or those of `owner`."""
+    query = query_of(**{"from": from_}, to=to, step=step, series=_joined(series), model=model, owner=owner)
+    return Call(method="GET", path="/compute/metrics", query=query, answer=SeriesAnswer)
+
+
+def uptime(passport_id: str, *, target: float | None = None) -> Call[NodeUptime]:
+    """Read a node's uptime over 1, 7 and 30 days, and what is left of its error budget against `target` (0 to 1)."""
+    path = path_of("compute", "uptime", passport_id)
+    return Call(method="GET", path=path, query=query_of(target=target), answer=NodeUptime)
+
+
+def uptimes(
+    *,
+    target: float | None = None,
+    owner: str | None = None,
+    sort_by: str | None = None,
+    sort_order: str | None = None,
+) -> Listing[FleetUptime, NodeUptime]:
+    """Iterate over the uptimes of one's own nodes; a page has those of all nodes together in its `windows`."""
+    query = query_of(target=target, owner=owner, sort_by=sort_by, sort_order=sort_order)
+    return Listing(
+        path="/compute/uptime",
+        query=query,
+        answer=FleetUptime,
+        items=lambda page: page.nodes,
+        identity=lambda node: node.passport_id,
+    )
+
+
+def _joined(series: Sequence[str] | None) -> str | None:
+    return None if series is None else ",".join(series)

@@ -2,8 +2,8 @@
 
 One process serves every port, and each port stands for a node. A request whose body has `"stream": true` is answered
 with a stream; one whose body has the word `paced` anywhere gets it at the pace of a busy GPU, one that has the words
-`at length` a long one at once. Run by `benchmarks.gateway_targets`; `benchmarks.gateway_load` knows by the constants
-what a right answer is.
+`at length` a long one at once, and one with `ponder` a completion after a while. Run by `benchmarks.gateway_targets`;
+`benchmarks.gateway_load` knows by the constants what a right answer is.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ TEXT = "The quick brown fox jumps over the lazy dog, and the router carries ever
 CHUNKS = 200
 PACED_CHUNKS = 40
 PACE_SECONDS = 0.05
+PONDER_SECONDS = 0.1
 LONG_CHUNKS = 20_000  # 4 MB: more than the sockets on the way hold for a client that does not read
 
 _USAGE = {"prompt_tokens": 12, "completion_tokens": 60, "total_tokens": 72}
@@ -96,6 +97,10 @@ class Engine:
             self._loop.call_soon(self._turn)
         self._joining.append((connection, 0))
 
+    def ponder(self, connection: Connection) -> None:
+        """Write a completion after a while."""
+        self._loop.call_later(PONDER_SECONDS, connection.write, COMPLETION)
+
     def start_paced(self, connection: Connection) -> None:
         """Write a chunk now and the others one pace after the other."""
         self._pace(connection, 0, self._loop.time())
@@ -157,7 +162,9 @@ class Connection(asyncio.Protocol):
 
     def _respond(self, head: bytes, body: bytes) -> None:
         if head.startswith(b"post /v1/chat/completions "):
-            if not _STREAMS.search(body):
+            if b"ponder" in body:
+                self._engine.ponder(self)
+            elif not _STREAMS.search(body):
                 self.write(COMPLETION if b"\r\ntransfer-encoding:" not in head else _NO_CHUNKS)
             elif b"paced" in body:
                 self._engine.start_paced(self)

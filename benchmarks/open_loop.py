@@ -1,8 +1,8 @@
 """An open-loop generator: requests at instants that were fixed beforehand, whether or not former ones were answered.
 
-Latencies count from the scheduled instant, so a server that stalls is charged for everyone who came meanwhile. Each
-request takes an idle connection or opens another. Run by `benchmarks.gateway_overload`, which writes a `Schedule` to
-its standard input as JSON and reads what was found as JSON.
+Latencies count from the scheduled instant, so a server that stalls is charged for everyone who came meanwhile: those
+wait for one of the connections, in their order. Run by `benchmarks.gateway_overload`, which writes a `Schedule` to its
+standard input as JSON and reads what was found as JSON.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import asyncio
 import json
 import sys
 import time
-from collections import Counter
-from contextlib import suppress
+from collections import Counter, deque
 from typing import Any, NamedTuple, cast
 
 import uvloop
@@ -25,7 +24,7 @@ _END = b"}"  # of every answer that is looked for
 
 
 class Schedule(NamedTuple):
-    """`request`, so many times a second for so many seconds, over `connections` at most."""
+    """`request`, so many times a second for so many seconds, over so many connections."""
 
     port: int
     request: str
@@ -35,8 +34,12 @@ class Schedule(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What became of the requests: how many were accepted, how many refused (429, 503), and the latencies of each."""
+    """What became of the requests: how many were accepted, how many refused (429, 503), and the latencies of each.
 
+    `in_time` of those accepted were answered before the schedule's end.
+    """
+
+    in_time: int
     accepted: int
     refused: int
     others: dict[str, int]
@@ -44,7 +47,7 @@ class Found(NamedTuple):
     accepted_p99_ms: float
     refused_p50_ms: float
     refused_p99_ms: float
-    late_p99_ms: float  # how long after its instant a request was sent: what the generator itself adds
+    late_p99_ms: float  # how long after its instant a request was sent, for want of a connection, or of the generator
 
 
 class Load:
@@ -55,7 +58,8 @@ class Load:
         self.schedule = schedule
         self.request = schedule.request.encode()
         self.idle: list[Connection] = []
-        self.opened = 0
+        self.waiting: deque[float] = deque()
+        self.in_time = 0
         self.accepted: list[float] = []
         self.refused: list[float] = []
         self.others: Counter[str] = Counter()
@@ -63,29 +67,25 @@ class Load:
         self.under_way = 0
 
     async def run(self) -> Found:
-        """Send everything at its instant."""
-        schedule, began, sent = self.schedule, time.perf_counter(), 0
-        for _ in range(min(64, schedule.connections)):
-            self.idle.append(await self._open())
-        opening: set[asyncio.Task[None]] = set()
-        began = time.perf_counter()
+        """Send everything at its instant, or as soon as there is a connection for it."""
+        schedule, loop = self.schedule, asyncio.get_running_loop()
+        for _ in range(schedule.connections):
+            self.idle.append((await loop.create_connection(lambda: Connection(self), "127.0.0.1", schedule.port))[1])
+        began, sent = time.perf_counter(), 0
         while (passed := time.perf_counter() - began) < schedule.seconds:
             for number in range(sent, int(passed * schedule.per_second)):
-                due_at = began + number / schedule.per_second
-                if self.idle:
-                    self.idle.pop().send(due_at)
-                elif self.opened < schedule.connections:
-                    self.opened += 1
-                    opening.add(task := asyncio.create_task(self._send_on_another(due_at)))
-                    task.add_done_callback(opening.discard)
-                else:
-                    self.others["no connection left"] += 1
+                self.waiting.append(began + number / schedule.per_second)
                 sent = number + 1
+            while self.waiting and self.idle:
+                self.idle.pop().send(self.waiting.popleft())
             await asyncio.sleep(TICK_SECONDS)
+        self.in_time = len(self.accepted)
+        self.others["still waiting at the end"] += len(self.waiting)
+        self.waiting.clear()
         ends_at = time.perf_counter() + WAIT_SECONDS
-        while (self.under_way or opening) and time.perf_counter() < ends_at:  # noqa: ASYNC110 - once, at the end
+        while self.under_way and time.perf_counter() < ends_at:  # noqa: ASYNC110 - once, at the end
             await asyncio.sleep(0.01)
-        self.others["timed out"] += self.under_way + len(opening)
+        self.others["timed out"] += self.under_way
         return self._found()
 
     def count(self, due_at: float, status: bytes) -> None:
@@ -98,18 +98,9 @@ class Load:
         else:
             self.others[status.decode(errors="replace")] += 1
 
-    async def _open(self) -> Connection:
-        loop, port = asyncio.get_running_loop(), self.schedule.port
-        return (await loop.create_connection(lambda: Connection(self), "127.0.0.1", port))[1]
-
-    async def _send_on_another(self, due_at: float) -> None:
-        with suppress(OSError):
-            (await self._open()).send(due_at)
-            return
-        self.others["not connected"] += 1
-
     def _found(self) -> Found:
         return Found(
+            self.in_time,
             len(self.accepted),
             len(self.refused),
             {name: count for name, count in self.others.items() if count},
@@ -150,11 +141,13 @@ class Connection(asyncio.Protocol):
             self._answer = b""
         self._load.count(self._due_at, data[9:12])
         self._due_at = 0.0
-        self._load.idle.append(self)
+        if self._load.waiting:
+            self.send(self._load.waiting.popleft())
+        else:
+            self._load.idle.append(self)
 
     def connection_lost(self, error: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         """Count an answer that will not come, and be used no more."""
-        self._load.opened -= 1
         if self._due_at:
             self._load.count(self._due_at, b"connection lost")
         elif self in self._load.idle:

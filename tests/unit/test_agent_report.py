@@ -117,6 +117,9 @@ def test_a_passport_holds_what_is_known_and_options_go_first() -> None:
         "https://x/v1",
     )
     assert "vram" not in metadata_of(seen(), settings())
+    without_driver = GpuState(None, "no driver", 24_000)
+    assert metadata_of(seen(gpus=without_driver), settings())["vram"] == "24000MiB"
+    assert metadata_of(seen(gpus=without_driver), settings(vram="8GB"))["vram"] == "8GB"
 
 
 def test_a_context_that_not_every_model_tells_is_nobodys() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -14,13 +15,18 @@ REOPEN_SECONDS = 60.0
 _BYTES_PER_MB = 1024 * 1024
 _MAX_GPUS = 64
 _HIGHEST_INDEX = 1023
+NO_DRIVER = "no NVIDIA driver is installed here (libnvidia-ml.so.1 is missing); models are taken to use main memory"
 
 
 class GpuState(NamedTuple):
-    """What NVML says now. `gpus` None: NVML says nothing, so nothing is known; `detail` is why, in a sentence."""
+    """What NVML says now. `gpus` None: NVML says nothing, so nothing is known; `detail` is why, in a sentence.
+
+    `main_memory_mb` is the machine's own, told only where no driver is installed: models have nothing else there.
+    """
 
     gpus: tuple[GpuReading, ...] | None
     detail: str | None = None
+    main_memory_mb: int | None = None
 
     @property
     def vram_mb(self) -> int | None:
@@ -61,7 +67,7 @@ class GpuReader:
         if self._reopen_at is not None and self._clock() >= self._reopen_at:
             self._close()
         if not self._is_open and not self._open():
-            return GpuState(None, self._refusal)
+            return GpuState(None, self._refusal, _main_memory_mb() if self._refusal == NO_DRIVER else None)
         indices = self._indices if self._indices is not None else range(self._count())
         return GpuState(tuple(self._read_one(index) for index in tuple(indices)[:_MAX_GPUS]), self._refusal)
 
@@ -133,7 +139,7 @@ class GpuReader:
 
 def _sentence(error: pynvml.NVMLError) -> str:
     sentences = {
-        pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: "no NVIDIA driver is installed here (libnvidia-ml.so.1 is missing)",
+        pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: NO_DRIVER,
         pynvml.NVML_ERROR_DRIVER_NOT_LOADED: "the NVIDIA driver is not loaded",
         pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: "the NVIDIA driver was updated; reboot, or load its module anew",
         pynvml.NVML_ERROR_GPU_IS_LOST: "a GPU fell off the bus; reboot, or reset it",
@@ -144,3 +150,11 @@ def _sentence(error: pynvml.NVMLError) -> str:
 def _as_label(name: str) -> str:
     """Answer a name without the characters that the wire refuses."""
     return "".join(character for character in name if character.isprintable())[:200] or "unnamed"
+
+
+def _main_memory_mb() -> int | None:
+    """Answer how much memory this machine has, in MiB; None where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // _BYTES_PER_MB
+    except (ValueError, OSError):
+        return None

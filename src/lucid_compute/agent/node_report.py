@@ -51,10 +51,11 @@ def metadata_of(seen: Seen, settings: AgentSettings) -> dict[str, Any]:
     """Answer what is known for the passport, as metadata names it; what is unknown is left out."""
     reading = seen.server.reading if seen.server is not None else NOTHING_READ
     gpus = seen.gpus
+    memory_mb = gpus.vram_mb or gpus.main_memory_mb
     found = {
         "gpu": settings.gpu or gpus.names,
         "gpuCount": len(gpus.gpus) if gpus.gpus else None,
-        "vram": settings.vram or (f"{gpus.vram_mb}MiB" if gpus.vram_mb else None),
+        "vram": settings.vram or (f"{memory_mb}MiB" if memory_mb else None),
         "inferenceUrl": settings.inference_url,
         "region": settings.region,
         "capabilities": list(settings.capabilities),

@@ -145,7 +145,7 @@ def _added(column: RecordColumn, width: Width) -> str:
     if column.merge is Merge.SPREAD:
         grouped = f"SELECT {_counted(width, width)} AS e FROM unnest({held} || {new}) v GROUP BY v >> {width.bits}"
         whole = f"SELECT array_agg(e) FROM ({grouped}) s"
-        # A bucket may stand twice, and is added up when it is read: to do it here each time costs more than all the rest.
+        # A bucket may stand twice, and is added up when it is read: doing it here each time costs more than the rest.
         merged = f"SELECT CASE WHEN cardinality({held}) < {LOOSE_PLACES} THEN {held} || {new} ELSE ({whole}) END"
     else:
         both = f"SELECT * FROM jsonb_each_text({held}) UNION ALL SELECT * FROM jsonb_each_text({new})"

@@ -162,7 +162,7 @@ async def _keep_pace(ledger: JobLedger) -> None:
 
 async def _read(url: str) -> None:
     connection = await connect(url, timeout_seconds=60)
-    await connection.execute("TRUNCATE jobs, job_minutes, job_totals")
+    await connection.execute("TRUNCATE jobs, job_open, job_minutes, job_totals")
     await connection.execute(_FILL, NODES, [model_id for model_id, _ in MODELS], ROWS, timeout=600)
     await connection.execute(_SUM, timeout=600)
     await connection.execute("VACUUM ANALYZE", timeout=600)

@@ -158,7 +158,9 @@ async def test_one_models_jobs_are_found_by_its_name(api: Api) -> None:
         ({"to": "-1y"}, "query.to"),
         ({"from": "-999999w"}, "query.from"),
         ({"from": "-7d", "step": "1m"}, "query.step"),
-        ({"from": "0001-01-01T00:00:00Z"}, "query.step"),
+        ({"from": "0001-01-01T00:00:00Z"}, "query.from"),
+        ({"from": "1980-01-01T00:00:00Z"}, "query.step"),
+        ({"from": "9999-12-31T23:59:58Z", "to": "9999-12-31T23:59:59Z", "step": "1d"}, "query.to"),
         ({"series": "requests,nonsense"}, "query.series"),
         ({"step": "2m"}, "query.step"),
     ],
@@ -169,6 +171,16 @@ async def test_what_cannot_be_answered_is_refused_with_what_to_send(
     answer = await api.http.get("/compute/metrics", params=query)
     assert (answer.status_code, error_code(answer)) == (422, "INVALID_REQUEST")
     assert answer.json()["error"]["details"]["fields"][0]["path"] == field
+
+
+@pytest.mark.parametrize("year", ["1970", "9999"])
+async def test_a_span_of_another_age_is_answered_with_nulls(api: Api, year: str) -> None:
+    await api.register()
+    found = await ask(api, from_=f"{year}-01-01T00:00:00Z", to=f"{year}-01-01T00:05:00Z", step="1m")
+    assert len(found["times"]) == 5
+    assert set(found["series"]["requests"]) == set(found["series"]["uptime"]) == {None}
+    empty = await ask(api, from_="-1h", to="-2h")
+    assert (empty["times"], empty["totals"]["requests"]) == ([], None)
 
 
 async def test_series_are_chosen_by_name_and_come_as_csv(api: Api) -> None:

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from lucid_compute.errors import InvalidRequest
 from lucid_compute.field_types import Instant
 from lucid_compute.metric_series import SERIES_NAMES
-from lucid_compute.timeline import MAX_POINTS, STEPS, Timeline, auto_step
+from lucid_compute.timeline import EPOCH, MAX_POINTS, STEPS, Timeline, auto_step
 
 DEFAULT_LENGTH = timedelta(hours=1)
 _RELATIVE = re.compile(r"-([0-9]{1,6})([mhdw])")
@@ -53,7 +53,12 @@ class MetricsQuery:
         if (until - since) // step >= MAX_POINTS:
             message = f"That is more than {MAX_POINTS} points. Take a longer step or a shorter span."
             raise InvalidRequest.at("query.step", message)
-        return Timeline.around(since, until, step)
+        try:
+            return Timeline.around(since, until, step)
+        except OverflowError:
+            raise InvalidRequest.at(
+                "query.to", "That step ends beyond the calendar. Send an earlier instant."
+            ) from None
 
 
 async def get_query(
@@ -100,10 +105,12 @@ def _read_names(series: Sequence[str] | None) -> tuple[str, ...]:
 def _read_moment(name: str, moment: str, now: datetime) -> datetime:
     try:
         if found := _RELATIVE.fullmatch(moment):
-            return now - int(found[1]) * _UNITS[found[2]]
-        return now if moment == "now" else _INSTANT.validate_python(moment)
+            instant = now - int(found[1]) * _UNITS[found[2]]
+        else:
+            instant = now if moment == "now" else _INSTANT.validate_python(moment)
     except (OverflowError, ValidationError):
-        message = (
-            f"Send an RFC 3339 instant such as 2026-01-31T12:00:00Z, or how long ago: -90m, -1h, -7d. Not {moment!r}."
-        )
+        message = "Send an RFC 3339 instant such as 2026-01-31T12:00:00Z, or how long ago: -90m, -1h, -7d."
         raise InvalidRequest.at(f"query.{name}", message) from None
+    if instant < EPOCH:  # Python's first years can't be told to Postgres in every time zone
+        raise InvalidRequest.at(f"query.{name}", "Send an instant from 1970 on.")
+    return instant

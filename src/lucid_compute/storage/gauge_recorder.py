@@ -45,7 +45,7 @@ class _Samples:
         self.counts = [0] * len(GAUGES)
 
     def add(self, values: Iterable[float | None]) -> None:
-        """Add one heartbeat's values, in the order of `GAUGES`; None is unknown and counts for nothing."""
+        """Add one heartbeat's values, in the order of `GAUGES`; None and what is left out are unknown."""
         self.samples += 1
         for place, value in enumerate(values):
             if value is not None:
@@ -88,9 +88,8 @@ class GaugeRecorder:
         if samples is None:
             samples = self._held[key] = _Samples()
         running = self._replicas.in_flight(heartbeat.passport_id)
-        samples.add(
-            (heartbeat.load, heartbeat.queue_depth, running, heartbeat.in_flight, *_read_gpus(heartbeat.gpus or ()))
-        )
+        told = (heartbeat.load, heartbeat.queue_depth, running, heartbeat.in_flight)
+        samples.add(told + _read_gpus(heartbeat.gpus) if heartbeat.gpus else told)
 
     async def run(self) -> None:
         """Flush every 20 seconds for as long as this task runs, and once more when it is cancelled."""
@@ -145,11 +144,16 @@ def _kept(value: float) -> float:
 
 def _read_gpus(gpus: Iterable[GpuReading]) -> tuple[float | None, float | None, float | None]:
     """Answer a node's utilisation, over its GPUs that tell it, and its memory in MB, used and in all."""
-    utilization = [gpu.utilization for gpu in gpus if gpu.utilization is not None]
-    used = [gpu.memory_used_mb for gpu in gpus if gpu.memory_used_mb is not None]
-    total = [gpu.memory_total_mb for gpu in gpus if gpu.memory_total_mb is not None]
-    return (
-        sum(utilization) / len(utilization) if utilization else None,
-        sum(used) if used else None,
-        sum(total) if total else None,
-    )
+    utilization = used = total = 0.0
+    utilizations = uses = totals = 0
+    for gpu in gpus:
+        if gpu.utilization is not None:
+            utilization += gpu.utilization
+            utilizations += 1
+        if gpu.memory_used_mb is not None:
+            used += gpu.memory_used_mb
+            uses += 1
+        if gpu.memory_total_mb is not None:
+            total += gpu.memory_total_mb
+            totals += 1
+    return utilization / utilizations if utilizations else None, used if uses else None, total if totals else None

@@ -12,6 +12,7 @@ from http import HTTPStatus
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
+from httptools import HttpParserUpgrade, HttpRequestParser
 from uvicorn._types import HTTPScope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
@@ -69,7 +70,17 @@ class Deadlines:
             connection.run_out_of_time()
 
 
-_feed = HttpToolsProtocol.data_received  # by name, which costs half of what super() does
+_receive = HttpToolsProtocol.data_received  # by name, which costs half of what super() does
+
+
+def _feed(connection: GuardedProtocol, data: bytes) -> None:
+    """Feed uvicorn's parser."""
+    try:
+        _receive(connection, data)
+    except HttpParserUpgrade as upgrade:
+        connection.decline_upgrade(data[upgrade.args[0] :])
+
+
 _begin_message = HttpToolsProtocol.on_message_begin
 _deadlines: WeakKeyDictionary[ServerState, Deadlines] = WeakKeyDictionary()  # each server's, and so each worker's
 
@@ -97,6 +108,7 @@ class GuardedProtocol(HttpToolsProtocol):
         """Expect nothing any more."""
         self._deadlines.clear(self)
         super().connection_lost(exc)
+        self.cycle = self.scope = None  # type: ignore[assignment]  # as uvicorn begins; cycle and protocol hold each other
 
     def on_response_complete(self) -> None:
         """Write a head that no body followed, and go on."""
@@ -119,6 +131,27 @@ class GuardedProtocol(HttpToolsProtocol):
             self._is_whole = False
             self._idle_bytes = len(data) if cycle.response_complete else 0  # then no headers became whole by it
             self._expect_what_is_missing()
+
+    def handle_websocket_upgrade(self) -> None:
+        """Hand what uvicorn has caught on to `_feed`."""
+        raise  # noqa: PLE0704 - uvicorn calls this where it has caught the parser's HttpParserUpgrade
+
+    def _should_upgrade(self) -> bool:
+        """Start no request yet whose client wants to change the protocol: its parser takes no body after that."""
+        return True
+
+    def decline_upgrade(self, rest: bytes) -> None:
+        """Read the request again without its wish, which a server may ignore (RFC 9110, 7.8): its body comes now.
+
+        Java's client wishes for h2c whenever there is no TLS.
+        """
+        kept = [(name, value) for name, value in self.headers if name not in {b"upgrade", b"connection"}]
+        if any(name == b"connection" and b"close" in value.lower() for name, value in self.headers):
+            kept.append((b"connection", b"close"))
+        method, version = self.scope["method"].encode(), self.parser.get_http_version().encode()
+        lines = [method + b" " + self.url + b" HTTP/" + version, *(b"%b: %b" % pair for pair in kept), b"", rest]
+        self.parser = HttpRequestParser(self)
+        _feed(self, b"\r\n".join(lines))
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's signature
         """Refuse what uvicorn's parser can't read."""

@@ -80,9 +80,11 @@ class TaskExchange(Exchange):
             self._watcher = asyncio.create_task(self._await_leaving())
 
     def close(self) -> None:
-        """Watch no longer."""
+        """Watch no longer, and let go of what would hold the request in a circle until garbage is collected."""
         if self._watcher is not None:
             self._watcher.cancel()
+            self._watcher = None
+        self.give_up = self._task = None
 
     async def _await_leaving(self) -> None:
         while (await self.receive())["type"] != "http.disconnect":

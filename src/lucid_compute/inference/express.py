@@ -77,7 +77,7 @@ class ExpressExchange(Exchange):
             self.cut = reason
             attempt.note_cancelled(reason)
             self._finish(attempt)
-            self._on_end(self, reason)
+            self._tell(reason)
 
     def _take_in(self) -> None:
         """Take the node's answer, or its failure. Nothing may be raised: a transport calls this."""
@@ -93,7 +93,7 @@ class ExpressExchange(Exchange):
                 self._attempt = connection.on_ready = None
                 attempt.undo()
                 self._tools.client.give_back(self._ready.target.url, connection)
-                self._on_end(self, HandedOver(self.call, None))
+                self._tell(HandedOver(self.call, None))
                 return
             attempt.note_fault(fault)
             ending = HandedOver(self.call, (self._ready.node, fault))
@@ -101,7 +101,11 @@ class ExpressExchange(Exchange):
             attempt.note_broken()
             ending = error
         self._finish(attempt)
+        self._tell(ending)
+
+    def _tell(self, ending: Ending) -> None:
         self._on_end(self, ending)
+        del self.call  # it holds this too, and both would stay until garbage is collected
 
     def _finish(self, attempt: Attempt) -> None:
         self._attempt = self._ready.connection.on_ready = None  # they hold this, and would until garbage is collected

@@ -17,7 +17,7 @@ from lucid_compute.cli.express_protocol import ExpressProtocol
 from lucid_compute.cli.whole_request import WholeRequestReader
 from lucid_compute.egress.late_writes import LateWrites
 from lucid_compute.inference.exchange import CutReason
-from tests.raw_client import PATIENCE_SECONDS, Client
+from tests.raw_client import PATIENCE_SECONDS, Client, assert_refused
 from tests.served import eventually
 
 SECONDS = 1.0
@@ -112,6 +112,16 @@ class Service:
         """Answer all that wait, in one turn of the loop."""
         self._loop.call_soon_threadsafe(self.lane.answer_all, body)
 
+    def answer_and_shut_down(self) -> None:
+        """Answer all that wait, and tell every connection in the same turn to end."""
+
+        def both() -> None:
+            self.lane.answer_all(b"waited")
+            for connection in [*self._server.server_state.connections]:
+                connection.shutdown()
+
+        self._loop.call_soon_threadsafe(both)
+
     def stop(self) -> None:
         """End it, and whatever is open."""
         self._server.should_exit = True
@@ -168,6 +178,34 @@ async def open_client(service: Service) -> AsyncIterator[Opener]:
     yield opener
     for client in opened:
         await client.close()
+
+
+async def test_what_follows_an_answer_at_once_is_written_after_it(service: Service, open_client: Opener) -> None:
+    """Also a refusal, which is written at once: it must neither overtake the answer nor cost others theirs."""
+    bad, good = await open_client(), await open_client()
+    bad.send(post(WAITS))
+    await service.takes(1)
+    bad.send(b"garbage\r\n\r\n")
+    await asyncio.sleep(0.1)
+    good.send(post(WAITS))
+    await service.takes(2)
+    service.answer_all()
+    answer = await asyncio.wait_for(good.answer(), PATIENCE_SECONDS / 10)
+    assert answer.endswith(b"\r\n\r\nwaited")
+    answer = await bad.rest()
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert_refused(answer, 400, answers_before=1)
+
+
+async def test_an_answer_of_the_turn_in_which_the_service_stops_is_written(
+    service: Service, open_client: Opener
+) -> None:
+    """Then the connection is closed."""
+    client = await open_client()
+    client.send(post(WAITS))
+    await service.takes(1)
+    service.answer_and_shut_down()
+    assert (await client.rest()).endswith(b"\r\n\r\nwaited")
 
 
 @pytest.mark.parametrize("begun", [1, 5, 10, 40])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from http import HTTPStatus
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
@@ -74,6 +75,7 @@ class ExpressProtocol(GuardedProtocol):
             return
         if self._missing:
             self._leave_to_uvicorn()
+        _late_writes.flush()
         super().shutdown()
 
     # --- what the express lane calls
@@ -141,6 +143,10 @@ class ExpressProtocol(GuardedProtocol):
         self._unset_keepalive_if_required()
         self._deadlines.set(self, BODY_SECONDS)
         return True
+
+    def _refuse(self, status: HTTPStatus) -> None:
+        _late_writes.flush()  # an answer may be among them, which comes first
+        super()._refuse(status)
 
     def _leave_to_uvicorn(self) -> None:
         self._missing = 0

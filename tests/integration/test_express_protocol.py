@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
@@ -219,3 +220,22 @@ async def test_a_request_that_hardly_began_with_the_one_before_it_is_not_lost(op
     assert (await other.answer()).endswith(b"\r\n\r\nother")
     client.send(second[begun:])
     assert (await client.answer()).endswith(b"\r\n\r\ntwo")
+
+
+@pytest.mark.parametrize("waits", [True, False])
+async def test_half_a_head_after_an_answer_is_cut_in_time(
+    service: Service, open_client: Opener, *, waits: bool
+) -> None:
+    """Whether it came while the answer was awaited or after it."""
+    client, half = await open_client(), b"POST /v1/wai"
+    client.send(post(WAITS))
+    await service.takes(1)
+    if waits:
+        client.send(half)
+        await asyncio.sleep(0.1)
+    service.answer_all()
+    await client.answer()
+    began = time.monotonic()
+    answer, _ = await asyncio.wait_for(client.drip(b"" if waits else half, b"t", SECONDS / 10), 10 * SECONDS)
+    assert time.monotonic() - began > SECONDS / 2
+    assert_refused(answer, 408)

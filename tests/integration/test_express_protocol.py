@@ -239,3 +239,17 @@ async def test_half_a_head_after_an_answer_is_cut_in_time(
     answer, _ = await asyncio.wait_for(client.drip(b"" if waits else half, b"t", SECONDS / 10), 10 * SECONDS)
     assert time.monotonic() - began > SECONDS / 2
     assert_refused(answer, 408)
+
+
+async def test_a_client_that_leaves_is_noticed_although_it_asked_for_more(
+    service: Service, open_client: Opener
+) -> None:
+    """What it sent behind its request does not hide that it left."""
+    client = await open_client()
+    client.send(post(WAITS))
+    await service.takes(1)
+    client.send(post(WAITS))
+    await asyncio.sleep(0.1)
+    await client.close()
+    await asyncio.wait_for(service.takes(0), 10 * SECONDS)
+    assert service.lane.ended == [CutReason.CLIENT_LEFT]

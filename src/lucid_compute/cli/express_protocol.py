@@ -17,6 +17,7 @@ from lucid_compute.inference.exchange import CutReason, Exchange
 from lucid_compute.inference.express import HandedOver
 
 MAX_REQUEST_BYTES = 64 * 1024
+MAX_HELD_BYTES = 64 * 1024
 BODY_SECONDS = 0.5  # after the headers; a body that takes longer is uvicorn's to wait for
 _BEGINNING = b"POST /v1/"
 _late_writes = LateWrites()
@@ -48,7 +49,8 @@ class ExpressProtocol(GuardedProtocol):
         """Serve a request at once, or feed uvicorn; what comes while one is served waits."""
         if self._exchange is not None:
             self._held += data
-            self.flow.pause_reading()
+            if len(self._held) > MAX_HELD_BYTES:
+                self.flow.pause_reading()  # and from then on it is not noticed when the client leaves
             return
         if self._missing > len(data):
             self._request += data

@@ -16,6 +16,8 @@ NOT_ONE = {
     "half a head": HEAD,
     "two requests": WHOLE + WHOLE,
     "one and a half": WHOLE + HEAD,
+    "one and a letter": WHOLE + b"P",
+    "one and a method": WHOLE + b"POST ",
     "chunks": CHUNKED,
     "a client that waits": HEAD + b"Expect: 100-continue\r\nContent-Length: 14\r\n\r\n",
     "another protocol": HEAD + b"Connection: upgrade\r\nUpgrade: h2c\r\nContent-Length: 14\r\n\r\n" + BODY,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from http import HTTPStatus
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
@@ -16,6 +17,7 @@ from lucid_compute.inference.exchange import CutReason, Exchange
 from lucid_compute.inference.express import HandedOver
 
 MAX_REQUEST_BYTES = 64 * 1024
+MAX_HELD_BYTES = 64 * 1024
 BODY_SECONDS = 0.5  # after the headers; a body that takes longer is uvicorn's to wait for
 _BEGINNING = b"POST /v1/"
 _late_writes = LateWrites()
@@ -47,7 +49,8 @@ class ExpressProtocol(GuardedProtocol):
         """Serve a request at once, or feed uvicorn; what comes while one is served waits."""
         if self._exchange is not None:
             self._held += data
-            self.flow.pause_reading()
+            if len(self._held) > MAX_HELD_BYTES:
+                self.flow.pause_reading()  # and from then on it is not noticed when the client leaves
             return
         if self._missing > len(data):
             self._request += data
@@ -74,6 +77,7 @@ class ExpressProtocol(GuardedProtocol):
             return
         if self._missing:
             self._leave_to_uvicorn()
+        _late_writes.flush()
         super().shutdown()
 
     # --- what the express lane calls
@@ -141,6 +145,10 @@ class ExpressProtocol(GuardedProtocol):
         self._unset_keepalive_if_required()
         self._deadlines.set(self, BODY_SECONDS)
         return True
+
+    def _refuse(self, status: HTTPStatus) -> None:
+        _late_writes.flush()  # an answer may be among them, which comes first
+        super()._refuse(status)
 
     def _leave_to_uvicorn(self) -> None:
         self._missing = 0

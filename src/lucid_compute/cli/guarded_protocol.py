@@ -55,6 +55,10 @@ class Deadlines:
         """Expect nothing of the connection any more."""
         self._due_at.pop(connection, None)
 
+    def __contains__(self, connection: GuardedProtocol) -> bool:
+        """Whether something is expected of the connection."""
+        return connection in self._due_at
+
     def _call_later(self, seconds: float) -> None:
         self._is_timed = True
         self._loop.call_later(seconds, self._sweep)
@@ -209,7 +213,8 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._is_leaving:
             return
         if self._is_inside_head or self.cycle.response_complete:
-            if not self._is_at_its_first_request and self._awaited_scope is not self.scope:
+            is_new = self._awaited_scope is not self.scope and not self._is_at_its_first_request
+            if is_new or self not in self._deadlines:  # as when a lane before uvicorn served those that came first
                 self._awaited_scope = self.scope
                 self._deadlines.set(self, HEAD_SECONDS)
             return

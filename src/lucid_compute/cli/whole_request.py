@@ -27,10 +27,15 @@ class WholeRequestReader:
         self._urls: list[bytes] = []
         self._parts: list[bytes] = []
         self._is_fit = self._is_over = False
+        self._begun = 0
         self.on_header = self._headers.__setitem__  # as the parser's callback, without a frame for each header
         self.on_url = self._urls.append
         self.on_body = self._parts.append
         self._parser = HttpRequestParser(self)
+
+    def on_message_begin(self) -> None:
+        """Count it: of a request behind the first, a letter may be all that has come."""
+        self._begun += 1
 
     def on_headers_complete(self) -> None:
         """Note that the headers are whole, and whether they are of a request that can be served here."""
@@ -54,11 +59,12 @@ class WholeRequestReader:
         self._urls.clear()
         self._parts.clear()
         self._is_fit = self._is_over = False
+        self._begun = 0
         return found
 
     def _found(self) -> WholeRequest | int | None:
         parts = self._parts
-        if not self._is_fit or len(self._urls) != 1:
+        if not self._is_fit or self._begun != 1:
             return None
         headers = {name.lower(): value for name, value in self._headers.items()}
         if not _UNUSUAL.isdisjoint(headers):

@@ -19,11 +19,24 @@ ROOMS: dict[str, set[str]] = {
     "storage": {"ground", "wire", "fleet"},
     "egress": {"ground"},
     "inference": {"ground", "wire", "fleet", "storage", "egress"},
-    "api": {"ground", "wire", "fleet", "storage", "egress", "inference"},
+    "webhooks": {"ground", "wire", "fleet", "storage", "egress"},
+    "api": {"ground", "wire", "fleet", "storage", "egress", "inference", "webhooks"},
     "client": {"ground", "wire"},
     "agent": {"ground", "wire", "client"},
     "doctor": {"ground", "wire", "client", "agent"},
-    "cli": {"ground", "wire", "fleet", "storage", "egress", "inference", "api", "client", "agent", "doctor"},
+    "cli": {
+        "ground",
+        "wire",
+        "fleet",
+        "storage",
+        "egress",
+        "inference",
+        "webhooks",
+        "api",
+        "client",
+        "agent",
+        "doctor",
+    },
 }
 # A library of the outside world stands behind one room only.
 KEEPERS = {

@@ -40,11 +40,11 @@ from lucid_compute.storage.job_retention import JobRetention
 from lucid_compute.storage.job_search import JobSearch
 from lucid_compute.storage.key_store import KeyStore
 from lucid_compute.storage.node_events import NodeEvents
-from lucid_compute.storage.node_states import NodeStates
 from lucid_compute.storage.passport_store import PassportStore
 from lucid_compute.storage.record_keeper import RecordKeeper, Retention
 from lucid_compute.storage.record_reader import RecordReader
 from lucid_compute.storage.sweep import Sweep
+from lucid_compute.webhooks.webhooks import Webhooks, build_webhooks
 
 _LOAD_DEADLINE_SECONDS = 60.0
 
@@ -80,6 +80,7 @@ class Service:
     gateway: Gateway
     prober: Prober
     watchdog: Watchdog
+    webhooks: Webhooks
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     async def get_registered_node(self, passport_id: str, *, sees: str | None) -> FleetNode:
@@ -142,7 +143,7 @@ def build_service(settings: Settings, database_url: str) -> Service:
     jobs = JobLedger(database_url, replica_id=replica_id, timeout_seconds=timeout)
     tools = _build_tools(settings, fleet, clock, jobs, replica_id)
     gauges = GaugeRecorder(database_url, fleet, replica_id=replica_id, timeout_seconds=timeout)
-    retention = retention_of(settings)
+    retention, policy, spend = retention_of(settings), egress_policy(settings), ProbeRate(fleet.replicas).spend
     return Service(
         settings=settings,
         database=database,
@@ -155,9 +156,9 @@ def build_service(settings: Settings, database_url: str) -> Service:
         record_keeper=RecordKeeper(database_url, retention),
         records=RecordReader(database, retention),
         news=InFlightNews(database_url, fleet, replica_id=replica_id),
-        sweep=Sweep(database, fleet, clock, key_store, NodeStates(database, fleet)),
+        sweep=Sweep(database, fleet, clock, key_store),
         registry=ComputeRegistry(database, fleet, clock),
-        passports=PassportStore(database, fleet, egress_policy(settings)),
+        passports=PassportStore(database, fleet, policy),
         key_store=key_store,
         events=NodeEvents(database),
         audit=AuditTrail(database),
@@ -167,8 +168,9 @@ def build_service(settings: Settings, database_url: str) -> Service:
         job_retention=JobRetention(database, days=settings.job_retention_days),
         rates=KeyRates(fleet.replicas),
         gateway=Gateway(tools),
-        prober=Prober(tools.targets, tools.client, ProbeRate(fleet.replicas).spend),
+        prober=Prober(tools.targets, tools.client, spend),
         watchdog=Watchdog(keys, tools),
+        webhooks=build_webhooks(database, policy, clock, tools.client.own_endpoints, spend),
     )
 
 
@@ -217,6 +219,7 @@ async def running(service: Service) -> AsyncIterator[None]:
         asyncio.create_task(service.job_retention.run(), name="job retention"),
         asyncio.create_task(service.watchdog.run(), name="watchdog"),
         asyncio.create_task(service.record_keeper.run(), name="records"),
+        asyncio.create_task(service.webhooks.sender.run(), name="webhooks"),
     ]
     # The last to end: they write what the others still told them.
     writers = [

@@ -10,6 +10,9 @@ class StatusConnection(HttpConnection):
 
     __slots__ = ()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Look at none: how the body is written does not matter."""
+
     def on_headers_complete(self) -> None:
         """End the answer here, unless another head follows."""
         super().on_headers_complete()
@@ -17,3 +20,7 @@ class StatusConnection(HttpConnection):
 
     def on_body(self, part: bytes) -> None:
         """Drop it."""
+
+    def _refuse(self, message: str) -> None:
+        if not self.has_head:
+            super()._refuse(message)

@@ -96,10 +96,10 @@ class ModelStates:
             DatabaseUnavailable: as named; the next call writes what this one did not.
         """
         changes = await self.find_changes(now)
-        if is_doubtful or self._is_back_since_shortly(now):
-            changes = [change for change in changes if change.is_available]
+        if is_doubtful := is_doubtful or self._is_back_since_shortly(now):
+            changes = [change for change in changes if change.is_available or not self._written.get(change.model_id)]
         for start in range(0, len(changes), _MODELS_A_TURN):
-            await self._record(changes[start : start + _MODELS_A_TURN])
+            await self._record(changes[start : start + _MODELS_A_TURN], is_doubtful=is_doubtful)
 
     async def find_changes(self, now: datetime) -> list[ModelChange]:
         """Answer the changes that are due; one is first seen in one call and due in a later one."""
@@ -123,13 +123,15 @@ class ModelStates:
         outages = self._fleet.outages_until(now)
         return bool(outages) and now - outages[-1].ended_at < AFTER_OUR_OUTAGE
 
-    async def _record(self, changes: list[ModelChange]) -> None:
+    async def _record(self, changes: list[ModelChange], *, is_doubtful: bool) -> None:
         async with self._database.transaction() as connection:
             if not await connection.scalar(text(f"SELECT pg_try_advisory_xact_lock({MODELS_LOCK})")):
                 return  # another replica writes them; this one looks again
             rows = await connection.execute(_LAST, {"ids": [change.model_id for change in changes]})
             held = {model_id: (is_available, lately) for model_id, is_available, lately in rows}
             due = [change for change in changes if _is_due(change, *held.get(change.model_id, (None, 0)))]
+            if is_doubtful:  # where a model begins is written all the same
+                due = [change for change in due if change.is_available or change.model_id not in held]
             if due:
                 await _insert(connection, due, set(held))
         self._written |= {model_id: is_available for model_id, (is_available, _) in held.items()}

@@ -136,11 +136,10 @@ def build_service(settings: Settings, database_url: str) -> Service:
     timeout = settings.database_timeout_seconds
     database = Database(database_url, pool_size=settings.database_pool_size, timeout_seconds=timeout)
     clock, fleet, keys, own, replica_id = DatabaseClock(), Fleet(), KeyRing(), OwnHeartbeats(), str(uuid4())
-    feed = Feed(
-        database_url, fleet, keys, clock, replica_id=replica_id, own=own, listens=settings.feed_follows_notifications
-    )
-    key_store = KeyStore(database, keys)
+    listens = settings.feed_follows_notifications
+    feed = Feed(database_url, fleet, keys, clock, replica_id=replica_id, own=own, listens=listens)
     jobs = JobLedger(database_url, replica_id=replica_id, timeout_seconds=timeout)
+    key_store = KeyStore(database, keys)
     tools = _build_tools(settings, fleet, clock, jobs, replica_id)
     gauges = GaugeRecorder(database_url, fleet, replica_id=replica_id, timeout_seconds=timeout)
     retention, policy, spend = retention_of(settings), egress_policy(settings), ProbeRate(fleet.replicas).spend

@@ -21,6 +21,7 @@ from lucid_compute.fleet.fleet_node import FleetNode
 from lucid_compute.fleet.key_ring import KeyRing
 from lucid_compute.inference.gateway import Gateway
 from lucid_compute.inference.prober import Prober
+from lucid_compute.inference.request_tally import RequestTally
 from lucid_compute.inference.targets import Targets
 from lucid_compute.inference.tools import Tools
 from lucid_compute.inference.traffic import Traffic
@@ -188,6 +189,7 @@ def _build_tools(settings: Settings, fleet: Fleet, clock: DatabaseClock, ledger:
             total_seconds=settings.total_timeout_seconds,
             answer_seconds=settings.answer_timeout_seconds,
         ),
+        tally=RequestTally(),
     )
 
 

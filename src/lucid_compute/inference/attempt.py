@@ -167,7 +167,7 @@ class Attempt:
         self._job.outcome, self._job.reason = Outcome.FAILED, "internal"
 
     def close(self) -> None:
-        """Count it no longer, and hand the job to the ledger, its price and the call's cost settled."""
+        """Count it no longer, and hand the job to the ledger and the tally, its price and the call's cost settled."""
         self._uncount()
         job = self._job
         if job.outcome is Outcome.CANCELLED and self._stream is not None and self._call.has_begun:
@@ -177,6 +177,7 @@ class Attempt:
             self._call.tokens += job.tokens_in + (job.tokens_out or 0)
             job.price_usd = charge(job, self._node)
         self._tools.ledger.finish(job)
+        self._tools.tally.note(job)
 
     def undo(self) -> None:
         """Take back that it was begun: it never reached the node, and no ledger hears of it."""

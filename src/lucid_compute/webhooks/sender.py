@@ -32,9 +32,15 @@ class WebhookSender:
         self._outbox = outbox
         self._courier = courier
         self._clock = clock
+        self.outcomes = {"delivered": 0, "failed": 0}
         self._under_way: set[asyncio.Task[None]] = set()
         self._work = asyncio.Event()
         self._settling = asyncio.Lock()  # requests need the database's connections more
+
+    @property
+    def running(self) -> int:
+        """How many deliveries are under way."""
+        return len(self._under_way)
 
     async def run(self) -> None:
         """Send for as long as this task runs; what is under way at its end is sent again later."""
@@ -74,6 +80,7 @@ class WebhookSender:
     async def deliver(self, delivery: Delivery) -> None:
         """Send one delivery and settle it; when the database is away it is sent again."""
         verdict = await self._courier.bring(delivery)
+        self.outcomes["delivered" if verdict.is_delivered else "failed"] += 1
         attempts = json.dumps(note_attempt(delivery.last_attempts, verdict, self._clock.now()))
         try:
             async with self._settling:

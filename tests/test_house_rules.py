@@ -46,6 +46,7 @@ KEEPERS = {
     "fastapi": {"api"},
     "starlette": {"api"},
     "prometheus_client": {"api"},
+    "opentelemetry": {"api"},
     "uvicorn": {"cli"},
     "typer": {"cli"},
     "httptools": {"egress", "cli"},

@@ -1,4 +1,4 @@
-"""Prometheus metrics of one replica, with a bounded number of series: routes, codes, states, and a few models' names."""
+"""Prometheus metrics of one replica, with a bounded number of series: routes, codes, states, few models' names."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Metrics:
 
     def __init__(self, service: Service, lane: HeartbeatLane, inference: InferenceLane) -> None:
         """Count for `service`; the lanes' tallies are read when they are asked for."""
-        disable_created_metrics()  # a second series for each, which nobody asks for
+        disable_created_metrics()  # type: ignore[no-untyped-call] # a second series for each, which nobody asks for
         self.registry = CollectorRegistry()
         labels = ["method", "route", "status"]
         self.requests = Counter(

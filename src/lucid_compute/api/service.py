@@ -24,6 +24,7 @@ from lucid_compute.inference.prober import Prober
 from lucid_compute.inference.request_tally import RequestTally
 from lucid_compute.inference.targets import Targets
 from lucid_compute.inference.tools import Tools
+from lucid_compute.inference.tracing import Tracer
 from lucid_compute.inference.traffic import Traffic
 from lucid_compute.inference.watchdog import Watchdog
 from lucid_compute.passports import Passport, PassportType
@@ -190,7 +191,17 @@ def _build_tools(settings: Settings, fleet: Fleet, clock: DatabaseClock, ledger:
             answer_seconds=settings.answer_timeout_seconds,
         ),
         tally=RequestTally(),
+        tracer=_build_tracer(settings, replica_id),
     )
+
+
+def _build_tracer(settings: Settings, replica_id: str) -> Tracer | None:
+    """Answer what makes traces; None when the operator wants none, which costs nothing."""
+    if settings.otlp_endpoint is None:
+        return None
+    from lucid_compute.api.otlp_tracer import OtlpTracer  # noqa: PLC0415 - the packages that it needs are an extra
+
+    return OtlpTracer(settings.otlp_endpoint, settings.trace_share, replica_id)
 
 
 def retention_of(settings: Settings) -> Retention:
@@ -238,6 +249,8 @@ async def running(service: Service) -> AsyncIterator[None]:
             for task in group:
                 task.cancel()
             await asyncio.gather(*group, return_exceptions=True)
+        if (tracer := service.gateway.tools.tracer) is not None:
+            await tracer.close()
         await service.database.close()
 
 

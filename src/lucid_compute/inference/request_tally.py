@@ -1,7 +1,7 @@
 """What became of jobs, by model, for Prometheus: counted where a job ends, in a third of a microsecond.
 
-A histogram of the metrics library takes two to three times as long and there would be two of them, so the counts are kept
-here and read when they are asked for. Models that come when `MAX_MODELS` are known are counted together: a label that
+A histogram of the metrics library takes twice as long and there would be two of them, so the counts are kept here and
+read when they are asked for. Models that come when `MAX_MODELS` are known are counted together: a label that
 clients or owners choose must not make series without end.
 """
 

@@ -9,6 +9,7 @@ from lucid_compute.egress.http_connection import Deadlines
 from lucid_compute.fleet.fleet import Fleet
 from lucid_compute.inference.request_tally import RequestTally
 from lucid_compute.inference.targets import Targets
+from lucid_compute.inference.tracing import Tracer
 from lucid_compute.inference.traffic import Traffic
 from lucid_compute.storage.clock import DatabaseClock
 from lucid_compute.storage.job_ledger import JobLedger
@@ -25,3 +26,4 @@ class Tools(NamedTuple):
     ledger: JobLedger
     deadlines: Deadlines
     tally: RequestTally
+    tracer: Tracer | None = None

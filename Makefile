@@ -39,7 +39,7 @@ lock:  ## lock every dependency with hashes, for Python 3.11 to 3.14 (needs uv)
 	  --custom-compile-command "make lock" --quiet --group build pyproject.toml --output-file requirements/runtime.txt
 	@uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
 	  --custom-compile-command "make lock" --quiet --constraint requirements/runtime.txt \
-	  --group build --group dev pyproject.toml --output-file requirements/dev.txt
+	  --group build --group dev --extra tracing pyproject.toml --output-file requirements/dev.txt
 	@echo "$(PEER)" | uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
 	  --custom-compile-command "make lock" --quiet - --output-file requirements/bench.txt
 

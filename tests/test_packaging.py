@@ -81,7 +81,8 @@ def test_both_locks_agree_and_hold_what_the_project_asks_for() -> None:
 def test_every_dependency_has_its_reason() -> None:
     """docs/dependencies.md says why each is here."""
     groups = project()["dependency-groups"]
-    asked = names([*project()["project"]["dependencies"], *groups["build"], *groups["dev"]])
+    extras = project()["project"]["optional-dependencies"]
+    asked = names([*project()["project"]["dependencies"], *groups["build"], *groups["dev"], *extras["tracing"]])
     cells = re.findall(r"^\| (`.+?) \|", read("docs/dependencies.md"), re.MULTILINE)
     explained = names([name for cell in cells for name in re.findall(r"`([^`]+)`", cell)])
     assert explained == asked

@@ -4,7 +4,8 @@ LucidError
 ├── InvalidRequest            422, 400 (not JSON)
 ├── Unauthorized              401
 ├── Forbidden                 403
-├── NotFound                  404 PassportNotFound, NodeNotFound, ModelNotFound, KeyNotFound, RouteNotFound
+├── NotFound                  404 PassportNotFound, NodeNotFound, ModelNotFound, KeyNotFound,
+│                                 WebhookNotFound, RouteNotFound
 ├── MethodNotAllowed          405
 ├── Conflict                  409 PassportExists, ModelNameTaken, IdempotencyConflict, RequestsInFlight
 ├── NodeDeregistered          410
@@ -144,6 +145,18 @@ class KeyNotFound(NotFound):
     def __init__(self, key_id: str) -> None:
         """Name the id that was asked for."""
         super().__init__(f"No key has the id {key_id!r}. GET /keys lists them.", details={"keyId": key_id})
+
+
+class WebhookNotFound(NotFound):
+    """No webhook of that id is the caller's."""
+
+    code = "WEBHOOK_NOT_FOUND"
+
+    def __init__(self, webhook_id: str) -> None:
+        """Name the id that was asked for."""
+        super().__init__(
+            f"No webhook {webhook_id!r} is yours. GET /webhooks lists them.", details={"webhookId": webhook_id}
+        )
 
 
 class RouteNotFound(NotFound):

@@ -26,6 +26,7 @@ FOR_OTHERS = {
 SAMPLES: dict[str, Any] = {
     "passport_id": "ID",
     "key_id": "ID",
+    "webhook_id": "ID",
     "id_or_name": "ID",
     "models": [],
     "available_models": [],
@@ -45,7 +46,7 @@ SAMPLES: dict[str, Any] = {
     "heartbeat": heartbeat("ID"),
     "now": True,
 }
-IN_BODY = {"metadata", "expires_at", "limits", "lucid"}
+IN_BODY = {"metadata", "expires_at", "limits", "lucid", "events"}
 PAGING = {"page", "perPage"}
 RECORDS = ("/compute/metrics", "/compute/uptime", "/payouts")
 CSV = "format"  # of records: for spreadsheets

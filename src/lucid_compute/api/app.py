@@ -23,6 +23,7 @@ from lucid_compute.api import (
     operation_routes,
     passport_routes,
     probe_routes,
+    webhook_routes,
 )
 from lucid_compute.api.express_lane import ExpressLane
 from lucid_compute.api.heartbeat_lane import HeartbeatLane
@@ -85,6 +86,7 @@ class LucidApp:
             openai_routes,
             match_routes,
             key_routes,
+            webhook_routes,
             operation_routes,
         ):
             app.include_router(routes.router)

@@ -54,6 +54,7 @@ class ExpressLane:
         """Serve none yet."""
         self._service = service
         self._lane = lane
+        self._is_traced = service.gateway.tools.tracer is not None  # spans take more time than this lane saves
         self._waiting: dict[ExpressExchange, ExpressClient] = {}
 
     def take(
@@ -61,7 +62,7 @@ class ExpressLane:
     ) -> ExpressExchange | None:
         """Serve a request, which is to be ended if its client leaves; None when it is one for the ordinary lane."""
         endpoint = _ENDPOINTS.get(path)
-        if endpoint is None or self._lane.is_full or HOP in headers:
+        if endpoint is None or self._is_traced or self._lane.is_full or HOP in headers:
             return None
         now = self._service.clock.now()
         try:

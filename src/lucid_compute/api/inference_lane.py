@@ -94,6 +94,9 @@ class InferenceLane:
         exchange = TaskExchange(principal.key_id, receive)
         exchanges = self._service.watchdog.exchanges
         exchanges.add(exchange)
+        tracer = self._service.gateway.tools.tracer
+        if tracer is not None:
+            exchange.span = tracer.begin(f"POST {scope['path']}", headers)
         try:
             if handed_over is not None:
                 await self._serve(handed_over, exchange, send)
@@ -106,6 +109,8 @@ class InferenceLane:
         finally:
             exchanges.discard(exchange)
             exchange.close()
+            if exchange.span is not None:
+                exchange.span.end(exchange.cut)
 
     def _refuse_early(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
         if scope["method"] != "POST":
@@ -131,10 +136,13 @@ class InferenceLane:
             request = InferenceRequest(ENDPOINTS[scope["path"]], body)
             model = service.fleet.find_model(request.model) or await self._catch_up(request.model)
         except LucidError as error:
+            if exchange.span is not None:
+                exchange.span.end(error.code)
             await self._refuse(send, error, answer_headers)
             return
         service.gateway.note_request()
         call = Call(principal, request, model, exchange)
+        call.span = exchange.span
         call.identify(job_id, session_of(headers, request, principal), answer_headers)
         await self._serve(HandedOver(call, None), exchange, send)
 
@@ -187,6 +195,8 @@ class InferenceLane:
                 self._service.gateway.own_endpoints.add((server[0], server[1]))
 
     async def _give_up(self, call: Call, error: LucidError) -> None:
+        if call.span is not None:
+            call.span.end(error.code)
         if not call.has_begun:
             job = call.exchange.job  # of the last attempt
             tried = (b"x-lucid-attempts", b"%d" % (job.attempt if job else 0))

@@ -1,4 +1,4 @@
-"""Prometheus metrics of one replica, with a bounded number of series: routes, codes and states, never ids or names."""
+"""Prometheus metrics of one replica, with a bounded number of series: routes, codes, states, few models' names."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import time
 from collections import Counter as Tally
 from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lucid_compute.api.heartbeat_lane import HeartbeatLane
 from lucid_compute.api.inference_lane import InferenceLane
+from lucid_compute.api.request_metrics import RequestCollector, WebhookCollector
 from lucid_compute.api.service import Service
 from lucid_compute.node_state import NodeStatus
 
@@ -26,6 +27,7 @@ class Metrics:
 
     def __init__(self, service: Service, lane: HeartbeatLane, inference: InferenceLane) -> None:
         """Count for `service`; the lanes' tallies are read when they are asked for."""
+        disable_created_metrics()  # type: ignore[no-untyped-call] # a second series for each, which nobody asks for
         self.registry = CollectorRegistry()
         labels = ["method", "route", "status"]
         self.requests = Counter(
@@ -40,6 +42,8 @@ class Metrics:
         )
         self.registry.register(_FleetCollector(service, lane))
         self.registry.register(_GatewayCollector(service, inference))
+        self.registry.register(RequestCollector(service.gateway.tools.tally))
+        self.registry.register(WebhookCollector(service.webhooks.sender))
 
 
 class _FleetCollector(Collector):

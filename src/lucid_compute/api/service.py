@@ -21,8 +21,10 @@ from lucid_compute.fleet.fleet_node import FleetNode
 from lucid_compute.fleet.key_ring import KeyRing
 from lucid_compute.inference.gateway import Gateway
 from lucid_compute.inference.prober import Prober
+from lucid_compute.inference.request_tally import RequestTally
 from lucid_compute.inference.targets import Targets
 from lucid_compute.inference.tools import Tools
+from lucid_compute.inference.tracing import Tracer
 from lucid_compute.inference.traffic import Traffic
 from lucid_compute.inference.watchdog import Watchdog
 from lucid_compute.passports import Passport, PassportType
@@ -40,11 +42,11 @@ from lucid_compute.storage.job_retention import JobRetention
 from lucid_compute.storage.job_search import JobSearch
 from lucid_compute.storage.key_store import KeyStore
 from lucid_compute.storage.node_events import NodeEvents
-from lucid_compute.storage.node_states import NodeStates
 from lucid_compute.storage.passport_store import PassportStore
 from lucid_compute.storage.record_keeper import RecordKeeper, Retention
 from lucid_compute.storage.record_reader import RecordReader
 from lucid_compute.storage.sweep import Sweep
+from lucid_compute.webhooks.webhooks import Webhooks, build_webhooks
 
 _LOAD_DEADLINE_SECONDS = 60.0
 
@@ -80,6 +82,7 @@ class Service:
     gateway: Gateway
     prober: Prober
     watchdog: Watchdog
+    webhooks: Webhooks
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     async def get_registered_node(self, passport_id: str, *, sees: str | None) -> FleetNode:
@@ -135,14 +138,13 @@ def build_service(settings: Settings, database_url: str) -> Service:
     timeout = settings.database_timeout_seconds
     database = Database(database_url, pool_size=settings.database_pool_size, timeout_seconds=timeout)
     clock, fleet, keys, own, replica_id = DatabaseClock(), Fleet(), KeyRing(), OwnHeartbeats(), str(uuid4())
-    feed = Feed(
-        database_url, fleet, keys, clock, replica_id=replica_id, own=own, listens=settings.feed_follows_notifications
-    )
-    key_store = KeyStore(database, keys)
+    listens = settings.feed_follows_notifications
+    feed = Feed(database_url, fleet, keys, clock, replica_id=replica_id, own=own, listens=listens)
     jobs = JobLedger(database_url, replica_id=replica_id, timeout_seconds=timeout)
+    key_store = KeyStore(database, keys)
     tools = _build_tools(settings, fleet, clock, jobs, replica_id)
     gauges = GaugeRecorder(database_url, fleet, replica_id=replica_id, timeout_seconds=timeout)
-    retention = retention_of(settings)
+    retention, policy, spend = retention_of(settings), egress_policy(settings), ProbeRate(fleet.replicas).spend
     return Service(
         settings=settings,
         database=database,
@@ -155,9 +157,9 @@ def build_service(settings: Settings, database_url: str) -> Service:
         record_keeper=RecordKeeper(database_url, retention),
         records=RecordReader(database, retention),
         news=InFlightNews(database_url, fleet, replica_id=replica_id),
-        sweep=Sweep(database, fleet, clock, key_store, NodeStates(database, fleet)),
+        sweep=Sweep(database, fleet, clock, key_store),
         registry=ComputeRegistry(database, fleet, clock),
-        passports=PassportStore(database, fleet, egress_policy(settings)),
+        passports=PassportStore(database, fleet, policy),
         key_store=key_store,
         events=NodeEvents(database),
         audit=AuditTrail(database),
@@ -167,8 +169,9 @@ def build_service(settings: Settings, database_url: str) -> Service:
         job_retention=JobRetention(database, days=settings.job_retention_days),
         rates=KeyRates(fleet.replicas),
         gateway=Gateway(tools),
-        prober=Prober(tools.targets, tools.client, ProbeRate(fleet.replicas).spend),
+        prober=Prober(tools.targets, tools.client, spend),
         watchdog=Watchdog(keys, tools),
+        webhooks=build_webhooks(database, policy, clock, tools.client.own_endpoints, spend),
     )
 
 
@@ -187,7 +190,18 @@ def _build_tools(settings: Settings, fleet: Fleet, clock: DatabaseClock, ledger:
             total_seconds=settings.total_timeout_seconds,
             answer_seconds=settings.answer_timeout_seconds,
         ),
+        tally=RequestTally(),
+        tracer=_build_tracer(settings, replica_id),
     )
+
+
+def _build_tracer(settings: Settings, replica_id: str) -> Tracer | None:
+    """Answer what makes traces; None when the operator wants none, which costs nothing."""
+    if settings.otlp_endpoint is None:
+        return None
+    from lucid_compute.api.otlp_tracer import OtlpTracer  # noqa: PLC0415 - the packages that it needs are an extra
+
+    return OtlpTracer(settings.otlp_endpoint, settings.trace_share, replica_id)
 
 
 def retention_of(settings: Settings) -> Retention:
@@ -217,6 +231,7 @@ async def running(service: Service) -> AsyncIterator[None]:
         asyncio.create_task(service.job_retention.run(), name="job retention"),
         asyncio.create_task(service.watchdog.run(), name="watchdog"),
         asyncio.create_task(service.record_keeper.run(), name="records"),
+        asyncio.create_task(service.webhooks.sender.run(), name="webhooks"),
     ]
     # The last to end: they write what the others still told them.
     writers = [
@@ -234,6 +249,8 @@ async def running(service: Service) -> AsyncIterator[None]:
             for task in group:
                 task.cancel()
             await asyncio.gather(*group, return_exceptions=True)
+        if (tracer := service.gateway.tools.tracer) is not None:
+            await tracer.close()
         await service.database.close()
 
 

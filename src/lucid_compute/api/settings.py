@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,7 @@ from lucid_compute.egress_policy import AllowedNetwork, parse_allowed_networks
 from lucid_compute.fleet.key_ring import MAX_TOKEN_LENGTH
 
 SHORTEST_BOOTSTRAP_KEY = 24
+_TRACING_PACKAGES = ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
@@ -110,6 +112,18 @@ class Settings(BaseSettings):
         lt=1,
         description="The share of time that a node should be healthy: what error budgets are counted against.",
     )
+    otlp_endpoint: str | None = Field(
+        default=None,
+        pattern=r"^https?://\S+$",
+        description="An OpenTelemetry collector to send traces to, over OTLP and HTTP, such as http://127.0.0.1:4318; "
+        "wants lucid-compute[tracing]. Unset: no traces.",
+    )
+    trace_share: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="The share of requests that are traced, where their sender does not decide.",
+    )
     metrics_public: bool = Field(default=False, description="Answer /metrics without a key.")
     log_level: str = Field(default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Least level logged.")
 
@@ -119,6 +133,14 @@ class Settings(BaseSettings):
         """Refuse a key that could be guessed."""
         if value is not None and not SHORTEST_BOOTSTRAP_KEY <= len(value.get_secret_value()) <= MAX_TOKEN_LENGTH:
             raise ValueError(f"Set a key of {SHORTEST_BOOTSTRAP_KEY} to {MAX_TOKEN_LENGTH} characters, or none.")
+        return value
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _can_be_traced(cls, value: str | None) -> str | None:
+        """Refuse to promise traces without the packages that make them."""
+        if value is not None and not all(map(_is_installed, _TRACING_PACKAGES)):
+            raise ValueError("Install lucid-compute[tracing] to send traces, or leave it unset.")
         return value
 
     @field_validator("egress_allow", mode="before")
@@ -131,3 +153,10 @@ class Settings(BaseSettings):
     def is_bound_to_loopback(self) -> bool:
         """Whether only this machine can reach the service."""
         return self.host in LOOPBACK_HOSTS or self.host.startswith("127.")
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ModuleNotFoundError:  # not even what it would lie in
+        return False

@@ -31,6 +31,7 @@ class Commands(CalledLately):
         "jobs": f"{_HERE}.history_commands:jobs",
         "passports": f"{_HERE}.passport_commands:app",
         "keys": f"{_HERE}.key_commands:app",
+        "webhooks": f"{_HERE}.webhook_commands:app",
         "settings": f"{_HERE}.settings_command:settings",
         "db": f"{_HERE}.database_commands:app",
     }

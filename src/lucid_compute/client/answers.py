@@ -31,6 +31,7 @@ _BY_CODE: dict[str, type[errors.LucidApiError]] = {
         errors.NodeNotFound,
         errors.ModelNotFound,
         errors.KeyNotFound,
+        errors.WebhookNotFound,
         errors.PassportExists,
         errors.ModelNameTaken,
         errors.IdempotencyConflict,

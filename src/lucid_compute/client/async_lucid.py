@@ -5,7 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Self
 
-from lucid_compute.client import compute_calls, key_calls, metrics_calls, model_calls, passport_calls, service_calls
+from lucid_compute.client import (
+    compute_calls,
+    key_calls,
+    metrics_calls,
+    model_calls,
+    passport_calls,
+    service_calls,
+    webhook_calls,
+)
 from lucid_compute.client.methods import AsyncListed, AsyncNoun, AsyncSent
 from lucid_compute.client.settings import (
     DEFAULT_RETRIES,
@@ -69,6 +77,16 @@ class AsyncKeys(AsyncNoun):
     revoke = AsyncSent(key_calls.revoke)
 
 
+class AsyncWebhooks(AsyncNoun):
+    """What can be done with webhooks."""
+
+    create = AsyncSent(webhook_calls.create)
+    list = AsyncListed(webhook_calls.list_)
+    delete = AsyncSent(webhook_calls.delete)
+    test = AsyncSent(webhook_calls.test)
+    deliveries = AsyncListed(webhook_calls.deliveries)
+
+
 class AsyncLucid(AsyncNoun):
     """The service, as an asyncio program speaks to it.
 
@@ -115,6 +133,7 @@ class AsyncLucid(AsyncNoun):
         self.models = AsyncModels(self.transport)
         self.keys = AsyncKeys(self.transport)
         self.metrics = AsyncMetrics(self.transport)
+        self.webhooks = AsyncWebhooks(self.transport)
 
     def __repr__(self) -> str:
         """Answer the address; never the key."""

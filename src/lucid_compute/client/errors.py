@@ -11,7 +11,8 @@ LucidClientError
     ├── InvalidRequest          422, 400; also refused here, before it was sent, with `status` None
     ├── Unauthorized            401
     ├── Forbidden               403
-    ├── NotFound                404 PassportNotFound, NodeNotFound, ModelNotFound, KeyNotFound
+    ├── NotFound                404 PassportNotFound, NodeNotFound, ModelNotFound, KeyNotFound,
+│   │                               WebhookNotFound
     ├── Conflict                409 PassportExists, ModelNameTaken, IdempotencyConflict, RequestsInFlight
     ├── NodeDeregistered        410
     ├── PayloadTooLarge         413
@@ -155,6 +156,12 @@ class KeyNotFound(NotFound):
     """No key has that id, or it is revoked."""
 
     default_code = "KEY_NOT_FOUND"
+
+
+class WebhookNotFound(NotFound):
+    """No webhook of that id is the caller's."""
+
+    default_code = "WEBHOOK_NOT_FOUND"
 
 
 class Conflict(LucidApiError):

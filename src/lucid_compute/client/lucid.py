@@ -5,7 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Self
 
-from lucid_compute.client import compute_calls, key_calls, metrics_calls, model_calls, passport_calls, service_calls
+from lucid_compute.client import (
+    compute_calls,
+    key_calls,
+    metrics_calls,
+    model_calls,
+    passport_calls,
+    service_calls,
+    webhook_calls,
+)
 from lucid_compute.client.methods import Listed, Noun, Sent
 from lucid_compute.client.settings import (
     DEFAULT_RETRIES,
@@ -69,6 +77,16 @@ class Keys(Noun):
     revoke = Sent(key_calls.revoke)
 
 
+class Webhooks(Noun):
+    """What can be done with webhooks."""
+
+    create = Sent(webhook_calls.create)
+    list = Listed(webhook_calls.list_)
+    delete = Sent(webhook_calls.delete)
+    test = Sent(webhook_calls.test)
+    deliveries = Listed(webhook_calls.deliveries)
+
+
 class Lucid(Noun):
     """The service, as a synchronous program speaks to it.
 
@@ -115,6 +133,7 @@ class Lucid(Noun):
         self.models = Models(self.transport)
         self.keys = Keys(self.transport)
         self.metrics = Metrics(self.transport)
+        self.webhooks = Webhooks(self.transport)
 
     def __repr__(self) -> str:
         """Answer the address; never the key."""

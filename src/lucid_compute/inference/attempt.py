@@ -16,6 +16,7 @@ from lucid_compute.inference.accounting import charge, count_answer, count_reque
 from lucid_compute.inference.call import Call
 from lucid_compute.inference.event_stream import EventStream
 from lucid_compute.inference.exchange import CutReason
+from lucid_compute.inference.spans import end_attempt
 from lucid_compute.inference.targets import Target
 from lucid_compute.inference.tools import Tools
 from lucid_compute.inference.usage import Usage, find_usage
@@ -48,7 +49,7 @@ class Answer(NamedTuple):
 class Attempt:
     """The attempt `number` (from 1) of a call, on `node`, or on the model's upstream when it is None."""
 
-    __slots__ = ("_began_at", "_call", "_job", "_node", "_node_id", "_number", "_stream", "_tools", "_turn")
+    __slots__ = ("_began_at", "_call", "_job", "_node", "_node_id", "_number", "_span", "_stream", "_tools", "_turn")
 
     def __init__(self, tools: Tools, call: Call, node: FleetNode | None, number: int, now: datetime) -> None:
         """Dispatch it at `now`, by the database's clock; nothing is sent yet."""
@@ -59,6 +60,7 @@ class Attempt:
         self._number = number
         self._turn: int | None = None  # its number among the node's requests
         self._stream: EventStream | None = None
+        self._span = None if call.span is None else call.span.child("attempt", is_outgoing=True)
         self._began_at = time.monotonic()
         self._job = call.exchange.job = Job(
             id=call.job_id,
@@ -98,6 +100,8 @@ class Attempt:
         """Write the request; what the connection takes in from now on is its answer."""
         request = self._call.request
         head = target.head(request.endpoint, self._call.job_id)
+        if self._span is not None:
+            head += b"traceparent: %b\r\n" % self._span.traceparent
         connection.send(head, self._body(), self._tools.deadlines, wants_stream=request.is_stream)
 
     def judge(self, connection: HttpConnection, body: bytes) -> Answer:
@@ -167,7 +171,7 @@ class Attempt:
         self._job.outcome, self._job.reason = Outcome.FAILED, "internal"
 
     def close(self) -> None:
-        """Count it no longer, and hand the job to the ledger, its price and the call's cost settled."""
+        """Count it no longer, and hand the job to the ledger and the tally, its price and the call's cost settled."""
         self._uncount()
         job = self._job
         if job.outcome is Outcome.CANCELLED and self._stream is not None and self._call.has_begun:
@@ -177,6 +181,9 @@ class Attempt:
             self._call.tokens += job.tokens_in + (job.tokens_out or 0)
             job.price_usd = charge(job, self._node)
         self._tools.ledger.finish(job)
+        self._tools.tally.note(job)
+        if self._span is not None:
+            end_attempt(self._span, job)
 
     def undo(self) -> None:
         """Take back that it was begun: it never reached the node, and no ledger hears of it."""

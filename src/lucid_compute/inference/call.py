@@ -10,6 +10,7 @@ from typing import Any
 from lucid_compute.fleet.key_ring import Principal
 from lucid_compute.inference.exchange import Exchange
 from lucid_compute.inference.request_body import InferenceRequest
+from lucid_compute.inference.tracing import Span
 from lucid_compute.inference.wanted import Wanted
 from lucid_compute.passports import ModelPassport
 
@@ -28,7 +29,7 @@ def new_job_id() -> str:
 class Call:
     """A request, who makes it, and how to answer. `tokens` is what it has cost so far.
 
-    `headers` are added to every answer.
+    `headers` are added to every answer. `span` is None of a request that is not traced.
     """
 
     __slots__ = (
@@ -39,6 +40,7 @@ class Call:
         "principal",
         "request",
         "send",
+        "span",
         "tokens",
         "wanted",
     )
@@ -55,6 +57,7 @@ class Call:
         self.exchange = exchange
         self.job_id = ""
         self.headers: Headers = []
+        self.span: Span | None = None
         self.tokens = 0
         self.wanted = Wanted(model, request.policy, endpoint=request.endpoint, is_stream=request.is_stream)
 

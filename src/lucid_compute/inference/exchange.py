@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 from lucid_compute.errors import LucidError
+from lucid_compute.inference.tracing import Span
 from lucid_compute.jobs import Job
 
 
@@ -52,15 +53,19 @@ class Exchange:
 
 
 class TaskExchange(Exchange):
-    """A request that a task serves. `give_up` ends the answer with an error, None before anything can be answered."""
+    """A request that a task serves. `give_up` ends the answer with an error, None before anything can be answered.
 
-    __slots__ = ("_task", "_watcher", "give_up", "receive")
+    `span` is None of a request that is not traced.
+    """
+
+    __slots__ = ("_task", "_watcher", "give_up", "receive", "span")
 
     def __init__(self, key_id: str, receive: Callable[[], Awaitable[Any]]) -> None:
         """Begin in the task that serves it; `receive` answers ASGI's messages of the client."""
         super().__init__(key_id)
         self.receive = receive
         self.give_up: Callable[[LucidError], Awaitable[None]] | None = None
+        self.span: Span | None = None
         self._task = asyncio.current_task()
         self._watcher: asyncio.Task[None] | None = None
 

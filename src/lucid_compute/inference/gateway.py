@@ -21,6 +21,7 @@ from lucid_compute.inference.call import Call
 from lucid_compute.inference.dispatcher import Dispatcher
 from lucid_compute.inference.express import Ready
 from lucid_compute.inference.ranking import rank
+from lucid_compute.inference.spans import end_choice
 from lucid_compute.inference.task_attempt import TaskAttempt
 from lucid_compute.inference.tools import Tools
 from lucid_compute.inference.wanted import Wanted
@@ -87,7 +88,7 @@ class Gateway:
         if first is not None:
             self._note_failed(call, failed, first)
         while True:
-            node = await self._next_node(call, failed)
+            node = await (self._next_node if call.span is None else self._choose_traced)(call, failed)
             try:
                 await TaskAttempt(self.tools, call, node, len(failed) + 1, self.tools.clock.now()).run()
             except EgressFault as fault:
@@ -106,6 +107,21 @@ class Gateway:
         self.faults[fault.reason] += 1
         self._require_another(call, failed)
         call.wanted.tried = {tried.state.id for tried, _ in failed if tried is not None}
+
+    async def _choose_traced(self, call: Call, failed: list[Failed]) -> FleetNode | None:
+        """Answer as `_next_node`, in a span of its own."""
+        if (span := call.span and call.span.child("choose")) is None:
+            return await self._next_node(call, failed)
+        try:
+            node = await self._next_node(call, failed)
+        except LucidError as error:
+            span.end(error.code)
+            raise
+        except BaseException:
+            span.end("cancelled")
+            raise
+        end_choice(span, node)
+        return node
 
     async def _next_node(self, call: Call, failed: list[Failed]) -> FleetNode | None:
         """Answer the node for the next attempt; None is the model's upstream."""

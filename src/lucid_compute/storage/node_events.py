@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from lucid_compute.storage.database import Database
 from lucid_compute.storage.passport_search import in_order
 from lucid_compute.storage.tables import node_events
+from lucid_compute.storage.webhook_outbox import enqueue_recorded
 from lucid_compute.wire.compute import EventView
 from lucid_compute.wire.lists import SortBy, SortOrder
 
@@ -34,6 +35,8 @@ class EventType(StrEnum):
     DRAINED = "drained"
 
 
+_TOLD = {EventType.DEREGISTERED, EventType.REVOKED}  # to webhooks; the sweep has those of its own events told
+
 # An event is written once and never changed, and what names it is its type.
 _SORT_COLUMNS = {
     SortBy.CREATED_AT: node_events.c.at,
@@ -50,10 +53,11 @@ async def record_event(
     reason: str | None = None,
     details: dict[str, Any] | None = None,
 ) -> None:
-    """Write one event, at the database's now."""
-    await connection.execute(
-        insert(node_events).values(passport_id=passport_id, type=event.value, reason=reason, details=details or {})
-    )
+    """Write one event, at the database's now, and have the webhooks told of it."""
+    values = {"passport_id": passport_id, "type": event.value, "reason": reason, "details": details or {}}
+    event_id = await connection.scalar(insert(node_events).values(values).returning(node_events.c.id))
+    if event in _TOLD:
+        await enqueue_recorded(connection, event_id)
 
 
 class NodeEvents:

@@ -25,8 +25,10 @@ from lucid_compute.storage.feed_sql import ENDED_NODES_KEPT
 from lucid_compute.storage.idempotency import KEPT_HOURS
 from lucid_compute.storage.job_sql import MARK_LOST
 from lucid_compute.storage.key_store import KeyStore
+from lucid_compute.storage.model_states import CLEAN_MODEL_STATES, ModelStates
 from lucid_compute.storage.node_events import EventType
 from lucid_compute.storage.node_states import NodeStates
+from lucid_compute.storage.webhook_outbox import ENQUEUE_NODE_EVENTS
 
 SWEEP_SECONDS = 2.0
 CLEANING_SECONDS = 60.0
@@ -53,15 +55,19 @@ _RECORD = text(f"""
         UPDATE nodes n SET recorded_state = w.state, revision = n.revision + 1, changed_xid = pg_current_xact_id()
         FROM wanted w WHERE n.passport_id = w.passport_id AND n.recorded_state = w.former
         RETURNING n.passport_id, w.former, w.state, w.reason
+    ), recorded AS (
+        INSERT INTO node_events (passport_id, type, reason, details)
+        SELECT passport_id, state, reason, jsonb_build_object('from', former) FROM changed
+        WHERE state <> '{EventType.DRAINING}' OR reason IS NOT NULL
+        RETURNING passport_id, type, at, reason, details
     )
-    INSERT INTO node_events (passport_id, type, reason, details)
-    SELECT passport_id, state, reason, jsonb_build_object('from', former) FROM changed
-    WHERE state <> '{EventType.DRAINING}' OR reason IS NOT NULL
+    {ENQUEUE_NODE_EVENTS}
 """)
 
 _CLEAN = (
     "DELETE FROM heartbeat_batches WHERE at < now() - interval '5 minutes'",
     f"DELETE FROM idempotency_keys WHERE created_at < now() - interval '{KEPT_HOURS} hours'",
+    CLEAN_MODEL_STATES,
     "DELETE FROM replicas WHERE seen_at < now() - interval '1 hour' AND seen_at < (SELECT max(seen_at) FROM replicas)",
 )
 
@@ -98,6 +104,10 @@ class Brake:
             _log.error(
                 "%d of %d nodes fell silent at once; the fault may be ours: events wait", fell_silent, len(known)
             )
+        return self.is_on(now)
+
+    def is_on(self, now: datetime) -> bool:
+        """Whether it held when it was last asked, and not for too long yet."""
         return self.held_since is not None and now - self.held_since <= BRAKE_LIMIT
 
     def _window(self, now: datetime) -> timedelta:
@@ -132,15 +142,14 @@ def find_transition(fleet: Fleet, node: FleetNode, now: datetime, live_since: da
 class Sweep:
     """Looks over the fleet every two seconds, when no other replica does."""
 
-    def __init__(
-        self, database: Database, fleet: Fleet, clock: DatabaseClock, keys: KeyStore, states: NodeStates
-    ) -> None:
+    def __init__(self, database: Database, fleet: Fleet, clock: DatabaseClock, keys: KeyStore) -> None:
         """Record to `database` what `fleet` shows."""
         self._database = database
         self._fleet = fleet
         self._clock = clock
         self._keys = keys
-        self._states = states
+        self._states = NodeStates(database, fleet)
+        self.models = ModelStates(database, fleet)
         self.brake = Brake()
 
     async def run(self) -> None:
@@ -156,8 +165,11 @@ class Sweep:
                 if loop.time() >= cleaning_due:
                     await self._clean()
                     await self._states.read_back()
+                    self.models.forget_read()
                     cleaning_due = loop.time() + CLEANING_SECONDS
-                await self._states.follow(self._clock.now())
+                now = self._clock.now()
+                await self._states.follow(now)
+                await self.models.follow(now, is_doubtful=self.brake.is_on(now))
             except DatabaseUnavailable:
                 continue
             except Exception:  # noqa: BLE001 - a fault must end neither the sweep nor the service; its trace is logged

@@ -1,0 +1,144 @@
+"""`lucid webhooks`: be told of what happens to nodes and models."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from lucid_compute.cli.command_groups import ListsByDefault
+from lucid_compute.cli.completion import complete_node
+from lucid_compute.cli.confirmation import YesOption, confirm
+from lucid_compute.cli.connection import ApiOption, KeyOption, connected
+from lucid_compute.cli.failures import CommandFailed
+from lucid_compute.cli.names import get_node
+from lucid_compute.cli.output import Column, JsonOption, Listing, note, sentence, show, show_json
+from lucid_compute.cli.plain_text import UNKNOWN, instant
+from lucid_compute.webhook_rules import WebhookEvent
+from lucid_compute.wire.webhooks import DeliveryView, WebhookView
+
+app = typer.Typer(
+    cls=ListsByDefault,
+    help="Be told of what happens to nodes and models.",
+    epilog="`lucid webhooks` alone is `lucid webhooks list`, with the same options.",
+)
+WebhookArgument = Annotated[str, typer.Argument(metavar="ID", help="The webhook's id.")]
+COLUMNS = (
+    Column("URL", shortest=20),
+    Column("STATUS"),
+    Column("FAILING SINCE", rank=1),
+    Column("EVENTS", rank=3, shortest=20),
+    Column("OWNER", rank=4),
+    Column("ID"),
+)
+DELIVERY_COLUMNS = (
+    Column("TYPE"),
+    Column("AT"),
+    Column("STATE"),
+    Column("ATTEMPTS", rank=2, right=True),
+    Column("LAST RESULT"),
+    Column("NEXT ATTEMPT", rank=1),
+    Column("NODE OR MODEL", rank=3),
+)
+
+
+@app.command("list")
+def list_webhooks(as_json: JsonOption = False, api: ApiOption = None, key: KeyOption = None) -> None:
+    """List the webhooks that this key can see, without their secrets."""
+    with connected(api, key) as lucid:
+        webhooks = list(lucid.webhooks.list())
+    if as_json:
+        show_json({"webhooks": webhooks})
+    else:
+        show(Listing(COLUMNS, map(_row, webhooks)) if webhooks else sentence("No webhooks."))
+
+
+@app.command("create")
+def create_webhook(
+    url: Annotated[str, typer.Argument(help="Where to POST to.")],
+    event: Annotated[
+        list[WebhookEvent] | None, typer.Option(help="Of what; may be given again. Unset: of all.")
+    ] = None,
+    node: Annotated[
+        str | None, typer.Option(metavar="NODE", help="Of this node alone.", autocompletion=complete_node)
+    ] = None,
+    as_json: JsonOption = False,
+    api: ApiOption = None,
+    key: KeyOption = None,
+) -> None:
+    """Make a webhook. Stdout is its secret alone, so that a script can take it; it is shown this once."""
+    with connected(api, key) as lucid:
+        passport_id = None if node is None else get_node(lucid, node).id
+        made = lucid.webhooks.create(url, events=event or None, passport_id=passport_id)
+    if as_json:
+        show_json(made)
+        return
+    show(sentence(made.secret))
+    note(
+        f"The webhook {made.id} is made. This is the only time that its secret is shown: deliveries are signed with it."
+    )
+
+
+@app.command("test")
+def try_webhook(
+    webhook_id: WebhookArgument, as_json: JsonOption = False, api: ApiOption = None, key: KeyOption = None
+) -> None:
+    """Send a test at once; one that is delivered enables a disabled webhook again."""
+    with connected(api, key) as lucid:
+        tested = lucid.webhooks.test(webhook_id)
+    if as_json:
+        show_json(tested)
+    elif tested.delivered:
+        show(sentence(f"{tested.message} It took {tested.milliseconds:.0f} ms."))
+    if not tested.delivered:
+        raise CommandFailed(tested.message)
+
+
+@app.command("deliveries")
+def list_deliveries(
+    webhook_id: WebhookArgument, as_json: JsonOption = False, api: ApiOption = None, key: KeyOption = None
+) -> None:
+    """List what a webhook was told in the last seven days, or waits for."""
+    with connected(api, key) as lucid:
+        deliveries = list(lucid.webhooks.deliveries(webhook_id))
+    if as_json:
+        show_json({"deliveries": deliveries})
+    else:
+        rows = map(_delivery_row, deliveries)
+        show(Listing(DELIVERY_COLUMNS, rows) if deliveries else sentence("Nothing was told yet, and nothing waits."))
+
+
+@app.command("delete")
+def delete_webhook(
+    webhook_id: WebhookArgument,
+    yes: YesOption = False,
+    as_json: JsonOption = False,
+    api: ApiOption = None,
+    key: KeyOption = None,
+) -> None:
+    """End a webhook; what waits for it is not sent."""
+    confirm(f"Delete the webhook {webhook_id}?", is_agreed=yes)
+    with connected(api, key) as lucid:
+        lucid.webhooks.delete(webhook_id)
+    if as_json:
+        show_json({"id": webhook_id, "deleted": True})
+    else:
+        show(sentence(f"The webhook {webhook_id} is deleted."))
+
+
+def _row(webhook: WebhookView) -> tuple[str, ...]:
+    failing = UNKNOWN if webhook.failing_since is None else instant(webhook.failing_since)
+    events = "all" if set(webhook.events) == set(WebhookEvent) else ", ".join(webhook.events)
+    return webhook.url, webhook.status, failing, events, webhook.owner, webhook.id
+
+
+def _delivery_row(delivery: DeliveryView) -> tuple[str, ...]:
+    return (
+        delivery.type,
+        instant(delivery.occurred_at),
+        delivery.state,
+        str(delivery.attempts),
+        delivery.last_attempts[0].result if delivery.last_attempts else UNKNOWN,
+        UNKNOWN if delivery.next_attempt_at is None else instant(delivery.next_attempt_at),
+        delivery.passport_id or UNKNOWN,
+    )

@@ -1,0 +1,227 @@
+"""The outbox of webhooks: filled in the transactions that write events, and emptied by whichever replica claims a row.
+
+Of one node's deliveries to one webhook only the first that waits can be claimed, so that they arrive in order; a failed
+one holds back those behind it, and none of other nodes. A claim runs out by itself: what a replica that was killed had
+in hand is sent again, so a receiver may see an event twice, each time under the same id.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from lucid_compute.field_types import write_instant
+from lucid_compute.storage.database import Database
+from lucid_compute.webhook_rules import TRIED_FOR, WebhookEvent
+
+CLAIM_SECONDS = 30
+AT_A_TIME = 8  # of one webhook
+KEPT_DAYS = 7
+ATTEMPTS_SHOWN = 10
+
+# Follows a CTE `told (subject_id, type, at, reason, details)`; rows whose type is null tell nobody.
+ENQUEUE = """
+    INSERT INTO webhook_deliveries (webhook_id, event_id, subject_id, type, occurred_at, payload)
+    SELECT w.id, t.event_id, t.subject_id, t.type, t.at,
+        jsonb_build_object('name', p.name, 'reason', t.reason, 'details', t.details)
+    FROM (SELECT gen_random_uuid() AS event_id, told.* FROM told WHERE told.type IS NOT NULL) t
+    JOIN passports p ON p.id = t.subject_id
+    JOIN webhooks w ON w.owner = p.owner AND w.disabled_at IS NULL AND t.type = ANY (w.events)
+        AND (w.passport_id IS NULL OR w.passport_id = t.subject_id)
+"""
+
+# Follows a CTE `recorded` of rows of `node_events` that this statement writes. Staleness is no news, so a node has
+# recovered when it is healthy and the last of the two that was told of it is that it was not.
+ENQUEUE_NODE_EVENTS = f"""
+    , told AS (
+        SELECT e.passport_id AS subject_id, e.at, e.reason, e.details, CASE
+            WHEN e.type = 'unhealthy' THEN '{WebhookEvent.NODE_UNHEALTHY}'
+            WHEN e.type = 'drained' THEN '{WebhookEvent.NODE_DRAINED}'
+            WHEN e.type IN ('deregistered', 'revoked') THEN '{WebhookEvent.NODE_DEREGISTERED}'
+            WHEN e.type = 'healthy' AND 'unhealthy' = (
+                SELECT f.type FROM node_events f
+                WHERE f.passport_id = e.passport_id AND f.type IN ('healthy', 'unhealthy')
+                ORDER BY f.at DESC, f.id DESC LIMIT 1
+            ) THEN '{WebhookEvent.NODE_RECOVERED}'
+        END AS type
+        FROM recorded e
+    )
+    {ENQUEUE}
+"""
+
+# The claimed ones come first, so that they take their places among those that a webhook may have under way. One that
+# fails is tried with a single delivery at a time. The last conditions are judged again on a row that another replica
+# has claimed meanwhile.
+_CLAIM = text(f"""
+    WITH heads AS (
+        SELECT DISTINCT ON (webhook_id, subject_id) position, webhook_id, next_attempt_at,
+            coalesce(claimed_until > now(), false) AS is_claimed
+        FROM webhook_deliveries WHERE state = 'waiting'
+        ORDER BY webhook_id, subject_id, position
+    ), placed AS (
+        SELECT h.*, w.failing_since,
+            row_number() OVER (
+                PARTITION BY h.webhook_id ORDER BY h.is_claimed DESC, h.next_attempt_at, h.position
+            ) AS place
+        FROM heads h JOIN webhooks w ON w.id = h.webhook_id
+        WHERE w.disabled_at IS NULL AND (h.is_claimed OR h.next_attempt_at <= now())
+    )
+    UPDATE webhook_deliveries d
+    SET claimed_until = now() + interval '{CLAIM_SECONDS} seconds', attempts = d.attempts + 1,
+        first_attempt_at = coalesce(d.first_attempt_at, now())
+    FROM webhooks w
+    WHERE d.position IN (
+        SELECT position FROM placed
+        WHERE NOT is_claimed AND place <= CASE WHEN failing_since IS NULL THEN {AT_A_TIME} ELSE 1 END
+        ORDER BY place, next_attempt_at LIMIT :room
+    ) AND w.id = d.webhook_id
+        AND d.state = 'waiting' AND d.next_attempt_at <= now() AND (d.claimed_until IS NULL OR d.claimed_until <= now())
+    RETURNING d.position, d.attempts, d.event_id, d.subject_id, d.type, d.occurred_at, d.payload, d.last_attempts,
+        w.id AS webhook_id, w.url, w.secret
+""")
+
+_SUCCEED = text("""
+    WITH ended AS (
+        UPDATE webhook_deliveries
+        SET state = 'delivered', ended_at = now(), claimed_until = NULL, last_attempts = CAST(:last_attempts AS jsonb)
+        WHERE position = :position AND state = 'waiting'
+        RETURNING webhook_id
+    )
+    UPDATE webhooks SET failing_since = NULL WHERE id IN (SELECT webhook_id FROM ended) AND failing_since IS NOT NULL
+""")
+
+_DAY_AGO = f"now() - interval '{TRIED_FOR.total_seconds():.0f} seconds'"
+_FAIL = text(f"""
+    WITH failed AS (
+        UPDATE webhook_deliveries
+        SET claimed_until = NULL, last_attempts = CAST(:last_attempts AS jsonb),
+            next_attempt_at = now() + :wait_seconds * interval '1 second',
+            state = CASE WHEN first_attempt_at <= {_DAY_AGO} THEN 'given_up' ELSE state END,
+            ended_at = CASE WHEN first_attempt_at <= {_DAY_AGO} THEN now() END
+        WHERE position = :position AND state = 'waiting' AND attempts = :attempts
+        RETURNING webhook_id
+    )
+    UPDATE webhooks SET failing_since = coalesce(failing_since, now()),
+        disabled_at = CASE WHEN failing_since <= {_DAY_AGO} THEN now() END,
+        disabled_reason = CASE WHEN failing_since <= {_DAY_AGO} THEN CAST(:reason AS text) END
+    WHERE id IN (SELECT webhook_id FROM failed) AND disabled_at IS NULL
+    RETURNING disabled_at IS NOT NULL
+""")
+
+_GIVE_UP = text("""
+    UPDATE webhook_deliveries SET state = 'given_up', ended_at = now(), claimed_until = NULL
+    WHERE webhook_id = :webhook_id AND state = 'waiting'
+""")
+
+_CLEAN = text(f"DELETE FROM webhook_deliveries WHERE ended_at < now() - interval '{KEPT_DAYS} days'")
+
+
+class Verdict(NamedTuple):
+    """What an attempt came to: the class of the status or why there was none, never anything of the answer."""
+
+    is_delivered: bool
+    result: str
+    milliseconds: float
+
+
+class Delivery(NamedTuple):
+    """A delivery that this replica has claimed, and its webhook."""
+
+    position: int
+    attempts: int
+    event_id: str
+    subject_id: str
+    type: str
+    occurred_at: datetime
+    payload: dict[str, Any]
+    last_attempts: list[dict[str, Any]]
+    webhook_id: str
+    url: str
+    secret: str
+
+    @property
+    def event(self) -> dict[str, Any]:
+        """What the receiver reads, the same in each attempt."""
+        return {
+            "id": self.event_id,
+            "type": self.type,
+            "occurredAt": write_instant(self.occurred_at),
+            "passportId": self.subject_id,
+            **{key: self.payload[key] for key in ("name", "reason", "details")},
+        }
+
+
+async def enqueue_recorded(connection: AsyncConnection, event_id: int) -> None:
+    """Have the webhooks told of a node's event that this transaction has just written."""
+    recorded = "SELECT passport_id, type, at, reason, details FROM node_events WHERE id = :id"
+    await connection.execute(text(f"WITH recorded AS ({recorded}) {ENQUEUE_NODE_EVENTS}"), {"id": event_id})
+
+
+def note_attempt(former: list[dict[str, Any]], verdict: Verdict, now: datetime) -> list[dict[str, Any]]:
+    """Answer the last attempts with this one before them."""
+    noted = {"at": write_instant(now), "result": verdict.result, "milliseconds": verdict.milliseconds}
+    return [noted, *former][:ATTEMPTS_SHOWN]
+
+
+class WebhookOutbox:
+    """What is to be sent, for one replica."""
+
+    def __init__(self, database: Database) -> None:
+        """Read and write in `database`."""
+        self._database = database
+
+    async def claim(self, room: int) -> list[Delivery]:
+        """Take up to `room` deliveries that are due; nobody else has them for half a minute.
+
+        Raises:
+            DatabaseUnavailable: as named.
+        """
+        async with self._database.transaction() as connection:
+            rows = await connection.execute(_CLAIM, {"room": room})
+            return [Delivery(**_plain(row)) for row in rows.mappings()]
+
+    async def succeed(self, delivery: Delivery, last_attempts: str) -> None:
+        """End a delivery that its receiver has taken.
+
+        Raises:
+            DatabaseUnavailable: as named; the event is then sent again.
+        """
+        async with self._database.transaction() as connection:
+            await connection.execute(_SUCCEED, {"position": delivery.position, "last_attempts": last_attempts})
+
+    async def fail(self, delivery: Delivery, last_attempts: str, *, wait_seconds: float, reason: str) -> bool:
+        """Put a delivery off, or give it up after a day; answer whether its webhook is disabled now, with `reason`.
+
+        A webhook is disabled when nothing was delivered for a day, and what waits for it is given up.
+
+        Raises:
+            DatabaseUnavailable: as named; the event is then sent again.
+        """
+        values = {
+            "position": delivery.position,
+            "attempts": delivery.attempts,
+            "last_attempts": last_attempts,
+            "wait_seconds": wait_seconds,
+            "reason": reason,
+        }
+        async with self._database.transaction() as connection:
+            is_disabled = bool(await connection.scalar(_FAIL, values))
+            if is_disabled:
+                await connection.execute(_GIVE_UP, {"webhook_id": delivery.webhook_id})
+        return is_disabled
+
+    async def clean(self) -> None:
+        """Drop what ended a week ago.
+
+        Raises:
+            DatabaseUnavailable: as named.
+        """
+        async with self._database.transaction() as connection:
+            await connection.execute(_CLEAN)
+
+
+def _plain(row: Any) -> dict[str, Any]:
+    return {name: str(value) if name.endswith("_id") else value for name, value in row.items()}

@@ -1,0 +1,70 @@
+"""Webhooks: which events there are, how a delivery is signed and checked, when a failed one is tried again. Pure."""
+
+from __future__ import annotations
+
+import hmac
+import re
+from datetime import datetime, timedelta
+from enum import StrEnum
+from hashlib import sha256
+
+TEST_EVENT = "webhook.test"
+SECRET_PREFIX = "whsec_"  # noqa: S105 - what every secret begins with, and none itself
+FIRST_RETRY_SECONDS = 5.0
+LONGEST_RETRY_SECONDS = 3600.0
+TRIED_FOR = timedelta(days=1)
+SIGNATURE_IS_GOOD_FOR = timedelta(minutes=5)
+_SIGNATURE = re.compile(r"t=([0-9]{1,12}),v1=([0-9a-f]{64})")
+_MOST_DOUBLINGS = 10
+
+
+class WebhookEvent(StrEnum):
+    """What a webhook can be told of."""
+
+    NODE_UNHEALTHY = "node.unhealthy"
+    NODE_RECOVERED = "node.recovered"
+    NODE_DRAINED = "node.drained"
+    NODE_DEREGISTERED = "node.deregistered"
+    MODEL_UNAVAILABLE = "model.unavailable"
+    MODEL_AVAILABLE = "model.available"
+
+
+class BadSignature(ValueError):
+    """A delivery was not signed with this secret, or not just now."""
+
+
+def sign(secret: str, body: bytes, at: datetime) -> str:
+    """Answer the header `Lucid-Signature` of a body that is sent at `at`: HMAC-SHA256 over `<seconds>.<body>`."""
+    seconds = int(at.timestamp())
+    return f"t={seconds},v1={_digest(secret, seconds, body)}"
+
+
+def verify(secret: str, body: bytes, signature: str, now: datetime) -> None:
+    """Return if the header `Lucid-Signature` was made with the secret, for this body and within five minutes of `now`.
+
+    Raises:
+        BadSignature: saying which of these is not so.
+    """
+    match = _SIGNATURE.fullmatch(signature)
+    if match is None:
+        raise BadSignature("Lucid-Signature does not read t=<seconds>,v1=<64 hexadecimal digits>.")
+    seconds = int(match[1])
+    if not hmac.compare_digest(_digest(secret, seconds, body), match[2]):
+        raise BadSignature("The delivery was not signed with this secret, or its body was changed.")
+    if abs(now.timestamp() - seconds) > SIGNATURE_IS_GOOD_FOR.total_seconds():
+        raise BadSignature("The delivery was not signed just now: it is a repeated one, or a clock is wrong.")
+
+
+def retry_seconds(attempts: int, chance: float) -> float:
+    """Answer how long to wait after `attempts` that failed: doubling up to an hour, times 0.5 to 1.5 by `chance`."""
+    doubled = FIRST_RETRY_SECONDS * 2.0 ** min(max(attempts - 1, 0), _MOST_DOUBLINGS)
+    return min(doubled, LONGEST_RETRY_SECONDS) * (0.5 + chance)
+
+
+def path_of(url: str) -> str:
+    """Answer the path of a URL that the egress policy has allowed, as it was written."""
+    return f"/{url.partition('://')[2].partition('/')[2]}"
+
+
+def _digest(secret: str, seconds: int, body: bytes) -> str:
+    return hmac.new(secret.encode(), b"%d.%b" % (seconds, body), sha256).hexdigest()

@@ -1,0 +1,145 @@
+"""The sender: empties the outbox of webhooks, beside those of other replicas, and tests webhooks when asked."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import random
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+from lucid_compute.errors import DatabaseUnavailable
+from lucid_compute.storage.audit import Actor
+from lucid_compute.storage.clock import DatabaseClock
+from lucid_compute.storage.webhook_outbox import Delivery, Verdict, WebhookOutbox, note_attempt
+from lucid_compute.storage.webhook_store import WebhookStore
+from lucid_compute.webhook_rules import retry_seconds
+from lucid_compute.webhooks.courier import Courier
+
+LOOK_SECONDS = 1.0
+CLEANING_SECONDS = 60.0
+MAX_UNDER_WAY = 64
+
+_log = logging.getLogger(__name__)
+
+
+class WebhookSender:
+    """Sends what is due, for one replica: 64 deliveries at a time at most, and never with a connection in hand."""
+
+    def __init__(self, outbox: WebhookOutbox, courier: Courier, clock: DatabaseClock) -> None:
+        """Have `courier` bring what `outbox` holds."""
+        self._outbox = outbox
+        self._courier = courier
+        self._clock = clock
+        self.outcomes = {"delivered": 0, "failed": 0}
+        self._under_way: set[asyncio.Task[None]] = set()
+        self._work = asyncio.Event()
+        self._settling = asyncio.Lock()  # requests need the database's connections more
+
+    @property
+    def running(self) -> int:
+        """How many deliveries are under way."""
+        return len(self._under_way)
+
+    async def run(self) -> None:
+        """Send for as long as this task runs; what is under way at its end is sent again later."""
+        cleaning_due = 0.0
+        clock = asyncio.get_running_loop().time
+        try:
+            while True:
+                try:
+                    found = await self.look()
+                    if clock() >= cleaning_due:
+                        await self._outbox.clean()
+                        cleaning_due = clock() + CLEANING_SECONDS
+                except DatabaseUnavailable:
+                    found = 0
+                except Exception:  # noqa: BLE001 - a fault must end neither the task nor the service; it is logged
+                    _log.exception("a look at the outbox of webhooks failed")
+                    found = 0
+                await self._pause(is_busy=bool(found))
+        finally:
+            for task in self._under_way:
+                task.cancel()
+            await asyncio.gather(*self._under_way, return_exceptions=True)
+
+    async def look(self) -> int:
+        """Claim what is due and there is room for, begin to send it, and answer how much that is."""
+        self._work.clear()
+        room = MAX_UNDER_WAY - len(self._under_way)
+        if not room:
+            return 0
+        claimed = await self._outbox.claim(room)
+        for delivery in claimed:
+            task = asyncio.create_task(self.deliver(delivery), name="webhook delivery")
+            self._under_way.add(task)
+            task.add_done_callback(self._end)
+        return len(claimed)
+
+    async def deliver(self, delivery: Delivery) -> None:
+        """Send one delivery and settle it; when the database is away it is sent again."""
+        verdict = await self._courier.bring(delivery)
+        self.outcomes["delivered" if verdict.is_delivered else "failed"] += 1
+        attempts = json.dumps(note_attempt(delivery.last_attempts, verdict, self._clock.now()))
+        try:
+            async with self._settling:
+                await self._settle(delivery, verdict, attempts)
+        except DatabaseUnavailable:
+            _log.warning("what came of a webhook's delivery could not be written, so it is sent again")
+
+    async def _settle(self, delivery: Delivery, verdict: Verdict, attempts: str) -> None:
+        if verdict.is_delivered:
+            await self._outbox.succeed(delivery, attempts)
+            return
+        wait_seconds = retry_seconds(delivery.attempts, random.random())  # noqa: S311 - jitter, not a secret
+        reason = (
+            f"Nothing could be delivered for a day; the last attempt came to {verdict.result}. Mend the receiver, "
+            f"then POST /webhooks/{delivery.webhook_id}/test: a test that is delivered enables the webhook again."
+        )
+        if await self._outbox.fail(delivery, attempts, wait_seconds=wait_seconds, reason=reason):
+            _log.warning("webhook %s is disabled: it failed for a day", delivery.webhook_id)
+
+    async def _pause(self, *, is_busy: bool) -> None:
+        """Wait for the next look: until a delivery has ended while there is more, for a second at most."""
+        if is_busy or self._under_way:
+            try:
+                async with asyncio.timeout(LOOK_SECONDS):
+                    await self._work.wait()
+            except TimeoutError:
+                return
+        else:
+            await asyncio.sleep(LOOK_SECONDS)
+
+    def _end(self, task: asyncio.Task[None]) -> None:
+        self._under_way.discard(task)
+        self._work.set()
+        if not task.cancelled() and task.exception() is not None:
+            _log.error("a webhook's delivery ended badly, and is sent again", exc_info=task.exception())
+
+
+class WebhookTester:
+    """Tests webhooks: an event is sent at once, and what came of it is answered."""
+
+    def __init__(
+        self, store: WebhookStore, courier: Courier, clock: DatabaseClock, spend: Callable[[str], None]
+    ) -> None:
+        """Have `courier` go; `spend` takes a host's allowance and raises when it has none left."""
+        self._store = store
+        self._courier = courier
+        self._clock = clock
+        self._spend = spend
+
+    async def test(self, actor: Actor, webhook_id: str, *, sees: str | None) -> tuple[Delivery, Verdict]:
+        """Send a test and answer what came of it; one that is delivered enables a disabled webhook.
+
+        Raises:
+            WebhookNotFound: there is none.
+            RateLimited: its host was tested or probed only just.
+        """
+        test = await self._store.prepare_test(webhook_id, sees=sees)
+        self._spend(urlsplit(test.url).hostname or "")
+        verdict = await self._courier.bring(test)
+        attempts = json.dumps(note_attempt([], verdict, self._clock.now()))
+        await self._store.record_test(actor, test, attempts, is_delivered=verdict.is_delivered)
+        return test, verdict

@@ -1,0 +1,73 @@
+"""Webhooks below a test: a receiver on a real socket, and a fleet whose nodes fall silent and come back at will."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from lucid_compute.node_state import Receipt
+from lucid_compute.webhook_rules import verify
+from tests.api import Api
+from tests.fault_node import FaultNode, Request
+
+
+async def make_webhook(api: Api, url: str, **fields: Any) -> dict[str, Any]:
+    """Make a webhook; answer it with its secret."""
+    made = await api.http.post("/webhooks", json={"url": url, **fields})
+    assert made.status_code == 201, made.text
+    webhook: dict[str, Any] = made.json()
+    return webhook
+
+
+async def find_webhook(api: Api, webhook_id: str) -> dict[str, Any]:
+    """The webhook as its list shows it."""
+    listed = (await api.http.get("/webhooks", params={"perPage": 100})).json()["webhooks"]
+    found: dict[str, Any] = next(webhook for webhook in listed if webhook["id"] == webhook_id)
+    return found
+
+
+async def deliveries_of(api: Api, webhook_id: str) -> list[dict[str, Any]]:
+    """What the webhook was told or waits for, oldest first."""
+    answer = await api.http.get(f"/webhooks/{webhook_id}/deliveries", params={"perPage": 100, "sortOrder": "asc"})
+    assert answer.status_code == 200, answer.text
+    found: list[dict[str, Any]] = answer.json()["deliveries"]
+    return found
+
+
+async def say(api: Api, node_id: str, *, seconds_ago: float) -> None:
+    """Make the node's newest heartbeat so old, in this replica's memory, and sweep once."""
+    fleet = api.service.fleet
+    receipt = fleet.get_node(node_id, owner=None).state.receipt
+    assert receipt is not None
+    received_at = api.service.clock.now() - timedelta(seconds=seconds_ago)
+    fleet.apply_receipt(node_id, Receipt(receipt.heartbeat, received_at, received_at, receipt.revision + 1))
+    await sweep(api)
+
+
+async def sweep(api: Api) -> None:
+    """Sweep once, and wait for the feed to bring what was recorded."""
+    await api.service.sweep.record(await api.service.sweep.find_transitions())
+    await api.service.feed.catch_up()
+
+
+async def make_node(api: Api, name: str = "my-gpu-node") -> str:
+    """Register a node that is healthy, and told of; answer its id."""
+    node_id = await api.register(name)
+    await api.beat(node_id)
+    await sweep(api)
+    return node_id
+
+
+def read(request: Request, secret: str) -> dict[str, Any]:
+    """The event that a receiver got, its signature checked."""
+    verify(secret, request.body, request.headers["lucid-signature"], datetime.now(UTC))
+    event: dict[str, Any] = json.loads(request.body)
+    assert request.headers["lucid-event"] == event["type"]
+    assert request.headers["lucid-event-id"] == event["id"]
+    return event
+
+
+def types_at(receiver: FaultNode) -> list[str]:
+    """The types of the events that came, in their order."""
+    return [request.headers["lucid-event"] for request in receiver.requests]

@@ -6,7 +6,7 @@ import importlib
 import sys
 
 NAMES = ("heartbeats", "available_models", "fleet_costs", "dispatch", "group_commit", "job_ledger", "gateway", "agent")
-LONG = ("gateway_soak", "gateway_overload")  # run by name alone
+LONG = ("gateway_soak", "gateway_overload", "dashboard_pictures")  # run by name alone
 
 
 def main(names: list[str]) -> int:

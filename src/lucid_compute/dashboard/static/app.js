@@ -1,7 +1,7 @@
 // The page: who is logged in, what is shown, and whether the service answers.
 import { Api } from "./api.js";
 import { FleetView } from "./fleet.js";
-import { Fragment, html, render, useEffect, useMemo, useRef, useState } from "./html.js";
+import { Fragment, html, render, useMemo, useRef, useState } from "./html.js";
 import { Login } from "./login.js";
 import { ModelView } from "./model.js";
 import { ModelsView } from "./models.js";
@@ -9,11 +9,12 @@ import { NodeView } from "./node.js";
 import { NodesView } from "./nodes.js";
 import { Empty, Heading } from "./parts.js";
 import { PayoutsView } from "./payouts.js";
-import { retryAll } from "./polling.js";
+import { retryAll, usePolled } from "./polling.js";
 import { addressOf, usePlace } from "./router.js";
 import { forgetKey, keepKey, readKey } from "./session.js";
 import { switchTheme, useTheme } from "./theming.js";
 
+const LIVE_SECONDS = 3;
 const SECTIONS = [["Fleet", "/"], ["Nodes", "/nodes"], ["Models", "/models"], ["Payouts", "/payouts"]];
 
 function App() {
@@ -36,23 +37,22 @@ function App() {
 
 function LoggedIn({ apiKey, place, onLeave }) {
   const [isAway, setAway] = useState(false);
-  const [owner, setOwner] = useState(undefined);
   const api = useMemo(() => new Api(apiKey, {
     onAnswer: setAway,
     onRefused: () => onLeave("This key is no longer valid: it was revoked, or it expired. Log in with another."),
   }), [apiKey]);
-  useEffect(() => {
-    api.get("/compute/overview").then((overview) => setOwner(overview.owner), () => {});
-  }, [api]);
+  const overview = usePolled((signal) => api.get("/compute/overview", {}, signal), LIVE_SECONDS, [api]);
+  const owner = overview.data?.owner;
   return html`<${Frame} place=${place} isAway=${isAway} owner=${owner} onLeave=${() => onLeave()}>
-    ${viewOf(place, api, owner)}
+    ${viewOf(place, api, overview)}
   </${Frame}>`;
 }
 
-function viewOf({ path, query }, api, owner) {
+function viewOf({ path, query }, api, overview) {
+  const owner = overview.data?.owner;
   const [, section, ...rest] = path.split("/");
   const id = rest.map(decodeURIComponent).join("/");
-  if (!section) return html`<${FleetView} api=${api} query=${query} />`;
+  if (!section) return html`<${FleetView} api=${api} query=${query} overview=${overview} />`;
   if (section === "nodes") return id ? html`<${NodeView} key=${id} id=${id} api=${api} query=${query} />` : html`<${NodesView} api=${api} query=${query} owner=${owner} />`;
   if (section === "models") return id ? html`<${ModelView} key=${id} id=${id} api=${api} query=${query} />` : html`<${ModelsView} api=${api} query=${query} />`;
   if (section === "payouts" && !id) return html`<${PayoutsView} api=${api} query=${query} />`;

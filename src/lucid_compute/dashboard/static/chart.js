@@ -5,7 +5,8 @@ import { eventWord, lineOverlays, toneOf } from "./chart_overlays.js";
 import { useTheme } from "./theming.js";
 
 const HEIGHT = 170;
-const NEAR_PIXELS = 8;
+const PIXELS_A_SIGN = 6.4;
+const FEW = 3; // so few points are shown as points
 const COLOURS = ["--chart-1", "--chart-2", "--chart-3", "--chart-4"];
 const TIMES = [
   [3600 * 24 * 365, "{YYYY}", null, null, null, null, null, null, 1],
@@ -45,7 +46,7 @@ function Canvas({ times, drawn, axis, marks, sync, span, onPlace }) {
   const latest = useRef(marks);
   const theme = useTheme();
   latest.current = marks;
-  const data = useMemo(() => [times.map((time) => Date.parse(time) / 1000), ...drawn.map(([, values]) => values.map(asNumber))], [times, drawn.map(([, values]) => values)].flat());
+  const data = useMemo(() => [times.map((time) => Date.parse(time) / 1000), ...drawn.map(([, values]) => withoutUnfinished(times, values).map(asNumber))], [times, drawn.map(([, values]) => values)].flat());
   useEffect(() => {
     const made = new window.uPlot(optionsOf(room.current, drawn, axis, () => latest.current, sync, onPlace), data, room.current);
     plot.current = made;
@@ -70,13 +71,13 @@ function optionsOf(room, drawn, axis, marksOf, sync, onPlace) {
   return {
     width: room.clientWidth || 300,
     height: HEIGHT,
-    padding: [12, 12, 0, 0],
+    padding: [12, 20, 0, 0],
     legend: { show: false },
     cursor: { sync: sync ? { key: sync } : undefined, drag: { x: false, y: false }, points: { size: 6 }, y: false },
     scales: { y: { range: (_, __, highest) => [0, highest > 0 ? highest * 1.08 : 1] } },
     axes: [
       { ...lines, grid: { show: false }, values: TIMES, space: 64, size: 40, gap: 6 },
-      { ...lines, size: 52, space: 36, values: (_, splits) => splits.map((split) => axis(split)) },
+      { ...lines, size: widthOf, space: 36, values: (_, splits) => splits.map((split) => axis(split)) },
     ],
     series: [
       {},
@@ -136,7 +137,7 @@ function noteOf(times, at, marks, span) {
   if (at === null) return span ?? "";
   const time = Date.parse(times[at]) / 1000;
   const step = times.length > 1 ? (Date.parse(times[1]) - Date.parse(times[0])) / 1000 : 60;
-  const within = (moment_) => moment_ >= time - step / NEAR_PIXELS && moment_ < time + step;
+  const within = (instant) => instant >= time && instant < time + step;
   const happened = marks.events.filter((event) => within(event.at)).map((event) => eventWord(event.type));
   const isOurs = marks.outages.some((outage) => outage.from < time + step && outage.to > time);
   return [moment(times[at]), ...new Set(happened), isOurs ? "an outage of the registry, ours" : ""].filter(Boolean).join(" · ");
@@ -157,8 +158,16 @@ function Numbers({ title, times, lines, write }) {
   </details>`;
 }
 
+// The step at hand goes on: drawn, it would look like a fall. Its figures stand in the table.
+function withoutUnfinished(times, values) {
+  if (times.length < 2 || values.filter((value) => value !== null).length < FEW) return values;
+  const [last, before] = [Date.parse(times.at(-1)), Date.parse(times.at(-2))];
+  return last + (last - before) > Date.now() ? [...values.slice(0, -1), null] : values;
+}
+
+const widthOf = (_, labels) => Math.max(40, ...(labels ?? []).map((label) => 16 + String(label).length * PIXELS_A_SIGN));
 const asNumber = (value) => (value === null ? null : Number(value));
-const isLonely = (values) => values.filter((value) => value !== null).length < 3;
+const isLonely = (values) => values.filter((value) => value !== null).length < FEW;
 const newestFirst = (times) => times.map((_, place) => times.length - 1 - place);
 
 function lastKnown(drawn) {

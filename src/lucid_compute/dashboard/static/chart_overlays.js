@@ -10,7 +10,7 @@ const WORDS = {
   deregistered: "deregistered",
   revoked: "revoked",
   restarted: "restarted",
-  healthy: "healthy again",
+  healthy: "healthy",
   stale: "heartbeats late",
   unhealthy: "unhealthy",
 };

@@ -1,23 +1,22 @@
 // The fleet at a glance.
 import { Chart } from "./chart.js";
-import { count, dollars, duration, milliseconds, moment, plural, share, short } from "./format.js";
-import { Fragment, html, useCallback } from "./html.js";
+import { count, dollars, duration, milliseconds, millisecondsMark, moment, plural, share, short } from "./format.js";
+import { Fragment, html } from "./html.js";
 import { Card, Choice, Empty, Figure, Figures, Heading, Shown, Status } from "./parts.js";
 import { usePolled } from "./polling.js";
 import { addressOf, changeQuery } from "./router.js";
 import { secondsBetween, spanOf, SPANS } from "./spans.js";
 
-const LIVE_SECONDS = 3;
 const LIST_SECONDS = 10;
 const SERIES = "requests,failed,requestsPerSecond,errorRate,latencyP50Ms,latencyP95Ms,tokensIn,tokensOut,tokensOutPerSecond,revenueUsd,nodesHealthy,nodesUnhealthy,nodesDraining";
 
-export function FleetView({ api, query }) {
-  const overview = usePolled(useCallback((signal) => api.get("/compute/overview", {}, signal), [api]), LIVE_SECONDS, [api]);
+export function FleetView({ api, query, overview }) {
+  const isEmpty = overview.data && overview.data.nodes.total === 0 && overview.data.models.total === 0;
   return html`<${Fragment}>
     <${Heading} title="Fleet" />
-    <${Shown} of=${overview} lines=${4}>${(data) => (data.nodes.total === 0 && data.models.total === 0 ? html`<${FirstSteps} />` : html`<${Glance} data=${data} />`)}</${Shown}>
-    <${Attention} api=${api} overview=${overview.data} />
-    <${History} api=${api} span=${spanOf(query)} />
+    <${Shown} of=${overview} lines=${4}>${(data) => (isEmpty ? html`<${FirstSteps} />` : html`<${Glance} data=${data} />`)}</${Shown}>
+    ${overview.data && !isEmpty && html`<${Attention} api=${api} overview=${overview.data} />`}
+    ${!isEmpty && html`<${History} api=${api} span=${spanOf(query)} />`}
     ${overview.data && html`<${Outages} data=${overview.data} />`}
   </${Fragment}>`;
 }
@@ -75,9 +74,8 @@ function FirstSteps() {
 
 // What to look at first: nodes that are unhealthy and models that nobody can get.
 function Attention({ api, overview }) {
-  const sick = usePolled((signal) => api.get("/compute", { status: "unhealthy", perPage: 5, sortBy: "updatedAt" }, signal), LIST_SECONDS, [api, overview?.nodes.unhealthy]);
-  const missing = usePolled((signal) => api.get("/models", { available: "false", perPage: 5 }, signal), LIST_SECONDS, [api, overview?.models.available, overview?.models.total]);
-  if (!overview || (overview.nodes.total === 0 && overview.models.total === 0)) return null;
+  const sick = usePolled((signal) => api.get("/compute", { status: "unhealthy", perPage: 5, sortBy: "updatedAt" }, signal), LIST_SECONDS, [api, overview.nodes.unhealthy]);
+  const missing = usePolled((signal) => api.get("/models", { available: "false", perPage: 5 }, signal), LIST_SECONDS, [api, overview.models.available, overview.models.total]);
   return html`<div class="pair">
     <${Card} title="Nodes to look after">
       <${Shown} of=${sick} lines=${3}>${(data) => data.nodes.length === 0 ? html`<${Empty} title="Every node is well." />` : html`<ul class="list">${data.nodes.map((node) => html`<li key=${node.id}>
@@ -102,7 +100,7 @@ function History({ api, span }) {
       <p class="note">${plural(totals.requests ?? 0, "request")}, ${count(totals.failed)} failed, ${count(totals.tokensOut)} tokens out, ${dollars(totals.revenueUsd)} in this span.</p>
       <div class="charts">
         <${Chart} title="Requests a second" sync="fleet" times=${times} outages=${outages} lines=${[["requests", series.requestsPerSecond], ["ended", series.requests, { tableOnly: true, write: count }]]} />
-        <${Chart} title="Latency" sync="fleet" times=${times} outages=${outages} write=${milliseconds} axis=${milliseconds} lines=${[["p50", series.latencyP50Ms], ["p95", series.latencyP95Ms]]} />
+        <${Chart} title="Latency" sync="fleet" times=${times} outages=${outages} write=${milliseconds} axis=${millisecondsMark} lines=${[["p50", series.latencyP50Ms], ["p95", series.latencyP95Ms]]} />
         <${Chart} title="Errors" sync="fleet" times=${times} outages=${outages} write=${share} axis=${share} lines=${[["error rate", series.errorRate], ["failed", series.failed, { tableOnly: true, write: count }]]} />
         <${Chart} title="Tokens out a second" sync="fleet" times=${times} outages=${outages} axis=${short} lines=${[["tokens", series.tokensOutPerSecond], ["out", series.tokensOut, { tableOnly: true, write: count }]]} />
         <${Chart} title="Nodes by state" sync="fleet" times=${times} outages=${outages} lines=${[["healthy", series.nodesHealthy], ["draining", series.nodesDraining], ["unhealthy", series.nodesUnhealthy]]} />

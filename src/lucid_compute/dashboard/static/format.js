@@ -23,6 +23,9 @@ export const milliseconds = known((value) => {
   return value < 10_000 ? `${PLAIN.format(value)} ms` : duration(value / 1000);
 });
 
+// A mark of an axis: as short as it can be.
+export const millisecondsMark = known((value) => (value < 1000 ? `${FINE.format(value)} ms` : `${FINE.format(value / 1000)} s`));
+
 export const duration = known((seconds) => {
   if (seconds < 1) return `${PLAIN.format(seconds * 1000)} ms`;
   const units = [["d", 86_400], ["h", 3600], ["min", 60], ["s", 1]];

@@ -1,6 +1,6 @@
 // A model: why can't I get it? Node by node, nearest first.
 import { Chart } from "./chart.js";
-import { count, dollars, milliseconds, plural, share, short } from "./format.js";
+import { count, dollars, milliseconds, millisecondsMark, plural, share, short } from "./format.js";
 import { Fragment, html } from "./html.js";
 import { vramOf } from "./models.js";
 import { Card, Choice, Empty, Failure, Heading, Loading, Pager, Shown, Table, Verdict } from "./parts.js";
@@ -67,7 +67,7 @@ function sentenceOf({ available, served, summary }, isHosted) {
   if (available) return "A healthy node has the hardware and the runtime, and neither declares the model nor reports it as loaded. Declare it on such a node, and load it there.";
   const reasons = Object.entries(summary).sort(([, one], [, other]) => other - one);
   if (reasons.length === 0) return "There is no node at all. Register one that fits.";
-  return `Every node has a reason against it. ${reasons.map(([code, number]) => `${WORDS[code] ?? code}: ${count(number)}`).join("; ")}. A node can have several.`;
+  return `Every node has a reason against it: ${reasons.map(([code, number]) => `${WORDS[code] ?? code} (${count(number)})`).join(", ")}. A node can have several.`;
 }
 
 function Nodes({ data, reason }) {
@@ -92,7 +92,7 @@ function History({ api, id, span }) {
       <p class="note">${plural(totals.requests ?? 0, "request")}, ${count(totals.failed)} failed, ${count(totals.tokensOut)} tokens out, ${dollars(totals.revenueUsd)} in this span.</p>
       <div class="charts">
         <${Chart} title="Requests a second" sync="model" times=${times} outages=${outages} lines=${[["requests", series.requestsPerSecond], ["ended", series.requests, { tableOnly: true, write: count }]]} />
-        <${Chart} title="Latency" sync="model" times=${times} outages=${outages} write=${milliseconds} axis=${milliseconds} lines=${[["p50", series.latencyP50Ms], ["p95", series.latencyP95Ms]]} />
+        <${Chart} title="Latency" sync="model" times=${times} outages=${outages} write=${milliseconds} axis=${millisecondsMark} lines=${[["p50", series.latencyP50Ms], ["p95", series.latencyP95Ms]]} />
         <${Chart} title="Errors" sync="model" times=${times} outages=${outages} write=${share} axis=${share} lines=${[["error rate", series.errorRate], ["failed", series.failed, { tableOnly: true, write: count }]]} />
         <${Chart} title="Tokens out a second" sync="model" times=${times} outages=${outages} axis=${short} lines=${[["tokens", series.tokensOutPerSecond], ["out", series.tokensOut, { tableOnly: true, write: count }]]} />
       </div>

@@ -1,7 +1,7 @@
 // What a node did over time, with its events in line.
 import { Chart } from "./chart.js";
 import { eventWord, toneOf } from "./chart_overlays.js";
-import { count, dollars, megabytes, milliseconds, moment, plural, share, short, wholeShare } from "./format.js";
+import { count, dollars, gigabytes, milliseconds, millisecondsMark, moment, plural, share, short, wholeShare } from "./format.js";
 import { Fragment, html } from "./html.js";
 import { Empty, Shown } from "./parts.js";
 import { usePolled } from "./polling.js";
@@ -27,16 +27,18 @@ function Charts({ data, events }) {
     <p class="note">${plural(totals.requests ?? 0, "request")}, ${count(totals.failed)} failed, ${count(totals.tokensOut)} tokens out, ${dollars(totals.revenueUsd)} earned in this span.</p>
     <div class="charts">
       <${Chart} ...${one} title="Requests a second" lines=${[["requests", series.requestsPerSecond], ["ended", series.requests, { tableOnly: true, write: count }]]} />
-      <${Chart} ...${one} title="Latency" write=${milliseconds} axis=${milliseconds} lines=${[["p50", series.latencyP50Ms], ["p95", series.latencyP95Ms], ["p99", series.latencyP99Ms]]} />
+      <${Chart} ...${one} title="Latency" write=${milliseconds} axis=${millisecondsMark} lines=${[["p50", series.latencyP50Ms], ["p95", series.latencyP95Ms], ["p99", series.latencyP99Ms]]} />
       <${Chart} ...${one} title="Errors" write=${share} axis=${share} lines=${[["error rate", series.errorRate], ["failed", series.failed, { tableOnly: true, write: count }]]} />
       <${Chart} ...${one} title="Tokens out a second" axis=${short} lines=${[["tokens", series.tokensOutPerSecond], ["out", series.tokensOut, { tableOnly: true, write: count }]]} />
       <${Chart} ...${one} title="GPU and load" write=${wholeShare} axis=${wholeShare} lines=${[["GPU busy", series.gpuUtilization], ["load", series.load]]} />
-      <${Chart} ...${one} title="GPU memory" write=${megabytes} axis=${megabytes} lines=${[["used", series.gpuMemoryUsedMb], ["total", series.gpuMemoryTotalMb]]} />
+      <${Chart} ...${one} title="GPU memory" write=${gigabytes} axis=${gigabytes} lines=${[["used", inGigabytes(series.gpuMemoryUsedMb)], ["total", inGigabytes(series.gpuMemoryTotalMb)]]} />
       <${Chart} ...${one} title="Queue and in flight" lines=${[["in flight", series.inFlight], ["queue", series.queueDepth]]} />
       <${Chart} ...${one} title="Revenue" write=${dollars} axis=${dollars} lines=${[["US dollars", series.revenueUsd]]} />
     </div>
   </${Fragment}>`;
 }
+
+const inGigabytes = (values) => values.map((value) => (value === null ? null : value / 1024));
 
 function Events({ events, outages }) {
   return html`<section aria-label="Events"><h3>What happened</h3>

@@ -66,7 +66,7 @@ export function Failure({ error }) {
 // Shows what was read: the last of it while it is read anew, else that it is on its way or why it is not there.
 export function Shown({ of, lines, children }) {
   if (of.data === undefined) return of.error ? html`<${Failure} error=${of.error} />` : html`<${Loading} lines=${lines} />`;
-  return html`<div class=${of.isLoading || of.error ? "stale" : ""} aria-busy=${of.isLoading}>${children(of.data)}</div>`;
+  return html`<div class=${`shown ${of.isLoading || of.error ? "stale" : ""}`} aria-busy=${of.isLoading}>${children(of.data)}</div>`;
 }
 
 export function Pager({ pagination, onPage, noun }) {
@@ -101,7 +101,7 @@ export function Table({ caption, columns, rows, keyOf, empty }) {
       ${columns.map(([heading, cell, kind], position) =>
         position === 0
           ? html`<th scope="row" class=${kind} key=${heading}>${cell(row)}</th>`
-          : html`<td class=${kind} data-label=${heading} key=${heading}>${cell(row)}</td>`,
+          : html`<td class=${kind} data-label=${heading} key=${heading}><div>${cell(row)}</div></td>`,
       )}
     </tr>`)}</tbody>
   </table></div>`;

@@ -209,20 +209,23 @@ class Page:
 
     def wait_for_text(self, text: str, selector: str = "body", timeout_seconds: float = TIMEOUT_SECONDS) -> None:
         """Return once an element shows the text."""
-        self.wait_for(f"(document.querySelector({selector!r})?.innerText ?? '').includes({text!r})", timeout_seconds)
+        self.wait_for(
+            f"(document.querySelector({json.dumps(selector)})?.innerText ?? '').includes({json.dumps(text)})",
+            timeout_seconds,
+        )
 
     def text(self, selector: str = "body") -> str:
         """Answer what an element shows; nothing when it is not there."""
-        return str(self.run(f"document.querySelector({selector!r})?.innerText ?? ''"))
+        return str(self.run(f"document.querySelector({json.dumps(selector)})?.innerText ?? ''"))
 
     def texts(self, selector: str) -> list[str]:
         """Answer what each of the elements shows."""
-        return list(self.run(f"[...document.querySelectorAll({selector!r})].map((found) => found.innerText)"))
+        return list(self.run(f"[...document.querySelectorAll({json.dumps(selector)})].map((found) => found.innerText)"))
 
     def click(self, selector: str) -> None:
         """Press the mouse on the first such element, where it is seen."""
         x, y = self.wait_for(f"""(() => {{
-            const found = document.querySelector({selector!r});
+            const found = document.querySelector({json.dumps(selector)});
             found?.scrollIntoView({{ block: 'center' }});
             const box = found?.getBoundingClientRect();
             return box && box.width && [box.x + box.width / 2, box.y + box.height / 2];
@@ -233,7 +236,7 @@ class Page:
     def point_at(self, selector: str, share: float = 0.5) -> None:
         """Move the mouse over an element, so far along its width."""
         x, y = self.run(f"""(() => {{
-            const found = document.querySelector({selector!r});
+            const found = document.querySelector({json.dumps(selector)});
             found.scrollIntoView({{ block: 'center' }});
             const box = found.getBoundingClientRect();
             return [box.x + box.width * {share}, box.y + box.height / 2];

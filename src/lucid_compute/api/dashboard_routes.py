@@ -22,11 +22,12 @@ async def get_site(request: Request) -> Site:
 SiteDependency = Annotated[Site, Depends(get_site)]
 
 
-@router.api_route("/assets/{digest}/{name:path}", methods=_METHODS)
-async def get_asset(digest: str, name: str, request: Request, site: SiteDependency) -> Response:
-    """Answer a file that the page is made of."""
+@router.api_route("/assets/{rest:path}", methods=_METHODS)
+async def get_asset(rest: str, request: Request, site: SiteDependency) -> Response:
+    """Answer a file that the page is made of, by the page's digest and the file's name."""
+    digest, _, name = rest.partition("/")
     if (asset := site.find(digest, name)) is None:
-        message = f"The dashboard has no file {name!r}. Load the page anew."
+        message = f"The dashboard has no file {rest!r}. Load the page anew."
         raise RouteNotFound(message)
     return _answer(request, asset)
 

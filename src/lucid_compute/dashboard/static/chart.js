@@ -19,7 +19,7 @@ const TIMES = [
 
 // `lines` are [label, values, {tableOnly}]; `write` says a figure of them; `events` and `outages` are the API's.
 export function Chart({ title, times, lines, write = number, axis = short, events = [], outages = [], sync, span }) {
-  const drawn = lines.filter(([, , options]) => !options?.tableOnly);
+  const drawn = useMemo(() => lines.filter(([, , options]) => !options?.tableOnly).map(([label, values]) => [label, withoutUnfinished(times, values)]), [times, ...lines.map(([, values]) => values)]);
   const isEmpty = drawn.every(([, values]) => values.every((value) => value === null));
   const [at, setAt] = useState(null);
   const place = at ?? lastKnown(drawn);
@@ -46,12 +46,13 @@ function Canvas({ times, drawn, axis, marks, sync, span, onPlace }) {
   const latest = useRef(marks);
   const theme = useTheme();
   latest.current = marks;
-  const data = useMemo(() => [times.map((time) => Date.parse(time) / 1000), ...drawn.map(([, values]) => withoutUnfinished(times, values).map(asNumber))], [times, drawn.map(([, values]) => values)].flat());
+  const data = useMemo(() => [times.map((time) => Date.parse(time) / 1000), ...drawn.map(([, values]) => values.map(asNumber))], [times, drawn]);
   useEffect(() => {
-    const made = new window.uPlot(optionsOf(room.current, drawn, axis, () => latest.current, sync, onPlace), data, room.current);
+    const element = room.current;
+    const made = new window.uPlot(optionsOf(element, drawn, axis, () => latest.current, sync, onPlace), data, element);
     plot.current = made;
-    const observer = new ResizeObserver(() => made.setSize({ width: room.current.clientWidth, height: HEIGHT }));
-    observer.observe(room.current);
+    const observer = new ResizeObserver(() => made.setSize({ width: element.clientWidth, height: HEIGHT }));
+    observer.observe(element);
     return () => {
       observer.disconnect();
       made.destroy();

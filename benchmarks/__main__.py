@@ -5,7 +5,17 @@ from __future__ import annotations
 import importlib
 import sys
 
-NAMES = ("heartbeats", "available_models", "fleet_costs", "dispatch", "group_commit", "job_ledger", "gateway", "agent")
+NAMES = (
+    "heartbeats",
+    "available_models",
+    "fleet_costs",
+    "dispatch",
+    "group_commit",
+    "job_ledger",
+    "gateway",
+    "agent",
+    "dashboard",
+)
 LONG = ("gateway_soak", "gateway_overload", "dashboard_pictures")  # run by name alone
 
 

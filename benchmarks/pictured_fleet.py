@@ -23,13 +23,15 @@ _MODELS: tuple[tuple[str, dict[str, Any]], ...] = (
 _SERVED = 5  # the first models are declared by nodes
 NODES = 36
 SILENT, DRAINING, TROUBLED = (5, 17, 29), (11,), 0
+BEYOND_REACH = 5  # the model that no node is large enough for
 
 # A minute's jobs of each node: a day's wave, some noise, a dip where the troubled node was away.
 _JOBS = f"""
 INSERT INTO job_minutes (bucket, scope_id, model_id, {names(JOB_COLUMNS)})
 SELECT minute, n.id, m.id, done, failed, 0, 0, done, done * (380 + n.place * 9) * 1000::bigint, done * 90000::bigint,
     done * 210::bigint, done * 340::bigint, done * 0.00068,
-    ARRAY[(86 + n.place % 5) << 22 | done / 2 + 1, (90 + n.place % 7) << 22 | done / 3 + 1, 101 << 22 | 1],
+    ARRAY[(84 + n.place % 5 + slow) << 22 | done / 2 + 1, (89 + n.place % 7 + slow) << 22 | done / 3 + 1,
+        (97 + slow + (random() * 3)::integer) << 22 | 1],
     CASE WHEN failed > 0 THEN jsonb_build_object((ARRAY['failed:connect_timeout', 'failed:http_503', 'failed:reset'])
         [1 + n.place % 3], failed) END
 FROM unnest($1::uuid[]) WITH ORDINALITY AS n (id, place)
@@ -38,6 +40,7 @@ generate_series(date_trunc('minute', now()) - interval '26 hours', date_trunc('m
     '1 minute') AS minute,
 LATERAL (SELECT extract(epoch FROM now() - minute) / 60 AS old) AS age,
 LATERAL (SELECT (18 + 9 * sin(old / 170.0) + 5 * random())::integer AS done,
+    (1.6 + 1.4 * sin(old / 170.0) + random())::integer AS slow,
     CASE WHEN n.place = 1 AND old BETWEEN 26 AND 30 OR random() < 0.012 THEN 1 + (random() * 3)::integer ELSE 0 END
         AS failed) AS j
 WHERE NOT (n.place = 1 AND old BETWEEN 19 AND 26)

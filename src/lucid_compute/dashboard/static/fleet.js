@@ -1,14 +1,15 @@
 // The fleet at a glance.
 import { Chart } from "./chart.js";
-import { count, dollars, duration, milliseconds, millisecondsMark, moment, plural, share, short } from "./format.js";
+import { count, dollars, duration, milliseconds, moment, plural, share } from "./format.js";
 import { Fragment, html } from "./html.js";
 import { Card, Choice, Empty, Figure, Figures, Heading, Shown, Status } from "./parts.js";
 import { usePolled } from "./polling.js";
+import { REQUEST_SERIES, RequestCharts } from "./request_charts.js";
 import { addressOf, changeQuery } from "./router.js";
 import { secondsBetween, spanOf, SPANS } from "./spans.js";
 
 const LIST_SECONDS = 10;
-const SERIES = "requests,failed,requestsPerSecond,errorRate,latencyP50Ms,latencyP95Ms,tokensIn,tokensOut,tokensOutPerSecond,revenueUsd,nodesHealthy,nodesUnhealthy,nodesDraining";
+const SERIES = `${REQUEST_SERIES},nodesHealthy,nodesUnhealthy,nodesDraining`;
 
 export function FleetView({ api, query, overview }) {
   const isEmpty = overview.data && overview.data.nodes.total === 0 && overview.data.models.total === 0;
@@ -96,17 +97,9 @@ function History({ api, span }) {
   const metrics = usePolled((signal) => api.get("/compute/metrics", { from: `-${span}`, series: SERIES }, signal), secondsBetween(span), [api, span]);
   const aside = html`<${Choice} label="Span of time" options=${SPANS} value=${span} onChange=${(chosen) => changeQuery({ span: chosen })} />`;
   return html`<${Card} title="Over time" aside=${aside}>
-    <${Shown} of=${metrics} lines=${6}>${({ times, series, totals, outages }) => html`<${Fragment}>
-      <p class="note">${plural(totals.requests ?? 0, "request")}, ${count(totals.failed)} failed, ${count(totals.tokensOut)} tokens out, ${dollars(totals.revenueUsd)} in this span.</p>
-      <div class="charts">
-        <${Chart} title="Requests a second" sync="fleet" times=${times} outages=${outages} lines=${[["requests", series.requestsPerSecond], ["ended", series.requests, { tableOnly: true, write: count }]]} />
-        <${Chart} title="Latency" sync="fleet" times=${times} outages=${outages} write=${milliseconds} axis=${millisecondsMark} lines=${[["p50", series.latencyP50Ms], ["p95", series.latencyP95Ms]]} />
-        <${Chart} title="Errors" sync="fleet" times=${times} outages=${outages} write=${share} axis=${share} lines=${[["error rate", series.errorRate], ["failed", series.failed, { tableOnly: true, write: count }]]} />
-        <${Chart} title="Tokens out a second" sync="fleet" times=${times} outages=${outages} axis=${short} lines=${[["tokens", series.tokensOutPerSecond], ["out", series.tokensOut, { tableOnly: true, write: count }]]} />
-        <${Chart} title="Nodes by state" sync="fleet" times=${times} outages=${outages} lines=${[["healthy", series.nodesHealthy], ["draining", series.nodesDraining], ["unhealthy", series.nodesUnhealthy]]} />
-        <${Chart} title="Revenue" sync="fleet" times=${times} outages=${outages} write=${dollars} axis=${dollars} lines=${[["US dollars", series.revenueUsd]]} />
-      </div>
-    </${Fragment}>`}</${Shown}>
+    <${Shown} of=${metrics} lines=${6}>${(data) => html`<${RequestCharts} data=${data} sync="fleet">${(one) => html`
+      <${Chart} ...${one} title="Nodes by state" lines=${[["healthy", data.series.nodesHealthy], ["draining", data.series.nodesDraining], ["unhealthy", data.series.nodesUnhealthy]]} />
+    `}</${RequestCharts}>`}</${Shown}>
   </${Card}>`;
 }
 

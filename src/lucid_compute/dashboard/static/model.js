@@ -1,17 +1,16 @@
 // A model: why can't I get it? Node by node, nearest first.
-import { Chart } from "./chart.js";
-import { count, dollars, milliseconds, millisecondsMark, plural, share, short } from "./format.js";
+import { count } from "./format.js";
 import { Fragment, html } from "./html.js";
 import { vramOf } from "./models.js";
 import { Card, Choice, Empty, Failure, Heading, Loading, Pager, Shown, Table, Verdict } from "./parts.js";
 import { usePolled } from "./polling.js";
+import { REQUEST_SERIES, RequestCharts } from "./request_charts.js";
 import { addressOf, changeQuery } from "./router.js";
 import { secondsBetween, spanOf, SPANS } from "./spans.js";
 
 const SECONDS = 5;
 const SLOW_SECONDS = 60;
 const PER_PAGE = 50;
-const SERIES = "requests,failed,requestsPerSecond,errorRate,latencyP50Ms,latencyP95Ms,tokensOut,tokensOutPerSecond,revenueUsd";
 const WORDS = {
   RUNTIME_MISMATCH: "no runtime for it",
   VRAM_TOO_LOW: "too little VRAM",
@@ -85,17 +84,9 @@ function Reason({ reason }) {
 }
 
 function History({ api, id, span }) {
-  const metrics = usePolled((signal) => api.get("/compute/metrics", { from: `-${span}`, series: SERIES, model: id }, signal), secondsBetween(span), [api, id, span]);
+  const metrics = usePolled((signal) => api.get("/compute/metrics", { from: `-${span}`, series: REQUEST_SERIES, model: id }, signal), secondsBetween(span), [api, id, span]);
   const aside = html`<${Choice} label="Span of time" options=${SPANS} value=${span} onChange=${(chosen) => changeQuery({ span: chosen })} />`;
   return html`<${Card} title="Its requests over time" aside=${aside}>
-    <${Shown} of=${metrics} lines=${5}>${({ times, series, totals, outages }) => html`<${Fragment}>
-      <p class="note">${plural(totals.requests ?? 0, "request")}, ${count(totals.failed)} failed, ${count(totals.tokensOut)} tokens out, ${dollars(totals.revenueUsd)} in this span.</p>
-      <div class="charts">
-        <${Chart} title="Requests a second" sync="model" times=${times} outages=${outages} lines=${[["requests", series.requestsPerSecond], ["ended", series.requests, { tableOnly: true, write: count }]]} />
-        <${Chart} title="Latency" sync="model" times=${times} outages=${outages} write=${milliseconds} axis=${millisecondsMark} lines=${[["p50", series.latencyP50Ms], ["p95", series.latencyP95Ms]]} />
-        <${Chart} title="Errors" sync="model" times=${times} outages=${outages} write=${share} axis=${share} lines=${[["error rate", series.errorRate], ["failed", series.failed, { tableOnly: true, write: count }]]} />
-        <${Chart} title="Tokens out a second" sync="model" times=${times} outages=${outages} axis=${short} lines=${[["tokens", series.tokensOutPerSecond], ["out", series.tokensOut, { tableOnly: true, write: count }]]} />
-      </div>
-    </${Fragment}>`}</${Shown}>
+    <${Shown} of=${metrics} lines=${5}>${(data) => html`<${RequestCharts} data=${data} sync="model" />`}</${Shown}>
   </${Card}>`;
 }

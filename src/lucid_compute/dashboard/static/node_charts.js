@@ -1,13 +1,14 @@
 // What a node did over time, with its events in line.
 import { Chart } from "./chart.js";
 import { eventWord, toneOf } from "./chart_overlays.js";
-import { count, dollars, gigabytes, milliseconds, millisecondsMark, moment, plural, share, short, wholeShare } from "./format.js";
+import { count, gigabytes, moment, wholeShare } from "./format.js";
 import { Fragment, html } from "./html.js";
 import { Empty, Shown } from "./parts.js";
 import { usePolled } from "./polling.js";
+import { REQUEST_SERIES, RequestCharts } from "./request_charts.js";
 import { secondsBetween, sinceOf } from "./spans.js";
 
-const SERIES = "requests,failed,requestsPerSecond,errorRate,latencyP50Ms,latencyP95Ms,latencyP99Ms,tokensOut,tokensOutPerSecond,load,gpuUtilization,gpuMemoryUsedMb,gpuMemoryTotalMb,queueDepth,inFlight,revenueUsd,failures";
+const SERIES = `${REQUEST_SERIES},load,gpuUtilization,gpuMemoryUsedMb,gpuMemoryTotalMb,queueDepth,inFlight,failures`;
 const MAX_EVENTS = 100;
 
 export function NodeCharts({ api, at, span }) {
@@ -21,21 +22,12 @@ export function NodeCharts({ api, at, span }) {
 }
 
 function Charts({ data, events }) {
-  const { times, series, totals, outages } = data;
-  const one = { times, outages, events, sync: "node" };
-  return html`<${Fragment}>
-    <p class="note">${plural(totals.requests ?? 0, "request")}, ${count(totals.failed)} failed, ${count(totals.tokensOut)} tokens out, ${dollars(totals.revenueUsd)} earned in this span.</p>
-    <div class="charts">
-      <${Chart} ...${one} title="Requests a second" lines=${[["requests", series.requestsPerSecond], ["ended", series.requests, { tableOnly: true, write: count }]]} />
-      <${Chart} ...${one} title="Latency" write=${milliseconds} axis=${millisecondsMark} lines=${[["p50", series.latencyP50Ms], ["p95", series.latencyP95Ms], ["p99", series.latencyP99Ms]]} />
-      <${Chart} ...${one} title="Errors" write=${share} axis=${share} lines=${[["error rate", series.errorRate], ["failed", series.failed, { tableOnly: true, write: count }]]} />
-      <${Chart} ...${one} title="Tokens out a second" axis=${short} lines=${[["tokens", series.tokensOutPerSecond], ["out", series.tokensOut, { tableOnly: true, write: count }]]} />
-      <${Chart} ...${one} title="GPU and load" write=${wholeShare} axis=${wholeShare} lines=${[["GPU busy", series.gpuUtilization], ["load", series.load]]} />
-      <${Chart} ...${one} title="GPU memory" write=${gigabytes} axis=${gigabytes} lines=${[["used", inGigabytes(series.gpuMemoryUsedMb)], ["total", inGigabytes(series.gpuMemoryTotalMb)]]} />
-      <${Chart} ...${one} title="Queue and in flight" lines=${[["in flight", series.inFlight], ["queue", series.queueDepth]]} />
-      <${Chart} ...${one} title="Revenue" write=${dollars} axis=${dollars} lines=${[["US dollars", series.revenueUsd]]} />
-    </div>
-  </${Fragment}>`;
+  const { series } = data;
+  return html`<${RequestCharts} data=${data} sync="node" events=${events}>${(one) => html`
+    <${Chart} ...${one} title="GPU and load" write=${wholeShare} axis=${wholeShare} lines=${[["GPU busy", series.gpuUtilization], ["load", series.load]]} />
+    <${Chart} ...${one} title="GPU memory" write=${gigabytes} axis=${gigabytes} lines=${[["used", inGigabytes(series.gpuMemoryUsedMb)], ["total", inGigabytes(series.gpuMemoryTotalMb)]]} />
+    <${Chart} ...${one} title="Queue and in flight" lines=${[["in flight", series.inFlight], ["queue", series.queueDepth]]} />
+  `}</${RequestCharts}>`;
 }
 
 const inGigabytes = (values) => values.map((value) => (value === null ? null : value / 1024));

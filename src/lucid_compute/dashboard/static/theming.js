@@ -4,32 +4,42 @@ import { useEffect, useState } from "./html.js";
 const NAME = "lucid.theme";
 const CHANGED = "lucid:theme";
 const system = matchMedia("(prefers-color-scheme: dark)");
+let isChosen = false;
 
-export function themeNow() {
-  return document.documentElement.dataset.theme ?? (system.matches ? "dark" : "light");
+try {
+  isChosen = localStorage.getItem(NAME) !== null;
+} catch {
+  // Storage may be switched off: then a choice lasts until the page is loaded anew.
 }
+
+system.addEventListener("change", () => {
+  if (!isChosen) show(system.matches ? "dark" : "light");
+});
+
+function show(theme) {
+  document.documentElement.dataset.theme = theme;
+  window.dispatchEvent(new Event(CHANGED));
+}
+
+const themeNow = () => document.documentElement.dataset.theme;
 
 export function useTheme() {
   const [theme, setTheme] = useState(themeNow);
   useEffect(() => {
     const follow = () => setTheme(themeNow());
-    system.addEventListener("change", follow);
     window.addEventListener(CHANGED, follow);
-    return () => {
-      system.removeEventListener("change", follow);
-      window.removeEventListener(CHANGED, follow);
-    };
+    return () => window.removeEventListener(CHANGED, follow);
   }, []);
   return theme;
 }
 
 export function switchTheme() {
   const other = themeNow() === "dark" ? "light" : "dark";
-  document.documentElement.dataset.theme = other;
+  isChosen = true;
   try {
     localStorage.setItem(NAME, other);
   } catch {
-    // Storage may be switched off: then it lasts until the page is loaded anew.
+    // As above.
   }
-  window.dispatchEvent(new Event(CHANGED));
+  show(other);
 }

@@ -83,7 +83,7 @@ def test_colours_are_the_systems_until_others_are_chosen(watched: Watched, page:
     dark = page.run("getComputedStyle(document.documentElement).backgroundColor")
     assert page.run(CONTRAST) >= 4.5
     page.prefer("light")
-    assert page.run("getComputedStyle(document.documentElement).backgroundColor") != dark
+    page.wait_for(f"getComputedStyle(document.documentElement).backgroundColor !== {dark!r}")
     assert page.run(CONTRAST) >= 4.5
     page.click("[aria-label='Switch to dark colours']")
     page.wait_for(f"getComputedStyle(document.documentElement).backgroundColor === {dark!r}")

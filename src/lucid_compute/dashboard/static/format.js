@@ -20,7 +20,8 @@ export const megabytes = known((value) => `${FINE.format(value / 1024)} GB`);
 
 export const milliseconds = known((value) => {
   if (value < 10) return `${FINE.format(value)} ms`;
-  return value < 10_000 ? `${PLAIN.format(value)} ms` : duration(value / 1000);
+  if (value < 1000) return `${PLAIN.format(value)} ms`;
+  return value < 60_000 ? `${FINE.format(value / 1000)} s` : duration(value / 1000);
 });
 
 // A mark of an axis: as short as it can be.

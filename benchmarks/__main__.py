@@ -5,8 +5,18 @@ from __future__ import annotations
 import importlib
 import sys
 
-NAMES = ("heartbeats", "available_models", "fleet_costs", "dispatch", "group_commit", "job_ledger", "gateway", "agent")
-LONG = ("records_size", "gateway_soak", "gateway_overload")  # run by name alone
+NAMES = (
+    "heartbeats",
+    "available_models",
+    "fleet_costs",
+    "dispatch",
+    "group_commit",
+    "job_ledger",
+    "gateway",
+    "agent",
+    "dashboard",
+)
+LONG = ("records_size", "gateway_soak", "gateway_overload", "dashboard_pictures")  # run by name alone
 
 
 def main(names: list[str]) -> int:

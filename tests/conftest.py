@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from lucid_compute.api.settings import Settings
 from tests import postgres
 from tests.api import ADMIN_KEY, Api, open_api
 from tests.authority import Authority, make_authority
+from tests.browser import MISSING, Chromium, find_chromium
 
 _server = pytest.StashKey[postgres.TestServer]()
 
@@ -30,6 +31,33 @@ def pytest_unconfigure(config: Config) -> None:
     """Stop the server that this process started."""
     if (server := config.stash.get(_server, None)) is not None:
         server.stop()
+
+
+def pytest_collection_modifyitems(config: Config, items: list[pytest.Item]) -> None:
+    """Leave out what needs a browser where there is none; in CI it stays, and fails with what to do."""
+    if not lacks_browser():
+        return
+    left_out = [item for item in items if "chromium" in getattr(item, "fixturenames", ())]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
+def pytest_report_header(config: Config) -> list[str]:
+    """Say that tests are left out, and why."""
+    return [f"the dashboard's tests in a browser are left out. {MISSING}"] if lacks_browser() else []
+
+
+def lacks_browser() -> bool:
+    """Whether tests in a browser are left out."""
+    return find_chromium() is None and os.environ.get("CI", "") not in {"true", "1"}
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Chromium]:
+    """One browser for all tests; each opens pages of its own."""
+    with Chromium() as browser:
+        yield browser
 
 
 @pytest.fixture(scope="session")

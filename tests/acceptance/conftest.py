@@ -12,7 +12,9 @@ import pytest_asyncio
 
 from tests import postgres
 from tests.agents import Registry, make_key, open_registry
+from tests.browser import Chromium, Page
 from tests.command_line import CommandLine
+from tests.dashboard import Watched
 from tests.fault_node import Behaviour, FaultNode
 from tests.gateway import BusyNode, Gateway, chat_answer, open_gateway
 from tests.served import Served, eventually, folder, serving, serving_on_a_clone
@@ -122,3 +124,20 @@ async def busy_node(cli_fleet: Gateway) -> AsyncIterator[BusyNode]:
         yield BusyNode(node, request)
         request.cancel()
         await asyncio.wait([request])
+
+
+@pytest.fixture
+def watched(postgres_and_template: tuple[str, str]) -> Iterator[Watched]:
+    """A service of the test's own, which is looked at."""
+    with serving_on_a_clone(postgres_and_template, HEARTBEAT_MAX_PER_SECOND="0") as served:
+        opened = Watched(served)
+        yield opened
+        opened.http.close()
+
+
+@pytest.fixture
+def page(chromium: Chromium) -> Iterator[Page]:
+    """A page of the test's own; at the end it must have had nothing to complain of."""
+    with chromium.page() as page:
+        yield page
+        assert [fault for fault in page.faults() if "Failed to load resource" not in fault] == []

@@ -221,3 +221,26 @@ async def test_the_formats_runtimes_are_the_default(api: Api) -> None:
         explained = await availability(api, format_)
         eligible = {node["passportId"] for node in explained["nodes"] if node["eligible"]}
         assert eligible == {nodes[runtime] for runtime in runtimes}
+
+
+async def test_an_explanation_is_read_page_by_page_and_by_reason(api: Api) -> None:
+    """Nodes that come closest stand first; the summary counts all of them, whichever are listed."""
+    await api.add_model("m", minVramGb=100)
+    far = await api.register("far", {"vram": "24GB", "runtimes": ["vllm"]})
+    near = await api.register("near", {"vram": "200GB", "runtimes": ["vllm"]})
+    fits = await api.register("fits", {"vram": "200GB", "runtimes": ["vllm"]})
+    await api.beat(fits)
+    whole = await availability(api, "m")
+    assert [(node["passportId"], node["name"]) for node in whole["nodes"]] == [
+        (fits, "fits"),
+        (near, "near"),
+        (far, "far"),
+    ]
+    page = (await api.http.get("/models/m/availability?page=2&perPage=1")).json()
+    assert [node["name"] for node in page["nodes"]] == ["near"]
+    assert page["pagination"] == {"total": 3, "page": 2, "perPage": 1, "totalPages": 3}
+    assert page["summary"] == whole["summary"] == {"HEARTBEAT_MISSING": 2, "VRAM_TOO_LOW": 1}
+    small = (await api.http.get("/models/m/availability?reason=VRAM_TOO_LOW&perPage=100")).json()
+    assert [node["name"] for node in small["nodes"]] == ["far"]
+    assert small["pagination"]["total"] == 1
+    assert (await api.http.get("/models/m/availability?reason=NO_SUCH")).status_code == 422

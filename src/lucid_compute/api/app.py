@@ -11,6 +11,7 @@ from starlette.types import Receive, Scope, Send
 import lucid_compute
 from lucid_compute.api import (
     compute_routes,
+    dashboard_routes,
     error_responses,
     heartbeat_lane,
     job_routes,
@@ -21,6 +22,7 @@ from lucid_compute.api import (
     openai_routes,
     openapi,
     operation_routes,
+    overview_routes,
     passport_routes,
     probe_routes,
     webhook_routes,
@@ -32,6 +34,7 @@ from lucid_compute.api.metrics import MeasuredApp, Metrics
 from lucid_compute.api.request_guard import RequestGuard
 from lucid_compute.api.service import build_service, running
 from lucid_compute.api.settings import Settings
+from lucid_compute.dashboard.site import Site
 
 EXPRESS = "lucid.express"  # in the lifespan's state: the lane that a server may ask first
 _DESCRIPTION = """\
@@ -79,6 +82,7 @@ class LucidApp:
         for routes in (
             passport_routes,
             compute_routes,
+            overview_routes,
             probe_routes,
             job_routes,
             metrics_routes,
@@ -88,8 +92,10 @@ class LucidApp:
             key_routes,
             webhook_routes,
             operation_routes,
+            dashboard_routes,
         ):
             app.include_router(routes.router)
+        app.state.site = Site()
         app.add_middleware(RequestGuard)
         app.add_middleware(MeasuredApp)
         return app

@@ -109,6 +109,16 @@ async def get_page(
     return Page(page, per_page)
 
 
+async def find_page(
+    page: Annotated[int | None, Query(ge=1, le=_MAX_PAGE, description="Counts from 1; past the end is empty.")] = None,
+    per_page: Annotated[int | None, Query(alias="perPage", ge=1, le=MAX_PER_PAGE)] = None,
+) -> Page | None:
+    """Answer the page that is asked for; None when none is."""
+    if page is None and per_page is None:
+        return None
+    return Page(page or 1, per_page or DEFAULT_PER_PAGE)
+
+
 @dataclass(frozen=True, slots=True)
 class Order:
     """What a list is ordered by, and which end comes first."""
@@ -126,4 +136,5 @@ async def get_order(
 
 
 PageDependency = Annotated[Page, Depends(get_page)]
+OptionalPageDependency = Annotated[Page | None, Depends(find_page)]
 OrderDependency = Annotated[Order, Depends(get_order)]

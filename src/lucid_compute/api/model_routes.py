@@ -6,14 +6,22 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
 
-from lucid_compute.api.dependencies import Anyone, Order, OrderDependency, PageDependency, ServiceDependency
+from lucid_compute.api.dependencies import (
+    Anyone,
+    OptionalPageDependency,
+    Order,
+    OrderDependency,
+    PageDependency,
+    ServiceDependency,
+)
 from lucid_compute.api.error_responses import declare
 from lucid_compute.api.node_search import ModelSearch, sorted_by
 from lucid_compute.api.passport_routes import Tags, split_tags
 from lucid_compute.api.service import Service
-from lucid_compute.api.views import explain_availability, view_model
+from lucid_compute.api.views import Shown, explain_availability, view_model
 from lucid_compute.errors import ModelNotFound, Unauthorized
 from lucid_compute.field_types import Text
+from lucid_compute.matching_engine import ReasonCode
 from lucid_compute.passports import ModelFormat, ModelPassport
 from lucid_compute.wire.lists import SortBy, SortOrder
 from lucid_compute.wire.passports import ModelAvailability, ModelList, ModelView
@@ -57,12 +65,24 @@ async def list_models(
 @router.get(
     "/{id_or_name:path}/availability",
     response_model=ModelAvailability,
+    response_model_exclude_unset=True,
     responses=declare(ModelNotFound, Unauthorized, key=False),
 )
-async def get_availability(id_or_name: str, service: ServiceDependency, viewer: Anyone) -> ModelAvailability:
-    """Explain, node by node, why a model can or can't be run right now: every failing rule, and what it wants."""
+async def get_availability(
+    id_or_name: str,
+    service: ServiceDependency,
+    viewer: Anyone,
+    page: OptionalPageDependency,
+    reason: Annotated[ReasonCode | None, Query(description="Only nodes with this reason against them.")] = None,
+) -> ModelAvailability:
+    """Explain, node by node, why a model can or can't be run right now: every failing rule, and what it wants.
+
+    All nodes are listed, unless `page` or `perPage` asks for a page of them.
+    """
     model = await _get(service, id_or_name)
-    return await explain_availability(service.fleet, model, viewer, service.clock.now())
+    return await explain_availability(
+        service.fleet, model, viewer, service.clock.now(), shown=Shown(reason and reason.value, page)
+    )
 
 
 @router.get("/{id_or_name:path}", response_model=ModelView, responses=declare(ModelNotFound, Unauthorized, key=False))

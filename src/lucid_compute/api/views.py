@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from lucid_compute.api.dependencies import Page
 from lucid_compute.fleet.fleet import Fleet
 from lucid_compute.fleet.fleet_node import FleetNode
 from lucid_compute.fleet.key_ring import Principal
@@ -27,6 +30,14 @@ from lucid_compute.wire.compute import (
 from lucid_compute.wire.passports import ModelAvailability, ModelView, NodeEligibility, PassportView, ReasonView
 
 _NODES_A_TURN = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """Which nodes an explanation lists: those with one reason, and a page of them; None is all."""
+
+    reason: str | None
+    page: Page | None
 
 
 def view_passport(passport: Passport, viewer: Principal | None) -> PassportView:
@@ -95,30 +106,49 @@ def view_drain(fleet: Fleet, node: FleetNode) -> DrainAnswer:
 
 
 async def explain_availability(
-    fleet: Fleet, model: ModelPassport, viewer: Principal | None, now: datetime
+    fleet: Fleet, model: ModelPassport, viewer: Principal | None, now: datetime, *, shown: Shown | None = None
 ) -> ModelAvailability:
-    """Answer the verdict on a model with every reason of every node: the viewer's in full, all in sum."""
-    nodes: list[NodeEligibility] = []
+    """Answer the verdict on a model with every reason of every node: the viewer's in full, all in sum.
+
+    `shown` says which of the viewer's nodes are listed; None lists all.
+    """
+    found: list[tuple[FleetNode, tuple[Reason, ...]]] = []
     summary: Counter[str] = Counter()
-    fits: dict[int, tuple[Reason, ...]] = {}  # by capability class: its members fit alike
-    for position, node in enumerate(list(fleet.nodes()) if model.format is not ModelFormat.API else ()):
-        if position % _NODES_A_TURN == _NODES_A_TURN - 1:
-            await asyncio.sleep(0)  # others are answered in between
-        kind = id(node.capability_class)
-        if kind not in fits:
-            fits[kind] = fit_reasons(model, node.state)
-        reasons = (*fits[kind], *health_reasons(node.state, now))
-        summary.update({reason.code for reason in reasons})
-        if viewer is not None and viewer.sees in (None, node.record.owner):
-            shown = [view_reason(reason) for reason in reasons]
-            nodes.append(NodeEligibility(passport_id=node.state.id, eligible=not reasons, reasons=shown))
-    return ModelAvailability(
+    wanted = None if shown is None else shown.reason
+    async for node, reasons in _reasons_of_nodes(fleet, model, now):
+        codes = {reason.code.value for reason in reasons}
+        summary.update(codes)
+        if viewer is not None and viewer.sees in (None, node.record.owner) and (wanted is None or wanted in codes):
+            found.append((node, reasons))
+    found.sort(key=lambda pair: len(pair[1]))
+    page = None if shown is None else shown.page
+    answer = ModelAvailability(
         available=fleet.is_available(model, now),
         served=fleet.is_served(model, now),
         checked_at=now,
-        nodes=nodes,
+        nodes=[_view_eligibility(*pair) for pair in (found if page is None else page.slice_of(found))],
         summary=dict(summary),
     )
+    return answer if page is None else answer.model_copy(update={"pagination": page.pagination(len(found))})
+
+
+async def _reasons_of_nodes(
+    fleet: Fleet, model: ModelPassport, now: datetime
+) -> AsyncIterator[tuple[FleetNode, tuple[Reason, ...]]]:
+    """Go through every node with the reasons against it; others are answered in between."""
+    fits: dict[int, tuple[Reason, ...]] = {}  # by capability class: its members fit alike
+    for position, node in enumerate(list(fleet.nodes()) if model.format is not ModelFormat.API else ()):
+        if position % _NODES_A_TURN == _NODES_A_TURN - 1:
+            await asyncio.sleep(0)
+        kind = id(node.capability_class)
+        if kind not in fits:
+            fits[kind] = fit_reasons(model, node.state)
+        yield node, (*fits[kind], *health_reasons(node.state, now))
+
+
+def _view_eligibility(node: FleetNode, reasons: tuple[Reason, ...]) -> NodeEligibility:
+    views = [view_reason(reason) for reason in reasons]
+    return NodeEligibility(passport_id=node.state.id, name=node.record.name, eligible=not reasons, reasons=views)
 
 
 def _passport_fields(passport: Passport, viewer: Principal | None) -> dict[str, Any]:

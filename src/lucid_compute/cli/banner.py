@@ -26,6 +26,7 @@ class Banner:
         key, header = self._key()
         lines = [
             f"lucid-compute listens on {_url(self.host, self.port)}",
+            f"  dashboard  {near}/dashboard",
             f"  docs       {near}/docs",
             f"  admin key  {key}",
             f"  try        curl -H {header} {near}/passports",

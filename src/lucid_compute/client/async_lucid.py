@@ -49,6 +49,7 @@ class AsyncCompute(AsyncNoun):
     events = AsyncListed(compute_calls.events)
     jobs = AsyncListed(compute_calls.jobs)
     probe = AsyncSent(compute_calls.probe)
+    overview = AsyncSent(compute_calls.overview)
 
 
 class AsyncModels(AsyncNoun):

@@ -22,6 +22,7 @@ from lucid_compute.wire.compute import (
     NodeView,
 )
 from lucid_compute.wire.jobs import JobList, JobView
+from lucid_compute.wire.overview import Overview
 from lucid_compute.wire.probes import ProbeAnswer
 
 PROBE_SECONDS = 13.0  # the longest that the service takes on purpose
@@ -114,6 +115,11 @@ def probe(passport_id: str) -> Call[ProbeAnswer]:
     """Have the service go to the node itself, and read what came of it; a host is probed once in ten seconds."""
     path = path_of("compute", "probe", passport_id)
     return Call(method="POST", path=path, answer=ProbeAnswer, waits_seconds=PROBE_SECONDS)
+
+
+def overview(*, owner: str | None = None) -> Call[Overview]:
+    """Read how the fleet is right now: counts of nodes and models, requests in flight, the last hour's totals."""
+    return Call(method="GET", path="/compute/overview", query=query_of(owner=owner), answer=Overview)
 
 
 def list_(

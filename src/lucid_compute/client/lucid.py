@@ -49,6 +49,7 @@ class Compute(Noun):
     events = Listed(compute_calls.events)
     jobs = Listed(compute_calls.jobs)
     probe = Sent(compute_calls.probe)
+    overview = Sent(compute_calls.overview)
 
 
 class Models(Noun):

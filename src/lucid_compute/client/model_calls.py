@@ -44,6 +44,7 @@ def get(id_or_name: str) -> Call[ModelView]:
     return Call(method="GET", path=path_of("models", id_or_name), answer=ModelView)
 
 
-def availability(id_or_name: str) -> Call[ModelAvailability]:
-    """Explain, node by node, why a model can or can't be run right now."""
-    return Call(method="GET", path=path_of("models", id_or_name) + _AVAILABILITY, answer=ModelAvailability)
+def availability(id_or_name: str, *, reason: str | None = None) -> Call[ModelAvailability]:
+    """Explain, node by node, why a model can or can't be run right now; of the nodes with one `reason` alone."""
+    path = path_of("models", id_or_name) + _AVAILABILITY
+    return Call(method="GET", path=path, query=query_of(reason=reason), answer=ModelAvailability)

@@ -102,15 +102,20 @@ class NodeEligibility(AnswerShape):
     """Whether one node could run the model right now, and every reason why not."""
 
     passport_id: str
+    name: str | None = Field(default=None, description="The node's name.")
     eligible: bool
     reasons: list[ReasonView]
 
 
 class ModelAvailability(AnswerShape):
-    """The matching engine's verdict on one model, explained. `nodes` are the caller's own, an admin's are all."""
+    """The matching engine's verdict on one model, explained. `nodes` are the caller's own, an admin's are all.
+
+    Those with the fewest reasons come first. `summary` counts all nodes, whichever are listed.
+    """
 
     available: bool
     served: bool
     checked_at: Instant
     nodes: list[NodeEligibility]
     summary: dict[str, int]
+    pagination: Pagination | None = Field(default=None, description="Of `nodes`, when a page is asked for.")

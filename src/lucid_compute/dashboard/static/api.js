@@ -1,0 +1,82 @@
+// The REST API as the page speaks to it: JSON, a key in the header, errors with the service's own sentences.
+const TIMEOUT_MS = 15_000;
+const AWAY = new Set([500, 502, 503, 504]);
+
+export class ApiError extends Error {
+  constructor(status, code, message) {
+    super(message);
+    this.status = status;
+    this.code = code;
+  }
+
+  // Whether the service itself can't be reached, or can't answer for now.
+  get isAway() {
+    return this.status === 0 || AWAY.has(this.status);
+  }
+}
+
+export class Api {
+  #key;
+  #known = new Map();
+
+  // `onAnswer(isAway)` is told after each request, `onRefused(error)` when the key is no longer valid.
+  constructor(key, { onAnswer = () => {}, onRefused = () => {} } = {}) {
+    this.#key = key;
+    this.onAnswer = onAnswer;
+    this.onRefused = onRefused;
+  }
+
+  // Answers what the path holds; the same object as before when the service says that nothing changed.
+  async get(path, query = {}, signal = undefined) {
+    const address = withQuery(path, query);
+    const known = this.#known.get(address);
+    const headers = { Authorization: `Bearer ${this.#key}`, Accept: "application/json" };
+    if (known) headers["If-None-Match"] = known.etag;
+    const response = await this.#send(address, headers, signal);
+    if (response.status === 304 && known) {
+      this.onAnswer(false);
+      return known.body;
+    }
+    const body = await readJson(response);
+    if (!response.ok) throw this.#failed(response, body);
+    this.onAnswer(false);
+    const etag = response.headers.get("etag");
+    if (etag) this.#known.set(address, { etag, body });
+    return body;
+  }
+
+  async #send(address, headers, signal) {
+    const timeout = AbortSignal.timeout(TIMEOUT_MS);
+    const either = signal ? AbortSignal.any([signal, timeout]) : timeout;
+    try {
+      return await fetch(address, { headers, signal: either, cache: "no-store", credentials: "omit" });
+    } catch (error) {
+      if (signal?.aborted) throw error;
+      this.onAnswer(true);
+      throw new ApiError(0, "UNREACHABLE", "The service can't be reached.");
+    }
+  }
+
+  #failed(response, body) {
+    const told = body?.error ?? {};
+    const message = told.message ?? `The service answered ${response.status}.`;
+    const error = new ApiError(response.status, told.code ?? "UNEXPECTED", message);
+    this.onAnswer(error.isAway);
+    if (error.status === 401) this.onRefused(error);
+    return error;
+  }
+}
+
+function withQuery(path, query) {
+  const given = Object.entries(query).filter(([, value]) => value !== "" && value !== null && value !== undefined);
+  const text = new URLSearchParams(given).toString();
+  return text ? `${path}?${text}` : path;
+}
+
+async function readJson(response) {
+  try {
+    return await response.json();
+  } catch {
+    return null;
+  }
+}

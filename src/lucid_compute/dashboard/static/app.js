@@ -1,0 +1,94 @@
+// The page: who is logged in, what is shown, and whether the service answers.
+import { Api } from "./api.js";
+import { FleetView } from "./fleet.js";
+import { Fragment, html, render, useMemo, useRef, useState } from "./html.js";
+import { Login } from "./login.js";
+import { ModelView } from "./model.js";
+import { ModelsView } from "./models.js";
+import { NodeView } from "./node.js";
+import { NodesView } from "./nodes.js";
+import { Empty, Heading } from "./parts.js";
+import { PayoutsView } from "./payouts.js";
+import { retryAll, usePolled } from "./polling.js";
+import { addressOf, usePlace } from "./router.js";
+import { forgetKey, keepKey, readKey } from "./session.js";
+import { switchTheme, useTheme } from "./theming.js";
+
+const LIVE_SECONDS = 3;
+const SECTIONS = [["Fleet", "/"], ["Nodes", "/nodes"], ["Models", "/models"], ["Payouts", "/payouts"]];
+
+function App() {
+  const place = usePlace();
+  const [key, setKey] = useState(readKey);
+  const [reason, setReason] = useState("");
+  const logOut = (why = "") => {
+    forgetKey();
+    setReason(why);
+    setKey(null);
+  };
+  const logIn = (entered) => {
+    keepKey(entered);
+    setReason("");
+    setKey(entered);
+  };
+  if (!key) return html`<${Frame} place=${place}><${Login} reason=${reason} onKey=${logIn} /></${Frame}>`;
+  return html`<${LoggedIn} key=${key} apiKey=${key} place=${place} onLeave=${logOut} />`;
+}
+
+function LoggedIn({ apiKey, place, onLeave }) {
+  const [isAway, setAway] = useState(false);
+  const api = useMemo(() => new Api(apiKey, {
+    onAnswer: setAway,
+    onRefused: () => onLeave("This key is no longer valid: it was revoked, or it expired. Log in with another."),
+  }), [apiKey]);
+  const overview = usePolled((signal) => api.get("/compute/overview", {}, signal), LIVE_SECONDS, [api]);
+  const owner = overview.data?.owner;
+  return html`<${Frame} place=${place} isAway=${isAway} owner=${owner} onLeave=${() => onLeave()}>
+    ${viewOf(place, api, overview)}
+  </${Frame}>`;
+}
+
+function viewOf({ path, query }, api, overview) {
+  const owner = overview.data?.owner;
+  const [, section, ...rest] = path.split("/");
+  const id = rest.map(decodeURIComponent).join("/");
+  if (!section) return html`<${FleetView} api=${api} query=${query} overview=${overview} />`;
+  if (section === "nodes") return id ? html`<${NodeView} key=${id} id=${id} api=${api} query=${query} />` : html`<${NodesView} api=${api} query=${query} owner=${owner} />`;
+  if (section === "models") return id ? html`<${ModelView} key=${id} id=${id} api=${api} query=${query} />` : html`<${ModelsView} api=${api} query=${query} />`;
+  if (section === "payouts" && !id) return html`<${PayoutsView} api=${api} query=${query} />`;
+  return html`<${Fragment}><${Heading} title="There is no such page" /><${Empty} title="Nothing is kept under this address."><a href=${addressOf("/")}>Go to the fleet</a></${Empty}></${Fragment}>`;
+}
+
+function Frame({ place, isAway = false, owner, onLeave, children }) {
+  const theme = useTheme();
+  const main = useRef();
+  const other = theme === "dark" ? "light" : "dark";
+  return html`<${Fragment}>
+    <a class="skip" href="#main" onClick=${(event) => { event.preventDefault(); main.current.focus(); }}>Skip to the content</a>
+    <header class="top">
+      <a class="brand" href=${addressOf("/")}><${Sign} />Lucid<span> compute</span></a>
+      ${onLeave && html`<${Sections} path=${place.path} />`}
+      <div class="top-end">
+        ${onLeave && html`<span class=${`live ${isAway ? "live-off" : ""}`} role="status"><span class="dot" aria-hidden="true"></span>${isAway ? "reconnecting" : "live"}</span>`}
+        ${onLeave && owner !== undefined && html`<span class="who" title="Whose nodes are shown">${owner ?? "all owners"}</span>`}
+        <button type="button" class="quiet" onClick=${switchTheme} aria-label=${`Switch to ${other} colours`} title=${`Switch to ${other} colours`}>${theme === "dark" ? "☀" : "☾"}</button>
+        ${onLeave && html`<button type="button" class="quiet" onClick=${onLeave}>Log out</button>`}
+      </div>
+    </header>
+    ${isAway && html`<div class="banner" role="alert"><p><strong>The service does not answer.</strong> What you see is what was last known; it is asked again by itself.</p><button type="button" onClick=${retryAll}>Try now</button></div>`}
+    <main id="main" ref=${main} tabindex="-1">${children}</main>
+  </${Fragment}>`;
+}
+
+function Sections({ path }) {
+  const section = `/${path.split("/")[1]}`;
+  return html`<nav class="sections" aria-label="Sections">
+    ${SECTIONS.map(([text, to]) => html`<a href=${addressOf(to)} aria-current=${section === to ? "page" : undefined} key=${to}>${text}</a>`)}
+  </nav>`;
+}
+
+function Sign() {
+  return html`<svg viewBox="0 0 32 32" width="26" height="26" aria-hidden="true"><rect width="32" height="32" rx="8" fill="var(--accent)" /><path d="M9 7v15a3 3 0 0 0 3 3h11" fill="none" stroke="#fff" stroke-width="4" stroke-linecap="round" stroke-linejoin="round" /><circle cx="22" cy="11" r="4" fill="#34d399" /></svg>`;
+}
+
+render(html`<${App} />`, document.getElementById("app"));

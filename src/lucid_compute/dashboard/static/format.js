@@ -1,0 +1,53 @@
+// Figures as people read them. Null is unknown, never 0: it is shown as a dash.
+export const UNKNOWN = "–";
+const PLAIN = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
+const FINE = new Intl.NumberFormat("en", { maximumFractionDigits: 2 });
+const SHORT = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
+const MOMENT = new Intl.DateTimeFormat("en-GB", { dateStyle: "medium", timeStyle: "medium" });
+
+const isUnknown = (value) => value === null || value === undefined || Number.isNaN(value);
+const known = (write) => (value) => (isUnknown(value) ? UNKNOWN : write(value));
+
+export const count = known((value) => (value >= 100_000 ? SHORT.format(value) : PLAIN.format(value)));
+export const number = known((value) => FINE.format(value));
+export const short = known((value) => (Math.abs(value) < 10 ? FINE.format(value) : SHORT.format(value)));
+export const share = known((value) => `${FINE.format(value * 100)} %`);
+export const wholeShare = known((value) => `${PLAIN.format(value * 100)} %`);
+export const moment = known((value) => MOMENT.format(new Date(value)));
+export const dollars = known((value) => `$${trimMoney(String(value))}`);
+export const gigabytes = known((value) => `${FINE.format(value)} GB`);
+export const megabytes = known((value) => `${FINE.format(value / 1024)} GB`);
+
+export const milliseconds = known((value) => {
+  if (value < 10) return `${FINE.format(value)} ms`;
+  if (value < 1000) return `${PLAIN.format(value)} ms`;
+  return value < 60_000 ? `${FINE.format(value / 1000)} s` : duration(value / 1000);
+});
+
+// A mark of an axis: as short as it can be.
+export const millisecondsMark = known((value) => (value < 1000 ? `${FINE.format(value)} ms` : `${FINE.format(value / 1000)} s`));
+
+export const duration = known((seconds) => {
+  if (seconds < 1) return `${PLAIN.format(seconds * 1000)} ms`;
+  const units = [["d", 86_400], ["h", 3600], ["min", 60], ["s", 1]];
+  const first = units.findIndex(([, length]) => seconds >= length);
+  const [name, length] = units[first];
+  const rest = units[first + 1];
+  const left = rest ? Math.floor((seconds % length) / rest[1]) : 0;
+  return `${Math.floor(seconds / length)} ${name}${left ? ` ${left} ${rest[0]}` : ""}`;
+});
+
+export const ago = known((seconds) => (seconds < 2 ? "just now" : `${duration(seconds)} ago`));
+
+// Money is exact text; of a long one, two digits after the zeros are enough to read, and the whole stands in the title.
+function trimMoney(text) {
+  const [whole, decimals = ""] = text.split(".");
+  const grouped = whole.replace(/\B(?=(\d{3})+(?!\d))/g, ",");
+  if (!decimals || /^0*$/.test(decimals)) return grouped;
+  const zeros = whole === "0" ? decimals.match(/^0*/)[0].length : 0;
+  return `${grouped}.${decimals.slice(0, Math.max(2, zeros + 2)).padEnd(2, "0")}`;
+}
+
+export function plural(number_, one, many = `${one}s`) {
+  return `${PLAIN.format(number_)} ${number_ === 1 ? one : many}`;
+}

@@ -1,0 +1,41 @@
+// Requests that run on a node now, and those that ended last.
+import { count, dollars, milliseconds, moment } from "./format.js";
+import { Fragment, html } from "./html.js";
+import { Card, Empty, Shown, Table } from "./parts.js";
+import { usePolled } from "./polling.js";
+
+const SECONDS = 3;
+const LAST = 10;
+const TONES = { completed: "good", failed: "bad", running: "info", lost: "warn" };
+
+export function Jobs({ api, query }) {
+  const about = [api, JSON.stringify(query)];
+  const running = usePolled((signal) => api.get("/compute/jobs", { ...query, outcome: "running", perPage: 20 }, signal), SECONDS, about);
+  const last = usePolled((signal) => api.get("/compute/jobs", { ...query, perPage: LAST }, signal), SECONDS * 2, about);
+  return html`<${Fragment}>
+    <${Card} title="Requests running now">
+      <${Shown} of=${running} lines=${2}>${(data) => html`<${Table} caption="Requests running now" columns=${RUNNING} rows=${data.jobs} keyOf=${keyOf} empty=${html`<${Empty} title="None, or none that has taken longer than a second." />`} />`}</${Shown}>
+    </${Card}>
+    <${Card} title="Last requests">
+      <${Shown} of=${last} lines=${3}>${(data) => html`<${Table} caption="Last requests" columns=${ENDED} rows=${data.jobs} keyOf=${keyOf} empty=${html`<${Empty} title="No request was sent to it yet." />`} />`}</${Shown}>
+    </${Card}>
+  </${Fragment}>`;
+}
+
+const keyOf = (job) => `${job.id}/${job.attempt}`;
+const RUNNING = [
+  ["Began", (job) => moment(job.startedAt)],
+  ["Model", (job) => job.model],
+  ["Endpoint", (job) => job.endpoint],
+  ["Streams", (job) => (job.stream ? "yes" : "no")],
+];
+const ENDED = [
+  ["Began", (job) => moment(job.startedAt)],
+  ["Model", (job) => job.model],
+  ["Outcome", (job) => html`<span class=${`tone-${TONES[job.outcome] ?? "muted"}`}>${job.outcome}</span>${job.reason && html` <span class="note">${job.reason.replaceAll("_", " ")}</span>`}`],
+  ["Latency", (job) => milliseconds(job.latencyMs), "right"],
+  ["First byte", (job) => milliseconds(job.firstByteMs), "right"],
+  ["Tokens in", (job) => count(job.tokensIn), "right"],
+  ["Tokens out", (job) => count(job.tokensOut), "right"],
+  ["Price", (job) => dollars(job.priceUsd), "right"],
+];

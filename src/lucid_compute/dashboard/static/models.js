@@ -1,0 +1,50 @@
+// The list of models: which can be run and reached right now.
+import { count, gigabytes } from "./format.js";
+import { Fragment, html } from "./html.js";
+import { Typed } from "./nodes.js";
+import { Choice, Empty, Heading, Pager, Shown, Table, Verdict } from "./parts.js";
+import { usePolled } from "./polling.js";
+import { addressOf, changeQuery } from "./router.js";
+
+const SECONDS = 5;
+const PER_PAGE = 50;
+const CHOICES = [["", "all"], ["true", "available"], ["false", "not available"]];
+const COLUMNS = [
+  ["Model", (model) => html`<a href=${addressOf(`/models/${encodeURIComponent(model.name)}`)}>${model.name}</a>`],
+  ["Can be run", (model) => html`<${Verdict} holds=${model.available} yes="available" no="not available" />`],
+  ["Can be reached", (model) => html`<${Verdict} holds=${model.served} yes="served" no="not served" />`],
+  ["Format", (model) => model.metadata.format],
+  ["VRAM", (model) => vramOf(model.metadata.minVramGb), "right"],
+  ["Context", (model) => count(model.metadata.contextLength), "right"],
+  ["Owner", (model) => model.owner],
+];
+
+export function ModelsView({ api, query }) {
+  const page = Math.max(1, Number.parseInt(query.page ?? "1", 10) || 1);
+  const asked = { available: query.available ?? "", search: query.search ?? "", page, perPage: PER_PAGE };
+  const models = usePolled((signal) => api.get("/models", asked, signal), SECONDS, [api, JSON.stringify(asked)]);
+  return html`<${Fragment}>
+    <${Heading} title="Models" />
+    <form class="filters" role="search" aria-label="Filter models" onSubmit=${(event) => event.preventDefault()}>
+      <${Typed} name="search" label="Name" value=${asked.search} />
+      <${Choice} label="Availability" options=${CHOICES} value=${asked.available} onChange=${(chosen) => changeQuery({ available: chosen, page: "" })} />
+    </form>
+    <section class="card" aria-label="Models found">
+      <${Shown} of=${models} lines=${8}>${(data) => html`<${Fragment}>
+        <${Table} caption="Models" columns=${COLUMNS} rows=${data.models} keyOf=${(model) => model.id} empty=${html`<${None} isFiltered=${Boolean(asked.available || asked.search)} />`} />
+        <${Pager} pagination=${data.pagination} noun="models" onPage=${(number) => changeQuery({ page: number }, {})} />
+      </${Fragment}>`}</${Shown}>
+    </section>
+  </${Fragment}>`;
+}
+
+function None({ isFiltered }) {
+  if (!isFiltered) return html`<${Empty} title="No model is registered yet.">A model is a passport of the type <code>model</code>: <code>lucid passports create</code>.</${Empty}>`;
+  return html`<${Empty} title="No model is like that."><button type="button" onClick=${() => changeQuery({ available: "", search: "", page: "" })}>Show all models</button></${Empty}>`;
+}
+
+export function vramOf(minimum) {
+  if (minimum === null || minimum === undefined) return "–";
+  if (typeof minimum !== "object") return gigabytes(minimum);
+  return Object.entries(minimum).map(([name, size]) => `${name} ${gigabytes(size)}`).join(", ");
+}

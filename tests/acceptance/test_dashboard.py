@@ -1,0 +1,145 @@
+"""The dashboard in a real Chromium, on a real service: who gets in, and what is seen of nodes and models."""
+
+from __future__ import annotations
+
+from tests.browser import Chromium, Page
+from tests.dashboard import Watched, value_of, wait_for_value
+
+
+def test_a_wrong_key_is_refused_with_what_to_do_and_a_right_one_kept_in_the_tab(watched: Watched, page: Page) -> None:
+    """It never stands in an address, in a cookie or in what outlives the tab; logging out forgets it."""
+    page.go(watched.url)
+    page.wait_for_text("Log in", "h1")
+    for wrong, said in {
+        "nonsense": "This key is not valid",
+        "two words": "no spaces",
+        watched.new_key("inference:run"): "may not look at nodes",
+    }.items():
+        page.fill("#key", wrong)
+        page.press("Enter")
+        page.wait_for_text(said, "[role=alert]")
+        assert page.run("document.activeElement.id") == "key"
+    page.fill("#key", watched.served.admin_key)
+    page.press("Enter")
+    page.wait_for_text("Nothing is registered yet")
+    assert watched.served.admin_key not in page.run(
+        "location.href + document.cookie + JSON.stringify({...localStorage})"
+    )
+    assert not [asked for asked in page.requests() if watched.served.admin_key in asked["url"]]
+    assert {asked["url"].split("/")[2] for asked in page.requests()} == {watched.served.url.split("/")[2]}
+    page.go(watched.url)
+    page.wait_for_text("Nothing is registered yet")  # loaded anew, still logged in
+    page.run("[...document.querySelectorAll('button')].find((found) => found.innerText === 'Log out').click()")
+    page.wait_for_text("Log in", "h1")
+    assert page.run("sessionStorage.length") == 0
+
+
+def test_another_tab_is_not_logged_in(watched: Watched, page: Page, chromium: Chromium) -> None:
+    """A tab forgets its key when it is closed, and no other has it."""
+    watched.log_in(page)
+    with chromium.page() as other:
+        other.go(watched.url)
+        other.wait_for_text("Log in", "h1")
+
+
+def test_a_key_that_is_revoked_logs_out_with_the_reason(watched: Watched, page: Page) -> None:
+    """And not with an empty page."""
+    made = watched.post("/keys", {"name": "short-lived", "owner": "acme", "scopes": ["passports:read"]})
+    watched.log_in(page, key=made["key"])
+    page.wait_for_text("Fleet", "h1")
+    assert watched.http.delete(f"/keys/{made['id']}").is_success
+    page.wait_for_text("This key is no longer valid", "[role=alert]")
+
+
+def test_a_node_dies_and_recovers_before_ones_eyes(watched: Watched, page: Page) -> None:
+    """The page is not touched meanwhile: counts, list, reasons and events follow by themselves."""
+    node = watched.add_node("the-node")
+    watched.add_model("m")
+    watched.beat(node)
+    watched.log_in(page)
+    wait_for_value(page, "healthy", "1")
+    wait_for_value(page, "available", "1")
+    watched.fall_silent(node)
+    wait_for_value(page, "unhealthy", "1")
+    wait_for_value(page, "healthy", "0")
+    wait_for_value(page, "available", "0")
+    page.wait_for_text("see whether the sender still runs", ".pair")
+    watched.beat(node)
+    wait_for_value(page, "healthy", "1")
+    wait_for_value(page, "unhealthy", "0")
+    page.wait_for_text("Every node is well", ".pair")
+
+
+def test_a_nodes_page_says_what_to_fix(watched: Watched, page: Page) -> None:
+    """The reasons in the service's words, and what the node said of itself, while it lasts."""
+    node = watched.add_node("the-node")
+    gpu = {"index": 0, "name": "A100", "utilization": 0.7, "memoryUsedMb": 40960, "memoryTotalMb": 81920}
+    watched.beat(node, gpus=[gpu])
+    watched.log_in(page, f"/nodes/{node}")
+    page.wait_for_text("healthy", ".heading .status")
+    assert value_of(page, "load") == "42 %"
+    assert value_of(page, "queue") == "3"
+    assert "40 GB of 80 GB" in page.text(".gpu")
+    assert not page.text(".fix")
+    watched.beat(node, status="unhealthy", detail="the server answers 500")
+    page.wait_for_text("REPORTED_UNHEALTHY", ".fix")
+    assert "the server answers 500" in page.text(".fix")
+    assert f"lucid doctor {node}" in page.text(".fix")
+    page.wait_for_text("unhealthy", ".heading .status")
+    watched.post(f"/compute/deregister/{node}")
+    page.wait_for_text("This node has ended")
+
+
+def test_a_charts_numbers_can_be_read(watched: Watched, page: Page) -> None:
+    """Every chart has its figures in a table; they are the API's."""
+    node = watched.add_node("the-node")
+    for _ in range(3):
+        watched.beat(node)
+    watched.log_in(page, f"/nodes/{node}")
+    page.wait_for_text("GPU and load", ".charts")
+    page.wait_for("""[...document.querySelectorAll('.chart')].some((found) =>
+        found.querySelector('h3').innerText === 'GPU and load' && found.querySelector('canvas'))""")
+    page.run("""[...document.querySelectorAll('.chart')].find((found) =>
+        found.querySelector('h3').innerText === 'GPU and load').id = 'load'""")
+    page.click("#load summary")
+    page.wait_for("document.querySelectorAll('#load tbody tr').length > 1")
+    heads = page.texts("#load thead th")
+    assert heads == ["From", "GPU busy", "load"]
+    cells = {row.split("\t")[-1] for row in page.texts("#load tbody tr")}
+    assert "42 %" in cells
+    told = watched.http.get(f"/compute/metrics/{node}?series=load").json()["series"]["load"]
+    assert 0.42 in told
+    assert len(page.texts("#load tbody tr")) in {len(told), len(told) - 1}
+
+
+def test_events_stand_in_line_with_the_charts(watched: Watched, page: Page) -> None:
+    """What happened is listed, and told where the mouse points in a chart."""
+    node = watched.add_node("the-node")
+    watched.beat(node)
+    watched.post(f"/compute/drain/{node}")
+    watched.log_in(page, f"/nodes/{node}")
+    page.wait_for_text("drain began", ".events")
+    page.wait_for_text("registered", ".events")
+    page.wait_for("Boolean(document.querySelector('.chart canvas'))")
+    page.point_at(".chart .u-over", 0.995)
+    page.wait_for_text("drain began", ".chart-note")
+
+
+def test_a_model_says_why_nobody_can_get_it_node_by_node(watched: Watched, page: Page) -> None:
+    """The reasons of each node, the nearest first, and a choice of one reason that stands in the address."""
+    near, far = watched.add_node("near", vram="200GB"), watched.add_node("far", vram="24GB")
+    watched.add_model("meta-llama/Llama-3-70B", minVramGb=100)
+    watched.beat(far)
+    watched.log_in(page, "/models/meta-llama%2FLlama-3-70B")
+    page.wait_for_text("Nobody can run it right now", ".answer")
+    assert page.texts(".rows tbody th") == ["near", "far"]
+    assert "HEARTBEAT_MISSING" in page.texts(".rows tbody tr")[0]
+    assert "needs 100 GB of VRAM; the node has 24 GB" in page.texts(".rows tbody tr")[1]
+    page.run("""[...document.querySelectorAll('.choice button')].find((found) =>
+        found.innerText.startsWith('too little VRAM')).click()""")
+    page.wait_for("document.querySelectorAll('.rows tbody tr').length === 1")
+    assert page.run("location.search") == "?reason=VRAM_TOO_LOW"
+    watched.beat(near)
+    page.wait_for_text("nobody serves it", ".answer")
+    watched.beat(near, availableModels=["meta-llama/Llama-3-70B"])
+    page.wait_for_text("You can get it now", ".answer")

@@ -1,0 +1,110 @@
+"""The dashboard below a test: a service with nodes, and what a person reads off its page."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import httpx
+
+from tests.browser import Page
+from tests.factories import GUIDE_PASSPORT
+from tests.served import Served
+
+NODE = {"gpu": "NVIDIA A100", "vram": "80GB", "region": "us-east-1", "runtimes": ["vllm"], "maxConcurrency": 8}
+
+
+class Watched:
+    """A service with a few nodes, as their providers speak to it."""
+
+    def __init__(self, served: Served) -> None:
+        """Speak to `served` with the admin's key."""
+        self.served = served
+        self.url = f"{served.url}/dashboard"
+        headers = {"Authorization": f"Bearer {served.admin_key}"}
+        self.http = httpx.Client(base_url=served.url, headers=headers, trust_env=False)
+
+    def new_key(self, *scopes: str, owner: str = "acme") -> str:
+        """A new key."""
+        return str(self.post("/keys", {"name": "a key", "owner": owner, "scopes": list(scopes)})["key"])
+
+    def add_node(self, name: str, *, owner: str | None = None, **metadata: Any) -> str:
+        """Register a node; answer its id."""
+        body = {**GUIDE_PASSPORT, "name": name, "metadata": {**GUIDE_PASSPORT["metadata"], **NODE, **metadata}}
+        return str(self.post("/passports", {**body, **({"owner": owner} if owner else {})})["id"])
+
+    def add_model(self, name: str, **metadata: Any) -> str:
+        """Register a model; answer its id."""
+        body = {"name": name, "type": "model", "metadata": {"format": "safetensors", **metadata}}
+        return str(self.post("/passports", body)["id"])
+
+    def beat(self, node: str, **changes: Any) -> None:
+        """Let a node be heard."""
+        body = {"passportId": node, "status": "healthy", "load": 0.42, "availableModels": ["m"], "queueDepth": 3}
+        self.post("/compute/heartbeat", {**body, **changes})
+
+    def fall_silent(self, node: str) -> None:
+        """Let a node's last heartbeat be three minutes old."""
+        asyncio.run(self.served.fall_silent(node, 180))
+
+    def post(self, path: str, body: Any = None) -> Any:
+        """Do something over the API."""
+        answer = self.http.post(path, json=body)
+        assert answer.is_success, answer.text
+        return answer.json()
+
+    def log_in(self, page: Page, path: str = "", key: str | None = None) -> None:
+        """Go to an address of the dashboard, and log in there."""
+        page.go(f"{self.url}{path}")
+        page.wait_for_text("Log in", "h1")
+        page.fill("#key", self.served.admin_key if key is None else key)
+        page.press("Enter")
+        page.wait_for("Boolean(document.querySelector('.sections'))")
+
+
+def value_of(page: Page, figure: str) -> str:
+    """What a figure of the page says, by its label."""
+    return str(
+        page.run(f"""[...document.querySelectorAll('.figure')].find((found) =>
+            found.querySelector('dt').innerText === {figure!r})?.querySelector('.value').innerText ?? ''""")
+    )
+
+
+def wait_for_value(page: Page, figure: str, value: str) -> None:
+    """Return once a figure says so."""
+    page.wait_for(f"""[...document.querySelectorAll('.figure')].some((found) =>
+        found.querySelector('dt').innerText === {figure!r} &&
+        found.querySelector('.value').innerText === {value!r})""")
+
+
+def tab_to(page: Page, text: str) -> None:
+    """Press Tab until what shows the text has the focus, and see that it is seen to have it."""
+    for _ in range(60):
+        page.press("Tab")
+        if page.run("document.activeElement.innerText?.trim()") == text:
+            assert page.run("getComputedStyle(document.activeElement).outlineStyle") != "none"
+            return
+    raise AssertionError(f"no way to {text!r} by Tab; the focus is on {page.run('document.activeElement.outerHTML')}")
+
+
+# The least contrast (WCAG 2) of any text with the colour behind it.
+CONTRAST = """(() => {
+    const numbers = (colour) => colour.match(/[\\d.]+/g).map(Number);
+    const light = (colour) => numbers(colour).slice(0, 3).map((part) => part / 255)
+        .map((part) => (part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4))
+        .reduce((sum, part, place) => sum + part * [0.2126, 0.7152, 0.0722][place], 0);
+    const behind = (element) => {
+        for (let each = element; each; each = each.parentElement) {
+            const colour = getComputedStyle(each).backgroundColor;
+            if ((numbers(colour)[3] ?? 1) > 0.9) return colour;
+        }
+        return getComputedStyle(document.documentElement).backgroundColor;
+    };
+    const texts = [...document.querySelectorAll('body *')].filter((element) => element.checkVisibility()
+        && [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim())
+        && !element.closest('.dot, :disabled'));
+    return Math.min(...texts.map((element) => {
+        const [one, other] = [light(getComputedStyle(element).color), light(behind(element))];
+        return (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05);
+    }));
+})()"""

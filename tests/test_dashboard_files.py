@@ -1,0 +1,81 @@
+"""What the dashboard is made of: released files that nobody changed, and a page that loads nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lucid_compute.dashboard.site import Site
+from tests.test_house_rules import MAX_FILE_LINES, SOURCE
+
+STATIC = SOURCE / "dashboard" / "static"
+VENDOR = STATIC / "vendor"
+OURS = sorted(path for path in STATIC.iterdir() if path.suffix == ".js")
+
+
+def vendored() -> dict[str, Any]:
+    """What is said of the files of others."""
+    said: dict[str, Any] = json.loads((VENDOR / "vendored.json").read_text())
+    return said
+
+
+def test_files_of_others_are_the_released_ones() -> None:
+    """Each is listed with its package and its hash, and none lies there unlisted."""
+    said = vendored()
+    present = {path.name for path in VENDOR.iterdir()} - {"vendored.json"}
+    assert set(said["files"]) == present
+    for name, file in said["files"].items():
+        assert hashlib.sha256((VENDOR / name).read_bytes()).hexdigest() == file["sha256"], name
+        assert file["package"] in said["packages"]
+
+
+def test_every_package_has_its_licence_and_its_origin() -> None:
+    """The licence's text is beside it; the integrity is that of the package it was taken from."""
+    for name, package in vendored()["packages"].items():
+        assert (VENDOR / f"LICENSE.{name}.txt").stat().st_size > 500
+        assert package["licence"] in {"MIT", "Apache-2.0"}
+        assert re.fullmatch(r"sha512-[A-Za-z0-9+/]{86}==", package["integrity"])
+
+
+@pytest.mark.parametrize("path", [*OURS, STATIC / "index.html", STATIC / "style.css"], ids=lambda path: path.name)
+def test_our_files_are_small_and_load_nothing_from_elsewhere(path: Path) -> None:
+    """No CDN, no fonts, no trackers: the only addresses of others are names of XML."""
+    text = path.read_text()
+    assert text.count("\n") <= MAX_FILE_LINES
+    assert not re.findall(r"(?:https?:)?//(?!www\.w3\.org/)[a-z][\w.-]+\.[a-z]{2,}", text)
+    assert "innerHTML" not in text
+    assert "dangerously" not in text
+
+
+@pytest.mark.parametrize("path", OURS, ids=lambda path: path.name)
+def test_a_module_is_told_by_its_first_line(path: Path) -> None:
+    """As docstrings do in Python."""
+    assert path.read_text().startswith("// ")
+
+
+def test_the_page_names_files_that_there_are() -> None:
+    """And every module of ours is fetched at once, and not after the one that imports it."""
+    site = Site()
+    html = site.index.body.decode()
+    assert "{{" not in html
+    named = re.findall(rf"/dashboard/assets/{site.digest}/([\w./-]+)", html)
+    assert named
+    assert all(site.find(site.digest, name) for name in named)
+    assert {path.name for path in OURS} <= set(named)
+
+
+def test_a_file_is_kept_for_good_only_under_its_own_digest() -> None:
+    """A page of another version, in the middle of an update, gets what there is and keeps none of it."""
+    site = Site()
+    today, other = site.find(site.digest, "app.js"), site.find("0" * 16, "app.js")
+    assert today is not None
+    assert other is not None
+    assert "immutable" in today.headers["Cache-Control"]
+    assert other.headers["Cache-Control"] == "no-store"
+    assert today.body == other.body
+    assert site.find(site.digest, "../site.py") is None

@@ -76,7 +76,11 @@ def demo() -> Iterator[Running]:
     with folder() as place:
         output = place / "output"
         with running(output, DEMO, TMPDIR=str(place), PYTHONPATH=ROOT) as process:
-            yield Running(place, output, process)
+            demo = Running(place, output, process)
+            yield demo
+        for pid in demo.processes():  # a failed test's: those that it complained of
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def test_the_demo_tells_its_story_without_an_error_and_the_figures_reconcile(demo: Running) -> None:

@@ -11,11 +11,12 @@ import openai
 from demo.cast import TOO_LARGE
 from demo.llama_cpp import MODEL
 from demo.tally import Tally
+from demo.tiny_gguf import SENTENCE
 
 REFUSED_BY_NODE = "400 by the node"
 SECONDS_TO_ANSWER = 20.0
-TOKENS = 24
-PEOPLE = 24  # behind a consumer; a person's requests go to one node, whose cache knows what was said before
+TOKENS = 200
+PEOPLE = 24  # behind a consumer; what one of them asks goes to one node, whose cache knows what was said before
 Ask = Callable[[openai.AsyncOpenAI, Tally], Awaitable[None]]
 
 
@@ -31,12 +32,21 @@ def client_of(url: str, key: str) -> openai.AsyncOpenAI:
 
 
 async def chat(client: openai.AsyncOpenAI, tally: Tally) -> None:
-    """Ask for a whole answer."""
+    """Ask for a whole answer, as one of many people."""
+    await _chat(client, tally, user=f"person-{random.randrange(PEOPLE)}")  # noqa: S311 - no secret
+
+
+async def greet(client: openai.AsyncOpenAI, tally: Tally, node_id: str) -> None:
+    """Ask one node, by name, for a whole answer."""
+    await _chat(client, tally, extra_body={"lucid": {"nodeIds": [node_id]}})
+
+
+async def _chat(client: openai.AsyncOpenAI, tally: Tally, **more: Any) -> None:
     raw = await client.chat.completions.with_raw_response.create(
         model=MODEL,
-        messages=[{"role": "user", "content": "What does the node send?"}],
+        messages=[{"role": "user", "content": f"What comes after this? {SENTENCE}"}],
         max_tokens=TOKENS,
-        user=_somebody(),
+        **more,
     )
     usage = raw.parse().usage
     if usage is None:
@@ -48,9 +58,8 @@ async def stream(client: openai.AsyncOpenAI, tally: Tally) -> None:
     """Ask for a stream and read it to its end."""
     raw = await client.chat.completions.with_raw_response.create(
         model=MODEL,
-        messages=[{"role": "user", "content": "And the registry, what does it say?"}],
-        max_tokens=2 * TOKENS,
-        user=_somebody(),
+        messages=[{"role": "user", "content": f"How does this go on? {SENTENCE}"}],
+        max_tokens=TOKENS // 4,
         stream=True,
         stream_options={"include_usage": True},
     )
@@ -69,9 +78,7 @@ async def stream(client: openai.AsyncOpenAI, tally: Tally) -> None:
 
 async def embed(client: openai.AsyncOpenAI, tally: Tally) -> None:
     """Ask for an embedding."""
-    raw = await client.embeddings.with_raw_response.create(
-        model=MODEL, input="every model finds a place to run", user=_somebody()
-    )
+    raw = await client.embeddings.with_raw_response.create(model=MODEL, input=SENTENCE)
     tally.answer(*_served_by(raw.headers), raw.parse().usage.prompt_tokens, 0)
 
 
@@ -107,10 +114,6 @@ async def _refused(tally: Tally, how: str, request: Awaitable[Any]) -> None:
         tally.refused[how] += 1
     else:
         tally.errors[f"answered, and not refused with {how}"] += 1
-
-
-def _somebody() -> str:
-    return f"person-{random.randrange(PEOPLE)}"  # noqa: S311 - no secret
 
 
 def _served_by(headers: Mapping[str, str]) -> tuple[str, int]:

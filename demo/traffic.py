@@ -6,11 +6,12 @@ import asyncio
 import random
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import NamedTuple
 
 import openai
 
-from demo.requests import Ask, chat, client_of, embed, misname, mumble, overreach, stream
+from demo.requests import Ask, chat, client_of, embed, greet, misname, mumble, overreach, stream
 from demo.tally import Tally
 from lucid_compute.wire.keys import NewKey
 
@@ -55,6 +56,12 @@ class Traffic:
             async with asyncio.TaskGroup() as group:
                 for habit in HABITS:
                     group.create_task(self._keep_asking(habit, clients[habit.consumer]))
+
+    async def greet(self, node_id: str) -> None:
+        """Ask one node, by name, once."""
+        habit = HABITS[0]
+        async with client_of(self._url, self._consumers[habit.consumer].key) as client:
+            await self._ask(habit._replace(ask=partial(greet, node_id=node_id)), client)
 
     def stop(self) -> None:
         """Ask nothing more."""

@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PEER := vllm-router==0.1.17
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev run test check format lock bench clean
+.PHONY: help install install-dev run demo test check format lock bench clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -17,6 +17,9 @@ install-dev: $(VENV)/.installed-dev  ## prepare .venv with what the tests need a
 
 run: install  ## install, then serve on 127.0.0.1:8000 with an embedded Postgres
 	@exec $(BIN)/lucid serve $(ARGS)
+
+demo: install-dev  ## show it all alive for a minute and a half: three nodes, one killed, one drained, both back
+	@exec $(BIN)/python -m demo $(ARGS)
 
 test: install-dev  ## run every test, on an embedded Postgres or on LUCID_TEST_DATABASE_URL
 	@$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)

@@ -8,33 +8,17 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from demo.llama_cpp import LISTENS, server_command
+from demo.llama_cpp import MODEL as MODEL
+from demo.tiny_gguf import write_tiny_gguf
 from tests.served import wait_until
-from tests.tiny_gguf import write_tiny_gguf
 
-MODEL = "tiny-reciter"
 START_SECONDS = 60.0
-# llama.cpp's own server; it says where it listens and goes on until it is ended.
-_SERVER = """
-import signal, sys, xllamacpp
-path, name, tells, embeds = sys.argv[1:]
-params = xllamacpp.CommonParams()
-params.model.path, params.model_alias = path, {name}
-params.hostnames, params.port, params.n_ctx, params.n_parallel = ["127.0.0.1"], 0, 2048, 2
-params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
-params.endpoint_metrics = params.endpoint_slots = tells == "True"
-if embeds == "True":
-    params.embedding = True
-    params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
-server = xllamacpp.Server(params)
-print("listens on", server.listening_address, flush=True)
-signal.pause()
-"""
 
 
 class Llama(NamedTuple):
@@ -62,13 +46,12 @@ def llama_servers(
 ) -> Iterator[list[Llama]]:
     """Run several servers, which start side by side."""
     write_tiny_gguf(folder / "tiny.gguf", model)
-    command = [sys.executable, "-c", _SERVER, str(folder / "tiny.gguf"), model, str(tells), str(embeds)]
+    command = server_command(folder / "tiny.gguf", model=model, tells=tells, embeds=embeds)
     outputs = [folder / f"llama-{model}-{number}" for number in range(count)]
     with ExitStack() as stack:
         processes = [stack.enter_context(running(output, command)) for output in outputs]
         yield [
-            Llama(process, said(output, process, r"listens on (\S+)\n"))
-            for output, process in zip(outputs, processes, strict=True)
+            Llama(process, said(output, process, LISTENS)) for output, process in zip(outputs, processes, strict=True)
         ]
 
 

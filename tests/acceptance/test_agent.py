@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from demo.tiny_gguf import SENTENCE
 from tests.agents import Registry, agent, python_that
 from tests.fault_node import Behaviour, FaultNode
 from tests.llama import MODEL, START_SECONDS, llama_server
-from tests.tiny_gguf import SENTENCE
 
 
 async def test_one_command_serves_a_model_until_it_is_stopped(registry: Registry, tmp_path: Path) -> None:

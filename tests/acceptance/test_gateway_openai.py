@@ -11,9 +11,9 @@ import openai
 import pytest
 import pytest_asyncio
 
+from demo.tiny_gguf import SENTENCE
 from tests.gateway import QUESTION, Gateway, text_of
 from tests.llama import Llama, llama_servers
-from tests.tiny_gguf import SENTENCE
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

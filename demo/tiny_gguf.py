@@ -1,6 +1,6 @@
-"""A real GGUF of 300 KB that llama.cpp loads and serves: a model that recites one sentence, over and over.
+"""A real GGUF of 250 KB that llama.cpp loads and serves: a model that recites one sentence, over and over.
 
-By hand: `python -m tests.tiny_gguf tiny.gguf`.
+By hand: `python -m demo.tiny_gguf tiny.gguf`.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from tests.served import eventually
 
 SECONDS = 1.0
 LARGE = 16_000_000  # as long as an answer may be, and far more than sockets hold
-WAITS, AT_ONCE = "/v1/waits", "/v1/at-once"
+WAITS, AT_ONCE, LONG = "/v1/waits", "/v1/at-once", "/v1/long"
 Opener = Callable[[], Awaitable[Client]]
 
 
@@ -101,6 +101,11 @@ class Service:
         self._thread.start()
         assert self._started.wait(PATIENCE_SECONDS)
 
+    async def is_alone(self) -> bool:
+        """Whether no connection is left."""
+        await asyncio.sleep(SECONDS / 2)  # it may not have come yet
+        return not self._server.server_state.connections
+
     async def takes(self, count: int) -> None:
         """Return once so many requests wait in the lane."""
 
@@ -139,6 +144,8 @@ class Service:
         while more:
             message = await receive()
             body, more = body + message.get("body", b""), message.get("more_body", False)
+        if scope["path"] in {LONG, WAITS}:
+            body = b"x" * LARGE
         headers = [(b"content-length", b"%d" % len(body))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
@@ -159,6 +166,7 @@ def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
     """A server whose deadlines are short."""
     monkeypatch.setattr(guarded_protocol, "HEAD_SECONDS", SECONDS)
     monkeypatch.setattr(guarded_protocol, "GOODBYE_SECONDS", SECONDS)
+    monkeypatch.setattr(guarded_protocol, "READ_SECONDS", SECONDS)
     monkeypatch.setattr(guarded_protocol, "SWEEP_SECONDS", 0.05)
     monkeypatch.setattr(express_protocol, "_late_writes", LateWrites())  # a loop's, and each test has its own
     monkeypatch.setattr(express_protocol, "_reader", WholeRequestReader())
@@ -253,3 +261,36 @@ async def test_a_client_that_leaves_is_noticed_although_it_asked_for_more(
     await client.close()
     await asyncio.wait_for(service.takes(0), 10 * SECONDS)
     assert service.lane.ended == [CutReason.CLIENT_LEFT]
+
+
+async def open_slow_reader(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Answer a connection whose receiving side holds little."""
+    connecting = socket.socket()
+    connecting.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+    await asyncio.to_thread(connecting.connect, ("127.0.0.1", port))
+    return await asyncio.open_connection(sock=connecting, limit=65536)
+
+
+@pytest.mark.parametrize("ending", ["", "Connection: close\r\n"])
+@pytest.mark.parametrize("path", [WAITS, LONG])
+@pytest.mark.parametrize("reads", [True, False])
+async def test_a_client_is_cut_only_when_it_does_not_read(
+    service: Service, path: str, ending: str, *, reads: bool
+) -> None:
+    """In both lanes, however long an answer takes that is read; what nobody reads is not kept for ever."""
+    reader, writer = await open_slow_reader(service.port)
+    writer.write(post(path).replace(b"Host", ending.encode() + b"Host"))
+    if path == WAITS and not ending:
+        await service.takes(1)
+        service.answer_all(b"x" * LARGE)
+    if not reads:
+        await eventually(service.is_alone, 10 * SECONDS)
+        writer.transport.abort()
+        return
+    got, began = 0, time.monotonic()
+    while got < LARGE and (data := await reader.read(65536)):
+        got += len(data)
+        if time.monotonic() - began < 3.5 * SECONDS:
+            await asyncio.sleep(0.02)
+    writer.close()
+    assert got > LARGE

@@ -19,6 +19,8 @@ OVERRIDDEN = {
     "connection_lost": ["self", "exc"],
     "data_received": ["self", "data"],
     "on_message_begin": ["self"],
+    "on_response_complete": ["self"],
+    "timeout_keep_alive_handler": ["self"],
     "send_400_response": ["self", "msg"],
 }
 HALF_A_REQUEST = b"POST / HTTP/1.1\r\nContent-Length: 2\r\n\r\na"

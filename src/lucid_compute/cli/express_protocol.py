@@ -9,7 +9,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from lucid_compute.api.app import EXPRESS
 from lucid_compute.api.inference_lane import HANDED_OVER
-from lucid_compute.cli.guarded_protocol import GuardedProtocol
+from lucid_compute.cli.guarded_protocol import UNKNOWN, GuardedProtocol
 from lucid_compute.cli.whole_request import WholeRequestReader
 from lucid_compute.egress.late_writes import LateWrites
 from lucid_compute.inference.call import Headers
@@ -99,6 +99,7 @@ class ExpressProtocol(GuardedProtocol):
             self._take_held()
         else:
             self._is_resting = True
+            self._unread_bytes = UNKNOWN
             self._deadlines.set(self, self.timeout_keep_alive)
 
     def go_on(self, handed_over: HandedOver) -> None:

@@ -22,6 +22,8 @@ from lucid_compute.errors import InvalidRequest
 
 HEAD_SECONDS = 10.0  # from a connection's opening or a later request's first byte to the end of its headers
 MAX_HEAD_BYTES = 64 * 1024
+READ_SECONDS = 60.0  # for a client to read so much of an answer that is written, or the rest of it
+LEAST_READ_BYTES = 64 * 1024
 GOODBYE_SECONDS = 5.0  # for a client to take its refusal; what it still sends is thrown away
 SWEEP_SECONDS = 0.5
 CLOSED_AT_ONCE = 20  # by one sweep, some 1 ms; more of them wait for a moment, so that others are answered
@@ -29,6 +31,7 @@ PAUSE_SECONDS = 0.01
 ONE_PACKET_BYTES = 4096  # a request of no more that came whole needs no closer look
 ABORT = "lucid.abort"  # in scope["extensions"]: call it, and the connection is gone, whatever is still to be sent
 
+UNKNOWN = float("inf")
 _REFUSALS = {
     HTTPStatus.BAD_REQUEST: "This is not HTTP/1.1: correct the first line, the headers or the framing of the body.",
     HTTPStatus.REQUEST_TIMEOUT: f"The headers did not come within {HEAD_SECONDS:.0f} s: send them at once.",
@@ -93,7 +96,16 @@ class GuardedProtocol(HttpToolsProtocol):
     """One connection. It uses insides of uvicorn, which tests/unit/test_guarded_protocol.py names one by one."""
 
     # In the instance's dict they would be more than the 30 names that instances share, and every access slower.
-    __slots__ = ("_awaited_scope", "_cork", "_deadlines", "_extensions", "_idle_bytes", "_is_leaving", "_is_whole")
+    __slots__ = (
+        "_awaited_scope",
+        "_cork",
+        "_deadlines",
+        "_extensions",
+        "_idle_bytes",
+        "_is_leaving",
+        "_is_whole",
+        "_unread_bytes",
+    )
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         """Expect the first request's headers."""
@@ -103,6 +115,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._is_whole = False  # whether all that came so far was requests that came whole
         self._is_leaving = False  # whether no more is read
         self._idle_bytes = 0  # what came since the last headers that were whole, or the last byte of a body
+        self._unread_bytes = UNKNOWN  # of an answer, when its reader was looked at last
         self._awaited_scope: HTTPScope | None = None  # of the request, after the first, that has a deadline
         self._extensions: Any = {ABORT: transport.abort}
         self._deadlines = _deadlines.setdefault(self.server_state, Deadlines(self.loop))
@@ -115,9 +128,12 @@ class GuardedProtocol(HttpToolsProtocol):
         self.cycle = self.scope = None  # type: ignore[assignment]  # as uvicorn begins; cycle and protocol hold each other
 
     def on_response_complete(self) -> None:
-        """Write a head that no body followed, and go on."""
+        """Write a head that no body followed, and go on, or see to it that the client reads before it is closed."""
         self._cork.flush()
         super().on_response_complete()
+        if self._cork.is_closing():
+            self._unread_bytes = UNKNOWN
+            self._deadlines.set(self, READ_SECONDS)
 
     def on_message_begin(self) -> None:
         """Start a request's scope."""
@@ -161,12 +177,22 @@ class GuardedProtocol(HttpToolsProtocol):
         """Refuse what uvicorn's parser can't read."""
         self._refuse(HTTPStatus.BAD_REQUEST)
 
+    def timeout_keep_alive_handler(self) -> None:
+        """Close a connection that asks for nothing more, once its client has read the answer."""
+        self._unread_bytes = UNKNOWN
+        self.run_out_of_time()
+
     def run_out_of_time(self) -> None:
-        """Close the connection, with a word if its first request has begun; one that is being answered may go on."""
+        """Close the connection, with a word if its first request has begun; one that is being answered may go on.
+
+        So may a client that reads, however large the answer is.
+        """
         if self._is_being_answered:
             self._deadlines.set(self, HEAD_SECONDS)
         elif self._is_leaving:
             self.transport.abort()
+        elif unread_bytes := self.transport.get_write_buffer_size():
+            self._await_reader(unread_bytes)
         elif self._is_at_its_first_request and self._idle_bytes:
             self._refuse(HTTPStatus.REQUEST_TIMEOUT)
         else:
@@ -187,6 +213,14 @@ class GuardedProtocol(HttpToolsProtocol):
     def _is_being_answered(self) -> bool:
         cycle = self.cycle
         return cycle is not None and not cycle.response_complete and not cycle.disconnected
+
+    def _await_reader(self, unread_bytes: int) -> None:
+        """Wait for a client that reads, and cut one that does not."""
+        if unread_bytes > self._unread_bytes - LEAST_READ_BYTES:
+            self.transport.abort()
+            return
+        self._unread_bytes = unread_bytes
+        self._deadlines.set(self, READ_SECONDS)
 
     def _feed_closely(self, data: bytes) -> None:
         """Feed uvicorn's parser no further than the limit, and refuse headers (or trailers) that are not over by then.

@@ -50,6 +50,9 @@ class Terms(NamedTuple):
         return min(self) >= 0 and sum(self) == ALL_BPS
 
 
+DEFAULT_TERMS = Terms()
+
+
 class Shares(NamedTuple):
     """The parts of one price; they add up to it."""
 

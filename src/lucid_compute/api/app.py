@@ -22,6 +22,7 @@ from lucid_compute.api import (
     openapi,
     operation_routes,
     passport_routes,
+    payout_routes,
     probe_routes,
 )
 from lucid_compute.api.express_lane import ExpressLane
@@ -81,6 +82,7 @@ class LucidApp:
             probe_routes,
             job_routes,
             metrics_routes,
+            payout_routes,
             model_routes,
             openai_routes,
             match_routes,

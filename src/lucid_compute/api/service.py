@@ -42,6 +42,7 @@ from lucid_compute.storage.key_store import KeyStore
 from lucid_compute.storage.node_events import NodeEvents
 from lucid_compute.storage.node_states import NodeStates
 from lucid_compute.storage.passport_store import PassportStore
+from lucid_compute.storage.payout_store import PayoutStore
 from lucid_compute.storage.record_keeper import RecordKeeper, Retention
 from lucid_compute.storage.record_reader import RecordReader
 from lucid_compute.storage.sweep import Sweep
@@ -76,6 +77,7 @@ class Service:
     jobs: JobLedger
     job_search: JobSearch
     job_retention: JobRetention
+    payouts: PayoutStore
     rates: KeyRates
     gateway: Gateway
     prober: Prober
@@ -142,7 +144,6 @@ def build_service(settings: Settings, database_url: str) -> Service:
     jobs = JobLedger(database_url, replica_id=replica_id, timeout_seconds=timeout)
     tools = _build_tools(settings, fleet, clock, jobs, replica_id)
     gauges = GaugeRecorder(database_url, fleet, replica_id=replica_id, timeout_seconds=timeout)
-    retention = retention_of(settings)
     return Service(
         settings=settings,
         database=database,
@@ -152,8 +153,8 @@ def build_service(settings: Settings, database_url: str) -> Service:
         feed=feed,
         heartbeats=HeartbeatWriter(database_url, fleet, clock, own=own, gauges=gauges, timeout_seconds=timeout),
         gauges=gauges,
-        record_keeper=RecordKeeper(database_url, retention),
-        records=RecordReader(database, retention),
+        record_keeper=RecordKeeper(database_url, retention_of(settings)),
+        records=RecordReader(database, retention_of(settings)),
         news=InFlightNews(database_url, fleet, replica_id=replica_id),
         sweep=Sweep(database, fleet, clock, key_store, NodeStates(database, fleet)),
         registry=ComputeRegistry(database, fleet, clock),
@@ -165,6 +166,7 @@ def build_service(settings: Settings, database_url: str) -> Service:
         jobs=jobs,
         job_search=JobSearch(database),
         job_retention=JobRetention(database, days=settings.job_retention_days),
+        payouts=PayoutStore(database),
         rates=KeyRates(fleet.replicas),
         gateway=Gateway(tools),
         prober=Prober(tools.targets, tools.client, ProbeRate(fleet.replicas).spend),

@@ -5,7 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Self
 
-from lucid_compute.client import compute_calls, key_calls, metrics_calls, model_calls, passport_calls, service_calls
+from lucid_compute.client import (
+    compute_calls,
+    key_calls,
+    metrics_calls,
+    model_calls,
+    passport_calls,
+    payout_calls,
+    service_calls,
+)
 from lucid_compute.client.methods import AsyncListed, AsyncNoun, AsyncSent
 from lucid_compute.client.settings import (
     DEFAULT_RETRIES,
@@ -58,6 +66,18 @@ class AsyncMetrics(AsyncNoun):
     fleet = AsyncSent(metrics_calls.fleet)
     uptime = AsyncSent(metrics_calls.uptime)
     uptimes = AsyncListed(metrics_calls.uptimes)
+
+
+class AsyncPayouts(AsyncNoun):
+    """What was earned, what was lost, and closed periods."""
+
+    statement = AsyncSent(payout_calls.statement)
+    get = AsyncSent(payout_calls.get)
+    losses = AsyncSent(payout_calls.losses)
+    close_period = AsyncSent(payout_calls.close_period)
+    periods = AsyncListed(payout_calls.periods)
+    period_statement = AsyncSent(payout_calls.period_statement)
+    period = AsyncSent(payout_calls.period)
 
 
 class AsyncKeys(AsyncNoun):
@@ -114,6 +134,7 @@ class AsyncLucid(AsyncNoun):
         self.compute = AsyncCompute(self.transport)
         self.models = AsyncModels(self.transport)
         self.keys = AsyncKeys(self.transport)
+        self.payouts = AsyncPayouts(self.transport)
         self.metrics = AsyncMetrics(self.transport)
 
     def __repr__(self) -> str:

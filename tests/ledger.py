@@ -17,6 +17,8 @@ import pytest
 
 from lucid_compute.jobs import Job, Outcome
 from lucid_compute.latency_histogram import BUCKETS, bucket_of
+from lucid_compute.prices import total
+from lucid_compute.revenue import Terms, split
 from lucid_compute.storage.database import connect
 from lucid_compute.storage.job_ledger import JobLedger
 from lucid_compute.storage.record_columns import ALL_NODES, JOB_COLUMNS, NARROW, UPSTREAM, Width, owner_scope
@@ -149,6 +151,27 @@ async def expect_sums(url: str) -> None:
     counted = [(row[0], *row[2:]) for row in await read(url, totals)]
     assert [(row[0], *row[2:]) for row in await read(url, held)] == counted
     await expect_records(url)
+    await expect_payouts(url)
+
+
+async def expect_payouts(url: str) -> None:
+    """Fail unless each line of the payouts, closed or not, is exactly the sum of its jobs."""
+    told: dict[Any, list[Any]] = {}
+    terms = [tuple(row) for row in await read(url, "SELECT * FROM payout_terms ORDER BY since")]
+    for row in await read(url, f"{ENDED_ROWS} AND price_usd IS NOT NULL AND node_id IS NOT NULL"):
+        shares = split(row["price_usd"], Terms(*max(term for term in terms if term[0] <= row["started_at"])[1:]))
+        told.setdefault((row["node_id"], row["started_at"].date(), row["model_id"], row["node_owner"]), []).append(
+            (1, row["tokens_in"] or 0, row["tokens_out"] or 0, row["price_usd"], shares.model_owner, shares.protocol)
+        )
+    names = "node_id, day, model_id, node_owner, jobs, tokens_in, tokens_out, gross_usd, model_owner_usd, protocol_usd"
+    held: dict[Any, list[Any]] = {}
+    for row in await read(url, f"SELECT {names} FROM payout_open UNION ALL SELECT {names} FROM payout_lines"):
+        held.setdefault(tuple(row)[:4], []).append(tuple(row)[4:])
+    summed = [
+        {key: [total(map(Decimal, column)) for column in zip(*rows, strict=True)] for key, rows in each.items()}
+        for each in (told, held)
+    ]
+    assert summed[0] == summed[1]
 
 
 async def expect_records(url: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any
 
@@ -23,6 +23,7 @@ from pydantic.alias_generators import to_camel
 INT64_MAX = 2**63 - 1
 INT32_MAX = 2**31 - 1
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)")
+_DAY = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 _MONEY_EXAMPLE = "a decimal number such as 0.002 or '0.002', with at most 12 decimals"
 _MONEY_LIMIT = Decimal(1_000_000)
 _MONEY_DECIMALS = 12
@@ -42,6 +43,15 @@ def _read_instant(value: Any) -> Any:
         message = "Send an RFC 3339 instant with its time zone, such as 2026-01-31T12:00:00.000Z."
         raise ValueError(message)
     return value.upper()
+
+
+def _read_day(value: Any) -> Any:
+    if isinstance(value, date) and not isinstance(value, datetime):
+        return value
+    if not isinstance(value, str) or not _DAY.fullmatch(value):
+        message = "Send a day in UTC such as 2026-01-31."
+        raise ValueError(message)
+    return value
 
 
 def _to_utc(value: datetime) -> datetime:
@@ -97,6 +107,7 @@ Instant = Annotated[
     PlainSerializer(write_instant, return_type=str, when_used="json"),
     WithJsonSchema({"type": "string", "format": "date-time", "examples": ["2026-01-31T12:00:00.000Z"]}),
 ]
+Day = Annotated[date, BeforeValidator(_read_day)]
 Integer = Annotated[int, Strict()]
 Count = Annotated[int, Strict(), Field(ge=0, le=INT64_MAX)]
 PositiveCount = Annotated[int, Strict(), Field(ge=1, le=INT32_MAX), BeforeValidator(_read_whole)]

@@ -21,10 +21,12 @@ from lucid_compute.errors import InvalidRequest
 from lucid_compute.field_faults import faults_from
 from lucid_compute.field_types import Label, Money, PositiveCount, Text, write_money
 from lucid_compute.passports import MAX_VRAM_GB, ModelFormat, PassportType, parse_vram_gb
+from lucid_compute.prices import INPUT_KEY, OUTPUT_KEY
 
 AVAILABILITY_SUFFIX = "/availability"
 _VRAM_GB = "vramGb"
 _PRICE = "pricePer1kTokens"
+_PRICES = "prices"
 
 
 class StoredMetadata(NamedTuple):
@@ -110,6 +112,10 @@ def _part_compute(checked: ComputeMetadata, public: dict[str, Any]) -> StoredMet
         secrets["inferenceKey"] = key
     if checked.price_per_1k_tokens is not None:
         public[_PRICE] = write_money(checked.price_per_1k_tokens)
+    if checked.prices is not None:
+        public[_PRICES] = {
+            model: price.model_dump(mode="json", by_alias=True) for model, price in checked.prices.items()
+        }
     return StoredMetadata(public, secrets)
 
 
@@ -166,6 +172,15 @@ class RuntimeDescription(BaseModel):
     version: Label | None = None
 
 
+class ModelPrice(BaseModel):
+    """What tokens of one model cost on a node, in and out apart, in US dollars for 1,000."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    input_per_1k_tokens: Annotated[Money, Field(alias=INPUT_KEY)]
+    output_per_1k_tokens: Annotated[Money, Field(alias=OUTPUT_KEY)]
+
+
 class ComputeMetadata(_Metadata):
     """What a provider says of a node when it registers it."""
 
@@ -180,6 +195,15 @@ class ComputeMetadata(_Metadata):
     runtimes: Annotated[list[Label | RuntimeDescription], Field(max_length=20)] | None = None
     max_context: PositiveCount | None = None
     price_per_1k_tokens: Annotated[Money | None, Field(alias="pricePer1kTokens")] = None
+    prices: (
+        Annotated[
+            dict[Label, ModelPrice],
+            Field(
+                max_length=500, description="By a model's id, name or alias; `pricePer1kTokens` is that of all others."
+            ),
+        ]
+        | None
+    ) = None
 
 
 class Upstream(BaseModel):

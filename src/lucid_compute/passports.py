@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
-from decimal import Decimal
 from enum import StrEnum
 from typing import Any
+
+from lucid_compute.prices import TokenPrice, read_price, read_prices
 
 MB_PER_GB = 1024
 MAX_VRAM_GB = 1_000_000
@@ -111,7 +112,8 @@ class Passport:
 class ComputePassport:
     """A node's passport as the matching engine reads it.
 
-    `max_context` is in tokens and `max_concurrency` in requests at a time; None is no limit.
+    `max_context` is in tokens and `max_concurrency` in requests at a time; None is no limit. `price` is of every model
+    that is not in `prices`, which are by the ids, names or aliases of models; None is no price.
     """
 
     record: Passport
@@ -120,19 +122,27 @@ class ComputePassport:
     max_context: int | None
     region: str | None = None
     gpu: str | None = None
-    price_per_1k_tokens: Decimal | None = None
+    price: TokenPrice | None = None
     max_concurrency: int | None = None
+    prices: Mapping[str, TokenPrice] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
         """The passport's id."""
         return self.record.id
 
+    def price_of(self, known_as: tuple[str, ...]) -> TokenPrice | None:
+        """Answer what tokens of the model with these ids cost here; the first of them that has a price counts."""
+        if prices := self.prices:
+            for name in known_as:
+                if name in prices:
+                    return prices[name]
+        return self.price
+
     @classmethod
     def read(cls, record: Passport) -> ComputePassport:
         """Read the metadata of a stored compute passport."""
         metadata = record.metadata
-        price = metadata.get("pricePer1kTokens")
         return cls(
             record=record,
             vram_gb=parse_vram_gb(metadata["vram"]),
@@ -140,8 +150,9 @@ class ComputePassport:
             max_context=metadata.get("maxContext"),
             region=metadata.get("region"),
             gpu=metadata.get("gpu"),
-            price_per_1k_tokens=None if price is None else Decimal(price),
+            price=read_price(metadata.get("pricePer1kTokens")),
             max_concurrency=metadata.get("maxConcurrency"),
+            prices=read_prices(metadata.get("prices")),
         )
 
 

@@ -11,6 +11,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import NamedTuple
 
+from lucid_compute.field_types import write_money
 from lucid_compute.matching_engine import Reason, ReasonCode, fit_reasons, health_reasons, serves
 from lucid_compute.node_state import NodeState
 from lucid_compute.passports import ModelPassport
@@ -74,14 +75,13 @@ def is_at_capacity(node: NodeState, in_flight: int) -> bool:
     return limit is not None and in_flight >= limit
 
 
-def suits(node: NodeState, latency_ms: float | None, policy: RoutingPolicy) -> bool:
+def suits(model: ModelPassport, node: NodeState, latency_ms: float | None, policy: RoutingPolicy) -> bool:
     """Whether the node is what the request's policy asks for; what is not known of it does not speak against it."""
     passport = node.passport
-    price = passport.price_per_1k_tokens
     return (
         (policy.node_ids is None or node.id in policy.node_ids)
         and (policy.allow_regions is None or passport.region in policy.allow_regions)
-        and (policy.max_price_per_1k_tokens is None or price is None or price <= policy.max_price_per_1k_tokens)
+        and (policy.max_price_per_1k_tokens is None or _is_affordable(model, node, policy.max_price_per_1k_tokens))
         and (policy.max_latency_ms is None or latency_ms is None or latency_ms <= policy.max_latency_ms)
     )
 
@@ -105,7 +105,7 @@ def routing_reasons(
     if reasons and policy.route_stale and node.is_live(live_since):
         reasons = tuple(reason for reason in reasons if reason.code is not ReasonCode.HEARTBEAT_STALE)
     of_kind = kind_reasons(model, node) if of_kind is None else of_kind
-    return (*of_kind, *reasons, *_usage_reasons(node, usage), *_policy_reasons(node, usage, policy))
+    return (*of_kind, *reasons, *_usage_reasons(node, usage), *_policy_reasons(model, node, usage, policy))
 
 
 def kind_reasons(model: ModelPassport, node: NodeState) -> tuple[Reason, ...]:
@@ -144,7 +144,13 @@ def _usage_reasons(node: NodeState, usage: NodeUsage) -> list[Reason]:
     return reasons
 
 
-def _policy_reasons(node: NodeState, usage: NodeUsage, policy: RoutingPolicy) -> list[Reason]:
+def _is_affordable(model: ModelPassport, node: NodeState, most: Decimal) -> bool:
+    """Whether no token of the model costs more there than `most` for 1,000; no price is none to speak against it."""
+    price = node.passport.price_of(model.known_as)
+    return price is None or price.highest_per_1k <= most
+
+
+def _policy_reasons(model: ModelPassport, node: NodeState, usage: NodeUsage, policy: RoutingPolicy) -> list[Reason]:
     reasons = []
     if policy.node_ids is not None and node.id not in policy.node_ids:
         message = "The request names other nodes in lucid.nodeIds."
@@ -155,10 +161,11 @@ def _policy_reasons(node: NodeState, usage: NodeUsage, policy: RoutingPolicy) ->
             f"The request allows {', '.join(sorted(policy.allow_regions))}; the node is in {region or 'no region'}."
         )
         reasons.append(Reason(ReasonCode.REGION_NOT_ALLOWED, message, sorted(policy.allow_regions), region))
-    price, most = node.passport.price_per_1k_tokens, policy.max_price_per_1k_tokens
-    if most is not None and price is not None and price > most:
-        message = f"The node's price is {price} USD for 1,000 tokens; the request allows {most}."
-        reasons.append(Reason(ReasonCode.PRICE_TOO_HIGH, message, str(most), str(price)))
+    price, most = node.passport.price_of(model.known_as), policy.max_price_per_1k_tokens
+    if most is not None and price is not None and price.highest_per_1k > most:
+        highest = write_money(price.highest_per_1k)
+        message = f"The node's price is {highest} USD for 1,000 tokens; the request allows {write_money(most)}."
+        reasons.append(Reason(ReasonCode.PRICE_TOO_HIGH, message, write_money(most), highest))
     slowest = policy.max_latency_ms
     if slowest is not None and usage.latency_ms is not None and usage.latency_ms > slowest:
         message = f"The node takes {usage.latency_ms:.0f} ms to begin an answer; the request allows {slowest:.0f}."

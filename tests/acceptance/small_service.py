@@ -13,6 +13,7 @@ import asyncpg
 
 from lucid_compute.api.settings import Settings
 from lucid_compute.cli.supervisor import Service, Supervisor
+from lucid_compute.revenue import Terms
 from lucid_compute.storage.embedded_postgres import EmbeddedPostgres
 
 KEY = "lk_live_new"
@@ -25,8 +26,9 @@ class Prepared(NamedTuple):
     admin_key_file: Path
 
 
-async def prepare(database_url: str, *, data_dir: Path, bootstrap_admin_key: str | None) -> Prepared:
+async def prepare(database_url: str, *, data_dir: Path, bootstrap_admin_key: str | None, terms: Terms) -> Prepared:
     """Keep a key as the real one does; ask the database when PREPARE says so."""
+    assert terms.are_whole
     if os.environ.get("PREPARE") == "connect":
         await asyncpg.connect(database_url, timeout=2)
     file = data_dir / "admin.key"

@@ -27,6 +27,7 @@ SAMPLES: dict[str, Any] = {
     "passport_id": "ID",
     "key_id": "ID",
     "webhook_id": "ID",
+    "period_id": "ID",
     "id_or_name": "ID",
     "models": [],
     "available_models": [],
@@ -45,6 +46,8 @@ SAMPLES: dict[str, Any] = {
     "queue_depth": 0,
     "heartbeat": heartbeat("ID"),
     "now": True,
+    "from_": "2026-01-01",
+    "to": "2026-01-02",
 }
 IN_BODY = {"metadata", "expires_at", "limits", "lucid", "events"}
 PAGING = {"page", "perPage"}

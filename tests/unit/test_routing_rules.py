@@ -121,9 +121,25 @@ def test_what_is_not_known_of_a_node_does_not_speak_against_it_but_for_its_regio
     assert codes(serving(), policy=RoutingPolicy(allow_regions=frozenset({"eu"}))) == ["REGION_NOT_ALLOWED"]
 
 
+@pytest.mark.parametrize(("most", "expected"), [("0.009", ["PRICE_TOO_HIGH"]), ("0.01", [])])
+@pytest.mark.parametrize("key", ["name", "alias", "the-models-id"])
+def test_a_limit_is_held_against_the_dearest_token_of_the_model(key: str, most: str, expected: list[str]) -> None:
+    """Whatever a request is made of, it never costs more than it allows; other models' prices are no matter."""
+    prices = {
+        "other": {"inputPer1kTokens": "9", "outputPer1kTokens": "9"},
+        key: {"inputPer1kTokens": "0.001", "outputPer1kTokens": "0.01"},
+    }
+    state = serving({"pricePer1kTokens": "5", "prices": prices})
+    assert codes(state, policy=RoutingPolicy(max_price_per_1k_tokens=Decimal(most))) == expected
+
+
 @given(
     metadata=st.fixed_dictionaries(
-        {"region": st.sampled_from([None, "eu"]), "pricePer1kTokens": st.sampled_from([None, "0.001", "1"])}
+        {
+            "region": st.sampled_from([None, "eu"]),
+            "pricePer1kTokens": st.sampled_from([None, "0.001", "1"]),
+            "prices": st.sampled_from([None, {"name": {"inputPer1kTokens": "0", "outputPer1kTokens": "0.02"}}]),
+        }
     ),
     latency_ms=st.sampled_from([None, 1.0, 100.0]),
     policy=st.builds(
@@ -139,7 +155,7 @@ def test_a_policy_suits_exactly_when_there_is_no_reason_against_it(
 ) -> None:
     """The quick question and the one with reasons have one answer."""
     state = serving(metadata, id="this")
-    assert suits(state, latency_ms, policy) is not bool(codes(state, NodeUsage(latency_ms=latency_ms), policy))
+    assert suits(MODEL, state, latency_ms, policy) is not bool(codes(state, NodeUsage(latency_ms=latency_ms), policy))
 
 
 def test_a_fresh_node_without_a_wish_may_serve_exactly_when_the_engine_says_so_and_it_names_the_model() -> None:

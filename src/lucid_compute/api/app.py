@@ -24,6 +24,7 @@ from lucid_compute.api import (
     operation_routes,
     overview_routes,
     passport_routes,
+    payout_routes,
     probe_routes,
     webhook_routes,
 )
@@ -86,6 +87,7 @@ class LucidApp:
             probe_routes,
             job_routes,
             metrics_routes,
+            payout_routes,
             model_routes,
             openai_routes,
             match_routes,

@@ -10,6 +10,7 @@ from fastapi import Depends, Query, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from lucid_compute.api.service import Service
+from lucid_compute.errors import Forbidden
 from lucid_compute.fleet.key_ring import Principal
 from lucid_compute.storage.audit import Actor
 from lucid_compute.wire.keys import Scope
@@ -68,6 +69,17 @@ ComputeWriter = Annotated[Principal, Depends(_with_scope(*COMPUTE_WRITERS))]
 Inferrer = Annotated[Principal, Depends(_with_scope(*INFERRERS))]
 Admin = Annotated[Principal, Depends(_with_scope(*ADMINS))]
 Anyone = Annotated[Principal | None, Depends(find_principal)]
+
+
+def owner_of(principal: Principal, owner: str | None, what: str) -> str | None:
+    """Answer whose things are asked for: those of `owner`, else one's own, None is everybody's.
+
+    Raises:
+        Forbidden: they are another's, and it is no admin who asks.
+    """
+    if owner is not None and not principal.is_admin and owner != principal.owner:
+        raise Forbidden(f"Only an admin may read another owner's {what}. Leave owner out.")
+    return owner or principal.sees
 
 
 async def get_actor(request: Request, principal: Annotated[Principal, Depends(get_principal)]) -> Actor:

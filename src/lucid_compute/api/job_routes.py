@@ -6,10 +6,10 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from lucid_compute.api.dependencies import OrderDependency, PageDependency, Reader, ServiceDependency
+from lucid_compute.api.dependencies import OrderDependency, PageDependency, Reader, ServiceDependency, owner_of
 from lucid_compute.api.error_responses import declare
 from lucid_compute.api.service import Service
-from lucid_compute.errors import Forbidden, NodeNotFound
+from lucid_compute.errors import NodeNotFound
 from lucid_compute.field_types import Instant, Text
 from lucid_compute.jobs import Outcome
 from lucid_compute.storage.job_search import JobFilter
@@ -36,12 +36,11 @@ async def list_jobs(
     Each attempt of a request is a job of its own, with the request's id. One is listed some hundredths of a second
     after it ended; one that takes longer than a second already while it runs.
     """
-    if owner is not None and not principal.is_admin and owner != principal.owner:
-        raise Forbidden("Only an admin may list another owner's jobs. Leave owner out.")
+    whose = owner_of(principal, owner, "jobs")
     if passport_id is not None:
         await service.require_node_passport(passport_id, sees=principal.sees)
     wanted = JobFilter(
-        owner=owner or principal.sees,
+        owner=whose,
         node_id=passport_id,
         outcome=outcome,
         model_ids=None if model is None else await _find_models(service, model),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Annotated, Literal
 
-from fastapi import Depends, Header, Query
+from fastapi import Depends, Query
 from pydantic import TypeAdapter, ValidationError
 
 from lucid_compute.errors import InvalidRequest
@@ -28,7 +28,6 @@ _INSTANT = TypeAdapter[datetime](Instant)
 _MOMENT = "An RFC 3339 instant, or how long ago: -90m, -1h, -7d, -4w."
 
 Step = Literal["auto", "1m", "5m", "1h", "1d"]
-Format = Literal["json", "csv"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,17 +78,6 @@ async def get_query(
 
 
 MetricsQueryDependency = Annotated[MetricsQuery, Depends(get_query)]
-
-
-async def wants_csv(
-    format_: Annotated[Format | None, Query(alias="format", description="Goes before `Accept`.")] = None,
-    accept: Annotated[str | None, Header(include_in_schema=False)] = None,
-) -> bool:
-    """Whether the answer is to be CSV: by `format`, else by `Accept: text/csv`."""
-    return format_ == "csv" if format_ is not None else (accept or "").strip().startswith("text/csv")
-
-
-CsvDependency = Annotated[bool, Depends(wants_csv)]
 
 
 def _read_names(series: Sequence[str] | None) -> tuple[str, ...]:

@@ -6,11 +6,11 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 
-from lucid_compute.api.dependencies import OrderDependency, PageDependency, Reader, ServiceDependency
+from lucid_compute.api.csv_answers import CSV_RESPONSE, CsvDependency
+from lucid_compute.api.dependencies import OrderDependency, PageDependency, Reader, ServiceDependency, owner_of
 from lucid_compute.api.error_responses import declare
-from lucid_compute.api.metrics_query import CsvDependency, MetricsQuery, MetricsQueryDependency
+from lucid_compute.api.metrics_query import MetricsQuery, MetricsQueryDependency
 from lucid_compute.api.metrics_views import (
-    CSV_RESPONSE,
     WINDOW_LENGTHS,
     view_series,
     view_windows,
@@ -19,9 +19,8 @@ from lucid_compute.api.metrics_views import (
 )
 from lucid_compute.api.node_search import sorted_by
 from lucid_compute.api.service import Service
-from lucid_compute.errors import Forbidden, NodeNotFound
+from lucid_compute.errors import NodeNotFound
 from lucid_compute.field_types import Text
-from lucid_compute.fleet.key_ring import Principal
 from lucid_compute.passports import Passport
 from lucid_compute.storage.passport_search import ids_are_uuids
 from lucid_compute.storage.record_reader import Wanted
@@ -52,7 +51,7 @@ async def get_fleet_metrics(
     Gauges are averages over the nodes' heartbeats, `…Max` the highest of any. A job counts in the minute in which it
     started, as soon as it has ended, so that counts are those of `GET /compute/jobs` with the same span.
     """
-    wanted = Wanted(owner=_owner(principal, owner), model_id=_model_id(service, model))
+    wanted = Wanted(owner=owner_of(principal, owner, "metrics"), model_id=_model_id(service, model))
     return await _answer(service, wanted, query, is_csv=is_csv)
 
 
@@ -85,7 +84,7 @@ async def get_fleet_uptime(
 
     As CSV the page of nodes alone.
     """
-    whose, aim = _owner(principal, owner), target or service.settings.uptime_target
+    whose, aim = owner_of(principal, owner, "metrics"), target or service.settings.uptime_target
     nodes = [node for node in service.fleet.nodes(owner=whose) if not node.record.has_ended]
     shown = [node.record for node in page.slice_of(sorted_by(order, nodes))]
     uptimes = await _uptimes(service, shown, aim)
@@ -132,12 +131,6 @@ async def _uptimes(service: Service, nodes: list[Passport], target: float) -> li
         NodeUptime(passport_id=node.id, name=node.name, target=target, windows=view_windows(found[node.id], target))
         for node in nodes
     ]
-
-
-def _owner(principal: Principal, owner: str | None) -> str | None:
-    if owner is not None and not principal.is_admin and owner != principal.owner:
-        raise Forbidden("Only an admin may read another owner's metrics. Leave owner out.")
-    return owner or principal.sees
 
 
 def _model_id(service: Service, model: str | None) -> str | None:

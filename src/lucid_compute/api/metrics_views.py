@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
-from typing import Any
 
 from fastapi import Response
 
+from lucid_compute.api.csv_answers import write_csv
 from lucid_compute.field_types import write_instant
 from lucid_compute.metric_series import FAILURES, SERIES_NAMES, Figure, failures_of, figures_of
 from lucid_compute.records import Measured, StateRecord
@@ -17,8 +15,6 @@ from lucid_compute.storage.record_reader import Measurement
 from lucid_compute.timeline import STEPS, Timeline
 from lucid_compute.wire.metrics import ErrorBudget, NodeUptime, OutageView, SeriesAnswer, UptimeWindow
 
-CSV = "text/csv; charset=utf-8"
-CSV_RESPONSE: dict[int | str, dict[str, Any]] = {200: {"content": {"text/csv": {"schema": {"type": "string"}}}}}
 WINDOWS = (1, 7, 30)
 WINDOW_LENGTHS = [timedelta(days=days) for days in WINDOWS]
 
@@ -91,7 +87,7 @@ def write_series_csv(answer: SeriesAnswer) -> Response:
     columns: dict[str, Sequence[Figure]] = {name: answer.series[name] for name in SERIES_NAMES if name in answer.series}
     columns |= {f"{FAILURES}.{reason}": counts for reason, counts in (answer.failures or {}).items()}
     lines = zip(map(write_instant, answer.times), *columns.values(), strict=True)
-    return _write_csv(["time", *columns], lines)
+    return write_csv(["time", *columns], lines)
 
 
 def write_uptime_csv(nodes: Iterable[NodeUptime]) -> Response:
@@ -107,17 +103,4 @@ def write_uptime_csv(nodes: Iterable[NodeUptime]) -> Response:
         for node in nodes
         for window in node.windows
     ]
-    return _write_csv(head, lines)
-
-
-def _write_csv(head: Sequence[str], lines: Iterable[Sequence[object]]) -> Response:
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(head)
-    writer.writerows([_escape(cell) for cell in line] for line in lines)
-    return Response(text.getvalue(), media_type=CSV)
-
-
-def _escape(cell: object) -> object:
-    """Answer a cell that no spreadsheet takes for a formula: names are anyone's."""
-    return f"'{cell}" if isinstance(cell, str) and cell[:1] in {"=", "+", "-", "@", "\t", "\r"} else cell
+    return write_csv(head, lines)

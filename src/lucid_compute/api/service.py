@@ -43,6 +43,7 @@ from lucid_compute.storage.job_search import JobSearch
 from lucid_compute.storage.key_store import KeyStore
 from lucid_compute.storage.node_events import NodeEvents
 from lucid_compute.storage.passport_store import PassportStore
+from lucid_compute.storage.payout_store import PayoutStore
 from lucid_compute.storage.record_keeper import RecordKeeper, Retention
 from lucid_compute.storage.record_reader import RecordReader
 from lucid_compute.storage.sweep import Sweep
@@ -78,6 +79,7 @@ class Service:
     jobs: JobLedger
     job_search: JobSearch
     job_retention: JobRetention
+    payouts: PayoutStore
     rates: KeyRates
     gateway: Gateway
     prober: Prober
@@ -144,7 +146,7 @@ def build_service(settings: Settings, database_url: str) -> Service:
     key_store = KeyStore(database, keys)
     tools = _build_tools(settings, fleet, clock, jobs, replica_id)
     gauges = GaugeRecorder(database_url, fleet, replica_id=replica_id, timeout_seconds=timeout)
-    retention, policy, spend = retention_of(settings), egress_policy(settings), ProbeRate(fleet.replicas).spend
+    policy, spend = egress_policy(settings), ProbeRate(fleet.replicas).spend
     return Service(
         settings=settings,
         database=database,
@@ -154,8 +156,8 @@ def build_service(settings: Settings, database_url: str) -> Service:
         feed=feed,
         heartbeats=HeartbeatWriter(database_url, fleet, clock, own=own, gauges=gauges, timeout_seconds=timeout),
         gauges=gauges,
-        record_keeper=RecordKeeper(database_url, retention),
-        records=RecordReader(database, retention),
+        record_keeper=RecordKeeper(database_url, retention_of(settings)),
+        records=RecordReader(database, retention_of(settings)),
         news=InFlightNews(database_url, fleet, replica_id=replica_id),
         sweep=Sweep(database, fleet, clock, key_store),
         registry=ComputeRegistry(database, fleet, clock),
@@ -167,6 +169,7 @@ def build_service(settings: Settings, database_url: str) -> Service:
         jobs=jobs,
         job_search=JobSearch(database),
         job_retention=JobRetention(database, days=settings.job_retention_days),
+        payouts=PayoutStore(database),
         rates=KeyRates(fleet.replicas),
         gateway=Gateway(tools),
         prober=Prober(tools.targets, tools.client, spend),

@@ -6,11 +6,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from lucid_compute.egress_policy import AllowedNetwork, parse_allowed_networks
 from lucid_compute.fleet.key_ring import MAX_TOKEN_LENGTH
+from lucid_compute.revenue import ALL_BPS, DEFAULT_TERMS, Terms
 
 SHORTEST_BOOTSTRAP_KEY = 24
 _TRACING_PACKAGES = ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")
@@ -124,6 +125,23 @@ class Settings(BaseSettings):
         le=1,
         description="The share of requests that are traced, where their sender does not decide.",
     )
+    revenue_provider_bps: int = Field(
+        default=DEFAULT_TERMS.provider_bps,
+        ge=0,
+        le=ALL_BPS,
+        description="The provider's part of a price, in basis points. It holds for jobs that start after this start of "
+        "the service; the three parts are 10000 together.",
+    )
+    revenue_model_owner_bps: int = Field(
+        default=DEFAULT_TERMS.model_owner_bps, ge=0, le=ALL_BPS, description="The part of the model's owner."
+    )
+    revenue_protocol_bps: int = Field(
+        default=DEFAULT_TERMS.protocol_bps,
+        ge=0,
+        le=ALL_BPS,
+        validate_default=True,
+        description="The protocol's part: the operator's.",
+    )
     metrics_public: bool = Field(default=False, description="Answer /metrics without a key.")
     log_level: str = Field(default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Least level logged.")
 
@@ -148,6 +166,22 @@ class Settings(BaseSettings):
     def _split_networks(cls, value: object) -> object:
         """Read a comma-separated list of networks."""
         return parse_allowed_networks(value) if isinstance(value, str) else value
+
+    @field_validator("revenue_protocol_bps")
+    @classmethod
+    def _parts_are_whole(cls, value: int, info: ValidationInfo) -> int:
+        """Refuse parts of a price that are not all of it; the last of them is blamed."""
+        provider_bps, model_owner_bps = (
+            info.data.get(f"revenue_{name}_bps", 0) for name in ("provider", "model_owner")
+        )
+        if not Terms(provider_bps, model_owner_bps, value).are_whole:
+            raise ValueError(f"Set the three LUCID_REVENUE_…_BPS so that they are {ALL_BPS} together.")
+        return value
+
+    @property
+    def terms(self) -> Terms:
+        """How prices are split."""
+        return Terms(self.revenue_provider_bps, self.revenue_model_owner_bps, self.revenue_protocol_bps)
 
     @property
     def is_bound_to_loopback(self) -> bool:

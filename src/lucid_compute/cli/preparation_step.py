@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 
 from lucid_compute.api.settings import Settings
 from lucid_compute.cli.child_processes import ServiceError, ending, fork
+from lucid_compute.revenue import Terms
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,9 @@ class Prepared(Protocol):
 class Prepare(Protocol):
     """Migrate the database and make sure that there is an admin key."""
 
-    async def __call__(self, database_url: str, *, data_dir: Path, bootstrap_admin_key: str | None) -> Prepared:
+    async def __call__(
+        self, database_url: str, *, data_dir: Path, bootstrap_admin_key: str | None, terms: Terms
+    ) -> Prepared:
         """Return when the database can be served from."""
 
 
@@ -54,7 +57,9 @@ def prepare_in_child(prepare: Prepare, settings: Settings, database_url: str, da
 
     async def run() -> dict[str, str | None]:
         bootstrap_key = key.get_secret_value() if key else None
-        prepared = await prepare(database_url, data_dir=data_dir, bootstrap_admin_key=bootstrap_key)
+        prepared = await prepare(
+            database_url, data_dir=data_dir, bootstrap_admin_key=bootstrap_key, terms=settings.terms
+        )
         file = prepared.admin_key_file
         return {"admin_key": prepared.admin_key, "admin_key_file": None if file is None else str(file)}
 

@@ -80,6 +80,8 @@ def read_answer(call: Call[T], received: Received, *, base_url: str, has_key: bo
 def _read_success(call: Call[T], received: Received, base_url: str) -> T:
     if call.answer is NoneType:
         return cast("T", None)
+    if call.answer is str:
+        return cast("T", received.content.decode(errors="replace"))
     if not issubclass(call.answer, BaseModel):
         raise TypeError(call.answer)
     try:

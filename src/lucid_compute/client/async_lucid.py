@@ -11,6 +11,7 @@ from lucid_compute.client import (
     metrics_calls,
     model_calls,
     passport_calls,
+    payout_calls,
     service_calls,
     webhook_calls,
 )
@@ -67,6 +68,18 @@ class AsyncMetrics(AsyncNoun):
     fleet = AsyncSent(metrics_calls.fleet)
     uptime = AsyncSent(metrics_calls.uptime)
     uptimes = AsyncListed(metrics_calls.uptimes)
+
+
+class AsyncPayouts(AsyncNoun):
+    """What was earned, what was lost, and closed periods."""
+
+    statement = AsyncSent(payout_calls.statement)
+    get = AsyncSent(payout_calls.get)
+    losses = AsyncSent(payout_calls.losses)
+    close_period = AsyncSent(payout_calls.close_period)
+    periods = AsyncListed(payout_calls.periods)
+    period_statement = AsyncSent(payout_calls.period_statement)
+    period = AsyncSent(payout_calls.period)
 
 
 class AsyncKeys(AsyncNoun):
@@ -133,6 +146,7 @@ class AsyncLucid(AsyncNoun):
         self.compute = AsyncCompute(self.transport)
         self.models = AsyncModels(self.transport)
         self.keys = AsyncKeys(self.transport)
+        self.payouts = AsyncPayouts(self.transport)
         self.metrics = AsyncMetrics(self.transport)
         self.webhooks = AsyncWebhooks(self.transport)
 

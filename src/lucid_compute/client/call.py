@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import date, datetime
 from enum import StrEnum
 from operator import attrgetter
 from typing import Any, Generic, TypeVar
@@ -21,7 +21,7 @@ from lucid_compute.field_types import WireShape, write_instant
 
 T = TypeVar("T")
 PageShape = TypeVar("PageShape")
-QueryValue = str | int | float | bool | datetime | list[str] | tuple[str, ...] | None
+QueryValue = str | int | float | bool | datetime | date | list[str] | tuple[str, ...] | None
 Query = tuple[tuple[str, str], ...]
 
 

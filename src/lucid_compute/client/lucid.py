@@ -11,6 +11,7 @@ from lucid_compute.client import (
     metrics_calls,
     model_calls,
     passport_calls,
+    payout_calls,
     service_calls,
     webhook_calls,
 )
@@ -67,6 +68,18 @@ class Metrics(Noun):
     fleet = Sent(metrics_calls.fleet)
     uptime = Sent(metrics_calls.uptime)
     uptimes = Listed(metrics_calls.uptimes)
+
+
+class Payouts(Noun):
+    """What was earned, what was lost, and closed periods."""
+
+    statement = Sent(payout_calls.statement)
+    get = Sent(payout_calls.get)
+    losses = Sent(payout_calls.losses)
+    close_period = Sent(payout_calls.close_period)
+    periods = Listed(payout_calls.periods)
+    period_statement = Sent(payout_calls.period_statement)
+    period = Sent(payout_calls.period)
 
 
 class Keys(Noun):
@@ -133,6 +146,7 @@ class Lucid(Noun):
         self.compute = Compute(self.transport)
         self.models = Models(self.transport)
         self.keys = Keys(self.transport)
+        self.payouts = Payouts(self.transport)
         self.metrics = Metrics(self.transport)
         self.webhooks = Webhooks(self.transport)
 

@@ -6,20 +6,21 @@ import json
 from decimal import Decimal
 from typing import Any
 
-from lucid_compute.fleet.fleet_node import FleetNode
 from lucid_compute.inference.request_body import InferenceRequest
 from lucid_compute.inference.usage import count_tokens
 from lucid_compute.jobs import Job
+from lucid_compute.prices import TokenPrice
+from lucid_compute.revenue import is_billable
 
 COUNTED_BYTES = 1024 * 1024  # of a request or an answer; counting what is longer would hold others up
 
 
-def charge(job: Job, node: FleetNode | None) -> Decimal | None:
-    """Answer the job's price in USD: its tokens, in and out, at the node's price for 1,000; None when it names none."""
-    price = None if node is None else node.state.passport.price_per_1k_tokens
-    if price is None:
+def charge(job: Job, price: TokenPrice | None) -> Decimal | None:
+    """Answer the job's price in USD: its tokens, in and out, exactly; None without a price or anything to bill."""
+    tokens_out = job.tokens_out or 0
+    if price is None or not is_billable(job.outcome, tokens_out):
         return None
-    return ((job.tokens_in or 0) + (job.tokens_out or 0)) * price.scaleb(-3)
+    return price.of(job.tokens_in or 0, tokens_out)
 
 
 def count_request(request: InferenceRequest) -> int:

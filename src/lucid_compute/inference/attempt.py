@@ -49,14 +49,28 @@ class Answer(NamedTuple):
 class Attempt:
     """The attempt `number` (from 1) of a call, on `node`, or on the model's upstream when it is None."""
 
-    __slots__ = ("_began_at", "_call", "_job", "_node", "_node_id", "_number", "_span", "_stream", "_tools", "_turn")
+    __slots__ = (
+        "_began_at",
+        "_call",
+        "_job",
+        "_node",
+        "_node_id",
+        "_number",
+        "_passport",
+        "_span",
+        "_stream",
+        "_tools",
+        "_turn",
+    )
 
     def __init__(self, tools: Tools, call: Call, node: FleetNode | None, number: int, now: datetime) -> None:
         """Dispatch it at `now`, by the database's clock; nothing is sent yet."""
         self._tools = tools
         self._call = call
         self._node = node
-        self._node_id = None if node is None else node.state.id
+        # As it was when the node was chosen: its price was held against the request's limit then.
+        passport = self._passport = None if node is None else node.state.passport
+        self._node_id = None if passport is None else passport.id
         self._number = number
         self._turn: int | None = None  # its number among the node's requests
         self._stream: EventStream | None = None
@@ -179,7 +193,8 @@ class Attempt:
         job.latency_ms = (time.monotonic() - self._began_at) * 1000
         if job.tokens_in is not None:
             self._call.tokens += job.tokens_in + (job.tokens_out or 0)
-            job.price_usd = charge(job, self._node)
+            if self._passport is not None:  # an upstream names no price
+                job.price_usd = charge(job, self._passport.price_of(self._call.model.known_as))
         self._tools.ledger.finish(job)
         self._tools.tally.note(job)
         if self._span is not None:

@@ -176,7 +176,7 @@ class Dispatcher:
                 continue
             if known.has_doubts and not known.may_serve(wanted, now, minds_breaker=minds_breaker):
                 continue
-            if policy is NO_POLICY or suits(node.state, known.latency_ms(kind, now), policy):
+            if policy is NO_POLICY or suits(wanted.model, node.state, known.latency_ms(kind, now), policy):
                 found.append((known.wait_ms(kind, in_flight, typical_ms, now), node))
         return found
 

@@ -7,8 +7,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from lucid_compute.revenue import DEFAULT_TERMS, Terms
 from lucid_compute.storage import key_store, schema
 from lucid_compute.storage.database import Database, check_usable
+from lucid_compute.storage.payout_store import note_terms
 
 ADMIN_KEY_FILE = "admin.key"
 
@@ -20,8 +22,10 @@ class Prepared(NamedTuple):
     admin_key_file: Path | None
 
 
-async def prepare(database_url: str, *, data_dir: Path, bootstrap_admin_key: str | None) -> Prepared:
-    """Migrate, one replica at a time, and see to it that there is an admin key.
+async def prepare(
+    database_url: str, *, data_dir: Path, bootstrap_admin_key: str | None, terms: Terms = DEFAULT_TERMS
+) -> Prepared:
+    """Migrate, one replica at a time, and see to it that there is an admin key and that prices are split by `terms`.
 
     Raises:
         DatabaseNotUsable: with a sentence that says what to change.
@@ -32,6 +36,7 @@ async def prepare(database_url: str, *, data_dir: Path, bootstrap_admin_key: str
     file = AdminKeyFile(data_dir / ADMIN_KEY_FILE)
     database = Database(database_url, pool_size=1, timeout_seconds=30)
     try:
+        await note_terms(database, terms)
         admin_key = await key_store.bootstrap(database, bootstrap_admin_key, file.write)
         is_kept = await key_store.is_valid(database, file.read())
     finally:

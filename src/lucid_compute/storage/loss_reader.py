@@ -1,0 +1,118 @@
+"""The loss ledger: attempts that were not completed, their causes, the sides at fault, and what they would have earned.
+
+Read from the job ledger in one snapshot, so that it adds up to it exactly; it reaches as far back as jobs are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time
+from decimal import Decimal
+
+from sqlalchemy import RowMapping, text
+
+from lucid_compute.jobs import Outcome
+from lucid_compute.prices import EXACT, total
+from lucid_compute.revenue import Blame, Side, Typical, Unearned, blame, estimate
+from lucid_compute.storage.database import Database
+from lucid_compute.storage.payout_sql import ATTEMPTS, LOSSES, TYPICAL
+
+_ONE_SNAPSHOT = text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+
+
+@dataclass(slots=True)
+class Loss:
+    """What was lost by one cause: `requests` that failed, and `retried` attempts that another one took the place of.
+
+    `unearned_usd` is what the former would have earned, `passed_on_usd` what the latter would have, here instead of
+    elsewhere; `unestimated` is of how many of both nothing is known to estimate by.
+    """
+
+    requests: int = 0
+    retried: int = 0
+    unearned_usd: Decimal = Decimal(0)
+    passed_on_usd: Decimal = Decimal(0)
+    unestimated: int = 0
+
+    def add(self, jobs: int, worth: Decimal | None, *, is_last: bool) -> None:
+        """Take in further attempts, with what they are estimated to be worth."""
+        if worth is None:
+            self.unestimated += jobs
+            worth = Decimal(0)
+        if is_last:
+            self.requests += jobs
+            self.unearned_usd = EXACT.add(self.unearned_usd, worth)
+        else:
+            self.retried += jobs
+            self.passed_on_usd = EXACT.add(self.passed_on_usd, worth)
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """All attempts of some days: `attempts` are those `completed`, those `running`, and those of `by_blame`."""
+
+    attempts: int
+    running: int
+    by_blame: dict[Blame, Loss]
+
+    @property
+    def completed(self) -> int:
+        """How many were completed."""
+        return self.attempts - self.running - sum(loss.requests + loss.retried for loss in self.by_blame.values())
+
+
+class LossReader:
+    """Reads the loss ledger."""
+
+    def __init__(self, database: Database) -> None:
+        """Read from `database`."""
+        self._database = database
+
+    async def read(self, since: date, until: date, *, owner: str | None) -> Losses:
+        """Answer what was lost of the jobs that started on these days on the owner's nodes; None is everybody's."""
+        span = {"since": _midnight(since), "until": _midnight(until), "owner": owner}
+        async with self._database.transaction() as connection:
+            await connection.execute(_ONE_SNAPSHOT)
+            attempts = await connection.scalar(text(ATTEMPTS), span)
+            found = [*(await connection.execute(text(LOSSES), span)).mappings()]
+            known = [*(await connection.execute(text(TYPICAL), {"since": since, "until": until})).mappings()]
+        return _add_up(int(attempts or 0), found, _typical(known))
+
+
+def _add_up(attempts: int, found: Iterable[RowMapping], typical: dict[tuple[str | None, str], Typical]) -> Losses:
+    running, by_blame = 0, dict[Blame, Loss]()
+    for row in found:
+        outcome, node_id, model_id = Outcome(row["outcome"]), row["node_id"], row["model_id"]
+        if outcome is Outcome.RUNNING:
+            running += row["jobs"]
+            continue
+        cause = blame(outcome, row["reason"])
+        unearned = Unearned(row["jobs"], row["jobs_with_tokens"], row["tokens_in"], row["billed_usd"])
+        worth = estimate(unearned, typical.get((node_id, model_id)) or typical.get((None, model_id)))
+        if node_id is None or (outcome is Outcome.REJECTED and cause.side is Side.CLIENT):
+            worth = Decimal(0)  # an upstream has no price, and what is wrong in itself could not be served
+        by_blame.setdefault(cause, Loss()).add(row["jobs"], worth, is_last=row["is_last"])
+    return Losses(attempts, running, by_blame)
+
+
+def _typical(known: Iterable[RowMapping]) -> dict[tuple[str | None, str], Typical]:
+    """Answer what jobs typically come to, by node and model, and by model on all nodes, under None."""
+    parts: dict[tuple[str | None, str], list[Typical]] = {}
+    for row in known:
+        part = Typical(row["jobs"], row["tokens_in"], row["tokens_out"], row["gross_usd"])
+        for node_id in (row["node_id"], None):
+            parts.setdefault((node_id, row["model_id"]), []).append(part)
+    return {
+        key: Typical(
+            sum(part.jobs for part in each),
+            sum(part.tokens_in for part in each),
+            sum(part.tokens_out for part in each),
+            total(part.gross_usd for part in each),
+        )
+        for key, each in parts.items()
+    }
+
+
+def _midnight(day: date) -> datetime:
+    return datetime.combine(day, time.min, UTC)

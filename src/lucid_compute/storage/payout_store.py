@@ -1,0 +1,207 @@
+"""Payouts in Postgres: what each owner gets of which days, periods that are closed for good, the terms of splitting."""
+
+from __future__ import annotations
+
+from datetime import date, datetime
+from decimal import Decimal
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+from sqlalchemy import RowMapping, func, insert, select, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from lucid_compute.errors import InvalidRequest
+from lucid_compute.payout_errors import PeriodConflict, PeriodNotFound
+from lucid_compute.revenue import Role, Terms
+from lucid_compute.storage.audit import Actor, Change, record_change
+from lucid_compute.storage.database import Database
+from lucid_compute.storage.loss_reader import LossReader
+from lucid_compute.storage.passport_search import ids_are_uuids, in_order
+from lucid_compute.storage.payout_sql import (
+    DAILY_PAYOUTS_OF_DAYS,
+    DAILY_PAYOUTS_OF_PERIOD,
+    LOCK_OPEN,
+    MOVE_OPEN,
+    PAYOUTS_OF_DAYS,
+    PAYOUTS_OF_PERIOD,
+)
+from lucid_compute.storage.payout_tables import payout_open, payout_periods, payout_terms
+from lucid_compute.wire.lists import SortBy, SortOrder
+
+PAYOUTS_LOCK = 0x7061796F  # an advisory lock of our own: "payo"
+CLOSING_SECONDS = 60.0  # three hundred thousand lines take some seconds
+MAX_LINES = 100_000
+_TODAY = text("SELECT (now() AT TIME ZONE 'UTC')::date")
+_SORT_COLUMNS = {
+    SortBy.CREATED_AT: payout_periods.c.closed_at,
+    SortBy.UPDATED_AT: payout_periods.c.closed_at,
+    SortBy.NAME: payout_periods.c.starts_on,
+}
+
+
+class Period(NamedTuple):
+    """A closed period: from the first day on, until before the last one."""
+
+    id: str
+    starts_on: date
+    ends_on: date
+    closed_at: datetime
+    closed_by: str
+
+
+class Line(NamedTuple):
+    """What one owner gets in one role for the jobs of one model, a provider's on one node.
+
+    `day` and `period_id` are None where days are added up; `period_id` also while the day is open.
+    """
+
+    role: Role
+    owner: str | None
+    node_id: str | None
+    node_name: str | None
+    model_id: str
+    model_name: str
+    jobs: int
+    tokens_in: int
+    tokens_out: int
+    gross_usd: Decimal
+    amount_usd: Decimal
+    day: date | None = None
+    period_id: str | None = None
+
+
+class PayoutStore:
+    """Reads payouts, and closes periods; `losses` is what was not earned."""
+
+    def __init__(self, database: Database) -> None:
+        """Work on `database`."""
+        self._database = database
+        self.losses = LossReader(database)
+
+    async def lines(self, since: date, until: date, *, owner: str | None, daily: bool = False) -> list[Line]:
+        """Answer what was earned with the jobs that started on these days; `owner` None is everybody.
+
+        Raises:
+            InvalidRequest: there are too many.
+        """
+        statement = DAILY_PAYOUTS_OF_DAYS if daily else PAYOUTS_OF_DAYS
+        return await self._read(statement, {"since": since, "until": until, "owner": owner})
+
+    async def lines_of(self, period: Period, *, owner: str | None, daily: bool = False) -> list[Line]:
+        """Answer what was frozen when the period was closed: always the same.
+
+        Raises:
+            InvalidRequest: there are too many.
+        """
+        statement = DAILY_PAYOUTS_OF_PERIOD if daily else PAYOUTS_OF_PERIOD
+        return await self._read(statement, {"period_id": period.id, "owner": owner})
+
+    async def terms(self, since: date, until: date) -> list[tuple[datetime, Terms]]:
+        """Answer the terms that held on these days, the newest first, each with since when."""
+        newest_first = select(payout_terms).where(payout_terms.c.since < until).order_by(payout_terms.c.since.desc())
+        found = []
+        async with self._database.transaction() as connection:
+            for at, *bps in await connection.execute(newest_first):
+                found.append((at, Terms(*bps)))
+                if at.date() <= since:
+                    break
+        return found
+
+    async def period(self, period_id: str) -> Period:
+        """Answer a closed period.
+
+        Raises:
+            PeriodNotFound: there is none.
+        """
+        if ids_are_uuids(period_id):
+            async with self._database.transaction() as connection:
+                found = await connection.execute(select(payout_periods).where(payout_periods.c.id == period_id))
+                if (row := found.one_or_none()) is not None:
+                    return Period(*row)
+        raise PeriodNotFound(period_id)
+
+    async def list_periods(
+        self, *, sort_by: SortBy, sort_order: SortOrder, offset: int, limit: int
+    ) -> tuple[list[Period], int]:
+        """Answer a page of the closed periods, and how many there are."""
+        order = in_order(_SORT_COLUMNS, payout_periods.c.id, sort_by, sort_order)
+        async with self._database.transaction() as connection:
+            total = await connection.scalar(select(func.count()).select_from(payout_periods))
+            rows = await connection.execute(select(payout_periods).order_by(*order).offset(offset).limit(limit))
+            return [Period(*row) for row in rows], total or 0
+
+    async def close(self, actor: Actor, since: date, until: date) -> tuple[Period, bool]:
+        """Close the period for good, and answer it, and whether that was done just now.
+
+        Raises:
+            InvalidRequest: it is not over.
+            PeriodConflict: it does not begin where the last one ended.
+            DatabaseUnavailable: whether it was closed is not known; close it again.
+        """
+        database = Database(self._database.url, pool_size=1, timeout_seconds=CLOSING_SECONDS)
+        try:
+            async with database.transaction() as connection:
+                await connection.execute(text(f"SELECT pg_advisory_xact_lock({PAYOUTS_LOCK})"))
+                if (there := await _find_same(connection, since, until)) is not None:
+                    return there, False
+                await _check(connection, since, until)
+                return await _close(connection, actor, since, until), True
+        finally:
+            await database.close()
+
+    async def _read(self, statement: str, values: dict[str, Any]) -> list[Line]:
+        async with self._database.transaction() as connection:
+            rows = await connection.execute(text(statement), {**values, "most": MAX_LINES + 1})
+            lines = [_line(row) for row in rows.mappings()]
+        if len(lines) > MAX_LINES:
+            message = f"That is more than {MAX_LINES} lines. Name an owner, or take a shorter span."
+            raise InvalidRequest.at("query.to", message)
+        return lines
+
+
+async def note_terms(database: Database, terms: Terms) -> None:
+    """Have jobs that start from now on split by `terms`, if they are not those that hold already."""
+    async with database.transaction() as connection:
+        await connection.execute(text(f"SELECT pg_advisory_xact_lock({PAYOUTS_LOCK})"))
+        newest = select(payout_terms).order_by(payout_terms.c.since.desc()).limit(1)
+        _, *held = (await connection.execute(newest)).one()
+        if Terms(*held) != terms:
+            await connection.execute(insert(payout_terms).values(**terms._asdict()))
+
+
+async def _find_same(connection: AsyncConnection, since: date, until: date) -> Period | None:
+    is_same = (payout_periods.c.starts_on == since, payout_periods.c.ends_on == until)
+    row = (await connection.execute(select(payout_periods).where(*is_same))).one_or_none()
+    return None if row is None else Period(*row)
+
+
+async def _check(connection: AsyncConnection, since: date, until: date) -> None:
+    today = await connection.scalar(_TODAY)
+    if today is None or until > today:
+        raise InvalidRequest.at("to", f"A period is closed when it is over: send {today} or a day before it.")
+    last = await connection.scalar(select(func.max(payout_periods.c.ends_on)))
+    first_open = await connection.scalar(select(func.min(payout_open.c.day)))
+    if last is not None and since != last:
+        raise PeriodConflict(f"The last period ends on {last}; the next one begins there.", last)
+    if last is None and first_open is not None and first_open < since:
+        raise PeriodConflict(f"Jobs were billed on {first_open}; the first period has to hold them.", first_open)
+
+
+async def _close(connection: AsyncConnection, actor: Actor, since: date, until: date) -> Period:
+    values = {"id": str(uuid4()), "starts_on": since, "ends_on": until, "closed_by": actor.owner or "lucid"}
+    made = await connection.execute(insert(payout_periods).values(**values).returning(payout_periods))
+    period = Period(*made.one())
+    await connection.execute(text(LOCK_OPEN), {"until": until})
+    await connection.execute(text(MOVE_OPEN), {"until": until, "period_id": period.id})
+    details = {"from": since.isoformat(), "to": until.isoformat()}
+    await record_change(connection, actor, Change("payouts.close", "payout_period", period.id, details=details))
+    return period
+
+
+def _line(row: RowMapping) -> Line:
+    period_id = row.get("period_id")
+    return Line(
+        role=Role(row["role"]),
+        **{name: row[name] for name in Line._fields if name in row and name not in {"role", "period_id"}},
+        period_id=None if period_id is None else str(period_id),
+    )

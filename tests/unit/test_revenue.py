@@ -1,0 +1,90 @@
+"""Splits add up to the price, to the last decimal; every job that was not completed has one cause and one side."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lucid_compute.egress.faults import FaultKind
+from lucid_compute.inference.exchange import CutReason
+from lucid_compute.jobs import Outcome
+from lucid_compute.revenue import ALL_BPS, Shares, Side, Terms, Typical, Unearned, blame, estimate, split
+
+PRICES = st.decimals(0, 10**15, places=15)
+TERMS = st.lists(st.integers(0, ALL_BPS), min_size=2, max_size=2).map(
+    lambda cuts: Terms(min(cuts), max(cuts) - min(cuts), ALL_BPS - max(cuts))
+)
+
+
+@given(PRICES, TERMS, st.booleans())
+def test_a_split_always_adds_up_and_nobody_gets_more_than_its_part(
+    price: Decimal, terms: Terms, has_model_owner: bool
+) -> None:
+    """The provider has the rest, which is less than two of the last decimals above its part."""
+    assert terms.are_whole
+    shares = split(price, terms, has_model_owner=has_model_owner)
+    assert sum(map(Fraction, shares)) == Fraction(price)
+    assert min(shares) >= 0
+    model_owner_bps = terms.model_owner_bps if has_model_owner else 0
+    for share, bps in ((shares.model_owner, model_owner_bps), (shares.protocol, terms.protocol_bps)):
+        exact = Fraction(price) * bps / ALL_BPS
+        assert 0 <= exact - Fraction(share) < Fraction(1, 10**12)
+        assert -int(share.as_tuple().exponent) <= 12
+
+
+def test_the_default_is_seventy_twenty_ten() -> None:
+    assert split(Decimal(1), Terms()) == Shares(Decimal("0.7"), Decimal("0.2"), Decimal("0.1"))
+    assert split(Decimal("0.000000000001"), Terms()) == Shares(Decimal("0.000000000001"), Decimal(0), Decimal(0))
+    assert split(Decimal(1), Terms(), has_model_owner=False) == Shares(Decimal("0.9"), Decimal(0), Decimal("0.1"))
+
+
+@pytest.mark.parametrize("terms", [Terms(7000, 2000, 999), Terms(7000, 3001, -1), Terms(0, 0, 0)])
+def test_terms_that_are_not_whole_say_so(terms: Terms) -> None:
+    assert not terms.are_whole
+
+
+@given(
+    st.sampled_from([Outcome.FAILED, Outcome.REJECTED, Outcome.CANCELLED, Outcome.LOST]),
+    st.one_of(st.none(), st.text(), st.sampled_from([*FaultKind, *CutReason, "http_500", "internal"])),
+)
+def test_whatever_ended_a_job_has_one_cause_and_one_side(outcome: Outcome, reason: str | None) -> None:
+    """Also a reason that only a newer version knows."""
+    found = blame(outcome, reason)
+    assert found.cause
+    assert found.side in Side
+
+
+@pytest.mark.parametrize(
+    ("outcome", "reason", "cause", "side"),
+    [
+        (Outcome.FAILED, "http_503", "http_503", Side.PROVIDER),
+        (Outcome.FAILED, "first_byte_timeout", "first_byte_timeout", Side.PROVIDER),
+        (Outcome.FAILED, "broken_stream", "broken_stream", Side.PROVIDER),
+        (Outcome.FAILED, "connect_failed", "connect_failed", Side.NETWORK),
+        (Outcome.FAILED, "connection_lost", "connection_lost", Side.NETWORK),
+        (Outcome.FAILED, "internal", "internal", Side.US),
+        (Outcome.CANCELLED, "client_left", "client_left", Side.CLIENT),
+        (Outcome.CANCELLED, "key_revoked", "key_revoked", Side.CLIENT),
+        (Outcome.CANCELLED, "shutdown", "shutdown", Side.US),
+        (Outcome.REJECTED, "http_400", "http_400", Side.CLIENT),
+        (Outcome.REJECTED, None, "refused", Side.CLIENT),
+        (Outcome.REJECTED, "endpoint_not_offered", "endpoint_not_offered", Side.PROVIDER),
+        (Outcome.LOST, None, "replica_lost", Side.US),
+    ],
+)
+def test_blame_is_as_documented(outcome: Outcome, reason: str | None, cause: str, side: Side) -> None:
+    assert blame(outcome, reason) == (cause, side)
+
+
+def test_an_estimate_takes_known_tokens_in_and_typical_ones_out_and_leaves_out_what_was_billed() -> None:
+    typical = Typical(jobs=10, tokens_in=1000, tokens_out=3000, gross_usd=Decimal("0.4"))  # 0.0001 a token
+    assert estimate(Unearned(2, 0, 0, Decimal(0)), typical) == Decimal("0.08")
+    assert estimate(Unearned(2, 1, 500, Decimal(0)), typical) == Decimal("0.12")
+    assert estimate(Unearned(2, 1, 500, Decimal("0.02")), typical) == Decimal("0.1")
+    assert estimate(Unearned(1, 0, 0, Decimal(9)), typical) == 0
+    assert estimate(Unearned(1, 0, 0, Decimal(0)), None) is None
+    assert estimate(Unearned(1, 0, 0, Decimal(0)), Typical(1, 0, 0, Decimal(0))) == 0

@@ -48,6 +48,14 @@ def chat_stream(*texts: str, done: bool = True) -> Answer:
     return respond_in_chunks(*(f"data: {event}\n\n".encode() for event in [*events, *["[DONE]"] * done]))
 
 
+def unfinished_chat(*texts: str) -> Answer:
+    """Answer such a stream without the last chunk, which would say that nothing more comes."""
+    answer = chat_stream(*texts, done=False)
+    assert callable(answer.body)
+    frames = [*answer.body()][:-1]  # type: ignore[misc]
+    return answer._replace(body=lambda: iter(frames))
+
+
 def redirect(location: str, status: int = 302) -> Answer:
     """Send the client elsewhere."""
     return respond(b"", f"Location: {location}", status=status)

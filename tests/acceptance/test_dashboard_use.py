@@ -112,7 +112,7 @@ def test_a_phone_shows_everything_without_scrolling_sideways(watched: Watched, p
 
 
 def test_payouts_are_told_part_by_part(watched: Watched, page: Page) -> None:
-    """What was earned, who gets what, what was lost and which periods are closed; each says so while there is nothing."""
+    """What was earned, who gets what, what was lost, which periods are closed; each says so while there is nothing."""
     watched.log_in(page)
     page.go(f"{watched.url}/payouts")
     page.wait_for("!document.querySelector('.loading') && Boolean(document.querySelector('h1'))")

@@ -15,13 +15,13 @@ import pytest
 from tests.fault_answers import (
     BROKEN,
     Answer,
-    chat_stream,
     endless_header,
     endless_headers,
     gzip_bomb,
     redirect,
     respond,
     respond_in_chunks,
+    unfinished_chat,
 )
 from tests.fault_node import Behaviour, Ending, FaultNode
 from tests.gateway import QUESTION, Gateway, chat_answer, within
@@ -196,9 +196,7 @@ ENDS: dict[str, tuple[Behaviour, str, str]] = {
 async def test_a_stream_that_breaks_off_raises_and_bills_what_was_delivered(gateway: Gateway, name: str) -> None:
     """OpenAI's client raises after the last piece that came; no [DONE], no second attempt, no token too many."""
     behaviour, reason, code = ENDS[name]
-    unfinished = chat_stream(*TEXTS, done=False)
-    unfinished = unfinished._replace(body=_without_end(unfinished))
-    async with FaultNode(_with_answer(behaviour, unfinished)) as node, FaultNode() as spare:
+    async with FaultNode(_with_answer(behaviour, unfinished_chat(*TEXTS))) as node, FaultNode() as spare:
         model = await gateway.add_model()
         node_id = await gateway.add_node(node.url, model)
         await gateway.add_node(spare.url, model, beat={"load": 1})
@@ -246,10 +244,3 @@ async def test_a_url_that_leads_back_to_us_is_a_loop(gateway: Gateway, way: str)
 def _with_answer(behaviour: Behaviour, answer: Answer) -> Behaviour:
     fields: dict[str, Any] = {name: getattr(behaviour, name) for name in Behaviour.__slots__}
     return Behaviour(**{**fields, "answer": answer})
-
-
-def _without_end(answer: Answer) -> Any:
-    """Answer the chunks but the last one, which would say that nothing more comes."""
-    assert callable(answer.body)
-    frames = [*answer.body()][:-1]  # type: ignore[misc]
-    return lambda: iter(frames)

@@ -42,10 +42,9 @@ async def parties(api: Api) -> Parties:
     owners = {"a": "acme", "g": "globex", "mine": "acme", "theirs": "lab"}
     made = {}
     for name, owner in owners.items():
-        kind: tuple[str, dict[str, object]] = ("model", {"format": "gguf"})
-        if len(name) == 1:
-            kind = ("compute", {"vram": 8, "inferenceUrl": "http://gpu"})
-        body = {"name": name, "type": kind[0], "metadata": kind[1], "owner": owner}
+        is_node = len(name) == 1
+        metadata: dict[str, Any] = {"vram": 8, "inferenceUrl": "http://gpu"} if is_node else {"format": "gguf"}
+        body = {"name": name, "type": "compute" if is_node else "model", "metadata": metadata, "owner": owner}
         made[name] = (await api.http.post("/passports", json=body)).json()["id"]
     return Parties({name: made[name] for name in ("a", "g")}, {name: made[name] for name in ("mine", "theirs")}, owners)
 

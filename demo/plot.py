@@ -89,9 +89,8 @@ class Plot:
         await _comes_true(is_unhealthy, f"{node.name} does not become unhealthy")
         reported = (await lucid.compute.health(node.passport_id)).reported
         self._narrator.tell(f"UNHEALTHY {node.name} says so itself: {reported.detail if reported else None}")
-        self._narrator.tell(
-            f"          {self._tally.rescued - saved} requests met the dead server, and another node answered"
-        )
+        saved = self._tally.rescued - saved
+        self._narrator.tell(f"          requests that met the dead server, and were answered by another node: {saved}")
 
     async def _bring_back(self, lucid: AsyncLucid, node: Node) -> None:
         server = node.start_server()

@@ -61,7 +61,7 @@ def what_it_came_to(summary: Summary, tally: Tally) -> str:
             f"  {verdict}",
             f"  errors seen by clients      {errors}",
             f"  streams cut half-way        {cut}",
-            f"  saved by another node       {tally.rescued} requests",
+            f"  saved by another node       {tally.rescued}",
             f"  refused, as they should be  {refused or 'none'}",
             f"  time to answer              p50 {summary.p50_ms:.1f} ms, p99 {summary.p99_ms:.1f} ms",
         )

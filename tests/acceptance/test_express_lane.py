@@ -161,6 +161,23 @@ async def test_a_connection_that_the_node_had_closed_is_nobodys_failure(gateway:
         assert {job["outcome"] for job in await gateway.jobs(model, 21)} == {"completed"}
 
 
+@pytest.mark.usefixtures("retries")
+async def test_a_node_that_dies_with_a_request_is_not_taken_for_one_that_was_idle(gateway: Gateway) -> None:
+    """Its attempt stands in the ledger already, and another node's work must not be credited to it."""
+    dies = Behaviour(delay_seconds=1.8, cut_head_after=0, ending=Ending.RESET)
+    async with FaultNode(dies) as bad, FaultNode(Behaviour(answer=chat_answer())) as good:
+        model, bad_id = await add_warm(gateway, bad)
+        good_id = await gateway.add_node(good.url, model, beat={"load": 1})
+        chat = asyncio.ensure_future(gateway.chat(model))
+        await bad.until(lambda node: len(node.requests) == 2)
+        await gateway.beat(bad_id, status="unhealthy")
+        answer = await chat
+        assert (answer.status_code, answer.headers["x-lucid-node"]) == (200, good_id)
+        jobs = [job for job in await gateway.jobs(model, 3) if job["id"] == answer.headers["x-lucid-job"]]
+        told = {(job["attempt"], job["outcome"], job["reason"], job["passportId"]) for job in jobs}
+        assert told == {(1, "failed", "connection_lost", bad_id), (2, "completed", None, good_id)}
+
+
 async def test_a_node_that_is_silent_for_too_long_is_given_up(gateway: Gateway) -> None:
     """The absolute deadline holds here too."""
     async with FaultNode(SILENT) as node:
@@ -217,6 +234,18 @@ async def test_limits_count_in_the_lane(gateway: Gateway) -> None:
             answer = await client.post("/v1/chat/completions", json={"model": model, "messages": QUESTION})
         assert (answer.status_code, answer.headers["x-ratelimit-remaining-requests"]) == (429, "0")
         await openai.close()
+
+
+async def test_a_request_refused_for_tokens_costs_none_of_the_requests(gateway: Gateway) -> None:
+    """Neither lane takes it off, and so they do not both."""
+    key = await gateway.new_key(limits={"requestsPerMinute": 100, "tokensPerMinute": 20})
+    async with FaultNode(Behaviour(answer=chat_answer(tokens_out=1000))) as node:
+        model, _ = await add_warm(gateway, node)
+        body = {"model": model, "messages": QUESTION}
+        async with gateway.served.client(key["key"]) as client:
+            answers = [await client.post("/v1/chat/completions", json=body) for _ in range(3)]
+        assert [answer.status_code for answer in answers] == [200, 429, 429]
+        assert [answer.headers["x-ratelimit-remaining-requests"] for answer in answers] == ["4", "4", "4"]
 
 
 async def test_a_refusal_of_the_node_without_a_word_is_told_in_ours(gateway: Gateway) -> None:

@@ -173,8 +173,8 @@ class InferenceLane:
         """
         rates = self._service.rates
         try:
+            rates.require_tokens(principal)  # first, for it takes nothing off
             rates.spend_request(principal)
-            rates.require_tokens(principal)
         finally:
             headers += rate_limit_headers(rates.allowances(principal))
 

@@ -200,9 +200,15 @@ class Attempt:
         if self._span is not None:
             end_attempt(self._span, job)
 
+    @property
+    def can_be_undone(self) -> bool:
+        """Whether no ledger has heard of it: what ran for so long has reached the node, and died with it."""
+        return not self._job.is_written
+
     def undo(self) -> None:
         """Take back that it was begun: it never reached the node, and no ledger hears of it."""
         self._uncount()
+        self._call.exchange.job = None
         if self._node_id is not None:
             self._tools.traffic.note_nothing(self._node_id, self._turn)
 

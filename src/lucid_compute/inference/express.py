@@ -89,7 +89,7 @@ class ExpressExchange(Exchange):
             ending = attempt.judge(connection, connection.take())
             attempt.note_success()
         except EgressFault as fault:
-            if was_closed_before(connection, fault):
+            if was_closed_before(connection, fault) and attempt.can_be_undone:
                 self._attempt = connection.on_ready = None
                 attempt.undo()
                 self._tools.client.give_back(self._ready.target.url, connection)

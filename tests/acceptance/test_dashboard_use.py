@@ -111,18 +111,6 @@ def test_a_phone_shows_everything_without_scrolling_sideways(watched: Watched, p
         assert page.run("document.documentElement.scrollWidth") <= PHONE.width, path
 
 
-def test_payouts_are_told_part_by_part(watched: Watched, page: Page) -> None:
-    """What was earned, who gets what, what was lost, which periods are closed; each says so while there is nothing."""
-    watched.log_in(page)
-    page.go(f"{watched.url}/payouts")
-    page.wait_for("!document.querySelector('.loading') && Boolean(document.querySelector('h1'))")
-    assert page.run("[...document.querySelectorAll('main h2')].map((each) => each.textContent).join()") == (
-        "Earned,Who gets what, this month,What was lost, this month,Closed periods"
-    )
-    assert not page.run("document.querySelectorAll('.failure').length")
-    assert page.run("document.querySelectorAll('main table.rows, main .empty').length") >= 3
-
-
 def test_the_keyboard_is_enough(watched: Watched, page: Page) -> None:
     """Log in, skip, go from link to link, filter and come back, with the focus in sight at every step."""
     node = watched.add_node("the-node")

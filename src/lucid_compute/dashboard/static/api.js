@@ -45,6 +45,14 @@ export class Api {
     return body;
   }
 
+  // Answers what the path holds as text, such as CSV.
+  async text(path, query) {
+    const response = await this.#send(withQuery(path, query), { Authorization: `Bearer ${this.#key}` });
+    if (!response.ok) throw this.#failed(response, await readJson(response));
+    this.onAnswer(false);
+    return response.text();
+  }
+
   async #send(address, headers, signal) {
     const timeout = AbortSignal.timeout(TIMEOUT_MS);
     const either = signal ? AbortSignal.any([signal, timeout]) : timeout;

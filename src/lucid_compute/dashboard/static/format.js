@@ -15,6 +15,7 @@ export const share = known((value) => `${FINE.format(value * 100)} %`);
 export const wholeShare = known((value) => `${PLAIN.format(value * 100)} %`);
 export const moment = known((value) => MOMENT.format(new Date(value)));
 export const dollars = known((value) => `$${trimMoney(String(value))}`);
+export const exactDollars = known((value) => `$${groupThousands(String(value).replace(/(\.\d\d\d*?)0+$/, "$1"))}`);
 export const gigabytes = known((value) => `${FINE.format(value)} GB`);
 export const megabytes = known((value) => `${FINE.format(value / 1024)} GB`);
 
@@ -42,11 +43,13 @@ export const ago = known((seconds) => (seconds < 2 ? "just now" : `${duration(se
 // Money is exact text; of a long one, two digits after the zeros are enough to read, and the whole stands in the title.
 function trimMoney(text) {
   const [whole, decimals = ""] = text.split(".");
-  const grouped = whole.replace(/\B(?=(\d{3})+(?!\d))/g, ",");
+  const grouped = groupThousands(whole);
   if (!decimals || /^0*$/.test(decimals)) return grouped;
   const zeros = whole === "0" ? decimals.match(/^0*/)[0].length : 0;
   return `${grouped}.${decimals.slice(0, Math.max(2, zeros + 2)).padEnd(2, "0")}`;
 }
+
+const groupThousands = (text) => text.replace(/^\d+/, (whole) => whole.replace(/\B(?=(\d{3})+$)/g, ","));
 
 export function plural(number_, one, many = `${one}s`) {
   return `${PLAIN.format(number_)} ${number_ === 1 ? one : many}`;

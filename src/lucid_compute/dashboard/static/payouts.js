@@ -1,61 +1,29 @@
-// What was earned, who gets what of it, what was lost by whose fault, and which periods are closed.
+// What was earned, who gets what of it, and what was lost by whose fault.
 import { Chart } from "./chart.js";
-import { count, dollars } from "./format.js";
-import { Fragment, html } from "./html.js";
-import { Card, Choice, Empty, Figure, Figures, Heading, Shown, Table } from "./parts.js";
+import { count, dollars, exactDollars as exact, plural } from "./format.js";
+import { Fragment, html, useState } from "./html.js";
+import { Card, Choice, Empty, Figure, Figures, Heading, Pager, Shown, Table } from "./parts.js";
 import { usePolled } from "./polling.js";
-import { changeQuery } from "./router.js";
+import { addressOf, changeQuery } from "./router.js";
 import { secondsBetween, spanOf, SPANS } from "./spans.js";
 
-const ROLES = { provider: "provider", model_owner: "model's owner", protocol: "protocol" };
-const SIDES = { provider: "the provider's", network: "the network's", client: "the client's", us: "ours" };
-const PAYOUT_SECONDS = 60;
-
-const TOTALS = [
-  ["Owner", (row) => row.owner ?? "the protocol"],
-  ["Role", (row) => ROLES[row.role] ?? row.role],
-  ["Jobs", (row) => count(row.jobs), "number"],
-  ["Tokens out", (row) => count(row.tokensOut), "number"],
-  ["Amount", (row) => html`<span title=${`$${row.amountUsd}`}>${dollars(row.amountUsd)}</span>`, "number"],
-];
-const LOSSES = [
-  ["Cause", (row) => row.cause.replaceAll("_", " ")],
-  ["Fault", (row) => SIDES[row.side] ?? row.side],
-  ["Requests", (row) => count(row.requests), "number"],
-  ["Retried elsewhere", (row) => count(row.retried), "number"],
-  ["Not earned, about", (row) => dollars(row.unearnedUsd), "number"],
-];
-const PERIODS = [
-  ["From", (row) => row.from],
-  ["To", (row) => row.to],
-  ["Closed", (row) => new Date(row.closedAt).toLocaleString()],
-];
+const SLOW_SECONDS = 60;
+const PER_PAGE = 50;
+const NO_SUCH_ROUTE = "ROUTE_NOT_FOUND";
+const SIDES = { provider: "the provider", network: "the network", client: "the client", us: "us" };
+const ROLES = { provider: "provider", model_owner: "model owner", protocol: "protocol" };
+const ownerOf = (row) => row.owner ?? "the protocol";
+const roleOf = (row) => ROLES[row.role] ?? row.role;
 
 export function PayoutsView({ api, query }) {
-  const read = (path, parameters = {}) => (signal) => api.get(path, parameters, signal);
-  const payouts = usePolled(read("/payouts"), PAYOUT_SECONDS, [api]);
-  const losses = usePolled(read("/payouts/losses"), PAYOUT_SECONDS, [api]);
-  const periods = usePolled(read("/payouts/periods", { perPage: 12 }), PAYOUT_SECONDS, [api]);
   return html`<${Fragment}>
     <${Heading} title="Payouts" />
-    <${Earned} api=${api} query=${query} />
-    <${Card} title="Who gets what, this month">
-      <${Shown} of=${payouts} lines=${4}>${({ totals }) => html`<${Table} caption="Payouts by owner and role" columns=${TOTALS} rows=${totals} keyOf=${(row) => `${row.owner} ${row.role}`}
-        empty=${html`<${Empty} title="Nothing to be paid out yet.">Requests earn once a node names its price: pricePer1kTokens of its passport.</${Empty}>`} />`}</${Shown}>
-    </${Card}>
-    <${Card} title="What was lost, this month">
-      <${Shown} of=${losses} lines=${3}>${({ losses: rows }) => html`<${Table} caption="Failed requests by cause" columns=${LOSSES} rows=${rows} keyOf=${(row) => `${row.cause} ${row.side}`}
-        empty=${html`<${Empty} title="No request failed." />`} />`}</${Shown}>
-    </${Card}>
-    <${Card} title="Closed periods">
-      <${Shown} of=${periods} lines=${2}>${({ periods: rows }) => html`<${Table} caption="Closed periods" columns=${PERIODS} rows=${rows} keyOf=${(row) => row.id}
-        empty=${html`<${Empty} title="No period was closed yet.">An admin closes one with POST /payouts/periods; nothing of it changes after that.</${Empty}>`} />`}</${Shown}>
-    </${Card}>
+    <${Earned} api=${api} span=${spanOf({ span: query.span ?? "30d" })} />
+    <${PaidOut} api=${api} chosen=${query.period ?? ""} />
   </${Fragment}>`;
 }
 
-function Earned({ api, query }) {
-  const span = spanOf({ span: query.span ?? "30d" });
+function Earned({ api, span }) {
   const metrics = usePolled((signal) => api.get("/compute/metrics", { from: `-${span}`, series: "revenueUsd,completed,tokensOut,tokensIn" }, signal), secondsBetween(span), [api, span]);
   const aside = html`<${Choice} label="Span of time" options=${SPANS} value=${span} onChange=${(chosen) => changeQuery({ span: chosen })} />`;
   return html`<${Card} title="Earned" aside=${aside}>
@@ -69,3 +37,110 @@ function Earned({ api, query }) {
     </${Fragment}>`}</${Shown}>
   </${Card}>`;
 }
+
+function PaidOut({ api, chosen }) {
+  const periods = usePolled((signal) => periodsOf(api, signal), SLOW_SECONDS, [api]);
+  if (periods.data === null) {
+    return html`<${Card} title="Paid out"><${Empty} title="This service keeps no payouts.">What was earned stands above; every request's price stands with its node.</${Empty}></${Card}>`;
+  }
+  return html`<${Shown} of=${periods} lines=${4}>${(data) => html`<${Period} api=${api} chosen=${chosen} periods=${data.periods} />`}</${Shown}>`;
+}
+
+// Answers the closed periods; null when the service has no payouts.
+async function periodsOf(api, signal) {
+  try {
+    return await api.get("/payouts/periods", { perPage: 24 }, signal);
+  } catch (error) {
+    if (error.code === NO_SUCH_ROUTE) return null;
+    throw error;
+  }
+}
+
+function Period({ api, chosen, periods }) {
+  const closed = periods.find((period) => period.id === chosen);
+  const days = closed ?? daysOf(chosen);
+  const path = closed ? `/payouts/periods/${closed.id}` : "/payouts";
+  const asked = closed ? {} : days;
+  const report = usePolled((signal) => api.get(path, asked, signal), SLOW_SECONDS, [api, path, days.from]);
+  const losses = usePolled((signal) => api.get("/payouts/losses", { from: days.from, to: days.to }, signal), SLOW_SECONDS, [api, days.from, days.to]);
+  const options = [["", "this month"], ["last", "last month"], ...periods.map((period) => [period.id, `closed ${period.from} to ${period.to}`])];
+  return html`<${Fragment}>
+    <${Card} title="Paid out" aside=${html`<${Statement} api=${api} path=${path} asked=${asked} days=${days} />`}>
+      <div class="field narrow"><label for="period">Period, in UTC</label><select id="period" value=${chosen} onChange=${(event) => changeQuery({ period: event.currentTarget.value })}>
+        ${options.map(([value, text]) => html`<option value=${value} key=${value}>${text}</option>`)}
+      </select></div>
+      <p class="note">${closed ? "Closed: nothing of it changes any more." : "Open: it grows with each request that ends."}</p>
+      <${Shown} of=${report} lines=${4}>${(data) => html`<${Report} data=${data} key=${path + days.from} />`}</${Shown}>
+    </${Card}>
+    <${Card} title="Lost" aside=${html`<span class="note">what failed requests would have earned, by whose fault; estimates</span>`}>
+      <${Shown} of=${losses} lines=${3}>${(data) => html`<${Table} caption="Losses by cause" columns=${LOSSES} rows=${data.losses} keyOf=${(loss) => `${loss.cause}/${loss.side}`} empty=${html`<${Empty} title="Nothing was lost." />`} />`}</${Shown}>
+    </${Card}>
+  </${Fragment}>`;
+}
+
+// Answers the whole month at hand, or the one before, in UTC.
+function daysOf(chosen) {
+  const now = new Date();
+  const month = now.getUTCMonth() - (chosen === "last" ? 1 : 0);
+  const day = (offset) => new Date(Date.UTC(now.getUTCFullYear(), month + offset, 1)).toISOString().slice(0, 10);
+  return { from: day(0), to: day(1) };
+}
+
+function Report({ data }) {
+  const [page, setPage] = useState(1);
+  const totalPages = Math.ceil(data.lines.length / PER_PAGE);
+  if (data.totals.length === 0) return html`<${Empty} title="Nothing was earned in this period." />`;
+  return html`<${Fragment}>
+    <${Table} caption="Totals" columns=${TOTALS} rows=${data.totals} keyOf=${(total) => `${total.owner}/${total.role}`} />
+    <h3 class="apart">By node and model</h3>
+    <${Table} caption="By node and model" columns=${LINES} rows=${data.lines.slice((page - 1) * PER_PAGE, page * PER_PAGE)} keyOf=${(line) => [line.owner, line.role, line.passportId, line.modelId].join("/")} />
+    <${Pager} pagination=${{ total: data.lines.length, page, perPage: PER_PAGE, totalPages }} noun="lines" onPage=${setPage} />
+    <p class="note">${data.terms.map((terms) => `${terms.since.startsWith("1970") ? "From the beginning" : `Since ${terms.since.slice(0, 10)}`}: ${terms.providerBps / 100} % provider, ${terms.modelOwnerBps / 100} % model owner, ${terms.protocolBps / 100} % protocol.`).join(" ")}</p>
+  </${Fragment}>`;
+}
+
+// The statement as CSV. It is fetched with the key and then saved, because a link can't carry one.
+function Statement({ api, path, asked, days }) {
+  const [fault, setFault] = useState("");
+  async function save() {
+    try {
+      const text = await api.text(path, { ...asked, format: "csv" });
+      const link = document.createElement("a");
+      link.href = URL.createObjectURL(new Blob([text], { type: "text/csv" }));
+      link.download = `payouts-${days.from}-${days.to}.csv`;
+      link.click();
+      URL.revokeObjectURL(link.href);
+      setFault("");
+    } catch (error) {
+      setFault(error.message);
+    }
+  }
+  return html`<span>${fault && html`<span role="alert" class="tone-bad">${fault} </span>`}<button type="button" onClick=${save}>Save as CSV</button></span>`;
+}
+
+const TOTALS = [
+  ["Who", ownerOf],
+  ["As", roleOf],
+  ["Requests", (total) => count(total.jobs), "right"],
+  ["Tokens in", (total) => count(total.tokensIn), "right"],
+  ["Tokens out", (total) => count(total.tokensOut), "right"],
+  ["Charged", (total) => exact(total.grossUsd), "right"],
+  ["Gets", (total) => exact(total.amountUsd), "right"],
+];
+const LINES = [
+  ["Who", ownerOf],
+  ["As", roleOf],
+  ["Node", (line) => (line.passportId ? html`<a href=${addressOf(`/nodes/${line.passportId}`)}>${line.node ?? line.passportId}</a>` : "\u2013")],
+  ["Model", (line) => line.model],
+  ["Requests", (line) => count(line.jobs), "right"],
+  ["Charged", (line) => exact(line.grossUsd), "right"],
+  ["Gets", (line) => exact(line.amountUsd), "right"],
+];
+const LOSSES = [
+  ["Cause", (loss) => loss.cause.replaceAll("_", " ")],
+  ["Fault of", (loss) => SIDES[loss.side] ?? loss.side],
+  ["Failed", (loss) => plural(loss.requests, "request"), "right"],
+  ["Made up for elsewhere", (loss) => count(loss.retried), "right"],
+  ["Not earned", (loss) => exact(loss.unearnedUsd), "right"],
+  ["Earned by others", (loss) => exact(loss.passedOnUsd), "right"],
+];

@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Any
 from uuid import uuid4
 
 from lucid_compute.api.authentication import Authenticator
@@ -161,21 +162,28 @@ def build_service(settings: Settings, database_url: str) -> Service:
         news=InFlightNews(database_url, fleet, replica_id=replica_id),
         sweep=Sweep(database, fleet, clock, key_store),
         registry=ComputeRegistry(database, fleet, clock),
+        **_histories(database),
         passports=PassportStore(database, fleet, policy),
         key_store=key_store,
-        events=NodeEvents(database),
-        audit=AuditTrail(database),
         authenticator=Authenticator(keys, feed, clock, settings.auth_failures_per_minute),
         jobs=jobs,
-        job_search=JobSearch(database),
         job_retention=JobRetention(database, days=settings.job_retention_days),
-        payouts=PayoutStore(database),
         rates=KeyRates(fleet.replicas),
         gateway=Gateway(tools),
         prober=Prober(tools.targets, tools.client, spend),
         watchdog=Watchdog(keys, tools),
         webhooks=build_webhooks(database, policy, clock, tools.client.own_endpoints, spend),
     )
+
+
+def _histories(database: Database) -> dict[str, Any]:
+    """Answer what only reads what happened, by its place in the service."""
+    return {
+        "events": NodeEvents(database),
+        "audit": AuditTrail(database),
+        "job_search": JobSearch(database),
+        "payouts": PayoutStore(database),
+    }
 
 
 def _build_tools(settings: Settings, fleet: Fleet, clock: DatabaseClock, ledger: JobLedger, replica_id: str) -> Tools:

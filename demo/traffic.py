@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
-from functools import partial
+from http.client import SERVICE_UNAVAILABLE
 from typing import NamedTuple
 
 import openai
@@ -57,11 +57,16 @@ class Traffic:
                 for habit in HABITS:
                     group.create_task(self._keep_asking(habit, clients[habit.consumer]))
 
-    async def greet(self, node_id: str) -> None:
-        """Ask one node, by name, once."""
-        habit = HABITS[0]
-        async with client_of(self._url, self._consumers[habit.consumer].key) as client:
-            await self._ask(habit._replace(ask=partial(greet, node_id=node_id)), client)
+    async def greet(self, node_id: str) -> bool:
+        """Ask one node, by name, once; answer whether it answered, and not whether its breaker is open."""
+        async with client_of(self._url, self._consumers[HABITS[0].consumer].key) as client:
+            try:
+                await greet(client, self.tally, node_id)
+            except openai.OpenAIError as error:
+                if not isinstance(error, openai.APIStatusError) or error.status_code != SERVICE_UNAVAILABLE:
+                    self._count(error)
+                return False
+        return True
 
     def stop(self) -> None:
         """Ask nothing more."""

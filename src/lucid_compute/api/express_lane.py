@@ -127,6 +127,7 @@ class ExpressLane:
     def _end(self, exchange: ExpressExchange, ending: Ending) -> None:
         """Do what is due when an exchange ended."""
         lane, call = self._lane, exchange.call
+        del exchange.call  # they hold each other, and would until garbage is collected
         lane.running -= 1
         self._service.watchdog.exchanges.discard(exchange)
         client = self._waiting.pop(exchange)

@@ -81,8 +81,10 @@ class TaskExchange(Exchange):
 
     def close(self) -> None:
         """Watch no longer."""
+        self.give_up = None  # it holds the call, and that this
         if self._watcher is not None:
             self._watcher.cancel()
+            self._watcher = None  # how it ended holds this
 
     async def _await_leaving(self) -> None:
         while (await self.receive())["type"] != "http.disconnect":

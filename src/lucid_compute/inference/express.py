@@ -96,7 +96,7 @@ class ExpressExchange(Exchange):
                 self._tell(HandedOver(self.call, None))
                 return
             attempt.note_fault(fault)
-            ending = HandedOver(self.call, (self._ready.node, fault))
+            ending = HandedOver(self.call, (self._ready.node, fault.with_traceback(None)))  # which holds this frame
         except Exception as error:  # noqa: BLE001 - answered as the ordinary lane answers its own failures
             attempt.note_broken()
             ending = error

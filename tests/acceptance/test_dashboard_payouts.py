@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 
-from lucid_compute.api.app import create_app
-from lucid_compute.api.settings import Settings
 from tests.browser import Page
 from tests.dashboard import Watched, wait_for_value
 from tests.fault_node import Behaviour, FaultNode
@@ -25,23 +23,15 @@ async def earn(watched: Watched) -> None:
 
 
 def test_what_was_earned_is_shown_to_the_last_digit(watched: Watched, page: Page) -> None:
-    """And, by a service that keeps payouts, who gets what of it, and what was lost; one without says so."""
+    """And who gets what of it, in all and by node and model, and that nothing was lost."""
     asyncio.run(earn(watched))
     watched.log_in(page, "/payouts")
     wait_for_value(page, "requests completed", str(REQUESTS))
     wait_for_value(page, "revenue", "$0.012")
     assert page.run("""[...document.querySelectorAll('.figure .value')][0].title""") == "$0.0125"
-    if not keeps_payouts():
-        page.wait_for_text("This service keeps no payouts.")
-        return
     page.wait_for_text("the protocol", ".rows")
     text = page.text("main")
     for amount in ("$0.0125", "$0.00875", "$0.0025", "$0.00125"):
         assert amount in text
     assert "70 % provider, 20 % model owner, 10 % protocol" in text
     page.wait_for_text("Nothing was lost.")
-
-
-def keeps_payouts() -> bool:
-    """Whether this version of the service has them."""
-    return "/payouts" in create_app(Settings(), "postgresql://").fastapi.openapi()["paths"]

@@ -5,7 +5,17 @@ from __future__ import annotations
 import importlib
 import sys
 
-NAMES = ("heartbeats", "available_models", "fleet_costs", "dispatch", "group_commit", "job_ledger", "gateway", "agent")
+NAMES = (
+    "heartbeats",
+    "available_models",
+    "fleet_costs",
+    "dispatch",
+    "group_commit",
+    "job_ledger",
+    "payouts",
+    "gateway",
+    "agent",
+)
 LONG = ("gateway_soak", "gateway_overload")  # run by name alone
 
 

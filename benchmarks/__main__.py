@@ -12,6 +12,7 @@ NAMES = (
     "dispatch",
     "group_commit",
     "job_ledger",
+    "payouts",
     "gateway",
     "agent",
     "dashboard",

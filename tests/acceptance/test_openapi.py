@@ -24,7 +24,7 @@ TIMEOUT_SECONDS = 240  # it takes twenty seconds alone, and much longer beside o
 # - Good data may be refused where its goodness depends on what is there, which a schema can't say: a key bound to a
 #   node of another owner or already expired, provider URLs that the egress policy denies, metadata of another type
 #   than the passport's, a patch of what is fixed, a model declared twice, a price with more digits than JSON's
-#   numbers keep exactly, a span of time with too many steps or beyond the calendar.
+#   numbers keep exactly, a span of time with too many steps, with none or beyond the calendar.
 ALL_CHECKS = """
 continue-on-failure = true
 request-timeout = 20.0
@@ -44,6 +44,7 @@ positive_data_acceptance.expected-statuses = ["2xx", "401", "403", "404", "409",
 [[operations]]
 include-name = ["POST /keys", "POST /passports", "POST /webhooks", "PATCH /passports/{passport_id}",
     "PUT /compute/models/{passport_id}", "GET /compute/metrics", "GET /compute/metrics/{passport_id}",
+    "GET /payouts", "GET /payouts/losses", "POST /payouts/periods",
     "POST /match", "POST /v1/chat/completions", "POST /v1/completions", "POST /v1/embeddings", "POST /v1/responses"]
 checks.positive_data_acceptance.enabled = false
 """

@@ -14,7 +14,7 @@ from lucid_compute.jobs import Job, Outcome
 from lucid_compute.storage.loss_reader import Losses
 from tests.api import Api, error_code
 from tests.integration.test_payouts import tell
-from tests.ledger import all_written, ended, new_job
+from tests.ledger import all_written, ended, ledger_on, new_job
 
 TODAY = datetime.now(UTC).date()
 SPAN = {"from": str(TODAY - timedelta(days=2)), "to": str(TODAY + timedelta(days=1))}
@@ -91,6 +91,18 @@ async def test_completed_running_failed_and_retried_are_exactly_all_attempts(api
     }
     assert {(each["cause"], each["side"]) for each in report["losses"]} == sides
     assert by_cause["http_503"]["retried"] == sum(len(request) - 1 for request in requests)
+
+
+async def test_all_that_is_counted_is_of_one_instant(api: Api) -> None:
+    """While requests fail, none of them is ever taken for one that was served, or for one that never was."""
+    async with ledger_on(api.service.database.url) as ledger:
+        for _ in range(60):
+            for _ in range(20):
+                ledger.finish(ended(new_job(), Outcome.FAILED, reason="http_500", price_usd=None))
+            report = await losses(api)
+            assert (report["completed"], report["running"]) == (0, 0)
+        await all_written(ledger)
+    assert (await losses(api))["attempts"] == 1200
 
 
 async def test_a_loss_is_worth_what_such_a_request_typically_earns_there_and_what_was_billed_is_no_loss(

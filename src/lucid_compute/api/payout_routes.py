@@ -65,10 +65,10 @@ async def get_payouts(
     `GET /compute/jobs` lists with a price for that node, model and day.
     """
     whose = owner_of(principal, owner, "payouts")
-    lines = await service.payouts.lines(*days, owner=whose, daily=is_csv)
     if is_csv:
-        return write_statement(lines)
-    return view_report(lines, await service.payouts.terms(*days), since=days.since, until=days.until, owner=whose)
+        return write_statement(await service.payouts.daily(*days, owner=whose))
+    sums, terms = await service.payouts.sums(*days, owner=whose), await service.payouts.terms(*days)
+    return view_report(sums, terms, since=days.since, until=days.until, owner=whose)
 
 
 @router.get("/losses", response_model=LossReport, responses={**declare(), **CSV_RESPONSE})
@@ -127,13 +127,12 @@ async def get_period(
     """
     whose = owner_of(principal, owner, "payouts")
     period = await service.payouts.period(period_id)
-    lines = await service.payouts.lines_of(period, owner=whose, daily=is_csv)
     if is_csv:
-        return write_statement(lines)
-    days = Days(period.starts_on, period.ends_on)
-    terms = await service.payouts.terms(*days)
+        return write_statement(await service.payouts.daily_of(period, owner=whose))
+    since, until = period.starts_on, period.ends_on
+    sums, terms = await service.payouts.sums_of(period, owner=whose), await service.payouts.terms(since, until)
     view = view_period(period, shows_closer=principal.is_admin)
-    return view_report(lines, terms, since=days.since, until=days.until, owner=whose, period=view)
+    return view_report(sums, terms, since=since, until=until, owner=whose, period=view)
 
 
 def _days(where: str, since: date, until: date) -> Days:

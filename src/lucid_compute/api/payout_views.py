@@ -13,7 +13,7 @@ from lucid_compute.field_types import write_money
 from lucid_compute.prices import total
 from lucid_compute.revenue import Blame, Role, Side, Terms
 from lucid_compute.storage.loss_reader import Loss, Losses
-from lucid_compute.storage.payout_store import Line, Period
+from lucid_compute.storage.payout_store import Line, Period, Sums
 from lucid_compute.wire.payouts import (
     LossReport,
     LossView,
@@ -31,7 +31,7 @@ _LOSS_TITLES = ["kind", "side", "cause", "requests", "retried", "unearnedUsd", "
 
 
 def view_report(
-    lines: Sequence[Line],
+    sums: Sums,
     terms: Iterable[tuple[datetime, Terms]],
     *,
     since: date,
@@ -39,24 +39,15 @@ def view_report(
     owner: str | None,
     period: PeriodView | None = None,
 ) -> PayoutReport:
-    """Answer lines that stand in the order of their owners and roles, with a total for each of these."""
+    """Answer what was earned, by owner and role, and by node and model."""
     return PayoutReport(
         from_=since,
         to=until,
         owner=owner,
         period=period,
         terms=[TermsView(since=at, **held._asdict()) for at, held in terms],
-        totals=_totals(lines),
-        lines=[
-            PayoutLine(
-                **_sums(line.owner, line.role, [line]).model_dump(),
-                passport_id=line.node_id,
-                node=line.node_name,
-                model_id=line.model_id,
-                model=line.model_name,
-            )
-            for line in lines
-        ],
+        totals=[_sums(line.owner, line.role, [line]) for line in sums.totals],
+        lines=None if sums.lines is None else [_view_line(line) for line in sums.lines],
     )
 
 
@@ -114,6 +105,16 @@ def write_losses(report: LossReport) -> Response:
         for each in [*report.losses, *report.sides]
     ]
     return write_csv(_LOSS_TITLES, rows)
+
+
+def _view_line(line: Line) -> PayoutLine:
+    return PayoutLine(
+        **_sums(line.owner, line.role, [line]).model_dump(),
+        passport_id=line.node_id,
+        node=line.node_name,
+        model_id=line.model_id or "",
+        model=line.model_name,
+    )
 
 
 def _totals(lines: Iterable[Line]) -> list[PayoutTotal]:

@@ -46,13 +46,14 @@ def payout_parts(report: PayoutReport) -> list[RenderableType]:
         sentence(f"Earned from {report.from_} until before {report.to}, in US dollars:"),
         Listing(TOTAL_COLUMNS, map(_total, report.totals)),
         sentence(""),
-        sentence("By model and node:"),
     ]
+    if report.lines is None:
+        return [*parts, sentence("Name an owner to see its models and nodes: there are too many of all.")]
     rows = (
         (line.model, or_unknown(line.node), line.role, number(line.jobs), _tokens(line), line.amount_usd, _owner(line))
         for line in report.lines
     )
-    return [*parts, Listing(LINE_COLUMNS, rows)]
+    return [*parts, sentence("By model and node:"), Listing(LINE_COLUMNS, rows)]
 
 
 def loss_parts(report: LossReport) -> list[RenderableType]:

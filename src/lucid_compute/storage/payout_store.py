@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Any, NamedTuple
@@ -29,8 +32,10 @@ from lucid_compute.storage.payout_tables import payout_open, payout_periods, pay
 from lucid_compute.wire.lists import SortBy, SortOrder
 
 PAYOUTS_LOCK = 0x7061796F  # an advisory lock of our own: "payo"
-CLOSING_SECONDS = 60.0  # three hundred thousand lines take some seconds
-MAX_LINES = 100_000
+PATIENT_SECONDS = 60.0  # closing three hundred thousand lines takes seven
+PATIENT_AT_A_TIME = 2
+MAX_LINES = 100_000  # of a statement
+MAX_SHOWN = 20_000  # of a report, its totals among them
 _TODAY = text("SELECT (now() AT TIME ZONE 'UTC')::date")
 _SORT_COLUMNS = {
     SortBy.CREATED_AT: payout_periods.c.closed_at,
@@ -50,7 +55,7 @@ class Period(NamedTuple):
 
 
 class Line(NamedTuple):
-    """What one owner gets in one role for the jobs of one model, a provider's on one node.
+    """What one owner gets in one role for the jobs of one model, a provider's on one node; of all of them in a total.
 
     `day` and `period_id` are None where days are added up; `period_id` also while the day is open.
     """
@@ -59,7 +64,7 @@ class Line(NamedTuple):
     owner: str | None
     node_id: str | None
     node_name: str | None
-    model_id: str
+    model_id: str | None
     model_name: str
     jobs: int
     tokens_in: int
@@ -70,6 +75,13 @@ class Line(NamedTuple):
     period_id: str | None = None
 
 
+class Sums(NamedTuple):
+    """Totals by owner and role, and the lines that they are the sums of; None when these are too many to show."""
+
+    totals: list[Line]
+    lines: list[Line] | None
+
+
 class PayoutStore:
     """Reads payouts, and closes periods; `losses` is what was not earned."""
 
@@ -77,24 +89,31 @@ class PayoutStore:
         """Work on `database`."""
         self._database = database
         self.losses = LossReader(database)
+        self._turns = asyncio.Semaphore(PATIENT_AT_A_TIME)
 
-    async def lines(self, since: date, until: date, *, owner: str | None, daily: bool = False) -> list[Line]:
-        """Answer what was earned with the jobs that started on these days; `owner` None is everybody.
+    async def sums(self, since: date, until: date, *, owner: str | None) -> Sums:
+        """Answer what was earned with the jobs that started on these days; `owner` None is everybody."""
+        return _parted(await self._read(PAYOUTS_OF_DAYS, MAX_SHOWN, owner, {"since": since, "until": until}))
 
-        Raises:
-            InvalidRequest: there are too many.
-        """
-        statement = DAILY_PAYOUTS_OF_DAYS if daily else PAYOUTS_OF_DAYS
-        return await self._read(statement, {"since": since, "until": until, "owner": owner})
-
-    async def lines_of(self, period: Period, *, owner: str | None, daily: bool = False) -> list[Line]:
-        """Answer what was frozen when the period was closed: always the same.
+    async def daily(self, since: date, until: date, *, owner: str | None) -> list[Line]:
+        """Answer the same day by day.
 
         Raises:
-            InvalidRequest: there are too many.
+            InvalidRequest: there are too many lines.
         """
-        statement = DAILY_PAYOUTS_OF_PERIOD if daily else PAYOUTS_OF_PERIOD
-        return await self._read(statement, {"period_id": period.id, "owner": owner})
+        return _bounded(await self._read(DAILY_PAYOUTS_OF_DAYS, MAX_LINES, owner, {"since": since, "until": until}))
+
+    async def sums_of(self, period: Period, *, owner: str | None) -> Sums:
+        """Answer what was frozen when the period was closed: always the same."""
+        return _parted(await self._read(PAYOUTS_OF_PERIOD, MAX_SHOWN, owner, {"period_id": period.id}))
+
+    async def daily_of(self, period: Period, *, owner: str | None) -> list[Line]:
+        """Answer the same day by day.
+
+        Raises:
+            InvalidRequest: there are too many lines.
+        """
+        return _bounded(await self._read(DAILY_PAYOUTS_OF_PERIOD, MAX_LINES, owner, {"period_id": period.id}))
 
     async def terms(self, since: date, until: date) -> list[tuple[datetime, Terms]]:
         """Answer the terms that held on these days, the newest first, each with since when."""
@@ -138,25 +157,29 @@ class PayoutStore:
             PeriodConflict: it does not begin where the last one ended.
             DatabaseUnavailable: whether it was closed is not known; close it again.
         """
-        database = Database(self._database.url, pool_size=1, timeout_seconds=CLOSING_SECONDS)
-        try:
-            async with database.transaction() as connection:
-                await connection.execute(text(f"SELECT pg_advisory_xact_lock({PAYOUTS_LOCK})"))
-                if (there := await _find_same(connection, since, until)) is not None:
-                    return there, False
-                await _check(connection, since, until)
-                return await _close(connection, actor, since, until), True
-        finally:
-            await database.close()
+        async with self._patient() as connection:
+            await connection.execute(text(f"SELECT pg_advisory_xact_lock({PAYOUTS_LOCK})"))
+            if (there := await _find_same(connection, since, until)) is not None:
+                return there, False
+            await _check(connection, since, until)
+            return await _close(connection, actor, since, until), True
 
-    async def _read(self, statement: str, values: dict[str, Any]) -> list[Line]:
-        async with self._database.transaction() as connection:
-            rows = await connection.execute(text(statement), {**values, "most": MAX_LINES + 1})
-            lines = [_line(row) for row in rows.mappings()]
-        if len(lines) > MAX_LINES:
-            message = f"That is more than {MAX_LINES} lines. Name an owner, or take a shorter span."
-            raise InvalidRequest.at("query.to", message)
-        return lines
+    async def _read(self, statement: str, most: int, owner: str | None, values: dict[str, Any]) -> list[Line]:
+        """Answer one line more than `most` when there are more."""
+        async with self._patient() as connection:
+            rows = await connection.execute(text(statement), {**values, "owner": owner, "most": most + 1})
+            return [_line(row) for row in rows.mappings()]
+
+    @asynccontextmanager
+    async def _patient(self) -> AsyncIterator[AsyncConnection]:
+        """Open a transaction that may take a while, on a connection of its own: others have the pool meanwhile."""
+        async with self._turns:
+            database = Database(self._database.url, pool_size=1, timeout_seconds=PATIENT_SECONDS)
+            try:
+                async with database.transaction() as connection:
+                    yield connection
+            finally:
+                await database.close()
 
 
 async def note_terms(database: Database, terms: Terms) -> None:
@@ -196,6 +219,18 @@ async def _close(connection: AsyncConnection, actor: Actor, since: date, until: 
     details = {"from": since.isoformat(), "to": until.isoformat()}
     await record_change(connection, actor, Change("payouts.close", "payout_period", period.id, details=details))
     return period
+
+
+def _parted(lines: list[Line]) -> Sums:
+    totals = [line for line in lines if line.model_id is None]
+    return Sums(totals, lines[len(totals) :] if len(lines) <= MAX_SHOWN else None)
+
+
+def _bounded(lines: list[Line]) -> list[Line]:
+    if len(lines) > MAX_LINES:
+        message = f"That is more than {MAX_LINES} lines. Name an owner, or take a shorter span."
+        raise InvalidRequest.at("query.owner", message)
+    return lines
 
 
 def _line(row: RowMapping) -> Line:

@@ -75,7 +75,9 @@ class PayoutReport(AnswerShape):
     period: PeriodView | None = Field(description="The closed period, when that was asked for.")
     terms: list[TermsView] = Field(description="The terms that held on these days, the newest first.")
     totals: list[PayoutTotal]
-    lines: list[PayoutLine]
+    lines: list[PayoutLine] | None = Field(
+        description="Null when there are over 20,000: an admin names an owner to see its lines."
+    )
 
 
 class SideTotal(AnswerShape):

@@ -26,7 +26,7 @@ HEADERS = {b"authorization": f"Bearer {ADMIN_KEY}".encode()}
 class Client:
     """A connection of the express lane; `told` is what became of its request."""
 
-    server = ("127.0.0.1", 1)
+    server: tuple[str, int | None] | None = ("127.0.0.1", 1)
 
     def __init__(self) -> None:
         """Wait."""
@@ -87,6 +87,7 @@ async def test_a_request_of_the_express_lane_is_freed_when_it_ends(
     node.script.append(behaviour)
     client = Client()
     gc.collect()
+    assert api.app._inference is not None
     lane = ExpressLane(api.service, api.app._inference)
     exchange = lane.take(client, b"/v1/chat/completions", HEADERS, json.dumps(BODY).encode())
     assert exchange is not None

@@ -59,7 +59,7 @@ class ExpressProtocol(GuardedProtocol):
         if self._is_resting or self._missing:
             self._deadlines.clear(self)
             data = self._request + data if self._missing else data
-            self._is_resting, self._missing = False, 0
+            self._is_resting, self._missing, self._request = False, 0, b""
         if not (data.startswith(_BEGINNING) and self._take(data)):
             super().data_received(data)
 
@@ -92,7 +92,7 @@ class ExpressProtocol(GuardedProtocol):
         lines += (b"\r\n", body)
         _late_writes.write(self._socket, b"".join(lines))
         self.server_state.total_requests += 1
-        self._exchange = None
+        self._exchange, self._request = None, b""
         if self._closes_after:
             self.loop.call_soon(self._socket.close)
         elif self._held:
@@ -107,7 +107,8 @@ class ExpressProtocol(GuardedProtocol):
         self._exchange = None
         usual = self._extensions
         self._extensions = {**usual, HANDED_OVER: handed_over}
-        super().data_received(self._request)
+        request, self._request = self._request, b""
+        super().data_received(request)
         self._extensions = usual
         if self._closes_after:
             super().shutdown()
@@ -128,21 +129,21 @@ class ExpressProtocol(GuardedProtocol):
         request = _reader.read(data)
         if request is None:
             return False
-        self._request = data
         if isinstance(request, int):
-            return self._await_body(request)
+            return self._await_body(data, request)
         self._exchange = self._lane.take(self, *request)
         if self._exchange is None:
             return False
+        self._request = data
         self._deadlines.clear(self)
         self._unset_keepalive_if_required()
         return True
 
-    def _await_body(self, missing: int) -> bool:
+    def _await_body(self, data: bytes, missing: int) -> bool:
         """Wait a moment for the body, which many clients send in a packet of its own, unless it is a long one."""
-        if len(self._request) + missing > MAX_REQUEST_BYTES:
+        if len(data) + missing > MAX_REQUEST_BYTES:
             return False
-        self._missing = missing
+        self._request, self._missing = data, missing
         self._unset_keepalive_if_required()
         self._deadlines.set(self, BODY_SECONDS)
         return True
@@ -152,9 +153,9 @@ class ExpressProtocol(GuardedProtocol):
         super()._refuse(status)
 
     def _leave_to_uvicorn(self) -> None:
-        self._missing = 0
         self._deadlines.clear(self)
-        super().data_received(self._request)
+        request, self._request, self._missing = self._request, b"", 0
+        super().data_received(request)
 
     @property
     def _is_between_requests(self) -> bool:

@@ -1,0 +1,160 @@
+"""A server with the express lane's protocol, before a lane that answers when the test says so."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from typing import Any
+
+import uvicorn
+
+from lucid_compute.api.app import EXPRESS
+from lucid_compute.cli.express_protocol import ExpressProtocol
+from lucid_compute.inference.exchange import CutReason
+from tests.raw_client import PATIENCE_SECONDS
+from tests.served import eventually
+
+LARGE = 16_000_000  # as long as an answer may be, and far more than sockets hold
+WAITS, AT_ONCE, LONG = "/v1/waits", "/v1/at-once", "/v1/long"
+
+
+def post(path: str, body: bytes = b"{}") -> bytes:
+    """Answer a request's bytes."""
+    return b"POST %b HTTP/1.1\r\nHost: lucid\r\nContent-Length: %d\r\n\r\n%b" % (path.encode(), len(body), body)
+
+
+class Taken:
+    """A request that the lane has taken, in place of an exchange."""
+
+    def __init__(self, lane: Lane, client: ExpressProtocol) -> None:
+        """Wait."""
+        self._lane, self._client = lane, client
+
+    def end(self, reason: CutReason) -> None:
+        """End as an exchange does whose client left."""
+        self._lane.taken.remove(self)
+        self._lane.ended.append(reason)
+        self._client.hang_up()
+
+    def answer(self, body: bytes) -> None:
+        """Have it answered."""
+        self._lane.taken.remove(self)
+        self._client.answer(200, [(b"content-length", b"%d" % len(body))], body)
+
+
+class Lane:
+    """Takes requests to two paths: one is answered with its own body, the other when the test says so."""
+
+    def __init__(self) -> None:
+        """Serve none yet."""
+        self.taken: list[Taken] = []
+        self.ended: list[CutReason] = []
+
+    def take(self, client: ExpressProtocol, path: bytes, headers: dict[bytes, bytes], body: bytes) -> Taken | None:  # noqa: ARG002 - as the real one's
+        """Take a request, unless it is for another path."""
+        if path.decode() not in {WAITS, AT_ONCE}:
+            return None
+        taken = Taken(self, client)
+        self.taken.append(taken)
+        if path.decode() == AT_ONCE:
+            asyncio.get_running_loop().call_soon(taken.answer, body)
+        return taken
+
+    def answer_all(self, body: bytes) -> None:
+        """Answer all that wait, in one turn of the loop."""
+        for taken in [*self.taken]:
+            taken.answer(body)
+
+
+class Service:
+    """A server in a thread, on uvloop as in a worker; its application answers with what it was sent."""
+
+    def __init__(self) -> None:
+        """Listen, and start."""
+        self.lane = Lane()
+        self.faults: list[dict[str, Any]] = []  # what went wrong in callbacks
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=100)
+        self.port: int = self._listener.getsockname()[1]
+        self._started = threading.Event()
+        config = uvicorn.Config(
+            self._serve,
+            interface="asgi3",
+            loop="uvloop",
+            http=ExpressProtocol,
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            timeout_keep_alive=1,
+            timeout_graceful_shutdown=5,
+        )
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, args=([self._listener],), daemon=True)
+        self._thread.start()
+        assert self._started.wait(PATIENCE_SECONDS)
+
+    async def is_alone(self) -> bool:
+        """Whether no connection is left."""
+        await asyncio.sleep(0.5)  # it may not have come yet
+        return not self._server.server_state.connections
+
+    async def takes(self, count: int) -> None:
+        """Return once so many requests wait in the lane."""
+
+        async def does() -> bool:
+            return len(self.lane.taken) == count
+
+        await eventually(does)
+
+    @property
+    def kept_bytes(self) -> int:
+        """How much of requests the open connections keep, of which there is at least one."""
+        connections: list[Any] = [*self._server.server_state.connections]
+        assert connections
+        return sum(len(connection._request) + len(connection._held) for connection in connections)
+
+    def answer_all(self, body: bytes = b"waited") -> None:
+        """Answer all that wait, in one turn of the loop."""
+        self._loop.call_soon_threadsafe(self.lane.answer_all, body)
+
+    def answer_and_shut_down(self) -> None:
+        """Answer all that wait, and tell every connection in the same turn to end."""
+
+        def both() -> None:
+            self.lane.answer_all(b"waited")
+            for connection in [*self._server.server_state.connections]:
+                connection.shutdown()
+
+        self._loop.call_soon_threadsafe(both)
+
+    def stop(self) -> None:
+        """End it, and whatever is open."""
+        self._server.should_exit = True
+        self._thread.join(PATIENCE_SECONDS)
+        self._listener.close()
+        assert not self._thread.is_alive()
+        assert not self.faults
+
+    async def _serve(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await self._live(scope, receive, send)
+            return
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body, more = body + message.get("body", b""), message.get("more_body", False)
+        if scope["path"] in {LONG, WAITS}:
+            body = b"x" * LARGE
+        headers = [(b"content-length", b"%d" % len(body))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    async def _live(self, scope: Any, receive: Any, send: Any) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._loop.set_exception_handler(lambda _, context: self.faults.append(context))
+        scope["state"][EXPRESS] = self.lane
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        self._started.set()
+        await receive()
+        await send({"type": "lifespan.shutdown.complete"})

@@ -43,6 +43,7 @@ TABLE = [
     *[Call("GET", path, READERS) for path in ("/compute/events/{node}", "/compute/jobs")],
     *[Call("GET", path, READERS) for path in ("/compute/metrics", "/compute/metrics/{node}")],
     *[Call("GET", path, READERS) for path in ("/compute/uptime", "/compute/uptime/{node}")],
+    *[Call("GET", path, READERS) for path in ("/compute/overview",)],
     *[Call("GET", path, READERS) for path in ("/payouts", "/payouts/losses")],
     *[Call("GET", path, READERS) for path in ("/payouts/periods", "/payouts/periods/unknown")],
     Call("POST", "/payouts/periods", ADMINS, {"from": "2020-01-01", "to": "2020-02-01"}),

@@ -1,30 +1,18 @@
-"""How llama.cpp's own server is started: for the demo, and for the tests that want a real inference server."""
+"""llama.cpp's own server on a small model: for the demo, and for the tests that want a real inference server.
+
+By hand: `python -m demo.llama_cpp tiny.gguf my-model --port 8080`; the model comes from `python -m demo.tiny_gguf`.
+"""
 
 from __future__ import annotations
 
+import argparse
+import signal
 import sys
 from pathlib import Path
 
 MODEL = "tiny-reciter"
 LISTENS = r"listens on (\S+)\n"
 CONTEXT_OF_A_SLOT = 1024
-# It says where it listens and goes on until it is ended.
-_SERVER = """
-import signal, sys, xllamacpp
-path, name, port, slots, tells, embeds = sys.argv[1:]
-params = xllamacpp.CommonParams()
-params.model.path, params.model_alias = path, {name}
-params.hostnames, params.port = ["127.0.0.1"], int(port)
-params.n_parallel, params.n_ctx = int(slots), int(slots) * CONTEXT_OF_A_SLOT
-params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
-params.endpoint_metrics = params.endpoint_slots = tells == "True"
-if embeds == "True":
-    params.embedding = True
-    params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
-server = xllamacpp.Server(params)
-print("listens on", server.listening_address, flush=True)
-signal.pause()
-""".replace("CONTEXT_OF_A_SLOT", str(CONTEXT_OF_A_SLOT))
 
 
 def server_command(
@@ -34,4 +22,38 @@ def server_command(
 
     `tells`: with /metrics and /slots; `embeds`: it answers embeddings, and chats besides.
     """
-    return [sys.executable, "-c", _SERVER, str(gguf), model, str(port), str(slots), str(tells), str(embeds)]
+    # -P: this folder holds a `requests` of ours, which is not the one that others mean.
+    command = [sys.executable, "-P", __file__, str(gguf), model, "--port", str(port), "--slots", str(slots)]
+    return [*command, *([] if tells else ["--silent"]), *(["--embeds"] if embeds else [])]
+
+
+def main() -> None:
+    """Serve, say where, and go on until a signal ends this process."""
+    parser = argparse.ArgumentParser(description="Serve a model by llama.cpp's own server.")
+    parser.add_argument("gguf", help="the model's file")
+    parser.add_argument("model", help="the name that it is served under")
+    parser.add_argument("--port", type=int, default=0, help="0, the default, is a free one")
+    parser.add_argument("--slots", type=int, default=2, help="requests at a time")
+    parser.add_argument("--silent", action="store_true", help="without /metrics and /slots")
+    parser.add_argument("--embeds", action="store_true", help="answer embeddings, too")
+    told = parser.parse_args()
+
+    import xllamacpp  # type: ignore[import-untyped] # noqa: PLC0415 - whoever only wants the command has no need of it
+
+    params = xllamacpp.CommonParams()
+    params.model.path, params.model_alias = told.gguf, {told.model}
+    params.hostnames, params.port = ["127.0.0.1"], told.port
+    params.n_parallel, params.n_ctx = told.slots, told.slots * CONTEXT_OF_A_SLOT
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+    params.endpoint_metrics = params.endpoint_slots = not told.silent
+    if told.embeds:
+        params.embedding = True
+        params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
+    server = xllamacpp.Server(params)
+    sys.stdout.write(f"listens on {server.listening_address}\n")
+    sys.stdout.flush()
+    signal.pause()
+
+
+if __name__ == "__main__":
+    main()

@@ -14,6 +14,7 @@ ANSWERED_EVERYWHERE = {"422": "INVALID_REQUEST", "429": "RATE_LIMITED", "503": "
 ENDED = ("POST /compute/heartbeat", "GET /compute/health/{passport_id}", "GET /compute/models/{passport_id}")
 NOT_FOUND = {
     "/webhooks": "WEBHOOK_NOT_FOUND",
+    "/payouts/periods/{": "PERIOD_NOT_FOUND",
     "/passports/{passport_id}": "PASSPORT_NOT_FOUND",
     "/compute/": "NODE_NOT_FOUND",
     "/models/{": "MODEL_NOT_FOUND",

@@ -23,7 +23,10 @@ GPUS = [
     {"index": 1, "utilization": 1.0, "memoryUsedMb": 3000, "memoryTotalMb": 4000},
     {"index": 2},
 ]
-KILL = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'lucid records'"
+KILL = """
+    SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    WHERE datname = current_database() AND application_name = 'lucid records'
+"""
 
 
 Recorder = Callable[[str], GaugeRecorder]

@@ -20,7 +20,10 @@ from lucid_compute.storage.job_ledger import GROUP_SECONDS, MAX_BATCH, MAX_WAITI
 from lucid_compute.storage.job_row import RowWriter
 from tests.ledger import all_written, ended, expect, expect_sums, ledger_on, new_job, random_job, read
 
-KILL = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'lucid jobs'"
+KILL = """
+    SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    WHERE datname = current_database() AND application_name = 'lucid jobs'
+"""
 
 
 @pytest.fixture(autouse=True)

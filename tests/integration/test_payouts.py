@@ -24,6 +24,10 @@ from tests.api import Api, error_code
 from tests.integration.other_replicas import run_sql
 from tests.ledger import all_written, ended, expect_payouts, ledger_on, new_job
 
+KILL = """
+    SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    WHERE datname = current_database() AND application_name = 'lucid jobs'
+"""
 TODAY = datetime.now(UTC).date()
 DAY = timedelta(days=1)
 FIRST = TODAY - 10 * DAY
@@ -287,9 +291,7 @@ async def test_nothing_is_lost_or_paid_twice_while_periods_are_closed_under_the_
 
     async def kill() -> None:
         for _ in range(25):
-            await run_sql(
-                api, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'lucid jobs'"
-            )
+            await run_sql(api, KILL)
             await asyncio.sleep(0.05)
 
     async def write() -> None:

@@ -28,7 +28,10 @@ KEEP_ALL = Retention(24 * 30, 90, 1000)
 NODES = [str(uuid4()) for _ in range(4)]
 OWNERS = dict(zip(NODES, ["acme", "acme", "globex", "ünï"], strict=True))
 MODELS = [str(uuid4()) for _ in range(2)]
-KILL = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = ANY($1)"
+KILL = """
+    SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    WHERE datname = current_database() AND application_name = ANY($1)
+"""
 
 
 def job_ago(chance: random.Random, ago: timedelta) -> Job:

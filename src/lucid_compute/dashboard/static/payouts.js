@@ -88,13 +88,15 @@ function daysOf(chosen) {
 
 function Report({ data }) {
   const [page, setPage] = useState(1);
-  const totalPages = Math.ceil(data.lines.length / PER_PAGE);
+  const lines = data.lines ?? []; // null when there are too many
+  const totalPages = Math.ceil(lines.length / PER_PAGE);
   if (data.totals.length === 0) return html`<${Empty} title="Nothing was earned in this period." />`;
   return html`<${Fragment}>
     <${Table} caption="Totals" columns=${TOTALS} rows=${data.totals} keyOf=${(total) => `${total.owner}/${total.role}`} />
     <h3 class="apart">By node and model</h3>
-    <${Table} caption="By node and model" columns=${LINES} rows=${data.lines.slice((page - 1) * PER_PAGE, page * PER_PAGE)} keyOf=${(line) => [line.owner, line.role, line.passportId, line.modelId].join("/")} />
-    <${Pager} pagination=${{ total: data.lines.length, page, perPage: PER_PAGE, totalPages }} noun="lines" onPage=${setPage} />
+    ${data.lines === null && html`<p class="note">There are too many lines of all owners: a statement of one owner has its own.</p>`}
+    <${Table} caption="By node and model" columns=${LINES} rows=${lines.slice((page - 1) * PER_PAGE, page * PER_PAGE)} keyOf=${(line) => [line.owner, line.role, line.passportId, line.modelId].join("/")} />
+    <${Pager} pagination=${{ total: lines.length, page, perPage: PER_PAGE, totalPages }} noun="lines" onPage=${setPage} />
     <p class="note">${data.terms.map((terms) => `${terms.since.startsWith("1970") ? "From the beginning" : `Since ${terms.since.slice(0, 10)}`}: ${terms.providerBps / 100} % provider, ${terms.modelOwnerBps / 100} % model owner, ${terms.protocolBps / 100} % protocol.`).join(" ")}</p>
   </${Fragment}>`;
 }

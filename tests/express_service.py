@@ -51,10 +51,8 @@ class Lane:
         self.taken: list[Taken] = []
         self.ended: list[CutReason] = []
 
-    def take(self, client: ExpressProtocol, path: bytes, headers: dict[bytes, bytes], body: bytes) -> Taken | None:  # noqa: ARG002 - as the real one's
-        """Take a request, unless it is for another path."""
-        if path.decode() not in {WAITS, AT_ONCE}:
-            return None
+    def take(self, client: ExpressProtocol, path: bytes, headers: dict[bytes, bytes], body: bytes) -> Taken:  # noqa: ARG002 - as the real one's
+        """Take a request."""
         taken = Taken(self, client)
         self.taken.append(taken)
         if path.decode() == AT_ONCE:
@@ -152,7 +150,7 @@ class Service:
     async def _live(self, scope: Any, receive: Any, send: Any) -> None:
         self._loop = asyncio.get_running_loop()
         self._loop.set_exception_handler(lambda _, context: self.faults.append(context))
-        scope["state"][EXPRESS] = self.lane
+        scope["state"][EXPRESS] = {path.encode(): self.lane for path in (WAITS, AT_ONCE)}
         await receive()
         await send({"type": "lifespan.startup.complete"})
         self._started.set()

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from lucid_compute.api.express_lane import ExpressLane
+from lucid_compute.api.express_inference import ExpressInference
 from lucid_compute.inference.call import Call, Headers
 from lucid_compute.inference.exchange import CutReason, Exchange
 from lucid_compute.inference.express import HandedOver
@@ -36,9 +36,10 @@ class Client:
         """Take an answer."""
         self.told.set_result(status)
 
-    def go_on(self, handed_over: HandedOver) -> None:
+    def go_on(self, begun: object) -> None:
         """Drop what was begun."""
-        self.told.set_result("handed over" if handed_over.failed is None else "failed")
+        assert isinstance(begun, HandedOver)
+        self.told.set_result("handed over" if begun.failed is None else "failed")
 
     def hang_up(self) -> None:
         """Close."""
@@ -88,7 +89,7 @@ async def test_a_request_of_the_express_lane_is_freed_when_it_ends(
     client = Client()
     gc.collect()
     assert api.app._inference is not None
-    lane = ExpressLane(api.service, api.app._inference)
+    lane = ExpressInference(api.service, api.app._inference)
     exchange = lane.take(client, b"/v1/chat/completions", HEADERS, json.dumps(BODY).encode())
     assert exchange is not None
     if told == "hung up":

@@ -28,7 +28,9 @@ from lucid_compute.api import (
     probe_routes,
     webhook_routes,
 )
-from lucid_compute.api.express_lane import ExpressLane
+from lucid_compute.api.express_client import ExpressLane, ExpressLanes
+from lucid_compute.api.express_heartbeats import ExpressHeartbeats
+from lucid_compute.api.express_inference import ExpressInference
 from lucid_compute.api.heartbeat_lane import HeartbeatLane
 from lucid_compute.api.inference_lane import ENDPOINTS, InferenceLane
 from lucid_compute.api.metrics import MeasuredApp, Metrics
@@ -37,7 +39,7 @@ from lucid_compute.api.service import build_service, running
 from lucid_compute.api.settings import Settings
 from lucid_compute.dashboard.site import Site
 
-EXPRESS = "lucid.express"  # in the lifespan's state: the lane that a server may ask first
+EXPRESS = "lucid.express"  # in the lifespan's state: the lanes that a server may ask first, by path
 _DESCRIPTION = """\
 GPU owners register a node, their node sends heartbeats, declares its models, drains and leaves. Everyone can ask which
 models can be served right now, and why one can't.
@@ -103,18 +105,20 @@ class LucidApp:
         return app
 
     @asynccontextmanager
-    async def _lifespan(self, app: FastAPI) -> AsyncIterator[dict[str, ExpressLane]]:
+    async def _lifespan(self, app: FastAPI) -> AsyncIterator[dict[str, ExpressLanes]]:
         service = build_service(self._settings, self._database_url)
         app.state.service = service
         self._heartbeats = HeartbeatLane(service)
         self._inference = InferenceLane(service)
         app.state.metrics = Metrics(service, self._heartbeats, self._inference)
-        express = ExpressLane(service, self._inference)
+        inference = ExpressInference(service, self._inference)
+        lanes: dict[bytes, ExpressLane] = {path.encode(): inference for path in ENDPOINTS}
+        lanes[heartbeat_lane.PATH.encode()] = ExpressHeartbeats(service, self._heartbeats)
         async with running(service):
             try:
-                yield {EXPRESS: express}
+                yield {EXPRESS: lanes}
             finally:
-                express.close()
+                inference.close()
 
 
 def create_app(settings: Settings, database_url: str) -> LucidApp:

@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from lucid_compute.api.dependencies import COMPUTE_WRITERS
 from lucid_compute.api.error_responses import answer, answer_method_not_allowed, answer_unexpected
+from lucid_compute.api.express_client import HANDED_OVER
 from lucid_compute.api.rate_limits import HeartbeatRate
 from lucid_compute.api.request_guard import ClientLeft, read_body
 from lucid_compute.api.service import Service
@@ -32,6 +33,7 @@ from lucid_compute.node_state import (
     HEARTBEAT_JITTER,
     LIVE_WINDOW,
     Heartbeat,
+    Receipt,
 )
 
 PATH = "/compute/heartbeat"
@@ -47,13 +49,23 @@ class _Instants(NamedTuple):
     text: str
 
 
+class BegunHeartbeat(NamedTuple):
+    """One that the express lane had written, and leaves to this one.
+
+    It repeats an older one; or was not taken, as `error` says.
+    """
+
+    node: FleetNode
+    error: Exception | None
+
+
 class HeartbeatLane:
     """Answers heartbeats, each after its commit."""
 
     def __init__(self, service: Service) -> None:
         """Serve them for one replica."""
         self._service = service
-        self._rate = HeartbeatRate(service.settings.heartbeat_max_per_second)
+        self.rate = HeartbeatRate(service.settings.heartbeat_max_per_second)
         self._instants: _Instants | None = None
         self.outcomes: Counter[str] = Counter()
 
@@ -81,30 +93,43 @@ class HeartbeatLane:
             await send({"type": "http.response.body", "body": body})
 
     async def _receive(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive) -> bytes:
+        begun: BegunHeartbeat | None = scope.get("extensions", {}).get(HANDED_OVER)
+        if begun is not None:
+            if begun.error is not None:
+                raise begun.error
+            return await self._answer_repeated(begun.node)
         principal = await self._service.authenticator.authenticate_scope(scope, headers)
         principal.require(COMPUTE_WRITERS)
         heartbeat = read_heartbeat(await read_body(receive, headers))
-        node = self._find(heartbeat.passport_id, principal)
+        node = self.find(heartbeat.passport_id, principal)
         if node is None:
             node = await self._service.get_registered_node(heartbeat.passport_id, sees=principal.sees)
         principal.require_node(heartbeat.passport_id)
-        self._rate.spend(heartbeat.passport_id)
-        if await self._service.heartbeats.write(heartbeat) is None:
-            await self._service.feed.catch_up()  # the one it repeats may be one that another replica has just taken
-        return self._answer(node)
+        self.rate.spend(heartbeat.passport_id)
+        receipt = await self._service.heartbeats.write(heartbeat)
+        return await self._answer_repeated(node) if receipt is None else self.answer(node, receipt)
 
-    def _find(self, passport_id: str, principal: Principal) -> FleetNode | None:
+    async def _answer_repeated(self, node: FleetNode) -> bytes:
+        """Answer a heartbeat that repeats an older one, which may be one that another replica has just taken.
+
+        Raises:
+            DatabaseUnavailable: it is, and was not caught up with in time.
+        """
+        await self._service.feed.catch_up()
+        if node.state.receipt is None:
+            raise DatabaseUnavailable
+        return self.answer(node, node.state.receipt)
+
+    def find(self, passport_id: str, principal: Principal) -> FleetNode | None:
         """Answer the caller's node when the fleet holds it and it has not ended, as nearly always."""
         node = self._service.fleet.find_node(passport_id)
         if node is None or node.record.has_ended or principal.sees not in (None, node.record.owner):
             return None
         return node
 
-    def _answer(self, node: FleetNode) -> bytes:
+    def answer(self, node: FleetNode, receipt: Receipt) -> bytes:
         """Answer the node's state: written by hand, since it is the same but for the id within one group commit."""
-        state, receipt = node.state, node.state.receipt
-        if receipt is None:  # committed through another replica, and not caught up with in time
-            raise DatabaseUnavailable
+        state = node.state
         if self._instants is None or self._instants.received_at != receipt.received_at:
             live_since = self._service.fleet.live_since(receipt.received_at)
             self._instants = _write_instants(receipt.received_at, live_since)

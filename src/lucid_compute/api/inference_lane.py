@@ -13,6 +13,7 @@ from functools import partial
 from starlette.types import Receive, Scope
 
 from lucid_compute.api.error_responses import answer_unexpected, headers_of
+from lucid_compute.api.express_client import HANDED_OVER
 from lucid_compute.api.openai_errors import openai_body, openai_bytes, rate_limit_headers
 from lucid_compute.api.request_guard import (
     REQUEST_ID,
@@ -39,7 +40,6 @@ MAX_BODY_BYTES = 10 * 1024 * 1024
 SESSION_HEADER = b"x-lucid-session"
 MAX_SESSION_BYTES = 256
 LAST_WORD_SECONDS = 1.0
-HANDED_OVER = "lucid.handed_over"  # in scope["extensions"]: what the express lane had begun, and leaves to this one
 ALLOWED_SCOPES = (KeyScope.INFERENCE_RUN, KeyScope.ADMIN)
 HOP = HOP_HEADER.encode()
 

@@ -8,46 +8,45 @@ from http import HTTPStatus
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from lucid_compute.api.app import EXPRESS
-from lucid_compute.api.inference_lane import HANDED_OVER
+from lucid_compute.api.express_client import HANDED_OVER, ExpressLanes, ExpressRequest
 from lucid_compute.cli.guarded_protocol import UNKNOWN, GuardedProtocol
 from lucid_compute.cli.whole_request import WholeRequestReader
 from lucid_compute.egress.late_writes import LateWrites
 from lucid_compute.inference.call import Headers
-from lucid_compute.inference.exchange import CutReason, Exchange
-from lucid_compute.inference.express import HandedOver
+from lucid_compute.inference.exchange import CutReason
 
 MAX_REQUEST_BYTES = 64 * 1024
 MAX_HELD_BYTES = 64 * 1024
 BODY_SECONDS = 0.5  # after the headers; a body that takes longer is uvicorn's to wait for
-_BEGINNING = b"POST /v1/"
+_BEGINNINGS = (b"POST /v1/", b"POST /compute/heartbeat ")  # of what there are lanes for
 _late_writes = LateWrites()
 _reader = WholeRequestReader()  # each worker's: it reads a request in one call, so connections can share it
 
 
 class ExpressProtocol(GuardedProtocol):
-    """A `GuardedProtocol` whose inference requests may be served at once; to that end it is an `ExpressClient`."""
+    """A `GuardedProtocol` whose requests to some paths may be served at once; to that end it is an `ExpressClient`."""
 
-    __slots__ = ("_closes_after", "_exchange", "_held", "_is_resting", "_lane", "_missing", "_request", "_socket")
+    __slots__ = ("_closes_after", "_held", "_is_resting", "_lanes", "_missing", "_request", "_socket", "_taken")
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         """Begin."""
         super().connection_made(transport)
         self._socket = transport  # without the cork: an answer is written as a whole
-        self._lane = self.app_state.get(EXPRESS)
-        self._exchange: Exchange | None = None
+        self._lanes: ExpressLanes = self.app_state.get(EXPRESS, {})
+        self._taken: ExpressRequest | None = None
         self._request = self._held = b""  # the request that is served or not whole, and what came after it
         self._missing = 0  # bytes of a request's body, while nobody knows of it yet
         self._closes_after = self._is_resting = False
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End what is served."""
-        if self._exchange is not None:
-            self._exchange.end(CutReason.CLIENT_LEFT)
+        if self._taken is not None:
+            self._taken.end(CutReason.CLIENT_LEFT)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Serve a request at once, or feed uvicorn; what comes while one is served waits."""
-        if self._exchange is not None:
+        if self._taken is not None:
             self._held += data
             if len(self._held) > MAX_HELD_BYTES:
                 self.flow.pause_reading()  # and from then on it is not noticed when the client leaves
@@ -60,7 +59,7 @@ class ExpressProtocol(GuardedProtocol):
             self._deadlines.clear(self)
             data = self._request + data if self._missing else data
             self._is_resting, self._missing, self._request = False, 0, b""
-        if not (data.startswith(_BEGINNING) and self._take(data)):
+        if not (data.startswith(_BEGINNINGS) and self._take(data)):
             super().data_received(data)
 
     def run_out_of_time(self) -> None:
@@ -72,7 +71,7 @@ class ExpressProtocol(GuardedProtocol):
 
     def shutdown(self) -> None:
         """Close, after the answer that is awaited."""
-        if self._exchange is not None:
+        if self._taken is not None:
             self._closes_after = True
             return
         if self._missing:
@@ -92,7 +91,7 @@ class ExpressProtocol(GuardedProtocol):
         lines += (b"\r\n", body)
         _late_writes.write(self._socket, b"".join(lines))
         self.server_state.total_requests += 1
-        self._exchange, self._request = None, b""
+        self._taken, self._request = None, b""
         if self._closes_after:
             self.loop.call_soon(self._socket.close)
         elif self._held:
@@ -102,11 +101,11 @@ class ExpressProtocol(GuardedProtocol):
             self._unread_bytes = UNKNOWN
             self._deadlines.set(self, self.timeout_keep_alive)
 
-    def go_on(self, handed_over: HandedOver) -> None:
+    def go_on(self, begun: object) -> None:
         """Feed uvicorn the request; its lane finds in the scope what was begun."""
-        self._exchange = None
+        self._taken = None
         usual = self._extensions
-        self._extensions = {**usual, HANDED_OVER: handed_over}
+        self._extensions = {**usual, HANDED_OVER: begun}
         request, self._request = self._request, b""
         super().data_received(request)
         self._extensions = usual
@@ -117,23 +116,24 @@ class ExpressProtocol(GuardedProtocol):
 
     def hang_up(self) -> None:
         """Close without an answer."""
-        self._exchange = None
+        self._taken = None
         self._socket.abort()
 
     # --- inside
 
     def _take(self, data: bytes) -> bool:
         """Whether the express lane serves the request, and answers later; or the rest of it is waited for."""
-        if self._lane is None or len(data) > MAX_REQUEST_BYTES or not self._is_between_requests:
+        if len(data) > MAX_REQUEST_BYTES or not self._is_between_requests:
             return False
         request = _reader.read(data)
         if request is None:
             return False
         if isinstance(request, int):
             return self._await_body(data, request)
-        self._exchange = self._lane.take(self, *request)
-        if self._exchange is None:
+        lane = self._lanes.get(request.path)
+        if lane is None or (taken := lane.take(self, *request)) is None:
             return False
+        self._taken = taken
         self._request = data
         self._deadlines.clear(self)
         self._unset_keepalive_if_required()

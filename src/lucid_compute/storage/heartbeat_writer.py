@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -51,9 +52,13 @@ class OwnHeartbeats:
         self.unsure_of.update(passport_ids)
 
 
+Outcome = Receipt | None | Exception
+Tell = Callable[[Outcome], None]
+
+
 class _Waiting(NamedTuple):
     heartbeat: Heartbeat
-    committed: asyncio.Future[Receipt | None]
+    tell: Tell
 
 
 class HeartbeatWriter:
@@ -81,6 +86,11 @@ class HeartbeatWriter:
         self._work = asyncio.Event()
         self._connection: asyncpg.Connection[asyncpg.Record] | None = None
 
+    @property
+    def is_full(self) -> bool:
+        """Whether as many wait as may."""
+        return len(self._waiting) + len(self._later) >= MAX_WAITING
+
     async def write(self, heartbeat: Heartbeat) -> Receipt | None:
         """Commit one heartbeat; answer its receipt, or None when it repeats an older one and changed nothing.
 
@@ -89,16 +99,27 @@ class HeartbeatWriter:
             InvalidRequest: its bootId is a former one of this node.
             Overloaded: too many wait.
         """
-        if len(self._waiting) + len(self._later) >= MAX_WAITING:
+        committed: asyncio.Future[Receipt | None] = asyncio.get_running_loop().create_future()
+        self.submit(heartbeat, partial(_settle, committed))
+        return await committed
+
+    def submit(self, heartbeat: Heartbeat, tell: Tell) -> None:
+        """Have one heartbeat committed; `tell` is called once with what `write` would answer or raise.
+
+        It may not raise: others' heartbeats are told of in the same turn of the loop.
+
+        Raises:
+            Overloaded: too many wait.
+        """
+        if self.is_full:
             message = "Too many heartbeats are waiting to be written. Send it again after Retry-After seconds."
             raise Overloaded(message, retry_after_seconds=2)
-        waiting = _Waiting(heartbeat, asyncio.get_running_loop().create_future())
+        waiting = _Waiting(heartbeat, tell)
         if heartbeat.passport_id in self._waiting:
             self._later.append(waiting)
         else:
             self._waiting[heartbeat.passport_id] = waiting
         self._work.set()
-        return await waiting.committed
 
     async def run(self) -> None:
         """Commit what waits, for as long as this task runs."""
@@ -153,16 +174,14 @@ class HeartbeatWriter:
                 receipt = Receipt(waiting.heartbeat, received_at, up_since, revision)
                 self._fleet.apply_receipt(waiting.heartbeat.passport_id, receipt)
                 self._gauges.note(waiting.heartbeat, received_at)
-                _answer(waiting, receipt)
+                waiting.tell(receipt)
             elif outcome == "former":
-                _refuse(
-                    waiting, InvalidRequest.at("bootId", "This bootId is a former one of the node. Make a new one.")
-                )
+                waiting.tell(InvalidRequest.at("bootId", "This bootId is a former one of the node. Make a new one."))
             elif outcome == "applied":  # another replica's heartbeat of this node came first: judge it again
                 self._later.append(waiting)
                 self._work.set()
             else:
-                _answer(waiting, None)
+                waiting.tell(None)
         if len(rows) < len(group):  # nodes without a row yet: another replica's, seconds old
             found = {row["position"] for row in rows}
             self._fail([w for n, w in enumerate(group) if n not in found], DatabaseUnavailable())
@@ -190,7 +209,7 @@ class HeartbeatWriter:
 
     def _fail(self, group: list[_Waiting], error: Exception) -> None:
         for waiting in group:
-            _refuse(waiting, error)
+            waiting.tell(error)
 
     def _drop_connection(self) -> None:
         if self._connection is not None:
@@ -199,11 +218,10 @@ class HeartbeatWriter:
             self._connection = None
 
 
-def _answer(waiting: _Waiting, receipt: Receipt | None) -> None:
-    if not waiting.committed.done():
-        waiting.committed.set_result(receipt)
-
-
-def _refuse(waiting: _Waiting, error: Exception) -> None:
-    if not waiting.committed.done():
-        waiting.committed.set_exception(error)
+def _settle(committed: asyncio.Future[Receipt | None], outcome: Outcome) -> None:
+    if committed.done():  # who waited for it was cancelled
+        return
+    if isinstance(outcome, Exception):
+        committed.set_exception(outcome)
+    else:
+        committed.set_result(outcome)

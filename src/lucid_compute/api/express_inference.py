@@ -7,10 +7,10 @@ says so, or goes on where this one got stuck.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Protocol
 
 from lucid_compute.api.authentication import bearer_token
 from lucid_compute.api.error_responses import log_unexpected
+from lucid_compute.api.express_client import ExpressClient
 from lucid_compute.api.inference_lane import (
     ALLOWED_SCOPES,
     ENDPOINTS,
@@ -24,7 +24,7 @@ from lucid_compute.api.service import Service
 from lucid_compute.errors import LucidError, RateLimited, Unauthorized
 from lucid_compute.fleet.key_ring import Principal
 from lucid_compute.inference.attempt import JSON, Answer
-from lucid_compute.inference.call import Call, Headers
+from lucid_compute.inference.call import Call
 from lucid_compute.inference.exchange import CutReason
 from lucid_compute.inference.express import Ending, ExpressExchange, HandedOver
 from lucid_compute.inference.request_body import InferenceRequest
@@ -32,22 +32,7 @@ from lucid_compute.inference.request_body import InferenceRequest
 _ENDPOINTS = {path.encode(): endpoint for path, endpoint in ENDPOINTS.items()}
 
 
-class ExpressClient(Protocol):
-    """A connection that sent one whole request and waits for its answer. One of the three is called, once."""
-
-    server: tuple[str, int | None] | None
-
-    def answer(self, status: int, headers: Headers, body: bytes) -> None:
-        """Write the answer; its length is among the headers."""
-
-    def go_on(self, handed_over: HandedOver) -> None:
-        """Have the ordinary lane answer the same request."""
-
-    def hang_up(self) -> None:
-        """Close without an answer."""
-
-
-class ExpressLane:
+class ExpressInference:
     """Serves inference requests for one replica, in the ordinary lane's name."""
 
     def __init__(self, service: Service, lane: InferenceLane) -> None:

@@ -76,6 +76,7 @@ class ExpressHeartbeats:
             lane.rate.spend(heartbeat.passport_id)  # last, for the ordinary lane would spend another
         except LucidError:
             return None
+        lane.express += 1
         begun = ExpressHeartbeat(lane, client, node)
         service.heartbeats.submit(heartbeat, begun.tell)
         return begun

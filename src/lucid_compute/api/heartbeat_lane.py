@@ -60,7 +60,7 @@ class BegunHeartbeat(NamedTuple):
 
 
 class HeartbeatLane:
-    """Answers heartbeats, each after its commit."""
+    """Answers heartbeats, each after its commit. `express` counts those that the express lane took in its name."""
 
     def __init__(self, service: Service) -> None:
         """Serve them for one replica."""
@@ -68,6 +68,7 @@ class HeartbeatLane:
         self.rate = HeartbeatRate(service.settings.heartbeat_max_per_second)
         self._instants: _Instants | None = None
         self.outcomes: Counter[str] = Counter()
+        self.express = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one heartbeat; any other method than POST is refused."""

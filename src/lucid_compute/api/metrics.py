@@ -60,6 +60,7 @@ class _FleetCollector(Collector):
         for outcome, count in self._lane.outcomes.items():
             beats.add_metric([outcome.lower()], count)
         yield beats
+        yield CounterMetricFamily("lucid_express_heartbeats", "Heartbeats taken without a task", self._lane.express)
         yield self._nodes()
         available = Tally(fleet.are_available(fleet.models_newest_first(), now))
         models = GaugeMetricFamily("lucid_models", "Models, by whether they can be run right now", labels=["available"])

@@ -11,12 +11,13 @@ import uvicorn
 
 from lucid_compute.api.app import EXPRESS
 from lucid_compute.cli.express_protocol import ExpressProtocol
+from lucid_compute.inference.call import Headers
 from lucid_compute.inference.exchange import CutReason
 from tests.raw_client import PATIENCE_SECONDS
 from tests.served import eventually
 
 LARGE = 16_000_000  # as long as an answer may be, and far more than sockets hold
-WAITS, AT_ONCE, LONG = "/v1/waits", "/v1/at-once", "/v1/long"
+WAITS, AT_ONCE, LONG, FULL = "/v1/waits", "/v1/at-once", "/v1/long", "/v1/full"
 
 
 def post(path: str, body: bytes = b"{}") -> bytes:
@@ -50,6 +51,10 @@ class Lane:
         """Serve none yet."""
         self.taken: list[Taken] = []
         self.ended: list[CutReason] = []
+
+    def refuse_if_full(self, path: bytes, headers: dict[bytes, bytes]) -> tuple[int, Headers, bytes] | None:  # noqa: ARG002 - as the real one's
+        """Refuse what is for a third path."""
+        return (503, [(b"content-length", b"4")], b"full") if path.decode() == FULL else None
 
     def take(self, client: ExpressProtocol, path: bytes, headers: dict[bytes, bytes], body: bytes) -> Taken | None:  # noqa: ARG002 - as the real one's
         """Take a request, unless it is for another path."""

@@ -1,7 +1,8 @@
 """The express lane of `POST /v1/…`: requests for a whole answer that can be sent to a node at once, without a task.
 
 It takes only what is in order in every respect. The ordinary lane takes the rest: it finds out again what is wrong and
-says so, or goes on where this one got stuck.
+says so, or goes on where this one got stuck. Only what is refused because too much runs is refused here too: just then it
+has to be cheap.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from lucid_compute.api.inference_lane import (
     HOP,
     InferenceLane,
     name_request,
+    overloaded,
     refusal,
     session_of,
 )
+from lucid_compute.api.request_guard import request_id_of
 from lucid_compute.api.service import Service
-from lucid_compute.errors import LucidError, RateLimited, Unauthorized
+from lucid_compute.errors import LucidError, Overloaded, RateLimited, Unauthorized
 from lucid_compute.fleet.key_ring import Principal
 from lucid_compute.inference.attempt import JSON, Answer
 from lucid_compute.inference.call import Call, Headers
@@ -56,13 +59,22 @@ class ExpressLane:
         self._lane = lane
         self._is_traced = service.gateway.tools.tracer is not None  # spans take more time than this lane saves
         self._waiting: dict[ExpressExchange, ExpressClient] = {}
+        self._overloaded = refusal(overloaded(), [])
+
+    def refuse_if_full(self, path: bytes, headers: dict[bytes, bytes]) -> tuple[int, Headers, bytes] | None:
+        """Answer what a request is refused with, and count it, when as many run as may; None when it is not refused."""
+        if not self._lane.is_full or path not in _ENDPOINTS or HOP in headers:
+            return None
+        status, ours, body = self._overloaded
+        self._lane.outcomes[Overloaded.code] += 1
+        return status, [*ours, (b"x-request-id", request_id_of(headers).encode())], body
 
     def take(
         self, client: ExpressClient, path: bytes, headers: dict[bytes, bytes], body: bytes
     ) -> ExpressExchange | None:
         """Serve a request, which is to be ended if its client leaves; None when it is one for the ordinary lane."""
         endpoint = _ENDPOINTS.get(path)
-        if endpoint is None or self._is_traced or self._lane.is_full or HOP in headers:
+        if endpoint is None or self._is_traced or HOP in headers:
             return None
         now = self._service.clock.now()
         try:

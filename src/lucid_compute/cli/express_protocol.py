@@ -131,6 +131,12 @@ class ExpressProtocol(GuardedProtocol):
             return False
         if isinstance(request, int):
             return self._await_body(data, request)
+        refusal = self._lane.refuse_if_full(request.path, request.headers)
+        if refusal is not None:
+            self._deadlines.clear(self)
+            self._unset_keepalive_if_required()
+            self.answer(*refusal)
+            return True
         self._exchange = self._lane.take(self, *request)
         if self._exchange is None:
             return False

@@ -8,7 +8,9 @@ from typing import Any
 
 import httpx
 import pytest
+from lucid_compute.api.express_lane import ExpressLane
 
+from lucid_compute.api.inference_lane import HOP
 from lucid_compute.api.settings import Settings
 from lucid_compute.inference import gateway
 from lucid_compute.inference.ranking import Ranking, rank
@@ -51,6 +53,31 @@ async def test_more_than_it_takes_is_refused_at_once_while_heartbeats_get_throug
         assert (await small_api.beat(passport_id, availableModels=["tiny"])).status_code == 200
         assert [(await answer).status_code for answer in running] == [200, 200]
         assert (await ask(small_api)).status_code == 200
+
+
+async def test_both_lanes_refuse_alike_when_as_many_run_as_may(small_api: Api) -> None:
+    """Status, headers, body and count are the same; what came from a replica or is for another path is not judged."""
+    ordinary = small_api.app._inference
+    assert ordinary is not None
+    express = ExpressLane(small_api.service, ordinary)
+    path, named = b"/v1/chat/completions", {b"x-request-id": b"mine"}
+    async with FaultNode(Behaviour(delay_seconds=0.3)) as node:
+        await add_node(small_api, node)
+        assert express.refuse_if_full(path, named) is None
+        running = [asyncio.create_task(ask(small_api)) for _ in range(2)]
+        while len(node.requests) < 2:  # noqa: ASYNC110 - the node is another server's state
+            await asyncio.sleep(0.01)
+        told = await small_api.http.post("/v1/chat/completions", json=BODY, headers={"X-Request-Id": "mine"})
+        assert ordinary.outcomes["OVERLOADED"] == 1
+        refused = express.refuse_if_full(path, named)
+        assert refused is not None
+        status, headers, body = refused
+        assert (status, sorted(headers), body) == (told.status_code, sorted(told.headers.raw), told.content)
+        assert ordinary.outcomes["OVERLOADED"] == 2
+        assert dict(headers) != dict(express.refuse_if_full(path, {b"x-request-id": b"not fit"})[1])  # type: ignore[index]
+        assert express.refuse_if_full(path, {HOP: b"x"}) is None
+        assert express.refuse_if_full(b"/v1/models", {}) is None
+        assert [(await answer).status_code for answer in running] == [200, 200]
 
 
 async def test_a_keys_limits_are_told_in_headers_and_in_a_429(api: Api) -> None:

@@ -26,6 +26,9 @@ class ExpressClient(Protocol):
         """Close without an answer."""
 
 
+Refusal = tuple[int, Headers, bytes]  # status, headers and body
+
+
 class ExpressRequest(Protocol):
     """A request that was taken."""
 
@@ -38,8 +41,11 @@ class ExpressLane(Protocol):
 
     def take(
         self, client: ExpressClient, path: bytes, headers: dict[bytes, bytes], body: bytes
-    ) -> ExpressRequest | None:
-        """Serve a request, which is to be ended if its client leaves; None when it is one for the ordinary lane."""
+    ) -> ExpressRequest | Refusal | None:
+        """Serve a request, which is to be ended if its client leaves; or answer what it is refused with.
+
+        None when it is one for the ordinary lane.
+        """
 
 
 ExpressLanes = Mapping[bytes, ExpressLane]  # by path

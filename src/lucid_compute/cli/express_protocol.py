@@ -133,10 +133,13 @@ class ExpressProtocol(GuardedProtocol):
         lane = self._lanes.get(request.path)
         if lane is None or (taken := lane.take(self, *request)) is None:
             return False
-        self._taken = taken
-        self._request = data
         self._deadlines.clear(self)
         self._unset_keepalive_if_required()
+        if isinstance(taken, tuple):
+            self.answer(*taken)
+        else:
+            self._taken = taken
+            self._request = data
         return True
 
     def _await_body(self, data: bytes, missing: int) -> bool:

@@ -39,8 +39,16 @@ def _sums() -> tuple[Column[Any], ...]:
     )
 
 
-# Written in the statement that writes the jobs, updated in place; closing a period moves lines out of it.
-payout_open = Table("payout_open", metadata, *_keys(), *_sums(), postgresql_with={"fillfactor": "50"})
+# Made by a trigger of `jobs` alone, in the statement that writes them, and updated in place; closing a period moves
+# lines out of it.
+payout_open = Table(
+    "payout_open",
+    metadata,
+    *_keys(),
+    *_sums(),
+    Index("payout_open_day_idx", "day"),
+    postgresql_with={"fillfactor": "50"},
+)
 
 payout_periods = Table(
     "payout_periods",

@@ -18,7 +18,7 @@ from lucid_compute.revenue import Blame, Side, Typical, Unearned, blame, estimat
 from lucid_compute.storage.database import Database
 from lucid_compute.storage.payout_sql import ATTEMPTS, LOSSES, TYPICAL
 
-_ONE_SNAPSHOT = text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+ONE_SNAPSHOT = text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
 
 
 @dataclass(slots=True)
@@ -73,7 +73,7 @@ class LossReader:
         """Answer what was lost of the jobs that started on these days on the owner's nodes; None is everybody's."""
         span = {"since": _midnight(since), "until": _midnight(until), "owner": owner}
         async with self._database.transaction() as connection:
-            await connection.execute(_ONE_SNAPSHOT)
+            await connection.execute(ONE_SNAPSHOT)
             attempts = await connection.scalar(text(ATTEMPTS), span)
             found = [*(await connection.execute(text(LOSSES), span)).mappings()]
             known = [*(await connection.execute(text(TYPICAL), {"since": since, "until": until})).mappings()]

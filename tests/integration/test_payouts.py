@@ -90,7 +90,7 @@ async def tell(api: Api, jobs: Sequence[Job]) -> None:
 
 async def ask(api: Api, path: str = "", **query: Any) -> dict[str, Any]:
     """The payouts that are asked for, of the days of the tests."""
-    span = {"from": str(FIRST), "to": str(TODAY + DAY)} if "/periods" not in path else {}
+    span = {"from": str(FIRST), "to": str(TODAY + 2 * DAY)} if "/periods" not in path else {}
     answer = await api.http.get(f"/payouts{path}", params={**span, **query})
     assert answer.status_code == 200, answer.text
     found: dict[str, Any] = answer.json()
@@ -270,7 +270,7 @@ async def test_periods_follow_one_another_and_are_over(api: Api) -> None:
     for since, until in ((FIRST, FIRST + DAY), (FIRST + DAY, FIRST + 3 * DAY), (FIRST + 3 * DAY, FIRST + 4 * DAY)):
         refused = await close(api, since, until)
         assert refused.json()["error"]["details"] == {"from": str(FIRST + 2 * DAY)}
-    for since, until in ((FIRST + 2 * DAY, TODAY + DAY), (FIRST + 2 * DAY, FIRST + 2 * DAY), (TODAY, FIRST)):
+    for since, until in ((FIRST + 2 * DAY, TODAY + 2 * DAY), (FIRST + 2 * DAY, FIRST + 2 * DAY), (TODAY, FIRST)):
         refused = await close(api, since, until)
         assert (refused.status_code, error_code(refused)) == (422, "INVALID_REQUEST")
     assert error_code(await api.http.get(f"/payouts/periods/{uuid4()}")) == "PERIOD_NOT_FOUND"

@@ -15,10 +15,8 @@ from sqlalchemy import RowMapping, text
 from lucid_compute.jobs import Outcome
 from lucid_compute.prices import EXACT, total
 from lucid_compute.revenue import Blame, Side, Typical, Unearned, blame, estimate
-from lucid_compute.storage.database import Database
+from lucid_compute.storage.patience import Patience
 from lucid_compute.storage.payout_sql import ATTEMPTS, LOSSES, TYPICAL
-
-ONE_SNAPSHOT = text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
 
 
 @dataclass(slots=True)
@@ -65,15 +63,14 @@ class Losses:
 class LossReader:
     """Reads the loss ledger."""
 
-    def __init__(self, database: Database) -> None:
-        """Read from `database`."""
-        self._database = database
+    def __init__(self, patience: Patience) -> None:
+        """Read with `patience`: attempts are counted."""
+        self._patience = patience
 
     async def read(self, since: date, until: date, *, owner: str | None) -> Losses:
         """Answer what was lost of the jobs that started on these days on the owner's nodes; None is everybody's."""
         span = {"since": _midnight(since), "until": _midnight(until), "owner": owner}
-        async with self._database.transaction() as connection:
-            await connection.execute(ONE_SNAPSHOT)
+        async with self._patience.snapshot() as connection:
             attempts = await connection.scalar(text(ATTEMPTS), span)
             found = [*(await connection.execute(text(LOSSES), span)).mappings()]
             known = [*(await connection.execute(text(TYPICAL), {"since": since, "until": until})).mappings()]

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Any, NamedTuple
@@ -18,8 +15,9 @@ from lucid_compute.payout_errors import PeriodConflict, PeriodNotFound
 from lucid_compute.revenue import Role, Terms
 from lucid_compute.storage.audit import Actor, Change, record_change
 from lucid_compute.storage.database import Database
-from lucid_compute.storage.loss_reader import ONE_SNAPSHOT, LossReader
+from lucid_compute.storage.loss_reader import LossReader
 from lucid_compute.storage.passport_search import ids_are_uuids, in_order
+from lucid_compute.storage.patience import Patience
 from lucid_compute.storage.payout_sql import (
     DAILY_OF_DAYS,
     DAILY_OF_PERIOD,
@@ -33,8 +31,6 @@ from lucid_compute.storage.payout_tables import payout_open, payout_periods, pay
 from lucid_compute.wire.lists import SortBy, SortOrder
 
 PAYOUTS_LOCK = 0x7061796F  # an advisory lock of our own: "payo"
-PATIENT_SECONDS = 60.0  # closing three hundred thousand lines takes seven
-PATIENT_AT_A_TIME = 2
 MAX_LINES = 100_000  # of a statement
 MAX_SHOWN = 20_000  # of a report
 _ROLES = [*Role]
@@ -90,8 +86,8 @@ class PayoutStore:
     def __init__(self, database: Database) -> None:
         """Work on `database`."""
         self._database = database
-        self.losses = LossReader(database)
-        self._turns = asyncio.Semaphore(PATIENT_AT_A_TIME)
+        self._patience = Patience(database)
+        self.losses = LossReader(self._patience)
 
     async def sums(self, since: date, until: date, *, owner: str | None) -> Sums:
         """Answer what was earned with the jobs that started on these days; `owner` None is everybody."""
@@ -159,7 +155,7 @@ class PayoutStore:
             PeriodConflict: it does not begin where the last one ended.
             DatabaseUnavailable: whether it was closed is not known; close it again.
         """
-        async with self._patient() as connection:
+        async with self._patience.transaction() as connection:
             await connection.execute(text(f"SELECT pg_advisory_xact_lock({PAYOUTS_LOCK})"))
             if (there := await _find_same(connection, since, until)) is not None:
                 return there, False
@@ -184,24 +180,12 @@ class PayoutStore:
     ) -> tuple[list[Line], list[Line] | None]:
         """Answer what stands by roles, and providers' lines, None when all are more than `most`; of one snapshot."""
         values = {**of, "owner": owner}
-        async with self._patient() as connection:
-            await connection.execute(ONE_SNAPSHOT)
+        async with self._patience.snapshot() as connection:
             parties = [_line(row) for row in (await connection.execute(text(reading.parties), values)).mappings()]
             count = await connection.scalar(text(reading.size), {**values, "most": most + 1})
             if (count or 0) + sum(line.model_id is not None for line in parties) > most:
                 return parties, None
             return parties, [_line(row) for row in (await connection.execute(text(reading.nodes), values)).mappings()]
-
-    @asynccontextmanager
-    async def _patient(self) -> AsyncIterator[AsyncConnection]:
-        """Open a transaction that may take a while, on a connection of its own: others have the pool meanwhile."""
-        async with self._turns:
-            database = Database(self._database.url, pool_size=1, timeout_seconds=PATIENT_SECONDS)
-            try:
-                async with database.transaction() as connection:
-                    yield connection
-            finally:
-                await database.close()
 
 
 async def note_terms(database: Database, terms: Terms) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from lucid_compute.jobs import Outcome
 from lucid_compute.payout_calendar import PayoutsClose
+from lucid_compute.revenue import Terms
 from lucid_compute.storage import schema
 from lucid_compute.storage.job_retention import JobRetention
 from lucid_compute.storage.payout_closer import PayoutCloser
@@ -154,3 +155,34 @@ async def test_a_lost_job_is_billed_when_its_outcome_comes_from_an_older_replica
     await run_sql(api, "UPDATE jobs SET outcome = 'completed', price_usd = 1, tokens_in = 1, tokens_out = 1")
     await expect_payouts(api.service.database.url)
     assert await run_sql(api, "SELECT gross_usd FROM payout_open") == [(Decimal(1),)]
+
+
+EXTREMES = [
+    *(Decimal(text) for text in ("0", "0E-15", "1E-15", "9E-13", "1E+3", "999999999999999999.999999999999999")),
+    *(Decimal(f"0.{'9' * digits}") for digits in (12, 13, 28, 40)),
+    Decimal("1234567890123.123456789012345"),
+    Decimal(9999999999999999999999999999),  # 28 digits
+]
+
+
+@pytest.mark.parametrize("terms", [(10_000, 0, 0), (0, 10_000, 0), (0, 0, 10_000), (3333, 3333, 3334), (1, 9998, 1)])
+async def test_postgres_splits_as_python_does_whatever_the_price_and_the_terms(
+    api: Api, terms: tuple[int, int, int]
+) -> None:
+    """To the last decimal, job by job and in a sum of them."""
+    await run_sql(api, "INSERT INTO payout_terms VALUES (now() - interval '30 days', $1, $2, $3)", *terms)
+    there = await parties(api)
+    jobs = [job_of(there, "a", "mine", FIRST, str(price)) for price in EXTREMES]
+    jobs += [job_of(there, "g", "theirs", FIRST + number * DAY, str(price)) for number, price in enumerate(EXTREMES)]
+    await tell(api, jobs)
+    await expect_payouts(api.service.database.url)
+    report = await ask(api, to=str(FIRST + 30 * DAY))
+    assert {key: amount for key, amount in amounts(report).items() if amount} == {
+        key: amount for key, amount in told(there, jobs, Terms(*terms)).items() if amount
+    }
+
+
+@pytest.mark.parametrize("terms", [(7000, 2000, 999), (7000, 2000, 1001), (10_001, -1, 0), (12_000, -1000, -1000)])
+async def test_terms_that_are_not_whole_are_refused_by_the_database_too(api: Api, terms: tuple[int, int, int]) -> None:
+    with pytest.raises(asyncpg.CheckViolationError):
+        await run_sql(api, "INSERT INTO payout_terms VALUES (now(), $1, $2, $3)", *terms)

@@ -13,7 +13,7 @@ from decimal import Decimal
 from sqlalchemy import RowMapping, text
 
 from lucid_compute.jobs import Outcome
-from lucid_compute.prices import EXACT, total
+from lucid_compute.prices import EXACT
 from lucid_compute.revenue import Blame, Side, Typical, Unearned, blame, estimate
 from lucid_compute.storage.patience import Patience
 from lucid_compute.storage.payout_sql import ATTEMPTS, LOSSES, TYPICAL
@@ -73,7 +73,11 @@ class LossReader:
         async with self._patience.snapshot() as connection:
             attempts = await connection.scalar(text(ATTEMPTS), span)
             found = [*(await connection.execute(text(LOSSES), span)).mappings()]
-            known = [*(await connection.execute(text(TYPICAL), {"since": since, "until": until})).mappings()]
+            of = {
+                name: sorted({row[key] for row in found} - {None})
+                for name, key in (("nodes", "node_id"), ("models", "model_id"))
+            }
+            known = [*(await connection.execute(text(TYPICAL), {**of, "since": since, "until": until})).mappings()]
         return _add_up(int(attempts or 0), found, _typical(known))
 
 
@@ -95,19 +99,9 @@ def _add_up(attempts: int, found: Iterable[RowMapping], typical: dict[tuple[str 
 
 def _typical(known: Iterable[RowMapping]) -> dict[tuple[str | None, str], Typical]:
     """Answer what jobs typically come to, by node and model, and by model on all nodes, under None."""
-    parts: dict[tuple[str | None, str], list[Typical]] = {}
-    for row in known:
-        part = Typical(row["jobs"], row["tokens_in"], row["tokens_out"], row["gross_usd"])
-        for node_id in (row["node_id"], None):
-            parts.setdefault((node_id, row["model_id"]), []).append(part)
     return {
-        key: Typical(
-            sum(part.jobs for part in each),
-            sum(part.tokens_in for part in each),
-            sum(part.tokens_out for part in each),
-            total(part.gross_usd for part in each),
-        )
-        for key, each in parts.items()
+        (row["node_id"], row["model_id"]): Typical(row["jobs"], row["tokens_in"], row["tokens_out"], row["gross_usd"])
+        for row in known
     }
 
 

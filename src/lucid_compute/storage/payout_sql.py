@@ -123,15 +123,19 @@ MOVE_OPEN = f"""
     FROM moved LEFT JOIN passports n ON n.id = node_id LEFT JOIN passports m ON m.id = model_id
 """
 
-# What billed jobs came to of late, to estimate by.
-TYPICAL = """
-    SELECT node_id::text, model_id::text, sum(jobs)::bigint AS jobs, sum(tokens_in)::bigint AS tokens_in,
-        sum(tokens_out)::bigint AS tokens_out, sum(gross_usd) AS gross_usd
-    FROM (
-        SELECT node_id, model_id, day, jobs, tokens_in, tokens_out, gross_usd FROM payout_open
-        UNION ALL SELECT node_id, model_id, day, jobs, tokens_in, tokens_out, gross_usd FROM payout_lines
-    ) lines
-    WHERE day >= CAST(:since AS date) - 30 AND day < :until GROUP BY 1, 2
+# What billed jobs of :models came to of late, to estimate by: on each of :nodes, and under null on all nodes.
+_OF_LATE = f"""
+    SELECT node_id, model_id, {_COUNTED} FROM {{table}}
+    WHERE day >= CAST(:since AS date) - 30 AND day < :until AND model_id = ANY(CAST(:models AS uuid[]))
+    GROUP BY node_id, model_id
+"""
+TYPICAL = f"""
+    WITH lines AS MATERIALIZED (
+        {_OF_LATE.format(table="payout_open")} UNION ALL {_OF_LATE.format(table="payout_lines")}
+    )
+    SELECT NULL AS node_id, model_id::text, {_COUNTED} FROM lines GROUP BY model_id
+    UNION ALL SELECT node_id::text, model_id::text, {_COUNTED} FROM lines
+    WHERE node_id = ANY(CAST(:nodes AS uuid[])) GROUP BY node_id, model_id
 """
 
 # Attempts that were not completed; of a request the last one counts, the others were made up for by trying again.

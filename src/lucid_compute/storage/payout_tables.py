@@ -14,6 +14,8 @@ from lucid_compute.storage.tables import metadata as metadata
 
 TERMS_ARE_WHOLE = "provider_bps + model_owner_bps + protocol_bps = 10000"
 
+TERMS_ARE_PARTS = "least(provider_bps, model_owner_bps, protocol_bps) >= 0"
+
 
 def _id(name: str, **options: Any) -> Column[Any]:
     return Column(name, UUID(as_uuid=False), **options)
@@ -85,4 +87,5 @@ payout_terms = Table(
     Column("since", DateTime(timezone=True), primary_key=True, server_default=func.now()),
     *(Column(name, Integer, nullable=False) for name in ("provider_bps", "model_owner_bps", "protocol_bps")),
     CheckConstraint(TERMS_ARE_WHOLE, name="payout_terms_are_whole"),
+    CheckConstraint(TERMS_ARE_PARTS, name="payout_terms_are_parts"),
 )

@@ -119,6 +119,10 @@ def upgrade() -> None:
     op.execute("LOCK TABLE jobs IN SHARE ROW EXCLUSIVE MODE")
     op.execute(_BILL_WHAT_WAS_LEFT_OUT)
     op.execute("CREATE INDEX payout_open_day_idx ON payout_open (day)")
+    op.execute(
+        "ALTER TABLE payout_terms ADD CONSTRAINT payout_terms_are_parts "
+        "CHECK (least(provider_bps, model_owner_bps, protocol_bps) >= 0)"
+    )
     for statement in (_JOBS_ARE_BILLED, _LINES_ARE_OF_JOBS, _CLOSED_IS_CLOSED, *_TRIGGERS.split(";")):
         op.execute(statement)
 
@@ -126,6 +130,7 @@ def upgrade() -> None:
 def downgrade() -> None:
     """Leave the lines to the replicas again."""
     op.execute("DROP INDEX payout_open_day_idx")
+    op.execute("ALTER TABLE payout_terms DROP CONSTRAINT payout_terms_are_parts")
     for trigger, table in (
         ("jobs_are_billed_once", "jobs"),
         ("jobs_are_billed_when_they_end", "jobs"),

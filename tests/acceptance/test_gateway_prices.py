@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from decimal import Decimal
 from typing import Any
 
@@ -107,3 +108,26 @@ async def test_a_stream_that_breaks_off_costs_what_was_delivered_and_nothing_whe
             return any(each["cause"] == "connection_lost" for each in report["losses"])
 
         await eventually(is_blamed)
+
+
+@pytest.mark.parametrize(
+    ("usage", "is_believed"),
+    [
+        ({"prompt_tokens": 100, "completion_tokens": 20}, True),
+        ({"prompt_tokens": 100, "completion_tokens": 21}, False),
+        ({"prompt_tokens": -100, "completion_tokens": 20}, False),
+        ({"prompt_tokens": 10**15, "completion_tokens": 20}, False),
+        ({"prompt_tokens": "100", "completion_tokens": 20}, False),
+        ({}, False),
+    ],
+)
+async def test_a_usage_that_cannot_be_is_not_billed(gateway: Gateway, usage: dict[str, Any], is_believed: bool) -> None:
+    """What was delivered is counted instead: here one word."""
+    said = {"id": "1", "choices": [{"index": 0, "message": {"content": "yes"}}], "usage": usage}
+    async with FaultNode(Behaviour(answer=respond(json.dumps(said).encode()))) as node:
+        model = await gateway.add_model()
+        await gateway.add_node(node.url, model, **priced(model, "0", "1"))
+        await gateway.chat(model, max_tokens=20)
+        (job,) = await gateway.jobs(model)
+        assert (job["outcome"], job["tokensCounted"]) == ("completed", not is_believed)
+        assert await charged(gateway, model) == [Decimal("0.02") if is_believed else Decimal("0.001")]

@@ -12,7 +12,7 @@ import pytest
 from lucid_compute.api.express_inference import ExpressInference
 from lucid_compute.inference.call import Call, Headers
 from lucid_compute.inference.exchange import CutReason, Exchange
-from lucid_compute.inference.express import HandedOver
+from lucid_compute.inference.express import ExpressExchange, HandedOver
 from tests.api import ADMIN_KEY, Api
 from tests.fault_answers import respond
 from tests.fault_node import Behaviour, Ending, FaultNode
@@ -91,7 +91,7 @@ async def test_a_request_of_the_express_lane_is_freed_when_it_ends(
     assert api.app._inference is not None
     lane = ExpressInference(api.service, api.app._inference)
     exchange = lane.take(client, b"/v1/chat/completions", HEADERS, json.dumps(BODY).encode())
-    assert exchange is not None
+    assert isinstance(exchange, ExpressExchange)
     if told == "hung up":
         exchange.end(CutReason.CLIENT_LEFT)
     assert await client.told == told

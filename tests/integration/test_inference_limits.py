@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from lucid_compute.api.express_lane import ExpressLane
+from lucid_compute.api.express_inference import ExpressInference
 
 from lucid_compute.api.inference_lane import HOP
 from lucid_compute.api.settings import Settings
@@ -59,7 +59,7 @@ async def test_both_lanes_refuse_alike_when_as_many_run_as_may(small_api: Api) -
     """Status, headers, body and count are the same; what came from a replica or is for another path is not judged."""
     ordinary = small_api.app._inference
     assert ordinary is not None
-    express = ExpressLane(small_api.service, ordinary)
+    express = ExpressInference(small_api.service, ordinary)
     path, named = b"/v1/chat/completions", {b"x-request-id": b"mine"}
     async with FaultNode(Behaviour(delay_seconds=0.3)) as node:
         await add_node(small_api, node)

@@ -16,7 +16,7 @@ from lucid_compute.storage.database import Database, connect
 from lucid_compute.storage.job_retention import RETENTION_LOCK, JobRetention
 from lucid_compute.storage.job_search import JobFilter, JobSearch
 from lucid_compute.wire.lists import SortBy, SortOrder
-from tests.ledger import ENDED, all_written, ended, ledger_on, new_job
+from tests.ledger import ENDED, all_written, ended, ledger_on, new_job, read
 
 NODES = [str(uuid4()) for _ in range(4)]
 OWNERS = ["acme", "acme", "other", "other"]
@@ -47,11 +47,12 @@ def some_jobs(count: int) -> list[Job]:
 
 
 async def write(url: str, jobs: list[Job]) -> None:
-    """Write the jobs, running ones as such."""
+    """Write the jobs, running ones as such; their payouts are closed."""
     async with ledger_on(url) as ledger:
         for job in jobs:
             (ledger.begin if job.outcome is Outcome.RUNNING else ledger.finish)(job)
         await all_written(ledger)
+    await read(url, "DELETE FROM payout_open")
 
 
 async def check_totals(database: Database, jobs: list[Job]) -> None:

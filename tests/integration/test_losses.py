@@ -17,7 +17,7 @@ from tests.integration.test_payouts import tell
 from tests.ledger import all_written, ended, ledger_on, new_job
 
 TODAY = datetime.now(UTC).date()
-SPAN = {"from": str(TODAY - timedelta(days=2)), "to": str(TODAY + timedelta(days=1))}
+SPAN = {"from": str(TODAY - timedelta(days=2)), "to": str(TODAY + timedelta(days=2))}
 ENDINGS: list[tuple[Outcome, str | None]] = [
     (Outcome.FAILED, "http_503"),
     (Outcome.FAILED, "connect_failed"),

@@ -90,7 +90,7 @@ async def tell(api: Api, jobs: Sequence[Job]) -> None:
 
 async def ask(api: Api, path: str = "", **query: Any) -> dict[str, Any]:
     """The payouts that are asked for, of the days of the tests."""
-    span = {"from": str(FIRST), "to": str(TODAY + DAY)} if "/periods" not in path else {}
+    span = {"from": str(FIRST), "to": str(TODAY + 2 * DAY)} if "/periods" not in path else {}
     answer = await api.http.get(f"/payouts{path}", params={**span, **query})
     assert answer.status_code == 200, answer.text
     found: dict[str, Any] = answer.json()
@@ -228,9 +228,11 @@ async def test_a_closed_period_stays_as_it_is_and_what_comes_late_is_the_next_on
     frozen = await ask(api, path)
     statement = (await api.http.get(f"/payouts{path}?format=csv")).text
     assert amounts(frozen) == told(there, jobs)
+    retention = JobRetention(api.service.database, days=1)
+    assert await retention.remove_all() == 100
     await tell(api, late)
     await api.http.patch(f"/passports/{there.nodes['a']}", json={"name": "renamed"})
-    assert await JobRetention(api.service.database, days=1).remove_all() == 101
+    assert await retention.remove_all() == 0
     assert await ask(api, path) == frozen
     assert (await api.http.get(f"/payouts{path}?format=csv")).text == statement
     assert amounts(await ask(api)) == told(there, [*jobs, *late])
@@ -238,6 +240,7 @@ async def test_a_closed_period_stays_as_it_is_and_what_comes_late_is_the_next_on
     assert (again.status_code, again.json()) == (200, closed.json())
     second = await close(api, FIRST + 5 * DAY, FIRST + 8 * DAY)
     assert amounts(await ask(api, f"/periods/{second.json()['id']}")) == told(there, late)
+    assert await retention.remove_all() == 1
     assert amounts(await ask(api)) == told(there, [*jobs, *late])
     listed = (await api.http.get("/payouts/periods")).json()
     assert [each["id"] for each in listed["periods"]] == [second.json()["id"], closed.json()["id"]]
@@ -267,7 +270,7 @@ async def test_periods_follow_one_another_and_are_over(api: Api) -> None:
     for since, until in ((FIRST, FIRST + DAY), (FIRST + DAY, FIRST + 3 * DAY), (FIRST + 3 * DAY, FIRST + 4 * DAY)):
         refused = await close(api, since, until)
         assert refused.json()["error"]["details"] == {"from": str(FIRST + 2 * DAY)}
-    for since, until in ((FIRST + 2 * DAY, TODAY + DAY), (FIRST + 2 * DAY, FIRST + 2 * DAY), (TODAY, FIRST)):
+    for since, until in ((FIRST + 2 * DAY, TODAY + 2 * DAY), (FIRST + 2 * DAY, FIRST + 2 * DAY), (TODAY, FIRST)):
         refused = await close(api, since, until)
         assert (refused.status_code, error_code(refused)) == (422, "INVALID_REQUEST")
     assert error_code(await api.http.get(f"/payouts/periods/{uuid4()}")) == "PERIOD_NOT_FOUND"

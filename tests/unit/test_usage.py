@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lucid_compute.inference.accounting import count_answer, count_request
+from lucid_compute.inference.accounting import UNSEEN_TOKENS, believe, count_answer, count_request
 from lucid_compute.inference.request_body import InferenceRequest
 from lucid_compute.inference.usage import Usage, count_tokens, find_usage
 
@@ -40,6 +40,15 @@ TRICKS = [
         ({}, None),
         (None, None),
         ("3", None),
+        ({"prompt_tokens": 3, "completion_tokens": None}, Usage(3, 0)),
+        ({"prompt_tokens": 3.0, "completion_tokens": 99_999_999}, Usage(3, 99_999_999)),
+        ({"prompt_tokens": 3, "completion_tokens": -5}, None),
+        ({"prompt_tokens": -3, "completion_tokens": 5}, None),
+        ({"prompt_tokens": 3, "completion_tokens": "5"}, None),
+        ({"prompt_tokens": 3, "completion_tokens": 5.5}, None),
+        ({"prompt_tokens": 3, "completion_tokens": 1e30}, None),
+        ({"prompt_tokens": 123456789012345, "completion_tokens": 5}, None),
+        ({"prompt_tokens": [3], "completion_tokens": True}, None),
     ],
 )
 @pytest.mark.parametrize("style", [{}, {"separators": (",", ":")}, {"indent": 2}])
@@ -113,3 +122,34 @@ def test_what_is_no_json_counts_nothing_and_what_is_huge_is_counted_in_part() ->
     assert 0 < count_answer(b'{"choices":"' + b"word " * 1_000_000 + b'"}') < 300_000
     body = json.dumps({"model": "a", "messages": [{"role": "user", "content": "word " * 1_000_000}]}).encode()
     assert 0 < count_request(InferenceRequest("chat/completions", body)) < 300_000
+
+
+@pytest.mark.parametrize(
+    ("limits", "tokens_out", "is_believed"),
+    [
+        ({}, 99_999_999, True),
+        ({"max_tokens": 10}, 10, True),
+        ({"max_tokens": 10}, 11, False),
+        ({"max_tokens": 10, "n": 3}, 30, True),
+        ({"max_tokens": 10, "n": 3}, 31, False),
+        ({"max_completion_tokens": 20, "max_tokens": 10}, 20, True),
+        ({"max_output_tokens": 10}, 11, False),
+        ({"max_tokens": None}, 11, True),
+        ({"max_tokens": "10", "n": "x"}, 11, True),
+        ({"max_tokens": True}, 11, True),
+        ({"max_tokens": -1}, 11, True),
+    ],
+)
+def test_no_more_tokens_are_believed_than_the_client_allowed(limits: Any, tokens_out: int, is_believed: bool) -> None:
+    request = InferenceRequest("chat/completions", json.dumps({"model": "m", **limits}).encode())
+    said = Usage(3, tokens_out)
+    assert believe(said, request) == (said if is_believed else None)
+
+
+def test_no_more_tokens_in_are_believed_than_a_request_can_have() -> None:
+    """Each prompt of a completion has its own answer, so a limit says nothing there of all of them."""
+    request = InferenceRequest("completions", b'{"model":"m","prompt":["a","b"],"max_tokens":1}')
+    most = request.size + UNSEEN_TOKENS
+    assert believe(Usage(most, 2), request) == Usage(most, 2)
+    assert believe(Usage(most + 1, 2), request) is None
+    assert believe(None, request) is None

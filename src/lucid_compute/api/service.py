@@ -44,6 +44,7 @@ from lucid_compute.storage.job_search import JobSearch
 from lucid_compute.storage.key_store import KeyStore
 from lucid_compute.storage.node_events import NodeEvents
 from lucid_compute.storage.passport_store import PassportStore
+from lucid_compute.storage.payout_closer import PayoutCloser
 from lucid_compute.storage.payout_store import PayoutStore
 from lucid_compute.storage.record_keeper import RecordKeeper, Retention
 from lucid_compute.storage.record_reader import RecordReader
@@ -81,6 +82,7 @@ class Service:
     job_search: JobSearch
     job_retention: JobRetention
     payouts: PayoutStore
+    payout_closer: PayoutCloser
     rates: KeyRates
     gateway: Gateway
     prober: Prober
@@ -163,6 +165,7 @@ def build_service(settings: Settings, database_url: str) -> Service:
         sweep=Sweep(database, fleet, clock, key_store),
         registry=ComputeRegistry(database, fleet, clock),
         **_histories(database),
+        **_payouts(database, settings),
         passports=PassportStore(database, fleet, policy),
         key_store=key_store,
         authenticator=Authenticator(keys, feed, clock, settings.auth_failures_per_minute),
@@ -182,8 +185,14 @@ def _histories(database: Database) -> dict[str, Any]:
         "events": NodeEvents(database),
         "audit": AuditTrail(database),
         "job_search": JobSearch(database),
-        "payouts": PayoutStore(database),
     }
+
+
+def _payouts(database: Database, settings: Settings) -> dict[str, Any]:
+    """Answer what reads payouts and what closes them, by its place in the service."""
+    store = PayoutStore(database)
+    when, after_days = settings.payouts_close, settings.payouts_close_after_days
+    return {"payouts": store, "payout_closer": PayoutCloser(database, store, when=when, after_days=after_days)}
 
 
 def _build_tools(settings: Settings, fleet: Fleet, clock: DatabaseClock, ledger: JobLedger, replica_id: str) -> Tools:
@@ -240,6 +249,7 @@ async def running(service: Service) -> AsyncIterator[None]:
         asyncio.create_task(service.sweep.run(), name="sweep"),
         asyncio.create_task(service.news.run(), name="news"),
         asyncio.create_task(service.job_retention.run(), name="job retention"),
+        asyncio.create_task(service.payout_closer.run(), name="payouts"),
         asyncio.create_task(service.watchdog.run(), name="watchdog"),
         asyncio.create_task(service.record_keeper.run(), name="records"),
         asyncio.create_task(service.webhooks.sender.run(), name="webhooks"),

@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from lucid_compute.egress_policy import AllowedNetwork, parse_allowed_networks
 from lucid_compute.fleet.key_ring import MAX_TOKEN_LENGTH
+from lucid_compute.payout_calendar import PayoutsClose
 from lucid_compute.revenue import ALL_BPS, DEFAULT_TERMS, Terms
 
 SHORTEST_BOOTSTRAP_KEY = 24
@@ -75,7 +76,8 @@ class Settings(BaseSettings):
         default=90,
         ge=0,
         le=36_500,
-        description="How long a job stays in the ledger; the sums of it stay. 0 keeps all for ever.",
+        description="How long a job stays in the ledger, and until its payouts are closed; its sums stay. 0 keeps all "
+        "for ever.",
     )
     first_byte_timeout_seconds: float = Field(
         default=120.0, gt=0, description="Longest wait for the first byte of a stream from a node."
@@ -141,6 +143,13 @@ class Settings(BaseSettings):
         le=ALL_BPS,
         validate_default=True,
         description="The protocol's part: the operator's.",
+    )
+    payouts_close: PayoutsClose = Field(
+        default=PayoutsClose.MONTHLY,
+        description="Whether payouts are closed for good month by month (monthly), or only by hand (never).",
+    )
+    payouts_close_after_days: int = Field(
+        default=3, ge=0, le=28, description="How many days after its end a month is closed, for what comes late."
     )
     metrics_public: bool = Field(default=False, description="Answer /metrics without a key.")
     log_level: str = Field(default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Least level logged.")

@@ -13,7 +13,7 @@ from lucid_compute.egress.http_connection import HttpConnection
 from lucid_compute.errors import InvalidRequest
 from lucid_compute.field_faults import FieldFault
 from lucid_compute.fleet.fleet_node import FleetNode
-from lucid_compute.inference.accounting import charge, count_answer, count_request
+from lucid_compute.inference.accounting import believe, charge, count_answer, count_request
 from lucid_compute.inference.call import Call
 from lucid_compute.inference.event_stream import EventStream
 from lucid_compute.inference.exchange import CutReason
@@ -155,8 +155,9 @@ class Attempt:
             self._tools.traffic.note_latency(self._node_id, self._call.wanted.kind, job.first_byte_ms)
 
     def enter(self, usage: Usage | None, body: bytes = b"") -> None:
-        """Enter the tokens: the node's word, else our count of what was delivered."""
+        """Enter the tokens: the node's word if it can be so, else our count of what was delivered."""
         job, stream = self._job, self._stream
+        usage = believe(usage, self._call.request)
         job.are_tokens_counted = usage is None or usage.tokens_in is None
         if usage is None:
             delivered = max(stream.pieces, 0) if stream is not None else count_answer(body)

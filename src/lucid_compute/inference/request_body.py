@@ -23,7 +23,8 @@ from lucid_compute.routing_rules import NO_POLICY, RoutingPolicy
 from lucid_compute.wire.inference import InferenceBody, RequestPolicy
 
 USAGE_ENDPOINTS = frozenset({"chat/completions", "completions"})
-_READ = ("model", "stream", "stream_options", "user", "prompt_cache_key", "lucid")
+_LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens", "n")
+_READ = ("model", "stream", "stream_options", "user", "prompt_cache_key", "lucid", *_LIMITS)
 _OBJECTS = ("stream_options", "lucid")  # of these, what is in them is read too
 # Inside JSON text a quote is escaped, so nothing in a prompt looks like a key. This takes a microsecond for 2 KB.
 _KEYS = re.compile(rb'"(%b)"\s*:' % "|".join((*_READ, "include_usage")).encode())
@@ -35,9 +36,23 @@ _NOT_JSON = "json_invalid"
 
 
 class InferenceRequest:
-    """One request. `adds_usage` says that the stream's usage is asked for although the client did not."""
+    """One request. `adds_usage` says that the stream's usage is asked for although the client did not.
 
-    __slots__ = ("_bodies", "_body", "_is_plain", "adds_usage", "endpoint", "is_stream", "model", "policy", "session")
+    `max_tokens_out` is how many tokens the answer may have in all its choices; None where the client does not say.
+    """
+
+    __slots__ = (
+        "_bodies",
+        "_body",
+        "_is_plain",
+        "adds_usage",
+        "endpoint",
+        "is_stream",
+        "max_tokens_out",
+        "model",
+        "policy",
+        "session",
+    )
 
     def __init__(self, endpoint: str, body: bytes) -> None:
         """Read a request's body.
@@ -62,6 +77,7 @@ class InferenceRequest:
         asks = isinstance(options, dict) and options.get("include_usage") is True
         can_be_asked = options is None or isinstance(options, dict)
         self.adds_usage = self.is_stream and not asks and can_be_asked and endpoint in USAGE_ENDPOINTS
+        self.max_tokens_out = _most_tokens(endpoint, read)
         self._body = _without_ours(body, read, adds_usage=self.adds_usage)
         self._bodies: dict[str, bytes] = {self.model: self._body}
 
@@ -76,6 +92,11 @@ class InferenceRequest:
     def names_stored(self) -> bool:
         """Whether it may name an answer that a node has stored, which others answer 404 for."""
         return self.endpoint == "responses" and b"previous_response_id" in self._body
+
+    @property
+    def size(self) -> int:
+        """How many bytes the body has."""
+        return len(self._body)
 
     def text(self, most: int) -> bytes:
         """Answer the first `most` bytes of the body, to be counted."""
@@ -107,6 +128,15 @@ def _read(body: bytes) -> InferenceBody:
         faults = error.errors(include_url=False, include_input=False, include_context=False)
         is_json = faults[0]["type"] != _NOT_JSON
         raise InvalidRequest(faults_from(faults), status=422 if is_json else 400) from None
+
+
+def _most_tokens(endpoint: str, read: InferenceBody) -> int | None:
+    """Answer how many tokens an answer may have; of completions it depends on how many prompts there are."""
+    if endpoint == "completions":
+        return None
+    limits = (read.max_completion_tokens, read.max_tokens, read.max_output_tokens)
+    most = max((limit for limit in limits if type(limit) is int and limit > 0), default=None)
+    return None if most is None else most * (read.n if type(read.n) is int and read.n > 1 else 1)
 
 
 def _refuse_constants(body: bytes) -> None:

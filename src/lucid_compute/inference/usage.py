@@ -6,8 +6,10 @@ import re
 from typing import NamedTuple
 
 _USAGE = re.compile(rb'"usage"\s*:\s*\{')
-_TOKENS_IN = re.compile(rb'"(?:prompt|input)_tokens"\s*:\s*(\d{1,12})')
-_TOKENS_OUT = re.compile(rb'"(?:completion|output)_tokens"\s*:\s*(\d{1,12})')
+# Whole numbers of up to eight digits; null says nothing, and anything else under the key is no number of tokens.
+_NUMBER = rb'"(?!\s*:\s*null)\s*:\s*(?:(\d{1,8})(?:\.0+)?(?![\d.eE]))?'
+_TOKENS_IN = re.compile(rb'"(?:prompt|input)_tokens' + _NUMBER)
+_TOKENS_OUT = re.compile(rb'"(?:completion|output)_tokens' + _NUMBER)
 _WORD = re.compile(rb"[A-Za-z0-9\x80-\xff]{1,6}|[^\sA-Za-z0-9\x80-\xff]")
 
 
@@ -19,14 +21,17 @@ class Usage(NamedTuple):
 
 
 def find_usage(answer: bytes) -> Usage | None:
-    """Answer what the last `usage` of a JSON answer or of a stream's event says; None when there is none.
+    """Answer what the last `usage` of a JSON answer or of a stream's event says; None when there is none to be read.
 
-    A quote inside a JSON string is escaped, so `"usage":{` can only be a key.
+    What is no number of tokens (negative, a fraction, text, over eight digits) spoils all of it. A quote inside a JSON
+    string is escaped, so `"usage":{` can only be a key.
     """
     at = answer.rfind(b'"usage"')
     while at >= 0:
         if _USAGE.match(answer, at):
             tokens_in, tokens_out = _TOKENS_IN.search(answer, at), _TOKENS_OUT.search(answer, at)
+            if any(found is not None and found[1] is None for found in (tokens_in, tokens_out)):
+                return None
             if tokens_in or tokens_out:
                 return Usage(int(tokens_in[1]) if tokens_in else None, int(tokens_out[1]) if tokens_out else 0)
         at = answer.rfind(b'"usage"', 0, at)

@@ -22,11 +22,16 @@ RETENTION_LOCK = 0x6A6F6273  # an advisory lock of our own: "jobs"
 
 _log = logging.getLogger(__name__)
 
+# Jobs whose payouts are not closed stay, with all that started later: until then every cent of theirs has to trace to
+# them, however long nobody closes anything.
+#
 # A job that runs was given up long before it is a day old, and is in no sum; neither is one that is lost.
 _REMOVE = text("""
     WITH gone AS (
         DELETE FROM jobs WHERE (id, attempt) IN (
-            SELECT id, attempt FROM jobs WHERE started_at < now() - make_interval(days => :days)
+            SELECT id, attempt FROM jobs WHERE started_at < least(
+                now() - make_interval(days => :days), (SELECT min(day) FROM payout_open)::timestamp AT TIME ZONE 'UTC'
+            )
             ORDER BY started_at LIMIT :batch FOR UPDATE SKIP LOCKED
         )
         RETURNING node_id, node_owner, outcome
@@ -45,7 +50,7 @@ _REMOVE = text("""
 
 
 class JobRetention:
-    """Removes what is older than `days`; with 0 it removes nothing."""
+    """Removes what is older than `days` and of days whose payouts are closed; with 0 it removes nothing."""
 
     def __init__(self, database: Database, *, days: int) -> None:
         """Remove from `database`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from lucid_compute.latency_histogram import BUCKETS, FIRST_MS, GROWTH
-from lucid_compute.revenue import SHARE_DECIMALS
 from lucid_compute.storage.record_columns import JOB_COLUMNS, NARROW, UPSTREAM, add_to_held, add_up, names
 
 # As `latency_histogram.bucket_of`; what is measured stands before it, 0 for latency and 1 for the first byte.
@@ -29,32 +28,6 @@ ENDED_JOB = f"""
     FROM {{written}} WHERE outcome NOT IN ('running', 'lost')
 """
 
-# Of the jobs with a price that a statement wrote, what their lines in the payouts get: as `revenue.split`, by the terms
-# that held when the job started. A product with a decimal is exact in Postgres, a quotient is not.
-_PART = f"sum(trunc(price_usd * {{bps}} * 0.0001, {SHARE_DECIMALS})) AS {{name}}"
-BILL_JOBS = f"""
-    INSERT INTO payout_open AS held (
-        node_id, day, model_id, node_owner, jobs, tokens_in, tokens_out, gross_usd, model_owner_usd, protocol_usd
-    )
-    SELECT node_id, (started_at AT TIME ZONE 'UTC')::date AS day, model_id, coalesce(node_owner, '') AS owner,
-        count(*), coalesce(sum(tokens_in), 0), coalesce(sum(tokens_out), 0), sum(price_usd),
-        {_PART.format(bps="terms[1]", name="model_owner_usd")}, {_PART.format(bps="terms[2]", name="protocol_usd")}
-    FROM (
-        SELECT *, (
-            SELECT ARRAY[model_owner_bps, protocol_bps] FROM payout_terms
-            WHERE since <= started_at ORDER BY since DESC LIMIT 1
-        ) AS terms
-        FROM written WHERE price_usd IS NOT NULL AND node_id IS NOT NULL AND outcome NOT IN ('running', 'lost')
-    ) billed
-    GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4
-    ON CONFLICT (node_id, day, model_id, node_owner) DO UPDATE SET
-        jobs = held.jobs + excluded.jobs,
-        tokens_in = held.tokens_in + excluded.tokens_in, tokens_out = held.tokens_out + excluded.tokens_out,
-        gross_usd = held.gross_usd + excluded.gross_usd,
-        model_owner_usd = held.model_owner_usd + excluded.model_owner_usd,
-        protocol_usd = held.protocol_usd + excluded.protocol_usd
-"""
-
 # $1 the rows, as the text of an array of `job_row`: one f-string a job builds it, where COPY cost this process 1.25
 # times and arrays of columns twice the time (docs/adr/0011-job-ledger.md). Instants and durations are microseconds.
 #
@@ -63,7 +36,7 @@ BILL_JOBS = f"""
 # so nothing counts twice, and rows and sums are always together. `lost` is a guess, and the true outcome wins.
 # Sums are taken in the order of node ids, so that replicas wait for one another and never in a circle.
 # `job_open` holds the minutes that are not moved yet (docs/adr/0012-records.md); its rows are few and updated in place.
-# `payout_open` holds what is billed and in no closed period.
+# Whoever writes a job bills it: a trigger of `jobs` adds it to `payout_open` (docs/adr/0015-payouts.md).
 COMMIT_JOBS = f"""
 WITH written AS (
     INSERT INTO jobs AS held (
@@ -91,8 +64,7 @@ opened AS (
     SELECT bucket, node_id, model_id, node_owner, {names(JOB_COLUMNS)} FROM summed
     ORDER BY node_id, bucket, model_id, node_owner
     ON CONFLICT (node_id, bucket, model_id, node_owner) DO UPDATE SET {add_to_held(JOB_COLUMNS, NARROW)}
-),
-billed AS ({BILL_JOBS})
+)
 INSERT INTO job_totals AS held (node_id, node_owner, completed, failed, rejected, cancelled)
 SELECT node_id, min(node_owner), sum(completed), sum(failed), sum(rejected), sum(cancelled)
 FROM summed WHERE node_id <> '{UPSTREAM}' GROUP BY node_id ORDER BY node_id

@@ -13,12 +13,10 @@ from decimal import Decimal
 from sqlalchemy import RowMapping, text
 
 from lucid_compute.jobs import Outcome
-from lucid_compute.prices import EXACT, total
+from lucid_compute.prices import EXACT
 from lucid_compute.revenue import Blame, Side, Typical, Unearned, blame, estimate
-from lucid_compute.storage.database import Database
+from lucid_compute.storage.patience import Patience
 from lucid_compute.storage.payout_sql import ATTEMPTS, LOSSES, TYPICAL
-
-_ONE_SNAPSHOT = text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
 
 
 @dataclass(slots=True)
@@ -65,18 +63,21 @@ class Losses:
 class LossReader:
     """Reads the loss ledger."""
 
-    def __init__(self, database: Database) -> None:
-        """Read from `database`."""
-        self._database = database
+    def __init__(self, patience: Patience) -> None:
+        """Read with `patience`: attempts are counted."""
+        self._patience = patience
 
     async def read(self, since: date, until: date, *, owner: str | None) -> Losses:
         """Answer what was lost of the jobs that started on these days on the owner's nodes; None is everybody's."""
         span = {"since": _midnight(since), "until": _midnight(until), "owner": owner}
-        async with self._database.transaction() as connection:
-            await connection.execute(_ONE_SNAPSHOT)
+        async with self._patience.snapshot() as connection:
             attempts = await connection.scalar(text(ATTEMPTS), span)
             found = [*(await connection.execute(text(LOSSES), span)).mappings()]
-            known = [*(await connection.execute(text(TYPICAL), {"since": since, "until": until})).mappings()]
+            of = {
+                name: sorted({row[key] for row in found} - {None})
+                for name, key in (("nodes", "node_id"), ("models", "model_id"))
+            }
+            known = [*(await connection.execute(text(TYPICAL), {**of, "since": since, "until": until})).mappings()]
         return _add_up(int(attempts or 0), found, _typical(known))
 
 
@@ -98,19 +99,9 @@ def _add_up(attempts: int, found: Iterable[RowMapping], typical: dict[tuple[str 
 
 def _typical(known: Iterable[RowMapping]) -> dict[tuple[str | None, str], Typical]:
     """Answer what jobs typically come to, by node and model, and by model on all nodes, under None."""
-    parts: dict[tuple[str | None, str], list[Typical]] = {}
-    for row in known:
-        part = Typical(row["jobs"], row["tokens_in"], row["tokens_out"], row["gross_usd"])
-        for node_id in (row["node_id"], None):
-            parts.setdefault((node_id, row["model_id"]), []).append(part)
     return {
-        key: Typical(
-            sum(part.jobs for part in each),
-            sum(part.tokens_in for part in each),
-            sum(part.tokens_out for part in each),
-            total(part.gross_usd for part in each),
-        )
-        for key, each in parts.items()
+        (row["node_id"], row["model_id"]): Typical(row["jobs"], row["tokens_in"], row["tokens_out"], row["gross_usd"])
+        for row in known
     }
 
 

@@ -2,83 +2,116 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 KEYS = "node_id, day, model_id, node_owner"
 SUMS = "jobs, tokens_in, tokens_out, gross_usd, model_owner_usd, protocol_usd"
 
-_SUMMED = """sum(jobs)::bigint AS jobs, sum(tokens_in)::bigint AS tokens_in, sum(tokens_out)::bigint AS tokens_out,
+_COUNTED = """sum(jobs)::bigint AS jobs, sum(tokens_in)::bigint AS tokens_in, sum(tokens_out)::bigint AS tokens_out,
     sum(gross_usd) AS gross_usd"""
-_PARTS = "sum(model_owner_usd) AS model_owner_usd, sum(protocol_usd) AS protocol_usd"
+_PARTED = "sum(model_owner_usd) AS model_owner_usd, sum(protocol_usd) AS protocol_usd"
 
 # A passport's owner never changes and passports are never removed, so an open line needs to keep neither it nor names.
 _OPEN = f"""
-    SELECT NULL::uuid AS period_id, {KEYS}, {SUMS}, NULL::text AS node_name, NULL::text AS model_name,
-        NULL::text AS model_owner
+    SELECT NULL::uuid AS period_id, {KEYS}, {SUMS}, NULL::text AS held_node, NULL::text AS held_model,
+        NULL::text AS held_owner
     FROM payout_open WHERE day >= :since AND day < :until AND (
         CAST(:owner AS text) IS NULL OR node_owner = :owner
         OR model_id IN (SELECT id FROM passports WHERE owner = :owner AND type = 'model')
     )
 """
 _CLOSED = f"""
-    SELECT period_id, {KEYS}, {SUMS}, node_name, model_name, model_owner
+    SELECT period_id, {KEYS}, {SUMS}, node_name AS held_node, model_name AS held_model, model_owner AS held_owner
     FROM payout_lines WHERE {{where}} AND (
         CAST(:owner AS text) IS NULL OR node_owner = :owner OR model_owner = :owner
     )
 """
 _OF_DAYS = f"{_OPEN} UNION ALL {_CLOSED.format(where='day >= :since AND day < :until')}"
 _OF_PERIOD = _CLOSED.format(where="period_id = :period_id")
+_IS_ITS = "(CAST(:owner AS text) IS NULL OR node_owner = :owner)"
 
-# A line is of everybody who gets a part of it. Whose node it was is the business of its owner alone. A model that has
-# no passport has no owner: its part is the provider's, as `revenue.split` says.
-_ROLES = """
-    SELECT 'provider' AS role, node_owner AS owner, {keys} node_id, node_name, model_id, model_name,
-        jobs, tokens_in, tokens_out, gross_usd,
-        gross_usd - protocol_usd - CASE WHEN model_owner IS NULL THEN 0 ELSE model_owner_usd END AS amount_usd
-    FROM lines
-    UNION ALL SELECT 'model_owner', model_owner, {keys} NULL, NULL, model_id, model_name,
-        jobs, tokens_in, tokens_out, gross_usd, model_owner_usd
-    FROM lines WHERE model_owner IS NOT NULL
-    UNION ALL SELECT 'protocol', NULL, {keys} NULL, NULL, model_id, model_name,
-        jobs, tokens_in, tokens_out, gross_usd, protocol_usd
-    FROM lines WHERE CAST(:owner AS text) IS NULL
-"""
+# A model that has no passport has no owner: its part is the provider's, as `revenue.split` says.
+_PROVIDERS_USD = "gross_usd - protocol_usd - CASE WHEN model_owner IS NULL THEN 0 ELSE model_owner_usd END"
 
 
-def _payouts(raw: str, keys: str, sets: str) -> str:
-    """Answer the statement that adds up what each owner gets in each role, by node, model and `keys`, totals first.
+class Reading(NamedTuple):
+    """The statements that read payouts: of some days or of a period, day by day or not.
+
+    `parties` answers what owners get in each role, with totals unless it is day by day: of nodes only these, for
+    whose node it was is the business of its owner alone. `nodes` answers providers' lines, of which there are many,
+    and `size` how many, up to :most.
+    """
+
+    parties: str
+    nodes: str
+    size: str
+
+
+_SUMMED = f"max(held_model) AS held_model, max(held_owner) AS held_owner, {_COUNTED}, {_PARTED}"
+
+
+def _reading(raw: str, keys: str) -> Reading:
+    """Answer the statements over the lines of `raw`; each reads them once, and adds up before it looks at names.
 
     What is closed keeps its names in the statement of its period; elsewhere things are called as they are now.
     """
+    grouped = f"FROM ({raw}) raw WHERE {_IS_ITS} GROUP BY {keys} node_id, model_id, node_owner"
+    size = f"SELECT count(*) FROM (SELECT {grouped} LIMIT :most) lines"
+    return Reading(_parties(raw, keys), _nodes(raw, keys, grouped), size)
+
+
+def _parties(raw: str, keys: str) -> str:
+    totals = "" if keys else "(role, owner),"
     return f"""
         WITH raw AS ({raw}), summed AS (
-            SELECT {keys} node_id, model_id, node_owner, {_SUMMED}, {_PARTS}, max(node_name) AS held_node_name,
-                max(model_name) AS held_model_name, max(raw.model_owner) AS held_model_owner
-            FROM raw GROUP BY {keys} node_id, model_id, node_owner
-        ), lines AS (
-            SELECT summed.*, coalesce({_name("n", "held_node_name", raw)}, '') AS node_name,
-                coalesce({_name("m", "held_model_name", raw)}, '') AS model_name,
-                coalesce(held_model_owner, m.owner) AS model_owner
-            FROM summed LEFT JOIN passports n ON n.id = node_id LEFT JOIN passports m ON m.id = model_id
-        ), roles AS ({_ROLES.format(keys=keys)})
-        SELECT role, owner, {keys} node_id::text, max(node_name) AS node_name, model_id::text,
-            max(model_name) AS model_name, {_SUMMED}, sum(amount_usd) AS amount_usd
+            SELECT {keys} node_owner, model_id, {_SUMMED} FROM raw GROUP BY {keys} node_owner, model_id
+        ), lines AS MATERIALIZED (
+            SELECT summed.*, {_model(raw)} FROM summed LEFT JOIN passports m ON m.id = model_id
+        ), roles AS (
+            SELECT 'provider' AS role, node_owner AS owner, {keys} NULL::uuid AS model_id, NULL AS model_name,
+                jobs, tokens_in, tokens_out, gross_usd, {_PROVIDERS_USD} AS amount_usd
+            FROM lines WHERE {not keys}
+            UNION ALL SELECT 'model_owner', model_owner, {keys} model_id, model_name,
+                jobs, tokens_in, tokens_out, gross_usd, model_owner_usd
+            FROM lines WHERE model_owner IS NOT NULL
+            UNION ALL SELECT 'protocol', NULL, {keys} model_id, model_name,
+                jobs, tokens_in, tokens_out, gross_usd, protocol_usd
+            FROM lines WHERE CAST(:owner AS text) IS NULL
+        )
+        SELECT role, owner, {keys} NULL AS node_id, NULL AS node_name, model_id::text, max(model_name) AS model_name,
+            {_COUNTED}, sum(amount_usd) AS amount_usd
         FROM roles WHERE CAST(:owner AS text) IS NULL OR owner = :owner
-        GROUP BY GROUPING SETS ({sets} (role, owner, {keys} node_id, model_id))
-        ORDER BY grouping(model_id) DESC, owner NULLS LAST,
-            array_position(ARRAY['provider', 'model_owner', 'protocol'], role), {keys} node_id, model_id
-        LIMIT :most
+        GROUP BY GROUPING SETS ({totals} (role, owner, {keys} model_id))
+        HAVING grouping(model_id) = 1 OR role <> 'provider'
     """
+
+
+def _nodes(raw: str, keys: str, grouped: str) -> str:
+    return f"""
+        WITH summed AS (
+            SELECT {keys} node_id, model_id, node_owner, max(held_node) AS held_node, {_SUMMED} {grouped}
+        ), lines AS (
+            SELECT summed.*, coalesce({_name("n", "held_node", raw)}, '') AS node_name, {_model(raw)}
+            FROM summed LEFT JOIN passports n ON n.id = node_id LEFT JOIN passports m ON m.id = model_id
+        )
+        SELECT 'provider' AS role, node_owner AS owner, {keys} node_id::text, node_name, model_id::text, model_name,
+            jobs, tokens_in, tokens_out, gross_usd, {_PROVIDERS_USD} AS amount_usd
+        FROM lines
+    """
+
+
+def _model(raw: str) -> str:
+    name = _name("m", "held_model", raw)
+    return f"coalesce({name}, '') AS model_name, coalesce(held_owner, m.owner) AS model_owner"
 
 
 def _name(passport: str, held: str, raw: str) -> str:
     return held if raw is _OF_PERIOD else f"{passport}.name, {held}"
 
 
-_DAILY = "day, period_id, "
-_TOTALS = "(role, owner), "
-PAYOUTS_OF_DAYS = _payouts(_OF_DAYS, "", _TOTALS)
-PAYOUTS_OF_PERIOD = _payouts(_OF_PERIOD, "", _TOTALS)
-DAILY_PAYOUTS_OF_DAYS = _payouts(_OF_DAYS, _DAILY, "")
-DAILY_PAYOUTS_OF_PERIOD = _payouts(_OF_PERIOD, _DAILY, "")
+_DAILY = "day, period_id,"
+OF_DAYS, DAILY_OF_DAYS = _reading(_OF_DAYS, ""), _reading(_OF_DAYS, _DAILY)
+OF_PERIOD, DAILY_OF_PERIOD = _reading(_OF_PERIOD, ""), _reading(_OF_PERIOD, _DAILY)
 
 # What moves on is locked in the order in which the ledger writes, so that the two wait for one another and never in a
 # circle. A job that comes later makes an open line again, of its own day: the next period's.
@@ -90,15 +123,19 @@ MOVE_OPEN = f"""
     FROM moved LEFT JOIN passports n ON n.id = node_id LEFT JOIN passports m ON m.id = model_id
 """
 
-# What billed jobs came to of late, to estimate by.
-TYPICAL = """
-    SELECT node_id::text, model_id::text, sum(jobs)::bigint AS jobs, sum(tokens_in)::bigint AS tokens_in,
-        sum(tokens_out)::bigint AS tokens_out, sum(gross_usd) AS gross_usd
-    FROM (
-        SELECT node_id, model_id, day, jobs, tokens_in, tokens_out, gross_usd FROM payout_open
-        UNION ALL SELECT node_id, model_id, day, jobs, tokens_in, tokens_out, gross_usd FROM payout_lines
-    ) lines
-    WHERE day >= CAST(:since AS date) - 30 AND day < :until GROUP BY 1, 2
+# What billed jobs of :models came to of late, to estimate by: on each of :nodes, and under null on all nodes.
+_OF_LATE = f"""
+    SELECT node_id, model_id, {_COUNTED} FROM {{table}}
+    WHERE day >= CAST(:since AS date) - 30 AND day < :until AND model_id = ANY(CAST(:models AS uuid[]))
+    GROUP BY node_id, model_id
+"""
+TYPICAL = f"""
+    WITH lines AS MATERIALIZED (
+        {_OF_LATE.format(table="payout_open")} UNION ALL {_OF_LATE.format(table="payout_lines")}
+    )
+    SELECT NULL AS node_id, model_id::text, {_COUNTED} FROM lines GROUP BY model_id
+    UNION ALL SELECT node_id::text, model_id::text, {_COUNTED} FROM lines
+    WHERE node_id = ANY(CAST(:nodes AS uuid[])) GROUP BY node_id, model_id
 """
 
 # Attempts that were not completed; of a request the last one counts, the others were made up for by trying again.

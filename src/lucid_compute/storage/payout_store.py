@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Any, NamedTuple
@@ -20,22 +17,23 @@ from lucid_compute.storage.audit import Actor, Change, record_change
 from lucid_compute.storage.database import Database
 from lucid_compute.storage.loss_reader import LossReader
 from lucid_compute.storage.passport_search import ids_are_uuids, in_order
+from lucid_compute.storage.patience import Patience
 from lucid_compute.storage.payout_sql import (
-    DAILY_PAYOUTS_OF_DAYS,
-    DAILY_PAYOUTS_OF_PERIOD,
+    DAILY_OF_DAYS,
+    DAILY_OF_PERIOD,
     LOCK_OPEN,
     MOVE_OPEN,
-    PAYOUTS_OF_DAYS,
-    PAYOUTS_OF_PERIOD,
+    OF_DAYS,
+    OF_PERIOD,
+    Reading,
 )
 from lucid_compute.storage.payout_tables import payout_open, payout_periods, payout_terms
 from lucid_compute.wire.lists import SortBy, SortOrder
 
 PAYOUTS_LOCK = 0x7061796F  # an advisory lock of our own: "payo"
-PATIENT_SECONDS = 60.0  # closing three hundred thousand lines takes seven
-PATIENT_AT_A_TIME = 2
 MAX_LINES = 100_000  # of a statement
-MAX_SHOWN = 20_000  # of a report, its totals among them
+MAX_SHOWN = 20_000  # of a report
+_ROLES = [*Role]
 _TODAY = text("SELECT (now() AT TIME ZONE 'UTC')::date")
 _SORT_COLUMNS = {
     SortBy.CREATED_AT: payout_periods.c.closed_at,
@@ -88,12 +86,12 @@ class PayoutStore:
     def __init__(self, database: Database) -> None:
         """Work on `database`."""
         self._database = database
-        self.losses = LossReader(database)
-        self._turns = asyncio.Semaphore(PATIENT_AT_A_TIME)
+        self._patience = Patience(database)
+        self.losses = LossReader(self._patience)
 
     async def sums(self, since: date, until: date, *, owner: str | None) -> Sums:
         """Answer what was earned with the jobs that started on these days; `owner` None is everybody."""
-        return _parted(await self._read(PAYOUTS_OF_DAYS, MAX_SHOWN, owner, {"since": since, "until": until}))
+        return await self._sums(OF_DAYS, owner, {"since": since, "until": until})
 
     async def daily(self, since: date, until: date, *, owner: str | None) -> list[Line]:
         """Answer the same day by day.
@@ -101,11 +99,11 @@ class PayoutStore:
         Raises:
             InvalidRequest: there are too many lines.
         """
-        return _bounded(await self._read(DAILY_PAYOUTS_OF_DAYS, MAX_LINES, owner, {"since": since, "until": until}))
+        return await self._daily(DAILY_OF_DAYS, owner, {"since": since, "until": until})
 
     async def sums_of(self, period: Period, *, owner: str | None) -> Sums:
         """Answer what was frozen when the period was closed: always the same."""
-        return _parted(await self._read(PAYOUTS_OF_PERIOD, MAX_SHOWN, owner, {"period_id": period.id}))
+        return await self._sums(OF_PERIOD, owner, {"period_id": period.id})
 
     async def daily_of(self, period: Period, *, owner: str | None) -> list[Line]:
         """Answer the same day by day.
@@ -113,7 +111,7 @@ class PayoutStore:
         Raises:
             InvalidRequest: there are too many lines.
         """
-        return _bounded(await self._read(DAILY_PAYOUTS_OF_PERIOD, MAX_LINES, owner, {"period_id": period.id}))
+        return await self._daily(DAILY_OF_PERIOD, owner, {"period_id": period.id})
 
     async def terms(self, since: date, until: date) -> list[tuple[datetime, Terms]]:
         """Answer the terms that held on these days, the newest first, each with since when."""
@@ -157,29 +155,37 @@ class PayoutStore:
             PeriodConflict: it does not begin where the last one ended.
             DatabaseUnavailable: whether it was closed is not known; close it again.
         """
-        async with self._patient() as connection:
+        async with self._patience.transaction() as connection:
             await connection.execute(text(f"SELECT pg_advisory_xact_lock({PAYOUTS_LOCK})"))
             if (there := await _find_same(connection, since, until)) is not None:
                 return there, False
             await _check(connection, since, until)
             return await _close(connection, actor, since, until), True
 
-    async def _read(self, statement: str, most: int, owner: str | None, values: dict[str, Any]) -> list[Line]:
-        """Answer one line more than `most` when there are more."""
-        async with self._patient() as connection:
-            rows = await connection.execute(text(statement), {**values, "owner": owner, "most": most + 1})
-            return [_line(row) for row in rows.mappings()]
+    async def _sums(self, reading: Reading, owner: str | None, of: dict[str, Any]) -> Sums:
+        parties, nodes = await self._read(reading, MAX_SHOWN, owner, of)
+        totals = [line for line in parties if line.model_id is None]
+        lines = [line for line in parties if line.model_id is not None]
+        return Sums(sorted(totals, key=_order), None if nodes is None else sorted(lines + nodes, key=_order))
 
-    @asynccontextmanager
-    async def _patient(self) -> AsyncIterator[AsyncConnection]:
-        """Open a transaction that may take a while, on a connection of its own: others have the pool meanwhile."""
-        async with self._turns:
-            database = Database(self._database.url, pool_size=1, timeout_seconds=PATIENT_SECONDS)
-            try:
-                async with database.transaction() as connection:
-                    yield connection
-            finally:
-                await database.close()
+    async def _daily(self, reading: Reading, owner: str | None, of: dict[str, Any]) -> list[Line]:
+        parties, nodes = await self._read(reading, MAX_LINES, owner, of)
+        if nodes is None:
+            message = f"That is more than {MAX_LINES} lines. Name an owner, or take a shorter span."
+            raise InvalidRequest.at("query.owner", message)
+        return sorted(parties + nodes, key=_order)
+
+    async def _read(
+        self, reading: Reading, most: int, owner: str | None, of: dict[str, Any]
+    ) -> tuple[list[Line], list[Line] | None]:
+        """Answer what stands by roles, and providers' lines, None when all are more than `most`; of one snapshot."""
+        values = {**of, "owner": owner}
+        async with self._patience.snapshot() as connection:
+            parties = [_line(row) for row in (await connection.execute(text(reading.parties), values)).mappings()]
+            count = await connection.scalar(text(reading.size), {**values, "most": most + 1})
+            if (count or 0) + sum(line.model_id is not None for line in parties) > most:
+                return parties, None
+            return parties, [_line(row) for row in (await connection.execute(text(reading.nodes), values)).mappings()]
 
 
 async def note_terms(database: Database, terms: Terms) -> None:
@@ -221,16 +227,11 @@ async def _close(connection: AsyncConnection, actor: Actor, since: date, until: 
     return period
 
 
-def _parted(lines: list[Line]) -> Sums:
-    totals = [line for line in lines if line.model_id is None]
-    return Sums(totals, lines[len(totals) :] if len(lines) <= MAX_SHOWN else None)
-
-
-def _bounded(lines: list[Line]) -> list[Line]:
-    if len(lines) > MAX_LINES:
-        message = f"That is more than {MAX_LINES} lines. Name an owner, or take a shorter span."
-        raise InvalidRequest.at("query.owner", message)
-    return lines
+def _order(line: Line) -> tuple[object, ...]:
+    """By owner, the protocol last, then by role, and lines by day, period, node and model."""
+    day = line.day or date.min
+    whose = (line.owner is None, line.owner or "", _ROLES.index(line.role))
+    return (*whose, day, line.period_id or "", line.node_id or "", line.model_id or "")
 
 
 def _line(row: RowMapping) -> Line:

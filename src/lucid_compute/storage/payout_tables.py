@@ -14,6 +14,8 @@ from lucid_compute.storage.tables import metadata as metadata
 
 TERMS_ARE_WHOLE = "provider_bps + model_owner_bps + protocol_bps = 10000"
 
+TERMS_ARE_PARTS = "least(provider_bps, model_owner_bps, protocol_bps) >= 0"
+
 
 def _id(name: str, **options: Any) -> Column[Any]:
     return Column(name, UUID(as_uuid=False), **options)
@@ -39,8 +41,16 @@ def _sums() -> tuple[Column[Any], ...]:
     )
 
 
-# Written in the statement that writes the jobs, updated in place; closing a period moves lines out of it.
-payout_open = Table("payout_open", metadata, *_keys(), *_sums(), postgresql_with={"fillfactor": "50"})
+# Made by a trigger of `jobs` alone, in the statement that writes them, and updated in place; closing a period moves
+# lines out of it.
+payout_open = Table(
+    "payout_open",
+    metadata,
+    *_keys(),
+    *_sums(),
+    Index("payout_open_day_idx", "day"),
+    postgresql_with={"fillfactor": "50"},
+)
 
 payout_periods = Table(
     "payout_periods",
@@ -77,4 +87,5 @@ payout_terms = Table(
     Column("since", DateTime(timezone=True), primary_key=True, server_default=func.now()),
     *(Column(name, Integer, nullable=False) for name in ("provider_bps", "model_owner_bps", "protocol_bps")),
     CheckConstraint(TERMS_ARE_WHOLE, name="payout_terms_are_whole"),
+    CheckConstraint(TERMS_ARE_PARTS, name="payout_terms_are_parts"),
 )

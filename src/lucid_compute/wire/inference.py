@@ -40,6 +40,10 @@ class InferenceBody(BaseModel):
     stream_options: Any = None
     user: Any = None
     prompt_cache_key: Any = None
+    max_tokens: Any = None
+    max_completion_tokens: Any = None
+    max_output_tokens: Any = None
+    n: Any = None
     lucid: RequestPolicy | None = None
 
 

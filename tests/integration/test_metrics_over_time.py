@@ -236,6 +236,21 @@ async def test_uptime_is_healthy_time_without_drains_and_outages_of_ours(api: Ap
     assert series["series"]["uptime"][-2] == 1
 
 
+async def test_nodes_are_counted_over_the_time_of_which_their_states_are_kept(api: Api) -> None:
+    """Records of minutes are kept for two days, states longer: what is cut off of the one counts for the other."""
+    node = await api.register()
+    await run_sql(api, "UPDATE record_marks SET began_at = now() - interval '5 days'")
+    object.__setattr__(
+        api.service.fleet.get_node(node, owner=None).state.passport.record, "created_at", minutes_ago(7200)
+    )
+    await run_sql(api, "INSERT INTO node_states VALUES ($1, now() - interval '4 days', 'healthy', 'acme')", node)
+    for path in (f"/{node}", ""):
+        found = await ask(api, path, from_="-60h", to="-40h", step="1m", series="nodesHealthy,requests")
+        assert set(found["series"]["nodesHealthy"]) == {1}
+        assert found["totals"]["nodesHealthy"] == 1
+        assert found["series"]["requests"][0] is None
+
+
 async def test_a_node_that_was_never_heard_has_no_uptime(api: Api) -> None:
     node = await api.register()
     for window in (await api.http.get(f"/compute/uptime/{node}")).json()["windows"]:

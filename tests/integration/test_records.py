@@ -95,9 +95,9 @@ def _floor(instant: datetime, span: str) -> datetime:
     return floored.replace(hour=0) if span == "day" else floored
 
 
-async def keep(url: str, *, until: timedelta = timedelta(0)) -> None:
-    """Move the records on, as at `until` from now."""
-    await RecordKeeper(url, KEEP_ALL).keep(cleans=False, now=datetime.now(UTC) + until)
+async def keep(url: str, *, until: timedelta = timedelta(0), rows_a_move: int = 37) -> None:
+    """Move the records on, as at `until` from now; so few rows at a time that a minute takes several."""
+    await RecordKeeper(url, KEEP_ALL, rows_a_move=rows_a_move).keep(cleans=False, now=datetime.now(UTC) + until)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -116,6 +116,27 @@ async def test_every_record_is_the_sum_of_its_jobs_whenever_they_come(database_u
     assert not await read(database_url, "SELECT FROM job_open")
     marks = (await read(database_url, "SELECT * FROM record_marks"))[0]
     assert marks["days_until"] > datetime.now(UTC) - timedelta(days=1)
+
+
+async def test_a_backlog_is_moved_by_parts_that_each_hold(database_url: str) -> None:
+    """One that is larger than a round has time for, as after a migration of a large ledger, is moved all the same."""
+    chance = random.Random(3)
+    async with ledger_on(database_url) as ledger:
+        for _ in range(300):
+            ledger.finish(job_ago(chance, timedelta(days=1)))
+        await all_written(ledger)
+    backlog = len(await read(database_url, "SELECT FROM job_open"))
+    keeper = asyncio.create_task(keep(database_url, until=timedelta(minutes=2), rows_a_move=1))
+    while (left := len(await read(database_url, "SELECT FROM job_open"))) == backlog:
+        await asyncio.sleep(0)
+    await read(database_url, KILL, ["lucid record keeper"])
+    with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError)):
+        await keeper
+    assert 0 < left < backlog
+    await expect_tiers(database_url)
+    await keep(database_url, until=timedelta(minutes=2))
+    assert not await read(database_url, "SELECT FROM job_open")
+    await expect_tiers(database_url)
 
 
 async def test_no_job_is_lost_or_counts_twice_while_everything_is_killed(database_url: str) -> None:

@@ -47,10 +47,14 @@ class RecordKind:
         self.name = name
         self.columns = columns
         self.keys = keys
-        # $1: minutes that began before are over. One that comes late, when its hour or its day was added up already,
-        # is added there too. A row that a replica adds to just now is waited for, and returned as it then is.
+        # $1: minutes that began before are over. $2: how many rows at most, so that no backlog is too large for a
+        # statement. One that comes late, when its hour or its day was added up already, is added there too. A row that a
+        # replica adds to just now is waited for, and moved as it then is or the next time. Answers how many it moved.
         self.move = f"""
-            WITH moved AS (DELETE FROM {name}_open WHERE bucket < $1 RETURNING *),
+            WITH moved AS (
+                DELETE FROM {name}_open
+                WHERE ctid = ANY(ARRAY(SELECT ctid FROM {name}_open WHERE bucket < $1 LIMIT $2)) RETURNING *
+            ),
             scoped AS ({scoped}),
             {self._add_up("scoped", "minutes", NARROW, NARROW)},
             late AS (
@@ -64,8 +68,9 @@ class RecordKind:
             ),
             {self._add_up("very_late", "days", WIDE, WIDE)},
             into_days AS ({self._insert("days", WIDE)}),
-            into_hours AS ({self._insert("hours", WIDE)})
-            {self._insert("minutes", NARROW)}
+            into_hours AS ({self._insert("hours", WIDE)}),
+            into_minutes AS ({self._insert("minutes", NARROW)})
+            SELECT count(*) FROM moved
         """
         # $1: the start of the hour or day to add up.
         self.add_up_hour = self._add_up_span("minutes", "hours", "1 hour", NARROW)

@@ -14,10 +14,13 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from lucid_compute.jobs import Job
+from lucid_compute.jobs import Job, Outcome
 from lucid_compute.records import JobRecord
 from lucid_compute.storage import schema
 from lucid_compute.storage.database import Database
+from lucid_compute.storage.job_counts import count_jobs
+from lucid_compute.storage.job_filter import JobFilter
+from lucid_compute.storage.job_retention import JobRetention
 from lucid_compute.storage.record_columns import ALL_NODES, NARROW, UPSTREAM, WIDE, Width, owner_scope
 from lucid_compute.storage.record_keeper import RecordKeeper, Retention
 from lucid_compute.storage.record_reader import RecordReader, Wanted
@@ -127,7 +130,7 @@ async def test_a_backlog_is_moved_by_parts_that_each_hold(database_url: str) -> 
         await all_written(ledger)
     backlog = len(await read(database_url, "SELECT FROM job_open"))
     keeper = asyncio.create_task(keep(database_url, until=timedelta(minutes=2), rows_a_move=1))
-    while (left := len(await read(database_url, "SELECT FROM job_open"))) == backlog:
+    while (left := len(await read(database_url, "SELECT FROM job_open"))) == backlog:  # noqa: ASYNC110 - it tells nobody
         await asyncio.sleep(0)
     await read(database_url, KILL, ["lucid record keeper"])
     with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError)):
@@ -207,6 +210,56 @@ async def test_what_is_read_is_the_sum_of_the_ledger_in_every_step(database_url:
                     if mine or measured.jobs is not None:
                         assert measured.jobs == _record_of(mine)
     await database.close()
+
+
+@pytest.mark.parametrize("seed", range(2))
+async def test_a_list_of_jobs_counts_what_its_filter_finds(database_url: str, seed: int) -> None:
+    """By any span, model, node, owner and outcome, however far records were moved, and after rows were removed."""
+    chance = random.Random(seed)
+    database = Database(database_url)
+    async with ledger_on(database_url) as ledger:
+        for until in (timedelta(days=-2), timedelta(hours=-20), timedelta(0), timedelta(days=1, hours=3)):
+            for _ in range(100):
+                ledger.finish(job_ago(chance, timedelta(days=4)))
+            ledger.begin(running := job_ago(chance, timedelta(days=3)))
+            running.outcome = Outcome.RUNNING
+            await all_written(ledger)
+            await keep(database_url, until=until)
+            if until == timedelta(0):
+                await JobRetention(database, days=3).remove_all()
+                await RecordKeeper(database_url, Retention(2, 31, 31)).keep()
+            rows = await read(database_url, "SELECT * FROM jobs")
+            for _ in range(150):
+                wanted = _random_filter(chance)
+                async with database.transaction() as connection:
+                    found = await count_jobs(connection, wanted)
+                assert found == sum(_is_found(row, wanted) for row in rows), wanted
+    await database.close()
+
+
+def _random_filter(chance: random.Random) -> JobFilter:
+    hour = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+    instants = [None, *(hour - timedelta(days=4) * chance.random() for _ in range(3))]
+    instants += [hour - timedelta(hours=chance.randint(-1, 100)), hour.replace(hour=0), hour - timedelta(days=30)]
+    return JobFilter(
+        owner=chance.choice([None, None, "acme"]),
+        node_id=chance.choice([None, None, *NODES[:2]]),
+        outcome=chance.choice([None, None, *Outcome]),
+        model_ids=chance.choice([None, None, [], MODELS[:1], MODELS]),
+        since=chance.choice(instants),
+        until=chance.choice(instants),
+    )
+
+
+def _is_found(row: Any, wanted: JobFilter) -> bool:
+    return (
+        wanted.owner in {None, row["node_owner"]}
+        and wanted.node_id in {None, str(row["node_id"])}
+        and wanted.outcome in {None, row["outcome"]}
+        and (wanted.model_ids is None or str(row["model_id"]) in wanted.model_ids)
+        and (wanted.since is None or row["started_at"] >= wanted.since)
+        and (wanted.until is None or row["started_at"] < wanted.until)
+    )
 
 
 def _record_of(rows: list[Any]) -> JobRecord:

@@ -32,31 +32,33 @@ OptionalNode = Annotated[
     typer.Argument(metavar="[NODE]", help="Id or name; all nodes together if unset.", autocompletion=complete_node),
 ]
 OwnerOption = Annotated[str | None, typer.Option(help="Another owner's nodes; for admins.")]
+FromOption = Annotated[
+    datetime | None,
+    typer.Option("--from", parser=_read_moment, metavar="WHEN", help=f"Where to begin, an hour ago if unset: {_WHEN}"),
+]
+ToOption = Annotated[
+    datetime | None,
+    typer.Option("--to", parser=_read_moment, metavar="WHEN", help=f"Where to end, now if unset: {_WHEN}"),
+]
+StepOption = Annotated[str | None, typer.Option(metavar="STEP", help=f"{', '.join(STEPS)}; by the span if unset.")]
+SeriesOption = Annotated[
+    str | None, typer.Option(metavar="NAMES", help="Which, separated by commas; docs/monitoring.md lists them.")
+]
+ModelOption = Annotated[
+    str | None, typer.Option(metavar="MODEL", help="Jobs of this model alone.", autocompletion=complete_model)
+]
+CsvOption = Annotated[bool, typer.Option("--csv", help="Write CSV, for spreadsheets: a line a step.")]
 
 
 def metrics(
     node: OptionalNode = None,
-    from_: Annotated[
-        datetime | None,
-        typer.Option(
-            "--from", parser=_read_moment, metavar="WHEN", help=f"Where to begin, an hour ago if unset: {_WHEN}"
-        ),
-    ] = None,
-    to: Annotated[
-        datetime | None,
-        typer.Option("--to", parser=_read_moment, metavar="WHEN", help=f"Where to end, now if unset: {_WHEN}"),
-    ] = None,
-    step: Annotated[
-        str | None, typer.Option(metavar="STEP", help=f"{', '.join(STEPS)}; chosen by the span if unset.")
-    ] = None,
-    series: Annotated[
-        str | None, typer.Option(metavar="NAMES", help="Which, separated by commas; docs/monitoring.md lists them.")
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="Jobs of this model alone.", autocompletion=complete_model)
-    ] = None,
+    from_: FromOption = None,
+    to: ToOption = None,
+    step: StepOption = None,
+    series: SeriesOption = None,
+    model: ModelOption = None,
     owner: OwnerOption = None,
-    as_csv: Annotated[bool, typer.Option("--csv", help="Write CSV, for spreadsheets: a line a step.")] = False,
+    as_csv: CsvOption = False,
     as_json: JsonOption = False,
     api: ApiOption = None,
     key: KeyOption = None,
@@ -64,14 +66,10 @@ def metrics(
     """Show what happened step by step: requests, failures, latency, tokens, revenue, load, GPUs; times are UTC."""
     _refuse_both("--csv", as_csv, "--json", as_json)
     _refuse_both("NODE", node, "--owner", owner)
-    is_shown = not as_csv and not as_json
-    wanted: dict[str, Any] = {
-        "from_": from_,
-        "to": to,
-        "step": step or (_step_for(from_, to) if is_shown else None),
-        "series": series.split(",") if series else SHOWN_SERIES if is_shown else None,
-        "model": model,
-    }
+    wanted: dict[str, Any] = {"from_": from_, "to": to, "step": step, "model": model}
+    wanted["series"] = series.split(",") if series else None
+    if not as_csv and not as_json:
+        wanted |= {"step": step or _step_for(from_, to), "series": wanted["series"] or SHOWN_SERIES}
     with connected(api, key) as lucid:
         if node is not None:
             passport_id = get_node(lucid, node, also_ended=True).id

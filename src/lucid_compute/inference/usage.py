@@ -6,7 +6,7 @@ import re
 from typing import NamedTuple
 
 _USAGE = re.compile(rb'"usage"\s*:\s*\{')
-# Of more than nine digits nothing is believed: it would be billed, and sums of such overflow, of everyone's records too.
+# Of more than nine digits nothing is believed: it would be billed, and overflow sums, those of everyone's records too.
 _TOKENS_IN = re.compile(rb'"(?:prompt|input)_tokens"\s*:\s*(\d{1,9})(?!\d)')
 _TOKENS_OUT = re.compile(rb'"(?:completion|output)_tokens"\s*:\s*(\d{1,9})(?!\d)')
 _WORD = re.compile(rb"[A-Za-z0-9\x80-\xff]{1,6}|[^\sA-Za-z0-9\x80-\xff]")

@@ -47,9 +47,9 @@ class RecordKind:
         self.name = name
         self.columns = columns
         self.keys = keys
-        # $1: minutes that began before are over. $2: how many rows at most, so that no backlog is too large for a
-        # statement. One that comes late, when its hour or its day was added up already, is added there too. A row that a
-        # replica adds to just now is waited for, and moved as it then is or the next time. Answers how many it moved.
+        # $1: minutes that began before are over. $2: how many rows at most, so that no backlog is too large for one
+        # statement. One that comes late, when its hour or its day was added up already, is added there too. A row that
+        # a replica adds to just now is waited for, and moved as it then is or the next time. Answers how many it moved.
         self.move = f"""
             WITH moved AS (
                 DELETE FROM {name}_open

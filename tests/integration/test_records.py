@@ -6,7 +6,6 @@ import asyncio
 import json
 import random
 from collections import Counter
-from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
@@ -21,11 +20,12 @@ from lucid_compute.storage.database import Database
 from lucid_compute.storage.job_counts import count_jobs
 from lucid_compute.storage.job_filter import JobFilter
 from lucid_compute.storage.job_retention import JobRetention
-from lucid_compute.storage.record_columns import ALL_NODES, NARROW, UPSTREAM, WIDE, Width, owner_scope
+from lucid_compute.storage.record_columns import NARROW, WIDE, Width
 from lucid_compute.storage.record_keeper import RecordKeeper, Retention
 from lucid_compute.storage.record_reader import RecordReader, Wanted
 from lucid_compute.timeline import STEPS, Timeline
-from tests.ledger import ENDED_ROWS, add_record, all_written, ended, ledger_on, new_job, random_job, read, sums_of
+from tests.ledger import ENDED_ROWS, all_written, ended, ledger_on, new_job, random_job, read, sums_of
+from tests.record_checks import expect_tiers
 
 KEEP_ALL = Retention(24 * 30, 90, 1000)
 NODES = [str(uuid4()) for _ in range(4)]
@@ -44,58 +44,6 @@ def job_ago(chance: random.Random, ago: timedelta) -> Job:
     job.model_id = chance.choice(MODELS)
     job.started_at = datetime.now(UTC) - ago * chance.random()
     return job
-
-
-async def scopes_of(url: str) -> dict[str, str]:
-    """The scope of each owner."""
-    return {
-        owner: str((await read(url, f"SELECT {owner_scope('$1::text')}", owner))[0][0]) for owner in OWNERS.values()
-    }
-
-
-async def expect_tiers(url: str) -> None:
-    """Fail unless minutes, hours and days, each with what is open, are what the ledger says: of nodes, owners, all."""
-    rows = await read(url, ENDED_ROWS)
-    owners = await scopes_of(url)
-    marks = (await read(url, "SELECT * FROM record_marks"))[0]
-    still_open = await read(url, "SELECT * FROM job_open")
-    for tier, span, width, until in (
-        ("minutes", "minute", NARROW, None),
-        ("hours", "hour", WIDE, marks["hours_until"]),
-        ("days", "day", WIDE, marks["days_until"]),
-    ):
-        told: dict[Any, list[Any]] = {}
-        for row in rows:
-            bucket = _floor(row["started_at"], span)
-            if until is None or bucket < until:
-                for scope, model in _keys(row, owners):
-                    told.setdefault((bucket, scope, model), []).append(row)
-        held: dict[Any, Any] = {}
-        for row in await read(url, f"SELECT * FROM job_{tier}"):
-            key = (row["bucket"], str(row["scope_id"]), str(row["model_id"]))
-            add_record(held.setdefault(key, {}), row, width)
-        for row in still_open:
-            bucket = _floor(row["bucket"], span)
-            if until is None or bucket < until:
-                for scope, model in _keys(row, owners):
-                    add_record(held.setdefault((bucket, scope, model), {}), row)
-        assert held.keys() == told.keys(), tier
-        for key, jobs in told.items():
-            assert held[key] == sums_of(jobs), (tier, key)
-
-
-def _keys(row: Any, owners: dict[str, str]) -> Iterable[tuple[str, str]]:
-    model = str(row["model_id"])
-    yield str(row["node_id"] or UPSTREAM), model
-    for scope in (ALL_NODES, *([owners[row["node_owner"]]] if row["node_owner"] else [])):
-        yield from ((scope, model), (scope, UPSTREAM))
-
-
-def _floor(instant: datetime, span: str) -> datetime:
-    floored = instant.replace(second=0, microsecond=0)
-    if span != "minute":
-        floored = floored.replace(minute=0)
-    return floored.replace(hour=0) if span == "day" else floored
 
 
 async def keep(url: str, *, until: timedelta = timedelta(0), rows_a_move: int = 37) -> None:

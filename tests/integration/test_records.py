@@ -23,7 +23,8 @@ from lucid_compute.storage.job_retention import JobRetention
 from lucid_compute.storage.record_columns import NARROW, WIDE, Width
 from lucid_compute.storage.record_keeper import RecordKeeper, Retention
 from lucid_compute.storage.record_reader import RecordReader, Wanted
-from lucid_compute.timeline import STEPS, Timeline
+from lucid_compute.storage.record_sql import CLEAN_MINUTES
+from lucid_compute.timeline import EPOCH, STEPS, Timeline
 from tests.ledger import ENDED_ROWS, all_written, ended, ledger_on, new_job, random_job, read, sums_of
 from tests.record_checks import expect_tiers
 
@@ -227,12 +228,31 @@ async def test_records_that_are_old_are_cleaned_away_once_they_are_added_up(data
     keeper = RecordKeeper(database_url, Retention(2, 31, 100))
     await keeper.keep(now=datetime.now(UTC) - timedelta(days=300))  # nothing is added up yet, so nothing may go
     assert len(await read(database_url, "SELECT FROM job_open")) == 4
-    for _ in range(8):  # a bounded part at a time
-        await keeper.keep()
+    await keeper.keep()  # by parts, one after the other
     for tier, kept in (("minutes", 2), ("hours", 31 * 24), ("days", 100 * 24)):
         oldest = (await read(database_url, f"SELECT now() - min(bucket) AS age FROM job_{tier}"))[0]["age"]
         assert oldest < timedelta(hours=kept + 24), tier
     assert len(await read(database_url, "SELECT FROM job_totals")) == 4
+
+
+async def test_cleaning_reads_no_more_than_it_deletes(database_url: str) -> None:
+    """A fleet's minutes of two days are gigabytes, and a minute's worth of them is deleted each minute."""
+    fill = """
+        INSERT INTO job_minutes (bucket, scope_id, model_id, completed, failed, rejected, cancelled, priced)
+        SELECT date_trunc('minute', now()) - n * interval '1 minute', gen_random_uuid(), gen_random_uuid(),
+            1, 0, 0, 0, 1
+        FROM generate_series(1, 2900) AS n, generate_series(1, 10)
+    """
+    await read(database_url, fill)
+    await read(database_url, "ANALYZE job_minutes")
+    (cleaning, *_) = CLEAN_MINUTES
+    await read(database_url, "UPDATE record_marks SET hours_until = now()")
+    (before,) = (await read(database_url, cleaning.find, 48, EPOCH))[0]
+    plan = "\n".join(row[0] for row in await read(database_url, f"EXPLAIN {cleaning.delete}", before, EPOCH))
+    assert "Seq Scan" not in plan
+    assert "job_minutes_pkey" in plan
+    await RecordKeeper(database_url, Retention(48, 90, 1000)).keep()
+    assert len(await read(database_url, "SELECT FROM job_minutes")) in {2879 * 10, 2880 * 10}
 
 
 async def test_migrations_take_the_ledger_in_and_back_out(database_url: str) -> None:

@@ -24,6 +24,7 @@ from lucid_compute.storage.record_sql import (
     NEXT_DAY,
     NEXT_HOUR,
 )
+from lucid_compute.timeline import EPOCH
 
 KEEP_SECONDS = 20.0
 CLEANING_SECONDS = 60.0
@@ -108,8 +109,16 @@ class RecordKeeper:
         await connection.execute(DAYS_ARE_DONE, until)
 
     async def _clean(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
-        for statements, kept in zip((CLEAN_MINUTES, CLEAN_HOURS, CLEAN_DAYS), self._retention, strict=True):
-            for statement in statements:
-                await connection.execute(statement, kept)
+        """Delete what is kept no longer, part by part, for a tenth of the time at most; the next time goes on."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + CLEANING_SECONDS / 10
+        for cleanings, kept in zip((CLEAN_MINUTES, CLEAN_HOURS, CLEAN_DAYS), self._retention, strict=True):
+            for cleaning in cleanings:
+                since = EPOCH
+                while loop.time() < until:
+                    before = await connection.fetchval(cleaning.find, kept, since)
+                    if await connection.execute(cleaning.delete, before, since) == "DELETE 0":
+                        break
+                    since = before
         await connection.execute(CLEAN_STATES, self._retention.hours_days)
         await connection.execute(CLEAN_FLUSHES)

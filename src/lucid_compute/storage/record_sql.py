@@ -6,6 +6,8 @@ transaction: so nothing counts twice and nothing is lost (docs/adr/0012-records.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from lucid_compute.storage.record_columns import (
     ALL_NODES,
     GAUGE_COLUMNS,
@@ -140,13 +142,25 @@ NEXT_HOUR = _next("hour", "hours_until", "minutes")
 NEXT_DAY = _next("day", "days_until", "hours")
 
 
-def _clean(table: str, unit: str, a_turn: str, limit: str) -> str:
-    """Answer the statement that deletes what is older than $1 units, a bounded part of it at a time."""
-    oldest = f"(SELECT min(bucket) FROM {table}) + interval '{a_turn}'"
-    return f"DELETE FROM {table} WHERE bucket < least(now() - $1 * interval '1 {unit}', {oldest}, {limit})"
+class Cleaning(NamedTuple):
+    """Two statements: up to where the next part of a table from $2 on may go, $1 units being kept, and its deletion.
+
+    They are two so that Postgres plans the second with the instant before its eyes: it can't know what a bound that is
+    computed comes to, and would read the whole table. What was just deleted lies before $2, and is not looked at again.
+    """
+
+    find: str
+    delete: str
 
 
-# $1: how many hours minutes are kept, days hours are, days days are. What was not added up yet is kept longer.
+def _clean(table: str, unit: str, a_turn: str, limit: str) -> Cleaning:
+    """Answer the statements for a table of which no more than `a_turn` goes at a time, and nothing from `limit` on."""
+    oldest = f"(SELECT min(bucket) FROM {table} WHERE bucket >= $2) + interval '{a_turn}'"
+    find = f"SELECT least(now() - $1 * interval '1 {unit}', {oldest}, {limit})"
+    return Cleaning(find, f"DELETE FROM {table} WHERE bucket < $1 AND bucket >= $2")
+
+
+# How many hours minutes are kept, days hours are, days days are. What was not added up yet is kept longer.
 CLEAN_MINUTES = tuple(_clean(f"{kind.name}_minutes", "hour", "1 hour", f"({HOURS_UNTIL})") for kind in KINDS)
 CLEAN_HOURS = tuple(
     _clean(f"{kind.name}_hours", "day", "1 day", "(SELECT days_until FROM record_marks)") for kind in KINDS

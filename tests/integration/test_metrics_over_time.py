@@ -145,9 +145,11 @@ async def test_one_models_jobs_are_found_by_its_name(api: Api) -> None:
     model = await api.add_model("org/model")
     node = await api.register()
     await tell(api, ended(new_job(node_id=node, model_id=model)), ended(new_job(node_id=node)))
+    await api.service.record_keeper.keep(now=datetime.now(UTC) + 5 * MINUTE)
     for path in (f"/{node}", ""):
         assert (await ask(api, path, model="org/model"))["totals"]["requests"] == 1
-        assert (await ask(api, path, model="unknown"))["totals"]["requests"] == 0
+        for unknown in ("unknown", "00000000-0000-0000-0000-000000000000", "ffffffff-ffff-ffff-ffff-ffffffffffff"):
+            assert (await ask(api, path, model=unknown))["totals"]["requests"] == 0
         assert (await ask(api, path))["totals"]["requests"] == 2
 
 

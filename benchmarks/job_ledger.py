@@ -26,8 +26,9 @@ from lucid_compute.inference.call import new_job_id
 from lucid_compute.jobs import Job, Outcome
 from lucid_compute.storage import schema
 from lucid_compute.storage.database import Database, connect
+from lucid_compute.storage.job_filter import JobFilter
 from lucid_compute.storage.job_ledger import JobLedger
-from lucid_compute.storage.job_search import JobFilter, JobSearch
+from lucid_compute.storage.job_search import JobSearch
 from lucid_compute.wire.lists import SortBy, SortOrder
 
 RATE = int(os.environ.get("BENCH_RATE", "12000"))

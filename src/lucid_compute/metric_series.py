@@ -98,7 +98,7 @@ def _gauge(name: str, *, highest: bool) -> Callable[[Measured], Figure]:
 
 def _nodes(state: str) -> Callable[[Measured], Figure]:
     def figure(measured: Measured) -> Figure:
-        judged = measured.seconds - measured.states.outage_seconds
+        judged = measured.states.known_seconds - measured.states.outage_seconds
         known = sum(measured.states.seconds.values())
         return round(measured.states.seconds[state] / judged, 4) if known and judged > 0 else None
 

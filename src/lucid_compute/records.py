@@ -120,11 +120,12 @@ class GaugeRecord:
 class StateRecord:
     """How long nodes were in each state, in seconds of one node, outages of the registry left out.
 
-    `outage_seconds` is how long of the span such outages were.
+    `outage_seconds` is how long of the span such outages were, `known_seconds` of how much of it states are kept.
     """
 
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     outage_seconds: float = 0.0
+    known_seconds: float = 0.0
 
     @property
     def uptime(self) -> float | None:
@@ -142,6 +143,7 @@ class StateRecord:
         for state, seconds in other.seconds.items():
             self.seconds[state] += seconds
         self.outage_seconds += other.outage_seconds
+        self.known_seconds += other.known_seconds
 
 
 @dataclass(slots=True)

@@ -8,13 +8,14 @@ from typing import Any
 
 import httpx
 import pytest
-from lucid_compute.api.express_inference import ExpressInference
 
+from lucid_compute.api.express_inference import ExpressInference
 from lucid_compute.api.inference_lane import HOP
 from lucid_compute.api.settings import Settings
 from lucid_compute.inference import gateway
 from lucid_compute.inference.ranking import Ranking, rank
 from tests.api import ADMIN_KEY, Api, open_api
+from tests.express_client import Client
 from tests.fault_node import Behaviour, FaultNode
 
 BODY = {"model": "tiny", "messages": [{"role": "user", "content": "Say hello."}]}
@@ -63,20 +64,21 @@ async def test_both_lanes_refuse_alike_when_as_many_run_as_may(small_api: Api) -
     path, named = b"/v1/chat/completions", {b"x-request-id": b"mine"}
     async with FaultNode(Behaviour(delay_seconds=0.3)) as node:
         await add_node(small_api, node)
-        assert express.refuse_if_full(path, named) is None
         running = [asyncio.create_task(ask(small_api)) for _ in range(2)]
         while len(node.requests) < 2:  # noqa: ASYNC110 - the node is another server's state
             await asyncio.sleep(0.01)
         told = await small_api.http.post("/v1/chat/completions", json=BODY, headers={"X-Request-Id": "mine"})
         assert ordinary.outcomes["OVERLOADED"] == 1
-        refused = express.refuse_if_full(path, named)
-        assert refused is not None
+        refused = express.take(Client(), path, named, b"{}")
+        assert isinstance(refused, tuple)
         status, headers, body = refused
         assert (status, sorted(headers), body) == (told.status_code, sorted(told.headers.raw), told.content)
         assert ordinary.outcomes["OVERLOADED"] == 2
-        assert dict(headers) != dict(express.refuse_if_full(path, {b"x-request-id": b"not fit"})[1])  # type: ignore[index]
-        assert express.refuse_if_full(path, {HOP: b"x"}) is None
-        assert express.refuse_if_full(b"/v1/models", {}) is None
+        unnamed = express.take(Client(), path, {b"x-request-id": b"not fit"}, b"{}")
+        assert isinstance(unnamed, tuple)
+        assert dict(headers) != dict(unnamed[1])
+        assert express.take(Client(), path, {HOP: b"x"}, b"{}") is None
+        assert express.take(Client(), b"/v1/models", {}, b"{}") is None
         assert [(await answer).status_code for answer in running] == [200, 200]
 
 

@@ -14,7 +14,8 @@ import pytest
 from lucid_compute.api.settings import Settings
 from lucid_compute.jobs import Job, Outcome
 from lucid_compute.storage.database import Database, connect
-from lucid_compute.storage.job_search import MAX_KNOWN, JobFilter, JobSearch, JobStatistics
+from lucid_compute.storage.job_filter import JobFilter
+from lucid_compute.storage.job_search import MAX_KNOWN, JobSearch, JobStatistics
 from lucid_compute.storage.job_sql import MARK_LOST
 from lucid_compute.wire.lists import SortBy, SortOrder
 from tests.api import Api, error_code, open_api

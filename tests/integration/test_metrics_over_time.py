@@ -145,9 +145,11 @@ async def test_one_models_jobs_are_found_by_its_name(api: Api) -> None:
     model = await api.add_model("org/model")
     node = await api.register()
     await tell(api, ended(new_job(node_id=node, model_id=model)), ended(new_job(node_id=node)))
+    await api.service.record_keeper.keep(now=datetime.now(UTC) + 5 * MINUTE)
     for path in (f"/{node}", ""):
         assert (await ask(api, path, model="org/model"))["totals"]["requests"] == 1
-        assert (await ask(api, path, model="unknown"))["totals"]["requests"] == 0
+        for unknown in ("unknown", "00000000-0000-0000-0000-000000000000", "ffffffff-ffff-ffff-ffff-ffffffffffff"):
+            assert (await ask(api, path, model=unknown))["totals"]["requests"] == 0
         assert (await ask(api, path))["totals"]["requests"] == 2
 
 
@@ -161,6 +163,11 @@ async def test_one_models_jobs_are_found_by_its_name(api: Api) -> None:
         ({"from": "0001-01-01T00:00:00Z"}, "query.from"),
         ({"from": "1980-01-01T00:00:00Z"}, "query.step"),
         ({"from": "9999-12-31T23:59:58Z", "to": "9999-12-31T23:59:59Z", "step": "1d"}, "query.to"),
+        ({"from": "-1h", "to": "-2h"}, "query.to"),
+        ({"from": "9000-01-01T00:00:00Z"}, "query.to"),
+        ({"from": "NaN"}, "query.from"),
+        ({"from": "2026-01-01T00:00:00"}, "query.from"),
+        ({"from": "2026-02-30T00:00:00Z"}, "query.from"),
         ({"series": "requests,nonsense"}, "query.series"),
         ({"step": "2m"}, "query.step"),
     ],
@@ -179,7 +186,7 @@ async def test_a_span_of_another_age_is_answered_with_nulls(api: Api, year: str)
     found = await ask(api, from_=f"{year}-01-01T00:00:00Z", to=f"{year}-01-01T00:05:00Z", step="1m")
     assert len(found["times"]) == 5
     assert set(found["series"]["requests"]) == set(found["series"]["uptime"]) == {None}
-    empty = await ask(api, from_="-1h", to="-2h")
+    empty = await ask(api, from_="1999-01-01T00:00:00Z", to="1999-01-01T00:00:00Z")
     assert (empty["times"], empty["totals"]["requests"]) == ([], None)
 
 
@@ -229,6 +236,21 @@ async def test_uptime_is_healthy_time_without_drains_and_outages_of_ours(api: Ap
     assert series["series"]["registryOutageSeconds"].count(3600) == 4
     assert series["totals"]["uptime"] == pytest.approx(8 / 17, abs=0.1)
     assert series["series"]["uptime"][-2] == 1
+
+
+async def test_nodes_are_counted_over_the_time_of_which_their_states_are_kept(api: Api) -> None:
+    """Records of minutes are kept for two days, states longer: what is cut off of the one counts for the other."""
+    node = await api.register()
+    await run_sql(api, "UPDATE record_marks SET began_at = now() - interval '5 days'")
+    object.__setattr__(
+        api.service.fleet.get_node(node, owner=None).state.passport.record, "created_at", minutes_ago(7200)
+    )
+    await run_sql(api, "INSERT INTO node_states VALUES ($1, now() - interval '4 days', 'healthy', 'acme')", node)
+    for path in (f"/{node}", ""):
+        found = await ask(api, path, from_="-60h", to="-40h", step="1m", series="nodesHealthy,requests")
+        assert set(found["series"]["nodesHealthy"]) == {1}
+        assert found["totals"]["nodesHealthy"] == 1
+        assert found["series"]["requests"][0] is None
 
 
 async def test_a_node_that_was_never_heard_has_no_uptime(api: Api) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import json
 import random
 from collections import Counter
-from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
@@ -14,15 +13,20 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from lucid_compute.jobs import Job
+from lucid_compute.jobs import Job, Outcome
 from lucid_compute.records import JobRecord
 from lucid_compute.storage import schema
 from lucid_compute.storage.database import Database
-from lucid_compute.storage.record_columns import ALL_NODES, NARROW, UPSTREAM, WIDE, Width, owner_scope
+from lucid_compute.storage.job_counts import count_jobs
+from lucid_compute.storage.job_filter import JobFilter
+from lucid_compute.storage.job_retention import JobRetention
+from lucid_compute.storage.record_columns import NARROW, WIDE, Width
 from lucid_compute.storage.record_keeper import RecordKeeper, Retention
 from lucid_compute.storage.record_reader import RecordReader, Wanted
-from lucid_compute.timeline import STEPS, Timeline
-from tests.ledger import ENDED_ROWS, add_record, all_written, ended, ledger_on, new_job, random_job, read, sums_of
+from lucid_compute.storage.record_sql import CLEAN_MINUTES
+from lucid_compute.timeline import EPOCH, STEPS, Timeline
+from tests.ledger import ENDED_ROWS, all_written, ended, ledger_on, new_job, random_job, read, sums_of
+from tests.record_checks import expect_tiers
 
 KEEP_ALL = Retention(24 * 30, 90, 1000)
 NODES = [str(uuid4()) for _ in range(4)]
@@ -43,61 +47,9 @@ def job_ago(chance: random.Random, ago: timedelta) -> Job:
     return job
 
 
-async def scopes_of(url: str) -> dict[str, str]:
-    """The scope of each owner."""
-    return {
-        owner: str((await read(url, f"SELECT {owner_scope('$1::text')}", owner))[0][0]) for owner in OWNERS.values()
-    }
-
-
-async def expect_tiers(url: str) -> None:
-    """Fail unless minutes, hours and days, each with what is open, are what the ledger says: of nodes, owners, all."""
-    rows = await read(url, ENDED_ROWS)
-    owners = await scopes_of(url)
-    marks = (await read(url, "SELECT * FROM record_marks"))[0]
-    still_open = await read(url, "SELECT * FROM job_open")
-    for tier, span, width, until in (
-        ("minutes", "minute", NARROW, None),
-        ("hours", "hour", WIDE, marks["hours_until"]),
-        ("days", "day", WIDE, marks["days_until"]),
-    ):
-        told: dict[Any, list[Any]] = {}
-        for row in rows:
-            bucket = _floor(row["started_at"], span)
-            if until is None or bucket < until:
-                for scope, model in _keys(row, owners):
-                    told.setdefault((bucket, scope, model), []).append(row)
-        held: dict[Any, Any] = {}
-        for row in await read(url, f"SELECT * FROM job_{tier}"):
-            key = (row["bucket"], str(row["scope_id"]), str(row["model_id"]))
-            add_record(held.setdefault(key, {}), row, width)
-        for row in still_open:
-            bucket = _floor(row["bucket"], span)
-            if until is None or bucket < until:
-                for scope, model in _keys(row, owners):
-                    add_record(held.setdefault((bucket, scope, model), {}), row)
-        assert held.keys() == told.keys(), tier
-        for key, jobs in told.items():
-            assert held[key] == sums_of(jobs), (tier, key)
-
-
-def _keys(row: Any, owners: dict[str, str]) -> Iterable[tuple[str, str]]:
-    model = str(row["model_id"])
-    yield str(row["node_id"] or UPSTREAM), model
-    for scope in (ALL_NODES, *([owners[row["node_owner"]]] if row["node_owner"] else [])):
-        yield from ((scope, model), (scope, UPSTREAM))
-
-
-def _floor(instant: datetime, span: str) -> datetime:
-    floored = instant.replace(second=0, microsecond=0)
-    if span != "minute":
-        floored = floored.replace(minute=0)
-    return floored.replace(hour=0) if span == "day" else floored
-
-
-async def keep(url: str, *, until: timedelta = timedelta(0)) -> None:
-    """Move the records on, as at `until` from now."""
-    await RecordKeeper(url, KEEP_ALL).keep(cleans=False, now=datetime.now(UTC) + until)
+async def keep(url: str, *, until: timedelta = timedelta(0), rows_a_move: int = 37) -> None:
+    """Move the records on, as at `until` from now; so few rows at a time that a minute takes several."""
+    await RecordKeeper(url, KEEP_ALL, rows_a_move=rows_a_move).keep(cleans=False, now=datetime.now(UTC) + until)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -116,6 +68,27 @@ async def test_every_record_is_the_sum_of_its_jobs_whenever_they_come(database_u
     assert not await read(database_url, "SELECT FROM job_open")
     marks = (await read(database_url, "SELECT * FROM record_marks"))[0]
     assert marks["days_until"] > datetime.now(UTC) - timedelta(days=1)
+
+
+async def test_a_backlog_is_moved_by_parts_that_each_hold(database_url: str) -> None:
+    """One that is larger than a round has time for, as after a migration of a large ledger, is moved all the same."""
+    chance = random.Random(3)
+    async with ledger_on(database_url) as ledger:
+        for _ in range(300):
+            ledger.finish(job_ago(chance, timedelta(days=1)))
+        await all_written(ledger)
+    backlog = len(await read(database_url, "SELECT FROM job_open"))
+    keeper = asyncio.create_task(keep(database_url, until=timedelta(minutes=2), rows_a_move=1))
+    while (left := len(await read(database_url, "SELECT FROM job_open"))) == backlog:  # noqa: ASYNC110 - it tells nobody
+        await asyncio.sleep(0)
+    await read(database_url, KILL, ["lucid record keeper"])
+    with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError)):
+        await keeper
+    assert 0 < left < backlog
+    await expect_tiers(database_url)
+    await keep(database_url, until=timedelta(minutes=2))
+    assert not await read(database_url, "SELECT FROM job_open")
+    await expect_tiers(database_url)
 
 
 async def test_no_job_is_lost_or_counts_twice_while_everything_is_killed(database_url: str) -> None:
@@ -188,6 +161,56 @@ async def test_what_is_read_is_the_sum_of_the_ledger_in_every_step(database_url:
     await database.close()
 
 
+@pytest.mark.parametrize("seed", range(2))
+async def test_a_list_of_jobs_counts_what_its_filter_finds(database_url: str, seed: int) -> None:
+    """By any span, model, node, owner and outcome, however far records were moved, and after rows were removed."""
+    chance = random.Random(seed)
+    database = Database(database_url)
+    async with ledger_on(database_url) as ledger:
+        for until in (timedelta(days=-2), timedelta(hours=-20), timedelta(0), timedelta(days=1, hours=3)):
+            for _ in range(100):
+                ledger.finish(job_ago(chance, timedelta(days=4)))
+            ledger.begin(running := job_ago(chance, timedelta(days=3)))
+            running.outcome = Outcome.RUNNING
+            await all_written(ledger)
+            await keep(database_url, until=until)
+            if until == timedelta(0):
+                await JobRetention(database, days=3).remove_all()
+                await RecordKeeper(database_url, Retention(2, 31, 31)).keep()
+            rows = await read(database_url, "SELECT * FROM jobs")
+            for _ in range(150):
+                wanted = _random_filter(chance)
+                async with database.transaction() as connection:
+                    found = await count_jobs(connection, wanted)
+                assert found == sum(_is_found(row, wanted) for row in rows), wanted
+    await database.close()
+
+
+def _random_filter(chance: random.Random) -> JobFilter:
+    hour = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+    instants = [None, *(hour - timedelta(days=4) * chance.random() for _ in range(3))]
+    instants += [hour - timedelta(hours=chance.randint(-1, 100)), hour.replace(hour=0), hour - timedelta(days=30)]
+    return JobFilter(
+        owner=chance.choice([None, None, "acme"]),
+        node_id=chance.choice([None, None, *NODES[:2]]),
+        outcome=chance.choice([None, None, *Outcome]),
+        model_ids=chance.choice([None, None, [], MODELS[:1], MODELS]),
+        since=chance.choice(instants),
+        until=chance.choice(instants),
+    )
+
+
+def _is_found(row: Any, wanted: JobFilter) -> bool:
+    return (
+        wanted.owner in {None, row["node_owner"]}
+        and wanted.node_id in {None, str(row["node_id"])}
+        and wanted.outcome in {None, row["outcome"]}
+        and (wanted.model_ids is None or str(row["model_id"]) in wanted.model_ids)
+        and (wanted.since is None or row["started_at"] >= wanted.since)
+        and (wanted.until is None or row["started_at"] < wanted.until)
+    )
+
+
 def _record_of(rows: list[Any]) -> JobRecord:
     sums = sums_of(rows)
     record = JobRecord(**{name: value for name, value in sums.items() if value is not None})
@@ -205,12 +228,31 @@ async def test_records_that_are_old_are_cleaned_away_once_they_are_added_up(data
     keeper = RecordKeeper(database_url, Retention(2, 31, 100))
     await keeper.keep(now=datetime.now(UTC) - timedelta(days=300))  # nothing is added up yet, so nothing may go
     assert len(await read(database_url, "SELECT FROM job_open")) == 4
-    for _ in range(8):  # a bounded part at a time
-        await keeper.keep()
+    await keeper.keep()  # by parts, one after the other
     for tier, kept in (("minutes", 2), ("hours", 31 * 24), ("days", 100 * 24)):
         oldest = (await read(database_url, f"SELECT now() - min(bucket) AS age FROM job_{tier}"))[0]["age"]
         assert oldest < timedelta(hours=kept + 24), tier
     assert len(await read(database_url, "SELECT FROM job_totals")) == 4
+
+
+async def test_cleaning_reads_no_more_than_it_deletes(database_url: str) -> None:
+    """A fleet's minutes of two days are gigabytes, and a minute's worth of them is deleted each minute."""
+    fill = """
+        INSERT INTO job_minutes (bucket, scope_id, model_id, completed, failed, rejected, cancelled, priced)
+        SELECT date_trunc('minute', now()) - n * interval '1 minute', gen_random_uuid(), gen_random_uuid(),
+            1, 0, 0, 0, 1
+        FROM generate_series(1, 2900) AS n, generate_series(1, 10)
+    """
+    await read(database_url, fill)
+    await read(database_url, "ANALYZE job_minutes")
+    (cleaning, *_) = CLEAN_MINUTES
+    await read(database_url, "UPDATE record_marks SET hours_until = now()")
+    (before,) = (await read(database_url, cleaning.find, 48, EPOCH))[0]
+    plan = "\n".join(row[0] for row in await read(database_url, f"EXPLAIN {cleaning.delete}", before, EPOCH))
+    assert "Seq Scan" not in plan
+    assert "job_minutes_pkey" in plan
+    await RecordKeeper(database_url, Retention(48, 90, 1000)).keep()
+    assert len(await read(database_url, "SELECT FROM job_minutes")) in {2879 * 10, 2880 * 10}
 
 
 async def test_migrations_take_the_ledger_in_and_back_out(database_url: str) -> None:

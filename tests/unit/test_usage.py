@@ -37,6 +37,7 @@ TRICKS = [
         ({"prompt_tokens": 3, "total_tokens": 3}, Usage(3, 0)),
         ({"completion_tokens": 5}, Usage(None, 5)),
         ({"prompt_tokens": 0, "completion_tokens": 0}, Usage(0, 0)),
+        ({"prompt_tokens": 10**30, "completion_tokens": 10**30}, None),
         ({}, None),
         (None, None),
         ("3", None),

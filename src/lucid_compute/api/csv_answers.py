@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from fastapi import Depends, Header, Query, Response
 
 CSV = "text/csv; charset=utf-8"
+_BEGIN_FORMULAS = frozenset("=+-@\t\r\n＝＋－＠")  # noqa: RUF001 - spreadsheets of East Asia take the wide ones as well
 CSV_RESPONSE: dict[int | str, dict[str, Any]] = {200: {"content": {"text/csv": {"schema": {"type": "string"}}}}}
 
 Format = Literal["json", "csv"]
@@ -37,4 +38,4 @@ def write_csv(head: Sequence[str], lines: Iterable[Sequence[object]]) -> Respons
 
 def _escape(cell: object) -> object:
     """Answer a cell that no spreadsheet takes for a formula: names are anyone's."""
-    return f"'{cell}" if isinstance(cell, str) and cell[:1] in {"=", "+", "-", "@", "\t", "\r"} else cell
+    return f"'{cell}" if isinstance(cell, str) and cell[:1] in _BEGIN_FORMULAS else cell

@@ -12,7 +12,7 @@ from lucid_compute.api.service import Service
 from lucid_compute.errors import NodeNotFound
 from lucid_compute.field_types import Instant, Text
 from lucid_compute.jobs import Outcome
-from lucid_compute.storage.job_search import JobFilter
+from lucid_compute.storage.job_filter import JobFilter
 from lucid_compute.wire.jobs import JobList
 
 router = APIRouter(prefix="/compute/jobs", tags=["compute"])

@@ -43,11 +43,14 @@ class MetricsQuery:
         """Answer the steps that hold the span.
 
         Raises:
-            InvalidRequest: a moment can't be read, or there would be too many steps.
+            InvalidRequest: a moment can't be read, the span ends before it begins, or there would be too many steps.
         """
         since, until = _read_moment("from", self.since, now), now
         if self.until is not None:
             until = _read_moment("to", self.until, now)
+        if until < since:
+            message = "`to` lies before `from`, which is an hour ago when it is left out. Send one that is not earlier."
+            raise InvalidRequest.at("query.to", message)
         step = auto_step(since, until) if self.step == "auto" else STEPS[self.step]
         if (until - since) // step >= MAX_POINTS:
             message = f"That is more than {MAX_POINTS} points. Take a longer step or a shorter span."

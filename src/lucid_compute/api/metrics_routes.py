@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Annotated
+from uuid import UUID
 
 from fastapi import APIRouter, Query, Response
 
@@ -140,4 +141,4 @@ def _model_id(service: Service, model: str | None) -> str | None:
     known = service.fleet.find_model(model)
     if known is not None:
         return known.id
-    return model if ids_are_uuids(model) else _UNKNOWN_MODEL
+    return model if ids_are_uuids(model) and UUID(model).int else _UNKNOWN_MODEL  # 0 stands for all models together

@@ -1,4 +1,4 @@
-"""Points in time as a person says them: an RFC 3339 instant, or how far away: 30s, 90m, 12h, 7d."""
+"""Points in time as a person says them: an RFC 3339 instant, or how far away: 30s, 90m, 12h, 7d, 4w."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 
 import typer
 
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-_SPAN = re.compile(r"(\d{1,9})([smhd])")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+_SPAN = re.compile(r"(\d{1,9})([smhdw])")
 
 
 def read_past(text: str) -> datetime:

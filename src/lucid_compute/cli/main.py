@@ -29,6 +29,8 @@ class Commands(CalledLately):
         "deregister": f"{_HERE}.lifecycle_commands:deregister",
         "events": f"{_HERE}.history_commands:events",
         "jobs": f"{_HERE}.history_commands:jobs",
+        "metrics": f"{_HERE}.metrics_commands:metrics",
+        "uptime": f"{_HERE}.metrics_commands:uptime",
         "payouts": f"{_HERE}.payout_commands:app",
         "passports": f"{_HERE}.passport_commands:app",
         "keys": f"{_HERE}.key_commands:app",

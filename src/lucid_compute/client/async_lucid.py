@@ -65,8 +65,11 @@ class AsyncMetrics(AsyncNoun):
     """What can be read of what happened: series over time, and uptimes."""
 
     node = AsyncSent(metrics_calls.node)
+    node_csv = AsyncSent(metrics_calls.node_csv)
     fleet = AsyncSent(metrics_calls.fleet)
+    fleet_csv = AsyncSent(metrics_calls.fleet_csv)
     uptime = AsyncSent(metrics_calls.uptime)
+    fleet_uptime = AsyncSent(metrics_calls.fleet_uptime)
     uptimes = AsyncListed(metrics_calls.uptimes)
 
 

@@ -65,8 +65,11 @@ class Metrics(Noun):
     """What can be read of what happened: series over time, and uptimes."""
 
     node = Sent(metrics_calls.node)
+    node_csv = Sent(metrics_calls.node_csv)
     fleet = Sent(metrics_calls.fleet)
+    fleet_csv = Sent(metrics_calls.fleet_csv)
     uptime = Sent(metrics_calls.uptime)
+    fleet_uptime = Sent(metrics_calls.fleet_uptime)
     uptimes = Listed(metrics_calls.uptimes)
 
 

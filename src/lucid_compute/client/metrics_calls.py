@@ -31,6 +31,19 @@ def node(
     return Call(method="GET", path=path_of("compute", "metrics", passport_id), query=query, answer=SeriesAnswer)
 
 
+def node_csv(
+    passport_id: str,
+    *,
+    from_: Moment | None = None,
+    to: Moment | None = None,
+    step: str | None = None,
+    series: Sequence[str] | None = None,
+    model: str | None = None,
+) -> Call[str]:
+    """Answer the same as CSV: a line for each step, a column for each series and each reason of failure."""
+    return _as_csv(node(passport_id, from_=from_, to=to, step=step, series=series, model=model))
+
+
 def fleet(
     *,
     from_: Moment | None = None,
@@ -45,10 +58,29 @@ def fleet(
     return Call(method="GET", path="/compute/metrics", query=query, answer=SeriesAnswer)
 
 
+def fleet_csv(
+    *,
+    from_: Moment | None = None,
+    to: Moment | None = None,
+    step: str | None = None,
+    series: Sequence[str] | None = None,
+    model: str | None = None,
+    owner: str | None = None,
+) -> Call[str]:
+    """Answer the same as CSV."""
+    return _as_csv(fleet(from_=from_, to=to, step=step, series=series, model=model, owner=owner))
+
+
 def uptime(passport_id: str, *, target: float | None = None) -> Call[NodeUptime]:
     """Read a node's uptime over 1, 7 and 30 days, and what is left of its error budget against `target` (0 to 1)."""
     path = path_of("compute", "uptime", passport_id)
     return Call(method="GET", path=path, query=query_of(target=target), answer=NodeUptime)
+
+
+def fleet_uptime(*, target: float | None = None, owner: str | None = None) -> Call[FleetUptime]:
+    """Read the uptime of all of one's own nodes together, in `windows`; `uptimes` iterates over those of each."""
+    query = query_of(target=target, owner=owner, per_page=1)
+    return Call(method="GET", path="/compute/uptime", query=query, answer=FleetUptime)
 
 
 def uptimes(
@@ -58,7 +90,7 @@ def uptimes(
     sort_by: str | None = None,
     sort_order: str | None = None,
 ) -> Listing[FleetUptime, NodeUptime]:
-    """Iterate over the uptimes of one's own nodes; a page has those of all nodes together in its `windows`."""
+    """Iterate over the uptimes of one's own nodes, one by one."""
     query = query_of(target=target, owner=owner, sort_by=sort_by, sort_order=sort_order)
     return Listing(
         path="/compute/uptime",
@@ -71,3 +103,7 @@ def uptimes(
 
 def _joined(series: Sequence[str] | None) -> str | None:
     return None if series is None else ",".join(series)
+
+
+def _as_csv(call: Call[SeriesAnswer]) -> Call[str]:
+    return Call(method=call.method, path=call.path, query=(*call.query, *query_of(format="csv")), answer=str)

@@ -4,48 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from datetime import datetime
-from functools import reduce
-from operator import add
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
-from sqlalchemy import (
-    Boolean,
-    ColumnElement,
-    RowMapping,
-    ScalarSelect,
-    and_,
-    collate,
-    func,
-    literal_column,
-    or_,
-    select,
-    text,
-    true,
-)
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import RowMapping, collate, or_, select, text
 
 from lucid_compute.errors import DatabaseUnavailable
 from lucid_compute.field_types import write_money
-from lucid_compute.jobs import Outcome
 from lucid_compute.passports import PassportType
 from lucid_compute.storage.database import Database
+from lucid_compute.storage.job_counts import count_jobs
+from lucid_compute.storage.job_filter import JobFilter
 from lucid_compute.storage.job_sql import STATISTICS
 from lucid_compute.storage.passport_search import ids_are_uuids, in_order
-from lucid_compute.storage.tables import JOB_IS_FAULT, job_removals, job_totals, jobs, passports
+from lucid_compute.storage.tables import jobs, passports
 from lucid_compute.wire.jobs import JobView
 from lucid_compute.wire.lists import SortBy, SortOrder
 
 STATISTICS_TIMEOUT_SECONDS = 1.0
 ASK_AGAIN_SECONDS = 2.0
 MAX_KNOWN = 20_000
-
-# Literals, as in the indexes that hold only such rows.
-_IS_OPEN: ColumnElement[bool] = literal_column("(outcome IN ('running', 'lost'))", Boolean)
-_IS_FAULT: ColumnElement[bool] = literal_column(f"({JOB_IS_FAULT})", Boolean)
-_SUMMED = (Outcome.COMPLETED, Outcome.FAILED, Outcome.REJECTED, Outcome.CANCELLED)
 
 # A job is named by its model; what changes of it is when it ends.
 _SORT_COLUMNS = {
@@ -67,47 +45,6 @@ class JobStatistics(NamedTuple):
 
 
 _UNKNOWN = JobStatistics(None, None, None)
-
-
-@dataclass(frozen=True, slots=True)
-class JobFilter:
-    """What is looked for; None looks for anything. From `since` on, before `until`; models by ids, perhaps none."""
-
-    owner: str | None = None
-    node_id: str | None = None
-    outcome: Outcome | None = None
-    model_ids: Sequence[str] | None = None
-    since: datetime | None = None
-    until: datetime | None = None
-
-    @property
-    def is_summed(self) -> bool:
-        """Whether the sums tell how many there are, without counting rows."""
-        return (self.model_ids, self.since, self.until) == (None, None, None)
-
-    def condition(self) -> ColumnElement[bool]:
-        """Answer the WHERE clause over `jobs`."""
-        conditions: list[ColumnElement[bool]] = [self.scope(jobs.c)]
-        if self.outcome is not None:
-            conditions.append(jobs.c.outcome == self.outcome.value)
-            if self.outcome is not Outcome.COMPLETED:
-                conditions.append(_IS_FAULT)
-        if self.model_ids is not None:
-            conditions.append(jobs.c.model_id.in_(self.model_ids))
-        if self.since is not None:
-            conditions.append(jobs.c.started_at >= self.since)
-        if self.until is not None:
-            conditions.append(jobs.c.started_at < self.until)
-        return and_(*conditions)
-
-    def scope(self, columns: Any) -> ColumnElement[bool]:
-        """Answer the WHERE clause over `jobs` or `job_totals` that says whose they are."""
-        conditions: list[ColumnElement[bool]] = [true()]
-        if self.owner is not None:
-            conditions.append(columns.node_owner == self.owner)
-        if self.node_id is not None:
-            conditions.append(columns.node_id == self.node_id)
-        return and_(*conditions)
 
 
 class JobSearch:
@@ -133,7 +70,7 @@ class JobSearch:
         order = in_order(_SORT_COLUMNS, jobs.c.id, sort_by, sort_order)
         page = select(jobs).where(wanted.condition()).order_by(*order, jobs.c.attempt).offset(offset).limit(limit)
         async with self._database.transaction() as connection:
-            total = await _count(connection, wanted)
+            total = await count_jobs(connection, wanted)
             if offset >= total:  # a look past the end would read all of them
                 return [], total
             rows = await connection.execute(page)
@@ -176,30 +113,6 @@ class JobSearch:
             self._known[node_id] = statistics  # the ones last read stand last
         for node_id in list(self._known)[: max(len(self._known) - MAX_KNOWN, 0)]:
             del self._known[node_id]
-
-
-async def _count(connection: AsyncConnection, wanted: JobFilter) -> int:
-    """Answer how many there are: from the sums where they say it, in one statement with the few they leave out."""
-    rows = select(func.count()).select_from(jobs).where(wanted.condition())
-    statement = select(reduce(add, _summands(wanted))) if wanted.is_summed else rows
-    return int(await connection.scalar(statement) or 0)
-
-
-def _summands(wanted: JobFilter) -> Iterator[ScalarSelect[Any]]:
-    """Yield the sums of nodes' jobs that ended, less what was removed, and the numbers of those that are in no sum.
-
-    Those run or are lost, or were on no node.
-    """
-    is_everyones = wanted.owner is None and wanted.node_id is None
-    rows = select(func.count()).select_from(jobs).where(wanted.condition())
-    names = [outcome.value for outcome in _SUMMED if wanted.outcome in {None, outcome}]
-    for sign, sums in ((1, job_totals), (-1, job_removals)) if names else ():
-        total = func.coalesce(func.sum(reduce(add, [sums.c[name] for name in names])), 0)
-        yield select(sign * total).where(wanted.scope(sums.c)).scalar_subquery()
-    if len(names) != 1:
-        yield rows.where(_IS_OPEN, jobs.c.node_id.is_not(None)).scalar_subquery()
-    if is_everyones:
-        yield rows.where(jobs.c.node_id.is_(None)).scalar_subquery()
 
 
 def _read_statistics(row: RowMapping) -> JobStatistics:

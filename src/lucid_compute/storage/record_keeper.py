@@ -24,10 +24,12 @@ from lucid_compute.storage.record_sql import (
     NEXT_DAY,
     NEXT_HOUR,
 )
+from lucid_compute.timeline import EPOCH
 
 KEEP_SECONDS = 20.0
 CLEANING_SECONDS = 60.0
 ROUND_SECONDS = 300.0  # adding an hour of ten thousand busy nodes up takes twenty
+ROWS_A_MOVE = 100_000  # some four seconds; what a fleet of ten thousand leaves in a minute, or in ten of them
 RECORDS_LOCK = 0x7265636F  # an advisory lock of our own: "reco"
 MINUTE_IS_OVER_AFTER = timedelta(minutes=1)  # what comes even later is moved later
 HOUR_IS_OVER_AFTER = timedelta(minutes=3)
@@ -46,10 +48,11 @@ class Retention(NamedTuple):
 class RecordKeeper:
     """Keeps the records of all replicas in order, while no other replica does."""
 
-    def __init__(self, url: str, retention: Retention) -> None:
+    def __init__(self, url: str, retention: Retention, *, rows_a_move: int = ROWS_A_MOVE) -> None:
         """Keep those of the database at `url`."""
         self._url = url
         self._retention = retention
+        self._rows_a_move = rows_a_move
 
     async def run(self) -> None:
         """Keep them for as long as this task runs."""
@@ -83,7 +86,8 @@ class RecordKeeper:
     async def _keep(self, connection: asyncpg.Connection[asyncpg.Record], now: datetime) -> None:
         over_before = (now - MINUTE_IS_OVER_AFTER).replace(second=0, microsecond=0)
         for kind in KINDS:
-            await connection.execute(kind.move, over_before)
+            while await connection.fetchval(kind.move, over_before, self._rows_a_move) == self._rows_a_move:
+                pass
         await self._add_up_hours(connection, (now - HOUR_IS_OVER_AFTER).replace(minute=0, second=0, microsecond=0))
         await self._add_up_days(connection, (await connection.fetchval(HOURS_UNTIL)).replace(hour=0))
 
@@ -105,8 +109,16 @@ class RecordKeeper:
         await connection.execute(DAYS_ARE_DONE, until)
 
     async def _clean(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
-        for statements, kept in zip((CLEAN_MINUTES, CLEAN_HOURS, CLEAN_DAYS), self._retention, strict=True):
-            for statement in statements:
-                await connection.execute(statement, kept)
+        """Delete what is kept no longer, part by part, for a tenth of the time at most; the next time goes on."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + CLEANING_SECONDS / 10
+        for cleanings, kept in zip((CLEAN_MINUTES, CLEAN_HOURS, CLEAN_DAYS), self._retention, strict=True):
+            for cleaning in cleanings:
+                since = EPOCH
+                while loop.time() < until:
+                    before = await connection.fetchval(cleaning.find, kept, since)
+                    if await connection.execute(cleaning.delete, before, since) == "DELETE 0":
+                        break
+                    since = before
         await connection.execute(CLEAN_STATES, self._retention.hours_days)
         await connection.execute(CLEAN_FLUSHES)

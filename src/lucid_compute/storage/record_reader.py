@@ -74,12 +74,14 @@ class RecordReader:
             gauges = await _read(connection, gauges_sql(wanted.scope, tier), values)
             shifts = await _read_shifts(connection, wanted, timeline.since, until)
             outages = await _read_outages(connection, timeline.since, until)
-        since = max(instant for instant in (began_at, known_since, self._kept_since(tier, now)) if instant is not None)
+        began_at = max(began_at, known_since or began_at)
+        jobs_since, states_since = (max(began_at, self._kept_since(kept, now)) for kept in (tier, Tier.HOURS))
         states = integrate(shifts, [min(edge, now) for edge in timeline.edges()], outages)
         steps = []
         for start, state in zip(timeline.starts(), states, strict=True):
-            step = _known_part(start, start + timeline.step, since, now)
+            step = _known_part(start, start + timeline.step, jobs_since, now)
             step.states = state
+            state.known_seconds = _seconds_between(max(start, states_since), min(start + timeline.step, now))
             if start in jobs:
                 step.jobs = _read_jobs(jobs[start])
             if start in gauges:
@@ -151,8 +153,12 @@ def _tier_of(step: timedelta) -> Tier:
 
 def _known_part(start: datetime, end: datetime, since: datetime, now: datetime) -> Measured:
     """Answer a step of which jobs are known from `since` until `now`: none there is one that none started in."""
-    seconds = (min(end, now) - max(start, since)).total_seconds()
-    return Measured(seconds, JobRecord()) if seconds > 0 else Measured()
+    seconds = _seconds_between(max(start, since), min(end, now))
+    return Measured(seconds, JobRecord()) if seconds else Measured()
+
+
+def _seconds_between(since: datetime, until: datetime) -> float:
+    return max((until - since).total_seconds(), 0.0)
 
 
 async def _read(connection: AsyncConnection, statement: str, values: dict[str, Any]) -> dict[datetime, RowMapping]:

@@ -6,6 +6,8 @@ transaction: so nothing counts twice and nothing is lost (docs/adr/0012-records.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from lucid_compute.storage.record_columns import (
     ALL_NODES,
     GAUGE_COLUMNS,
@@ -47,10 +49,14 @@ class RecordKind:
         self.name = name
         self.columns = columns
         self.keys = keys
-        # $1: minutes that began before are over. One that comes late, when its hour or its day was added up already,
-        # is added there too. A row that a replica adds to just now is waited for, and returned as it then is.
+        # $1: minutes that began before are over. $2: how many rows at most, so that no backlog is too large for one
+        # statement. One that comes late, when its hour or its day was added up already, is added there too. A row that
+        # a replica adds to just now is waited for, and moved as it then is or the next time. Answers how many it moved.
         self.move = f"""
-            WITH moved AS (DELETE FROM {name}_open WHERE bucket < $1 RETURNING *),
+            WITH moved AS (
+                DELETE FROM {name}_open
+                WHERE ctid = ANY(ARRAY(SELECT ctid FROM {name}_open WHERE bucket < $1 LIMIT $2)) RETURNING *
+            ),
             scoped AS ({scoped}),
             {self._add_up("scoped", "minutes", NARROW, NARROW)},
             late AS (
@@ -64,8 +70,9 @@ class RecordKind:
             ),
             {self._add_up("very_late", "days", WIDE, WIDE)},
             into_days AS ({self._insert("days", WIDE)}),
-            into_hours AS ({self._insert("hours", WIDE)})
-            {self._insert("minutes", NARROW)}
+            into_hours AS ({self._insert("hours", WIDE)}),
+            into_minutes AS ({self._insert("minutes", NARROW)})
+            SELECT count(*) FROM moved
         """
         # $1: the start of the hour or day to add up.
         self.add_up_hour = self._add_up_span("minutes", "hours", "1 hour", NARROW)
@@ -135,13 +142,25 @@ NEXT_HOUR = _next("hour", "hours_until", "minutes")
 NEXT_DAY = _next("day", "days_until", "hours")
 
 
-def _clean(table: str, unit: str, a_turn: str, limit: str) -> str:
-    """Answer the statement that deletes what is older than $1 units, a bounded part of it at a time."""
-    oldest = f"(SELECT min(bucket) FROM {table}) + interval '{a_turn}'"
-    return f"DELETE FROM {table} WHERE bucket < least(now() - $1 * interval '1 {unit}', {oldest}, {limit})"
+class Cleaning(NamedTuple):
+    """Two statements: up to where the next part of a table from $2 on may go, $1 units being kept, and its deletion.
+
+    They are two so that Postgres plans the second with the instant before its eyes: it can't know what a bound that is
+    computed comes to, and would read the whole table. What was just deleted lies before $2, and is not looked at again.
+    """
+
+    find: str
+    delete: str
 
 
-# $1: how many hours minutes are kept, days hours are, days days are. What was not added up yet is kept longer.
+def _clean(table: str, unit: str, a_turn: str, limit: str) -> Cleaning:
+    """Answer the statements for a table of which no more than `a_turn` goes at a time, and nothing from `limit` on."""
+    oldest = f"(SELECT min(bucket) FROM {table} WHERE bucket >= $2) + interval '{a_turn}'"
+    find = f"SELECT least(now() - $1 * interval '1 {unit}', {oldest}, {limit})"
+    return Cleaning(find, f"DELETE FROM {table} WHERE bucket < $1 AND bucket >= $2")
+
+
+# How many hours minutes are kept, days hours are, days days are. What was not added up yet is kept longer.
 CLEAN_MINUTES = tuple(_clean(f"{kind.name}_minutes", "hour", "1 hour", f"({HOURS_UNTIL})") for kind in KINDS)
 CLEAN_HOURS = tuple(
     _clean(f"{kind.name}_hours", "day", "1 day", "(SELECT days_until FROM record_marks)") for kind in KINDS

@@ -1,0 +1,60 @@
+"""The reconciliation of the records: minutes, hours and days against the ledger's rows, counted one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any
+
+from lucid_compute.storage.record_columns import ALL_NODES, NARROW, UPSTREAM, WIDE, owner_scope
+from tests.ledger import ENDED_ROWS, add_record, read, sums_of
+
+
+async def expect_tiers(url: str) -> None:
+    """Fail unless minutes, hours and days, each with what is open, are what the ledger says: of nodes, owners, all."""
+    rows = await read(url, ENDED_ROWS)
+    owners = await _scopes_of(url, {row["node_owner"] for row in rows if row["node_owner"]})
+    marks = (await read(url, "SELECT * FROM record_marks"))[0]
+    still_open = await read(url, "SELECT * FROM job_open")
+    for tier, span, width, until in (
+        ("minutes", "minute", NARROW, None),
+        ("hours", "hour", WIDE, marks["hours_until"]),
+        ("days", "day", WIDE, marks["days_until"]),
+    ):
+        told: dict[Any, list[Any]] = {}
+        for row in rows:
+            bucket = _floor(row["started_at"], span)
+            if until is None or bucket < until:
+                for scope, model in _keys(row, owners):
+                    told.setdefault((bucket, scope, model), []).append(row)
+        held: dict[Any, Any] = {}
+        for row in await read(url, f"SELECT * FROM job_{tier}"):
+            key = (row["bucket"], str(row["scope_id"]), str(row["model_id"]))
+            add_record(held.setdefault(key, {}), row, width)
+        for row in still_open:
+            bucket = _floor(row["bucket"], span)
+            if until is None or bucket < until:
+                for scope, model in _keys(row, owners):
+                    add_record(held.setdefault((bucket, scope, model), {}), row)
+        assert held.keys() == told.keys(), tier
+        for key, jobs in told.items():
+            assert held[key] == sums_of(jobs), (tier, key)
+
+
+def _keys(row: Any, owners: dict[str, str]) -> Iterable[tuple[str, str]]:
+    model = str(row["model_id"])
+    yield str(row["node_id"] or UPSTREAM), model
+    for scope in (ALL_NODES, *([owners[row["node_owner"]]] if row["node_owner"] else [])):
+        yield from ((scope, model), (scope, UPSTREAM))
+
+
+def _floor(instant: datetime, span: str) -> datetime:
+    floored = instant.replace(second=0, microsecond=0)
+    if span != "minute":
+        floored = floored.replace(minute=0)
+    return floored.replace(hour=0) if span == "day" else floored
+
+
+async def _scopes_of(url: str, owners: Iterable[str]) -> dict[str, str]:
+    """The scope of each owner."""
+    return {owner: str((await read(url, f"SELECT {owner_scope('$1::text')}", owner))[0][0]) for owner in owners}

@@ -45,8 +45,8 @@ function sortBy(sort) {
 function columnsOf(isAdmin) {
   return [
     ["Node", (node) => html`<a href=${addressOf(`/nodes/${node.id}`)}>${node.name}</a>`, "", "name"],
-    ["Status", (node) => html`<${Status} status=${node.health.status} />`],
-    ["GPU", (node) => html`${node.metadata.gpu ?? "–"} <span class="note">${gigabytes(node.metadata.vramGb)}</span>`],
+    ["Status", (node) => html`<${Status} status=${node.health.status} />`, "long"],
+    ["GPU", (node) => html`${node.metadata.gpu ?? "–"} <span class="note">${gigabytes(node.metadata.vramGb)}</span>`, "long"],
     ["Region", (node) => node.metadata.region ?? "–"],
     ...(isAdmin ? [["Owner", (node) => node.owner]] : []),
     ["Load", (node) => wholeShare(node.health.load), "right", "load"],
@@ -54,7 +54,7 @@ function columnsOf(isAdmin) {
     ["Queue", (node) => count(node.health.queueDepth), "right", "queueDepth"],
     ["Latency", (node) => milliseconds(node.health.avgLatencyMs), "right"],
     ["Errors", (node) => share(node.health.errorRate), "right"],
-    ["Heartbeat", (node) => html`<${Ago} seconds=${node.health.heartbeatAgeSeconds} of=${node} />`, "right", "heartbeatAt"],
+    ["Heartbeat", (node) => html`<${Ago} seconds=${node.health.heartbeatAgeSeconds} of=${node} />`, "right long", "heartbeatAt"],
   ];
 }
 

@@ -10,13 +10,13 @@ def test_an_address_leads_back_to_what_it_showed(watched: Watched, page: Page) -
     """Filters, pages and spans stand in it; going back and forth works; an unknown one says so."""
     for number in range(3):
         watched.beat(watched.add_node(f"node-{number}", region="eu" if number else "us"))
-    watched.log_in(page, "/nodes?region=eu&order=by+name")
+    watched.log_in(page, "/nodes?region=eu&sort=name")
     page.wait_for("document.querySelectorAll('.rows tbody tr').length === 2")
     assert page.texts(".rows tbody th") == ["node-1", "node-2"]
     assert page.run("document.querySelector('#filter-region').value") == "eu"
     page.click(".rows tbody th a")
     page.wait_for_text("node-1", "h1")
-    page.run("[...document.querySelectorAll('.choice button')].find((found) => found.innerText === '7 days').click()")
+    page.run("[...document.querySelectorAll('.choice button')].find((found) => found.innerText === '7 d').click()")
     page.wait_for("location.search === '?span=7d'")
     page.run("history.back()")
     page.wait_for_text("Nodes", "h1")
@@ -33,7 +33,7 @@ def test_a_long_list_comes_page_by_page(watched: Watched, page: Page) -> None:
     """The service pages it: the table never holds more than fifty."""
     for number in range(53):
         watched.add_node(f"node-{number:02}")
-    watched.log_in(page, "/nodes?order=by+name")
+    watched.log_in(page, "/nodes?sort=name")
     page.wait_for_text("\u201350 of 53 nodes", ".pager")
     page.run("[...document.querySelectorAll('.pager button')].find((found) => found.innerText === 'Next').click()")
     page.wait_for_text("51\u201353 of 53 nodes", ".pager")
@@ -138,7 +138,7 @@ def test_the_keyboard_is_enough(watched: Watched, page: Page) -> None:
     page.press("Enter")
     page.wait_for_text("the-node", "h1")
     page.wait_for("document.activeElement.tagName === 'H1'")
-    tab_to(page, "6 hours")
+    tab_to(page, "6 h")
     page.press(" ")
     page.wait_for("location.search === '?span=6h'")
 

@@ -155,3 +155,26 @@ async def test_passports_are_found_by_type_status_tags_owner_and_text(api: Api) 
         assert (await read(api, f"/passports?{query}"))["pagination"]["total"] == 0, query
     for query in ("type=robot", "status=asleep"):
         assert (await api.http.get(f"/passports?{query}")).status_code == 422
+
+
+async def test_nodes_can_be_ordered_by_what_they_do(api: Api) -> None:
+    """Load, queue, requests in flight and heartbeat; a node that was never heard is the last, either way."""
+    nodes = [await api.register(f"node {number}") for number in range(4)]
+    for number, node in enumerate(nodes[:3]):
+        await api.beat(node, load=(0.5, 0.9, 0.1)[number], queueDepth=(2, 0, 7)[number])
+    for sort_by, highest_first in (("load", (1, 0, 2)), ("queueDepth", (2, 0, 1)), ("heartbeatAt", (2, 1, 0))):
+        for order, expected in (("desc", highest_first), ("asc", highest_first[::-1])):
+            found = await read(api, "/compute", sortBy=sort_by, sortOrder=order)
+            assert [node["id"] for node in found["nodes"]] == [nodes[place] for place in (*expected, 3)], sort_by
+    by_id = [node["id"] for node in (await read(api, "/compute", sortBy="inFlight", sortOrder="asc"))["nodes"]]
+    assert by_id == sorted(nodes)
+    assert (await api.http.get("/models?sortBy=load")).status_code == 422
+
+
+async def test_a_node_or_a_model_is_found_by_the_beginning_of_its_id(api: Api) -> None:
+    """Of at least its first block: less would find ids in what was meant as a name."""
+    node, model = await api.register(), await api.add_model("m")
+    for where, plural, wanted in (("/compute", "nodes", node), ("/models", "models", model)):
+        for length, number in ((36, 1), (8, 1), (7, 0)):
+            found = await read(api, where, search=wanted[:length].upper())
+            assert len(found[plural]) == number, (where, length)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
+from lucid_compute.api.overviews import KEPT_SECONDS
 from lucid_compute.storage.database import connect
 from tests.api import Api, error_code
+from tests.integration.other_replicas import let_pass, until
 
 VRAM = {"vram": "80GB", "runtimes": ["vllm"]}
 
@@ -93,6 +96,42 @@ async def test_an_unchanged_overview_is_answered_without_a_body(api: Api) -> Non
     assert changed.headers["etag"] != etag
 
 
+async def test_many_who_look_cost_one_count(api: Api) -> None:
+    """Whoever asks within a second gets the same answer; what changes in the fleet is in the next one all the same."""
+    node = await api.register("the node", VRAM)
+    await api.service.feed.catch_up()
+    glances = await asyncio.gather(*(api.service.overviews.get(None) for _ in range(20)))
+    assert await api.service.overviews.get(None) is glances[0]
+    assert {id(glance) for glance in glances} == {id(glances[0])}
+    assert await api.service.overviews.get("acme") is not glances[0]
+    for change, counts in (
+        (api.beat(node), {"healthy": 1, "unhealthy": 0, "draining": 0}),
+        (api.http.post(f"/compute/drain/{node}"), {"healthy": 0, "unhealthy": 0, "draining": 1}),
+        (api.http.post(f"/compute/resume/{node}"), {"healthy": 1, "unhealthy": 0, "draining": 0}),
+        (api.beat(node, status="unhealthy"), {"healthy": 0, "unhealthy": 1, "draining": 0}),
+        (api.http.post(f"/compute/deregister/{node}"), {"healthy": 0, "unhealthy": 0, "draining": 0}),
+    ):
+        await change
+        assert counts.items() <= (await overview(api))["nodes"].items()
+    await api.add_model("a model")
+    assert (await overview(api))["models"]["total"] == 1
+
+
+async def test_a_node_that_comes_back_is_counted_at_once(api: Api) -> None:
+    """Its heartbeat says what the one before said, and yet it changes the count; its silence shows within a second."""
+    node = await api.register()
+    await api.beat(node)
+    assert (await overview(api))["nodes"]["healthy"] == 1
+    await let_pass(api, node, 180)
+
+    async def is_seen() -> bool:
+        return bool((await overview(api))["nodes"]["unhealthy"])
+
+    await until(is_seen)
+    await api.beat(node)
+    assert (await overview(api))["nodes"]["healthy"] == 1
+
+
 async def test_the_last_hours_totals_are_those_of_the_records(api: Api) -> None:
     """The same figures as `GET /compute/metrics` of the last hour."""
     asked = await api.http.get("/compute/metrics?from=-1h&series=requests,tokensOut,revenueUsd,latencyP95Ms")
@@ -113,4 +152,5 @@ async def test_the_counts_are_answered_while_the_database_holds_the_records_back
         await connection.close()
     assert shown["nodes"]["healthy"] == 1
     assert shown["lastHour"] is None
+    await asyncio.sleep(KEPT_SECONDS)
     assert (await overview(api))["lastHour"] is not None

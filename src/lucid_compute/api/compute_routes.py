@@ -9,13 +9,14 @@ from fastapi import APIRouter, Query
 from lucid_compute.api.dependencies import (
     ActorDependency,
     ComputeWriter,
+    NodeOrderDependency,
     OrderDependency,
     PageDependency,
     Reader,
     ServiceDependency,
 )
 from lucid_compute.api.error_responses import declare
-from lucid_compute.api.node_search import NodeSearch, StatusFilter, sorted_by
+from lucid_compute.api.node_search import NodeSearch, StatusFilter, sort_nodes
 from lucid_compute.api.service import Service
 from lucid_compute.api.views import view_declaration, view_drain, view_health, view_node
 from lucid_compute.errors import Forbidden, InvalidRequest, NodeDeregistered, NodeNotFound, RequestsInFlight
@@ -42,7 +43,7 @@ async def list_nodes(
     service: ServiceDependency,
     principal: Reader,
     page: PageDependency,
-    order: OrderDependency,
+    order: NodeOrderDependency,
     status: Annotated[NodeStatus | None, Query(description="Ended nodes are shown only by `deregistered`.")] = None,
     region: Annotated[Text | None, Query()] = None,
     runtime: Annotated[Text | None, Query()] = None,
@@ -50,7 +51,9 @@ async def list_nodes(
     gpu: Annotated[Text | None, Query(description="Part of the GPU's name.")] = None,
     model: Annotated[Text | None, Query(description="A model that the node declares or reports.")] = None,
     owner: Annotated[Text | None, Query(description="Another owner than the key's; admins only.")] = None,
-    search: Annotated[Text | None, Query(description="Part of the name or the description.")] = None,
+    search: Annotated[
+        Text | None, Query(description="Part of the name or the description, or the beginning of the id.")
+    ] = None,
 ) -> NodeList:
     """List one's own nodes with their health, an admin's are all."""
     if owner is not None and not principal.is_admin and owner != principal.owner:
@@ -64,7 +67,7 @@ async def list_nodes(
         for node in service.fleet.nodes(owner=owner or principal.sees)
         if of_status.matches(node) and wanted.matches(service.fleet, node)
     ]
-    shown = page.slice_of(sorted_by(order, nodes))
+    shown = page.slice_of(sort_nodes(service.fleet, order, nodes))
     done = await service.job_search.last_statistics([node.state.id for node in shown])
     return NodeList(
         nodes=[view_node(service.fleet, node, principal, now, done[node.state.id]) for node in shown],

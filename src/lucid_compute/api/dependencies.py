@@ -15,7 +15,7 @@ from lucid_compute.errors import Forbidden
 from lucid_compute.fleet.key_ring import Principal
 from lucid_compute.storage.audit import Actor
 from lucid_compute.wire.keys import Scope
-from lucid_compute.wire.lists import DEFAULT_PER_PAGE, MAX_PER_PAGE, Pagination, SortBy, SortOrder
+from lucid_compute.wire.lists import DEFAULT_PER_PAGE, MAX_PER_PAGE, NodeSortBy, Pagination, SortBy, SortOrder
 
 _bearer = HTTPBearer(auto_error=False, bearerFormat="lk_live_…", description="An API key, made with POST /keys.")
 _MAX_PAGE = 1_000_000_000
@@ -149,6 +149,23 @@ async def get_order(
     return Order(sort_by, sort_order)
 
 
+@dataclass(frozen=True, slots=True)
+class NodeOrder:
+    """As `Order`, of a list of nodes."""
+
+    by: NodeSortBy
+    direction: SortOrder
+
+
+async def get_node_order(
+    sort_by: Annotated[NodeSortBy, Query(alias="sortBy")] = NodeSortBy.CREATED_AT,
+    sort_order: Annotated[SortOrder, Query(alias="sortOrder")] = SortOrder.DESCENDING,
+) -> NodeOrder:
+    """Answer the order that is asked for; nodes of which it is not known come last, either way."""
+    return NodeOrder(sort_by, sort_order)
+
+
 PageDependency = Annotated[Page, Depends(get_page)]
 OptionalPageDependency = Annotated[Page | None, Depends(find_page)]
+NodeOrderDependency = Annotated[NodeOrder, Depends(get_node_order)]
 OrderDependency = Annotated[Order, Depends(get_order)]

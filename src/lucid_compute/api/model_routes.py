@@ -47,7 +47,9 @@ async def list_models(
     ] = None,
     owner: Annotated[Text | None, Query()] = None,
     tags: Tags = [],  # noqa: B006 - FastAPI copies it
-    search: Annotated[Text | None, Query(description="Part of the name or the description.")] = None,
+    search: Annotated[
+        Text | None, Query(description="Part of the name or the description, or the beginning of the id.")
+    ] = None,
 ) -> ModelList:
     """List models, each with `available` and `served`. The filter applies before paging, so totals are exact."""
     wanted = ModelSearch(format, runtime, max_vram, owner, split_tags(tags), search)

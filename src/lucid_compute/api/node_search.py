@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
 
-from lucid_compute.api.dependencies import Order
+from lucid_compute.api.dependencies import NodeOrder, Order
 from lucid_compute.fleet.fleet import Fleet
 from lucid_compute.fleet.fleet_node import FleetNode
 from lucid_compute.matching_engine import minimum_vram_gb, serves, wanted_runtimes
 from lucid_compute.node_state import NodeStatus
 from lucid_compute.passports import ModelFormat, ModelPassport, Passport, normalise_runtime
-from lucid_compute.wire.lists import SortBy, SortOrder
+from lucid_compute.wire.lists import NodeSortBy, SortBy, SortOrder
 
 Listed = TypeVar("Listed", FleetNode, ModelPassport)
 
@@ -22,6 +22,7 @@ _SORT_KEYS: dict[SortBy, Callable[[Passport], Any]] = {
     SortBy.UPDATED_AT: lambda passport: passport.updated_at,
     SortBy.NAME: lambda passport: passport.name,
 }
+_LEAST_OF_AN_ID = 8  # its first block: less would find ids in what was meant as a name
 
 
 def sorted_by(order: Order, items: Iterable[Listed]) -> list[Listed]:
@@ -29,6 +30,27 @@ def sorted_by(order: Order, items: Iterable[Listed]) -> list[Listed]:
     key, is_descending = _SORT_KEYS[order.by], order.direction is SortOrder.DESCENDING
     by_id = sorted(items, key=lambda item: item.record.id)
     return sorted(by_id, key=lambda item: key(item.record), reverse=is_descending)
+
+
+def sort_nodes(fleet: Fleet, order: NodeOrder, nodes: Iterable[FleetNode]) -> list[FleetNode]:
+    """Answer the nodes in the order that was asked for; those of which it is not known come last, either way."""
+    if order.by.value in _SORT_KEYS:
+        return sorted_by(Order(SortBy(order.by.value), order.direction), nodes)
+    found = [(_measure(fleet, order.by, node), node) for node in sorted(nodes, key=lambda node: node.record.id)]
+    known = [(value, node) for value, node in found if value is not None]
+    known.sort(key=lambda pair: pair[0], reverse=order.direction is SortOrder.DESCENDING)
+    return [node for _, node in known] + [node for value, node in found if value is None]
+
+
+def _measure(fleet: Fleet, by: NodeSortBy, node: FleetNode) -> float | None:
+    """Answer what the node is ordered by; None when it was never heard, or does not tell."""
+    if by is NodeSortBy.IN_FLIGHT:
+        return fleet.in_flight(node.state.id)
+    if (receipt := node.state.receipt) is None:
+        return None
+    if by is NodeSortBy.HEARTBEAT_AT:
+        return receipt.received_at.timestamp()
+    return receipt.heartbeat.load if by is NodeSortBy.LOAD else receipt.heartbeat.queue_depth
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,4 +130,8 @@ def _mentions(passport: Passport, text: str | None) -> bool:
     if not text:
         return True
     wanted = text.casefold()
-    return wanted in passport.name.casefold() or wanted in (passport.description or "").casefold()
+    return (
+        wanted in passport.name.casefold()
+        or wanted in (passport.description or "").casefold()
+        or (len(wanted) >= _LEAST_OF_AN_ID and passport.id.startswith(wanted))
+    )

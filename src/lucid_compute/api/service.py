@@ -11,6 +11,7 @@ from typing import Any
 from uuid import uuid4
 
 from lucid_compute.api.authentication import Authenticator
+from lucid_compute.api.overviews import Overviews
 from lucid_compute.api.rate_limits import KeyRates, ProbeRate
 from lucid_compute.api.settings import Settings
 from lucid_compute.egress.http_client import HttpClient
@@ -70,6 +71,7 @@ class Service:
     gauges: GaugeRecorder
     record_keeper: RecordKeeper
     records: RecordReader
+    overviews: Overviews
     news: InFlightNews
     sweep: Sweep
     registry: ComputeRegistry
@@ -148,6 +150,7 @@ def build_service(settings: Settings, database_url: str) -> Service:
     jobs = JobLedger(database_url, replica_id=replica_id, timeout_seconds=timeout)
     key_store = KeyStore(database, keys)
     tools = _build_tools(settings, fleet, clock, jobs, replica_id)
+    records = RecordReader(database, retention_of(settings))
     gauges = GaugeRecorder(database_url, fleet, replica_id=replica_id, timeout_seconds=timeout)
     policy, spend = egress_policy(settings), ProbeRate(fleet.replicas).spend
     return Service(
@@ -160,7 +163,8 @@ def build_service(settings: Settings, database_url: str) -> Service:
         heartbeats=HeartbeatWriter(database_url, fleet, clock, own=own, gauges=gauges, timeout_seconds=timeout),
         gauges=gauges,
         record_keeper=RecordKeeper(database_url, retention_of(settings)),
-        records=RecordReader(database, retention_of(settings)),
+        records=records,
+        overviews=Overviews(fleet, clock, records),
         news=InFlightNews(database_url, fleet, replica_id=replica_id),
         sweep=Sweep(database, fleet, clock, key_store),
         registry=ComputeRegistry(database, fleet, clock),

@@ -17,7 +17,7 @@ from lucid_compute.fleet.outages import OUTAGE_AFTER, Outage, live_since, merge_
 from lucid_compute.fleet.replicas import Replicas
 from lucid_compute.fleet.secrets import Secrets
 from lucid_compute.matching_engine import is_healthy
-from lucid_compute.node_state import NodeState, NodeStatus, Receipt
+from lucid_compute.node_state import FRESH_WINDOW, NodeState, NodeStatus, Receipt
 from lucid_compute.passports import ComputePassport, ModelPassport, Passport, PassportStatus, PassportType
 
 
@@ -30,6 +30,7 @@ class Fleet:
         self.secrets = Secrets()
         self.outages: tuple[Outage, ...] = ()
         self.lease_renewed_at: datetime | None = None
+        self.changes = 0  # goes up with whatever a count of nodes or models could tell, but for time that passes
         self._nodes: dict[str, FleetNode] = {}
         self._nodes_by_owner: dict[str, dict[str, FleetNode]] = {}
         self._models: dict[str, ModelPassport] = {}
@@ -70,6 +71,7 @@ class Fleet:
         if held is not None and _looks_alike(held, receipt):
             node.state = state
             self._follow_health(node)
+            self.changes += not _says_the_same(held, receipt)
         else:
             self._replace(node, state)
 
@@ -205,6 +207,7 @@ class Fleet:
 
     def forget_node(self, node: FleetNode) -> None:
         """Drop a node that ended long ago."""
+        self.changes += 1
         self.secrets.forget(node.record.id)
         self._index.leave(node.record.id, node.capability_class)
         del self._nodes[node.record.id]
@@ -215,6 +218,7 @@ class Fleet:
     def _apply_compute(self, record: Passport) -> None:
         node = self._nodes.get(record.id)
         if node is None:
+            self.changes += 1
             state = NodeState(ComputePassport.read(record))
             node = FleetNode(state, self._index.join(state))
             self._nodes[record.id] = self._nodes_by_owner.setdefault(record.owner, {})[record.id] = node
@@ -232,12 +236,14 @@ class Fleet:
         if record.status is PassportStatus.REVOKED:
             self.secrets.forget(record.id)
             return
+        self.changes += 1
         self._models_newest_first = None
         model = self._models[record.id] = ModelPassport.read(record)
         self._model_ids_by_name.update(dict.fromkeys(model.known_as[1:], record.id))
         self._index.put_model(model)
 
     def _drop_model(self, held: ModelPassport) -> None:
+        self.changes += 1
         self._models_newest_first = None
         del self._models[held.id]
         self._index.drop_model(held.id)
@@ -247,6 +253,7 @@ class Fleet:
 
     def _replace(self, node: FleetNode, state: NodeState) -> None:
         """Give the node another state, and with it another class if the matching engine would tell them apart."""
+        self.changes += 1
         node.state = state
         if self._index.key_of(state) != node.capability_class.key:
             self._index.leave(state.id, node.capability_class)
@@ -265,6 +272,12 @@ def _looks_alike(held: Receipt, receipt: Receipt) -> bool:
     """Whether the matching engine reads the same of both heartbeats, but for health."""
     old, new = held.heartbeat, receipt.heartbeat
     return old.available_models == new.available_models and old.runtime == new.runtime
+
+
+def _says_the_same(held: Receipt, receipt: Receipt) -> bool:
+    """Whether the node is as it was one heartbeat ago, which was not long ago."""
+    is_on_time = receipt.received_at - held.received_at <= FRESH_WINDOW
+    return is_on_time and held.heartbeat.status == receipt.heartbeat.status
 
 
 def _follow_self_drain(node: FleetNode, receipt: Receipt, replicas: Replicas) -> None:

@@ -27,6 +27,18 @@ class SortBy(StrEnum):
     NAME = "name"
 
 
+class NodeSortBy(StrEnum):
+    """What a list of nodes is ordered by: as any list, or by what its nodes do now."""
+
+    CREATED_AT = "createdAt"
+    UPDATED_AT = "updatedAt"
+    NAME = "name"
+    LOAD = "load"
+    QUEUE_DEPTH = "queueDepth"
+    IN_FLIGHT = "inFlight"
+    HEARTBEAT_AT = "heartbeatAt"
+
+
 class SortOrder(StrEnum):
     """Which end comes first."""
 

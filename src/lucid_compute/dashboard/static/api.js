@@ -9,6 +9,11 @@ export class ApiError extends Error {
     this.code = code;
   }
 
+  // Whether nothing answered at all.
+  get isUnreachable() {
+    return this.status === 0;
+  }
+
   // Whether the service itself can't be reached, or can't answer for now.
   get isAway() {
     return this.status === 0 || AWAY.has(this.status);
@@ -19,10 +24,9 @@ export class Api {
   #key;
   #known = new Map();
 
-  // `onAnswer(isAway)` is told after each request, `onRefused(error)` when the key is no longer valid.
-  constructor(key, { onAnswer = () => {}, onRefused = () => {} } = {}) {
+  // `onRefused(error)` is told when the key is no longer valid.
+  constructor(key, { onRefused = () => {} } = {}) {
     this.#key = key;
-    this.onAnswer = onAnswer;
     this.onRefused = onRefused;
   }
 
@@ -33,13 +37,9 @@ export class Api {
     const headers = { Authorization: `Bearer ${this.#key}`, Accept: "application/json" };
     if (known) headers["If-None-Match"] = known.etag;
     const response = await this.#send(address, headers, signal);
-    if (response.status === 304 && known) {
-      this.onAnswer(false);
-      return known.body;
-    }
+    if (response.status === 304 && known) return known.body;
     const body = await readJson(response);
     if (!response.ok) throw this.#failed(response, body);
-    this.onAnswer(false);
     const etag = response.headers.get("etag");
     if (etag) this.#known.set(address, { etag, body });
     return body;
@@ -49,7 +49,6 @@ export class Api {
   async text(path, query) {
     const response = await this.#send(withQuery(path, query), { Authorization: `Bearer ${this.#key}` });
     if (!response.ok) throw this.#failed(response, await readJson(response));
-    this.onAnswer(false);
     return response.text();
   }
 
@@ -60,7 +59,6 @@ export class Api {
       return await fetch(address, { headers, signal: either, cache: "no-store", credentials: "omit" });
     } catch (error) {
       if (signal?.aborted) throw error;
-      this.onAnswer(true);
       throw new ApiError(0, "UNREACHABLE", "The service can't be reached.");
     }
   }
@@ -69,10 +67,16 @@ export class Api {
     const told = body?.error ?? {};
     const message = told.message ?? `The service answered ${response.status}.`;
     const error = new ApiError(response.status, told.code ?? "UNEXPECTED", message);
-    this.onAnswer(error.isAway);
     if (error.status === 401) this.onRefused(error);
     return error;
   }
+}
+
+// A request as it is typed in a shell. The key is no part of it: it is read from the variable that the SDK reads.
+export function curlOf(path, body = null) {
+  const parts = ["curl -sS", `${location.origin}${path}`, '-H "Authorization: Bearer $LUCID_API_KEY"'];
+  if (body) parts.push("-H 'Content-Type: application/json'", `-d '${JSON.stringify(body).replaceAll("'", "'\\''")}'`);
+  return parts.join(" ");
 }
 
 function withQuery(path, query) {

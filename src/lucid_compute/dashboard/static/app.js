@@ -1,7 +1,8 @@
 // The page: who is logged in, what is shown, and whether the service answers.
 import { Api } from "./api.js";
 import { FleetView } from "./fleet.js";
-import { Fragment, html, render, useMemo, useRef, useState } from "./html.js";
+import { Finder } from "./finding.js";
+import { Fragment, html, render, useEffect, useMemo, useRef, useState } from "./html.js";
 import { Login } from "./login.js";
 import { ModelView } from "./model.js";
 import { ModelsView } from "./models.js";
@@ -36,14 +37,18 @@ function App() {
 }
 
 function LoggedIn({ apiKey, place, onLeave }) {
-  const [isAway, setAway] = useState(false);
   const api = useMemo(() => new Api(apiKey, {
-    onAnswer: setAway,
     onRefused: () => onLeave("This key is no longer valid: it was revoked, or it expired. Log in with another."),
   }), [apiKey]);
   const overview = usePolled((signal) => api.get("/compute/overview", {}, signal), LIVE_SECONDS, [api]);
   const owner = overview.data?.owner;
-  return html`<${Frame} place=${place} isAway=${isAway} owner=${owner} onLeave=${() => onLeave()}>
+  const away = overview.error?.isAway ? overview.error : null;
+  const wasAway = useRef(false);
+  useEffect(() => {
+    if (wasAway.current && !away) retryAll(); // what failed meanwhile need not wait for its turn
+    wasAway.current = Boolean(away);
+  }, [away]);
+  return html`<${Frame} place=${place} away=${away} owner=${owner} onLeave=${() => onLeave()}>
     ${viewOf(place, api, overview)}
   </${Frame}>`;
 }
@@ -55,11 +60,11 @@ function viewOf({ path, query }, api, overview) {
   if (!section) return html`<${FleetView} api=${api} query=${query} overview=${overview} />`;
   if (section === "nodes") return id ? html`<${NodeView} key=${id} id=${id} api=${api} query=${query} />` : html`<${NodesView} api=${api} query=${query} owner=${owner} />`;
   if (section === "models") return id ? html`<${ModelView} key=${id} id=${id} api=${api} query=${query} />` : html`<${ModelsView} api=${api} query=${query} />`;
-  if (section === "payouts" && !id) return html`<${PayoutsView} api=${api} query=${query} />`;
+  if (section === "payouts" && !id) return html`<${PayoutsView} api=${api} query=${query} owner=${owner} />`;
   return html`<${Fragment}><${Heading} title="There is no such page" /><${Empty} title="Nothing is kept under this address."><a href=${addressOf("/")}>Go to the fleet</a></${Empty}></${Fragment}>`;
 }
 
-function Frame({ place, isAway = false, owner, onLeave, children }) {
+function Frame({ place, away = null, owner, onLeave, children }) {
   const theme = useTheme();
   const main = useRef();
   const other = theme === "dark" ? "light" : "dark";
@@ -69,13 +74,14 @@ function Frame({ place, isAway = false, owner, onLeave, children }) {
       <a class="brand" href=${addressOf("/")}><${Sign} />Lucid<span> compute</span></a>
       ${onLeave && html`<${Sections} path=${place.path} />`}
       <div class="top-end">
-        ${onLeave && html`<span class=${`live ${isAway ? "live-off" : ""}`} role="status"><span class="dot" aria-hidden="true"></span>${isAway ? "reconnecting" : "live"}</span>`}
+        ${onLeave && html`<${Finder} />`}
+        ${onLeave && html`<span class=${`live ${away ? "live-off" : ""}`} role="status"><span class="dot" aria-hidden="true"></span>${away ? "reconnecting" : "live"}</span>`}
         ${onLeave && owner !== undefined && html`<span class="who" title="Whose nodes are shown">${owner ?? "all owners"}</span>`}
         <button type="button" class="quiet" onClick=${switchTheme} aria-label=${`Switch to ${other} colours`} title=${`Switch to ${other} colours`}>${theme === "dark" ? "☀" : "☾"}</button>
         ${onLeave && html`<button type="button" class="quiet" onClick=${onLeave}>Log out</button>`}
       </div>
     </header>
-    ${isAway && html`<div class="banner" role="alert"><p><strong>The service does not answer.</strong> What you see is what was last known; it is asked again by itself.</p><button type="button" onClick=${retryAll}>Try now</button></div>`}
+    ${away && html`<div class="banner" role="alert"><p><strong>${away.isUnreachable ? "The service does not answer." : "The service can't answer at the moment."}</strong> ${away.isUnreachable ? "" : away.message} What you see is what was last known; it is asked again by itself.</p><button type="button" onClick=${retryAll}>Try now</button></div>`}
     <main id="main" ref=${main} tabindex="-1">${children}</main>
   </${Fragment}>`;
 }

@@ -1,13 +1,14 @@
 // One chart over time: drawn by uPlot, with events and outages in line with the figures, and every number in a table.
 import { html, useEffect, useMemo, useRef, useState } from "./html.js";
-import { moment, number, short, UNKNOWN } from "./format.js";
-import { eventWord, lineOverlays, toneOf } from "./chart_overlays.js";
+import { moment, number, short, shortMoment, UNKNOWN } from "./format.js";
+import { eventWord, lineOverlays, outlineOf, toneOf } from "./chart_overlays.js";
 import { useTheme } from "./theming.js";
 
 const HEIGHT = 170;
 const PIXELS_A_SIGN = 6.4;
 const FEW = 3; // so few points are shown as points
-const COLOURS = ["--chart-1", "--chart-2", "--chart-3", "--chart-4"];
+const COLOURS = ["chart-1", "chart-2", "chart-3"];
+const DASHES = [[], [7, 3], [2, 3]]; // lines are told apart by their stroke as well as by their colour
 const TIMES = [
   [3600 * 24 * 365, "{YYYY}", null, null, null, null, null, null, 1],
   [3600 * 24 * 28, "{MMM}", "\n{YYYY}", null, null, null, null, null, 1],
@@ -17,9 +18,9 @@ const TIMES = [
   [1, "{HH}:{mm}:{ss}", "\n{D} {MMM}", null, "\n{D} {MMM}", null, null, null, 1],
 ];
 
-// `lines` are [label, values, {tableOnly}]; `write` says a figure of them; `events` and `outages` are the API's.
-export function Chart({ title, times, lines, write = number, axis = short, events = [], outages = [], sync, span }) {
-  const drawn = useMemo(() => lines.filter(([, , options]) => !options?.tableOnly).map(([label, values]) => [label, withoutUnfinished(times, values)]), [times, ...lines.map(([, values]) => values)]);
+// `lines` are [label, values, {tableOnly, colour, write}]; `write` says a figure of them; `events` and `outages` are the API's.
+export function Chart({ title, times, lines, write = number, axis = short, events = [], outages = [], sync }) {
+  const drawn = useMemo(() => lines.filter(([, , options]) => !options?.tableOnly).map(([label, values, options], position) => [label, withoutUnfinished(times, values), options?.colour ?? COLOURS[position]]), [times, ...lines.map(([, values]) => values)]);
   const isEmpty = drawn.every(([, values]) => values.every((value) => value === null));
   const [at, setAt] = useState(null);
   const place = at ?? lastKnown(drawn);
@@ -27,20 +28,24 @@ export function Chart({ title, times, lines, write = number, axis = short, event
   return html`<figure class="chart" aria-label=${title}>
     <figcaption>
       <h3>${title}</h3>
-      <ul class="legend">${drawn.map(([label, values], position) => html`<li key=${label}>
-        <span class=${`swatch swatch-${position + 1}`} aria-hidden="true"></span>${label}
+      <ul class="legend">${drawn.map(([label, values, colour], position) => html`<li key=${label}>
+        <${Swatch} colour=${colour} position=${position} />${label}
         <strong>${place === null ? UNKNOWN : write(values[place])}</strong>
       </li>`)}</ul>
     </figcaption>
     ${isEmpty
       ? html`<div class="chart-empty"><p>Nothing was measured in this span.</p></div>`
-      : html`<${Canvas} times=${times} drawn=${drawn} axis=${axis} marks=${marks} sync=${sync} span=${span} onPlace=${setAt} />`}
-    <p class="chart-note" aria-hidden="true">${noteOf(times, at, marks, span)}</p>
+      : html`<${Canvas} times=${times} drawn=${drawn} axis=${axis} marks=${marks} sync=${sync} onPlace=${setAt} />`}
+    <p class="chart-note" aria-hidden="true">${noteOf(times, at, place, marks)}</p>
     <${Numbers} title=${title} times=${times} lines=${lines} write=${write} />
   </figure>`;
 }
 
-function Canvas({ times, drawn, axis, marks, sync, span, onPlace }) {
+function Swatch({ colour, position }) {
+  return html`<svg class=${`swatch swatch-${colour}`} viewBox="0 0 18 8" width="18" height="8" aria-hidden="true"><path d="M0 4h18" stroke-width="3" stroke-dasharray=${DASHES[position].join(" ") || undefined} /></svg>`;
+}
+
+function Canvas({ times, drawn, axis, marks, sync, onPlace }) {
   const room = useRef();
   const plot = useRef(null);
   const latest = useRef(marks);
@@ -82,11 +87,12 @@ function optionsOf(room, drawn, axis, marksOf, sync, onPlace) {
     ],
     series: [
       {},
-      ...drawn.map(([label], position) => ({
+      ...drawn.map(([label, , name], position) => ({
         label,
-        stroke: colour(COLOURS[position]),
+        stroke: colour(`--${name}`),
         width: 1.75,
-        fill: drawn.length === 1 ? `color-mix(in srgb, ${colour(COLOURS[0])} 14%, transparent)` : undefined,
+        dash: DASHES[position],
+        fill: drawn.length === 1 ? `color-mix(in srgb, ${colour(`--${name}`)} 14%, transparent)` : undefined,
         points: { show: (plot, series) => isLonely(plot.data[series]), size: 5 },
       })),
     ],
@@ -125,17 +131,15 @@ function drawEvents(plot, events, colour) {
     ctx.lineTo(x, bbox.top + bbox.height);
     ctx.stroke();
     ctx.beginPath();
-    ctx.moveTo(x - size, bbox.top - size);
-    ctx.lineTo(x + size, bbox.top - size);
-    ctx.lineTo(x, bbox.top + size);
+    outlineOf(event.type).forEach(([right, down]) => ctx.lineTo(x + right * size, bbox.top - 1 + down * size));
     ctx.fill();
   }
   ctx.restore();
 }
 
-// What the cursor points at: the time, and what happened there.
-function noteOf(times, at, marks, span) {
-  if (at === null) return span ?? "";
+// Of when the numbers are: the last ones, or what the cursor points at and what happened there.
+function noteOf(times, at, last, marks) {
+  if (at === null) return last === null ? "" : `last: ${shortMoment(times[last])}`;
   const time = Date.parse(times[at]) / 1000;
   const step = times.length > 1 ? (Date.parse(times[1]) - Date.parse(times[0])) / 1000 : 60;
   const within = (instant) => instant >= time && instant < time + step;

@@ -1,4 +1,12 @@
 // What is drawn over charts: events of a node and outages of the registry, in seconds.
+// Each tone has a shape of its own: for the eye as a sign, and for the canvas as an outline.
+const SIGNS = { good: "▲", bad: "▼", warn: "◆", info: "■", ours: "▬" };
+const OUTLINES = {
+  good: [[-1, 1], [0, -1], [1, 1]],
+  bad: [[-1, -1], [1, -1], [0, 1]],
+  warn: [[0, -1.1], [1.1, 0], [0, 1.1], [-1.1, 0]],
+  info: [[-0.8, -0.8], [0.8, -0.8], [0.8, 0.8], [-0.8, 0.8]],
+};
 const TONES = { unhealthy: "bad", revoked: "bad", stale: "warn", draining: "warn", drained: "warn", restarted: "info", healthy: "good", resumed: "good" };
 const WORDS = {
   registered: "registered",
@@ -17,6 +25,14 @@ const WORDS = {
 
 export function toneOf(type) {
   return TONES[type] ?? "info";
+}
+
+export function signOf(tone) {
+  return SIGNS[tone];
+}
+
+export function outlineOf(type) {
+  return OUTLINES[toneOf(type)];
 }
 
 export function eventWord(type) {

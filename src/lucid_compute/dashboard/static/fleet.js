@@ -2,13 +2,15 @@
 import { Chart } from "./chart.js";
 import { count, dollars, duration, milliseconds, moment, plural, share } from "./format.js";
 import { Fragment, html } from "./html.js";
-import { Card, Choice, Empty, Figure, Figures, Heading, Shown, Status } from "./parts.js";
+import { vramOf } from "./models.js";
+import { Card, Empty, Figure, Figures, Heading, Shown, SpanChoice, Status } from "./parts.js";
 import { usePolled } from "./polling.js";
 import { REQUEST_SERIES, RequestCharts } from "./request_charts.js";
-import { addressOf, changeQuery } from "./router.js";
-import { secondsBetween, spanOf, SPANS } from "./spans.js";
+import { addressOf } from "./router.js";
+import { secondsBetween, spanOf } from "./spans.js";
 
 const LIST_SECONDS = 10;
+const LISTED = 5;
 const SERIES = `${REQUEST_SERIES},nodesHealthy,nodesUnhealthy,nodesDraining`;
 
 export function FleetView({ api, query, overview }) {
@@ -75,30 +77,34 @@ function FirstSteps() {
 
 // What to look at first: nodes that are unhealthy and models that nobody can get.
 function Attention({ api, overview }) {
-  const sick = usePolled((signal) => api.get("/compute", { status: "unhealthy", perPage: 5, sortBy: "updatedAt" }, signal), LIST_SECONDS, [api, overview.nodes.unhealthy]);
-  const missing = usePolled((signal) => api.get("/models", { available: "false", perPage: 5 }, signal), LIST_SECONDS, [api, overview.models.available, overview.models.total]);
+  const sick = usePolled((signal) => api.get("/compute", { status: "unhealthy", perPage: LISTED, sortBy: "updatedAt" }, signal), LIST_SECONDS, [api, overview.nodes.unhealthy]);
+  const missing = usePolled((signal) => api.get("/models", { available: "false", perPage: LISTED }, signal), LIST_SECONDS, [api, overview.models.available, overview.models.total]);
   return html`<div class="pair">
-    <${Card} title="Nodes to look after">
+    <${Card} title="Nodes to look after" aside=${overview.nodes.unhealthy > LISTED && html`<a href=${addressOf("/nodes", { status: "unhealthy" })}>All ${count(overview.nodes.unhealthy)}</a>`}>
       <${Shown} of=${sick} lines=${3}>${(data) => data.nodes.length === 0 ? html`<${Empty} title="Every node is well." />` : html`<ul class="list">${data.nodes.map((node) => html`<li key=${node.id}>
         <a href=${addressOf(`/nodes/${node.id}`)}>${node.name}</a> <${Status} status=${node.health.status} />
         <span class="note">${node.health.reasons[0]?.message ?? ""}</span>
       </li>`)}</ul>`}</${Shown}>
     </${Card}>
-    <${Card} title="Models nobody can get">
+    <${Card} title="Models nobody can get" aside=${overview.models.total - overview.models.available > LISTED && html`<a href=${addressOf("/models", { available: "false" })}>All ${count(overview.models.total - overview.models.available)}</a>`}>
       <${Shown} of=${missing} lines=${3}>${(data) => data.models.length === 0 ? html`<${Empty} title="Every model can be run." />` : html`<ul class="list">${data.models.map((model) => html`<li key=${model.id}>
         <a href=${addressOf(`/models/${encodeURIComponent(model.name)}`)}>${model.name}</a>
-        <span class="note">Why? See it node by node.</span>
+        <span class="note">needs ${needsOf(model.metadata)}</span>
       </li>`)}</ul>`}</${Shown}>
     </${Card}>
   </div>`;
 }
 
+function needsOf({ minVramGb, runtimes = [], contextLength }) {
+  const needs = [minVramGb ? `${vramOf(minVramGb)} of VRAM` : "", runtimes.join(" or "), contextLength ? `${count(contextLength)} tokens of context` : ""];
+  return needs.filter(Boolean).join(", ") || "a node that is up";
+}
+
 function History({ api, span }) {
   const metrics = usePolled((signal) => api.get("/compute/metrics", { from: `-${span}`, series: SERIES }, signal), secondsBetween(span), [api, span]);
-  const aside = html`<${Choice} label="Span of time" options=${SPANS} value=${span} onChange=${(chosen) => changeQuery({ span: chosen })} />`;
-  return html`<${Card} title="Over time" aside=${aside}>
+  return html`<${Card} title="Over time" aside=${html`<${SpanChoice} span=${span} />`}>
     <${Shown} of=${metrics} lines=${6}>${(data) => html`<${RequestCharts} data=${data} sync="fleet">${(one) => html`
-      <${Chart} ...${one} title="Nodes by state" lines=${[["healthy", data.series.nodesHealthy], ["draining", data.series.nodesDraining], ["unhealthy", data.series.nodesUnhealthy]]} />
+      <${Chart} ...${one} title="Nodes by state" write=${count} lines=${[["healthy", data.series.nodesHealthy, { colour: "good" }], ["draining", data.series.nodesDraining, { colour: "warn" }], ["unhealthy", data.series.nodesUnhealthy, { colour: "bad" }]]} />
     `}</${RequestCharts}>`}</${Shown}>
   </${Card}>`;
 }

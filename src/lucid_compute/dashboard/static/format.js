@@ -5,15 +5,28 @@ const FINE = new Intl.NumberFormat("en", { maximumFractionDigits: 2 });
 const SHORT = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
 const MOMENT = new Intl.DateTimeFormat("en-GB", { dateStyle: "medium", timeStyle: "medium" });
 
+const CLOCK = new Intl.DateTimeFormat("en-GB", { timeStyle: "short" });
+const DAY = new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit" });
+const ZONE = new Intl.DateTimeFormat("en-GB", { timeZoneName: "short" });
+const DAY_SECONDS = 86_400;
+
+const percent = (value, digits) => `${(value * 100).toFixed(digits)} %`;
 const isUnknown = (value) => value === null || value === undefined || Number.isNaN(value);
 const known = (write) => (value) => (isUnknown(value) ? UNKNOWN : write(value));
 
 export const count = known((value) => (value >= 100_000 ? SHORT.format(value) : PLAIN.format(value)));
 export const number = known((value) => FINE.format(value));
 export const short = known((value) => (Math.abs(value) < 10 ? FINE.format(value) : SHORT.format(value)));
-export const share = known((value) => `${FINE.format(value * 100)} %`);
+export const share = known((value) => (value === 0 ? "0 %" : value < 0.0001 ? "< 0.01 %" : percent(value, value < 0.1 ? 2 : 1)));
+export const shareMark = known((value) => `${FINE.format(value * 100)} %`);
+// Rounded down: what was not up all the time never reads 100 %.
+export const uptimeShare = known((value) => (value >= 1 ? "100 %" : percent(Math.floor(value * 10_000) / 10_000, 2)));
 export const wholeShare = known((value) => `${PLAIN.format(value * 100)} %`);
 export const moment = known((value) => MOMENT.format(new Date(value)));
+// A time as short as it can be told apart from others of the same span.
+export const shortMoment = (value) => (Date.now() - Date.parse(value) < DAY_SECONDS * 1000 ? CLOCK : DAY).format(new Date(value));
+// The zone that every time on the page is of.
+export const zone = () => `${Intl.DateTimeFormat().resolvedOptions().timeZone} (${ZONE.formatToParts(new Date()).find(({ type }) => type === "timeZoneName").value})`.replace("UTC (UTC)", "UTC");
 export const dollars = known((value) => `$${trimMoney(String(value))}`);
 export const exactDollars = known((value) => `$${groupThousands(String(value).replace(/(\.\d\d\d*?)0+$/, "$1"))}`);
 export const gigabytes = known((value) => `${FINE.format(value)} GB`);

@@ -1,12 +1,15 @@
 // A model: why can't I get it? Node by node, nearest first.
+import { curlOf } from "./api.js";
+import { Command, Copy } from "./copying.js";
+import { inPlace } from "./fixes.js";
 import { count } from "./format.js";
 import { Fragment, html } from "./html.js";
 import { vramOf } from "./models.js";
-import { Card, Choice, Empty, Failure, Heading, Loading, Pager, Shown, Table, Verdict } from "./parts.js";
+import { Card, Choice, Empty, Failure, Heading, Loading, Pager, Shown, SpanChoice, Table, Verdict } from "./parts.js";
 import { usePolled } from "./polling.js";
 import { REQUEST_SERIES, RequestCharts } from "./request_charts.js";
 import { addressOf, changeQuery } from "./router.js";
-import { secondsBetween, spanOf, SPANS } from "./spans.js";
+import { secondsBetween, spanOf } from "./spans.js";
 
 const SECONDS = 5;
 const SLOW_SECONDS = 60;
@@ -25,7 +28,7 @@ const WORDS = {
 const COLUMNS = [
   ["Node", (node) => html`<a href=${addressOf(`/nodes/${node.passportId}`)}>${node.name ?? node.passportId}</a>`],
   ["Can run it", (node) => html`<${Verdict} holds=${node.eligible} yes="yes" no="no" />`],
-  ["Why not, and what to do", (node) => (node.eligible ? "–" : html`<ul class="reasons">${node.reasons.map((reason) => html`<${Reason} reason=${reason} key=${reason.code} />`)}</ul>`)],
+  ["Why not, and what to do", (node) => (node.eligible ? "–" : html`<ul class="reasons">${node.reasons.map((reason) => html`<${Reason} reason=${reason} id=${node.passportId} key=${reason.code} />`)}</ul>`)],
 ];
 
 export function ModelView({ id, api, query }) {
@@ -43,20 +46,21 @@ export function ModelView({ id, api, query }) {
   const facts = [metadata.format, metadata.minVramGb ? `${vramOf(metadata.minVramGb)} VRAM` : "", metadata.contextLength ? `${count(metadata.contextLength)} tokens of context` : "", (metadata.runtimes ?? []).join(", "), `owner ${owner}`];
   return html`<${Fragment}>
     <${Heading} title=${name} crumbs=${crumbs} />
-    <p class="lead">${facts.filter(Boolean).join(" · ")} <span class="id">${model.data.id}</span></p>
+    <p class="lead">${facts.filter(Boolean).join(" · ")} <span class="id">${model.data.id}<${Copy} text=${model.data.id} what="the id" /></span></p>
     <${Shown} of=${why} lines=${5}>${(data) => html`<${Fragment}>
-      <${Answer} data=${data} isHosted=${metadata.format === "api"} />
+      <${Answer} data=${data} name=${name} isHosted=${metadata.format === "api"} />
       ${metadata.format !== "api" && html`<${Nodes} data=${data} reason=${reason} />`}
     </${Fragment}>`}</${Shown}>
     <${History} api=${api} id=${model.data.id} span=${spanOf(query)} />
   </${Fragment}>`;
 }
 
-function Answer({ data, isHosted }) {
+function Answer({ data, name, isHosted }) {
   const tone = data.served ? "good" : data.available ? "warn" : "bad";
   return html`<section class=${`card answer answer-${tone}`} aria-label="Can I get it?">
     <div class="card-head"><h2>${data.served ? "You can get it now" : data.available ? "It could be run, but nobody serves it" : "Nobody can run it right now"}</h2></div>
     <p>${sentenceOf(data, isHosted)}</p>
+    ${data.served && html`<${Command} text=${curlOf("/v1/chat/completions", { model: name, messages: [{ role: "user", content: "Hello" }] })} what="the request" />`}
   </section>`;
 }
 
@@ -79,14 +83,13 @@ function Nodes({ data, reason }) {
   </${Card}>`;
 }
 
-function Reason({ reason }) {
-  return html`<li><span class="code">${reason.code}</span> ${reason.message}</li>`;
+function Reason({ reason, id }) {
+  return html`<li><span class="code">${reason.code}</span> ${inPlace(reason.message, id)}</li>`;
 }
 
 function History({ api, id, span }) {
   const metrics = usePolled((signal) => api.get("/compute/metrics", { from: `-${span}`, series: REQUEST_SERIES, model: id }, signal), secondsBetween(span), [api, id, span]);
-  const aside = html`<${Choice} label="Span of time" options=${SPANS} value=${span} onChange=${(chosen) => changeQuery({ span: chosen })} />`;
-  return html`<${Card} title="Its requests over time" aside=${aside}>
+  return html`<${Card} title="Its requests over time" aside=${html`<${SpanChoice} span=${span} />`}>
     <${Shown} of=${metrics} lines=${5}>${(data) => html`<${RequestCharts} data=${data} sync="model" />`}</${Shown}>
   </${Card}>`;
 }

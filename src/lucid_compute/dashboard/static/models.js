@@ -26,7 +26,7 @@ export function ModelsView({ api, query }) {
   return html`<${Fragment}>
     <${Heading} title="Models" />
     <form class="filters" role="search" aria-label="Filter models" onSubmit=${(event) => event.preventDefault()}>
-      <${Typed} name="search" label="Name" value=${asked.search} />
+      <${Typed} name="search" label="Name or id" value=${asked.search} />
       <${Choice} label="Availability" options=${CHOICES} value=${asked.available} onChange=${(chosen) => changeQuery({ available: chosen, page: "" })} />
     </form>
     <section class="card" aria-label="Models found">

@@ -1,16 +1,18 @@
 // A node: how it is, what to fix, what it did over time, and what runs on it now.
+import { curlOf } from "./api.js";
 import { NodeCharts } from "./node_charts.js";
-import { ago, count, duration, gigabytes, megabytes, milliseconds, share, wholeShare } from "./format.js";
+import { Copy } from "./copying.js";
+import { Fixes } from "./fixes.js";
+import { count, duration, gigabytes, megabytes, milliseconds, share, shareMark, uptimeShare, wholeShare } from "./format.js";
 import { Fragment, html } from "./html.js";
 import { Jobs } from "./jobs.js";
-import { Card, Choice, Empty, Failure, Figure, Figures, Heading, Loading, Shown, Status } from "./parts.js";
+import { Card, Empty, Failure, Figure, Figures, Heading, Loading, Shown, SpanChoice, Status } from "./parts.js";
 import { usePolled } from "./polling.js";
-import { changeQuery } from "./router.js";
-import { spanOf, SPANS } from "./spans.js";
+import { spanOf } from "./spans.js";
+import { Ago, Lasting } from "./ticking.js";
 
 const HEALTH_SECONDS = 3;
 const SLOW_SECONDS = 60;
-const MAX_SKEW_SECONDS = 5;
 const MUCH_ERROR = 0.05;
 const ENDED = "NODE_DEREGISTERED";
 
@@ -27,10 +29,11 @@ export function NodeView({ id, api, query }) {
   const span = spanOf(query);
   return html`<${Fragment}>
     <${Heading} title=${node.name} crumbs=${crumbs} aside=${health.data && html`<${Status} status=${health.data.status} />`} />
-    <p class="lead">${[node.metadata.gpu, gigabytes(node.metadata.vramGb), node.metadata.region, `owner ${node.owner}`].filter(Boolean).join(" · ")} <span class="id">${node.id}</span></p>
+    <p class="lead">${[node.metadata.gpu, gigabytes(node.metadata.vramGb), node.metadata.region, `owner ${node.owner}`].filter(Boolean).join(" · ")} <span class="id">${node.id}<${Copy} text=${node.id} what="the id" /></span>
+      <span class="id">curl<${Copy} text=${curlOf(`/compute/health/${node.id}`)} what="this as a curl command" /></span></p>
     <${Shown} of=${health} lines=${4}>${(data) => (data.isEnded ? html`<${Ended} />` : html`<${Now} node=${node} health=${data} />`)}</${Shown}>
     <${Uptime} api=${api} at=${at} />
-    <${Card} title="Over time" aside=${html`<${Choice} label="Span of time" options=${SPANS} value=${span} onChange=${(chosen) => changeQuery({ span: chosen })} />`}>
+    <${Card} title="Over time" aside=${html`<${SpanChoice} span=${span} />`}>
       <${NodeCharts} api=${api} at=${at} span=${span} />
     </${Card}>
     <${Jobs} api=${api} query=${{ passportId: id }} />
@@ -62,8 +65,8 @@ function Now({ node, health }) {
         <${Figure} label="latency, last hour" value=${milliseconds(health.avgLatencyMs)} />
         <${Figure} label="errors, last hour" value=${share(health.errorRate)} tone=${health.errorRate > MUCH_ERROR ? "bad" : ""} />
         <${Figure} label="jobs completed" value=${count(health.jobsCompleted)} />
-        <${Figure} label="heartbeat" value=${health.heartbeatAgeSeconds === null ? "never" : ago(health.heartbeatAgeSeconds)} tone=${health.fresh ? "" : "warn"} />
-        <${Figure} label="up for" value=${health.uptimeSeconds ? duration(health.uptimeSeconds) : "–"} />
+        <${Figure} label="heartbeat" value=${html`<${Ago} seconds=${health.heartbeatAgeSeconds} of=${health} />`} tone=${health.fresh ? "" : "warn"} />
+        <${Figure} label="up for" value=${html`<${Lasting} seconds=${health.uptimeSeconds} of=${health} />`} />
       </${Figures}>
       ${gpus.length > 0 && html`<div class="gpus">${gpus.map((gpu) => html`<${Gpu} gpu=${gpu} key=${gpu.index} />`)}</div>`}
       <p class="chips"><span class="note">Models loaded</span> ${health.availableModels.length ? health.availableModels.map((model) => html`<span class="chip" key=${model}>${model}</span>`) : html`<span class="note">none reported</span>`}</p>
@@ -85,37 +88,22 @@ function Meter({ label, value, text }) {
   return html`<div class="meter"><span>${label}</span><meter min="0" max="1" value=${value ?? 0} aria-label=${`${label}: ${text}`}></meter><span>${text}</span></div>`;
 }
 
-function Fixes({ node, health }) {
-  const fixes = fixesOf(node, health);
-  if (fixes.length === 0) return null;
-  return html`<section class="card fix" aria-label="What to fix">
-    <div class="card-head"><h2>What to fix</h2></div>
-    <ul class="list">${fixes.map(([code, message, detail]) => html`<li key=${code}><span class="code">${code}</span> ${message} ${detail && html`<span class="note">${detail}</span>`}</li>`)}</ul>
-    <p class="note">On the node's machine, <code>lucid doctor ${node.id}</code> looks at everything from there and gives one fix for each failure.</p>
-  </section>`;
-}
-
-function fixesOf(node, health) {
-  const fixes = health.reasons.map((reason) => [reason.code, reason.message, health.reported?.detail ?? ""]);
-  const skew = health.reported?.clockOffsetSeconds ?? 0;
-  if (Math.abs(skew) > MAX_SKEW_SECONDS) fixes.push(["CLOCK_SKEW", `The node's clock is ${duration(Math.abs(skew))} ${skew > 0 ? "ahead" : "behind"}; set it by NTP.`, "Nothing is decided by it here."]);
-  if (health.errorRate > MUCH_ERROR) fixes.push(["ERRORS", `${share(health.errorRate)} of the last hour's requests failed on the node.`, "The failures by reason stand below."]);
-  return fixes;
-}
-
 function Uptime({ api, at }) {
   const uptime = usePolled((signal) => api.get(`/compute/uptime/${at}`, {}, signal), SLOW_SECONDS, [api, at]);
-  return html`<${Card} title="Uptime">
+  return html`<${Card} title="Uptime" aside=${uptime.data && html`<span class="note">target ${shareMark(uptime.data.target)}</span>`}>
     <${Shown} of=${uptime} lines=${2}>${({ windows, target }) => windows.every((window_) => window_.uptime === null) ? html`<${Empty} title="Nothing is known yet. It begins with the first heartbeat." />` : html`<${Figures} label="Uptime">
-      ${windows.map((window_) => html`<${Figure} key=${window_.days} label=${window_.days === 1 ? "1 day" : `${window_.days} days`} value=${share(window_.uptime)}
-        tone=${window_.uptime !== null && window_.uptime < target ? "bad" : ""} note=${budgetOf(window_)} />`)}
+      ${windows.map((window_) => html`<${Figure} key=${window_.days} label=${window_.days === 1 ? "1 day" : `${window_.days} days`} value=${uptimeShare(window_.uptime)}
+        tone=${window_.uptime !== null && window_.uptime < target ? "bad" : ""} note=${html`<${Budget} of=${window_} />`} />`)}
     </${Figures}>`}</${Shown}>
   </${Card}>`;
 }
 
-function budgetOf({ errorBudget, registryOutageSeconds }) {
-  const left = errorBudget?.remaining;
-  const budget = left === null || left === undefined ? "" : left >= 0 ? `${wholeShare(left)} of the error budget left` : "error budget overspent";
-  const ours = registryOutageSeconds > 0 ? `${duration(registryOutageSeconds)} of outages of ours left out` : "";
-  return [budget, ours].filter(Boolean).join("; ");
+function Budget({ of: { errorBudget, registryOutageSeconds } }) {
+  const left = errorBudget?.remaining ?? null;
+  const text = left === null ? "" : left >= 0 ? `${wholeShare(left)} of the error budget left` : "error budget overspent";
+  return html`<${Fragment}>
+    ${left !== null && html`<span class="budget"><meter min="0" max="1" low="0.25" high="0.5" optimum="1" value=${Math.max(left, 0)} aria-label=${text}></meter></span>`}
+    <span>${text}</span>
+    ${registryOutageSeconds > 0 && html`<span>${duration(registryOutageSeconds)} left out: outages of ours</span>`}
+  </${Fragment}>`;
 }

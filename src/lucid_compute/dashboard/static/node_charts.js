@@ -1,6 +1,6 @@
 // What a node did over time, with its events in line.
 import { Chart } from "./chart.js";
-import { eventWord, toneOf } from "./chart_overlays.js";
+import { eventWord, signOf, toneOf } from "./chart_overlays.js";
 import { count, gigabytes, moment, wholeShare } from "./format.js";
 import { Fragment, html } from "./html.js";
 import { Empty, Shown } from "./parts.js";
@@ -37,7 +37,7 @@ function Events({ events, outages }) {
     <${Shown} of=${events} lines=${3}>${(data) => {
       const lines = inOrder(data.events, outages);
       if (lines.length === 0) return html`<${Empty} title="Nothing happened in this span." />`;
-      return html`<ol class="events">${lines.map((line) => html`<li key=${line.key}><time datetime=${line.at}>${moment(line.at)}</time> <span class=${`mark mark-${line.tone}`} aria-hidden="true">▼</span> <span>${line.text}${line.reason && html` <span class="note">${line.reason}</span>`}</span></li>`)}</ol>`;
+      return html`<ol class="events" tabindex="0" aria-label="What happened, newest first">${lines.map((line) => html`<li key=${line.key}><time datetime=${line.at}>${moment(line.at)}</time> <span class=${`mark mark-${line.tone}`} aria-hidden="true">${signOf(line.tone)}</span> <span>${line.text}${line.reason && html` <span class="note">${line.reason}</span>`}</span></li>`)}</ol>`;
     }}</${Shown}>
   </section>`;
 }

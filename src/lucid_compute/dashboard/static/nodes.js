@@ -1,49 +1,60 @@
 // The list of nodes, page by page as the service has them, with filters that stand in the address.
-import { ago, count, gigabytes, milliseconds, share, wholeShare } from "./format.js";
+import { count, gigabytes, milliseconds, share, wholeShare } from "./format.js";
 import { Fragment, html, useEffect, useRef, useState } from "./html.js";
 import { Empty, Heading, Pager, Shown, Status, Table } from "./parts.js";
 import { usePolled } from "./polling.js";
 import { addressOf, changeQuery } from "./router.js";
+import { Ago } from "./ticking.js";
 
 const SECONDS = 5;
 const PER_PAGE = 50;
 const TYPING_MS = 250;
 const FILTERS = ["search", "status", "region", "gpu", "model", "owner"];
 const STATUSES = ["healthy", "unhealthy", "draining", "deregistered"];
-const ORDERS = [["newest first", "createdAt", "desc"], ["oldest first", "createdAt", "asc"], ["by name", "name", "asc"]];
+// What the address says of the order: the API's name of it, with a minus before it for the highest first.
+const ORDERS = [
+  ["-createdAt", "newest first"], ["createdAt", "oldest first"], ["name", "by name"], ["-name", "by name, backwards"], ["-load", "most load first"], ["load", "least load first"],
+  ["-queueDepth", "longest queue first"], ["queueDepth", "shortest queue first"], ["-inFlight", "most in flight first"], ["inFlight", "fewest in flight first"],
+  ["-heartbeatAt", "heard last first"], ["heartbeatAt", "longest unheard first"],
+];
+const isKnown = new Set(ORDERS.map(([name]) => name));
 
 export function NodesView({ api, query, owner }) {
   const filters = Object.fromEntries(FILTERS.map((name) => [name, query[name] ?? ""]));
   const page = Math.max(1, Number.parseInt(query.page ?? "1", 10) || 1);
-  const [, sortBy, sortOrder] = ORDERS.find(([name]) => name === query.order) ?? ORDERS[0];
-  const asked = { ...filters, page, perPage: PER_PAGE, sortBy, sortOrder };
+  const sort = isKnown.has(query.sort) ? query.sort : ORDERS[0][0];
+  const asked = { ...filters, page, perPage: PER_PAGE, sortBy: sort.replace("-", ""), sortOrder: sort.startsWith("-") ? "desc" : "asc" };
   const nodes = usePolled((signal) => api.get("/compute", asked, signal), SECONDS, [api, JSON.stringify(asked)]);
   const isFiltered = FILTERS.some((name) => filters[name]);
   return html`<${Fragment}>
     <${Heading} title="Nodes" />
-    <${Filters} filters=${filters} order=${query.order ?? ""} isAdmin=${owner === null} />
+    <${Filters} filters=${filters} sort=${sort} isAdmin=${owner === null} />
     <section class="card" aria-label="Nodes found">
       <${Shown} of=${nodes} lines=${8}>${(data) => html`<${Fragment}>
-        <${Table} caption="Nodes" columns=${columnsOf(owner === null)} rows=${data.nodes} keyOf=${(node) => node.id} empty=${html`<${None} isFiltered=${isFiltered} isPastEnd=${data.pagination.total > 0} />`} />
+        <${Table} caption="Nodes" className="nodes" columns=${columnsOf(owner === null)} rows=${data.nodes} keyOf=${(node) => node.id} sort=${sort} onSort=${sortBy} empty=${html`<${None} isFiltered=${isFiltered} isPastEnd=${data.pagination.total > 0} />`} />
         <${Pager} pagination=${data.pagination} noun="nodes" onPage=${(number) => changeQuery({ page: number }, {})} />
       </${Fragment}>`}</${Shown}>
     </section>
   </${Fragment}>`;
 }
 
+function sortBy(sort) {
+  changeQuery({ sort: sort === ORDERS[0][0] ? "" : sort, page: "" });
+}
+
 function columnsOf(isAdmin) {
   return [
-    ["Node", (node) => html`<a href=${addressOf(`/nodes/${node.id}`)}>${node.name}</a>`],
-    ["Status", (node) => html`<${Status} status=${node.health.status} />`],
-    ["GPU", (node) => html`${node.metadata.gpu ?? "–"} <span class="note">${gigabytes(node.metadata.vramGb)}</span>`],
+    ["Node", (node) => html`<a href=${addressOf(`/nodes/${node.id}`)}>${node.name}</a>`, "", "name"],
+    ["Status", (node) => html`<${Status} status=${node.health.status} />`, "long"],
+    ["GPU", (node) => html`${node.metadata.gpu ?? "–"} <span class="note">${gigabytes(node.metadata.vramGb)}</span>`, "long"],
     ["Region", (node) => node.metadata.region ?? "–"],
     ...(isAdmin ? [["Owner", (node) => node.owner]] : []),
-    ["Load", (node) => wholeShare(node.health.load), "right"],
-    ["In flight", (node) => count(node.health.inFlight), "right"],
-    ["Queue", (node) => count(node.health.queueDepth), "right"],
+    ["Load", (node) => wholeShare(node.health.load), "right", "load"],
+    ["In flight", (node) => count(node.health.inFlight), "right", "inFlight"],
+    ["Queue", (node) => count(node.health.queueDepth), "right", "queueDepth"],
     ["Latency", (node) => milliseconds(node.health.avgLatencyMs), "right"],
     ["Errors", (node) => share(node.health.errorRate), "right"],
-    ["Heartbeat", (node) => (node.health.heartbeatAgeSeconds === null ? "never" : ago(node.health.heartbeatAgeSeconds)), "right"],
+    ["Heartbeat", (node) => html`<${Ago} seconds=${node.health.heartbeatAgeSeconds} of=${node} />`, "right long", "heartbeatAt"],
   ];
 }
 
@@ -53,9 +64,9 @@ function None({ isFiltered, isPastEnd }) {
   return html`<${Empty} title="No node is registered yet.">Run <code>lucid agent run</code> beside an inference server; it appears here with its first heartbeat.</${Empty}>`;
 }
 
-function Filters({ filters, order, isAdmin }) {
+function Filters({ filters, sort, isAdmin }) {
   return html`<form class="filters" role="search" aria-label="Filter nodes" onSubmit=${(event) => event.preventDefault()}>
-    <${Typed} name="search" label="Name" value=${filters.search} />
+    <${Typed} name="search" label="Name or id" value=${filters.search} />
     <div class="field"><label for="filter-status">Status</label><select id="filter-status" value=${filters.status} onChange=${(event) => changeQuery({ status: event.currentTarget.value, page: "" })}>
       <option value="">any but ended</option>${STATUSES.map((status) => html`<option value=${status} key=${status}>${status}</option>`)}
     </select></div>
@@ -63,8 +74,8 @@ function Filters({ filters, order, isAdmin }) {
     <${Typed} name="region" label="Region" value=${filters.region} />
     <${Typed} name="model" label="Model" value=${filters.model} />
     ${isAdmin && html`<${Typed} name="owner" label="Owner" value=${filters.owner} />`}
-    <div class="field"><label for="filter-order">Order</label><select id="filter-order" value=${order || ORDERS[0][0]} onChange=${(event) => changeQuery({ order: event.currentTarget.value, page: "" })}>
-      ${ORDERS.map(([name]) => html`<option value=${name} key=${name}>${name}</option>`)}
+    <div class="field"><label for="filter-order">Order</label><select id="filter-order" value=${sort} onChange=${(event) => sortBy(event.currentTarget.value)}>
+      ${ORDERS.map(([name, text]) => html`<option value=${name} key=${name}>${text}</option>`)}
     </select></div>
   </form>`;
 }

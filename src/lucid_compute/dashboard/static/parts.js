@@ -1,7 +1,8 @@
 // The pieces that views are put together from.
-import { addressOf } from "./router.js";
+import { addressOf, changeQuery } from "./router.js";
 import { count, plural } from "./format.js";
 import { html, useEffect, useRef } from "./html.js";
+import { SPANS } from "./spans.js";
 
 const STATUS_SIGNS = { healthy: "●", unhealthy: "▲", draining: "◆", deregistered: "■" };
 
@@ -41,8 +42,11 @@ export function Card({ title, aside, children, label, className = "" }) {
 }
 
 export function Figure({ label, value, note, tone = "", title, href }) {
-  const body = html`<dt>${label}</dt><dd><span class="value" title=${title}>${value}</span>${note && html`<span class="note">${note}</span>`}</dd>`;
-  return html`<div class=${`figure ${tone}`}>${href ? html`<a href=${href} class="figure-link">${body}</a>` : body}</div>`;
+  const shown = html`<span class="value" title=${title}>${value}</span>`;
+  return html`<div class=${`figure ${tone}`}>
+    <dt>${label}</dt>
+    <dd>${href ? html`<a href=${href} class="figure-link" aria-label=${`${value} ${label}`}>${shown}</a>` : shown}${note && html`<span class="note">${note}</span>`}</dd>
+  </div>`;
 }
 
 export function Figures({ children, label }) {
@@ -57,16 +61,19 @@ export function Loading({ lines = 3 }) {
   return html`<div class="loading" role="status"><span class="hidden">Loading</span>${Array.from({ length: lines }, (_, line) => html`<span class="bone" key=${line}></span>`)}</div>`;
 }
 
-// What went wrong, in the service's own words; that it is away is said once, by the banner.
+// What went wrong, in the service's own words; that nothing answers at all is said once, by the banner.
 export function Failure({ error }) {
-  if (error.isAway) return html`<div class="empty"><p class="empty-title">Not there at the moment</p><p>It is asked for again as soon as the service answers.</p></div>`;
+  if (error.isUnreachable) return html`<div class="empty"><p class="empty-title">Not there at the moment</p><p>It is asked for again as soon as the service answers.</p></div>`;
   return html`<div class="failure" role="alert"><p>${error.message}</p></div>`;
 }
 
 // Shows what was read: the last of it while it is read anew, else that it is on its way or why it is not there.
 export function Shown({ of, lines, children }) {
   if (of.data === undefined) return of.error ? html`<${Failure} error=${of.error} />` : html`<${Loading} lines=${lines} />`;
-  return html`<div class=${`shown ${of.isLoading || of.error ? "stale" : ""}`} aria-busy=${of.isLoading}>${children(of.data)}</div>`;
+  return html`<div class=${`shown ${of.isLoading || of.error ? "stale" : ""}`} aria-busy=${of.isLoading}>
+    ${of.error && !of.error.isUnreachable && html`<p class="failure" role="status">As it was last known. ${of.error.message}</p>`}
+    ${children(of.data)}
+  </div>`;
 }
 
 export function Pager({ pagination, onPage, noun }) {
@@ -87,16 +94,24 @@ export function Pager({ pagination, onPage, noun }) {
 // One of a few: a group of buttons, of which one is pressed.
 export function Choice({ label, options, value, onChange }) {
   return html`<div class="choice" role="group" aria-label=${label}>
-    ${options.map(([key, text]) => html`<button type="button" key=${key} aria-pressed=${key === value} onClick=${() => onChange(key)}>${text}</button>`)}
+    ${options.map(([key, text, name]) => html`<button type="button" key=${key} aria-pressed=${key === value} title=${name} onClick=${() => onChange(key)}>${text}</button>`)}
   </div>`;
 }
 
-// A table that a narrow screen shows as a list: `columns` are [heading, cell of a row, class].
-export function Table({ caption, columns, rows, keyOf, empty }) {
+// The span of time that charts show; it stands in the address.
+export function SpanChoice({ span }) {
+  return html`<${Choice} label="Span of time" options=${SPANS} value=${span} onChange=${(chosen) => changeQuery({ span: chosen })} />`;
+}
+
+// A table that a narrow screen shows as a list: `columns` are [heading, cell of a row, class, what it is sorted by].
+// `sort` is what the rows are sorted by, with a minus before it when the highest come first.
+export function Table({ caption, columns, rows, keyOf, empty, sort, onSort, className = "" }) {
   if (rows.length === 0) return empty;
-  return html`<div class="table-wrap"><table class="rows">
+  return html`<div class="table-wrap"><table class=${`rows ${className}`}>
     <caption class="hidden">${caption}</caption>
-    <thead><tr>${columns.map(([heading, , kind]) => html`<th scope="col" class=${kind} key=${heading}>${heading}</th>`)}</tr></thead>
+    <thead><tr>${columns.map(([heading, , kind, by]) => html`<th scope="col" class=${kind} key=${heading} aria-sort=${directionOf(by, sort)}>
+      ${by ? html`<button type="button" class="sort" onClick=${() => onSort(sort === `-${by}` ? by : sort === by ? `-${by}` : by === "name" ? by : `-${by}`)}>${heading}<span aria-hidden="true">${ARROWS[directionOf(by, sort)]}</span></button>` : heading}
+    </th>`)}</tr></thead>
     <tbody>${rows.map((row) => html`<tr key=${keyOf(row)}>
       ${columns.map(([heading, cell, kind], position) =>
         position === 0
@@ -105,4 +120,12 @@ export function Table({ caption, columns, rows, keyOf, empty }) {
       )}
     </tr>`)}</tbody>
   </table></div>`;
+}
+
+const ARROWS = { ascending: " ↑", descending: " ↓", none: " ↕" };
+
+function directionOf(by, sort) {
+  if (!by) return undefined;
+  if (sort === by) return "ascending";
+  return sort === `-${by}` ? "descending" : "none";
 }

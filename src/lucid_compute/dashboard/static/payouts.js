@@ -1,11 +1,11 @@
 // What was earned, who gets what of it, and what was lost by whose fault.
 import { Chart } from "./chart.js";
-import { count, dollars, exactDollars as exact, plural } from "./format.js";
-import { Fragment, html, useState } from "./html.js";
-import { Card, Choice, Empty, Figure, Figures, Heading, Pager, Shown, Table } from "./parts.js";
+import { count, dollars, exactDollars as exact, moment, plural } from "./format.js";
+import { Fragment, html, useEffect, useState } from "./html.js";
+import { Card, Empty, Figure, Figures, Heading, Pager, Shown, SpanChoice, Table } from "./parts.js";
 import { usePolled } from "./polling.js";
 import { addressOf, changeQuery } from "./router.js";
-import { secondsBetween, spanOf, SPANS } from "./spans.js";
+import { secondsBetween, spanOf } from "./spans.js";
 
 const SLOW_SECONDS = 60;
 const PER_PAGE = 50;
@@ -15,18 +15,17 @@ const ROLES = { provider: "provider", model_owner: "model owner", protocol: "pro
 const ownerOf = (row) => row.owner ?? "the protocol";
 const roleOf = (row) => ROLES[row.role] ?? row.role;
 
-export function PayoutsView({ api, query }) {
+export function PayoutsView({ api, query, owner }) {
   return html`<${Fragment}>
     <${Heading} title="Payouts" />
     <${Earned} api=${api} span=${spanOf({ span: query.span ?? "30d" })} />
-    <${PaidOut} api=${api} chosen=${query.period ?? ""} />
+    <${PaidOut} api=${api} owner=${owner} chosen=${query.period ?? ""} />
   </${Fragment}>`;
 }
 
 function Earned({ api, span }) {
   const metrics = usePolled((signal) => api.get("/compute/metrics", { from: `-${span}`, series: "revenueUsd,completed,tokensOut,tokensIn" }, signal), secondsBetween(span), [api, span]);
-  const aside = html`<${Choice} label="Span of time" options=${SPANS} value=${span} onChange=${(chosen) => changeQuery({ span: chosen })} />`;
-  return html`<${Card} title="Earned" aside=${aside}>
+  return html`<${Card} title="Earned" className="not-printed" aside=${html`<${SpanChoice} span=${span} />`}>
     <${Shown} of=${metrics} lines=${5}>${({ times, series, totals, outages }) => html`<${Fragment}>
       <${Figures} label="Earned in this span">
         <${Figure} label="revenue" value=${dollars(totals.revenueUsd)} title=${totals.revenueUsd && `$${totals.revenueUsd}`} />
@@ -38,12 +37,12 @@ function Earned({ api, span }) {
   </${Card}>`;
 }
 
-function PaidOut({ api, chosen }) {
+function PaidOut({ api, owner, chosen }) {
   const periods = usePolled((signal) => periodsOf(api, signal), SLOW_SECONDS, [api]);
   if (periods.data === null) {
     return html`<${Card} title="Paid out"><${Empty} title="This service keeps no payouts.">What was earned stands above; every request's price stands with its node.</${Empty}></${Card}>`;
   }
-  return html`<${Shown} of=${periods} lines=${4}>${(data) => html`<${Period} api=${api} chosen=${chosen} periods=${data.periods} />`}</${Shown}>`;
+  return html`<${Shown} of=${periods} lines=${4}>${(data) => html`<${Period} api=${api} owner=${owner} chosen=${chosen} periods=${data.periods} />`}</${Shown}>`;
 }
 
 // Answers the closed periods; null when the service has no payouts.
@@ -56,7 +55,13 @@ async function periodsOf(api, signal) {
   }
 }
 
-function Period({ api, chosen, periods }) {
+function Period({ api, owner, chosen, periods }) {
+  const [isWhole, setWhole] = useState(false);
+  useEffect(() => {
+    if (!isWhole) return;
+    print(); // with every line, and not the page of them at hand
+    setWhole(false);
+  }, [isWhole]);
   const closed = periods.find((period) => period.id === chosen);
   const days = closed ?? daysOf(chosen);
   const path = closed ? `/payouts/periods/${closed.id}` : "/payouts";
@@ -65,12 +70,13 @@ function Period({ api, chosen, periods }) {
   const losses = usePolled((signal) => api.get("/payouts/losses", { from: days.from, to: days.to }, signal), SLOW_SECONDS, [api, days.from, days.to]);
   const options = [["", "this month"], ["last", "last month"], ...periods.map((period) => [period.id, `closed ${period.from} to ${period.to}`])];
   return html`<${Fragment}>
-    <${Card} title="Paid out" aside=${html`<${Statement} api=${api} path=${path} asked=${asked} days=${days} />`}>
+    <${Card} title="Paid out" aside=${html`<${Statement} api=${api} path=${path} asked=${asked} days=${days} onPrint=${() => setWhole(true)} />`}>
+      <p class="printed">${`${owner ?? "all owners"} · ${days.from} to ${days.to}, the last day not included, in UTC · printed ${moment(new Date())}`}</p>
       <div class="field narrow"><label for="period">Period, in UTC</label><select id="period" value=${chosen} onChange=${(event) => changeQuery({ period: event.currentTarget.value })}>
         ${options.map(([value, text]) => html`<option value=${value} key=${value}>${text}</option>`)}
       </select></div>
       <p class="note">${closed ? "Closed: nothing of it changes any more." : "Open: it grows with each request that ends."}</p>
-      <${Shown} of=${report} lines=${4}>${(data) => html`<${Report} data=${data} key=${path + days.from} />`}</${Shown}>
+      <${Shown} of=${report} lines=${4}>${(data) => html`<${Report} data=${data} isWhole=${isWhole} key=${path + days.from} />`}</${Shown}>
     </${Card}>
     <${Card} title="Lost" aside=${html`<span class="note">what failed requests would have earned, by whose fault; estimates</span>`}>
       <${Shown} of=${losses} lines=${3}>${(data) => html`<${Table} caption="Losses by cause" columns=${LOSSES} rows=${data.losses} keyOf=${(loss) => `${loss.cause}/${loss.side}`} empty=${html`<${Empty} title="Nothing was lost." />`} />`}</${Shown}>
@@ -86,7 +92,7 @@ function daysOf(chosen) {
   return { from: day(0), to: day(1) };
 }
 
-function Report({ data }) {
+function Report({ data, isWhole }) {
   const [page, setPage] = useState(1);
   const lines = data.lines ?? []; // null when there are too many
   const totalPages = Math.ceil(lines.length / PER_PAGE);
@@ -95,14 +101,14 @@ function Report({ data }) {
     <${Table} caption="Totals" columns=${TOTALS} rows=${data.totals} keyOf=${(total) => `${total.owner}/${total.role}`} />
     <h3 class="apart">By node and model</h3>
     ${data.lines === null && html`<p class="note">There are too many lines of all owners: a statement of one owner has its own.</p>`}
-    <${Table} caption="By node and model" columns=${LINES} rows=${lines.slice((page - 1) * PER_PAGE, page * PER_PAGE)} keyOf=${(line) => [line.owner, line.role, line.passportId, line.modelId].join("/")} />
+    <${Table} caption="By node and model" columns=${LINES} rows=${isWhole ? lines : lines.slice((page - 1) * PER_PAGE, page * PER_PAGE)} keyOf=${(line) => [line.owner, line.role, line.passportId, line.modelId].join("/")} />
     <${Pager} pagination=${{ total: lines.length, page, perPage: PER_PAGE, totalPages }} noun="lines" onPage=${setPage} />
     <p class="note">${data.terms.map((terms) => `${terms.since.startsWith("1970") ? "From the beginning" : `Since ${terms.since.slice(0, 10)}`}: ${terms.providerBps / 100} % provider, ${terms.modelOwnerBps / 100} % model owner, ${terms.protocolBps / 100} % protocol.`).join(" ")}</p>
   </${Fragment}>`;
 }
 
 // The statement as CSV. It is fetched with the key and then saved, because a link can't carry one.
-function Statement({ api, path, asked, days }) {
+function Statement({ api, path, asked, days, onPrint }) {
   const [fault, setFault] = useState("");
   async function save() {
     try {
@@ -117,7 +123,7 @@ function Statement({ api, path, asked, days }) {
       setFault(error.message);
     }
   }
-  return html`<span>${fault && html`<span role="alert" class="tone-bad">${fault} </span>`}<button type="button" onClick=${save}>Save as CSV</button></span>`;
+  return html`<span>${fault && html`<span role="alert" class="tone-bad">${fault} </span>`}<span class="buttons"><button type="button" onClick=${onPrint}>Print</button><button type="button" onClick=${save}>Save as CSV</button></span></span>`;
 }
 
 const TOTALS = [

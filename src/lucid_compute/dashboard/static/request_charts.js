@@ -1,6 +1,6 @@
 // The charts of requests: of the fleet, of a node, of a model. Each adds charts of its own.
 import { Chart } from "./chart.js";
-import { count, dollars, milliseconds, millisecondsMark, plural, share, short } from "./format.js";
+import { count, dollars, milliseconds, millisecondsMark, plural, share, shareMark, short, zone } from "./format.js";
 import { Fragment, html } from "./html.js";
 
 export const REQUEST_SERIES = "requests,failed,requestsPerSecond,errorRate,latencyP50Ms,latencyP95Ms,latencyP99Ms,tokensIn,tokensOut,tokensOutPerSecond,revenueUsd";
@@ -9,11 +9,11 @@ export function RequestCharts({ data, sync, events = [], children }) {
   const { times, series, totals, outages } = data;
   const one = { times, outages, events, sync };
   return html`<${Fragment}>
-    <p class="note">${plural(totals.requests ?? 0, "request")}, ${count(totals.failed)} failed, ${count(totals.tokensOut)} tokens out, ${dollars(totals.revenueUsd)} in this span.</p>
+    <p class="note">${plural(totals.requests ?? 0, "request")}, ${count(totals.failed)} failed, ${count(totals.tokensOut)} tokens out, ${dollars(totals.revenueUsd)} in this span. Times are in ${zone()}${outages.length > 0 ? "; grey is an outage of the registry itself" : ""}.</p>
     <div class="charts">
       <${Chart} ...${one} title="Requests a second" lines=${[["requests", series.requestsPerSecond], ["ended", series.requests, { tableOnly: true, write: count }]]} />
       <${Chart} ...${one} title="Latency" write=${milliseconds} axis=${millisecondsMark} lines=${[["p50", series.latencyP50Ms], ["p95", series.latencyP95Ms], ["p99", series.latencyP99Ms]]} />
-      <${Chart} ...${one} title="Errors" write=${share} axis=${share} lines=${[["error rate", series.errorRate], ["failed", series.failed, { tableOnly: true, write: count }]]} />
+      <${Chart} ...${one} title="Errors" write=${share} axis=${shareMark} lines=${[["error rate", series.errorRate], ["failed", series.failed, { tableOnly: true, write: count }]]} />
       <${Chart} ...${one} title="Tokens out a second" axis=${short} lines=${[["tokens", series.tokensOutPerSecond], ["out", series.tokensOut, { tableOnly: true, write: count }]]} />
       ${children?.(one)}
       <${Chart} ...${one} title="Revenue" write=${dollars} axis=${dollars} lines=${[["US dollars", series.revenueUsd]]} />

@@ -1,0 +1,39 @@
+// Finding a node by its name or id from anywhere: in the head of the page, and by the key "/".
+import { html, useEffect, useRef } from "./html.js";
+import { addressOf, go } from "./router.js";
+
+const FIELDS = ["#filter-search", "#find"];
+
+export function Finder() {
+  const field = useRef();
+  useEffect(() => {
+    document.addEventListener("keydown", follow);
+    return () => document.removeEventListener("keydown", follow);
+  }, []);
+  const find = (event) => {
+    event.preventDefault();
+    const search = field.current.value.trim();
+    field.current.value = "";
+    go(addressOf("/nodes", { search }));
+  };
+  return html`<form class="finder" role="search" aria-label="Find a node" onSubmit=${find}>
+    <input id="find" ref=${field} type="search" placeholder="Find a node  ( / )" aria-label="Name or id of a node" aria-keyshortcuts="/" autocomplete="off" spellcheck=${false} />
+  </form>`;
+}
+
+function follow(event) {
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.key === "/" && !isTyping(event.target)) {
+    event.preventDefault();
+    const field = FIELDS.map((name) => document.querySelector(name)).find((found) => found?.checkVisibility());
+    if (field) field.focus();
+    else go(addressOf("/nodes"));
+  }
+  if (event.key === "Escape" && event.target.type === "search") {
+    if (event.target.value === "") event.target.blur(); // else the browser empties it
+  }
+}
+
+function isTyping(element) {
+  return element.isContentEditable || ["INPUT", "TEXTAREA", "SELECT"].includes(element.tagName);
+}

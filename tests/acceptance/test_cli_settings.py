@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from lucid_compute.agent.settings import AgentSettings
 from lucid_compute.api.settings import Settings
+from lucid_compute.storage.embedded_postgres.processes import processes_of
 from tests.command_line import CommandLine
+from tests.served import Served, folder
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -45,15 +49,30 @@ async def test_db_says_where_the_schema_stands(lucid: CommandLine, database_url:
     stands = (await lucid("db", "current", "--json", LUCID_DATABASE_URL=database_url)).json
     assert set(stands) == {"revision", "neededRevision"}
     assert stands["revision"] == stands["neededRevision"]
-    assert (await lucid("db", "downgrade", "base", "--database-url", database_url)).out.startswith(
-        "The schema is at empty"
-    )
+    refused = await lucid("db", "downgrade", "base", "--database-url", database_url)
+    assert (refused.status, "--yes" in refused.sentence) == (2, True)
+    gone = await lucid("db", "downgrade", "base", "--database-url", database_url, "--yes")
+    assert gone.out.startswith("The schema is at empty")
     assert (await lucid("db", "upgrade", "--database-url", database_url, "--json")).json == stands
 
 
 async def test_a_database_that_is_away_is_a_sentence(lucid: CommandLine) -> None:
-    """And status 1; without an address it is status 2."""
+    """And status 1, also where there is neither an address nor a data folder."""
     away = await lucid("db", "current", "--database-url", "postgresql://nobody@127.0.0.1:1/none")
     assert away.status == 1
     assert away.sentence
-    assert (await lucid("db", "current")).status == 2
+    nowhere = await lucid("db", "current")
+    assert nowhere.status == 1
+    assert "LUCID_DATABASE_URL is not set" in nowhere.sentence
+    assert not (lucid.folder / "data").exists()
+
+
+async def test_db_finds_the_embedded_postgres_of_the_data_folder(lucid: CommandLine) -> None:
+    """While the service runs, and when it does not: then a Postgres runs for the command alone."""
+    with folder() as made, Served(made) as served:
+        running = await lucid("db", "current", "--json", LUCID_DATA_DIR=str(made / "data"))
+        assert running.json["revision"] == running.json["neededRevision"]
+        await asyncio.to_thread(served.stop)
+        alone = await lucid("db", "current", "--json", LUCID_DATA_DIR=str(made / "data"))
+        assert alone.json == running.json
+        assert not processes_of((made / "data" / "postgres").resolve())

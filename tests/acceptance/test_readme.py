@@ -97,14 +97,31 @@ def test_the_session_shows_the_whole_life_of_a_node() -> None:
     assert pasted.rstrip().endswith('"$LUCID/compute/deregister/$NODE" -H "$AUTH"')
 
 
+def leads_somewhere(folder: Path, path: str, anchor: str = "") -> bool:
+    """Whether the file is there, and a heading of it if one is named."""
+    if not anchor:
+        return (folder / path).exists()
+    headings = re.findall(r"^#+ (.+)$", (folder / path).read_text(), re.MULTILINE)
+    return anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def test_every_file_that_the_readme_points_to_is_there() -> None:
     """Links and the map name what exists."""
     text = README.read_text()
     folder = README.parent
     links = re.findall(r"\]\(([^)]+)\)", text)
     assert links
-    assert [link for link in links if not (folder / link).exists()] == []
+    assert [link for link in links if not leads_somewhere(folder, *link.split("#"))] == []
     of_package = text.split("src/lucid_compute/\n", 1)[1].split("```", 1)[0]
     named = re.findall(r"(?<!\S)(\w+(?:\.py|/))(?=\s|$)", of_package)
     places = (folder / "src" / "lucid_compute", folder, folder / "tests")
     assert [name for name in named if not any((place / name).exists() for place in places)] == []
+
+
+def test_the_map_of_the_readme_has_every_room_and_every_file_of_the_ground() -> None:
+    """Whoever looks for something finds its place there."""
+    package = README.parent / "src" / "lucid_compute"
+    the_map = README.read_text().split("src/lucid_compute/\n", 1)[1].split("```", 1)[0]
+    rooms = {f"{path.name}/" for path in package.iterdir() if (path / "__init__.py").exists()}
+    ground = {path.name for path in package.glob("*.py") if path.name != "__init__.py"}
+    assert rooms | ground <= set(the_map.split())

@@ -2,9 +2,6 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-NOT_INSTALLED := "lucid-compute: pip could not install the packages; it says why above. Is the package index reachable" \
-  "(another one: PIP_INDEX_URL=… make run)? make run goes on where it ended."
 # The router that `make bench` compares the gateway with, in a virtual environment of its own, .venv-bench.
 PEER := vllm-router==0.1.17
 
@@ -52,18 +49,8 @@ clean:  ## remove the virtual environment and every cache, never the data folder
 	@rm -rf $(VENV) .venv-bench .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# pip comes last, so an environment that has it is whole, whatever ended an earlier attempt.
-$(BIN)/pip:
-	@$(PYTHON) scripts/create_venv.py $(VENV)
+$(VENV)/.installed: requirements/runtime.txt pyproject.toml
+	@$(PYTHON) scripts/install.py $(VENV) $< $@ .
 
-$(VENV)/.installed: requirements/runtime.txt pyproject.toml | $(BIN)/pip
-	@echo "installing lucid-compute into $(VENV), which takes some ten seconds and a network"
-	@$(PIP) install --require-hashes -r requirements/runtime.txt || { echo $(NOT_INSTALLED) >&2; exit 1; }
-	@$(PIP) install --no-deps --no-build-isolation --editable .
-	@touch $@
-
-$(VENV)/.installed-dev: requirements/dev.txt pyproject.toml | $(BIN)/pip
-	@echo "installing lucid-compute and its test tools into $(VENV), which takes half a minute and a network"
-	@$(PIP) install --require-hashes -r requirements/dev.txt || { echo $(NOT_INSTALLED) >&2; exit 1; }
-	@$(PIP) install --no-deps --no-build-isolation --editable .
-	@touch $@ $(VENV)/.installed
+$(VENV)/.installed-dev: requirements/dev.txt pyproject.toml
+	@$(PYTHON) scripts/install.py $(VENV) $< $@ .

@@ -124,6 +124,21 @@ def test_an_environment_that_was_left_half_made_is_made_again(tmp_path: Path) ->
     assert "No module named pip" not in ended.stderr
 
 
+def test_of_two_installations_in_one_folder_the_second_waits(tmp_path: Path) -> None:
+    """`make run` and `make demo` on a fresh clone, in two terminals: each would wipe what the other has just made."""
+    stamp, lock = tmp_path / ".venv" / ".installed", tmp_path / "none.txt"
+    lock.touch()
+    command = [sys.executable, str(ROOT / "scripts" / "install.py"), ".venv", str(lock), str(stamp)]
+    both = [subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=120)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert sorted(said) == [
+        "installing what none.txt names into .venv, over the network\n",
+        "waiting for another make that installs here\n",
+    ]
+    assert stamp.exists()
+
+
 def test_the_version_is_the_newest_in_the_changelog() -> None:
     """One version, in the package; the changelog tells of it."""
     released = re.findall(r"^## \[(\d+\.\d+\.\d+)\]", read("CHANGELOG.md"), re.MULTILINE)

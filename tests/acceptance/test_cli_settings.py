@@ -44,6 +44,16 @@ async def test_a_wrong_setting_is_status_2_and_names_the_variable(lucid: Command
     assert ended.sentence.startswith("LUCID_PORT: ")
 
 
+async def test_a_mistyped_setting_is_told_at_the_start(lucid: CommandLine) -> None:
+    """It would be as if it were not set. What only begins alike, as Kubernetes sets it, is no matter."""
+    near = {"LUCID_METRIC_PUBLIC": "true", "LUCID_PORT_8000_TCP_ADDR": "10.0.0.1"}
+    ended = await lucid("serve", "--host", "no.such.host.invalid", LUCID_DATABASE_URL="postgresql://x@y/z", **near)
+    assert ended.err.splitlines()[0] == (
+        "lucid: Nothing reads LUCID_METRIC_PUBLIC. Did you mean LUCID_METRICS_PUBLIC? See: lucid settings"
+    )
+    assert ended.err.count("Nothing reads") == 1
+
+
 async def test_db_says_where_the_schema_stands(lucid: CommandLine, database_url: str) -> None:
     """And takes it down and up."""
     stands = (await lucid("db", "current", "--json", LUCID_DATABASE_URL=database_url)).json

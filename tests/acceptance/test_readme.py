@@ -6,17 +6,15 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
+from tests.pasting import paste
 from tests.served import Served, serving
 
 README = Path(__file__).parents[2] / "README.md"
-ADDRESS_IN_README = "http://127.0.0.1:8000"
 NEVER_THE_SAME = {"id", "passportId", "nextHeartbeatInSeconds"}
 INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
@@ -46,20 +44,7 @@ def run_all(steps: list[Step], served: Served) -> list[str]:
     """Run the blocks in one shell beside the data folder, as pasting does; answer what each printed."""
     marker = "=== end of a block ==="
     lines = [f"{step.script}\nprintf '\\n%s\\n' '{marker}'" for step in steps]
-    script = "\n".join(lines).replace(ADDRESS_IN_README, served.url)
-    folder_of_python = Path(sys.executable).parent
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script],
-        cwd=served.folder,
-        env={"PATH": f"{folder_of_python}:{os.defpath}", "HOME": str(served.folder), "NO_PROXY": "*"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert not done.stderr
-    return [printed.strip() for printed in done.stdout.split(marker)][:-1]
+    return [printed.strip() for printed in paste("\n".join(lines), served).split(marker)][:-1]
 
 
 def likeness(value: Any, key: str = "") -> Any:

@@ -2,7 +2,6 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # The router that `make bench` compares the gateway with, in a virtual environment of its own, .venv-bench.
 PEER := vllm-router==0.1.17
 
@@ -55,22 +54,11 @@ clean:  ## remove the virtual environment and every cache, never the data folder
 	@rm -rf $(VENV) .venv-bench .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(BIN)/python:
-	@$(PYTHON) scripts/create_venv.py $(VENV)
-
-$(VENV)/.installed: requirements/runtime.txt pyproject.toml | $(BIN)/python
-	@echo "installing lucid-compute into $(VENV)"
-	@$(PIP) install --require-hashes -r requirements/runtime.txt
-	@$(PIP) install --no-deps --no-build-isolation --editable .
-	@touch $@
+$(VENV)/.installed: requirements/runtime.txt pyproject.toml
+	@$(PYTHON) scripts/install.py $(VENV) $< $@ .
 
 $(VENV)/.installed-tracing: requirements/tracing.txt | $(VENV)/.installed
-	@echo "installing what traces need into $(VENV)"
-	@$(PIP) install --require-hashes -r requirements/tracing.txt
-	@touch $@
+	@$(PYTHON) scripts/install.py $(VENV) $< $@
 
-$(VENV)/.installed-dev: requirements/dev.txt pyproject.toml | $(BIN)/python
-	@echo "installing lucid-compute and its test tools into $(VENV)"
-	@$(PIP) install --require-hashes -r requirements/dev.txt
-	@$(PIP) install --no-deps --no-build-isolation --editable .
-	@touch $@ $(VENV)/.installed
+$(VENV)/.installed-dev: requirements/dev.txt pyproject.toml
+	@$(PYTHON) scripts/install.py $(VENV) $< $@ .

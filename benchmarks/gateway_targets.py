@@ -192,21 +192,13 @@ def _parent_of(pid: int) -> int:
 
 def _install() -> None:
     """Make the peer's virtual environment, unless it is there and holds what the lock says."""
-    mark, lock = VENV / ".installed", LOCK.read_text()
-    if mark.exists() and mark.read_text() == lock:
-        return
-    print(f"installing {PEER} into {VENV.name}", flush=True)
-    create = [sys.executable, str(ROOT / "scripts" / "create_venv.py"), str(VENV)]
-    install = [str(VENV / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "--quiet", "install"]
-    install += ["--require-hashes", "-r", str(LOCK)]
+    install = [sys.executable, str(ROOT / "scripts" / "install.py"), str(VENV), str(LOCK), str(VENV / ".installed")]
     try:
-        for command in (create, install):
-            subprocess.run(command, check=True, capture_output=True, text=True, timeout=INSTALL_TIMEOUT_SECONDS)
+        subprocess.run(install, check=True, stderr=subprocess.PIPE, text=True, timeout=INSTALL_TIMEOUT_SECONDS)
     except subprocess.CalledProcessError as error:
         raise Skipped(f"it can't be installed from {LOCK.name}: {_last_line(error.stderr)}") from error
     except subprocess.TimeoutExpired as error:
         raise Skipped(f"it can't be installed within {INSTALL_TIMEOUT_SECONDS:.0f} s") from error
-    mark.write_text(lock)
 
 
 def _wait_for_peer(process: subprocess.Popen[bytes], port: int) -> None:

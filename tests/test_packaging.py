@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import configparser
+import os
 import re
 import subprocess
 import sys
 import tomllib
+import venv
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -103,6 +105,40 @@ def test_the_wheel_holds_the_whole_package(tmp_path: Path) -> None:
     assert any("/storage/migrations/versions/" in name for name in files)
     assert any(name.endswith("licenses/LICENSE") for name in files)
     assert {name.split("/")[0].split("-")[0] for name in files} == {"lucid_compute"}
+
+
+def test_an_environment_that_was_left_half_made_is_made_again(tmp_path: Path) -> None:
+    """As after a kill while it was made; and where packages can't be had, pip's words end in one sentence of ours."""
+    for path in ("Makefile", "pyproject.toml", "scripts", "requirements"):
+        (tmp_path / path).symlink_to(ROOT / path)
+    venv.EnvBuilder(with_pip=False, symlinks=True).create(tmp_path / ".venv")
+    nowhere = {
+        "PATH": os.defpath,
+        "PIP_INDEX_URL": "http://127.0.0.1:9/",
+        "PIP_RETRIES": "0",
+        "PIP_CONFIG_FILE": os.devnull,
+    }
+    command = ["make", f"PYTHON={sys.executable}", "run"]
+    ended = subprocess.run(command, cwd=tmp_path, env=nowhere, capture_output=True, text=True, check=False)
+    assert (tmp_path / ".venv" / "bin" / "pip").exists()
+    assert ended.returncode == 2
+    assert "lucid-compute: pip could not install the packages" in ended.stderr
+    assert "No module named pip" not in ended.stderr
+
+
+def test_of_two_installations_in_one_folder_the_second_waits(tmp_path: Path) -> None:
+    """`make run` and `make demo` on a fresh clone, in two terminals: each would wipe what the other has just made."""
+    stamp, lock = tmp_path / ".venv" / ".installed", tmp_path / "none.txt"
+    lock.touch()
+    command = [sys.executable, str(ROOT / "scripts" / "install.py"), ".venv", str(lock), str(stamp)]
+    both = [subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=120)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert sorted(said) == [
+        "installing what none.txt names into .venv, over the network\n",
+        "waiting for another make that installs here\n",
+    ]
+    assert stamp.exists()
 
 
 def test_the_version_is_the_newest_in_the_changelog() -> None:

@@ -12,9 +12,10 @@ import pytest
 from tests.agents import BEATS_SECONDS, NOBODY_LISTENS, agent, make_key, open_registry
 from tests.fault_answers import respond
 from tests.fault_node import Behaviour, Ending, FaultNode
-from tests.llama import llama_server
+from tests.llama import llama_server, said
+from tests.llama import running as llama_running
 from tests.recorded import recorded
-from tests.served import Served, eventually, folder, serving
+from tests.served import LUCID, Served, eventually, folder, serving
 
 
 async def test_an_agent_outlives_the_registry_until_its_node_is_deregistered(tmp_path: Path) -> None:
@@ -38,6 +39,22 @@ async def test_an_agent_outlives_the_registry_until_its_node_is_deregistered(tmp
                     assert await asyncio.to_thread(running.ends) == 10
                     assert "deregistered, for good" in running.log
                     assert "Traceback" not in running.log
+
+
+def test_the_registry_is_no_inference_server(small_registry: tuple[str, str], tmp_path: Path) -> None:
+    """Beside `make run` both would be looked for on port 8000."""
+    url, key = small_registry
+    with agent(tmp_path, url, key, url) as running:
+        assert running.ends() == 2
+        assert "registry's own address" in running.log
+
+
+def test_beside_lucid_serve_an_agent_needs_no_key(tmp_path: Path) -> None:
+    """As every other command; the key is found in the data folder, over loopback alone."""
+    with folder() as made, Served(made) as served:
+        command = [str(LUCID), "agent", "run", "--url", NOBODY_LISTENS, "--api", served.url, "--vram", "2GB"]
+        with llama_running(tmp_path / "output", command, LUCID_DATA_DIR=str(served.data_dir)) as process:
+            said(tmp_path / "output", process, "(registered)")
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,7 @@ async def test_no_key_is_status_4_and_says_where_one_comes_from(lucid: CommandLi
     ended = await lucid("nodes", LUCID_API_KEY="")
     assert ended.status == 4
     assert "lucid keys create" in ended.sentence
+    assert "go where `lucid serve` was started" in ended.sentence
 
 
 async def test_a_key_without_the_scope_is_status_4(cli_fleet: Gateway, lucid: CommandLine) -> None:
@@ -119,6 +120,12 @@ async def test_the_admin_key_of_a_service_of_this_folder_is_used(cli_service: Se
         (("nodez",), "Did you mean 'nodes'?"),
         (("nodes", "--wacht"), "--watch"),
         (("nodes", "shwo", "x"), "Did you mean 'show'?"),
+        (("models", "my-model"), "No such command 'my-model'. To see one: lucid models show my-model. See:"),
+        (("nodes", "a b"), "To see one: lucid nodes show 'a b'"),
+        (("keys", "my-key"), "There are: list, create, rotate, revoke"),
+        (("db", "version"), "There are: upgrade, downgrade, current. See:"),
+        (("payouts", "--period", "x", "--from", "2026-01-01"), "not both"),
+        (("keys", "create", "x", "--owner", "a", "--scope", "all"), "'--scope': 'all' is not one of"),
         (("drain",), "Missing"),
         (("nodes", "--min-vram", "much"), "--min-vram"),
         (("nodes", "--watch"), "needs a terminal"),

@@ -6,7 +6,7 @@ from uuid import uuid4
 
 import pytest
 
-from lucid_compute.cli.remedies import REMEDIES
+from lucid_compute.doctor.reason_fixes import REASON_FIXES
 from lucid_compute.matching_engine import ReasonCode
 from tests.command_line import CommandLine
 from tests.fault_node import Behaviour, FaultNode
@@ -56,8 +56,8 @@ async def test_a_model_that_nobody_can_run_is_explained_node_by_node(cli_fleet: 
         "    CONTEXT_TOO_SHORT: The model's context is 4096 tokens; the node takes 2048.\n"
     ) in ended.out
     remedies = ended.out.split("What to do:", 1)[1]
-    assert REMEDIES[ReasonCode.VRAM_TOO_LOW] in remedies
-    assert REMEDIES[ReasonCode.CONTEXT_TOO_SHORT] in remedies
+    assert REASON_FIXES[ReasonCode.VRAM_TOO_LOW] in remedies
+    assert REASON_FIXES[ReasonCode.CONTEXT_TOO_SHORT] in remedies
     answer = (await lucid("models", "show", model, "--json")).json
     assert set(answer) == {"model", "availability"}
     assert answer["model"]["name"] == model
@@ -93,9 +93,25 @@ async def test_an_unknown_model_is_status_5(lucid: CommandLine) -> None:
         assert "`lucid models`" in ended.sentence
 
 
-async def test_every_reason_has_a_remedy() -> None:
-    """Also those that only routing gives."""
-    assert set(REMEDIES) == set(ReasonCode)
+async def test_a_node_that_has_left_is_named_once_and_nothing_is_to_be_done(
+    cli_fleet: Gateway, lucid: CommandLine
+) -> None:
+    """Neither its drain nor its silence is advised about; where all have left, a new one is."""
+    model, owner, name = await cli_fleet.add_model(), uuid4().hex, uuid4().hex
+    node = {"name": name, "type": "compute", "owner": owner, "metadata": {"vram": "8GB", "inferenceUrl": NOWHERE}}
+    made = (await cli_fleet.admin.post("/passports", json=node)).json()["id"]
+    await cli_fleet.admin.put(f"/compute/models/{made}", json={"models": [{"id": model}]})
+    await cli_fleet.admin.post(f"/compute/drain/{made}")
+    await cli_fleet.admin.post(f"/compute/deregister/{made}")
+    key = (await cli_fleet.new_key("compute", owner=owner))["key"]
+    shown = await lucid("models", "show", model, "--key", key)
+    assert f"  Deregistered, nothing to do: {name}.\n" in shown.out
+    matched = await lucid("match", model)
+    assert matched.out.count(name) == 1
+    for ended in (shown, matched):
+        assert ended.status == 1
+        assert "lucid resume" not in ended.out
+    assert "What to do" not in shown.out
 
 
 async def test_match_says_where_a_request_would_go(cli_fleet: Gateway, lucid: CommandLine) -> None:

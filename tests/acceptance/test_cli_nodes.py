@@ -79,6 +79,18 @@ async def test_an_unknown_node_is_status_5(command: tuple[str, ...], lucid: Comm
         assert "`lucid nodes`" in ended.sentence
 
 
+@pytest.mark.parametrize("command", [("nodes", "show"), ("drain",), ("resume",), ("deregister", "-y")])
+async def test_a_node_that_has_left_is_not_called_unknown(
+    command: tuple[str, ...], cli_fleet: Gateway, lucid: CommandLine
+) -> None:
+    """By its name it can only be looked back at."""
+    node, name = await add_node(cli_fleet)
+    await cli_fleet.admin.post(f"/compute/deregister/{node}")
+    ended = await lucid(*command, name)
+    assert ended.status == 5
+    assert ended.sentence == f"{name} was deregistered, for good. What happened to it: lucid events {name}"
+
+
 async def test_a_name_of_two_owners_is_ambiguous_and_status_2(cli_fleet: Gateway, lucid: CommandLine) -> None:
     """The sentence names the ids that say which."""
     name = uuid4().hex

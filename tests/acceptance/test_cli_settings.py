@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from lucid_compute.agent.settings import AgentSettings
 from lucid_compute.api.settings import Settings
+from lucid_compute.storage.embedded_postgres.processes import processes_of
 from tests.command_line import CommandLine
+from tests.served import Served, folder
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -40,20 +44,45 @@ async def test_a_wrong_setting_is_status_2_and_names_the_variable(lucid: Command
     assert ended.sentence.startswith("LUCID_PORT: ")
 
 
+async def test_a_mistyped_setting_is_told_at_the_start(lucid: CommandLine) -> None:
+    """It would be as if it were not set. What only begins alike, as Kubernetes sets it, is no matter."""
+    near = {"LUCID_METRIC_PUBLIC": "true", "LUCID_PORT_8000_TCP_ADDR": "10.0.0.1"}
+    ended = await lucid("serve", "--host", "no.such.host.invalid", LUCID_DATABASE_URL="postgresql://x@y/z", **near)
+    assert ended.err.splitlines()[0] == (
+        "lucid: Nothing reads LUCID_METRIC_PUBLIC. Did you mean LUCID_METRICS_PUBLIC? See: lucid settings"
+    )
+    assert ended.err.count("Nothing reads") == 1
+
+
 async def test_db_says_where_the_schema_stands(lucid: CommandLine, database_url: str) -> None:
     """And takes it down and up."""
     stands = (await lucid("db", "current", "--json", LUCID_DATABASE_URL=database_url)).json
     assert set(stands) == {"revision", "neededRevision"}
     assert stands["revision"] == stands["neededRevision"]
-    assert (await lucid("db", "downgrade", "base", "--database-url", database_url)).out.startswith(
-        "The schema is at empty"
-    )
+    refused = await lucid("db", "downgrade", "base", "--database-url", database_url)
+    assert (refused.status, "--yes" in refused.sentence) == (2, True)
+    gone = await lucid("db", "downgrade", "base", "--database-url", database_url, "--yes")
+    assert gone.out.startswith("The schema is at empty")
     assert (await lucid("db", "upgrade", "--database-url", database_url, "--json")).json == stands
 
 
 async def test_a_database_that_is_away_is_a_sentence(lucid: CommandLine) -> None:
-    """And status 1; without an address it is status 2."""
+    """And status 1, also where there is neither an address nor a data folder."""
     away = await lucid("db", "current", "--database-url", "postgresql://nobody@127.0.0.1:1/none")
     assert away.status == 1
     assert away.sentence
-    assert (await lucid("db", "current")).status == 2
+    nowhere = await lucid("db", "current")
+    assert nowhere.status == 1
+    assert "LUCID_DATABASE_URL is not set" in nowhere.sentence
+    assert not (lucid.folder / "data").exists()
+
+
+async def test_db_finds_the_embedded_postgres_of_the_data_folder(lucid: CommandLine) -> None:
+    """While the service runs, and when it does not: then a Postgres runs for the command alone."""
+    with folder() as made, Served(made) as served:
+        running = await lucid("db", "current", "--json", LUCID_DATA_DIR=str(made / "data"))
+        assert running.json["revision"] == running.json["neededRevision"]
+        await asyncio.to_thread(served.stop)
+        alone = await lucid("db", "current", "--json", LUCID_DATA_DIR=str(made / "data"))
+        assert alone.json == running.json
+        assert not processes_of((made / "data" / "postgres").resolve())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from uuid import uuid4
 
@@ -11,6 +12,8 @@ import pytest_asyncio
 
 from tests import postgres
 from tests.command_line import CommandLine
+from tests.fault_answers import respond
+from tests.fault_node import Behaviour, FaultNode
 from tests.gateway import BusyNode, Gateway
 from tests.served import Served, folder
 
@@ -84,6 +87,17 @@ async def test_the_live_table_outlives_the_service_and_ends_on_ctrl_c(
                 assert await terminal.ends() == 130
     assert terminal.shown.rstrip().endswith(("\x1b[?1049l", "\x1b[?25h"))
     await postgres.drop(url)
+
+
+async def test_the_live_table_looks_again_over_one_connection(lucid: CommandLine) -> None:
+    """A connection for each look would be 40,000 a day, and a port each for a minute."""
+    none = {"nodes": [], "pagination": {"total": 0, "page": 1, "perPage": 100, "totalPages": 0}}
+    async with FaultNode(Behaviour(answer=respond(json.dumps(none).encode()))) as service:
+        with lucid.on_terminal("nodes", "--watch", "--interval", "0.2", "--api", service.url) as terminal:
+            await service.until(lambda service: len(service.requests) > 4, seconds=10)
+            terminal.interrupt()
+            assert await terminal.ends() == 130
+        assert service.connections == 1
 
 
 async def test_the_live_table_shows_as_many_rows_as_there_is_room_for(cli_fleet: Gateway, lucid: CommandLine) -> None:

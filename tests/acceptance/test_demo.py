@@ -110,6 +110,16 @@ def test_a_signal_ends_the_demo_and_everything_that_it_started(
     demo.left_nothing()
 
 
+def test_ctrl_c_before_anything_runs_is_an_end_and_no_traceback(tmp_path: Path) -> None:
+    """What it imports takes more than a second."""
+    output = tmp_path / "output"
+    with running(output, [sys.executable, "-X", "importtime", *DEMO[1:]], PYTHONPATH=ROOT) as process:
+        said(output, process, r"(\| +httpx\._types)")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(LONGEST_SECONDS) == -signal.SIGINT
+    assert "Traceback" not in output.read_text()
+
+
 def test_a_second_signal_ends_it_at_once(demo: Running) -> None:
     """Without waiting for agents that drain and a service that stops; nothing is left all the same."""
     demo.says("(requests flow)")

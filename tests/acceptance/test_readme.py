@@ -6,17 +6,15 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
+from tests.pasting import paste
 from tests.served import Served, serving
 
 README = Path(__file__).parents[2] / "README.md"
-ADDRESS_IN_README = "http://127.0.0.1:8000"
 NEVER_THE_SAME = {"id", "passportId", "nextHeartbeatInSeconds"}
 INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
@@ -46,20 +44,7 @@ def run_all(steps: list[Step], served: Served) -> list[str]:
     """Run the blocks in one shell beside the data folder, as pasting does; answer what each printed."""
     marker = "=== end of a block ==="
     lines = [f"{step.script}\nprintf '\\n%s\\n' '{marker}'" for step in steps]
-    script = "\n".join(lines).replace(ADDRESS_IN_README, served.url)
-    folder_of_python = Path(sys.executable).parent
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script],
-        cwd=served.folder,
-        env={"PATH": f"{folder_of_python}:{os.defpath}", "HOME": str(served.folder), "NO_PROXY": "*"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert not done.stderr
-    return [printed.strip() for printed in done.stdout.split(marker)][:-1]
+    return [printed.strip() for printed in paste("\n".join(lines), served).split(marker)][:-1]
 
 
 def likeness(value: Any, key: str = "") -> Any:
@@ -97,14 +82,31 @@ def test_the_session_shows_the_whole_life_of_a_node() -> None:
     assert pasted.rstrip().endswith('"$LUCID/compute/deregister/$NODE" -H "$AUTH"')
 
 
+def leads_somewhere(folder: Path, path: str, anchor: str = "") -> bool:
+    """Whether the file is there, and a heading of it if one is named."""
+    if not anchor:
+        return (folder / path).exists()
+    headings = re.findall(r"^#+ (.+)$", (folder / path).read_text(), re.MULTILINE)
+    return anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def test_every_file_that_the_readme_points_to_is_there() -> None:
     """Links and the map name what exists."""
     text = README.read_text()
     folder = README.parent
     links = re.findall(r"\]\(([^)]+)\)", text)
     assert links
-    assert [link for link in links if not (folder / link).exists()] == []
+    assert [link for link in links if not leads_somewhere(folder, *link.split("#"))] == []
     of_package = text.split("src/lucid_compute/\n", 1)[1].split("```", 1)[0]
     named = re.findall(r"(?<!\S)(\w+(?:\.py|/))(?=\s|$)", of_package)
     places = (folder / "src" / "lucid_compute", folder, folder / "tests")
     assert [name for name in named if not any((place / name).exists() for place in places)] == []
+
+
+def test_the_map_of_the_readme_has_every_room_and_every_file_of_the_ground() -> None:
+    """Whoever looks for something finds its place there."""
+    package = README.parent / "src" / "lucid_compute"
+    the_map = README.read_text().split("src/lucid_compute/\n", 1)[1].split("```", 1)[0]
+    rooms = {f"{path.name}/" for path in package.iterdir() if (path / "__init__.py").exists()}
+    ground = {path.name for path in package.glob("*.py") if path.name != "__init__.py"}
+    assert rooms | ground <= set(the_map.split())

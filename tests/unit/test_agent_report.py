@@ -156,6 +156,20 @@ def test_a_registry_elsewhere_is_not_told_of_this_machines_loopback(url: str, ap
     assert settings(url=url, public_url="http://gpu:1").is_out_of_reach(api) is False
 
 
+@pytest.mark.parametrize(
+    ("url", "api", "is_the_registry"),
+    [
+        ("http://localhost:8000", "http://127.0.0.1:8000", True),
+        ("http://lucid.example/v1", "http://lucid.example:80", True),
+        ("http://127.0.0.1:8000", "http://127.0.0.2:8000", False),
+        ("http://localhost:8080", "http://localhost:8000", False),
+    ],
+)
+def test_the_registry_is_not_taken_for_an_inference_server(url: str, api: str, is_the_registry: bool) -> None:
+    """Both listen on 8000 unless they are told otherwise."""
+    assert settings(url=url).is_the_registry(api) is is_the_registry
+
+
 def test_a_name_is_the_machines_and_the_ports(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("socket.gethostname", lambda: "rack-1")
     assert settings(url="http://localhost:8001/v1").node_name == "rack-1-8001"

@@ -97,13 +97,19 @@ def _open_lucid(settings: AgentSettings, api_url: str | None, api_key: str | Non
     """Answer a client that leaves repetitions to the agent.
 
     Raises:
-        WrongSettings: the address or the key can't be used, or the registry could never reach the inference server.
+        WrongSettings: the address or the key can't be used, no inference server is named, or the registry could never
+            reach it.
     """
     seconds = CALL_TIMEOUT_SECONDS
     try:
         lucid = AsyncLucid(api_url, api_key, timeout_seconds=seconds, total_timeout_seconds=seconds, retries=0)
     except ConfigurationFault as fault:
         raise WrongSettings(str(fault)) from fault
+    if settings.is_the_registry(lucid.base_url):
+        raise WrongSettings(
+            f"{settings.url} is the registry's own address, and no inference server's. "
+            "Say where the inference server is: --url http://localhost:8080"
+        )
     if settings.is_out_of_reach(lucid.base_url):
         raise WrongSettings(
             f"The registry at {lucid.base_url} would look for {settings.inference_url} on its own machine. "

@@ -124,10 +124,19 @@ class AgentSettings(BaseSettings):
         """Whether the registry, on another machine, would look for the inference server on its own."""
         return is_loopback(self.inference_url) and not is_loopback(api_url)
 
+    def is_the_registry(self, api_url: str) -> bool:
+        """Whether the inference server's address is the registry's own, as both have the same port by default."""
+        return _endpoint(self.url) == _endpoint(api_url)
+
 
 def is_loopback(url: str) -> bool:
     """Whether a URL means the machine that it is used on."""
     return _LOOPBACK.fullmatch(_parts(url).hostname or "") is not None
+
+
+def _endpoint(url: str) -> tuple[str | None, int]:
+    parts = _parts(url)
+    return "127.0.0.1" if parts.hostname == "localhost" else parts.hostname, parts.port or _PORTS[parts.scheme]
 
 
 def _parts(url: str) -> SplitResult:

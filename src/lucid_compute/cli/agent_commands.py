@@ -11,8 +11,15 @@ import typer
 from pydantic import ValidationError
 
 from lucid_compute.agent.settings import AgentSettings
+from lucid_compute.cli.command_groups import NamesItsCommands
+from lucid_compute.cli.connection import ApiOption, KeyOption
+from lucid_compute.cli.local_key import find_local_key
+from lucid_compute.cli.settings import data_dir
+from lucid_compute.client.settings import DEFAULT_URL
 
-app = typer.Typer(help="Report an inference server and its GPUs to the registry.", no_args_is_help=True)
+app = typer.Typer(
+    cls=NamesItsCommands, help="Report an inference server and its GPUs to the registry.", no_args_is_help=True
+)
 
 
 def _option(name: str, *flags: str) -> Any:
@@ -29,11 +36,8 @@ Gpus = Annotated[str | None, _option("gpus")]
 @app.command()
 def run(
     url: Url = None,
-    api: Annotated[str | None, typer.Option(help="The registry. [LUCID_API_URL]")] = None,
-    key: Annotated[
-        str | None,
-        typer.Option(help="A key with the scope compute; rather set LUCID_API_KEY, which `ps` does not show."),
-    ] = None,
+    api: ApiOption = None,
+    key: KeyOption = None,
     public_url: Annotated[str | None, _option("public_url")] = None,
     name: Annotated[str | None, _option("name")] = None,
     passport_id: Annotated[str | None, _option("passport_id")] = None,
@@ -61,7 +65,7 @@ def run(
     from lucid_compute.agent.agent import run_agent  # noqa: PLC0415 - the other commands start without it
 
     _configure_log(as_json=json_log)
-    raise typer.Exit(run_agent(settings, api, key))
+    raise typer.Exit(run_agent(settings, api, key or find_local_key(api or DEFAULT_URL, data_dir())))
 
 
 @app.command()

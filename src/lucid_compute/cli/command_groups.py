@@ -1,14 +1,16 @@
-"""Two kinds of command groups: one whose commands are imported when they are called, one that lists by default."""
+"""Kinds of command groups: one whose commands are imported late, one that helps after a wrong word, one that lists."""
 
 from __future__ import annotations
 
 from importlib import import_module
+from shlex import quote
 from typing import Any, ClassVar
 
 import typer
 from typer.core import TyperGroup
 
 LIST = "list"
+SHOW = "show"
 
 
 class CalledLately(TyperGroup):
@@ -51,7 +53,25 @@ def _command(name: str, found: Any) -> Any:
     return typer.main.get_command(holder)
 
 
-class ListsByDefault(TyperGroup):
+class NamesItsCommands(TyperGroup):
+    """A group that says after a word which is none of its commands what was meant, or which commands there are."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command; `lucid models llama` is told of `lucid models show llama`."""
+        try:
+            return super().resolve_command(ctx, args)
+        except typer.TyperException as error:
+            if "Did you mean" not in error.message:
+                error.message = f"No such command {args[0]!r}. {self._instead(ctx, args[0])}"
+            raise
+
+    def _instead(self, ctx: Any, word: str) -> str:
+        if SHOW in self.commands:
+            return f"To see one: {ctx.command_path} {SHOW} {quote(word)}"
+        return "There are: " + ", ".join(name for name, command in self.commands.items() if not command.hidden)
+
+
+class ListsByDefault(NamesItsCommands):
     """A group that means its command `list` when none is named: `lucid nodes --watch` is `lucid nodes list --watch`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, Self
 
 import typer
 
 from lucid_compute.cli.exit_status import ExitStatus
 from lucid_compute.cli.failures import CommandFailed
-from lucid_compute.cli.local_key import ADMIN_KEY_FILE, find_local_key
+from lucid_compute.cli.local_key import ADMIN_KEY_FILE, find_local_key, is_loopback
 from lucid_compute.cli.settings import data_dir
 from lucid_compute.client import Lucid
 from lucid_compute.client.errors import (
@@ -53,27 +53,84 @@ PROGRAMMERS_WORDS = {
 }
 
 
+class Service:
+    """The service at an address, as `lucid` speaks to it over one connection; to be used in a `with` block."""
+
+    def __init__(
+        self, api: str | None, key: str | None, *, timeout_seconds: float = SECONDS_TO_ANSWER, retries: int = RETRIES
+    ) -> None:
+        """Take the address and key, or those of the environment; a loopback address may need no key.
+
+        Raises:
+            CommandFailed: they can't be used as they are written.
+        """
+        self._url, self._key = api or DEFAULT_URL, key
+        self._local_key = None if key else find_local_key(self._url, data_dir())
+        with self._explained():
+            self._lucid = Lucid(
+                base_url=self._url,
+                api_key=key or self._local_key or "",
+                timeout_seconds=timeout_seconds,
+                retries=retries,
+            )
+
+    def __enter__(self) -> Self:
+        """Connect when something is asked."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the connection."""
+        self._lucid.close()
+
+    @contextmanager
+    def asked(self) -> Iterator[Lucid]:
+        """Answer the SDK; after a failure it may be asked again.
+
+        Raises:
+            CommandFailed: with what the service, or the way to it, says.
+        """
+        with self._explained():
+            yield self._lucid
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except LucidClientError as error:
+            raise CommandFailed(self._sentence(error), status_of(error)) from error
+
+    def _sentence(self, error: LucidClientError) -> str:
+        if isinstance(error, Unauthorized):
+            return self._key_sentence()
+        is_fault = isinstance(error, ServiceFailed) and error.request_id
+        said = in_commands(error.message)
+        return said + (f" The service's log has it under {error.request_id}." if is_fault else "")
+
+    def _key_sentence(self) -> str:
+        if self._key:
+            return "The key is not valid. Set another one: LUCID_API_KEY or --key."
+        if self._local_key:
+            return f"The key in {data_dir() / ADMIN_KEY_FILE} is not valid there. Set LUCID_API_KEY or --key."
+        sentence = "This needs a key. Set LUCID_API_KEY or --key; an admin makes one with `lucid keys create`."
+        if is_loopback(self._url):
+            sentence += (
+                " Or go where `lucid serve` was started: the admin key in its data folder is found there, "
+                "and elsewhere with LUCID_DATA_DIR."
+            )
+        return sentence
+
+
 @contextmanager
 def connected(
     api: str | None, key: str | None, *, timeout_seconds: float = SECONDS_TO_ANSWER, retries: int = RETRIES
 ) -> Iterator[Lucid]:
-    """Answer the SDK for the address and key, or those of the environment; a loopback address may need no key.
+    """Answer the SDK for the service at that address.
 
     Raises:
         CommandFailed: with what the service, or the way to it, says.
     """
-    local_key = None if key else find_local_key(api or DEFAULT_URL, data_dir())
-    try:
-        with Lucid(
-            base_url=api or DEFAULT_URL,
-            api_key=key or local_key or "",
-            timeout_seconds=timeout_seconds,
-            retries=retries,
-        ) as lucid:
-            yield lucid
-    except LucidClientError as error:
-        sentence = _key_sentence(key, local_key) if isinstance(error, Unauthorized) else _sentence(error)
-        raise CommandFailed(sentence, status_of(error)) from error
+    with Service(api, key, timeout_seconds=timeout_seconds, retries=retries) as service, service.asked() as lucid:
+        yield lucid
 
 
 def status_of(error: LucidClientError) -> ExitStatus:
@@ -94,16 +151,3 @@ def in_commands(message: str) -> str:
     for call, command in PROGRAMMERS_WORDS.items():
         message = message.replace(call, command)
     return message
-
-
-def _key_sentence(key: str | None, local_key: str | None) -> str:
-    if key:
-        return "The key is not valid. Set another one: LUCID_API_KEY or --key."
-    if local_key:
-        return f"The key in {data_dir() / ADMIN_KEY_FILE} is not valid there. Set LUCID_API_KEY or --key."
-    return "This needs a key. Set LUCID_API_KEY or --key; an admin makes one with `lucid keys create`."
-
-
-def _sentence(error: LucidClientError) -> str:
-    is_fault = isinstance(error, ServiceFailed) and error.request_id
-    return in_commands(error.message) + (f" The service's log has it under {error.request_id}." if is_fault else "")

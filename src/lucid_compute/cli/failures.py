@@ -81,7 +81,7 @@ def _nowhere() -> Any:
 
 def _say_misuse(misuse: typer.TyperException) -> int:
     """Say what Typer could not understand; it says nothing itself where it has just shown the help."""
-    if not (sentence := misuse.format_message().replace("\n", " ").rstrip(".")):
+    if not (sentence := misuse.format_message().replace("\n", " ").replace("Value error, ", "").rstrip(".")):
         return _end(None, ExitStatus.USAGE)
     context = getattr(misuse, "ctx", None)
     see = f" See: {context.command_path} --help" if context is not None else ""

@@ -13,7 +13,7 @@ from lucid_compute.cli.confirmation import YesOption, confirm
 from lucid_compute.cli.connection import ApiOption, KeyOption, connected
 from lucid_compute.cli.instants import read_future
 from lucid_compute.cli.names import get_key, get_node
-from lucid_compute.cli.output import Column, JsonOption, Listing, note, sentence, show, show_json
+from lucid_compute.cli.output import Column, JsonOption, Listing, note, sentence, show, show_done, show_json
 from lucid_compute.cli.plain_text import UNKNOWN, instant
 from lucid_compute.wire.keys import KeyLimits, KeyView, NewKey, Scope
 
@@ -112,13 +112,9 @@ def revoke_key(
     """End a key for good, at once."""
     with connected(api, key) as lucid:
         found = get_key(lucid, key_id)
-    confirm(f"Revoke the key {found.name} ({found.id}) of {found.owner} for good?", is_agreed=yes)
-    with connected(api, key) as lucid:
+        confirm(f"Revoke the key {found.name} ({found.id}) of {found.owner} for good?", is_agreed=yes)
         lucid.keys.revoke(found.id)
-    if as_json:
-        show_json({"id": found.id, "revoked": True})
-    else:
-        show(sentence(f"The key {found.name} is revoked."))
+    show_done(f"The key {found.name} is revoked.", {"id": found.id, "revoked": True}, as_json=as_json)
 
 
 def _show_secret(made: NewKey, *, as_json: bool) -> None:

@@ -8,12 +8,12 @@ from typing import Annotated
 import typer
 
 from lucid_compute.cli.confirmation import YesOption, confirm
-from lucid_compute.cli.connection import SECONDS_TO_ANSWER, ApiOption, KeyOption, connected
+from lucid_compute.cli.connection import SECONDS_TO_ANSWER, ApiOption, KeyOption, Service, connected
 from lucid_compute.cli.drain_watch import progress_on_terminal, wait_until_drained
 from lucid_compute.cli.names import get_node
 from lucid_compute.cli.node_commands import NodeArgument
 from lucid_compute.cli.node_tables import shown_status
-from lucid_compute.cli.output import JsonOption, sentence, show, show_json
+from lucid_compute.cli.output import JsonOption, sentence, show, show_done, show_json
 from lucid_compute.wire.compute import DrainAnswer, NodeHealth
 
 LONGEST_WAIT_SECONDS = 3600
@@ -34,17 +34,18 @@ def drain(
     Ctrl-C ends the waiting, not the drain; `lucid resume` ends the drain.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
-    with connected(api, key) as lucid:
-        passport = get_node(lucid, node)
-        state, failure = lucid.compute.drain(passport.id), None
+    with Service(api, key) as service:
+        with service.asked() as lucid:
+            passport = get_node(lucid, node)
+            state, failure = lucid.compute.drain(passport.id), None
 
-    def look() -> NodeHealth:
-        with connected(api, key) as lucid:
-            return lucid.compute.health(passport.id)
+        def look() -> NodeHealth:
+            with service.asked() as lucid:
+                return lucid.compute.health(passport.id)
 
-    if waits and not state.drained:
-        with progress_on_terminal(passport.name) as tell:
-            state, failure = wait_until_drained(state, look, tell, deadline)
+        if waits and not state.drained:
+            with progress_on_terminal(passport.name) as tell:
+                state, failure = wait_until_drained(state, look, tell, deadline)
     if as_json:
         show_json(state)
     elif failure is None:
@@ -58,11 +59,9 @@ def resume(node: NodeArgument, as_json: JsonOption = False, api: ApiOption = Non
     with connected(api, key) as lucid:
         passport = get_node(lucid, node)
         health = lucid.compute.resume(passport.id)
-    if as_json:
-        show_json(health)
-        return
     status = shown_status(health)
-    show(sentence(f"{passport.name} is {status}." + (" It says so itself." if status == "draining" else "")))
+    stands = f"{passport.name} is {status}." + (" It says so itself." if status == "draining" else "")
+    show_done(stands, health, as_json=as_json)
 
 
 def deregister(
@@ -83,10 +82,7 @@ def deregister(
     confirm(f"Deregister {passport.name} ({passport.id}) for good?", is_agreed=yes)
     with connected(api, key, timeout_seconds=SECONDS_TO_ANSWER + (wait_seconds or 0)) as lucid:
         answer = lucid.compute.deregister(passport.id, force=force, wait_seconds=wait_seconds)
-    if as_json:
-        show_json(answer)
-    else:
-        show(sentence(f"{passport.name} is deregistered."))
+    show_done(f"{passport.name} is deregistered.", answer, as_json=as_json)
 
 
 def _drained_or_not(name: str, state: DrainAnswer) -> str:

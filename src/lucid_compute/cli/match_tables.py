@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from rich.console import RenderableType
 
-from lucid_compute.cli.model_tables import reasons_of, remedies
+from lucid_compute.cli.model_tables import node_reasons, what_to_do
 from lucid_compute.cli.output import Column, Listing, sentence
 from lucid_compute.cli.plain_text import instant, number, or_unknown, share, yes_or_no
 from lucid_compute.wire.inference import MatchAnswer, RankedNode
@@ -44,11 +44,10 @@ def match_parts(answer: MatchAnswer) -> list[RenderableType]:
         parts += [sentence(""), Listing(RANK_COLUMNS, map(_ranked, answer.shortlist))]
     else:
         parts.append(sentence(f"A request for {answer.model} would be refused: no node may be sent it.", style="bold"))
-    if answer.rejected:
-        parts += [sentence(""), sentence("Left out:")]
-    for node in answer.rejected:
-        parts += reasons_of(node.name, node.reasons)
-    return parts + remedies(answer.rejections)
+    rejected = [(node.name, node.reasons) for node in answer.rejected]
+    if rejected:
+        parts += [sentence(""), sentence("Left out:"), *node_reasons(rejected)]
+    return parts + what_to_do(rejected, answer.rejections)
 
 
 def job_table(jobs: Iterable[JobView]) -> Listing:

@@ -12,10 +12,7 @@ from lucid_compute.cli.connection import ApiOption, KeyOption, connected
 from lucid_compute.cli.exit_status import ExitStatus
 from lucid_compute.cli.model_tables import explanation, model_facts, model_summary, model_table
 from lucid_compute.cli.output import JsonOption, sentence, show, show_json
-from lucid_compute.client import Lucid
-from lucid_compute.client.errors import Forbidden
 from lucid_compute.passports import ModelFormat
-from lucid_compute.wire.passports import ModelAvailability
 
 app = typer.Typer(
     cls=ListsByDefault,
@@ -64,20 +61,9 @@ def show_model(model: ModelArgument, as_json: JsonOption = False, api: ApiOption
     with connected(api, key) as lucid:
         view = lucid.models.get(model)
         availability = lucid.models.availability(view.id)
-        names = {} if as_json else _names_of_nodes(lucid, availability)
     if as_json:
         show_json({"model": view, "availability": availability})
     else:
-        show(*model_facts(view), *explanation(view, availability, names))
+        show(*model_facts(view), *explanation(view, availability))
     if not availability.served:
         raise typer.Exit(ExitStatus.REFUSED)
-
-
-def _names_of_nodes(lucid: Lucid, availability: ModelAvailability) -> dict[str, str]:
-    """Answer the names of the nodes that the verdict speaks of; a key that may not list nodes sees ids."""
-    if not availability.nodes:
-        return {}
-    try:
-        return {node.id: node.name for node in lucid.compute.list()}
-    except Forbidden:
-        return {}

@@ -11,10 +11,13 @@ from rich.padding import Padding
 from lucid_compute.cli.connection import in_commands
 from lucid_compute.cli.output import Column, Listing, facts, sentence
 from lucid_compute.cli.plain_text import UNKNOWN, counted, listed, number, or_unknown, yes_or_no
-from lucid_compute.cli.remedies import remedy
+from lucid_compute.doctor.reason_fixes import fix_of
+from lucid_compute.matching_engine import ReasonCode
 from lucid_compute.wire.passports import ModelAvailability, ModelView, ReasonView
 
 MOST_NODES = 20  # that a person is told of; a fleet may have thousands
+MOST_THAT_LEFT = 5
+Verdict = tuple[str, Sequence[ReasonView]]  # a node as it is called, and what speaks against it
 MODEL_COLUMNS = (
     Column("NAME", shortest=36),
     Column("AVAILABLE"),
@@ -58,32 +61,46 @@ def model_facts(model: ModelView) -> list[RenderableType]:
     return [facts(pairs)]
 
 
-def explanation(model: ModelView, availability: ModelAvailability, names: Mapping[str, str]) -> list[RenderableType]:
+def explanation(model: ModelView, availability: ModelAvailability) -> list[RenderableType]:
     """Answer why the model can or can't be had: node by node every reason, and what to do about each."""
+    verdicts = [(node.name or node.passport_id, node.reasons) for node in availability.nodes]
+    verdicts.sort(key=lambda verdict: (len(verdict[1]), verdict[0]))
     parts: list[RenderableType] = [sentence(""), sentence(_verdict(model, availability), style="bold")]
-    ordered = sorted(availability.nodes, key=lambda node: (len(node.reasons), names.get(node.passport_id, "")))
-    for node in ordered[:MOST_NODES]:
-        parts += reasons_of(names.get(node.passport_id, node.passport_id), node.reasons)
-    if (left_out := len(ordered) - MOST_NODES) > 0:
-        parts.append(sentence(f"  and {counted(left_out, 'node')} more; --json has all."))
+    parts += node_reasons(verdicts)
     if availability.summary:
         counts = ", ".join(f"{count} {code}" for code, count in sorted(availability.summary.items()))
         parts.append(sentence(f"Over all nodes, yours or not: {counts}."))
-    return parts + remedies(availability.summary)
+    return parts + what_to_do(verdicts, availability.summary)
 
 
-def reasons_of(name: str, reasons: Iterable[ReasonView]) -> list[RenderableType]:
-    """Answer a node and below it every reason why it may not; without one, that it may."""
-    lines = [_indented(f"{reason.code}: {in_commands(reason.message)}", 4, style="red") for reason in reasons]
-    return [_indented(f"{name}:" if lines else f"{name}: yes", 2), *lines]
+def node_reasons(verdicts: Sequence[Verdict]) -> list[RenderableType]:
+    """Answer each node and below it every reason why it may not; those that have left stand together at the end."""
+    staying = [verdict for verdict in verdicts if not _has_left(verdict)]
+    parts: list[RenderableType] = []
+    for name, reasons in staying[:MOST_NODES]:
+        parts.append(_indented(f"{name}:" if reasons else f"{name}: yes", 2))
+        parts += [_indented(f"{reason.code}: {in_commands(reason.message)}", 4, style="red") for reason in reasons]
+    if (left_out := len(staying) - MOST_NODES) > 0:
+        parts.append(sentence(f"  and {counted(left_out, 'node')} more; --json has all."))
+    left = [name for name, _ in filter(_has_left, verdicts)]
+    if left:
+        more = f" and {len(left) - MOST_THAT_LEFT} more" if len(left) > MOST_THAT_LEFT else ""
+        parts.append(sentence(f"  Deregistered, nothing to do: {', '.join(left[:MOST_THAT_LEFT])}{more}."))
+    return parts
 
 
-def remedies(codes: Iterable[str]) -> list[RenderableType]:
-    """Answer what to do about each reason, once."""
-    known = [(code, what_to_do) for code in sorted(set(codes)) if (what_to_do := remedy(code)) is not None]
-    if not known:
+def what_to_do(verdicts: Sequence[Verdict], counts: Iterable[str]) -> list[RenderableType]:
+    """Answer what to do about each reason, once: about those against the nodes told of, else about those counted."""
+    told = {reason.code for verdict in verdicts if not _has_left(verdict) for reason in verdict[1]}
+    codes = told if verdicts else set(counts) - {ReasonCode.DEREGISTERED}
+    if not codes:
         return []
+    known = [(code, fix_of(code, "NODE")) for code in sorted(codes)]
     return [sentence(""), sentence("What to do:", style="bold"), Padding(facts(known), (0, 0, 0, 2))]
+
+
+def _has_left(verdict: Verdict) -> bool:
+    return any(reason.code == ReasonCode.DEREGISTERED for reason in verdict[1])
 
 
 def _row(model: ModelView) -> tuple[str, ...]:
@@ -109,7 +126,12 @@ def _verdict(model: ModelView, availability: ModelAvailability) -> str:
             f"{model.name} could run now, but no fresh, healthy node that fits it declares or reports it, so no "
             "request is sent. Load it on such a node, or declare it there."
         )
-    if not availability.nodes and not availability.summary:
+    left = [node for node in availability.nodes if _has_left((node.passport_id, node.reasons))]
+    if (
+        len(left)
+        == len(availability.nodes)
+        == availability.summary.get(ReasonCode.DEREGISTERED, len(availability.summary))
+    ):
         return f"{model.name} can't be had: no node is registered. Register one: lucid agent run."
     return f"{model.name} can't be had: no node can run it now."
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from shlex import quote
 from typing import Protocol, TypeVar
 from uuid import UUID
 
@@ -43,9 +44,13 @@ def get_node(lucid: Lucid, id_or_name: str, *, also_ended: bool = False) -> Pass
     if (found := _find_passport(lucid, id_or_name)) is not None and found.type is PassportType.COMPUTE:
         return found
     named = _exactly(lucid.compute.list(search=id_or_name), id_or_name)
-    if not named and also_ended:
-        named = _exactly(lucid.compute.list(status="deregistered", search=id_or_name), id_or_name)
-    return _only(named, id_or_name, "node", "nodes")
+    if named:
+        return _only(named, id_or_name, "node", "nodes")
+    ended = _exactly(lucid.compute.list(status="deregistered", search=id_or_name), id_or_name)
+    if ended and not also_ended:
+        sentence = f"{id_or_name} was deregistered, for good. What happened to it: lucid events {quote(id_or_name)}"
+        raise CommandFailed(sentence, ExitStatus.NOT_FOUND)
+    return _only(ended, id_or_name, "node", "nodes")
 
 
 def get_passport(lucid: Lucid, id_or_name: str) -> PassportView:

@@ -9,7 +9,7 @@ import typer
 
 from lucid_compute.cli.command_groups import ListsByDefault
 from lucid_compute.cli.completion import complete_model, complete_node
-from lucid_compute.cli.connection import ApiOption, KeyOption, connected
+from lucid_compute.cli.connection import ApiOption, KeyOption, Service, connected
 from lucid_compute.cli.exit_status import ExitStatus
 from lucid_compute.cli.failures import CommandFailed
 from lucid_compute.cli.names import get_node
@@ -54,13 +54,15 @@ def list_nodes(
         "gpu": gpu, "model": model, "owner": owner, "search": search,
     }  # fmt: skip
 
-    def read() -> list[NodeView]:
-        with connected(api, key) as lucid:
-            return list(lucid.compute.list(**wanted))
+    with Service(api, key) as service:
 
-    if is_watched:
-        watch(read, interval)
-    nodes = read()
+        def read() -> list[NodeView]:
+            with service.asked() as lucid:
+                return list(lucid.compute.list(**wanted))
+
+        if is_watched:
+            watch(read, interval)
+        nodes = read()
     if as_json:
         show_json({"nodes": nodes})
     elif nodes:

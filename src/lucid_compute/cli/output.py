@@ -131,6 +131,14 @@ def show_json(answer: Any) -> None:
     write(json.dumps(as_on_the_wire(answer), indent=2) + "\n")
 
 
+def show_done(text: str, answer: Any, *, as_json: bool) -> None:
+    """Write that something was done: the sentence for a person, the answer for a script."""
+    if as_json:
+        show_json(answer)
+    else:
+        show(sentence(text))
+
+
 def as_on_the_wire(answer: Any) -> Any:
     """Answer shapes of the wire, and lists and mappings of them, as plain JSON values."""
     if isinstance(answer, BaseModel):

@@ -15,7 +15,7 @@ from lucid_compute.cli.exit_status import ExitStatus
 from lucid_compute.cli.failures import CommandFailed
 from lucid_compute.cli.metadata_options import MetadataOption, SetOption, read_metadata_options
 from lucid_compute.cli.names import get_passport
-from lucid_compute.cli.output import Column, JsonOption, Listing, facts, sentence, show, show_json
+from lucid_compute.cli.output import Column, JsonOption, Listing, facts, sentence, show, show_done, show_json
 from lucid_compute.cli.plain_text import instant, listed, or_unknown
 from lucid_compute.passports import PassportStatus, PassportType
 from lucid_compute.wire.passports import PassportView
@@ -138,13 +138,9 @@ def revoke_passport(
     """Revoke a passport for good; a node must have no requests in flight. It stays readable."""
     with connected(api, key) as lucid:
         found = get_passport(lucid, passport)
-    confirm(f"Revoke the {found.type} passport {found.name} ({found.id}) for good?", is_agreed=yes)
-    with connected(api, key) as lucid:
+        confirm(f"Revoke the {found.type} passport {found.name} ({found.id}) for good?", is_agreed=yes)
         lucid.passports.revoke(found.id)
-    if as_json:
-        show_json({"id": found.id, "status": PassportStatus.REVOKED})
-    else:
-        show(sentence(f"{found.name} is revoked."))
+    show_done(f"{found.name} is revoked.", {"id": found.id, "status": PassportStatus.REVOKED}, as_json=as_json)
 
 
 def _show(passport: PassportView, *, as_json: bool) -> None:

@@ -10,8 +10,9 @@ import typer
 from lucid_compute.cli.command_groups import ListsByDefault
 from lucid_compute.cli.confirmation import YesOption, confirm
 from lucid_compute.cli.connection import ApiOption, KeyOption, connected
-from lucid_compute.cli.failures import write
-from lucid_compute.cli.output import JsonOption, sentence, show, show_json
+from lucid_compute.cli.exit_status import ExitStatus
+from lucid_compute.cli.failures import CommandFailed, write
+from lucid_compute.cli.output import JsonOption, sentence, show, show_done, show_json
 from lucid_compute.cli.payout_tables import loss_parts, payout_parts, period_table
 
 app = typer.Typer(
@@ -50,11 +51,10 @@ def list_payouts(
     key: KeyOption = None,
 ) -> None:
     """Show what was earned, by owner and role, and by model and node."""
+    _refuse_both(period, from_, to)
     with connected(api, key) as lucid:
-        if period is not None:
-            report = lucid.payouts.period(period, owner=owner)
-        else:
-            report = lucid.payouts.get(from_=from_, to=to, owner=owner)
+        payouts = lucid.payouts
+        report = payouts.period(period, owner=owner) if period else payouts.get(from_=from_, to=to, owner=owner)
     if as_json:
         show_json(report)
     else:
@@ -71,12 +71,14 @@ def write_statement(
     key: KeyOption = None,
 ) -> None:
     """Write a statement as CSV: a line for each day, node and model, and the totals that they add up to."""
+    _refuse_both(period, from_, to)
     with connected(api, key) as lucid:
-        if period is not None:
-            text = lucid.payouts.period_statement(period, owner=owner)
-        else:
-            text = lucid.payouts.statement(from_=from_, to=to, owner=owner)
-    write(text)
+        payouts = lucid.payouts
+        write(
+            payouts.period_statement(period, owner=owner)
+            if period
+            else payouts.statement(from_=from_, to=to, owner=owner)
+        )
 
 
 @app.command("losses")
@@ -121,7 +123,10 @@ def close_period(
     confirm(f"Close the payouts from {from_} until before {to} for good?", is_agreed=yes)
     with connected(api, key) as lucid:
         period = lucid.payouts.close_period(from_=from_, to=to)
-    if as_json:
-        show_json(period)
-    else:
-        show(sentence(f"The period from {period.from_} until before {period.to} is closed ({period.id})."))
+    closed = f"The period from {period.from_} until before {period.to} is closed ({period.id})."
+    show_done(closed, period, as_json=as_json)
+
+
+def _refuse_both(period: str | None, *days: date | None) -> None:
+    if period is not None and any(days):
+        raise CommandFailed("Say --period, or days with --from and --to, not both.", ExitStatus.USAGE)

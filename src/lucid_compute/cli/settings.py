@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
+from difflib import get_close_matches
 from pathlib import Path
 
 DATA_DIR = "LUCID_DATA_DIR"
@@ -11,6 +13,13 @@ DATA_DIR = "LUCID_DATA_DIR"
 def data_dir() -> Path:
     """Answer the data folder of a `lucid serve` that was started here: LUCID_DATA_DIR, else `data`."""
     return Path(os.environ.get(DATA_DIR) or "data")
+
+
+def mistyped(known: Collection[str]) -> list[tuple[str, str]]:
+    """Answer variables that nothing reads and that are nearly one that is known, with that one."""
+    ours = {name for name in os.environ if name.startswith("LUCID_") and not name.startswith("LUCID_TEST_")}
+    near = ((name, get_close_matches(name, known, n=1, cutoff=0.85)) for name in ours - set(known))
+    return sorted((name, meant[0]) for name, meant in near if meant)
 
 
 def is_set(variable: str) -> bool:

@@ -11,8 +11,9 @@ from rich.padding import Padding
 
 from lucid_compute.agent.settings import AgentSettings
 from lucid_compute.api.settings import Settings
+from lucid_compute.cli.failures import complain
 from lucid_compute.cli.output import JsonOption, sentence, show, show_json
-from lucid_compute.cli.settings import is_set
+from lucid_compute.cli.settings import is_set, mistyped
 from lucid_compute.client.settings import SETTINGS as CLIENT_SETTINGS
 
 
@@ -34,7 +35,7 @@ SOURCES: tuple[tuple[str, type[BaseModel] | Sequence[tuple[str, str | None, str]
 
 def settings(as_json: JsonOption = False) -> None:
     """List every setting: its variable, its default, what it means, and whether it is set now."""
-    rows = [_row(reader, setting) for reader, source in SOURCES for setting in _declared_by(source)]
+    rows = [_row(reader, setting) for reader, setting in _all()]
     if as_json:
         show_json({"settings": rows})
         return
@@ -45,6 +46,16 @@ def settings(as_json: JsonOption = False) -> None:
         parts.append(sentence(f"    {row['reader']}, default: {row['default'] or 'unset'}"))
         parts.append(Padding(sentence(row["meaning"]), (0, 0, 1, 4)))
     show(*parts)
+
+
+def complain_of_mistyped() -> None:
+    """Say of each variable that looks like a setting and is none which one may be meant."""
+    for name, meant in mistyped({setting.name for _, setting in _all()}):
+        complain(f"Nothing reads {name}. Did you mean {meant}? See: lucid settings")
+
+
+def _all() -> list[tuple[str, Setting]]:
+    return [(reader, setting) for reader, source in SOURCES for setting in _declared_by(source)]
 
 
 def _declared_by(source: type[BaseModel] | Sequence[tuple[str, str | None, str]]) -> list[Setting]:

@@ -12,7 +12,7 @@ from lucid_compute.cli.confirmation import YesOption, confirm
 from lucid_compute.cli.connection import ApiOption, KeyOption, connected
 from lucid_compute.cli.failures import CommandFailed
 from lucid_compute.cli.names import get_node
-from lucid_compute.cli.output import Column, JsonOption, Listing, note, sentence, show, show_json
+from lucid_compute.cli.output import Column, JsonOption, Listing, note, sentence, show, show_done, show_json
 from lucid_compute.cli.plain_text import UNKNOWN, instant
 from lucid_compute.webhook_rules import WebhookEvent
 from lucid_compute.wire.webhooks import DeliveryView, NewWebhook, WebhookView
@@ -139,10 +139,7 @@ def delete_webhook(
     confirm(f"Delete the webhook {webhook_id}?", is_agreed=yes)
     with connected(api, key) as lucid:
         lucid.webhooks.delete(webhook_id)
-    if as_json:
-        show_json({"id": webhook_id, "deleted": True})
-    else:
-        show(sentence(f"The webhook {webhook_id} is deleted."))
+    show_done(f"The webhook {webhook_id} is deleted.", {"id": webhook_id, "deleted": True}, as_json=as_json)
 
 
 def _show_secret(made: NewWebhook, what: str, *, as_json: bool) -> None:

@@ -7,24 +7,11 @@ from collections import defaultdict
 from lucid_compute.client.errors import ModelNotFound
 from lucid_compute.doctor.case import Case
 from lucid_compute.doctor.check import Finding, failed, passed, skipped, warned
+from lucid_compute.doctor.reason_fixes import fix_of
 from lucid_compute.wire.passports import ReasonView
 
 MB_PER_GB = 1024
 TOLERANCE_GB = 1.0  # drivers keep some of the memory for themselves
-# Every reason that GET /models/{id}/availability gives. `{node}` is the node's id.
-REASON_FIXES = {
-    "RUNTIME_MISMATCH": "Serve it with a runtime that it runs on, or name the node's runtimes: "
-    "lucid passports update {node} --set 'runtimes=[\"…\"]'",
-    "VRAM_TOO_LOW": "Declare it with the quantization that is loaded: lucid agent run --quantization MODEL=…",
-    "CONTEXT_TOO_SHORT": "Start the server with the model's whole context, and declare maxTokens so: lucid agent run",
-    "HEARTBEAT_STALE": "Start the node's sender again: lucid agent run",
-    "HEARTBEAT_MISSING": "Start the node's sender: lucid agent run",
-    "REPORTED_UNHEALTHY": "Look at the inference server and its log: lucid agent inspect",
-    "DRAINING": "End the drain: lucid resume {node}",
-    "DEREGISTERED": "Register the node anew: lucid agent run",
-    "PASSPORT_INACTIVE": "Make the passport active: lucid passports update {node} --status active",
-}
-_NEWER = "Update lucid-compute here: the service gives a reason that this version does not know."
 
 
 async def check_catalogue(case: Case) -> Finding:
@@ -69,7 +56,7 @@ async def check_fit(case: Case) -> Finding:
     case.told.add("VRAM_TOO_LOW")
     if named:
         said = "; ".join(f"{name} wants {view.wanted} GB of {view.found} GB" for name, view in named.items())
-        return failed(f"Too little VRAM: {said}.", REASON_FIXES["VRAM_TOO_LOW"])
+        return failed(f"Too little VRAM: {said}.", fix_of("VRAM_TOO_LOW", case.called))
     return passed("The node has the VRAM that its models want.")
 
 
@@ -82,10 +69,7 @@ async def check_availability(case: Case) -> list[Finding]:
             by_code[code].append(name)
             messages[code] = view.message
     findings = [
-        failed(
-            f"{code} for {', '.join(names)}: {messages[code]}",
-            REASON_FIXES.get(code, _NEWER).format(node=case.called),
-        )
+        failed(f"{code} for {', '.join(names)}: {messages[code]}", fix_of(code, case.called))
         for code, names in sorted(by_code.items())
     ]
     return findings or [passed(f"Nothing else speaks against the node for {', '.join(case.models)}.")]

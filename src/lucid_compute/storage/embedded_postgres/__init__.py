@@ -2,5 +2,6 @@
 
 from lucid_compute.storage.embedded_postgres.processes import EmbeddedPostgresError
 from lucid_compute.storage.embedded_postgres.server import EmbeddedPostgres, remove_cluster
+from lucid_compute.storage.embedded_postgres.visit import visit
 
-__all__ = ["EmbeddedPostgres", "EmbeddedPostgresError", "remove_cluster"]
+__all__ = ["EmbeddedPostgres", "EmbeddedPostgresError", "remove_cluster", "visit"]

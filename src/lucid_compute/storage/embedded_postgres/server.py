@@ -11,7 +11,6 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
-from urllib.parse import quote
 
 from lucid_compute.storage.embedded_postgres.cluster import Cluster, open_cluster, remove_cluster
 from lucid_compute.storage.embedded_postgres.data_folder import DataFolderLock, explained, make_data_folder
@@ -24,7 +23,12 @@ from lucid_compute.storage.embedded_postgres.processes import (
     forget_reused_pids,
     is_ready,
 )
-from lucid_compute.storage.embedded_postgres.socket_folder import PORT, SOCKET_NAME, remove_socket_folder
+from lucid_compute.storage.embedded_postgres.socket_folder import (
+    PORT,
+    SOCKET_NAME,
+    remove_socket_folder,
+    socket_url,
+)
 
 __all__ = ["EmbeddedPostgres", "EmbeddedPostgresError", "remove_cluster"]
 
@@ -167,9 +171,7 @@ class EmbeddedPostgres:
         if self._cluster is None:
             msg = "The embedded Postgres has no address before it was started."
             raise EmbeddedPostgresError(msg)
-        folder = quote(str(self._cluster.socket_dir))
-        # With the port, because a PGPORT of the caller's environment would choose another socket.
-        return f"postgresql://postgres@/{quote(database, safe='')}?host={folder}&port={PORT}"
+        return socket_url(self._cluster.socket_dir, database)
 
     def _run(self, cluster: Cluster, deadline: float) -> None:
         """Start the postmaster and return when it takes connections."""

@@ -8,6 +8,7 @@ import stat
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+from urllib.parse import quote
 
 from lucid_compute.storage.embedded_postgres.processes import EmbeddedPostgresError, PostgresUser
 
@@ -35,6 +36,18 @@ def open_socket_folder(data_dir: Path, cluster: Path, user: PostgresUser) -> Pat
     folder = _make_short_folder(user)
     link.symlink_to(folder)
     return folder
+
+
+def find_socket_folder(data_dir: Path, cluster: Path) -> Path:
+    """Answer where the socket of `cluster` is while its Postgres runs."""
+    link = data_dir / LINK_NAME
+    return link.readlink() if link.is_symlink() else cluster
+
+
+def socket_url(folder: Path, database: str = "postgres") -> str:
+    """Answer the URL of a database by the socket in `folder`, for asyncpg and psql alike."""
+    # With the port, because a PGPORT of the caller's environment would choose another socket.
+    return f"postgresql://postgres@/{quote(database, safe='')}?host={quote(str(folder))}&port={PORT}"
 
 
 def remove_socket_folder(data_dir: Path) -> None:

@@ -220,7 +220,7 @@ def test_the_image_of_the_service_can_send_traces() -> None:
     assert "--require-hashes -r requirements/tracing.txt" in by_name["traced"]
     assert "COPY --from=traced" in by_name[""]
     assert "COPY --from=builder" in by_name["agent"]
-    assert "-r requirements/tracing.txt" in read("Makefile")
+    assert "requirements/tracing.txt" in read("Makefile")
     assert "make install-tracing" in read("docs/observability.md")
 
 

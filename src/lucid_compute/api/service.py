@@ -174,7 +174,6 @@ def build_service(settings: Settings, database_url: str) -> Service:
         key_store=key_store,
         authenticator=Authenticator(keys, feed, clock, settings.auth_failures_per_minute),
         jobs=jobs,
-        job_retention=JobRetention(database, days=settings.job_retention_days),
         rates=KeyRates(fleet.replicas),
         gateway=Gateway(tools),
         prober=Prober(tools.targets, tools.client, spend),
@@ -193,10 +192,14 @@ def _histories(database: Database) -> dict[str, Any]:
 
 
 def _payouts(database: Database, settings: Settings) -> dict[str, Any]:
-    """Answer what reads payouts and what closes them, by its place in the service."""
+    """Answer what reads payouts, what closes them and what deletes their jobs later, by its place in the service."""
     store = PayoutStore(database)
     when, after_days = settings.payouts_close, settings.payouts_close_after_days
-    return {"payouts": store, "payout_closer": PayoutCloser(database, store, when=when, after_days=after_days)}
+    return {
+        "payouts": store,
+        "payout_closer": PayoutCloser(database, store, when=when, after_days=after_days),
+        "job_retention": JobRetention(database, days=settings.job_retention_days),
+    }
 
 
 def _build_tools(settings: Settings, fleet: Fleet, clock: DatabaseClock, ledger: JobLedger, replica_id: str) -> Tools:

@@ -87,6 +87,10 @@ class SmallFleet:
         newest = receipt(age_seconds=age_seconds, now=self.now, revision=self._revision, passport_id=node_id, **beat)
         self.fleet.apply_receipt(node_id, newest)
 
+    def fail(self, node: FleetNode) -> bool:
+        """Send the node a request, which it fails; answer whether that opened its breaker."""
+        return self.traffic.note_failure(node, self.traffic.note_start(node.state.id))
+
     def wait(self, seconds: float) -> None:
         """Let the database's clock go on."""
         self.now += timedelta(seconds=seconds)

@@ -96,6 +96,7 @@ _SIDE_OF_REASON = {
     "connect_failed": Side.NETWORK,  # nobody listens, or nobody answers: from here both look alike
     "connection_lost": Side.NETWORK,
     "endpoint_not_offered": Side.PROVIDER,
+    "model_not_offered": Side.PROVIDER,
     "internal": Side.US,
     "shutdown": Side.US,
 }

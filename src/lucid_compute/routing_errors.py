@@ -66,9 +66,11 @@ class ModelUnavailable(Unavailable):
 
     code = "MODEL_UNAVAILABLE"
 
-    def __init__(self, model: str, rejections: Mapping[str, int]) -> None:
-        """Count why not, a node once for each reason."""
+    def __init__(self, model: str, rejections: Mapping[str, int], *, lacking: int = 0, endpoint: str = "") -> None:
+        """Count why not, a node once for each reason; `lacking` of them said not to offer the model at `endpoint`."""
         counted = ", ".join(f"{code} {count}" for code, count in rejections.items()) or "no node names it"
+        if lacking:
+            counted += f"; not offered at /v1/{endpoint} by {lacking} of them"
         super().__init__(
             f"No node can serve {model!r} right now ({counted}). GET /models/{{idOrName}}/availability and POST "
             "/match say more; send the request again after Retry-After seconds.",

@@ -38,7 +38,8 @@ class NodeUsage(NamedTuple):
 
     `in_flight` counts over all replicas; `blocked_seconds` is how long the breaker stays open, 0 when it is closed;
     `full_seconds` how long it asked not to be sent anything, 0 when it did not; `latency_ms` is measured, None while no
-    measurement is young enough to count; `lacks` is the endpoint that was asked for, if the node does not offer it.
+    measurement is young enough to count; `lacks` is the endpoint that was asked for, if the node said not to offer it,
+    "" if it said not to have the model at all.
     """
 
     in_flight: int = 0
@@ -105,7 +106,7 @@ def routing_reasons(
     if reasons and policy.route_stale and node.is_live(live_since):
         reasons = tuple(reason for reason in reasons if reason.code is not ReasonCode.HEARTBEAT_STALE)
     of_kind = kind_reasons(model, node) if of_kind is None else of_kind
-    return (*of_kind, *reasons, *_usage_reasons(node, usage), *_policy_reasons(model, node, usage, policy))
+    return (*of_kind, *reasons, *_usage_reasons(model, node, usage), *_policy_reasons(model, node, usage, policy))
 
 
 def kind_reasons(model: ModelPassport, node: NodeState) -> tuple[Reason, ...]:
@@ -126,7 +127,7 @@ def stretch_of(node: NodeState) -> Stretch:
     return Stretch((1.0 + load) * (1.0 + waiting / places), (1.0 + load) / places)
 
 
-def _usage_reasons(node: NodeState, usage: NodeUsage) -> list[Reason]:
+def _usage_reasons(model: ModelPassport, node: NodeState, usage: NodeUsage) -> list[Reason]:
     reasons = []
     if is_at_capacity(node, usage.in_flight):
         limit = node.passport.max_concurrency
@@ -136,8 +137,9 @@ def _usage_reasons(node: NodeState, usage: NodeUsage) -> list[Reason]:
         message = f"The node answered that it is full (429); it is asked again in {usage.full_seconds:.0f} s."
         reasons.append(Reason(ReasonCode.AT_CAPACITY, message, "not full", round(usage.full_seconds, 1)))
     if usage.lacks is not None:
-        message = f"The node answered that it does not offer /v1/{usage.lacks}; it is asked again within a minute."
-        reasons.append(Reason(ReasonCode.MODEL_NOT_SERVED, message, usage.lacks, None))
+        what = f"offer /v1/{usage.lacks}" if usage.lacks else "have this model"
+        message = f"The node answered that it does not {what}; it is asked again within a minute."
+        reasons.append(Reason(ReasonCode.MODEL_NOT_SERVED, message, usage.lacks or model.record.name, None))
     if usage.blocked_seconds > 0:
         message = f"The node failed again and again; it is tried again in {usage.blocked_seconds:.0f} s."
         reasons.append(Reason(ReasonCode.BREAKER_OPEN, message, "closed", round(usage.blocked_seconds, 1)))

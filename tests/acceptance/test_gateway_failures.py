@@ -64,7 +64,7 @@ async def require_failover(gateway: Gateway, pair: Pair, reason: str, *, stream:
     assert jobs[1]["id"] == jobs[2]["id"] == answer.headers["x-lucid-job"]
 
 
-@pytest.mark.parametrize("status", [301, 401, 403, 404, 429, 500, 503])
+@pytest.mark.parametrize("status", [301, 401, 403, 429, 500, 503])
 async def test_a_status_that_is_the_nodes_own_fault_is_never_seen(gateway: Gateway, status: int) -> None:
     """Another node answers; where a redirect leads nobody goes."""
     async with FaultNode() as elsewhere:

@@ -191,7 +191,7 @@ def test_it_opens_at_the_next_failure_when_it_might_not_before() -> None:
 def fail(fleet: SmallFleet, node: FleetNode, times: int = FAILURES_TO_OPEN) -> bool:
     """Let the node fail so often; whether its breaker is open then."""
     for _ in range(times):
-        fleet.traffic.note_failure(node, fleet.traffic.note_start(node.state.id))
+        fleet.fail(node)
     return fleet.traffic.blocked_seconds(node.state.id) > 0
 
 
@@ -265,7 +265,7 @@ def test_nodes_that_are_gone_are_forgotten_with_their_breakers() -> None:
     fleet.traffic.forget_ended()
     assert fleet.traffic.open_count() == 0
     assert fleet.traffic.find(first.state.id) is None
-    assert not fleet.traffic.note_failure(first)
+    assert not fleet.fail(first)
 
 
 # --- retries

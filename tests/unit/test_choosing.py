@@ -111,7 +111,7 @@ async def test_the_node_that_is_blocked_for_the_shortest_time_serves_when_the_ot
     first, second, *others = fleet.add_nodes(4)
     for node in (first, second):
         for _ in range(5):
-            fleet.traffic.note_failure(node)
+            fleet.fail(node)
         clock.pass_seconds(5)
     assert {await fleet.choose(fleet.wanted()) for _ in range(50)} == set(others)
     for node in others:
@@ -133,15 +133,15 @@ async def test_a_node_that_fails_at_once_does_not_draw_every_request_to_it(clock
     fleet = SmallFleet()
     blocked, failing, busy = fleet.add_nodes(3)
     for _ in range(5):
-        fleet.traffic.note_failure(blocked)
+        fleet.fail(blocked)
     for _ in range(100):
         fleet.fleet.replicas.begin(busy.state.id)
     assert await fleet.choose(fleet.wanted()) is failing
-    fleet.traffic.note_failure(failing)
+    fleet.fail(failing)
     assert {await fleet.choose(fleet.wanted()) for _ in range(50)} == {busy}
     clock.pass_seconds(1)
     assert await fleet.choose(fleet.wanted()) is failing
-    fleet.traffic.note_failure(failing)
+    fleet.fail(failing)
     wanted = fleet.wanted()
     wanted.tried = {busy.state.id}
     assert await fleet.choose(wanted) is failing
@@ -154,7 +154,7 @@ async def test_half_of_the_nodes_stay_blocked_while_the_others_are_only_busy(clo
     fleet = SmallFleet()
     first, second = fleet.add_nodes(2, metadata={"maxConcurrency": 1})
     for _ in range(5):
-        fleet.traffic.note_failure(first)
+        fleet.fail(first)
     fleet.fleet.replicas.begin(second.state.id)
     assert await fleet.choose(fleet.wanted()) is None
     fleet.fleet.replicas.end(second.state.id)

@@ -149,7 +149,7 @@ def _trouble(fleet: SmallFleet, clock: Clock, node_id: str, trouble: str | None)
     elif trouble == "full":
         traffic.note_full(node_id, 5)
     elif trouble == "lacks":
-        traffic.note_lack(node_id, "responses")
+        traffic.note_lack(node_id, "responses", fleet.model.id)
 
 
 def reasons_against(fleet: SmallFleet, node: FleetNode, wanted: Wanted) -> set[ReasonCode]:

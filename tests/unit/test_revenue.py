@@ -73,6 +73,7 @@ def test_whatever_ended_a_job_has_one_cause_and_one_side(outcome: Outcome, reaso
         (Outcome.REJECTED, "http_400", "http_400", Side.CLIENT),
         (Outcome.REJECTED, None, "refused", Side.CLIENT),
         (Outcome.REJECTED, "endpoint_not_offered", "endpoint_not_offered", Side.PROVIDER),
+        (Outcome.REJECTED, "model_not_offered", "model_not_offered", Side.PROVIDER),
         (Outcome.LOST, None, "replica_lost", Side.US),
     ],
 )

@@ -60,3 +60,17 @@ class BadStatus(EgressFault):
     def reason(self) -> str:
         """Such as `http_503`."""
         return f"http_{self.status}" if 300 <= self.status < 600 else "http_other"  # noqa: PLR2004 - bounded: it is a label too
+
+
+class NotOffered(BadStatus):
+    """A provider answered that it has no such endpoint, or no such model; it may be as healthy as any."""
+
+    def __init__(self, status: int, *, is_model: bool) -> None:
+        """Say which of the two."""
+        super().__init__(status)
+        self.is_model = is_model
+
+    @property
+    def reason(self) -> str:
+        """Which of the two."""
+        return "model_not_offered" if self.is_model else "endpoint_not_offered"

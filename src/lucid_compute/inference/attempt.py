@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import time
 from datetime import datetime
 from http import HTTPStatus
 from typing import NamedTuple
 
-from lucid_compute.egress.faults import BadStatus, EgressFault, FaultKind
+from lucid_compute.egress.faults import BadStatus, EgressFault, FaultKind, NotOffered
 from lucid_compute.egress.http_connection import HttpConnection
 from lucid_compute.errors import InvalidRequest
 from lucid_compute.field_faults import FieldFault
@@ -19,12 +20,16 @@ from lucid_compute.inference.exchange import CutReason
 from lucid_compute.inference.spans import end_attempt
 from lucid_compute.inference.targets import Target
 from lucid_compute.inference.tools import Tools
+from lucid_compute.inference.traffic import ANY_ENDPOINT
 from lucid_compute.inference.usage import Usage, find_usage
 from lucid_compute.jobs import Job, Outcome
 from lucid_compute.routing_rules import id_on_node
 
 CLIENTS_OWN = frozenset({400, 413, 422})
 NOT_OFFERED = frozenset({404, 405, 501})
+# How servers say that they have not loaded a model: OpenAI's code; vLLM's, SGLang's, Ollama's and llama-swap's words.
+_NO_MODEL = re.compile(rb'(?is)"model_not_found"|\bmodel\b.{1,600}?(?:not found|does not exist|not available)')
+_LOOKED_AT_BYTES = 4096  # of a refusal, which is a sentence
 FULL_SECONDS = 1.0
 MAX_FULL_SECONDS = 30.0
 JSON = b"application/json"
@@ -72,7 +77,7 @@ class Attempt:
         passport = self._passport = None if node is None else node.state.passport
         self._node_id = None if passport is None else passport.id
         self._number = number
-        self._turn: int | None = None  # its number among the node's requests
+        self._turn = 0  # its number among the node's requests
         self._stream: EventStream | None = None
         self._span = None if call.span is None else call.span.child("attempt", is_outgoing=True)
         self._began_at = time.monotonic()
@@ -130,6 +135,8 @@ class Attempt:
         if status in CLIENTS_OWN:
             job.outcome, job.reason = Outcome.REJECTED, f"http_{status}"
             return Answer(status, body if is_json and body else b"")
+        if status in NOT_OFFERED:
+            raise self._learn_lack(status, body)
         if not OK <= status < MULTIPLE_CHOICES:
             self._learn_from(status, connection.retry_after)
             raise BadStatus(status)
@@ -163,14 +170,16 @@ class Attempt:
             self._tools.traffic.note_success(self._node_id)
 
     def note_fault(self, fault: EgressFault) -> None:
-        """Note that the node failed, and what was delivered until then."""
+        """Note that the node failed, or can't do what was asked, and what was delivered until then."""
         job = self._job
         job.outcome, job.reason = Outcome.FAILED, fault.reason
-        is_failure = job.status != HTTPStatus.TOO_MANY_REQUESTS
-        if job.status in NOT_OFFERED and self._call.request.endpoint == "responses":
-            job.outcome, job.reason, is_failure = Outcome.REJECTED, "endpoint_not_offered", False
-        if self._node is not None and is_failure:
-            self._tools.traffic.note_failure(self._node, self._turn)
+        if isinstance(fault, NotOffered):
+            job.outcome = Outcome.REJECTED
+        if self._node is not None and self._node_id is not None:
+            if isinstance(fault, NotOffered) or job.status == HTTPStatus.TOO_MANY_REQUESTS:
+                self._tools.traffic.note_nothing(self._node_id, self._turn)
+            else:
+                self._tools.traffic.note_failure(self._node, self._turn)
         if self._stream is not None and self._call.has_begun:
             self.enter(self._stream.usage)
 
@@ -230,8 +239,19 @@ class Attempt:
         if status == HTTPStatus.TOO_MANY_REQUESTS:
             seconds = float(retry_after) if retry_after.isdigit() else FULL_SECONDS
             self._tools.traffic.note_full(self._node_id, min(seconds, MAX_FULL_SECONDS))
-        elif status in NOT_OFFERED and self._call.request.endpoint == "responses":
-            self._tools.traffic.note_lack(self._node_id, "responses")
+
+    def _learn_lack(self, status: int, body: bytes) -> NotOffered:
+        """Learn that the node does not offer what was asked for, and answer that as a fault.
+
+        It is learnt of this model alone: another one of the node may well be served at the endpoint, and a client that
+        asks a chat model for embeddings takes them from nobody.
+        """
+        request = self._call.request
+        fault = NotOffered(status, is_model=_NO_MODEL.search(body[:_LOOKED_AT_BYTES]) is not None)
+        if self._node_id is not None and not request.names_stored:
+            endpoint = ANY_ENDPOINT if fault.is_model else request.endpoint
+            self._tools.traffic.note_lack(self._node_id, endpoint, self._call.model.id)
+        return fault
 
 
 def was_closed_before(connection: HttpConnection, fault: EgressFault) -> bool:

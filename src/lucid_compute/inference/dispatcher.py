@@ -88,7 +88,7 @@ class Dispatcher:
             known.breaker.blocked_seconds(now),
             max(0.0, known.full_until - now),
             known.latency_ms(wanted.kind, now),
-            wanted.endpoint if wanted.endpoint in known.lacks else None,
+            known.lack_of(wanted, now),
         )
 
     def wait_ms(self, node: FleetNode, wanted: Wanted) -> float:

@@ -13,14 +13,14 @@ from collections.abc import Hashable
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from lucid_compute.egress.faults import TIMEOUTS, BadStatus, EgressFault, FaultKind
+from lucid_compute.egress.faults import TIMEOUTS, BadStatus, EgressFault, FaultKind, NotOffered
 from lucid_compute.errors import LucidError
 from lucid_compute.fleet.fleet_node import FleetNode
 from lucid_compute.inference.breakers import RetryBudget
 from lucid_compute.inference.call import Call
 from lucid_compute.inference.dispatcher import Dispatcher
 from lucid_compute.inference.express import Ready
-from lucid_compute.inference.ranking import rank
+from lucid_compute.inference.ranking import Ranking, rank
 from lucid_compute.inference.spans import end_choice
 from lucid_compute.inference.task_attempt import TaskAttempt
 from lucid_compute.inference.tools import Tools
@@ -39,11 +39,11 @@ class _Look(NamedTuple):
     """A look at every node, for those that none of them may serve."""
 
     began_at: float
-    rejections: asyncio.Task[dict[str, int]]
+    ranking: asyncio.Task[Ranking]
 
     def is_old(self, now: float) -> bool:
         """Whether what it found is no longer to be told."""
-        return self.rejections.done() and now - self.began_at > REJECTIONS_KEPT_SECONDS
+        return self.ranking.done() and now - self.began_at > REJECTIONS_KEPT_SECONDS
 
 
 class Gateway:
@@ -53,7 +53,7 @@ class Gateway:
         """Work with `tools`."""
         self.tools = tools
         self._retries = RetryBudget()
-        self._rejections: dict[Hashable, _Look] = {}
+        self._looks: dict[Hashable, _Look] = {}
         self.dispatcher = Dispatcher(tools.fleet, tools.traffic)
         self.own_endpoints = tools.client.own_endpoints
         self.faults: Counter[str] = Counter()
@@ -133,29 +133,29 @@ class Gateway:
         now = self.tools.clock.now()
         node = self.dispatcher.find_quickly(wanted, now) or await self.dispatcher.find(wanted, now)
         if node is None:
-            if failed:
+            if failed and not _are_lacking(failed):
                 raise _error_of(failed, ", and there is no other node")
-            raise ModelUnavailable(wanted.model.record.name, await self._count_rejections(call))
+            found = await self._look_around(wanted)
+            raise ModelUnavailable(
+                wanted.model.record.name, found.rejections, lacking=found.lacking, endpoint=wanted.endpoint
+            )
         return node
 
-    async def _count_rejections(self, call: Call) -> dict[str, int]:
-        """Answer why no node may serve the call; for a while it is the same for the next one of that model.
+    async def _look_around(self, wanted: Wanted) -> Ranking:
+        """Answer why no node may serve what is wanted; for a while it is the same for the next one of that model.
 
         Every node is looked at for it, so calls that ask at the same time wait for one look.
         """
-        wanted, now, looks = call.wanted, time.monotonic(), self._rejections
+        now, looks = time.monotonic(), self._looks
         key = (wanted.model.id, wanted.endpoint, wanted.policy)
         while looks and (oldest := next(iter(looks.items())))[1].is_old(now):
             del looks[oldest[0]]
         look = looks.get(key)
         if look is None or look.is_old(now):
             looks.pop(key, None)  # the ones last begun stand last
-            look = looks[key] = _Look(now, asyncio.create_task(self._look_at_all(wanted)))
-        return await asyncio.shield(look.rejections)
-
-    async def _look_at_all(self, wanted: Wanted) -> dict[str, int]:
-        ranking = await rank(self.tools.fleet, self.dispatcher, wanted, self.tools.clock.now())
-        return dict(ranking.rejections)
+            ranking = rank(self.tools.fleet, self.dispatcher, wanted, self.tools.clock.now())
+            look = looks[key] = _Look(now, asyncio.create_task(ranking))
+        return await asyncio.shield(look.ranking)
 
     def _require_another(self, call: Call, failed: list[Failed]) -> None:
         """Refuse unless another attempt may be made.
@@ -164,8 +164,12 @@ class Gateway:
             LucidError: the client has a part of its answer, or the attempts or the budget are used up.
         """
         if call.has_begun or len(failed) >= MAX_ATTEMPTS or call.model.format is ModelFormat.API:
+            if _are_lacking(failed):
+                counted, count = {ReasonCode.MODEL_NOT_SERVED.value: len(failed)}, len(failed)
+                raise ModelUnavailable(call.model.record.name, counted, lacking=count, endpoint=call.wanted.endpoint)
             raise _error_of(failed)
-        if not self._retries.take(time.monotonic()):
+        # "Not offered" is said at once and asked for once a minute: to go on after it makes no outage worse.
+        if not isinstance(failed[-1][1], NotOffered) and not self._retries.take(time.monotonic()):
             raise _error_of(failed, ", and as many requests as may be are tried again already")
         self.retries += 1
 
@@ -179,6 +183,11 @@ def _error_of(failed: list[Failed], why: str = "") -> LucidError:
     if all(fault.kind in TIMEOUTS for _, fault in failed):
         return NodeTimeout(attempts)
     return NodeFailed(attempts, why=why)
+
+
+def _are_lacking(failed: list[Failed]) -> bool:
+    """Whether no node failed: all that were asked do not offer what was asked for."""
+    return bool(failed) and all(isinstance(fault, NotOffered) for _, fault in failed)
 
 
 def _is_loop(fault: EgressFault) -> bool:

@@ -35,6 +35,7 @@ class Ranking(NamedTuple):
     shortlist: list[Ranked]
     rejected: list[tuple[FleetNode, tuple[Reason, ...]]]
     rejections: Counter[str]
+    lacking: int  # nodes that said not to offer what is asked for
 
 
 async def rank(fleet: Fleet, dispatcher: Dispatcher, wanted: Wanted, now: datetime) -> Ranking:
@@ -42,6 +43,7 @@ async def rank(fleet: Fleet, dispatcher: Dispatcher, wanted: Wanted, now: dateti
     shortlist: list[Ranked] = []
     rejected: list[tuple[FleetNode, tuple[Reason, ...]]] = []
     rejections: Counter[ReasonCode] = Counter()
+    lacking = 0
     live_since = fleet.live_since(now)
     of_kinds: dict[CapabilityClass, tuple[Reason, ...]] = {}
     for position, node in enumerate(list(fleet.nodes())):
@@ -54,6 +56,7 @@ async def rank(fleet: Fleet, dispatcher: Dispatcher, wanted: Wanted, now: dateti
         reasons = routing_reasons(
             wanted.model, node.state, usage, wanted.policy, now=now, live_since=live_since, of_kind=of_kind
         )
+        lacking += usage.lacks is not None
         if reasons:
             rejections.update({reason.code for reason in reasons})
             rejected.append((node, reasons))
@@ -62,7 +65,7 @@ async def rank(fleet: Fleet, dispatcher: Dispatcher, wanted: Wanted, now: dateti
             shortlist.append(Ranked(node, dispatcher.wait_ms(node, wanted), is_fresh, usage))
     best = nsmallest(MAX_LISTED, shortlist, key=lambda ranked: (not ranked.is_fresh, ranked.wait_ms))
     worst = nsmallest(MAX_LISTED, rejected, key=_names_the_model_first)
-    return Ranking(best, worst, Counter({code.value: count for code, count in rejections.items()}))
+    return Ranking(best, worst, Counter({code.value: count for code, count in rejections.items()}), lacking)
 
 
 def _names_the_model_first(entry: tuple[FleetNode, tuple[Reason, ...]]) -> tuple[bool, int]:

@@ -66,6 +66,11 @@ class InferenceRequest:
             found = self._bodies[model_id] = self._with_model(model_id)
         return found
 
+    @property
+    def names_stored(self) -> bool:
+        """Whether it may name an answer that a node has stored, which others answer 404 for."""
+        return self.endpoint == "responses" and b"previous_response_id" in self._body
+
     def text(self, most: int) -> bytes:
         """Answer the first `most` bytes of the body, to be counted."""
         return self._body[:most]

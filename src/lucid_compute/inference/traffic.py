@@ -17,13 +17,17 @@ TRIAL_SECONDS = 30.0
 UNMEASURED_MS = 100.0  # as a model on a GPU; only its proportion to the slack of sessions matters
 SHUN_SECONDS = 1.0
 SHUN_FACTOR = 100.0  # a node that fails at once has nothing in flight, and would draw every request to it
+LACK_SECONDS = 60.0  # after which a node is asked again for what it did not offer
+ANY_ENDPOINT = ""  # of a model that the node does not have
 Kind = tuple[str, bool]
 _NEVER = datetime.min.replace(tzinfo=UTC)
 _NO_LIMIT = float("inf")
 
 
 class NodeTraffic:
-    """One node: its breaker, until when it said to be full, what it does not offer, and its latencies.
+    """One node: its breaker, until when it said to be full, what it lacks and its latencies.
+
+    `lacks` says until when an endpoint, or `ANY_ENDPOINT`, is taken not to be offered for a model, by its id.
 
     `has_doubts` while any of the first three may keep a request from it. One that failed is shunned for a second: the
     last choice. Beside that, what choices weigh of `state`, so that it is read once for each heartbeat and not at each
@@ -49,7 +53,7 @@ class NodeTraffic:
         self.node = node
         self.breaker = Breaker()
         self.full_until = self.shunned_until = 0.0
-        self.lacks: frozenset[str] = frozenset()
+        self.lacks: dict[tuple[str, str], float] = {}
         self.has_doubts = False
         self.latencies: dict[Kind, tuple[float, float]] = {}
         self.read()
@@ -63,10 +67,23 @@ class NodeTraffic:
 
     def may_serve(self, wanted: Wanted, now: float, *, minds_breaker: bool = True) -> bool:
         """Whether nothing that was learnt keeps the request from the node; `now` is `time.monotonic`'s."""
-        if wanted.endpoint in self.lacks or self.full_until > now:
+        if self.full_until > now or (self.lacks and self.lack_of(wanted, now) is not None):
             return False
         self.has_doubts = bool(self.lacks or self.breaker.failures)
         return not minds_breaker or not self.breaker.failures or not self.breaker.blocked_seconds(now)
+
+    def lack_of(self, wanted: Wanted, now: float) -> str | None:
+        """Answer what of the wanted the node does not offer, an endpoint or `ANY_ENDPOINT`; None when nothing.
+
+        What is not known any more is forgotten.
+        """
+        for endpoint in (wanted.endpoint, ANY_ENDPOINT):
+            key = (endpoint, wanted.model.id)
+            if (until := self.lacks.get(key)) is not None:
+                if until > now:
+                    return endpoint
+                del self.lacks[key]
+        return None
 
     def latency_ms(self, kind: Kind, now: float) -> float | None:
         """Answer the time to the first byte of such requests; None before the first, and when the last is long ago."""
@@ -154,21 +171,21 @@ class Traffic:
             known.breaker.succeed()
             self._open.discard(node_id)
 
-    def note_nothing(self, node_id: str, number: int | None = None) -> None:
-        """Note that a request ended without telling anything of the node: its client left. None: the newest request."""
+    def note_nothing(self, node_id: str, number: int) -> None:
+        """Note that the request of this number ended without telling anything of the node: its client left."""
         known = self.nodes.get(node_id)
         if known is not None:
-            known.breaker.withdraw(known.breaker.newest if number is None else number)
+            known.breaker.withdraw(number)
 
-    def note_failure(self, node: FleetNode, number: int | None = None) -> bool:
-        """Note that the node failed a request, None: the newest; answer whether that opened its breaker."""
+    def note_failure(self, node: FleetNode, number: int) -> bool:
+        """Note that the node failed the request of this number; answer whether that opened its breaker."""
         node_id = node.state.id
         if (known := self.find(node_id)) is None:
             return False
         known.has_doubts = True
         breaker, now = known.breaker, time.monotonic()
         known.shunned_until = now + SHUN_SECONDS
-        opened = breaker.fail(now, lambda: self._may_open(node), breaker.newest if number is None else number)
+        opened = breaker.fail(now, lambda: self._may_open(node), number)
         if opened:
             self._open.add(node_id)
         return opened
@@ -179,10 +196,10 @@ class Traffic:
             known.full_until = time.monotonic() + seconds
             known.has_doubts = True
 
-    def note_lack(self, node_id: str, endpoint: str) -> None:
-        """Note that the node does not offer an endpoint."""
+    def note_lack(self, node_id: str, endpoint: str, model_id: str) -> None:
+        """Note that the node does not offer a model at an endpoint, or at `ANY_ENDPOINT`."""
         if (known := self.find(node_id)) is not None:
-            known.lacks |= {endpoint}
+            known.lacks[endpoint, model_id] = time.monotonic() + LACK_SECONDS
             known.has_doubts = True
 
     def open_count(self) -> int:
@@ -190,7 +207,8 @@ class Traffic:
         return len(self._open)
 
     def forget_ended(self) -> None:
-        """Drop what is known of nodes and models that are gone, and ask again for what a node did not offer."""
+        """Drop what is known of nodes and models that are gone, and what nodes did not offer long ago."""
+        now = time.monotonic()
         for node_id in [id_ for id_, known in self.nodes.items() if self._fleet.find_node(id_) is not known.node]:
             del self.nodes[node_id]
             self._open.discard(node_id)
@@ -198,7 +216,8 @@ class Traffic:
         for kind in gone:
             del self._typical_ms[kind]
         for known in self.nodes.values():
-            known.lacks = frozenset()
+            if known.lacks:
+                known.lacks = {key: until for key, until in known.lacks.items() if until > now}
             for kind in gone:
                 known.latencies.pop(kind, None)
 

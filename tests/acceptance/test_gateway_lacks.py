@@ -23,9 +23,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "embeddings": {"input": "word"},
     "responses": {"input": "go on"},
 }
-NO_ENDPOINT = (
-    b'{"error":{"code":501,"message":"This server does not support it.","type":"not_supported_error"}}'
-)
+NO_ENDPOINT = b'{"error":{"code":501,"message":"This server does not support it.","type":"not_supported_error"}}'
 NO_MODEL = b'{"error":{"message":"The model `m` does not exist.","type":"NotFoundError","param":"model","code":404}}'
 BURST = 30  # far more than may be tried again without earning it
 

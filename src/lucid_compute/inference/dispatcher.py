@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 
 from lucid_compute.fleet.fleet import Fleet
@@ -57,7 +57,7 @@ class Dispatcher:
             living = self._living(silent, wanted, now)
             if not candidates and wanted.policy.route_stale:
                 candidates = living
-        return _least_wait(candidates, candidates if wanted.session else ()) if candidates else None
+        return self._choose(candidates, candidates, wanted) if candidates else None
 
     async def find(self, wanted: Wanted, now: datetime) -> FleetNode | None:
         """Answer the node to send the request to, looking at every one: fresh ones first; None when there is none."""
@@ -111,9 +111,23 @@ class Dispatcher:
                 is_any_fresh = self._fleet.is_served(wanted.model, now)
                 candidates = [] if is_any_fresh else living
         if not candidates or wanted.session is None:
-            return _least_wait(candidates) if candidates else None
+            return self._choose(candidates, (), wanted) if candidates else None
         own = self._own(ring, wanted, now, are_fresh=is_any_fresh)
-        return _least_wait(candidates, own) if own else None
+        return self._choose(candidates, own, wanted) if own else None
+
+    def _choose(self, candidates: list[Candidate], own: Sequence[Candidate], wanted: Wanted) -> FleetNode:
+        """Answer one of the candidates, or of the session's own nodes; now and then not by what is known of it.
+
+        Else a node that was slow once would be sent nothing, and nobody learn that it is slow no more.
+        """
+        traffic, kind = self._traffic, wanted.kind
+        chosen = _least_wait(candidates, own if wanted.session else ())
+        if traffic.may_explore(kind):
+            explored = traffic.stalest(kind, [node for _, node in (own[:1] if wanted.session else candidates)])
+            if explored is not None and explored is not chosen:
+                traffic.note_exploring(kind)
+                return explored
+        return chosen
 
     def _own(self, ring: ModelRing, wanted: Wanted, now: datetime, *, are_fresh: bool) -> list[Candidate]:
         """Answer the session's own nodes that may take the request, the first one before the next."""
@@ -207,7 +221,7 @@ def _is_on_ring(node: FleetNode, wanted: Wanted) -> bool:
     return node.capability_class.has_on_ring(node.state.id, wanted.model.id)
 
 
-def _least_wait(candidates: list[Candidate], own: Collection[Candidate] = ()) -> FleetNode:
+def _least_wait(candidates: list[Candidate], own: Sequence[Candidate] = ()) -> FleetNode:
     """Answer the first of the session's own nodes unless it would wait far longer there, else one with the least wait.
 
     That is a node at random among those whose wait is at most a quarter longer than the least.
@@ -215,7 +229,7 @@ def _least_wait(candidates: list[Candidate], own: Collection[Candidate] = ()) ->
     least = min([wait for wait, _ in candidates])
     if own:
         longest = max(least * AFFINE_WAIT, least + AFFINE_SLACK_MS)
-        for wait, node in list(own)[:AFFINE_NODES]:
+        for wait, node in own[:AFFINE_NODES]:
             if wait <= longest:
                 return node
     longest = least * (1.0 + TIE_SHARE)

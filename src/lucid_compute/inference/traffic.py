@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from datetime import UTC, datetime
+from operator import itemgetter
 
 from lucid_compute.fleet.fleet import Fleet
 from lucid_compute.fleet.fleet_node import FleetNode
@@ -12,6 +14,10 @@ from lucid_compute.inference.wanted import Wanted
 from lucid_compute.routing_rules import stretch_of
 
 NEWEST_WEIGHT = 0.2
+BETTER_WEIGHT = 0.5  # of one that is better than what was known: what made the node slow seems to be over
+BETTER_SECONDS = 10.0  # after which such a one counts for all
+EXPLORE_EVERY = 50  # requests of a kind: one of them may go to a node that would not be chosen by what is known of it
+EXPLORE_SECONDS = 0.1  # and at most one in so long
 FORGET_SECONDS = 60.0
 TRIAL_SECONDS = 30.0
 UNMEASURED_MS = 100.0  # as a model on a GPU; only its proportion to the slack of sessions matters
@@ -93,8 +99,7 @@ class NodeTraffic:
     def wait_ms(self, kind: Kind, in_flight: int, typical_ms: float, now: float) -> float:
         """Answer the expected wait, by the latency that was measured, less and less as that grows old.
 
-        After a minute, and before the first measurement, a node counts as typical: so one that was slow once is tried
-        again and none starves.
+        After a minute, and before the first measurement, a node counts as typical.
         """
         measured = self.latencies.get(kind)
         latency_ms = typical_ms
@@ -106,6 +111,18 @@ class NodeTraffic:
         return latency_ms * (stretch.idle + in_flight * stretch.each)
 
 
+class KindTraffic:
+    """Requests that take alike long: how long typically, how many came since one explored, and when that was."""
+
+    __slots__ = ("explored_at", "typical_ms", "unexplored")
+
+    def __init__(self) -> None:
+        """Know nothing yet."""
+        self.typical_ms = UNMEASURED_MS
+        self.unexplored = 0
+        self.explored_at = 0.0
+
+
 class Traffic:
     """What one replica knows of every node that it sent requests to, or thought of sending them to."""
 
@@ -113,7 +130,7 @@ class Traffic:
         """Know nothing yet of the nodes of `fleet`."""
         self._fleet = fleet
         self.nodes: dict[str, NodeTraffic] = {}
-        self._typical_ms: dict[Kind, float] = {}
+        self._kinds: dict[Kind, KindTraffic] = {}
         self._open: set[str] = set()
 
     def find(self, node_id: str) -> NodeTraffic | None:
@@ -127,7 +144,32 @@ class Traffic:
 
     def typical_ms(self, kind: Kind) -> float:
         """Answer the latency to expect of a node that was not measured, or long ago."""
-        return self._typical_ms.get(kind, UNMEASURED_MS)
+        known = self._kinds.get(kind)
+        return known.typical_ms if known is not None else UNMEASURED_MS
+
+    def may_explore(self, kind: Kind) -> bool:
+        """Count a request, and answer whether it may look how a node does by now that others are preferred to."""
+        known = self._kinds.get(kind)
+        if known is None:
+            return False
+        known.unexplored += 1
+        return known.unexplored > EXPLORE_EVERY and time.monotonic() - known.explored_at >= EXPLORE_SECONDS
+
+    def stalest(self, kind: Kind, nodes: Iterable[FleetNode]) -> FleetNode | None:
+        """Answer the node, of those on which nothing runs, that was measured the longest ago or never."""
+        nothing = (0.0, 0.0)
+        in_flight, now = self._fleet.in_flight, time.monotonic()
+        idle = []
+        for node in nodes:
+            known = self.nodes[node.state.id]
+            if now >= known.shunned_until and not in_flight(node.state.id):
+                idle.append((known.latencies.get(kind, nothing)[1], node))
+        return min(idle, key=itemgetter(0))[1] if idle else None
+
+    def note_exploring(self, kind: Kind) -> None:
+        """Note that a request explores."""
+        known = self._kinds[kind]
+        known.unexplored, known.explored_at = 0, time.monotonic()
 
     def blocked_seconds(self, node_id: str) -> float:
         """Answer how long the node's breaker stays open; 0 when it is closed."""
@@ -142,19 +184,26 @@ class Traffic:
         return [node for node in nodes if node.capability_class.has_on_ring(node.state.id, model_id)]
 
     def note_latency(self, node_id: str, kind: Kind, latency_ms: float) -> None:
-        """Learn from one first byte: the newest counts for a fifth, and for all when the last one is long ago."""
+        """Learn from one first byte: the newest counts for a fifth, or for half and more if it is better."""
         now = time.monotonic()
         if (known := self.find(node_id)) is not None:
             smooth = latency_ms
             former = known.latencies.get(kind)
-            if former is not None and (weight := 1.0 - (now - former[1]) / FORGET_SECONDS) > 0:
-                smooth += (former[0] - latency_ms) * (1.0 - NEWEST_WEIGHT) * weight
+            if former is not None:
+                is_better = latency_ms < former[0]
+                weight = 1.0 - (now - former[1]) / (BETTER_SECONDS if is_better else FORGET_SECONDS)
+                if weight > 0:
+                    weight *= 1.0 - (BETTER_WEIGHT if is_better else NEWEST_WEIGHT)
+                    smooth += (former[0] - latency_ms) * weight
             known.latencies[kind] = (smooth, now)
             if known.breaker.failures:
                 known.breaker.answer()
                 self._open.discard(node_id)
-        typical = self._typical_ms.get(kind)
-        self._typical_ms[kind] = latency_ms if typical is None else typical + (latency_ms - typical) * NEWEST_WEIGHT
+        typical = self._kinds.get(kind)
+        if typical is None:
+            typical = self._kinds[kind] = KindTraffic()
+            typical.typical_ms = latency_ms
+        typical.typical_ms += (latency_ms - typical.typical_ms) * NEWEST_WEIGHT
 
     def note_start(self, node_id: str) -> int:
         """Note that a request is sent to the node, and answer its number, to be told with what became of it."""
@@ -212,9 +261,9 @@ class Traffic:
         for node_id in [id_ for id_, known in self.nodes.items() if self._fleet.find_node(id_) is not known.node]:
             del self.nodes[node_id]
             self._open.discard(node_id)
-        gone = [kind for kind in self._typical_ms if self._fleet.find_model(kind[0]) is None]
+        gone = [kind for kind in self._kinds if self._fleet.find_model(kind[0]) is None]
         for kind in gone:
-            del self._typical_ms[kind]
+            del self._kinds[kind]
         for known in self.nodes.values():
             if known.lacks:
                 known.lacks = {key: until for key, until in known.lacks.items() if until > now}

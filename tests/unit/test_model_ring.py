@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lucid_compute.fleet.model_ring import ModelRing, place_of
+from lucid_compute.fleet.model_ring import NEIGHBOURS, ModelRing, place_of
 
 IDS = st.text(min_size=1, max_size=8)
 ALL = 2**64
@@ -47,6 +47,26 @@ def test_onward_goes_once_around_from_the_place(node_ids: set[str], place: int, 
     """The first node is the one at or after the place; no node comes twice."""
     expected = sorted(node_ids, key=lambda node_id: ((place_of(node_id) - place) % ALL, node_id))
     assert ring_of(sorted(node_ids)).onward_from(place, count) == expected[:count]
+
+
+@given(node_ids=st.sets(IDS, max_size=40), place=st.integers(0, ALL - 1), count=st.integers(0, 50))
+def test_a_session_prefers_every_node_once_and_its_home_first(node_ids: set[str], place: int, count: int) -> None:
+    """However many are asked for, the first ones are the same."""
+    ring = ring_of(sorted(node_ids))
+    preferred = ring.of_session(place, len(node_ids))
+    assert sorted(preferred) == sorted(node_ids)
+    assert ring.of_session(place, count) == preferred[:count]
+    assert ring.home_of(place) == next(iter(preferred), None)
+
+
+@given(node_ids=st.sets(IDS, min_size=1, max_size=NEIGHBOURS), place=st.integers(0, ALL - 1))
+def test_on_a_small_ring_the_order_of_the_others_stays_when_one_goes(node_ids: set[str], place: int) -> None:
+    """So a node that leaves moves its own sessions and nobody else's."""
+    ring = ring_of(sorted(node_ids))
+    preferred = ring.of_session(place, len(node_ids))
+    gone = preferred[len(preferred) // 2]
+    ring.discard(gone)
+    assert ring.of_session(place, len(node_ids)) == [node_id for node_id in preferred if node_id != gone]
 
 
 def test_all_are_picked_when_there_are_few_and_each_once_when_there_are_many() -> None:

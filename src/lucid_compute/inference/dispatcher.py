@@ -15,7 +15,7 @@ from datetime import datetime
 
 from lucid_compute.fleet.fleet import Fleet
 from lucid_compute.fleet.fleet_node import FleetNode
-from lucid_compute.fleet.model_ring import ModelRing, place_of
+from lucid_compute.fleet.model_ring import ModelRing, place_of, rendezvous
 from lucid_compute.inference.traffic import Traffic
 from lucid_compute.inference.wanted import Wanted
 from lucid_compute.node_state import FRESH_WINDOW
@@ -50,14 +50,18 @@ class Dispatcher:
         ring = self._fleet.ring_of(wanted.model)
         if len(ring) > FEW and wanted.policy.node_ids is None:
             return self._best_of_some(ring, wanted, now)
-        node_ids = ring.all() if wanted.session is None else self._in_order(ring, wanted)
+        node_ids = ring.all() if wanted.policy.node_ids is None else self._in_order(ring, wanted)
         silent: list[str] = []
         candidates = self._candidates(node_ids, wanted, now - FRESH_WINDOW, silent)
         if silent:
             living = self._living(silent, wanted, now)
             if not candidates and wanted.policy.route_stale:
                 candidates = living
-        return self._choose(candidates, candidates, wanted) if candidates else None
+        if not candidates:
+            return None
+        if wanted.session is None or wanted.policy.node_ids is not None:
+            return self._choose(candidates, candidates, wanted)
+        return self._choose_own(candidates, ring, place_of(wanted.session), wanted)
 
     async def find(self, wanted: Wanted, now: datetime) -> FleetNode | None:
         """Answer the node to send the request to, looking at every one: fresh ones first; None when there is none."""
@@ -112,7 +116,13 @@ class Dispatcher:
                 candidates = [] if is_any_fresh else living
         if not candidates or wanted.session is None:
             return self._choose(candidates, (), wanted) if candidates else None
-        own = self._own(ring, wanted, now, are_fresh=is_any_fresh)
+        place = place_of(wanted.session)
+        if is_any_fresh and (home := ring.home_of(place)) is not None:
+            at_home = self._candidates((home,), wanted, now - FRESH_WINDOW, silent)
+            if at_home and at_home[0][0] <= _longest_wait(candidates):
+                self._traffic.may_explore(wanted.kind)  # counts it
+                return at_home[0][1]
+        own = self._own(ring, place, wanted, now, are_fresh=is_any_fresh)
         return self._choose(candidates, own, wanted) if own else None
 
     def _choose(self, candidates: list[Candidate], own: Sequence[Candidate], wanted: Wanted) -> FleetNode:
@@ -129,13 +139,23 @@ class Dispatcher:
                 return explored
         return chosen
 
-    def _own(self, ring: ModelRing, wanted: Wanted, now: datetime, *, are_fresh: bool) -> list[Candidate]:
+    def _choose_own(self, candidates: list[Candidate], ring: ModelRing, place: int, wanted: Wanted) -> FleetNode:
+        """Answer the session's own node, of candidates that are all there are; the order of others only if need be."""
+        home = self._fleet.find_node(ring.home_of(place) or "")
+        longest = _longest_wait(candidates)
+        for wait, node in candidates:
+            if node is home and wait <= longest:
+                self._traffic.may_explore(wanted.kind)  # counts it
+                return node
+        by_id = {candidate[1].state.id: candidate for candidate in candidates}
+        own = [by_id[node_id] for node_id in ring.of_session(place, len(ring)) if node_id in by_id]
+        return self._choose(candidates, own, wanted)
+
+    def _own(self, ring: ModelRing, place: int, wanted: Wanted, now: datetime, *, are_fresh: bool) -> list[Candidate]:
         """Answer the session's own nodes that may take the request, the first one before the next."""
-        place = place_of(wanted.session or "")
         for count in _AFFINE_LOOKS:
             silent: list[str] = []
-            onward = ring.onward_from(place, count)
-            own = self._candidates(onward, wanted, now - FRESH_WINDOW, silent)
+            own = self._candidates(ring.of_session(place, count), wanted, now - FRESH_WINDOW, silent)
             if not are_fresh:
                 own = self._living(silent, wanted, now)
             if own:
@@ -150,10 +170,11 @@ class Dispatcher:
         place = random.getrandbits(64) if wanted.session is None else place_of(wanted.session)
         named = wanted.policy.node_ids
         if named is None:
-            return ring.onward_from(place, len(ring))
+            in_order = ring.onward_from if wanted.session is None else ring.of_session
+            return in_order(place, len(ring))
         nodes = filter(None, map(self._fleet.find_node, named))
         node_ids = [node.state.id for node in nodes if _is_on_ring(node, wanted)]
-        return sorted(node_ids, key=lambda node_id: (place_of(node_id) - place) % 2**64)
+        return rendezvous(place, [(place_of(node_id), node_id) for node_id in node_ids])
 
     def _living(self, node_ids: Iterable[str], wanted: Wanted, now: datetime) -> list[Candidate]:
         """Answer the live nodes that may take the request, each with its wait; those not live leave the rings."""
@@ -228,10 +249,16 @@ def _least_wait(candidates: list[Candidate], own: Sequence[Candidate] = ()) -> F
     """
     least = min([wait for wait, _ in candidates])
     if own:
-        longest = max(least * AFFINE_WAIT, least + AFFINE_SLACK_MS)
+        longest = _longest_wait(candidates)
         for wait, node in own[:AFFINE_NODES]:
             if wait <= longest:
                 return node
     longest = least * (1.0 + TIE_SHARE)
     tied = [node for wait, node in candidates if wait <= longest]
     return tied[int(random.random() * len(tied))]  # noqa: S311 - a tie is broken, no secret made
+
+
+def _longest_wait(candidates: list[Candidate]) -> float:
+    """Answer how long a session waits for a node of its own before it goes where it would wait least."""
+    least = min([wait for wait, _ in candidates])
+    return max(least * AFFINE_WAIT, least + AFFINE_SLACK_MS)

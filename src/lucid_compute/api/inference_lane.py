@@ -6,13 +6,14 @@ Forwarding through the framework costs three times what the gateway itself does 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from contextlib import suppress
 from functools import partial
 
 from starlette.types import Receive, Scope
 
-from lucid_compute.api.error_responses import answer_unexpected, headers_of
+from lucid_compute.api.error_responses import answer_unexpected, headers_of, log_unexpected
 from lucid_compute.api.express_client import HANDED_OVER
 from lucid_compute.api.openai_errors import openai_body, openai_bytes, rate_limit_headers
 from lucid_compute.api.request_guard import (
@@ -40,6 +41,7 @@ MAX_BODY_BYTES = 10 * 1024 * 1024
 SESSION_HEADER = b"x-lucid-session"
 MAX_SESSION_BYTES = 256
 LAST_WORD_SECONDS = 1.0
+_log = logging.getLogger(__name__)
 ALLOWED_SCOPES = (KeyScope.INFERENCE_RUN, KeyScope.ADMIN)
 HOP = HOP_HEADER.encode()
 
@@ -106,6 +108,10 @@ class InferenceLane:
             if exchange.cut is None:
                 raise
             await self._cut(exchange, scope, send)
+        except Exception as error:
+            if not exchange.has_begun:
+                raise
+            await self._break_off(exchange, scope, error)
         finally:
             exchanges.discard(exchange)
             exchange.close()
@@ -223,14 +229,31 @@ class InferenceLane:
                     else:
                         await exchange.give_up(error)
             return
-        if exchange.has_begun and (abort := scope.get("extensions", {}).get("lucid.abort")) is not None:
-            abort()
+        if exchange.has_begun:
+            _abort(scope)
+
+    async def _break_off(self, exchange: TaskExchange, scope: Scope, error: Exception) -> None:
+        """End an answer that had begun when we failed: a stream by an event, any other by its connection."""
+        job = exchange.job
+        told = log_unexpected(scope["method"], scope["path"], error, job.id if job else None)
+        try:
+            if job is not None and job.is_stream and exchange.give_up is not None:
+                await exchange.give_up(told)
+                return
+        except Exception:  # noqa: BLE001 - whatever it is, the connection is all that is left to be ended
+            _log.exception("%s could not be told that it broke off", scope["path"])
+        _abort(scope)
 
     async def _refuse(self, send: Send, error: LucidError, headers: Headers) -> None:
         self.outcomes[error.code] += 1
         status, headers, body = refusal(error, headers)
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
+
+
+def _abort(scope: Scope) -> None:
+    if (abort := scope.get("extensions", {}).get("lucid.abort")) is not None:
+        abort()
 
 
 def refusal(error: LucidError, headers: Headers) -> tuple[int, Headers, bytes]:

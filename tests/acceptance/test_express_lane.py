@@ -276,3 +276,44 @@ async def test_a_service_that_stops_answers_what_runs(postgres_and_template: tup
             assert answer.endswith(b"}")
             assert await asyncio.to_thread(served.process.wait, 30) == 0
     await postgres.drop(url)
+
+
+@pytest.mark.parametrize("second", ["Authorization: {}", "authorization: {}", "AUTHORIZATION: {}"])
+@pytest.mark.parametrize("which", ["good last", "bad last", "both good"])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_two_keys_are_none_in_either_lane(gateway: Gateway, second: str, which: str, *, stream: bool) -> None:
+    """In whatever case the header is written: no two readers may hold a request to be of different owners."""
+    good, bad = f"Bearer {gateway.key}", "Bearer nobody"
+    first, last = {"good last": (bad, good), "bad last": (good, bad), "both good": (good, good)}[which]
+    async with FaultNode(Behaviour(answer=chat_answer())) as node:
+        model, _ = await add_warm(gateway, node)
+        whole = request_bytes(gateway, model, second.format(last), stream=stream)
+        client = await Client.open(port_of(gateway))
+        client.send(whole.replace(good.encode(), first.encode(), 1))
+        assert b"HTTP/1.1 401 " in await client.answer()
+        await client.close()
+        assert len(node.requests) == 1
+    async with httpx.AsyncClient(base_url=gateway.served.url, trust_env=False) as plain:
+        for path in ("/passports", "/keys", "/compute"):
+            answer = await plain.get(path, headers=[("Authorization", first), (second.split(":", maxsplit=1)[0], last)])
+            assert answer.status_code == 401
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_node_that_resets_gets_a_request_twice_at_most(gateway: Gateway, *, stream: bool) -> None:
+    """Once on a connection that was idle, which may have been closed, and once on a new one; then another."""
+    await gateway.earn_retries()
+    resets = Behaviour(cut_head_after=0, ending=Ending.RESET)
+    async with FaultNode(Behaviour(answer=chat_answer())) as bad, FaultNode(Behaviour(answer=chat_answer())) as good:
+        model, _ = await add_warm(gateway, bad)
+        bad.behaviour = Behaviour(answer=chat_answer(), delay_seconds=0.2)
+        answers = await asyncio.gather(*(gateway.chat(model) for _ in range(5)))  # so many connections are idle now
+        assert {answer.status_code for answer in answers} == {200}
+        bad.behaviour, before = resets, len(bad.requests)
+        assert (await gateway.chat(model, stream=stream)).status_code == 502
+        assert len(bad.requests) - before == 2
+        await gateway.add_node(good.url, model, beat={"load": 1})
+        await asyncio.sleep(1.1)  # it is shunned for a second
+        before = len(bad.requests)
+        assert (await gateway.chat(model, stream=stream)).status_code == 200
+        assert len(bad.requests) - before <= 2

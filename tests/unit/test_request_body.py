@@ -312,6 +312,12 @@ def test_names_with_a_nul_are_names_that_nobody_has() -> None:
         (b'{"m\\u006fdel":"a","mod\\u0065l":"a"}', "model"),
         (b'{"model":"a","lucid":{},"lucid":null}', "lucid"),
         (b'{"model":"a","stream":true,"stream_options":{},"stream_options":{}}', "stream_options"),
+        (b'{"model":"a","stream":true,"stream":false}', "stream"),
+        (b'{"stream":true,"model":"a","str\\u0065am":false}', "stream"),
+        (b'{"stream":true,"model":"a","\\u0073tream":true}', "stream"),
+        (b'{"model":"a","user":"u" , "user" :"v"}', "user"),
+        (b'{"model":"a","prompt_cache_key":"u","prompt\\u005Fcache_key":"v"}', "prompt_cache_key"),
+        (b'{"model":"a","stream_options":{"include_usage":false,"include_usage":true}}', "include_usage"),
     ],
 )
 def test_what_the_gateway_reads_and_can_not_use_is_a_422_that_says_where(body: bytes, path: str) -> None:
@@ -320,6 +326,14 @@ def test_what_the_gateway_reads_and_can_not_use_is_a_422_that_says_where(body: b
         read(body)
     assert caught.value.http_status == 422
     assert caught.value.details["fields"][0]["path"] == path
+
+
+@pytest.mark.parametrize("read_too", [b"", b',"lucid":{}', b',"m":{"model":1,"user":{"stream":1,"stream":2}}'])
+def test_a_key_that_only_the_node_reads_is_the_nodes_to_judge(read_too: bytes) -> None:
+    """Twice or not, it goes on as it was written, whatever else is in the body."""
+    written = b'{"temperature":1,"messages":[{"content":"a","content":"b"}],"temperature":0'
+    changed = read(written + b',"model":"a"' + read_too + b"}").body_for("b")
+    assert changed == written + b',"model":"b"' + read_too.replace(b',"lucid":{}', b"") + b"}"
 
 
 @pytest.mark.parametrize(

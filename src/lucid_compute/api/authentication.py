@@ -79,8 +79,16 @@ class Authenticator:
     async def authenticate_scope(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Principal:
         """Answer who sends a raw ASGI request."""
         client = scope.get("client")
-        authorization = headers.get(b"authorization")
-        return await self.authenticate(authorization.decode("latin-1") if authorization else None, client and client[0])
+        return await self.authenticate(authorization_of(scope, headers), client and client[0])
+
+
+def authorization_of(scope: Scope, headers: Mapping[bytes, bytes]) -> str | None:
+    """Answer the Authorization header of a raw ASGI request; None without one, or with two, which say two things."""
+    found = headers.get(b"authorization")
+    sent = scope["headers"]
+    if found is None or (len(headers) != len(sent) and sum(name == b"authorization" for name, _ in sent) > 1):
+        return None
+    return found.decode("latin-1")
 
 
 def bearer_token(authorization: str | None) -> str | None:

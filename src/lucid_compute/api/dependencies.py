@@ -9,6 +9,7 @@ from typing import Annotated, Any, TypeVar
 from fastapi import Depends, Query, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
+from lucid_compute.api.authentication import authorization_of
 from lucid_compute.api.service import Service
 from lucid_compute.errors import Forbidden
 from lucid_compute.fleet.key_ring import Principal
@@ -43,7 +44,8 @@ async def get_principal(
 ) -> Principal:
     """Answer who makes the request, or refuse it with 401; or with 429, past the key's own limit."""
     address = request.client.host if request.client else None
-    principal = await service.authenticator.authenticate(request.headers.get("authorization"), address)
+    authorization = authorization_of(request.scope, dict(request.scope["headers"]))
+    principal = await service.authenticator.authenticate(authorization, address)
     service.rates.spend_request(principal)
     return principal
 

@@ -50,7 +50,7 @@ class WholeRequestReader:
         """Answer the request that `data` is, or how many bytes of its body are missing; None for anything else."""
         try:
             self._parser.feed_data(data)
-            found = self._found()
+            found = self._found(data)
         except (HttpParserError, HttpParserUpgrade):
             found = None
         if not isinstance(found, WholeRequest):
@@ -62,12 +62,13 @@ class WholeRequestReader:
         self._begun = 0
         return found
 
-    def _found(self) -> WholeRequest | int | None:
+    def _found(self, data: bytes) -> WholeRequest | int | None:
         parts = self._parts
         if not self._is_fit or self._begun != 1:
             return None
         headers = {name.lower(): value for name, value in self._headers.items()}
-        if not _UNUSUAL.isdisjoint(headers):
+        # Nor is one in which a header stands twice, in whatever case: which of the two counts is said in one place.
+        if not _UNUSUAL.isdisjoint(headers) or len(headers) != data.count(b"\r\n", 0, data.find(b"\r\n\r\n")):
             return None
         if not self._is_over:
             return int(headers.get(b"content-length", b"0")) - sum(map(len, parts))

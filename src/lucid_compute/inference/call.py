@@ -29,13 +29,15 @@ def new_job_id() -> str:
 class Call:
     """A request, who makes it, and how to answer. `tokens` is what it has cost so far.
 
-    `headers` are added to every answer. `span` is None of a request that is not traced.
+    `headers` are added to every answer. `span` is None of a request that is not traced. `mistrusts_idle` once it was
+    sent on an idle connection that was found closed: from then on new ones are made, so no node gets it a third time.
     """
 
     __slots__ = (
         "exchange",
         "headers",
         "job_id",
+        "mistrusts_idle",
         "model",
         "principal",
         "request",
@@ -59,6 +61,7 @@ class Call:
         self.headers: Headers = []
         self.span: Span | None = None
         self.tokens = 0
+        self.mistrusts_idle = False
         self.wanted = Wanted(model, request.policy, endpoint=request.endpoint, is_stream=request.is_stream)
 
     def identify(self, job_id: str, session: str | None, headers: Headers) -> None:

@@ -92,6 +92,7 @@ class ExpressExchange(Exchange):
             if was_closed_before(connection, fault) and attempt.can_be_undone:
                 self._attempt = connection.on_ready = None
                 attempt.undo()
+                self.call.mistrusts_idle = True
                 self._tools.client.give_back(self._ready.target.url, connection)
                 self._tell(HandedOver(self.call, None))
                 return

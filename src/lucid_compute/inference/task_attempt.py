@@ -54,12 +54,13 @@ class TaskAttempt(Attempt):
         """Answer what the node answers as a whole; None when it was a stream, which is passed on already."""
         target = self.target()
         client = self._tools.client
-        if (connection := client.take_idle(target.url)) is not None:
+        if not self._call.mistrusts_idle and (connection := client.take_idle(target.url)) is not None:
             try:
                 return await self._exchange(connection, target)
             except EgressFault as fault:
                 if not was_closed_before(connection, fault):
                     raise
+                self._call.mistrusts_idle = True
         return await self._exchange(await client.connect(target.url), target)
 
     async def _exchange(self, connection: HttpConnection, target: Target) -> Answer | None:

@@ -10,18 +10,44 @@ from typing import Any
 import uvicorn
 
 from lucid_compute.api.app import EXPRESS
+from lucid_compute.api.express_client import Refusal
 from lucid_compute.cli.express_protocol import ExpressProtocol
+from lucid_compute.inference.call import Headers
 from lucid_compute.inference.exchange import CutReason
+from lucid_compute.inference.express import HandedOver
 from tests.raw_client import PATIENCE_SECONDS
 from tests.served import eventually
 
 LARGE = 16_000_000  # as long as an answer may be, and far more than sockets hold
-WAITS, AT_ONCE, LONG = "/v1/waits", "/v1/at-once", "/v1/long"
+WAITS, AT_ONCE, LONG, FULL = "/v1/waits", "/v1/at-once", "/v1/long", "/v1/full"
 
 
 def post(path: str, body: bytes = b"{}") -> bytes:
     """Answer a request's bytes."""
     return b"POST %b HTTP/1.1\r\nHost: lucid\r\nContent-Length: %d\r\n\r\n%b" % (path.encode(), len(body), body)
+
+
+class LaneClient:
+    """A connection of the express lane; `told` is what became of its request."""
+
+    server: tuple[str, int | None] | None = ("127.0.0.1", 1)
+
+    def __init__(self) -> None:
+        """Wait."""
+        self.told: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+
+    def answer(self, status: int, headers: Headers, body: bytes) -> None:  # noqa: ARG002 - as the real one's
+        """Take an answer."""
+        self.told.set_result(status)
+
+    def go_on(self, begun: object) -> None:
+        """Drop what was begun."""
+        assert isinstance(begun, HandedOver)
+        self.told.set_result("handed over" if begun.failed is None else "failed")
+
+    def hang_up(self) -> None:
+        """Close."""
+        self.told.set_result("hung up")
 
 
 class Taken:
@@ -51,8 +77,16 @@ class Lane:
         self.taken: list[Taken] = []
         self.ended: list[CutReason] = []
 
-    def take(self, client: ExpressProtocol, path: bytes, headers: dict[bytes, bytes], body: bytes) -> Taken:  # noqa: ARG002 - as the real one's
-        """Take a request."""
+    def take(
+        self,
+        client: ExpressProtocol,
+        path: bytes,
+        headers: dict[bytes, bytes],  # noqa: ARG002 - as the real one's
+        body: bytes,
+    ) -> Taken | Refusal:
+        """Take a request, or refuse what is for the third path."""
+        if path.decode() == FULL:
+            return Refusal(503, [(b"content-length", b"4")], b"full")
         taken = Taken(self, client)
         self.taken.append(taken)
         if path.decode() == AT_ONCE:
@@ -150,7 +184,7 @@ class Service:
     async def _live(self, scope: Any, receive: Any, send: Any) -> None:
         self._loop = asyncio.get_running_loop()
         self._loop.set_exception_handler(lambda _, context: self.faults.append(context))
-        scope["state"][EXPRESS] = {path.encode(): self.lane for path in (WAITS, AT_ONCE)}
+        scope["state"][EXPRESS] = {path.encode(): self.lane for path in (WAITS, AT_ONCE, FULL)}
         await receive()
         await send({"type": "lifespan.startup.complete"})
         self._started.set()

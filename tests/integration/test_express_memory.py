@@ -10,10 +10,11 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from lucid_compute.api.express_inference import ExpressInference
-from lucid_compute.inference.call import Call, Headers
+from lucid_compute.inference.call import Call
 from lucid_compute.inference.exchange import CutReason, Exchange
-from lucid_compute.inference.express import HandedOver
+from lucid_compute.inference.express import ExpressExchange
 from tests.api import ADMIN_KEY, Api
+from tests.express_service import LaneClient
 from tests.fault_answers import respond
 from tests.fault_node import Behaviour, Ending, FaultNode
 from tests.gateway import QUESTION, chat_answer
@@ -21,29 +22,6 @@ from tests.integration.test_inference_limits import add_node
 
 BODY = {"model": "tiny", "messages": QUESTION}
 HEADERS = {b"authorization": f"Bearer {ADMIN_KEY}".encode()}
-
-
-class Client:
-    """A connection of the express lane; `told` is what became of its request."""
-
-    server: tuple[str, int | None] | None = ("127.0.0.1", 1)
-
-    def __init__(self) -> None:
-        """Wait."""
-        self.told: asyncio.Future[object] = asyncio.get_running_loop().create_future()
-
-    def answer(self, status: int, headers: Headers, body: bytes) -> None:  # noqa: ARG002 - as the real one's
-        """Take an answer."""
-        self.told.set_result(status)
-
-    def go_on(self, begun: object) -> None:
-        """Drop what was begun."""
-        assert isinstance(begun, HandedOver)
-        self.told.set_result("handed over" if begun.failed is None else "failed")
-
-    def hang_up(self) -> None:
-        """Close."""
-        self.told.set_result("hung up")
 
 
 @pytest.fixture
@@ -86,12 +64,12 @@ async def test_a_request_of_the_express_lane_is_freed_when_it_ends(
 ) -> None:
     """However it ends: with its body it may be 64 KiB, and thousands of them come before garbage is looked at."""
     node.script.append(behaviour)
-    client = Client()
+    client = LaneClient()
     gc.collect()
     assert api.app._inference is not None
     lane = ExpressInference(api.service, api.app._inference)
     exchange = lane.take(client, b"/v1/chat/completions", HEADERS, json.dumps(BODY).encode())
-    assert exchange is not None
+    assert isinstance(exchange, ExpressExchange)
     if told == "hung up":
         exchange.end(CutReason.CLIENT_LEFT)
     assert await client.told == told

@@ -13,7 +13,7 @@ from lucid_compute.cli import express_protocol, guarded_protocol
 from lucid_compute.cli.whole_request import WholeRequestReader
 from lucid_compute.egress.late_writes import LateWrites
 from lucid_compute.inference.exchange import CutReason
-from tests.express_service import AT_ONCE, LARGE, LONG, WAITS, Service, post
+from tests.express_service import AT_ONCE, FULL, LARGE, LONG, WAITS, Service, post
 from tests.raw_client import PATIENCE_SECONDS, Client, assert_refused
 from tests.served import eventually
 
@@ -167,4 +167,28 @@ async def test_a_connection_keeps_nothing_of_a_request_that_it_passed_on(
     await asyncio.sleep(pause_seconds)
     client.send(data[1000:])
     await client.answer()
+    assert service.kept_bytes == 0
+
+
+async def test_a_refusal_without_a_task_keeps_the_connection_and_the_order(
+    service: Service, open_client: Opener
+) -> None:
+    """Requests before it and behind it are answered in their turn, by either lane, in however many packets."""
+    client = await open_client()
+    for _ in range(3):
+        client.send(post(FULL))
+        assert (await client.answer()).endswith(b"\r\n\r\nfull")
+        client.send(post("/v1/other", b"other"))
+        assert (await client.answer()).endswith(b"\r\n\r\nother")
+        client.send(post(FULL)[:60])
+        await asyncio.sleep(0.05)
+        client.send(post(FULL)[60:])
+        assert (await client.answer()).endswith(b"\r\n\r\nfull")
+    client.send(post(WAITS))
+    await service.takes(1)
+    client.send(post(FULL))
+    await asyncio.sleep(0.05)
+    service.answer_all()
+    assert (await client.answer()).endswith(b"\r\n\r\nwaited")
+    assert (await client.answer()).endswith(b"\r\n\r\nfull")
     assert service.kept_bytes == 0

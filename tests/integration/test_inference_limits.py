@@ -9,10 +9,14 @@ from typing import Any
 import httpx
 import pytest
 
+from lucid_compute.api.express_client import Refusal
+from lucid_compute.api.express_inference import ExpressInference
+from lucid_compute.api.inference_lane import HOP
 from lucid_compute.api.settings import Settings
 from lucid_compute.inference import gateway
 from lucid_compute.inference.ranking import Ranking, rank
 from tests.api import ADMIN_KEY, Api, open_api
+from tests.express_service import LaneClient
 from tests.fault_node import Behaviour, FaultNode
 
 BODY = {"model": "tiny", "messages": [{"role": "user", "content": "Say hello."}]}
@@ -51,6 +55,33 @@ async def test_more_than_it_takes_is_refused_at_once_while_heartbeats_get_throug
         assert (await small_api.beat(passport_id, availableModels=["tiny"])).status_code == 200
         assert [(await answer).status_code for answer in running] == [200, 200]
         assert (await ask(small_api)).status_code == 200
+
+
+async def test_both_lanes_refuse_alike_when_as_many_run_as_may(small_api: Api) -> None:
+    """Status, headers, body and count are the same; what came from a replica or is for another path is not judged."""
+    ordinary = small_api.app._inference
+    assert ordinary is not None
+    express, client = ExpressInference(small_api.service, ordinary), LaneClient()
+    path, named = b"/v1/chat/completions", {b"x-request-id": b"mine"}
+    async with FaultNode(Behaviour(delay_seconds=0.3)) as node:
+        await add_node(small_api, node)
+        assert express.take(client, path, named, b"") is None
+        running = [asyncio.create_task(ask(small_api)) for _ in range(2)]
+        while len(node.requests) < 2:  # noqa: ASYNC110 - the node is another server's state
+            await asyncio.sleep(0.01)
+        told = await small_api.http.post("/v1/chat/completions", json=BODY, headers={"X-Request-Id": "mine"})
+        assert ordinary.outcomes["OVERLOADED"] == 1
+        refused = express.take(client, path, named, b"")
+        assert isinstance(refused, Refusal)
+        assert (refused.status, refused.body) == (told.status_code, told.content)
+        assert sorted(refused.headers) == sorted(told.headers.raw)
+        assert ordinary.outcomes["OVERLOADED"] == 2
+        unfit = express.take(client, path, {b"x-request-id": b"not fit"}, b"")
+        assert isinstance(unfit, Refusal)
+        assert (b"x-request-id", b"not fit") not in unfit.headers
+        assert express.take(client, path, {HOP: b"x"}, b"") is None
+        assert express.take(client, b"/v1/models", {}, b"") is None
+        assert [(await answer).status_code for answer in running] == [200, 200]
 
 
 async def test_a_keys_limits_are_told_in_headers_and_in_a_429(api: Api) -> None:

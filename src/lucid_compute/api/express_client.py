@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from lucid_compute.inference.call import Headers
 from lucid_compute.inference.exchange import CutReason
@@ -26,6 +26,14 @@ class ExpressClient(Protocol):
         """Close without an answer."""
 
 
+class Refusal(NamedTuple):
+    """What a request is answered with at once, in place of being taken."""
+
+    status: int
+    headers: Headers
+    body: bytes
+
+
 class ExpressRequest(Protocol):
     """A request that was taken."""
 
@@ -38,7 +46,7 @@ class ExpressLane(Protocol):
 
     def take(
         self, client: ExpressClient, path: bytes, headers: dict[bytes, bytes], body: bytes
-    ) -> ExpressRequest | None:
+    ) -> ExpressRequest | Refusal | None:
         """Serve a request, which is to be ended if its client leaves; None when it is one for the ordinary lane."""
 
 

@@ -1,7 +1,8 @@
 """The express lane of `POST /v1/…`: requests for a whole answer that can be sent to a node at once, without a task.
 
 It takes only what is in order in every respect. The ordinary lane takes the rest: it finds out again what is wrong and
-says so, or goes on where this one got stuck.
+says so, or goes on where this one got stuck. Only what is refused because too much runs is refused here too: just then it
+has to be cheap.
 """
 
 from __future__ import annotations
@@ -10,18 +11,20 @@ from datetime import datetime
 
 from lucid_compute.api.authentication import bearer_token
 from lucid_compute.api.error_responses import log_unexpected
-from lucid_compute.api.express_client import ExpressClient
+from lucid_compute.api.express_client import ExpressClient, Refusal
 from lucid_compute.api.inference_lane import (
     ALLOWED_SCOPES,
     ENDPOINTS,
     HOP,
     InferenceLane,
     name_request,
+    overloaded,
     refusal,
     session_of,
 )
+from lucid_compute.api.request_guard import request_id_of
 from lucid_compute.api.service import Service
-from lucid_compute.errors import LucidError, RateLimited, Unauthorized
+from lucid_compute.errors import LucidError, Overloaded, RateLimited, Unauthorized
 from lucid_compute.fleet.key_ring import Principal
 from lucid_compute.inference.attempt import JSON, Answer
 from lucid_compute.inference.call import Call
@@ -41,13 +44,21 @@ class ExpressInference:
         self._lane = lane
         self._is_traced = service.gateway.tools.tracer is not None  # spans take more time than this lane saves
         self._waiting: dict[ExpressExchange, ExpressClient] = {}
+        self._overloaded = refusal(overloaded(), [])
 
     def take(
         self, client: ExpressClient, path: bytes, headers: dict[bytes, bytes], body: bytes
-    ) -> ExpressExchange | None:
-        """Serve a request, which is to be ended if its client leaves; None when it is one for the ordinary lane."""
+    ) -> ExpressExchange | Refusal | None:
+        """Serve a request, which is to be ended if its client leaves, or refuse it when as many run as may.
+
+        None when it is one for the ordinary lane.
+        """
         endpoint = _ENDPOINTS.get(path)
-        if endpoint is None or self._is_traced or self._lane.is_full or HOP in headers:
+        if endpoint is None or HOP in headers:
+            return None
+        if self._lane.is_full:
+            return self._refuse_at_once(headers)
+        if self._is_traced:
             return None
         now = self._service.clock.now()
         try:
@@ -62,6 +73,12 @@ class ExpressInference:
         """End what still runs, because the service stops."""
         for exchange in [*self._waiting]:
             exchange.end(CutReason.SHUTDOWN)
+
+    def _refuse_at_once(self, headers: dict[bytes, bytes]) -> Refusal:
+        """Answer what the ordinary lane would, and count it."""
+        status, ours, body = self._overloaded
+        self._lane.outcomes[Overloaded.code] += 1
+        return Refusal(status, [*ours, (b"x-request-id", request_id_of(headers).encode())], body)
 
     def _read(
         self, endpoint: str, headers: dict[bytes, bytes], body: bytes, now: datetime

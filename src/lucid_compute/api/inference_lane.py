@@ -125,8 +125,7 @@ class InferenceLane:
         if hop is not None and self._service.feed.knows_replica(hop.decode("latin-1")):
             raise RoutingLoop([])
         if self.running > self._most or not self._service.jobs.has_room():
-            message = "As many requests as this service takes are running. Send it again after Retry-After seconds."
-            raise Overloaded(message, retry_after_seconds=1)
+            raise overloaded()
         self.learn_server(scope.get("server"))
 
     async def _converse(
@@ -249,6 +248,12 @@ class InferenceLane:
         status, headers, body = refusal(error, headers)
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
+
+
+def overloaded() -> Overloaded:
+    """Answer what is said to a request when as many run as may."""
+    message = "As many requests as this service takes are running. Send it again after Retry-After seconds."
+    return Overloaded(message, retry_after_seconds=1)
 
 
 def _abort(scope: Scope) -> None:

@@ -8,7 +8,7 @@ from http import HTTPStatus
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from lucid_compute.api.app import EXPRESS
-from lucid_compute.api.express_client import HANDED_OVER, ExpressLanes, ExpressRequest
+from lucid_compute.api.express_client import HANDED_OVER, ExpressLanes, ExpressRequest, Refusal
 from lucid_compute.cli.guarded_protocol import UNKNOWN, GuardedProtocol
 from lucid_compute.cli.whole_request import WholeRequestReader
 from lucid_compute.egress.late_writes import LateWrites
@@ -122,7 +122,7 @@ class ExpressProtocol(GuardedProtocol):
     # --- inside
 
     def _take(self, data: bytes) -> bool:
-        """Whether the express lane serves the request, and answers later; or the rest of it is waited for."""
+        """Whether an express lane serves the request, and answers it now or later; or the rest of it is waited for."""
         if len(data) > MAX_REQUEST_BYTES or not self._is_between_requests:
             return False
         request = _reader.read(data)
@@ -133,10 +133,13 @@ class ExpressProtocol(GuardedProtocol):
         lane = self._lanes.get(request.path)
         if lane is None or (taken := lane.take(self, *request)) is None:
             return False
-        self._taken = taken
-        self._request = data
         self._deadlines.clear(self)
         self._unset_keepalive_if_required()
+        if isinstance(taken, Refusal):
+            self.answer(*taken)
+            return True
+        self._taken = taken
+        self._request = data
         return True
 
     def _await_body(self, data: bytes, missing: int) -> bool:

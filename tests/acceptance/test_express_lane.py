@@ -317,3 +317,21 @@ async def test_a_node_that_resets_gets_a_request_twice_at_most(gateway: Gateway,
         before = len(bad.requests)
         assert (await gateway.chat(model, stream=stream)).status_code == 200
         assert len(bad.requests) - before <= 2
+
+
+async def test_a_node_that_was_slow_once_is_tried_again_also_when_it_closed_its_connections(gateway: Gateway) -> None:
+    """A choice that looks whether it still is slow is not lost because the express lane has no connection there."""
+    answers = Behaviour(answer=chat_answer(), idle_seconds=0.1)
+    async with FaultNode(answers) as slow, FaultNode(Behaviour(answer=chat_answer())) as other:
+        model, _ = await add_warm(gateway, slow)
+        slow.script.append(Behaviour(answer=chat_answer(), delay_seconds=1.5, idle_seconds=0.1))
+        assert (await gateway.chat(model)).status_code == 200
+        await gateway.add_node(other.url, model)
+        await slow.until(lambda node: not node.open_connections)
+        for _ in range(100):
+            assert (await gateway.chat(model)).status_code == 200
+        await slow.until(lambda node: not node.open_connections)
+        before = len(slow.requests)
+        for _ in range(400):
+            assert (await gateway.chat(model)).status_code == 200
+        assert len(slow.requests) > before

@@ -1,8 +1,8 @@
 """The express lane of `POST /v1/…`: requests for a whole answer that can be sent to a node at once, without a task.
 
 It takes only what is in order in every respect. The ordinary lane takes the rest: it finds out again what is wrong and
-says so, or goes on where this one got stuck. Only what is refused because too much runs is refused here too: just then it
-has to be cheap.
+says so, or goes on where this one got stuck. Only what is refused because too much runs is refused here too: just then
+it has to be cheap.
 """
 
 from __future__ import annotations

@@ -132,10 +132,12 @@ class Dispatcher:
         """
         traffic, kind = self._traffic, wanted.kind
         chosen = _least_wait(candidates, own if wanted.session else ())
+        wanted.explores = False
         if traffic.may_explore(kind):
             explored = traffic.stalest(kind, [node for _, node in (own[:1] if wanted.session else candidates)])
             if explored is not None and explored is not chosen:
                 traffic.note_exploring(kind)
+                wanted.explores = True
                 return explored
         return chosen
 

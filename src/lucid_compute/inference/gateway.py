@@ -71,7 +71,11 @@ class Gateway:
         except EgressFault:
             return None
         connection = self.tools.client.take_idle(target.url)
-        return None if connection is None else Ready(node, target, connection)
+        if connection is None:
+            if call.wanted.explores:  # else a node that closes its connections soon would never be looked at
+                self.tools.traffic.put_off_exploring(call.wanted.kind)
+            return None
+        return Ready(node, target, connection)
 
     def note_request(self) -> None:
         """Count a request that may be tried again."""

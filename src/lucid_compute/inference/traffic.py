@@ -171,6 +171,11 @@ class Traffic:
         known = self._kinds[kind]
         known.unexplored, known.explored_at = 0, time.monotonic()
 
+    def put_off_exploring(self, kind: Kind) -> None:
+        """Note that it was not sent: the next one explores."""
+        if (known := self._kinds.get(kind)) is not None:
+            known.unexplored, known.explored_at = EXPLORE_EVERY, 0.0
+
     def blocked_seconds(self, node_id: str) -> float:
         """Answer how long the node's breaker stays open; 0 when it is closed."""
         known = self.nodes.get(node_id)

@@ -11,7 +11,7 @@ from lucid_compute.routing_rules import NO_POLICY, RoutingPolicy
 class Wanted:
     """A model at an endpoint, the request's policy, its session's name, and the nodes that were tried already."""
 
-    __slots__ = ("endpoint", "is_stream", "kind", "model", "policy", "session", "tried")
+    __slots__ = ("endpoint", "explores", "is_stream", "kind", "model", "policy", "session", "tried")
 
     def __init__(
         self,
@@ -30,3 +30,4 @@ class Wanted:
         self.is_stream = is_stream
         self.kind = (model.id, is_stream)  # of requests that take alike long
         self.tried: Collection[str] = ()
+        self.explores = False  # whether the node was chosen to see how it does by now

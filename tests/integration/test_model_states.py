@@ -90,6 +90,19 @@ async def test_a_model_that_flaps_tells_of_three_changes_in_ten_minutes(api: Api
     assert (await told(api, webhook))[3:] == ["model.unavailable"]
 
 
+async def test_a_model_that_is_available_again_is_told_of_in_time(api: Api) -> None:
+    """However often it changed before: only bad news waits."""
+    webhook = await make_webhook(api, URL)
+    _, node_id = await make_served_model(api)
+    await turn(api, node_id, on=True)
+    await look(api)
+    await run_sql(api, "UPDATE model_states SET since = since - interval '11 minutes'")
+    for on in (False, True, False, True, False, True):
+        await turn(api, node_id, on=on)
+        await look(api)
+    assert (await told(api, webhook))[1:] == ["model.unavailable", "model.available"] * 2
+
+
 async def test_two_replicas_tell_of_a_change_once(api: Api) -> None:
     """The second to look finds it written, and one that starts anew takes it from there."""
     webhook = await make_webhook(api, URL)

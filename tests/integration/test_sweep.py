@@ -11,6 +11,7 @@ from lucid_compute.node_state import Receipt
 from lucid_compute.storage.sweep import BRAKE_LIMIT, Brake
 from tests.api import Api
 from tests.factories import NOW
+from tests.integration.other_replicas import run_sql
 
 
 def age(api: Api, node_id: str, seconds: float) -> None:
@@ -59,8 +60,8 @@ async def test_a_node_is_told_of_as_it_falls_silent_and_comes_back(api: Api) -> 
         assert await told(api, node_id) == expected, seconds
 
 
-async def test_a_node_that_flaps_tells_of_three_transitions_in_ten_minutes(api: Api) -> None:
-    """The fourth waits; the state that is read is the true one all the same."""
+async def test_a_node_that_flaps_tells_of_little(api: Api) -> None:
+    """Of staleness no more after three events in ten minutes; the state that is read is the true one all the same."""
     node_id = await api.register()
     await api.beat(node_id)
     for seconds in (0, 36, 0, 36, 0, 36):
@@ -68,6 +69,40 @@ async def test_a_node_that_flaps_tells_of_three_transitions_in_ten_minutes(api: 
         await sweep(api)
     assert (await told(api, node_id))[1:] == ["healthy", "stale", "healthy"]
     assert (await api.health(node_id))["fresh"] is False
+
+
+async def test_a_recovery_is_never_late(api: Api) -> None:
+    """However young the node and however much was told of it: its owner hears of it with the next sweep."""
+    node_id = await api.register()
+    await api.beat(node_id)
+    for seconds in (0, 36, 121, 0):
+        age(api, node_id, seconds)
+        await sweep(api)
+    assert (await told(api, node_id))[1:] == ["healthy", "stale", "unhealthy", "healthy"]
+
+
+async def test_a_node_that_wavered_and_dies_is_called_unhealthy_in_time(api: Api) -> None:
+    """Staleness may not use up what a death needs."""
+    node_id = await api.register()
+    await api.beat(node_id)
+    for seconds in (0, 36, 0, 36, 121):
+        age(api, node_id, seconds)
+        await sweep(api)
+    assert (await told(api, node_id))[1:] == ["healthy", "stale", "healthy", "unhealthy"]
+
+
+async def test_a_node_that_dies_again_and_again_is_called_unhealthy_twice_in_ten_minutes(api: Api) -> None:
+    """And healthy after each; the next death is told of when the first is old enough, if it still holds."""
+    node_id = await api.register()
+    await api.beat(node_id)
+    await sweep(api)
+    for status in ("unhealthy", "healthy", "unhealthy", "healthy", "unhealthy"):
+        assert (await api.beat(node_id, status=status)).status_code == 200
+        await sweep(api)
+    assert (await told(api, node_id))[1:] == ["healthy", *["unhealthy", "healthy"] * 2]
+    await run_sql(api, "UPDATE node_events SET at = at - interval '11 minutes'")
+    await sweep(api)
+    assert (await told(api, node_id))[6:] == ["unhealthy"]
 
 
 async def test_a_drain_is_told_of_until_it_is_done(api: Api) -> None:

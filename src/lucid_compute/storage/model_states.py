@@ -24,7 +24,7 @@ SEEN_FOR = timedelta(seconds=5)
 AFTER_OUR_OUTAGE = timedelta(seconds=60)
 """So long after an outage of the registry nothing is called unavailable: nodes have to be heard again first."""
 
-CHANGES_IN_TEN_MINUTES = 3
+CHANGES_BEFORE_BAD_NEWS_WAITS = 3  # of a model in ten minutes
 MODELS_LOCK = 0x6D6F6465  # an advisory lock of our own: "mode"
 _MODELS_A_TURN = 1000
 
@@ -141,7 +141,10 @@ class ModelStates:
 
 
 def _is_due(change: ModelChange, held: bool | None, lately: int) -> bool:
-    return held is None or (held is not change.is_available and lately < CHANGES_IN_TEN_MINUTES)
+    """Answer whether a change is to be told of now; good news never waits, and there is one at most for each bad."""
+    return held is None or (
+        held is not change.is_available and (change.is_available or lately < CHANGES_BEFORE_BAD_NEWS_WAITS)
+    )
 
 
 async def _insert(connection: AsyncConnection, changes: list[ModelChange], known: set[str]) -> None:

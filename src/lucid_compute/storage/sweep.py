@@ -1,7 +1,9 @@
 """The sweep: records a node's transitions as events, by one replica at a time. It never decides a node's state.
 
 Events of silence wait while so many nodes fall silent at once that the fault is more likely ours (the brake), and a
-node that flaps tells of at most three transitions in ten minutes (the damping). Neither touches routing or status.
+node that flaps tells of bad news more rarely (the damping): in ten minutes it is called unhealthy twice at most, and
+stale no more once three events tell of its health. A recovery never waits, so there is at most one for each of these.
+Neither touches routing or status.
 Source: the reliability page, "Decisions taken from the failure model".
 """
 
@@ -34,6 +36,8 @@ SWEEP_SECONDS = 2.0
 CLEANING_SECONDS = 60.0
 STALE_EVENT_AFTER = FRESH_WINDOW + timedelta(seconds=5)
 SWEEP_LOCK = 0x73776570  # an advisory lock of our own: "swep"
+DEATHS_TOLD = 2  # of a node in ten minutes
+CHANGES_BEFORE_STALENESS_WAITS = 3  # of a node in ten minutes
 BRAKE_FLEET = 10
 BRAKE_SHARE = 0.3
 BRAKE_WINDOW = timedelta(seconds=60)
@@ -46,11 +50,15 @@ _RECORD = text(f"""
     WITH wanted AS (
         SELECT * FROM unnest(CAST(:ids AS uuid[]), CAST(:former AS text[]), CAST(:states AS text[]),
                              CAST(:reasons AS text[])) AS w (passport_id, former, state, reason)
-        WHERE 3 > (
-            SELECT count(*) FROM node_events e
+        WHERE w.state IN ('{EventType.HEALTHY}', '{EventType.DRAINING}', '{EventType.DRAINED}') OR (
+            SELECT CASE w.state
+                WHEN '{EventType.UNHEALTHY}' THEN count(*) FILTER (WHERE e.type = w.state) < {DEATHS_TOLD}
+                ELSE count(*) < {CHANGES_BEFORE_STALENESS_WAITS}
+            END
+            FROM node_events e
             WHERE e.passport_id = w.passport_id AND e.at > now() - interval '10 minutes'
                 AND e.type IN ('{EventType.HEALTHY}', '{EventType.STALE}', '{EventType.UNHEALTHY}')
-        ) OR w.state IN ('{EventType.DRAINING}', '{EventType.DRAINED}')
+        )
     ), changed AS (
         UPDATE nodes n SET recorded_state = w.state, revision = n.revision + 1, changed_xid = pg_current_xact_id()
         FROM wanted w WHERE n.passport_id = w.passport_id AND n.recorded_state = w.former

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import re
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from enum import StrEnum
 from hashlib import sha256
@@ -14,7 +15,8 @@ FIRST_RETRY_SECONDS = 5.0
 LONGEST_RETRY_SECONDS = 3600.0
 TRIED_FOR = timedelta(days=1)
 SIGNATURE_IS_GOOD_FOR = timedelta(minutes=5)
-_SIGNATURE = re.compile(r"t=([0-9]{1,12}),v1=([0-9a-f]{64})")
+_SIGNATURE = re.compile(r"t=([0-9]{1,12})((?:,v1=[0-9a-f]{64}){1,4})")
+FORMER_SECRET_SIGNS_FOR = timedelta(days=1)
 _MOST_DOUBLINGS = 10
 
 
@@ -33,10 +35,13 @@ class BadSignature(ValueError):
     """A delivery was not signed with this secret, or not just now."""
 
 
-def sign(secret: str, body: bytes, at: datetime) -> str:
-    """Answer the header `Lucid-Signature` of a body that is sent at `at`: HMAC-SHA256 over `<seconds>.<body>`."""
+def sign(secrets: Iterable[str], body: bytes, at: datetime) -> str:
+    """Answer the header `Lucid-Signature` of a body that is sent at `at`: HMAC-SHA256 over `<seconds>.<body>`.
+
+    Each of the secrets signs: there are two while receivers change over from one to the next.
+    """
     seconds = int(at.timestamp())
-    return f"t={seconds},v1={_digest(secret, seconds, body)}"
+    return ",".join([f"t={seconds}", *(f"v1={_digest(secret, seconds, body)}" for secret in secrets)])
 
 
 def verify(secret: str, body: bytes, signature: str, now: datetime) -> None:
@@ -49,7 +54,8 @@ def verify(secret: str, body: bytes, signature: str, now: datetime) -> None:
     if match is None:
         raise BadSignature("Lucid-Signature does not read t=<seconds>,v1=<64 hexadecimal digits>.")
     seconds = int(match[1])
-    if not hmac.compare_digest(_digest(secret, seconds, body), match[2]):
+    digest = _digest(secret, seconds, body)
+    if not any(hmac.compare_digest(digest, signed) for signed in match[2].split(",v1=")):
         raise BadSignature("The delivery was not signed with this secret, or its body was changed.")
     if abs(now.timestamp() - seconds) > SIGNATURE_IS_GOOD_FOR.total_seconds():
         raise BadSignature("The delivery was not signed just now: it is a repeated one, or a clock is wrong.")
@@ -59,11 +65,6 @@ def retry_seconds(attempts: int, chance: float) -> float:
     """Answer how long to wait after `attempts` that failed: doubling up to an hour, times 0.5 to 1.5 by `chance`."""
     doubled = FIRST_RETRY_SECONDS * 2.0 ** min(max(attempts - 1, 0), _MOST_DOUBLINGS)
     return min(doubled, LONGEST_RETRY_SECONDS) * (0.5 + chance)
-
-
-def path_of(url: str) -> str:
-    """Answer the path of a URL that the egress policy has allowed, as it was written."""
-    return f"/{url.partition('://')[2].partition('/')[2]}"
 
 
 def _digest(secret: str, seconds: int, body: bytes) -> str:

@@ -21,6 +21,9 @@ async def test_a_webhook_lives_on_the_command_line(lucid: CommandLine) -> None:
         assert "The receiver took it" in (await lucid("webhooks", "test", webhook["id"])).out
         assert len(receiver.requests) == 1
         assert "webhook.test" in (await lucid("webhooks", "deliveries", webhook["id"])).out
+        rotated = await lucid("webhooks", "rotate", webhook["id"])
+        assert rotated.out.startswith("whsec_")
+        assert rotated.out != made.out
     assert (await lucid("webhooks", "delete", webhook["id"])).status == 2
     assert (await lucid("webhooks", "delete", webhook["id"], "--yes", "--json")).json["deleted"]
     assert (await lucid("webhooks", "test", webhook["id"])).status == 5

@@ -60,6 +60,7 @@ TABLE = [
     Call("POST", "/webhooks", COMPUTE, {"url": "https://ops.example.com/lucid"}),
     Call("GET", "/webhooks/unknown/deliveries", COMPUTE),
     Call("POST", "/webhooks/unknown/test", COMPUTE),
+    Call("POST", "/webhooks/unknown/rotate", COMPUTE),
     Call("DELETE", "/webhooks/unknown", COMPUTE),
     Call("DELETE", "/passports/{node}", COMPUTE),
     Call("POST", "/passports", PASSPORTS, NEW_AGENT),

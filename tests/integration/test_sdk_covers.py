@@ -49,7 +49,7 @@ SAMPLES: dict[str, Any] = {
     "from_": "2026-01-01",
     "to": "2026-01-02",
 }
-IN_BODY = {"metadata", "expires_at", "limits", "lucid", "events"}
+IN_BODY = {"metadata", "expires_at", "limits", "lucid", "events", "passport_ids", "all_owners"}
 PAGING = {"page", "perPage"}
 RECORDS = ("/compute/metrics", "/compute/uptime", "/payouts")
 CSV = "format"  # of records: for spreadsheets

@@ -8,6 +8,7 @@ import pytest
 
 from lucid_compute.errors import LucidError
 from lucid_compute.storage.node_events import EventType, record_event
+from lucid_compute.webhook_rules import BadSignature
 from tests.api import Api, error_code
 from tests.fault_node import FaultNode
 from tests.integration.other_replicas import run_sql
@@ -31,7 +32,7 @@ async def test_a_webhook_is_made_listed_and_deleted(api: Api) -> None:
     assert secret.startswith("whsec_")
     assert len(secret) > 40
     assert made == await find_webhook(api, made["id"])
-    assert (made["events"], made["status"], made["owner"], made["passportId"]) == (ALL, "active", "admin", None)
+    assert (made["events"], made["status"], made["owner"], made["passportIds"]) == (ALL, "active", "admin", None)
     for path in ("/webhooks", f"/webhooks/{made['id']}/deliveries", "/audit"):
         assert secret not in (await api.http.get(path)).text
     assert (await api.http.delete(f"/webhooks/{made['id']}")).status_code == 204
@@ -47,13 +48,20 @@ async def test_a_webhook_is_made_listed_and_deleted(api: Api) -> None:
         ({"url": "https://169.254.169.254/latest"}, "url"),
         ({"url": "https://10.0.0.1/x"}, "url"),
         ({"url": "https://user:password@host/"}, "url"),
-        ({"url": "https://host/?token=x"}, "url"),
+        ({"url": "https://host/?token=x#y"}, "url"),
+        ({"url": "https://host/?token={x}"}, "url"),
+        ({"url": "https://host?@169.254.169.254/\\x"}, "url"),
+        ({"url": "https://169.254.169.254?x"}, "url"),
+        ({"url": "https://user@host?x"}, "url"),
         ({"url": "https://host:22/"}, "url"),
         ({"url": "ftp://host/"}, "url"),
         ({"url": "https://host/ x"}, "url"),
         ({"url": URL, "events": []}, "events"),
         ({"url": URL, "events": ["node.exploded"]}, "events.0"),
-        ({"url": URL, "passportId": "unknown"}, "passportId"),
+        ({"url": URL, "passportIds": ["unknown"]}, "passportIds.0"),
+        ({"url": URL, "passportIds": []}, "passportIds"),
+        ({"url": URL, "passportIds": ["x"] * 101}, "passportIds"),
+        ({"url": URL, "allOwners": "yes"}, "allOwners"),
         ({"url": URL, "secret": "mine"}, "secret"),
     ],
 )
@@ -83,8 +91,9 @@ async def test_a_node_that_falls_silent_and_comes_back_is_told_of(api: Api) -> N
         first = receiver.requests[0]
     assert (first.method, first.path) == ("POST", "/hooks/v1/")
     assert first.headers["content-type"] == "application/json"
-    assert fell.keys() == {"id", "type", "occurredAt", "passportId", "name", "reason", "details"}
-    assert (fell["type"], fell["passportId"], fell["name"]) == ("node.unhealthy", node_id, "my-gpu-node")
+    assert fell.keys() == {"id", "type", "occurredAt", "passportId", "owner", "name", "reason", "details"}
+    assert (fell["type"], fell["passportId"], fell["owner"]) == ("node.unhealthy", node_id, "admin")
+    assert fell["name"] == "my-gpu-node"
     assert (fell["reason"], fell["details"]) == ("no heartbeat for 121 s", {"from": "healthy"})
     assert (came_back["type"], came_back["reason"]) == ("node.recovered", None)
     told = await deliveries_of(api, webhook["id"])
@@ -130,7 +139,7 @@ async def test_a_webhook_is_told_of_what_it_asked_for_alone(api: Api) -> None:
     async with FaultNode() as receiver:
         node_id, other = await make_node(api), await make_node(api, "other")
         acme = await api.new_key("acme", ["compute"])
-        wanted = await make_webhook(api, receiver.url, events=["node.recovered"], passportId=node_id)
+        wanted = await make_webhook(api, receiver.url, events=["node.recovered"], passportIds=[node_id])
         others = await make_webhook(acme, receiver.url)
         for node in (node_id, other):
             for seconds in (121, 0):
@@ -195,3 +204,86 @@ async def test_a_key_that_is_bound_to_a_node_has_nothing_to_do_with_webhooks(api
     bound = await api.new_key("acme", ["compute"], passportId=node_id)
     assert error_code(await bound.http.post("/webhooks", json={"url": URL})) == "FORBIDDEN"
     assert error_code(await bound.http.get("/webhooks")) == "FORBIDDEN"
+
+
+async def test_a_token_in_the_query_reaches_the_receiver_and_nobody_else(
+    api: Api, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither lists nor the audit trail nor a log show it; the names in the query stay, to tell webhooks apart."""
+    query = "channel=ops&token=very%2Fsecret&flag"
+    async with FaultNode() as receiver:
+        webhook = await make_webhook(api, f"{receiver.url}/in?{query}")
+        assert webhook["url"] == f"{receiver.url}/in?channel=***&token=***&***"
+        await api.http.post(f"/webhooks/{webhook['id']}/test")
+        assert receiver.requests[0].path == f"/in?{query}"
+    for path in ("/webhooks", "/webhooks?sortBy=name", f"/webhooks/{webhook['id']}/deliveries", "/audit"):
+        assert "secret" not in (await api.http.get(path)).text
+    refused = await api.http.post("/webhooks", json={"url": "https://host:22/?token=secret"})
+    assert refused.status_code == 422
+    assert "secret" not in refused.text + caplog.text
+
+
+async def test_a_webhook_of_an_admin_may_tell_of_every_owners_nodes(api: Api) -> None:
+    """With `allOwners`; each event says whose it is, and one event comes once."""
+    acme = await api.new_key("acme", ["compute"])
+    assert error_code(await acme.http.post("/webhooks", json={"url": URL, "allOwners": True})) == "FORBIDDEN"
+    everyones = await make_webhook(api, URL, allOwners=True)
+    own = await make_webhook(api, URL)
+    node_ids = {"acme": await make_node(acme), "admin": await make_node(api, "other")}
+    narrowed = await make_webhook(api, URL, allOwners=True, passportIds=[node_ids["acme"]], events=["node.unhealthy"])
+    for node_id in node_ids.values():
+        for seconds in (121, 0):
+            await say(api, node_id, seconds_ago=seconds)
+    assert [told["passportId"] for told in await deliveries_of(api, own["id"])] == [node_ids["admin"]] * 2
+    assert [told["passportId"] for told in await deliveries_of(api, narrowed["id"])] == [node_ids["acme"]]
+    assert len(await deliveries_of(api, everyones["id"])) == 4
+    owners = await run_sql(api, "SELECT DISTINCT subject_id::text, payload->>'owner' FROM webhook_deliveries")
+    assert {owner: subject_id for subject_id, owner in owners} == node_ids
+
+
+async def test_a_webhook_of_everyones_nodes_is_for_admins_alone(api: Api) -> None:
+    """Not for another key of its owner: its deliveries name nodes of others."""
+    webhook = await make_webhook(api, URL, allOwners=True)
+    colleague = await api.new_key("admin", ["compute"])
+    assert (await colleague.http.get("/webhooks")).json()["pagination"]["total"] == 0
+    assert (await colleague.http.get(f"/webhooks/{webhook['id']}/deliveries")).status_code == 404
+    assert (await colleague.http.post(f"/webhooks/{webhook['id']}/rotate")).status_code == 404
+    assert (await colleague.http.delete(f"/webhooks/{webhook['id']}")).status_code == 404
+
+
+async def test_a_webhook_may_tell_of_several_nodes_and_of_nobody_elses(api: Api) -> None:
+    acme = await api.new_key("acme", ["compute"])
+    nodes = [await make_node(acme, f"node {number}") for number in range(3)]
+    webhook = await make_webhook(acme, URL, passportIds=nodes[:2])
+    assert sorted(webhook["passportIds"]) == sorted(nodes[:2])
+    for node_id in nodes:
+        await say(api, node_id, seconds_ago=121)
+    assert {told["passportId"] for told in await deliveries_of(acme, webhook["id"])} == set(nodes[:2])
+    others = {"url": URL, "passportIds": [nodes[0], await api.register()]}
+    refused = await acme.http.post("/webhooks", json=others)
+    assert [fault["path"] for fault in refused.json()["error"]["details"]["fields"]] == ["passportIds.1"]
+
+
+async def test_a_secret_that_is_rotated_leaves_a_day_to_change_over(api: Api) -> None:
+    """Both sign, the new one first; with `now` the former one ends at once."""
+    async with FaultNode() as receiver:
+        webhook = await make_webhook(api, receiver.url)
+        rotated = (await api.http.post(f"/webhooks/{webhook['id']}/rotate")).json()
+        assert rotated["secret"] not in {webhook["secret"], None}
+        node_id = await make_node(api)
+        await say(api, node_id, seconds_ago=121)
+        await receiver.until(lambda receiver: len(receiver.requests) == 1)
+        for secret in (webhook["secret"], rotated["secret"]):
+            read(receiver.requests[0], secret)
+        await run_sql(api, "UPDATE webhooks SET former_secret_until = now()")
+        await say(api, node_id, seconds_ago=0)
+        await receiver.until(lambda receiver: len(receiver.requests) == 2)
+        read(receiver.requests[1], rotated["secret"])
+        with pytest.raises(BadSignature):
+            read(receiver.requests[1], webhook["secret"])
+        at_once = (await api.http.post(f"/webhooks/{webhook['id']}/rotate", json={"now": True})).json()
+        await api.http.post(f"/webhooks/{webhook['id']}/test")
+        read(receiver.requests[2], at_once["secret"])
+        with pytest.raises(BadSignature):
+            read(receiver.requests[2], rotated["secret"])
+    assert "webhook.rotate" in [event["action"] for event in (await api.http.get("/audit")).json()["events"]]

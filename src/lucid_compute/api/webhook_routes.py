@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from lucid_compute.api.dependencies import (
+    ADMINS,
     ActorDependency,
     ComputeWriter,
     OrderDependency,
@@ -17,7 +18,7 @@ from lucid_compute.api.error_responses import declare
 from lucid_compute.errors import Forbidden, WebhookNotFound
 from lucid_compute.field_types import Text
 from lucid_compute.fleet.key_ring import Principal
-from lucid_compute.wire.webhooks import DeliveryList, NewWebhook, WebhookCreate, WebhookList, WebhookTest
+from lucid_compute.wire.webhooks import DeliveryList, NewWebhook, WebhookCreate, WebhookList, WebhookRotate, WebhookTest
 
 router = APIRouter(prefix="/webhooks", tags=["webhooks"])
 
@@ -32,6 +33,8 @@ async def create_webhook(
     a node's in order. One that fails is tried again for a day, with growing pauses.
     """
     owner = _owner(principal, body.owner) or principal.owner
+    if body.all_owners:
+        principal.require(ADMINS)
     return await service.webhooks.store.create(actor, body, owner)
 
 
@@ -46,6 +49,7 @@ async def list_webhooks(
     """List one's own webhooks without their secrets, an admin's are all; `name` sorts by the URL."""
     found, total = await service.webhooks.store.list_page(
         owner=_owner(principal, owner) or principal.sees,
+        sees=principal.sees,
         sort_by=order.by,
         sort_order=order.direction,
         offset=page.offset,
@@ -61,6 +65,22 @@ async def delete_webhook(
     """End a webhook; what waits for it is not sent."""
     _refuse_bound(principal)
     await service.webhooks.store.delete(actor, webhook_id, sees=principal.sees)
+
+
+@router.post("/{webhook_id}/rotate", response_model=NewWebhook, responses=declare(WebhookNotFound, body=True))
+async def rotate_webhook(
+    webhook_id: str,
+    service: ServiceDependency,
+    principal: ComputeWriter,
+    actor: ActorDependency,
+    body: WebhookRotate | None = None,
+) -> NewWebhook:
+    """Give a webhook a new secret, which is in this answer alone. For 24 hours the former one signs as well.
+
+    So long `Lucid-Signature` has two `v1`, the new one first; with `{"now": true}` the former ends at once.
+    """
+    _refuse_bound(principal)
+    return await service.webhooks.store.rotate(actor, webhook_id, sees=principal.sees, now=body.now if body else False)
 
 
 @router.post("/{webhook_id}/test", response_model=WebhookTest, responses=declare(WebhookNotFound))

@@ -15,7 +15,7 @@ from lucid_compute.cli.names import get_node
 from lucid_compute.cli.output import Column, JsonOption, Listing, note, sentence, show, show_json
 from lucid_compute.cli.plain_text import UNKNOWN, instant
 from lucid_compute.webhook_rules import WebhookEvent
-from lucid_compute.wire.webhooks import DeliveryView, WebhookView
+from lucid_compute.wire.webhooks import DeliveryView, NewWebhook, WebhookView
 
 app = typer.Typer(
     cls=ListsByDefault,
@@ -60,23 +60,42 @@ def create_webhook(
         list[WebhookEvent] | None, typer.Option(help="Of what; may be given again. Unset: of all.")
     ] = None,
     node: Annotated[
-        str | None, typer.Option(metavar="NODE", help="Of this node alone.", autocompletion=complete_node)
+        list[str] | None,
+        typer.Option(metavar="NODE", help="Of this node alone; may be given again.", autocompletion=complete_node),
     ] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(metavar="MODEL", help="Of this model alone; may be given again.")
+    ] = None,
+    all_owners: Annotated[
+        bool, typer.Option("--all-owners", help="Of every owner's nodes and models; for admins.")
+    ] = False,
     as_json: JsonOption = False,
     api: ApiOption = None,
     key: KeyOption = None,
 ) -> None:
     """Make a webhook. Stdout is its secret alone, so that a script can take it; it is shown this once."""
     with connected(api, key) as lucid:
-        passport_id = None if node is None else get_node(lucid, node).id
-        made = lucid.webhooks.create(url, events=event or None, passport_id=passport_id)
-    if as_json:
-        show_json(made)
-        return
-    show(sentence(made.secret))
-    note(
-        f"The webhook {made.id} is made. This is the only time that its secret is shown: deliveries are signed with it."
-    )
+        passport_ids = [get_node(lucid, each).id for each in node or []]
+        passport_ids += [lucid.models.get(each).id for each in model or []]
+        made = lucid.webhooks.create(
+            url, events=event or None, passport_ids=passport_ids or None, all_owners=all_owners
+        )
+    _show_secret(made, f"The webhook {made.id} is made.", as_json=as_json)
+
+
+@app.command("rotate")
+def rotate_webhook(
+    webhook_id: WebhookArgument,
+    now: Annotated[bool, typer.Option("--now", help="The former secret signs no more, not for 24 hours.")] = False,
+    as_json: JsonOption = False,
+    api: ApiOption = None,
+    key: KeyOption = None,
+) -> None:
+    """Give a webhook a new secret; for 24 hours the former one signs as well. Stdout is the secret alone."""
+    with connected(api, key) as lucid:
+        made = lucid.webhooks.rotate(webhook_id, now=now)
+    until = "is signed with no more" if now else "signs as well for 24 hours"
+    _show_secret(made, f"The former secret of {made.id} {until}.", as_json=as_json)
 
 
 @app.command("test")
@@ -126,10 +145,19 @@ def delete_webhook(
         show(sentence(f"The webhook {webhook_id} is deleted."))
 
 
+def _show_secret(made: NewWebhook, what: str, *, as_json: bool) -> None:
+    if as_json:
+        show_json(made)
+        return
+    show(sentence(made.secret))
+    note(f"{what} This is the only time that its secret is shown: deliveries are signed with it.")
+
+
 def _row(webhook: WebhookView) -> tuple[str, ...]:
     failing = UNKNOWN if webhook.failing_since is None else instant(webhook.failing_since)
     events = "all" if set(webhook.events) == set(WebhookEvent) else ", ".join(webhook.events)
-    return webhook.url, webhook.status, failing, events, webhook.owner, webhook.id
+    owner = "all" if webhook.all_owners else webhook.owner
+    return webhook.url, webhook.status, failing, events, owner, webhook.id
 
 
 def _delivery_row(delivery: DeliveryView) -> tuple[str, ...]:

@@ -4,5 +4,17 @@ from lucid_compute.client.async_lucid import AsyncLucid
 from lucid_compute.client.errors import LucidApiError, LucidClientError
 from lucid_compute.client.lucid import Lucid
 from lucid_compute.client.pages import AsyncPages, Page, Pages
+from lucid_compute.client.webhook_messages import read_webhook
+from lucid_compute.webhook_rules import BadSignature
 
-__all__ = ["AsyncLucid", "AsyncPages", "Lucid", "LucidApiError", "LucidClientError", "Page", "Pages"]
+__all__ = [
+    "AsyncLucid",
+    "AsyncPages",
+    "BadSignature",
+    "Lucid",
+    "LucidApiError",
+    "LucidClientError",
+    "Page",
+    "Pages",
+    "read_webhook",
+]

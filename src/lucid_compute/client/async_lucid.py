@@ -96,6 +96,7 @@ class AsyncWebhooks(AsyncNoun):
 
     create = AsyncSent(webhook_calls.create)
     list = AsyncListed(webhook_calls.list_)
+    rotate = AsyncSent(webhook_calls.rotate)
     delete = AsyncSent(webhook_calls.delete)
     test = AsyncSent(webhook_calls.test)
     deliveries = AsyncListed(webhook_calls.deliveries)

@@ -96,6 +96,7 @@ class Webhooks(Noun):
 
     create = Sent(webhook_calls.create)
     list = Listed(webhook_calls.list_)
+    rotate = Sent(webhook_calls.rotate)
     delete = Sent(webhook_calls.delete)
     test = Sent(webhook_calls.test)
     deliveries = Listed(webhook_calls.deliveries)

@@ -12,21 +12,29 @@ from lucid_compute.wire.webhooks import (
     NewWebhook,
     WebhookCreate,
     WebhookList,
+    WebhookRotate,
     WebhookTest,
     WebhookView,
 )
 
 
 def create(
-    url: str, *, events: Sequence[str] | None = None, passport_id: str | None = None, owner: str | None = None
+    url: str,
+    *,
+    events: Sequence[str] | None = None,
+    passport_ids: Sequence[str] | None = None,
+    owner: str | None = None,
+    all_owners: bool = False,
 ) -> Call[NewWebhook]:
     """Be told of what happens to one's nodes and models, by POST to a URL; without `events` of all that there are now.
 
-    The secret is in this answer and nowhere else. It is not sent again after a lost answer, for a second webhook would
-    be made: look for the first with `list`.
+    `passport_ids` are the nodes and models to be told of alone; `all_owners`, for admins, is of everyone's. The secret
+    is in this answer and nowhere else. It is not sent again after a lost answer, for a second webhook would be made:
+    look for the first with `list`.
     """
-    fields = given(events=None if events is None else list(events), passport_id=passport_id, owner=owner)
-    body = body_of(WebhookCreate, url=url, **fields)
+    lists = {"events": events, "passport_ids": passport_ids}
+    fields = given(owner=owner, **{name: None if each is None else list(each) for name, each in lists.items()})
+    body = body_of(WebhookCreate, url=url, all_owners=all_owners, **fields)
     return Call(method="POST", path="/webhooks", body=body, answer=NewWebhook, is_repeatable=False)
 
 
@@ -41,6 +49,16 @@ def list_(
 def delete(webhook_id: str) -> Call[None]:
     """End a webhook; what waits for it is not sent."""
     return Call(method="DELETE", path=path_of("webhooks", webhook_id), answer=NoneType, is_done_when_missing=True)
+
+
+def rotate(webhook_id: str, *, now: bool = False) -> Call[NewWebhook]:
+    """Give a webhook a new secret; the former one signs as well for 24 hours, or with `now` no more.
+
+    It is not sent again after a lost answer, for the secret in that one would be lost: rotate once more.
+    """
+    path = path_of("webhooks", webhook_id, "rotate")
+    body = body_of(WebhookRotate, now=now)
+    return Call(method="POST", path=path, body=body, answer=NewWebhook, is_repeatable=False)
 
 
 def test(webhook_id: str) -> Call[WebhookTest]:

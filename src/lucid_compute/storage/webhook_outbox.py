@@ -26,12 +26,17 @@ ATTEMPTS_SHOWN = 10
 ENQUEUE = """
     INSERT INTO webhook_deliveries (webhook_id, event_id, subject_id, type, occurred_at, payload)
     SELECT w.id, t.event_id, t.subject_id, t.type, t.at,
-        jsonb_build_object('name', p.name, 'reason', t.reason, 'details', t.details)
+        jsonb_build_object('owner', p.owner, 'name', p.name, 'reason', t.reason, 'details', t.details)
     FROM (SELECT gen_random_uuid() AS event_id, told.* FROM told WHERE told.type IS NOT NULL) t
     JOIN passports p ON p.id = t.subject_id
-    JOIN webhooks w ON w.owner = p.owner AND w.disabled_at IS NULL AND t.type = ANY (w.events)
-        AND (w.passport_id IS NULL OR w.passport_id = t.subject_id)
+    JOIN LATERAL (
+        SELECT * FROM webhooks WHERE owner = p.owner AND NOT all_owners
+        UNION ALL SELECT * FROM webhooks WHERE all_owners
+    ) w ON w.disabled_at IS NULL AND t.type = ANY (w.events)
+        AND (w.passport_ids IS NULL OR t.subject_id = ANY (w.passport_ids))
 """
+
+SECRETS = """ARRAY[w.secret] || CASE WHEN w.former_secret_until > now() THEN ARRAY[w.former_secret] ELSE '{}' END"""
 
 # Follows a CTE `recorded` of rows of `node_events` that this statement writes. Staleness is no news, so a node has
 # recovered when it is healthy and the last of the two that was told of it is that it was not.
@@ -80,7 +85,7 @@ _CLAIM = text(f"""
     ) AND w.id = d.webhook_id
         AND d.state = 'waiting' AND d.next_attempt_at <= now() AND (d.claimed_until IS NULL OR d.claimed_until <= now())
     RETURNING d.position, d.attempts, d.event_id, d.subject_id, d.type, d.occurred_at, d.payload, d.last_attempts,
-        w.id AS webhook_id, w.url, w.secret
+        w.id AS webhook_id, w.url, {SECRETS} AS secrets
 """)
 
 _SUCCEED = text("""
@@ -140,7 +145,7 @@ class Delivery(NamedTuple):
     last_attempts: list[dict[str, Any]]
     webhook_id: str
     url: str
-    secret: str
+    secrets: list[str]
 
     @property
     def event(self) -> dict[str, Any]:
@@ -150,7 +155,7 @@ class Delivery(NamedTuple):
             "type": self.type,
             "occurredAt": write_instant(self.occurred_at),
             "passportId": self.subject_id,
-            **{key: self.payload[key] for key in ("name", "reason", "details")},
+            **{key: self.payload.get(key) for key in ("owner", "name", "reason", "details")},
         }
 
 

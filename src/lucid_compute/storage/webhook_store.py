@@ -16,9 +16,10 @@ from lucid_compute.storage.audit import Actor, Change, record_change
 from lucid_compute.storage.database import Database
 from lucid_compute.storage.passport_search import ids_are_uuids, in_order
 from lucid_compute.storage.tables import passports
-from lucid_compute.storage.webhook_outbox import Delivery
+from lucid_compute.storage.webhook_outbox import SECRETS, Delivery
 from lucid_compute.storage.webhook_tables import webhook_deliveries, webhooks
-from lucid_compute.webhook_rules import SECRET_PREFIX, TEST_EVENT, WebhookEvent
+from lucid_compute.webhook_rules import FORMER_SECRET_SIGNS_FOR, SECRET_PREFIX, TEST_EVENT, WebhookEvent
+from lucid_compute.webhook_urls import check_webhook_url, masked
 from lucid_compute.wire.lists import SortBy, SortOrder
 from lucid_compute.wire.webhooks import (
     DeliveryState,
@@ -30,6 +31,7 @@ from lucid_compute.wire.webhooks import (
 )
 
 MAX_WEBHOOKS = 50  # of an owner
+_SECRETS_OF = text(f"SELECT {SECRETS} FROM webhooks w WHERE w.id = CAST(:id AS uuid)")
 _SORT_COLUMNS = {
     SortBy.CREATED_AT: webhooks.c.created_at,
     SortBy.UPDATED_AT: webhooks.c.created_at,
@@ -57,31 +59,62 @@ class WebhookStore:
             InvalidRequest: its URL is none that may be called, its passport none of the owner's, or it is one too many.
         """
         try:
-            self._policy.check_url(new.url)
+            check_webhook_url(self._policy, new.url)
         except ValueError as error:
             raise InvalidRequest.at("url", str(error)) from None
-        secret = f"{SECRET_PREFIX}{secrets.token_urlsafe(32)}"
+        secret = _make_secret()
         async with self._database.transaction() as connection:
             await _check_room(connection, owner)
-            await _check_passport(connection, owner, new.passport_id)
+            passport_ids = await _check_passports(connection, new, owner)
             statement = insert(webhooks).values(
                 id=str(uuid4()),
                 owner=owner,
                 url=new.url,
                 secret=secret,
                 events=sorted({event.value for event in new.events or WebhookEvent}),
-                passport_id=new.passport_id,
+                all_owners=new.all_owners,
+                passport_ids=passport_ids,
             )
             row = (await connection.execute(statement.returning(webhooks))).mappings().one()
-            change = Change("webhook.create", "webhook", row["id"], details={"owner": owner, "events": row["events"]})
-            await record_change(connection, actor, change)
+            details = {"owner": owner, "events": row["events"], "allOwners": row["all_owners"]}
+            await record_change(connection, actor, Change("webhook.create", "webhook", row["id"], details=details))
+        return NewWebhook(**_view(row).model_dump(), secret=secret)
+
+    async def rotate(self, actor: Actor, webhook_id: str, *, sees: str | None, now: bool) -> NewWebhook:
+        """Give a webhook another secret; the former one signs as well for a day, or with `now` no more.
+
+        Raises:
+            WebhookNotFound: there is none.
+        """
+        secret = _make_secret()
+        former: dict[str, Any] = {"former_secret": None, "former_secret_until": None}
+        if not now:
+            former = {"former_secret": webhooks.c.secret, "former_secret_until": func.now() + FORMER_SECRET_SIGNS_FOR}
+        async with self._database.transaction() as connection:
+            await _get(connection, webhook_id, sees)
+            statement = update(webhooks).where(webhooks.c.id == webhook_id).values(secret=secret, **former)
+            row = (await connection.execute(statement.returning(webhooks))).mappings().one_or_none()
+            if row is None:
+                raise WebhookNotFound(webhook_id)
+            await record_change(
+                connection, actor, Change("webhook.rotate", "webhook", webhook_id, details={"now": now})
+            )
         return NewWebhook(**_view(row).model_dump(), secret=secret)
 
     async def list_page(
-        self, *, owner: str | None, sort_by: SortBy, sort_order: SortOrder, offset: int, limit: int
+        self,
+        *,
+        owner: str | None,
+        sees: str | None,
+        sort_by: SortBy,
+        sort_order: SortOrder,
+        offset: int,
+        limit: int,
     ) -> tuple[list[WebhookView], int]:
         """Answer a page of the owner's webhooks, and how many there are; `owner` None lists all."""
         condition: ColumnElement[bool] = true() if owner is None else webhooks.c.owner == owner
+        if sees is not None:
+            condition &= ~webhooks.c.all_owners
         order = in_order(_SORT_COLUMNS, webhooks.c.id, sort_by, sort_order)
         page = select(webhooks).where(condition).order_by(*order).offset(offset).limit(limit)
         async with self._database.transaction() as connection:
@@ -133,11 +166,11 @@ class WebhookStore:
                 subject_id=row["id"],
                 type=TEST_EVENT,
                 occurred_at=await connection.scalar(text("SELECT now()")),
-                payload={"name": None, "reason": "asked for with POST /webhooks/{id}/test", "details": {}},
+                payload={"reason": "asked for with POST /webhooks/{id}/test", "details": {}},
                 last_attempts=[],
                 webhook_id=row["id"],
                 url=row["url"],
-                secret=row["secret"],
+                secrets=await connection.scalar(_SECRETS_OF, {"id": webhook_id}),
             )
 
     async def record_test(self, actor: Actor, test: Delivery, last_attempts: str, *, is_delivered: bool) -> None:
@@ -174,7 +207,7 @@ async def _get(connection: AsyncConnection, webhook_id: str, sees: str | None) -
     if ids_are_uuids(webhook_id):
         rows = await connection.execute(select(webhooks).where(webhooks.c.id == webhook_id))
         row = rows.mappings().one_or_none()
-    if row is None or (sees is not None and row["owner"] != sees):
+    if row is None or (sees is not None and (row["owner"] != sees or row["all_owners"])):
         raise WebhookNotFound(webhook_id)
     return row
 
@@ -185,22 +218,31 @@ async def _check_room(connection: AsyncConnection, owner: str) -> None:
         raise InvalidRequest.at("owner", f"{owner!r} has {MAX_WEBHOOKS} webhooks already. Delete one first.")
 
 
-async def _check_passport(connection: AsyncConnection, owner: str, passport_id: str | None) -> None:
-    if passport_id is None:
-        return
-    found = None
-    if ids_are_uuids(passport_id):
-        is_told_of = (passports.c.id == passport_id) & passports.c.type.in_(("compute", "model"))
-        found = await connection.scalar(select(passports.c.owner).where(is_told_of))
-    if found != owner:
-        message = f"{owner!r} owns no node and no model {passport_id!r}. Name one of its own, or leave passportId out."
-        raise InvalidRequest.at("passportId", message)
+async def _check_passports(connection: AsyncConnection, new: WebhookCreate, owner: str) -> list[str] | None:
+    """Answer the nodes and models to tell of alone; None when there is no such wish."""
+    if new.passport_ids is None:
+        return None
+    is_told_of = passports.c.id.in_(filter(ids_are_uuids, new.passport_ids)) & passports.c.type.in_(
+        ("compute", "model")
+    )
+    rows = await connection.execute(select(passports.c.id, passports.c.owner).where(is_told_of))
+    found = {str(passport_id) for passport_id, its_owner in rows if new.all_owners or its_owner == owner}
+    for position, passport_id in enumerate(new.passport_ids):
+        if passport_id not in found:
+            whose = "There is" if new.all_owners else f"{owner!r} owns"
+            message = f"{whose} no node and no model {passport_id!r}. Name another, or leave passportIds out."
+            raise InvalidRequest.at(f"passportIds.{position}", message)
+    return sorted(found)
+
+
+def _make_secret() -> str:
+    return f"{SECRET_PREFIX}{secrets.token_urlsafe(32)}"
 
 
 def _view(row: RowMapping) -> WebhookView:
     status = WebhookStatus.ACTIVE if row["disabled_at"] is None else WebhookStatus.DISABLED
-    fields: dict[str, Any] = {name: row[name] for name in WebhookView.model_fields if name != "status"}
-    return WebhookView(status=status, **fields)
+    fields: dict[str, Any] = {name: row[name] for name in WebhookView.model_fields if name not in {"status", "url"}}
+    return WebhookView(status=status, url=masked(row["url"]), **fields)
 
 
 def _view_delivery(row: RowMapping) -> DeliveryView:

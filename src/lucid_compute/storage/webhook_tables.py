@@ -13,6 +13,7 @@ from sqlalchemy import (
     Integer,
     Table,
     Text,
+    false,
     func,
     text,
 )
@@ -30,13 +31,17 @@ webhooks = Table(
     Column("owner", Text, nullable=False),
     Column("url", Text, nullable=False),
     Column("secret", Text, nullable=False),
+    Column("former_secret", Text),
+    Column("former_secret_until", DateTime(timezone=True)),
     Column("events", ARRAY(Text), nullable=False),
-    Column("passport_id", UUID(as_uuid=False), ForeignKey("passports.id")),
+    Column("all_owners", Boolean, nullable=False, server_default=false()),
+    Column("passport_ids", ARRAY(UUID(as_uuid=False))),
     Column("failing_since", DateTime(timezone=True)),
     Column("disabled_at", DateTime(timezone=True)),
     Column("disabled_reason", Text),
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
     Index("webhooks_newest_idx", "owner", text("created_at DESC"), "id"),
+    Index("webhooks_all_owners_idx", "id", postgresql_where=text("all_owners")),
 )
 
 # A row for each event and webhook, written with the event. Of one node's or model's that wait the first is due alone.

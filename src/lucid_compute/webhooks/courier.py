@@ -17,7 +17,8 @@ from lucid_compute.egress.status_connection import StatusConnection
 from lucid_compute.egress_policy import EgressPolicy, ProviderUrl
 from lucid_compute.storage.clock import DatabaseClock
 from lucid_compute.storage.webhook_outbox import Delivery, Verdict
-from lucid_compute.webhook_rules import path_of, sign
+from lucid_compute.webhook_rules import sign
+from lucid_compute.webhook_urls import check_webhook_url, target_of
 
 ATTEMPT_SECONDS = 10.0
 TIMEOUT = "timeout"
@@ -49,7 +50,7 @@ class Courier:
 
     async def _send(self, delivery: Delivery) -> int:
         try:
-            url = self._policy.check_url(delivery.url)
+            url = check_webhook_url(self._policy, delivery.url)
         except ValueError as error:
             raise EgressFault(FaultKind.ADDRESS_REFUSED, str(error)) from None
         body = json.dumps(delivery.event, ensure_ascii=False, separators=(",", ":")).encode()
@@ -64,7 +65,7 @@ class Courier:
 
     def _head(self, delivery: Delivery, url: ProviderUrl, body: bytes) -> bytes:
         lines = [
-            f"POST {path_of(delivery.url)} HTTP/1.1",
+            f"POST {target_of(delivery.url)} HTTP/1.1",
             f"Host: {url.authority}",
             "Content-Type: application/json",
             "Accept-Encoding: identity",
@@ -72,7 +73,7 @@ class Courier:
             f"User-Agent: lucid-compute/{__version__}",
             f"Lucid-Event: {delivery.type}",
             f"Lucid-Event-Id: {delivery.event_id}",
-            f"Lucid-Signature: {sign(delivery.secret, body, self._clock.now())}",
+            f"Lucid-Signature: {sign(delivery.secrets, body, self._clock.now())}",
         ]
         return "\r\n".join([*lines, ""]).encode()
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, StringConstraints
 
 from lucid_compute.egress_policy import MAX_URL_CHARACTERS
-from lucid_compute.field_types import AnswerShape, Identifier, Instant, WireShape
+from lucid_compute.field_types import AnswerShape, Flag, Identifier, Instant, WireShape
 from lucid_compute.webhook_rules import WebhookEvent
 from lucid_compute.wire.lists import Pagination
+
+MAX_PASSPORTS = 100  # of a webhook
 
 
 class WebhookStatus(StrEnum):
@@ -38,21 +40,31 @@ class WebhookCreate(WireShape):
     }
 
     url: Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e]+$", max_length=MAX_URL_CHARACTERS)] = Field(
-        description="http or https, under the rules of provider URLs: a public address, no query, no user name."
+        description="http or https, as provider URLs are, with a query if wanted: a public address, no user name."
     )
     events: Annotated[list[WebhookEvent], Field(min_length=1, max_length=32)] | None = None
-    passport_id: Identifier | None = Field(default=None, description="Tell of this node or model alone.")
+    passport_ids: Annotated[list[Identifier], Field(min_length=1, max_length=MAX_PASSPORTS)] | None = Field(
+        default=None, description="Tell of these nodes and models alone."
+    )
     owner: Identifier | None = Field(default=None, description="Another owner than the key's; admins only.")
+    all_owners: Flag = Field(default=False, description="Tell of every owner's nodes and models; admins only.")
+
+
+class WebhookRotate(WireShape):
+    """How to rotate: `now` ends the former secret at once, else it signs as well for 24 hours."""
+
+    now: Flag = False
 
 
 class WebhookView(AnswerShape):
     """A webhook without its secret."""
 
     id: str
-    url: str
+    url: str = Field(description="With `***` for each value in its query, for these are often tokens.")
     owner: str
+    all_owners: bool
     events: list[str]
-    passport_id: str | None
+    passport_ids: list[str] | None
     status: WebhookStatus
     failing_since: Instant | None = Field(description="Since when no delivery succeeded; null when the last one did.")
     disabled_at: Instant | None
@@ -99,6 +111,19 @@ class DeliveryList(AnswerShape):
 
     deliveries: list[DeliveryView]
     pagination: Pagination
+
+
+class WebhookMessage(AnswerShape):
+    """What a receiver is told: an event, the same in each attempt and for each webhook."""
+
+    id: str
+    type: str
+    occurred_at: Instant
+    passport_id: str = Field(description="The node or the model; of a test the webhook.")
+    owner: str | None = Field(default=None, description="Whose it is; null of a test.")
+    name: str | None = None
+    reason: str | None = None
+    details: dict[str, Any] = {}
 
 
 class WebhookTest(AnswerShape):

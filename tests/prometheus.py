@@ -50,3 +50,9 @@ def read_expression(expression: str) -> Asked:
     labels |= {name.strip() for inner in _GROUPING.findall(text) for name in inner.split(",") if name.strip()}
     text = _GROUPING.sub(" ", text)
     return Asked({name for name in _NAME.findall(text) if name not in _WORDS}, labels)
+
+
+def value_of(text: str, series: str) -> float:
+    """What a scrape says of one series, written as there; 0 when it is not there."""
+    found = re.search(rf"^{re.escape(series)} (\S+)$", text, re.MULTILINE)
+    return float(found[1]) if found else 0.0

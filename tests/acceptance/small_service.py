@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import asyncpg
 
+from lucid_compute.api.metrics_board import Seat
 from lucid_compute.api.settings import Settings
 from lucid_compute.cli.supervisor import Service, Supervisor
 from lucid_compute.revenue import Terms
@@ -50,7 +51,7 @@ async def answer(scope: dict[str, Any], database_url: str) -> str:
         await connection.close()
 
 
-def create_app(_settings: Settings, database_url: str) -> Callable[..., Awaitable[None]]:
+def create_app(_settings: Settings, database_url: str, _seat: Seat) -> Callable[..., Awaitable[None]]:
     """Answer the application; BROKEN breaks its lifespan."""
 
     async def app(scope: dict[str, Any], receive: Callable[..., Any], send: Callable[..., Any]) -> None:

@@ -61,7 +61,7 @@ async def test_metrics_count_nodes_heartbeats_and_requests_without_naming_any(ap
         'lucid_heartbeats_total{outcome="accepted"} 1.0',
         'lucid_heartbeats_total{outcome="node_not_found"} 1.0',
         'lucid_models{available="false"} 1.0',
-        'lucid_http_requests_total{method="GET",route="/compute/health/{passport_id}",status="200"} 1.0',
+        'lucid_http_requests_total{method="GET",route="/compute/health/{passport_id}",status="2xx"} 1.0',
     ):
         assert line in lines
     for secret in (node, "a-node-of-mine", "a-model-of-mine", ADMIN_KEY):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -32,8 +33,10 @@ from lucid_compute.api.express_client import ExpressLane, ExpressLanes
 from lucid_compute.api.express_heartbeats import ExpressHeartbeats
 from lucid_compute.api.express_inference import ExpressInference
 from lucid_compute.api.heartbeat_lane import HeartbeatLane
+from lucid_compute.api.http_tally import MeasuredApp
 from lucid_compute.api.inference_lane import ENDPOINTS, InferenceLane
-from lucid_compute.api.metrics import MeasuredApp, Metrics
+from lucid_compute.api.metrics import Metrics
+from lucid_compute.api.metrics_board import Board, Seat
 from lucid_compute.api.request_guard import RequestGuard
 from lucid_compute.api.service import build_service, running
 from lucid_compute.api.settings import Settings
@@ -52,10 +55,11 @@ Send a key as `Authorization: Bearer lk_live_…`. Every error has the shape
 class LucidApp:
     """The whole application: a few paths go to their lanes, everything else to FastAPI."""
 
-    def __init__(self, settings: Settings, database_url: str) -> None:
+    def __init__(self, settings: Settings, database_url: str, seat: Seat) -> None:
         """Put a replica together; nothing is connected to before its lifespan starts."""
         self._settings = settings
         self._database_url = database_url
+        self._seat = seat
         self._heartbeats: HeartbeatLane | None = None
         self._inference: InferenceLane | None = None
         self.fastapi = self._build_fastapi()
@@ -110,17 +114,22 @@ class LucidApp:
         app.state.service = service
         self._heartbeats = HeartbeatLane(service)
         self._inference = InferenceLane(service)
-        app.state.metrics = Metrics(service, self._heartbeats, self._inference)
+        app.state.metrics = metrics = Metrics(service, self._heartbeats, self._inference, self._seat)
         inference = ExpressInference(service, self._inference)
         lanes: dict[bytes, ExpressLane] = {path.encode(): inference for path in ENDPOINTS}
         lanes[heartbeat_lane.PATH.encode()] = ExpressHeartbeats(service, self._heartbeats)
         async with running(service):
+            writing = asyncio.create_task(metrics.run(), name="metrics")
             try:
                 yield {EXPRESS: lanes}
             finally:
+                writing.cancel()
                 inference.close()
 
 
-def create_app(settings: Settings, database_url: str) -> LucidApp:
-    """Answer the application of one replica on the database at `database_url`, which is migrated already."""
-    return LucidApp(settings, database_url)
+def create_app(settings: Settings, database_url: str, seat: Seat | None = None) -> LucidApp:
+    """Answer the application of one replica on the database at `database_url`, which is migrated already.
+
+    At its `seat` it shows other workers what it counts; without one it is alone.
+    """
+    return LucidApp(settings, database_url, seat or Board(1).seat(0))

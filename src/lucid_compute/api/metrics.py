@@ -1,148 +1,120 @@
-"""Prometheus metrics of one replica, with a bounded number of series: routes, codes, states, few models' names."""
+"""Prometheus metrics of the whole service: every worker of one `lucid serve`, whichever of them is asked.
+
+Each worker writes what it counted to the board once a second and whenever it is asked; who is asked answers what is on
+the board, all places together, and never what was not written there first. So counters never get less, not even when a
+worker is killed: it takes along what it counted since it last wrote, which nobody has seen.
+
+The number of series is bounded: routes, codes, states, and few models' names.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections import Counter as Tally
-from collections.abc import Iterator
+from collections.abc import Mapping
+from dataclasses import replace
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from prometheus_client import CollectorRegistry, generate_latest
 
+from lucid_compute.api.fleet_metrics import FleetCollector
 from lucid_compute.api.heartbeat_lane import HeartbeatLane
+from lucid_compute.api.http_tally import HttpTally
 from lucid_compute.api.inference_lane import InferenceLane
-from lucid_compute.api.request_metrics import RequestCollector, WebhookCollector
+from lucid_compute.api.metrics_board import Place, Seat
 from lucid_compute.api.service import Service
-from lucid_compute.node_state import NodeStatus
+from lucid_compute.api.worker_counts import MODELS, Tally, WorkerCounts, merge
+from lucid_compute.api.worker_metrics import WorkerCollector, model_numbers
+from lucid_compute.inference.request_tally import OTHER
 
-_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+WRITE_SECONDS = 1.0
+
+_log = logging.getLogger(__name__)
 
 
 class Metrics:
-    """The registry of one replica, its own rather than the process's."""
+    """What one worker counts, and what all of them answer."""
 
-    def __init__(self, service: Service, lane: HeartbeatLane, inference: InferenceLane) -> None:
-        """Count for `service`; the lanes' tallies are read when they are asked for."""
-        disable_created_metrics()  # type: ignore[no-untyped-call] # a second series for each, which nobody asks for
-        self.registry = CollectorRegistry()
-        labels = ["method", "route", "status"]
-        self.requests = Counter(
-            "lucid_http_requests", "Requests answered, heartbeats apart", labels, registry=self.registry
-        )
-        self.seconds = Histogram(
-            "lucid_http_request_duration_seconds",
-            "Time from the request to the end of its answer",
-            ["route"],
-            buckets=_BUCKETS,
-            registry=self.registry,
-        )
-        self.registry.register(_FleetCollector(service, lane))
-        self.registry.register(_GatewayCollector(service, inference))
-        self.registry.register(RequestCollector(service.gateway.tools.tally))
-        self.registry.register(WebhookCollector(service.webhooks.sender))
-
-
-class _FleetCollector(Collector):
-    """Reads the fleet when Prometheus asks."""
-
-    def __init__(self, service: Service, lane: HeartbeatLane) -> None:
+    def __init__(self, service: Service, heartbeats: HeartbeatLane, inference: InferenceLane, seat: Seat) -> None:
+        """Count on from what a former worker at this seat left; the lanes' tallies are read when they are asked for."""
+        self.http = HttpTally()
         self._service = service
-        self._lane = lane
+        self._heartbeats = heartbeats
+        self._inference = inference
+        self._seat = seat
+        left = _read(seat.own)
+        self._left = WorkerCounts(0.0) if left is None else replace(left, gauges={})
+        self._named_at: dict[str, float] = {}
+        self._registry = CollectorRegistry()
+        self._registry.register(FleetCollector(service))
 
-    def collect(self) -> Iterator[Metric]:
-        """Yield what the fleet is like right now."""
-        now, fleet = self._service.clock.now(), self._service.fleet
-        beats = CounterMetricFamily("lucid_heartbeats", "Heartbeats answered, by outcome", labels=["outcome"])
-        for outcome, count in self._lane.outcomes.items():
-            beats.add_metric([outcome.lower()], count)
-        yield beats
-        yield CounterMetricFamily("lucid_express_heartbeats", "Heartbeats taken without a task", self._lane.express)
-        yield self._nodes()
-        available = Tally(fleet.are_available(fleet.models_newest_first(), now))
-        models = GaugeMetricFamily("lucid_models", "Models, by whether they can be run right now", labels=["available"])
-        for verdict in (True, False):
-            models.add_metric([str(verdict).lower()], available[verdict])
-        yield models
-        yield GaugeMetricFamily("lucid_capability_classes", "Kinds of node", fleet.class_count())
-        yield GaugeMetricFamily("lucid_replicas", "Replicas that are alive", fleet.replicas.count())
-        followed_at = self._service.keys.followed_at
-        age = (now - followed_at).total_seconds() if followed_at else float("nan")
-        yield GaugeMetricFamily("lucid_feed_age_seconds", "How far this replica is behind Postgres at most", age)
-        ours = sum((outage.ended_at - outage.started_at).total_seconds() for outage in fleet.outages)
-        yield GaugeMetricFamily(
-            "lucid_registry_outage_seconds", "Time of 30 days in which no replica took heartbeats", ours
-        )
-        held = self._service.sweep.brake.held_since is not None
-        yield GaugeMetricFamily("lucid_silence_brake", "1 while events wait because many nodes fell silent", held)
+    async def run(self) -> None:
+        """Write to the board for as long as this task runs."""
+        while True:
+            try:
+                self.write()
+            except Exception:  # noqa: BLE001 - a fault in counting must not end the task; its trace is logged
+                _log.exception("what this worker counted could not be shown")
+            await asyncio.sleep(WRITE_SECONDS)
 
-    def _nodes(self) -> GaugeMetricFamily:
-        fleet = self._service.fleet
-        live_since = fleet.live_since(self._service.clock.now())
-        states = Tally(node.state.status(live_since) for node in fleet.nodes())
-        nodes = GaugeMetricFamily("lucid_nodes", "Nodes, by status", labels=["status"])
-        for status in NodeStatus:
-            nodes.add_metric([status.value], states[status])
-        return nodes
+    def write(self) -> None:
+        """Show the other workers what this one counted."""
+        now = time.monotonic()
+        self._seat.own.write(merge([self._left, self._count(now)], now).to_bytes())
+
+    def answer(self) -> bytes:
+        """Answer what all workers counted, as text for Prometheus."""
+        self.write()
+        shown = [counts for place in self._seat.places if (counts := _read(place)) is not None]
+        registry = CollectorRegistry()
+        registry.register(WorkerCollector(merge(shown, time.monotonic())))
+        return generate_latest(self._registry) + generate_latest(registry)
+
+    def _count(self, now: float) -> WorkerCounts:
+        """Answer what this worker counted since it began, and what it measures now."""
+        gateway, sender = self._service.gateway, self._service.webhooks.sender
+        models: Tally = {}
+        for tally in gateway.tools.tally.tallies():
+            models[tally.model_name,] = model_numbers(tally)
+            if tally.model_name != OTHER:
+                self._named_at.setdefault(tally.model_name, now)
+        tallies: dict[str, Tally] = {
+            MODELS: models,
+            "heartbeats": _by_label(self._heartbeats.outcomes),
+            "requests": _by_label(self._inference.outcomes),
+            "faults": _by_label(gateway.faults),
+            "retries": {(): [float(gateway.retries)]},
+            "express": {(): [float(self._inference.express)]},
+            "express_heartbeats": {(): [float(self._heartbeats.express)]},
+            "webhook_attempts": _by_label(sender.outcomes),
+            "http_requests": self.http.requests,
+            "http_statuses": self.http.statuses,
+            "http_durations": self.http.durations,
+        }
+        return WorkerCounts(now, tallies, self._measure(), self._named_at)
+
+    def _measure(self) -> dict[str, float]:
+        service = self._service
+        followed_at = service.keys.followed_at
+        age = (service.clock.now() - followed_at).total_seconds() if followed_at else float("nan")
+        return {
+            "lucid_workers": 1,
+            "lucid_inference_running": self._inference.running,
+            "lucid_breakers_open": service.gateway.tools.traffic.open_count(),
+            "lucid_jobs_waiting": service.jobs.waiting,
+            "lucid_feed_age_seconds": age,
+            "lucid_loop_lag_seconds": service.watchdog.lag_seconds,
+            "lucid_loop_tasks": len(asyncio.all_tasks()),
+            "lucid_silence_brake": float(service.sweep.brake.held_since is not None),
+            "lucid_webhook_deliveries_running": service.webhooks.sender.running,
+            **service.webhooks.sender.backlog,
+        }
 
 
-class _GatewayCollector(Collector):
-    """Reads the gateway's tallies when Prometheus asks."""
-
-    def __init__(self, service: Service, lane: InferenceLane) -> None:
-        self._service = service
-        self._lane = lane
-
-    def collect(self) -> Iterator[Metric]:
-        """Yield what requests for inference came to."""
-        gateway, tools = self._service.gateway, self._service.gateway.tools
-        requests = CounterMetricFamily("lucid_inference_requests", "Requests below /v1, by outcome", labels=["outcome"])
-        for outcome, count in self._lane.outcomes.items():
-            requests.add_metric([outcome.lower()], count)
-        yield requests
-        faults = CounterMetricFamily("lucid_node_faults", "Attempts that nodes failed, by reason", labels=["reason"])
-        for reason, count in gateway.faults.items():
-            faults.add_metric([reason], count)
-        yield faults
-        yield CounterMetricFamily("lucid_inference_retries", "Second and third attempts", gateway.retries)
-        yield CounterMetricFamily("lucid_inference_express", "Requests begun without a task", self._lane.express)
-        yield GaugeMetricFamily("lucid_inference_running", "Requests below /v1 under way", self._lane.running)
-        yield GaugeMetricFamily("lucid_breakers_open", "Nodes that are blocked or on trial", tools.traffic.open_count())
-        yield GaugeMetricFamily("lucid_jobs_waiting", "Jobs not known to be written", self._service.jobs.waiting)
-        lag = self._service.watchdog.lag_seconds
-        yield GaugeMetricFamily("lucid_loop_lag_seconds", "How late the event loop was at the last look", lag)
-        yield GaugeMetricFamily("lucid_loop_tasks", "Tasks of the event loop", len(asyncio.all_tasks()))
+def _read(place: Place) -> WorkerCounts | None:
+    text = place.read()
+    return None if text is None else WorkerCounts.from_bytes(text)
 
 
-class MeasuredApp:
-    """ASGI middleware that counts requests by route, and times them."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        """Stand before `app`."""
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let the request through, and count it when it is answered."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        began = time.perf_counter()
-        status = 500
-
-        async def note_status(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            await self._app(scope, receive, note_status)
-        finally:
-            metrics: Metrics = scope["app"].state.metrics
-            route = getattr(scope.get("route"), "path", "none")
-            method = scope["method"] if scope["method"] in _METHODS else "other"
-            metrics.requests.labels(method, route, status).inc()
-            metrics.seconds.labels(route).observe(time.perf_counter() - began)
+def _by_label(counts: Mapping[str, int]) -> Tally:
+    return {(name.lower(),): [float(count)] for name, count in counts.items()}

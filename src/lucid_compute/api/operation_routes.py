@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from lucid_compute.api.dependencies import ADMINS, Anyone, ServiceDependency
 from lucid_compute.api.error_responses import declare
+from lucid_compute.api.metrics import Metrics
 from lucid_compute.errors import DatabaseUnavailable, Forbidden, Unauthorized
 from lucid_compute.wire.operations import Liveness, Readiness
 
@@ -42,10 +43,11 @@ async def get_readiness(service: ServiceDependency) -> Readiness:
     },
 )
 async def get_metrics(request: Request, service: ServiceDependency, caller: Anyone) -> Response:
-    """Answer this replica's metrics for Prometheus: to admins, or to everyone where the operator says so."""
+    """Answer what all workers behind this port count, for Prometheus: to admins, or to all if the operator says so."""
     if not service.settings.metrics_public:
         if caller is None:
             message = "Send an admin key: Authorization: Bearer lk_live_…, or set LUCID_METRICS_PUBLIC=true."
             raise Unauthorized(message)
         caller.require(ADMINS)
-    return Response(generate_latest(request.app.state.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+    metrics: Metrics = request.app.state.metrics
+    return Response(metrics.answer(), media_type=CONTENT_TYPE_LATEST)

@@ -12,9 +12,11 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from lucid_compute.api.metrics_board import Board, Seat
 from lucid_compute.api.settings import Settings
 from lucid_compute.cli.banner import Banner
 from lucid_compute.cli.child_processes import ServiceError
@@ -35,7 +37,7 @@ class Service(NamedTuple):
     """What is served: how its database is prepared and how a worker makes its application."""
 
     prepare: Prepare
-    create_app: Callable[[Settings, str], Application]
+    create_app: Callable[[Settings, str, Seat], Application]
 
 
 class Supervisor:
@@ -79,7 +81,10 @@ class Supervisor:
             self._postgres.start()
         url, data_dir = self._database()
         self._report = prepare_in_child(self._service.prepare, self._settings, url, data_dir)
-        self._workers = [Worker(self._serve_in_worker) for _ in range(self._settings.workers)]
+        board = Board(self._settings.workers)
+        self._workers = [
+            Worker(partial(self._serve_in_worker, board.seat(number))) for number in range(self._settings.workers)
+        ]
 
     def _database(self) -> tuple[str, Path]:
         """Answer the URL of the database and the folder for the admin key."""
@@ -91,9 +96,9 @@ class Supervisor:
         url = self._settings.database_url
         return url.get_secret_value() if url else "", data_dir
 
-    def _serve_in_worker(self, channel: socket.socket) -> int:
+    def _serve_in_worker(self, seat: Seat, channel: socket.socket) -> int:
         """Be a worker."""
-        app = self._service.create_app(self._settings, self._database()[0])
+        app = self._service.create_app(self._settings, self._database()[0], seat)
         return serve(app, self._sockets, channel, self._settings)
 
     def _watch(self) -> None:

@@ -121,6 +121,17 @@ _GIVE_UP = text("""
     WHERE webhook_id = :webhook_id AND state = 'waiting'
 """)
 
+# Of a webhook that fails the age is known from `failing_since`: the oldest tells whether sending keeps up.
+_BACKLOG = text("""
+    SELECT count(*) AS lucid_webhook_deliveries_waiting,
+        coalesce(extract(epoch FROM now() - min(d.occurred_at) FILTER (WHERE w.failing_since IS NULL)), 0)
+            AS lucid_webhook_oldest_waiting_seconds,
+        (SELECT count(*) FROM webhooks WHERE failing_since IS NOT NULL AND disabled_at IS NULL)
+            AS lucid_webhooks_failing,
+        (SELECT count(*) FROM webhooks WHERE disabled_at IS NOT NULL) AS lucid_webhooks_disabled
+    FROM webhook_deliveries d JOIN webhooks w ON w.id = d.webhook_id WHERE d.state = 'waiting'
+""")
+
 _CLEAN = text(f"DELETE FROM webhook_deliveries WHERE ended_at < now() - interval '{KEPT_DAYS} days'")
 
 
@@ -217,6 +228,16 @@ class WebhookOutbox:
             if is_disabled:
                 await connection.execute(_GIVE_UP, {"webhook_id": delivery.webhook_id})
         return is_disabled
+
+    async def count_backlog(self) -> dict[str, float]:
+        """Answer what waits and which webhooks fail, by the names of Prometheus's gauges.
+
+        Raises:
+            DatabaseUnavailable: as named.
+        """
+        async with self._database.transaction() as connection:
+            counted = (await connection.execute(_BACKLOG)).mappings().one()
+            return {name: float(value) for name, value in counted.items()}
 
     async def clean(self) -> None:
         """Drop what ended a week ago.

@@ -19,6 +19,7 @@ from lucid_compute.webhooks.courier import Courier
 
 LOOK_SECONDS = 1.0
 CLEANING_SECONDS = 60.0
+COUNTING_SECONDS = 15.0
 MAX_UNDER_WAY = 64
 
 _log = logging.getLogger(__name__)
@@ -33,8 +34,10 @@ class WebhookSender:
         self._courier = courier
         self._clock = clock
         self.outcomes = {"delivered": 0, "failed": 0}
+        self.backlog: dict[str, float] = {}  # by the names of gauges, of all replicas
         self._under_way: set[asyncio.Task[None]] = set()
         self._work = asyncio.Event()
+        self._cleaning_due = self._counting_due = 0.0
         self._settling = asyncio.Lock()  # requests need the database's connections more
 
     @property
@@ -44,15 +47,11 @@ class WebhookSender:
 
     async def run(self) -> None:
         """Send for as long as this task runs; what is under way at its end is sent again later."""
-        cleaning_due = 0.0
-        clock = asyncio.get_running_loop().time
         try:
             while True:
                 try:
                     found = await self.look()
-                    if clock() >= cleaning_due:
-                        await self._outbox.clean()
-                        cleaning_due = clock() + CLEANING_SECONDS
+                    await self._clean_and_count()
                 except DatabaseUnavailable:
                     found = 0
                 except Exception:  # noqa: BLE001 - a fault must end neither the task nor the service; it is logged
@@ -76,6 +75,15 @@ class WebhookSender:
             self._under_way.add(task)
             task.add_done_callback(self._end)
         return len(claimed)
+
+    async def _clean_and_count(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if now >= self._cleaning_due:
+            await self._outbox.clean()
+            self._cleaning_due = now + CLEANING_SECONDS
+        if now >= self._counting_due:
+            self.backlog = await self._outbox.count_backlog()
+            self._counting_due = now + COUNTING_SECONDS
 
     async def deliver(self, delivery: Delivery) -> None:
         """Send one delivery and settle it; when the database is away it is sent again."""

@@ -1,0 +1,79 @@
+"""The board that workers share, and how what they counted adds up."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import time
+
+import pytest
+
+from lucid_compute.api.metrics_board import PLACE_BYTES, Board
+from lucid_compute.api.worker_counts import LIVE_SECONDS, MODELS, WorkerCounts, merge
+from lucid_compute.inference.request_tally import MAX_MODELS, OTHER
+
+
+def test_a_place_shows_what_was_written_last_to_every_seat() -> None:
+    board = Board(2)
+    first, second = board.seat(0), board.seat(1)
+    assert [place.read() for place in first.places] == [None, None]
+    for text in (b"one", b"", b"three" * 1000):
+        second.own.write(text)
+        assert [place.read() for place in first.places] == [None, text]
+    with pytest.raises(ValueError, match="too many"):
+        first.own.write(bytes(PLACE_BYTES // 2))
+    assert first.own.read() is None
+
+
+def test_a_worker_that_is_killed_while_it_writes_leaves_a_whole_text() -> None:
+    """Fifty times, at whatever instant; what is read is one of its texts from end to end."""
+    seat = Board(1).seat(0)
+    for _ in range(50):
+        pid = os.fork()
+        if pid == 0:
+            while True:
+                for letter in b"ab":
+                    seat.own.write(bytes([letter]) * 200_000)
+        while seat.own.read() is None:
+            pass
+        time.sleep(0.001)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        assert seat.own.read() in {b"a" * 200_000, b"b" * 200_000}
+
+
+def test_counts_come_back_as_they_were_written() -> None:
+    counts = WorkerCounts(1.5, {"x": {("a", 'é"\n'): [1, 2.5]}, "y": {(): [3]}}, {"g": 4.0}, {"m": 5.0})
+    assert WorkerCounts.from_bytes(counts.to_bytes()) == counts
+
+
+def test_counts_are_added_up_and_gauges_are_of_those_that_live() -> None:
+    """A worker that ended long ago still counts, and measures nothing."""
+    now = 100.0
+    lives = WorkerCounts(now, {"x": {("a",): [1, 2]}}, {"lucid_jobs_waiting": 3, "lucid_feed_age_seconds": math.nan})
+    also = WorkerCounts(now - 1, {"x": {("b",): [5, 6]}}, {"lucid_jobs_waiting": 4, "lucid_feed_age_seconds": 0.5})
+    ended = WorkerCounts(now - LIVE_SECONDS, {"x": {("a",): [10, 20]}}, {"lucid_jobs_waiting": 1000})
+    merged = merge([lives, also, ended], now)
+    assert merged.tallies == {"x": {("a",): [11, 22], ("b",): [5, 6]}}
+    assert merged.gauges == {"lucid_jobs_waiting": 7, "lucid_feed_age_seconds": 0.5}
+    assert lives.tallies == {"x": {("a",): [1, 2]}}
+
+
+def test_models_of_all_workers_are_as_few_as_those_of_one() -> None:
+    """The first that were named keep their names, however the workers are merged; nothing is lost."""
+    parts: list[WorkerCounts] = [
+        WorkerCounts(
+            1.0,
+            {MODELS: {**{(f"{place}-{number}",): [1.0] for number in range(MAX_MODELS)}, (OTHER,): [100.0]}},
+            {},
+            {f"{place}-{number}": float(number * 10 + place) for number in range(MAX_MODELS)},
+        )
+        for place in range(4)
+    ]
+    merged = merge(parts, 1.0)
+    assert set(merged.named_at) == {f"{place}-{number}" for place in range(4) for number in range(MAX_MODELS // 4)}
+    models = merged.tallies[MODELS]
+    assert models[OTHER,] == [400.0 + 3 * MAX_MODELS]
+    assert len(models) == MAX_MODELS + 1
+    assert merge([merge(parts[:2], 1.0), merge(parts[2:], 1.0)], 1.0) == merged

@@ -16,6 +16,11 @@ COPY pyproject.toml README.md LICENSE ./
 COPY src src
 RUN pip --python /opt/lucid/bin/python install --no-deps --no-build-isolation .
 
+# The service can send traces; the agent has none to send.
+FROM builder AS traced
+COPY requirements/tracing.txt requirements/
+RUN pip --python /opt/lucid/bin/python install --require-hashes -r requirements/tracing.txt
+
 # The agent beside an inference server. It listens to nothing and keeps nothing.
 FROM python:3.13-slim AS agent
 LABEL org.opencontainers.image.title="lucid-agent" \
@@ -40,7 +45,7 @@ LABEL org.opencontainers.image.title="lucid-compute" \
 RUN groupadd --gid 10001 lucid \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /data --shell /usr/sbin/nologin lucid \
     && install --directory --owner 10001 --group 10001 --mode 0700 /data
-COPY --from=builder /opt/lucid /opt/lucid
+COPY --from=traced /opt/lucid /opt/lucid
 ENV PATH="/opt/lucid/bin:$PATH" \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \

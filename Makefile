@@ -7,13 +7,15 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PEER := vllm-router==0.1.17
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev run demo test check format lock bench clean
+.PHONY: help install install-dev install-tracing run demo test check format lock bench clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 install: $(VENV)/.installed  ## prepare .venv with what the service needs
 install-dev: $(VENV)/.installed-dev  ## prepare .venv with what the tests need as well
+
+install-tracing: $(VENV)/.installed-tracing  ## what LUCID_OTLP_ENDPOINT needs, beside the rest in .venv
 
 run: install  ## install, then serve on 127.0.0.1:8000 with an embedded Postgres
 	@exec $(BIN)/lucid serve $(ARGS)
@@ -42,6 +44,9 @@ lock:  ## lock every dependency with hashes, for Python 3.11 to 3.14 (needs uv)
 	  --custom-compile-command "make lock" --quiet --group build pyproject.toml --output-file requirements/runtime.txt
 	@uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
 	  --custom-compile-command "make lock" --quiet --constraint requirements/runtime.txt \
+	  --group build --extra tracing pyproject.toml --output-file requirements/tracing.txt
+	@uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
+	  --custom-compile-command "make lock" --quiet --constraint requirements/tracing.txt \
 	  --group build --group dev --extra tracing pyproject.toml --output-file requirements/dev.txt
 	@echo "$(PEER)" | uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
 	  --custom-compile-command "make lock" --quiet - --output-file requirements/bench.txt
@@ -57,6 +62,11 @@ $(VENV)/.installed: requirements/runtime.txt pyproject.toml | $(BIN)/python
 	@echo "installing lucid-compute into $(VENV)"
 	@$(PIP) install --require-hashes -r requirements/runtime.txt
 	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.installed-tracing: requirements/tracing.txt | $(VENV)/.installed
+	@echo "installing what traces need into $(VENV)"
+	@$(PIP) install --require-hashes -r requirements/tracing.txt
 	@touch $@
 
 $(VENV)/.installed-dev: requirements/dev.txt pyproject.toml | $(BIN)/python

@@ -19,7 +19,7 @@ from lucid_compute.agent.faults import AgentFault
 from lucid_compute.agent.settings import AgentSettings
 
 ROOT = Path(__file__).parents[1]
-LOCKS = ("requirements/runtime.txt", "requirements/dev.txt", "requirements/bench.txt")
+LOCKS = ("requirements/runtime.txt", "requirements/tracing.txt", "requirements/dev.txt", "requirements/bench.txt")
 DOCUMENTS = ("docker-compose.yml", ".pre-commit-config.yaml", ".github/workflows/ci.yml")
 REQUIREMENT = re.compile(
     r"^([a-z0-9][a-z0-9.-]*)==(\S+)(?: ; (.+?))? \\\n(?:    --hash=sha256:[0-9a-f]{64}(?: \\)?\n)+", re.MULTILINE
@@ -67,13 +67,15 @@ def test_a_lock_names_no_package_index_and_hashes_everything(lock: str) -> None:
     assert "://" not in read(lock)
 
 
-def test_both_locks_agree_and_hold_what_the_project_asks_for() -> None:
+def test_locks_agree_and_hold_what_the_project_asks_for() -> None:
     """The tests run on the very versions that the service is installed with."""
-    runtime, dev, _ = (pins(lock) for lock in LOCKS)
-    assert {name: dev.get(name) for name in runtime} == runtime
+    runtime, tracing, dev, _ = (pins(lock) for lock in LOCKS)
+    assert {name: tracing.get(name) for name in runtime} == runtime
+    assert {name: dev.get(name) for name in tracing} == tracing
     groups = project()["dependency-groups"]
     asked = names(project()["project"]["dependencies"]) | names(groups["build"])
     assert asked <= {name for name, _ in runtime}
+    assert asked | names(project()["project"]["optional-dependencies"]["tracing"]) <= {name for name, _ in tracing}
     assert asked | names(groups["dev"]) <= {name for name, _ in dev}
     assert names(project()["build-system"]["requires"]) == names(groups["build"])
 
@@ -173,6 +175,17 @@ def test_the_image_is_built_from_the_lock_by_nobody_special() -> None:
     let_in = [line[1:] for line in read(".dockerignore").splitlines() if line.startswith("!")]
     assert copied
     assert all(any(entry == path or entry.startswith(f"{path}/") for entry in let_in) for path in copied)
+
+
+def test_the_image_of_the_service_can_send_traces() -> None:
+    """From a lock of their own, which a checkout gets by one step; the agent's has nothing of it."""
+    stages = re.split(r"^FROM ", read("Dockerfile"), flags=re.MULTILINE)[1:]
+    by_name = {stage.partition("\n")[0].partition(" AS ")[2]: stage for stage in stages}
+    assert "--require-hashes -r requirements/tracing.txt" in by_name["traced"]
+    assert "COPY --from=traced" in by_name[""]
+    assert "COPY --from=builder" in by_name["agent"]
+    assert "-r requirements/tracing.txt" in read("Makefile")
+    assert "make install-tracing" in read("docs/observability.md")
 
 
 def test_the_image_of_the_agent_runs_the_agent_as_nobody_special() -> None:

@@ -13,6 +13,7 @@ import yaml  # type: ignore[import-untyped]
 
 from lucid_compute.egress.faults import FaultKind
 from lucid_compute.errors import LucidError
+from lucid_compute.inference.exchange import CutReason
 from lucid_compute.jobs import Outcome
 from tests.api import Api
 from tests.fault_answers import respond
@@ -165,6 +166,15 @@ async def test_the_dashboard_and_the_alerts_ask_for_what_there_is(real_scrape: S
         assert not missing, f"{missing} in {expression}"
         known = TARGET_LABELS.union(*(real_scrape.labels.get(name, set()) for name in asked.metrics))
         assert asked.labels <= known, f"{asked.labels - known} in {expression}"
+
+
+def test_outcomes_that_the_dashboard_and_the_alerts_name_can_come() -> None:
+    """A misspelt value of a label would match nothing, and an alert on it would never ring."""
+    text = (DEPLOY / "prometheus-alerts.yml").read_text() + (DEPLOY / "grafana-dashboard.json").read_text()
+    named = {word for found in re.findall(r'outcome[=!]~?\\?"([a-z_|]+)', text) for word in found.split("|")}
+    possible = {each.code.lower() for each in _errors(LucidError)} | set(Outcome) | set(CutReason)
+    assert named >= {"node_failed", "completed"}
+    assert named <= possible | {"served", "accepted", "delivered"}
 
 
 def test_every_alert_says_what_to_do() -> None:

@@ -158,7 +158,9 @@ class Settings(BaseSettings):
     def _can_be_traced(cls, value: str | None) -> str | None:
         """Refuse to promise traces without the packages that make them."""
         if value is not None and not all(map(_is_installed, _TRACING_PACKAGES)):
-            raise ValueError("Install lucid-compute[tracing] to send traces, or leave it unset.")
+            raise ValueError(
+                "Install lucid-compute[tracing] to send traces (make install-tracing in a checkout), or leave it unset."
+            )
         return value
 
     @field_validator("egress_allow", mode="before")

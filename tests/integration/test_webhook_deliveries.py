@@ -220,8 +220,8 @@ async def test_what_a_killed_replica_had_in_hand_is_sent_by_another(api: Api) ->
         with a_busy_sender(api):
             webhook = await make_webhook(api, receiver.url)
             await drain_and_end(api, await make_node(api))
-            (claimed,) = await killed.claim(10)
-        assert await killed.claim(10) == []
+            (claimed,) = await killed.claim(10, 10)
+        assert await killed.claim(10, 10) == []
         assert not receiver.requests
         await run_sql(api, "UPDATE webhook_deliveries SET claimed_until = now() WHERE claimed_until IS NOT NULL")
         await receiver.until(lambda receiver: len(receiver.requests) == 2)
@@ -236,9 +236,59 @@ async def test_a_webhook_that_fails_is_tried_with_one_delivery_at_a_time(api: Ap
     with a_busy_sender(api):
         await run_sql(api, "UPDATE webhooks SET failing_since = now()")
         await _tell(api, nodes, EventType.REVOKED)
-        assert [len(await outbox.claim(64)) for _ in range(2)] == [1, 0]
+        assert [len(await outbox.claim(64, 32)) for _ in range(2)] == [1, 0]
         await run_sql(api, "UPDATE webhooks SET failing_since = NULL")
-        assert [len(await outbox.claim(64)) for _ in range(2)] == [7, 0]
+        assert [len(await outbox.claim(64, 32)) for _ in range(2)] == [19, 0]
+
+
+async def test_a_receiver_gets_eight_deliveries_at_a_time(api: Api) -> None:
+    """However many wait for it; all of them come."""
+    nodes = [await api.register(f"node {number}") for number in range(30)]
+    async with FaultNode(Behaviour(delay_seconds=600)) as receiver:
+        await make_webhook(api, receiver.url)
+        await _tell(api, nodes, EventType.REVOKED)
+        await receiver.until(lambda receiver: len(receiver.requests) == 8)
+        assert api.service.webhooks.sender.running == 8
+        assert receiver.open_connections == 8
+
+
+async def test_receivers_that_hang_leave_places_to_the_others(api: Api) -> None:
+    """A hundred that have failed before take half of the places, and what comes for another is sent at once."""
+    async with FaultNode(Behaviour(delay_seconds=600)) as hangs, FaultNode() as receiver:
+        node_id = await api.register()
+        insert = "INSERT INTO webhooks (id, owner, url, secret, events, all_owners, failing_since)"
+        values = (
+            "SELECT gen_random_uuid(), 'x', $1, 's', '{node.deregistered}', true, now() FROM generate_series(1, 100)"
+        )
+        await run_sql(api, f"{insert} {values}", hangs.url)
+        await _tell(api, [node_id], EventType.REVOKED)
+        await hangs.until(lambda hangs: len(hangs.requests) == 32)
+        await make_webhook(api, receiver.url)
+        await _tell(api, [await api.register("other")], EventType.REVOKED)
+        await receiver.until(lambda receiver: len(receiver.requests) == 1)
+        assert api.service.webhooks.sender.running <= 32 + 1
+
+
+async def test_what_is_in_hand_is_laid_down_when_its_webhook_fails_or_the_service_stops(
+    database_url: str, settings: Settings, api: Api
+) -> None:
+    """Nobody has to wait until its claim runs out, and it counts as no attempt."""
+    nodes = [await api.register(f"node {number}") for number in range(30)]
+    with a_busy_sender(api):
+        async with FaultNode(Behaviour(delay_seconds=600)) as receiver, open_api(database_url, settings):
+            await make_webhook(api, receiver.url)
+            await _tell(api, nodes, EventType.REVOKED)
+            await receiver.until(lambda receiver: len(receiver.requests) == 8)
+            in_hand = "SELECT count(*) FROM webhook_deliveries WHERE claimed_until > now() AND attempts = 1"
+
+            async def are_in_hand() -> bool:
+                return bool((await run_sql(api, in_hand))[0][0] == 30)
+
+            await eventually(are_in_hand)
+        # Stopped: those that were under way are in doubt, the others are free.
+        assert (await run_sql(api, in_hand))[0][0] == 8
+        (counted,) = await run_sql(api, "SELECT count(*) FROM webhook_deliveries WHERE attempts = 0")
+        assert counted[0] == 22
 
 
 async def _tell(api: Api, nodes: list[str], event: EventType) -> None:

@@ -7,6 +7,7 @@ in hand is sent again, so a receiver may see an event twice, each time under the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from lucid_compute.storage.database import Database
 from lucid_compute.webhook_rules import TRIED_FOR, WebhookEvent
 
 CLAIM_SECONDS = 30
-AT_A_TIME = 8  # of one webhook
+CLAIMED_AT_A_TIME = 128  # of one webhook, by all replicas
 KEPT_DAYS = 7
 ATTEMPTS_SHOWN = 10
 
@@ -57,9 +58,9 @@ ENQUEUE_NODE_EVENTS = f"""
     {ENQUEUE}
 """
 
-# The claimed ones come first, so that they take their places among those that a webhook may have under way. One that
-# fails is tried with a single delivery at a time. The last conditions are judged again on a row that another replica
-# has claimed meanwhile.
+# The claimed ones come first, so that they take their places among those that a webhook may have claimed. One that
+# fails is tried with a single delivery at a time, and all that fail together have room for few. The last conditions are
+# judged again on a row that another replica has claimed meanwhile.
 _CLAIM = text(f"""
     WITH heads AS (
         SELECT DISTINCT ON (webhook_id, subject_id) position, webhook_id, next_attempt_at,
@@ -67,35 +68,53 @@ _CLAIM = text(f"""
         FROM webhook_deliveries WHERE state = 'waiting'
         ORDER BY webhook_id, subject_id, position
     ), placed AS (
-        SELECT h.*, w.failing_since,
+        SELECT h.*, w.failing_since IS NOT NULL AS fails,
             row_number() OVER (
                 PARTITION BY h.webhook_id ORDER BY h.is_claimed DESC, h.next_attempt_at, h.position
             ) AS place
         FROM heads h JOIN webhooks w ON w.id = h.webhook_id
         WHERE w.disabled_at IS NULL AND (h.is_claimed OR h.next_attempt_at <= now())
+    ), due AS (
+        SELECT position, fails, row_number() OVER (PARTITION BY fails ORDER BY place, next_attempt_at) AS turn
+        FROM placed WHERE NOT is_claimed AND place <= CASE WHEN fails THEN 1 ELSE {CLAIMED_AT_A_TIME} END
     )
     UPDATE webhook_deliveries d
     SET claimed_until = now() + interval '{CLAIM_SECONDS} seconds', attempts = d.attempts + 1,
         first_attempt_at = coalesce(d.first_attempt_at, now())
     FROM webhooks w
     WHERE d.position IN (
-        SELECT position FROM placed
-        WHERE NOT is_claimed AND place <= CASE WHEN failing_since IS NULL THEN {AT_A_TIME} ELSE 1 END
-        ORDER BY place, next_attempt_at LIMIT :room
-    ) AND w.id = d.webhook_id
+            SELECT position FROM due
+            WHERE turn <= CASE WHEN fails THEN CAST(:failing_room AS integer) ELSE CAST(:room AS integer) END
+        )
+        AND w.id = d.webhook_id
         AND d.state = 'waiting' AND d.next_attempt_at <= now() AND (d.claimed_until IS NULL OR d.claimed_until <= now())
     RETURNING d.position, d.attempts, d.event_id, d.subject_id, d.type, d.occurred_at, d.payload, d.last_attempts,
-        w.id AS webhook_id, w.url, {SECRETS} AS secrets
+        w.id AS webhook_id, w.url, {SECRETS} AS secrets,
+        w.failing_since IS NOT NULL AS is_failing
 """)
 
+_LAY_DOWN = text("""
+    UPDATE webhook_deliveries d
+    SET claimed_until = NULL, attempts = d.attempts - 1,
+        first_attempt_at = CASE WHEN d.attempts > 1 THEN d.first_attempt_at END
+    FROM unnest(CAST(:positions AS bigint[]), CAST(:attempts AS integer[])) AS c (position, attempts)
+    WHERE d.position = c.position AND d.attempts = c.attempts AND d.state = 'waiting'
+""")
+
+# Webhooks are locked in one order, or two replicas could wait for each other.
 _SUCCEED = text("""
     WITH ended AS (
-        UPDATE webhook_deliveries
-        SET state = 'delivered', ended_at = now(), claimed_until = NULL, last_attempts = CAST(:last_attempts AS jsonb)
-        WHERE position = :position AND state = 'waiting'
-        RETURNING webhook_id
+        UPDATE webhook_deliveries d
+        SET state = 'delivered', ended_at = now(), claimed_until = NULL,
+            last_attempts = CAST(b.last_attempts AS jsonb)
+        FROM unnest(CAST(:positions AS bigint[]), CAST(:last_attempts AS text[])) AS b (position, last_attempts)
+        WHERE d.position = b.position AND d.state = 'waiting'
+        RETURNING d.webhook_id
     )
-    UPDATE webhooks SET failing_since = NULL WHERE id IN (SELECT webhook_id FROM ended) AND failing_since IS NOT NULL
+    UPDATE webhooks SET failing_since = NULL WHERE id IN (
+        SELECT id FROM webhooks WHERE id IN (SELECT webhook_id FROM ended) AND failing_since IS NOT NULL
+        ORDER BY id FOR UPDATE
+    )
 """)
 
 _DAY_AGO = f"now() - interval '{TRIED_FOR.total_seconds():.0f} seconds'"
@@ -157,6 +176,7 @@ class Delivery(NamedTuple):
     webhook_id: str
     url: str
     secrets: list[str]
+    is_failing: bool  # of the webhook, when it was claimed
 
     @property
     def event(self) -> dict[str, Any]:
@@ -189,24 +209,41 @@ class WebhookOutbox:
         """Read and write in `database`."""
         self._database = database
 
-    async def claim(self, room: int) -> list[Delivery]:
-        """Take up to `room` deliveries that are due; nobody else has them for half a minute.
+    async def claim(self, room: int, failing_room: int) -> list[Delivery]:
+        """Take up to `room` deliveries that are due, and `failing_room` of webhooks that fail; they are kept for 30 s.
 
         Raises:
             DatabaseUnavailable: as named.
         """
         async with self._database.transaction() as connection:
-            rows = await connection.execute(_CLAIM, {"room": room})
+            rows = await connection.execute(_CLAIM, {"room": room, "failing_room": failing_room})
             return [Delivery(**_plain(row)) for row in rows.mappings()]
 
-    async def succeed(self, delivery: Delivery, last_attempts: str) -> None:
-        """End a delivery that its receiver has taken.
+    async def lay_down(self, deliveries: Sequence[Delivery]) -> None:
+        """Let others have what was claimed and never begun.
 
         Raises:
-            DatabaseUnavailable: as named; the event is then sent again.
+            DatabaseUnavailable: as named; the claims then run out.
         """
+        values = {
+            "positions": [each.position for each in deliveries],
+            "attempts": [each.attempts for each in deliveries],
+        }
         async with self._database.transaction() as connection:
-            await connection.execute(_SUCCEED, {"position": delivery.position, "last_attempts": last_attempts})
+            await connection.execute(_LAY_DOWN, values)
+
+    async def succeed(self, brought: Sequence[tuple[Delivery, str]]) -> None:
+        """End deliveries that their receivers have taken, each with its last attempts.
+
+        Raises:
+            DatabaseUnavailable: as named; the events are then sent again.
+        """
+        values = {
+            "positions": [delivery.position for delivery, _ in brought],
+            "last_attempts": [last_attempts for _, last_attempts in brought],
+        }
+        async with self._database.transaction() as connection:
+            await connection.execute(_SUCCEED, values)
 
     async def fail(self, delivery: Delivery, last_attempts: str, *, wait_seconds: float, reason: str) -> bool:
         """Put a delivery off, or give it up after a day; answer whether its webhook is disabled now, with `reason`.

@@ -171,6 +171,7 @@ class WebhookStore:
                 webhook_id=row["id"],
                 url=row["url"],
                 secrets=await connection.scalar(_SECRETS_OF, {"id": webhook_id}),
+                is_failing=row["failing_since"] is not None,
             )
 
     async def record_test(self, actor: Actor, test: Delivery, last_attempts: str, *, is_delivered: bool) -> None:

@@ -7,20 +7,25 @@ import json
 import logging
 import random
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from urllib.parse import urlsplit
 
 from lucid_compute.errors import DatabaseUnavailable
 from lucid_compute.storage.audit import Actor
 from lucid_compute.storage.clock import DatabaseClock
-from lucid_compute.storage.webhook_outbox import Delivery, Verdict, WebhookOutbox, note_attempt
+from lucid_compute.storage.webhook_outbox import CLAIM_SECONDS, Delivery, Verdict, WebhookOutbox, note_attempt
 from lucid_compute.storage.webhook_store import WebhookStore
 from lucid_compute.webhook_rules import retry_seconds
-from lucid_compute.webhooks.courier import Courier
+from lucid_compute.webhooks.courier import ATTEMPT_SECONDS, Courier
+from lucid_compute.webhooks.hand import Hand
 
 LOOK_SECONDS = 1.0
 CLEANING_SECONDS = 60.0
 COUNTING_SECONDS = 15.0
 MAX_UNDER_WAY = 64
+MAX_IN_HAND = 512
+MAX_FAILING = 32  # so that receivers that hang leave places to the others
 
 _log = logging.getLogger(__name__)
 
@@ -35,9 +40,11 @@ class WebhookSender:
         self._clock = clock
         self.outcomes = {"delivered": 0, "failed": 0}
         self.backlog: dict[str, float] = {}  # by the names of gauges, of all replicas
+        self._hand = Hand(CLAIM_SECONDS - 1.5 * ATTEMPT_SECONDS)
         self._under_way: set[asyncio.Task[None]] = set()
         self._work = asyncio.Event()
         self._cleaning_due = self._counting_due = 0.0
+        self._brought: list[tuple[Delivery, str]] = []
         self._settling = asyncio.Lock()  # requests need the database's connections more
 
     @property
@@ -62,19 +69,29 @@ class WebhookSender:
             for task in self._under_way:
                 task.cancel()
             await asyncio.gather(*self._under_way, return_exceptions=True)
+            with suppress(DatabaseUnavailable):
+                await self._outbox.lay_down(self._hand.lay_down_late(float("inf")))
 
     async def look(self) -> int:
         """Claim what is due and there is room for, begin to send it, and answer how much that is."""
         self._work.clear()
-        room = MAX_UNDER_WAY - len(self._under_way)
-        if not room:
+        now = asyncio.get_running_loop().time()
+        if late := self._hand.lay_down_late(now):
+            await self._outbox.lay_down(late)
+        if len(self._under_way) >= MAX_UNDER_WAY or len(self._hand) > MAX_IN_HAND // 2:
             return 0
-        claimed = await self._outbox.claim(room)
-        for delivery in claimed:
+        room, failing_room = MAX_IN_HAND - len(self._hand), MAX_FAILING - self._hand.failing
+        claimed = await self._outbox.claim(room, failing_room)
+        self._hand.add(claimed, now)
+        self._begin()
+        return len(claimed)
+
+    def _begin(self) -> None:
+        """Begin what there is a place for."""
+        while len(self._under_way) < MAX_UNDER_WAY and (delivery := self._hand.begin()) is not None:
             task = asyncio.create_task(self.deliver(delivery), name="webhook delivery")
             self._under_way.add(task)
-            task.add_done_callback(self._end)
-        return len(claimed)
+            task.add_done_callback(partial(self._end, delivery))
 
     async def _clean_and_count(self) -> None:
         now = asyncio.get_running_loop().time()
@@ -91,22 +108,32 @@ class WebhookSender:
         self.outcomes["delivered" if verdict.is_delivered else "failed"] += 1
         attempts = json.dumps(note_attempt(delivery.last_attempts, verdict, self._clock.now()))
         try:
-            async with self._settling:
-                await self._settle(delivery, verdict, attempts)
+            if verdict.is_delivered:
+                self._brought.append((delivery, attempts))
+                await self._settle_brought()
+            else:
+                await self._settle_failed(delivery, verdict, attempts)
         except DatabaseUnavailable:
             _log.warning("what came of a webhook's delivery could not be written, so it is sent again")
 
-    async def _settle(self, delivery: Delivery, verdict: Verdict, attempts: str) -> None:
-        if verdict.is_delivered:
-            await self._outbox.succeed(delivery, attempts)
-            return
+    async def _settle_brought(self) -> None:
+        """Write down all that was brought by now, also what others brought, in one transaction."""
+        async with self._settling:
+            brought, self._brought = self._brought, []
+            if brought:
+                await self._outbox.succeed(brought)
+
+    async def _settle_failed(self, delivery: Delivery, verdict: Verdict, attempts: str) -> None:
         wait_seconds = retry_seconds(delivery.attempts, random.random())  # noqa: S311 - jitter, not a secret
         reason = (
             f"Nothing could be delivered for a day; the last attempt came to {verdict.result}. Mend the receiver, "
             f"then POST /webhooks/{delivery.webhook_id}/test: a test that is delivered enables the webhook again."
         )
-        if await self._outbox.fail(delivery, attempts, wait_seconds=wait_seconds, reason=reason):
-            _log.warning("webhook %s is disabled: it failed for a day", delivery.webhook_id)
+        async with self._settling:
+            if await self._outbox.fail(delivery, attempts, wait_seconds=wait_seconds, reason=reason):
+                _log.warning("webhook %s is disabled: it failed for a day", delivery.webhook_id)
+            if waiting := self._hand.lay_down(delivery.webhook_id):
+                await self._outbox.lay_down(waiting)
 
     async def _pause(self, *, is_busy: bool) -> None:
         """Wait for the next look: until a delivery has ended while there is more, for a second at most."""
@@ -119,8 +146,11 @@ class WebhookSender:
         else:
             await asyncio.sleep(LOOK_SECONDS)
 
-    def _end(self, task: asyncio.Task[None]) -> None:
+    def _end(self, delivery: Delivery, task: asyncio.Task[None]) -> None:
         self._under_way.discard(task)
+        self._hand.end(delivery)
+        if not task.cancelled():
+            self._begin()
         self._work.set()
         if not task.cancelled() and task.exception() is not None:
             _log.error("a webhook's delivery ended badly, and is sent again", exc_info=task.exception())

@@ -16,10 +16,10 @@ def delivery(webhook_id: str, position: int) -> Delivery:
     )  # fmt: skip
 
 
-def begun(hand: Hand) -> list[tuple[str, int]]:
+def begun(hand: Hand, now: float = 0.0) -> list[tuple[str, int]]:
     """All that can be begun."""
     found = []
-    while (each := hand.begin()) is not None:
+    while (each := hand.begin(now)) is not None:
         found.append((each.webhook_id, each.position))
     return found
 
@@ -41,6 +41,7 @@ def test_what_fails_or_is_late_is_laid_down() -> None:
     hand.add([delivery("a", 1), delivery("b", 2)], now=0.0)
     hand.add([delivery("a", 3)], now=5.0)
     assert hand.lay_down_late(10.0) == []
+    assert begun(hand, now=20.0) == []
     assert [each.position for each in hand.lay_down_late(11.0)] == [1, 2]
     assert [each.position for each in hand.lay_down("a")] == [3]
     assert hand.lay_down("a") == []

@@ -36,10 +36,13 @@ class Hand:
                 self._failing.add(delivery.position)
             self._waiting.setdefault(delivery.webhook_id, deque()).append((now, delivery))
 
-    def begin(self) -> Delivery | None:
-        """Answer the next to be brought, of each webhook in turn; None when every one has enough under way."""
-        for webhook_id in [*self._waiting]:
-            if self._under_way[webhook_id] < AT_A_TIME:
+    def begin(self, now: float) -> Delivery | None:
+        """Answer the next to be brought, of each webhook in turn; None when every one has enough under way or is late.
+
+        A process that was stopped may find that others have claimed what it had in hand.
+        """
+        for webhook_id, its_own in [*self._waiting.items()]:
+            if self._under_way[webhook_id] < AT_A_TIME and not self._is_late(its_own[0], now):
                 waiting = self._waiting.pop(webhook_id)
                 _, delivery = waiting.popleft()
                 if waiting:
@@ -65,9 +68,12 @@ class Hand:
         """Answer what could not be begun in time, and have it in hand no more: its claim would end on the way."""
         late = []
         for webhook_id, waiting in [*self._waiting.items()]:
-            while waiting and now - waiting[0][0] > self._good_for_seconds:
+            while waiting and self._is_late(waiting[0], now):
                 late.append(waiting.popleft()[1])
             if not waiting:
                 del self._waiting[webhook_id]
         self._failing.difference_update(delivery.position for delivery in late)
         return late
+
+    def _is_late(self, waiting: tuple[float, Delivery], now: float) -> bool:
+        return now - waiting[0] > self._good_for_seconds

@@ -88,7 +88,8 @@ class WebhookSender:
 
     def _begin(self) -> None:
         """Begin what there is a place for."""
-        while len(self._under_way) < MAX_UNDER_WAY and (delivery := self._hand.begin()) is not None:
+        now = asyncio.get_running_loop().time()
+        while len(self._under_way) < MAX_UNDER_WAY and (delivery := self._hand.begin(now)) is not None:
             task = asyncio.create_task(self.deliver(delivery), name="webhook delivery")
             self._under_way.add(task)
             task.add_done_callback(partial(self._end, delivery))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -51,42 +51,48 @@ def auto_step(since: datetime, until: datetime) -> timedelta:
     return next((step for step in STEPS.values() if (until - since) <= AUTO_POINTS * step), STEPS["1d"])
 
 
-class StateShift(NamedTuple):
-    """From `at` on, `change` more nodes (or fewer) are in `state`."""
+class StateSum(NamedTuple):
+    """What changes of state within one span between two instants add up to, over nodes.
 
-    at: datetime
+    `change` more nodes (or fewer) are in `state` when the span ends; within it, their changes made `node_seconds`.
+    """
+
+    span: int
     state: str
     change: int
+    node_seconds: float
+
+
+def cut(edges: Sequence[datetime], outages: Iterable[tuple[datetime, datetime]]) -> list[datetime]:
+    """Answer the rising instants between which nothing but states changes: edges of steps, bounds of outages."""
+    bounds = {bound for outage in outages for bound in outage if edges[0] < bound < edges[-1]}
+    return sorted({*edges, *bounds})
 
 
 def integrate(
-    shifts: Iterable[StateShift], edges: Sequence[datetime], outages: Sequence[tuple[datetime, datetime]]
+    sums: Iterable[StateSum], edges: Sequence[datetime], outages: Sequence[tuple[datetime, datetime]]
 ) -> list[StateRecord]:
-    """Answer for each span between two edges how long nodes were in each state, time of `outages` left out.
+    """Answer for each step between two edges how long nodes were in each state, time of `outages` left out.
 
-    `edges` rise; `outages` are merged and in order.
+    `edges` rise; `outages` are merged and in order; `sums` are by the spans between the instants of `cut`.
     """
     records = [StateRecord() for _ in edges[1:]]
-    if not records:
-        return records
-    ordered = sorted(shifts)
-    cuts = set(edges) | {shift.at for shift in ordered if edges[0] < shift.at < edges[-1]}
-    cuts |= {bound for outage in outages for bound in outage if edges[0] < bound < edges[-1]}
-    instants = sorted(cuts)
+    by_span: defaultdict[int, list[StateSum]] = defaultdict(list)
+    for each in sums:
+        by_span[each.span].append(each)
     counts: Counter[str] = Counter()
-    position, outage = 0, 0
-    for start, end in pairwise(instants):
-        while position < len(ordered) and ordered[position].at <= start:
-            counts[ordered[position].state] += ordered[position].change
-            position += 1
+    outage = 0
+    for span, (start, end) in enumerate(pairwise(cut(edges, outages))):
         while outage < len(outages) and outages[outage][1] <= start:
             outage += 1
-        record = records[bisect_right(edges, start) - 1]
-        seconds = (end - start).total_seconds()
-        if outage < len(outages) and outages[outage][0] <= start:
+        record, seconds = records[bisect_right(edges, start) - 1], (end - start).total_seconds()
+        if is_away := outage < len(outages) and outages[outage][0] <= start:
             record.outage_seconds += seconds
-            continue
-        for state, count in counts.items():
-            if count:
+        else:
+            for state, count in counts.items():
                 record.seconds[state] += count * seconds
+        for _, state, change, node_seconds in by_span[span]:
+            counts[state] += change
+            if not is_away:
+                record.seconds[state] += node_seconds
     return records

@@ -210,8 +210,13 @@ async def test_jobs_are_ordered_and_paged_as_every_list_is(api: Api) -> None:
     ]
     for sort_by, field in (("createdAt", "startedAt"), ("updatedAt", "startedAt"), ("name", "model")):
         for order in ("asc", "desc"):
-            values = [job[field] for job in (await listed(api, sortBy=sort_by, sortOrder=order))["jobs"]]
+            asked = {"sortBy": sort_by, "sortOrder": order}
+            in_order = (await listed(api, **asked))["jobs"]
+            values = [job[field] for job in in_order]
             assert values == sorted(values, reverse=order == "desc")
+            for each in (1, 2, 5):  # the second half is read from the end
+                pages = [(await listed(api, page=page, perPage=each, **asked))["jobs"] for page in range(1, 10)]
+                assert sum(pages, []) == in_order
     paged = []
     for page in (1, 2, 3, 4):
         found = await listed(api, page=page, perPage=4)

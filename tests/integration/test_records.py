@@ -211,6 +211,69 @@ def _is_found(row: Any, wanted: JobFilter) -> bool:
     )
 
 
+@pytest.mark.parametrize("seed", range(2))
+async def test_time_in_states_is_what_counting_each_nodes_own_finds(database_url: str, seed: int) -> None:
+    """For nodes, an owner and all, over windows and steps, outages of ours left out, those that overlap once."""
+    chance = random.Random(seed)
+    now = datetime.now(UTC).replace(second=0, microsecond=0)
+    database = Database(database_url)
+    reader = RecordReader(database, KEEP_ALL)
+    columns = "id, type, name, owner, status, metadata"
+    told: dict[str, list[tuple[datetime, str]]] = {}
+    for node, owner in OWNERS.items():
+        values = (node, node, owner)
+        await read(
+            database_url, f"INSERT INTO passports ({columns}) VALUES ($1, 'compute', $2, $3, 'active', '{{}}')", *values
+        )
+        since = sorted({now - timedelta(minutes=chance.randint(0, 60 * 24 * 40)) for _ in range(chance.randint(0, 30))})
+        told[node] = [(at, chance.choice(["healthy", "unhealthy", "draining"])) for at in since]
+        for at, state in told[node]:
+            await read(database_url, "INSERT INTO node_states VALUES ($1, $2, $3, $4)", node, at, state, owner)
+    outages = []
+    for _ in range(6):
+        start = now - timedelta(minutes=chance.randint(100, 60 * 24 * 32))
+        outages.append((start, start + timedelta(minutes=chance.randint(1, 600))))
+        await read(database_url, "INSERT INTO outages (started_at, ended_at) VALUES ($1, $2)", *outages[-1])
+    lengths = [timedelta(days=days) for days in (1, 7, 30)]
+    of_nodes = await reader.states_of_nodes(NODES, lengths, now=now)
+    for wanted in (*(Wanted(node_id=node) for node in NODES), Wanted(owner="acme"), Wanted()):
+        mine = [node for node in NODES if wanted.node_id in {None, node} and wanted.owner in {None, OWNERS[node]}]
+        found = await reader.states(wanted, lengths, now=now)
+        timeline = Timeline.around(now - timedelta(days=2), now, STEPS["1h"])
+        steps = (await reader.measure(wanted, timeline, now=now, known_since=None)).steps
+        spans = [(now - length, now) for length in lengths]
+        spans += [(start, min(start + timeline.step, now)) for start in timeline.starts()]
+        for span, record in zip(spans, [*found, *(step.states for step in steps)], strict=True):
+            counted, lost = _counted_states([told[node] for node in mine], outages, *span)
+            assert {state: seconds for state, seconds in record.seconds.items() if seconds} == pytest.approx(counted)
+            assert record.outage_seconds == lost
+        if wanted.node_id is not None:
+            assert [record.seconds for record in of_nodes[wanted.node_id]] == [record.seconds for record in found]
+    await database.close()
+
+
+def _counted_states(
+    nodes: list[list[tuple[datetime, str]]],
+    outages: list[tuple[datetime, datetime]],
+    since: datetime,
+    until: datetime,
+) -> tuple[dict[str, float], float]:
+    """Seconds of each state, and of outages, minute by minute."""
+    counted: Counter[str] = Counter()
+    lost, at = 0.0, since
+    while at < until:
+        end = min(at.replace(second=0) + timedelta(minutes=1), until)
+        seconds = (end - at).total_seconds()
+        if any(start <= at < stop for start, stop in outages):
+            lost += seconds
+        else:
+            for node in nodes:
+                held = [state for began, state in node if began <= at]
+                counted.update({held[-1]: seconds} if held else {})
+        at = end
+    return dict(counted), lost
+
+
 def _record_of(rows: list[Any]) -> JobRecord:
     sums = sums_of(rows)
     record = JobRecord(**{name: value for name, value in sums.items() if value is not None})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lucid_compute.fleet.outages import Outage, merge_outages
-from lucid_compute.timeline import STEPS, StateShift, Timeline, auto_step, integrate
+from lucid_compute.timeline import STEPS, StateSum, Timeline, auto_step, cut, integrate
 from tests.factories import NOW
 
 SECOND = timedelta(seconds=1)
@@ -29,15 +30,25 @@ def nodes(draw: st.DrawFn) -> list[tuple[datetime, datetime | None, str]]:
     return found
 
 
+def summed(changes: list[tuple[datetime, str, int]], cuts: list[datetime]) -> list[StateSum]:
+    """Each change in its span; what was before the first one is taken for its beginning, as Postgres is told to."""
+    found = []
+    for at, state, change in changes:
+        if at < cuts[-1]:
+            span = max(bisect_right(cuts, at) - 1, 0)
+            found.append(StateSum(span, state, change, change * (cuts[span + 1] - max(at, cuts[0])) / SECOND))
+    return found
+
+
 @given(nodes(), st.sets(INSTANTS, min_size=2, max_size=8), st.lists(SPANS, max_size=3))
 def test_states_add_up_to_what_counting_second_by_second_finds(
     spans: list[tuple[datetime, datetime | None, str]], edges: set[datetime], away: list[list[datetime]]
 ) -> None:
     bounds = sorted(edges)
     outages = merge_outages(Outage(*span) for span in away if span[0] < span[1])
-    shifts = [StateShift(start, state, 1) for start, _, state in spans]
-    shifts += [StateShift(end, state, -1) for _, end, state in spans if end is not None]
-    found = integrate(shifts, bounds, outages)
+    changes = [(start, state, 1) for start, _, state in spans]
+    changes += [(end, state, -1) for _, end, state in spans if end is not None]
+    found = integrate(summed(changes, cut(bounds, outages)), bounds, outages)
     for start, end, record in zip(bounds, bounds[1:], found, strict=False):
         counted: Counter[str] = Counter()
         lost = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import RowMapping, collate, or_, select, text
 
@@ -67,14 +67,16 @@ class JobSearch:
         shows_consumer: bool,
     ) -> tuple[list[JobView], int]:
         """Answer a page of the jobs that are looked for, and how many there are in all."""
-        order = in_order(_SORT_COLUMNS, jobs.c.id, sort_by, sort_order)
-        page = select(jobs).where(wanted.condition()).order_by(*order, jobs.c.attempt).offset(offset).limit(limit)
         async with self._database.transaction() as connection:
             total = await count_jobs(connection, wanted)
-            if offset >= total:  # a look past the end would read all of them
+            shown = min(limit, total - offset)
+            if shown <= 0:  # a look past the end would read all of them
                 return [], total
-            rows = await connection.execute(page)
-            return [_view(row, shows_consumer=shows_consumer) for row in rows.mappings()], total
+            is_late = offset > total // 2  # what stands before a page is read: from the end it is less
+            page = select(jobs).where(wanted.condition()).order_by(*_order(sort_by, sort_order, is_reversed=is_late))
+            first = total - offset - shown if is_late else offset
+            rows = [*(await connection.execute(page.offset(first).limit(shown))).mappings()]
+            return [_view(row, shows_consumer=shows_consumer) for row in (rows[::-1] if is_late else rows)], total
 
     async def find_model_ids(self, named: str) -> list[str]:
         """Answer the ids of the models that have this id or this name, also of those that ended; none is none."""
@@ -113,6 +115,14 @@ class JobSearch:
             self._known[node_id] = statistics  # the ones last read stand last
         for node_id in list(self._known)[: max(len(self._known) - MAX_KNOWN, 0)]:
             del self._known[node_id]
+
+
+def _order(sort_by: SortBy, sort_order: SortOrder, *, is_reversed: bool) -> tuple[Any, ...]:
+    """Answer an ORDER BY that is total, or the very opposite one."""
+    if not is_reversed:
+        return *in_order(_SORT_COLUMNS, jobs.c.id, sort_by, sort_order), jobs.c.attempt
+    other = SortOrder.ASCENDING if sort_order is SortOrder.DESCENDING else SortOrder.DESCENDING
+    return *in_order(_SORT_COLUMNS, jobs.c.id.desc(), sort_by, other), jobs.c.attempt.desc()
 
 
 def _read_statistics(row: RowMapping) -> JobStatistics:

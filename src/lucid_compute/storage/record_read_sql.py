@@ -129,9 +129,30 @@ _PASSPORTS_OF = {
     Scope.ALL: "type = 'compute'",
 }
 
-SHIFTS = {
-    scope: f"""
-        WITH states AS (
+
+def _sums(states: str, keys: str) -> str:
+    """Answer the statement that adds the changes of `states` up, by the spans between the instants `:cuts`.
+
+    A fleet's month has hundreds of thousands of changes; Postgres adds them up to a few rows a span.
+    """
+    return f"""
+        WITH states AS ({states}), spans AS (
+            SELECT node_id, since, lead(since) OVER (PARTITION BY node_id ORDER BY since) AS until, state FROM states
+        ), changes AS (
+            SELECT node_id, state, 1 AS change, since AS at FROM spans
+            UNION ALL SELECT node_id, state, -1, until FROM spans WHERE until IS NOT NULL
+        ), placed AS (
+            SELECT *, width_bucket(at, CAST(:cuts AS timestamptz[])) AS place FROM changes
+        )
+        SELECT {keys} place - 1, state, sum(change)::int8,
+            sum(change * extract(epoch FROM (CAST(:cuts AS timestamptz[]))[place + 1] - at))::float8
+        FROM placed GROUP BY {keys} place, state
+    """
+
+
+STATE_SUMS = {
+    scope: _sums(
+        f"""
             SELECT held.node_id, CAST(:since AS timestamptz) AS since, held.state FROM passports p, LATERAL (
                 SELECT node_id, state FROM node_states WHERE node_id = p.id AND since <= :since
                 ORDER BY since DESC LIMIT 1
@@ -139,18 +160,15 @@ SHIFTS = {
             UNION ALL
             SELECT node_id, since, state FROM node_states
             WHERE {_STATES_OF[scope]} AND since > :since AND since < :until
-        ), spans AS (
-            SELECT since, lead(since) OVER (PARTITION BY node_id ORDER BY since) AS until, state FROM states
-        )
-        SELECT since, state, count(*) FROM spans GROUP BY since, state
-        UNION ALL SELECT until, state, -count(*) FROM spans WHERE until IS NOT NULL GROUP BY until, state
-    """
+        """,
+        "",
+    )
     for scope in Scope
 }
-"""How many nodes more or fewer are in each state from an instant on, `:since` to `:until`."""
+"""What changes of state add up to in each span between `:cuts`, which are the instants from `:since` to `:until`."""
 
-SHIFTS_OF_NODES = """
-    WITH states AS (
+STATE_SUMS_OF_NODES = _sums(
+    """
         SELECT n.id AS node_id, CAST(:since AS timestamptz) AS since, held.state
         FROM unnest(CAST(:ids AS uuid[])) AS n (id), LATERAL (
             SELECT state FROM node_states WHERE node_id = n.id AND since <= :since ORDER BY since DESC LIMIT 1
@@ -158,10 +176,7 @@ SHIFTS_OF_NODES = """
         UNION ALL
         SELECT node_id, since, state FROM node_states
         WHERE node_id = ANY(CAST(:ids AS uuid[])) AND since > :since AND since < :until
-    ), spans AS (
-        SELECT node_id, since, lead(since) OVER (PARTITION BY node_id ORDER BY since) AS until, state FROM states
-    )
-    SELECT node_id::text, since, state, 1 FROM spans
-    UNION ALL SELECT node_id::text, until, state, -1 FROM spans WHERE until IS NOT NULL
-"""
+    """,
+    "node_id,",
+)
 """The same of each of `:ids`."""

@@ -19,8 +19,8 @@ from lucid_compute.records import Gauge, GaugeRecord, JobRecord, Measured, State
 from lucid_compute.storage.database import Database
 from lucid_compute.storage.record_columns import GAUGES, JOB_COLUMNS, WIDE
 from lucid_compute.storage.record_keeper import Retention
-from lucid_compute.storage.record_read_sql import SHIFTS, SHIFTS_OF_NODES, Scope, Tier, gauges_sql, jobs_sql
-from lucid_compute.timeline import StateShift, Timeline, integrate
+from lucid_compute.storage.record_read_sql import STATE_SUMS, STATE_SUMS_OF_NODES, Scope, Tier, gauges_sql, jobs_sql
+from lucid_compute.timeline import StateSum, Timeline, cut, integrate
 
 _PLAIN = [column.name for column in JOB_COLUMNS if column.name not in {"spread", "faults"}]
 _OUTAGES = text("SELECT started_at, ended_at FROM outages WHERE ended_at > :since AND started_at < :until")
@@ -72,11 +72,10 @@ class RecordReader:
             began_at = await connection.scalar(_BEGAN)
             jobs = await _read(connection, jobs_sql(wanted.scope, tier, of_model=wanted.model_id is not None), values)
             gauges = await _read(connection, gauges_sql(wanted.scope, tier), values)
-            shifts = await _read_shifts(connection, wanted, timeline.since, until)
             outages = await _read_outages(connection, timeline.since, until)
+            states = await _read_states(connection, wanted, [min(edge, now) for edge in timeline.edges()], outages)
         began_at = max(began_at, known_since or began_at)
         jobs_since, states_since = (max(began_at, self._kept_since(kept, now)) for kept in (tier, Tier.HOURS))
-        states = integrate(shifts, [min(edge, now) for edge in timeline.edges()], outages)
         steps = []
         for start, state in zip(timeline.starts(), states, strict=True):
             step = _known_part(start, start + timeline.step, jobs_since, now)
@@ -111,11 +110,11 @@ class RecordReader:
         Raises:
             DatabaseUnavailable: as named.
         """
-        since = now - max(lengths)
+        edges = _edges_of(lengths, now)
         async with self._database.transaction() as connection:
-            shifts = await _read_shifts(connection, wanted, since, now)
-            outages = await _read_outages(connection, since, now)
-        return [integrate(shifts, [now - length, now], outages)[0] for length in lengths]
+            outages = await _read_outages(connection, edges[0], now)
+            states = await _read_states(connection, wanted, edges, outages)
+        return _windows_of(states, edges, lengths)
 
     async def states_of_nodes(
         self, node_ids: Sequence[str], lengths: Sequence[timedelta], *, now: datetime
@@ -125,16 +124,15 @@ class RecordReader:
         Raises:
             DatabaseUnavailable: as named.
         """
-        since = now - max(lengths)
-        shifts: dict[str, list[StateShift]] = {node_id: [] for node_id in node_ids}
+        edges = _edges_of(lengths, now)
+        sums: dict[str, list[StateSum]] = {node_id: [] for node_id in node_ids}
         async with self._database.transaction() as connection:
-            values = {"ids": list(node_ids), "since": since, "until": now}
-            for node_id, *shift in await connection.execute(text(SHIFTS_OF_NODES), values):
-                shifts[node_id].append(StateShift(*shift))
-            outages = await _read_outages(connection, since, now)
+            outages = await _read_outages(connection, edges[0], now)
+            values = {"ids": list(node_ids), "since": edges[0], "until": now, "cuts": cut(edges, outages)}
+            for node_id, *each in await connection.execute(text(STATE_SUMS_OF_NODES), values):
+                sums[str(node_id)].append(StateSum(*each))
         return {
-            node_id: [integrate(found, [now - length, now], outages)[0] for length in lengths]
-            for node_id, found in shifts.items()
+            node_id: _windows_of(integrate(found, edges, outages), edges, lengths) for node_id, found in sums.items()
         }
 
     def _kept_since(self, tier: Tier, now: datetime) -> datetime:
@@ -166,12 +164,31 @@ async def _read(connection: AsyncConnection, statement: str, values: dict[str, A
     return {row["bucket"]: row for row in found.mappings()}
 
 
-async def _read_shifts(
-    connection: AsyncConnection, wanted: Wanted, since: datetime, until: datetime
-) -> list[StateShift]:
-    values = {"since": since, "until": until, "node_id": wanted.node_id, "owner": wanted.owner}
-    found = await connection.execute(text(SHIFTS[wanted.scope]), values)
-    return [StateShift(*row) for row in found]
+def _edges_of(lengths: Sequence[timedelta], now: datetime) -> list[datetime]:
+    return [*(now - length for length in sorted({*lengths}, reverse=True)), now]
+
+
+def _windows_of(
+    states: Sequence[StateRecord], edges: Sequence[datetime], lengths: Sequence[timedelta]
+) -> list[StateRecord]:
+    """Answer the windows that end where the last of the states does, each as long as one of `lengths`."""
+    windows = []
+    for length in lengths:
+        window = StateRecord()
+        for start, state in zip(edges, states, strict=False):
+            if start >= edges[-1] - length:
+                window.add(state)
+        windows.append(window)
+    return windows
+
+
+async def _read_states(
+    connection: AsyncConnection, wanted: Wanted, edges: Sequence[datetime], outages: tuple[Outage, ...]
+) -> list[StateRecord]:
+    cuts = cut(edges, outages)
+    values = {"since": cuts[0], "until": cuts[-1], "cuts": cuts, "node_id": wanted.node_id, "owner": wanted.owner}
+    found = await connection.execute(text(STATE_SUMS[wanted.scope]), values) if len(cuts) > 1 else ()
+    return integrate([StateSum(*row) for row in found], edges, outages)
 
 
 async def _read_outages(connection: AsyncConnection, since: datetime, until: datetime) -> tuple[Outage, ...]:

@@ -11,13 +11,14 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
+from lucid_compute.api.settings import Settings
 from lucid_compute.jobs import Outcome
 from lucid_compute.payout_calendar import PayoutsClose
 from lucid_compute.revenue import Terms
 from lucid_compute.storage import schema
 from lucid_compute.storage.job_retention import JobRetention
 from lucid_compute.storage.payout_closer import PayoutCloser
-from tests.api import Api
+from tests.api import Api, open_api
 from tests.integration.other_replicas import run_sql
 from tests.integration.test_payouts import (
     DAY,
@@ -33,6 +34,7 @@ from tests.integration.test_payouts import (
     told,
 )
 from tests.ledger import ENDED_ROWS, all_written, ended, expect_payouts, new_job, read
+from tests.served import eventually
 
 # As replicas write jobs that bill them in the same statement, and those that do not bill them at all.
 _JOB = """
@@ -144,6 +146,25 @@ async def test_months_are_closed_when_they_are_due_by_one_of_all_replicas(api: A
     assert sum((amounts(part)[None, "protocol"] for part in parts), Decimal(0)) == told(there, jobs)[None, "protocol"]
     assert [await closer.close_due() for closer in closers] == [0, 0]
     assert len(await run_sql(api, "SELECT FROM payout_open")) == 1
+
+
+@pytest.mark.parametrize(("when", "closed"), [(PayoutsClose.MONTHLY, 3), (PayoutsClose.NEVER, 0)])
+async def test_a_service_closes_by_itself_unless_it_is_told_not_to(
+    database_url: str, settings: Settings, monkeypatch: pytest.MonkeyPatch, when: PayoutsClose, closed: int
+) -> None:
+    """And it is ready either way."""
+    monkeypatch.setattr("lucid_compute.storage.payout_closer.EVERY_SECONDS", 0.01)
+    await read(database_url, _JOB.replace("'3 days'", "'100 days'"))
+    changed = settings.model_copy(update={"payouts_close": when, "payouts_close_after_days": 0})
+    async with open_api(database_url, changed) as api:
+
+        async def are_closed() -> bool:
+            listed = await api.http.get("/payouts/periods")
+            return bool(listed.json()["pagination"]["total"] >= closed)
+
+        await eventually(are_closed)
+        assert (await api.http.get("/readyz")).status_code == 200
+    assert len(await read(database_url, "SELECT FROM payout_periods")) in ({3, 4} if closed else {0})
 
 
 async def test_a_lost_job_is_billed_when_its_outcome_comes_from_an_older_replica(api: Api) -> None:

@@ -89,7 +89,11 @@ async def connect(
         server_settings={"application_name": application},
         connection_class=_Connection,
     )
-    await connection.execute(_SESSION.format(lock_timeout=int(lock_timeout_seconds * 1000)))
+    try:
+        await connection.execute(_SESSION.format(lock_timeout=int(lock_timeout_seconds * 1000)))
+    except BaseException:  # cancelled among them: nobody else knows of it
+        connection.terminate()
+        raise
     return connection
 
 

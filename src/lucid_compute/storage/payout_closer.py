@@ -33,8 +33,10 @@ class PayoutCloser:
 
     async def run(self) -> None:
         """Look every five minutes, for as long as this task runs."""
-        while self._when is PayoutsClose.MONTHLY:
+        while True:
             await asyncio.sleep(EVERY_SECONDS)
+            if self._when is PayoutsClose.NEVER:
+                continue
             try:
                 await self.close_due()
             except DatabaseUnavailable:

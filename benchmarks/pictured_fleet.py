@@ -80,6 +80,10 @@ _STATES = """
 INSERT INTO node_states (node_id, since, state, owner)
 SELECT id, now() - interval '26 hours', 'healthy', owner FROM passports WHERE type = 'compute'
 """
+_NOT_WELL = """
+INSERT INTO node_states (node_id, since, state, owner)
+SELECT id, now() - interval '7 minutes', $2, owner FROM passports WHERE id = ANY($1::uuid[])
+"""
 _TROUBLE = """
 INSERT INTO node_states (node_id, since, state, owner) SELECT $1::uuid, now() - ago, state, 'acme'
 FROM (VALUES (interval '26 minutes', 'unhealthy'), (interval '19 minutes', 'healthy')) AS s (ago, state)
@@ -140,6 +144,8 @@ async def remember(url: str, pictured: Pictured) -> None:
             await connection.execute(_SUM_OF_MODEL.format(scope=f"'{ALL_NODES}'::uuid"), pictured.nodes, model)
         await connection.execute(_GAUGES, pictured.nodes)
         await connection.execute(_STATES)
+        for state, which in (("unhealthy", SILENT), ("draining", DRAINING)):
+            await connection.execute(_NOT_WELL, [pictured.nodes[number] for number in which], state)
         await connection.execute(_TROUBLE, pictured.nodes[TROUBLED])
         await connection.execute(_TROUBLE_TOLD, pictured.nodes[TROUBLED])
         await connection.execute(_OUTAGE)

@@ -53,7 +53,7 @@ os.dup2(commands, 3)
 os.dup2(answers, 4)
 os.execv(sys.argv[3], sys.argv[3:])
 """
-_KEYS = {"Enter": ("\r", 13), "Tab": ("", 9), "Escape": ("", 27), " ": (" ", 32)}
+_KEYS = {"Enter": ("\r", 13), "Tab": ("", 9), "Escape": ("", 27), " ": (" ", 32), "/": ("/", 191)}
 _SHIFT = 8
 
 
@@ -254,11 +254,11 @@ class Page:
         self.send("Input.insertText", text=text)
 
     def press(self, key: str, *, shift: bool = False) -> None:
-        """Press and let go of a key: Enter, Tab, Escape or the space bar."""
+        """Press and let go of a key: Enter, Tab, Escape, the space bar or a slash."""
         text, code = _KEYS[key]
         about: dict[str, Any] = {
             "key": key,
-            "code": "Space" if key == " " else key,
+            "code": {" ": "Space", "/": "Slash"}.get(key, key),
             "windowsVirtualKeyCode": code,
             "modifiers": _SHIFT if shift else 0,
         }

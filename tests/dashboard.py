@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
 
+from lucid_compute.storage.database import connect
 from tests.browser import Page
 from tests.factories import GUIDE_PASSPORT
 from tests.served import Served
 
 NODE = {"gpu": "NVIDIA A100", "vram": "80GB", "region": "us-east-1", "runtimes": ["vllm"], "maxConcurrency": 8}
+
+# The session is as any of the service's, which would be ended for waiting so long.
+_HOLD_BACK = "SET idle_in_transaction_session_timeout = 0; BEGIN; LOCK TABLE job_minutes IN ACCESS EXCLUSIVE MODE"
 
 
 class Watched:
@@ -46,6 +52,17 @@ class Watched:
     def fall_silent(self, node: str) -> None:
         """Let a node's last heartbeat be three minutes old."""
         asyncio.run(self.served.fall_silent(node, 180))
+
+    @contextmanager
+    def records_held_back(self) -> Iterator[None]:
+        """Let nobody read the records of jobs for as long as the block runs."""
+        with asyncio.Runner() as runner:
+            connection = runner.run(connect(self.served.database_url, application="lucid tests"))
+            try:
+                runner.run(connection.execute(_HOLD_BACK))
+                yield
+            finally:
+                runner.run(connection.close())
 
     def post(self, path: str, body: Any = None) -> Any:
         """Do something over the API."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.browser import PHONE, Chromium, Page
-from tests.dashboard import CONTRAST, Watched, tab_to
+from tests.dashboard import CONTRAST, Watched, tab_to, value_of, wait_for_value
 
 
 def test_an_address_leads_back_to_what_it_showed(watched: Watched, page: Page) -> None:
@@ -72,6 +72,38 @@ def test_a_service_that_is_away_is_said_to_be_and_found_again(watched: Watched, 
     watched.served.wait_until_ready()
     page.wait_for("!document.querySelector('.banner')")
     page.wait_for_text("the-node", ".rows")
+
+
+def test_records_that_cannot_be_read_are_said_where_they_are_missing(watched: Watched, page: Page) -> None:
+    """What comes from memory stays live beside them, and no banner comes and goes."""
+    watched.beat(watched.add_node("the-node"))
+    watched.log_in(page)
+    page.wait_for("document.querySelectorAll('.chart').length === 6")
+    page.run("""new MutationObserver(() => { window.banners ||= document.querySelector('.banner'); })
+        .observe(document.body, { childList: true, subtree: true })""")
+    with watched.records_held_back():
+        page.wait_for_text("As it was last known.", "[aria-label='Over time']")
+        page.wait_for_text("The records can't be read at the moment.", "[aria-label='Last hour']")
+        watched.beat(watched.add_node("another"))
+        wait_for_value(page, "healthy", "2")
+        assert page.text(".live") == "live"
+    page.wait_for("!document.querySelector('.failure')")
+    assert not page.run("Boolean(window.banners)")
+
+
+def test_an_age_goes_on_between_two_readings(watched: Watched, page: Page) -> None:
+    """Also while the service does not answer: nothing looks fresher than it is."""
+    node = watched.add_node("the-node")
+    watched.beat(node)
+    watched.log_in(page, f"/nodes/{node}")
+    page.wait_for_text("heartbeat", ".figures")
+    watched.served.kill()
+    page.wait_for_text("The service does not answer", ".banner")
+    shown = value_of(page, "heartbeat")
+    page.wait_for(
+        f"{shown!r} !== [...document.querySelectorAll('.figure')].find((found) => "
+        "found.querySelector('dt').innerText === 'heartbeat').querySelector('.value').innerText"
+    )
 
 
 def test_colours_are_the_systems_until_others_are_chosen(watched: Watched, page: Page) -> None:

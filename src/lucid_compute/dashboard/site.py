@@ -22,7 +22,7 @@ _MEDIA_TYPES = {
     "json": "application/json",
 }
 _IMPORT_MAP = re.compile(r'<script type="importmap">(.*?)</script>', re.DOTALL)
-_LOADED_BY_TAG = {"theme.js", "vendor/uplot.js"}
+_LOADED_BY_TAG = {"theme.js", "early.js", "vendor/uplot.js"}
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",

@@ -1,0 +1,31 @@
+// Runs before the page's modules are there: what the view will ask first is asked meanwhile, and handed over by `api.js`.
+(() => {
+  const KEPT_MS = 5000;
+  const [, , section, ...rest] = location.pathname.split("/");
+  const addresses = ["/compute/overview"];
+  if (section === "models" && rest.length === 1 && !location.search) {
+    addresses.push(`/models/${encodedOf(rest[0])}`, `/models/${encodedOf(rest[0])}/availability?page=1&perPage=50`);
+  }
+  if (section === "nodes" && rest.length === 0 && !location.search) {
+    addresses.push("/compute?page=1&perPage=50&sortBy=createdAt&sortOrder=desc");
+  }
+  try {
+    const key = sessionStorage.getItem("lucid.key");
+    if (key) window.lucidEarly = { key, asked: new Map(addresses.map((address) => [address, ask(address, key)])) };
+    setTimeout(() => delete window.lucidEarly, KEPT_MS);
+  } catch {
+    // Storage may be switched off: then the views ask for themselves.
+  }
+
+  function ask(address, key) {
+    const headers = { Authorization: `Bearer ${key}`, Accept: "application/json" };
+    const answer = fetch(address, { headers, cache: "no-store", credentials: "omit" });
+    answer.catch(() => {}); // whoever takes it over hears of it
+    return answer;
+  }
+
+  // As the view writes it: an address of the page may have slashes in a name as they are, or encoded.
+  function encodedOf(name) {
+    return decodeURIComponent(name).split("/").map(encodeURIComponent).join("/");
+  }
+})();

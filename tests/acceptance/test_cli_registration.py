@@ -72,6 +72,9 @@ async def test_metadata_that_cannot_be_read_is_status_2(
 
 async def test_what_the_service_refuses_is_status_1_in_its_words(lucid: CommandLine) -> None:
     """A fault of a field, and a name that is taken."""
+    all_faulty = await lucid("passports", "create", uuid4().hex, "--set", "vram=lots")
+    assert all(f"metadata.{field}: " in all_faulty.sentence for field in ("vram", "inferenceUrl"))
+    assert "details.fields" not in all_faulty.sentence
     faulty = await lucid("passports", "create", uuid4().hex, "--set", "vram=80GB")
     assert faulty.status == 1
     assert "inferenceUrl" in faulty.sentence

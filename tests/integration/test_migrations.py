@@ -63,6 +63,17 @@ async def test_the_audit_trail_can_only_grow(database_url: str) -> None:
         await connection.close()
 
 
+async def test_a_database_of_a_newer_version_is_refused_with_what_to_do(database_url: str) -> None:
+    """As after going back to an older release; a revision that is only mistyped is another matter."""
+    with pytest.raises(DatabaseNotUsable, match=r"Can't locate revision identified by 'mistyped'\.$"):
+        await schema.downgrade(database_url, "mistyped")
+    connection = await connect(database_url)
+    await connection.execute("UPDATE alembic_version SET version_num = 'of_tomorrow'")
+    await connection.close()
+    with pytest.raises(DatabaseNotUsable, match=r"newer version .* at of_tomorrow, .* Install the newer version"):
+        await schema.upgrade(database_url)
+
+
 async def test_a_database_that_is_not_there_is_named() -> None:
     """The sentence says what to look at."""
     with pytest.raises(DatabaseNotUsable, match="could not be reached"):

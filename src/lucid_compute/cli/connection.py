@@ -16,6 +16,7 @@ from lucid_compute.client import Lucid
 from lucid_compute.client.errors import (
     ConfigurationFault,
     Forbidden,
+    InvalidRequest,
     LucidApiError,
     LucidClientError,
     NotFound,
@@ -103,7 +104,7 @@ class Service:
         if isinstance(error, Unauthorized):
             return self._key_sentence()
         is_fault = isinstance(error, ServiceFailed) and error.request_id
-        said = in_commands(error.message)
+        said = _each_fault(error) or in_commands(error.message)
         return said + (f" The service's log has it under {error.request_id}." if is_fault else "")
 
     def _key_sentence(self) -> str:
@@ -118,6 +119,13 @@ class Service:
                 "and elsewhere with LUCID_DATA_DIR."
             )
         return sentence
+
+
+def _each_fault(error: LucidClientError) -> str:
+    """Answer all that is wrong with the fields of a request; its message tells only the first."""
+    fields = error.details.get("fields") if isinstance(error, InvalidRequest) else None
+    faults = [field for field in fields or () if isinstance(field, dict)]
+    return " ".join(f"{fault.get('path')}: {str(fault.get('message')).rstrip('.')}." for fault in faults)
 
 
 @contextmanager

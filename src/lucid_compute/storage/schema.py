@@ -15,6 +15,7 @@ from sqlalchemy.dialects.postgresql.base import ischema_names
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import NullPool
 
+from lucid_compute import __version__
 from lucid_compute.storage.database import PATIENT_TIMEOUT_SECONDS, DatabaseNotUsable, connect
 from lucid_compute.storage.tables import TransactionId
 
@@ -52,7 +53,11 @@ async def current_revision(url: str) -> str | None:
 
 
 async def upgrade(url: str, revision: str = "head") -> None:
-    """Bring the database up to `revision`; replicas that start together wait for the one that does it."""
+    """Bring the database up to `revision`; replicas that start together wait for the one that does it.
+
+    Raises:
+        DatabaseNotUsable: a newer version than this one has migrated it, or there is no such revision.
+    """
     if revision == "head" and await current_revision(url) == head_revision():
         return
     await _run(url, lambda config: command.upgrade(config, revision))
@@ -112,9 +117,20 @@ async def _run(url: str, step: Callable[[Config], object]) -> None:
             await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": SCHEMA_LOCK})
             await connection.run_sync(lambda sync: step(_config(sync)))
     except CommandError as error:
-        raise DatabaseNotUsable(f"{error}. Was this database migrated by a newer version?") from error
+        at = await current_revision(url)
+        if at is None or at in _known_revisions():
+            raise DatabaseNotUsable(f"{error}.") from error
+        message = (
+            f"A newer version of lucid-compute has migrated this database: it is at {at}, and {__version__} knows up "
+            f"to {head_revision()}. Install the newer version, or restore a backup from before."
+        )
+        raise DatabaseNotUsable(message) from error
     finally:
         await engine.dispose()
+
+
+def _known_revisions() -> set[str]:
+    return {script.revision for script in ScriptDirectory(str(MIGRATIONS)).walk_revisions()}
 
 
 def _config(connection: Connection) -> Config:

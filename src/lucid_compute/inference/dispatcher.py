@@ -22,6 +22,7 @@ from lucid_compute.node_state import FRESH_WINDOW
 from lucid_compute.routing_rules import NO_POLICY, TIE_SHARE, NodeUsage, suits
 
 FEW = 16  # nodes that are all looked at
+EXPLORED = 64  # of more than that, by a request that explores
 SAMPLE = 8  # of more than that: twice as many cost twice the time, nearly all of it waiting for memory
 AFFINE_NODES = 3  # how many nodes a session tries before it goes where it waits least
 AFFINE_WAIT = 2.0  # how long a session waits for its own node, as a multiple of the least wait
@@ -115,7 +116,7 @@ class Dispatcher:
                 is_any_fresh = self._fleet.is_served(wanted.model, now)
                 candidates = [] if is_any_fresh else living
         if not candidates or wanted.session is None:
-            return self._choose(candidates, (), wanted) if candidates else None
+            return self._choose(candidates, (), wanted, (ring, now - FRESH_WINDOW)) if candidates else None
         place = place_of(wanted.session)
         if is_any_fresh and (home := ring.home_of(place)) is not None:
             at_home = self._candidates((home,), wanted, now - FRESH_WINDOW, silent)
@@ -125,18 +126,28 @@ class Dispatcher:
         own = self._own(ring, place, wanted, now, are_fresh=is_any_fresh)
         return self._choose(candidates, own, wanted) if own else None
 
-    def _choose(self, candidates: list[Candidate], own: Sequence[Candidate], wanted: Wanted) -> FleetNode:
+    def _choose(
+        self,
+        candidates: list[Candidate],
+        own: Sequence[Candidate],
+        wanted: Wanted,
+        some_of: tuple[ModelRing, datetime] | None = None,
+    ) -> FleetNode:
         """Answer one of the candidates, or of the session's own nodes; now and then not by what is known of it.
 
-        Else a node that was slow once would be sent nothing, and nobody learn that it is slow no more.
+        Else a node that was slow once would be sent nothing, and nobody learn that it is slow no more. Where the
+        candidates are only some of a ring, more of it are looked at for that: those heard of since then.
         """
         traffic, kind = self._traffic, wanted.kind
         chosen = _least_wait(candidates, own if wanted.session else ())
         wanted.explores = False
         if traffic.may_explore(kind):
+            if some_of is not None:
+                ring, since = some_of
+                candidates = self._candidates(ring.some(EXPLORED), wanted, since, [])
             explored = traffic.stalest(kind, [node for _, node in (own[:1] if wanted.session else candidates)])
+            traffic.note_exploring(kind)  # also when there is nothing to explore: then it is not looked for each time
             if explored is not None and explored is not chosen:
-                traffic.note_exploring(kind)
                 wanted.explores = True
                 return explored
         return chosen

@@ -216,7 +216,7 @@ async def test_jobs_are_ordered_and_paged_as_every_list_is(api: Api) -> None:
             assert values == sorted(values, reverse=order == "desc")
             for each in (1, 2, 5):  # the second half is read from the end
                 pages = [(await listed(api, page=page, perPage=each, **asked))["jobs"] for page in range(1, 10)]
-                assert [job for jobs in pages for job in jobs] == in_order
+                assert [job for page in pages for job in page] == in_order
     paged = []
     for page in (1, 2, 3, 4):
         found = await listed(api, page=page, perPage=4)

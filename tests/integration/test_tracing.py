@@ -13,7 +13,7 @@ from lucid_compute.api import settings as settings_of_the_api
 from lucid_compute.api.settings import Settings
 from tests.api import ADMIN_KEY, Api, open_api
 from tests.fault_answers import chat_stream, respond
-from tests.fault_node import Behaviour, FaultNode, Request
+from tests.fault_node import Behaviour, Ending, FaultNode, Request
 
 USAGE = b'{"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":5}}'
 SENDER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -89,6 +89,36 @@ async def test_a_node_that_fails_is_an_attempt_of_its_own(database_url: str) -> 
         ]
         siblings = [span for span in spans if span.parent_span_id == failed[0].parent_span_id]
         assert [span.name for span in siblings] == ["choose", "attempt", "choose", "attempt"]
+
+
+async def test_the_span_of_a_stream_lasts_until_its_end(database_url: str) -> None:
+    """Not until its first event, of which it says when it came."""
+    slow = Behaviour(answer=chat_stream("a", "b", "c"), drip_bytes=100, drip_body_seconds=0.1)
+    async with FaultNode() as collector, FaultNode(slow) as node:
+        async with open_api(database_url, traced(collector)) as api:
+            await serve_a_model(api, node.url)
+            assert (await ask(api, stream=True)).status_code == 200
+        request, _, attempt = spans_of(collector.requests)
+        for span in (request, attempt):
+            assert span.end_time_unix_nano - span.start_time_unix_nano > 200_000_000
+        assert request.end_time_unix_nano >= attempt.end_time_unix_nano
+        assert facts_of(attempt)["lucid.first_byte_ms"] < 200
+
+
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        Behaviour(answer=respond(status=500)),
+        Behaviour(answer=respond(status=429)),
+        Behaviour(ending=Ending.RESET, cut_head_after=0),
+    ],
+)
+async def test_a_collector_that_fails_loses_spans_and_nothing_else(database_url: str, behaviour: Behaviour) -> None:
+    async with FaultNode(behaviour) as collector, FaultNode(Behaviour(answer=respond(USAGE))) as node:
+        async with open_api(database_url, traced(collector)) as api:
+            await serve_a_model(api, node.url)
+            assert {(await ask(api)).status_code for _ in range(50)} == {200}
+        assert collector.requests
 
 
 async def test_without_a_collector_nothing_is_traced_and_no_node_is_told(api: Api) -> None:

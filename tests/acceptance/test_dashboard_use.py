@@ -205,6 +205,39 @@ def test_what_others_named_is_shown_and_never_run(watched: Watched, page: Page) 
     assert page.run("document.querySelectorAll('main img, main script').length") == 0
 
 
+def test_an_address_that_means_harm_or_nothing_shows_a_page(watched: Watched, page: Page) -> None:
+    """One that was cut in an encoded sign, and ones that lead out of the part of the API that the view asks."""
+    watched.log_in(page)
+    for path, said in {
+        "/models/%E0%A4%A": "No such model",
+        "/nodes/%": "No such node",
+        "/models/..%2F..%2Fkeys": "No such model",
+        "/models/..%2f": "No such model",
+        "/nodes/..%2F..%2Fkeys": "No such node",
+        "/nodes/x?status=%3Cb%3E&page=-5&span=__proto__": "No such node",
+    }.items():
+        page.go(f"{watched.url}{path}")
+        page.wait_for_text(said, "h1")
+    asked = [one["url"].removeprefix(watched.served.url) for one in page.requests()]
+    assert not [path for path in asked if path.startswith("/keys")]
+    assert not [fault for fault in page.faults() if "exception" in fault.lower()]
+
+
+def test_going_back_after_logging_out_shows_nothing(watched: Watched, page: Page) -> None:
+    """Also where the browser has kept the page before, as it was."""
+    node = watched.add_node("the-node")
+    watched.log_in(page, f"/nodes/{node}")
+    page.wait_for_text("the-node", "h1")
+    page.go(f"{watched.url}/models")
+    page.wait_for_text("Models", "h1")
+    page.run("[...document.querySelectorAll('button')].find((found) => found.innerText === 'Log out').click()")
+    page.wait_for_text("Log in", "h1")
+    page.run("history.back()")
+    page.wait_for(f"location.pathname.endsWith('{node}')")
+    page.wait_for_text("Log in", "h1")
+    assert "the-node" not in page.text()
+
+
 def test_a_page_that_nobody_looks_at_asks_for_nothing(watched: Watched, page: Page) -> None:
     """It goes on at once when it is looked at again."""
     watched.add_model("m")

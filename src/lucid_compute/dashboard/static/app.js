@@ -56,12 +56,26 @@ function LoggedIn({ apiKey, place, onLeave }) {
 function viewOf({ path, query }, api, overview) {
   const owner = overview.data?.owner;
   const [, section, ...rest] = path.split("/");
-  const id = rest.map(decodeURIComponent).join("/");
+  const id = rest.map(decoded).join("/");
+  if (/^\.{1,2}$/.test(id)) return html`<${Nowhere} />`; // an address of the API that it ends would be another one
   if (!section) return html`<${FleetView} api=${api} query=${query} overview=${overview} />`;
   if (section === "nodes") return id ? html`<${NodeView} key=${id} id=${id} api=${api} query=${query} />` : html`<${NodesView} api=${api} query=${query} owner=${owner} />`;
   if (section === "models") return id ? html`<${ModelView} key=${id} id=${id} api=${api} query=${query} />` : html`<${ModelsView} api=${api} query=${query} />`;
   if (section === "payouts" && !id) return html`<${PayoutsView} api=${api} query=${query} owner=${owner} />`;
+  return html`<${Nowhere} />`;
+}
+
+function Nowhere() {
   return html`<${Fragment}><${Heading} title="There is no such page" /><${Empty} title="Nothing is kept under this address."><a href=${addressOf("/")}>Go to the fleet</a></${Empty}></${Fragment}>`;
+}
+
+// An address may be cut in the middle of an encoded sign: then it is taken as it stands.
+function decoded(part) {
+  try {
+    return decodeURIComponent(part);
+  } catch {
+    return part;
+  }
 }
 
 function Frame({ place, away = null, owner, onLeave, children }) {
@@ -96,5 +110,8 @@ function Sections({ path }) {
 function Sign() {
   return html`<svg viewBox="0 0 32 32" width="26" height="26" aria-hidden="true"><rect width="32" height="32" rx="8" fill="var(--accent)" /><path d="M9 7v15a3 3 0 0 0 3 3h11" fill="none" stroke="#fff" stroke-width="4" stroke-linecap="round" stroke-linejoin="round" /><circle cx="22" cy="11" r="4" fill="#34d399" /></svg>`;
 }
+
+// A page that the browser kept and brings back still holds the key that it had; whether it is logged in is read anew.
+window.addEventListener("pageshow", (event) => event.persisted && location.reload());
 
 render(html`<${App} />`, document.getElementById("app"));

@@ -139,7 +139,7 @@ function drawEvents(plot, events, colour) {
 
 // Of when the numbers are: the last ones, or what the cursor points at and what happened there.
 function noteOf(times, at, last, marks) {
-  if (at === null) return last === null ? "" : `last: ${shortMoment(times[last])}`;
+  if (at === null) return last === null ? "" : `last: ${shortMoment(times[last], (Date.parse(times.at(-1)) - Date.parse(times[0])) / 1000)}`;
   const time = Date.parse(times[at]) / 1000;
   const step = times.length > 1 ? (Date.parse(times[1]) - Date.parse(times[0])) / 1000 : 60;
   const within = (instant) => instant >= time && instant < time + step;

@@ -4,7 +4,7 @@
   const [, , section, ...rest] = location.pathname.split("/");
   const addresses = ["/compute/overview"];
   if (section === "models" && rest.length === 1 && !location.search) {
-    addresses.push(`/models/${encodedOf(rest[0])}`, `/models/${encodedOf(rest[0])}/availability?page=1&perPage=50`);
+    addresses.push(`/models/${rest[0]}`, `/models/${rest[0]}/availability?page=1&perPage=50`); // encoded as the view does it
   }
   if (section === "nodes" && rest.length === 0 && !location.search) {
     addresses.push("/compute?page=1&perPage=50&sortBy=createdAt&sortOrder=desc");
@@ -22,10 +22,5 @@
     const answer = fetch(address, { headers, cache: "no-store", credentials: "omit" });
     answer.catch(() => {}); // whoever takes it over hears of it
     return answer;
-  }
-
-  // As the view writes it: an address of the page may have slashes in a name as they are, or encoded.
-  function encodedOf(name) {
-    return decodeURIComponent(name).split("/").map(encodeURIComponent).join("/");
   }
 })();

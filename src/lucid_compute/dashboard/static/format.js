@@ -23,8 +23,8 @@ export const shareMark = known((value) => `${FINE.format(value * 100)} %`);
 export const uptimeShare = known((value) => (value >= 1 ? "100 %" : percent(Math.floor(value * 10_000) / 10_000, 2)));
 export const wholeShare = known((value) => `${PLAIN.format(value * 100)} %`);
 export const moment = known((value) => MOMENT.format(new Date(value)));
-// A time as short as it can be told apart from others of the same span.
-export const shortMoment = (value) => (Date.now() - Date.parse(value) < DAY_SECONDS * 1000 ? CLOCK : DAY).format(new Date(value));
+// A time as short as it can be told apart from others of a span that is so long.
+export const shortMoment = (value, seconds) => (seconds <= DAY_SECONDS ? CLOCK : DAY).format(new Date(value));
 // The zone that every time on the page is of.
 export const zone = () => `${Intl.DateTimeFormat().resolvedOptions().timeZone} (${ZONE.formatToParts(new Date()).find(({ type }) => type === "timeZoneName").value})`.replace("UTC (UTC)", "UTC");
 export const dollars = known((value) => `$${trimMoney(String(value))}`);

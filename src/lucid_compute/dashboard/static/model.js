@@ -32,7 +32,7 @@ const COLUMNS = [
 ];
 
 export function ModelView({ id, api, query }) {
-  const at = id.split("/").map(encodeURIComponent).join("/");
+  const at = encodeURIComponent(id);
   const page = Math.max(1, Number.parseInt(query.page ?? "1", 10) || 1);
   const reason = query.reason in WORDS ? query.reason : "";
   const model = usePolled((signal) => api.get(`/models/${at}`, {}, signal), SLOW_SECONDS, [api, id]);

@@ -21,6 +21,7 @@ export function keepKey(key) {
 
 export function forgetKey() {
   inMemory = null;
+  delete window.lucidEarly;
   try {
     sessionStorage.removeItem(NAME);
   } catch {

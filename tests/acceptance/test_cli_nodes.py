@@ -91,6 +91,17 @@ async def test_a_node_that_has_left_is_not_called_unknown(
     assert ended.sentence == f"{name} was deregistered, for good. What happened to it: lucid events {name}"
 
 
+async def test_the_passport_of_a_node_that_has_left_is_not_shown_as_if_it_served(
+    cli_fleet: Gateway, lucid: CommandLine
+) -> None:
+    """It is active on the wire, where its node's state is another thing."""
+    node, name = await add_node(cli_fleet)
+    await cli_fleet.admin.post(f"/compute/deregister/{node}")
+    shown = await lucid("passports", "--search", name)
+    assert shown.out.splitlines()[1].split()[:3] == [name, "compute", "deregistered"]
+    assert (await lucid("passports", "--search", name, "--json")).json["passports"][0]["status"] == "active"
+
+
 async def test_a_name_of_two_owners_is_ambiguous_and_status_2(cli_fleet: Gateway, lucid: CommandLine) -> None:
     """The sentence names the ids that say which."""
     name = uuid4().hex

@@ -17,6 +17,8 @@ from lucid_compute.cli.metadata_options import MetadataOption, SetOption, read_m
 from lucid_compute.cli.names import get_passport
 from lucid_compute.cli.output import Column, JsonOption, Listing, facts, sentence, show, show_done, show_json
 from lucid_compute.cli.plain_text import instant, listed, or_unknown
+from lucid_compute.client import Lucid
+from lucid_compute.node_state import NodeStatus
 from lucid_compute.passports import PassportStatus, PassportType
 from lucid_compute.wire.passports import PassportView
 
@@ -56,10 +58,12 @@ def list_passports(
     """List passports, newest first; models of all owners are among them."""
     with connected(api, key) as lucid:
         found = list(lucid.passports.list(type=passport_type, owner=owner, status=status, tags=tag, search=search))
+        left = set() if as_json else _nodes_that_left(lucid, found)
     if as_json:
         show_json({"passports": found})
     else:
-        show(Listing(COLUMNS, map(_row, found)) if found else sentence("No passports."))
+        rows = [_row(passport, has_left=passport.id in left) for passport in found]
+        show(Listing(COLUMNS, rows) if found else sentence("No passports."))
 
 
 @app.command("show")
@@ -163,15 +167,23 @@ def _show(passport: PassportView, *, as_json: bool) -> None:
     show(facts([*pairs, ("metadata", "" if inside else "-"), *inside]))
 
 
+def _nodes_that_left(lucid: Lucid, passports: list[PassportView]) -> set[str]:
+    """Answer the nodes that were deregistered: their passports stay active, and nobody would guess it."""
+    if not any(passport.type is PassportType.COMPUTE for passport in passports):
+        return set()
+    return {node.id for node in lucid.compute.list(status=NodeStatus.DEREGISTERED)}
+
+
 def _written(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _row(passport: PassportView) -> tuple[str, ...]:
+def _row(passport: PassportView, *, has_left: bool) -> tuple[str, ...]:
+    stands = NodeStatus.DEREGISTERED if has_left and passport.status is PassportStatus.ACTIVE else passport.status
     return (
         passport.name,
         passport.type.value,
-        passport.status.value,
+        stands.value,
         passport.owner,
         instant(passport.created_at),
         listed(passport.tags),

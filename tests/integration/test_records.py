@@ -165,18 +165,19 @@ async def test_what_is_read_is_the_sum_of_the_ledger_in_every_step(database_url:
 async def test_a_list_of_jobs_counts_what_its_filter_finds(database_url: str, seed: int) -> None:
     """By any span, model, node, owner and outcome, however far records were moved, and after rows were removed."""
     chance = random.Random(seed)
-    database = Database(database_url)
+    database, oldest = Database(database_url), timedelta(days=4)
     async with ledger_on(database_url) as ledger:
         for until in (timedelta(days=-2), timedelta(hours=-20), timedelta(0), timedelta(days=1, hours=3)):
             for _ in range(100):
-                ledger.finish(job_ago(chance, timedelta(days=4)))
-            ledger.begin(running := job_ago(chance, timedelta(days=3)))
+                ledger.finish(job_ago(chance, oldest))
+            ledger.begin(running := job_ago(chance, oldest))
             running.outcome = Outcome.RUNNING
             await all_written(ledger)
             await keep(database_url, until=until)
             if until == timedelta(0):
                 await JobRetention(database, days=3).remove_all()
                 await RecordKeeper(database_url, Retention(2, 31, 31)).keep()
+                oldest = timedelta(days=2.9)  # no job ends that is older than what is removed
             rows = await read(database_url, "SELECT * FROM jobs")
             for _ in range(150):
                 wanted = _random_filter(chance)

@@ -2,7 +2,8 @@
 
 Life-long sums (`job_totals`) know of nodes and outcomes. Of spans of time and of models the records know: whole days,
 then whole hours and minutes of what is not added up yet (docs/adr/0012-records.md). What lies between a bound and the
-next whole record is counted row by row.
+next whole record is counted row by row. Rows that are removed are older than all that stay: nothing before
+the oldest row is counted.
 """
 
 from __future__ import annotations

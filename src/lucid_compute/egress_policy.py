@@ -66,7 +66,7 @@ _FORBIDDEN_CHARACTERS = (
     (r"\\", "a backslash; separate the path with /"),
     (r"[?#]", "a query or a fragment; send it without ? and #"),
 )
-_EXAMPLE = "http://your-gpu:8080/v1"
+_EXAMPLE = "http://host.example:8080/v1"
 _SEGMENTS = re.compile(r"(?:/(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})+)*")
 # Percent-encoded control characters, %, dots and slashes, in over-long UTF-8 too: readers disagree when to decode them.
 _ENCODED_TRICKS = re.compile(r"%(?:[01].|7f|25|2e|2f|5c|c[01])", re.IGNORECASE)
@@ -116,7 +116,7 @@ def parse_provider_url(text: str, *, require_https: bool = False) -> ProviderUrl
         raise ValueError(f"The URL starts with neither http:// nor https://; send one like {_EXAMPLE}.")
     scheme = match[1].lower()
     if require_https and scheme != "https":
-        raise ValueError("This service takes https URLs only; serve the model over TLS and send its https:// URL.")
+        raise ValueError("This service takes https URLs only; answer over TLS and send the https:// URL.")
     host, port = _parse_authority(match[2].lower(), DEFAULT_PORTS[scheme])
     address = _find_literal_address(host)
     url = ProviderUrl(scheme, host if address is None else str(address), port, _parse_base_path(match[3]), address)
@@ -182,13 +182,13 @@ class EgressPolicy:
         self._check_port(port)
         address = _plain(address)
         if any((_plain(own), own_port) == (address, port) for own, own_port in self.own_endpoints):
-            raise ValueError(f"{address} port {port} is this service itself; send the address of the node.")
+            raise ValueError(f"{address} port {port} is this service itself; send another address.")
         if _find_kind(_LOOPBACK, address):
             if not self.allow_loopback:
                 why = "is loopback, open only while this service listens on loopback alone"
-                raise ValueError(f"{address} {why}; send an address of the node that other machines can reach.")
+                raise ValueError(f"{address} {why}; send an address that other machines can reach.")
         elif kind := _find_kind(_NEVER, address):
-            raise ValueError(f"{address} is in {kind}, which is never connected to; send the node's own address.")
+            raise ValueError(f"{address} is in {kind}, which is never connected to; send one that is reached over the network.")
         elif any(entry.covers(address, port) for entry in self.allowed):
             for carried in _carried_ipv4(address):
                 self.check_address(carried, port)
@@ -201,7 +201,7 @@ class EgressPolicy:
         """Refuse ports closed to everyone and the service's own."""
         _check_port(port)
         if port in self.own_ports:
-            raise ValueError(f"Port {port} is used by this service itself; serve the model on another port.")
+            raise ValueError(f"Port {port} is used by this service itself; use another port.")
 
 
 def _check_characters(text: str) -> None:
@@ -230,10 +230,10 @@ def _parse_authority(authority: str, default_port: int) -> tuple[str, int]:
 
 
 def _check_port(port: int) -> None:
-    """Refuse the ports where no model is served and much else is."""
+    """Refuse the ports where nothing is served over HTTP and much else is."""
     if port not in DEFAULT_PORTS.values() and (port not in range(1024, 65536) or port in DENIED_PORTS):
         denied = "2375-2380, 3306, 5432, 6379, 6443, 9200, 10250, 11211 and 27017"
-        raise ValueError(f"Port {port} is refused; serve the model on 443, 80 or 1024-65535 except {denied}.")
+        raise ValueError(f"Port {port} is refused; use 443, 80 or 1024-65535 except {denied}.")
 
 
 def _find_literal_address(host: str) -> Address | None:
@@ -248,7 +248,7 @@ def _find_literal_address(host: str) -> Address | None:
     if not _NAME.fullmatch(host):
         raise ValueError("The host is no name; send letters, digits, - and _, with dots between parts of 1 to 63.")
     if host in METADATA_NAMES:
-        raise ValueError(f"{host} names {_METADATA}; send the node's own name.")
+        raise ValueError(f"{host} names {_METADATA}; send the name of another machine.")
     return None
 
 

@@ -43,7 +43,7 @@ REJECTED = {
     "no readable host": "/ /v1 :8080 [] []:80 [::1 ::1] ::1 ::1:80 2001::1/v1 [::1]x x[::1] [[::1]] [::1][::1] a:b:80",
     "port is not a number": """gpu:0 gpu: gpu:/v1 gpu:-1 gpu:+80 gpu:080 gpu:0x50 gpu:8080a gpu:1e3 gpu:http gpu:100000
         gpu:0443 gpu:80.0 gpu:8_080 [::1]: [::1]:0""",
-    "is refused; serve": """gpu:1 gpu:22 a:79 a:81 a:442 a:444 gpu:1023 gpu:65536 gpu:2375 gpu:2376 gpu:2377 gpu:2378
+    "is refused; use": """gpu:1 gpu:22 a:79 a:81 a:442 a:444 gpu:1023 gpu:65536 gpu:2375 gpu:2376 gpu:2377 gpu:2378
         gpu:2379 gpu:2380 gpu:3306 gpu:5432 gpu:6379 gpu:6443 gpu:9200 gpu:10250 gpu:11211 gpu:27017 8.8.8.8:22""",
     "not a plain address": """0 1 127 127.1 1.2.3 1.2.3.4.5 256.1.1.1 1.2.3.04 01.2.3.4 0x7f.1 0X7F000001 0x 2130706433
         017700000001 gpu.1 gpu.example.0x7f gpu.0x a.b.c.4 127.0.0.0x1 .1 1..2 -1.2.3.4 1.2.3.4_.5 [gpu] [127.0.0.1]

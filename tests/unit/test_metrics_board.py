@@ -43,6 +43,20 @@ def test_a_worker_that_is_killed_while_it_writes_leaves_a_whole_text() -> None:
         assert seat.own.read() in {b"a" * 200_000, b"b" * 200_000}
 
 
+def test_a_place_is_never_empty_while_it_is_written() -> None:
+    """Else counts of a worker would be missing from an answer, and Prometheus take it for one that began anew."""
+    seat = Board(1).seat(0)
+    seat.own.write(b"a")
+    if (pid := os.fork()) == 0:
+        while True:
+            seat.own.write(b"a")
+    try:
+        assert all(seat.own.read() == b"a" for _ in range(200_000))
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
 def test_counts_come_back_as_they_were_written() -> None:
     counts = WorkerCounts(1.5, {"x": {("a", 'é"\n'): [1, 2.5]}, "y": {(): [3]}}, {"g": 4.0}, {"m": 5.0})
     assert WorkerCounts.from_bytes(counts.to_bytes()) == counts

@@ -13,7 +13,6 @@ import zlib
 
 PLACE_BYTES = 512 * 1024  # of address space: memory is taken by what is written, some tens of kilobytes
 _HALF_BYTES = PLACE_BYTES // 2 - 64
-_NUMBER = struct.Struct("<Q")
 _HEAD = struct.Struct("<II")  # the text's length and its checksum
 _TRIES = 5
 
@@ -47,6 +46,9 @@ class Place:
         """Show nothing yet that is not there already."""
         self._memory = memory
         self._offset = offset
+        # An item of a memoryview is written in one piece; `struct` writes zeros first, which a reader may see, and a
+        # worker that is killed would leave.
+        self._number = memoryview(memory)[offset : offset + 8].cast("Q")
 
     def write(self, text: bytes) -> None:
         """Show `text` in place of what was shown; only the worker of this place may.
@@ -56,15 +58,15 @@ class Place:
         """
         if len(text) > _HALF_BYTES - _HEAD.size:
             raise ValueError(f"{len(text)} bytes are too many for a place of the board")
-        number = self._number() + 1
+        number = self._number[0] + 1
         start = self._start(number)
         self._memory[start : start + _HEAD.size + len(text)] = _HEAD.pack(len(text), zlib.crc32(text)) + text
-        _NUMBER.pack_into(self._memory, self._offset, number)
+        self._number[0] = number
 
     def read(self) -> bytes | None:
         """Answer what is shown; None when nothing is."""
         for _ in range(_TRIES):
-            number = self._number()
+            number = self._number[0]
             if number == 0:
                 return None
             start = self._start(number)
@@ -73,10 +75,6 @@ class Place:
             if zlib.crc32(text) == checksum:
                 return text
         return None  # written faster than it is read, which no worker does
-
-    def _number(self) -> int:
-        number: int = _NUMBER.unpack_from(self._memory, self._offset)[0]
-        return number
 
     def _start(self, number: int) -> int:
         return self._offset + 64 + (number % 2) * _HALF_BYTES

@@ -66,11 +66,12 @@ class WebhookSender:
                     found = 0
                 await self._pause(is_busy=bool(found))
         finally:
+            unbegun = self._hand.lay_down_late(float("inf"))  # first: one that ends just now would have the next begun
             for task in self._under_way:
                 task.cancel()
             await asyncio.gather(*self._under_way, return_exceptions=True)
             with suppress(DatabaseUnavailable):
-                await self._outbox.lay_down(self._hand.lay_down_late(float("inf")))
+                await self._outbox.lay_down(unbegun)
 
     async def look(self) -> int:
         """Claim what is due and there is room for, begin to send it, and answer how much that is."""

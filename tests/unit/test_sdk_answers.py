@@ -50,6 +50,15 @@ def refuse(status: int, error: Any, **headers: str) -> Any:
     return raised.value
 
 
+def test_who_sent_no_key_is_told_how_to_send_one() -> None:
+    """In Python as on the command line: the agent shows the same sentence."""
+    received = Received(401, {}, json.dumps({"error": {"code": "UNAUTHORIZED", "message": "Send a key."}}).encode())
+    with pytest.raises(errors.Unauthorized) as raised:
+        read_answer(compute_calls.health("p"), received, base_url="http://lucid", has_key=False)
+    assert all(word in raised.value.message for word in ("LUCID_API_KEY", "api_key", "--key"))
+    assert "No key was sent" not in refuse(401, {"code": "UNAUTHORIZED", "message": "Send a key."}).message
+
+
 def test_fields_of_a_newer_service_are_ignored() -> None:
     """At every depth."""
     health = read_health({"mood": "good"}, mood="good", gpus=[{"index": 0, "mood": "good"}])

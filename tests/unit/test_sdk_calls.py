@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lucid_compute.client import compute_calls, key_calls, model_calls, passport_calls, service_calls
+from lucid_compute.client import compute_calls, key_calls, model_calls, passport_calls, payout_calls, service_calls
 from lucid_compute.client.call import Call
 from lucid_compute.client.errors import InvalidRequest
 from lucid_compute.node_state import Heartbeat, ReportedStatus
@@ -107,10 +107,10 @@ def test_a_change_sends_what_is_named_and_null_for_none() -> None:
 
 
 def test_a_request_that_the_service_would_refuse_is_not_sent() -> None:
-    """With every fault, each in the spelling that it was passed in."""
+    """With every fault."""
     with pytest.raises(InvalidRequest) as raised:
         compute_calls.heartbeat(passport_id="p", status="fine", load=2, available_models=[], queue_depth=-1)
-    assert faults(raised.value) == ["status", "load", "queue_depth"]
+    assert faults(raised.value) == ["status", "load", "queueDepth"]
     assert raised.value.status is None
     with pytest.raises(InvalidRequest):
         service_calls.match("m", lucid={"allow_regoins": []})
@@ -118,6 +118,19 @@ def test_a_request_that_the_service_would_refuse_is_not_sent() -> None:
         passport_calls.create(name="n", type="tool", metadata={"what": object()})
     with pytest.raises(InvalidRequest):
         passport_calls.create(name="n", type="tool", metadata={"what": "\ud800"})
+
+
+def test_a_fault_is_told_by_the_name_on_the_wire_whichever_was_passed() -> None:
+    """As the service tells it, below lists and objects too; a name that there is not stays as it was written."""
+    with pytest.raises(InvalidRequest) as raised:
+        service_calls.match("m", lucid={"max_price_per_1k_tokens": "x", "maxLatencyMs": -1, "allow_regoins": []})
+    assert faults(raised.value) == ["lucid.maxPricePer1kTokens", "lucid.maxLatencyMs", "lucid.allow_regoins"]
+    with pytest.raises(InvalidRequest) as raised:
+        compute_calls.update_models("p", models=[{"id": "a"}, {"id": "b", "max_tokens": 0}])
+    assert faults(raised.value) == ["models.1.maxTokens"]
+    with pytest.raises(InvalidRequest) as raised:
+        payout_calls.close_period(from_="x", to="2026-01-01")
+    assert faults(raised.value) == ["from"]
 
 
 @pytest.mark.parametrize(

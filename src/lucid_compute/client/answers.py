@@ -113,7 +113,7 @@ def _refusal(received: Received, *, base_url: str, has_key: bool) -> errors.Luci
     code = _CONTROL.sub(" ", described["code"])[:100]
     message = _CONTROL.sub(" ", str(described.get("message") or "The service refused."))[:_LONGEST_SENTENCE]
     if received.status == _UNAUTHORIZED and not has_key:
-        message += " No key was sent: pass api_key, or set LUCID_API_KEY."
+        message += " No key was sent: set LUCID_API_KEY, or pass one (api_key in Python, --key on the command line)."
     kind = _BY_CODE.get(code) or _kind_of(received.status)
     details = described.get("details")
     return kind(

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from enum import StrEnum
 from operator import attrgetter
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, get_args
 from urllib.parse import quote
 
 from pydantic import ValidationError
 from pydantic.alias_generators import to_camel
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticSerializationError
 
 from lucid_compute import errors as ground
@@ -86,12 +87,13 @@ def body_of(shape: type[WireShape], /, **fields: Any) -> bytes:
     """Answer the JSON body of a shape, from its Python or its camelCase names.
 
     Raises:
-        InvalidRequest: with every fault, in the spelling that it was passed in; nothing was sent.
+        InvalidRequest: with every fault, by the names on the wire, as the service tells them; nothing was sent.
     """
     try:
         return write(shape.model_validate(fields, by_name=True, by_alias=True))
     except ValidationError as error:
-        raise _invalid(faults_from(error.errors(include_url=False))) from None
+        found = [{**fault, "loc": _on_the_wire(shape, fault["loc"])} for fault in error.errors(include_url=False)]
+        raise _invalid(faults_from(found)) from None
 
 
 def write(request: WireShape) -> bytes:
@@ -117,6 +119,23 @@ def refuse(path: str, message: str) -> InvalidRequest:
 def _invalid(faults: list[FieldFault]) -> InvalidRequest:
     said = ground.InvalidRequest(faults)
     return InvalidRequest(said.message, details=said.details, is_certainly_undone=True)
+
+
+def _on_the_wire(annotation: Any, loc: Iterable[int | str]) -> list[int | str]:
+    """Answer where a fault is by the wire's names; what no shape names, such as a key of `metadata`, stays."""
+    said: list[int | str] = []
+    for part in loc:
+        known = _fields_of(annotation).get(part)
+        said.append(part if known is None else known.alias or part)
+        annotation = annotation if known is None else known.annotation
+    return said
+
+
+def _fields_of(annotation: Any) -> dict[int | str | None, FieldInfo]:
+    """Answer the fields of the shapes in an annotation, each by both of its names."""
+    if isinstance(annotation, type) and issubclass(annotation, WireShape):
+        return {key: known for name, known in annotation.model_fields.items() for key in (name, known.alias)}
+    return {key: known for inner in get_args(annotation) for key, known in _fields_of(inner).items()}
 
 
 def _quote(part: str) -> str:

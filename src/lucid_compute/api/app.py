@@ -29,6 +29,7 @@ from lucid_compute.api import (
     probe_routes,
     webhook_routes,
 )
+from lucid_compute.api.assembly import build_service
 from lucid_compute.api.express_client import ExpressLane, ExpressLanes
 from lucid_compute.api.express_heartbeats import ExpressHeartbeats
 from lucid_compute.api.express_inference import ExpressInference
@@ -38,7 +39,7 @@ from lucid_compute.api.inference_lane import ENDPOINTS, InferenceLane
 from lucid_compute.api.metrics import Metrics
 from lucid_compute.api.metrics_board import Board, Seat
 from lucid_compute.api.request_guard import RequestGuard
-from lucid_compute.api.service import build_service, running
+from lucid_compute.api.service import running
 from lucid_compute.api.settings import Settings
 from lucid_compute.dashboard.site import Site
 

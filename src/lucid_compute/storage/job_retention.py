@@ -8,19 +8,16 @@ let go is counted by node in `job_removals`, in the statement that lets go: so t
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 
 from sqlalchemy import text
 
-from lucid_compute.errors import DatabaseUnavailable
 from lucid_compute.storage.database import Database
+from lucid_compute.storage.rounds import make_rounds
 
 EVERY_SECONDS = 60.0
 BATCH = 2000  # rows: some 30 ms
 RETENTION_LOCK = 0x6A6F6273  # an advisory lock of our own: "jobs"
-
-_log = logging.getLogger(__name__)
 
 # Jobs whose payouts are not closed stay, with all that started later: until then every cent of theirs has to trace to
 # them, however long nobody closes anything.
@@ -59,26 +56,19 @@ class JobRetention:
 
     async def run(self) -> None:
         """Look once a minute, for as long as this task runs."""
-        while True:
-            await asyncio.sleep(EVERY_SECONDS)
-            if self._days:
-                try:
-                    await self.remove_all()
-                except DatabaseUnavailable:
-                    continue  # it says so itself, and old jobs can wait
-                except Exception:  # noqa: BLE001 - a fault must end neither this task nor the service; its trace is logged
-                    _log.exception("old jobs could not be removed")
+        await make_rounds(self.remove_all, every_seconds=EVERY_SECONDS, failed="old jobs could not be removed")
 
     async def remove_all(self, batch: int = BATCH) -> int:
         """Remove every job that is too old, and answer how many: none when another replica is at it."""
         removed = 0
-        while True:
+        while self._days:
             began = time.monotonic()
             count = await self._remove_some(batch)
             removed += count
             if count < batch:
                 return removed
             await asyncio.sleep(time.monotonic() - began)
+        return removed
 
     async def _remove_some(self, batch: int) -> int:
         async with self._database.transaction() as connection:

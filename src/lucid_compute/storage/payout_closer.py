@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 
 from sqlalchemy import Date, func, literal_column, select
 
-from lucid_compute.errors import DatabaseUnavailable
 from lucid_compute.payout_calendar import PayoutsClose, Span, month_due
 from lucid_compute.payout_errors import PeriodConflict
 from lucid_compute.storage.audit import SYSTEM
 from lucid_compute.storage.database import Database
 from lucid_compute.storage.payout_store import PayoutStore
 from lucid_compute.storage.payout_tables import payout_open, payout_periods
+from lucid_compute.storage.rounds import make_rounds
 
 EVERY_SECONDS = 300.0
 
@@ -22,7 +21,7 @@ _TODAY = literal_column("(now() AT TIME ZONE 'UTC')::date", Date)
 
 
 class PayoutCloser:
-    """Closes every month that has been over for `after_days`, when it is asked to by `when`."""
+    """Closes every month that has been over for `after_days`, unless `when` says never."""
 
     def __init__(self, database: Database, store: PayoutStore, *, when: PayoutsClose, after_days: int) -> None:
         """Close in `store`, which works on `database`."""
@@ -33,21 +32,12 @@ class PayoutCloser:
 
     async def run(self) -> None:
         """Look every five minutes, for as long as this task runs."""
-        while True:
-            await asyncio.sleep(EVERY_SECONDS)
-            if self._when is PayoutsClose.NEVER:
-                continue
-            try:
-                await self.close_due()
-            except DatabaseUnavailable:
-                continue  # it says so itself, and a month can wait
-            except Exception:  # noqa: BLE001 - a fault must end neither this task nor the service; its trace is logged
-                _log.exception("payouts could not be closed")
+        await make_rounds(self.close_due, every_seconds=EVERY_SECONDS, failed="payouts could not be closed")
 
     async def close_due(self) -> int:
         """Close what is due, a month at a time, and answer how many; one that another closes meanwhile is not ours."""
         closed = 0
-        while (span := await self._next()) is not None:
+        while self._when is PayoutsClose.MONTHLY and (span := await self._next()) is not None:
             try:
                 period, is_new = await self._store.close(SYSTEM, *span)
             except PeriodConflict:

@@ -69,7 +69,7 @@ class Served:
         self.start()
         try:
             self.wait_until_ready()
-        except BaseException:
+        except BaseException:  # told to stop among them
             self.kill()
             raise
         return self

@@ -108,7 +108,7 @@ class InferenceLane:
             if exchange.cut is None:
                 raise
             await self._cut(exchange, scope, send)
-        except Exception as error:
+        except Exception as error:  # a fault of ours: no second head may follow the one that was sent
             if not exchange.has_begun:
                 raise
             await self._break_off(exchange, scope, error)

@@ -64,7 +64,7 @@ def _listen(family: int, address: tuple[str, int, *tuple[int, ...]], *, alone: b
         sock.bind(address)
         sock.listen(BACKLOG)
         sock.settimeout(0.0)
-    except BaseException:
+    except BaseException:  # told to stop among them
         sock.close()
         raise
     return sock

@@ -121,7 +121,7 @@ class Gateway:
         except LucidError as error:
             span.end(error.code)
             raise
-        except BaseException:
+        except BaseException:  # mostly that its client left; a span is ended whatever happens
             span.end("cancelled")
             raise
         end_choice(span, node)

@@ -39,7 +39,7 @@ class TaskAttempt(Attempt):
         except asyncio.CancelledError:
             self.note_cancelled(self._call.exchange.cut or CutReason.SHUTDOWN)
             raise
-        except Exception:
+        except Exception:  # a fault of ours, and the job says so
             self.note_broken()
             raise
         finally:

@@ -194,7 +194,7 @@ def _make_cluster(data_dir: Path, system_dir: Path, initdb: _Initdb) -> None:
         if _is_empty_folder(data_dir / CLUSTER_NAME):
             (data_dir / CLUSTER_NAME).rmdir()
         unfinished.rename(data_dir / CLUSTER_NAME)
-    except BaseException:
+    except BaseException:  # told to stop among them
         _remove(unfinished)
         raise
     _sync(data_dir)

@@ -65,7 +65,7 @@ class DataFolderLock:
                 self._wait(file, time.monotonic() + timeout_seconds)
                 os.ftruncate(file, 0)
                 os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
-            except BaseException:
+            except BaseException:  # told to stop among them
                 os.close(file)
                 raise
         self._file = file

@@ -86,7 +86,7 @@ class EmbeddedPostgres:
         """Start it."""
         try:
             self.start()
-        except BaseException:
+        except BaseException:  # told to stop among them
             self.stop()
             raise
         return self

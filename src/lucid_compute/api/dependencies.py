@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
 from fastapi import Depends, Query, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -20,6 +20,7 @@ from lucid_compute.wire.lists import DEFAULT_PER_PAGE, MAX_PER_PAGE, NodeSortBy,
 _bearer = HTTPBearer(auto_error=False, bearerFormat="lk_live_…", description="An API key, made with POST /keys.")
 _MAX_PAGE = 1_000_000_000
 Item = TypeVar("Item")
+By = TypeVar("By", SortBy, NodeSortBy)
 
 READERS = (Scope.PASSPORTS_READ, Scope.COMPUTE, Scope.ADMIN)
 COMPUTE_WRITERS = (Scope.COMPUTE, Scope.ADMIN)
@@ -134,38 +135,32 @@ async def find_page(
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class Order(Generic[By]):
     """What a list is ordered by, and which end comes first."""
 
-    by: SortBy
+    by: By
     direction: SortOrder
 
 
+_Direction = Annotated[SortOrder, Query(alias="sortOrder")]
+
+
 async def get_order(
-    sort_by: Annotated[SortBy, Query(alias="sortBy")] = SortBy.CREATED_AT,
-    sort_order: Annotated[SortOrder, Query(alias="sortOrder")] = SortOrder.DESCENDING,
-) -> Order:
+    sort_by: Annotated[SortBy, Query(alias="sortBy")] = SortBy.CREATED_AT, sort_order: _Direction = SortOrder.DESCENDING
+) -> Order[SortBy]:
     """Answer the order that is asked for."""
     return Order(sort_by, sort_order)
 
 
-@dataclass(frozen=True, slots=True)
-class NodeOrder:
-    """As `Order`, of a list of nodes."""
-
-    by: NodeSortBy
-    direction: SortOrder
-
-
 async def get_node_order(
     sort_by: Annotated[NodeSortBy, Query(alias="sortBy")] = NodeSortBy.CREATED_AT,
-    sort_order: Annotated[SortOrder, Query(alias="sortOrder")] = SortOrder.DESCENDING,
-) -> NodeOrder:
+    sort_order: _Direction = SortOrder.DESCENDING,
+) -> Order[NodeSortBy]:
     """Answer the order that is asked for; nodes of which it is not known come last, either way."""
-    return NodeOrder(sort_by, sort_order)
+    return Order(sort_by, sort_order)
 
 
 PageDependency = Annotated[Page, Depends(get_page)]
 OptionalPageDependency = Annotated[Page | None, Depends(find_page)]
-NodeOrderDependency = Annotated[NodeOrder, Depends(get_node_order)]
-OrderDependency = Annotated[Order, Depends(get_order)]
+NodeOrderDependency = Annotated[Order[NodeSortBy], Depends(get_node_order)]
+OrderDependency = Annotated[Order[SortBy], Depends(get_order)]

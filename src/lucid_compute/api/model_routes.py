@@ -94,7 +94,7 @@ async def get_model(id_or_name: str, service: ServiceDependency, viewer: Anyone)
     return view_model(service.fleet, model, viewer, service.clock.now())
 
 
-def _find(service: Service, wanted: ModelSearch, order: Order) -> list[ModelPassport]:
+def _find(service: Service, wanted: ModelSearch, order: Order[SortBy]) -> list[ModelPassport]:
     models = service.fleet.models_newest_first()
     found = models if wanted.is_empty else [model for model in models if wanted.matches(model)]
     return found if order == _DEFAULT_ORDER else sorted_by(order, found)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
 
-from lucid_compute.api.dependencies import NodeOrder, Order
+from lucid_compute.api.dependencies import Order
 from lucid_compute.fleet.fleet import Fleet
 from lucid_compute.fleet.fleet_node import FleetNode
 from lucid_compute.matching_engine import minimum_vram_gb, serves, wanted_runtimes
@@ -25,14 +25,14 @@ _SORT_KEYS: dict[SortBy, Callable[[Passport], Any]] = {
 _LEAST_OF_AN_ID = 8  # its first block: less would find ids in what was meant as a name
 
 
-def sorted_by(order: Order, items: Iterable[Listed]) -> list[Listed]:
+def sorted_by(order: Order[SortBy], items: Iterable[Listed]) -> list[Listed]:
     """Answer the items in the order that was asked for; equal ones by id, in the same direction as Postgres does."""
     key, is_descending = _SORT_KEYS[order.by], order.direction is SortOrder.DESCENDING
     by_id = sorted(items, key=lambda item: item.record.id)
     return sorted(by_id, key=lambda item: key(item.record), reverse=is_descending)
 
 
-def sort_nodes(fleet: Fleet, order: NodeOrder, nodes: Iterable[FleetNode]) -> list[FleetNode]:
+def sort_nodes(fleet: Fleet, order: Order[NodeSortBy], nodes: Iterable[FleetNode]) -> list[FleetNode]:
     """Answer the nodes in the order that was asked for; those of which it is not known come last, either way."""
     if order.by.value in _SORT_KEYS:
         return sorted_by(Order(SortBy(order.by.value), order.direction), nodes)

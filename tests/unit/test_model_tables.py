@@ -1,0 +1,41 @@
+"""What the command line says of a model that can't be had."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from lucid_compute.cli.model_tables import explanation
+from lucid_compute.passports import PassportStatus, PassportType
+from lucid_compute.wire.passports import ModelAvailability, ModelView, NodeEligibility, ReasonView
+from tests.factories import NOW
+
+LEFT = ReasonView(code="DEREGISTERED", message="The node was deregistered.", wanted="registered", found="deregistered")
+STALE = ReasonView(code="HEARTBEAT_STALE", message="Its last heartbeat is old.", wanted="fresh", found="old")
+MODEL = ModelView(
+    id="m", type=PassportType.MODEL, name="phi", description=None, version=None, tags=[], owner="o", metadata={},
+    status=PassportStatus.ACTIVE, created_at=NOW, updated_at=NOW, available=False, served=False,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("nodes", "summary", "is_nobody_there"),
+    [
+        ([], {}, True),
+        ([[LEFT, STALE]], {"DEREGISTERED": 1, "HEARTBEAT_STALE": 1}, True),
+        ([[LEFT]], {"DEREGISTERED": 1, "HEARTBEAT_STALE": 3}, False),
+        ([], {"DEREGISTERED": 2}, False),
+        ([[LEFT], [STALE]], {"DEREGISTERED": 1, "HEARTBEAT_STALE": 1}, False),
+    ],
+)
+def test_nobody_is_there_only_where_nobody_stays(
+    nodes: list[list[ReasonView]], summary: dict[str, int], is_nobody_there: bool
+) -> None:
+    """Nodes of others are counted and not listed; they may well stay."""
+    listed = [NodeEligibility(passport_id="p", eligible=False, reasons=reasons) for reasons in nodes]
+    availability = ModelAvailability(available=False, served=False, checked_at=NOW, nodes=listed, summary=summary)
+    file = io.StringIO()
+    Console(file=file, width=200).print(*explanation(MODEL, availability))
+    assert ("no node is registered" in file.getvalue()) is is_nobody_there

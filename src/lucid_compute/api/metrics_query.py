@@ -16,7 +16,6 @@ from lucid_compute.field_types import Instant
 from lucid_compute.metric_series import SERIES_NAMES
 from lucid_compute.timeline import EPOCH, MAX_POINTS, STEPS, Timeline, auto_step
 
-DEFAULT_LENGTH = timedelta(hours=1)
 _RELATIVE = re.compile(r"-([0-9]{1,6})([mhdw])")
 _UNITS = {
     "m": timedelta(minutes=1),

@@ -8,6 +8,7 @@ import pytest
 
 from lucid_compute.errors import LucidError
 from lucid_compute.storage.node_events import EventType, record_event
+from lucid_compute.storage.webhook_outbox import WebhookOutbox
 from lucid_compute.webhook_rules import BadSignature
 from tests.api import Api, error_code
 from tests.fault_node import FaultNode
@@ -276,6 +277,8 @@ async def test_a_secret_that_is_rotated_leaves_a_day_to_change_over(api: Api) ->
         for secret in (webhook["secret"], rotated["secret"]):
             read(receiver.requests[0], secret)
         await run_sql(api, "UPDATE webhooks SET former_secret_until = now()")
+        await WebhookOutbox(api.service.database).clean()  # nor is it kept any longer
+        assert [tuple(row) for row in await run_sql(api, "SELECT former_secret FROM webhooks")] == [(None,)]
         await say(api, node_id, seconds_ago=0)
         await receiver.until(lambda receiver: len(receiver.requests) == 2)
         read(receiver.requests[1], rotated["secret"])

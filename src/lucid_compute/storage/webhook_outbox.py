@@ -151,6 +151,9 @@ _BACKLOG = text("""
     FROM webhook_deliveries d JOIN webhooks w ON w.id = d.webhook_id WHERE d.state = 'waiting'
 """)
 
+_FORGET_SECRETS = text("""
+    UPDATE webhooks SET former_secret = NULL, former_secret_until = NULL WHERE former_secret_until <= now()
+""")
 _CLEAN = text(f"DELETE FROM webhook_deliveries WHERE ended_at < now() - interval '{KEPT_DAYS} days'")
 
 
@@ -277,13 +280,14 @@ class WebhookOutbox:
             return {name: float(value) for name, value in counted.items()}
 
     async def clean(self) -> None:
-        """Drop what ended a week ago.
+        """Drop what ended a week ago, and former secrets that sign no more.
 
         Raises:
             DatabaseUnavailable: as named.
         """
         async with self._database.transaction() as connection:
             await connection.execute(_CLEAN)
+            await connection.execute(_FORGET_SECRETS)
 
 
 def _plain(row: Any) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 // Runs before the page's modules are there: what the view will ask first is asked meanwhile, and handed over by `api.js`.
 (() => {
   const KEPT_MS = 5000;
+  const TIMEOUT_MS = 15_000; // as of every request: else a view would wait for ever for a service that hangs
   const [, , section, ...rest] = location.pathname.split("/");
   const addresses = ["/compute/overview"];
   if (section === "models" && rest.length === 1 && !location.search) {
@@ -19,7 +20,7 @@
 
   function ask(address, key) {
     const headers = { Authorization: `Bearer ${key}`, Accept: "application/json" };
-    const answer = fetch(address, { headers, cache: "no-store", credentials: "omit" });
+    const answer = fetch(address, { headers, cache: "no-store", credentials: "omit", signal: AbortSignal.timeout(TIMEOUT_MS) });
     answer.catch(() => {}); // whoever takes it over hears of it
     return answer;
   }

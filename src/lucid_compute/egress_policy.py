@@ -188,7 +188,9 @@ class EgressPolicy:
                 why = "is loopback, open only while this service listens on loopback alone"
                 raise ValueError(f"{address} {why}; send an address that other machines can reach.")
         elif kind := _find_kind(_NEVER, address):
-            raise ValueError(f"{address} is in {kind}, which is never connected to; send one that is reached over the network.")
+            raise ValueError(
+                f"{address} is in {kind}, which is never connected to; send one that is reached over the network."
+            )
         elif any(entry.covers(address, port) for entry in self.allowed):
             for carried in _carried_ipv4(address):
                 self.check_address(carried, port)

@@ -58,6 +58,13 @@ async def deregistered(api: Api, node: str) -> None:
     await api.http.post(f"/compute/deregister/{node}")
 
 
+async def drained_and_deregistered(api: Api, node: str) -> None:
+    """A node that went as the providers' guide says, and has been silent since."""
+    await drained(api, node)
+    await let_pass(api, node, 40)
+    await api.http.post(f"/compute/deregister/{node}")
+
+
 async def deprecated(api: Api, node: str) -> None:
     """A fresh node whose passport is deprecated."""
     await api.beat(node)
@@ -89,6 +96,7 @@ CASES: list[Case] = [
     (drained, VLLM, {}, {"DRAINING"}),
     (says_it_drains, VLLM, {}, {"DRAINING"}),
     (deregistered, VLLM, {}, {"DEREGISTERED"}),
+    (drained_and_deregistered, {**VLLM, "runtimes": ["ollama"]}, {"minVramGb": 100}, {"DEREGISTERED"}),
     (deprecated, VLLM, {}, {"PASSPORT_INACTIVE"}),
     (revoked, VLLM, {}, {"PASSPORT_INACTIVE"}),
     (
@@ -244,3 +252,5 @@ async def test_an_explanation_is_read_page_by_page_and_by_reason(api: Api) -> No
     assert [node["name"] for node in small["nodes"]] == ["far"]
     assert small["pagination"]["total"] == 1
     assert (await api.http.get("/models/m/availability?reason=NO_SUCH")).status_code == 422
+    await api.http.post(f"/compute/deregister/{near}")
+    assert [node["name"] for node in (await availability(api, "m"))["nodes"]] == ["fits", "far", "near"]

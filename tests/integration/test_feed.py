@@ -162,6 +162,28 @@ async def test_an_outage_of_ours_is_recorded_and_taken_off_ages(database_url: st
         await connection.close()
 
 
+@pytest.mark.parametrize(("away_seconds", "is_worth_a_warning"), [(10, False), (40, True)])
+async def test_a_restart_that_no_node_could_go_stale_in_is_no_warning(
+    away_seconds: int,
+    is_worth_a_warning: bool,
+    database_url: str,
+    settings: Settings,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is recorded like every outage; whoever restarts a service in a terminal knows that it was away."""
+    async with open_api(database_url, settings):
+        pass
+    connection = await connect(database_url)
+    try:
+        await connection.execute("UPDATE replicas SET seen_at = now() - make_interval(secs => $1)", away_seconds)
+    finally:
+        await connection.close()
+    async with open_api(database_url, settings) as after:
+        await eventually(lambda: bool(after.service.fleet.outages))
+    told = [record.levelname for record in caplog.records if "no replica could take heartbeats" in record.message]
+    assert ("WARNING" in told) is is_worth_a_warning
+
+
 async def test_a_row_that_cannot_be_read_holds_up_no_other(api: Api, database_url: str) -> None:
     """Written by a newer version, or by hand: it is left out, and everything after it is followed."""
     connection = await connect(database_url)

@@ -14,7 +14,7 @@ from lucid_compute.fleet.fleet import Fleet
 from lucid_compute.fleet.fleet_node import FleetNode
 from lucid_compute.fleet.key_ring import Principal
 from lucid_compute.fleet.outages import seconds_lost
-from lucid_compute.matching_engine import Reason, fit_reasons, health_reasons
+from lucid_compute.matching_engine import Reason, fit_reasons, health_reasons, rejection_reasons
 from lucid_compute.node_state import Heartbeat, NodeStatus, Receipt
 from lucid_compute.passport_metadata import shown_metadata
 from lucid_compute.passports import ModelFormat, ModelPassport, Passport
@@ -120,7 +120,7 @@ async def explain_availability(
         summary.update(codes)
         if viewer is not None and viewer.sees in (None, node.record.owner) and (wanted is None or wanted in codes):
             found.append((node, reasons))
-    found.sort(key=lambda pair: len(pair[1]))
+    found.sort(key=lambda pair: (pair[0].record.has_ended, len(pair[1])))
     page = None if shown is None else shown.page
     answer = ModelAvailability(
         available=fleet.is_available(model, now),
@@ -143,7 +143,7 @@ async def _reasons_of_nodes(
         kind = id(node.capability_class)
         if kind not in fits:
             fits[kind] = fit_reasons(model, node.state)
-        yield node, (*fits[kind], *health_reasons(node.state, now))
+        yield node, rejection_reasons(model, node.state, now, fits[kind])
 
 
 def _view_eligibility(node: FleetNode, reasons: tuple[Reason, ...]) -> NodeEligibility:

@@ -64,10 +64,11 @@ async def rank(fleet: Fleet, dispatcher: Dispatcher, wanted: Wanted, now: dateti
             is_fresh = node.state.is_fresh(now)
             shortlist.append(Ranked(node, dispatcher.wait_ms(node, wanted), is_fresh, usage))
     best = nsmallest(MAX_LISTED, shortlist, key=lambda ranked: (not ranked.is_fresh, ranked.wait_ms))
-    worst = nsmallest(MAX_LISTED, rejected, key=_names_the_model_first)
+    worst = nsmallest(MAX_LISTED, rejected, key=_nearest_first)
     return Ranking(best, worst, Counter({code.value: count for code, count in rejections.items()}), lacking)
 
 
-def _names_the_model_first(entry: tuple[FleetNode, tuple[Reason, ...]]) -> tuple[bool, int]:
-    reasons = entry[1]
-    return any(reason.code is ReasonCode.MODEL_NOT_SERVED for reason in reasons), len(reasons)
+def _nearest_first(entry: tuple[FleetNode, tuple[Reason, ...]]) -> tuple[bool, bool, int]:
+    """Order those that name the model by how few rules they fail, then the others, then those that have ended."""
+    node, reasons = entry
+    return node.record.has_ended, any(reason.code is ReasonCode.MODEL_NOT_SERVED for reason in reasons), len(reasons)

@@ -21,6 +21,7 @@ from lucid_compute.fleet.fleet import Fleet
 from lucid_compute.fleet.key_ring import KeyRing
 from lucid_compute.fleet.outages import OUTAGE_AFTER, Outage, live_since
 from lucid_compute.fleet.replicas import LEASE, Snapshot
+from lucid_compute.node_state import FRESH_WINDOW
 from lucid_compute.storage.clock import DatabaseClock
 from lucid_compute.storage.database import CHANGES_CHANNEL, connect, is_passing
 from lucid_compute.storage.feed_sql import CHANGES, EVERYTHING, RENEW_LEASE
@@ -209,10 +210,16 @@ class Feed:
             lease = (self.replica_id, self._applied_at, self._applied, json.dumps(running), OUTAGE_AFTER)
             outage = await connection.fetchrow(RENEW_LEASE, *lease)
         if outage is not None:
-            _log.warning("no replica could take heartbeats from %s to %s", outage["started_at"], outage["ended_at"])
-            self._fleet.apply_outages([*self._fleet.outages, Outage(outage["started_at"], outage["ended_at"])])
+            self._note(Outage(outage["started_at"], outage["ended_at"]))
         self._fleet.lease_renewed_at = self._clock.now()
         self._renewal_due = time.monotonic() + LEASE_RENEWAL_SECONDS
+
+    def _note(self, outage: Outage) -> None:
+        """Hold an outage that is recorded; a restart too short for any node to go stale by it is not worth a word."""
+        is_short = outage.ended_at - outage.started_at <= FRESH_WINDOW
+        level = logging.DEBUG if is_short else logging.WARNING
+        _log.log(level, "no replica could take heartbeats from %s to %s", *outage)
+        self._fleet.apply_outages([*self._fleet.outages, outage])
 
 
 async def _readable(kind: str, found: Rows, read: Callable[[Any], Value]) -> AsyncIterator[Value]:

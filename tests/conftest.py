@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,11 @@ from tests.authority import Authority, make_authority
 from tests.browser import MISSING, Chromium, find_chromium
 
 _server = pytest.StashKey[postgres.TestServer]()
+
+
+def pytest_configure() -> None:
+    """Take Ctrl-C as a terminal's programs do, for those that tests start: a shell's background jobs ignore it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_configure_node(node: Any) -> None:

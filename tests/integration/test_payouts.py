@@ -291,6 +291,7 @@ async def test_nothing_is_lost_or_paid_twice_while_periods_are_closed_under_the_
     there = await parties(api)
     url = api.service.database.url
     jobs = [*some_jobs(there, 3000, days=6)]
+    finished = 0
 
     async def kill() -> None:
         for _ in range(25):
@@ -298,17 +299,20 @@ async def test_nothing_is_lost_or_paid_twice_while_periods_are_closed_under_the_
             await asyncio.sleep(0.05)
 
     async def write() -> None:
+        nonlocal finished
         async with ledger_on(url) as one, ledger_on(url) as other:
-            for position, job in enumerate(jobs):
-                (one, other)[position % 2].finish(job)
-                if position % 100 == 0:
+            for job in jobs:
+                (one, other)[finished % 2].finish(job)
+                finished += 1
+                if finished % 100 == 0:
                     await asyncio.sleep(0.03)
             await all_written(one, other)
 
     async def close_all() -> list[int]:
         codes = []
         for number in range(6):
-            await asyncio.sleep(0.15)
+            while finished < len(jobs) * (number + 1) / 7:  # noqa: ASYNC110 - some jobs before, and some after
+                await asyncio.sleep(0.01)
             codes += [
                 answer.status_code
                 for answer in await asyncio.gather(

@@ -24,6 +24,16 @@ class CommandFailed(Exception):
         self.status = status
 
 
+def refuse_both(one: str, has_one: object, other: str, has_other: object) -> None:
+    """Refuse what says two things.
+
+    Raises:
+        CommandFailed: both were given.
+    """
+    if has_one and has_other:
+        raise CommandFailed(f"Give {one} or {other}, not both.", ExitStatus.USAGE)
+
+
 class PipeClosed(Exception):
     """The reader of our output went away; no OSError, because Typer would make a failure of that."""
 

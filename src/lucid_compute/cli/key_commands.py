@@ -13,7 +13,7 @@ from lucid_compute.cli.confirmation import YesOption, confirm
 from lucid_compute.cli.connection import ApiOption, KeyOption, connected
 from lucid_compute.cli.instants import read_future
 from lucid_compute.cli.names import get_key, get_node
-from lucid_compute.cli.output import Column, JsonOption, Listing, note, sentence, show, show_done, show_json
+from lucid_compute.cli.output import Column, JsonOption, Listing, sentence, show, show_done, show_json, show_secret
 from lucid_compute.cli.plain_text import UNKNOWN, instant
 from lucid_compute.wire.keys import KeyLimits, KeyView, NewKey, Scope
 
@@ -84,7 +84,7 @@ def create_key(
             expires_at=expires,
             limits=limits if is_limited else None,
         )
-    _show_secret(made, as_json=as_json)
+    _show_key(made, as_json=as_json)
 
 
 @app.command("rotate")
@@ -98,7 +98,7 @@ def rotate_key(
     """Give a key a new secret; the former one stays valid for 24 hours, so that its users can change over."""
     with connected(api, key) as lucid:
         made = lucid.keys.rotate(get_key(lucid, key_id).id, now=now)
-    _show_secret(made, as_json=as_json)
+    _show_key(made, as_json=as_json)
 
 
 @app.command("revoke")
@@ -117,12 +117,9 @@ def revoke_key(
     show_done(f"The key {found.name} is revoked.", {"id": found.id, "revoked": True}, as_json=as_json)
 
 
-def _show_secret(made: NewKey, *, as_json: bool) -> None:
-    if as_json:
-        show_json(made)
-        return
-    show(sentence(made.key))
-    note("This is the only time that the key is shown. Keep it in a secret store; `lucid keys rotate` makes another.")
+def _show_key(made: NewKey, *, as_json: bool) -> None:
+    said = "This is the only time that the key is shown. Keep it in a secret store; `lucid keys rotate` makes another."
+    show_secret(made.key, said, made, as_json=as_json)
 
 
 def _row(key: KeyView) -> tuple[str, ...]:

@@ -9,8 +9,7 @@ import typer
 
 from lucid_compute.cli.completion import complete_model, complete_node
 from lucid_compute.cli.connection import ApiOption, KeyOption, connected
-from lucid_compute.cli.exit_status import ExitStatus
-from lucid_compute.cli.failures import CommandFailed, write
+from lucid_compute.cli.failures import refuse_both, write
 from lucid_compute.cli.instants import read_past
 from lucid_compute.cli.metrics_tables import SHOWN_SERIES, fleet_uptime_parts, series_parts, uptime_table
 from lucid_compute.cli.names import get_node
@@ -64,8 +63,8 @@ def metrics(
     key: KeyOption = None,
 ) -> None:
     """Show what happened step by step: requests, failures, latency, tokens, revenue, load, GPUs; times are UTC."""
-    _refuse_both("--csv", as_csv, "--json", as_json)
-    _refuse_both("NODE", node, "--owner", owner)
+    refuse_both("--csv", as_csv, "--json", as_json)
+    refuse_both("NODE", node, "--owner", owner)
     wanted: dict[str, Any] = {"from_": from_, "to": to, "step": step, "model": model}
     wanted["series"] = series.split(",") if series else None
     if not as_csv and not as_json:
@@ -98,7 +97,7 @@ def uptime(
     key: KeyOption = None,
 ) -> None:
     """Show uptime over 1, 7 and 30 days, without outages of the registry, and what is left of the error budget."""
-    _refuse_both("NODE", node, "--owner", owner)
+    refuse_both("NODE", node, "--owner", owner)
     with connected(api, key) as lucid:
         if node is not None:
             one = lucid.metrics.uptime(get_node(lucid, node, also_ended=True).id, target=target)
@@ -116,8 +115,3 @@ def _step_for(from_: datetime | None, to: datetime | None) -> str:
     until = to or datetime.now(UTC)
     length = until - (from_ or datetime.now(UTC) - HOUR)
     return next((name for name, step in STEPS.items() if length <= step * MOST_LINES), "1d")
-
-
-def _refuse_both(one: str, has_one: object, other: str, has_other: object) -> None:
-    if has_one and has_other:
-        raise CommandFailed(f"Give {one} or {other}, not both.", ExitStatus.USAGE)

@@ -139,6 +139,15 @@ def show_done(text: str, answer: Any, *, as_json: bool) -> None:
         show(sentence(text))
 
 
+def show_secret(secret: str, said: str, made: Any, *, as_json: bool) -> None:
+    """Write a secret that is shown this once: on stdout alone, so that a script can take it; `said` goes to stderr."""
+    if as_json:
+        show_json(made)
+        return
+    show(sentence(secret))
+    note(said)
+
+
 def as_on_the_wire(answer: Any) -> Any:
     """Answer shapes of the wire, and lists and mappings of them, as plain JSON values."""
     if isinstance(answer, BaseModel):

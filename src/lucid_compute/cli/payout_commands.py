@@ -10,8 +10,7 @@ import typer
 from lucid_compute.cli.command_groups import ListsByDefault
 from lucid_compute.cli.confirmation import YesOption, confirm
 from lucid_compute.cli.connection import ApiOption, KeyOption, connected
-from lucid_compute.cli.exit_status import ExitStatus
-from lucid_compute.cli.failures import CommandFailed, write
+from lucid_compute.cli.failures import refuse_both, write
 from lucid_compute.cli.output import JsonOption, sentence, show, show_done, show_json
 from lucid_compute.cli.payout_tables import loss_parts, payout_parts, period_table
 
@@ -51,7 +50,7 @@ def list_payouts(
     key: KeyOption = None,
 ) -> None:
     """Show what was earned, by owner and role, and by model and node."""
-    _refuse_both(period, from_, to)
+    refuse_both("--period", period, "days with --from and --to", from_ or to)
     with connected(api, key) as lucid:
         payouts = lucid.payouts
         report = payouts.period(period, owner=owner) if period else payouts.get(from_=from_, to=to, owner=owner)
@@ -71,7 +70,7 @@ def write_statement(
     key: KeyOption = None,
 ) -> None:
     """Write a statement as CSV: a line for each day, node and model, and the totals that they add up to."""
-    _refuse_both(period, from_, to)
+    refuse_both("--period", period, "days with --from and --to", from_ or to)
     with connected(api, key) as lucid:
         payouts = lucid.payouts
         write(
@@ -125,8 +124,3 @@ def close_period(
         period = lucid.payouts.close_period(from_=from_, to=to)
     closed = f"The period from {period.from_} until before {period.to} is closed ({period.id})."
     show_done(closed, period, as_json=as_json)
-
-
-def _refuse_both(period: str | None, *days: date | None) -> None:
-    if period is not None and any(days):
-        raise CommandFailed("Say --period, or days with --from and --to, not both.", ExitStatus.USAGE)

@@ -12,7 +12,7 @@ from lucid_compute.cli.confirmation import YesOption, confirm
 from lucid_compute.cli.connection import ApiOption, KeyOption, connected
 from lucid_compute.cli.failures import CommandFailed
 from lucid_compute.cli.names import get_node
-from lucid_compute.cli.output import Column, JsonOption, Listing, note, sentence, show, show_done, show_json
+from lucid_compute.cli.output import Column, JsonOption, Listing, sentence, show, show_done, show_json, show_secret
 from lucid_compute.cli.plain_text import UNKNOWN, instant
 from lucid_compute.webhook_rules import WebhookEvent
 from lucid_compute.wire.webhooks import DeliveryView, NewWebhook, WebhookView
@@ -143,11 +143,8 @@ def delete_webhook(
 
 
 def _show_secret(made: NewWebhook, what: str, *, as_json: bool) -> None:
-    if as_json:
-        show_json(made)
-        return
-    show(sentence(made.secret))
-    note(f"{what} This is the only time that its secret is shown: deliveries are signed with it.")
+    said = f"{what} This is the only time that its secret is shown: deliveries are signed with it."
+    show_secret(made.secret, said, made, as_json=as_json)
 
 
 def _row(webhook: WebhookView) -> tuple[str, ...]:

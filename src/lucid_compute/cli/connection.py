@@ -54,7 +54,7 @@ PROGRAMMERS_WORDS = {
 }
 
 
-class Service:
+class Connection:
     """The service at an address, as `lucid` speaks to it over one connection; to be used in a `with` block."""
 
     def __init__(
@@ -137,7 +137,8 @@ def connected(
     Raises:
         CommandFailed: with what the service, or the way to it, says.
     """
-    with Service(api, key, timeout_seconds=timeout_seconds, retries=retries) as service, service.asked() as lucid:
+    connection = Connection(api, key, timeout_seconds=timeout_seconds, retries=retries)
+    with connection, connection.asked() as lucid:
         yield lucid
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from lucid_compute.cli.confirmation import YesOption, confirm
-from lucid_compute.cli.connection import SECONDS_TO_ANSWER, ApiOption, KeyOption, Service, connected
+from lucid_compute.cli.connection import SECONDS_TO_ANSWER, ApiOption, Connection, KeyOption, connected
 from lucid_compute.cli.drain_watch import progress_on_terminal, wait_until_drained
 from lucid_compute.cli.names import get_node
 from lucid_compute.cli.node_commands import NodeArgument
@@ -34,13 +34,13 @@ def drain(
     Ctrl-C ends the waiting, not the drain; `lucid resume` ends the drain.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
-    with Service(api, key) as service:
-        with service.asked() as lucid:
+    with Connection(api, key) as connection:
+        with connection.asked() as lucid:
             passport = get_node(lucid, node)
             state, failure = lucid.compute.drain(passport.id), None
 
         def look() -> NodeHealth:
-            with service.asked() as lucid:
+            with connection.asked() as lucid:
                 return lucid.compute.health(passport.id)
 
         if waits and not state.drained:

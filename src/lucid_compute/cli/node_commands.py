@@ -9,7 +9,7 @@ import typer
 
 from lucid_compute.cli.command_groups import ListsByDefault
 from lucid_compute.cli.completion import complete_model, complete_node
-from lucid_compute.cli.connection import ApiOption, KeyOption, Service, connected
+from lucid_compute.cli.connection import ApiOption, Connection, KeyOption, connected
 from lucid_compute.cli.exit_status import ExitStatus
 from lucid_compute.cli.failures import CommandFailed
 from lucid_compute.cli.names import get_node
@@ -54,10 +54,10 @@ def list_nodes(
         "gpu": gpu, "model": model, "owner": owner, "search": search,
     }  # fmt: skip
 
-    with Service(api, key) as service:
+    with Connection(api, key) as connection:
 
         def read() -> list[NodeView]:
-            with service.asked() as lucid:
+            with connection.asked() as lucid:
                 return list(lucid.compute.list(**wanted))
 
         if is_watched:

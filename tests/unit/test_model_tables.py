@@ -24,9 +24,9 @@ MODEL = ModelView(
     ("nodes", "summary", "is_nobody_there"),
     [
         ([], {}, True),
-        ([[LEFT, STALE]], {"DEREGISTERED": 1, "HEARTBEAT_STALE": 1}, True),
-        ([[LEFT]], {"DEREGISTERED": 1, "HEARTBEAT_STALE": 3}, False),
-        ([], {"DEREGISTERED": 2}, False),
+        ([[LEFT]], {"DEREGISTERED": 1}, True),
+        ([], {"DEREGISTERED": 2}, True),
+        ([[LEFT]], {"DEREGISTERED": 1, "HEARTBEAT_STALE": 1}, False),
         ([[LEFT], [STALE]], {"DEREGISTERED": 1, "HEARTBEAT_STALE": 1}, False),
     ],
 )

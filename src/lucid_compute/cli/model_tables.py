@@ -126,15 +126,9 @@ def _verdict(model: ModelView, availability: ModelAvailability) -> str:
             f"{model.name} could run now, but no fresh, healthy node that fits it declares or reports it, so no "
             "request is sent. Load it on such a node, or declare it there."
         )
-    if _is_nobody_there(availability):
+    if availability.summary.keys() <= {ReasonCode.DEREGISTERED}:  # of all nodes, whoever's: there is none, or all left
         return f"{model.name} can't be had: no node is registered. Register one: lucid agent run."
     return f"{model.name} can't be had: no node can run it now."
-
-
-def _is_nobody_there(availability: ModelAvailability) -> bool:
-    """Whether all nodes have left: all that are listed, and no reason counts against more nodes than these."""
-    left = sum(_has_left((node.passport_id, node.reasons)) for node in availability.nodes)
-    return left == len(availability.nodes) and max(availability.summary.values(), default=0) <= left
 
 
 def _indented(text: str, columns: int, style: str = "") -> RenderableType:

@@ -26,6 +26,7 @@ from lucid_compute.api.service import Service
 from lucid_compute.api.worker_counts import MODELS, Tally, WorkerCounts, merge
 from lucid_compute.api.worker_metrics import WorkerCollector, model_numbers
 from lucid_compute.inference.request_tally import OTHER
+from lucid_compute.storage.webhook_outbox import Backlog
 
 WRITE_SECONDS = 1.0
 
@@ -107,8 +108,19 @@ class Metrics:
             "lucid_loop_tasks": len(asyncio.all_tasks()),
             "lucid_silence_brake": float(service.sweep.brake.held_since is not None),
             "lucid_webhook_deliveries_running": service.webhooks.sender.running,
-            **service.webhooks.sender.backlog,
+            **_backlog(service.webhooks.sender.backlog),
         }
+
+
+def _backlog(counted: Backlog | None) -> dict[str, float]:
+    if counted is None:
+        return {}
+    return {
+        "lucid_webhook_deliveries_waiting": counted.waiting,
+        "lucid_webhook_oldest_waiting_seconds": counted.oldest_seconds,
+        "lucid_webhooks_failing": counted.failing,
+        "lucid_webhooks_disabled": counted.disabled,
+    }
 
 
 def _read(place: Place) -> WorkerCounts | None:

@@ -142,12 +142,11 @@ _GIVE_UP = text("""
 
 # Of a webhook that fails the age is known from `failing_since`: the oldest tells whether sending keeps up.
 _BACKLOG = text("""
-    SELECT count(*) AS lucid_webhook_deliveries_waiting,
-        coalesce(extract(epoch FROM now() - min(d.occurred_at) FILTER (WHERE w.failing_since IS NULL)), 0)
-            AS lucid_webhook_oldest_waiting_seconds,
-        (SELECT count(*) FROM webhooks WHERE failing_since IS NOT NULL AND disabled_at IS NULL)
-            AS lucid_webhooks_failing,
-        (SELECT count(*) FROM webhooks WHERE disabled_at IS NOT NULL) AS lucid_webhooks_disabled
+    SELECT count(*) AS waiting,
+        coalesce(extract(epoch FROM now() - min(d.occurred_at) FILTER (WHERE w.failing_since IS NULL)), 0)::float8
+            AS oldest_seconds,
+        (SELECT count(*) FROM webhooks WHERE failing_since IS NOT NULL AND disabled_at IS NULL) AS failing,
+        (SELECT count(*) FROM webhooks WHERE disabled_at IS NOT NULL) AS disabled
     FROM webhook_deliveries d JOIN webhooks w ON w.id = d.webhook_id WHERE d.state = 'waiting'
 """)
 
@@ -163,6 +162,15 @@ class Verdict(NamedTuple):
     is_delivered: bool
     result: str
     milliseconds: float
+
+
+class Backlog(NamedTuple):
+    """How many deliveries wait, how old the oldest is of a webhook that is not failing; and webhooks in trouble."""
+
+    waiting: int
+    oldest_seconds: float
+    failing: int
+    disabled: int
 
 
 class Delivery(NamedTuple):
@@ -269,15 +277,14 @@ class WebhookOutbox:
                 await connection.execute(_GIVE_UP, {"webhook_id": delivery.webhook_id})
         return is_disabled
 
-    async def count_backlog(self) -> dict[str, float]:
-        """Answer what waits and which webhooks fail, by the names of Prometheus's gauges.
+    async def count_backlog(self) -> Backlog:
+        """Answer what waits, and how many webhooks fail.
 
         Raises:
             DatabaseUnavailable: as named.
         """
         async with self._database.transaction() as connection:
-            counted = (await connection.execute(_BACKLOG)).mappings().one()
-            return {name: float(value) for name, value in counted.items()}
+            return Backlog(*(await connection.execute(_BACKLOG)).one())
 
     async def clean(self) -> None:
         """Drop what ended a week ago, and former secrets that sign no more.

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from lucid_compute.errors import DatabaseUnavailable
 from lucid_compute.storage.audit import Actor
 from lucid_compute.storage.clock import DatabaseClock
-from lucid_compute.storage.webhook_outbox import CLAIM_SECONDS, Delivery, Verdict, WebhookOutbox, note_attempt
+from lucid_compute.storage.webhook_outbox import CLAIM_SECONDS, Backlog, Delivery, Verdict, WebhookOutbox, note_attempt
 from lucid_compute.storage.webhook_store import WebhookStore
 from lucid_compute.webhook_rules import retry_seconds
 from lucid_compute.webhooks.courier import ATTEMPT_SECONDS, Courier
@@ -39,7 +39,7 @@ class WebhookSender:
         self._courier = courier
         self._clock = clock
         self.outcomes = {"delivered": 0, "failed": 0}
-        self.backlog: dict[str, float] = {}  # by the names of gauges, of all replicas
+        self.backlog: Backlog | None = None  # of all replicas; None before it is counted
         self._hand = Hand(CLAIM_SECONDS - 1.5 * ATTEMPT_SECONDS)
         self._under_way: set[asyncio.Task[None]] = set()
         self._work = asyncio.Event()

@@ -150,9 +150,7 @@ _BACKLOG = text("""
     FROM webhook_deliveries d JOIN webhooks w ON w.id = d.webhook_id WHERE d.state = 'waiting'
 """)
 
-_FORGET_SECRETS = text("""
-    UPDATE webhooks SET former_secret = NULL, former_secret_until = NULL WHERE former_secret_until <= now()
-""")
+_FORGET_SECRETS = text("UPDATE webhooks SET former_secret = NULL WHERE former_secret_until <= now()")
 _CLEAN = text(f"DELETE FROM webhook_deliveries WHERE ended_at < now() - interval '{KEPT_DAYS} days'")
 
 

@@ -1,14 +1,16 @@
-"""What the command line says of a model that can't be had."""
+"""What the command line says of a model that can't be had, and of nodes that have left."""
 
 from __future__ import annotations
 
 import io
 
 import pytest
-from rich.console import Console
+from rich.console import Console, RenderableType
 
+from lucid_compute.cli.match_tables import match_parts
 from lucid_compute.cli.model_tables import explanation
 from lucid_compute.passports import PassportStatus, PassportType
+from lucid_compute.wire.inference import MatchAnswer, RejectedNode
 from lucid_compute.wire.passports import ModelAvailability, ModelView, NodeEligibility, ReasonView
 from tests.factories import NOW
 
@@ -18,6 +20,13 @@ MODEL = ModelView(
     id="m", type=PassportType.MODEL, name="phi", description=None, version=None, tags=[], owner="o", metadata={},
     status=PassportStatus.ACTIVE, created_at=NOW, updated_at=NOW, available=False, served=False,
 )  # fmt: skip
+
+
+def written(*parts: RenderableType) -> str:
+    """The parts, as they are printed."""
+    file = io.StringIO()
+    Console(file=file, width=200).print(*parts)
+    return file.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -36,6 +45,21 @@ def test_nobody_is_there_only_where_nobody_stays(
     """Nodes of others are counted and not listed; they may well stay."""
     listed = [NodeEligibility(passport_id="p", eligible=False, reasons=reasons) for reasons in nodes]
     availability = ModelAvailability(available=False, served=False, checked_at=NOW, nodes=listed, summary=summary)
-    file = io.StringIO()
-    Console(file=file, width=200).print(*explanation(MODEL, availability))
-    assert ("no node is registered" in file.getvalue()) is is_nobody_there
+    assert ("no node is registered" in written(*explanation(MODEL, availability))) is is_nobody_there
+
+
+def test_match_names_a_node_that_has_left_once_and_advises_nothing_about_it() -> None:
+    """Beside one that stays, whose reason is told and can be mended."""
+    rejected = [
+        RejectedNode(passport_id=name, name=name, reasons=reasons)
+        for name, reasons in (("stays", [STALE]), ("gone", [LEFT, STALE]))
+    ]
+    counts = {"DEREGISTERED": 1, "HEARTBEAT_STALE": 2}
+    answer = MatchAnswer(
+        model="phi", model_passport_id="m", chosen=None, shortlist=[], rejected=rejected, rejections=counts
+    )
+    said = written(*match_parts(answer))
+    assert said.count("gone") == 1
+    assert "Deregistered, nothing to do: gone." in said
+    assert "Register the node" not in said
+    assert said.count(STALE.message) == 1

@@ -150,7 +150,7 @@ _BACKLOG = text("""
     FROM webhook_deliveries d JOIN webhooks w ON w.id = d.webhook_id WHERE d.state = 'waiting'
 """)
 
-_FORGET_SECRETS = text("UPDATE webhooks SET former_secret = NULL WHERE former_secret_until <= now()")
+_FORGET = text("UPDATE webhooks SET former_secret = NULL WHERE former_secret_until <= now() AND former_secret > ''")
 _CLEAN = text(f"DELETE FROM webhook_deliveries WHERE ended_at < now() - interval '{KEPT_DAYS} days'")
 
 
@@ -292,7 +292,7 @@ class WebhookOutbox:
         """
         async with self._database.transaction() as connection:
             await connection.execute(_CLEAN)
-            await connection.execute(_FORGET_SECRETS)
+            await connection.execute(_FORGET)
 
 
 def _plain(row: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from tests.test_dashboard_files import STATIC
 
 
 def test_a_slash_leads_to_finding_a_node_by_its_id(watched: Watched, page: Page) -> None:
-    """From any page, as the field says, and in the list of nodes by its own; Escape empties the field, then leaves it."""
+    """From any page; in the list of nodes by its own field; Escape empties the field, then leaves it."""
     nodes = [watched.add_node(f"node-{number}") for number in range(3)]
     watched.log_in(page, "/models")
     page.wait_for_text("Models", "h1")

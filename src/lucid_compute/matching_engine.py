@@ -124,7 +124,8 @@ def health_reasons(node: NodeState, now: datetime) -> tuple[Reason, ...]:
         return (Reason(ReasonCode.DEREGISTERED, message, "registered", "deregistered"),)
     reasons = []
     if not record.is_active:
-        message = f"The passport is {record.status}; only an active one counts."
+        what = "is revoked, for good; register the node again" if record.has_ended else "is not active; make it so"
+        message = f"The passport {what}."
         reasons.append(Reason(ReasonCode.PASSPORT_INACTIVE, message, "active", record.status.value))
         if record.has_ended:
             return tuple(reasons)

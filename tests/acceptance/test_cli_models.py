@@ -93,8 +93,9 @@ async def test_an_unknown_model_is_status_5(lucid: CommandLine) -> None:
         assert "`lucid models`" in ended.sentence
 
 
+@pytest.mark.parametrize("is_revoked", [False, True])
 async def test_a_node_that_has_left_is_named_once_and_nothing_is_to_be_done(
-    cli_fleet: Gateway, lucid: CommandLine
+    cli_fleet: Gateway, lucid: CommandLine, is_revoked: bool
 ) -> None:
     """Neither its drain nor its silence is advised about; where all have left, a new one is."""
     model, owner, name = await cli_fleet.add_model(), uuid4().hex, uuid4().hex
@@ -102,10 +103,12 @@ async def test_a_node_that_has_left_is_named_once_and_nothing_is_to_be_done(
     made = (await cli_fleet.admin.post("/passports", json=node)).json()["id"]
     await cli_fleet.admin.put(f"/compute/models/{made}", json={"models": [{"id": model}]})
     await cli_fleet.admin.post(f"/compute/drain/{made}")
-    await cli_fleet.admin.post(f"/compute/deregister/{made}")
+    await cli_fleet.admin.request(
+        *("DELETE", f"/passports/{made}") if is_revoked else ("POST", f"/compute/deregister/{made}")
+    )
     key = (await cli_fleet.new_key("compute", owner=owner))["key"]
     shown = await lucid("models", "show", model, "--key", key)
-    assert f"  Deregistered, nothing to do: {name}.\n" in shown.out
+    assert f"  Gone for good, nothing to do: {name}.\n" in shown.out
     assert shown.status == 1
     assert "lucid resume" not in shown.out
     assert "What to do" not in shown.out

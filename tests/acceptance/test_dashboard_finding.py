@@ -12,16 +12,20 @@ from tests.test_dashboard_files import STATIC
 
 
 def test_a_slash_leads_to_finding_a_node_by_its_id(watched: Watched, page: Page) -> None:
-    """From any page; Escape empties the field, and leaves it when it is empty."""
+    """From any page; in the list of nodes by its own field; Escape empties the field, then leaves it."""
     nodes = [watched.add_node(f"node-{number}") for number in range(3)]
     watched.log_in(page, "/models")
     page.wait_for_text("Models", "h1")
     page.wait_for_text("No model is registered yet.")
     page.run("document.activeElement.blur()")
     page.press("/")
-    page.wait_for("document.activeElement.id === 'filter-search'")  # the list's own field, where it has one
+    page.wait_for("document.activeElement.id === 'find'")
     page.press("Escape")
     page.wait_for("document.activeElement === document.body")
+    page.go(f"{watched.url}/nodes")
+    page.wait_for_text("node-1")
+    page.press("/")
+    page.wait_for("document.activeElement.id === 'filter-search'")
     page.go(watched.url)
     page.wait_for_text("Fleet", "h1")
     page.press("/")

@@ -13,6 +13,7 @@ from lucid_compute.cli.output import Column, Listing, facts, sentence
 from lucid_compute.cli.plain_text import UNKNOWN, counted, listed, number, or_unknown, yes_or_no
 from lucid_compute.doctor.reason_fixes import fix_of
 from lucid_compute.matching_engine import ReasonCode
+from lucid_compute.passports import PassportStatus
 from lucid_compute.wire.passports import ModelAvailability, ModelView, ReasonView
 
 MOST_NODES = 20  # that a person is told of; a fleet may have thousands
@@ -85,7 +86,7 @@ def node_reasons(verdicts: Sequence[Verdict]) -> list[RenderableType]:
     left = [name for name, _ in filter(_has_left, verdicts)]
     if left:
         more = f" and {len(left) - MOST_THAT_LEFT} more" if len(left) > MOST_THAT_LEFT else ""
-        parts.append(sentence(f"  Deregistered, nothing to do: {', '.join(left[:MOST_THAT_LEFT])}{more}."))
+        parts.append(sentence(f"  Gone for good, nothing to do: {', '.join(left[:MOST_THAT_LEFT])}{more}."))
     return parts
 
 
@@ -100,7 +101,8 @@ def what_to_do(verdicts: Sequence[Verdict], counts: Iterable[str]) -> list[Rende
 
 
 def _has_left(verdict: Verdict) -> bool:
-    return any(reason.code == ReasonCode.DEREGISTERED for reason in verdict[1])
+    ends = [(ReasonCode.DEREGISTERED, "deregistered"), (ReasonCode.PASSPORT_INACTIVE, PassportStatus.REVOKED)]
+    return any((reason.code, reason.found) in ends for reason in verdict[1])
 
 
 def _row(model: ModelView) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 import { html, useEffect, useRef } from "./html.js";
 import { addressOf, go } from "./router.js";
 
-const FIELDS = ["#filter-search", "#find"];
+const NODES = "/nodes";
 
 export function Finder() {
   const field = useRef();
@@ -14,7 +14,7 @@ export function Finder() {
     event.preventDefault();
     const search = field.current.value.trim();
     field.current.value = "";
-    go(addressOf("/nodes", { search }));
+    go(addressOf(NODES, { search }));
   };
   return html`<form class="finder" role="search" aria-label="Find a node" onSubmit=${find}>
     <input id="find" ref=${field} type="search" placeholder="Find a node  ( / )" aria-label="Name or id of a node" aria-keyshortcuts="/" autocomplete="off" spellcheck=${false} />
@@ -25,9 +25,11 @@ function follow(event) {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   if (event.key === "/" && !isTyping(event.target)) {
     event.preventDefault();
-    const field = FIELDS.map((name) => document.querySelector(name)).find((found) => found?.checkVisibility());
+    // The list of nodes is searched in place; fields of other lists find no nodes.
+    const fields = location.pathname === addressOf(NODES) ? ["#filter-search", "#find"] : ["#find"];
+    const field = fields.map((name) => document.querySelector(name)).find((found) => found?.checkVisibility());
     if (field) field.focus();
-    else go(addressOf("/nodes"));
+    else go(addressOf(NODES));
   }
   if (event.key === "Escape" && event.target.type === "search") {
     if (event.target.value === "") event.target.blur(); // else the browser empties it

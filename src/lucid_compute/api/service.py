@@ -49,6 +49,7 @@ from lucid_compute.storage.payout_closer import PayoutCloser
 from lucid_compute.storage.payout_store import PayoutStore
 from lucid_compute.storage.record_keeper import RecordKeeper, Retention
 from lucid_compute.storage.record_reader import RecordReader
+from lucid_compute.storage.refusal_recorder import RefusalRecorder
 from lucid_compute.storage.sweep import Sweep
 from lucid_compute.webhooks.webhooks import Webhooks, build_webhooks
 
@@ -69,6 +70,7 @@ class Service:
     feed: Feed
     heartbeats: HeartbeatWriter
     gauges: GaugeRecorder
+    refusals: RefusalRecorder
     record_keeper: RecordKeeper
     records: RecordReader
     overviews: Overviews
@@ -169,7 +171,7 @@ def build_service(settings: Settings, database_url: str) -> Service:
         sweep=Sweep(database, fleet, clock, key_store),
         registry=ComputeRegistry(database, fleet, clock),
         **_histories(database),
-        **_payouts(database, settings),
+        **_payouts(database, settings, clock),
         passports=PassportStore(database, fleet, policy),
         key_store=key_store,
         authenticator=Authenticator(keys, feed, clock, settings.auth_failures_per_minute),
@@ -191,13 +193,14 @@ def _histories(database: Database) -> dict[str, Any]:
     }
 
 
-def _payouts(database: Database, settings: Settings) -> dict[str, Any]:
-    """Answer what reads payouts, what closes them and what deletes their jobs later, by its place in the service."""
+def _payouts(database: Database, settings: Settings, clock: DatabaseClock) -> dict[str, Any]:
+    """Answer what reads payouts, closes them, deletes their jobs later and counts refusals, by its place."""
     store = PayoutStore(database)
     when, after_days = settings.payouts_close, settings.payouts_close_after_days
     return {
         "payouts": store,
         "payout_closer": PayoutCloser(database, store, when=when, after_days=after_days),
+        "refusals": RefusalRecorder(database.url, clock, timeout_seconds=settings.database_timeout_seconds),
         "job_retention": JobRetention(database, days=settings.job_retention_days),
     }
 
@@ -265,6 +268,7 @@ async def running(service: Service) -> AsyncIterator[None]:
     writers = [
         asyncio.create_task(service.jobs.run(), name="jobs"),
         asyncio.create_task(service.gauges.run(), name="gauges"),
+        asyncio.create_task(service.refusals.run(), name="refusals"),
     ]
     service.tasks.extend([*tasks, *writers])
     for task in service.tasks:

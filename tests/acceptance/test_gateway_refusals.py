@@ -25,7 +25,7 @@ async def refused(gateway: Gateway, **query: str) -> Counter[tuple[str, str]]:
     return Counter({(each["cause"], each["side"]): each["refused"] for each in report["losses"] if each["refused"]})
 
 
-async def told(gateway: Gateway, expected: Any, **query: str) -> None:
+async def told(gateway: Gateway, expected: dict[tuple[str, str], int], **query: str) -> None:
     """Return once exactly this is told of as refused."""
     found: Counter[tuple[str, str]] = Counter()
 

@@ -42,6 +42,11 @@ class LucidError(Exception):
         """The status to answer with."""
         return self.status
 
+    @property
+    def cause(self) -> str:
+        """What the loss ledger calls it, when a request is refused by it."""
+        return self.code.lower()
+
     def body(self) -> dict[str, Any]:
         """The JSON body of the contract."""
         return {

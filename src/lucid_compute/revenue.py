@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from lucid_compute.jobs import Outcome
 from lucid_compute.prices import EXACT
+from lucid_compute.routing_rules import Shortage
 
 ALL_BPS = 10_000
 SHARE_DECIMALS = 12
@@ -113,6 +114,41 @@ def blame(outcome: Outcome, reason: str | None) -> Blame:
     if outcome is Outcome.LOST or not reason:
         return Blame(_CAUSE_OF_OUTCOME[outcome], _SIDE_OF_OUTCOME[outcome])
     return Blame(reason, _SIDE_OF_REASON.get(reason, _SIDE_OF_OUTCOME[outcome]))
+
+
+# Causes of requests that were refused before a node was asked; what is not named here is the client's own fault.
+_SIDE_OF_REFUSAL: dict[str, Side] = {
+    Shortage.NODES_BUSY: Side.PROVIDER,
+    Shortage.NODES_FAILING: Side.PROVIDER,
+    Shortage.NO_HEALTHY_NODE: Side.PROVIDER,
+    Shortage.NO_NODE: Side.PROVIDER,
+    Shortage.NO_UPSTREAM: Side.US,
+    "overloaded": Side.US,
+    "database_unavailable": Side.US,
+    "internal": Side.US,
+    "shutdown": Side.US,
+}
+_NOT_IN_ORDER = frozenset(
+    {
+        "invalid_request",
+        "body_too_slow",
+        "payload_too_large",
+        "method_not_allowed",
+        "model_not_found",
+        "unauthorized",
+        "forbidden",
+    }
+)
+
+
+def blame_refusal(cause: str) -> Blame:
+    """Answer the one cause and the one side at fault of a request that was refused before a node was asked."""
+    return Blame(cause, _SIDE_OF_REFUSAL.get(cause, Side.CLIENT))
+
+
+def could_be_served(cause: str) -> bool:
+    """Whether a request that was refused for this cause was in order, and would have earned something."""
+    return cause not in _NOT_IN_ORDER
 
 
 class Typical(NamedTuple):

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lucid_compute.errors import LucidError, Unavailable
+from lucid_compute.routing_rules import Shortage
 
 
 class NodeFailed(LucidError):
@@ -66,8 +67,17 @@ class ModelUnavailable(Unavailable):
 
     code = "MODEL_UNAVAILABLE"
 
-    def __init__(self, model: str, rejections: Mapping[str, int], *, lacking: int = 0, endpoint: str = "") -> None:
+    def __init__(
+        self,
+        model: str,
+        rejections: Mapping[str, int],
+        shortage: Shortage,
+        *,
+        lacking: int = 0,
+        endpoint: str = "",
+    ) -> None:
         """Count why not, a node once for each reason; `lacking` of them said not to offer the model at `endpoint`."""
+        self._shortage = shortage
         counted = ", ".join(f"{code} {count}" for code, count in rejections.items()) or "no node names it"
         if lacking:
             counted += f"; not offered at /v1/{endpoint} by {lacking} of them"
@@ -77,3 +87,8 @@ class ModelUnavailable(Unavailable):
             details={"model": model, "rejections": dict(rejections)},
             retry_after_seconds=5,
         )
+
+    @property
+    def cause(self) -> str:
+        """What the loss ledger calls it: how near the nearest node came."""
+        return self._shortage

@@ -7,8 +7,10 @@ Source: the contract's table "One clock, two questions", and the reliability pag
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import datetime
 from decimal import Decimal
+from enum import StrEnum
 from typing import NamedTuple
 
 from lucid_compute.field_types import write_money
@@ -31,6 +33,55 @@ class RoutingPolicy(NamedTuple):
 
 
 NO_POLICY = RoutingPolicy()
+
+
+class Shortage(StrEnum):
+    """Why a model could not be had, in one word: how near the nearest node came, the nearest first."""
+
+    NODES_BUSY = "nodes_busy"
+    NODES_FAILING = "nodes_failing"  # their breakers are open
+    NO_HEALTHY_NODE = "no_healthy_node"
+    NO_NODE_SUITS = "no_node_suits"  # the request's own policy
+    NO_NODE = "no_node"  # names the model, and fits it
+    NO_UPSTREAM = "no_upstream"
+
+
+_NEAREST_FIRST = tuple(Shortage)
+_HOW_FAR = dict.fromkeys(ReasonCode, _NEAREST_FIRST.index(Shortage.NO_NODE)) | {
+    code: _NEAREST_FIRST.index(shortage)
+    for shortage, codes in (
+        (Shortage.NODES_BUSY, (ReasonCode.AT_CAPACITY,)),
+        (Shortage.NODES_FAILING, (ReasonCode.BREAKER_OPEN,)),
+        (
+            Shortage.NO_HEALTHY_NODE,
+            (
+                ReasonCode.HEARTBEAT_STALE,
+                ReasonCode.HEARTBEAT_MISSING,
+                ReasonCode.REPORTED_UNHEALTHY,
+                ReasonCode.DRAINING,
+            ),
+        ),
+        (
+            Shortage.NO_NODE_SUITS,
+            (ReasonCode.REGION_NOT_ALLOWED, ReasonCode.PRICE_TOO_HIGH, ReasonCode.LATENCY_TOO_HIGH),
+        ),
+    )
+    for code in codes
+}
+FARTHEST = _HOW_FAR[ReasonCode.MODEL_NOT_SERVED]
+
+
+def how_far(codes: Collection[ReasonCode]) -> int:
+    """Answer how far a node is from being sent the request, by all that keeps it from it."""
+    return max(map(_HOW_FAR.__getitem__, codes))
+
+
+def shortage_of(nearest: int, policy: RoutingPolicy) -> Shortage:
+    """Answer what there is too little of, when `nearest` is how far the nearest node is."""
+    shortage = _NEAREST_FIRST[nearest]
+    if shortage is Shortage.NO_NODE and policy.node_ids is not None:
+        return Shortage.NO_NODE_SUITS  # the request named the nodes itself
+    return shortage
 
 
 class NodeUsage(NamedTuple):

@@ -15,7 +15,9 @@ from tests.command_line import CommandLine
 from tests.fault_answers import respond
 from tests.fault_node import Behaviour, FaultNode
 from tests.gateway import Gateway, chat_answer, open_gateway
-from tests.served import serving
+from tests.served import eventually, serving
+
+REFUSED_SECONDS = 20.0  # what is refused is written every five seconds
 
 
 @pytest.fixture
@@ -42,6 +44,7 @@ async def test_a_provider_sees_what_it_earned_and_an_admin_closes_a_period(gatew
         for name in (model, failing):
             await gateway.chat(name)
             await gateway.jobs(name)
+        assert (await gateway.chat("unknown")).status_code == 404
     report = (await lucid("payouts", "--json")).json
     assert {each["role"]: Decimal(each["amountUsd"]) for each in report["totals"]} == {
         "provider": Decimal("0.45"),
@@ -54,11 +57,18 @@ async def test_a_provider_sees_what_it_earned_and_an_admin_closes_a_period(gatew
     lines, totals = ([row for row in rows if row["kind"] == kind] for kind in ("line", "total"))
     assert total(Decimal(row["amountUsd"]) for row in lines) == Decimal("0.5")
     assert total(Decimal(row["amountUsd"]) for row in totals) == Decimal("0.5")
-    losses = (await lucid("payouts", "losses", "--json")).json
-    assert [(each["cause"], each["side"], each["requests"]) for each in losses["losses"]] == [
-        ("http_500", "provider", 1)
-    ]
-    assert "http_500" in (await lucid("payouts", "losses")).out
+
+    async def is_told() -> bool:
+        losses = (await lucid("payouts", "losses", "--json")).json["losses"]
+        return {(each["cause"], each["side"], each["requests"], each["refused"]) for each in losses} == {
+            ("http_500", "provider", 1, 0),
+            ("model_not_found", "client", 0, 1),
+        }
+
+    await eventually(is_told, REFUSED_SECONDS)
+    shown = (await lucid("payouts", "losses")).out
+    assert "http_500" in shown
+    assert "1 request refused before any node was asked" in shown
 
     assert "No period is closed" in (await lucid("payouts", "periods")).out
     days = ("--from", "2026-01-01", "--to", "2026-02-01")

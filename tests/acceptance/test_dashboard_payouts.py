@@ -8,9 +8,12 @@ from tests.browser import Page
 from tests.dashboard import Watched, wait_for_value
 from tests.fault_node import Behaviour, FaultNode
 from tests.gateway import chat_answer, open_gateway
+from tests.served import eventually
 
 PRICE = "0.5"  # for 1,000 tokens, of which a request has five
 REQUESTS = 5
+REFUSALS = 2
+REFUSED_SECONDS = 20.0  # what is refused is written every five seconds
 
 
 async def earn(watched: Watched) -> None:
@@ -20,6 +23,19 @@ async def earn(watched: Watched) -> None:
         await gateway.add_node(node.url, model, pricePer1kTokens=PRICE)
         for _ in range(REQUESTS):
             await gateway.chat(model)
+
+
+async def be_refused(watched: Watched) -> None:
+    """Ask for a model that no node serves, and wait until that is told of."""
+    async with open_gateway(watched.served) as gateway:
+        model = await gateway.add_model()
+        for _ in range(REFUSALS):
+            await gateway.chat(model)
+
+        async def is_told() -> bool:
+            return bool((await gateway.admin.get("/payouts/losses")).json()["losses"])
+
+        await eventually(is_told, REFUSED_SECONDS)
 
 
 def test_what_was_earned_is_shown_to_the_last_digit(watched: Watched, page: Page) -> None:
@@ -35,3 +51,15 @@ def test_what_was_earned_is_shown_to_the_last_digit(watched: Watched, page: Page
         assert amount in text
     assert "70 % provider, 20 % model owner, 10 % protocol" in text
     page.wait_for_text("Nothing was lost.")
+
+
+def test_what_was_refused_is_shown_as_lost(watched: Watched, page: Page) -> None:
+    asyncio.run(be_refused(watched))
+    watched.log_in(page, "/payouts")
+    page.wait_for_text("no node", ".rows")
+    assert "Refused" in page.run("[...document.querySelectorAll('main table')].at(-1).tHead.innerText")
+    cells = page.run("""(() => {
+        const row = [...[...document.querySelectorAll('main table')].at(-1).rows].at(-1);
+        return [...row.cells].map((cell) => cell.innerText.trim());
+    })()""")
+    assert cells[:4] == ["no node", "the provider", "0 requests", "2"]

@@ -113,7 +113,7 @@ FAULTS: dict[str, tuple[Behaviour, str]] = {
     "endless headers": (Behaviour(answer=endless_headers()), "bad_response"),
     "hanging up": (Behaviour(cut_head_after=0, ending=Ending.CLOSE), "connection_lost"),
     "half an answer": (Behaviour(answer=chat_answer(), cut_body_after=40, ending=Ending.RESET), "connection_lost"),
-    "a silent node": (Behaviour(delay_seconds=math.inf), "first_byte_timeout"),
+    "a silent node": (Behaviour(delay_seconds=math.inf), "answer_timeout"),
     "a node that drips": (Behaviour(drip_head_seconds=0.2), "first_byte_timeout"),
 }
 

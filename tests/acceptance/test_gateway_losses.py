@@ -42,8 +42,8 @@ FAULTS = {
     ),
     "garbage": Fault(Behaviour(answer=Answer(b"garbage\r\n\r\n")), "bad_response", "provider"),
     "silence": Fault(Behaviour(delay_seconds=math.inf), "first_byte_timeout", "provider", is_stream=True),
-    "no answer": Fault(Behaviour(delay_seconds=math.inf), "first_byte_timeout", "provider"),
-    "a slow answer": Fault(Behaviour(answer=chat_answer(), drip_body_seconds=0.3), "first_byte_timeout", "provider"),
+    "no answer": Fault(Behaviour(delay_seconds=math.inf), "answer_timeout", "provider"),
+    "a slow answer": Fault(Behaviour(answer=chat_answer(), drip_body_seconds=0.3), "answer_timeout", "provider"),
     "silence after a word": Fault(
         Behaviour(answer=unfinished_chat("a"), surplus_after_seconds=math.inf),
         "idle_timeout",

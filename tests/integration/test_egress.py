@@ -163,12 +163,13 @@ async def test_a_stream_is_cut_at_its_limit(monkeypatch: pytest.MonkeyPatch) -> 
         await node.until(lambda node: not node.open_connections)
 
 
-FIRST, IDLE, TOTAL = FaultKind.FIRST_BYTE_TIMEOUT, FaultKind.IDLE_TIMEOUT, FaultKind.TOTAL_TIMEOUT
+FIRST, WHOLE = FaultKind.FIRST_BYTE_TIMEOUT, FaultKind.ANSWER_TIMEOUT
+IDLE, TOTAL = FaultKind.IDLE_TIMEOUT, FaultKind.TOTAL_TIMEOUT
 LATE = {  # what the node does, whether a stream is asked for, the deadline and the fault
-    "says nothing": (Behaviour(delay_seconds=math.inf), False, {"answer_seconds": 0.2}, FIRST),
+    "says nothing": (Behaviour(delay_seconds=math.inf), False, {"answer_seconds": 0.2}, WHOLE),
     "says nothing of a stream": (Behaviour(delay_seconds=math.inf), True, {"first_byte_seconds": 0.2}, FIRST),
     "drips its head": (Behaviour(drip_head_seconds=0.01), True, {"first_byte_seconds": 0.2}, FIRST),
-    "drips its answer": (Behaviour(drip_body_seconds=0.05), False, {"answer_seconds": 0.2}, FIRST),
+    "drips its answer": (Behaviour(drip_body_seconds=0.05), False, {"answer_seconds": 0.2}, WHOLE),
     "stops in its head": (Behaviour(cut_head_after=20), True, {"first_byte_seconds": 0.2}, FIRST),
     "falls silent": (Behaviour(cut_body_after=20), True, {"between_seconds": 0.2}, IDLE),
     "drips its stream": (Behaviour(drip_body_seconds=0.01), True, {"total_seconds": 0.3}, TOTAL),

@@ -13,6 +13,7 @@ import pytest
 
 from lucid_compute.fleet.fleet import Fleet
 from lucid_compute.storage.gauge_recorder import NODES_A_FLUSH, GaugeRecorder
+from lucid_compute.storage.numbered_flushes import NumberedFlushes
 from lucid_compute.storage.record_columns import ALL_NODES, GAUGES, owner_scope
 from lucid_compute.storage.record_keeper import RecordKeeper, Retention
 from tests import factories
@@ -43,7 +44,7 @@ async def recorder() -> AsyncIterator[Recorder]:
 
     yield make
     for one in made:
-        one._drop_connection()
+        one._flushes.close()
 
 
 async def add_nodes(url: str, *owners: str) -> list[str]:
@@ -103,10 +104,10 @@ async def test_a_flush_that_was_committed_unheard_is_not_added_again(
     """The commit held and its answer was lost; meanwhile the minute was moved on, too."""
     (node,) = await add_nodes(database_url, "acme")
     gauges = recorder(database_url)
-    write = GaugeRecorder._write
+    write = NumberedFlushes._write
     lost = 2
 
-    async def commit_and_lose_the_answer(self: GaugeRecorder, number: int, rows: str) -> bool:
+    async def commit_and_lose_the_answer(self: NumberedFlushes, number: int, rows: str) -> bool:
         nonlocal lost
         is_done = await write(self, number, rows)
         if is_done and lost:
@@ -114,7 +115,7 @@ async def test_a_flush_that_was_committed_unheard_is_not_added_again(
             return False
         return is_done
 
-    monkeypatch.setattr(GaugeRecorder, "_write", commit_and_lose_the_answer)
+    monkeypatch.setattr(NumberedFlushes, "_write", commit_and_lose_the_answer)
     keeper = RecordKeeper(database_url, Retention(48, 90, 1000))
     for _ in range(3):
         gauges.note(factories.heartbeat(node, load=0.5), datetime.now(UTC) - timedelta(minutes=5))
@@ -172,9 +173,9 @@ async def test_a_large_fleet_is_flushed_in_parts(database_url: str, recorder: Re
         for node in nodes:
             gauges.note(factories.heartbeat(node), at)
     async with asyncio.timeout(60):
-        while not gauges._number or gauges._flushes:  # a busy machine may take longer than a flush may
+        while not gauges._flushes.number or gauges._flushes:  # a busy machine may take longer than a flush may
             await gauges.flush()
-    assert gauges._number == 3
+    assert gauges._flushes.number == 3
     assert (await read(database_url, "SELECT count(*) FROM gauge_open"))[0][0] == 3 * NODES_A_FLUSH
 
 

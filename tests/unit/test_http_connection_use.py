@@ -108,10 +108,10 @@ LATE = [
     (STREAM_HEAD + EVENT, True, 100, 0.1, FaultKind.TOTAL_TIMEOUT),
     (STREAM_HEAD + EVENT + b"0\r\n\r\n", True, 1000, 1000, None),
     (b"", False, 29.9, 29.9, None),
-    (b"", False, 30, 30, FaultKind.FIRST_BYTE_TIMEOUT),
+    (b"", False, 30, 30, FaultKind.ANSWER_TIMEOUT),
     (SMALL[:-1], False, 29.9, 20, None),
-    (SMALL[:-1], False, 30, 0.1, FaultKind.FIRST_BYTE_TIMEOUT),
-    (STREAM_HEAD + EVENT, False, 30, 0.1, FaultKind.FIRST_BYTE_TIMEOUT),
+    (SMALL[:-1], False, 30, 0.1, FaultKind.ANSWER_TIMEOUT),
+    (STREAM_HEAD + EVENT, False, 30, 0.1, FaultKind.ANSWER_TIMEOUT),
     (SMALL, False, 1000, 1000, None),
 ]
 

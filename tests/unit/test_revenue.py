@@ -12,7 +12,20 @@ from hypothesis import strategies as st
 from lucid_compute.egress.faults import FaultKind
 from lucid_compute.inference.exchange import CutReason
 from lucid_compute.jobs import Outcome
-from lucid_compute.revenue import ALL_BPS, Shares, Side, Terms, Typical, Unearned, blame, estimate, split
+from lucid_compute.revenue import (
+    ALL_BPS,
+    Shares,
+    Side,
+    Terms,
+    Typical,
+    Unearned,
+    blame,
+    blame_refusal,
+    could_be_served,
+    estimate,
+    split,
+)
+from lucid_compute.routing_rules import Shortage
 
 PRICES = st.decimals(0, 10**15, places=15)
 TERMS = st.lists(st.integers(0, ALL_BPS), min_size=2, max_size=2).map(
@@ -63,6 +76,7 @@ def test_whatever_ended_a_job_has_one_cause_and_one_side(outcome: Outcome, reaso
     [
         (Outcome.FAILED, "http_503", "http_503", Side.PROVIDER),
         (Outcome.FAILED, "first_byte_timeout", "first_byte_timeout", Side.PROVIDER),
+        (Outcome.FAILED, "answer_timeout", "answer_timeout", Side.PROVIDER),
         (Outcome.FAILED, "broken_stream", "broken_stream", Side.PROVIDER),
         (Outcome.FAILED, "connect_failed", "connect_failed", Side.NETWORK),
         (Outcome.FAILED, "connection_lost", "connection_lost", Side.NETWORK),
@@ -79,6 +93,28 @@ def test_whatever_ended_a_job_has_one_cause_and_one_side(outcome: Outcome, reaso
 )
 def test_blame_is_as_documented(outcome: Outcome, reason: str | None, cause: str, side: Side) -> None:
     assert blame(outcome, reason) == (cause, side)
+
+
+@pytest.mark.parametrize(
+    ("side", "causes", "is_in_order"),
+    [
+        (Side.PROVIDER, ("nodes_busy", "nodes_failing", "no_healthy_node", "no_node"), True),
+        (Side.US, ("no_upstream", "overloaded", "database_unavailable", "internal", "shutdown"), True),
+        (Side.CLIENT, ("no_node_suits", "rate_limited", "client_left", "key_revoked"), True),
+        (Side.CLIENT, ("invalid_request", "payload_too_large", "method_not_allowed", "model_not_found"), False),
+        (Side.CLIENT, ("unauthorized", "forbidden", "body_too_slow"), False),
+    ],
+)
+def test_blame_for_a_refusal_is_as_documented(side: Side, causes: tuple[str, ...], is_in_order: bool) -> None:
+    for cause in causes:
+        assert blame_refusal(cause) == (cause, side)
+        assert could_be_served(cause) is is_in_order
+
+
+def test_no_shortage_is_left_out() -> None:
+    """Only what the request asked for itself is its client's fault."""
+    of_clients = {shortage for shortage in Shortage if blame_refusal(shortage).side is Side.CLIENT}
+    assert of_clients == {Shortage.NO_NODE_SUITS}
 
 
 def test_an_estimate_takes_known_tokens_in_and_typical_ones_out_and_leaves_out_what_was_billed() -> None:

@@ -22,6 +22,7 @@ from lucid_compute.routing_rules import (
     NO_POLICY,
     NodeUsage,
     RoutingPolicy,
+    Shortage,
     id_on_node,
     routing_reasons,
     stretch_of,
@@ -226,6 +227,30 @@ async def test_a_ranking_says_of_every_node_what_the_rules_say() -> None:
     }
     assert ranking.rejected[-1][0] is elsewhere
     assert ranking.rejections == Counter(DRAINING=1, HEARTBEAT_STALE=1, AT_CAPACITY=1, MODEL_NOT_SERVED=1)
+
+
+async def test_a_shortage_is_called_by_how_near_the_nearest_node_came() -> None:
+    """A busy node that suits the request comes nearer than a free one that does not; each step is by a nearer node."""
+    fleet = SmallFleet()
+
+    async def shortage(**policy: Any) -> Shortage:
+        return (await rank(fleet.fleet, fleet.dispatcher, fleet.wanted(RoutingPolicy(**policy)), fleet.now)).shortage
+
+    assert await shortage() is Shortage.NO_NODE
+    fleet.add_node(serves=())
+    assert await shortage() is Shortage.NO_NODE
+    assert await shortage(node_ids=frozenset({"another"})) is Shortage.NO_NODE_SUITS
+    fleet.add_node(metadata={"region": "eu"})
+    assert await shortage(allow_regions=frozenset({"us"})) is Shortage.NO_NODE_SUITS
+    fleet.add_node(metadata={"region": "us"}, status="unhealthy")
+    assert await shortage(allow_regions=frozenset({"us"})) is Shortage.NO_HEALTHY_NODE
+    failing = fleet.add_node(metadata={"region": "us"})
+    while not fleet.fail(failing):
+        pass
+    assert await shortage(allow_regions=frozenset({"us"})) is Shortage.NODES_FAILING
+    busy = fleet.add_node(metadata={"region": "us"})
+    fleet.traffic.note_full(busy.state.id, 5)
+    assert await shortage(allow_regions=frozenset({"us"})) is Shortage.NODES_BUSY
 
 
 async def test_a_ranking_lists_a_hundred_and_counts_all() -> None:

@@ -42,6 +42,7 @@ from lucid_compute.storage.payout_closer import PayoutCloser
 from lucid_compute.storage.payout_store import PayoutStore
 from lucid_compute.storage.record_keeper import RecordKeeper, Retention
 from lucid_compute.storage.record_reader import RecordReader
+from lucid_compute.storage.refusal_recorder import RefusalRecorder
 from lucid_compute.storage.sweep import Sweep
 from lucid_compute.webhooks.webhooks import build_webhooks
 
@@ -89,6 +90,7 @@ def build_service(settings: Settings, database_url: str) -> Service:
         jobs=tools.ledger,
         job_search=JobSearch(database),
         payouts=payouts,
+        refusals=RefusalRecorder(database_url, clock, timeout_seconds=settings.database_timeout_seconds),
         rates=KeyRates(fleet.replicas),
         gateway=Gateway(tools),
         prober=Prober(tools.targets, tools.client, spend),

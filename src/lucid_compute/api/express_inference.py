@@ -18,10 +18,9 @@ from lucid_compute.api.inference_lane import (
     HOP,
     InferenceLane,
     name_request,
-    overloaded,
-    refusal,
     session_of,
 )
+from lucid_compute.api.inference_refusals import overloaded, refusal
 from lucid_compute.api.request_guard import request_id_of
 from lucid_compute.api.service import Service
 from lucid_compute.errors import LucidError, Overloaded, RateLimited, Unauthorized
@@ -32,6 +31,7 @@ from lucid_compute.inference.exchange import CutReason
 from lucid_compute.inference.express import Ending, ExpressExchange, HandedOver
 from lucid_compute.inference.request_body import InferenceRequest
 
+_OVERLOADED = overloaded().cause
 _ENDPOINTS = {path.encode(): endpoint for path, endpoint in ENDPOINTS.items()}
 
 
@@ -78,6 +78,7 @@ class ExpressInference:
         """Answer what a request is refused with when as many run as may, and count it."""
         status, ours, body = self._overloaded
         self._lane.outcomes[Overloaded.code] += 1
+        self._service.refusals.note(_OVERLOADED)
         return status, [*ours, (b"x-request-id", request_id_of(headers).encode())], body
 
     def _read(

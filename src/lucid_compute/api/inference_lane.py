@@ -13,9 +13,10 @@ from functools import partial
 
 from starlette.types import Receive, Scope
 
-from lucid_compute.api.error_responses import answer_unexpected, headers_of, log_unexpected
-from lucid_compute.api.express_client import HANDED_OVER, Refusal
-from lucid_compute.api.openai_errors import openai_body, openai_bytes, rate_limit_headers
+from lucid_compute.api.error_responses import answer_unexpected, log_unexpected
+from lucid_compute.api.express_client import HANDED_OVER
+from lucid_compute.api.inference_refusals import give_up, overloaded, send_refusal
+from lucid_compute.api.openai_errors import rate_limit_headers
 from lucid_compute.api.request_guard import (
     REQUEST_ID,
     ClientLeft,
@@ -24,13 +25,12 @@ from lucid_compute.api.request_guard import (
     request_id_of,
 )
 from lucid_compute.api.service import Service
-from lucid_compute.errors import LucidError, MethodNotAllowed, Overloaded, Unauthorized
+from lucid_compute.errors import InvalidRequest, LucidError, MethodNotAllowed, Unauthorized
 from lucid_compute.fleet.key_ring import Principal
 from lucid_compute.inference.call import Call, Headers, Send, new_job_id
-from lucid_compute.inference.event_stream import error_event
 from lucid_compute.inference.exchange import CutReason, TaskExchange
 from lucid_compute.inference.express import HandedOver
-from lucid_compute.inference.request_body import InferenceRequest
+from lucid_compute.inference.request_body import InferenceRequest, model_named_in
 from lucid_compute.inference.targets import HOP_HEADER
 from lucid_compute.passports import ModelPassport
 from lucid_compute.routing_errors import RoutingLoop
@@ -49,7 +49,7 @@ HOP = HOP_HEADER.encode()
 class InferenceLane:
     """Serves inference requests for one replica. `running` counts those under way, `outcomes` how they ended.
 
-    `express` counts those that the express lane began in its name.
+    Each ends once. `express` counts those that the express lane began in its name.
     """
 
     def __init__(self, service: Service) -> None:
@@ -63,14 +63,16 @@ class InferenceLane:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         self.running += 1
+        exchange = TaskExchange(receive)
         try:
-            await self._admit(scope, receive, send)
+            await self._admit(scope, exchange, send)
         except ClientLeft:
-            self.outcomes["CLIENT_LEFT"] += 1
+            self._count(CutReason.CLIENT_LEFT, exchange)
         except LucidError as error:
-            await self._refuse(send, error, [_name(scope)])
+            self._count(error, exchange)
+            await send_refusal(send, error, [_name(scope)])
         except Exception as error:  # noqa: BLE001 - answered in our shape, as FastAPI's routes answer theirs
-            self.outcomes["INTERNAL"] += 1
+            self._count("internal", exchange)
             name, request_id = _name(scope)
             refusal = answer_unexpected(scope["method"], scope["path"], error, request_id.decode())
             refusal.raw_headers.append((name, request_id))
@@ -83,7 +85,7 @@ class InferenceLane:
         """Whether one request more would be too many."""
         return self.running >= self._most or not self._service.jobs.has_room()
 
-    async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _admit(self, scope: Scope, exchange: TaskExchange, send: Send) -> None:
         """Find out who asks for what, refusing as early as can be, and serve it."""
         handed_over: HandedOver | None = scope.get("extensions", {}).get(HANDED_OVER)
         headers = dict(scope["headers"])
@@ -92,8 +94,8 @@ class InferenceLane:
         else:
             self._refuse_early(scope, headers)
             principal = await self._service.authenticator.authenticate_scope(scope, headers)
-            principal.require(ALLOWED_SCOPES)
-        exchange = TaskExchange(principal.key_id, receive)
+        exchange.key_id, exchange.owner = principal.key_id, principal.owner
+        principal.require(ALLOWED_SCOPES)
         exchanges = self._service.watchdog.exchanges
         exchanges.add(exchange)
         tracer = self._service.gateway.tools.tracer
@@ -138,12 +140,13 @@ class InferenceLane:
             if principal.limits is not None:
                 self.spend(principal, answer_headers)
             body = await read_body_undisturbed(exchange.receive, headers, MAX_BODY_BYTES)
-            request = InferenceRequest(ENDPOINTS[scope["path"]], body)
+            request = self._read(scope["path"], body, exchange)
             model = service.fleet.find_model(request.model) or await self._catch_up(request.model)
         except LucidError as error:
             if exchange.span is not None:
                 exchange.span.end(error.code)
-            await self._refuse(send, error, answer_headers)
+            self._count(error, exchange)
+            await send_refusal(send, error, answer_headers)
             return
         service.gateway.note_request()
         call = Call(principal, request, model, exchange)
@@ -151,17 +154,32 @@ class InferenceLane:
         call.identify(job_id, session_of(headers, request, principal), answer_headers)
         await self._serve(HandedOver(call, None), exchange, send)
 
+    def _read(self, path: str, body: bytes, exchange: TaskExchange) -> InferenceRequest:
+        """Answer what is asked for; if it can't be understood, note of which model, so that its owner can be told.
+
+        Raises:
+            InvalidRequest: it can't be understood.
+        """
+        try:
+            return InferenceRequest(ENDPOINTS[path], body)
+        except InvalidRequest:
+            if (model := self._service.fleet.find_model(model_named_in(body))) is not None:
+                exchange.model_id = model.id
+            raise
+
     async def _serve(self, begun: HandedOver, exchange: TaskExchange, send: Send) -> None:
         """Have a request served whose body is there."""
         call, failed = begun
         exchange.has_body = True
+        exchange.model_id = call.model.id
         call.attach(exchange, send)
-        exchange.give_up = partial(self._give_up, call)
+        exchange.give_up = partial(give_up, call)
         try:
             await self._service.gateway.serve(call, failed)
             self.outcomes["SERVED"] += 1
         except LucidError as error:
-            await self._give_up(call, error)
+            self._count(error, exchange)
+            await give_up(call, error)
         finally:
             self.charge(call)
 
@@ -199,23 +217,22 @@ class InferenceLane:
             if server[1] is not None:
                 self._service.gateway.own_endpoints.add((server[0], server[1]))
 
-    async def _give_up(self, call: Call, error: LucidError) -> None:
-        if call.span is not None:
-            call.span.end(error.code)
-        if not call.has_begun:
-            job = call.exchange.job  # of the last attempt
-            tried = (b"x-lucid-attempts", b"%d" % (job.attempt if job else 0))
-            await self._refuse(call.send, error, [*call.headers, (b"x-lucid-job", call.job_id.encode()), tried])
-            return
-        self.outcomes[error.code] += 1
-        await call.write(error_event(call.request.endpoint, openai_body(error)), more=False)
+    def _count(self, ended: LucidError | str, exchange: TaskExchange) -> None:
+        """Count how a request ended that was not served, and keep what no attempt in the ledger stands for.
+
+        A request that came back to us by way of a node is part of the one that was sent there, whose attempt failed.
+        """
+        outcome, cause = (ended.upper(), ended) if isinstance(ended, str) else (ended.code, ended.cause)
+        self.outcomes[outcome] += 1
+        if exchange.job is None and not isinstance(ended, RoutingLoop):
+            self._service.refusals.note(cause, exchange.owner, exchange.model_id)
 
     async def _cut(self, exchange: TaskExchange, scope: Scope, send: Send) -> None:
         """End a request that was cut from our side: the task goes on, the client is told if it can be."""
         if (task := asyncio.current_task()) is not None:
             task.uncancel()
         cut = exchange.cut
-        self.outcomes[str(cut).upper()] += 1
+        self._count(str(cut), exchange)
         errors: dict[CutReason | None, LucidError] = {
             CutReason.KEY_REVOKED: Unauthorized("The key was revoked while the request ran."),
             CutReason.BODY_TOO_SLOW: body_too_slow(),
@@ -224,7 +241,7 @@ class InferenceLane:
             with suppress(TimeoutError):
                 async with asyncio.timeout(LAST_WORD_SECONDS):
                     if exchange.give_up is None:
-                        await self._refuse(send, error, [_name(scope)])
+                        await send_refusal(send, error, [_name(scope)])
                     else:
                         await exchange.give_up(error)
             return
@@ -235,6 +252,7 @@ class InferenceLane:
         """End an answer that had begun when we failed: a stream by an event, any other by its connection."""
         job = exchange.job
         told = log_unexpected(scope["method"], scope["path"], error, job.id if job else None)
+        self._count(told, exchange)
         try:
             if job is not None and job.is_stream and exchange.give_up is not None:
                 await exchange.give_up(told)
@@ -243,31 +261,10 @@ class InferenceLane:
             _log.exception("%s could not be told that it broke off", scope["path"])
         _abort(scope)
 
-    async def _refuse(self, send: Send, error: LucidError, headers: Headers) -> None:
-        self.outcomes[error.code] += 1
-        status, headers, body = refusal(error, headers)
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
-
-
-def overloaded() -> Overloaded:
-    """Answer what is said to a request when as many run as may."""
-    message = "As many requests as this service takes are running. Send it again after Retry-After seconds."
-    return Overloaded(message, retry_after_seconds=1)
-
 
 def _abort(scope: Scope) -> None:
     if (abort := scope.get("extensions", {}).get("lucid.abort")) is not None:
         abort()
-
-
-def refusal(error: LucidError, headers: Headers) -> Refusal:
-    """Answer the status, the headers and the body of an error; `headers` are added to its own."""
-    body = openai_bytes(error)
-    ours = [(name.lower().encode(), value.encode()) for name, value in headers_of(error).items()]
-    allow = [(b"allow", b"POST")] if isinstance(error, MethodNotAllowed) else []
-    basic = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-    return error.http_status, [*basic, *ours, *allow, *headers], body
 
 
 def name_request(headers: dict[bytes, bytes]) -> tuple[str, Headers]:

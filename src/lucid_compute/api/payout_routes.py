@@ -78,7 +78,8 @@ async def get_losses(
     """Read what was not completed of the requests of these days on one's own nodes: by which cause, by whose fault.
 
     A request that failed counts once, by its last attempt; an attempt that another node made up for stands under
-    `retried`. It reaches as far back as jobs are kept.
+    `retried`. What was refused before any node was asked stands under `refused`: of one's own requests, and of those
+    for one's own models. It reaches as far back as jobs are kept.
     """
     whose = owner_of(principal, owner, "losses")
     if (days.until - days.since).days > LOSSES_DAYS:

@@ -27,7 +27,7 @@ from lucid_compute.wire.payouts import (
 
 _PAYOUT_TITLES = ["kind", "day", "owner", "role", "passportId", "node", "modelId", "model"]
 _PAYOUT_TITLES += ["jobs", "tokensIn", "tokensOut", "grossUsd", "amountUsd", "periodId"]
-_LOSS_TITLES = ["kind", "side", "cause", "requests", "retried", "unearnedUsd", "passedOnUsd", "unestimated"]
+_LOSS_TITLES = ["kind", "side", "cause", "requests", "retried", "refused", "unearnedUsd", "passedOnUsd", "unestimated"]
 
 
 def view_report(
@@ -81,7 +81,7 @@ def write_statement(lines: Sequence[Line]) -> Response:
 
 def view_losses(losses: Losses, *, since: date, until: date, owner: str | None) -> LossReport:
     """Answer what was lost, by cause and by side."""
-    ordered = sorted(losses.by_blame.items(), key=lambda item: (-item[1].requests, -item[1].retried, item[0]))
+    ordered = sorted(losses.by_blame.items(), key=lambda item: _lost_first(*item))
     return LossReport(
         from_=since,
         to=until,
@@ -99,7 +99,7 @@ def write_losses(report: LossReport) -> Response:
     rows = [
         [
             *("line" if isinstance(each, LossView) else "total", each.side.value),
-            *(each.cause if isinstance(each, LossView) else None, each.requests, each.retried),
+            *(each.cause if isinstance(each, LossView) else None, each.requests, each.retried, each.refused),
             *(each.unearned_usd, each.passed_on_usd, each.unestimated),
         ]
         for each in [*report.losses, *report.sides]
@@ -136,6 +136,10 @@ def _sums(owner: str | None, role: Role, lines: Sequence[Line]) -> PayoutTotal:
     )
 
 
+def _lost_first(cause: Blame, loss: Loss) -> tuple[int, int, Blame]:
+    return -loss.requests - loss.refused, -loss.retried, cause
+
+
 def _view_loss(cause: Blame, loss: Loss) -> LossView:
     return LossView(cause=cause.cause, **_view_side(cause.side, [loss]).model_dump())
 
@@ -145,6 +149,7 @@ def _view_side(side: Side, losses: Sequence[Loss]) -> SideTotal:
         side=side,
         requests=sum(loss.requests for loss in losses),
         retried=sum(loss.retried for loss in losses),
+        refused=sum(loss.refused for loss in losses),
         unearned_usd=write_money(total(loss.unearned_usd for loss in losses)),
         passed_on_usd=write_money(total(loss.passed_on_usd for loss in losses)),
         unestimated=sum(loss.unestimated for loss in losses),

@@ -37,6 +37,7 @@ from lucid_compute.storage.passport_store import PassportStore
 from lucid_compute.storage.payout_store import PayoutStore
 from lucid_compute.storage.record_keeper import RecordKeeper
 from lucid_compute.storage.record_reader import RecordReader
+from lucid_compute.storage.refusal_recorder import RefusalRecorder
 from lucid_compute.storage.sweep import Sweep
 from lucid_compute.webhooks.webhooks import Webhooks
 
@@ -64,6 +65,7 @@ class Service:
     feed: Feed
     heartbeats: HeartbeatWriter
     gauges: GaugeRecorder
+    refusals: RefusalRecorder
     record_keeper: RecordKeeper
     records: RecordReader
     overviews: Overviews
@@ -145,7 +147,8 @@ async def running(service: Service) -> AsyncIterator[None]:
         webhooks=service.webhooks.sender,
         **service.beside,
     )
-    writers = _start(jobs=service.jobs, gauges=service.gauges)  # the last to end: they write what others tell
+    # The last to end: they write what the others tell them.
+    writers = _start(jobs=service.jobs, gauges=service.gauges, refusals=service.refusals)
     service.tasks.extend([*tasks, *writers])
     try:
         await _wait_until_loaded(service)

@@ -32,6 +32,7 @@ LOSS_COLUMNS = (
     Column("FAULT OF"),
     Column("REQUESTS", right=True),
     Column("RETRIED", rank=1, right=True),
+    Column("REFUSED", right=True),
     Column("UNEARNED", right=True),
     Column("PASSED ON", rank=2, right=True),
 )
@@ -63,7 +64,7 @@ def loss_parts(report: LossReport) -> list[RenderableType]:
         return [sentence(f"{attempts}. Nothing was lost.")]
     rows = (
         (
-            *(loss.cause, loss.side, number(loss.requests), number(loss.retried)),
+            *(loss.cause, loss.side, number(loss.requests), number(loss.retried), number(loss.refused)),
             *(loss.unearned_usd, loss.passed_on_usd),
         )
         for loss in report.losses
@@ -71,7 +72,10 @@ def loss_parts(report: LossReport) -> list[RenderableType]:
     failed = sum(loss.requests for loss in report.losses)
     retried = sum(loss.retried for loss in report.losses)
     unknown = sum(loss.unestimated for loss in report.losses)
+    refused = sum(loss.refused for loss in report.losses)
     notes = [sentence(f"{attempts}, {counted(failed, 'request')} failed, {retried:,} tried again elsewhere.")]
+    if refused:
+        notes.append(sentence(f"{counted(refused, 'request')} refused before any node was asked."))
     if unknown:
         notes.append(sentence(f"Of {unknown:,} nothing is known to estimate by."))
     return [Listing(LOSS_COLUMNS, rows), sentence(""), *notes]

@@ -26,7 +26,10 @@ def statement(*, from_: AnyDay | None = None, to: AnyDay | None = None, owner: s
 
 
 def losses(*, from_: AnyDay | None = None, to: AnyDay | None = None, owner: str | None = None) -> Call[LossReport]:
-    """Read what failed on one's own nodes, an admin's are all: by which cause, by whose fault, with an estimate."""
+    """Read what failed on one's own nodes, an admin's are all: by which cause, by whose fault, with an estimate.
+
+    And what was refused before any node was asked, of one's own requests and of those for one's own models.
+    """
     query = query_of(**{"from": from_}, to=to, owner=owner)
     return Call(method="GET", path="/payouts/losses", query=query, answer=LossReport)
 

@@ -14,7 +14,8 @@ class FaultKind(StrEnum):
     CONNECT_FAILED = "connect_failed"
     TLS_FAILED = "tls_failed"
     CONNECTION_LOST = "connection_lost"
-    FIRST_BYTE_TIMEOUT = "first_byte_timeout"
+    FIRST_BYTE_TIMEOUT = "first_byte_timeout"  # of a stream
+    ANSWER_TIMEOUT = "answer_timeout"  # of a whole answer
     IDLE_TIMEOUT = "idle_timeout"
     TOTAL_TIMEOUT = "total_timeout"
     BAD_RESPONSE = "bad_response"  # not HTTP, not the content that was asked for, or over a limit
@@ -22,7 +23,9 @@ class FaultKind(StrEnum):
     BROKEN_STREAM = "broken_stream"  # the stream said itself that it failed, or ended without saying that it is done
 
 
-TIMEOUTS = frozenset({FaultKind.FIRST_BYTE_TIMEOUT, FaultKind.IDLE_TIMEOUT, FaultKind.TOTAL_TIMEOUT})
+TIMEOUTS = frozenset(
+    {FaultKind.FIRST_BYTE_TIMEOUT, FaultKind.ANSWER_TIMEOUT, FaultKind.IDLE_TIMEOUT, FaultKind.TOTAL_TIMEOUT}
+)
 
 
 class EgressFault(Exception):

@@ -164,7 +164,8 @@ class HttpConnection(IncomingAnswer, asyncio.BufferedProtocol):
             return EgressFault(FaultKind.TOTAL_TIMEOUT, "The answer took longer than it may in total.")
         if not (self.is_stream and self._body_bytes):
             if now >= self.due_at:
-                return EgressFault(FaultKind.FIRST_BYTE_TIMEOUT, "The answer did not come in time.")
+                kind = FaultKind.FIRST_BYTE_TIMEOUT if self._wants_stream else FaultKind.ANSWER_TIMEOUT
+                return EgressFault(kind, "The answer did not come in time.")
         elif now - self.last_read_at >= self.between_seconds and not self._is_paused:
             return EgressFault(FaultKind.IDLE_TIMEOUT, "The stream fell silent for too long.")
         return None

@@ -11,6 +11,7 @@ from typing import Any
 from lucid_compute.errors import LucidError
 from lucid_compute.inference.tracing import Span
 from lucid_compute.jobs import Job
+from lucid_compute.storage.refusal_recorder import NO_MODEL, NOBODY
 
 
 class CutReason(StrEnum):
@@ -55,14 +56,16 @@ class Exchange:
 class TaskExchange(Exchange):
     """A request that a task serves. `give_up` ends the answer with an error, None before anything can be answered.
 
-    `span` is None of a request that is not traced.
+    `key_id`, `owner` and `model_id` say who asks for what, as soon as it is known. `span` is None of a request that is
+    not traced.
     """
 
-    __slots__ = ("_task", "_watcher", "give_up", "receive", "span")
+    __slots__ = ("_task", "_watcher", "give_up", "model_id", "owner", "receive", "span")
 
-    def __init__(self, key_id: str, receive: Callable[[], Awaitable[Any]]) -> None:
+    def __init__(self, receive: Callable[[], Awaitable[Any]]) -> None:
         """Begin in the task that serves it; `receive` answers ASGI's messages of the client."""
-        super().__init__(key_id)
+        super().__init__("")
+        self.owner, self.model_id = NOBODY, NO_MODEL
         self.receive = receive
         self.give_up: Callable[[LucidError], Awaitable[None]] | None = None
         self.span: Span | None = None

@@ -28,6 +28,7 @@ from lucid_compute.inference.wanted import Wanted
 from lucid_compute.matching_engine import ReasonCode
 from lucid_compute.passports import ModelFormat
 from lucid_compute.routing_errors import ModelUnavailable, NodeFailed, NodeTimeout, RoutingLoop
+from lucid_compute.routing_rules import Shortage
 
 MAX_ATTEMPTS = 3
 REJECTIONS_KEPT_SECONDS = 0.5
@@ -132,7 +133,7 @@ class Gateway:
         wanted = call.wanted
         if wanted.model.format is ModelFormat.API:
             if not wanted.model.record.metadata.get("upstream"):
-                raise ModelUnavailable(wanted.model.record.name, {ReasonCode.MODEL_NOT_SERVED: 1})
+                raise ModelUnavailable(wanted.model.record.name, {ReasonCode.MODEL_NOT_SERVED: 1}, Shortage.NO_UPSTREAM)
             return None
         now = self.tools.clock.now()
         node = self.dispatcher.find_quickly(wanted, now) or await self.dispatcher.find(wanted, now)
@@ -140,9 +141,8 @@ class Gateway:
             if failed and not _are_lacking(failed):
                 raise _error_of(failed, ", and there is no other node")
             found = await self._look_around(wanted)
-            raise ModelUnavailable(
-                wanted.model.record.name, found.rejections, lacking=found.lacking, endpoint=wanted.endpoint
-            )
+            name, counted = wanted.model.record.name, found.rejections
+            raise ModelUnavailable(name, counted, found.shortage, lacking=found.lacking, endpoint=wanted.endpoint)
         return node
 
     async def _look_around(self, wanted: Wanted) -> Ranking:
@@ -170,7 +170,8 @@ class Gateway:
         if call.has_begun or len(failed) >= MAX_ATTEMPTS or call.model.format is ModelFormat.API:
             if _are_lacking(failed):
                 counted, count = {ReasonCode.MODEL_NOT_SERVED.value: len(failed)}, len(failed)
-                raise ModelUnavailable(call.model.record.name, counted, lacking=count, endpoint=call.wanted.endpoint)
+                name, endpoint = call.model.record.name, call.wanted.endpoint
+                raise ModelUnavailable(name, counted, Shortage.NO_NODE, lacking=count, endpoint=endpoint)
             raise _error_of(failed)
         # "Not offered" is said at once and asked for once a minute: to go on after it makes no outage worse.
         if not isinstance(failed[-1][1], NotOffered) and not self._retries.take(time.monotonic()):

@@ -187,7 +187,7 @@ def _compare(models: ModelList, wanted: list[str], finding: Finding) -> Finding:
 def _code_of(fault: EgressFault) -> ProbeCode:
     if isinstance(fault, ConnectTimedOut):
         return ProbeCode.CONNECT_TIMED_OUT
-    if fault.kind is FaultKind.TOTAL_TIMEOUT:
+    if fault.kind in {FaultKind.ANSWER_TIMEOUT, FaultKind.TOTAL_TIMEOUT}:
         return ProbeCode.FIRST_BYTE_TIMEOUT
     return ProbeCode(fault.kind.value)
 

@@ -14,7 +14,15 @@ from lucid_compute.fleet.fleet_node import FleetNode
 from lucid_compute.inference.dispatcher import Dispatcher
 from lucid_compute.inference.wanted import Wanted
 from lucid_compute.matching_engine import Reason, ReasonCode
-from lucid_compute.routing_rules import NodeUsage, kind_reasons, routing_reasons
+from lucid_compute.routing_rules import (
+    FARTHEST,
+    NodeUsage,
+    Shortage,
+    how_far,
+    kind_reasons,
+    routing_reasons,
+    shortage_of,
+)
 
 MAX_LISTED = 100
 _NODES_A_TURN = 500
@@ -30,12 +38,16 @@ class Ranked(NamedTuple):
 
 
 class Ranking(NamedTuple):
-    """Nodes in the order they would be chosen in, fresh ones first; and the others with every reason."""
+    """Nodes in the order they would be chosen in, fresh ones first; and the others with every reason.
+
+    `shortage` is why there is none, if there is none.
+    """
 
     shortlist: list[Ranked]
     rejected: list[tuple[FleetNode, tuple[Reason, ...]]]
     rejections: Counter[str]
     lacking: int  # nodes that said not to offer what is asked for
+    shortage: Shortage
 
 
 async def rank(fleet: Fleet, dispatcher: Dispatcher, wanted: Wanted, now: datetime) -> Ranking:
@@ -43,7 +55,7 @@ async def rank(fleet: Fleet, dispatcher: Dispatcher, wanted: Wanted, now: dateti
     shortlist: list[Ranked] = []
     rejected: list[tuple[FleetNode, tuple[Reason, ...]]] = []
     rejections: Counter[ReasonCode] = Counter()
-    lacking = 0
+    lacking, nearest = 0, FARTHEST
     live_since = fleet.live_since(now)
     of_kinds: dict[CapabilityClass, tuple[Reason, ...]] = {}
     for position, node in enumerate(list(fleet.nodes())):
@@ -58,14 +70,17 @@ async def rank(fleet: Fleet, dispatcher: Dispatcher, wanted: Wanted, now: dateti
         )
         lacking += usage.lacks is not None
         if reasons:
-            rejections.update({reason.code for reason in reasons})
+            codes = {reason.code for reason in reasons}
+            nearest = min(nearest, how_far(codes))
+            rejections.update(codes)
             rejected.append((node, reasons))
         else:
             is_fresh = node.state.is_fresh(now)
             shortlist.append(Ranked(node, dispatcher.wait_ms(node, wanted), is_fresh, usage))
     best = nsmallest(MAX_LISTED, shortlist, key=lambda ranked: (not ranked.is_fresh, ranked.wait_ms))
     worst = nsmallest(MAX_LISTED, rejected, key=_nearest_first)
-    return Ranking(best, worst, Counter({code.value: count for code, count in rejections.items()}), lacking)
+    counted = Counter({code.value: count for code, count in rejections.items()})
+    return Ranking(best, worst, counted, lacking, shortage_of(nearest, wanted.policy))
 
 
 def _nearest_first(entry: tuple[FleetNode, tuple[Reason, ...]]) -> tuple[bool, bool, int]:

@@ -33,6 +33,7 @@ _ESCAPED = re.compile(rb"\\u00[567]")  # how an escape of each sign of these nam
 _SPACE = re.compile(r"[ \t\n\r]*")
 _ASK_FOR_USAGE = b',"stream_options":{"include_usage":true}}'
 _NOT_JSON = "json_invalid"
+_LOOKED_AT_BYTES = 65_536  # of what can't be understood
 
 
 class InferenceRequest:
@@ -108,6 +109,17 @@ class InferenceRequest:
         if found is None:
             return _rewrite(body, {"model": _dump(model_id)})
         return b"".join((body[: found.start(1)], _dump(model_id).encode(), body[found.end(1) :]))
+
+
+def model_named_in(body: bytes) -> str:
+    """Answer the model that a body seems to name which can't be understood; empty when it seems to name none."""
+    found = _MODEL.search(body, 0, _LOOKED_AT_BYTES)
+    if found is None:
+        return ""
+    try:
+        return str(json.loads(found[1]))
+    except ValueError:
+        return ""
 
 
 def policy_of(wire: RequestPolicy) -> RoutingPolicy:

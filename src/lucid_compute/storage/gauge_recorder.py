@@ -8,27 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
-from collections import deque
 from collections.abc import Iterable
-from contextlib import suppress
 from datetime import datetime
 from itertools import islice
 from typing import Any
 
-import asyncpg
-
 from lucid_compute.fleet.fleet import Fleet
 from lucid_compute.node_state import GpuReading, Heartbeat
-from lucid_compute.storage.database import connect, is_passing
+from lucid_compute.storage.numbered_flushes import NumberedFlushes
 from lucid_compute.storage.record_columns import GAUGES
 from lucid_compute.storage.record_sql import FLUSH_GAUGES
 
 FLUSH_SECONDS = 20.0
-LAST_FLUSH_SECONDS = 2.0
 NODES_A_FLUSH = 500  # a few milliseconds of this process's time
 
-_log = logging.getLogger(__name__)
 _MINUTE = 60
 LEAST_KEPT = 1e-30
 
@@ -70,16 +63,11 @@ class GaugeRecorder:
 
     def __init__(self, url: str, fleet: Fleet, *, replica_id: str, timeout_seconds: float = 2.0) -> None:
         """Flush to the database at `url`; a flush that takes longer than `timeout_seconds` is tried again."""
-        self._url = url
         self._replicas = fleet.replicas
-        self._replica_id = replica_id
-        self._timeout_seconds = timeout_seconds
         self._held: dict[tuple[str, int], _Samples] = {}
-        self._flushes: deque[tuple[int, str]] = (
-            deque()
-        )  # taken and not known to be written, kept as they are until then
-        self._number = 0
-        self._connection: asyncpg.Connection[asyncpg.Record] | None = None
+        self._flushes = NumberedFlushes(
+            url, FLUSH_GAUGES, writer_id=replica_id, of="samples of heartbeats", timeout_seconds=timeout_seconds
+        )
 
     def note(self, heartbeat: Heartbeat, received_at: datetime) -> None:
         """Count a heartbeat that was committed."""
@@ -93,48 +81,17 @@ class GaugeRecorder:
 
     async def run(self) -> None:
         """Flush every 20 seconds for as long as this task runs, and once more when it is cancelled."""
-        try:
-            while True:
-                await asyncio.sleep(FLUSH_SECONDS)
-                await self.flush()
-        finally:
-            self._drop_connection()  # a statement may have been broken off on it
-            with suppress(TimeoutError):
-                async with asyncio.timeout(LAST_FLUSH_SECONDS):
-                    await self.flush()
-            self._drop_connection()
+        await self._flushes.run(self.flush, lambda: FLUSH_SECONDS)
 
     async def flush(self) -> None:
         """Write what is held, as far as the database takes it now; the rest is kept for the next time."""
         held, self._held = self._held, {}
         keys = iter(sorted(held))
         while part := list(islice(keys, NODES_A_FLUSH)):
-            self._number += 1
             rows = [held[key].row(*key) for key in part]
-            self._flushes.append((self._number, json.dumps(rows, separators=(",", ":"))))
+            self._flushes.add(json.dumps(rows, separators=(",", ":")))
             await asyncio.sleep(0)  # a large fleet's samples must not hold requests up
-        while self._flushes and await self._write(*self._flushes[0]):
-            self._flushes.popleft()
-
-    async def _write(self, number: int, rows: str) -> bool:
-        """Answer whether these samples are done with."""
-        try:
-            async with asyncio.timeout(self._timeout_seconds):
-                if self._connection is None or self._connection.is_closed():
-                    self._connection = await connect(self._url, application="lucid records")
-                await self._connection.execute(FLUSH_GAUGES, self._replica_id, number, rows)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the samples are kept or left out, and it is said
-            self._drop_connection()
-            if is_passing(error):
-                return False
-            _log.error("samples of heartbeats were refused and are left out", exc_info=error)
-        return True
-
-    def _drop_connection(self) -> None:
-        if self._connection is not None:
-            with suppress(asyncpg.InterfaceError):
-                self._connection.terminate()
-            self._connection = None
+        await self._flushes.write()
 
 
 def _kept(value: float) -> float:

@@ -1,4 +1,4 @@
-"""Lets go of old jobs: rows leave the ledger in small batches, their sums stay.
+"""Lets go of old jobs and of old refusals: rows leave the ledger in small batches, the sums of jobs stay.
 
 Each batch is a transaction of its own, short enough that no request waits for it, and skips rows that another holds.
 One replica at a time works, for half of its time at most, so that the database has as much for everybody else. What was
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from sqlalchemy import text
+from sqlalchemy import TextClause, text
 
 from lucid_compute.storage.database import Database
 from lucid_compute.storage.rounds import make_rounds
@@ -45,6 +45,17 @@ _REMOVE = text("""
     SELECT count(*) FROM gone
 """)
 
+# Of requests that were refused the hours are kept as long.
+_REMOVE_REFUSALS = text("""
+    WITH gone AS (
+        DELETE FROM refusals WHERE ctid = ANY(ARRAY(
+            SELECT ctid FROM refusals WHERE hour < now() - make_interval(days => :days) ORDER BY hour LIMIT :batch
+        ))
+        RETURNING 1
+    )
+    SELECT count(*) FROM gone
+""")
+
 
 class JobRetention:
     """Removes what is older than `days` and of days whose payouts are closed; with 0 it removes nothing."""
@@ -60,18 +71,22 @@ class JobRetention:
 
     async def remove_all(self, batch: int = BATCH) -> int:
         """Remove every job that is too old, and answer how many: none when another replica is at it."""
+        await self._remove(_REMOVE_REFUSALS, batch)
+        return await self._remove(_REMOVE, batch)
+
+    async def _remove(self, statement: TextClause, batch: int) -> int:
         removed = 0
         while self._days:
             began = time.monotonic()
-            count = await self._remove_some(batch)
+            count = await self._remove_some(statement, batch)
             removed += count
             if count < batch:
                 return removed
             await asyncio.sleep(time.monotonic() - began)
         return removed
 
-    async def _remove_some(self, batch: int) -> int:
+    async def _remove_some(self, statement: TextClause, batch: int) -> int:
         async with self._database.transaction() as connection:
             if not await connection.scalar(text(f"SELECT pg_try_advisory_xact_lock({RETENTION_LOCK})")):
                 return 0
-            return int(await connection.scalar(_REMOVE, {"days": self._days, "batch": batch}) or 0)
+            return int(await connection.scalar(statement, {"days": self._days, "batch": batch}) or 0)

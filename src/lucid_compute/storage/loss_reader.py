@@ -1,6 +1,7 @@
-"""The loss ledger: attempts that were not completed, their causes, the sides at fault, and what they would have earned.
+"""The loss ledger: what was not completed, the causes, the sides at fault, and what it would have earned.
 
-Read from the job ledger in one snapshot, so that it adds up to it exactly; it reaches as far back as jobs are kept.
+Attempts are read from the job ledger in one snapshot, so that they add up to it exactly, and beside them the requests
+that were refused before a node was asked. It reaches as far back as jobs are kept.
 """
 
 from __future__ import annotations
@@ -14,41 +15,68 @@ from sqlalchemy import RowMapping, text
 
 from lucid_compute.jobs import Outcome
 from lucid_compute.prices import EXACT
-from lucid_compute.revenue import Blame, Side, Typical, Unearned, blame, estimate
+from lucid_compute.revenue import (
+    Blame,
+    Side,
+    Typical,
+    Unearned,
+    blame,
+    blame_refusal,
+    could_be_served,
+    estimate,
+)
 from lucid_compute.storage.patience import Patience
-from lucid_compute.storage.payout_sql import ATTEMPTS, LOSSES, TYPICAL
+from lucid_compute.storage.payout_sql import ATTEMPTS, LOSSES, REFUSALS, TYPICAL
+
+_Typicals = dict[tuple[str | None, str], Typical]
 
 
 @dataclass(slots=True)
 class Loss:
-    """What was lost by one cause: `requests` that failed, and `retried` attempts that another one took the place of.
+    """What was lost by one cause: `requests` that failed, `retried` attempts that another one took the place of.
 
-    `unearned_usd` is what the former would have earned, `passed_on_usd` what the latter would have, here instead of
-    elsewhere; `unestimated` is of how many of both nothing is known to estimate by.
+    `refused` requests were no attempt. `unearned_usd` is what requests would have earned, `passed_on_usd` what the
+    retried attempts would have, here instead of elsewhere; `unestimated` is of how many of all nothing is known to
+    estimate by.
     """
 
     requests: int = 0
     retried: int = 0
+    refused: int = 0
     unearned_usd: Decimal = Decimal(0)
     passed_on_usd: Decimal = Decimal(0)
     unestimated: int = 0
 
     def add(self, jobs: int, worth: Decimal | None, *, is_last: bool) -> None:
         """Take in further attempts, with what they are estimated to be worth."""
-        if worth is None:
-            self.unestimated += jobs
-            worth = Decimal(0)
         if is_last:
             self.requests += jobs
-            self.unearned_usd = EXACT.add(self.unearned_usd, worth)
+            self._miss(jobs, worth)
         else:
             self.retried += jobs
-            self.passed_on_usd = EXACT.add(self.passed_on_usd, worth)
+            if worth is None:
+                self.unestimated += jobs
+            else:
+                self.passed_on_usd = EXACT.add(self.passed_on_usd, worth)
+
+    def refuse(self, requests: int, worth: Decimal | None) -> None:
+        """Take in further requests that no node was asked for."""
+        self.refused += requests
+        self._miss(requests, worth)
+
+    def _miss(self, requests: int, worth: Decimal | None) -> None:
+        if worth is None:
+            self.unestimated += requests
+        else:
+            self.unearned_usd = EXACT.add(self.unearned_usd, worth)
 
 
 @dataclass(frozen=True, slots=True)
 class Losses:
-    """All attempts of some days: `attempts` are those `completed`, those `running`, and those of `by_blame`."""
+    """All attempts of some days: `attempts` are those `completed`, those `running`, and those of `by_blame`.
+
+    By blame stands also what was refused, which is no attempt.
+    """
 
     attempts: int
     running: int
@@ -68,20 +96,36 @@ class LossReader:
         self._patience = patience
 
     async def read(self, since: date, until: date, *, owner: str | None) -> Losses:
-        """Answer what was lost of the jobs that started on these days on the owner's nodes; None is everybody's."""
+        """Answer what was lost of the jobs that started on these days on the owner's nodes; None is everybody's.
+
+        And what was refused on these days of the requests of the owner, and of those for its models.
+        """
         span = {"since": _midnight(since), "until": _midnight(until), "owner": owner}
         async with self._patience.snapshot() as connection:
             attempts = await connection.scalar(text(ATTEMPTS), span)
             found = [*(await connection.execute(text(LOSSES), span)).mappings()]
+            refused = [*(await connection.execute(text(REFUSALS), span)).mappings()]
             of = {
-                name: sorted({row[key] for row in found} - {None})
-                for name, key in (("nodes", "node_id"), ("models", "model_id"))
+                "nodes": sorted({row["node_id"] for row in found} - {None}),
+                "models": sorted({row["model_id"] for row in (*found, *refused)}),
             }
             known = [*(await connection.execute(text(TYPICAL), {**of, "since": since, "until": until})).mappings()]
-        return _add_up(int(attempts or 0), found, _typical(known))
+        typical = _typical(known)
+        losses = _add_up(int(attempts or 0), found, typical)
+        _add_refused(losses, refused, typical)
+        return losses
 
 
-def _add_up(attempts: int, found: Iterable[RowMapping], typical: dict[tuple[str | None, str], Typical]) -> Losses:
+def _add_refused(losses: Losses, refused: Iterable[RowMapping], typical: _Typicals) -> None:
+    for row in refused:
+        cause, requests = blame_refusal(row["cause"]), row["requests"]
+        worth = estimate(Unearned(requests, 0, 0, Decimal(0)), typical.get((None, row["model_id"])))
+        if row["has_upstream"] or not could_be_served(cause.cause):
+            worth = Decimal(0)
+        losses.by_blame.setdefault(cause, Loss()).refuse(requests, worth)
+
+
+def _add_up(attempts: int, found: Iterable[RowMapping], typical: _Typicals) -> Losses:
     running, by_blame = 0, dict[Blame, Loss]()
     for row in found:
         outcome, node_id, model_id = Outcome(row["outcome"]), row["node_id"], row["model_id"]
@@ -97,7 +141,7 @@ def _add_up(attempts: int, found: Iterable[RowMapping], typical: dict[tuple[str 
     return Losses(attempts, running, by_blame)
 
 
-def _typical(known: Iterable[RowMapping]) -> dict[tuple[str | None, str], Typical]:
+def _typical(known: Iterable[RowMapping]) -> _Typicals:
     """Answer what jobs typically come to, by node and model, and by model on all nodes, under None."""
     return {
         (row["node_id"], row["model_id"]): Typical(row["jobs"], row["tokens_in"], row["tokens_out"], row["gross_usd"])

@@ -150,6 +150,15 @@ LOSSES = """
         AND (CAST(:owner AS text) IS NULL OR node_owner = :owner)
     GROUP BY 1, 2, 3, 4, 5
 """
+# Requests that no node was asked for: an owner's own, and those of its models.
+REFUSALS = """
+    SELECT model_id::text, cause, coalesce(m.metadata->>'format' = 'api', false) AS has_upstream,
+        sum(requests)::bigint AS requests
+    FROM refusals r LEFT JOIN passports m ON m.id = r.model_id
+    WHERE hour >= :since AND hour < :until
+        AND (CAST(:owner AS text) IS NULL OR r.consumer = :owner OR m.owner = :owner)
+    GROUP BY 1, 2, 3
+"""
 ATTEMPTS = """
     SELECT count(*) FROM jobs WHERE started_at >= :since AND started_at < :until
         AND (CAST(:owner AS text) IS NULL OR node_owner = :owner)

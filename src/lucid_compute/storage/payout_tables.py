@@ -1,4 +1,4 @@
-"""The tables of the payouts: what is billed and not closed yet, closed periods with their lines, and the terms.
+"""The tables of the payouts: what is billed and not closed yet, closed periods and their lines, terms, and refusals.
 
 What is closed is never changed again: triggers refuse it. No foreign keys to passports, as in the ledger.
 """
@@ -88,4 +88,17 @@ payout_terms = Table(
     *(Column(name, Integer, nullable=False) for name in ("provider_bps", "model_owner_bps", "protocol_bps")),
     CheckConstraint(TERMS_ARE_WHOLE, name="payout_terms_are_whole"),
     CheckConstraint(TERMS_ARE_PARTS, name="payout_terms_are_parts"),
+)
+
+# Requests that no node was asked for, by the hour: `consumer` is empty when nobody knows who asked, and `model_id` all
+# zeros when no model is known. A refusal's side and worth are told when it is read.
+refusals = Table(
+    "refusals",
+    metadata,
+    Column("hour", DateTime(timezone=True), primary_key=True),
+    Column("consumer", Text, primary_key=True),
+    _id("model_id", primary_key=True),
+    Column("cause", Text, primary_key=True),
+    Column("requests", BigInteger, nullable=False),
+    postgresql_with={"fillfactor": "50"},
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from lucid_compute.storage.numbered_flushes import ONCE
 from lucid_compute.storage.record_columns import (
     ALL_NODES,
     GAUGE_COLUMNS,
@@ -107,14 +108,8 @@ JOBS = RecordKind("job", JOB_COLUMNS, JOB_KEYS, SCOPED_JOBS)
 GAUGE_RECORDS = RecordKind("gauge", GAUGE_COLUMNS, GAUGE_KEYS, SCOPED_GAUGES)
 KINDS = (JOBS, GAUGE_RECORDS)
 
-# $1 the replica, $2 the number of what it flushes, which grows, $3 the samples as JSON. A number that is there already
-# was committed, though its answer was lost, and adds nothing; one whose first try still runs is waited for.
 FLUSH_GAUGES = f"""
-WITH once AS (
-    INSERT INTO gauge_flushes AS held (replica_id, number) VALUES ($1, $2)
-    ON CONFLICT (replica_id) DO UPDATE SET number = excluded.number, at = now() WHERE held.number < excluded.number
-    RETURNING number
-)
+WITH {ONCE}
 INSERT INTO gauge_open AS held (bucket, node_id, node_owner, {names(GAUGE_COLUMNS)})
 SELECT to_timestamp(s.second), p.id, p.owner, {names(GAUGE_COLUMNS)}
 FROM json_to_recordset($3::text::json) AS s (

@@ -75,6 +75,7 @@ for _tier, _width in (("minutes", NARROW), ("hours", WIDE), ("days", WIDE)):
     Table(f"job_{_tier}", metadata, _bucket(), _key("scope_id"), _key("model_id"), *_values(JOB_COLUMNS, _width))
     Table(f"gauge_{_tier}", metadata, _bucket(), _key("scope_id"), *_values(GAUGE_COLUMNS, _width))
 
+# The last flush of each writer, of samples or of what else a replica adds up (`numbered_flushes`).
 gauge_flushes = Table(
     "gauge_flushes",
     metadata,

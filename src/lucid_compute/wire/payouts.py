@@ -86,19 +86,23 @@ class SideTotal(AnswerShape):
     side: Side = Field(description="The provider, the network, the client, or this service (`us`).")
     requests: int = Field(description="Requests that failed by it.")
     retried: int = Field(description="Attempts that failed by it and were made again elsewhere.")
-    unearned_usd: str = Field(description="Estimate of what the requests would have earned.")
+    refused: int = Field(description="Requests that were refused by it before any node was asked: no attempts.")
+    unearned_usd: str = Field(description="Estimate of what the requests would have earned, failed or refused.")
     passed_on_usd: str = Field(description="Estimate of what the attempts would have earned here.")
-    unestimated: int = Field(description="Of both, those that nothing is known of to estimate by.")
+    unestimated: int = Field(description="Of all of these, those that nothing is known of to estimate by.")
 
 
 class LossView(SideTotal):
     """What was lost by one cause, which is one side's fault."""
 
-    cause: str = Field(examples=["http_503"])
+    cause: str = Field(examples=["http_503", "nodes_busy"])
 
 
 class LossReport(AnswerShape):
-    """The loss ledger of some days: `attempts` is `completed` and `running`, and all of `requests` and `retried`."""
+    """The loss ledger of some days: `attempts` is `completed` and `running`, and all of `requests` and `retried`.
+
+    What was refused is no attempt, and stands beside them.
+    """
 
     from_: Day = Field(alias="from")
     to: Day
@@ -106,5 +110,5 @@ class LossReport(AnswerShape):
     attempts: int
     completed: int
     running: int
-    losses: list[LossView] = Field(description="By cause and side, the most requests first.")
+    losses: list[LossView] = Field(description="By cause and side, the most requests lost first.")
     sides: list[SideTotal]

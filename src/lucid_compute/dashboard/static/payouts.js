@@ -78,7 +78,7 @@ function Period({ api, owner, chosen, periods }) {
       <p class="note">${closed ? "Closed: nothing of it changes any more." : "Open: it grows with each request that ends."}</p>
       <${Shown} of=${report} lines=${4}>${(data) => html`<${Report} data=${data} isWhole=${isWhole} key=${path + days.from} />`}</${Shown}>
     </${Card}>
-    <${Card} title="Lost" aside=${html`<span class="note">what failed requests would have earned, by whose fault; estimates</span>`}>
+    <${Card} title="Lost" aside=${html`<span class="note">what failed and refused requests would have earned, by whose fault; estimates</span>`}>
       <${Shown} of=${losses} lines=${3}>${(data) => html`<${Table} caption="Losses by cause" columns=${LOSSES} rows=${data.losses} keyOf=${(loss) => `${loss.cause}/${loss.side}`} empty=${html`<${Empty} title="Nothing was lost." />`} />`}</${Shown}>
     </${Card}>
   </${Fragment}>`;
@@ -148,6 +148,7 @@ const LOSSES = [
   ["Cause", (loss) => loss.cause.replaceAll("_", " ")],
   ["Fault of", (loss) => SIDES[loss.side] ?? loss.side],
   ["Failed", (loss) => plural(loss.requests, "request"), "right"],
+  ["Refused", (loss) => count(loss.refused), "right"],
   ["Made up for elsewhere", (loss) => count(loss.retried), "right"],
   ["Not earned", (loss) => exact(loss.unearnedUsd), "right"],
   ["Earned by others", (loss) => exact(loss.passedOnUsd), "right"],

@@ -88,16 +88,9 @@ def serves(model: ModelPassport, node: NodeState) -> bool:
     return declaration_of(model, node) is not None or not node.reported_models.isdisjoint(model.known_as)
 
 
-def rejection_reasons(
-    model: ModelPassport, node: NodeState, now: datetime, fit: tuple[Reason, ...] | None = None
-) -> tuple[Reason, ...]:
-    """Answer every failing rule, not only the first; none exactly when `is_available_on`.
-
-    Of a node that has ended it is the one that says so. `fit` are its `fit_reasons`, if known.
-    """
-    if node.passport.record.has_ended:
-        return health_reasons(node, now)
-    return (*(fit_reasons(model, node) if fit is None else fit), *health_reasons(node, now))
+def rejection_reasons(model: ModelPassport, node: NodeState, now: datetime) -> tuple[Reason, ...]:
+    """Answer every failing rule, not only the first; none exactly when `is_available_on`."""
+    return (*fit_reasons(model, node), *health_reasons(node, now))
 
 
 def fit_reasons(model: ModelPassport, node: NodeState) -> tuple[Reason, ...]:
@@ -114,21 +107,19 @@ def fit_reasons(model: ModelPassport, node: NodeState) -> tuple[Reason, ...]:
 
 
 def health_reasons(node: NodeState, now: datetime) -> tuple[Reason, ...]:
-    """Answer why the node counts for no model right now; none exactly when `is_healthy`.
-
-    A node that was deregistered or revoked is gone for good: that it drained and is silent is no news of it then.
-    """
+    """Answer why the node counts for no model right now; none exactly when `is_healthy`."""
+    reasons = []
     record = node.passport.record
     if record.deregistered_at is not None:
-        message = "The node was deregistered; register it again."
-        return (Reason(ReasonCode.DEREGISTERED, message, "registered", "deregistered"),)
-    reasons = []
+        reasons.append(
+            Reason(
+                ReasonCode.DEREGISTERED, "The node was deregistered; register it again.", "registered", "deregistered"
+            )
+        )
     if not record.is_active:
         what = "is revoked, for good; register the node again" if record.has_ended else "is not active; make it so"
         message = f"The passport {what}."
         reasons.append(Reason(ReasonCode.PASSPORT_INACTIVE, message, "active", record.status.value))
-        if record.has_ended:
-            return tuple(reasons)
     if node.is_draining:
         reasons.append(_draining_reason(node))
     if node.reported_status is ReportedStatus.UNHEALTHY:

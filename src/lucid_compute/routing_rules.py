@@ -154,8 +154,6 @@ def routing_reasons(
     the dispatcher's.
     """
     reasons = health_reasons(node, now)
-    if node.passport.record.has_ended:
-        return reasons
     if reasons and policy.route_stale and node.is_live(live_since):
         reasons = tuple(reason for reason in reasons if reason.code is not ReasonCode.HEARTBEAT_STALE)
     of_kind = kind_reasons(model, node) if of_kind is None else of_kind

@@ -58,13 +58,6 @@ async def deregistered(api: Api, node: str) -> None:
     await api.http.post(f"/compute/deregister/{node}")
 
 
-async def drained_and_deregistered(api: Api, node: str) -> None:
-    """A node that went as the providers' guide says, and has been silent since."""
-    await drained(api, node)
-    await let_pass(api, node, 40)
-    await api.http.post(f"/compute/deregister/{node}")
-
-
 async def deprecated(api: Api, node: str) -> None:
     """A fresh node whose passport is deprecated."""
     await api.beat(node)
@@ -96,7 +89,6 @@ CASES: list[Case] = [
     (drained, VLLM, {}, {"DRAINING"}),
     (says_it_drains, VLLM, {}, {"DRAINING"}),
     (deregistered, VLLM, {}, {"DEREGISTERED"}),
-    (drained_and_deregistered, {**VLLM, "runtimes": ["ollama"]}, {"minVramGb": 100}, {"DEREGISTERED"}),
     (deprecated, VLLM, {}, {"PASSPORT_INACTIVE"}),
     (revoked, VLLM, {}, {"PASSPORT_INACTIVE"}),
     (

@@ -146,30 +146,10 @@ def test_every_reason_is_listed_and_not_only_the_first() -> None:
         assert reason.wanted != reason.found
 
 
-@pytest.mark.parametrize(
-    ("end", "code"),
-    [
-        ({"deregistered_at": NOW}, "DEREGISTERED"),
-        ({"status": PassportStatus.REVOKED}, "PASSPORT_INACTIVE"),
-        ({"deregistered_at": NOW, "status": PassportStatus.REVOKED}, "DEREGISTERED"),
-    ],
-)
-@pytest.mark.parametrize("age_seconds", [None, 0, 99])
-def test_a_node_that_has_ended_has_the_one_reason_that_says_so(
-    end: dict[str, Any], code: str, age_seconds: float | None
-) -> None:
-    """Whoever reads why a model can't be had, and how often, has nothing to mend on a node that is gone for good."""
-    wanted = model({"minVramGb": 100, "runtimes": ["tgi"]})
-    gone = node(age_seconds=age_seconds, draining_since=NOW, beat={"status": "unhealthy"}, **end)
-    assert codes(wanted, gone) == [reason.code for reason in health_reasons(gone, NOW)] == [code]
-    assert not is_available_on(wanted, gone, NOW)
-
-
 def test_reasons_and_predicates_are_one_verdict() -> None:
     """No reasons exactly where the predicates hold, rule by rule."""
     wanted = model({"minVramGb": 40}, name="m")
-    gone: dict[str, Any] = {"deregistered_at": NOW}
-    for candidate in (node(), node({"vram": "24GB"}), node(age_seconds=31), node({"runtimes": []}), node(**gone)):
+    for candidate in (node(), node({"vram": "24GB"}), node(age_seconds=31), node({"runtimes": []})):
         fits = runtime_compatible(wanted, candidate) and hardware_compatible(wanted, candidate)
         assert fits is not bool(fit_reasons(wanted, candidate))
         assert is_healthy(candidate, NOW) is not bool(health_reasons(candidate, NOW))

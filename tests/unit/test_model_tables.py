@@ -35,6 +35,8 @@ def written(*parts: RenderableType) -> str:
         ([], {}, True),
         ([[LEFT]], {"DEREGISTERED": 1}, True),
         ([], {"DEREGISTERED": 2}, True),
+        ([[LEFT, STALE]], {"DEREGISTERED": 1, "HEARTBEAT_STALE": 1}, True),
+        ([[LEFT, STALE]], {"DEREGISTERED": 1, "HEARTBEAT_STALE": 2}, False),
         ([[LEFT]], {"DEREGISTERED": 1, "HEARTBEAT_STALE": 1}, False),
         ([[LEFT], [STALE]], {"DEREGISTERED": 1, "HEARTBEAT_STALE": 1}, False),
     ],

@@ -79,8 +79,6 @@ def test_a_silent_node_may_serve_for_two_minutes_if_the_policy_allows(
         (serving(beat={"status": "unhealthy"}), ["REPORTED_UNHEALTHY"]),
         (serving(deregistered_at=NOW), ["DEREGISTERED"]),
         (serving(status=PassportStatus.DEPRECATED), ["PASSPORT_INACTIVE"]),
-        (node({"vram": "1GB"}, draining_since=NOW, age_seconds=99, deregistered_at=NOW), ["DEREGISTERED"]),
-        (node(draining_since=NOW, age_seconds=None, status=PassportStatus.REVOKED), ["PASSPORT_INACTIVE"]),
     ],
 )
 def test_what_a_node_is_and_says_decides_first(state: NodeState, expected: list[str]) -> None:

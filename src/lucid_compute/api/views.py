@@ -14,7 +14,7 @@ from lucid_compute.fleet.fleet import Fleet
 from lucid_compute.fleet.fleet_node import FleetNode
 from lucid_compute.fleet.key_ring import Principal
 from lucid_compute.fleet.outages import seconds_lost
-from lucid_compute.matching_engine import Reason, fit_reasons, health_reasons, rejection_reasons
+from lucid_compute.matching_engine import Reason, fit_reasons, health_reasons
 from lucid_compute.node_state import Heartbeat, NodeStatus, Receipt
 from lucid_compute.passport_metadata import shown_metadata
 from lucid_compute.passports import ModelFormat, ModelPassport, Passport
@@ -143,7 +143,7 @@ async def _reasons_of_nodes(
         kind = id(node.capability_class)
         if kind not in fits:
             fits[kind] = fit_reasons(model, node.state)
-        yield node, rejection_reasons(model, node.state, now, fits[kind])
+        yield node, (*fits[kind], *health_reasons(node.state, now))
 
 
 def _view_eligibility(node: FleetNode, reasons: tuple[Reason, ...]) -> NodeEligibility:

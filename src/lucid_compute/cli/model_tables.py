@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -128,9 +129,16 @@ def _verdict(model: ModelView, availability: ModelAvailability) -> str:
             f"{model.name} could run now, but no fresh, healthy node that fits it declares or reports it, so no "
             "request is sent. Load it on such a node, or declare it there."
         )
-    if availability.summary.keys() <= {ReasonCode.DEREGISTERED}:  # of all nodes, whoever's: there is none, or all left
+    if _is_nobody_there(availability):
         return f"{model.name} can't be had: no node is registered. Register one: lucid agent run."
     return f"{model.name} can't be had: no node can run it now."
+
+
+def _is_nobody_there(availability: ModelAvailability) -> bool:
+    """Whether there is no node, whoever's, but such as have left; others' nodes are counted by their reasons alone."""
+    verdicts = [(node.name or node.passport_id, node.reasons) for node in availability.nodes]
+    others = Counter(availability.summary) - Counter(reason.code for verdict in verdicts for reason in verdict[1])
+    return all(map(_has_left, verdicts)) and others.keys() <= {ReasonCode.DEREGISTERED}
 
 
 def _indented(text: str, columns: int, style: str = "") -> RenderableType:

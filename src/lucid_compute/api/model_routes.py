@@ -79,7 +79,8 @@ async def get_availability(
 ) -> ModelAvailability:
     """Explain, node by node, why a model can or can't be run right now: every failing rule, and what it wants.
 
-    All nodes are listed, unless `page` or `perPage` asks for a page of them.
+    All nodes are listed, unless `page` or `perPage` asks for a page of them. One that was deregistered or revoked has
+    the one reason that says so, and is listed last.
     """
     model = await _get(service, id_or_name)
     return await explain_availability(

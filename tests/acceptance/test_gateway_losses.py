@@ -33,7 +33,8 @@ def status(code: int) -> Behaviour:
 
 
 FAULTS = {
-    **{f"status {code}": Fault(status(code), f"http_{code}", "provider") for code in (302, 401, 404, 429, 500, 503)},
+    **{f"status {code}": Fault(status(code), f"http_{code}", "provider") for code in (302, 401, 429, 500, 503)},
+    "status 404": Fault(status(404), "endpoint_not_offered", "provider"),
     **{f"status {code}": Fault(status(code), f"http_{code}", "client") for code in (400, 413, 422)},
     "a status of its own": Fault(status(777), "http_other", "provider"),
     "a web page": Fault(

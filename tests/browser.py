@@ -66,6 +66,10 @@ class BrowserFault(AssertionError):
     """What the browser says went wrong, or what did not come to be in time."""
 
 
+class NavigatedAway(BrowserFault):
+    """The page went to another place while it was asked something."""
+
+
 class Size(NamedTuple):
     """The size of a window in CSS pixels."""
 
@@ -151,7 +155,8 @@ class Chromium:
         while (answer := self._next(deadline, method)).get("id") != self._number:
             self._events.append(answer)
         if "error" in answer:
-            raise BrowserFault(f"{method}: {answer['error']}")
+            kind = NavigatedAway if "navigated" in answer["error"]["message"] else BrowserFault
+            raise kind(f"{method}: {answer['error']}")
         result: dict[str, Any] = answer["result"]
         return result
 
@@ -199,13 +204,19 @@ class Page:
         return told["result"].get("value")
 
     def wait_for(self, expression: str, timeout_seconds: float = TIMEOUT_SECONDS) -> Any:
-        """Answer what an expression comes to, once that is true."""
+        """Answer what an expression comes to, once that is true; it may be of the page that comes after this one."""
         deadline = time.monotonic() + timeout_seconds
-        while not (value := self.run(expression)):
+        while not (value := self._run_if_it_stays(expression)):
             if time.monotonic() > deadline:
                 raise BrowserFault(f"never: {expression}\nThe page shows: {self.text()}\nIt said: {self.faults()}")
             time.sleep(_POLL_SECONDS)
         return value
+
+    def _run_if_it_stays(self, expression: str) -> Any:
+        try:
+            return self.run(expression)
+        except NavigatedAway:
+            return None
 
     def wait_for_text(self, text: str, selector: str = "body", timeout_seconds: float = TIMEOUT_SECONDS) -> None:
         """Return once an element shows the text."""

@@ -28,6 +28,8 @@ from lucid_compute.timeline import EPOCH, STEPS, Timeline
 from tests.ledger import ENDED_ROWS, all_written, ended, ledger_on, new_job, random_job, read, sums_of
 from tests.record_checks import expect_tiers
 
+# What becomes of a statement whose connection is ended, by how far it was.
+CUT = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
 KEEP_ALL = Retention(24 * 30, 90, 1000)
 NODES = [str(uuid4()) for _ in range(4)]
 OWNERS = dict(zip(NODES, ["acme", "acme", "globex", "ünï"], strict=True))
@@ -82,7 +84,7 @@ async def test_a_backlog_is_moved_by_parts_that_each_hold(database_url: str) -> 
     while (left := len(await read(database_url, "SELECT FROM job_open"))) == backlog:  # noqa: ASYNC110 - it tells nobody
         await asyncio.sleep(0)
     await read(database_url, KILL, ["lucid record keeper"])
-    with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError)):
+    with pytest.raises(CUT):
         await keeper
     assert 0 < left < backlog
     await expect_tiers(database_url)
@@ -100,7 +102,7 @@ async def test_no_job_is_lost_or_counts_twice_while_everything_is_killed(databas
         while asyncio.get_running_loop().time() < deadline:
             try:
                 await keep(database_url, until=timedelta(minutes=chance.choice([1, 61, 1500])))
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError):
+            except CUT:
                 await asyncio.sleep(0)
 
     async def kill(deadline: float) -> None:

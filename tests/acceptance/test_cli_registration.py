@@ -106,11 +106,11 @@ async def test_a_key_is_bound_limited_rotated_and_revoked(cli_fleet: Gateway, lu
     """By its name; with --now the former secret ends at once."""
     node, name = await cli_fleet.add_node(NODE["inferenceUrl"]), uuid4().hex
     owner = (await cli_fleet.admin.get(f"/passports/{node}")).json()["owner"]
-    limits = ("--requests-per-minute", "5", "--tokens-per-minute", "7", "--expires", "7d")
+    limits = ("--requests-per-minute", "500", "--tokens-per-minute", "7", "--expires", "7d")
     bound = ("--owner", owner, "--scope", "compute", "--node", node)
     made = (await lucid("keys", "create", name, *bound, *limits, "--json")).json
     assert made["passportId"] == node
-    assert made["limits"] == {"requestsPerMinute": 5, "tokensPerMinute": 7}
+    assert made["limits"] == {"requestsPerMinute": 500, "tokensPerMinute": 7}
     assert made["expiresAt"] is not None
     rotated = (await lucid("keys", "rotate", name, "--now", "--json")).json
     assert rotated["id"] == made["id"]

@@ -30,7 +30,7 @@ def find_usage(answer: bytes) -> Usage | None:
     while at >= 0:
         if _USAGE.match(answer, at):
             tokens_in, tokens_out = _TOKENS_IN.search(answer, at), _TOKENS_OUT.search(answer, at)
-            if any(found is not None and found[1] is None for found in (tokens_in, tokens_out)):
+            if (tokens_in and tokens_in[1] is None) or (tokens_out and tokens_out[1] is None):
                 return None
             if tokens_in or tokens_out:
                 return Usage(int(tokens_in[1]) if tokens_in else None, int(tokens_out[1]) if tokens_out else 0)

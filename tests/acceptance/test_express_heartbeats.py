@@ -20,7 +20,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 ORDINARY = "Connection: close"  # a connection that ends with its answer is uvicorn's
 _INSTANTS = rb'"(receivedAt|freshUntil|unhealthyAt|nextHeartbeatInSeconds)":("[^"]+"|[0-9.]+)'
-_OF_THE_MOMENT = re.compile(rb"(?im)^date: .*\r$|^connection: close\r\n|" + _INSTANTS)
+# The length is of the moment because the seconds to the next heartbeat have one to three decimals.
+_OF_THE_MOMENT = re.compile(rb"(?im)^(?:date|content-length): .*\r$|^connection: close\r\n|" + _INSTANTS)
 
 
 def beat_bytes(gateway: Gateway, key: str, body: Mapping[str, Any] | str, *headers: str) -> bytes:

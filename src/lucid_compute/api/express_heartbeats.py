@@ -6,7 +6,6 @@ ordinary lane's to answer.
 
 from __future__ import annotations
 
-from lucid_compute.api.authentication import bearer_token
 from lucid_compute.api.dependencies import COMPUTE_WRITERS
 from lucid_compute.api.express_client import ExpressClient
 from lucid_compute.api.heartbeat_lane import BegunHeartbeat, HeartbeatLane, read_heartbeat
@@ -61,12 +60,10 @@ class ExpressHeartbeats:
     ) -> ExpressHeartbeat | None:
         """Have a heartbeat committed and answered; None when it is one for the ordinary lane."""
         service, lane = self._service, self._lane
-        authorization = headers.get(b"authorization")
-        if authorization is None or service.heartbeats.is_full:
+        if service.heartbeats.is_full:
             return None
         try:
-            token = bearer_token(authorization.decode("latin-1"))
-            principal = service.keys.authenticate(token, service.clock.now())
+            principal = service.authenticator.authenticate_known(headers, service.clock.now())
             principal.require(COMPUTE_WRITERS)
             heartbeat = read_heartbeat(body)
             node = lane.find(heartbeat.passport_id, principal)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from lucid_compute.api.authentication import bearer_token
 from lucid_compute.api.error_responses import log_unexpected
 from lucid_compute.api.express_client import ExpressClient, Refusal
 from lucid_compute.api.inference_lane import (
@@ -24,7 +23,6 @@ from lucid_compute.api.inference_refusals import overloaded, refusal
 from lucid_compute.api.request_guard import request_id_of
 from lucid_compute.api.service import Service
 from lucid_compute.errors import LucidError, Overloaded, RateLimited, Unauthorized
-from lucid_compute.fleet.key_ring import Principal
 from lucid_compute.inference.attempt import JSON, Answer
 from lucid_compute.inference.call import Call
 from lucid_compute.inference.exchange import CutReason
@@ -90,7 +88,8 @@ class ExpressInference:
             LucidError: it is refused.
         """
         service = self._service
-        principal = self._authenticate(headers, now)
+        principal = service.authenticator.authenticate_known(headers, now)
+        principal.require(ALLOWED_SCOPES)
         request = InferenceRequest(endpoint, body)
         if request.is_stream or (model := service.fleet.find_model(request.model)) is None:
             return None
@@ -99,13 +98,6 @@ class ExpressInference:
         job_id, answer_headers = name_request(headers)
         call.identify(job_id, session_of(headers, request, principal), answer_headers)
         return call, exchange
-
-    def _authenticate(self, headers: dict[bytes, bytes], now: datetime) -> Principal:
-        authorization = headers.get(b"authorization")
-        token = bearer_token(authorization.decode("latin-1")) if authorization else None
-        principal = self._service.keys.authenticate(token, now)
-        principal.require(ALLOWED_SCOPES)
-        return principal
 
     def _send(self, call: Call, exchange: ExpressExchange, client: ExpressClient, now: datetime) -> bool:
         """Send the request to a node; whether there was one that it could be sent to at once."""

@@ -67,7 +67,7 @@ FILES = sorted(path for path in SOURCE.rglob("*.py") if "versions" not in path.p
 
 def room_of(path: Path) -> str:
     """The room that a file stands in."""
-    parts = path.relative_to(SOURCE).parts
+    parts = ("cli", "main") if path.name == "__main__.py" else path.relative_to(SOURCE).parts
     return parts[0] if len(parts) > 1 else "ground"
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from contextlib import nullcontext
 from types import ModuleType
 from typing import Annotated, Any
 
@@ -14,7 +13,7 @@ from lucid_compute.cli.command_groups import NamesItsCommands
 from lucid_compute.cli.confirmation import YesOption, confirm
 from lucid_compute.cli.failures import CommandFailed
 from lucid_compute.cli.output import JsonOption, show_done
-from lucid_compute.cli.settings import data_dir
+from lucid_compute.cli.settings import DATABASE_URL, data_dir
 
 app = typer.Typer(
     cls=NamesItsCommands, help="Look at the database's schema and change it by hand.", no_args_is_help=True
@@ -23,7 +22,7 @@ UrlOption = Annotated[
     str | None,
     typer.Option(
         "--database-url",
-        envvar="LUCID_DATABASE_URL",
+        envvar=DATABASE_URL,
         metavar="URL",
         help="postgresql://user:password@host/database; unset, the embedded Postgres of the data folder here.",
     ),
@@ -52,24 +51,17 @@ def show_revision(url: UrlOption = None, as_json: JsonOption = False) -> None:
     _migrate(url, None, as_json=as_json)
 
 
-@app.command("revise", hidden=True)
-def revise_database(message: str, url: UrlOption = None, as_json: JsonOption = False) -> None:
-    """Write the next migration from what the tables say beyond the database: for people who change the tables."""
-    _migrate(url, lambda schema, there: schema.revise(there, message), as_json=as_json)
-
-
 def _migrate(url: str | None, step: Step | None, *, as_json: bool) -> None:
     """Take a step with the schema and say where it stands then; a failure is one sentence."""
     from lucid_compute.storage import database, embedded_postgres, schema  # noqa: PLC0415 - help needs no SQLAlchemy
 
     try:
-        with nullcontext(url) if url else embedded_postgres.visit(data_dir()) as there:
-            asyncio.run(database.check_usable(there))
+        with schema.open_database(url, data_dir()) as there:
             if step is not None:
                 asyncio.run(step(schema, there))
             revision = asyncio.run(schema.current_revision(there))
+        needed = schema.head_revision()
     except (database.DatabaseNotUsable, embedded_postgres.EmbeddedPostgresError) as error:
         raise CommandFailed(str(error)) from None
-    needed = schema.head_revision()
     stands = f"The schema is at {revision or 'empty'}; this version needs {needed}."
     show_done(stands, {"revision": revision, "neededRevision": needed}, as_json=as_json)

@@ -8,6 +8,12 @@ from difflib import get_close_matches
 from pathlib import Path
 
 DATA_DIR = "LUCID_DATA_DIR"
+DATABASE_URL = "LUCID_DATABASE_URL"
+
+
+def database_url() -> str | None:
+    """Return the database of LUCID_DATABASE_URL; None when it is unset or empty."""
+    return os.environ.get(DATABASE_URL) or None
 
 
 def data_dir() -> Path:

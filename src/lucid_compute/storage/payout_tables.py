@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import BigInteger, CheckConstraint, Column, Date, DateTime, Index, Integer, Numeric, Table, Text, func
 from sqlalchemy.dialects.postgresql import UUID
 
-from lucid_compute.storage.tables import metadata as metadata
+from lucid_compute.storage.tables import metadata
 
 TERMS_ARE_WHOLE = "provider_bps + model_owner_bps + protocol_bps = 10000"
 

@@ -19,7 +19,7 @@ from lucid_compute.storage.record_columns import (
     RecordColumn,
     Width,
 )
-from lucid_compute.storage.tables import metadata as metadata
+from lucid_compute.storage.tables import metadata
 
 _TYPES: dict[str, Any] = {
     "integer": Integer,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 
@@ -11,27 +13,36 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import Connection, text
-from sqlalchemy.dialects.postgresql.base import ischema_names
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import NullPool
 
-from lucid_compute import __version__
-from lucid_compute.storage.database import PATIENT_TIMEOUT_SECONDS, DatabaseNotUsable, connect
-from lucid_compute.storage.tables import TransactionId
+import lucid_compute
+from lucid_compute.storage.database import PATIENT_TIMEOUT_SECONDS, DatabaseNotUsable, check_usable, connect
+from lucid_compute.storage.embedded_postgres import visit
 
-MIGRATIONS = Path(__file__).parent / "migrations"
 SCHEMA_LOCK = 0x6C756369  # an advisory lock of our own: "luci"
 _VERSION_SQL = "SELECT version_num FROM alembic_version"
 
 
 @cache
+def migrations_folder() -> Path:
+    """Return the folder of the migrations: inside the package of a wheel, at the repository's top in a clone.
+
+    Raises:
+        DatabaseNotUsable: neither is there.
+    """
+    package = Path(lucid_compute.__file__).parent
+    of_wheel, of_clone = package / "migrations", package.parents[1] / "migrations"
+    for folder in (of_wheel, of_clone):
+        if (folder / "env.py").is_file():
+            return folder
+    raise DatabaseNotUsable(f"No migrations are in {of_wheel} or {of_clone}. Install lucid-compute again.")
+
+
+@cache
 def head_revision() -> str:
-    """Answer the revision that this version of the code needs."""
-    head = ScriptDirectory(str(MIGRATIONS)).get_current_head()
-    if head is None:  # pragma: no cover - a checkout without migrations
-        message = "no migrations are installed"
-        raise RuntimeError(message)
-    return head
+    """Return the revision that this version of the code needs."""
+    return str(_scripts().get_current_head())
 
 
 async def revision_of(connection: AsyncConnection) -> str | None:
@@ -91,22 +102,33 @@ async def check(url: str) -> None:
     Raises:
         DatabaseNotUsable: naming the differences.
     """
-    _know_xid8()
     await _run(url, command.check)
 
 
-async def revise(url: str, message: str) -> None:
-    """Write the next migration from what `tables` says beyond the database: for people who change the tables."""
-    _know_xid8()
-    await _run(url, lambda config: command.revision(config, message, autogenerate=True))
+@contextmanager
+def open_database(url: str | None, data_dir: Path) -> Iterator[str]:
+    """Yield the URL of the database that a command works on: `url`, else that of the data folder's own Postgres.
 
+    To be used in the main thread, without an event loop.
 
-def _know_xid8() -> None:
-    """Teach SQLAlchemy to read `xid8` columns back, for the comparison with what `tables` says."""
-    ischema_names["xid8"] = TransactionId
+    Raises:
+        DatabaseNotUsable, EmbeddedPostgresError: with a sentence that says what to do.
+    """
+    with nullcontext(url) if url else visit(data_dir) as there:
+        asyncio.run(check_usable(there))
+        yield there
 
 
 async def _run(url: str, step: Callable[[Config], object]) -> None:
+    await run_locked(url, lambda connection: step(_config(connection)))
+
+
+async def run_locked(url: str, step: Callable[[Connection], object]) -> None:
+    """Take a step with the schema in one transaction, while every other replica waits.
+
+    Raises:
+        DatabaseNotUsable: a newer version than this one has migrated it, or there is no such revision.
+    """
     engine = create_async_engine(
         "postgresql+asyncpg://",
         async_creator=lambda: connect(url, lock_timeout_seconds=0, timeout_seconds=PATIENT_TIMEOUT_SECONDS),
@@ -115,14 +137,15 @@ async def _run(url: str, step: Callable[[Config], object]) -> None:
     try:
         async with engine.begin() as connection:
             await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": SCHEMA_LOCK})
-            await connection.run_sync(lambda sync: step(_config(sync)))
+            await connection.run_sync(step)
     except CommandError as error:
         at = await current_revision(url)
         if at is None or at in _known_revisions():
-            raise DatabaseNotUsable(f"{error}.") from error
+            raise DatabaseNotUsable(f"{str(error).rstrip('.')}.") from error
         message = (
-            f"A newer version of lucid-compute has migrated this database: it is at {at}, and {__version__} knows up "
-            f"to {head_revision()}. Install the newer version, or restore a backup from before."
+            f"A newer version of lucid-compute has migrated this database: it is at {at}, and "
+            f"{lucid_compute.__version__} knows up to {head_revision()}. Install the newer version, or restore a "
+            "backup from before."
         )
         raise DatabaseNotUsable(message) from error
     finally:
@@ -130,13 +153,15 @@ async def _run(url: str, step: Callable[[Config], object]) -> None:
 
 
 def _known_revisions() -> set[str]:
-    return {script.revision for script in ScriptDirectory(str(MIGRATIONS)).walk_revisions()}
+    return {script.revision for script in _scripts().walk_revisions()}
+
+
+def _scripts() -> ScriptDirectory:
+    return ScriptDirectory(str(migrations_folder()))
 
 
 def _config(connection: Connection) -> Config:
     config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-    config.set_main_option("file_template", "%%(year)d-%%(month).2d-%%(day).2d-%%(hour).2d%%(minute).2d_%%(slug)s")
-    config.set_main_option("timezone", "UTC")
+    config.set_main_option("script_location", str(migrations_folder()).replace("%", "%%"))
     config.attributes["connection"] = connection
     return config

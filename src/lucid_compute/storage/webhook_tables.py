@@ -19,7 +19,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, UUID
 
-from lucid_compute.storage.record_tables import metadata as metadata
+from lucid_compute.storage.tables import metadata
 from lucid_compute.wire.webhooks import DeliveryState
 
 _NOW = func.now()

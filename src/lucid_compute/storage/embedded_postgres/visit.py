@@ -24,7 +24,7 @@ def visit(data_dir: Path) -> Iterator[str]:
     if not cluster.exists():
         msg = (
             f"There is no database here: LUCID_DATABASE_URL is not set, and the data folder {data_dir} has none. "
-            "Go where `lucid serve` was started, name its data folder in LUCID_DATA_DIR, or give --database-url."
+            "Go where `lucid serve` was started, name its data folder in LUCID_DATA_DIR, or set LUCID_DATABASE_URL."
         )
         raise EmbeddedPostgresError(msg)
     folder = find_socket_folder(data_dir, cluster.resolve())

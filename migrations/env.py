@@ -1,0 +1,53 @@
+"""Alembic's entry: on the connection that the service or `lucid db` opened, else on the database of the environment."""
+
+from __future__ import annotations
+
+import asyncio
+from logging.config import fileConfig
+
+from alembic import context
+from alembic.util import CommandError
+from sqlalchemy import Connection
+
+from lucid_compute.cli.settings import data_dir, database_url
+from lucid_compute.storage import schema
+from lucid_compute.storage.database import DatabaseNotUsable
+from lucid_compute.storage.embedded_postgres import EmbeddedPostgresError
+from lucid_compute.storage.schema_tables import metadata
+
+
+def run_on(connection: Connection) -> None:
+    """Run what is asked for inside one transaction: a migration holds whole or not at all."""
+    context.configure(connection=connection, target_metadata=metadata, transactional_ddl=True)
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+def run_from_the_shell() -> None:
+    """Run it as `alembic` asks for it, on LUCID_DATABASE_URL or the data folder's Postgres.
+
+    Raises:
+        CommandError: with a sentence that says what to do.
+    """
+    fileConfig(context.config.config_file_name or "", disable_existing_loggers=False)
+    try:
+        with schema.open_database(database_url(), data_dir()) as url:
+            asyncio.run(schema.run_locked(url, run_on))
+    except (DatabaseNotUsable, EmbeddedPostgresError) as error:
+        raise CommandError(str(error)) from None
+
+
+def print_sql() -> None:
+    """Print the statements of `alembic … --sql` and connect to nothing."""
+    context.configure(dialect_name="postgresql", target_metadata=metadata, transactional_ddl=True)
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+opened: Connection | None = context.config.attributes.get("connection")
+if opened is not None:
+    run_on(opened)
+elif context.is_offline_mode():
+    print_sql()
+else:
+    run_from_the_shell()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field, SecretStr, ValidationInfo, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from lucid_compute.egress_policy import AllowedNetwork, parse_allowed_networks
@@ -198,6 +199,28 @@ class Settings(BaseSettings):
     def is_bound_to_loopback(self) -> bool:
         """Whether only this machine can reach the service."""
         return self.host in LOOPBACK_HOSTS or self.host.startswith("127.")
+
+
+class SettingsNotUsable(Exception):
+    """Settings can't be used as they are; the text has one line for each of them."""
+
+
+def read_settings(**flags: Any) -> Settings:
+    """Return the settings of the environment; `flags` go before them.
+
+    Raises:
+        SettingsNotUsable: with a sentence for each setting that is refused, and never its value.
+    """
+    try:
+        return Settings(**flags)
+    except ValidationError as error:
+        raise SettingsNotUsable("\n".join(_fault_sentence(fault) for fault in error.errors())) from None
+
+
+def _fault_sentence(fault: ErrorDetails) -> str:
+    variable = f"LUCID_{fault['loc'][0]}".upper()
+    sentence = str(fault["msg"]).removeprefix("Value error, ").removeprefix(f"{variable}: ").rstrip(".")
+    return f"{variable}: {sentence}. See: lucid settings"
 
 
 def _is_installed(package: str) -> bool:

@@ -16,6 +16,7 @@ from typing import NamedTuple, Protocol
 from lucid_compute.api.settings import Settings
 from lucid_compute.cli.child_processes import ServiceError, ending, fork
 from lucid_compute.revenue import Terms
+from lucid_compute.storage.preparation import sentence_of
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ def prepare_in_child(prepare: Prepare, settings: Settings, database_url: str, da
             report = asyncio.run(run())
         except Exception as error:  # whatever it is, the operator gets one sentence
             log.debug("the preparation failed", exc_info=True)
-            report = {"error": _sentence(error)}
+            report = {"error": sentence_of(error)}
         os.write(writer, json.dumps(report).encode())
         return 0
 
@@ -97,16 +98,3 @@ def _read_report(pid: int, reader: int) -> Report:
         raise ServiceError(report["error"])
     file = report["admin_key_file"]
     return Report(report["admin_key"], Path(file) if file else None)
-
-
-def _sentence(error: Exception) -> str:
-    """Answer an error in one sentence; our own have one that says what to do."""
-    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    if type(error).__module__.startswith("lucid_compute."):
-        return text
-    if isinstance(error, OSError):
-        return f"The database can't be reached ({text}): check that Postgres runs and what LUCID_DATABASE_URL says."
-    return (
-        f"The database can't be prepared ({type(error).__name__}: {text}): check LUCID_DATABASE_URL; "
-        "LUCID_LOG_LEVEL=DEBUG shows where."
-    )

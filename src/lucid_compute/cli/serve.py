@@ -6,15 +6,11 @@ import resource
 from contextlib import suppress
 
 from lucid_compute.api.app import create_app
+from lucid_compute.api.asgi import embedded_postgres
 from lucid_compute.api.settings import Settings
 from lucid_compute.cli.log_lines import configure_log
 from lucid_compute.cli.supervisor import Service, Supervisor
-from lucid_compute.storage.embedded_postgres import EmbeddedPostgres
 from lucid_compute.storage.preparation import prepare
-
-MIN_CONNECTIONS = 100
-CONNECTIONS_BESIDE_POOL = 6  # of a worker: heartbeats, the feed, jobs, news, and room for one that is being replaced
-CONNECTIONS_FOR_OTHERS = 20  # psql, the preparation, Postgres's own reserve
 
 
 def run_service(settings: Settings) -> int:
@@ -24,7 +20,7 @@ def run_service(settings: Settings) -> int:
     """
     configure_log(settings.log_level)
     _allow_many_sockets()
-    return Supervisor(settings, Service(prepare, create_app), _embedded_postgres(settings)).run()
+    return Supervisor(settings, Service(prepare, create_app), embedded_postgres(settings)).run()
 
 
 def _allow_many_sockets() -> None:
@@ -32,14 +28,3 @@ def _allow_many_sockets() -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):  # macOS says "unlimited" and takes no such number
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
-def _embedded_postgres(settings: Settings) -> EmbeddedPostgres | None:
-    """Answer the Postgres to run, None when there is a database to use."""
-    if settings.database_url is not None:
-        return None
-    per_worker = settings.database_pool_size + CONNECTIONS_BESIDE_POOL
-    connections = max(MIN_CONNECTIONS, settings.workers * per_worker + CONNECTIONS_FOR_OTHERS)
-    return EmbeddedPostgres(
-        settings.data_dir, settings.embedded_postgres_user, options=[f"max_connections={connections}"]
-    )

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
 
-from lucid_compute.api.settings import Settings
+from lucid_compute.api.settings import Settings, SettingsNotUsable, read_settings
 from lucid_compute.cli.exit_status import ExitStatus
 from lucid_compute.cli.failures import complain
 from lucid_compute.cli.settings_command import complain_of_mistyped
@@ -31,10 +30,8 @@ def serve(
 
 def _read_settings(**flags: Any) -> Settings:
     try:
-        return Settings(**flags)
-    except ValidationError as error:
-        for fault in error.errors():
-            variable = f"LUCID_{fault['loc'][0]}".upper()
-            sentence = str(fault["msg"]).removeprefix("Value error, ").removeprefix(f"{variable}: ").rstrip(".")
-            complain(f"{variable}: {sentence}. See: lucid settings")
+        return read_settings(**flags)
+    except SettingsNotUsable as error:
+        for sentence in str(error).splitlines():
+            complain(sentence)
         raise typer.Exit(ExitStatus.USAGE) from None

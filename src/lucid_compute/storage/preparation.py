@@ -44,6 +44,19 @@ async def prepare(
     return Prepared(admin_key, file.path if is_kept else None)
 
 
+def sentence_of(error: Exception) -> str:
+    """Return an error of the preparation in one sentence; our own have one that says what to do."""
+    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if type(error).__module__.startswith("lucid_compute."):
+        return text
+    if isinstance(error, OSError):
+        return f"The database can't be reached ({text}): check that Postgres runs and what LUCID_DATABASE_URL says."
+    return (
+        f"The database can't be prepared ({type(error).__name__}: {text}): check LUCID_DATABASE_URL; "
+        "LUCID_LOG_LEVEL=DEBUG shows where."
+    )
+
+
 class AdminKeyFile:
     """The file that keeps the first admin key where only its owner can read it."""
 

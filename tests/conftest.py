@@ -87,6 +87,14 @@ async def database_url(postgres_and_template: tuple[str, str]) -> AsyncIterator[
 
 
 @pytest.fixture
+async def empty_url(postgres_and_template: tuple[str, str]) -> AsyncIterator[str]:
+    """A database of the test's own without a table."""
+    url = await postgres.make_empty(postgres_and_template[0])
+    yield url
+    await postgres.drop(url)
+
+
+@pytest.fixture
 def settings() -> Settings:
     """The settings of the replica under test, nothing of them from the environment."""
     return Settings(bootstrap_admin_key=ADMIN_KEY)

@@ -62,6 +62,13 @@ async def clone(url: str, template: str) -> str:
     return with_database(url, name)
 
 
+async def make_empty(server: str) -> str:
+    """Make a database without a table; return its URL."""
+    name = f"lucid_test_empty_{uuid4().hex[:12]}"
+    await execute(server, f'CREATE DATABASE "{name}"')
+    return with_database(server, name)
+
+
 async def drop(url: str) -> None:
     """Drop the database of this URL, whoever is connected to it."""
     name = urlsplit(url).path.strip("/")

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import configparser
+import json
 import os
 import re
 import subprocess
 import sys
+import tarfile
 import tomllib
 import venv
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import alembic
 import pytest
 import yaml  # type: ignore[import-untyped]
 
 import lucid_compute
 from lucid_compute.agent.faults import AgentFault
 from lucid_compute.agent.settings import AgentSettings
+from lucid_compute.storage import schema
 
 ROOT = Path(__file__).parents[1]
 LOCKS = ("requirements/runtime.txt", "requirements/tracing.txt", "requirements/dev.txt", "requirements/bench.txt")
@@ -92,19 +96,82 @@ def test_every_dependency_has_its_reason() -> None:
     assert explained == asked
 
 
-def test_the_wheel_holds_the_whole_package(tmp_path: Path) -> None:
-    """Migrations, their template, the types' marker and the licence are in it; tests are not. It is built offline."""
-    build = "import sys; from flit_core.buildapi import build_wheel; print(build_wheel(sys.argv[1]))"
-    command = [sys.executable, "-c", build, str(tmp_path)]
-    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()[-1]
-    files = set(zipfile.ZipFile(tmp_path / built).namelist())
-    package = ROOT / "src" / "lucid_compute"
-    ours = (path for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
-    assert {f"lucid_compute/{path.relative_to(package)}" for path in ours} <= files
-    assert {"lucid_compute/py.typed", "lucid_compute/storage/migrations/script.py.mako"} <= files
-    assert any("/storage/migrations/versions/" in name for name in files)
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built offline by the backend that pyproject.toml names."""
+    return build("wheel", tmp_path_factory.mktemp("wheel"))
+
+
+def build(kind: str, folder: Path) -> Path:
+    """Build a wheel or an sdist into `folder`."""
+    backend = project()["build-system"]["build-backend"]
+    code = f"import sys; from {backend} import build_{kind}; print(build_{kind}(sys.argv[1]))"
+    command = [sys.executable, "-c", code, str(folder)]
+    return folder / subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()[-1]
+
+
+def files_below(folder: Path) -> set[str]:
+    """The files of a folder of the repository, from there."""
+    files = (path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return {str(path.relative_to(folder)) for path in files}
+
+
+def test_the_wheel_holds_the_whole_package(wheel: Path) -> None:
+    """Migrations, their template, the types' marker and the licence are in it; tests are not."""
+    files = set(zipfile.ZipFile(wheel).namelist())
+    package = {f"lucid_compute/{name}" for name in files_below(ROOT / "src" / "lucid_compute")}
+    migrations = {f"lucid_compute/migrations/{name}" for name in files_below(ROOT / "migrations")}
+    assert "lucid_compute/migrations/script.py.mako" in migrations
+    assert {name for name in files if ".dist-info/" not in name} == package | migrations
+    assert "lucid_compute/py.typed" in files
     assert any(name.endswith("licenses/LICENSE") for name in files)
     assert {name.split("/")[0].split("-")[0] for name in files} == {"lucid_compute"}
+
+
+def test_the_source_archive_builds_the_same_wheel(tmp_path: Path, wheel: Path) -> None:
+    """It holds the migrations where a clone has them, and the locks."""
+    with tarfile.open(build("sdist", tmp_path)) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (source,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    assert files_below(source / "migrations") == files_below(ROOT / "migrations")
+    assert {"alembic.ini", "LICENSE", "README.md", *LOCKS} <= files_below(source)
+    code = "from hatchling.build import build_wheel; build_wheel('.')"
+    subprocess.run([sys.executable, "-c", code], cwd=source, check=True, capture_output=True)
+    assert zipfile.ZipFile(source / wheel.name).namelist() == zipfile.ZipFile(wheel).namelist()
+
+
+def test_an_installed_wheel_migrates_by_itself(tmp_path: Path, wheel: Path, empty_url: str) -> None:
+    """With the migrations that it carries; there is no clone beside it."""
+    venv.EnvBuilder(with_pip=False, symlinks=True).create(tmp_path / "venv")
+    python = tmp_path / "venv" / "bin" / "python"
+    pip = [sys.executable, "-m", "pip", "--quiet", "--python", str(python), "install", "--no-index", "--no-deps"]
+    subprocess.run([*pip, str(wheel)], check=True)
+    packages = Path(alembic.__file__).parents[1]  # the locked ones; ours is not among them
+    (site,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
+    (site / "locked.pth").write_text(f"{packages}\n")
+    where = "from lucid_compute.storage import schema; print(schema.migrations_folder())"
+    ran = subprocess.run([python, "-I", "-c", where], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert Path(ran.stdout.strip()) == site / "lucid_compute" / "migrations"
+    environment = {"PATH": os.defpath, "LUCID_DATABASE_URL": empty_url}
+    command = [python.with_name("lucid"), "db", "upgrade", "--json"]
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    stands = json.loads(ended.stdout)
+    assert stands["revision"] == stands["neededRevision"] == schema.head_revision()
+
+
+def test_a_clone_migrates_with_the_folder_at_its_top() -> None:
+    """Nothing of it lies in the package, where an editable install would leave a copy."""
+    assert schema.migrations_folder() == ROOT / "migrations"
+    assert not (ROOT / "src" / "lucid_compute" / "migrations").exists()
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["db", "--help"], ["serve", "--help"], ["no-such-command"]])
+def test_python_runs_the_package_as_lucid(arguments: list[str]) -> None:
+    """`python -m lucid_compute` says what `lucid` says, and ends with its status."""
+    commands = [sys.executable, "-m", "lucid_compute"], [Path(sys.executable).with_name("lucid")]
+    ran = [subprocess.run([*command, *arguments], capture_output=True, text=True, check=False) for command in commands]
+    assert ran[0].returncode == ran[1].returncode
+    assert (ran[0].stdout, ran[0].stderr) == (ran[1].stdout, ran[1].stderr)
 
 
 def test_an_environment_that_was_left_half_made_is_made_again(tmp_path: Path) -> None:

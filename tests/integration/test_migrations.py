@@ -13,6 +13,47 @@ from lucid_compute.storage import schema
 from lucid_compute.storage.database import DatabaseNotUsable, check_usable, connect
 from lucid_compute.storage.preparation import prepare
 from tests.api import ADMIN_KEY, open_api
+from tests.landed import LANDED, MODEL, NODE, all_rows, grow, shared
+
+
+def test_every_revision_that_has_landed_is_still_there() -> None:
+    """In the order in which databases went through them; a new one gets rows in `tests/landed.py`."""
+    assert tuple(reversed(schema.known_revisions())) == LANDED
+
+
+@pytest.mark.parametrize("revision", LANDED)
+async def test_rows_of_any_landed_revision_live_on(empty_url: str, settings: Settings, revision: str) -> None:
+    """Up to this version, where the service reads them, and with everything down and up again."""
+    await grow(empty_url, revision)
+    before = await all_rows(empty_url)
+    await schema.upgrade(empty_url)
+    await schema.check(empty_url)
+    after = await all_rows(empty_url)
+    for table in before.keys() - ({"job_minutes"} if revision == "job_ledger" else set()):
+        assert len(after[table]) == len(before[table]), table
+        assert shared(after[table], before[table]) == shared(before[table], after[table]), table
+    followed = [row["passport_ids"] for row in after["webhooks"] if not row["all_owners"]]
+    assert followed == ([[NODE]] if "webhooks" in before else [])
+    await schema.downgrade(empty_url, revision)
+    assert await all_rows(empty_url) == before
+    await schema.upgrade(empty_url)
+    await schema.check(empty_url)
+    async with open_api(empty_url, settings) as api:
+        node = (await api.http.get(f"/passports/{NODE}")).json()
+        assert (node["owner"], node["name"], node["tags"]) == ("olga", "rack-1", ["eu"])
+        assert (await api.http.get(f"/models/{MODEL}/availability")).status_code == 200
+        jobs = (await api.http.get("/compute/jobs")).json()
+        assert len(jobs["data"]) == len(before.get("jobs", []))
+
+
+@pytest.mark.parametrize("revision", LANDED[1:])
+async def test_jobs_of_any_landed_revision_are_billed_once(empty_url: str, revision: str) -> None:
+    """Whether lines were written by a migration or by the trigger."""
+    await grow(empty_url, revision)
+    await schema.upgrade(empty_url)
+    rows = await all_rows(empty_url)
+    assert sum(line["gross_usd"] for line in rows["payout_open"]) == sum(job["price_usd"] for job in rows["jobs"])
+    assert sum(line["jobs"] for line in rows["payout_open"]) == len(rows["jobs"])
 
 
 async def test_migrations_go_down_and_up_on_a_filled_database(database_url: str, settings: Settings) -> None:
@@ -34,21 +75,12 @@ async def test_the_migrations_make_what_the_tables_say(database_url: str) -> Non
     await schema.check(database_url)
 
 
-async def test_replicas_that_start_together_migrate_once(postgres_and_template: tuple[str, str]) -> None:
+async def test_replicas_that_start_together_migrate_once(empty_url: str) -> None:
     """The others wait, and find it done; one admin key is made between them."""
-    from tests import postgres
-
-    url, _ = postgres_and_template
-    name = f"{postgres_and_template[1]}_empty"
-    await postgres.execute(url, f'CREATE DATABASE "{name}"')
-    empty = postgres.with_database(url, name)
-    try:
-        made = await asyncio.gather(
-            *(prepare(empty, data_dir=Path("/nonexistent"), bootstrap_admin_key=None) for _ in range(4))
-        )
-        assert sum(result.admin_key is not None for result in made) == 1
-    finally:
-        await postgres.drop(empty)
+    made = await asyncio.gather(
+        *(prepare(empty_url, data_dir=Path("/nonexistent"), bootstrap_admin_key=None) for _ in range(4))
+    )
+    assert sum(result.admin_key is not None for result in made) == 1
 
 
 async def test_the_audit_trail_can_only_grow(database_url: str) -> None:

@@ -140,7 +140,7 @@ async def run_locked(url: str, step: Callable[[Connection], object]) -> None:
             await connection.run_sync(step)
     except CommandError as error:
         at = await current_revision(url)
-        if at is None or at in _known_revisions():
+        if at is None or at in known_revisions():
             raise DatabaseNotUsable(f"{str(error).rstrip('.')}.") from error
         message = (
             f"A newer version of lucid-compute has migrated this database: it is at {at}, and "
@@ -152,8 +152,9 @@ async def run_locked(url: str, step: Callable[[Connection], object]) -> None:
         await engine.dispose()
 
 
-def _known_revisions() -> set[str]:
-    return {script.revision for script in _scripts().walk_revisions()}
+def known_revisions() -> list[str]:
+    """Return every revision that this version knows, the newest first."""
+    return [script.revision for script in _scripts().walk_revisions()]
 
 
 def _scripts() -> ScriptDirectory:

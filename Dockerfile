@@ -14,6 +14,7 @@ COPY requirements/runtime.txt requirements/
 RUN pip --python /opt/lucid/bin/python install --require-hashes -r requirements/runtime.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY src src
+COPY migrations migrations
 RUN pip --python /opt/lucid/bin/python install --no-deps --no-build-isolation .
 
 # The service can send traces; the agent has none to send.

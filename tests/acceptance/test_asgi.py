@@ -61,11 +61,22 @@ def register_and_beat(url: str, key: str) -> None:
         assert client.post("/compute/heartbeat", json=body).status_code == 200
 
 
+def register_on_loopback(url: str, key: str) -> int:
+    """Return how the registration of a node on this machine is answered."""
+    metadata = {**GUIDE_PASSPORT["metadata"], "inferenceUrl": "http://127.0.0.1:9/v1"}
+    body = {**GUIDE_PASSPORT, "name": "near", "metadata": metadata}
+    return httpx.post(f"{url}/passports", json=body, headers={"Authorization": f"Bearer {key}"}).status_code
+
+
 def test_uvicorn_serves_on_the_database_of_the_environment(tmp_path: Path, database_url: str) -> None:
+    """It may listen anywhere, so a node on this machine is refused, unless LUCID_HOST says that only it can ask."""
     settings = {"DATABASE_URL": database_url, "BOOTSTRAP_ADMIN_KEY": ADMIN_KEY, "DATA_DIR": str(tmp_path / "data")}
     with uvicorn(tmp_path, **settings) as (process, said):
-        register_and_beat(address(process, said), ADMIN_KEY)
+        register_and_beat(url := address(process, said), ADMIN_KEY)
+        assert register_on_loopback(url, ADMIN_KEY) == 400
     assert ADMIN_KEY not in said.read_text()
+    with uvicorn(tmp_path, HOST="127.0.0.1", **settings) as (process, said):
+        assert register_on_loopback(address(process, said), ADMIN_KEY) == 201
 
 
 def test_uvicorn_runs_a_postgres_in_the_data_folder() -> None:

@@ -16,6 +16,8 @@ from lucid_compute.api.settings import Settings, SettingsNotUsable, read_setting
 from lucid_compute.storage.embedded_postgres import EmbeddedPostgres
 from lucid_compute.storage.preparation import Prepared, prepare, sentence_of
 
+# The server decides where to listen. Nodes on this machine are allowed only if LUCID_HOST says that it is loopback.
+ANY_ADDRESS = "0.0.0.0"  # noqa: S104 - compared, not bound
 MIN_CONNECTIONS = 100
 CONNECTIONS_BESIDE_POOL = 6  # of a worker: heartbeats, the feed, jobs, news, and room for one that is being replaced
 CONNECTIONS_FOR_OTHERS = 20  # psql, the preparation, Postgres's own reserve
@@ -30,9 +32,12 @@ def create() -> PreparedApp:
         SystemExit: a setting can't be used, with a sentence for each.
     """
     try:
-        return PreparedApp(read_settings())
+        settings = read_settings()
     except SettingsNotUsable as error:
         raise SystemExit(str(error)) from None
+    if "host" not in settings.model_fields_set:
+        settings = settings.model_copy(update={"host": ANY_ADDRESS})
+    return PreparedApp(settings)
 
 
 class PreparedApp:

@@ -153,7 +153,7 @@ def test_an_installed_wheel_migrates_by_itself(tmp_path: Path, wheel: Path, empt
     ran = subprocess.run([python, "-I", "-c", where], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert Path(ran.stdout.strip()) == site / "lucid_compute" / "migrations"
     environment = {"PATH": os.defpath, "LUCID_DATABASE_URL": empty_url}
-    command = [python.with_name("lucid"), "db", "upgrade", "--json"]
+    command = [str(python.with_name("lucid")), "db", "upgrade", "--json"]
     ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     stands = json.loads(ended.stdout)
     assert stands["revision"] == stands["neededRevision"] == schema.head_revision()

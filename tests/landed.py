@@ -64,9 +64,9 @@ INSERT INTO job_removals (node_id, node_owner, completed, failed, rejected, canc
 """,
     "signals": f"""
 INSERT INTO webhooks (id, owner, url, secret, events, passport_id)
-    VALUES ('{WEBHOOK}', 'olga', 'https://example.com/', 's', '{{node.unhealthy}}', '{NODE}');
-INSERT INTO webhook_deliveries (webhook_id, event_id, subject_id, type, occurred_at, payload)
-    VALUES ('{WEBHOOK}', gen_random_uuid(), '{NODE}', 'node.unhealthy', now(), '{{}}');
+    VALUES ('{WEBHOOK}', 'olga', 'https://127.0.0.1:9/', 's', '{{node.unhealthy}}', '{NODE}');
+INSERT INTO webhook_deliveries (webhook_id, event_id, subject_id, type, occurred_at, payload, state, ended_at)
+    VALUES ('{WEBHOOK}', gen_random_uuid(), '{NODE}', 'node.unhealthy', now(), '{{}}', 'delivered', now());
 INSERT INTO model_states (model_id, since, is_available, is_first) VALUES ('{MODEL}', now(), true, true);
 """,
     "revenue": f"""
@@ -79,7 +79,7 @@ VALUES ('{PERIOD}', '{NODE}', '2026-01-09', '{MODEL}', 'olga', 2, 3, 4, 1, 0.2, 
     "money": _JOB,  # its trigger bills it
     "hooks": """
 INSERT INTO webhooks (id, owner, url, secret, events, all_owners, former_secret)
-    VALUES (gen_random_uuid(), 'root', 'https://example.com/', 's', '{node.unhealthy}', true, 'f');
+    VALUES (gen_random_uuid(), 'root', 'https://127.0.0.1:9/', 's', '{node.unhealthy}', true, 'f');
 """,
     "refused": f"""
 INSERT INTO refusals (hour, consumer, model_id, cause, requests)

@@ -83,6 +83,13 @@ def has_available_compute(model: ModelPassport, nodes: Iterable[NodeState], now:
     return model.format is ModelFormat.API or any(is_available_on(model, node, now) for node in nodes)
 
 
+def has_serving_compute(model: ModelPassport, nodes: Iterable[NodeState], now: datetime) -> bool:
+    """Whether any of `nodes` could run the model right now and also declares or reports it. API models always run."""
+    return model.format is ModelFormat.API or any(
+        serves(model, node) and is_available_on(model, node, now) for node in nodes
+    )
+
+
 def serves(model: ModelPassport, node: NodeState) -> bool:
     """Whether the node declares or reports the model, under its id, its name or an alias."""
     return declaration_of(model, node) is not None or not node.reported_models.isdisjoint(model.known_as)

@@ -14,7 +14,13 @@ from lucid_compute.fleet.fleet import Fleet
 from lucid_compute.fleet.fleet_node import FleetNode
 from lucid_compute.fleet.key_ring import Principal
 from lucid_compute.fleet.outages import seconds_lost
-from lucid_compute.matching_engine import Reason, fit_reasons, health_reasons
+from lucid_compute.matching_engine import (
+    Reason,
+    fit_reasons,
+    has_available_compute,
+    has_serving_compute,
+    health_reasons,
+)
 from lucid_compute.node_state import Heartbeat, NodeStatus, Receipt
 from lucid_compute.passport_metadata import shown_metadata
 from lucid_compute.passports import ModelFormat, ModelPassport, Passport
@@ -48,7 +54,11 @@ def view_passport(passport: Passport, viewer: Principal | None) -> PassportView:
 def view_model(fleet: Fleet, model: ModelPassport, viewer: Principal | None, now: datetime) -> ModelView:
     """Answer a model passport and whether it can be run and reached right now."""
     fields = _passport_fields(model.record, viewer)
-    return ModelView(**fields, available=fleet.is_available(model, now), served=fleet.is_served(model, now))
+    return ModelView(
+        **fields,
+        available=has_available_compute(model, fleet.candidates(model, now), now),
+        served=has_serving_compute(model, fleet.serving_candidates(model, now), now),
+    )
 
 
 def view_node(fleet: Fleet, node: FleetNode, viewer: Principal, now: datetime, statistics: JobStatistics) -> NodeView:
@@ -123,8 +133,8 @@ async def explain_availability(
     found.sort(key=lambda pair: (pair[0].record.has_ended, len(pair[1])))
     page = None if shown is None else shown.page
     answer = ModelAvailability(
-        available=fleet.is_available(model, now),
-        served=fleet.is_served(model, now),
+        available=has_available_compute(model, fleet.candidates(model, now), now),
+        served=has_serving_compute(model, fleet.serving_candidates(model, now), now),
         checked_at=now,
         nodes=[_view_eligibility(*pair) for pair in (found if page is None else page.slice_of(found))],
         summary=dict(summary),

@@ -18,6 +18,7 @@ from lucid_compute.fleet.fleet_node import FleetNode
 from lucid_compute.fleet.model_ring import ModelRing, place_of, rendezvous
 from lucid_compute.inference.traffic import Traffic
 from lucid_compute.inference.wanted import Wanted
+from lucid_compute.matching_engine import has_serving_compute
 from lucid_compute.node_state import FRESH_WINDOW
 from lucid_compute.routing_rules import NO_POLICY, TIE_SHARE, NodeUsage, suits
 
@@ -113,7 +114,7 @@ class Dispatcher:
         if silent:
             living = self._living(silent, wanted, now)
             if not candidates and wanted.policy.route_stale:
-                is_any_fresh = self._fleet.is_served(wanted.model, now)
+                is_any_fresh = has_serving_compute(wanted.model, self._fleet.serving_candidates(wanted.model, now), now)
                 candidates = [] if is_any_fresh else living
         if not candidates or wanted.session is None:
             return self._choose(candidates, (), wanted, (ring, now - FRESH_WINDOW)) if candidates else None

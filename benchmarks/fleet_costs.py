@@ -1,7 +1,7 @@
 """The claim: what the fleet in memory is asked on hot paths costs by the kinds of node, not by the nodes.
 
-Without I/O, on 500 and on 50,000 nodes of the same kinds: `apply_receipt`, the filter over 1,000 models by the index,
-and `has_available_compute` by brute force over every node. Both ways' verdicts are compared before they are timed.
+Without I/O, on 500 and on 50,000 nodes of the same kinds: `apply_receipt`, the filter over 1,000 models through the
+index, and `has_available_compute` by brute force over every node. Both ways' verdicts are compared before that.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lucid_compute.fleet.fleet import Fleet
 from lucid_compute.fleet.fleet_node import Lifecycle
 from lucid_compute.matching_engine import has_available_compute
 from lucid_compute.node_state import DeclaredModel, Heartbeat, Receipt
-from lucid_compute.passports import Passport, PassportStatus, PassportType
+from lucid_compute.passports import ModelPassport, Passport, PassportStatus, PassportType
 
 SIZES = (500, 50_000)
 REPEATS = 15
@@ -41,20 +41,21 @@ def _measure(size: int) -> dict[str, float]:
     states = [node.state for node in fleet.nodes()]
     sample = known[:: len(known) // _BRUTE_FORCE_MODELS]
     for model in sample:
-        assert fleet.is_available(model, NOW) is has_available_compute(model, states, NOW)
+        assert _is_available(fleet, model) is has_available_compute(model, states, NOW)
     beats = [(node.id, _heartbeat(node.id)) for node in nodes[:: max(1, size // 1000)]]
     return {
         "apply_receipt, us": _time(lambda turn: _apply(fleet, beats, turn)) / len(beats) * 1e6,
-        "filter 1,000 models by the index, us": _time(lambda _: list(fleet.are_available(known, NOW))) * 1e6,
+        "filter 1,000 models through the index, us": _time(lambda _: [_is_available(fleet, m) for m in known]) * 1e6,
         "one model by brute force over every node, us": _time(
             lambda _: [has_available_compute(model, states, NOW) for model in sample]
         )
         / len(sample)
         * 1e6,
-        "one model by the index, us": _time(lambda _: [fleet.is_available(model, NOW) for model in known])
-        / len(known)
-        * 1e6,
     }
+
+
+def _is_available(fleet: Fleet, model: ModelPassport) -> bool:
+    return has_available_compute(model, fleet.candidates(model, NOW), NOW)
 
 
 def _time(work: Callable[[int], object]) -> float:

@@ -6,7 +6,7 @@ section on models. Now is an argument; nothing here reads a clock, a database or
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -83,57 +83,38 @@ def has_available_compute(model: ModelPassport, nodes: Iterable[NodeState], now:
     return model.format is ModelFormat.API or any(is_available_on(model, node, now) for node in nodes)
 
 
+def has_serving_compute(model: ModelPassport, nodes: Iterable[NodeState], now: datetime) -> bool:
+    """Whether any of `nodes` could run the model right now and also declares or reports it. API models always run."""
+    return model.format is ModelFormat.API or any(
+        serves(model, node) and is_available_on(model, node, now) for node in nodes
+    )
+
+
 def serves(model: ModelPassport, node: NodeState) -> bool:
     """Whether the node declares or reports the model, under its id, its name or an alias."""
     return declaration_of(model, node) is not None or not node.reported_models.isdisjoint(model.known_as)
 
 
-def rejection_reasons(model: ModelPassport, node: NodeState, now: datetime) -> tuple[Reason, ...]:
-    """Answer every failing rule, not only the first; none exactly when `is_available_on`."""
-    return (*fit_reasons(model, node), *health_reasons(node, now))
+def rejection_reasons(
+    model: ModelPassport, node: NodeState, now: datetime, *, of_kind: tuple[Reason, ...] | None = None
+) -> tuple[Reason, ...]:
+    """Return every failing rule, not only the first; none exactly when `is_available_on`.
+
+    `of_kind` are the node's `fit_reasons`, if they are known: all nodes of one capability class have the same.
+    """
+    of_kind = fit_reasons(model, node) if of_kind is None else of_kind
+    return of_kind if is_healthy(node, now) else (*of_kind, *health_reasons(node, now))
 
 
 def fit_reasons(model: ModelPassport, node: NodeState) -> tuple[Reason, ...]:
-    """Answer why the node's runtime and hardware don't fit the model; none exactly when they do."""
-    declaration = declaration_of(model, node)
-    reasons = []
-    if not runtime_compatible(model, node):
-        reasons.append(_runtime_reason(model, node))
-    if not _has_vram(model, node, declaration):
-        reasons.append(_vram_reason(model, node, declaration))
-    if not _has_context(model, node, declaration):
-        reasons.append(_context_reason(model, node, declaration))
-    return tuple(reasons)
+    """Return why the node's runtime and hardware don't fit the model; none exactly when they do."""
+    asked = (model, node, declaration_of(model, node))
+    return tuple(explain(*asked) for holds, explain in _FIT_RULES if not holds(*asked))
 
 
 def health_reasons(node: NodeState, now: datetime) -> tuple[Reason, ...]:
-    """Answer why the node counts for no model right now; none exactly when `is_healthy`."""
-    reasons = []
-    record = node.passport.record
-    if record.deregistered_at is not None:
-        reasons.append(
-            Reason(
-                ReasonCode.DEREGISTERED, "The node was deregistered; register it again.", "registered", "deregistered"
-            )
-        )
-    if not record.is_active:
-        what = "is revoked, for good; register the node again" if record.has_ended else "is not active; make it so"
-        message = f"The passport {what}."
-        reasons.append(Reason(ReasonCode.PASSPORT_INACTIVE, message, "active", record.status.value))
-    if node.is_draining:
-        reasons.append(_draining_reason(node))
-    if node.reported_status is ReportedStatus.UNHEALTHY:
-        reasons.append(
-            Reason(
-                ReasonCode.REPORTED_UNHEALTHY,
-                "The node's last heartbeat says unhealthy; look at its inference server.",
-                "healthy",
-                "unhealthy",
-            )
-        )
-    if not node.is_fresh(now):
-        reasons.append(_heartbeat_reason(node, now))
-    return tuple(reasons)
+    """Return why the node counts for no model right now; none exactly when `is_healthy`."""
+    return tuple(explain(node, now) for holds, explain in _HEALTH_RULES if not holds(node, now))
 
 
 def declaration_of(model: ModelPassport, node: NodeState) -> DeclaredModel | None:
@@ -177,7 +158,7 @@ def _has_context(model: ModelPassport, node: NodeState, declaration: DeclaredMod
     return limit is None or model.context_length is None or limit >= model.context_length
 
 
-def _runtime_reason(model: ModelPassport, node: NodeState) -> Reason:
+def _runtime_reason(model: ModelPassport, node: NodeState, _: DeclaredModel | None) -> Reason:
     wanted = sorted(wanted_runtimes(model))
     found = sorted(node.runtimes)
     message = (
@@ -201,13 +182,29 @@ def _context_reason(model: ModelPassport, node: NodeState, declaration: Declared
     return Reason(ReasonCode.CONTEXT_TOO_SHORT, message, model.context_length, found)
 
 
-def _draining_reason(node: NodeState) -> Reason:
+def _deregistered_reason(_: NodeState, __: datetime) -> Reason:
+    message = "The node was deregistered; register it again."
+    return Reason(ReasonCode.DEREGISTERED, message, "registered", "deregistered")
+
+
+def _inactive_reason(node: NodeState, _: datetime) -> Reason:
+    record = node.passport.record
+    what = "is revoked, for good; register the node again" if record.has_ended else "is not active; make it so"
+    return Reason(ReasonCode.PASSPORT_INACTIVE, f"The passport {what}.", "active", record.status.value)
+
+
+def _draining_reason(node: NodeState, _: datetime) -> Reason:
     message = (
         "The node's operator drains it; POST /compute/resume/{passportId} ends that."
         if node.draining_since is not None
         else "The node says that it is draining; it counts again when it reports healthy."
     )
     return Reason(ReasonCode.DRAINING, message, "not draining", "draining")
+
+
+def _unhealthy_reason(_: NodeState, __: datetime) -> Reason:
+    message = "The node's last heartbeat says unhealthy; look at its inference server."
+    return Reason(ReasonCode.REPORTED_UNHEALTHY, message, "healthy", "unhealthy")
 
 
 def _heartbeat_reason(node: NodeState, now: datetime) -> Reason:
@@ -217,3 +214,28 @@ def _heartbeat_reason(node: NodeState, now: datetime) -> Reason:
     age = round((now - node.receipt.received_at).total_seconds(), 3)
     message = f"The newest heartbeat is {age:.0f} s old, over {FRESH_SECONDS} s; see whether the sender still runs."
     return Reason(ReasonCode.HEARTBEAT_STALE, message, FRESH_SECONDS, age)
+
+
+# Each rule is the predicate that must hold and the reason when it does not, in the order of the reasons. Those of fit
+# also get what the node declares of the model. `runtime_compatible`, `hardware_compatible` and `is_healthy` decide.
+_FIT_RULES: tuple[
+    tuple[
+        Callable[[ModelPassport, NodeState, DeclaredModel | None], bool],
+        Callable[[ModelPassport, NodeState, DeclaredModel | None], Reason],
+    ],
+    ...,
+] = (
+    (lambda model, node, _: runtime_compatible(model, node), _runtime_reason),
+    (_has_vram, _vram_reason),
+    (_has_context, _context_reason),
+)
+_HEALTH_RULES: tuple[
+    tuple[Callable[[NodeState, datetime], bool], Callable[[NodeState, datetime], Reason]],
+    ...,
+] = (
+    (lambda node, _: node.passport.record.deregistered_at is None, _deregistered_reason),
+    (lambda node, _: node.passport.record.is_active, _inactive_reason),
+    (lambda node, _: not node.is_draining, _draining_reason),
+    (lambda node, _: node.reported_status is not ReportedStatus.UNHEALTHY, _unhealthy_reason),
+    (NodeState.is_fresh, _heartbeat_reason),
+)

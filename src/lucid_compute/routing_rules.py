@@ -7,14 +7,14 @@ Source: the contract's table "One clock, two questions", and the reliability pag
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
 from typing import NamedTuple
 
 from lucid_compute.field_types import write_money
-from lucid_compute.matching_engine import Reason, ReasonCode, fit_reasons, health_reasons, serves
+from lucid_compute.matching_engine import Reason, ReasonCode, fit_reasons, rejection_reasons, serves
 from lucid_compute.node_state import NodeState
 from lucid_compute.passports import ModelPassport
 
@@ -33,6 +33,9 @@ class RoutingPolicy(NamedTuple):
 
 
 NO_POLICY = RoutingPolicy()
+NO_LIMIT = float("inf")
+_Predicate = Callable[[ModelPassport, NodeState, float | None, RoutingPolicy], bool]
+_Explanation = Callable[[ModelPassport, NodeState, float | None, RoutingPolicy], Reason]
 
 
 class Shortage(StrEnum):
@@ -121,21 +124,22 @@ def id_on_node(model: ModelPassport, node: NodeState) -> str:
     return model.record.name
 
 
-def is_at_capacity(node: NodeState, in_flight: int) -> bool:
-    """Whether the node has as many requests as its passport says it takes."""
-    limit = node.passport.max_concurrency
-    return limit is not None and in_flight >= limit
+def limit_of(node: NodeState) -> float:
+    """Return how many requests the node's passport says it takes at a time; infinite when it names no limit."""
+    return node.passport.max_concurrency or NO_LIMIT
+
+
+def is_at_capacity(limit: float, in_flight: int) -> bool:
+    """Whether a node with this limit (`limit_of`) takes no further request."""
+    return in_flight >= limit
 
 
 def suits(model: ModelPassport, node: NodeState, latency_ms: float | None, policy: RoutingPolicy) -> bool:
     """Whether the node is what the request's policy asks for; what is not known of it does not speak against it."""
-    passport = node.passport
-    return (
-        (policy.node_ids is None or node.id in policy.node_ids)
-        and (policy.allow_regions is None or passport.region in policy.allow_regions)
-        and (policy.max_price_per_1k_tokens is None or _is_affordable(model, node, policy.max_price_per_1k_tokens))
-        and (policy.max_latency_ms is None or latency_ms is None or latency_ms <= policy.max_latency_ms)
-    )
+    for holds, _ in _POLICY_RULES:  # noqa: SIM110 - hot: `all` over a generator takes longer
+        if not holds(model, node, latency_ms, policy):
+            return False
+    return True
 
 
 def routing_reasons(
@@ -153,11 +157,12 @@ def routing_reasons(
     A node that is live and not fresh is kept out only by a policy without `route_stale`; that fresh ones come first is
     the dispatcher's.
     """
-    reasons = health_reasons(node, now)
+    of_kind = kind_reasons(model, node) if of_kind is None else of_kind
+    reasons = rejection_reasons(model, node, now, of_kind=of_kind)
     if reasons and policy.route_stale and node.is_live(live_since):
         reasons = tuple(reason for reason in reasons if reason.code is not ReasonCode.HEARTBEAT_STALE)
-    of_kind = kind_reasons(model, node) if of_kind is None else of_kind
-    return (*of_kind, *reasons, *_usage_reasons(model, node, usage), *_policy_reasons(model, node, usage, policy))
+    by_policy = () if policy is NO_POLICY else _policy_reasons(model, node, usage.latency_ms, policy)
+    return (*reasons, *_usage_reasons(model, node, usage), *by_policy)
 
 
 def kind_reasons(model: ModelPassport, node: NodeState) -> tuple[Reason, ...]:
@@ -180,8 +185,8 @@ def stretch_of(node: NodeState) -> Stretch:
 
 def _usage_reasons(model: ModelPassport, node: NodeState, usage: NodeUsage) -> list[Reason]:
     reasons = []
-    if is_at_capacity(node, usage.in_flight):
-        limit = node.passport.max_concurrency
+    limit = limit_of(node)
+    if is_at_capacity(limit, usage.in_flight):
         message = f"The node takes {limit} requests at a time and has {usage.in_flight}."
         reasons.append(Reason(ReasonCode.AT_CAPACITY, message, f"under {limit}", usage.in_flight))
     if usage.full_seconds > 0:
@@ -197,30 +202,63 @@ def _usage_reasons(model: ModelPassport, node: NodeState, usage: NodeUsage) -> l
     return reasons
 
 
-def _is_affordable(model: ModelPassport, node: NodeState, most: Decimal) -> bool:
-    """Whether no token of the model costs more there than `most` for 1,000; no price is none to speak against it."""
+def _policy_reasons(
+    model: ModelPassport, node: NodeState, latency_ms: float | None, policy: RoutingPolicy
+) -> list[Reason]:
+    """Return why the node does not suit the policy; none exactly when it `suits`."""
+    asked = (model, node, latency_ms, policy)
+    return [explain(*asked) for holds, explain in _POLICY_RULES if not holds(*asked)]
+
+
+def _is_named(_: ModelPassport, node: NodeState, __: float | None, policy: RoutingPolicy) -> bool:
+    return policy.node_ids is None or node.id in policy.node_ids
+
+
+def _is_in_region(_: ModelPassport, node: NodeState, __: float | None, policy: RoutingPolicy) -> bool:
+    return policy.allow_regions is None or node.passport.region in policy.allow_regions
+
+
+def _is_affordable(model: ModelPassport, node: NodeState, _: float | None, policy: RoutingPolicy) -> bool:
+    """Whether no token of the model costs more there than the policy allows for 1,000; no price is none too high."""
+    if policy.max_price_per_1k_tokens is None:
+        return True
     price = node.passport.price_of(model.known_as)
-    return price is None or price.highest_per_1k <= most
+    return price is None or price.highest_per_1k <= policy.max_price_per_1k_tokens
 
 
-def _policy_reasons(model: ModelPassport, node: NodeState, usage: NodeUsage, policy: RoutingPolicy) -> list[Reason]:
-    reasons = []
-    if policy.node_ids is not None and node.id not in policy.node_ids:
-        message = "The request names other nodes in lucid.nodeIds."
-        reasons.append(Reason(ReasonCode.MODEL_NOT_SERVED, message, sorted(policy.node_ids), node.id))
-    region = node.passport.region
-    if policy.allow_regions is not None and region not in policy.allow_regions:
-        message = (
-            f"The request allows {', '.join(sorted(policy.allow_regions))}; the node is in {region or 'no region'}."
-        )
-        reasons.append(Reason(ReasonCode.REGION_NOT_ALLOWED, message, sorted(policy.allow_regions), region))
+def _is_quick(_: ModelPassport, __: NodeState, latency_ms: float | None, policy: RoutingPolicy) -> bool:
+    return policy.max_latency_ms is None or latency_ms is None or latency_ms <= policy.max_latency_ms
+
+
+def _not_named_reason(_: ModelPassport, node: NodeState, __: float | None, policy: RoutingPolicy) -> Reason:
+    message = "The request names other nodes in lucid.nodeIds."
+    return Reason(ReasonCode.MODEL_NOT_SERVED, message, sorted(policy.node_ids or ()), node.id)
+
+
+def _region_reason(_: ModelPassport, node: NodeState, __: float | None, policy: RoutingPolicy) -> Reason:
+    allowed, region = sorted(policy.allow_regions or ()), node.passport.region
+    message = f"The request allows {', '.join(allowed)}; the node is in {region or 'no region'}."
+    return Reason(ReasonCode.REGION_NOT_ALLOWED, message, allowed, region)
+
+
+def _price_reason(model: ModelPassport, node: NodeState, _: float | None, policy: RoutingPolicy) -> Reason:
     price, most = node.passport.price_of(model.known_as), policy.max_price_per_1k_tokens
-    if most is not None and price is not None and price.highest_per_1k > most:
-        highest = write_money(price.highest_per_1k)
-        message = f"The node's price is {highest} USD for 1,000 tokens; the request allows {write_money(most)}."
-        reasons.append(Reason(ReasonCode.PRICE_TOO_HIGH, message, write_money(most), highest))
-    slowest = policy.max_latency_ms
-    if slowest is not None and usage.latency_ms is not None and usage.latency_ms > slowest:
-        message = f"The node takes {usage.latency_ms:.0f} ms to begin an answer; the request allows {slowest:.0f}."
-        reasons.append(Reason(ReasonCode.LATENCY_TOO_HIGH, message, slowest, round(usage.latency_ms, 1)))
-    return reasons
+    wanted = None if most is None else write_money(most)
+    found = None if price is None else write_money(price.highest_per_1k)
+    message = f"The node's price is {found} USD for 1,000 tokens; the request allows {wanted}."
+    return Reason(ReasonCode.PRICE_TOO_HIGH, message, wanted, found)
+
+
+def _latency_reason(_: ModelPassport, __: NodeState, latency_ms: float | None, policy: RoutingPolicy) -> Reason:
+    found, slowest = latency_ms or 0.0, policy.max_latency_ms or 0.0
+    message = f"The node takes {found:.0f} ms to begin an answer; the request allows {slowest:.0f}."
+    return Reason(ReasonCode.LATENCY_TOO_HIGH, message, policy.max_latency_ms, round(found, 1))
+
+
+_POLICY_RULES: tuple[tuple[_Predicate, _Explanation], ...] = (
+    (_is_named, _not_named_reason),
+    (_is_in_region, _region_reason),
+    (_is_affordable, _price_reason),
+    (_is_quick, _latency_reason),
+)
+"""What a policy asks, in the order of the reasons: the predicate that must hold, and the reason when it does not."""

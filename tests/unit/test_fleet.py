@@ -12,11 +12,19 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from lucid_compute.errors import ModelNotFound, NodeDeregistered, NodeNotFound
+from lucid_compute.fleet.capability_index import CapabilityIndex
 from lucid_compute.fleet.fleet import Fleet
 from lucid_compute.fleet.fleet_node import Lifecycle
 from lucid_compute.fleet.model_ring import place_of
 from lucid_compute.fleet.replicas import LEASE, Replica, Snapshot
-from lucid_compute.matching_engine import fit_reasons, has_available_compute, is_available_on, is_healthy, serves
+from lucid_compute.matching_engine import (
+    fit_reasons,
+    has_available_compute,
+    has_serving_compute,
+    is_available_on,
+    is_healthy,
+    serves,
+)
 from lucid_compute.node_state import DeclaredModel, NodeState
 from lucid_compute.passports import ModelPassport, PassportStatus, PassportType
 from tests.factories import NOW, compute_passport, passport, receipt
@@ -149,9 +157,24 @@ class FleetMachine(RuleBasedStateMachine):
         nodes = [node.state for node in self.fleet.nodes()]
         for model in self.fleet.models_newest_first():
             expected = has_available_compute(model, nodes, self.now)
-            assert self.fleet.is_available(model, self.now) is expected
-            served = any(is_available_on(model, node, self.now) and serves(model, node) for node in nodes)
-            assert self.fleet.is_served(model, self.now) is (served or model.format == "api")
+            assert is_available(self.fleet, model, self.now) is expected
+            serving = [node for node in nodes if serves(model, node)]
+            assert is_served(self.fleet, model, self.now) is has_available_compute(model, serving, self.now)
+
+    @invariant()
+    def the_candidates_are_the_freshest_available_node_of_each_kind_and_no_others(self) -> None:
+        """The engine would hide a candidate too many, and one too few wherever another is left."""
+        nodes = [node.state for node in self.fleet.nodes()]
+        for model in self.fleet.models_newest_first():
+            available = [node for node in nodes if is_available_on(model, node, self.now)]
+            serving = [node for node in available if serves(model, node)]
+            for candidates, expected in (
+                (self.fleet.candidates(model, self.now), available),
+                (self.fleet.serving_candidates(model, self.now), serving),
+            ):
+                found = list(candidates)
+                assert _newest_by_kind(found) == _newest_by_kind(expected)
+                assert len(found) == len(_newest_by_kind(found))
 
     @invariant()
     def rings_hold_the_nodes_that_fit_serve_and_are_healthy_if_fresh(self) -> None:
@@ -167,6 +190,25 @@ class FleetMachine(RuleBasedStateMachine):
                 is_on_ring = node.state.id in set(ring.all())
                 assert (node.state.id in ring) is is_on_ring
                 assert node.capability_class.has_on_ring(node.state.id, model.id) is is_on_ring
+
+
+def is_available(fleet: Fleet, model: ModelPassport, now: datetime) -> bool:
+    """Whether the model can be run, as every reader asks."""
+    return has_available_compute(model, fleet.candidates(model, now), now)
+
+
+def is_served(fleet: Fleet, model: ModelPassport, now: datetime) -> bool:
+    """Whether the model is served, as every reader asks."""
+    return has_serving_compute(model, fleet.serving_candidates(model, now), now)
+
+
+def _newest_by_kind(nodes: list[NodeState]) -> dict[object, datetime]:
+    newest: dict[object, datetime] = {}
+    for node in nodes:
+        assert node.receipt is not None
+        kind = CapabilityIndex.key_of(node)
+        newest[kind] = max(newest.get(kind, node.receipt.received_at), node.receipt.received_at)
+    return newest
 
 
 def _belongs_on_ring(model: ModelPassport, state: NodeState) -> bool:
@@ -263,10 +305,10 @@ def test_a_heartbeat_that_arrives_late_does_not_hide_a_fresher_one() -> None:
         fleet.apply_passport(record)
         fleet.apply_receipt(record.id, receipt(age_seconds=age))
     model = fleet.get_model(wanted.id)
-    assert fleet.is_available(model, NOW + timedelta(seconds=30))
+    assert is_available(fleet, model, NOW + timedelta(seconds=30))
     fleet.apply_passport(replace(first, status=PassportStatus.DEPRECATED, revision=2))
-    assert fleet.is_available(model, NOW + timedelta(seconds=10))
-    assert not fleet.is_available(model, NOW + timedelta(seconds=11))
+    assert is_available(fleet, model, NOW + timedelta(seconds=10))
+    assert not is_available(fleet, model, NOW + timedelta(seconds=11))
 
 
 def test_a_runtime_that_a_heartbeat_names_counts_at_once() -> None:
@@ -278,7 +320,7 @@ def test_a_runtime_that_a_heartbeat_names_counts_at_once() -> None:
     fleet.apply_passport(record)
     for revision, runtime, expected in ((1, None, False), (2, {"name": "vllm"}, True), (3, {"name": "ollama"}, False)):
         fleet.apply_receipt(record.id, receipt(revision=revision, runtime=runtime))
-        assert fleet.is_available(fleet.get_model(wanted.id), NOW) is expected
+        assert is_available(fleet, fleet.get_model(wanted.id), NOW) is expected
 
 
 def test_a_model_that_comes_after_a_kind_of_node_is_gone_does_not_fit_its_successor() -> None:
@@ -294,4 +336,4 @@ def test_a_model_that_comes_after_a_kind_of_node_is_gone_does_not_fit_its_succes
     fleet.apply_receipt(small.id, receipt())
     wanted = passport(PassportType.MODEL, {"format": "safetensors", "minVramGb": 40})
     fleet.apply_passport(wanted)
-    assert not fleet.is_available(fleet.get_model(wanted.id), NOW)
+    assert not is_available(fleet, fleet.get_model(wanted.id), NOW)

@@ -25,7 +25,9 @@ def test_the_newest_and_the_expired_are_those_of_a_plain_dict(steps: list[tuple[
             order.discard(key)
             plain.pop(key, None)
     assert order.newest_at == max(plain.values(), default=None)
+    assert plain.get(order.newest or "") == order.newest_at
     edge = NOW + timedelta(seconds=5)
     assert set(order.expire_before(edge)) == {key for key, at in plain.items() if at < edge}
     assert len(order) == sum(at >= edge for at in plain.values())
     assert order.newest_at == max((at for at in plain.values() if at >= edge), default=None)
+    assert (None if order.newest is None else plain[order.newest]) == order.newest_at

@@ -81,7 +81,7 @@ def build_service(settings: Settings, database_url: str) -> Service:
         records=records,
         overviews=Overviews(fleet, clock, records),
         sweep=Sweep(database, fleet, clock, key_store),
-        registry=ComputeRegistry(database, fleet, clock),
+        registry=ComputeRegistry(database, fleet, clock, feed=feed, heartbeats=heartbeats),
         passports=PassportStore(database, fleet, ground.policy),
         key_store=key_store,
         events=NodeEvents(database),

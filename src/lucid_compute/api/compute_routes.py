@@ -70,7 +70,7 @@ async def list_nodes(
     shown = page.slice_of(sort_nodes(service.fleet, order, nodes))
     done = await service.job_search.last_statistics([node.state.id for node in shown])
     return NodeList(
-        nodes=[view_node(service.fleet, node, principal, now, done[node.state.id]) for node in shown],
+        nodes=[view_node(service.registry.health(node, now), principal, done[node.state.id]) for node in shown],
         pagination=page.pagination(len(nodes)),
     )
 
@@ -78,7 +78,7 @@ async def list_nodes(
 @router.get("/health/{passport_id}", response_model=NodeHealth, responses=declare(NodeNotFound, NodeDeregistered))
 async def get_health(passport_id: str, service: ServiceDependency, principal: Reader) -> NodeHealth:
     """Read a node's health, counted over what this service routed; what the node says of itself is `reported`."""
-    node = await service.get_registered_node(passport_id, sees=principal.sees)
+    node = await service.registry.get_node(passport_id, sees=principal.sees)
     return await _view_health(service, node)
 
 
@@ -91,16 +91,16 @@ async def declare_models(
     """Replace the whole declaration of a node. Each model is answered with the model passport that it resolves to."""
     models = [DeclaredModel(model.id, model.max_tokens, model.quantization) for model in body.models]
     _refuse_twice(models)
-    node = await service.get_registered_node(passport_id, sees=principal.sees)
+    node = await service.registry.get_node(passport_id, sees=principal.sees)
     principal.require_node(passport_id)
-    await service.registry.declare_models(actor, passport_id, models, sees=principal.sees)
+    await service.registry.declare(actor, passport_id, models, sees=principal.sees)
     return view_declaration(service.fleet, node)
 
 
 @router.get("/models/{passport_id}", response_model=Declaration, responses=declare(NodeNotFound, NodeDeregistered))
 async def get_declaration(passport_id: str, service: ServiceDependency, principal: Reader) -> Declaration:
     """Read the declaration of a node."""
-    return view_declaration(service.fleet, await service.get_registered_node(passport_id, sees=principal.sees))
+    return view_declaration(service.fleet, await service.registry.get_node(passport_id, sees=principal.sees))
 
 
 @router.post(
@@ -113,7 +113,7 @@ async def drain(
     passport_id: str, service: ServiceDependency, principal: ComputeWriter, actor: ActorDependency
 ) -> DrainAnswer:
     """Start no request on the node from here on and let running ones finish; `drained` says when none is left."""
-    node = await service.get_registered_node(passport_id, sees=principal.sees)
+    node = await service.registry.get_node(passport_id, sees=principal.sees)
     principal.require_node(passport_id)
     await service.registry.drain(actor, passport_id, sees=principal.sees)
     return view_drain(service.fleet, node)
@@ -124,7 +124,7 @@ async def resume(
     passport_id: str, service: ServiceDependency, principal: ComputeWriter, actor: ActorDependency
 ) -> NodeHealth:
     """End a drain. One that the node reports itself ends when the node reports otherwise."""
-    node = await service.get_registered_node(passport_id, sees=principal.sees)
+    node = await service.registry.get_node(passport_id, sees=principal.sees)
     principal.require_node(passport_id)
     await service.registry.resume(actor, passport_id, sees=principal.sees)
     return await _view_health(service, node)
@@ -154,7 +154,7 @@ async def deregister(
 
     After a 409 it goes on as before. Its passport, events and jobs stay readable, and its name can be registered again.
     """
-    await service.require_node_passport(passport_id, sees=principal.sees)
+    await service.registry.get_passport(passport_id, sees=principal.sees)
     principal.require_node(passport_id)
     await service.registry.deregister(actor, passport_id, sees=principal.sees, force=force, wait_seconds=wait_seconds)
     return DeregisterAnswer(passport_id=passport_id, status=NodeStatus.DEREGISTERED)
@@ -171,7 +171,7 @@ async def list_events(
     type: Annotated[Text | None, Query(description="Such as `unhealthy`.")] = None,  # noqa: A002 - the contract's name
 ) -> EventList:
     """List what happened to a node; an ended one's events stay readable. `name` sorts by the type."""
-    await service.require_node_passport(passport_id, sees=principal.sees)
+    await service.registry.get_passport(passport_id, sees=principal.sees)
     events, total = await service.events.list_page(
         passport_id,
         since=since,
@@ -186,7 +186,7 @@ async def list_events(
 
 async def _view_health(service: Service, node: FleetNode) -> NodeHealth:
     done = await service.job_search.last_statistics([node.state.id])
-    return view_health(service.fleet, node, service.clock.now(), done[node.state.id])
+    return view_health(service.registry.health(node), done[node.state.id])
 
 
 def _refuse_twice(models: list[DeclaredModel]) -> None:

@@ -10,6 +10,7 @@ from prometheus_client.registry import Collector
 
 from lucid_compute import __version__
 from lucid_compute.api.service import Service
+from lucid_compute.matching_engine import has_available_compute
 from lucid_compute.node_state import NodeStatus
 
 
@@ -24,7 +25,9 @@ class FleetCollector(Collector):
         """Yield what the fleet is like right now."""
         now, fleet = self._service.clock.now(), self._service.fleet
         yield self._nodes()
-        available = Tally(fleet.are_available(fleet.models_newest_first(), now))
+        available = Tally(
+            has_available_compute(model, fleet.candidates(model, now), now) for model in fleet.models_newest_first()
+        )
         models = GaugeMetricFamily("lucid_models", "Models, by whether they can be run right now", labels=["available"])
         for verdict in (True, False):
             models.add_metric([str(verdict).lower()], available[verdict])

@@ -66,7 +66,7 @@ async def get_node_metrics(
     model: Model = None,
 ) -> SeriesAnswer | Response:
     """Read what happened on a node; an ended one's records stay readable for as long as they are kept."""
-    node = await service.require_node_passport(passport_id, sees=principal.sees)
+    node = await service.registry.get_passport(passport_id, sees=principal.sees)
     wanted = Wanted(node_id=node.id, model_id=_model_id(service, model))
     return await _answer(service, wanted, query, is_csv=is_csv, node=node)
 
@@ -106,7 +106,7 @@ async def get_node_uptime(
     Uptime is healthy time over healthy and unhealthy time: drains, outages of the registry and what lies before the
     first heartbeat are left out.
     """
-    node = await service.require_node_passport(passport_id, sees=principal.sees)
+    node = await service.registry.get_passport(passport_id, sees=principal.sees)
     (uptime,) = await _uptimes(service, [node], target or service.settings.uptime_target)
     return write_uptime_csv([uptime]) if is_csv else uptime
 

@@ -21,7 +21,7 @@ from lucid_compute.api.service import Service
 from lucid_compute.api.views import Shown, explain_availability, view_model
 from lucid_compute.errors import ModelNotFound, Unauthorized
 from lucid_compute.field_types import Text
-from lucid_compute.matching_engine import ReasonCode
+from lucid_compute.matching_engine import ReasonCode, has_available_compute
 from lucid_compute.passports import ModelFormat, ModelPassport
 from lucid_compute.wire.lists import SortBy, SortOrder
 from lucid_compute.wire.passports import ModelAvailability, ModelList, ModelView
@@ -56,8 +56,8 @@ async def list_models(
     now = service.clock.now()
     found = _find(service, wanted, order)
     if available is not None:
-        verdicts = service.fleet.are_available(found, now)
-        found = [model for model, verdict in zip(found, verdicts, strict=True) if verdict is (available == "true")]
+        wants, fleet = available == "true", service.fleet
+        found = [m for m in found if has_available_compute(m, fleet.candidates(m, now), now) is wants]
     return ModelList(
         models=[view_model(service.fleet, model, viewer, now) for model in page.slice_of(found)],
         pagination=page.pagination(len(found)),

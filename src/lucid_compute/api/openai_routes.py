@@ -11,6 +11,7 @@ from lucid_compute.api.error_responses import declare
 from lucid_compute.api.views import view_model
 from lucid_compute.errors import ModelNotFound
 from lucid_compute.inference.targets import HOP_HEADER
+from lucid_compute.matching_engine import has_serving_compute
 from lucid_compute.passports import ModelPassport
 from lucid_compute.routing_errors import RoutingLoop
 from lucid_compute.wire.lists import MAX_PER_PAGE, Pagination
@@ -37,7 +38,11 @@ async def list_served_models(
 ) -> OpenAiModelList:
     """List the models that can be asked for right now, all of them unless a page is asked for."""
     now, fleet = service.clock.now(), service.fleet
-    served = [m for m in fleet.models_newest_first() if m.record.is_active and fleet.is_served(m, now)]
+    served = [
+        m
+        for m in fleet.models_newest_first()
+        if m.record.is_active and has_serving_compute(m, fleet.serving_candidates(m, now), now)
+    ]
     total, shown = len(served), served
     if page is not None or per_page is not None:
         size = per_page or 20

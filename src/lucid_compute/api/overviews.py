@@ -12,6 +12,7 @@ from lucid_compute.errors import DatabaseUnavailable
 from lucid_compute.fleet.fleet import Fleet
 from lucid_compute.fleet.fleet_node import FleetNode
 from lucid_compute.fleet.outages import OUTAGE_AFTER
+from lucid_compute.matching_engine import has_available_compute, has_serving_compute
 from lucid_compute.metric_series import figures_of
 from lucid_compute.node_state import FRESH_WINDOW, NodeStatus
 from lucid_compute.records import Measured
@@ -130,8 +131,8 @@ def _count_models(fleet: Fleet, now: datetime) -> ModelCounts:
     models = fleet.models_newest_first()
     return ModelCounts(
         total=len(models),
-        available=sum(fleet.are_available(models, now)),
-        served=sum(fleet.is_served(model, now) for model in models),
+        available=sum(has_available_compute(model, fleet.candidates(model, now), now) for model in models),
+        served=sum(has_serving_compute(model, fleet.serving_candidates(model, now), now) for model in models),
     )
 
 

@@ -23,7 +23,7 @@ async def probe(passport_id: str, service: ServiceDependency, principal: Compute
     It goes the way that requests go: each address is checked, redirects are not followed. A host is probed once in
     ten seconds; it takes 13 s at most.
     """
-    node = await service.get_registered_node(passport_id, sees=principal.sees)
+    node = await service.registry.get_node(passport_id, sees=principal.sees)
     principal.require_node(passport_id)
     found = await service.prober.probe(node)
     tls = found.tls and TlsView(version=found.tls.version, certificate_expires_at=found.tls.certificate_expires_at)

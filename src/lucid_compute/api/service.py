@@ -13,14 +13,13 @@ from lucid_compute.api.authentication import Authenticator
 from lucid_compute.api.overviews import Overviews
 from lucid_compute.api.rate_limits import KeyRates
 from lucid_compute.api.settings import Settings
-from lucid_compute.errors import DatabaseUnavailable, NodeDeregistered, NodeNotFound, PassportNotFound
+from lucid_compute.errors import DatabaseUnavailable
 from lucid_compute.fleet.fleet import Fleet
 from lucid_compute.fleet.fleet_node import FleetNode
 from lucid_compute.fleet.key_ring import KeyRing
 from lucid_compute.inference.gateway import Gateway
 from lucid_compute.inference.prober import Prober
 from lucid_compute.inference.watchdog import Watchdog
-from lucid_compute.passports import Passport, PassportType
 from lucid_compute.storage import schema
 from lucid_compute.storage.audit import AuditTrail
 from lucid_compute.storage.clock import DatabaseClock
@@ -88,39 +87,8 @@ class Service:
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     async def get_registered_node(self, passport_id: str, *, sees: str | None) -> FleetNode:
-        """Answer the owner's node that has not ended, also one that another replica has only just registered.
-
-        Raises:
-            NodeNotFound: there is none.
-            NodeDeregistered: it was deregistered or revoked, however long ago.
-            DatabaseUnavailable: it is there, and this replica could not catch up with it in time.
-        """
-        if self.fleet.find_node(passport_id) is None:
-            await self.feed.catch_up()
-        if self.fleet.find_node(passport_id) is None:
-            if (await self._get_node_passport(passport_id, sees=sees)).has_ended:
-                raise NodeDeregistered(passport_id)
-            raise DatabaseUnavailable
-        return self.fleet.get_registered_node(passport_id, owner=sees)
-
-    async def require_node_passport(self, passport_id: str, *, sees: str | None) -> Passport:
-        """Answer the passport of the owner's node, also of one that ended long ago and is no longer in the fleet.
-
-        Raises:
-            NodeNotFound: there is none.
-        """
-        if (node := self.fleet.find_node(passport_id)) is not None:
-            return self.fleet.get_node(node.state.id, owner=sees).record
-        return await self._get_node_passport(passport_id, sees=sees)
-
-    async def _get_node_passport(self, passport_id: str, *, sees: str | None) -> Passport:
-        try:
-            passport = await self.passports.get(passport_id, sees=sees)
-        except PassportNotFound:
-            raise NodeNotFound(passport_id) from None
-        if passport.type is not PassportType.COMPUTE:
-            raise NodeNotFound(passport_id)
-        return passport
+        """Return what `ComputeRegistry.get_node` does; the heartbeat lane still asks here."""
+        return await self.registry.get_node(passport_id, sees=sees)
 
     async def require_ready(self) -> None:
         """Refuse unless the database answers, its schema is this version's, and the fleet is loaded and followed.

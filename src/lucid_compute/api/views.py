@@ -13,11 +13,17 @@ from lucid_compute.api.dependencies import Page
 from lucid_compute.fleet.fleet import Fleet
 from lucid_compute.fleet.fleet_node import FleetNode
 from lucid_compute.fleet.key_ring import Principal
-from lucid_compute.fleet.outages import seconds_lost
-from lucid_compute.matching_engine import Reason, fit_reasons, health_reasons
+from lucid_compute.matching_engine import (
+    Reason,
+    fit_reasons,
+    has_available_compute,
+    has_serving_compute,
+    rejection_reasons,
+)
 from lucid_compute.node_state import Heartbeat, NodeStatus, Receipt
 from lucid_compute.passport_metadata import shown_metadata
 from lucid_compute.passports import ModelFormat, ModelPassport, Passport
+from lucid_compute.storage.compute_registry import Health
 from lucid_compute.storage.job_search import JobStatistics
 from lucid_compute.wire.compute import (
     Declaration,
@@ -48,33 +54,37 @@ def view_passport(passport: Passport, viewer: Principal | None) -> PassportView:
 def view_model(fleet: Fleet, model: ModelPassport, viewer: Principal | None, now: datetime) -> ModelView:
     """Answer a model passport and whether it can be run and reached right now."""
     fields = _passport_fields(model.record, viewer)
-    return ModelView(**fields, available=fleet.is_available(model, now), served=fleet.is_served(model, now))
+    return ModelView(
+        **fields,
+        available=has_available_compute(model, fleet.candidates(model, now), now),
+        served=has_serving_compute(model, fleet.serving_candidates(model, now), now),
+    )
 
 
-def view_node(fleet: Fleet, node: FleetNode, viewer: Principal, now: datetime, statistics: JobStatistics) -> NodeView:
-    """Answer a node: its passport and its health."""
-    return NodeView(**_passport_fields(node.record, viewer), health=view_health(fleet, node, now, statistics))
+def view_node(health: Health, viewer: Principal, statistics: JobStatistics) -> NodeView:
+    """Return a node: its passport and its health."""
+    return NodeView(**_passport_fields(health.node.record, viewer), health=view_health(health, statistics))
 
 
-def view_health(fleet: Fleet, node: FleetNode, now: datetime, statistics: JobStatistics) -> NodeHealth:
-    """Answer a node's health as the registry sees it."""
-    state, receipt = node.state, node.state.receipt
+def view_health(health: Health, statistics: JobStatistics) -> NodeHealth:
+    """Return a node's health as the registry sees it, with what was counted of its jobs."""
+    state, receipt = health.node.state, health.node.state.receipt
     return NodeHealth(
         passport_id=state.id,
-        status=fleet.status_of(node, now),
-        fresh=state.is_fresh(now),
-        uptime_seconds=_uptime_seconds(fleet, node, now),
+        status=health.status,
+        fresh=state.is_fresh(health.at),
+        uptime_seconds=health.uptime_seconds,
         jobs_completed=statistics.jobs_completed,
         avg_latency_ms=statistics.avg_latency_ms,
         error_rate=statistics.error_rate,
         last_heartbeat_at=receipt.received_at if receipt else None,
-        heartbeat_age_seconds=_age_seconds(receipt, now),
+        heartbeat_age_seconds=_age_seconds(receipt, health.at),
         load=receipt.heartbeat.load if receipt else None,
         queue_depth=receipt.heartbeat.queue_depth if receipt else None,
-        in_flight=fleet.in_flight(state.id),
-        drained=fleet.is_drained(node),
+        in_flight=health.in_flight,
+        drained=health.is_drained,
         available_models=receipt.heartbeat.available_models if receipt else [],
-        reasons=[view_reason(reason) for reason in health_reasons(state, now)],
+        reasons=[view_reason(reason) for reason in health.reasons],
         reported=_view_report(receipt) if receipt else None,
     )
 
@@ -123,8 +133,8 @@ async def explain_availability(
     found.sort(key=lambda pair: (pair[0].record.has_ended, len(pair[1])))
     page = None if shown is None else shown.page
     answer = ModelAvailability(
-        available=fleet.is_available(model, now),
-        served=fleet.is_served(model, now),
+        available=has_available_compute(model, fleet.candidates(model, now), now),
+        served=has_serving_compute(model, fleet.serving_candidates(model, now), now),
         checked_at=now,
         nodes=[_view_eligibility(*pair) for pair in (found if page is None else page.slice_of(found))],
         summary=dict(summary),
@@ -143,7 +153,7 @@ async def _reasons_of_nodes(
         kind = id(node.capability_class)
         if kind not in fits:
             fits[kind] = fit_reasons(model, node.state)
-        yield node, (*fits[kind], *health_reasons(node.state, now))
+        yield node, rejection_reasons(model, node.state, now, of_kind=fits[kind])
 
 
 def _view_eligibility(node: FleetNode, reasons: tuple[Reason, ...]) -> NodeEligibility:
@@ -166,15 +176,6 @@ def _passport_fields(passport: Passport, viewer: Principal | None) -> dict[str, 
         "created_at": passport.created_at,
         "updated_at": passport.updated_at,
     }
-
-
-def _uptime_seconds(fleet: Fleet, node: FleetNode, now: datetime) -> float:
-    """Answer the seconds since the first heartbeat after the node was last unhealthy, outages of ours left out."""
-    receipt = node.state.receipt
-    if receipt is None or receipt.up_since is None or not node.state.is_live(fleet.live_since(now)):
-        return 0.0
-    lost = seconds_lost(receipt.up_since, now, fleet.outages_until(now))
-    return round(max((now - receipt.up_since).total_seconds() - lost, 0.0), 3)
 
 
 def _age_seconds(receipt: Receipt | None, now: datetime) -> float | None:

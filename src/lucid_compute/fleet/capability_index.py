@@ -1,14 +1,14 @@
-"""Which models the fleet can serve right now, at a cost that follows the kinds of node and not the nodes.
+"""Which nodes the matching engine has to look at, at a cost that follows the kinds of node and not the nodes.
 
 Nodes that look alike to the matching engine (runtimes, VRAM, context, declared and reported models) form one
-*capability class*. The engine decides once whether a class fits a model; a class counts for `available` while its
-freshest healthy member is fresh. Each class has one bit: a model's fitting classes and the classes that are fresh now
-are two integers, and a model is available exactly when they share a bit.
+*capability class*. The engine decides once whether a class fits a model; a class counts while its freshest healthy
+member is fresh. Each class has one bit: a model's fitting classes and the classes that are fresh now are two integers.
+The bits that they share name the classes whose freshest member is a candidate. The engine then judges that node.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
 from typing import TypeVar
@@ -17,7 +17,7 @@ from lucid_compute.fleet.freshness_order import FreshnessOrder
 from lucid_compute.fleet.model_ring import ModelRing
 from lucid_compute.matching_engine import hardware_compatible, runtime_compatible, serves
 from lucid_compute.node_state import FRESH_WINDOW, NodeState
-from lucid_compute.passports import ModelFormat, ModelPassport
+from lucid_compute.passports import ModelPassport
 
 ClassKey = tuple[object, ...]
 Item = TypeVar("Item")
@@ -100,6 +100,7 @@ class CapabilityIndex:
         self._fresh_order: FreshnessOrder[CapabilityClass] = FreshnessOrder()
         self._fresh_bits = 0
         self._free_bits: list[int] = []
+        self._class_at: dict[int, CapabilityClass] = {}  # by the place of its bit, the lowest is 1
 
     def __len__(self) -> int:
         """How many capability classes there are."""
@@ -173,21 +174,18 @@ class CapabilityIndex:
         for capability_class in {c for name in entry.model.known_as for c in self._classes_naming.get(name, ())}:
             capability_class.rings.pop(model_id, None)
 
-    def is_available(self, model_id: str, now: datetime) -> bool:
-        """Whether the model is an API model, or a fresh healthy node fits it: `has_available_compute`, indexed."""
-        return next(self.are_available([model_id], now))
+    def candidates(self, model_id: str, now: datetime) -> Iterator[str]:
+        """Yield the freshest healthy member of each class that fits the model and is fresh; none of an unknown model.
 
-    def are_available(self, model_ids: Iterable[str], now: datetime) -> Iterator[bool]:
-        """Answer `is_available` for each of `model_ids`, in their order."""
-        fresh = self._fresh_at(now)
-        for model_id in model_ids:
-            entry = self._entries[model_id]
-            yield entry.fitting & fresh != 0 or entry.model.format is ModelFormat.API
+        A caller that stops at the first node pays for one class, however many fit.
+        """
+        if (entry := self._entries.get(model_id)) is not None:
+            yield from self._freshest_of(entry.fitting & self._fresh_at(now))
 
-    def is_served(self, model_id: str, now: datetime) -> bool:
-        """Whether it is available on a node that also declares or reports it, or is an API model."""
-        entry = self._entries[model_id]
-        return entry.serving & self._fresh_at(now) != 0 or entry.model.format is ModelFormat.API
+    def serving_candidates(self, model_id: str, now: datetime) -> Iterator[str]:
+        """Yield those of `candidates` that also declare or report the model."""
+        if (entry := self._entries.get(model_id)) is not None:
+            yield from self._freshest_of(entry.serving & self._fresh_at(now))
 
     def ring_of(self, model_id: str) -> ModelRing:
         """Answer the nodes that fit the model, name it and would be healthy if fresh; none of a model that is gone."""
@@ -204,6 +202,14 @@ class CapabilityIndex:
         if not self._fresh_bits & capability_class.bit:
             self._fresh_bits |= capability_class.bit
 
+    def _freshest_of(self, bits: int) -> Iterator[str]:
+        while bits:
+            place = bits.bit_length()
+            node_id = self._class_at[place].healthy.newest
+            if node_id is not None:
+                yield node_id
+            bits ^= 1 << place - 1
+
     def _fresh_at(self, now: datetime) -> int:
         for capability_class in self._fresh_order.expire_before(now - FRESH_WINDOW):
             self._fresh_bits &= ~capability_class.bit
@@ -213,7 +219,7 @@ class CapabilityIndex:
         bit = self._free_bits.pop() if self._free_bits else 1 << len(self._classes)
         traits = self._traits.get(key[:3]) or self._add_traits(key[:3], node)
         traits.bits |= bit
-        added = self._classes[key] = CapabilityClass(key, node, traits, bit)
+        added = self._classes[key] = self._class_at[bit.bit_length()] = CapabilityClass(key, node, traits, bit)
         for model_id in traits.fitting:
             self._entries[model_id].fitting |= bit
         for name in added.named_models:
@@ -228,7 +234,7 @@ class CapabilityIndex:
         return traits
 
     def _drop_class(self, dropped: CapabilityClass) -> None:
-        del self._classes[dropped.key]
+        del self._classes[dropped.key], self._class_at[dropped.bit.bit_length()]
         dropped.traits.bits &= ~dropped.bit
         if not dropped.traits.bits:
             del self._traits[dropped.key[:3]]

@@ -166,17 +166,16 @@ class Fleet:
             self._models_newest_first = sorted(by_id, key=lambda model: model.record.created_at, reverse=True)
         return self._models_newest_first
 
-    def is_available(self, model: ModelPassport, now: datetime) -> bool:
-        """Whether the model can be run right now: the matching engine's `has_available_compute` over every node."""
-        return self._index.is_available(model.id, now)
+    def candidates(self, model: ModelPassport, now: datetime) -> Iterator[NodeState]:
+        """Return nodes for `has_available_compute` to judge: one of each kind that the index takes to be available.
 
-    def are_available(self, models: Iterable[ModelPassport], now: datetime) -> Iterator[bool]:
-        """Answer `is_available` for each model, in their order."""
-        return self._index.are_available((model.id for model in models), now)
+        It is the freshest of its kind. Nodes are looked up one at a time, when the engine asks for the next.
+        """
+        return (self._nodes[node_id].state for node_id in self._index.candidates(model.id, now))
 
-    def is_served(self, model: ModelPassport, now: datetime) -> bool:
-        """Whether a node that could run the model right now also declares or reports it."""
-        return self._index.is_served(model.id, now)
+    def serving_candidates(self, model: ModelPassport, now: datetime) -> Iterator[NodeState]:
+        """Return those of `candidates` that declare or report the model, for `has_serving_compute` to judge."""
+        return (self._nodes[node_id].state for node_id in self._index.serving_candidates(model.id, now))
 
     def ring_of(self, model: ModelPassport) -> ModelRing:
         """Answer the nodes that the gateway may look at for the model, fresh or not.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
 from datetime import datetime
+from operator import itemgetter
 from typing import Generic, TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
@@ -13,15 +14,17 @@ class FreshnessOrder(Generic[Key]):
     """A dict from key to instant, kept oldest first.
 
     Heartbeats come nearly in order, so a touch is two dict operations; one that comes late (another replica took it)
-    only marks the order, and the next reader sorts it once. `newest_at`, None when empty, is known without sorting.
+    only marks the order, and the next reader sorts it once. `newest` and `newest_at`, None when empty, are known
+    without sorting.
     """
 
-    __slots__ = ("_instants", "_is_sorted", "newest_at")
+    __slots__ = ("_instants", "_is_sorted", "newest", "newest_at")
 
     def __init__(self) -> None:
         """Start empty."""
         self._instants: dict[Key, datetime] = {}
         self._is_sorted = True
+        self.newest: Key | None = None
         self.newest_at: datetime | None = None
 
     def __len__(self) -> int:
@@ -42,18 +45,18 @@ class FreshnessOrder(Generic[Key]):
         self._instants[key] = at
         newest_at = self.newest_at
         if newest_at is None or at >= newest_at:
-            self.newest_at = at
+            self.newest, self.newest_at = key, at
         else:
             self._is_sorted = False
             if former == newest_at:
-                self.newest_at = max(self._instants.values())
+                self.newest, self.newest_at = max(self._instants.items(), key=itemgetter(1))
         return self.newest_at != newest_at
 
     def discard(self, key: Key) -> None:
         """Take `key` out, if it is there."""
         if self._instants.pop(key, None) == self.newest_at:
             self._sort()
-            self.newest_at = next(reversed(self._instants.values()), None)
+            self.newest, self.newest_at = next(reversed(self._instants.items()), (None, None))
 
     def expire_before(self, instant: datetime) -> list[Key]:
         """Take out and answer the keys last touched before `instant`."""
@@ -66,10 +69,10 @@ class FreshnessOrder(Generic[Key]):
         for key in expired:
             del self._instants[key]
         if not self._instants:
-            self.newest_at = None
+            self.newest = self.newest_at = None
         return expired
 
     def _sort(self) -> None:
         if not self._is_sorted:
-            self._instants = dict(sorted(self._instants.items(), key=lambda item: item[1]))
+            self._instants = dict(sorted(self._instants.items(), key=itemgetter(1)))
             self._is_sorted = True

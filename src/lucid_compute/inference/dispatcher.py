@@ -18,8 +18,9 @@ from lucid_compute.fleet.fleet_node import FleetNode
 from lucid_compute.fleet.model_ring import ModelRing, place_of, rendezvous
 from lucid_compute.inference.traffic import Traffic
 from lucid_compute.inference.wanted import Wanted
+from lucid_compute.matching_engine import has_serving_compute
 from lucid_compute.node_state import FRESH_WINDOW
-from lucid_compute.routing_rules import NO_POLICY, TIE_SHARE, NodeUsage, suits
+from lucid_compute.routing_rules import NO_POLICY, TIE_SHARE, NodeUsage, is_at_capacity, suits
 
 FEW = 16  # nodes that are all looked at
 EXPLORED = 64  # of more than that, by a request that explores
@@ -113,7 +114,7 @@ class Dispatcher:
         if silent:
             living = self._living(silent, wanted, now)
             if not candidates and wanted.policy.route_stale:
-                is_any_fresh = self._fleet.is_served(wanted.model, now)
+                is_any_fresh = has_serving_compute(wanted.model, self._fleet.serving_candidates(wanted.model, now), now)
                 candidates = [] if is_any_fresh else living
         if not candidates or wanted.session is None:
             return self._choose(candidates, (), wanted, (ring, now - FRESH_WINDOW)) if candidates else None
@@ -220,7 +221,7 @@ class Dispatcher:
                 older.append(node_id)
                 continue
             in_flight = count_in_flight(node_id)
-            if in_flight >= known.limit or node_id in tried:
+            if is_at_capacity(known.limit, in_flight) or node_id in tried:
                 continue
             if known.has_doubts and not known.may_serve(wanted, now, minds_breaker=minds_breaker):
                 continue

@@ -13,7 +13,7 @@ from lucid_compute.fleet.fleet import Fleet
 from lucid_compute.fleet.fleet_node import FleetNode
 from lucid_compute.inference.dispatcher import Dispatcher
 from lucid_compute.inference.wanted import Wanted
-from lucid_compute.matching_engine import Reason, ReasonCode
+from lucid_compute.matching_engine import Reason, ReasonCode, is_healthy
 from lucid_compute.routing_rules import (
     FARTHEST,
     NodeUsage,
@@ -75,7 +75,7 @@ async def rank(fleet: Fleet, dispatcher: Dispatcher, wanted: Wanted, now: dateti
             rejections.update(codes)
             rejected.append((node, reasons))
         else:
-            is_fresh = node.state.is_fresh(now)
+            is_fresh = is_healthy(node.state, now)  # nothing speaks against it, except perhaps its age
             shortlist.append(Ranked(node, dispatcher.wait_ms(node, wanted), is_fresh, usage))
     best = nsmallest(MAX_LISTED, shortlist, key=lambda ranked: (not ranked.is_fresh, ranked.wait_ms))
     worst = nsmallest(MAX_LISTED, rejected, key=_nearest_first)

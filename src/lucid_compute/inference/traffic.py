@@ -11,7 +11,7 @@ from lucid_compute.fleet.fleet import Fleet
 from lucid_compute.fleet.fleet_node import FleetNode
 from lucid_compute.inference.breakers import Breaker
 from lucid_compute.inference.wanted import Wanted
-from lucid_compute.routing_rules import stretch_of
+from lucid_compute.routing_rules import limit_of, stretch_of
 
 NEWEST_WEIGHT = 0.2
 BETTER_WEIGHT = 0.5  # of one that is better than what was known: what made the node slow seems to be over
@@ -27,7 +27,6 @@ LACK_SECONDS = 60.0  # after which a node is asked again for what it did not off
 ANY_ENDPOINT = ""  # of a model that the node does not have
 Kind = tuple[str, bool]
 _NEVER = datetime.min.replace(tzinfo=UTC)
-_NO_LIMIT = float("inf")
 
 
 class NodeTraffic:
@@ -68,7 +67,7 @@ class NodeTraffic:
         """Hold what choices weigh of the node's state as it is now: how old its heartbeat is, and what it takes."""
         state = self.state = self.node.state
         self.received_at = state.receipt.received_at if state.receipt else _NEVER
-        self.limit = state.passport.max_concurrency or _NO_LIMIT
+        self.limit = limit_of(state)
         self.stretch = stretch_of(state)
 
     def may_serve(self, wanted: Wanted, now: float, *, minds_breaker: bool = True) -> bool:

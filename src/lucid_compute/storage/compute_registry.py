@@ -1,18 +1,27 @@
-"""The compute registry: the only writer of node state. What it acknowledges is committed, and in this fleet at once."""
+"""The compute registry: all that is done with a node. What it acknowledges is committed, and in this fleet at once."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
+from typing import NamedTuple
 
 from sqlalchemy import RowMapping
 
+from lucid_compute.errors import DatabaseUnavailable, NodeDeregistered, NodeNotFound, PassportNotFound
 from lucid_compute.fleet.fleet import Fleet
-from lucid_compute.matching_engine import is_healthy
-from lucid_compute.node_state import DeclaredModel
+from lucid_compute.fleet.fleet_node import FleetNode
+from lucid_compute.fleet.outages import seconds_lost
+from lucid_compute.matching_engine import Reason, health_reasons, is_healthy
+from lucid_compute.node_state import DeclaredModel, Heartbeat, NodeStatus, Receipt
+from lucid_compute.passports import Passport, PassportType
+from lucid_compute.storage import passport_rows
 from lucid_compute.storage.audit import Actor, Change, record_change
 from lucid_compute.storage.clock import DatabaseClock
 from lucid_compute.storage.database import Database
 from lucid_compute.storage.departures import Departure, Departures, Drain
+from lucid_compute.storage.feed import Feed
+from lucid_compute.storage.heartbeat_writer import HeartbeatWriter, Tell
 from lucid_compute.storage.node_events import EventType, record_event
 from lucid_compute.storage.node_rows import (
     change_node,
@@ -25,25 +34,124 @@ from lucid_compute.storage.node_rows import (
 from lucid_compute.storage.rows import read_lifecycle
 
 
-class ComputeRegistry:
-    """Declares, drains, resumes and deregisters nodes. Heartbeats have a writer of their own, `HeartbeatWriter`.
+class Health(NamedTuple):
+    """A node's health at one instant, as the registry sees it. `reasons` say why it counts for no model, if so."""
 
-    `sees` is the only owner whose nodes may be changed, None is any.
+    node: FleetNode
+    at: datetime
+    status: NodeStatus
+    uptime_seconds: float
+    in_flight: int
+    is_drained: bool
+    reasons: tuple[Reason, ...]
+
+
+class ComputeRegistry:
+    """The nodes: takes their heartbeats, says how they are, and declares, drains, resumes and deregisters them.
+
+    `sees` is the only owner whose nodes may be read or changed, None is any.
     """
 
-    def __init__(self, database: Database, fleet: Fleet, clock: DatabaseClock) -> None:
-        """Write to `database` and show each change to `fleet` at once."""
+    def __init__(
+        self, database: Database, fleet: Fleet, clock: DatabaseClock, *, feed: Feed, heartbeats: HeartbeatWriter
+    ) -> None:
         self._database = database
         self._fleet = fleet
         self._clock = clock
+        self._feed = feed
+        self._heartbeats = heartbeats
         self._departures = Departures(database, fleet)
 
-    def is_healthy(self, passport_id: str) -> bool:
+    # --- heartbeats
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no further heartbeat is taken, because too many wait to be written."""
+        return self._heartbeats.is_full
+
+    def submit(self, heartbeat: Heartbeat, on_done: Tell) -> None:
+        """Have one heartbeat committed; `on_done` gets its receipt, None when it repeats an older one, or an error.
+
+        `on_done` is called once and may not raise.
+
+        Raises:
+            Overloaded: too many wait.
+        """
+        self._heartbeats.submit(heartbeat, on_done)
+
+    async def beat(self, heartbeat: Heartbeat) -> Receipt:
+        """Commit one heartbeat and return its receipt; of one that repeats an older one, the node's newest receipt.
+
+        Raises:
+            DatabaseUnavailable: the commit failed or is not known to have held.
+            InvalidRequest: its bootId is a former one of this node.
+            Overloaded: too many wait.
+        """
+        receipt = await self._heartbeats.write(heartbeat)
+        return await self.newest_receipt(heartbeat.passport_id) if receipt is None else receipt
+
+    async def newest_receipt(self, passport_id: str) -> Receipt:
+        """Return the node's newest heartbeat, also one that another replica has only just taken.
+
+        Raises:
+            DatabaseUnavailable: this replica could not catch up with it in time.
+        """
+        await self._feed.catch_up()
+        node = self._fleet.find_node(passport_id)
+        if node is None or node.state.receipt is None:
+            raise DatabaseUnavailable
+        return node.state.receipt
+
+    # --- what is known
+
+    async def get_node(self, passport_id: str, *, sees: str | None) -> FleetNode:
+        """Return a node that has not ended, also one that another replica has only just registered.
+
+        Raises:
+            NodeNotFound: there is none.
+            NodeDeregistered: it was deregistered or revoked, however long ago.
+            DatabaseUnavailable: it is there, and this replica could not catch up with it in time.
+        """
+        if self._fleet.find_node(passport_id) is None:
+            await self._feed.catch_up()
+        if self._fleet.find_node(passport_id) is None:
+            if (await self._read_passport(passport_id, sees)).has_ended:
+                raise NodeDeregistered(passport_id)
+            raise DatabaseUnavailable
+        return self._fleet.get_registered_node(passport_id, owner=sees)
+
+    async def get_passport(self, passport_id: str, *, sees: str | None) -> Passport:
+        """Return a node's passport, also of a node that ended long ago and is no longer in the fleet.
+
+        Raises:
+            NodeNotFound: there is none.
+        """
+        if self._fleet.find_node(passport_id) is not None:
+            return self._fleet.get_node(passport_id, owner=sees).record
+        return await self._read_passport(passport_id, sees)
+
+    def is_healthy(self, passport_id: str, now: datetime | None = None) -> bool:
         """Whether the node is fresh, reports healthy, and neither drains nor ended: the models guide's `isHealthy`."""
         node = self._fleet.find_node(passport_id)
-        return node is not None and is_healthy(node.state, self._clock.now())
+        return node is not None and is_healthy(node.state, now or self._clock.now())
 
-    async def declare_models(
+    def health(self, node: FleetNode, now: datetime | None = None) -> Health:
+        """Return how a node is, with every reason against it; at this moment when `now` is None."""
+        now = now or self._clock.now()
+        state, fleet = node.state, self._fleet
+        return Health(
+            node=node,
+            at=now,
+            status=fleet.status_of(node, now),
+            uptime_seconds=_uptime_seconds(fleet, node, now),
+            in_flight=fleet.in_flight(state.id),
+            is_drained=fleet.is_drained(node),
+            reasons=() if self.is_healthy(state.id, now) else health_reasons(state, now),
+        )
+
+    # --- what is asked of a node
+
+    async def declare(
         self, actor: Actor, passport_id: str, models: Sequence[DeclaredModel], *, sees: str | None
     ) -> None:
         """Replace the node's whole declaration.
@@ -123,5 +231,24 @@ class ComputeRegistry:
         self._fleet.apply_passport(passport)
         self._departures.show(closed)
 
+    async def _read_passport(self, passport_id: str, sees: str | None) -> Passport:
+        try:
+            async with self._database.transaction() as connection:
+                passport = await passport_rows.get_passport(connection, passport_id)
+        except PassportNotFound:
+            raise NodeNotFound(passport_id) from None
+        if passport.type is not PassportType.COMPUTE or sees not in (None, passport.owner):
+            raise NodeNotFound(passport_id)
+        return passport
+
     def _show(self, row: RowMapping) -> None:
         self._fleet.apply_lifecycle(read_lifecycle(row))
+
+
+def _uptime_seconds(fleet: Fleet, node: FleetNode, now: datetime) -> float:
+    """Return the seconds since the first heartbeat after the node was last unhealthy, outages of ours left out."""
+    receipt = node.state.receipt
+    if receipt is None or receipt.up_since is None or not node.state.is_live(fleet.live_since(now)):
+        return 0.0
+    lost = seconds_lost(receipt.up_since, now, fleet.outages_until(now))
+    return round(max((now - receipt.up_since).total_seconds() - lost, 0.0), 3)

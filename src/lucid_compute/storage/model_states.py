@@ -1,4 +1,4 @@
-"""How available models were, as webhooks are told: the sweep follows the fleet's index, damped as nodes' events are.
+"""How available models were, as webhooks are told: the sweep asks the matching engine, damped as nodes' events are.
 
 `/models` decides by itself and at once; nothing here is asked what a model is.
 """
@@ -13,6 +13,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from lucid_compute.fleet.fleet import Fleet
+from lucid_compute.matching_engine import has_available_compute
 from lucid_compute.passports import ModelFormat
 from lucid_compute.storage.database import Database
 from lucid_compute.storage.webhook_outbox import ENQUEUE
@@ -106,8 +107,10 @@ class ModelStates:
         found = []
         models = [model for model in self._fleet.models_newest_first() if model.format is not ModelFormat.API]
         for start in range(0, len(models), _MODELS_A_TURN):
-            turn = [model for model in models[start : start + _MODELS_A_TURN] if self._fleet.find_model(model.id)]
-            for model, is_available in zip(turn, self._fleet.are_available(turn, now), strict=True):
+            for model in models[start : start + _MODELS_A_TURN]:
+                if self._fleet.find_model(model.id) is None:
+                    continue
+                is_available = has_available_compute(model, self._fleet.candidates(model, now), now)
                 if self._written.get(model.id) is is_available:
                     self._seen.pop(model.id, None)
                     continue

@@ -16,6 +16,7 @@ from tests import postgres
 from tests.api import ADMIN_KEY, Api, open_api
 from tests.authority import Authority, make_authority
 from tests.browser import MISSING, Chromium, find_chromium
+from tests.express_client import Entrance, FastPath
 
 _server = pytest.StashKey[postgres.TestServer]()
 
@@ -105,6 +106,16 @@ async def api(database_url: str, settings: Settings) -> AsyncIterator[Api]:
     """A client of one replica on a database of its own, with an admin's key."""
     async with open_api(database_url, settings) as opened:
         yield opened
+
+
+@pytest.fixture(params=["by ASGI", "on the fast path"])
+def entrance(request: pytest.FixtureRequest) -> Entrance:
+    """Each entrance of the lanes in turn: every guard stands at both."""
+
+    def at(api: Api) -> Api:
+        return Api(api.app, api.key, FastPath(api.app)) if request.param == "on the fast path" else api
+
+    return at
 
 
 @pytest.fixture

@@ -10,9 +10,7 @@ from typing import Any
 import uvicorn
 
 from lucid_compute.api.app import EXPRESS
-from lucid_compute.api.express_client import Refusal
 from lucid_compute.cli.express_protocol import ExpressProtocol
-from lucid_compute.inference.exchange import CutReason
 from tests.raw_client import PATIENCE_SECONDS
 from tests.served import eventually
 
@@ -32,10 +30,10 @@ class Taken:
         """Wait."""
         self._lane, self._client = lane, client
 
-    def end(self, reason: CutReason) -> None:
+    def leave(self) -> None:
         """End as an exchange does whose client left."""
         self._lane.taken.remove(self)
-        self._lane.ended.append(reason)
+        self._lane.left += 1
         self._client.hang_up()
 
     def answer(self, body: bytes) -> None:
@@ -50,7 +48,7 @@ class Lane:
     def __init__(self) -> None:
         """Serve none yet."""
         self.taken: list[Taken] = []
-        self.ended: list[CutReason] = []
+        self.left = 0
 
     def take(
         self,
@@ -58,10 +56,11 @@ class Lane:
         path: bytes,
         headers: dict[bytes, bytes],  # noqa: ARG002 - as the real one's
         body: bytes,
-    ) -> Taken | Refusal:
+    ) -> Taken | None:
         """Take a request, or refuse what is for a third path."""
         if path.decode() == FULL:
-            return 503, [(b"content-length", b"4")], b"full"
+            client.answer(503, [(b"content-length", b"4")], b"full")
+            return None
         taken = Taken(self, client)
         self.taken.append(taken)
         if path.decode() == AT_ONCE:

@@ -16,7 +16,7 @@ LucidError
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 from lucid_compute.field_faults import FieldFault
@@ -173,6 +173,11 @@ class MethodNotAllowed(LucidError):
 
     code = "METHOD_NOT_ALLOWED"
     status = 405
+
+    def __init__(self, method: str, allowed: Iterable[str]) -> None:
+        """Name the method, and those that the path takes."""
+        self.allowed = ", ".join(sorted(allowed))
+        super().__init__(f"{method} is not a method of this path; it takes {self.allowed}.")
 
 
 class Conflict(LucidError):

@@ -10,11 +10,10 @@ from typing import Any
 
 import pytest
 
-from tests import postgres
 from tests.acceptance.test_express_lane import port_of
-from tests.gateway import Gateway, open_gateway
+from tests.gateway import Gateway
 from tests.raw_client import Client
-from tests.served import Served, eventually, folder
+from tests.served import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -79,52 +78,6 @@ async def test_both_lanes_answer_a_heartbeat_alike(gateway: Gateway) -> None:
     assert _OF_THE_MOMENT.sub(b"", express) == _OF_THE_MOMENT.sub(b"", ordinary)
 
 
-@pytest.mark.parametrize(
-    ("changes", "status", "is_taken"),
-    [
-        ({"load": 7}, 422, False),
-        ({"status": "dead"}, 422, False),
-        ({"passportId": "nobody"}, 404, False),
-        ({"bootId": "new", "sequence": 3}, 200, True),
-        ({"bootId": "former", "sequence": 9}, 422, True),
-    ],
-    ids=["a bad field", "a bad status", "an unknown node", "a repeated one", "a former boot"],
-)
-async def test_what_is_out_of_the_ordinary_is_the_ordinary_lanes_to_answer(
-    gateway: Gateway, changes: dict[str, Any], status: int, is_taken: bool
-) -> None:
-    """With the same words, on a connection that goes on."""
-    admin = gateway.served.admin_key
-    node = await add_node(gateway)
-    for boot in ("former", "new"):
-        first = beat_bytes(gateway, admin, beat_of(node, bootId=boot, sequence=3))
-        assert (await ask(gateway, first)).startswith(b"HTTP/1.1 200 ")
-    client = await Client.open(port_of(gateway))
-    body = beat_of(node) | changes
-    before = await express_count(gateway)
-    client.send(beat_bytes(gateway, admin, body))
-    express = await client.answer()
-    assert express.startswith(b"HTTP/1.1 %d " % status), express
-    assert await express_count(gateway) == before + is_taken
-    ordinary = await ask(gateway, beat_bytes(gateway, admin, body, ORDINARY))
-    assert _OF_THE_MOMENT.sub(b"", express) == _OF_THE_MOMENT.sub(b"", ordinary)
-    client.send(beat_bytes(gateway, admin, beat_of(node)))
-    assert (await client.answer()).startswith(b"HTTP/1.1 200 ")
-    await client.close()
-
-
-async def test_keys_count_in_the_lane(gateway: Gateway) -> None:
-    """A wrong key, one without the scope, one that is bound to another node, and one that was revoked are refused."""
-    node, other = await add_node(gateway), await add_node(gateway)
-    reader = await gateway.new_key("inference:run")
-    bound = await gateway.new_key("compute", owner="admin", passportId=other)
-    before = await express_count(gateway)
-    for key, status in (("lk_live_wrong", 401), (reader["key"], 403), (bound["key"], 403)):
-        answer = await ask(gateway, beat_bytes(gateway, key, beat_of(node)))
-        assert answer.startswith(b"HTTP/1.1 %d " % status), answer
-    assert await express_count(gateway) == before
-
-
 async def test_heartbeats_that_come_at_once_are_answered_in_their_order(gateway: Gateway) -> None:
     """Five of one node on one connection, in one packet: each has its own answer, and another request comes after."""
     admin = gateway.served.admin_key
@@ -138,21 +91,6 @@ async def test_heartbeats_that_come_at_once_are_answered_in_their_order(gateway:
     assert (await client.answer()).startswith(b"HTTP/1.1 200 ")
     await client.close()
     assert (await gateway.health(node))["reported"]["sequence"] == 4
-
-
-async def test_the_rate_is_spent_once_for_each(postgres_and_template: tuple[str, str]) -> None:
-    """A burst of six is six, whichever lane they come by; the next is refused and told when to come."""
-    url = await postgres.clone(*postgres_and_template)
-    with folder() as made, Served(made, url) as served:
-        async with open_gateway(served) as gateway:
-            node = await add_node(gateway)  # its first
-            answers = [await ask(gateway, beat_bytes(gateway, served.admin_key, beat_of(node))) for _ in range(7)]
-            statuses = [int(answer[9:12]) for answer in answers]
-            assert statuses[:5] == [200] * 5
-            assert 429 in statuses
-            refused = answers[statuses.index(429)]
-            assert b"retry-after: " in refused.lower()
-    await postgres.drop(url)
 
 
 async def test_a_heartbeat_is_committed_though_its_node_hangs_up(gateway: Gateway) -> None:

@@ -219,35 +219,6 @@ async def test_a_revoked_key_ends_what_it_runs(gateway: Gateway) -> None:
         assert again.status_code == 401
 
 
-async def test_limits_count_in_the_lane(gateway: Gateway) -> None:
-    """Each request is taken off the allowance once, whichever lane serves it, and so are its tokens."""
-    key = await gateway.new_key(limits={"requestsPerMinute": 60})
-    async with FaultNode(Behaviour(answer=chat_answer())) as node:
-        model, _ = await add_warm(gateway, node)
-        openai = gateway.openai_with(key["key"])
-        left = []
-        for _ in range(3):
-            raw = await openai.chat.completions.with_raw_response.create(model=model, messages=QUESTION)
-            left.append(int(raw.headers["x-ratelimit-remaining-requests"]))
-        assert left == [2, 1, 0]
-        async with gateway.served.client(key["key"]) as client:
-            answer = await client.post("/v1/chat/completions", json={"model": model, "messages": QUESTION})
-        assert (answer.status_code, answer.headers["x-ratelimit-remaining-requests"]) == (429, "0")
-        await openai.close()
-
-
-async def test_a_request_refused_for_tokens_costs_none_of_the_requests(gateway: Gateway) -> None:
-    """Neither lane takes it off, and so they do not both."""
-    key = await gateway.new_key(limits={"requestsPerMinute": 100, "tokensPerMinute": 20})
-    async with FaultNode(Behaviour(answer=chat_answer(tokens_out=1000))) as node:
-        model, _ = await add_warm(gateway, node)
-        body = {"model": model, "messages": QUESTION}
-        async with gateway.served.client(key["key"]) as client:
-            answers = [await client.post("/v1/chat/completions", json=body) for _ in range(3)]
-        assert [answer.status_code for answer in answers] == [200, 429, 429]
-        assert [answer.headers["x-ratelimit-remaining-requests"] for answer in answers] == ["4", "4", "4"]
-
-
 async def test_a_refusal_of_the_node_without_a_word_is_told_in_ours(gateway: Gateway) -> None:
     """As the ordinary lane tells it, with the job's id."""
     async with FaultNode(Behaviour(answer=respond(b"<p>no", status=400, content_type="text/html"))) as node:

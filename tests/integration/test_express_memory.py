@@ -9,9 +9,8 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from lucid_compute.api.express_inference import ExpressInference
 from lucid_compute.inference.call import Call
-from lucid_compute.inference.exchange import CutReason, Exchange
+from lucid_compute.inference.exchange import Exchange
 from lucid_compute.inference.express import ExpressExchange
 from tests.api import ADMIN_KEY, Api
 from tests.express_client import Client
@@ -67,11 +66,10 @@ async def test_a_request_of_the_express_lane_is_freed_when_it_ends(
     client = Client()
     gc.collect()
     assert api.app._inference is not None
-    lane = ExpressInference(api.service, api.app._inference)
-    exchange = lane.take(client, b"/v1/chat/completions", HEADERS, json.dumps(BODY).encode())
+    exchange = api.app._inference.take(client, b"/v1/chat/completions", HEADERS, json.dumps(BODY).encode())
     assert isinstance(exchange, ExpressExchange)
     if told == "hung up":
-        exchange.end(CutReason.CLIENT_LEFT)
+        exchange.leave()
     assert await client.told == told
     del exchange
     await asyncio.sleep(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from lucid_compute.api.settings import Settings
 from tests.api import ADMIN_KEY, Api, error_code, open_api
+from tests.express_client import Entrance, FastPath
 from tests.integration.other_replicas import run_sql
 
 ANSWER = ["passportId", "status", "receivedAt", "freshUntil", "unhealthyAt", "nextHeartbeatInSeconds", "drain"]
@@ -41,6 +43,13 @@ EVERYTHING: dict[str, Any] = {
 def settings() -> Settings:
     """The tests' settings; a node may send any number of heartbeats."""
     return Settings(bootstrap_admin_key=ADMIN_KEY, heartbeat_max_per_second=0)
+
+
+@pytest.fixture
+async def api(database_url: str, settings: Settings, entrance: Entrance) -> AsyncIterator[Api]:
+    """A replica that is asked at either entrance of the lane."""
+    async with open_api(database_url, settings) as opened:
+        yield entrance(opened)
 
 
 def fault_paths(answer: Any) -> list[str]:
@@ -233,9 +242,12 @@ async def test_heartbeats_are_a_post(api: Api) -> None:
         assert answer.headers["allow"] == "POST"
 
 
-async def test_a_burst_of_six_is_taken_and_the_seventh_is_told_when_to_come_again(database_url: str) -> None:
+async def test_a_burst_of_six_is_taken_and_the_seventh_is_told_when_to_come_again(
+    database_url: str, entrance: Entrance
+) -> None:
     slow = Settings(bootstrap_admin_key=ADMIN_KEY, heartbeat_max_per_second=0.01)
-    async with open_api(database_url, slow) as api:
+    async with open_api(database_url, slow) as opened:
+        api = entrance(opened)
         node, other = await api.register("a"), await api.register("b")
         assert [(await api.beat(node)).status_code for _ in range(6)] == [200] * 6
         before = await api.health(node)
@@ -244,6 +256,45 @@ async def test_a_burst_of_six_is_taken_and_the_seventh_is_told_when_to_come_agai
         assert 1 <= int(refused.headers["retry-after"]) <= 100
         assert (await api.health(node))["load"] == before["load"]
         assert (await api.beat(other)).status_code == 200
+
+
+async def test_both_entrances_answer_alike(api: Api) -> None:
+    """To the last header, and so are they counted; the fast path refuses by itself what needs no database."""
+    node, other, ended = [await api.register(name) for name in "abc"]
+    await api.http.post(f"/compute/deregister/{ended}")
+    for boot in ("former", "new"):
+        await api.beat(node, bootId=boot, sequence=3)
+    bound = (await api.new_key("admin", ["compute"], passportId=other)).key
+    reader = (await api.new_key("admin", ["inference:run"])).key
+    stranger = (await api.new_key("stranger", ["compute"])).key
+    fast, lane = FastPath(api.app), api.app._heartbeats
+    assert lane is not None
+    for key, changes, status in (
+        (api.key, {}, 200),
+        (api.key, {"bootId": "new", "sequence": 3}, 200),
+        (api.key, {"bootId": "former", "sequence": 9}, 422),
+        (api.key, {"load": 7, "status": "dead"}, 422),
+        (api.key, {"passportId": ended}, 410),
+        (api.key, {"passportId": "nobody"}, 404),
+        (stranger, {}, 404),
+        (bound, {}, 403),
+        (reader, {}, 403),
+        ("lk_live_wrong", {}, 401),
+        (None, {}, 401),
+    ):
+        told = []
+        for each in (Api(api.app, key), Api(api.app, key, fast)):
+            outcomes = lane.outcomes.copy()
+            answer = await each.beat(node, **changes)
+            of_the_moment = {"content-length"} if status == 200 else set()
+            headers = {name: value for name, value in answer.headers.items() if name not in of_the_moment}
+            body = answer.json()
+            for name in ("receivedAt", "freshUntil", "unhealthyAt", "nextHeartbeatInSeconds"):
+                body.pop(name, None)
+            told.append((answer.status_code, headers, body, lane.outcomes - outcomes))
+        assert told[0] == told[1]
+        assert told[0][0] == status
+    assert (fast.responses, fast.passed_on) == (7, 4)
 
 
 async def test_a_rate_of_0_switches_the_limit_off(api: Api) -> None:

@@ -9,23 +9,29 @@ from typing import Any
 import httpx
 import pytest
 
-from lucid_compute.api.express_inference import ExpressInference
-from lucid_compute.api.inference_lane import HOP
 from lucid_compute.api.settings import Settings
 from lucid_compute.inference import gateway
 from lucid_compute.inference.ranking import Ranking, rank
 from tests.api import ADMIN_KEY, Api, open_api
-from tests.express_client import Client
+from tests.express_client import Entrance, FastPath
 from tests.fault_node import Behaviour, FaultNode
+from tests.gateway import chat_answer
 
 BODY = {"model": "tiny", "messages": [{"role": "user", "content": "Say hello."}]}
 
 
 @pytest.fixture
-async def small_api(database_url: str) -> AsyncIterator[Api]:
-    """A replica that serves two inference requests at a time."""
+async def api(database_url: str, settings: Settings, entrance: Entrance) -> AsyncIterator[Api]:
+    """A replica that is asked at either entrance of the lane."""
+    async with open_api(database_url, settings) as opened:
+        yield entrance(opened)
+
+
+@pytest.fixture
+async def small_api(database_url: str, entrance: Entrance) -> AsyncIterator[Api]:
+    """The same; it serves two inference requests at a time."""
     async with open_api(database_url, Settings(bootstrap_admin_key=ADMIN_KEY, inference_max_concurrency=2)) as opened:
-        yield opened
+        yield entrance(opened)
 
 
 async def add_node(api: Api, node: FaultNode) -> str:
@@ -51,35 +57,47 @@ async def test_more_than_it_takes_is_refused_at_once_while_heartbeats_get_throug
         refused = await ask(small_api.with_key("nobody's key"))
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "OVERLOADED")
         assert int(refused.headers["retry-after"]) >= 1
+        named = await small_api.http.post("/v1/chat/completions", headers={"X-Request-Id": "mine"})
+        unfit = await small_api.http.post("/v1/chat/completions", headers={"X-Request-Id": "not fit"})
+        assert (named.status_code, named.headers["x-request-id"], named.content) == (503, "mine", refused.content)
+        assert unfit.headers["x-request-id"] not in {"mine", "not fit"}
+        assert small_api.app._inference is not None
+        assert small_api.app._inference.outcomes["OVERLOADED"] == 3
         assert (await small_api.beat(passport_id, availableModels=["tiny"])).status_code == 200
         assert [(await answer).status_code for answer in running] == [200, 200]
         assert (await ask(small_api)).status_code == 200
 
 
-async def test_both_lanes_refuse_alike_when_as_many_run_as_may(small_api: Api) -> None:
-    """Status, headers, body and count are the same; what came from a replica or is for another path is not judged."""
-    ordinary = small_api.app._inference
-    assert ordinary is not None
-    express = ExpressInference(small_api.service, ordinary)
-    path, named = b"/v1/chat/completions", {b"x-request-id": b"mine"}
-    async with FaultNode(Behaviour(delay_seconds=0.3)) as node:
-        await add_node(small_api, node)
-        running = [asyncio.create_task(ask(small_api)) for _ in range(2)]
-        while len(node.requests) < 2:  # noqa: ASYNC110 - the node is another server's state
-            await asyncio.sleep(0.01)
-        told = await small_api.http.post("/v1/chat/completions", json=BODY, headers={"X-Request-Id": "mine"})
-        assert ordinary.outcomes["OVERLOADED"] == 1
-        refused = express.take(Client(), path, named, b"{}")
-        assert isinstance(refused, tuple)
-        status, headers, body = refused
-        assert (status, sorted(headers), body) == (told.status_code, sorted(told.headers.raw), told.content)
-        assert ordinary.outcomes["OVERLOADED"] == 2
-        unnamed = express.take(Client(), path, {b"x-request-id": b"not fit"}, b"{}")
-        assert isinstance(unnamed, tuple)
-        assert dict(headers) != dict(unnamed[1])
-        assert express.take(Client(), path, {HOP: b"x"}, b"{}") is None
-        assert express.take(Client(), b"/v1/models", {}, b"{}") is None
-        assert [(await answer).status_code for answer in running] == [200, 200]
+async def test_both_entrances_refuse_alike(api: Api) -> None:
+    """Status, headers but the request's own id, body and count are the same; and the fast path refuses by itself."""
+    fast, lane = FastPath(api.app), api.app._inference
+    assert lane is not None
+    await api.add_model("tiny", "gguf")
+    asked = (
+        (api.key, b"{"),
+        (api.key, b"[]"),
+        (api.key, b'{"model": "tiny", "stream": 1}'),
+        ((await api.new_key("acme", ["compute"])).key, b"{}"),
+    )
+    for key, content in asked:
+        told = []
+        for each in (Api(api.app, key), Api(api.app, key, fast)):
+            outcomes = lane.outcomes.copy()
+            answer = await each.http.post("/v1/chat/completions", content=content)
+            headers = {**answer.headers, "x-request-id": ""}
+            told.append((answer.status_code, headers, answer.content, lane.outcomes - outcomes))
+        assert told[0] == told[1]
+    assert (fast.responses, fast.passed_on) == (len(asked), 0)
+
+
+async def test_a_request_refused_for_tokens_costs_none_of_the_requests(api: Api) -> None:
+    """Neither entrance takes it off."""
+    async with FaultNode(Behaviour(answer=chat_answer(tokens_out=1000))) as node:
+        await add_node(api, node)
+        limited = await api.new_key("acme", ["inference:run"], limits={"requestsPerMinute": 100, "tokensPerMinute": 20})
+        answers = [await ask(limited) for _ in range(3)]
+        assert [answer.status_code for answer in answers] == [200, 429, 429]
+        assert [answer.headers["x-ratelimit-remaining-requests"] for answer in answers] == ["4", "4", "4"]
 
 
 async def test_a_keys_limits_are_told_in_headers_and_in_a_429(api: Api) -> None:

@@ -13,7 +13,6 @@ from uuid import uuid4
 
 import pytest
 
-from lucid_compute.api.express_inference import ExpressInference
 from lucid_compute.api.settings import Settings
 from lucid_compute.errors import DatabaseUnavailable
 from lucid_compute.inference.targets import HOP_HEADER
@@ -243,8 +242,8 @@ async def test_what_is_refused_because_too_much_runs_is_ours_in_both_lanes(datab
         assert api.app._inference is not None
         api.app._inference.running = 1
         assert (await ask(api)).status_code == 503
-        express = ExpressInference(api.service, api.app._inference)
-        assert isinstance(express.take(Client(), b"/v1/chat/completions", {}, b"{}"), tuple)
+        assert api.app._inference.take(client := Client(), b"/v1/chat/completions", {}, b"{}") is None
+        assert await client.told == 503
         assert await refused(api) == {("overloaded", "us"): 2}
         assert await rows(database_url) == {("overloaded", NOBODY, NO_MODEL): 2}
 

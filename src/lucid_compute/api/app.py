@@ -31,15 +31,13 @@ from lucid_compute.api import (
 )
 from lucid_compute.api.assembly import build_service
 from lucid_compute.api.express_client import ExpressLane, ExpressLanes
-from lucid_compute.api.express_heartbeats import ExpressHeartbeats
-from lucid_compute.api.express_inference import ExpressInference
 from lucid_compute.api.heartbeat_lane import HeartbeatLane
 from lucid_compute.api.http_tally import MeasuredApp
 from lucid_compute.api.inference_lane import ENDPOINTS, InferenceLane
 from lucid_compute.api.metrics import Metrics
 from lucid_compute.api.metrics_board import Board, Seat
 from lucid_compute.api.request_guard import RequestGuard
-from lucid_compute.api.service import running
+from lucid_compute.api.service import Service, running
 from lucid_compute.api.settings import Settings
 from lucid_compute.dashboard.site import Site
 
@@ -113,12 +111,11 @@ class LucidApp:
     async def _lifespan(self, app: FastAPI) -> AsyncIterator[dict[str, ExpressLanes]]:
         service = build_service(self._settings, self._database_url)
         app.state.service = service
-        self._heartbeats = HeartbeatLane(service)
-        self._inference = InferenceLane(service)
-        app.state.metrics = metrics = Metrics(service, self._heartbeats, self._inference, self._seat)
-        inference = ExpressInference(service, self._inference)
+        self._heartbeats = _build_heartbeat_lane(service)
+        self._inference = inference = _build_inference_lane(service)
+        app.state.metrics = metrics = Metrics(service, self._heartbeats, inference, self._seat)
         lanes: dict[bytes, ExpressLane] = {path.encode(): inference for path in ENDPOINTS}
-        lanes[heartbeat_lane.PATH.encode()] = ExpressHeartbeats(service, self._heartbeats)
+        lanes[heartbeat_lane.PATH.encode()] = self._heartbeats
         async with running(service):
             writing = asyncio.create_task(metrics.run(), name="metrics")
             try:
@@ -126,6 +123,30 @@ class LucidApp:
             finally:
                 writing.cancel()
                 inference.close()
+
+
+def _build_heartbeat_lane(service: Service) -> HeartbeatLane:
+    return HeartbeatLane(
+        service.authenticator,
+        service.feed,
+        service.fleet,
+        service.clock,
+        writer=service.heartbeats,
+        get_node=lambda passport_id, owner: service.get_registered_node(passport_id, sees=owner),
+        max_per_second=service.settings.heartbeat_max_per_second,
+    )
+
+
+def _build_inference_lane(service: Service) -> InferenceLane:
+    return InferenceLane(
+        service.authenticator,
+        service.feed,
+        service.rates,
+        service.gateway,
+        watchdog=service.watchdog,
+        refusals=service.refusals,
+        max_running=service.settings.inference_max_concurrency,
+    )
 
 
 def create_app(settings: Settings, database_url: str, seat: Seat | None = None) -> LucidApp:

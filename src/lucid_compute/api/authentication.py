@@ -1,4 +1,7 @@
-"""Who makes a request: the key in its Authorization header, and whether its address has guessed too often."""
+"""Who makes a request: the key in its Authorization header, and whether its address has guessed too often.
+
+Also `Admission`, which holds a request of the two lanes while it is admitted.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,11 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime
+from typing import Self
 
-from starlette.types import Scope
+from starlette.types import Receive, Scope
 
+from lucid_compute.api.express_client import HANDED_OVER
 from lucid_compute.errors import RateLimited, Unauthorized
 from lucid_compute.fleet.key_ring import KeyRing, Principal, is_well_formed
 from lucid_compute.storage.clock import DatabaseClock
@@ -55,20 +60,37 @@ class Authenticator:
         self._failures = FailedAttempts(failures_per_minute)
 
     async def authenticate(self, authorization: str | None, address: str | None) -> Principal:
-        """Answer who sends the header.
-
-        A key that is refused may be seconds old and another replica's, so Postgres is asked once; this is the same
-        for an unknown key and a wrong secret.
+        """Return who sends the header.
 
         Raises:
             Unauthorized: no valid key.
             RateLimited: too many failures from this address.
         """
-        token = bearer_token(authorization)
+        known = self.find_known(authorization, self._clock.now())
+        return known or await self._look_again(authorization, address)
+
+    def find_known(self, authorization: str | None, now: datetime) -> Principal | None:
+        """Return who sends the header; None when this replica knows no such key, which may be another's and new."""
         try:
-            return self._keys.authenticate(token, self._clock.now())
+            return self._keys.authenticate(bearer_token(authorization), now)
         except Unauthorized:
-            pass
+            return None
+
+    async def await_key(self, admission: Admission, scope: Scope, _receive: Receive) -> None:
+        """Find out who sends a request whose key is not known here.
+
+        Raises:
+            Unauthorized, RateLimited: as `authenticate`.
+        """
+        client = scope.get("client")
+        admission.principal = await self._look_again(admission.authorization, client and client[0])
+
+    async def _look_again(self, authorization: str | None, address: str | None) -> Principal:
+        """Return who sends a header that was refused: the key may be seconds old and another replica's.
+
+        So Postgres is asked once; this is the same for an unknown key and a wrong secret.
+        """
+        token = bearer_token(authorization)
         try:
             if token is not None and is_well_formed(token):
                 await self._feed.catch_up()
@@ -77,19 +99,39 @@ class Authenticator:
             self._failures.note(address)
             raise
 
-    def authenticate_known(self, headers: Mapping[bytes, bytes], now: datetime) -> Principal:
-        """Answer who sends a raw request whose headers stand once, by what this replica knows already.
 
-        Raises:
-            Unauthorized: no valid key, or one that is another replica's and seconds old: ask the others, then.
-        """
+class Admission:
+    """A request on its way in: what was sent, and what is known of it so far, so that nothing is found out twice.
+
+    `body` is None until it has come. Names of headers are in lower case.
+    """
+
+    __slots__ = ("authorization", "body", "headers", "method", "path", "principal")
+
+    def __init__(
+        self, method: str, path: str, headers: dict[bytes, bytes], authorization: str | None, body: bytes | None
+    ) -> None:
+        self.method = method
+        self.path = path
+        self.headers = headers
+        self.authorization = authorization
+        self.body = body
+        self.principal: Principal | None = None
+
+    @classmethod
+    def of_scope(cls, scope: Scope) -> Self:
+        """Return a raw ASGI request: the one that the fast path has begun to admit, if it has."""
+        begun: Self | None = scope.get("extensions", {}).pop(HANDED_OVER, None)
+        if begun is not None:
+            return begun
+        headers = dict(scope["headers"])
+        return cls(scope["method"], scope["path"], headers, authorization_of(scope, headers), None)
+
+    @classmethod
+    def of_whole_request(cls, path: str, headers: dict[bytes, bytes], body: bytes) -> Self:
+        """Return a POST that came whole to the fast path, with no header twice."""
         authorization = headers.get(b"authorization")
-        return self._keys.authenticate(bearer_token(authorization.decode("latin-1")) if authorization else None, now)
-
-    async def authenticate_scope(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Principal:
-        """Answer who sends a raw ASGI request."""
-        client = scope.get("client")
-        return await self.authenticate(authorization_of(scope, headers), client and client[0])
+        return cls("POST", path, headers, authorization.decode("latin-1") if authorization else None, body)
 
 
 def authorization_of(scope: Scope, headers: Mapping[bytes, bytes]) -> str | None:

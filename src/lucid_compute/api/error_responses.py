@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -71,6 +70,8 @@ def headers_of(error: LucidError) -> dict[str, str]:
         headers["Retry-After"] = str(error.retry_after_seconds)
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = 'Bearer realm="lucid"'
+    if isinstance(error, MethodNotAllowed):
+        headers["Allow"] = error.allowed
     return headers
 
 
@@ -82,26 +83,14 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _answer_unexpected)
 
 
-def answer(error: LucidError, headers: Mapping[str, str] | None = None, *, path: str = "") -> JSONResponse:
-    """Answer one error, below `/v1` in OpenAI's shape."""
+def answer(error: LucidError, *, path: str = "") -> JSONResponse:
+    """Return the response to one error, below `/v1` in OpenAI's shape."""
     body = openai_body(error) if path.startswith(PREFIX) else error.body()
-    return JSONResponse(body, status_code=error.http_status, headers={**headers_of(error), **(headers or {})})
-
-
-def answer_method_not_allowed(method: str, allowed: Iterable[str], *, path: str = "") -> JSONResponse:
-    """Answer that a path does not take `method`, and which ones it takes."""
-    listed = ", ".join(sorted(allowed))
-    error = MethodNotAllowed(f"{method} is not a method of this path; it takes {listed}.")
-    return answer(error, {"Allow": listed}, path=path)
-
-
-def answer_unexpected(method: str, path: str, error: Exception, request_id: str | None = None) -> JSONResponse:
-    """Answer a fault of ours without its text, which goes to the log."""
-    return answer(log_unexpected(method, path, error, request_id), path=path)
+    return JSONResponse(body, status_code=error.http_status, headers=headers_of(error))
 
 
 def log_unexpected(method: str, path: str, error: Exception, request_id: str | None) -> LucidError:
-    """Log a fault of ours, and answer what may be said of it."""
+    """Log a fault of ours; return what may be said of it, without its text."""
     _log.error("%s %s failed", method, path, exc_info=error, extra={"request_id": request_id})
     return LucidError("Something went wrong here, not in your request. It is logged under the request id.")
 
@@ -121,14 +110,16 @@ async def _answer_validation_error(request: Request, error: Exception) -> JSONRe
 async def _answer_http_exception(request: Request, error: Exception) -> JSONResponse:
     status = error.status_code if isinstance(error, HTTPException) else 500
     if status == MethodNotAllowed.status:
-        return answer_method_not_allowed(request.method, _methods_of(request), path=request.url.path)
+        refusal = MethodNotAllowed(request.method, _methods_of(request))
+        return answer(refusal, path=request.url.path)
     error = RouteNotFound(f"There is no {request.method} {request.url.path}. GET /docs lists every path.")
     return answer(error, path=request.url.path)
 
 
 async def _answer_unexpected(request: Request, error: Exception) -> JSONResponse:
     request_id = getattr(request.state, "request_id", None)
-    return answer_unexpected(request.method, request.url.path, error, request_id)
+    refusal = log_unexpected(request.method, request.url.path, error, request_id)
+    return answer(refusal, path=request.url.path)
 
 
 def _methods_of(request: Request) -> set[str]:

@@ -1,51 +1,44 @@
-"""What a server's connection and the express lanes know of each other; each lane takes the requests of its paths."""
+"""The fast path: what a server's connection and the lanes, each of some paths, know of each other."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Protocol
 
-from lucid_compute.inference.call import Headers
-from lucid_compute.inference.exchange import CutReason
-
-HANDED_OVER = "lucid.handed_over"  # in scope["extensions"]: what an express lane began and leaves to the ordinary one
+HANDED_OVER = "lucid.handed_over"  # in scope["extensions"]: the admission that the fast path began and passes on
+Headers = list[tuple[bytes, bytes]]
+Response = tuple[int, Headers, bytes]  # status, headers and body
 
 
 class ExpressClient(Protocol):
-    """A connection that sent one whole request and waits for its answer. One of the three is called, once."""
+    """A connection that sent one complete request. One of the three is called, once, perhaps before `take` returns."""
 
     server: tuple[str, int | None] | None
 
     def answer(self, status: int, headers: Headers, body: bytes) -> None:
-        """Write the answer; its length is among the headers."""
+        """Write the response; its length is among the headers."""
 
     def go_on(self, begun: object) -> None:
-        """Have the ordinary lane answer the same request; it finds `begun` in the scope."""
+        """Pass the request on to the lane's ASGI entrance, which finds `begun` in the scope."""
 
     def hang_up(self) -> None:
-        """Close without an answer."""
-
-
-Refusal = tuple[int, Headers, bytes]  # status, headers and body
+        """Close without a response."""
 
 
 class ExpressRequest(Protocol):
     """A request that was taken."""
 
-    def end(self, reason: CutReason) -> None:
-        """End it, because its client left."""
+    def leave(self) -> None:
+        """Note that its client left."""
 
 
 class ExpressLane(Protocol):
-    """Takes requests, and answers them later."""
+    """Serves requests that came whole, without a task."""
 
     def take(
         self, client: ExpressClient, path: bytes, headers: dict[bytes, bytes], body: bytes
-    ) -> ExpressRequest | Refusal | None:
-        """Serve a request, which is to be ended if its client leaves; or answer what it is refused with.
-
-        None when it is one for the ordinary lane.
-        """
+    ) -> ExpressRequest | None:
+        """Take a request. Return it while it waits; None when it was answered or passed on already."""
 
 
 ExpressLanes = Mapping[bytes, ExpressLane]  # by path

@@ -1,4 +1,4 @@
-"""The fast lane of `POST /compute/heartbeat`: plain ASGI beside FastAPI, with the same checks and the same answers.
+"""The lane of `POST /compute/heartbeat`: one admission, and two entrances: ASGI beside FastAPI, and the fast path.
 
 Measured, the framework is the cost of a heartbeat and the commit is not (docs/adr/0003-heartbeat-lane.md). The body is
 validated by the Pydantic type that the OpenAPI document shows.
@@ -8,25 +8,26 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 from starlette.types import Receive, Scope, Send
 
+from lucid_compute.api.authentication import Admission, Authenticator
 from lucid_compute.api.dependencies import COMPUTE_WRITERS
-from lucid_compute.api.error_responses import answer, answer_method_not_allowed, answer_unexpected
-from lucid_compute.api.express_client import HANDED_OVER
+from lucid_compute.api.error_responses import answer, log_unexpected
+from lucid_compute.api.express_client import ExpressClient, Response
 from lucid_compute.api.rate_limits import HeartbeatRate
 from lucid_compute.api.request_guard import ClientLeft, read_body
-from lucid_compute.api.service import Service
 from lucid_compute.api.strict_json import read_strictly
-from lucid_compute.errors import DatabaseUnavailable, InvalidRequest, LucidError
+from lucid_compute.errors import DatabaseUnavailable, InvalidRequest, LucidError, MethodNotAllowed
 from lucid_compute.field_faults import faults_from
 from lucid_compute.field_types import write_instant
+from lucid_compute.fleet.fleet import Fleet
 from lucid_compute.fleet.fleet_node import FleetNode
-from lucid_compute.fleet.key_ring import Principal
 from lucid_compute.node_state import (
     FRESH_WINDOW,
     HEARTBEAT_INTERVAL_SECONDS,
@@ -35,10 +36,17 @@ from lucid_compute.node_state import (
     Heartbeat,
     Receipt,
 )
+from lucid_compute.storage.clock import DatabaseClock
+from lucid_compute.storage.feed import Feed
+from lucid_compute.storage.heartbeat_writer import HeartbeatWriter, Outcome
 
 PATH = "/compute/heartbeat"
 _SHORTEST = HEARTBEAT_INTERVAL_SECONDS * (1 - HEARTBEAT_JITTER)
 _SPREAD = HEARTBEAT_INTERVAL_SECONDS * HEARTBEAT_JITTER * 2
+
+
+GetNode = Callable[[str, str | None], Awaitable[FleetNode]]
+"""Returns the node of an id, as far as the owner named sees it, also one that is another replica's and new."""
 
 
 class _Instants(NamedTuple):
@@ -49,90 +57,201 @@ class _Instants(NamedTuple):
     text: str
 
 
-class BegunHeartbeat(NamedTuple):
-    """One that the express lane had written, and leaves to this one.
+class HeartbeatAdmission(Admission):
+    """A heartbeat on its way in. `repeated` is its node, once the writer has found that it repeats an older one."""
 
-    It repeats an older one; or was not taken, as `error` says.
-    """
+    __slots__ = ("heartbeat", "node", "repeated")
 
+    def __init__(self, *sent: Any) -> None:
+        super().__init__(*sent)
+        self.heartbeat: Heartbeat | None = None
+        self.node: FleetNode | None = None
+        self.repeated: FleetNode | None = None
+
+
+class AdmittedHeartbeat(NamedTuple):
+    """A heartbeat that is in order, and its node."""
+
+    heartbeat: Heartbeat
     node: FleetNode
-    error: Exception | None
+
+
+Wait = Callable[[HeartbeatAdmission, Scope, Receive], Awaitable[None]]
+"""What has to be awaited before a heartbeat can be admitted."""
+
+
+class WaitingHeartbeat:
+    """A heartbeat of the fast path that waits for its commit."""
+
+    __slots__ = ("_admission", "_client", "_lane", "_node")
+
+    def __init__(
+        self, lane: HeartbeatLane, client: ExpressClient, admission: HeartbeatAdmission, node: FleetNode
+    ) -> None:
+        self._lane = lane
+        self._client: ExpressClient | None = client
+        self._admission = admission
+        self._node = node
+
+    def leave(self) -> None:
+        """Note that its client left; it is committed anyway."""
+        self._client = None
+        self._lane.outcomes["CLIENT_LEFT"] += 1
+
+    def settle(self, outcome: Outcome) -> None:
+        """Respond with what became of it. Nothing may be raised: the writer settles others after this one."""
+        client, self._client = self._client, None
+        if client is None:
+            return
+        if outcome is None:
+            self._admission.repeated = self._node
+            client.go_on(self._admission)
+        elif isinstance(outcome, Exception):
+            self._lane.refuse(client, outcome)
+        else:
+            client.answer(*self._lane.accept(self._node, outcome))
 
 
 class HeartbeatLane:
-    """Answers heartbeats, each after its commit. `express` counts those that the express lane took in its name."""
+    """Serves heartbeats, each after its commit: of the fast path by `take`, all others by ASGI.
 
-    def __init__(self, service: Service) -> None:
-        """Serve them for one replica."""
-        self._service = service
-        self.rate = HeartbeatRate(service.settings.heartbeat_max_per_second)
+    `outcomes` counts how they ended, `express` those that needed no task.
+    """
+
+    def __init__(
+        self,
+        authenticator: Authenticator,
+        feed: Feed,
+        fleet: Fleet,
+        clock: DatabaseClock,
+        *,
+        writer: HeartbeatWriter,
+        get_node: GetNode,
+        max_per_second: float,
+    ) -> None:
+        """Serve one replica. A node may send `max_per_second` in the long run; 0 is any number."""
+        self._authenticator = authenticator
+        self._feed = feed
+        self._fleet = fleet
+        self._clock = clock
+        self._writer = writer
+        self._get_node = get_node
+        self._rate = HeartbeatRate(max_per_second)
         self._instants: _Instants | None = None
         self.outcomes: Counter[str] = Counter()
         self.express = 0
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one heartbeat; any other method than POST is refused."""
-        if scope["method"] != "POST":
-            await answer_method_not_allowed(scope["method"], ["POST"])(scope, receive, send)
-            return
-        headers = dict(scope["headers"])
-        try:
-            body = await self._receive(scope, headers, receive)
-        except LucidError as error:
-            self.outcomes[error.code] += 1
-            await answer(error)(scope, receive, send)
-        except ClientLeft:
-            self.outcomes["CLIENT_LEFT"] += 1
-        except Exception as error:  # noqa: BLE001 - answered in our shape, as FastAPI's routes answer theirs
-            self.outcomes["INTERNAL"] += 1
-            await answer_unexpected(scope["method"], PATH, error)(scope, receive, send)
-        else:
-            self.outcomes["ACCEPTED"] += 1
-            length = str(len(body)).encode()
-            kind = (b"content-type", b"application/json")
-            await send({"type": "http.response.start", "status": 200, "headers": [kind, (b"content-length", length)]})
-            await send({"type": "http.response.body", "body": body})
+    def admit(self, admission: HeartbeatAdmission, now: datetime) -> AdmittedHeartbeat | Wait:
+        """Return the heartbeat when it is in order, else what has to be awaited before it is admitted again.
 
-    async def _receive(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive) -> bytes:
-        begun: BegunHeartbeat | None = scope.get("extensions", {}).get(HANDED_OVER)
-        if begun is not None:
-            if begun.error is not None:
-                raise begun.error
-            return await self._answer_repeated(begun.node)
-        principal = await self._service.authenticator.authenticate_scope(scope, headers)
-        principal.require(COMPUTE_WRITERS)
-        heartbeat = read_heartbeat(await read_body(receive, headers))
-        node = self.find(heartbeat.passport_id, principal)
-        if node is None:
-            node = await self._service.get_registered_node(heartbeat.passport_id, sees=principal.sees)
-        principal.require_node(heartbeat.passport_id)
-        self.rate.spend(heartbeat.passport_id)
-        receipt = await self._service.heartbeats.write(heartbeat)
-        return await self._answer_repeated(node) if receipt is None else self.answer(node, receipt)
-
-    async def _answer_repeated(self, node: FleetNode) -> bytes:
-        """Answer a heartbeat that repeats an older one, which may be one that another replica has just taken.
+        Nothing is done twice. The node's allowance is spent last.
 
         Raises:
-            DatabaseUnavailable: it is, and was not caught up with in time.
+            LucidError: it is refused.
         """
-        await self._service.feed.catch_up()
+        principal = admission.principal
+        if principal is None:
+            if admission.method != "POST":
+                raise MethodNotAllowed(admission.method, ["POST"])
+            principal = admission.principal = self._authenticator.find_known(admission.authorization, now)
+        if principal is None:
+            return self._authenticator.await_key
+        heartbeat = admission.heartbeat
+        if heartbeat is None:
+            principal.require(COMPUTE_WRITERS)
+            if admission.body is None:
+                return self._await_body
+            heartbeat = admission.heartbeat = read_heartbeat(admission.body)
+        node = admission.node
+        if node is None:
+            if self._fleet.find_node(heartbeat.passport_id) is None:
+                return self._await_node
+            node = self._fleet.get_registered_node(heartbeat.passport_id, owner=principal.sees)
+        principal.require_node(heartbeat.passport_id)
+        self._rate.spend(heartbeat.passport_id)
+        return AdmittedHeartbeat(heartbeat, node)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one heartbeat, or refuse it."""
+        try:
+            status, headers, body = await self._serve(scope, receive)
+        except ClientLeft:
+            self.outcomes["CLIENT_LEFT"] += 1
+            return
+        except Exception as error:  # noqa: BLE001 - answered in our shape, as FastAPI's routes answer theirs
+            status, headers, body = self._refusal_of(error, scope["method"])
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    def take(
+        self, client: ExpressClient, _path: bytes, headers: dict[bytes, bytes], body: bytes
+    ) -> WaitingHeartbeat | None:
+        """Have a heartbeat of the fast path committed, refuse it, or pass it on."""
+        admission = HeartbeatAdmission.of_whole_request(PATH, headers, body)
+        try:
+            admitted = self.admit(admission, self._clock.now())
+            if isinstance(admitted, AdmittedHeartbeat):
+                waiting = WaitingHeartbeat(self, client, admission, admitted.node)
+                self._writer.submit(admitted.heartbeat, waiting.settle)
+                self.express += 1
+                return waiting
+        except Exception as error:  # noqa: BLE001 - as above
+            self.refuse(client, error)
+        else:
+            client.go_on(admission)
+        return None
+
+    def accept(self, node: FleetNode, receipt: Receipt) -> Response:
+        """Count a heartbeat that is committed; return its response."""
+        self.outcomes["ACCEPTED"] += 1
+        body = self._body_of(node, receipt)
+        return 200, [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))], body
+
+    def refuse(self, client: ExpressClient, error: Exception) -> None:
+        """Refuse a heartbeat of the fast path."""
+        client.answer(*self._refusal_of(error, "POST"))
+
+    def _refusal_of(self, error: Exception, method: str) -> Response:
+        """Count a heartbeat that is refused; return its response. Another method than POST is no heartbeat."""
+        if not isinstance(error, LucidError):
+            error = log_unexpected(method, PATH, error, None)
+        if not isinstance(error, MethodNotAllowed):
+            self.outcomes[error.code] += 1
+        response = answer(error)
+        return response.status_code, response.raw_headers, bytes(response.body)
+
+    async def _serve(self, scope: Scope, receive: Receive) -> Response:
+        """Return the response to a heartbeat that came by ASGI.
+
+        Raises:
+            DatabaseUnavailable: it was not committed; or repeats one that this replica could not catch up with in time.
+        """
+        admission = HeartbeatAdmission.of_scope(scope)
+        node = admission.repeated
+        if node is None:
+            while not isinstance(admitted := self.admit(admission, self._clock.now()), AdmittedHeartbeat):
+                await admitted(admission, scope, receive)
+            node = admitted.node
+            receipt = await self._writer.write(admitted.heartbeat)
+            if receipt is not None:
+                return self.accept(node, receipt)
+        await self._feed.catch_up()  # the older one may be one that another replica has just taken
         if node.state.receipt is None:
             raise DatabaseUnavailable
-        return self.answer(node, node.state.receipt)
+        return self.accept(node, node.state.receipt)
 
-    def find(self, passport_id: str, principal: Principal) -> FleetNode | None:
-        """Answer the caller's node when the fleet holds it and it has not ended, as nearly always."""
-        node = self._service.fleet.find_node(passport_id)
-        if node is None or node.record.has_ended or principal.sees not in (None, node.record.owner):
-            return None
-        return node
+    async def _await_body(self, admission: HeartbeatAdmission, _scope: Scope, receive: Receive) -> None:
+        admission.body = await read_body(receive, admission.headers)
 
-    def answer(self, node: FleetNode, receipt: Receipt) -> bytes:
-        """Answer the node's state: written by hand, since it is the same but for the id within one group commit."""
+    async def _await_node(self, admission: HeartbeatAdmission, *_: Any) -> None:
+        if admission.heartbeat is not None and admission.principal is not None:
+            admission.node = await self._get_node(admission.heartbeat.passport_id, admission.principal.sees)
+
+    def _body_of(self, node: FleetNode, receipt: Receipt) -> bytes:
+        """Return the node's state as JSON: by hand, since all but the id is the same within one group commit."""
         state = node.state
         if self._instants is None or self._instants.received_at != receipt.received_at:
-            live_since = self._service.fleet.live_since(receipt.received_at)
+            live_since = self._fleet.live_since(receipt.received_at)
             self._instants = _write_instants(receipt.received_at, live_since)
         status = state.status(self._instants.live_since).value
         next_in_seconds = round(_SHORTEST + random.random() * _SPREAD, 3)  # noqa: S311 - jitter, not a secret
@@ -144,7 +263,7 @@ class HeartbeatLane:
 
 
 def read_heartbeat(body: bytes) -> Heartbeat:
-    """Answer the heartbeat that a body holds.
+    """Return the heartbeat that a body holds.
 
     Raises:
         InvalidRequest: naming every fault.
@@ -159,7 +278,7 @@ def read_heartbeat(body: bytes) -> Heartbeat:
 
 
 def _read_again(body: bytes, error: ValidationError) -> Heartbeat:
-    """Answer the heartbeat of a body whose only fault was a whole number written as 3.0.
+    """Return the heartbeat of a body whose only fault was a whole number written as 3.0.
 
     Raises:
         InvalidRequest: naming every fault, `error`'s unless the body is not JSON that could be kept.

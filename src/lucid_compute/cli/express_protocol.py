@@ -8,12 +8,10 @@ from http import HTTPStatus
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from lucid_compute.api.app import EXPRESS
-from lucid_compute.api.express_client import HANDED_OVER, ExpressLanes, ExpressRequest
+from lucid_compute.api.express_client import HANDED_OVER, ExpressLanes, ExpressRequest, Headers
 from lucid_compute.cli.guarded_protocol import UNKNOWN, GuardedProtocol
 from lucid_compute.cli.whole_request import WholeRequestReader
 from lucid_compute.egress.late_writes import LateWrites
-from lucid_compute.inference.call import Headers
-from lucid_compute.inference.exchange import CutReason
 
 MAX_REQUEST_BYTES = 64 * 1024
 MAX_HELD_BYTES = 64 * 1024
@@ -41,7 +39,7 @@ class ExpressProtocol(GuardedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """End what is served."""
         if self._taken is not None:
-            self._taken.end(CutReason.CLIENT_LEFT)
+            self._taken.leave()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -122,7 +120,7 @@ class ExpressProtocol(GuardedProtocol):
     # --- inside
 
     def _take(self, data: bytes) -> bool:
-        """Whether the express lane serves the request, and answers later; or the rest of it is waited for."""
+        """Whether a lane has the request, or its rest is waited for; a lane may respond or pass it on at once."""
         if len(data) > MAX_REQUEST_BYTES or not self._is_between_requests:
             return False
         request = _reader.read(data)
@@ -131,15 +129,12 @@ class ExpressProtocol(GuardedProtocol):
         if isinstance(request, int):
             return self._await_body(data, request)
         lane = self._lanes.get(request.path)
-        if lane is None or (taken := lane.take(self, *request)) is None:
+        if lane is None:
             return False
         self._deadlines.clear(self)
         self._unset_keepalive_if_required()
-        if isinstance(taken, tuple):
-            self.answer(*taken)
-        else:
-            self._taken = taken
-            self._request = data
+        self._request = data
+        self._taken = lane.take(self, *request)
         return True
 
     def _await_body(self, data: bytes, missing: int) -> bool:

@@ -9,9 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 from lucid_compute.errors import LucidError
-from lucid_compute.inference.tracing import Span
 from lucid_compute.jobs import Job
-from lucid_compute.storage.refusal_recorder import NO_MODEL, NOBODY
 
 
 class CutReason(StrEnum):
@@ -27,15 +25,16 @@ class CutReason(StrEnum):
 class Exchange:
     """One request under way. `cut` says why it was ended, None while it was not.
 
-    `has_body` once the request is whole, `has_begun` once its answer has; `sending_since` is when the client was last
-    sent something that it has not taken, 0 when it has; `job` is the attempt that runs or ran last.
+    `key_id` is empty until it is known who asks. `has_body` once the request is whole, `has_begun` once its answer has;
+    `sending_since` is when the client was last sent something that it has not taken, 0 when it has; `job` is the
+    attempt that runs or ran last.
     """
 
     __slots__ = ("cut", "has_begun", "has_body", "job", "key_id", "sending_since", "started_at")
 
-    def __init__(self, key_id: str) -> None:
+    def __init__(self) -> None:
         """Begin."""
-        self.key_id = key_id
+        self.key_id = ""
         self.job: Job | None = None
         self.cut: CutReason | None = None
         self.started_at = time.monotonic()
@@ -54,21 +53,15 @@ class Exchange:
 
 
 class TaskExchange(Exchange):
-    """A request that a task serves. `give_up` ends the answer with an error, None before anything can be answered.
+    """A request that a task serves. `give_up` ends the answer with an error, None before anything can be answered."""
 
-    `key_id`, `owner` and `model_id` say who asks for what, as soon as it is known. `span` is None of a request that is
-    not traced.
-    """
-
-    __slots__ = ("_task", "_watcher", "give_up", "model_id", "owner", "receive", "span")
+    __slots__ = ("_task", "_watcher", "give_up", "receive")
 
     def __init__(self, receive: Callable[[], Awaitable[Any]]) -> None:
         """Begin in the task that serves it; `receive` answers ASGI's messages of the client."""
-        super().__init__("")
-        self.owner, self.model_id = NOBODY, NO_MODEL
+        super().__init__()
         self.receive = receive
         self.give_up: Callable[[LucidError], Awaitable[None]] | None = None
-        self.span: Span | None = None
         self._task = asyncio.current_task()
         self._watcher: asyncio.Task[None] | None = None
 

@@ -30,9 +30,8 @@ class Ready(NamedTuple):
 
 
 class HandedOver(NamedTuple):
-    """A request that goes on in a task; `failed` is the node that was tried first and how it failed."""
+    """How a request ends that goes on in a task; `failed` is the node that was tried first and how it failed."""
 
-    call: Call
     failed: tuple[FleetNode, EgressFault] | None
 
 
@@ -48,9 +47,9 @@ class ExpressExchange(Exchange):
     call: Call
     _ready: Ready
 
-    def __init__(self, tools: Tools, key_id: str, on_end: OnEnd) -> None:
+    def __init__(self, tools: Tools, on_end: OnEnd) -> None:
         """Send nothing yet."""
-        super().__init__(key_id)
+        super().__init__()
         self.has_body = True
         self._tools = tools
         self._on_end = on_end
@@ -69,6 +68,10 @@ class ExpressExchange(Exchange):
         attempt.begin()
         ready.connection.on_ready = self._take_in
         attempt.send(ready.connection, ready.target)
+
+    def leave(self) -> None:
+        """End it because its client left."""
+        self.end(CutReason.CLIENT_LEFT)
 
     def end(self, reason: CutReason) -> None:
         """End it from our side, or because the client left: the node is hung up on at once."""
@@ -94,10 +97,10 @@ class ExpressExchange(Exchange):
                 attempt.undo()
                 self.call.mistrusts_idle = True
                 self._tools.client.give_back(self._ready.target.url, connection)
-                self._tell(HandedOver(self.call, None))
+                self._tell(HandedOver(None))
                 return
             attempt.note_fault(fault)
-            ending = HandedOver(self.call, (self._ready.node, fault.with_traceback(None)))  # which holds this frame
+            ending = HandedOver((self._ready.node, fault.with_traceback(None)))  # which holds this frame
         except Exception as error:  # noqa: BLE001 - answered as the ordinary lane answers its own failures
             attempt.note_broken()
             ending = error

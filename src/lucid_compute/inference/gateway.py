@@ -61,8 +61,8 @@ class Gateway:
         self.retries = 0
 
     def find_ready(self, call: Call, now: datetime) -> Ready | None:
-        """Answer a node that the call can be sent to at once; None when that takes more than a few looks."""
-        if call.model.format is ModelFormat.API:
+        """Return a node that can be sent the call at once and answer it whole; None when a few looks found none."""
+        if call.request.is_stream or call.model.format is ModelFormat.API:
             return None
         node = self.dispatcher.find_quickly(call.wanted, now)
         if node is None:

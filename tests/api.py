@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx
+from fastapi import APIRouter
+from starlette.routing import BaseRoute
 
 from lucid_compute.api.app import LucidApp, create_app
 from lucid_compute.api.service import Service
 from lucid_compute.api.settings import Settings
-from lucid_compute.storage.preparation import prepare
 from tests.factories import GUIDE_PASSPORT
+from tests.postgres import ADMIN_KEY as ADMIN_KEY
 
-ADMIN_KEY = "an-admin-key-for-the-tests"
+_routes: list[BaseRoute] = []
 
 
 class Api:
@@ -76,11 +77,18 @@ class Api:
 
 @asynccontextmanager
 async def open_api(database_url: str, settings: Settings) -> AsyncIterator[Api]:
-    """Run one replica for as long as the block runs."""
-    await prepare(database_url, data_dir=Path("/nonexistent"), bootstrap_admin_key=ADMIN_KEY)
+    """Run one replica for as long as the block runs, on a clone of the template or what was one."""
     app = create_app(settings, database_url)
+    _share_routes(app.fastapi.router)
     async with app.fastapi.router.lifespan_context(app.fastapi):
         yield Api(app, ADMIN_KEY)
+
+
+def _share_routes(router: APIRouter) -> None:
+    """Let each replica have the routes of the process's first: FastAPI prepares them when they are first asked."""
+    if not _routes:
+        _routes.extend(router.routes)
+    router.routes[:] = _routes
 
 
 def error_code(answer: httpx.Response) -> str:

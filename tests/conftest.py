@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
@@ -18,26 +19,25 @@ from tests.authority import Authority, make_authority
 from tests.browser import MISSING, Chromium, find_chromium
 from tests.express_client import Entrance, FastPath
 
-_server = pytest.StashKey[postgres.TestServer]()
+_run = pytest.StashKey[postgres.TestRun]()
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: Config) -> None:
     """Take Ctrl-C as a terminal's programs do, for those that tests start: a shell's background jobs ignore it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if not hasattr(config, "workerinput"):
+        config.stash[_run] = postgres.TestRun()
 
 
 def pytest_configure_node(node: Any) -> None:
-    """Start one server for all of pytest-xdist's workers, in the process that outlives them."""
-    config: Config = node.config
-    if _server not in config.stash:
-        config.stash[_server] = postgres.TestServer()
-    node.workerinput["lucid_postgres"] = (config.stash[_server].url, config.stash[_server].template)
+    """Tell a worker of pytest-xdist which run it belongs to."""
+    node.workerinput["lucid_run_folder"] = str(node.config.stash[_run].folder)
 
 
 def pytest_unconfigure(config: Config) -> None:
-    """Stop the server that this process started."""
-    if (server := config.stash.get(_server, None)) is not None:
-        server.stop()
+    """Let the server end that a test of this run has started."""
+    if (run := config.stash.get(_run, None)) is not None:
+        run.end()
 
 
 def pytest_collection_modifyitems(config: Config, items: list[pytest.Item]) -> None:
@@ -48,6 +48,12 @@ def pytest_collection_modifyitems(config: Config, items: list[pytest.Item]) -> N
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
+
+
+def pytest_collection_finish() -> None:
+    """Spare garbage collections the modules, which stay: a third of a million objects."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_report_header(config: Config) -> list[str]:
@@ -68,15 +74,13 @@ def chromium() -> Iterator[Chromium]:
 
 
 @pytest.fixture(scope="session")
-def postgres_and_template(request: pytest.FixtureRequest) -> tuple[str, str]:
-    """The URL of the run's server, and the name of the migrated template."""
+def postgres_and_template(request: pytest.FixtureRequest) -> postgres.TestServer:
+    """The URL of the run's server, and the name of the database that is cloned; the first test that asks starts it."""
     config = request.config
-    if workerinput := getattr(config, "workerinput", None):
-        url, template = workerinput["lucid_postgres"]
-        return url, template
-    if _server not in config.stash:
-        config.stash[_server] = postgres.TestServer()
-    return config.stash[_server].url, config.stash[_server].template
+    is_worker = hasattr(config, "workerinput")
+    return postgres.ask_for_server(
+        Path(config.workerinput["lucid_run_folder"]) if is_worker else config.stash[_run].folder
+    )
 
 
 @pytest.fixture

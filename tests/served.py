@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -225,8 +224,7 @@ class Served:
 @contextmanager
 def folder() -> Iterator[Path]:
     """Answer a folder that the embedded Postgres can live in also when we are root, and remove it at the end."""
-    made = Path(tempfile.mkdtemp(prefix="lucid-served-"))
-    made.chmod(0o755)  # as root, the Postgres user has to pass
+    made = postgres.make_folder("lucid-served-")
     try:
         yield made
     finally:

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from lucid_compute.storage.embedded_postgres import EmbeddedPostgres, EmbeddedPo
 from lucid_compute.storage.embedded_postgres.binaries import find_binaries
 from lucid_compute.storage.embedded_postgres.log import MAX_BYTES, PostgresLog
 from lucid_compute.storage.embedded_postgres.processes import find_user, processes_of
+from tests.postgres import make_folder
 
 FAST = ("fsync=off", "synchronous_commit=off", "full_page_writes=off")
 SERVICE = f"""
@@ -39,8 +39,7 @@ postgres.stop()
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
     """Answer a folder that every user can enter: pytest's own are below one that is root's alone."""
-    folder = Path(tempfile.mkdtemp(prefix="lucid-test-"))
-    folder.chmod(0o755)
+    folder = make_folder("lucid-test-")
     yield folder
     shutil.rmtree(folder)
 

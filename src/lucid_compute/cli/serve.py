@@ -9,11 +9,12 @@ from lucid_compute.api.app import create_app
 from lucid_compute.api.settings import Settings
 from lucid_compute.cli.log_lines import configure_log
 from lucid_compute.cli.supervisor import Service, Supervisor
+from lucid_compute.storage.dedicated_connection import DEDICATED_CONNECTIONS
 from lucid_compute.storage.embedded_postgres import EmbeddedPostgres
 from lucid_compute.storage.preparation import prepare
 
 MIN_CONNECTIONS = 100
-CONNECTIONS_BESIDE_POOL = 6  # of a worker: heartbeats, the feed, jobs, news, and room for one that is being replaced
+CONNECTIONS_BESIDE_POOL = DEDICATED_CONNECTIONS + 1  # of a worker; Postgres may not know yet that one was cut
 CONNECTIONS_FOR_OTHERS = 20  # psql, the preparation, Postgres's own reserve
 
 

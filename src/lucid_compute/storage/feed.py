@@ -23,7 +23,8 @@ from lucid_compute.fleet.outages import OUTAGE_AFTER, Outage, live_since
 from lucid_compute.fleet.replicas import LEASE, Snapshot
 from lucid_compute.node_state import FRESH_WINDOW
 from lucid_compute.storage.clock import DatabaseClock
-from lucid_compute.storage.database import CHANGES_CHANNEL, connect, is_passing
+from lucid_compute.storage.database import CHANGES_CHANNEL, is_passing
+from lucid_compute.storage.dedicated_connection import DedicatedConnection, Purpose
 from lucid_compute.storage.feed_sql import CHANGES, EVERYTHING, RENEW_LEASE
 from lucid_compute.storage.heartbeat_writer import OwnHeartbeats
 from lucid_compute.storage.in_flight_news import IN_FLIGHT_CHANNEL, hear
@@ -62,7 +63,7 @@ class Feed:
         listens: bool = True,
     ) -> None:
         """Follow the database at `url` into `fleet` and `keys`; `own` are the heartbeats that need not be read back."""
-        self._url = url
+        self._connection = DedicatedConnection(url, Purpose.FEED)
         self._fleet = fleet
         self._keys = keys
         self._clock = clock
@@ -101,17 +102,14 @@ class Feed:
     async def run(self) -> None:
         """Follow for as long as this task runs, through any outage of the database."""
         while True:
-            connection = None
             try:
-                connection = await connect(self._url, application="lucid feed")
-                await self._follow(connection)
+                async with self._connection.within(None) as connection:
+                    await self._follow(connection)
             except Exception as error:  # noqa: BLE001 - a replica without its feed would serve what was, for good
                 if not is_passing(error):
                     _log.exception("the feed stumbled and starts over")
+                self._connection.terminate()  # its listeners are added again
                 await asyncio.sleep(RECONNECT_SECONDS)
-            finally:
-                if connection is not None:
-                    connection.terminate()
 
     async def _follow(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
         if self._listens:

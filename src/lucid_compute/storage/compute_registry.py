@@ -10,6 +10,7 @@ from lucid_compute.fleet.fleet import Fleet
 from lucid_compute.matching_engine import is_healthy
 from lucid_compute.node_state import DeclaredModel
 from lucid_compute.storage.audit import Actor, Change, record_change
+from lucid_compute.storage.changes import announce
 from lucid_compute.storage.clock import DatabaseClock
 from lucid_compute.storage.database import Database
 from lucid_compute.storage.departures import Departure, Departures, Drain
@@ -60,6 +61,7 @@ class ComputeRegistry:
                 await record_event(connection, passport_id, EventType.MODELS_DECLARED, details={"models": ids})
             change = Change("compute.declare", "compute", passport_id, row["declared_models"], declared)
             await record_change(connection, actor, change)
+            await announce(connection)
         self._show(changed)
 
     async def drain(self, actor: Actor, passport_id: str, *, sees: str | None) -> None:
@@ -75,6 +77,7 @@ class ComputeRegistry:
             changed = await drain_node(connection, passport_id)
             await record_event(connection, passport_id, EventType.DRAINING, reason="drained by its operator")
             await record_change(connection, actor, Change("compute.drain", "compute", passport_id))
+            await announce(connection)
         self._show(changed)
 
     async def resume(self, actor: Actor, passport_id: str, *, sees: str | None) -> None:
@@ -90,6 +93,7 @@ class ComputeRegistry:
             changed = await resume_node(connection, passport_id)
             await record_event(connection, passport_id, EventType.RESUMED)
             await record_change(connection, actor, Change("compute.resume", "compute", passport_id))
+            await announce(connection)
         self._show(changed)
 
     async def deregister(
@@ -120,6 +124,7 @@ class ComputeRegistry:
             passport = await end_node(connection, passport_id)
             await record_event(connection, passport_id, EventType.DEREGISTERED, details={"force": force})
             await record_change(connection, actor, Change("compute.deregister", "compute", passport_id))
+            await announce(connection)
         self._fleet.apply_passport(passport)
         self._departures.show(closed)
 

@@ -19,7 +19,6 @@ CONNECT_TIMEOUT_SECONDS = 2.0
 PATIENT_TIMEOUT_SECONDS = 10.0
 CLOSE_TIMEOUT_SECONDS = 0.2
 LOCK_TIMEOUT_SECONDS = 2.0
-CHANGES_CHANNEL = "lucid_changes"
 
 # Set after connecting, since a session pool lets few start-up parameters through.
 _SESSION = """

@@ -22,8 +22,9 @@ from lucid_compute.fleet.key_ring import KeyRing
 from lucid_compute.fleet.outages import OUTAGE_AFTER, Outage, live_since
 from lucid_compute.fleet.replicas import LEASE, Snapshot
 from lucid_compute.node_state import FRESH_WINDOW
+from lucid_compute.storage.changes import CHANGES_CHANNEL, announce
 from lucid_compute.storage.clock import DatabaseClock
-from lucid_compute.storage.database import CHANGES_CHANNEL, is_passing
+from lucid_compute.storage.database import is_passing
 from lucid_compute.storage.dedicated_connection import DedicatedConnection, Purpose
 from lucid_compute.storage.feed_sql import CHANGES, EVERYTHING, RENEW_LEASE
 from lucid_compute.storage.heartbeat_writer import OwnHeartbeats
@@ -198,7 +199,7 @@ class Feed:
             self._renewal_due = 0.0
             await self._keep_lease(connection)
             async with asyncio.timeout(QUERY_TIMEOUT_SECONDS):
-                await connection.execute(f"NOTIFY {CHANGES_CHANNEL}")
+                await announce(connection)
 
     async def _keep_lease(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
         if time.monotonic() < self._renewal_due:

@@ -21,8 +21,9 @@ from lucid_compute.errors import DatabaseUnavailable
 from lucid_compute.fleet.fleet import Fleet
 from lucid_compute.fleet.fleet_node import FleetNode
 from lucid_compute.node_state import FRESH_WINDOW, NodeStatus
+from lucid_compute.storage.changes import announce
 from lucid_compute.storage.clock import DatabaseClock
-from lucid_compute.storage.database import CHANGES_CHANNEL, Database
+from lucid_compute.storage.database import Database
 from lucid_compute.storage.feed_sql import ENDED_NODES_KEPT
 from lucid_compute.storage.idempotency import KEPT_HOURS
 from lucid_compute.storage.job_sql import MARK_LOST
@@ -217,7 +218,7 @@ class Sweep:
                     "reasons": [t.reason for t in transitions],
                 },
             )
-            await connection.execute(text(f"NOTIFY {CHANGES_CHANNEL}"))
+            await announce(connection)
 
     async def _clean(self) -> None:
         await self._keys.note_used()

@@ -7,7 +7,6 @@ changes by the moment is asked of each: is its heartbeat young enough, has it ro
 
 from __future__ import annotations
 
-import asyncio
 import random
 import time
 from collections.abc import Iterable, Sequence
@@ -20,6 +19,7 @@ from lucid_compute.inference.traffic import Traffic
 from lucid_compute.inference.wanted import Wanted
 from lucid_compute.node_state import FRESH_WINDOW
 from lucid_compute.routing_rules import NO_POLICY, TIE_SHARE, NodeUsage, suits
+from lucid_compute.turns import in_batches
 
 FEW = 16  # nodes that are all looked at
 EXPLORED = 64  # of more than that, by a request that explores
@@ -68,16 +68,11 @@ class Dispatcher:
         """Answer the node to send the request to, looking at every one: fresh ones first; None when there is none."""
         silent: list[str] = []
         node_ids = self._in_order(self._fleet.ring_of(wanted.model), wanted)
-        for start in range(0, len(node_ids), _NODES_A_TURN):
-            if start:
-                await asyncio.sleep(0)  # others are answered in between
-            some = node_ids[start : start + _NODES_A_TURN]
+        async for some in in_batches(node_ids, _NODES_A_TURN):
             if fresh := _still_on_ring(self._candidates(some, wanted, now - FRESH_WINDOW, silent), wanted):
                 return _least_wait(fresh, fresh if wanted.session else ())
-        for start in range(0, len(silent), _NODES_A_TURN):
-            if start:
-                await asyncio.sleep(0)
-            living = _still_on_ring(self._living(silent[start : start + _NODES_A_TURN], wanted, now), wanted)
+        async for some in in_batches(silent, _NODES_A_TURN):
+            living = _still_on_ring(self._living(some, wanted, now), wanted)
             if living and wanted.policy.route_stale:
                 return _least_wait(living, living if wanted.session else ())
         return self._least_blocked(wanted, now)

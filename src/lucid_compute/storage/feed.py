@@ -30,6 +30,7 @@ from lucid_compute.storage.feed_sql import CHANGES, EVERYTHING, RENEW_LEASE
 from lucid_compute.storage.heartbeat_writer import OwnHeartbeats
 from lucid_compute.storage.in_flight_news import IN_FLIGHT_CHANNEL, hear
 from lucid_compute.storage.rows import read_key, read_lifecycle, read_passport, read_receipt, read_replica
+from lucid_compute.turns import in_turns
 
 POLL_SECONDS = 0.5
 LEASE_RENEWAL_SECONDS = 1.0
@@ -226,7 +227,7 @@ async def _readable(kind: str, found: Rows, read: Callable[[Any], Value]) -> Asy
 
     A row that can't be read (written by a newer version, or by hand) is logged and left out, and holds up no other.
     """
-    for position, body in enumerate(found.get(kind, ())):
+    async for body in in_turns(found.get(kind, ()), _ROWS_A_TURN):
         row = json.loads(body)
         try:
             value = read(row)
@@ -235,8 +236,6 @@ async def _readable(kind: str, found: Rows, read: Callable[[Any], Value]) -> Asy
             _log.error("a %s could not be read and is left out: %s (%s)", kind, id_, fault)
         else:
             yield value
-        if position % _ROWS_A_TURN == _ROWS_A_TURN - 1:
-            await asyncio.sleep(0)
 
 
 def _read_secrets(row: dict[str, Any]) -> tuple[str, dict[str, Any]]:

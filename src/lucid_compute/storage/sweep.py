@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
@@ -32,6 +32,7 @@ from lucid_compute.storage.model_states import CLEAN_MODEL_STATES, ModelStates
 from lucid_compute.storage.node_events import EventType
 from lucid_compute.storage.node_states import NodeStates
 from lucid_compute.storage.webhook_outbox import ENQUEUE_NODE_EVENTS
+from lucid_compute.turns import in_batches, in_turns
 
 SWEEP_SECONDS = 2.0
 CLEANING_SECONDS = 60.0
@@ -169,8 +170,8 @@ class Sweep:
             await asyncio.sleep(SWEEP_SECONDS)
             try:
                 transitions = await self.find_transitions()
-                for start in range(0, len(transitions), _NODES_A_TURN):
-                    await self.record(transitions[start : start + _NODES_A_TURN])
+                async for batch in in_batches(transitions, _NODES_A_TURN):
+                    await self.record(batch)
                 if loop.time() >= cleaning_due:
                     await self._clean()
                     await self._states.read_back()
@@ -189,9 +190,7 @@ class Sweep:
         now = self._clock.now()
         live_since = self._fleet.live_since(now)
         found, ages = [], []
-        for position, node in enumerate(list(self._fleet.nodes())):
-            if position % _NODES_A_TURN == _NODES_A_TURN - 1:
-                await asyncio.sleep(0)
+        async for node in in_turns(self._fleet.nodes(), _NODES_A_TURN):
             if node.record.has_ended and now - node.record.updated_at > ENDED_NODES_KEPT:
                 self._fleet.forget_node(node)
             if node.state.receipt is not None and not node.record.has_ended:
@@ -202,7 +201,7 @@ class Sweep:
             return [transition for transition in found if not transition.is_silence]
         return found
 
-    async def record(self, transitions: list[Transition]) -> None:
+    async def record(self, transitions: Sequence[Transition]) -> None:
         """Write an event for each, unless another replica sweeps right now or has written it."""
         if not transitions:
             return

@@ -116,7 +116,7 @@ class RetryBudget:
             self._begin_second(now)[1] += 1
 
     def take(self, now: float) -> bool:
-        """Whether there is a retry left; takes it."""
+        """Take a retry; return False when none is left."""
         seconds = self._seconds
         this = seconds[-1] if seconds and seconds[-1][0] == int(now) else self._begin_second(now)
         recent = [second for second in seconds if second[0] > this[0] - _WINDOW_SECONDS]

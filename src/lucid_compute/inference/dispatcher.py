@@ -116,7 +116,7 @@ class Dispatcher:
         if is_any_fresh and (home := ring.home_of(place)) is not None:
             at_home = self._candidates((home,), wanted, now - FRESH_WINDOW, silent)
             if at_home and at_home[0][0] <= _longest_wait(candidates):
-                self._traffic.may_explore(wanted.kind)  # counts it
+                self._traffic.count_request(wanted.kind)
                 return at_home[0][1]
         own = self._own(ring, place, wanted, now, are_fresh=is_any_fresh)
         return self._choose(candidates, own, wanted) if own else None
@@ -136,7 +136,7 @@ class Dispatcher:
         traffic, kind = self._traffic, wanted.kind
         chosen = _least_wait(candidates, own if wanted.session else ())
         wanted.explores = False
-        if traffic.may_explore(kind):
+        if traffic.count_request(kind):
             if some_of is not None:
                 ring, since = some_of
                 candidates = self._candidates(ring.some(EXPLORED), wanted, since, [])
@@ -153,7 +153,7 @@ class Dispatcher:
         longest = _longest_wait(candidates)
         for wait, node in candidates:
             if node is home and wait <= longest:
-                self._traffic.may_explore(wanted.kind)  # counts it
+                self._traffic.count_request(wanted.kind)
                 return node
         by_id = {candidate[1].state.id: candidate for candidate in candidates}
         own = [by_id[node_id] for node_id in ring.of_session(place, len(ring)) if node_id in by_id]
@@ -217,8 +217,10 @@ class Dispatcher:
             in_flight = count_in_flight(node_id)
             if in_flight >= known.limit or node_id in tried:
                 continue
-            if known.has_doubts and not known.may_serve(wanted, now, minds_breaker=minds_breaker):
-                continue
+            if known.has_doubts:
+                known.forget_old_doubts(now)
+                if not known.may_serve(wanted, now, minds_breaker=minds_breaker):
+                    continue
             if policy is NO_POLICY or suits(wanted.model, node.state, known.latency_ms(kind, now), policy):
                 found.append((known.wait_ms(kind, in_flight, typical_ms, now), node))
         return found

@@ -99,10 +99,10 @@ class Brake:
         """Start released."""
         self.held_since: datetime | None = None
 
-    def holds(self, ages: Iterable[timedelta], now: datetime) -> bool:
-        """Answer whether events of silence wait now; `ages` are of each node's newest heartbeat.
+    def watch(self, ages: Iterable[timedelta], now: datetime) -> bool:
+        """Apply the brake or release it, and return whether it is on; `ages` are of each node's newest heartbeat.
 
-        It releases by itself: when the nodes are heard again, when their silence is a minute old without more
+        It is released when the nodes are heard again, when their silence is a minute old without more
         following, and after five minutes at the latest.
         """
         known = list(ages)
@@ -117,7 +117,7 @@ class Brake:
         return self.is_on(now)
 
     def is_on(self, now: datetime) -> bool:
-        """Whether it held when it was last asked, and not for too long yet."""
+        """Whether it was applied when it last watched, and less than five minutes ago."""
         return self.held_since is not None and now - self.held_since <= BRAKE_LIMIT
 
     def _window(self, now: datetime) -> timedelta:
@@ -197,7 +197,7 @@ class Sweep:
                 ages.append(now - node.state.receipt.received_at)
             if transition := find_transition(self._fleet, node, now, live_since):
                 found.append(transition)
-        if self.brake.holds(ages, now):
+        if self.brake.watch(ages, now):
             return [transition for transition in found if not transition.is_silence]
         return found
 

@@ -228,7 +228,7 @@ class WebhookOutbox:
             rows = await connection.execute(_CLAIM, {"room": room, "failing_room": failing_room})
             return [Delivery(**_plain(row)) for row in rows.mappings()]
 
-    async def lay_down(self, deliveries: Sequence[Delivery]) -> None:
+    async def release(self, deliveries: Sequence[Delivery]) -> None:
         """Let others have what was claimed and never begun.
 
         Raises:

@@ -1,4 +1,4 @@
-"""What a replica has in claimed of webhooks: a few of each at a time, and nothing for too long."""
+"""Claimed deliveries: a few of each webhook at a time, and none kept for too long."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def delivery(webhook_id: str, position: int) -> Delivery:
     )  # fmt: skip
 
 
-def begun(claimed: ClaimedDeliveries, now: float = 0.0) -> list[tuple[str, int]]:
-    """All that can be begun."""
+def started(claimed: ClaimedDeliveries, now: float = 0.0) -> list[tuple[str, int]]:
+    """All that can be started."""
     found = []
     while (each := claimed.start(now)) is not None:
         found.append((each.webhook_id, each.position))
@@ -28,32 +28,32 @@ def test_webhooks_take_turns_and_have_eight_under_way() -> None:
     """One that has much to be told keeps none of the others waiting."""
     claimed = ClaimedDeliveries(10.0)
     claimed.add([*(delivery("a", position) for position in range(20)), delivery("b", 100)], now=0.0)
-    taken = begun(claimed)
+    taken = started(claimed)
     assert taken[:3] == [("a", 0), ("b", 100), ("a", 1)]
     assert taken == [("a", 0), ("b", 100), *(("a", position) for position in range(1, MAX_OF_ONE_WEBHOOK))]
     assert len(claimed) == 20 - MAX_OF_ONE_WEBHOOK
     claimed.finish(delivery("a", 3))
-    assert begun(claimed) == [("a", MAX_OF_ONE_WEBHOOK)]
+    assert started(claimed) == [("a", MAX_OF_ONE_WEBHOOK)]
 
 
-def test_what_fails_or_is_late_is_laid_down() -> None:
+def test_what_fails_or_is_late_is_released() -> None:
     claimed = ClaimedDeliveries(10.0)
     claimed.add([delivery("a", 1), delivery("b", 2)], now=0.0)
     claimed.add([delivery("a", 3)], now=5.0)
     assert claimed.release_late(10.0) == []
-    assert begun(claimed, now=20.0) == []
+    assert started(claimed, now=20.0) == []
     assert [each.position for each in claimed.release_late(11.0)] == [1, 2]
     assert [each.position for each in claimed.release("a")] == [3]
     assert claimed.release("a") == []
     assert len(claimed) == 0
-    assert begun(claimed) == []
+    assert started(claimed) == []
 
 
 def test_those_that_fail_are_counted_until_they_are_over() -> None:
     claimed = ClaimedDeliveries(10.0)
     claimed.add([delivery("a", 1), delivery("fails", 2)], now=0.0)
     assert claimed.failing == 1
-    begun(claimed)
+    started(claimed)
     assert claimed.failing == 1
     claimed.finish(delivery("fails", 2))
     claimed.add([delivery("fails", 3)], now=0.0)

@@ -137,9 +137,8 @@ class WebhookSender:
                     found = 0
                 await self._pause(is_busy=bool(found))
         finally:
-            unstarted = self._claimed.release_late(
-                float("inf")
-            )  # first: one that ends just now would have the next one started
+            # First: a delivery that ends just now would start the next one.
+            unstarted = self._claimed.release_late(float("inf"))
             for task in self._under_way:
                 task.cancel()
             await asyncio.gather(*self._under_way, return_exceptions=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from datetime import UTC, date, datetime
 from decimal import Decimal, InvalidOperation
@@ -29,6 +30,7 @@ _MONEY_LIMIT = Decimal(1_000_000)
 _MONEY_DECIMALS = 12
 _MONEY_TEXT = re.compile(r"[0-9]{1,7}(\.[0-9]{1,12})?")
 _EXACT_FLOAT_DIGITS = 15
+_MOST_DOUBLINGS = 60  # more than any limit takes, and far fewer than a float does
 
 
 def write_instant(instant: datetime) -> str:
@@ -133,6 +135,18 @@ Money = Annotated[
 Text = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$", max_length=4000)]
 Label = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]+$", min_length=1, max_length=200)]
 Identifier = Annotated[str, StringConstraints(pattern=r"^[^\x00]+$", min_length=1, max_length=200)]
+
+
+def backoff_seconds(
+    failures: int, *, first_seconds: float, longest_seconds: float = math.inf, jitter: float = 1.0
+) -> float:
+    """Return how long to wait after so many failures in a row, from 1.
+
+    The pause is `first_seconds` after one failure, doubles with each further one up to `longest_seconds`, and is then
+    multiplied by `jitter`.
+    """
+    doublings = min(max(failures - 1, 0), _MOST_DOUBLINGS)
+    return min(first_seconds * 2.0**doublings, longest_seconds) * jitter
 
 
 class WireShape(BaseModel):

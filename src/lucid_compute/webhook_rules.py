@@ -9,6 +9,8 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from hashlib import sha256
 
+from lucid_compute.field_types import backoff_seconds
+
 TEST_EVENT = "webhook.test"
 SECRET_PREFIX = "whsec_"  # noqa: S105 - what every secret begins with, and none itself
 FIRST_RETRY_SECONDS = 5.0
@@ -17,7 +19,6 @@ TRIED_FOR = timedelta(days=1)
 SIGNATURE_IS_GOOD_FOR = timedelta(minutes=5)
 _SIGNATURE = re.compile(r"t=([0-9]{1,12})((?:,v1=[0-9a-f]{64}){1,4})")
 FORMER_SECRET_SIGNS_FOR = timedelta(days=1)
-_MOST_DOUBLINGS = 10
 
 
 class WebhookEvent(StrEnum):
@@ -63,8 +64,9 @@ def verify(secret: str, body: bytes, signature: str, now: datetime) -> None:
 
 def retry_seconds(attempts: int, chance: float) -> float:
     """Answer how long to wait after `attempts` that failed: doubling up to an hour, times 0.5 to 1.5 by `chance`."""
-    doubled = FIRST_RETRY_SECONDS * 2.0 ** min(max(attempts - 1, 0), _MOST_DOUBLINGS)
-    return min(doubled, LONGEST_RETRY_SECONDS) * (0.5 + chance)
+    return backoff_seconds(
+        attempts, first_seconds=FIRST_RETRY_SECONDS, longest_seconds=LONGEST_RETRY_SECONDS, jitter=0.5 + chance
+    )
 
 
 def _digest(secret: str, seconds: int, body: bytes) -> str:

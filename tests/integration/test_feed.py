@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import asyncpg
 import pytest
 
 from lucid_compute.api.settings import Settings
+from lucid_compute.storage.changes import CHANGES_CHANNEL
 from lucid_compute.storage.database import connect
 from tests.api import ADMIN_KEY, Api, open_api
 from tests.factories import GUIDE_PASSPORT
@@ -197,3 +199,31 @@ async def test_a_row_that_cannot_be_read_holds_up_no_other(api: Api, database_ur
         assert (await api.http.get("/readyz")).status_code == 200
     finally:
         await connection.close()
+
+
+async def test_every_change_of_what_replicas_hold_wakes_them(api: Api, database_url: str) -> None:
+    """Each of these requests sends a notification when it commits."""
+    woken = asyncio.Event()
+    listener = await connect(database_url)
+    await listener.add_listener(CHANGES_CHANNEL, lambda *_: woken.set())
+
+    async def wakes(method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        woken.clear()
+        answer = await api.http.request(method, path, json=body)
+        assert answer.is_success, (path, answer.text)
+        async with asyncio.timeout(5):
+            await woken.wait()
+        return dict(answer.json()) if answer.content else {}
+
+    try:
+        node = (await wakes("POST", "/passports", GUIDE_PASSPORT))["id"]
+        key = (await wakes("POST", "/keys", {"name": "k", "owner": "acme", "scopes": ["compute"]}))["id"]
+        await wakes("PUT", f"/compute/models/{node}", {"models": []})
+        await wakes("POST", f"/compute/drain/{node}")
+        await wakes("POST", f"/compute/resume/{node}")
+        await wakes("PATCH", f"/passports/{node}", {"description": "changed"})
+        await wakes("DELETE", f"/passports/{node}")
+        await wakes("POST", f"/keys/{key}/rotate", {})
+        await wakes("DELETE", f"/keys/{key}")
+    finally:
+        await listener.close()

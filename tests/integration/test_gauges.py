@@ -26,7 +26,7 @@ GPUS = [
 ]
 KILL = """
     SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-    WHERE datname = current_database() AND application_name = 'lucid records'
+    WHERE datname = current_database() AND application_name = 'lucid samples'
 """
 
 

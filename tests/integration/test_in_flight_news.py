@@ -14,7 +14,7 @@ import pytest
 
 from lucid_compute.fleet.fleet import Fleet
 from lucid_compute.fleet.replicas import LEASE, Replica, Snapshot
-from lucid_compute.storage import feed, in_flight_news
+from lucid_compute.storage import dedicated_connection, feed, in_flight_news
 from lucid_compute.storage.database import connect
 from lucid_compute.storage.in_flight_news import IN_FLIGHT_CHANNEL, INTERVAL_SECONDS, NODES_A_MESSAGE, InFlightNews
 from tests.api import Api, open_api
@@ -195,7 +195,7 @@ async def test_it_goes_on_when_it_could_not_connect(
             raise faults.pop(0)
         return await connect(*arguments, **options)
 
-    monkeypatch.setattr(in_flight_news, "connect", connect_at_last)
+    monkeypatch.setattr(dedicated_connection, "connect", connect_at_last)
     monkeypatch.setattr(in_flight_news, "RECONNECT_SECONDS", 0.05)
     async with listening(database_url) as heard, telling(database_url, fleet):
 

@@ -169,7 +169,7 @@ async def test_a_name_that_leads_inside_is_not_gone_to(api: Api) -> None:
         return ["169.254.169.254"]
 
     webhook = await make_webhook(api, "https://rebound.example/")
-    api.service.webhooks.tester._courier._client._resolve = to_metadata
+    api.service.webhooks.tester._deliverer._client._resolve = to_metadata
     answer = (await api.http.post(f"/webhooks/{webhook['id']}/test")).json()
     assert (answer["result"], answer["delivered"]) == ("address_refused", False)
 

@@ -1,9 +1,9 @@
-"""What a replica has in hand of webhooks: a few of each at a time, and nothing for too long."""
+"""Claimed deliveries: a few of each webhook at a time, and none kept for too long."""
 
 from __future__ import annotations
 
 from lucid_compute.storage.webhook_outbox import Delivery
-from lucid_compute.webhooks.hand import AT_A_TIME, Hand
+from lucid_compute.webhooks.sender import MAX_OF_ONE_WEBHOOK, ClaimedDeliveries
 from tests.factories import NOW
 
 
@@ -16,48 +16,48 @@ def delivery(webhook_id: str, position: int) -> Delivery:
     )  # fmt: skip
 
 
-def begun(hand: Hand, now: float = 0.0) -> list[tuple[str, int]]:
-    """All that can be begun."""
+def started(claimed: ClaimedDeliveries, now: float = 0.0) -> list[tuple[str, int]]:
+    """All that can be started."""
     found = []
-    while (each := hand.begin(now)) is not None:
+    while (each := claimed.start(now)) is not None:
         found.append((each.webhook_id, each.position))
     return found
 
 
 def test_webhooks_take_turns_and_have_eight_under_way() -> None:
     """One that has much to be told keeps none of the others waiting."""
-    hand = Hand(10.0)
-    hand.add([*(delivery("a", position) for position in range(20)), delivery("b", 100)], now=0.0)
-    taken = begun(hand)
+    claimed = ClaimedDeliveries(10.0)
+    claimed.add([*(delivery("a", position) for position in range(20)), delivery("b", 100)], now=0.0)
+    taken = started(claimed)
     assert taken[:3] == [("a", 0), ("b", 100), ("a", 1)]
-    assert taken == [("a", 0), ("b", 100), *(("a", position) for position in range(1, AT_A_TIME))]
-    assert len(hand) == 20 - AT_A_TIME
-    hand.end(delivery("a", 3))
-    assert begun(hand) == [("a", AT_A_TIME)]
+    assert taken == [("a", 0), ("b", 100), *(("a", position) for position in range(1, MAX_OF_ONE_WEBHOOK))]
+    assert len(claimed) == 20 - MAX_OF_ONE_WEBHOOK
+    claimed.finish(delivery("a", 3))
+    assert started(claimed) == [("a", MAX_OF_ONE_WEBHOOK)]
 
 
-def test_what_fails_or_is_late_is_laid_down() -> None:
-    hand = Hand(10.0)
-    hand.add([delivery("a", 1), delivery("b", 2)], now=0.0)
-    hand.add([delivery("a", 3)], now=5.0)
-    assert hand.lay_down_late(10.0) == []
-    assert begun(hand, now=20.0) == []
-    assert [each.position for each in hand.lay_down_late(11.0)] == [1, 2]
-    assert [each.position for each in hand.lay_down("a")] == [3]
-    assert hand.lay_down("a") == []
-    assert len(hand) == 0
-    assert begun(hand) == []
+def test_what_fails_or_is_late_is_released() -> None:
+    claimed = ClaimedDeliveries(10.0)
+    claimed.add([delivery("a", 1), delivery("b", 2)], now=0.0)
+    claimed.add([delivery("a", 3)], now=5.0)
+    assert claimed.release_late(10.0) == []
+    assert started(claimed, now=20.0) == []
+    assert [each.position for each in claimed.release_late(11.0)] == [1, 2]
+    assert [each.position for each in claimed.release("a")] == [3]
+    assert claimed.release("a") == []
+    assert len(claimed) == 0
+    assert started(claimed) == []
 
 
 def test_those_that_fail_are_counted_until_they_are_over() -> None:
-    hand = Hand(10.0)
-    hand.add([delivery("a", 1), delivery("fails", 2)], now=0.0)
-    assert hand.failing == 1
-    begun(hand)
-    assert hand.failing == 1
-    hand.end(delivery("fails", 2))
-    hand.add([delivery("fails", 3)], now=0.0)
-    hand.lay_down("fails")
-    hand.add([delivery("fails", 4)], now=0.0)
-    hand.lay_down_late(11.0)
-    assert hand.failing == 0
+    claimed = ClaimedDeliveries(10.0)
+    claimed.add([delivery("a", 1), delivery("fails", 2)], now=0.0)
+    assert claimed.failing == 1
+    started(claimed)
+    assert claimed.failing == 1
+    claimed.finish(delivery("fails", 2))
+    claimed.add([delivery("fails", 3)], now=0.0)
+    claimed.release("fails")
+    claimed.add([delivery("fails", 4)], now=0.0)
+    claimed.release_late(11.0)
+    assert claimed.failing == 0

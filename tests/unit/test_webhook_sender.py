@@ -10,9 +10,8 @@ from lucid_compute.egress_policy import EgressPolicy
 from lucid_compute.storage.clock import DatabaseClock
 from lucid_compute.storage.database import Database
 from lucid_compute.storage.webhook_outbox import Delivery, Verdict, WebhookOutbox
-from lucid_compute.webhooks.courier import Courier
-from lucid_compute.webhooks.hand import AT_A_TIME
-from lucid_compute.webhooks.sender import WebhookSender
+from lucid_compute.webhooks.courier import Deliverer
+from lucid_compute.webhooks.sender import MAX_OF_ONE_WEBHOOK, WebhookSender
 from tests.unit.test_webhook_hand import delivery
 
 
@@ -22,8 +21,8 @@ class StopsTheService(WebhookOutbox):
     def __init__(self) -> None:
         """Have twice as many as are sent at a time."""
         super().__init__(Database("postgresql://nowhere"))
-        self.due = [delivery("a", position) for position in range(2 * AT_A_TIME)]
-        self.laid_down: list[int] = []
+        self.due = [delivery("a", position) for position in range(2 * MAX_OF_ONE_WEBHOOK)]
+        self.released: list[int] = []
         self.running: asyncio.Task[None] | None = None
 
     async def claim(self, room: int, failing_room: int) -> list[Delivery]:  # noqa: ARG002 - there are fewer
@@ -36,15 +35,15 @@ class StopsTheService(WebhookOutbox):
         assert self.running is not None
         self.running.cancel()
 
-    async def lay_down(self, deliveries: Sequence[Delivery]) -> None:
+    async def release(self, deliveries: Sequence[Delivery]) -> None:
         """Note which."""
-        self.laid_down += [each.position for each in deliveries]
+        self.released += [each.position for each in deliveries]
 
 
-class BringsOne(Courier):
+class BringsOne(Deliverer):
     """Brings the first delivery at once, and no other."""
 
-    async def bring(self, delivery: Delivery) -> Verdict:
+    async def deliver(self, delivery: Delivery) -> Verdict:
         """Hang, after the first."""
         if delivery.position:
             await asyncio.Event().wait()
@@ -59,4 +58,4 @@ async def test_a_delivery_that_ends_while_the_service_stops_has_no_other_begun()
     with suppress(asyncio.CancelledError):
         await outbox.running
     assert sender.running == 0
-    assert outbox.laid_down == list(range(AT_A_TIME, 2 * AT_A_TIME))
+    assert outbox.released == list(range(MAX_OF_ONE_WEBHOOK, 2 * MAX_OF_ONE_WEBHOOK))

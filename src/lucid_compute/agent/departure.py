@@ -57,7 +57,7 @@ class Departure:
             if self._clock() >= beat_at:
                 beat_at = self._clock() + BEAT_SECONDS
                 await self._beat(passport_id)
-            if await self._is_drained(passport_id):
+            if await self._check_drained(passport_id):
                 return True
             if self._clock() + LOOK_SECONDS > ends_at:
                 return False
@@ -72,8 +72,11 @@ class Departure:
         except LucidClientError as error:
             _log.warning("the registry was not told that the node drains: %s", error)
 
-    async def _is_drained(self, passport_id: str) -> bool:
-        """Whether registry and inference server both say that nothing runs; an absent registry sends nothing."""
+    async def _check_drained(self, passport_id: str) -> bool:
+        """Ask registry and inference server; return whether both say that nothing runs.
+
+        A registry that stays silent sends nothing.
+        """
         try:
             says_so = (await self._lucid.compute.health(passport_id)).drained
             self._silences = 0

@@ -13,13 +13,14 @@ from starlette.types import Receive, Scope, Send
 
 from lucid_compute.api.app import LucidApp, create_app
 from lucid_compute.api.settings import Settings, SettingsNotUsable, read_settings
+from lucid_compute.storage.dedicated_connection import DEDICATED_CONNECTIONS
 from lucid_compute.storage.embedded_postgres import EmbeddedPostgres
 from lucid_compute.storage.preparation import Prepared, prepare, sentence_of
 
 # The server decides where to listen. Nodes on this machine are allowed only if LUCID_HOST says that it is loopback.
 ANY_ADDRESS = "0.0.0.0"  # noqa: S104 - compared, not bound
 MIN_CONNECTIONS = 100
-CONNECTIONS_BESIDE_POOL = 6  # of a worker: heartbeats, the feed, jobs, news, and room for one that is being replaced
+CONNECTIONS_BESIDE_POOL = DEDICATED_CONNECTIONS + 1  # of a worker; Postgres may not know yet that one was cut
 CONNECTIONS_FOR_OTHERS = 20  # psql, the preparation, Postgres's own reserve
 
 log = logging.getLogger(__name__)

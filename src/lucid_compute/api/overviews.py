@@ -19,6 +19,7 @@ from lucid_compute.records import Measured
 from lucid_compute.storage.clock import DatabaseClock
 from lucid_compute.storage.record_reader import RecordReader, Wanted
 from lucid_compute.timeline import STEPS, Timeline
+from lucid_compute.turns import in_batches
 from lucid_compute.wire.metrics import OutageView
 from lucid_compute.wire.overview import HourTotals, ModelCounts, NodeCounts, Overview
 
@@ -113,11 +114,10 @@ async def _count_nodes(fleet: Fleet, nodes: list[FleetNode], now: datetime) -> N
     live_since, fresh_since = fleet.live_since(now), now - FRESH_WINDOW
     found: Counter[NodeStatus] = Counter()
     fresh = 0
-    for first in range(0, len(nodes), _NODES_A_TURN):
-        states = [node.state for node in nodes[first : first + _NODES_A_TURN]]
+    async for batch in in_batches(nodes, _NODES_A_TURN):
+        states = [node.state for node in batch]
         found.update(state.status(live_since) for state in states)
         fresh += sum(state.receipt is not None and state.receipt.received_at >= fresh_since for state in states)
-        await asyncio.sleep(0)
     return NodeCounts(
         total=len(nodes),
         healthy=found[NodeStatus.HEALTHY],

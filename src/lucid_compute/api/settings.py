@@ -46,8 +46,8 @@ class Settings(BaseSettings):
         default=5,
         ge=1,
         le=100,
-        description="Database connections of each worker for ordinary requests; heartbeats, their samples, "
-        "jobs and the feed have their own four beside these.",
+        description="Database connections of each worker for ordinary requests; up to 9 more are for heartbeats, "
+        "their samples, jobs, the feed and the like.",
     )
     database_timeout_seconds: float = Field(
         default=2.0, gt=0, le=60, description="Longest wait for the database before a request answers 503."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from lucid_compute.passport_metadata import shown_metadata
 from lucid_compute.passports import ModelFormat, ModelPassport, Passport
 from lucid_compute.storage.compute_registry import Health
 from lucid_compute.storage.job_search import JobStatistics
+from lucid_compute.turns import in_turns
 from lucid_compute.wire.compute import (
     Declaration,
     DrainAnswer,
@@ -147,9 +147,7 @@ async def _reasons_of_nodes(
 ) -> AsyncIterator[tuple[FleetNode, tuple[Reason, ...]]]:
     """Go through every node with the reasons against it; others are answered in between."""
     fits: dict[int, tuple[Reason, ...]] = {}  # by capability class: its members fit alike
-    for position, node in enumerate(list(fleet.nodes()) if model.format is not ModelFormat.API else ()):
-        if position % _NODES_A_TURN == _NODES_A_TURN - 1:
-            await asyncio.sleep(0)
+    async for node in in_turns(fleet.nodes() if model.format is not ModelFormat.API else (), _NODES_A_TURN):
         kind = id(node.capability_class)
         if kind not in fits:
             fits[kind] = fit_reasons(model, node.state)

@@ -18,6 +18,7 @@ from lucid_compute.api.settings import Settings
 from lucid_compute.cli.child_processes import ServiceError, ending, fork, reap
 from lucid_compute.cli.express_protocol import ExpressProtocol
 from lucid_compute.cli.listening import BACKLOG
+from lucid_compute.field_types import backoff_seconds
 
 READY = b"+"
 QUICK_DEATH_SECONDS = 1.0  # a worker that ends before it was ready this long did no work
@@ -167,7 +168,7 @@ class Worker:
                 f"{ending(code)}: what it said stands above; the service gives up."
             )
             raise ServiceError(msg)
-        pause_seconds = FIRST_PAUSE_SECONDS * 2 ** (self._quick_deaths - 1) if is_quick else 0.0
+        pause_seconds = backoff_seconds(self._quick_deaths, first_seconds=FIRST_PAUSE_SECONDS) if is_quick else 0.0
         self._due_at = now + pause_seconds
         log.warning("a worker ended (%s); the next one starts in %.1f s", ending(code), pause_seconds)
 

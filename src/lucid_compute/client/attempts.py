@@ -8,6 +8,7 @@ from typing import Any
 
 from lucid_compute.client.call import Call
 from lucid_compute.client.errors import LucidClientError, NotFound
+from lucid_compute.field_types import backoff_seconds
 
 SHORTEST_ATTEMPT_SECONDS = 0.05
 
@@ -23,8 +24,10 @@ class RetryPolicy:
     longest_pause_seconds: float = 5.0
 
     def backoff_seconds(self, failures: int) -> float:
-        """Answer the longest pause after so many failures, from 1: it doubles."""
-        return float(min(self.first_pause_seconds * 2 ** min(failures - 1, 30), self.longest_pause_seconds))
+        """Return the longest pause after so many failures, from 1."""
+        return backoff_seconds(
+            failures, first_seconds=self.first_pause_seconds, longest_seconds=self.longest_pause_seconds
+        )
 
 
 class Attempts:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from lucid_compute.field_types import backoff_seconds
+
 FAILURES_TO_OPEN = 5
 OPEN_SECONDS = 30.0
 MAX_OPEN_SECONDS = 600.0
 RETRY_SHARE = 0.1
 RETRIES_ALWAYS = 10
 _WINDOW_SECONDS = 60
-_MOST_DOUBLINGS = 10  # of the opening; far more than the limit takes, and far fewer than a float does
 
 
 class Breaker:
@@ -89,8 +90,10 @@ class Breaker:
         was_open = self._opened_times > 0
         if now < self.open_until or not (was_open or self.failures >= FAILURES_TO_OPEN) or not may_open():
             return False
-        self.open_until = now + min(OPEN_SECONDS * 2 ** min(self._opened_times, _MOST_DOUBLINGS), MAX_OPEN_SECONDS)
         self._opened_times += 1
+        self.open_until = now + backoff_seconds(
+            self._opened_times, first_seconds=OPEN_SECONDS, longest_seconds=MAX_OPEN_SECONDS
+        )
         self._opened_after = self.newest
         self._trial_until = 0.0
         self._answers = False
@@ -113,7 +116,7 @@ class RetryBudget:
             self._begin_second(now)[1] += 1
 
     def take(self, now: float) -> bool:
-        """Whether there is a retry left; takes it."""
+        """Take a retry; return False when none is left."""
         seconds = self._seconds
         this = seconds[-1] if seconds and seconds[-1][0] == int(now) else self._begin_second(now)
         recent = [second for second in seconds if second[0] > this[0] - _WINDOW_SECONDS]

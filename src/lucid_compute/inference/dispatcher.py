@@ -7,7 +7,6 @@ changes by the moment is asked of each: is its heartbeat young enough, has it ro
 
 from __future__ import annotations
 
-import asyncio
 import random
 import time
 from collections.abc import Iterable, Sequence
@@ -21,6 +20,7 @@ from lucid_compute.inference.wanted import Wanted
 from lucid_compute.matching_engine import has_serving_compute
 from lucid_compute.node_state import FRESH_WINDOW
 from lucid_compute.routing_rules import NO_POLICY, TIE_SHARE, NodeUsage, is_at_capacity, suits
+from lucid_compute.turns import in_batches
 
 FEW = 16  # nodes that are all looked at
 EXPLORED = 64  # of more than that, by a request that explores
@@ -69,16 +69,11 @@ class Dispatcher:
         """Answer the node to send the request to, looking at every one: fresh ones first; None when there is none."""
         silent: list[str] = []
         node_ids = self._in_order(self._fleet.ring_of(wanted.model), wanted)
-        for start in range(0, len(node_ids), _NODES_A_TURN):
-            if start:
-                await asyncio.sleep(0)  # others are answered in between
-            some = node_ids[start : start + _NODES_A_TURN]
+        async for some in in_batches(node_ids, _NODES_A_TURN):
             if fresh := _still_on_ring(self._candidates(some, wanted, now - FRESH_WINDOW, silent), wanted):
                 return _least_wait(fresh, fresh if wanted.session else ())
-        for start in range(0, len(silent), _NODES_A_TURN):
-            if start:
-                await asyncio.sleep(0)
-            living = _still_on_ring(self._living(silent[start : start + _NODES_A_TURN], wanted, now), wanted)
+        async for some in in_batches(silent, _NODES_A_TURN):
+            living = _still_on_ring(self._living(some, wanted, now), wanted)
             if living and wanted.policy.route_stale:
                 return _least_wait(living, living if wanted.session else ())
         return self._least_blocked(wanted, now)
@@ -122,7 +117,7 @@ class Dispatcher:
         if is_any_fresh and (home := ring.home_of(place)) is not None:
             at_home = self._candidates((home,), wanted, now - FRESH_WINDOW, silent)
             if at_home and at_home[0][0] <= _longest_wait(candidates):
-                self._traffic.may_explore(wanted.kind)  # counts it
+                self._traffic.count_request(wanted.kind)
                 return at_home[0][1]
         own = self._own(ring, place, wanted, now, are_fresh=is_any_fresh)
         return self._choose(candidates, own, wanted) if own else None
@@ -142,7 +137,7 @@ class Dispatcher:
         traffic, kind = self._traffic, wanted.kind
         chosen = _least_wait(candidates, own if wanted.session else ())
         wanted.explores = False
-        if traffic.may_explore(kind):
+        if traffic.count_request(kind):
             if some_of is not None:
                 ring, since = some_of
                 candidates = self._candidates(ring.some(EXPLORED), wanted, since, [])
@@ -159,7 +154,7 @@ class Dispatcher:
         longest = _longest_wait(candidates)
         for wait, node in candidates:
             if node is home and wait <= longest:
-                self._traffic.may_explore(wanted.kind)  # counts it
+                self._traffic.count_request(wanted.kind)
                 return node
         by_id = {candidate[1].state.id: candidate for candidate in candidates}
         own = [by_id[node_id] for node_id in ring.of_session(place, len(ring)) if node_id in by_id]
@@ -223,8 +218,10 @@ class Dispatcher:
             in_flight = count_in_flight(node_id)
             if is_at_capacity(known.limit, in_flight) or node_id in tried:
                 continue
-            if known.has_doubts and not known.may_serve(wanted, now, minds_breaker=minds_breaker):
-                continue
+            if known.has_doubts:
+                known.forget_old_doubts(now)
+                if not known.may_serve(wanted, now, minds_breaker=minds_breaker):
+                    continue
             if policy is NO_POLICY or suits(wanted.model, node.state, known.latency_ms(kind, now), policy):
                 found.append((known.wait_ms(kind, in_flight, typical_ms, now), node))
         return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from datetime import datetime
 from heapq import nsmallest
@@ -23,6 +22,7 @@ from lucid_compute.routing_rules import (
     routing_reasons,
     shortage_of,
 )
+from lucid_compute.turns import in_turns
 
 MAX_LISTED = 100
 _NODES_A_TURN = 500
@@ -58,9 +58,7 @@ async def rank(fleet: Fleet, dispatcher: Dispatcher, wanted: Wanted, now: dateti
     lacking, nearest = 0, FARTHEST
     live_since = fleet.live_since(now)
     of_kinds: dict[CapabilityClass, tuple[Reason, ...]] = {}
-    for position, node in enumerate(list(fleet.nodes())):
-        if position % _NODES_A_TURN == _NODES_A_TURN - 1:
-            await asyncio.sleep(0)
+    async for node in in_turns(fleet.nodes(), _NODES_A_TURN):
         of_kind = of_kinds.get(node.capability_class)
         if of_kind is None:
             of_kind = of_kinds[node.capability_class] = kind_reasons(wanted.model, node.state)

@@ -74,21 +74,20 @@ class NodeTraffic:
         """Whether nothing that was learnt keeps the request from the node; `now` is `time.monotonic`'s."""
         if self.full_until > now or (self.lacks and self.lack_of(wanted, now) is not None):
             return False
-        self.has_doubts = bool(self.lacks or self.breaker.failures)
         return not minds_breaker or not self.breaker.failures or not self.breaker.blocked_seconds(now)
 
     def lack_of(self, wanted: Wanted, now: float) -> str | None:
-        """Answer what of the wanted the node does not offer, an endpoint or `ANY_ENDPOINT`; None when nothing.
-
-        What is not known any more is forgotten.
-        """
+        """Return what of the wanted the node does not offer, an endpoint or `ANY_ENDPOINT`; None when nothing."""
         for endpoint in (wanted.endpoint, ANY_ENDPOINT):
-            key = (endpoint, wanted.model.id)
-            if (until := self.lacks.get(key)) is not None:
-                if until > now:
-                    return endpoint
-                del self.lacks[key]
+            if self.lacks.get((endpoint, wanted.model.id), 0.0) > now:
+                return endpoint
         return None
+
+    def forget_old_doubts(self, now: float) -> None:
+        """Forget what the node did not offer long ago, and drop `has_doubts` when nothing stands against it now."""
+        if self.lacks:
+            self.lacks = {key: until for key, until in self.lacks.items() if until > now}
+        self.has_doubts = self.full_until > now or bool(self.lacks or self.breaker.failures)
 
     def latency_ms(self, kind: Kind, now: float) -> float | None:
         """Answer the time to the first byte of such requests; None before the first, and when the last is long ago."""
@@ -146,8 +145,8 @@ class Traffic:
         known = self._kinds.get(kind)
         return known.typical_ms if known is not None else UNMEASURED_MS
 
-    def may_explore(self, kind: Kind) -> bool:
-        """Count a request, and answer whether it may look how a node does by now that others are preferred to."""
+    def count_request(self, kind: Kind) -> bool:
+        """Count a request; return whether it may explore: see how a node does by now that others are preferred to."""
         known = self._kinds.get(kind)
         if known is None:
             return False
@@ -269,8 +268,7 @@ class Traffic:
         for kind in gone:
             del self._kinds[kind]
         for known in self.nodes.values():
-            if known.lacks:
-                known.lacks = {key: until for key, until in known.lacks.items() if until > now}
+            known.forget_old_doubts(now)
             for kind in gone:
                 known.latencies.pop(kind, None)
 

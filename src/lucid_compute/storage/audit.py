@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import func, insert, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from lucid_compute.storage.database import CHANGES_CHANNEL, Database
+from lucid_compute.storage.database import Database
 from lucid_compute.storage.passport_search import in_order
 from lucid_compute.storage.tables import audit_log
 from lucid_compute.wire.keys import AuditView
@@ -47,7 +47,7 @@ class Change(NamedTuple):
 
 
 async def record_change(connection: AsyncConnection, actor: Actor, change: Change) -> None:
-    """Write one row of the trail, and tell every replica that something changed."""
+    """Write one row of the trail."""
     await connection.execute(
         insert(audit_log).values(
             actor_key_id=actor.key_id,
@@ -62,7 +62,6 @@ async def record_change(connection: AsyncConnection, actor: Actor, change: Chang
             details=change.details or {},
         )
     )
-    await connection.execute(text(f"NOTIFY {CHANGES_CHANNEL}"))
 
 
 class AuditTrail:

@@ -17,6 +17,7 @@ from lucid_compute.node_state import DeclaredModel, Heartbeat, NodeStatus, Recei
 from lucid_compute.passports import Passport, PassportType
 from lucid_compute.storage import passport_rows
 from lucid_compute.storage.audit import Actor, Change, record_change
+from lucid_compute.storage.changes import announce
 from lucid_compute.storage.clock import DatabaseClock
 from lucid_compute.storage.database import Database
 from lucid_compute.storage.departures import Departure, Departures, Drain
@@ -168,6 +169,7 @@ class ComputeRegistry:
                 await record_event(connection, passport_id, EventType.MODELS_DECLARED, details={"models": ids})
             change = Change("compute.declare", "compute", passport_id, row["declared_models"], declared)
             await record_change(connection, actor, change)
+            await announce(connection)
         self._show(changed)
 
     async def drain(self, actor: Actor, passport_id: str, *, sees: str | None) -> None:
@@ -183,6 +185,7 @@ class ComputeRegistry:
             changed = await drain_node(connection, passport_id)
             await record_event(connection, passport_id, EventType.DRAINING, reason="drained by its operator")
             await record_change(connection, actor, Change("compute.drain", "compute", passport_id))
+            await announce(connection)
         self._show(changed)
 
     async def resume(self, actor: Actor, passport_id: str, *, sees: str | None) -> None:
@@ -198,6 +201,7 @@ class ComputeRegistry:
             changed = await resume_node(connection, passport_id)
             await record_event(connection, passport_id, EventType.RESUMED)
             await record_change(connection, actor, Change("compute.resume", "compute", passport_id))
+            await announce(connection)
         self._show(changed)
 
     async def deregister(
@@ -228,6 +232,7 @@ class ComputeRegistry:
             passport = await end_node(connection, passport_id)
             await record_event(connection, passport_id, EventType.DEREGISTERED, details={"force": force})
             await record_change(connection, actor, Change("compute.deregister", "compute", passport_id))
+            await announce(connection)
         self._fleet.apply_passport(passport)
         self._departures.show(closed)
 

@@ -19,7 +19,6 @@ CONNECT_TIMEOUT_SECONDS = 2.0
 PATIENT_TIMEOUT_SECONDS = 10.0
 CLOSE_TIMEOUT_SECONDS = 0.2
 LOCK_TIMEOUT_SECONDS = 2.0
-CHANGES_CHANNEL = "lucid_changes"
 
 # Set after connecting, since a session pool lets few start-up parameters through.
 _SESSION = """
@@ -76,10 +75,11 @@ async def connect(
     url: str,
     *,
     application: str = "lucid",
+    session: str = "",
     lock_timeout_seconds: float = LOCK_TIMEOUT_SECONDS,
     timeout_seconds: float = CONNECT_TIMEOUT_SECONDS,
 ) -> asyncpg.Connection[asyncpg.Record]:
-    """Open one connection of its own, beside the pool: for the feed, for heartbeats, for a look at start.
+    """Return an open connection; `session` is SQL that is run on it first.
 
     What a replica that vanished still held (a transaction, a lock) is given up by Postgres within seconds.
     """
@@ -90,7 +90,7 @@ async def connect(
         connection_class=_Connection,
     )
     try:
-        await connection.execute(_SESSION.format(lock_timeout=int(lock_timeout_seconds * 1000)))
+        await connection.execute(_SESSION.format(lock_timeout=int(lock_timeout_seconds * 1000)) + session)
     except BaseException:  # cancelled among them: nobody else knows of it
         connection.terminate()
         raise
@@ -121,13 +121,15 @@ def _original(error: DBAPIError) -> BaseException:
 class Database:
     """The pool for ordinary requests. Every transaction is bounded in time and fails as `DatabaseUnavailable`."""
 
-    def __init__(self, url: str, *, pool_size: int = 5, timeout_seconds: float = 2.0) -> None:
+    def __init__(
+        self, url: str, *, application: str = "lucid", pool_size: int = 5, timeout_seconds: float = 2.0
+    ) -> None:
         """Prepare a pool of `pool_size` connections; none is opened yet."""
         self.url = normalise_url(url)
         self._timeout_seconds = timeout_seconds
         self._engine: AsyncEngine = create_async_engine(
             "postgresql+asyncpg://",
-            async_creator=lambda: connect(self.url),
+            async_creator=lambda: connect(self.url, application=application),
             pool_size=pool_size,
             max_overflow=0,
             pool_timeout=timeout_seconds,

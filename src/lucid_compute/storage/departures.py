@@ -13,6 +13,7 @@ from lucid_compute.errors import DatabaseUnavailable, NodeNotFound, RequestsInFl
 from lucid_compute.fleet.fleet import Fleet
 from lucid_compute.fleet.fleet_node import Lifecycle
 from lucid_compute.storage.audit import Actor, Change, record_change
+from lucid_compute.storage.changes import announce
 from lucid_compute.storage.database import Database
 from lucid_compute.storage.node_events import EventType, record_event
 from lucid_compute.storage.node_rows import drain_node, has_ended, lock_node, resume_node
@@ -121,6 +122,7 @@ class Departures:
                 await record_event(connection, passport_id, EventType.DRAINING, reason=reason)
                 change = Change("compute.drain", "compute", passport_id, details={"reason": reason})
                 await record_change(connection, departure.actor, change)
+                await announce(connection)
         lifecycle = read_lifecycle(row)
         self._fleet.apply_lifecycle(lifecycle)
         return Drain(passport_id, lifecycle.drain_xid or 0, lifecycle.revision, is_ours)
@@ -175,4 +177,5 @@ class Departures:
                 connection, drain.passport_id, EventType.RESUMED, reason=f"{departure.reason} was given up"
             )
             await record_change(connection, departure.actor, Change("compute.resume", "compute", drain.passport_id))
+            await announce(connection)
         self._fleet.apply_lifecycle(read_lifecycle(row))

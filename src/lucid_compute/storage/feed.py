@@ -22,12 +22,15 @@ from lucid_compute.fleet.key_ring import KeyRing
 from lucid_compute.fleet.outages import OUTAGE_AFTER, Outage, live_since
 from lucid_compute.fleet.replicas import LEASE, Snapshot
 from lucid_compute.node_state import FRESH_WINDOW
+from lucid_compute.storage.changes import CHANGES_CHANNEL, announce
 from lucid_compute.storage.clock import DatabaseClock
-from lucid_compute.storage.database import CHANGES_CHANNEL, connect, is_passing
+from lucid_compute.storage.database import is_passing
+from lucid_compute.storage.dedicated_connection import DedicatedConnection, Purpose
 from lucid_compute.storage.feed_sql import CHANGES, EVERYTHING, RENEW_LEASE
 from lucid_compute.storage.heartbeat_writer import OwnHeartbeats
 from lucid_compute.storage.in_flight_news import IN_FLIGHT_CHANNEL, hear
 from lucid_compute.storage.rows import read_key, read_lifecycle, read_passport, read_receipt, read_replica
+from lucid_compute.turns import in_turns
 
 POLL_SECONDS = 0.5
 LEASE_RENEWAL_SECONDS = 1.0
@@ -62,7 +65,7 @@ class Feed:
         listens: bool = True,
     ) -> None:
         """Follow the database at `url` into `fleet` and `keys`; `own` are the heartbeats that need not be read back."""
-        self._url = url
+        self._connection = DedicatedConnection(url, Purpose.FEED)
         self._fleet = fleet
         self._keys = keys
         self._clock = clock
@@ -101,17 +104,14 @@ class Feed:
     async def run(self) -> None:
         """Follow for as long as this task runs, through any outage of the database."""
         while True:
-            connection = None
             try:
-                connection = await connect(self._url, application="lucid feed")
-                await self._follow(connection)
+                async with self._connection.within(None) as connection:
+                    await self._follow(connection)
             except Exception as error:  # noqa: BLE001 - a replica without its feed would serve what was, for good
                 if not is_passing(error):
                     _log.exception("the feed stumbled and starts over")
+                self._connection.terminate()  # its listeners are added again
                 await asyncio.sleep(RECONNECT_SECONDS)
-            finally:
-                if connection is not None:
-                    connection.terminate()
 
     async def _follow(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
         if self._listens:
@@ -200,7 +200,7 @@ class Feed:
             self._renewal_due = 0.0
             await self._keep_lease(connection)
             async with asyncio.timeout(QUERY_TIMEOUT_SECONDS):
-                await connection.execute(f"NOTIFY {CHANGES_CHANNEL}")
+                await announce(connection)
 
     async def _keep_lease(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
         if time.monotonic() < self._renewal_due:
@@ -227,7 +227,7 @@ async def _readable(kind: str, found: Rows, read: Callable[[Any], Value]) -> Asy
 
     A row that can't be read (written by a newer version, or by hand) is logged and left out, and holds up no other.
     """
-    for position, body in enumerate(found.get(kind, ())):
+    async for body in in_turns(found.get(kind, ()), _ROWS_A_TURN):
         row = json.loads(body)
         try:
             value = read(row)
@@ -236,8 +236,6 @@ async def _readable(kind: str, found: Rows, read: Callable[[Any], Value]) -> Asy
             _log.error("a %s could not be read and is left out: %s (%s)", kind, id_, fault)
         else:
             yield value
-        if position % _ROWS_A_TURN == _ROWS_A_TURN - 1:
-            await asyncio.sleep(0)
 
 
 def _read_secrets(row: dict[str, Any]) -> tuple[str, dict[str, Any]]:

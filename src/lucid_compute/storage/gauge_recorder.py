@@ -15,6 +15,7 @@ from typing import Any
 
 from lucid_compute.fleet.fleet import Fleet
 from lucid_compute.node_state import GpuReading, Heartbeat
+from lucid_compute.storage.dedicated_connection import Purpose
 from lucid_compute.storage.numbered_flushes import NumberedFlushes
 from lucid_compute.storage.record_columns import GAUGES
 from lucid_compute.storage.record_sql import FLUSH_GAUGES
@@ -66,7 +67,12 @@ class GaugeRecorder:
         self._replicas = fleet.replicas
         self._held: dict[tuple[str, int], _Samples] = {}
         self._flushes = NumberedFlushes(
-            url, FLUSH_GAUGES, writer_id=replica_id, of="samples of heartbeats", timeout_seconds=timeout_seconds
+            url,
+            Purpose.SAMPLES,
+            FLUSH_GAUGES,
+            writer_id=replica_id,
+            of="samples of heartbeats",
+            timeout_seconds=timeout_seconds,
         )
 
     def note(self, heartbeat: Heartbeat, received_at: datetime) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
@@ -22,7 +21,8 @@ from lucid_compute.errors import DatabaseUnavailable, InvalidRequest, Overloaded
 from lucid_compute.fleet.fleet import Fleet
 from lucid_compute.node_state import Heartbeat, Receipt
 from lucid_compute.storage.clock import DatabaseClock
-from lucid_compute.storage.database import connect, is_passing
+from lucid_compute.storage.database import is_passing
+from lucid_compute.storage.dedicated_connection import DedicatedConnection, Purpose
 from lucid_compute.storage.gauge_recorder import GaugeRecorder
 from lucid_compute.storage.heartbeat_sql import COMMIT_HEARTBEATS, USE_INDEXES
 
@@ -75,7 +75,6 @@ class HeartbeatWriter:
         timeout_seconds: float = 2.0,
     ) -> None:
         """Write to the database at `url`; a commit that takes longer than `timeout_seconds` counts as failed."""
-        self._url = url
         self._fleet = fleet
         self._clock = clock
         self._own = own
@@ -84,7 +83,7 @@ class HeartbeatWriter:
         self._waiting: dict[str, _Waiting] = {}
         self._later: list[_Waiting] = []
         self._work = asyncio.Event()
-        self._connection: asyncpg.Connection[asyncpg.Record] | None = None
+        self._connection = DedicatedConnection(url, Purpose.HEARTBEATS, session=USE_INDEXES)
 
     @property
     def is_full(self) -> bool:
@@ -132,7 +131,7 @@ class HeartbeatWriter:
                     await self._commit(group)
         finally:
             self._fail(self._take_all(), DatabaseUnavailable())
-            self._drop_connection()
+            self._connection.terminate()
 
     def _take_group(self) -> list[_Waiting]:
         waiting_ids = sorted(islice(self._waiting, MAX_BATCH))  # all replicas lock rows in one order: no deadlock
@@ -149,9 +148,7 @@ class HeartbeatWriter:
 
     async def _commit(self, group: list[_Waiting]) -> None:
         try:
-            async with asyncio.timeout(self._timeout_seconds):
-                rows = await self._execute(group)
-            self._acknowledge(group, rows)
+            self._acknowledge(group, await self._execute(group))
         except asyncio.CancelledError:
             self._fail(group, DatabaseUnavailable())
             raise
@@ -159,12 +156,10 @@ class HeartbeatWriter:
             await self._explain(group, error)
 
     async def _execute(self, group: list[_Waiting]) -> list[asyncpg.Record]:
-        if self._connection is None or self._connection.is_closed():
-            self._connection = await connect(self._url, application="lucid heartbeats")
-            await self._connection.execute(USE_INDEXES)
-        reports = _HEARTBEATS.dump_json([waiting.heartbeat for waiting in group], exclude_none=True)
-        live_since = self._fleet.live_since(self._clock.now())
-        return await self._connection.fetch(COMMIT_HEARTBEATS, reports.decode(), live_since, self._own.writer_id)
+        async with self._connection.within(self._timeout_seconds) as connection:
+            reports = _HEARTBEATS.dump_json([waiting.heartbeat for waiting in group], exclude_none=True)
+            live_since = self._fleet.live_since(self._clock.now())
+            return await connection.fetch(COMMIT_HEARTBEATS, reports.decode(), live_since, self._own.writer_id)
 
     def _acknowledge(self, group: list[_Waiting], rows: list[asyncpg.Record]) -> None:
         received_at: Any = rows[0]["received_at"] if rows else None
@@ -195,7 +190,6 @@ class HeartbeatWriter:
             return
         if not is_passing(error):
             _log.error("heartbeats could not be written", exc_info=error)
-        self._drop_connection()
         self._own.doubt(waiting.heartbeat.passport_id for waiting in group)
         self._fail(group, DatabaseUnavailable())
         if not isinstance(error, asyncpg.PostgresError):  # it does not answer: let nobody wait for the next time-out
@@ -210,12 +204,6 @@ class HeartbeatWriter:
     def _fail(self, group: list[_Waiting], error: Exception) -> None:
         for waiting in group:
             waiting.tell(error)
-
-    def _drop_connection(self) -> None:
-        if self._connection is not None:
-            with suppress(asyncpg.InterfaceError):
-                self._connection.terminate()
-            self._connection = None
 
 
 def _settle(committed: asyncio.Future[Receipt | None], outcome: Outcome) -> None:

@@ -10,11 +10,10 @@ import json
 import logging
 from datetime import datetime
 
-import asyncpg
-
 from lucid_compute.fleet.fleet import Fleet
 from lucid_compute.fleet.replicas import Replicas
-from lucid_compute.storage.database import connect, is_passing
+from lucid_compute.storage.database import is_passing
+from lucid_compute.storage.dedicated_connection import DedicatedConnection, Purpose
 
 IN_FLIGHT_CHANNEL = "lucid_in_flight"
 INTERVAL_SECONDS = 0.025
@@ -35,10 +34,9 @@ class InFlightNews:
 
     def __init__(self, url: str, fleet: Fleet, *, replica_id: str) -> None:
         """Tell through the database at `url` what `fleet` counts for the replica."""
-        self._url = url
         self._fleet = fleet
         self._replica_id = replica_id
-        self._connection: asyncpg.Connection[asyncpg.Record] | None = None
+        self._connection = DedicatedConnection(url, Purpose.IN_FLIGHT)
 
     async def run(self) -> None:
         """Tell for as long as this task runs. What could not be told is in the next lease."""
@@ -49,7 +47,7 @@ class InFlightNews:
                     await self._tell(news)
                 await asyncio.sleep(INTERVAL_SECONDS)
         finally:
-            self._hang_up()
+            self._connection.terminate()
 
     def _has_limit(self, passport_id: str) -> bool:
         node = self._fleet.find_node(passport_id)
@@ -57,21 +55,13 @@ class InFlightNews:
 
     async def _tell(self, news: dict[str, int]) -> None:
         try:
-            async with asyncio.timeout(TIMEOUT_SECONDS):
-                if self._connection is None or self._connection.is_closed():
-                    self._connection = await connect(self._url, application="lucid in-flight news")
-                counts = json.dumps(news, separators=(",", ":"))
-                await self._connection.execute(_NOTIFY, IN_FLIGHT_CHANNEL, self._replica_id, counts)
+            counts = json.dumps(news, separators=(",", ":"))
+            async with self._connection.within(TIMEOUT_SECONDS) as connection:
+                await connection.execute(_NOTIFY, IN_FLIGHT_CHANNEL, self._replica_id, counts)
         except Exception as error:  # noqa: BLE001 - leases tell the same, a second later; the task goes on
             if not is_passing(error):
                 _log.exception("news of requests in flight could not be told")
-            self._hang_up()
             await asyncio.sleep(RECONNECT_SECONDS)
-
-    def _hang_up(self) -> None:
-        if self._connection is not None:
-            self._connection.terminate()
-            self._connection = None
 
 
 def hear(replicas: Replicas, message: str) -> None:

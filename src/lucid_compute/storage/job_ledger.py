@@ -12,10 +12,9 @@ from collections import deque
 from contextlib import suppress
 from itertools import islice
 
-import asyncpg
-
 from lucid_compute.jobs import Job, Outcome
-from lucid_compute.storage.database import connect, is_passing
+from lucid_compute.storage.database import is_passing
+from lucid_compute.storage.dedicated_connection import DedicatedConnection, Purpose
 from lucid_compute.storage.job_row import RowWriter
 from lucid_compute.storage.job_sql import COMMIT_JOBS
 from lucid_compute.storage.record_sql import JOIN_BY_HASH
@@ -36,7 +35,6 @@ class JobLedger:
 
     def __init__(self, url: str, *, replica_id: str, timeout_seconds: float = 2.0) -> None:
         """Write to the database at `url`; a commit that takes longer than `timeout_seconds` is tried again."""
-        self._url = url
         self._timeout_seconds = timeout_seconds
         self._write_row = RowWriter(replica_id).write
         self._begun: dict[Job, str] = {}
@@ -44,7 +42,7 @@ class JobLedger:
         self._batches: deque[list[str]] = deque()  # taken and not known to be written; kept as they are until then
         self._work = asyncio.Event()
         self._is_failing = False
-        self._connection: asyncpg.Connection[asyncpg.Record] | None = None
+        self._connection = DedicatedConnection(url, Purpose.JOBS, session=JOIN_BY_HASH)
 
     def begin(self, job: Job) -> None:
         """Have the job written as running, so that it is known of if this replica dies; one that ended is not."""
@@ -83,9 +81,8 @@ class JobLedger:
                 if len(self._waiting) < MAX_BATCH:
                     await asyncio.sleep(max(due_at - clock(), 0.0))
         finally:
-            self._drop_connection()  # a statement may have been broken off on it
             await self._flush()
-            self._drop_connection()
+            self._connection.terminate()
 
     async def _flush(self) -> None:
         """Write all that waits, for two seconds at most."""
@@ -102,8 +99,7 @@ class JobLedger:
             self._batches.append(self._take_batch())
         batch = self._batches[0]
         try:
-            async with asyncio.timeout(self._timeout_seconds):
-                await self._execute(batch)
+            await self._execute(batch)
         except Exception as error:  # noqa: BLE001 - whatever it is, the batch is kept, and tried again or divided
             await self._explain(batch, error)
         else:
@@ -119,10 +115,8 @@ class JobLedger:
         return batch
 
     async def _execute(self, batch: list[str]) -> None:
-        if self._connection is None or self._connection.is_closed():
-            self._connection = await connect(self._url, application="lucid jobs")
-            await self._connection.execute(JOIN_BY_HASH)
-        await self._connection.execute(COMMIT_JOBS, f"{{{','.join(batch)}}}")
+        async with self._connection.within(self._timeout_seconds) as connection:
+            await connection.execute(COMMIT_JOBS, f"{{{','.join(batch)}}}")
 
     async def _explain(self, batch: list[str], error: Exception) -> None:
         """Wait for the database to come back, or find the row that it refuses by halving the batch."""
@@ -138,11 +132,4 @@ class JobLedger:
         if not (is_passing(error) or self._is_failing):
             _log.error("jobs could not be written, and wait", exc_info=error)
         self._is_failing = True
-        self._drop_connection()
         await asyncio.sleep(RECONNECT_SECONDS)
-
-    def _drop_connection(self) -> None:
-        if self._connection is not None:
-            with suppress(asyncpg.InterfaceError):
-                self._connection.terminate()
-            self._connection = None

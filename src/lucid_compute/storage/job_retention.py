@@ -13,7 +13,7 @@ import time
 from sqlalchemy import TextClause, text
 
 from lucid_compute.storage.database import Database
-from lucid_compute.storage.rounds import make_rounds
+from lucid_compute.storage.rounds import run_periodically
 
 EVERY_SECONDS = 60.0
 BATCH = 2000  # rows: some 30 ms
@@ -67,7 +67,7 @@ class JobRetention:
 
     async def run(self) -> None:
         """Look once a minute, for as long as this task runs."""
-        await make_rounds(self.remove_all, every_seconds=EVERY_SECONDS, failed="old jobs could not be removed")
+        await run_periodically(self.remove_all, every_seconds=EVERY_SECONDS, failed="old jobs could not be removed")
 
     async def remove_all(self, batch: int = BATCH) -> int:
         """Remove every job that is too old, and answer how many: none when another replica is at it."""

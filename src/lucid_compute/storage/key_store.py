@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from lucid_compute.errors import InvalidRequest, KeyNotFound
 from lucid_compute.fleet.key_ring import PREFIX, KeyRing, Secret, digest_of, make_secret
 from lucid_compute.storage.audit import SYSTEM, Actor, Change, record_change
+from lucid_compute.storage.changes import announce
 from lucid_compute.storage.database import Database
 from lucid_compute.storage.passport_search import ids_are_uuids, in_order
 from lucid_compute.storage.rows import read_key
@@ -50,6 +51,7 @@ class KeyStore:
             row = await _insert(connection, secret, new)
             details = {"owner": new.owner, "scopes": sorted(new.scopes)}
             await record_change(connection, actor, Change("key.create", "key", secret.key_id, details=details))
+            await announce(connection)
         return self._show_new(row, secret)
 
     async def rotate(self, actor: Actor, key_id: str, *, now: bool) -> NewKey:
@@ -74,6 +76,7 @@ class KeyStore:
                 rotated_at=func.now(),
             )
             await record_change(connection, actor, Change("key.rotate", "key", key_id, details={"now": now}))
+            await announce(connection)
         return self._show_new(row, secret)
 
     async def revoke(self, actor: Actor, key_id: str) -> None:
@@ -86,6 +89,7 @@ class KeyStore:
             await _lock(connection, key_id)
             row = await _change(connection, key_id, revoked_at=func.now())
             await record_change(connection, actor, Change("key.revoke", "key", key_id))
+            await announce(connection)
         self._ring.apply([read_key(row)])
 
     async def list_page(
@@ -132,6 +136,7 @@ async def bootstrap(database: Database, own_key: str | None, keep: Callable[[str
         secret = make_secret()
         await _insert(connection, secret, KeyCreate(name="first admin key", owner="admin", scopes=[Scope.ADMIN]))
         await record_change(connection, SYSTEM, Change("key.bootstrap", "key", secret.key_id))
+        await announce(connection)
         keep(secret.text)
         return secret.text
 
@@ -159,6 +164,7 @@ async def _set_bootstrap_key(connection: AsyncConnection, own_key: str) -> None:
     new = KeyCreate(name="LUCID_BOOTSTRAP_ADMIN_KEY", owner="admin", scopes=[Scope.ADMIN])
     await _insert(connection, secret, new, is_bootstrap=True, revision=held_elsewhere + 1)
     await record_change(connection, SYSTEM, Change("key.bootstrap", "key", secret.key_id))
+    await announce(connection)
 
 
 async def _insert(

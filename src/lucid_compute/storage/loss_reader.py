@@ -25,7 +25,7 @@ from lucid_compute.revenue import (
     could_be_served,
     estimate,
 )
-from lucid_compute.storage.patience import Patience
+from lucid_compute.storage.patience import LongTransactions
 from lucid_compute.storage.payout_sql import ATTEMPTS, LOSSES, REFUSALS, TYPICAL
 
 _Typicals = dict[tuple[str | None, str], Typical]
@@ -91,9 +91,8 @@ class Losses:
 class LossReader:
     """Reads the loss ledger."""
 
-    def __init__(self, patience: Patience) -> None:
-        """Read with `patience`: attempts are counted."""
-        self._patience = patience
+    def __init__(self, transactions: LongTransactions) -> None:
+        self._transactions = transactions
 
     async def read(self, since: date, until: date, *, owner: str | None) -> Losses:
         """Answer what was lost of the jobs that started on these days on the owner's nodes; None is everybody's.
@@ -101,7 +100,7 @@ class LossReader:
         And what was refused on these days of the requests of the owner, and of those for its models.
         """
         span = {"since": _midnight(since), "until": _midnight(until), "owner": owner}
-        async with self._patience.snapshot() as connection:
+        async with self._transactions.snapshot() as connection:
             attempts = await connection.scalar(text(ATTEMPTS), span)
             found = [*(await connection.execute(text(LOSSES), span)).mappings()]
             refused = [*(await connection.execute(text(REFUSALS), span)).mappings()]

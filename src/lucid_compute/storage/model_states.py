@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ from lucid_compute.matching_engine import has_available_compute
 from lucid_compute.passports import ModelFormat
 from lucid_compute.storage.database import Database
 from lucid_compute.storage.webhook_outbox import ENQUEUE
+from lucid_compute.turns import in_batches
 from lucid_compute.webhook_rules import WebhookEvent
 
 SEEN_FOR = timedelta(seconds=5)
@@ -99,15 +100,15 @@ class ModelStates:
         changes = await self.find_changes(now)
         if is_doubtful := is_doubtful or self._is_back_since_shortly(now):
             changes = [change for change in changes if change.is_available or not self._written.get(change.model_id)]
-        for start in range(0, len(changes), _MODELS_A_TURN):
-            await self._record(changes[start : start + _MODELS_A_TURN], is_doubtful=is_doubtful)
+        async for batch in in_batches(changes, _MODELS_A_TURN):
+            await self._record(batch, is_doubtful=is_doubtful)
 
     async def find_changes(self, now: datetime) -> list[ModelChange]:
         """Answer the changes that are due; one is first seen in one call and due in a later one."""
         found = []
         models = [model for model in self._fleet.models_newest_first() if model.format is not ModelFormat.API]
-        for start in range(0, len(models), _MODELS_A_TURN):
-            for model in models[start : start + _MODELS_A_TURN]:
+        async for batch in in_batches(models, _MODELS_A_TURN):
+            for model in batch:
                 if self._fleet.find_model(model.id) is None:
                     continue
                 is_available = has_available_compute(model, self._fleet.candidates(model, now), now)
@@ -119,14 +120,13 @@ class ModelStates:
                     seen = self._seen[model.id] = ModelChange(model.id, is_available, now)
                 if now - seen.since >= SEEN_FOR:
                     found.append(seen)
-            await asyncio.sleep(0)
         return found
 
     def _is_back_since_shortly(self, now: datetime) -> bool:
         outages = self._fleet.outages_until(now)
         return bool(outages) and now - outages[-1].ended_at < AFTER_OUR_OUTAGE
 
-    async def _record(self, changes: list[ModelChange], *, is_doubtful: bool) -> None:
+    async def _record(self, changes: Sequence[ModelChange], *, is_doubtful: bool) -> None:
         async with self._database.transaction() as connection:
             if not await connection.scalar(text(f"SELECT pg_try_advisory_xact_lock({MODELS_LOCK})")):
                 return  # another replica writes them; this one looks again

@@ -6,8 +6,7 @@ tell less: they are damped, wait for the brake, and name staleness too.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
@@ -19,6 +18,7 @@ from lucid_compute.fleet.fleet_node import FleetNode
 from lucid_compute.fleet.outages import seconds_lost
 from lucid_compute.node_state import LIVE_WINDOW, NodeStatus, ReportedStatus
 from lucid_compute.storage.database import Database
+from lucid_compute.turns import in_batches, in_turns
 
 SEEN_FOR = timedelta(seconds=5)
 """A state is written when it has lasted so long: by then every replica knows what any of them took."""
@@ -82,10 +82,9 @@ class NodeStates:
         """
         written: dict[str, StateChange] = {}
         node_ids = [node.state.id for node in self._fleet.nodes()]
-        for start in range(0, len(node_ids), _NODES_A_TURN):
+        async for batch in in_batches(node_ids, _NODES_A_TURN):
             async with self._database.transaction() as connection:
-                ids = {"ids": node_ids[start : start + _NODES_A_TURN]}
-                rows = await connection.execute(_LAST, ids)
+                rows = await connection.execute(_LAST, {"ids": batch})
                 written |= {node_id: StateChange(node_id, since, state, "") for node_id, since, state in rows}
         self._written = written
 
@@ -96,16 +95,14 @@ class NodeStates:
             DatabaseUnavailable: as named; the next call writes what this one did not.
         """
         changes = await self.find_changes(now)
-        for start in range(0, len(changes), _NODES_A_TURN):
-            await self._record(changes[start : start + _NODES_A_TURN])
+        async for batch in in_batches(changes, _NODES_A_TURN):
+            await self._record(batch)
 
     async def find_changes(self, now: datetime) -> list[StateChange]:
         """Answer the changes that are due; a state is first seen in one call and due in a later one."""
         live_since = self._fleet.live_since(now)
         found = []
-        for position, node in enumerate(list(self._fleet.nodes())):
-            if position % _NODES_A_TURN == _NODES_A_TURN - 1:
-                await asyncio.sleep(0)
+        async for node in in_turns(self._fleet.nodes(), _NODES_A_TURN):
             if node.state.receipt is None:
                 continue
             node_id, status = node.state.id, node.state.status(live_since)
@@ -127,7 +124,7 @@ class NodeStates:
             return seen_at
         return since
 
-    async def _record(self, changes: list[StateChange]) -> None:
+    async def _record(self, changes: Sequence[StateChange]) -> None:
         async with self._database.transaction() as connection:
             if not await connection.scalar(text(f"SELECT pg_try_advisory_xact_lock({STATES_LOCK})")):
                 return  # another replica writes them; this one looks again

@@ -12,9 +12,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
-import asyncpg
-
-from lucid_compute.storage.database import connect, is_passing
+from lucid_compute.storage.database import is_passing
+from lucid_compute.storage.dedicated_connection import DedicatedConnection, Purpose
 
 LAST_FLUSH_SECONDS = 2.0
 
@@ -35,18 +34,19 @@ class NumberedFlushes:
     No two things that are flushed may share a writer's id.
     """
 
-    def __init__(self, url: str, statement: str, *, writer_id: str, of: str, timeout_seconds: float) -> None:
+    def __init__(
+        self, url: str, purpose: Purpose, statement: str, *, writer_id: str, of: str, timeout_seconds: float
+    ) -> None:
         """Flush to the database at `url`; a flush that takes longer than `timeout_seconds` is tried again.
 
         `of` is what is flushed, to be named in the log.
         """
-        self._url = url
         self._statement = statement
         self._writer_id = writer_id
         self._of = of
         self._timeout_seconds = timeout_seconds
         self._waiting: deque[tuple[int, str]] = deque()
-        self._connection: asyncpg.Connection[asyncpg.Record] | None = None
+        self._connection = DedicatedConnection(url, purpose)
         self.number = 0
 
     def __len__(self) -> int:
@@ -65,7 +65,6 @@ class NumberedFlushes:
                 await asyncio.sleep(pause_seconds())
                 await flush()
         finally:
-            self.close()  # a statement may have been broken off on it
             with suppress(TimeoutError):
                 async with asyncio.timeout(LAST_FLUSH_SECONDS):
                     await flush()
@@ -78,20 +77,14 @@ class NumberedFlushes:
 
     def close(self) -> None:
         """Drop the connection; the next flush opens another."""
-        if self._connection is not None:
-            with suppress(asyncpg.InterfaceError):
-                self._connection.terminate()
-            self._connection = None
+        self._connection.terminate()
 
     async def _write(self, number: int, rows: str) -> bool:
         """Answer whether this flush is done with."""
         try:
-            async with asyncio.timeout(self._timeout_seconds):
-                if self._connection is None or self._connection.is_closed():
-                    self._connection = await connect(self._url, application="lucid records")
-                await self._connection.execute(self._statement, self._writer_id, number, rows)
+            async with self._connection.within(self._timeout_seconds) as connection:
+                await connection.execute(self._statement, self._writer_id, number, rows)
         except Exception as error:  # noqa: BLE001 - whatever it is, the sums are kept or left out, and it is said
-            self.close()
             if is_passing(error):
                 return False
             _log.error("%s were refused and are left out", self._of, exc_info=error)

@@ -16,6 +16,7 @@ from lucid_compute.fleet.fleet import Fleet
 from lucid_compute.passport_metadata import StoredMetadata, check_name, merge_patch, read_metadata, whole_metadata
 from lucid_compute.passports import Passport, PassportStatus, PassportType
 from lucid_compute.storage.audit import Actor, Change, record_change
+from lucid_compute.storage.changes import announce
 from lucid_compute.storage.database import Database, constraint_of
 from lucid_compute.storage.departures import Departure, Departures, Drain
 from lucid_compute.storage.idempotency import Idempotency
@@ -76,6 +77,7 @@ class PassportStore:
                 await record_event(connection, passport.id, EventType.REGISTERED)
             change = Change("passport.create", new.type.value, passport.id, after=_comparable(passport, stored))
             await record_change(connection, actor, change)
+            await announce(connection)
         self._show(passport, stored)
         return passport
 
@@ -112,6 +114,7 @@ class PassportStore:
             after = _comparable(passport, stored)
             change = Change("passport.change", former.type.value, passport_id, before, after)
             await record_change(connection, actor, change)
+            await announce(connection)
         self._show(passport, stored)
         self._departures.show(closed)
         return passport
@@ -138,6 +141,7 @@ class PassportStore:
             if former.type is PassportType.COMPUTE:
                 await record_event(connection, passport_id, EventType.REVOKED)
             await record_change(connection, actor, Change("passport.revoke", former.type.value, passport_id))
+            await announce(connection)
         self._fleet.apply_passport(passport)
         self._departures.show(closed)
 

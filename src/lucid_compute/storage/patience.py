@@ -1,4 +1,7 @@
-"""Long readings of payouts: on connections of their own, few at a time, so that nothing else waits for them."""
+"""Transactions that may take a minute, few at a time and on connections of their own: requests keep the pool.
+
+The reports of payouts and the closing of a period use them.
+"""
 
 from __future__ import annotations
 
@@ -10,29 +13,31 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from lucid_compute.storage.database import Database
+from lucid_compute.storage.dedicated_connection import Purpose
 
-PATIENT_SECONDS = 60.0  # closing three hundred thousand lines takes some three
-AT_A_TIME = 2
+LONGEST_SECONDS = 60.0  # closing three hundred thousand lines takes some three
+_PURPOSE = Purpose.LONG_TRANSACTIONS
 _ONE_SNAPSHOT = text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
 
 
-class Patience:
-    """Opens transactions that may take a while; others have the pool meanwhile."""
+class LongTransactions:
+    """Opens long transactions on the database at `url`, two at a time; further ones wait for their turn."""
 
-    def __init__(self, database: Database) -> None:
-        """Open them on `database`."""
-        self._database = database
-        self._turns = asyncio.Semaphore(AT_A_TIME)
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._turns = asyncio.Semaphore(_PURPOSE.most)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection]:
-        """Open one when it is its turn, on a connection of its own.
+        """Open a transaction when it is its turn.
 
         Raises:
-            DatabaseUnavailable: it took a minute, or the database is away.
+            DatabaseUnavailable: it took more than a minute, or Postgres cannot be reached.
         """
         async with self._turns:
-            database = Database(self._database.url, pool_size=1, timeout_seconds=PATIENT_SECONDS)
+            database = Database(
+                self._url, application=_PURPOSE.application, pool_size=1, timeout_seconds=LONGEST_SECONDS
+            )
             try:
                 async with database.transaction() as connection:
                     yield connection
@@ -41,7 +46,11 @@ class Patience:
 
     @asynccontextmanager
     async def snapshot(self) -> AsyncIterator[AsyncConnection]:
-        """Open one in which every statement sees the same instant, and none writes."""
+        """Open a transaction in which every statement reads the database as of one instant, and none may write.
+
+        Raises:
+            DatabaseUnavailable: it took more than a minute, or Postgres cannot be reached.
+        """
         async with self.transaction() as connection:
             await connection.execute(_ONE_SNAPSHOT)
             yield connection

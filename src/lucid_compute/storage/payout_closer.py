@@ -12,7 +12,7 @@ from lucid_compute.storage.audit import SYSTEM
 from lucid_compute.storage.database import Database
 from lucid_compute.storage.payout_store import PayoutStore
 from lucid_compute.storage.payout_tables import payout_open, payout_periods
-from lucid_compute.storage.rounds import make_rounds
+from lucid_compute.storage.rounds import run_periodically
 
 EVERY_SECONDS = 300.0
 
@@ -32,7 +32,7 @@ class PayoutCloser:
 
     async def run(self) -> None:
         """Look every five minutes, for as long as this task runs."""
-        await make_rounds(self.close_due, every_seconds=EVERY_SECONDS, failed="payouts could not be closed")
+        await run_periodically(self.close_due, every_seconds=EVERY_SECONDS, failed="payouts could not be closed")
 
     async def close_due(self) -> int:
         """Close what is due, a month at a time, and answer how many; one that another closes meanwhile is not ours."""

@@ -163,3 +163,98 @@ ATTEMPTS = """
     SELECT count(*) FROM jobs WHERE started_at >= :since AND started_at < :until
         AND (CAST(:owner AS text) IS NULL OR node_owner = :owner)
 """
+
+# The triggers as a migrated database has them: a test compares the two. Migrations make them; change both together.
+
+# What the jobs of `{jobs}` come to by line, each split by the terms that held when it started: as `revenue.split`. A
+# product with a decimal is exact in Postgres, a quotient is not.
+_LINES_OF = """
+    SELECT node_id, (started_at AT TIME ZONE 'UTC')::date AS day, model_id, coalesce(node_owner, '') AS node_owner,
+        count(*) AS jobs, coalesce(sum(tokens_in), 0) AS tokens_in, coalesce(sum(tokens_out), 0) AS tokens_out,
+        sum(price_usd) AS gross_usd,
+        sum(trunc(price_usd * terms[1] * 0.0001, 12)) AS model_owner_usd,
+        sum(trunc(price_usd * terms[2] * 0.0001, 12)) AS protocol_usd
+    FROM (
+        SELECT *, (
+            SELECT ARRAY[model_owner_bps, protocol_bps] FROM payout_terms
+            WHERE since <= started_at ORDER BY since DESC LIMIT 1
+        ) AS terms
+        FROM ({jobs}) those
+        WHERE price_usd IS NOT NULL AND node_id IS NOT NULL AND outcome NOT IN ('running', 'lost')
+    ) billed
+    GROUP BY 1, 2, 3, 4
+"""
+_ADD = f"ON CONFLICT ({KEYS}) DO UPDATE SET " + ", ".join(
+    f"{name} = held.{name} + excluded.{name}" for name in SUMS.split(", ")
+)
+
+
+def _bill(jobs: str) -> str:
+    """Return the statement that adds jobs to their lines, in the order of the keys: replicas never wait in a circle."""
+    return f"""
+        INSERT INTO payout_open AS held ({KEYS}, {SUMS})
+        SELECT {KEYS}, {SUMS} FROM ({_LINES_OF.format(jobs=jobs)}) lines ORDER BY {KEYS} {_ADD}
+    """
+
+
+_IS_BILLED = "b.price_usd IS NOT NULL AND b.node_id IS NOT NULL AND b.outcome NOT IN ('running', 'lost')"
+_BILL_JOBS = f"""
+BEGIN
+    IF TG_OP = 'INSERT' THEN
+        {_bill("SELECT * FROM written")};
+        RETURN NULL;
+    END IF;
+    IF EXISTS (
+        SELECT FROM written w JOIN before b USING (id, attempt) WHERE {_IS_BILLED}
+            AND (w.price_usd, w.outcome, w.node_id, w.node_owner, w.model_id, w.started_at, w.tokens_in, w.tokens_out)
+            IS DISTINCT FROM
+            (b.price_usd, b.outcome, b.node_id, b.node_owner, b.model_id, b.started_at, b.tokens_in, b.tokens_out)
+    ) THEN
+        RAISE EXCEPTION 'a job that was billed does not change any more' USING ERRCODE = '23000';
+    END IF;
+    {_bill(f"SELECT w.* FROM written w JOIN before b USING (id, attempt) WHERE NOT ({_IS_BILLED})")};
+    RETURN NULL;
+END
+"""
+# A period gets its lines in the transaction that makes it.
+_REFUSE_LATE_LINES = """
+BEGIN
+    IF EXISTS (
+        SELECT FROM (SELECT DISTINCT period_id FROM added) a LEFT JOIN payout_periods p ON p.id = a.period_id
+        WHERE p.xmin IS DISTINCT FROM pg_current_xact_id()::xid
+    ) THEN
+        RAISE EXCEPTION 'closed periods are append-only, and nothing is added to them';
+    END IF;
+    RETURN NULL;
+END
+"""
+FUNCTIONS = {
+    "jobs_are_billed": _BILL_JOBS,
+    "payout_lines_are_of_jobs": "BEGIN RETURN NULL; END",  # older replicas write lines beside their jobs
+    "payout_period_is_open": _REFUSE_LATE_LINES,
+    "payouts_are_append_only": "BEGIN RAISE EXCEPTION 'closed periods and terms are append-only'; END",
+}
+"""The bodies of the trigger functions, in PL/pgSQL."""
+
+_FROZEN = ("payout_periods", "payout_lines", "payout_terms")
+TRIGGERS = {
+    "jobs_are_billed_once": """
+        AFTER INSERT ON jobs REFERENCING NEW TABLE AS written
+        FOR EACH STATEMENT EXECUTE FUNCTION jobs_are_billed()""",
+    "jobs_are_billed_when_they_end": """
+        AFTER UPDATE ON jobs REFERENCING OLD TABLE AS before NEW TABLE AS written
+        FOR EACH STATEMENT EXECUTE FUNCTION jobs_are_billed()""",
+    "payout_open_is_of_jobs": """
+        BEFORE INSERT ON payout_open
+        FOR EACH ROW WHEN (pg_trigger_depth() = 0) EXECUTE FUNCTION payout_lines_are_of_jobs()""",
+    "payout_lines_are_complete": """
+        AFTER INSERT ON payout_lines REFERENCING NEW TABLE AS added
+        FOR EACH STATEMENT EXECUTE FUNCTION payout_period_is_open()""",
+    **{
+        f"{table}_is_append_only": f"""
+        BEFORE UPDATE OR DELETE OR TRUNCATE ON {table}
+        FOR EACH STATEMENT EXECUTE FUNCTION payouts_are_append_only()"""
+        for table in _FROZEN
+    },
+}
+"""The triggers of `jobs` and of the payouts' tables: when each fires, and what it calls."""

@@ -17,7 +17,7 @@ from lucid_compute.storage.audit import Actor, Change, record_change
 from lucid_compute.storage.database import Database
 from lucid_compute.storage.loss_reader import LossReader
 from lucid_compute.storage.passport_search import ids_are_uuids, in_order
-from lucid_compute.storage.patience import Patience
+from lucid_compute.storage.patience import LongTransactions
 from lucid_compute.storage.payout_sql import (
     DAILY_OF_DAYS,
     DAILY_OF_PERIOD,
@@ -86,8 +86,8 @@ class PayoutStore:
     def __init__(self, database: Database) -> None:
         """Work on `database`."""
         self._database = database
-        self._patience = Patience(database)
-        self.losses = LossReader(self._patience)
+        self.long_transactions = LongTransactions(database.url)
+        self.losses = LossReader(self.long_transactions)
 
     async def sums(self, since: date, until: date, *, owner: str | None) -> Sums:
         """Answer what was earned with the jobs that started on these days; `owner` None is everybody."""
@@ -155,7 +155,7 @@ class PayoutStore:
             PeriodConflict: it does not begin where the last one ended.
             DatabaseUnavailable: whether it was closed is not known; close it again.
         """
-        async with self._patience.transaction() as connection:
+        async with self.long_transactions.transaction() as connection:
             await connection.execute(text(f"SELECT pg_advisory_xact_lock({PAYOUTS_LOCK})"))
             if (there := await _find_same(connection, since, until)) is not None:
                 return there, False
@@ -180,7 +180,7 @@ class PayoutStore:
     ) -> tuple[list[Line], list[Line] | None]:
         """Answer what stands by roles, and providers' lines, None when all are more than `most`; of one snapshot."""
         values = {**of, "owner": owner}
-        async with self._patience.snapshot() as connection:
+        async with self.long_transactions.snapshot() as connection:
             parties = [_line(row) for row in (await connection.execute(text(reading.parties), values)).mappings()]
             count = await connection.scalar(text(reading.size), {**values, "most": most + 1})
             if (count or 0) + sum(line.model_id is not None for line in parties) > most:

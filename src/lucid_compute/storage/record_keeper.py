@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import asyncpg
 
-from lucid_compute.storage.database import connect, is_passing
+from lucid_compute.storage.database import is_passing
+from lucid_compute.storage.dedicated_connection import DedicatedConnection, Purpose
 from lucid_compute.storage.node_states import CLEAN_STATES
 from lucid_compute.storage.record_sql import (
     CLEAN_DAYS,
@@ -50,7 +51,7 @@ class RecordKeeper:
 
     def __init__(self, url: str, retention: Retention, *, rows_a_move: int = ROWS_A_MOVE) -> None:
         """Keep those of the database at `url`."""
-        self._url = url
+        self._connection = DedicatedConnection(url, Purpose.RECORD_KEEPER, session=JOIN_BY_HASH)
         self._retention = retention
         self._rows_a_move = rows_a_move
 
@@ -71,17 +72,15 @@ class RecordKeeper:
 
     async def keep(self, *, cleans: bool = True, now: datetime | None = None) -> None:
         """Move on what is due at `now`, the database's unless named; does nothing while another replica does it."""
-        connection = await connect(self._url, application="lucid record keeper")
         try:
-            async with asyncio.timeout(ROUND_SECONDS):
-                await connection.execute(JOIN_BY_HASH)
+            async with self._connection.within(ROUND_SECONDS) as connection:
                 if not await connection.fetchval("SELECT pg_try_advisory_lock($1)", RECORDS_LOCK):
                     return
                 await self._keep(connection, now or await connection.fetchval("SELECT now()"))
                 if cleans:
                     await self._clean(connection)
         finally:
-            await connection.close()  # and with it the lock
+            await self._connection.close()  # and with it the lock
 
     async def _keep(self, connection: asyncpg.Connection[asyncpg.Record], now: datetime) -> None:
         over_before = (now - MINUTE_IS_OVER_AFTER).replace(second=0, microsecond=0)

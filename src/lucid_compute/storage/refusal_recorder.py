@@ -11,6 +11,7 @@ from datetime import datetime
 from uuid import uuid4
 
 from lucid_compute.storage.clock import DatabaseClock
+from lucid_compute.storage.dedicated_connection import Purpose
 from lucid_compute.storage.numbered_flushes import ONCE, NumberedFlushes
 from lucid_compute.storage.record_columns import UPSTREAM
 
@@ -50,7 +51,12 @@ class RefusalRecorder:
         self._counts: dict[Kind, int] = {}  # of this hour; what is flushed stays, at 0, so that kinds can be told
         self._hour = _hour_of(clock.now())
         self._flushes = NumberedFlushes(
-            url, FLUSH_REFUSALS, writer_id=str(uuid4()), of="refused requests", timeout_seconds=timeout_seconds
+            url,
+            Purpose.REFUSALS,
+            FLUSH_REFUSALS,
+            writer_id=str(uuid4()),
+            of="refused requests",
+            timeout_seconds=timeout_seconds,
         )
 
     def note(self, cause: str, owner: str = NOBODY, model_id: str = NO_MODEL) -> None:

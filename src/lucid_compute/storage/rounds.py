@@ -1,4 +1,4 @@
-"""Work that is done again and again and can wait: a round that fails leaves it to the next."""
+"""Periodic work in the background. A run that fails is logged, and the next run makes up for it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from lucid_compute.errors import DatabaseUnavailable
 _log = logging.getLogger(__name__)
 
 
-async def make_rounds(work: Callable[[], Awaitable[object]], *, every_seconds: float, failed: str) -> None:
-    """Do the work every so many seconds, for as long as this task runs; `failed` is logged when it fails."""
+async def run_periodically(work: Callable[[], Awaitable[object]], *, every_seconds: float, failed: str) -> None:
+    """Call `work` every `every_seconds` until this task is cancelled; log `failed` and the trace when it raises."""
     while True:
         await asyncio.sleep(every_seconds)
         try:
             await work()
         except DatabaseUnavailable:
-            continue  # it says so itself
+            continue  # an outage is logged elsewhere
         except Exception:  # noqa: BLE001 - a fault must end neither this task nor the service; its trace is logged
             _log.exception(failed)

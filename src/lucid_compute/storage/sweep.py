@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
@@ -21,8 +21,9 @@ from lucid_compute.errors import DatabaseUnavailable
 from lucid_compute.fleet.fleet import Fleet
 from lucid_compute.fleet.fleet_node import FleetNode
 from lucid_compute.node_state import FRESH_WINDOW, NodeStatus
+from lucid_compute.storage.changes import announce
 from lucid_compute.storage.clock import DatabaseClock
-from lucid_compute.storage.database import CHANGES_CHANNEL, Database
+from lucid_compute.storage.database import Database
 from lucid_compute.storage.feed_sql import ENDED_NODES_KEPT
 from lucid_compute.storage.idempotency import KEPT_HOURS
 from lucid_compute.storage.job_sql import MARK_LOST
@@ -31,6 +32,7 @@ from lucid_compute.storage.model_states import CLEAN_MODEL_STATES, ModelStates
 from lucid_compute.storage.node_events import EventType
 from lucid_compute.storage.node_states import NodeStates
 from lucid_compute.storage.webhook_outbox import ENQUEUE_NODE_EVENTS
+from lucid_compute.turns import in_batches, in_turns
 
 SWEEP_SECONDS = 2.0
 CLEANING_SECONDS = 60.0
@@ -97,10 +99,10 @@ class Brake:
         """Start released."""
         self.held_since: datetime | None = None
 
-    def holds(self, ages: Iterable[timedelta], now: datetime) -> bool:
-        """Answer whether events of silence wait now; `ages` are of each node's newest heartbeat.
+    def watch(self, ages: Iterable[timedelta], now: datetime) -> bool:
+        """Apply the brake or release it, and return whether it is on; `ages` are of each node's newest heartbeat.
 
-        It releases by itself: when the nodes are heard again, when their silence is a minute old without more
+        It is released when the nodes are heard again, when their silence is a minute old without more
         following, and after five minutes at the latest.
         """
         known = list(ages)
@@ -115,7 +117,7 @@ class Brake:
         return self.is_on(now)
 
     def is_on(self, now: datetime) -> bool:
-        """Whether it held when it was last asked, and not for too long yet."""
+        """Whether it was applied when it last watched, and less than five minutes ago."""
         return self.held_since is not None and now - self.held_since <= BRAKE_LIMIT
 
     def _window(self, now: datetime) -> timedelta:
@@ -168,8 +170,8 @@ class Sweep:
             await asyncio.sleep(SWEEP_SECONDS)
             try:
                 transitions = await self.find_transitions()
-                for start in range(0, len(transitions), _NODES_A_TURN):
-                    await self.record(transitions[start : start + _NODES_A_TURN])
+                async for batch in in_batches(transitions, _NODES_A_TURN):
+                    await self.record(batch)
                 if loop.time() >= cleaning_due:
                     await self._clean()
                     await self._states.read_back()
@@ -188,20 +190,18 @@ class Sweep:
         now = self._clock.now()
         live_since = self._fleet.live_since(now)
         found, ages = [], []
-        for position, node in enumerate(list(self._fleet.nodes())):
-            if position % _NODES_A_TURN == _NODES_A_TURN - 1:
-                await asyncio.sleep(0)
+        async for node in in_turns(self._fleet.nodes(), _NODES_A_TURN):
             if node.record.has_ended and now - node.record.updated_at > ENDED_NODES_KEPT:
                 self._fleet.forget_node(node)
             if node.state.receipt is not None and not node.record.has_ended:
                 ages.append(now - node.state.receipt.received_at)
             if transition := find_transition(self._fleet, node, now, live_since):
                 found.append(transition)
-        if self.brake.holds(ages, now):
+        if self.brake.watch(ages, now):
             return [transition for transition in found if not transition.is_silence]
         return found
 
-    async def record(self, transitions: list[Transition]) -> None:
+    async def record(self, transitions: Sequence[Transition]) -> None:
         """Write an event for each, unless another replica sweeps right now or has written it."""
         if not transitions:
             return
@@ -217,7 +217,7 @@ class Sweep:
                     "reasons": [t.reason for t in transitions],
                 },
             )
-            await connection.execute(text(f"NOTIFY {CHANGES_CHANNEL}"))
+            await announce(connection)
 
     async def _clean(self) -> None:
         await self._keys.note_used()

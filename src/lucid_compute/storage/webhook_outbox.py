@@ -93,7 +93,7 @@ _CLAIM = text(f"""
         w.failing_since IS NOT NULL AS is_failing
 """)
 
-_LAY_DOWN = text("""
+_RELEASE = text("""
     UPDATE webhook_deliveries d
     SET claimed_until = NULL, attempts = d.attempts - 1,
         first_attempt_at = CASE WHEN d.attempts > 1 THEN d.first_attempt_at END
@@ -228,8 +228,8 @@ class WebhookOutbox:
             rows = await connection.execute(_CLAIM, {"room": room, "failing_room": failing_room})
             return [Delivery(**_plain(row)) for row in rows.mappings()]
 
-    async def lay_down(self, deliveries: Sequence[Delivery]) -> None:
-        """Let others have what was claimed and never begun.
+    async def release(self, deliveries: Sequence[Delivery]) -> None:
+        """Release claimed deliveries that were never started, so that any replica can claim them.
 
         Raises:
             DatabaseUnavailable: as named; the claims then run out.
@@ -239,7 +239,7 @@ class WebhookOutbox:
             "attempts": [each.attempts for each in deliveries],
         }
         async with self._database.transaction() as connection:
-            await connection.execute(_LAY_DOWN, values)
+            await connection.execute(_RELEASE, values)
 
     async def succeed(self, brought: Sequence[tuple[Delivery, str]]) -> None:
         """End deliveries that their receivers have taken, each with its last attempts.

@@ -1,4 +1,4 @@
-"""The courier: brings one event to one webhook, once, and says what came of it and nothing of what was answered.
+"""One HTTP delivery of one event to one webhook, and its outcome. Nothing of the response is passed on.
 
 It goes where requests to nodes go: through `egress`, which checks every address, follows no redirect and reads no body.
 """
@@ -26,8 +26,8 @@ _DEADLINES = Deadlines(answer_seconds=ATTEMPT_SECONDS, total_seconds=ATTEMPT_SEC
 _DELIVERED = 2  # hundreds
 
 
-class Courier:
-    """Brings events for one replica, each on a connection of its own."""
+class Deliverer:
+    """Delivers events for one replica, each on a connection of its own."""
 
     def __init__(self, policy: EgressPolicy, clock: DatabaseClock, own_endpoints: set[tuple[str, int]]) -> None:
         """Go where `policy` allows, and never to `own_endpoints`; sign by `clock`."""
@@ -36,8 +36,8 @@ class Courier:
         self._client = HttpClient(policy)
         self._client.own_endpoints = own_endpoints
 
-    async def bring(self, delivery: Delivery) -> Verdict:
-        """Send the event, and answer what came of it within ten seconds."""
+    async def deliver(self, delivery: Delivery) -> Verdict:
+        """Send the event and return the outcome, within ten seconds."""
         began = time.monotonic()
         try:
             async with asyncio.timeout(ATTEMPT_SECONDS):

@@ -6,7 +6,8 @@ import asyncio
 import json
 import logging
 import random
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from urllib.parse import urlsplit
@@ -17,34 +18,104 @@ from lucid_compute.storage.clock import DatabaseClock
 from lucid_compute.storage.webhook_outbox import CLAIM_SECONDS, Backlog, Delivery, Verdict, WebhookOutbox, note_attempt
 from lucid_compute.storage.webhook_store import WebhookStore
 from lucid_compute.webhook_rules import retry_seconds
-from lucid_compute.webhooks.courier import ATTEMPT_SECONDS, Courier
-from lucid_compute.webhooks.hand import Hand
+from lucid_compute.webhooks.courier import ATTEMPT_SECONDS, Deliverer
 
 LOOK_SECONDS = 1.0
 CLEANING_SECONDS = 60.0
 COUNTING_SECONDS = 15.0
 MAX_UNDER_WAY = 64
-MAX_IN_HAND = 512
+MAX_CLAIMED = 512
+MAX_OF_ONE_WEBHOOK = 8
 MAX_FAILING = 32  # so that receivers that hang leave places to the others
 
 _log = logging.getLogger(__name__)
 
 
-class WebhookSender:
-    """Sends what is due, for one replica: 64 deliveries at a time at most, and never with a connection in hand."""
+class ClaimedDeliveries:
+    """The deliveries that this replica has claimed and that wait; a few of each webhook are under way. Pure.
 
-    def __init__(self, outbox: WebhookOutbox, courier: Courier, clock: DatabaseClock) -> None:
-        """Have `courier` bring what `outbox` holds."""
+    A claim made at an instant of the caller's clock can be started for `good_for_seconds`.
+    """
+
+    def __init__(self, good_for_seconds: float) -> None:
+        self._good_for_seconds = good_for_seconds
+        self._waiting: dict[str, deque[tuple[float, Delivery]]] = {}
+        self._under_way: Counter[str] = Counter()
+        self._failing: set[int] = set()
+
+    @property
+    def failing(self) -> int:
+        """How many wait or are under way of webhooks that fail."""
+        return len(self._failing)
+
+    def __len__(self) -> int:
+        """Return how many wait."""
+        return sum(map(len, self._waiting.values()))
+
+    def add(self, claimed: Iterable[Delivery], now: float) -> None:
+        """Add what was claimed at `now` or a little later."""
+        for delivery in claimed:
+            if delivery.is_failing:
+                self._failing.add(delivery.position)
+            self._waiting.setdefault(delivery.webhook_id, deque()).append((now, delivery))
+
+    def start(self, now: float) -> Delivery | None:
+        """Return the next to be sent, of each webhook in turn; None when every one has enough under way or is late.
+
+        A late one is not sent: after a long pause of this process other replicas may have claimed it.
+        """
+        for webhook_id, its_own in [*self._waiting.items()]:
+            if self._under_way[webhook_id] < MAX_OF_ONE_WEBHOOK and not self._is_late(its_own[0], now):
+                waiting = self._waiting.pop(webhook_id)
+                _, delivery = waiting.popleft()
+                if waiting:
+                    self._waiting[webhook_id] = waiting  # behind the others
+                self._under_way[webhook_id] += 1
+                return delivery
+        return None
+
+    def finish(self, delivery: Delivery) -> None:
+        """Note that a delivery which was started is over."""
+        self._failing.discard(delivery.position)
+        self._under_way[delivery.webhook_id] -= 1
+        if not self._under_way[delivery.webhook_id]:
+            del self._under_way[delivery.webhook_id]
+
+    def release(self, webhook_id: str) -> list[Delivery]:
+        """Return and release what waits of a webhook. It is failing, so its deliveries are retried one at a time."""
+        released = [delivery for _, delivery in self._waiting.pop(webhook_id, ())]
+        self._failing.difference_update(delivery.position for delivery in released)
+        return released
+
+    def release_late(self, now: float) -> list[Delivery]:
+        """Return and release what was not started in time: its claim would end while it is sent."""
+        late = []
+        for webhook_id, waiting in [*self._waiting.items()]:
+            while waiting and self._is_late(waiting[0], now):
+                late.append(waiting.popleft()[1])
+            if not waiting:
+                del self._waiting[webhook_id]
+        self._failing.difference_update(delivery.position for delivery in late)
+        return late
+
+    def _is_late(self, waiting: tuple[float, Delivery], now: float) -> bool:
+        return now - waiting[0] > self._good_for_seconds
+
+
+class WebhookSender:
+    """Sends what is due, for one replica: 64 deliveries at a time at most, and never while it holds a connection."""
+
+    def __init__(self, outbox: WebhookOutbox, deliverer: Deliverer, clock: DatabaseClock) -> None:
         self._outbox = outbox
-        self._courier = courier
+        self._deliverer = deliverer
         self._clock = clock
         self.outcomes = {"delivered": 0, "failed": 0}
         self.backlog: Backlog | None = None  # of all replicas; None before it is counted
-        self._hand = Hand(CLAIM_SECONDS - 1.5 * ATTEMPT_SECONDS)
+        self._claimed = ClaimedDeliveries(CLAIM_SECONDS - 1.5 * ATTEMPT_SECONDS)
         self._under_way: set[asyncio.Task[None]] = set()
         self._work = asyncio.Event()
         self._cleaning_due = self._counting_due = 0.0
-        self._brought: list[tuple[Delivery, str]] = []
+        self._delivered: list[tuple[Delivery, str]] = []
         self._settling = asyncio.Lock()  # requests need the database's connections more
 
     @property
@@ -66,34 +137,35 @@ class WebhookSender:
                     found = 0
                 await self._pause(is_busy=bool(found))
         finally:
-            unbegun = self._hand.lay_down_late(float("inf"))  # first: one that ends just now would have the next begun
+            # First: a delivery that ends just now would start the next one.
+            unstarted = self._claimed.release_late(float("inf"))
             for task in self._under_way:
                 task.cancel()
             await asyncio.gather(*self._under_way, return_exceptions=True)
             with suppress(DatabaseUnavailable):
-                await self._outbox.lay_down(unbegun)
+                await self._outbox.release(unstarted)
 
     async def look(self) -> int:
-        """Claim what is due and there is room for, begin to send it, and answer how much that is."""
+        """Claim what is due and there is room for, start to send it, and return how many deliveries that is."""
         self._work.clear()
         now = asyncio.get_running_loop().time()
-        if late := self._hand.lay_down_late(now):
-            await self._outbox.lay_down(late)
-        if len(self._under_way) >= MAX_UNDER_WAY or len(self._hand) > MAX_IN_HAND // 2:
+        if late := self._claimed.release_late(now):
+            await self._outbox.release(late)
+        if len(self._under_way) >= MAX_UNDER_WAY or len(self._claimed) > MAX_CLAIMED // 2:
             return 0
-        room, failing_room = MAX_IN_HAND - len(self._hand), MAX_FAILING - self._hand.failing
+        room, failing_room = MAX_CLAIMED - len(self._claimed), MAX_FAILING - self._claimed.failing
         claimed = await self._outbox.claim(room, failing_room)
-        self._hand.add(claimed, now)
-        self._begin()
+        self._claimed.add(claimed, now)
+        self._start()
         return len(claimed)
 
-    def _begin(self) -> None:
-        """Begin what there is a place for."""
+    def _start(self) -> None:
+        """Start as many deliveries as there is room for."""
         now = asyncio.get_running_loop().time()
-        while len(self._under_way) < MAX_UNDER_WAY and (delivery := self._hand.begin(now)) is not None:
+        while len(self._under_way) < MAX_UNDER_WAY and (delivery := self._claimed.start(now)) is not None:
             task = asyncio.create_task(self.deliver(delivery), name="webhook delivery")
             self._under_way.add(task)
-            task.add_done_callback(partial(self._end, delivery))
+            task.add_done_callback(partial(self._finish, delivery))
 
     async def _clean_and_count(self) -> None:
         now = asyncio.get_running_loop().time()
@@ -106,24 +178,24 @@ class WebhookSender:
 
     async def deliver(self, delivery: Delivery) -> None:
         """Send one delivery and settle it; when the database is away it is sent again."""
-        verdict = await self._courier.bring(delivery)
+        verdict = await self._deliverer.deliver(delivery)
         self.outcomes["delivered" if verdict.is_delivered else "failed"] += 1
         attempts = json.dumps(note_attempt(delivery.last_attempts, verdict, self._clock.now()))
         try:
             if verdict.is_delivered:
-                self._brought.append((delivery, attempts))
-                await self._settle_brought()
+                self._delivered.append((delivery, attempts))
+                await self._settle_delivered()
             else:
                 await self._settle_failed(delivery, verdict, attempts)
         except DatabaseUnavailable:
             _log.warning("what came of a webhook's delivery could not be written, so it is sent again")
 
-    async def _settle_brought(self) -> None:
-        """Write down all that was brought by now, also what others brought, in one transaction."""
+    async def _settle_delivered(self) -> None:
+        """Record all deliveries that have succeeded by now, those of other tasks too, in one transaction."""
         async with self._settling:
-            brought, self._brought = self._brought, []
-            if brought:
-                await self._outbox.succeed(brought)
+            delivered, self._delivered = self._delivered, []
+            if delivered:
+                await self._outbox.succeed(delivered)
 
     async def _settle_failed(self, delivery: Delivery, verdict: Verdict, attempts: str) -> None:
         wait_seconds = retry_seconds(delivery.attempts, random.random())  # noqa: S311 - jitter, not a secret
@@ -134,8 +206,8 @@ class WebhookSender:
         async with self._settling:
             if await self._outbox.fail(delivery, attempts, wait_seconds=wait_seconds, reason=reason):
                 _log.warning("webhook %s is disabled: it failed for a day", delivery.webhook_id)
-            if waiting := self._hand.lay_down(delivery.webhook_id):
-                await self._outbox.lay_down(waiting)
+            if waiting := self._claimed.release(delivery.webhook_id):
+                await self._outbox.release(waiting)
 
     async def _pause(self, *, is_busy: bool) -> None:
         """Wait for the next look: until a delivery has ended while there is more, for a second at most."""
@@ -148,11 +220,11 @@ class WebhookSender:
         else:
             await asyncio.sleep(LOOK_SECONDS)
 
-    def _end(self, delivery: Delivery, task: asyncio.Task[None]) -> None:
+    def _finish(self, delivery: Delivery, task: asyncio.Task[None]) -> None:
         self._under_way.discard(task)
-        self._hand.end(delivery)
+        self._claimed.finish(delivery)
         if not task.cancelled():
-            self._begin()
+            self._start()
         self._work.set()
         if not task.cancelled() and task.exception() is not None:
             _log.error("a webhook's delivery ended badly, and is sent again", exc_info=task.exception())
@@ -162,11 +234,11 @@ class WebhookTester:
     """Tests webhooks: an event is sent at once, and what came of it is answered."""
 
     def __init__(
-        self, store: WebhookStore, courier: Courier, clock: DatabaseClock, spend: Callable[[str], None]
+        self, store: WebhookStore, deliverer: Deliverer, clock: DatabaseClock, spend: Callable[[str], None]
     ) -> None:
-        """Have `courier` go; `spend` takes a host's allowance and raises when it has none left."""
+        """`spend` takes from a host's allowance and raises when nothing is left of it."""
         self._store = store
-        self._courier = courier
+        self._deliverer = deliverer
         self._clock = clock
         self._spend = spend
 
@@ -179,7 +251,7 @@ class WebhookTester:
         """
         test = await self._store.prepare_test(webhook_id, sees=sees)
         self._spend(urlsplit(test.url).hostname or "")
-        verdict = await self._courier.bring(test)
+        verdict = await self._deliverer.deliver(test)
         attempts = json.dumps(note_attempt([], verdict, self._clock.now()))
         await self._store.record_test(actor, test, attempts, is_delivered=verdict.is_delivered)
         return test, verdict

@@ -10,7 +10,7 @@ from lucid_compute.storage.clock import DatabaseClock
 from lucid_compute.storage.database import Database
 from lucid_compute.storage.webhook_outbox import WebhookOutbox
 from lucid_compute.storage.webhook_store import WebhookStore
-from lucid_compute.webhooks.courier import Courier
+from lucid_compute.webhooks.courier import Deliverer
 from lucid_compute.webhooks.sender import WebhookSender, WebhookTester
 
 
@@ -30,6 +30,6 @@ def build_webhooks(
     spend: Callable[[str], None],
 ) -> Webhooks:
     """Put them together; `spend` takes a host's allowance of tests, and nothing goes to `own_endpoints`."""
-    store, courier = WebhookStore(database, policy), Courier(policy, clock, own_endpoints)
-    sender = WebhookSender(WebhookOutbox(database), courier, clock)
-    return Webhooks(store, sender, WebhookTester(store, courier, clock, spend))
+    store, deliverer = WebhookStore(database, policy), Deliverer(policy, clock, own_endpoints)
+    sender = WebhookSender(WebhookOutbox(database), deliverer, clock)
+    return Webhooks(store, sender, WebhookTester(store, deliverer, clock, spend))

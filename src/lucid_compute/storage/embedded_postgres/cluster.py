@@ -91,7 +91,7 @@ def _owner_of(path: Path, data_dir: Path) -> PostgresUser:
         msg = f"The cluster {path} belongs to root, and Postgres refuses to run as root: chown -R it to another user."
     elif os.geteuid() not in (0, owner_uid):
         msg = f"The cluster {path} belongs to {user.name}: start the service as that user or as root."
-    elif not _can_enter(user, path, data_dir):
+    elif not _let_enter(user, path, data_dir):
         msg = (
             f"User {user.name}, whose cluster {path} is, can't get through the folders above it: let it pass "
             f"(chmod o+x), or move {data_dir} to where it can."
@@ -137,8 +137,8 @@ def _is_empty_folder(path: Path) -> bool:
     return not path.is_symlink() and path.is_dir() and not any(path.iterdir())
 
 
-def _can_enter(user: PostgresUser, path: Path, data_dir: Path) -> bool:
-    """Whether `user` can enter `path`, after giving the data folder itself search permission where that is all."""
+def _let_enter(user: PostgresUser, path: Path, data_dir: Path) -> bool:
+    """Let `user` enter `path` if search permission on the data folder is all that lacks; return whether it can."""
     if user.can_enter(path):
         return True
     if not user.is_another or not path.is_relative_to(data_dir) or not user.can_enter(data_dir.parent):
@@ -183,7 +183,7 @@ def _make_cluster(data_dir: Path, system_dir: Path, initdb: _Initdb) -> None:
     """
     unfinished = data_dir / f"{UNFINISHED_PREFIX}{secrets.token_hex(4)}"
     initdb.user.make_folder(unfinished)
-    if not _can_enter(initdb.user, unfinished, data_dir):
+    if not _let_enter(initdb.user, unfinished, data_dir):
         unfinished.rmdir()
         target = make_open_folder(system_dir / CLUSTERS_NAME) / secrets.token_hex(8)
         unfinished.symlink_to(target)  # before its target, so that the litter can always be found

@@ -6,7 +6,7 @@ from uuid import uuid4
 
 import pytest
 
-from lucid_compute.doctor.reason_fixes import REASON_FIXES
+from lucid_compute.agent.doctor.reason_fixes import REASON_FIXES
 from lucid_compute.matching_engine import ReasonCode
 from tests.command_line import CommandLine
 from tests.fault_node import Behaviour, FaultNode

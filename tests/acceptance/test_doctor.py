@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from lucid_compute.doctor import heartbeat_checks
-from lucid_compute.doctor.check import Finding, Verdict
-from lucid_compute.doctor.examination import CHECKS
-from lucid_compute.doctor.reach_checks import PROBE_FIXES
-from lucid_compute.doctor.reason_fixes import REASON_FIXES
+from lucid_compute.agent.doctor import heartbeat_checks
+from lucid_compute.agent.doctor.check import Finding, Verdict
+from lucid_compute.agent.doctor.examination import CHECKS
+from lucid_compute.agent.doctor.reach_checks import PROBE_FIXES
+from lucid_compute.agent.doctor.reason_fixes import REASON_FIXES
 from lucid_compute.matching_engine import ReasonCode
 from lucid_compute.wire.probes import ProbeCode
 from tests.authority import Authority
@@ -68,26 +68,26 @@ async def no_node_at_all(ward: Ward) -> None:
 
 
 async def deregistered(ward: Ward) -> None:
-    ward.beats = None
+    ward.sender = None
     await ward.post(f"/compute/deregister/{ward.node}")
 
 
 async def reports_draining(ward: Ward) -> None:
-    ward.beats = {"status": "draining", "detail": "the agent is stopping"}
+    ward.sender = {"status": "draining", "detail": "the agent is stopping"}
 
 
 async def silent(ward: Ward) -> None:
-    ward.beats = None
+    ward.sender = None
     await ward.beat()
     await ward.served.fall_silent(ward.node, 45)
 
 
 async def never_heard(ward: Ward) -> None:
-    ward.beats = None
+    ward.sender = None
 
 
 async def unwell(ward: Ward) -> None:
-    ward.beats = {"status": "unhealthy", "detail": "llama.cpp is wedged"}
+    ward.sender = {"status": "unhealthy", "detail": "llama.cpp is wedged"}
 
 
 async def server_fails(ward: Ward) -> None:
@@ -99,7 +99,7 @@ async def server_wants_a_key(ward: Ward) -> None:
 
 
 async def late_clock(ward: Ward) -> None:
-    ward.beats = {"sentAt": (datetime.now(UTC) - timedelta(hours=1)).isoformat()}
+    ward.sender = {"sentAt": (datetime.now(UTC) - timedelta(hours=1)).isoformat()}
 
 
 async def server_gone(ward: Ward) -> None:
@@ -115,7 +115,7 @@ async def lacks_metrics(ward: Ward) -> None:
 
 
 async def small_gpu(ward: Ward) -> None:
-    ward.beats = {"gpus": [{"index": 0, "memoryTotalMb": 24576}]}
+    ward.sender = {"gpus": [{"index": 0, "memoryTotalMb": 24576}]}
 
 
 async def unregistered_model(ward: Ward) -> None:
@@ -124,7 +124,7 @@ async def unregistered_model(ward: Ward) -> None:
 
 
 async def beats_rarely(ward: Ward) -> None:
-    ward.beats = None
+    ward.sender = None
     await ward.beat()
 
 

@@ -7,8 +7,7 @@ import io
 import pytest
 from rich.console import Console, RenderableType
 
-from lucid_compute.cli.match_tables import match_parts
-from lucid_compute.cli.model_tables import explanation
+from lucid_compute.cli.model_commands import explanation, match_parts
 from lucid_compute.passports import PassportStatus, PassportType
 from lucid_compute.wire.inference import MatchAnswer, RejectedNode
 from lucid_compute.wire.passports import ModelAvailability, ModelView, NodeEligibility, ReasonView

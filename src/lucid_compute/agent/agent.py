@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+from typing import Any
 
-from lucid_compute.agent.departure import Departure
-from lucid_compute.agent.faults import AgentFault, WrongSettings
+from lucid_compute.agent.fatal_errors import AgentFault, WrongSettings
 from lucid_compute.agent.gpu import GpuReader
-from lucid_compute.agent.inference_server import InferenceServer
+from lucid_compute.agent.node_report import declaration_of, heartbeat_of, metadata_of
 from lucid_compute.agent.observer import Observer
 from lucid_compute.agent.reporter import Reporter
+from lucid_compute.agent.runtimes.inference_server import InferenceServer
 from lucid_compute.agent.server_watch import ServerWatch
 from lucid_compute.agent.settings import AgentSettings
+from lucid_compute.agent.shutdown import Shutdown
 from lucid_compute.client import AsyncLucid
 from lucid_compute.client.errors import ConfigurationFault
 
@@ -22,7 +24,7 @@ _KILLED = 128  # and the signal's number: ended by a second signal
 _log = logging.getLogger(__name__)
 
 
-class Stopping:
+class StopSignals:
     """SIGTERM and SIGINT: the first asks the agent to leave, the second ends it at once."""
 
     def __init__(self) -> None:
@@ -47,7 +49,7 @@ def run_agent(settings: AgentSettings, api_url: str | None = None, api_key: str 
     return asyncio.run(_run(settings, api_url, api_key))
 
 
-def open_observer(settings: AgentSettings, server: InferenceServer, stopping: Stopping | None = None) -> Observer:
+def open_observer(settings: AgentSettings, server: InferenceServer, stopping: StopSignals | None = None) -> Observer:
     """Answer an observer of this machine's GPUs and of `server`, on the running loop's clock."""
     clock = asyncio.get_running_loop().time
     on_change = stopping.wake.set if stopping is not None else lambda: None
@@ -61,12 +63,12 @@ def open_server(settings: AgentSettings) -> InferenceServer:
 
 
 async def _run(settings: AgentSettings, api_url: str | None, api_key: str | None) -> int:
-    stopping, server = Stopping(), open_server(settings)
+    stopping, server = StopSignals(), open_server(settings)
     observer = open_observer(settings, server, stopping)
     looking: asyncio.Task[None] | None = None
     try:
         async with _open_lucid(settings, api_url, api_key) as lucid:
-            await observer.look()
+            await observer.observe()
             looking = asyncio.create_task(observer.run())
             await _report(lucid, observer, settings, stopping)
     except AgentFault as fault:
@@ -86,11 +88,11 @@ async def _run(settings: AgentSettings, api_url: str | None, api_key: str | None
     return 0
 
 
-async def _report(lucid: AsyncLucid, observer: Observer, settings: AgentSettings, stopping: Stopping) -> None:
+async def _report(lucid: AsyncLucid, observer: Observer, settings: AgentSettings, stopping: StopSignals) -> None:
     clock = asyncio.get_running_loop().time
     reporter = Reporter(lucid, observer, settings, clock=clock, stop=stopping.asked, wake=stopping.wake)
     await reporter.run()
-    await Departure(lucid, observer, reporter, settings, clock).leave()
+    await Shutdown(lucid, observer, reporter, settings, clock).run()
 
 
 def _open_lucid(settings: AgentSettings, api_url: str | None, api_key: str | None) -> AsyncLucid:
@@ -116,3 +118,34 @@ def _open_lucid(settings: AgentSettings, api_url: str | None, api_key: str | Non
             "Say where it reaches this one: --public-url http://your-gpu:8000"
         )
     return lucid
+
+
+def dry_run(settings: AgentSettings) -> dict[str, Any]:
+    """Answer what is found, None where it is unknown; `fault` is why the server can't serve, in a sentence."""
+    return asyncio.run(_inspect(settings))
+
+
+async def _inspect(settings: AgentSettings) -> dict[str, Any]:
+    server = open_server(settings)
+    observer = open_observer(settings, server)
+    try:
+        await observer.observe()
+    finally:
+        await server.close()
+    seen = observer.seen()
+    detection = seen.server.detection if seen.server is not None else None
+    beat, gpus = heartbeat_of(seen, settings, stops=False), seen.gpus.gpus
+    return {
+        "url": server.url,
+        "runtime": detection.shown_name if detection else None,
+        "version": detection.runtime.version if detection else None,
+        "confidence": detection.confidence if detection else None,
+        "evidence": list(detection.evidence) if detection else [],
+        "fault": seen.server.fault if seen.server is not None else "nothing was seen in time",
+        "models": declaration_of(seen, settings),
+        "loaded": beat["available_models"],
+        **{name: beat[name] for name in ("load", "in_flight", "queue_depth", "tokens_generated")},
+        "gpus": None if gpus is None else [gpu.model_dump(mode="json", by_alias=True) for gpu in gpus],
+        "nvml": seen.gpus.detail,
+        "metadata": metadata_of(seen, settings),
+    }

@@ -50,7 +50,7 @@ class GpuState(NamedTuple):
 class GpuReader:
     """Reads the GPUs, again and again; what fails is None in that reading, and NVML is opened anew a while later.
 
-    A call may block for as long as the driver likes: `BlockingCalls` keeps it away from everything else.
+    A call may block for as long as the driver likes: `ThreadedCall` keeps it away from everything else.
     """
 
     def __init__(self, indices: Sequence[int] | None = None, clock: Callable[[], float] = time.monotonic) -> None:

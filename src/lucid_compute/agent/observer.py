@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import threading
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Generic, TypeVar
 
-from lucid_compute.agent.blocking_calls import BlockingCalls
 from lucid_compute.agent.gpu import GpuReader, GpuState
 from lucid_compute.agent.server_watch import Observation, ServerWatch
 
@@ -41,7 +44,7 @@ class Observer:
         """Look by `watch` and `gpus`; `clock` counts seconds. `on_change`: the server can serve now, or no longer."""
         self._on_change = on_change
         self._watch = watch
-        self._gpu_calls = BlockingCalls(gpus.read)
+        self._gpu_calls = ThreadedCall(gpus.read)
         self._clock = clock
         self._server: Observation | None = None
         self._gpus: tuple[float, GpuState] = (float("-inf"), _NO_GPUS)
@@ -54,25 +57,25 @@ class Observer:
         gpus = self._gpus[1] if now - self._gpus[0] <= KNOWN_SECONDS else _NO_GPUS
         return Seen(server, gpus)
 
-    async def look(self) -> None:
+    async def observe(self) -> None:
         """Look at everything once, side by side."""
-        await asyncio.gather(self.look_at_server(), self._look_at_gpus())
+        await asyncio.gather(self.observe_server(), self._observe_gpus())
 
     async def run(self) -> None:
         """Look again and again, until cancelled."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(_forever(self.look_at_server, LOOK_SECONDS))
-            group.create_task(_forever(self._look_at_gpus, GPU_SECONDS))
+            group.create_task(_forever(self.observe_server, LOOK_SECONDS))
+            group.create_task(_forever(self._observe_gpus, GPU_SECONDS))
 
-    async def look_at_server(self) -> None:
+    async def observe_server(self) -> None:
         """Look at the server once."""
-        before, self._server = self._server, await self._watch.look()
+        before, self._server = self._server, await self._watch.observe()
         if before is not None and (before.fault is None) != (self._server.fault is None):
             self._on_change()
         self._say("server", self._server.fault, "the inference server can serve again")
         self._say("notes", "; ".join(self._server.reading.notes) or None, "no model runs on the CPU any more")
 
-    async def _look_at_gpus(self) -> None:
+    async def _observe_gpus(self) -> None:
         try:
             state = await self._gpu_calls.call(GPU_DEADLINE_SECONDS)
         except TimeoutError:
@@ -98,3 +101,62 @@ async def _forever(look: Callable[[], Awaitable[None]], seconds: float) -> None:
         except Exception:  # noqa: BLE001 - a fault of ours in one look must not end the beats
             _log.exception("a look failed; what it would have found is unknown")
         await asyncio.sleep(seconds * (0.9 + random.random() * 0.2))  # noqa: S311 - jitter, not a secret
+
+
+Result = TypeVar("Result")
+
+
+class ThreadedCall(Generic[Result]):
+    """Calls one function on one thread, one call at a time.
+
+    A call that hangs is left alone: nothing more is asked until it returns, if ever. The thread is a daemon's, so that
+    it does not hold up the end of the process either; the threads of an executor would.
+    """
+
+    def __init__(self, function: Callable[[], Result]) -> None:
+        """Start nothing yet."""
+        self._function = function
+        self._orders: SimpleQueue[asyncio.Future[Result]] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._pending: asyncio.Future[Result] | None = None
+
+    async def call(self, deadline_seconds: float) -> Result:
+        """Answer what the function answers.
+
+        Raises:
+            TimeoutError: it did not return in time; its answer is then the next call's.
+        """
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="blocking calls", daemon=True)
+            self._thread.start()
+        if self._pending is None:
+            self._pending = asyncio.get_running_loop().create_future()
+            self._orders.put(self._pending)
+        await asyncio.wait({self._pending}, timeout=deadline_seconds)
+        if not self._pending.done():
+            raise TimeoutError
+        answered, self._pending = self._pending, None
+        return answered.result()
+
+    def _work(self) -> None:
+        while True:
+            order = self._orders.get()
+            loop = order.get_loop()
+            try:
+                result = self._function()
+            except Exception as error:  # noqa: BLE001 - raised where it is waited for
+                settle, value = _settle_with_exception, error
+            else:
+                settle, value = _settle, result  # type: ignore[assignment]
+            with suppress(RuntimeError):  # the loop was closed meanwhile
+                loop.call_soon_threadsafe(settle, order, value)
+
+
+def _settle(order: asyncio.Future[Result], result: Result) -> None:
+    if not order.done():
+        order.set_result(result)
+
+
+def _settle_with_exception(order: asyncio.Future[Result], error: Exception) -> None:
+    if not order.done():
+        order.set_exception(error)

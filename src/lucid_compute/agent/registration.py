@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
-from lucid_compute.agent.faults import NodeEnded, WrongSettings
+from lucid_compute.agent.fatal_errors import NodeEnded, WrongSettings
 from lucid_compute.agent.settings import AgentSettings
 from lucid_compute.client import AsyncLucid, errors
 from lucid_compute.passports import PassportStatus, PassportType

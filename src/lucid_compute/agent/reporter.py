@@ -6,9 +6,8 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from lucid_compute.agent.backoff import Backoff
-from lucid_compute.agent.beats import Beats
-from lucid_compute.agent.faults import SLOW_RETRY_SECONDS, NodeEnded, Superseded, refusal
+from lucid_compute.agent.fatal_errors import SLOW_RETRY_SECONDS, NodeEnded, Superseded, refusal
+from lucid_compute.agent.heartbeat_sender import Backoff, HeartbeatSender
 from lucid_compute.agent.node_report import declaration_of, heartbeat_of, metadata_of
 from lucid_compute.agent.observer import Observer
 from lucid_compute.agent.registration import Registration
@@ -42,7 +41,7 @@ class Reporter:
         self._backoff = Backoff()
         self._trouble: str | None = None
         self._is_draining = self._is_drained = False
-        self.beats = Beats(lucid)
+        self.sender = HeartbeatSender(lucid)
         self.passport_id: str | None = None
 
     async def run(self) -> None:
@@ -87,7 +86,7 @@ class Reporter:
             return 0.0
         fields = heartbeat_of(self._observer.seen(), self._settings, stops=False)
         try:
-            answer = await self.beats.send(self.passport_id, fields)
+            answer = await self.sender.send(self.passport_id, fields)
         except errors.NodeDeregistered as error:
             raise NodeEnded(f"{error.message} The agent stops; start it again to register anew.") from error
         except errors.NotFound as error:

@@ -7,9 +7,8 @@ import logging
 from collections.abc import Callable
 from typing import NamedTuple
 
-from lucid_compute.agent.inference_server import HEALTH_DEADLINE_SECONDS, Answer, InferenceServer
-from lucid_compute.agent.progress import WEDGED_AFTER_SECONDS, ProgressWatch
 from lucid_compute.agent.runtimes.detection import CERTAIN, Detection, detect
+from lucid_compute.agent.runtimes.inference_server import HEALTH_DEADLINE_SECONDS, InferenceServer, ServerResponse
 from lucid_compute.agent.runtimes.reading import NOTHING_READ, ServerReading
 
 DETECT_AGAIN_SECONDS = 300.0
@@ -39,12 +38,12 @@ class ServerWatch:
         self._clock = clock
         self._detection: Detection | None = None
         self._detected_at = 0.0
-        self._progress = ProgressWatch()
+        self._progress = StallDetector()
         self._silences = 0
         self._was_away = False
         self._is_strange = False
 
-    async def look(self) -> Observation:
+    async def observe(self) -> Observation:
         """Answer how the server is now."""
         if self._is_detection_due():
             await self._detect()
@@ -59,7 +58,7 @@ class ServerWatch:
         self._progress.note(reading, now)
         return Observation(now, self._detection, reading, self._fault(self._detection, health, reading, now))
 
-    async def _read(self, detection: Detection) -> tuple[Answer, ServerReading]:
+    async def _read(self, detection: Detection) -> tuple[ServerResponse, ServerReading]:
         return await asyncio.gather(
             self._server.get(detection.runtime.health_path, HEALTH_DEADLINE_SECONDS),
             detection.runtime.read(self._server),
@@ -90,7 +89,7 @@ class ServerWatch:
             found.confidence,
             "; ".join(found.evidence),
         )
-        self._detection, self._progress = found, ProgressWatch()
+        self._detection, self._progress = found, StallDetector()
 
     async def _why_unknown(self) -> str:
         answer = await self._server.get("/v1/models")
@@ -98,7 +97,7 @@ class ServerWatch:
             return f"the inference server {answer.fault}"
         return f"the inference server is none that is known: it answers {answer.status} to /v1/models"
 
-    def _fault(self, detection: Detection, health: Answer, reading: ServerReading, now: float) -> str | None:
+    def _fault(self, detection: Detection, health: ServerResponse, reading: ServerReading, now: float) -> str | None:
         name = detection.runtime.name or "the inference server"
         if (fault := self._health_fault(name, health)) is not None:
             return fault
@@ -111,7 +110,7 @@ class ServerWatch:
             )
         return None
 
-    def _health_fault(self, name: str, health: Answer) -> str | None:
+    def _health_fault(self, name: str, health: ServerResponse) -> str | None:
         """Answer what is wrong with the answer about health; silence counts when it lasts."""
         self._silences = self._silences + 1 if health.fault else 0
         self._is_strange = _BAD_REQUEST <= health.status < _FIRST_SERVER_FAULT
@@ -125,3 +124,32 @@ class ServerWatch:
 def _is_same(found: Detection, known: Detection) -> bool:
     is_same = type(found.runtime) is type(known.runtime) and found.runtime.version == known.runtime.version
     return is_same and found.confidence <= known.confidence
+
+
+WEDGED_AFTER_SECONDS = 60.0
+
+
+class StallDetector:
+    """Compares readings. What a reading does not tell changes nothing: a wedged server may stop answering /metrics."""
+
+    def __init__(self) -> None:
+        """Know nothing yet."""
+        self._progress: tuple[float, ...] | None = None
+        self._still_since: float | None = None
+
+    def note(self, reading: ServerReading, now: float) -> None:
+        """Take a reading into account, made at `now`."""
+        if reading.running == 0:
+            self._still_since = None
+        elif reading.progress is not None and reading.progress != self._progress:
+            self._progress, self._still_since = reading.progress, now if reading.running else None
+        elif reading.running and reading.progress is not None and self._still_since is None:
+            self._still_since = now
+
+    def still_seconds(self, now: float) -> float:
+        """Answer for how long requests have been running without any progress."""
+        return 0.0 if self._still_since is None else now - self._still_since
+
+    def is_wedged(self, now: float) -> bool:
+        """Whether that has been too long."""
+        return self.still_seconds(now) >= WEDGED_AFTER_SECONDS

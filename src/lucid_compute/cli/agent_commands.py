@@ -11,14 +11,13 @@ import typer
 from pydantic import ValidationError
 
 from lucid_compute.agent.settings import AgentSettings
-from lucid_compute.cli.command_groups import NamesItsCommands
-from lucid_compute.cli.connection import ApiOption, KeyOption
-from lucid_compute.cli.local_key import find_local_key
+from lucid_compute.cli.command_groups import SuggestingGroup
+from lucid_compute.cli.connection import ApiOption, KeyOption, find_local_key
 from lucid_compute.cli.settings import data_dir
 from lucid_compute.client.settings import DEFAULT_URL
 
 app = typer.Typer(
-    cls=NamesItsCommands, help="Report an inference server and its GPUs to the registry.", no_args_is_help=True
+    cls=SuggestingGroup, help="Report an inference server and its GPUs to the registry.", no_args_is_help=True
 )
 
 
@@ -77,10 +76,10 @@ def inspect(
 ) -> None:
     """Print what an agent would find here, and report nothing. Exit status: 0 the server can serve, else 1."""
     settings = _read_settings({"url": url, "inference_key": inference_key, "gpus": gpus})
-    from lucid_compute.agent.inspection import inspect_here  # noqa: PLC0415 - the other commands start without it
+    from lucid_compute.agent.agent import dry_run  # noqa: PLC0415 - the other commands start without it
 
     logging.disable(logging.WARNING)  # what would be logged stands in what is printed
-    found = inspect_here(settings)
+    found = dry_run(settings)
     if as_json:
         print(json.dumps(found, indent=2))
     else:

@@ -13,7 +13,7 @@ LIST = "list"
 SHOW = "show"
 
 
-class CalledLately(TyperGroup):
+class LazyCommands(TyperGroup):
     """A group of which each command's module is imported when the command is called, or when all are listed.
 
     `PLACES` names them in the order of the help, as `module:name`: a function that is one command, or a Typer
@@ -53,7 +53,7 @@ def _command(name: str, found: Any) -> Any:
     return typer.main.get_command(holder)
 
 
-class NamesItsCommands(TyperGroup):
+class SuggestingGroup(TyperGroup):
     """A group that says after a word which is none of its commands what was meant, or which commands there are."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
@@ -71,7 +71,7 @@ class NamesItsCommands(TyperGroup):
         return "There are: " + ", ".join(name for name, command in self.commands.items() if not command.hidden)
 
 
-class ListsByDefault(NamesItsCommands):
+class ListByDefault(SuggestingGroup):
     """A group that means its command `list` when none is named: `lucid nodes --watch` is `lucid nodes list --watch`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from ipaddress import ip_address
+from pathlib import Path
 from typing import Annotated, Self
+from urllib.parse import urlsplit
 
 import typer
 
-from lucid_compute.cli.exit_status import ExitStatus
-from lucid_compute.cli.failures import CommandFailed
-from lucid_compute.cli.local_key import ADMIN_KEY_FILE, find_local_key, is_loopback
+from lucid_compute.cli.failures import CommandFailed, ExitStatus
 from lucid_compute.cli.settings import data_dir
 from lucid_compute.client import Lucid
 from lucid_compute.client.errors import (
@@ -42,7 +45,7 @@ KeyOption = Annotated[
 ]
 SECONDS_TO_ANSWER = 10.0
 RETRIES = 1  # a person waits: an outage is better told soon
-PROGRAMMERS_WORDS = {
+API_CALLS_AS_COMMANDS = {
     "GET /passports lists the ones this key can see": "`lucid passports` lists the ones this key can see",
     "Register it with POST /passports, or list yours with GET /compute": "`lucid nodes` lists yours",
     "GET /models lists them": "`lucid models` lists them",
@@ -84,7 +87,7 @@ class Connection:
         self._lucid.close()
 
     @contextmanager
-    def asked(self) -> Iterator[Lucid]:
+    def session(self) -> Iterator[Lucid]:
         """Answer the SDK; after a failure it may be asked again.
 
         Raises:
@@ -104,7 +107,7 @@ class Connection:
         if isinstance(error, Unauthorized):
             return self._key_sentence()
         is_fault = isinstance(error, ServiceFailed) and error.request_id
-        said = _each_fault(error) or in_commands(error.message)
+        said = _each_fault(error) or with_commands(error.message)
         return said + (f" The service's log has it under {error.request_id}." if is_fault else "")
 
     def _key_sentence(self) -> str:
@@ -138,7 +141,7 @@ def connected(
         CommandFailed: with what the service, or the way to it, says.
     """
     connection = Connection(api, key, timeout_seconds=timeout_seconds, retries=retries)
-    with connection, connection.asked() as lucid:
+    with connection, connection.session() as lucid:
         yield lucid
 
 
@@ -155,8 +158,41 @@ def status_of(error: LucidClientError) -> ExitStatus:
     return ExitStatus.UNREACHABLE
 
 
-def in_commands(message: str) -> str:
+def with_commands(message: str) -> str:
     """Answer a sentence of the service with the calls of its API that it names as commands of ours."""
-    for call, command in PROGRAMMERS_WORDS.items():
+    for call, command in API_CALLS_AS_COMMANDS.items():
         message = message.replace(call, command)
     return message
+
+
+ADMIN_KEY_FILE = "admin.key"
+LONGEST_KEY = 512
+
+
+def find_local_key(api_url: str, data_dir: Path) -> str | None:
+    """Answer the key in the data folder's `admin.key`; None for an address that is not loopback.
+
+    The key leaves this machine for nobody. A file that is not ours, or that others may read, is left alone: it is
+    nothing that `lucid serve` wrote, and we would hand its content to whoever listens there.
+    """
+    if not is_loopback(api_url):
+        return None
+    try:
+        with (data_dir / ADMIN_KEY_FILE).open(encoding="ascii") as file:
+            status = os.fstat(file.fileno())
+            if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:
+                return None
+            return file.read(LONGEST_KEY + 1).strip() or None
+    except (OSError, ValueError):  # no such file, or nothing that is a key
+        return None
+
+
+def is_loopback(url: str) -> bool:
+    """Whether the URL names this machine by a loopback address, or as localhost."""
+    host = urlsplit(url).hostname or ""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -10,14 +10,13 @@ from typing import Annotated, Any
 
 import typer
 
-from lucid_compute.cli.command_groups import NamesItsCommands
-from lucid_compute.cli.confirmation import YesOption, confirm
-from lucid_compute.cli.failures import CommandFailed
+from lucid_compute.cli.command_groups import SuggestingGroup
+from lucid_compute.cli.failures import CommandFailed, YesOption, confirm
 from lucid_compute.cli.output import JsonOption, show_done
 from lucid_compute.cli.settings import data_dir
 
 app = typer.Typer(
-    cls=NamesItsCommands, help="Look at the database's schema and change it by hand.", no_args_is_help=True
+    cls=SuggestingGroup, help="Look at the database's schema and change it by hand.", no_args_is_help=True
 )
 UrlOption = Annotated[
     str | None,

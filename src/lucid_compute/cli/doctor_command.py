@@ -11,11 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
-from lucid_compute.cli.connection import ApiOption, KeyOption
-from lucid_compute.cli.exit_status import ExitStatus
-from lucid_compute.cli.failures import CommandFailed
-from lucid_compute.cli.local_key import find_local_key
-from lucid_compute.cli.plain_text import counted, plain
+from lucid_compute.cli.connection import ApiOption, KeyOption, find_local_key
+from lucid_compute.cli.failures import CommandFailed, ExitStatus
+from lucid_compute.cli.formatting import counted, plain
 from lucid_compute.cli.settings import data_dir
 from lucid_compute.client import AsyncLucid
 from lucid_compute.client.errors import ConfigurationFault
@@ -61,7 +59,7 @@ def doctor(
 async def _examine(
     node: str | None, url: str | None, inference_key: str | None, api: str | None, key: str | None, *, as_json: bool
 ) -> int:
-    from lucid_compute.doctor.examination import examine  # noqa: PLC0415 - the other commands start without it
+    from lucid_compute.agent.doctor.examination import examine  # noqa: PLC0415 - the other commands start without it
 
     checks: list[dict[str, Any]] = []
     base_url = api or DEFAULT_URL

@@ -6,12 +6,26 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from enum import IntEnum
+from typing import Annotated, Any
 
 import typer
 
-from lucid_compute.cli.exit_status import ExitStatus
-from lucid_compute.cli.plain_text import plain
+from lucid_compute.cli.formatting import plain
+
+
+class ExitStatus(IntEnum):
+    """How a command ended."""
+
+    OK = 0
+    REFUSED = 1  # the service said no, or what was asked about is not so
+    USAGE = 2  # the command line can't be understood, or is not precise enough
+    UNREACHABLE = 3  # no answer, or one that says: not now; trying again may help
+    NOT_AUTHORISED = 4  # no key, an unknown one, or one that may not do this
+    NOT_FOUND = 5  # nothing of that id or name is there for this key
+    TIMED_OUT = 6  # what was waited for did not happen in time
+    INTERRUPTED = 130  # Ctrl-C
+    PIPE_CLOSED = 141  # the reader of our output went away
 
 
 class CommandFailed(Exception):
@@ -40,7 +54,7 @@ class PipeClosed(Exception):
 
 def run(command: Callable[..., Any]) -> int:
     """Run a Typer application, say what went wrong if something did, and answer the exit status."""
-    _see_to_streams()
+    _prepare_streams()
     try:
         status = command(standalone_mode=False)
         sys.stdout.flush()
@@ -76,7 +90,7 @@ def complain(sentence: str) -> None:
     print(f"lucid: {plain(sentence)}", file=sys.stderr)
 
 
-def _see_to_streams() -> None:
+def _prepare_streams() -> None:
     """Write what the terminal's encoding lacks as a question mark, and to nowhere if a stream was closed."""
     sys.stdout = sys.stdout or _nowhere()
     sys.stderr = sys.stderr or _nowhere()
@@ -114,3 +128,20 @@ def _end(sentence: str | None, status: ExitStatus) -> int:
 def _silence(stream: Any) -> None:
     """Lead the stream's file to nowhere, so that what its buffer still holds is dropped without a word."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
+def confirm(question: str, *, is_agreed: bool) -> None:
+    """Return if the person agrees; the question goes to stderr.
+
+    Raises:
+        CommandFailed: they do not, or nobody can be asked.
+    """
+    if is_agreed:
+        return
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise CommandFailed(f"{question} Nobody is here to ask: say --yes.", ExitStatus.USAGE)
+    if not typer.confirm(plain(question), err=True):
+        raise CommandFailed("Nothing was changed.")

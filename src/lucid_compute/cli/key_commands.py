@@ -7,18 +7,17 @@ from typing import Annotated
 
 import typer
 
-from lucid_compute.cli.command_groups import ListsByDefault
-from lucid_compute.cli.completion import complete_key, complete_node
-from lucid_compute.cli.confirmation import YesOption, confirm
+from lucid_compute.cli.command_groups import ListByDefault
 from lucid_compute.cli.connection import ApiOption, KeyOption, connected
-from lucid_compute.cli.instants import read_future
-from lucid_compute.cli.names import get_key, get_node
+from lucid_compute.cli.failures import YesOption, confirm
+from lucid_compute.cli.formatting import UNKNOWN, instant
+from lucid_compute.cli.lookup import complete_key, complete_node, get_key, get_node
 from lucid_compute.cli.output import Column, JsonOption, Listing, sentence, show, show_done, show_json, show_secret
-from lucid_compute.cli.plain_text import UNKNOWN, instant
+from lucid_compute.cli.time_arguments import read_future
 from lucid_compute.wire.keys import KeyLimits, KeyView, NewKey, Scope
 
 app = typer.Typer(
-    cls=ListsByDefault,
+    cls=ListByDefault,
     help="Make, list, rotate and revoke API keys; for admins.",
     epilog="`lucid keys` alone is `lucid keys list`, with the same options.",
 )

@@ -8,13 +8,13 @@ from typing import Annotated, ClassVar
 import typer
 
 from lucid_compute import __version__
-from lucid_compute.cli.command_groups import CalledLately
+from lucid_compute.cli.command_groups import LazyCommands
 from lucid_compute.cli.failures import run
 
 _HERE = "lucid_compute.cli"
 
 
-class Commands(CalledLately):
+class Commands(LazyCommands):
     """The commands in the order of the help, each with where it is."""
 
     PLACES: ClassVar[dict[str, str]] = {
@@ -23,7 +23,7 @@ class Commands(CalledLately):
         "doctor": f"{_HERE}.doctor_command:doctor",
         "nodes": f"{_HERE}.node_commands:app",
         "models": f"{_HERE}.model_commands:app",
-        "match": f"{_HERE}.history_commands:match",
+        "match": f"{_HERE}.model_commands:match",
         "drain": f"{_HERE}.lifecycle_commands:drain",
         "resume": f"{_HERE}.lifecycle_commands:resume",
         "deregister": f"{_HERE}.lifecycle_commands:deregister",

@@ -10,8 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lucid_compute.cli.exit_status import ExitStatus
-from lucid_compute.cli.failures import CommandFailed
+from lucid_compute.cli.failures import CommandFailed, ExitStatus
 
 MetadataOption = Annotated[
     str | None,

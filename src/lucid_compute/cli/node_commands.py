@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 
-from lucid_compute.cli.command_groups import ListsByDefault
-from lucid_compute.cli.completion import complete_model, complete_node
-from lucid_compute.cli.connection import ApiOption, Connection, KeyOption, connected
-from lucid_compute.cli.exit_status import ExitStatus
-from lucid_compute.cli.failures import CommandFailed
-from lucid_compute.cli.names import get_node
-from lucid_compute.cli.node_tables import node_facts, node_summary, node_table
-from lucid_compute.cli.node_watch import watch
-from lucid_compute.cli.output import JsonOption, sentence, show, show_json
+from lucid_compute.cli.command_groups import ListByDefault
+from lucid_compute.cli.connection import ApiOption, Connection, KeyOption, connected, with_commands
+from lucid_compute.cli.failures import CommandFailed, ExitStatus
+from lucid_compute.cli.formatting import UNKNOWN, counted, listed, number, or_unknown, share, span
+from lucid_compute.cli.lookup import complete_model, complete_node, get_node
+from lucid_compute.cli.output import Column, JsonOption, Listing, console_for, facts, sentence, show, show_json
 from lucid_compute.client import Lucid
 from lucid_compute.node_state import NodeStatus
-from lucid_compute.wire.compute import NodeView
+from lucid_compute.wire.compute import NodeHealth, NodeView
 
 app = typer.Typer(
-    cls=ListsByDefault,
+    cls=ListByDefault,
     help="See how nodes do: as a table, live with --watch, or one node whole.",
     epilog="`lucid nodes` alone is `lucid nodes list`, with the same options.",
 )
@@ -57,7 +60,7 @@ def list_nodes(
     with Connection(api, key) as connection:
 
         def read() -> list[NodeView]:
-            with connection.asked() as lucid:
+            with connection.session() as lucid:
                 return list(lucid.compute.list(**wanted))
 
         if is_watched:
@@ -88,3 +91,146 @@ def view_node(lucid: Lucid, id_or_name: str) -> NodeView:
     if isinstance(passport, NodeView):
         return passport
     return NodeView(**passport.model_dump(), health=lucid.compute.health(passport.id))
+
+
+NODE_COLUMNS = (
+    Column("NAME", shortest=16),
+    Column("STATUS"),
+    Column("BEAT", right=True),
+    Column("IN FLIGHT", rank=1, right=True),
+    Column("QUEUE", rank=2, right=True),
+    Column("LOAD", rank=2, right=True),
+    Column("GPU", rank=4, shortest=12),
+    Column("VRAM", rank=3, right=True),
+    Column("MODELS", rank=5, shortest=16),
+    Column("REGION", rank=6),
+    Column("ERRORS", rank=7, right=True),
+    Column("LATENCY", rank=8, right=True),
+    Column("OWNER", rank=9, shortest=8),
+    Column("ID", rank=10),
+)
+
+
+def node_table(nodes: Iterable[NodeView], most_rows: int | None = None) -> Listing:
+    """Answer nodes in the order of their names."""
+    ordered = sorted(nodes, key=lambda node: (node.name, node.id))
+    return Listing(NODE_COLUMNS, [_row(node) for node in ordered], most_rows)
+
+
+def node_summary(nodes: Sequence[NodeView]) -> str:
+    """Answer how many nodes there are of each status."""
+    counts = Counter(shown_status(node.health) for node in nodes)
+    parts = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+    return f"{counted(len(nodes), 'node')}: {parts}" if nodes else "No nodes."
+
+
+def shown_status(health: NodeHealth) -> str:
+    """Answer the status, and `stale` for a node that is healthy by the long window and silent by the short one."""
+    return "stale" if health.status == "healthy" and not health.fresh else health.status.value
+
+
+def node_facts(node: NodeView) -> list[RenderableType]:
+    """Answer one node: who it is, how it does, and why it counts for nothing if it does not."""
+    health = node.health
+    parts: list[RenderableType] = [facts([*_identity(node), *_condition(health), *_reported(health)])]
+    if health.reasons:
+        parts += [sentence(""), sentence("It counts for no model now:", style="bold")]
+        parts += [
+            sentence(f"  {reason.code}: {with_commands(reason.message)}", style="red") for reason in health.reasons
+        ]
+    return parts
+
+
+def _row(node: NodeView) -> tuple[str, ...]:
+    health, metadata = node.health, node.metadata
+    return (
+        node.name,
+        shown_status(health),
+        span(health.heartbeat_age_seconds),
+        number(health.in_flight),
+        number(health.queue_depth),
+        share(health.load),
+        or_unknown(metadata.get("gpu")).removeprefix("NVIDIA "),
+        number(metadata.get("vramGb"), "GB"),
+        listed(health.available_models),
+        or_unknown(metadata.get("region")),
+        share(health.error_rate),
+        number(health.avg_latency_ms, "ms"),
+        node.owner,
+        node.id,
+    )
+
+
+def _identity(node: NodeView) -> list[tuple[str, object]]:
+    metadata = node.metadata
+    count = metadata.get("gpuCount")
+    return [
+        ("name", node.name),
+        ("id", node.id),
+        ("owner", node.owner),
+        ("gpu", " x ".join(filter(None, [number(count) if count else "", or_unknown(metadata.get("gpu"))]))),
+        ("vram", number(metadata.get("vramGb"), "GB")),
+        ("region", or_unknown(metadata.get("region"))),
+        ("url", or_unknown(metadata.get("inferenceUrl"))),
+        ("takes", f"{counted(metadata['maxConcurrency'], 'request')} at a time" if metadata.get("maxConcurrency") else
+         "any number of requests"),
+    ]  # fmt: skip
+
+
+def _condition(health: NodeHealth) -> list[tuple[str, object]]:
+    return [
+        ("status", shown_status(health)),
+        ("last beat", f"{span(health.heartbeat_age_seconds)} ago" if health.last_heartbeat_at else "none yet"),
+        ("up for", span(health.uptime_seconds)),
+        ("in flight", health.in_flight),
+        ("queue", number(health.queue_depth)),
+        ("load", share(health.load)),
+        ("jobs", f"{number(health.jobs_completed)} completed, {share(health.error_rate)} errors in the last hour"),
+        ("latency", number(health.avg_latency_ms, "ms")),
+        ("models", listed(health.available_models)),
+    ]
+
+
+def _reported(health: NodeHealth) -> list[tuple[str, object]]:
+    if (reported := health.reported) is None:
+        return []
+    runtime = " ".join(filter(None, (reported.runtime.name, reported.runtime.version))) if reported.runtime else UNKNOWN
+    said: list[tuple[str, object]] = [("runtime", runtime)]
+    if reported.clock_offset_seconds is not None:
+        said.append(("clock", f"{reported.clock_offset_seconds:+.1f} s beside the service's"))
+    if reported.detail:
+        said.append(("it says", reported.detail))
+    return said
+
+
+LINES_BESIDE_ROWS = 6  # titles, "and 12 more", the footer of two lines and their distance
+PASSING = {ExitStatus.UNREACHABLE}
+
+
+def watch(read: Callable[[], list[NodeView]], interval_seconds: float) -> None:
+    """Show what `read` answers every `interval_seconds`; what fails to pass is raised, an outage is shown below."""
+    console = console_for()
+    nodes: list[NodeView] = []
+    read_at: datetime | None = None
+    with Live(console=console, screen=True, auto_refresh=False) as live:
+        while True:
+            trouble = ""
+            try:
+                nodes, read_at = read(), datetime.now(UTC)
+            except CommandFailed as failure:
+                if failure.status not in PASSING:
+                    raise
+                trouble = failure.sentence
+            live.update(_picture(console, nodes, read_at, trouble), refresh=True)
+            time.sleep(interval_seconds)
+
+
+def _picture(console: Console, nodes: list[NodeView], read_at: datetime | None, trouble: str) -> Group:
+    """Answer the table and the footer, as many rows as the terminal has."""
+    at = f"{read_at:%H:%M:%SZ}" if read_at else "never"
+    parts: list[RenderableType] = [node_table(nodes, max(1, console.height - LINES_BESIDE_ROWS)), sentence("")]
+    if read_at:
+        parts.append(sentence(f"{node_summary(nodes)}. As of {at}; Ctrl-C ends.", style="dim"))
+    if trouble:
+        parts.append(sentence(trouble, style="red"))
+    return Group(*parts)

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lucid_compute.cli.failures import write
-from lucid_compute.cli.plain_text import UNKNOWN, plain
+from lucid_compute.cli.formatting import UNKNOWN, plain
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON as on the wire, for scripts.")]
 ENDLESS_COLUMNS = 100_000  # of a pipe: nothing is cut off, one line is one row

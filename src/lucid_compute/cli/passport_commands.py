@@ -7,23 +7,20 @@ from typing import Annotated, Any
 
 import typer
 
-from lucid_compute.cli.command_groups import ListsByDefault
-from lucid_compute.cli.completion import complete_passport
-from lucid_compute.cli.confirmation import YesOption, confirm
+from lucid_compute.cli.command_groups import ListByDefault
 from lucid_compute.cli.connection import ApiOption, KeyOption, connected
-from lucid_compute.cli.exit_status import ExitStatus
-from lucid_compute.cli.failures import CommandFailed
+from lucid_compute.cli.failures import CommandFailed, ExitStatus, YesOption, confirm
+from lucid_compute.cli.formatting import instant, listed, or_unknown
+from lucid_compute.cli.lookup import complete_passport, get_passport
 from lucid_compute.cli.metadata_options import MetadataOption, SetOption, read_metadata_options
-from lucid_compute.cli.names import get_passport
 from lucid_compute.cli.output import Column, JsonOption, Listing, facts, sentence, show, show_done, show_json
-from lucid_compute.cli.plain_text import instant, listed, or_unknown
 from lucid_compute.client import Lucid
 from lucid_compute.node_state import NodeStatus
 from lucid_compute.passports import PassportStatus, PassportType
 from lucid_compute.wire.passports import PassportView
 
 app = typer.Typer(
-    cls=ListsByDefault,
+    cls=ListByDefault,
     help="Register nodes, models and other things, and look after what was registered.",
     epilog="`lucid passports` alone is `lucid passports list`, with the same options.",
 )

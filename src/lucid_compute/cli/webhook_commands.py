@@ -6,19 +6,17 @@ from typing import Annotated
 
 import typer
 
-from lucid_compute.cli.command_groups import ListsByDefault
-from lucid_compute.cli.completion import complete_node
-from lucid_compute.cli.confirmation import YesOption, confirm
+from lucid_compute.cli.command_groups import ListByDefault
 from lucid_compute.cli.connection import ApiOption, KeyOption, connected
-from lucid_compute.cli.failures import CommandFailed
-from lucid_compute.cli.names import get_node
+from lucid_compute.cli.failures import CommandFailed, YesOption, confirm
+from lucid_compute.cli.formatting import UNKNOWN, instant
+from lucid_compute.cli.lookup import complete_node, get_node
 from lucid_compute.cli.output import Column, JsonOption, Listing, sentence, show, show_done, show_json, show_secret
-from lucid_compute.cli.plain_text import UNKNOWN, instant
 from lucid_compute.webhook_rules import WebhookEvent
 from lucid_compute.wire.webhooks import DeliveryView, NewWebhook, WebhookView
 
 app = typer.Typer(
-    cls=ListsByDefault,
+    cls=ListByDefault,
     help="Be told of what happens to nodes and models.",
     epilog="`lucid webhooks` alone is `lucid webhooks list`, with the same options.",
 )

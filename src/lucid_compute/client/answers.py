@@ -13,8 +13,8 @@ from typing import Any, NamedTuple, TypeVar, cast
 from pydantic import BaseModel, ValidationError
 
 from lucid_compute.client import errors
-from lucid_compute.client.call import Call
-from lucid_compute.client.mending import find_mended
+from lucid_compute.client.call import ApiCall
+from lucid_compute.client.lenient import read_leniently
 
 T = TypeVar("T")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
@@ -66,7 +66,7 @@ class Received(NamedTuple):
     content: bytes
 
 
-def read_answer(call: Call[T], received: Received, *, base_url: str, has_key: bool) -> T:
+def read_answer(call: ApiCall[T], received: Received, *, base_url: str, has_key: bool) -> T:
     """Answer what the service answered.
 
     Raises:
@@ -77,7 +77,7 @@ def read_answer(call: Call[T], received: Received, *, base_url: str, has_key: bo
     raise _refusal(received, base_url=base_url, has_key=has_key)
 
 
-def _read_success(call: Call[T], received: Received, base_url: str) -> T:
+def _read_success(call: ApiCall[T], received: Received, base_url: str) -> T:
     if call.answer is NoneType:
         return cast("T", None)
     if call.answer is str:
@@ -88,13 +88,13 @@ def _read_success(call: Call[T], received: Received, base_url: str) -> T:
         return cast("T", call.answer.model_validate_json(received.content, extra="ignore"))
     except ValidationError as error:
         found = _find_json(received)
-        mended = find_mended(call.answer, found, error)
-        if mended is not None:
-            return cast("T", mended)
+        lenient = read_leniently(call.answer, found, error)
+        if lenient is not None:
+            return cast("T", lenient)
         raise _not_ours(received, base_url, _shape_sentence(call, error, found)) from None
 
 
-def _shape_sentence(call: Call[Any], error: ValidationError, found: Any) -> str:
+def _shape_sentence(call: ApiCall[Any], error: ValidationError, found: Any) -> str:
     if found is None:
         return ""
     first = error.errors(include_url=False, include_input=False)[0]

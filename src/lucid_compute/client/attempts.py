@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from lucid_compute.client.call import Call
+from lucid_compute.client.call import ApiCall
 from lucid_compute.client.errors import LucidClientError, NotFound
 
 SHORTEST_ATTEMPT_SECONDS = 0.05
@@ -31,7 +31,7 @@ class Attempts:
     """The attempts of one call, from its start on."""
 
     def __init__(
-        self, call: Call[Any], policy: RetryPolicy, *, now_seconds: float, random: Callable[[], float]
+        self, call: ApiCall[Any], policy: RetryPolicy, *, now_seconds: float, random: Callable[[], float]
     ) -> None:
         """Start at `now_seconds` of a clock that only goes forward; `random` answers 0 to 1."""
         self._call = call

@@ -27,7 +27,7 @@ Query = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Call(Generic[T]):
+class ApiCall(Generic[T]):
     """A request of the service, and the type of its answer.
 
     `path` is quoted. `is_repeatable`: sent twice, it does what it does once. `waits_seconds` is how long the service
@@ -46,7 +46,7 @@ class Call(Generic[T]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Listing(Generic[PageShape, T]):
+class PagedCall(Generic[PageShape, T]):
     """A list of the service: each of its pages is a call. `identity` tells items apart when pages shift."""
 
     path: str
@@ -55,10 +55,10 @@ class Listing(Generic[PageShape, T]):
     query: Query = ()
     identity: Callable[[T], Hashable] = field(default=attrgetter("id"))
 
-    def page(self, number: int, per_page: int) -> Call[PageShape]:
+    def page(self, number: int, per_page: int) -> ApiCall[PageShape]:
         """Answer the call for one page; pages count from 1."""
         query = (*self.query, *query_of(page=number, per_page=per_page))
-        return Call(method="GET", path=self.path, query=query, answer=self.answer)
+        return ApiCall(method="GET", path=self.path, query=query, answer=self.answer)
 
 
 def path_of(*parts: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lucid_compute.client.call import Call, Listing, path_of, query_of, refuse
+from lucid_compute.client.call import ApiCall, PagedCall, path_of, query_of, refuse
 from lucid_compute.wire.passports import ModelAvailability, ModelList, ModelView
 
 _AVAILABILITY = "/availability"
@@ -21,7 +21,7 @@ def list_(
     search: str | None = None,
     sort_by: str | None = None,
     sort_order: str | None = None,
-) -> Listing[ModelList, ModelView]:
+) -> PagedCall[ModelList, ModelView]:
     """Iterate over models, each with `available` and `served`: those that can be run now, those that can't, or all."""
     query = query_of(
         available=available,
@@ -34,17 +34,17 @@ def list_(
         sort_by=sort_by,
         sort_order=sort_order,
     )
-    return Listing(path="/models", query=query, answer=ModelList, items=lambda page: page.models)
+    return PagedCall(path="/models", query=query, answer=ModelList, items=lambda page: page.models)
 
 
-def get(id_or_name: str) -> Call[ModelView]:
+def get(id_or_name: str) -> ApiCall[ModelView]:
     """Read one model by its passport id, its name or an alias; names may hold slashes."""
     if id_or_name.endswith(_AVAILABILITY):
         raise refuse("model", "No model's name ends in /availability. Call models.availability with what comes before.")
-    return Call(method="GET", path=path_of("models", id_or_name), answer=ModelView)
+    return ApiCall(method="GET", path=path_of("models", id_or_name), answer=ModelView)
 
 
-def availability(id_or_name: str, *, reason: str | None = None) -> Call[ModelAvailability]:
+def availability(id_or_name: str, *, reason: str | None = None) -> ApiCall[ModelAvailability]:
     """Explain, node by node, why a model can or can't be run right now; of the nodes with one `reason` alone."""
     path = path_of("models", id_or_name) + _AVAILABILITY
-    return Call(method="GET", path=path, query=query_of(reason=reason), answer=ModelAvailability)
+    return ApiCall(method="GET", path=path, query=query_of(reason=reason), answer=ModelAvailability)

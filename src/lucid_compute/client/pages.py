@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
-from lucid_compute.client.call import Listing
+from lucid_compute.client.call import PagedCall
 from lucid_compute.client.transport import AsyncTransport, Transport
 from lucid_compute.wire.lists import DEFAULT_PER_PAGE, MAX_PER_PAGE, Pagination
 
@@ -37,7 +37,7 @@ class Page(Generic[T]):
 class Pages(Generic[T]):
     """A list of the service. Iterating asks for one page after the other, each when its first item is wanted."""
 
-    def __init__(self, transport: Transport, listing: Listing[Any, T]) -> None:
+    def __init__(self, transport: Transport, listing: PagedCall[Any, T]) -> None:
         """Ask for nothing yet."""
         self._transport, self._listing = transport, listing
 
@@ -52,16 +52,16 @@ class Pages(Generic[T]):
 
     def pages(self, *, per_page: int = MAX_PER_PAGE) -> Iterator[Page[T]]:
         """Iterate over the pages that are not empty."""
-        walk = _Walk(self._listing)
-        while walk.goes_on:
-            if fresh := walk.take(self.page(walk.number, per_page=per_page)):
+        cursor = _PageCursor(self._listing)
+        while cursor.has_more:
+            if fresh := cursor.keep_new(self.page(cursor.number, per_page=per_page)):
                 yield fresh
 
 
 class AsyncPages(Generic[T]):
     """A list of the service. Iterating asks for one page after the other, each when its first item is wanted."""
 
-    def __init__(self, transport: AsyncTransport, listing: Listing[Any, T]) -> None:
+    def __init__(self, transport: AsyncTransport, listing: PagedCall[Any, T]) -> None:
         """Ask for nothing yet."""
         self._transport, self._listing = transport, listing
 
@@ -77,29 +77,29 @@ class AsyncPages(Generic[T]):
 
     async def pages(self, *, per_page: int = MAX_PER_PAGE) -> AsyncIterator[Page[T]]:
         """Iterate over the pages that are not empty."""
-        walk = _Walk(self._listing)
-        while walk.goes_on:
-            if fresh := walk.take(await self.page(walk.number, per_page=per_page)):
+        cursor = _PageCursor(self._listing)
+        while cursor.has_more:
+            if fresh := cursor.keep_new(await self.page(cursor.number, per_page=per_page)):
                 yield fresh
 
 
-class _Walk(Generic[T]):
+class _PageCursor(Generic[T]):
     """The way through a list, without the items that moved from the last page to this one."""
 
-    def __init__(self, listing: Listing[Any, T]) -> None:
+    def __init__(self, listing: PagedCall[Any, T]) -> None:
         self._identity = listing.identity
         self._last: set[Hashable] = set()
         self.number = 1
-        self.goes_on = True
+        self.has_more = True
 
-    def take(self, page: Page[T]) -> Page[T]:
+    def keep_new(self, page: Page[T]) -> Page[T]:
         """Answer the page's new items, and know whether another page follows."""
         items = [item for item in page if self._identity(item) not in self._last]
         self._last = {self._identity(item) for item in page}
-        self.goes_on = bool(page.items) and self.number < page.pagination.total_pages
+        self.has_more = bool(page.items) and self.number < page.pagination.total_pages
         self.number += 1
         return Page(items, page.pagination)
 
 
-def _read(listing: Listing[Any, T], answer: _Paginated) -> Page[T]:
+def _read(listing: PagedCall[Any, T], answer: _Paginated) -> Page[T]:
     return Page(listing.items(answer), answer.pagination)

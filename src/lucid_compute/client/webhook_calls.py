@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from types import NoneType
 
-from lucid_compute.client.call import Call, Listing, body_of, given, path_of, query_of
+from pydantic import ValidationError
+
+from lucid_compute.client.call import ApiCall, PagedCall, body_of, given, path_of, query_of
+from lucid_compute.webhook_rules import BadSignature, verify
 from lucid_compute.wire.webhooks import (
     DeliveryList,
     DeliveryView,
     NewWebhook,
     WebhookCreate,
     WebhookList,
+    WebhookMessage,
     WebhookRotate,
     WebhookTest,
     WebhookView,
@@ -25,7 +30,7 @@ def create(
     passport_ids: Sequence[str] | None = None,
     owner: str | None = None,
     all_owners: bool = False,
-) -> Call[NewWebhook]:
+) -> ApiCall[NewWebhook]:
     """Be told of what happens to one's nodes and models, by POST to a URL; without `events` of all that there are now.
 
     `passport_ids` are the nodes and models to be told of alone; `all_owners`, for admins, is of everyone's. The secret
@@ -35,42 +40,59 @@ def create(
     lists = {"events": events, "passport_ids": passport_ids}
     fields = given(owner=owner, **{name: None if each is None else list(each) for name, each in lists.items()})
     body = body_of(WebhookCreate, url=url, all_owners=all_owners, **fields)
-    return Call(method="POST", path="/webhooks", body=body, answer=NewWebhook, is_repeatable=False)
+    return ApiCall(method="POST", path="/webhooks", body=body, answer=NewWebhook, is_repeatable=False)
 
 
 def list_(
     *, owner: str | None = None, sort_by: str | None = None, sort_order: str | None = None
-) -> Listing[WebhookList, WebhookView]:
+) -> PagedCall[WebhookList, WebhookView]:
     """Iterate over one's own webhooks, without their secrets."""
     query = query_of(owner=owner, sort_by=sort_by, sort_order=sort_order)
-    return Listing(path="/webhooks", query=query, answer=WebhookList, items=lambda page: page.webhooks)
+    return PagedCall(path="/webhooks", query=query, answer=WebhookList, items=lambda page: page.webhooks)
 
 
-def delete(webhook_id: str) -> Call[None]:
+def delete(webhook_id: str) -> ApiCall[None]:
     """End a webhook; what waits for it is not sent."""
-    return Call(method="DELETE", path=path_of("webhooks", webhook_id), answer=NoneType, is_done_when_missing=True)
+    return ApiCall(method="DELETE", path=path_of("webhooks", webhook_id), answer=NoneType, is_done_when_missing=True)
 
 
-def rotate(webhook_id: str, *, now: bool = False) -> Call[NewWebhook]:
+def rotate(webhook_id: str, *, now: bool = False) -> ApiCall[NewWebhook]:
     """Give a webhook a new secret; the former one signs as well for 24 hours, or with `now` no more.
 
     It is not sent again after a lost answer, for the secret in that one would be lost: rotate once more.
     """
     path = path_of("webhooks", webhook_id, "rotate")
     body = body_of(WebhookRotate, now=now)
-    return Call(method="POST", path=path, body=body, answer=NewWebhook, is_repeatable=False)
+    return ApiCall(method="POST", path=path, body=body, answer=NewWebhook, is_repeatable=False)
 
 
-def test(webhook_id: str) -> Call[WebhookTest]:
+def test(webhook_id: str) -> ApiCall[WebhookTest]:
     """Have a test sent at once, and learn what came of it; one that is delivered enables a disabled webhook again."""
     path = path_of("webhooks", webhook_id, "test")
-    return Call(method="POST", path=path, answer=WebhookTest, is_repeatable=False, waits_seconds=10)
+    return ApiCall(method="POST", path=path, answer=WebhookTest, is_repeatable=False, waits_seconds=10)
 
 
 def deliveries(
     webhook_id: str, *, sort_by: str | None = None, sort_order: str | None = None
-) -> Listing[DeliveryList, DeliveryView]:
+) -> PagedCall[DeliveryList, DeliveryView]:
     """Iterate over what a webhook was told in the last seven days or waits for, newest first."""
     query = query_of(sort_by=sort_by, sort_order=sort_order)
     path = path_of("webhooks", webhook_id, "deliveries")
-    return Listing(path=path, query=query, answer=DeliveryList, items=lambda page: page.deliveries)
+    return PagedCall(path=path, query=query, answer=DeliveryList, items=lambda page: page.deliveries)
+
+
+def read_webhook(secret: str, body: bytes, signature: str, *, now: datetime | None = None) -> WebhookMessage:
+    """Answer the event of a delivery: its body as the bytes that came, and its header `Lucid-Signature`.
+
+    The same `id` may come again; keep those of a day and drop what you know. `now` is the present by default.
+
+    Raises:
+        BadSignature: it was not signed with this secret or not within five minutes, or it is no event.
+    """
+    verify(secret, body, signature, now or datetime.now(UTC))
+    try:
+        return WebhookMessage.model_validate_json(body, extra="ignore")
+    except ValidationError as error:
+        raise BadSignature(
+            f"The delivery is signed and no event: {error.error_count()} of its fields differ."
+        ) from None

@@ -6,14 +6,12 @@ import asyncio
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
-from lucid_compute.agent.inference_server import Answer, InferenceServer
+from lucid_compute.agent.runtimes.inference_server import InferenceServer, ServerResponse
 from lucid_compute.agent.runtimes.llama_cpp import LlamaCpp
 from lucid_compute.agent.runtimes.ollama import Ollama
-from lucid_compute.agent.runtimes.openai_compatible import OpenAiCompatible
 from lucid_compute.agent.runtimes.reading import Runtime, as_label, models_listed
 from lucid_compute.agent.runtimes.sglang import Sglang
-from lucid_compute.agent.runtimes.tgi import Tgi
-from lucid_compute.agent.runtimes.vllm import Vllm
+from lucid_compute.agent.runtimes.vllm import OpenAiCompatible, Tgi, Vllm
 
 CERTAIN = 1.0  # it says so in two places
 LIKELY = 0.7  # it says so in one place that nobody else is known to imitate
@@ -38,7 +36,7 @@ class Detection(NamedTuple):
 class _Answers(NamedTuple):
     """Everything that was asked, and what `/v1/models` says of who owns its models."""
 
-    by_path: Mapping[str, Answer]
+    by_path: Mapping[str, ServerResponse]
     owners: frozenset[str]
     ids: frozenset[str]
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from lucid_compute.agent.inference_server import InferenceServer
-from lucid_compute.agent.metrics_text import NO_METRICS, Metrics, read_metrics
+from lucid_compute.agent.runtimes.inference_server import InferenceServer
+from lucid_compute.agent.runtimes.metrics_text import NO_METRICS, MetricSamples, read_metrics
 from lucid_compute.agent.runtimes.reading import (
     ServedModel,
     ServerReading,
@@ -56,7 +56,7 @@ class LlamaCpp:
 
 async def _ask_for_metrics(
     server: InferenceServer, entries: list[dict[str, Any]]
-) -> tuple[Metrics, list[dict[str, Any]]]:
+) -> tuple[MetricSamples, list[dict[str, Any]]]:
     """Answer the metrics and the slots; a router's metrics are its loaded models', and it has no slots of its own."""
     if not any("status" in entry for entry in entries):
         scraped, listed = await asyncio.gather(server.get("/metrics"), server.get("/slots"))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lucid_compute.agent.inference_server import Answer, InferenceServer
+from lucid_compute.agent.runtimes.inference_server import InferenceServer, ServerResponse
 from lucid_compute.agent.runtimes.reading import (
     MAX_MODELS,
     ServedModel,
@@ -63,7 +63,7 @@ class Ollama:
         )
 
 
-def _local(answer: Answer) -> list[dict[str, Any]] | None:
+def _local(answer: ServerResponse) -> list[dict[str, Any]] | None:
     """Answer the models of a list that run on this machine."""
     entries = answer.fields.get("models")
     if not isinstance(entries, list):

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from lucid_compute.agent.inference_server import Answer, InferenceServer
+from lucid_compute.agent.runtimes.inference_server import InferenceServer, ServerResponse
 
 MAX_MODELS = 1000
 _MAX_LABEL = 200
@@ -65,7 +65,7 @@ class Runtime(Protocol):
         """Answer how the server is now."""
 
 
-def models_listed(answer: Answer) -> list[dict[str, Any]] | None:
+def models_listed(answer: ServerResponse) -> list[dict[str, Any]] | None:
     """Answer the entries of an OpenAI list of models, those with a usable id; None when it is no such list."""
     entries = answer.fields.get("data")
     if not isinstance(entries, list):

@@ -1,4 +1,4 @@
-"""SGLang. Metrics, with --enable-metrics: https://docs.sglang.ai/references/production_metrics.html."""
+"""SGLang. MetricSamples, with --enable-metrics: https://docs.sglang.ai/references/production_metrics.html."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lucid_compute.agent.inference_server import InferenceServer
-from lucid_compute.agent.metrics_text import read_metrics
+from lucid_compute.agent.runtimes.inference_server import InferenceServer
+from lucid_compute.agent.runtimes.metrics_text import read_metrics
 from lucid_compute.agent.runtimes.reading import (
     ServedModel,
     ServerReading,

@@ -14,7 +14,7 @@ MAX_BODY_BYTES = 8 * 1024 * 1024
 _OK = 200
 
 
-class Answer(NamedTuple):
+class ServerResponse(NamedTuple):
     """What came back. Without an answer `status` is 0 and `fault` says why; `is_refused`: nobody listens there."""
 
     status: int
@@ -70,23 +70,23 @@ class InferenceServer:
         """Close its connections."""
         await self._http.aclose()
 
-    async def get(self, path: str, deadline_seconds: float = DEADLINE_SECONDS) -> Answer:
+    async def get(self, path: str, deadline_seconds: float = DEADLINE_SECONDS) -> ServerResponse:
         """Answer what the server answers to a GET within the deadline, which holds for the whole body."""
         try:
             async with asyncio.timeout(deadline_seconds):
                 return await self._get(path)
         except TimeoutError:
-            return Answer(0, fault=f"does not answer within {deadline_seconds:g} s")
+            return ServerResponse(0, fault=f"does not answer within {deadline_seconds:g} s")
         except httpx.ConnectError:
-            return Answer(0, fault="can't be connected to", is_refused=True)
+            return ServerResponse(0, fault="can't be connected to", is_refused=True)
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError):
-            return Answer(0, fault="answers something that is not HTTP, or hangs up")
+            return ServerResponse(0, fault="answers something that is not HTTP, or hangs up")
 
-    async def _get(self, path: str) -> Answer:
+    async def _get(self, path: str) -> ServerResponse:
         async with self._http.stream("GET", path) as response:
             body = bytearray()
             async for piece in response.aiter_raw():
                 body += piece
                 if len(body) > MAX_BODY_BYTES:
-                    return Answer(0, fault=f"answers more than {MAX_BODY_BYTES} bytes to {path}")
-            return Answer(response.status_code, bytes(body))
+                    return ServerResponse(0, fault=f"answers more than {MAX_BODY_BYTES} bytes to {path}")
+            return ServerResponse(response.status_code, bytes(body))

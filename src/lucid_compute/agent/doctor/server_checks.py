@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from lucid_compute.agent.inference_server import InferenceServer
+from lucid_compute.agent.doctor.check import DoctorContext, Finding, failed, passed, skipped, warned
 from lucid_compute.agent.runtimes.detection import detect
+from lucid_compute.agent.runtimes.inference_server import InferenceServer
 from lucid_compute.agent.runtimes.reading import models_listed
-from lucid_compute.doctor.case import Case
-from lucid_compute.doctor.check import Finding, failed, passed, skipped, warned
 
 METRICS_FLAGS = {
     "llama.cpp": "Start llama-server with --metrics.",
@@ -18,39 +17,39 @@ _KEY_WANTED = frozenset({401, 403})
 _OK = 200
 
 
-async def check_server(case: Case) -> Finding:
+async def check_server(context: DoctorContext) -> Finding:
     """Does the inference server answer from here?"""
-    case.server = InferenceServer(case.url, case.inference_key)
-    case.listed = answer = await case.server.get("/v1/models")
+    context.server = InferenceServer(context.url, context.inference_key)
+    context.listed = answer = await context.server.get("/v1/models")
     if answer.fault is not None:
-        fix = f"Start the inference server, or say where it is from here: --url (now {case.url})"
-        if case.is_at_registered_url:
+        fix = f"Start the inference server, or say where it is from here: --url (now {context.url})"
+        if context.is_at_registered_url:
             fix = "Run this on the node's machine and say where its server is: lucid doctor --url http://localhost:8000"
-        return failed(f"{case.url} {answer.fault}.", fix)
+        return failed(f"{context.url} {answer.fault}.", fix)
     if answer.status in _KEY_WANTED:
         return failed(
-            f"{case.url} wants another key than it was given (status {answer.status}).",
+            f"{context.url} wants another key than it was given (status {answer.status}).",
             "Give the server's key to this machine: LUCID_AGENT_INFERENCE_KEY or --inference-key",
         )
     if models_listed(answer) is None:
         return failed(
-            f"{case.url} answers /v1/models with status {answer.status} and no list of models.",
+            f"{context.url} answers /v1/models with status {answer.status} and no list of models.",
             "Say the address of the inference server itself, with the path before its /v1: --url",
         )
-    return passed(f"{case.url} answers from here.")
+    return passed(f"{context.url} answers from here.")
 
 
-async def check_runtime(case: Case) -> Finding:
+async def check_runtime(context: DoctorContext) -> Finding:
     """Is it the runtime that the node is registered with?"""
-    detection = await detect(case.server)
+    detection = await detect(context.server)
     if detection is None:
-        fix = f"Look at the inference server's log, and whether it answers: curl {case.url.rstrip('/')}/models"
+        fix = f"Look at the inference server's log, and whether it answers: curl {context.url.rstrip('/')}/models"
         return failed("It stopped answering while it was looked at.", fix)
-    case.detection = detection
-    case.reading = await detection.runtime.read(case.server)
-    name, named = detection.runtime.name, case.runtimes
+    context.detection = detection
+    context.reading = await detection.runtime.read(context.server)
+    name, named = detection.runtime.name, context.runtimes
     said = f"{detection.shown_name} {detection.runtime.version or ''}".strip()
-    update = f"lucid passports update {case.called} --set"
+    update = f"lucid passports update {context.called} --set"
     if name is None:
         return skipped("It speaks OpenAI's API and does not say which runtime it is.")
     if not named:
@@ -62,23 +61,23 @@ async def check_runtime(case: Case) -> Finding:
     return passed(f"It is {said} ({'; '.join(detection.evidence)}).")
 
 
-async def check_metrics(case: Case) -> Finding:
+async def check_metrics(context: DoctorContext) -> Finding:
     """Can the agent read how busy the server is?"""
-    name = case.detection.runtime.name
+    name = context.detection.runtime.name
     if name not in METRICS_FLAGS:
-        return skipped(f"{case.detection.shown_name} has no metrics that are read.")
-    answer = await case.server.get("/metrics")
+        return skipped(f"{context.detection.shown_name} has no metrics that are read.")
+    answer = await context.server.get("/metrics")
     if answer.status == _OK:
         return passed("/metrics answers.")
     said = answer.fault or f"answers status {answer.status}"
     return warned(f"/metrics {said}: load and a wedged server are not seen in full.", METRICS_FLAGS[name])
 
 
-async def check_models(case: Case) -> Finding:
+async def check_models(context: DoctorContext) -> Finding:
     """Does the server serve what the node declares and reports?"""
-    wanted = case.model_ids
-    served = {str(entry["id"]) for entry in models_listed(case.listed) or []}
-    served |= {model.id for model in case.reading.models or ()}
+    wanted = context.model_ids
+    served = {str(entry["id"]) for entry in models_listed(context.listed) or []}
+    served |= {model.id for model in context.reading.models or ()}
     shown = ", ".join(sorted(served)) or "none"
     if not wanted:
         return failed(
@@ -94,10 +93,10 @@ async def check_models(case: Case) -> Finding:
     return passed(f"The server serves {', '.join(wanted)}.")
 
 
-async def check_context(case: Case) -> Finding:
+async def check_context(context: DoctorContext) -> Finding:
     """Does the server take as many tokens as the node declares?"""
-    limits = {model.id: model.max_tokens for model in case.reading.models or () if model.max_tokens}
-    declared = {model.id: model.max_tokens for model in case.declaration.models if model.max_tokens}
+    limits = {model.id: model.max_tokens for model in context.reading.models or () if model.max_tokens}
+    declared = {model.id: model.max_tokens for model in context.declaration.models if model.max_tokens}
     known = [name for name in declared if name in limits]
     if not known:
         return skipped("Nothing is declared about context, or the server does not say.")

@@ -23,7 +23,7 @@ class Sample(NamedTuple):
     value: float
 
 
-class Metrics:
+class MetricSamples:
     """The samples of one scrape whose names were asked for. What is not there is None, never 0."""
 
     def __init__(self, samples: Mapping[str, list[Sample]]) -> None:
@@ -68,12 +68,12 @@ class Metrics:
         return self._samples.get(name, [])
 
 
-NO_METRICS = Metrics({})
+NO_METRICS = MetricSamples({})
 
 
 def read_metrics(
     text: str, names: Collection[str], keeps: Callable[[Mapping[str, str]], bool] = lambda _: True
-) -> Metrics:
+) -> MetricSamples:
     """Answer the samples of these `names` whose labels `keeps` accepts.
 
     A line that can't be read is left out, as is a value that is negative, infinite or not a number: a gauge of requests
@@ -88,7 +88,7 @@ def read_metrics(
         value = _number(match[3])
         if value is not None and keeps(labels):
             found.setdefault(name, []).append(Sample(labels, value))
-    return Metrics(found)
+    return MetricSamples(found)
 
 
 def _number(text: str) -> float | None:

@@ -7,10 +7,9 @@ import ssl
 from datetime import UTC, datetime
 from typing import NamedTuple
 
+from lucid_compute.agent.doctor.check import DoctorContext, Finding, failed, passed, skipped, warned
 from lucid_compute.agent.settings import is_loopback
 from lucid_compute.client.errors import NotFound, RateLimited
-from lucid_compute.doctor.case import Case
-from lucid_compute.doctor.check import Finding, failed, passed, skipped, warned
 from lucid_compute.wire.probes import ProbeAnswer, ProbeCode
 
 EXPIRES_SOON_DAYS = 14
@@ -47,39 +46,40 @@ class Certificate(NamedTuple):
     refusal: ssl.SSLCertVerificationError | None = None
 
 
-async def check_probe(case: Case) -> Finding:
+async def check_probe(context: DoctorContext) -> Finding:
     """Does the registry reach the inference server?"""
     try:
-        case.probe = answer = await case.lucid.compute.probe(case.node.id)
+        context.probe = answer = await context.lucid.compute.probe(context.node.id)
     except RateLimited as error:
         return skipped(f"{error.message} Run lucid doctor again in a moment.")
     except NotFound:
         return skipped("The service is older than this command and has no probe.")
     if answer.code is ProbeCode.OK:
         took = f"connected in {answer.connect_ms or 0:.0f} ms, answered in {answer.answer_ms or 0:.0f} ms"
-        return passed(f"The service reaches {case.registered_url}: {took}.")
+        return passed(f"The service reaches {context.registered_url}: {took}.")
     fix = PROBE_FIXES[answer.code]
-    if _means_the_registry_itself(case, answer):
+    if _means_the_registry_itself(context, answer):
         fix = _LOOPBACK_FIX
-    set_url = f"lucid passports update {case.called} --set inferenceUrl=URL"
+    set_url = f"lucid passports update {context.called} --set inferenceUrl=URL"
     return failed(
-        f"The service went to {case.registered_url}: {answer.message}", fix.format(set_url=set_url, node=case.called)
+        f"The service went to {context.registered_url}: {answer.message}",
+        fix.format(set_url=set_url, node=context.called),
     )
 
 
-async def check_tls(case: Case) -> Finding:
+async def check_tls(context: DoctorContext) -> Finding:
     """Is the certificate of the registered URL valid, and for how long?"""
-    if case.registered.scheme != "https":
+    if context.registered.scheme != "https":
         return skipped("The registered URL is plain http.")
     try:
-        seen = await _look_at_certificate(case)
+        seen = await _look_at_certificate(context)
     except (OSError, TimeoutError):
-        return _judge_probed(case)
-    return _judge_expiry(seen.expires_at) if seen.refusal is None else _judge_refusal(case, seen.refusal)
+        return _judge_probed(context)
+    return _judge_expiry(seen.expires_at) if seen.refusal is None else _judge_refusal(context, seen.refusal)
 
 
-def _judge_refusal(case: Case, refusal: ssl.SSLCertVerificationError) -> Finding:
-    host, code = case.registered.hostname, refusal.verify_code
+def _judge_refusal(context: DoctorContext, refusal: ssl.SSLCertVerificationError) -> Finding:
+    host, code = context.registered.hostname, refusal.verify_code
     said = f"The certificate of {host} is not valid: {refusal.verify_message.rstrip('.')}."
     if code == _EXPIRED:
         return failed(said, f"Renew the certificate of {host}, and have the server load it.")
@@ -90,19 +90,19 @@ def _judge_refusal(case: Case, refusal: ssl.SSLCertVerificationError) -> Finding
     return failed(said, f"Serve a valid certificate for {host}.")
 
 
-def _means_the_registry_itself(case: Case, answer: ProbeAnswer) -> bool:
+def _means_the_registry_itself(context: DoctorContext, answer: ProbeAnswer) -> bool:
     """Whether the URL says localhost to a service that runs elsewhere."""
     is_unreached = answer.code in {ProbeCode.ADDRESS_REFUSED, ProbeCode.CONNECT_FAILED}
-    return is_unreached and is_loopback(case.registered_url) and not case.is_local_registry
+    return is_unreached and is_loopback(context.registered_url) and not context.is_local_registry
 
 
-async def _look_at_certificate(case: Case) -> Certificate:
+async def _look_at_certificate(context: DoctorContext) -> Certificate:
     """Shake hands with the server at the registered URL.
 
     Raises:
         OSError, TimeoutError: from here it can't be connected to, or no handshake comes about.
     """
-    parts = case.registered
+    parts = context.registered
     port = parts.port or _PORTS[parts.scheme]
     try:
         async with asyncio.timeout(TLS_SECONDS):
@@ -115,9 +115,9 @@ async def _look_at_certificate(case: Case) -> Certificate:
     return Certificate(None if ends is None else datetime.fromtimestamp(ssl.cert_time_to_seconds(ends), UTC))
 
 
-def _judge_probed(case: Case) -> Finding:
+def _judge_probed(context: DoctorContext) -> Finding:
     """Judge by what the registry saw, when nothing can be seen from here."""
-    probe: ProbeAnswer | None = getattr(case, "probe", None)
+    probe: ProbeAnswer | None = getattr(context, "probe", None)
     if probe is None or probe.tls is None:
         return skipped("No TLS handshake came about from here; what the service saw stands above.")
     return _judge_expiry(probe.tls.certificate_expires_at)

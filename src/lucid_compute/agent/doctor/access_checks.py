@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from uuid import UUID
 
+from lucid_compute.agent.doctor.check import DoctorContext, Finding, failed, passed
 from lucid_compute.client.errors import (
     Forbidden,
     LucidClientError,
@@ -12,8 +13,6 @@ from lucid_compute.client.errors import (
     TlsFailed,
     Unauthorized,
 )
-from lucid_compute.doctor.case import Case
-from lucid_compute.doctor.check import Finding, failed, passed
 from lucid_compute.passports import PassportStatus, PassportType
 from lucid_compute.wire.passports import PassportView
 
@@ -21,22 +20,24 @@ NO_NODE = str(UUID(int=0))
 SHOWN_NAMES = 10
 
 
-async def check_service(case: Case) -> Finding:
+async def check_service(context: DoctorContext) -> Finding:
     """Does the service answer, and can it serve?"""
     try:
-        ready = await case.lucid.ready()
+        ready = await context.lucid.ready()
     except TlsFailed as error:
         return failed(error.message, "Have the service's operator serve a valid certificate, or correct --api.")
     except LucidClientError as error:
-        fix = f"Is {case.lucid.base_url} the service's address? Correct --api or LUCID_API_URL, or start the service."
+        fix = (
+            f"Is {context.lucid.base_url} the service's address? Correct --api or LUCID_API_URL, or start the service."
+        )
         return failed(error.message, fix)
-    return passed(f"{case.lucid.base_url} is ready; nodes: {ready.nodes}, models: {ready.models}.")
+    return passed(f"{context.lucid.base_url} is ready; nodes: {ready.nodes}, models: {ready.models}.")
 
 
-async def check_key(case: Case) -> Finding:
+async def check_key(context: DoctorContext) -> Finding:
     """Is the key known to the service and not expired or revoked?"""
     try:
-        await case.lucid.compute.probe(NO_NODE)
+        await context.lucid.compute.probe(NO_NODE)
     except Unauthorized:
         return failed(
             "The service does not know the key, or it is expired or revoked, or none was given.",
@@ -47,10 +48,10 @@ async def check_key(case: Case) -> Finding:
     return passed("The key is valid.")
 
 
-async def check_scope(case: Case) -> Finding:
+async def check_scope(context: DoctorContext) -> Finding:
     """May the key do what an agent does?"""
     try:
-        await case.lucid.compute.probe(NO_NODE)
+        await context.lucid.compute.probe(NO_NODE)
     except Forbidden:
         return failed(
             "The key is valid and lacks the scope compute.",
@@ -61,57 +62,57 @@ async def check_scope(case: Case) -> Finding:
     return passed("The key has the scope compute, or admin.")
 
 
-async def check_node(case: Case) -> Finding:
+async def check_node(context: DoctorContext) -> Finding:
     """Is there a node of that name or id?"""
-    if case.wanted is None:
-        return await _choose_only_node(case)
-    found = await _find_by_id(case, case.wanted) or await _find_by_name(case, case.wanted)
+    if context.wanted is None:
+        return await _choose_only_node(context)
+    found = await _find_by_id(context, context.wanted) or await _find_by_name(context, context.wanted)
     if found is None:
         fix = "Give the name or id of a node that `lucid nodes` lists, or register it: lucid agent run"
-        return failed(f"No node {case.wanted!r} is this key's.", fix)
-    case.node = found
+        return failed(f"No node {context.wanted!r} is this key's.", fix)
+    context.node = found
     return passed(f"{found.name} ({found.id}) of {found.owner}.")
 
 
-async def check_passport(case: Case) -> Finding:
+async def check_passport(context: DoctorContext) -> Finding:
     """Is its passport active, and the node not ended?"""
-    name, status = case.node.name, case.node.status
+    name, status = context.node.name, context.node.status
     try:
-        case.health = await case.lucid.compute.health(case.node.id)
-        case.declaration = await case.lucid.compute.declared_models(case.node.id)
+        context.health = await context.lucid.compute.health(context.node.id)
+        context.declaration = await context.lucid.compute.declared_models(context.node.id)
     except NodeDeregistered:
         return failed(f"{name} was deregistered or revoked, for good.", "Register it anew: lucid agent run")
     if status is not PassportStatus.ACTIVE:
-        case.told.add("PASSPORT_INACTIVE")
+        context.reported_codes.add("PASSPORT_INACTIVE")
         return failed(
             f"The passport of {name} is {status.value}.",
-            f"Make it active: lucid passports update {case.called} --status active",
+            f"Make it active: lucid passports update {context.called} --status active",
         )
     return passed("The passport is active.")
 
 
-async def _choose_only_node(case: Case) -> Finding:
-    page = [node async for node in case.lucid.compute.list()]
+async def _choose_only_node(context: DoctorContext) -> Finding:
+    page = [node async for node in context.lucid.compute.list()]
     if len(page) == 1:
-        case.node = page[0]
-        return passed(f"{case.node.name} ({case.node.id}) of {case.node.owner}, the only one.")
+        context.node = page[0]
+        return passed(f"{context.node.name} ({context.node.id}) of {context.node.owner}, the only one.")
     if not page:
         return failed("This key has no node.", "Register this machine: lucid agent run")
     names = ", ".join(node.name for node in page[:SHOWN_NAMES])
     return failed(f"This key has {len(page)} nodes: {names}.", "Say which one: lucid doctor NODE")
 
 
-async def _find_by_id(case: Case, wanted: str) -> PassportView | None:
+async def _find_by_id(context: DoctorContext, wanted: str) -> PassportView | None:
     try:
-        found: PassportView = await case.lucid.passports.get(wanted)
+        found: PassportView = await context.lucid.passports.get(wanted)
     except NotFound:
         return None
     return found if found.type is PassportType.COMPUTE else None
 
 
-async def _find_by_name(case: Case, wanted: str) -> PassportView | None:
+async def _find_by_name(context: DoctorContext, wanted: str) -> PassportView | None:
     """Answer the node of that name; one that has ended only when none lives."""
-    listed = case.lucid.passports.list(type=PassportType.COMPUTE, search=wanted)
+    listed = context.lucid.passports.list(type=PassportType.COMPUTE, search=wanted)
     named = [passport async for passport in listed if passport.name == wanted]
     active: list[PassportView] = [passport for passport in named if passport.status is not PassportStatus.REVOKED]
     return next(iter([*active, *named]), None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -20,7 +21,7 @@ _ALWAYS = ("status", "load", "available_models", "queue_depth")
 _log = logging.getLogger(__name__)
 
 
-class Beats:
+class HeartbeatSender:
     """Sends heartbeats of one boot."""
 
     def __init__(self, lucid: AsyncLucid) -> None:
@@ -63,3 +64,25 @@ class Beats:
                 "available_models": [],
             }
             return Heartbeat.model_validate({**plain, **own}, by_name=True)
+
+
+FIRST_SECONDS = 2.0
+LONGEST_SECONDS = 20.0  # below the 30 s after which a node is stale: the first beat after an outage comes in time
+
+
+class Backoff:
+    """Counts failures in a row."""
+
+    def __init__(self) -> None:
+        """Begin without any."""
+        self.failures = 0
+
+    def succeed(self) -> None:
+        """Forget the failures."""
+        self.failures = 0
+
+    def fail(self, *, at_least_seconds: float = 0.0) -> float:
+        """Count a failure; answer the seconds to wait, at least those that were asked for."""
+        self.failures += 1
+        longest = min(FIRST_SECONDS * 2.0 ** min(self.failures - 1, 10), LONGEST_SECONDS)
+        return at_least_seconds + longest * (0.5 + random.random() / 2)  # noqa: S311 - jitter, not a secret

@@ -1,17 +1,19 @@
-"""What the doctor knows so far: each check adds what later ones need."""
+"""What a check is, and what comes of it."""
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
 from lucid_compute.agent.settings import is_loopback
 from lucid_compute.passports import normalise_runtime
 
 if TYPE_CHECKING:
-    from lucid_compute.agent.inference_server import Answer, InferenceServer
     from lucid_compute.agent.runtimes.detection import Detection
+    from lucid_compute.agent.runtimes.inference_server import InferenceServer, ServerResponse
     from lucid_compute.agent.runtimes.reading import ServerReading
     from lucid_compute.client import AsyncLucid
     from lucid_compute.wire.compute import Declaration, NodeHealth
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from lucid_compute.wire.probes import ProbeAnswer
 
 
-class Case:
+class DoctorContext:
     """One node under examination. Attributes without a value are set by the checks that are named beside them."""
 
     node: PassportView  # node
@@ -27,7 +29,7 @@ class Case:
     declaration: Declaration  # passport
     probe: ProbeAnswer  # probe
     server: InferenceServer  # server
-    listed: Answer  # server
+    listed: ServerResponse  # server
     detection: Detection  # runtime
     reading: ServerReading  # runtime
     models: dict[str, str]  # catalogue: the ids of model passports, by the node's names of them
@@ -37,7 +39,7 @@ class Case:
         self.lucid = lucid
         self.wanted = wanted
         self.inference_key = inference_key
-        self.told: set[str] = set()  # reason codes that a check has failed for
+        self.reported_codes: set[str] = set()  # reason codes that a check has failed for
         self.reasons: dict[tuple[str, str], ReasonView] | None = None  # by code and model, once asked for
         self._url = url
 
@@ -88,3 +90,58 @@ class Case:
         """Answer a number of the passport's metadata; None when it has none."""
         value: Any = self.node.metadata.get(name)
         return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+class Verdict(StrEnum):
+    """What a check says. A warning is something to mend that keeps no request away by itself."""
+
+    PASS = "pass"  # noqa: S105 - a verdict, not a password
+    WARN = "warn"
+    FAIL = "fail"
+    SKIPPED = "skipped"
+
+
+class Finding(NamedTuple):
+    """What was found, in a sentence; a warning and a failure say how to mend it, in exactly one way."""
+
+    verdict: Verdict
+    found: str
+    fix: str | None = None
+    needs: str | None = None  # the check that did not come out well, so that this one was not asked
+
+
+class Check(NamedTuple):
+    """One question. It is asked only when the checks that it `needs` have neither failed nor been skipped."""
+
+    id: str
+    title: str
+    needs: tuple[str, ...]
+    run: Callable[[DoctorContext], Awaitable[Finding | list[Finding]]]
+
+
+class Result(NamedTuple):
+    """A check's finding; a check with several has several results."""
+
+    id: str
+    title: str
+    finding: Finding
+
+
+def passed(found: str) -> Finding:
+    """Answer that all is well."""
+    return Finding(Verdict.PASS, found)
+
+
+def warned(found: str, fix: str) -> Finding:
+    """Answer that something is to be mended."""
+    return Finding(Verdict.WARN, found, fix)
+
+
+def failed(found: str, fix: str) -> Finding:
+    """Answer that this keeps requests away."""
+    return Finding(Verdict.FAIL, found, fix)
+
+
+def skipped(why: str, needs: str | None = None) -> Finding:
+    """Answer that there was nothing to ask, or that `needs` comes first."""
+    return Finding(Verdict.SKIPPED, why, needs=needs)

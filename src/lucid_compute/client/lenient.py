@@ -18,10 +18,10 @@ Shape = TypeVar("Shape", bound=BaseModel)
 Unknown = TypeVar("Unknown", bound=StrEnum)
 
 
-def find_mended(shape: type[Shape], data: Any, error: ValidationError) -> Any | None:
+def read_leniently(shape: type[Shape], data: Any, error: ValidationError) -> Any | None:
     """Answer the shape of `data` with what `error` found mended; None when it can't be."""
     faults = error.errors(include_url=False)
-    if data is None or not all(_mend(shape, data, fault["type"], fault["loc"]) for fault in faults):
+    if data is None or not all(_fix(shape, data, fault["type"], fault["loc"]) for fault in faults):
         return None
     try:
         return shape.model_validate(data, extra="ignore")
@@ -37,7 +37,7 @@ def unknown_member(kind: type[Unknown], text: str) -> Unknown:
     return member
 
 
-def _mend(shape: type[BaseModel], data: Any, fault: str, loc: Sequence[int | str]) -> bool:
+def _fix(shape: type[BaseModel], data: Any, fault: str, loc: Sequence[int | str]) -> bool:
     """Mend one fault in place, and answer whether it could be."""
     if not loc:
         return False

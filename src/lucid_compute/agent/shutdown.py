@@ -18,7 +18,7 @@ SILENCES_UNTIL_ALONE = 3  # then the registry is away, and so is its gateway
 _log = logging.getLogger(__name__)
 
 
-class Departure:
+class Shutdown:
     """The end of one node's agent."""
 
     def __init__(
@@ -34,7 +34,7 @@ class Departure:
         self._settings, self._clock = settings, clock
         self._silences = 0
 
-    async def leave(self) -> None:
+    async def run(self) -> None:
         """Return when nothing runs on the node any more, or when the time for that is over."""
         passport_id = self._reporter.passport_id
         if passport_id is None:
@@ -66,7 +66,7 @@ class Departure:
     async def _beat(self, passport_id: str) -> None:
         fields = heartbeat_of(self._observer.seen(), self._settings, stops=True)
         try:
-            await self._reporter.beats.send(passport_id, fields)
+            await self._reporter.sender.send(passport_id, fields)
         except errors.NodeDeregistered:
             raise
         except LucidClientError as error:
@@ -84,7 +84,7 @@ class Departure:
             says_so = self._silences >= SILENCES_UNTIL_ALONE
         if not says_so or self._reporter.running():
             return False
-        await self._observer.look_at_server()  # what was seen may be seconds old
+        await self._observer.observe_server()  # what was seen may be seconds old
         return not self._reporter.running()
 
     async def _deregister(self, passport_id: str, wait_seconds: float) -> None:

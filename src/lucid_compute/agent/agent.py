@@ -1,4 +1,4 @@
-"""The agent as a process: its parts put together, its signals, its exit status."""
+"""The agent's process: its parts, its signals, its exit status, and a dry run that reports nothing."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _log = logging.getLogger(__name__)
 
 
 class StopSignals:
-    """SIGTERM and SIGINT: the first asks the agent to leave, the second ends it at once."""
+    """SIGTERM and SIGINT. The first asks the agent to shut down, the second ends it at once."""
 
     def __init__(self) -> None:
-        """Take the signals over, for the running loop and the task that this is called in."""
+        """Handle the signals, for the running loop and the current task."""
         self.asked = asyncio.Event()
         self.wake = asyncio.Event()
         self.killed_by: int | None = None
@@ -45,19 +45,19 @@ class StopSignals:
 
 
 def run_agent(settings: AgentSettings, api_url: str | None = None, api_key: str | None = None) -> int:
-    """Run until a signal; answer the exit status. None for the registry's address or key: from the environment."""
+    """Run until a signal; return the exit status. A registry address or key that is None comes from the environment."""
     return asyncio.run(_run(settings, api_url, api_key))
 
 
 def open_observer(settings: AgentSettings, server: InferenceServer, stopping: StopSignals | None = None) -> Observer:
-    """Answer an observer of this machine's GPUs and of `server`, on the running loop's clock."""
+    """Return an observer of this machine's GPUs and of `server`, with the running loop's clock."""
     clock = asyncio.get_running_loop().time
     on_change = stopping.wake.set if stopping is not None else lambda: None
     return Observer(ServerWatch(server, clock), GpuReader(settings.gpus), clock, on_change)
 
 
 def open_server(settings: AgentSettings) -> InferenceServer:
-    """Answer the inference server that the settings name."""
+    """Return the inference server that the settings name."""
     key = settings.inference_key
     return InferenceServer(settings.url, None if key is None else key.get_secret_value())
 
@@ -96,11 +96,11 @@ async def _report(lucid: AsyncLucid, observer: Observer, settings: AgentSettings
 
 
 def _open_lucid(settings: AgentSettings, api_url: str | None, api_key: str | None) -> AsyncLucid:
-    """Answer a client that leaves repetitions to the agent.
+    """Return a client without retries; the agent repeats calls itself.
 
     Raises:
-        WrongSettings: the address or the key can't be used, no inference server is named, or the registry could never
-            reach it.
+        WrongSettings: the address or the key can't be used, the inference server's address is the registry's, or the
+            registry could never reach it.
     """
     seconds = CALL_TIMEOUT_SECONDS
     try:
@@ -121,7 +121,7 @@ def _open_lucid(settings: AgentSettings, api_url: str | None, api_key: str | Non
 
 
 def dry_run(settings: AgentSettings) -> dict[str, Any]:
-    """Answer what is found, None where it is unknown; `fault` is why the server can't serve, in a sentence."""
+    """Return what an agent finds on this machine, None where unknown. `fault` is why the server can't serve."""
     return asyncio.run(_inspect(settings))
 
 

@@ -1,4 +1,4 @@
-"""Heartbeats: numbered within this start of the agent, and sent twice at most."""
+"""Send heartbeats, numbered since the start of the agent and at most twice each; and the pauses after failures."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ _log = logging.getLogger(__name__)
 
 
 class HeartbeatSender:
-    """Sends heartbeats of one boot."""
+    """Sends the heartbeats of one boot."""
 
     def __init__(self, lucid: AsyncLucid) -> None:
-        """Begin a boot of its own: the registry refuses former ones for good."""
+        """Start a new boot. The registry then refuses heartbeats of earlier boots."""
         self._lucid = lucid
         self.boot_id = uuid4().hex
         self.sequence = 0
 
     async def send(self, passport_id: str, fields: Mapping[str, Any]) -> HeartbeatAnswer:
-        """Send one heartbeat, and once more after a second if it is lost; the registry counts it once.
+        """Send one heartbeat, and again after a second if it is lost. The registry counts it once.
 
         Raises:
-            LucidClientError: both failed, or the first in a way that a repetition does not mend.
+            LucidClientError: both attempts failed, or the first failed in a way that a repetition does not fix.
         """
         self.sequence += 1
         heartbeat = self._make(passport_id, fields)
@@ -47,7 +47,7 @@ class HeartbeatSender:
         return await self._lucid.compute.send(heartbeat)
 
     def _make(self, passport_id: str, fields: Mapping[str, Any]) -> Heartbeat:
-        """Answer the heartbeat; if the wire refuses something that was seen, one without what it can do without."""
+        """Return the heartbeat. If the wire refuses a field, return one with the required fields only."""
         own = {
             "passport_id": passport_id,
             "boot_id": self.boot_id,
@@ -71,18 +71,17 @@ LONGEST_SECONDS = 20.0  # below the 30 s after which a node is stale: the first 
 
 
 class Backoff:
-    """Counts failures in a row."""
+    """Counts consecutive failures. The pauses grow up to a limit, and differ from other agents' by chance."""
 
     def __init__(self) -> None:
-        """Begin without any."""
         self.failures = 0
 
     def succeed(self) -> None:
-        """Forget the failures."""
+        """Reset the count."""
         self.failures = 0
 
     def fail(self, *, at_least_seconds: float = 0.0) -> float:
-        """Count a failure; answer the seconds to wait, at least those that were asked for."""
+        """Count a failure. Return the seconds to wait, `at_least_seconds` or more."""
         self.failures += 1
         longest = min(FIRST_SECONDS * 2.0 ** min(self.failures - 1, 10), LONGEST_SECONDS)
         return at_least_seconds + longest * (0.5 + random.random() / 2)  # noqa: S311 - jitter, not a secret

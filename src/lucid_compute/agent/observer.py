@@ -1,4 +1,4 @@
-"""Looks at the server and at the GPUs, each in its own time, so that whoever reports never waits for either."""
+"""Observe the server and the GPUs, each on its own schedule, so that reports never wait for either."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What is known of the node now; None and a GpuState of None are unknown."""
+    """What is known of the node now. None, and a GpuState with None, are unknown."""
 
     server: Observation | None
     gpus: GpuState
 
 
 class Observer:
-    """Holds the newest look at the server and at the GPUs, until they are too old to count."""
+    """Keeps the newest observation of the server and of the GPUs, until it is too old to count."""
 
     def __init__(
         self,
@@ -41,7 +41,10 @@ class Observer:
         clock: Callable[[], float],
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
-        """Look by `watch` and `gpus`; `clock` counts seconds. `on_change`: the server can serve now, or no longer."""
+        """Observe with `watch` and `gpus`; `clock` counts seconds.
+
+        `on_change` is called when the server becomes able, or unable, to serve.
+        """
         self._on_change = on_change
         self._watch = watch
         self._gpu_calls = ThreadedCall(gpus.read)
@@ -51,24 +54,24 @@ class Observer:
         self._said: dict[str, str | None] = {}
 
     def seen(self) -> Seen:
-        """Answer what is known now."""
+        """Return what is known now."""
         now = self._clock()
         server = self._server if self._server and now - self._server.seen_at <= KNOWN_SECONDS else None
         gpus = self._gpus[1] if now - self._gpus[0] <= KNOWN_SECONDS else _NO_GPUS
         return Seen(server, gpus)
 
     async def observe(self) -> None:
-        """Look at everything once, side by side."""
+        """Observe the server and the GPUs once, concurrently."""
         await asyncio.gather(self.observe_server(), self._observe_gpus())
 
     async def run(self) -> None:
-        """Look again and again, until cancelled."""
+        """Observe repeatedly, until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(_forever(self.observe_server, LOOK_SECONDS))
             group.create_task(_forever(self._observe_gpus, GPU_SECONDS))
 
     async def observe_server(self) -> None:
-        """Look at the server once."""
+        """Observe the server once."""
         before, self._server = self._server, await self._watch.observe()
         if before is not None and (before.fault is None) != (self._server.fault is None):
             self._on_change()
@@ -107,24 +110,23 @@ Result = TypeVar("Result")
 
 
 class ThreadedCall(Generic[Result]):
-    """Calls one function on one thread, one call at a time.
+    """Calls one blocking function on one thread, one call at a time.
 
-    A call that hangs is left alone: nothing more is asked until it returns, if ever. The thread is a daemon's, so that
-    it does not hold up the end of the process either; the threads of an executor would.
+    A call that hangs is left alone: no other call starts until it returns. The thread is a daemon, so that it does not
+    block the end of the process, as the threads of an executor would.
     """
 
     def __init__(self, function: Callable[[], Result]) -> None:
-        """Start nothing yet."""
         self._function = function
         self._orders: SimpleQueue[asyncio.Future[Result]] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._pending: asyncio.Future[Result] | None = None
 
     async def call(self, deadline_seconds: float) -> Result:
-        """Answer what the function answers.
+        """Return the function's result.
 
         Raises:
-            TimeoutError: it did not return in time; its answer is then the next call's.
+            TimeoutError: it did not return in time. The next call gets its result.
         """
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="blocking calls", daemon=True)

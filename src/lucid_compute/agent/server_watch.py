@@ -1,4 +1,4 @@
-"""Looks at the inference server: what it is, how it is, and whether it can serve."""
+"""Watch the inference server: which runtime it is, its state, and whether it can serve."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 
 class Observation(NamedTuple):
-    """The server as it was `seen_at`. `fault` is why it can't serve, in a sentence; None: it can."""
+    """The server at `seen_at`. `fault` is why it can't serve, in a sentence; None: it can serve."""
 
     seen_at: float
     detection: Detection | None
@@ -30,7 +30,7 @@ class Observation(NamedTuple):
 
 
 class ServerWatch:
-    """Looks once at a time; each look ends within seconds, whatever the server does."""
+    """Observes the server, one observation at a time. Each one ends within seconds, whatever the server does."""
 
     def __init__(self, server: InferenceServer, clock: Callable[[], float]) -> None:
         """Watch `server`; `clock` counts seconds."""
@@ -44,7 +44,7 @@ class ServerWatch:
         self._is_strange = False
 
     async def observe(self) -> Observation:
-        """Answer how the server is now."""
+        """Return the state of the server now."""
         if self._is_detection_due():
             await self._detect()
         if self._detection is None:
@@ -65,7 +65,7 @@ class ServerWatch:
         )
 
     def _is_detection_due(self) -> bool:
-        """Whether to find out what the server is: it is unknown, it knows nothing of what it was, or it is time."""
+        """Whether to detect the runtime: it is unknown, its answers do not fit it, or it is time."""
         if self._detection is None or self._is_strange:
             return True
         is_certain = self._detection.confidence == CERTAIN
@@ -73,7 +73,7 @@ class ServerWatch:
         return not self._was_away and self._clock() - self._detected_at >= wait_seconds
 
     async def _detect(self, *, forgets: bool = False) -> None:
-        """Find out what the server is; a worse look at it changes nothing, unless it `forgets` what was known."""
+        """Detect the runtime. A less certain result changes nothing, unless the known runtime is forgotten."""
         found, known = await detect(self._server), self._detection
         self._detected_at = self._clock()
         if found is None:
@@ -111,7 +111,7 @@ class ServerWatch:
         return None
 
     def _health_fault(self, name: str, health: ServerResponse) -> str | None:
-        """Answer what is wrong with the answer about health; silence counts when it lasts."""
+        """Return what is wrong with the health check. Silence counts only when it lasts."""
         self._silences = self._silences + 1 if health.fault else 0
         self._is_strange = _BAD_REQUEST <= health.status < _FIRST_SERVER_FAULT
         if health.fault:
@@ -130,15 +130,17 @@ WEDGED_AFTER_SECONDS = 60.0
 
 
 class StallDetector:
-    """Compares readings. What a reading does not tell changes nothing: a wedged server may stop answering /metrics."""
+    """Compares readings to find a server that runs requests without progress.
+
+    What a reading does not contain changes nothing: a wedged server may stop answering /metrics.
+    """
 
     def __init__(self) -> None:
-        """Know nothing yet."""
         self._progress: tuple[float, ...] | None = None
         self._still_since: float | None = None
 
     def note(self, reading: ServerReading, now: float) -> None:
-        """Take a reading into account, made at `now`."""
+        """Take a reading, made at `now`, into account."""
         if reading.running == 0:
             self._still_since = None
         elif reading.progress is not None and reading.progress != self._progress:
@@ -147,7 +149,7 @@ class StallDetector:
             self._still_since = now
 
     def still_seconds(self, now: float) -> float:
-        """Answer for how long requests have been running without any progress."""
+        """Return for how many seconds requests have run without progress."""
         return 0.0 if self._still_since is None else now - self._still_since
 
     def is_wedged(self, now: float) -> bool:

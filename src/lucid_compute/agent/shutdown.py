@@ -1,4 +1,4 @@
-"""Leaving: say that the node drains, wait until nothing runs on it, and deregister it if that is wanted."""
+"""Shut the agent down: report that the node drains, wait until nothing runs on it, deregister it if wanted."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 
 
 class Shutdown:
-    """The end of one node's agent."""
+    """The shutdown of one node's agent."""
 
     def __init__(
         self,
@@ -29,7 +29,6 @@ class Shutdown:
         settings: AgentSettings,
         clock: Callable[[], float],
     ) -> None:
-        """Leave for the node of `reporter`."""
         self._lucid, self._observer, self._reporter = lucid, observer, reporter
         self._settings, self._clock = settings, clock
         self._silences = 0
@@ -51,7 +50,7 @@ class Shutdown:
             _log.info("the node is deregistered already")
 
     async def _drain(self, passport_id: str, ends_at: float) -> bool:
-        """Answer whether nothing runs on the node any more."""
+        """Return whether nothing runs on the node any more."""
         beat_at = self._clock()
         while True:
             if self._clock() >= beat_at:
@@ -73,7 +72,10 @@ class Shutdown:
             _log.warning("the registry was not told that the node drains: %s", error)
 
     async def _is_drained(self, passport_id: str) -> bool:
-        """Whether registry and inference server both say that nothing runs; an absent registry sends nothing."""
+        """Whether registry and inference server both report that nothing runs.
+
+        A registry that does not respond sends no requests either.
+        """
         try:
             says_so = (await self._lucid.compute.health(passport_id)).drained
             self._silences = 0

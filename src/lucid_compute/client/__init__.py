@@ -1,4 +1,4 @@
-"""The Python SDK: `Lucid`, and `AsyncLucid` for asyncio. The guides' TypeScript reads the same in Python."""
+"""The Python SDK: `Lucid`, and `AsyncLucid` for asyncio."""
 
 from lucid_compute.client.errors import LucidApiError, LucidClientError
 from lucid_compute.client.lucid import AsyncLucid, Lucid

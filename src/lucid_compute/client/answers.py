@@ -1,4 +1,4 @@
-"""Answers, read: a success as its type, a refusal as its exception, and what is not of this service as what it is."""
+"""Read a response: a success as its type, a refusal as its exception, a foreign response as what it is."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ _UNDONE_CODES = frozenset({"RATE_LIMITED", "OVERLOADED"})
 
 
 class Received(NamedTuple):
-    """A whole answer as it came; header names are in lower case."""
+    """A complete response. Header names are in lower case."""
 
     status: int
     headers: Mapping[str, str]
@@ -67,10 +67,10 @@ class Received(NamedTuple):
 
 
 def read_answer(call: ApiCall[T], received: Received, *, base_url: str, has_key: bool) -> T:
-    """Answer what the service answered.
+    """Return the content of a successful response, as the type that the call expects.
 
     Raises:
-        LucidClientError: it refused, or this is no answer of the service.
+        LucidClientError: the service refused, or the response is not the service's.
     """
     if 200 <= received.status < 300:  # noqa: PLR2004 - the range of successes
         return _read_success(call, received, base_url)
@@ -132,7 +132,7 @@ def _kind_of(status: int) -> type[errors.LucidApiError]:
 
 
 def _foreign_refusal(received: Received, base_url: str) -> errors.LucidClientError:
-    """Answer what a proxy, or another service, says in its own words."""
+    """Return the error for a refusal in the words of a proxy, or of another service."""
     status = received.status
     if 300 <= status < 400:  # noqa: PLR2004 - redirects
         location = _CONTROL.sub(" ", received.headers.get("location", "elsewhere"))[:200]
@@ -188,7 +188,7 @@ def _request_id(received: Received) -> str | None:
 
 
 def read_retry_after(text: str | None, now: datetime) -> float | None:
-    """Answer the seconds of a `Retry-After`, a number or a date; None when it says neither. Never below 0."""
+    """Return the seconds of a `Retry-After`, a number or a date, at least 0; None when it is neither."""
     if text is None:
         return None
     try:

@@ -1,6 +1,6 @@
-"""The calls about metrics over time and uptime.
+"""Calls about metrics over time and about uptime.
 
-A moment is an instant, or how long ago as a text: `-90m`, `-1h`, `-7d`, `-4w`.
+A moment is an instant, or a distance into the past as text: `-90m`, `-1h`, `-7d`, `-4w`.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ def node(
     series: Sequence[str] | None = None,
     model: str | None = None,
 ) -> ApiCall[SeriesAnswer]:
-    """Read what happened on a node, step by step: the last hour unless another span is asked for.
+    """Read the metrics of a node in steps, of the last hour by default.
 
-    `step` is `1m`, `5m`, `1h`, `1d`, or chosen by the span; `series` names what is wanted, all when it is left out.
+    `step` is `1m`, `5m`, `1h` or `1d`; by default the span decides. `series` names the series to read; by default all.
     """
     query = query_of(**{"from": from_}, to=to, step=step, series=_joined(series), model=model)
     return ApiCall(method="GET", path=path_of("compute", "metrics", passport_id), query=query, answer=SeriesAnswer)
@@ -40,7 +40,7 @@ def node_csv(
     series: Sequence[str] | None = None,
     model: str | None = None,
 ) -> ApiCall[str]:
-    """Answer the same as CSV: a line for each step, a column for each series and each reason of failure."""
+    """Return the same as CSV: a line for each step, a column for each series and each reason of failure."""
     return _as_csv(node(passport_id, from_=from_, to=to, step=step, series=series, model=model))
 
 
@@ -53,7 +53,7 @@ def fleet(
     model: str | None = None,
     owner: str | None = None,
 ) -> ApiCall[SeriesAnswer]:
-    """Read what happened on all of one's own nodes together; an admin's are all, or those of `owner`."""
+    """Read the metrics of all your own nodes together; an admin reads those of all nodes, or of `owner`."""
     query = query_of(**{"from": from_}, to=to, step=step, series=_joined(series), model=model, owner=owner)
     return ApiCall(method="GET", path="/compute/metrics", query=query, answer=SeriesAnswer)
 
@@ -67,18 +67,18 @@ def fleet_csv(
     model: str | None = None,
     owner: str | None = None,
 ) -> ApiCall[str]:
-    """Answer the same as CSV."""
+    """Return the same as CSV."""
     return _as_csv(fleet(from_=from_, to=to, step=step, series=series, model=model, owner=owner))
 
 
 def uptime(passport_id: str, *, target: float | None = None) -> ApiCall[NodeUptime]:
-    """Read a node's uptime over 1, 7 and 30 days, and what is left of its error budget against `target` (0 to 1)."""
+    """Read a node's uptime over 1, 7 and 30 days, and the rest of its error budget for `target` (0 to 1)."""
     path = path_of("compute", "uptime", passport_id)
     return ApiCall(method="GET", path=path, query=query_of(target=target), answer=NodeUptime)
 
 
 def fleet_uptime(*, target: float | None = None, owner: str | None = None) -> ApiCall[FleetUptime]:
-    """Read the uptime of all of one's own nodes together, in `windows`; `uptimes` iterates over those of each."""
+    """Read the uptime of all your own nodes together, in `windows`. `uptimes` iterates over the single nodes."""
     query = query_of(target=target, owner=owner, per_page=1)
     return ApiCall(method="GET", path="/compute/uptime", query=query, answer=FleetUptime)
 
@@ -90,7 +90,7 @@ def uptimes(
     sort_by: str | None = None,
     sort_order: str | None = None,
 ) -> PagedCall[FleetUptime, NodeUptime]:
-    """Iterate over the uptimes of one's own nodes, one by one."""
+    """Iterate over the uptimes of your own nodes."""
     query = query_of(target=target, owner=owner, sort_by=sort_by, sort_order=sort_order)
     return PagedCall(
         path="/compute/uptime",

@@ -1,4 +1,4 @@
-"""The calls about models."""
+"""Calls about models."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def list_(
     sort_by: str | None = None,
     sort_order: str | None = None,
 ) -> PagedCall[ModelList, ModelView]:
-    """Iterate over models, each with `available` and `served`: those that can be run now, those that can't, or all."""
+    """Iterate over models, each with `available` and `served`: those that can run now, those that can't, or all."""
     query = query_of(
         available=available,
         format=format,
@@ -38,13 +38,13 @@ def list_(
 
 
 def get(id_or_name: str) -> ApiCall[ModelView]:
-    """Read one model by its passport id, its name or an alias; names may hold slashes."""
+    """Read one model by its passport id, its name or an alias. Names may contain slashes."""
     if id_or_name.endswith(_AVAILABILITY):
         raise refuse("model", "No model's name ends in /availability. Call models.availability with what comes before.")
     return ApiCall(method="GET", path=path_of("models", id_or_name), answer=ModelView)
 
 
 def availability(id_or_name: str, *, reason: str | None = None) -> ApiCall[ModelAvailability]:
-    """Explain, node by node, why a model can or can't be run right now; of the nodes with one `reason` alone."""
+    """Explain for each node why the model can or can't run now; with `reason`, only for nodes with that reason."""
     path = path_of("models", id_or_name) + _AVAILABILITY
     return ApiCall(method="GET", path=path, query=query_of(reason=reason), answer=ModelAvailability)

@@ -1,4 +1,4 @@
-"""The calls about passports."""
+"""Calls about passports."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lucid_compute.wire.passports import PassportCreate, PassportList, PassportP
 
 
 class PassportChanges(TypedDict, total=False):
-    """What `update` may change: what is left out stays, None removes, also inside `metadata`."""
+    """The fields that `update` can change. A field left out stays; None removes it, also inside `metadata`."""
 
     name: str
     description: str | None
@@ -33,13 +33,13 @@ def create(
     owner: str | None = None,
     idempotency_key: str | None = None,
 ) -> ApiCall[PassportView]:
-    """Register a node, a model, or anything else with an identity. `metadata` keeps the contract's camelCase names.
+    """Register a node, a model, or another thing with an identity. `metadata` keeps the contract's camelCase names.
 
-    It is sent under an idempotency key, so that a repetition after a lost answer finds the passport that the first
-    made; pass one of your own to be safe across restarts too.
+    The call carries an idempotency key, so a repetition after a lost response finds the passport that the first one
+    created. Pass your own key to be safe across restarts too.
 
     Raises:
-        PassportExists: the owner has one of that type and name; `passport_id` is its id.
+        PassportExists: the owner already has a passport with that type and name; `passport_id` is its id.
     """
     key = idempotency_key or str(uuid4())
     if not key.isascii() or not key.isprintable() or " " in key:
@@ -64,7 +64,7 @@ def list_(
     sort_by: str | None = None,
     sort_order: str | None = None,
 ) -> PagedCall[PassportList, PassportView]:
-    """Iterate over one's own passports, newest first unless sorted otherwise; an admin's are all."""
+    """Iterate over your own passports, newest first by default; an admin sees all of them."""
     query = query_of(
         type=type,
         owner=owner,
@@ -78,11 +78,11 @@ def list_(
 
 
 def update(passport_id: str, **changes: Unpack[PassportChanges]) -> ApiCall[PassportView]:
-    """Change a passport: what is left out stays, None removes, also inside `metadata` (RFC 7396)."""
+    """Change a passport. A field left out stays; None removes it, also inside `metadata` (RFC 7396)."""
     body = body_of(PassportPatch, **changes)
     return ApiCall(method="PATCH", path=path_of("passports", passport_id), body=body, answer=PassportView)
 
 
 def revoke(passport_id: str) -> ApiCall[None]:
-    """Revoke a passport for good, a node's only when no request runs on it; its name is free again."""
+    """Revoke a passport; this is final. A node must have no running requests. Its name becomes free."""
     return ApiCall(method="DELETE", path=path_of("passports", passport_id), answer=NoneType)

@@ -1,4 +1,4 @@
-"""The calls about the service as a whole: is it there, where would a request go."""
+"""Calls about the service as a whole. Like each `*_calls` module it is the namespace of one resource of the client."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from lucid_compute.wire.operations import Liveness, Readiness
 def match(
     model: str, *, user: str | None = None, lucid: RequestPolicy | Mapping[str, Any] | None = None
 ) -> ApiCall[MatchAnswer]:
-    """Rank the nodes for a request of a model, and say of the others every reason why not. Nothing is sent to nodes.
+    """Rank the nodes for a request to a model, and give every reason against the others. Nothing is sent to a node.
 
-    `lucid` is what the request asks of nodes, such as `{"allow_regions": ["eu"]}`.
+    `lucid` is the request's policy for nodes, such as `{"allow_regions": ["eu"]}`.
     """
     body = body_of(MatchRequest, model=model, **given(user=user, lucid=lucid))
     return ApiCall(method="POST", path="/match", body=body, answer=MatchAnswer)
 
 
 def healthz() -> ApiCall[Liveness]:
-    """Ask whether the process runs."""
+    """Read whether the process runs."""
     return ApiCall(method="GET", path="/healthz", answer=Liveness)
 
 
 def ready() -> ApiCall[Readiness]:
-    """Ask whether the service can serve.
+    """Read whether the service can serve requests.
 
     Raises:
-        Unavailable: it can't, for now.
+        Unavailable: it can't serve now.
     """
     return ApiCall(method="GET", path="/readyz", answer=Readiness)

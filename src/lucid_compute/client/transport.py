@@ -1,4 +1,4 @@
-"""Calls, sent: once in threads, once in asyncio. What they share stands in `exchange` and `attempts`."""
+"""Send calls over HTTP, from threads or from asyncio, and turn what httpx raises into the client's errors."""
 
 from __future__ import annotations
 
@@ -39,22 +39,21 @@ LIMITS = httpx.Limits(max_connections=100, max_keepalive_connections=20, keepali
 
 
 class RequestCodec:
-    """Builds requests and reads answers as the settings say; holds the key, and shows it to nobody."""
+    """Builds requests and reads responses. It holds the key and never shows it."""
 
     def __init__(self, settings: ClientSettings) -> None:
-        """Speak to the service of `settings`."""
         self.base_url = settings.base_url
         self._key = settings.api_key
         self.policy = RetryPolicy(settings.retries, settings.timeout_seconds, settings.total_timeout_seconds)
 
     def __repr__(self) -> str:
-        """Answer the address alone."""
+        """Return the address, without the key."""
         return f"RequestCodec({self.base_url!r})"
 
     def request(self, call: ApiCall[Any], request_id: str, seconds: float, deadline: float) -> httpx.Request:
-        """Answer the request of a call that may take `seconds`, until `deadline` of the clock.
+        """Return the request of a call that may take `seconds`, until `deadline` of time.monotonic.
 
-        The service logs it under `request_id`, so that one without an answer can be looked for too.
+        The service logs it under `request_id`, so a call without a response can be found there too.
         """
         headers = {
             "Accept": "application/json",
@@ -79,15 +78,19 @@ class RequestCodec:
         )
 
     def read(self, call: ApiCall[T], status: int, headers: Mapping[str, str], content: bytes) -> T:
-        """Answer what the service answered."""
+        """Return the result of a call from its response.
+
+        Raises:
+            LucidClientError: the service refused, or the response is not the service's.
+        """
         received = Received(status, headers, content)
         return read_answer(call, received, base_url=self.base_url, has_key=self._key is not None)
 
     def require_size(self, size: int) -> None:
-        """Refuse an answer of more bytes than any of the service's has.
+        """Check that a response is not larger than any response of the service.
 
         Raises:
-            UnexpectedAnswer: it is.
+            UnexpectedAnswer: it is larger.
         """
         if size > MAX_ANSWER_BYTES:
             raise UnexpectedAnswer(
@@ -97,7 +100,7 @@ class RequestCodec:
 
 
 def tls_of(settings: ClientSettings) -> ssl.SSLContext | bool:
-    """Answer whom to trust: the system's authorities and certifi's, or those of `ca_file` alone; False without TLS.
+    """Return whom to trust: the system's authorities and certifi's, or those in `ca_file` only; False without TLS.
 
     Raises:
         ConfigurationFault: `ca_file` can't be read.
@@ -118,7 +121,7 @@ _FAULTS = (httpx.HTTPError, httpx.InvalidURL, TimeoutError)
 
 
 class Transport:
-    """Sends calls one after the other, from any thread; connections are kept for the next one."""
+    """Sends calls, from any thread, and keeps the connections for the next call."""
 
     def __init__(
         self,
@@ -128,16 +131,16 @@ class Transport:
         sleep: Callable[[float], None] = time.sleep,
         random: Callable[[], float] = any_share,
     ) -> None:
-        """Connect to nothing yet. `clock`, `sleep` and `random` decide about the pauses between attempts."""
+        """Prepare connections. `clock`, `sleep` and `random` decide the pauses between attempts."""
         self._clock, self._sleep, self._random = clock, sleep, random
         self.codec = RequestCodec(settings)
         self._http = httpx.Client(transport=DeadlineTransport(tls_of(settings), LIMITS), trust_env=False)
 
     def run(self, call: ApiCall[T]) -> T:
-        """Send a call until it is answered, refused for good, or out of time.
+        """Send a call until it succeeds, is refused, or is out of time.
 
         Raises:
-            LucidClientError: that of the last attempt.
+            LucidClientError: the error of the last attempt.
         """
         attempts = Attempts(call, self.codec.policy, now_seconds=self._clock(), random=self._random)
         request_id = uuid4().hex
@@ -174,7 +177,7 @@ class Transport:
 
 
 class AsyncTransport:
-    """Sends calls from one event loop, as many at a time as are asked for; connections are kept for the next one."""
+    """Sends calls from one event loop, any number at a time, and keeps the connections for the next call."""
 
     def __init__(
         self,
@@ -184,17 +187,17 @@ class AsyncTransport:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         random: Callable[[], float] = any_share,
     ) -> None:
-        """Connect to nothing yet. `clock`, `sleep` and `random` decide about the pauses between attempts."""
+        """Prepare connections. `clock`, `sleep` and `random` decide the pauses between attempts."""
         self._clock, self._sleep, self._random = clock, sleep, random
         self.codec = RequestCodec(settings)
         transport = httpx.AsyncHTTPTransport(verify=tls_of(settings), trust_env=False, limits=LIMITS)
         self._http = httpx.AsyncClient(transport=transport, trust_env=False)
 
     async def run(self, call: ApiCall[T]) -> T:
-        """Send a call until it is answered, refused for good, or out of time.
+        """Send a call until it succeeds, is refused, or is out of time.
 
         Raises:
-            LucidClientError: that of the last attempt.
+            LucidClientError: the error of the last attempt.
         """
         attempts = Attempts(call, self.codec.policy, now_seconds=self._clock(), random=self._random)
         request_id = uuid4().hex
@@ -237,7 +240,7 @@ _LOST = ("disconnected", "closed connection")  # how httpcore and h11 say that t
 def client_error_of(
     error: httpx.HTTPError | httpx.InvalidURL | TimeoutError, url: str, seconds: float
 ) -> LucidClientError:
-    """Answer what came of an attempt at `url` that was allowed `seconds`, and ended in `error`."""
+    """Return the client's error for an attempt at `url` that was allowed `seconds` and ended in `error`."""
     is_plain = url.startswith("http:")
     if isinstance(error, httpx.TimeoutException | TimeoutError):
         return _read_timeout(error, url, seconds)
@@ -304,7 +307,7 @@ def _read_connect_fault(error: httpx.ConnectError, url: str) -> ConnectionFailed
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Answer the error and all that led to it, groups of them too."""
+    """Iterate over the error and all errors that led to it, also those in groups."""
     waiting, seen = [error], set[int]()
     while waiting:
         cause = waiting.pop(0)

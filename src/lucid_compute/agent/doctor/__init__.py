@@ -1,1 +1,1 @@
-"""The doctor: tells a provider why no requests come, one check at a time, each failure with one fix."""
+"""The doctor: tells a provider why a node gets no requests, one check at a time, with one fix for each failure."""

@@ -1,4 +1,4 @@
-"""Can the doctor ask at all: the service, the key, the node."""
+"""Checks of access: the service, the key, the node."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHOWN_NAMES = 10
 
 
 async def check_service(context: DoctorContext) -> Finding:
-    """Does the service answer, and can it serve?"""
+    """Does the service respond, and can it serve?"""
     try:
         ready = await context.lucid.ready()
     except TlsFailed as error:
@@ -35,7 +35,7 @@ async def check_service(context: DoctorContext) -> Finding:
 
 
 async def check_key(context: DoctorContext) -> Finding:
-    """Is the key known to the service and not expired or revoked?"""
+    """Is the key known, and neither expired nor revoked?"""
     try:
         await context.lucid.compute.probe(NO_NODE)
     except Unauthorized:
@@ -63,7 +63,7 @@ async def check_scope(context: DoctorContext) -> Finding:
 
 
 async def check_node(context: DoctorContext) -> Finding:
-    """Is there a node of that name or id?"""
+    """Is there a node with that name or id?"""
     if context.wanted is None:
         return await _choose_only_node(context)
     found = await _find_by_id(context, context.wanted) or await _find_by_name(context, context.wanted)
@@ -75,7 +75,7 @@ async def check_node(context: DoctorContext) -> Finding:
 
 
 async def check_passport(context: DoctorContext) -> Finding:
-    """Is its passport active, and the node not ended?"""
+    """Is its passport active, and is the node still registered?"""
     name, status = context.node.name, context.node.status
     try:
         context.health = await context.lucid.compute.health(context.node.id)
@@ -111,7 +111,7 @@ async def _find_by_id(context: DoctorContext, wanted: str) -> PassportView | Non
 
 
 async def _find_by_name(context: DoctorContext, wanted: str) -> PassportView | None:
-    """Answer the node of that name; one that has ended only when none lives."""
+    """Return the node with that name; an ended one only when no living node has it."""
     listed = context.lucid.passports.list(type=PassportType.COMPUTE, search=wanted)
     named = [passport async for passport in listed if passport.name == wanted]
     active: list[PassportView] = [passport for passport in named if passport.status is not PassportStatus.REVOKED]

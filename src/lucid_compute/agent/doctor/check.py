@@ -1,4 +1,4 @@
-"""What a check is, and what comes of it."""
+"""The context of the checks, what a check is, and its result."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class DoctorContext:
-    """One node under examination. Attributes without a value are set by the checks that are named beside them."""
+    """What the checks know of one node. The check that sets an attribute without a value is named beside it."""
 
     node: PassportView  # node
     health: NodeHealth  # passport
@@ -35,7 +35,7 @@ class DoctorContext:
     models: dict[str, str]  # catalogue: the ids of model passports, by the node's names of them
 
     def __init__(self, lucid: AsyncLucid, wanted: str | None, url: str | None, inference_key: str | None) -> None:
-        """Examine the node `wanted`, by name or id; the inference server answers here at `url`, None: as registered."""
+        """Examine the node `wanted`, by name or id. The server is at `url` from here; None: as registered."""
         self.lucid = lucid
         self.wanted = wanted
         self.inference_key = inference_key
@@ -45,7 +45,7 @@ class DoctorContext:
 
     @property
     def called(self) -> str:
-        """How commands call the node: by its name if a shell takes that as one word, else by its id."""
+        """The node as commands call it: its name if a shell takes that as one word, else its id."""
         return self.node.name if re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.node.name, re.ASCII) else self.node.id
 
     @property
@@ -60,12 +60,12 @@ class DoctorContext:
 
     @property
     def url(self) -> str:
-        """Where the inference server is looked for from here."""
+        """Where the doctor looks for the inference server, from this machine."""
         return self._url or self.registered_url
 
     @property
     def is_at_registered_url(self) -> bool:
-        """Whether it is looked for where the registry looks."""
+        """Whether that is where the registry looks."""
         return self._url is None
 
     @property
@@ -75,7 +75,7 @@ class DoctorContext:
 
     @property
     def runtimes(self) -> list[str]:
-        """The runtimes that the passport names, and that the sender reports."""
+        """The runtimes that the passport names and that the heartbeats report."""
         named = self.node.metadata.get("runtimes") or []
         names = [str(entry["name"] if isinstance(entry, dict) else entry) for entry in named]
         reported = self.health.reported.runtime if self.health.reported else None
@@ -87,13 +87,13 @@ class DoctorContext:
         return sorted({*(model.id for model in self.declaration.models), *self.health.available_models})
 
     def metadata_number(self, name: str) -> float | None:
-        """Answer a number of the passport's metadata; None when it has none."""
+        """Return a number of the passport's metadata; None when there is none."""
         value: Any = self.node.metadata.get(name)
         return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 class Verdict(StrEnum):
-    """What a check says. A warning is something to mend that keeps no request away by itself."""
+    """The verdict of a check. A warning should be fixed, but does not keep requests away."""
 
     PASS = "pass"  # noqa: S105 - a verdict, not a password
     WARN = "warn"
@@ -102,7 +102,7 @@ class Verdict(StrEnum):
 
 
 class Finding(NamedTuple):
-    """What was found, in a sentence; a warning and a failure say how to mend it, in exactly one way."""
+    """What was found, in a sentence. A warning and a failure have exactly one fix."""
 
     verdict: Verdict
     found: str
@@ -111,7 +111,7 @@ class Finding(NamedTuple):
 
 
 class Check(NamedTuple):
-    """One question. It is asked only when the checks that it `needs` have neither failed nor been skipped."""
+    """One question. It is asked only when no check that it `needs` failed or was skipped."""
 
     id: str
     title: str
@@ -120,7 +120,7 @@ class Check(NamedTuple):
 
 
 class Result(NamedTuple):
-    """A check's finding; a check with several has several results."""
+    """A finding of a check. A check with several findings has several results."""
 
     id: str
     title: str
@@ -128,20 +128,20 @@ class Result(NamedTuple):
 
 
 def passed(found: str) -> Finding:
-    """Answer that all is well."""
+    """Return the finding that all is well."""
     return Finding(Verdict.PASS, found)
 
 
 def warned(found: str, fix: str) -> Finding:
-    """Answer that something is to be mended."""
+    """Return the finding that something should be fixed."""
     return Finding(Verdict.WARN, found, fix)
 
 
 def failed(found: str, fix: str) -> Finding:
-    """Answer that this keeps requests away."""
+    """Return the finding that this keeps requests away."""
     return Finding(Verdict.FAIL, found, fix)
 
 
 def skipped(why: str, needs: str | None = None) -> Finding:
-    """Answer that there was nothing to ask, or that `needs` comes first."""
+    """Return the finding that there was nothing to ask, or that `needs` comes first."""
     return Finding(Verdict.SKIPPED, why, needs=needs)

@@ -1,4 +1,4 @@
-"""The examination: every check in its order, and what they come to together."""
+"""All checks in their order, and the run of them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ KNOWN: dict[str, tuple[str, Callable[[DoctorContext], bool]]] = {
 async def examine(
     lucid: AsyncLucid, node: str | None = None, url: str | None = None, inference_key: str | None = None
 ) -> AsyncIterator[Result]:
-    """Answer each check's result as soon as it is there. `url` is the inference server's as seen from here."""
+    """Yield the result of each check as soon as it is known. `url` is the inference server as seen from here."""
     context = DoctorContext(lucid, node, url, inference_key)
     verdicts: dict[str, Verdict] = {}
     try:
@@ -72,7 +72,7 @@ async def _run(check: Check, context: DoctorContext, verdicts: dict[str, Verdict
 
 
 def _find_missing(check: Check, context: DoctorContext, verdicts: dict[str, Verdict]) -> str | None:
-    """Answer the check that this one needs and that did not come out well; None when nothing is missing."""
+    """Return the check that this one needs and that did not pass; None when nothing is missing."""
     for need in check.needs:
         source, is_known = KNOWN.get(need, (need, None))
         if is_known is not None:

@@ -1,4 +1,4 @@
-"""Do the node's heartbeats arrive, often enough, and what do they say?"""
+"""Checks of the heartbeats: whether they arrive, how often, and what they report."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LOOK_SECONDS = 1.0
 
 
 async def check_drain(context: DoctorContext) -> Finding:
-    """Does anybody drain it?"""
+    """Is the node being drained?"""
     reported = context.health.reported
     if context.health.status is not NodeStatus.DRAINING:
         return passed("Nobody drains the node.")
@@ -46,7 +46,7 @@ async def check_heartbeats(context: DoctorContext) -> Finding:
 
 
 async def check_report(context: DoctorContext) -> Finding:
-    """Does the node say that it is well?"""
+    """Does the node report that it is healthy?"""
     reported = context.health.reported
     if reported is not None and reported.status is ReportedStatus.UNHEALTHY:
         context.reported_codes.add("REPORTED_UNHEALTHY")
@@ -74,7 +74,7 @@ async def check_pace(context: DoctorContext) -> Finding:
 
 
 async def check_clock(context: DoctorContext) -> Finding:
-    """Does this machine's clock go like the service's?"""
+    """Does this machine's clock agree with the service's?"""
     ahead = (datetime.now(UTC) - context.probe.checked_at).total_seconds()
     if abs(ahead) > CLOCK_SECONDS:
         return warned(

@@ -1,4 +1,4 @@
-"""What the registry makes of the node's models: are they known, do they fit, and if not, why?"""
+"""Checks of the node's models in the registry: are they known, do they fit, and if not, why."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def check_catalogue(context: DoctorContext) -> Finding:
 
 
 async def check_vram(context: DoctorContext) -> Finding:
-    """Has the node as much memory as its passport says?"""
+    """Does the node have as much memory as its passport says?"""
     registered_gb, gpus = (
         context.metadata_number("vramGb"),
         context.health.reported.gpus if context.health.reported else None,
@@ -52,7 +52,7 @@ async def check_vram(context: DoctorContext) -> Finding:
 
 
 async def check_fit(context: DoctorContext) -> Finding:
-    """Has the node the memory that its models want?"""
+    """Does the node have the memory that its models need?"""
     reasons = await _reasons(context)
     named = {name: view for (code, name), view in reasons.items() if code == "VRAM_TOO_LOW"}
     context.reported_codes.add("VRAM_TOO_LOW")
@@ -63,7 +63,7 @@ async def check_fit(context: DoctorContext) -> Finding:
 
 
 async def check_availability(context: DoctorContext) -> list[Finding]:
-    """What else does /availability say against this node? What a check above has said already is left out."""
+    """What other reasons does /availability give against this node? Reasons of earlier checks are left out."""
     by_code: dict[str, list[str]] = defaultdict(list)
     messages: dict[str, str] = {}
     for (code, name), view in (await _reasons(context)).items():
@@ -78,7 +78,7 @@ async def check_availability(context: DoctorContext) -> list[Finding]:
 
 
 async def _reasons(context: DoctorContext) -> dict[tuple[str, str], ReasonView]:
-    """Answer every reason against this node, by its code and the model's name."""
+    """Return every reason against this node, by its code and the model's name."""
     if context.reasons is None:
         context.reasons = {}
         for name, model_id in context.models.items():

@@ -1,4 +1,4 @@
-"""Can the registry reach the node: what its probe says, and the certificate of the node's URL."""
+"""Checks of the way from the registry to the node: its probe, and the certificate of the node's URL."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _LOOPBACK_FIX = "Register the address at which the service reaches this machine:
 
 
 class Certificate(NamedTuple):
-    """What a TLS handshake from here came to: when the certificate ends, or why it is not valid."""
+    """The result of a TLS handshake from here: when the certificate ends, or why it is not valid."""
 
     expires_at: datetime | None
     refusal: ssl.SSLCertVerificationError | None = None
@@ -91,16 +91,16 @@ def _judge_refusal(context: DoctorContext, refusal: ssl.SSLCertVerificationError
 
 
 def _means_the_registry_itself(context: DoctorContext, answer: ProbeAnswer) -> bool:
-    """Whether the URL says localhost to a service that runs elsewhere."""
+    """Whether the URL says localhost, to a service that runs on another machine."""
     is_unreached = answer.code in {ProbeCode.ADDRESS_REFUSED, ProbeCode.CONNECT_FAILED}
     return is_unreached and is_loopback(context.registered_url) and not context.is_local_registry
 
 
 async def _look_at_certificate(context: DoctorContext) -> Certificate:
-    """Shake hands with the server at the registered URL.
+    """Do a TLS handshake with the server at the registered URL.
 
     Raises:
-        OSError, TimeoutError: from here it can't be connected to, or no handshake comes about.
+        OSError, TimeoutError: it can't be reached from here, or the handshake fails.
     """
     parts = context.registered
     port = parts.port or _PORTS[parts.scheme]

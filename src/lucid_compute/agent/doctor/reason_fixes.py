@@ -1,4 +1,4 @@
-"""What to do about each reason why a node does not run a model, or is not sent a request for it."""
+"""What to do about each reason against a node. A file of its own, so that `lucid models` starts without the doctor."""
 
 from __future__ import annotations
 
@@ -33,5 +33,5 @@ _NEWER = "Update lucid-compute here: the service gives a reason that this versio
 
 
 def fix_of(code: str, node: str) -> str:
-    """Answer what to do about a reason against `node`; a newer service may give one that we don't know."""
+    """Return what to do about a reason against `node`. A newer service may give a reason that is unknown here."""
     return REASON_FIXES.get(code, _NEWER).format(node=node)

@@ -1,4 +1,4 @@
-"""The inference server as seen from here: does it answer, what is it, what does it serve?"""
+"""Checks of the inference server from here: does it respond, which runtime is it, what does it serve."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _OK = 200
 
 
 async def check_server(context: DoctorContext) -> Finding:
-    """Does the inference server answer from here?"""
+    """Does the inference server respond from here?"""
     context.server = InferenceServer(context.url, context.inference_key)
     context.listed = answer = await context.server.get("/v1/models")
     if answer.fault is not None:

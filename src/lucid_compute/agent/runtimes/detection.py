@@ -1,4 +1,4 @@
-"""Which runtime answers behind a URL: what was asked, what it proves, and how sure that makes us."""
+"""Detect the runtime at a URL: the queries, what each response proves, and how certain the result is."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 from lucid_compute.agent.runtimes.inference_server import InferenceServer, ServerResponse
 from lucid_compute.agent.runtimes.llama_cpp import LlamaCpp
 from lucid_compute.agent.runtimes.ollama import Ollama
-from lucid_compute.agent.runtimes.reading import Runtime, as_label, models_listed
+from lucid_compute.agent.runtimes.reading import OpenAiCompatible, Runtime, as_label, models_listed
 from lucid_compute.agent.runtimes.sglang import Sglang
-from lucid_compute.agent.runtimes.vllm import OpenAiCompatible, Tgi, Vllm
+from lucid_compute.agent.runtimes.tgi import Tgi
+from lucid_compute.agent.runtimes.vllm import Vllm
 
 CERTAIN = 1.0  # it says so in two places
 LIKELY = 0.7  # it says so in one place that nobody else is known to imitate
@@ -21,7 +22,7 @@ _UNAUTHORIZED = frozenset({401, 403})
 
 
 class Detection(NamedTuple):
-    """The runtime, how sure it is (0 to 1), and the answers that say so, in words."""
+    """The runtime, the confidence (0 to 1), and the evidence in words."""
 
     runtime: Runtime
     confidence: float
@@ -34,7 +35,7 @@ class Detection(NamedTuple):
 
 
 class _Answers(NamedTuple):
-    """Everything that was asked, and what `/v1/models` says of who owns its models."""
+    """All responses, and what `/v1/models` says about the owners of its models."""
 
     by_path: Mapping[str, ServerResponse]
     owners: frozenset[str]
@@ -45,9 +46,9 @@ class _Answers(NamedTuple):
 
 
 async def detect(server: InferenceServer) -> Detection | None:
-    """Answer what the server is; None when it answers nothing that any inference server would.
+    """Return the runtime of the server; None when no response is that of an inference server.
 
-    The order matters: SGLang serves Ollama's paths too, and more than one runtime answers /version.
+    The order matters: SGLang serves Ollama's paths too, and several runtimes answer /version.
     """
     answers = await _ask(server)
     for recognise in (_as_vllm, _as_sglang, _as_llama_cpp, _as_tgi, _as_ollama, _as_openai_compatible):
@@ -118,7 +119,7 @@ def _as_tgi(answers: _Answers) -> Detection | None:
 
 
 def _as_ollama(answers: _Answers) -> Detection | None:
-    """Recognise Ollama by two paths: its list of models, its chat and its greeting are imitated elsewhere."""
+    """Recognise Ollama by two paths; other servers imitate its list of models, its chat and its greeting."""
     version = as_label(answers.fields("/api/version").get("version"))
     if version is None or not isinstance(answers.fields("/api/ps").get("models"), list):
         return None

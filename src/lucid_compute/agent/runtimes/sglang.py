@@ -38,7 +38,7 @@ _RANKS = frozenset({"tp_rank", "pp_rank", "moe_ep_rank"})
 
 @dataclass(frozen=True, slots=True)
 class Sglang:
-    """An SGLang server, with what its /server_info said when it was recognised."""
+    """An SGLang server, with what its /server_info reported when it was detected."""
 
     version: str | None = None
     max_concurrency: int | None = None
@@ -58,7 +58,7 @@ class Sglang:
         )
 
     async def read(self, server: InferenceServer) -> ServerReading:
-        """Answer how it is: counts summed over data-parallel engines, each engine's ranks counted once."""
+        """Return its state: counts summed over data-parallel engines, with each engine's ranks counted once."""
         listed, scraped = await asyncio.gather(server.get("/v1/models"), server.get("/metrics"))
         metrics = read_metrics(scraped.text, _NAMES, _is_whole)
         entries = models_listed(listed)
@@ -78,7 +78,7 @@ class Sglang:
 
 
 def _is_whole(labels: Mapping[str, str]) -> bool:
-    """Whether a sample is not of one priority alone: with priorities each stands beside the whole, which names none."""
+    """Whether a sample covers all priorities. With priorities there is one sample for each, and a total without one."""
     return not labels.get("priority")
 
 

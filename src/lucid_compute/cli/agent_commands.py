@@ -1,4 +1,4 @@
-"""`lucid agent`: reports a running inference server and its GPUs to the registry, for as long as it runs."""
+"""`lucid agent`: report a running inference server and its GPUs to the registry."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ app = typer.Typer(
 
 
 def _option(name: str, *flags: str) -> Any:
-    """Answer the option of a setting: its help is the setting's, its variable is named there."""
+    """Return the option of a setting, with the setting's help and variable."""
     meaning = AgentSettings.model_fields[name].description
     return typer.Option(*flags, help=f"{meaning} [LUCID_AGENT_{name.upper()}]")
 
@@ -91,7 +91,7 @@ def inspect(
 
 
 def _read_settings(told: dict[str, Any]) -> AgentSettings:
-    """Answer the settings; a wrong one is a sentence and the exit status 2."""
+    """Return the settings. A wrong one ends the command with a sentence and exit status 2."""
     try:
         return AgentSettings(**{name: value for name, value in told.items() if value is not None})
     except ValidationError as error:
@@ -102,7 +102,7 @@ def _read_settings(told: dict[str, Any]) -> AgentSettings:
 
 
 def _configure_log(*, as_json: bool) -> None:
-    """Log our own words, and of libraries only what is a warning or worse."""
+    """Log our own messages, and the warnings and errors of libraries."""
     from lucid_compute.cli.log_lines import configure_log  # noqa: PLC0415 - only here
 
     if as_json:

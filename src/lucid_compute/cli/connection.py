@@ -1,4 +1,4 @@
-"""The way to the service: which address, which key, and what a refusal means to a person at the command line."""
+"""The connection to the service: its address, the key, and the sentence and exit status for each error."""
 
 from __future__ import annotations
 
@@ -58,15 +58,15 @@ API_CALLS_AS_COMMANDS = {
 
 
 class Connection:
-    """The service at an address, as `lucid` speaks to it over one connection; to be used in a `with` block."""
+    """The service at one address, over one connection; to be used in a `with` block."""
 
     def __init__(
         self, api: str | None, key: str | None, *, timeout_seconds: float = SECONDS_TO_ANSWER, retries: int = RETRIES
     ) -> None:
-        """Take the address and key, or those of the environment; a loopback address may need no key.
+        """Use this address and key, or those of the environment. A loopback address may need no key.
 
         Raises:
-            CommandFailed: they can't be used as they are written.
+            CommandFailed: they can't be used as written.
         """
         self._url, self._key = api or DEFAULT_URL, key
         self._local_key = None if key else find_local_key(self._url, data_dir())
@@ -79,7 +79,7 @@ class Connection:
             )
 
     def __enter__(self) -> Self:
-        """Connect when something is asked."""
+        """Return the connection; it connects at the first call."""
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -88,10 +88,10 @@ class Connection:
 
     @contextmanager
     def session(self) -> Iterator[Lucid]:
-        """Answer the SDK; after a failure it may be asked again.
+        """Yield the SDK. After a failure a new session may follow.
 
         Raises:
-            CommandFailed: with what the service, or the way to it, says.
+            CommandFailed: with the message of the service, or of the failed connection.
         """
         with self._explained():
             yield self._lucid
@@ -125,7 +125,7 @@ class Connection:
 
 
 def _each_fault(error: LucidClientError) -> str:
-    """Answer all that is wrong with the fields of a request; its message tells only the first."""
+    """Return all faults of a request's fields; the error's message has only the first."""
     fields = error.details.get("fields") if isinstance(error, InvalidRequest) else None
     faults = [field for field in fields or () if isinstance(field, dict)]
     return " ".join(f"{fault.get('path')}: {str(fault.get('message')).rstrip('.')}." for fault in faults)
@@ -135,10 +135,10 @@ def _each_fault(error: LucidClientError) -> str:
 def connected(
     api: str | None, key: str | None, *, timeout_seconds: float = SECONDS_TO_ANSWER, retries: int = RETRIES
 ) -> Iterator[Lucid]:
-    """Answer the SDK for the service at that address.
+    """Yield the SDK for the service at that address.
 
     Raises:
-        CommandFailed: with what the service, or the way to it, says.
+        CommandFailed: with the message of the service, or of the failed connection.
     """
     connection = Connection(api, key, timeout_seconds=timeout_seconds, retries=retries)
     with connection, connection.session() as lucid:
@@ -146,7 +146,7 @@ def connected(
 
 
 def status_of(error: LucidClientError) -> ExitStatus:
-    """Answer what the error means to a script."""
+    """Return the exit status for the error."""
     if isinstance(error, ConfigurationFault):
         return ExitStatus.USAGE
     if isinstance(error, Unauthorized | Forbidden):
@@ -159,7 +159,7 @@ def status_of(error: LucidClientError) -> ExitStatus:
 
 
 def with_commands(message: str) -> str:
-    """Answer a sentence of the service with the calls of its API that it names as commands of ours."""
+    """Return a message of the service with the API calls in it replaced by commands."""
     for call, command in API_CALLS_AS_COMMANDS.items():
         message = message.replace(call, command)
     return message
@@ -170,10 +170,10 @@ LONGEST_KEY = 512
 
 
 def find_local_key(api_url: str, data_dir: Path) -> str | None:
-    """Answer the key in the data folder's `admin.key`; None for an address that is not loopback.
+    """Return the key in the data folder's `admin.key`; None for an address that is not loopback.
 
-    The key leaves this machine for nobody. A file that is not ours, or that others may read, is left alone: it is
-    nothing that `lucid serve` wrote, and we would hand its content to whoever listens there.
+    The key never leaves this machine. A file of another user, or one that others may read, is ignored: `lucid serve`
+    did not write it, and its content would be sent to whatever listens there.
     """
     if not is_loopback(api_url):
         return None

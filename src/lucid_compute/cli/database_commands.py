@@ -1,4 +1,4 @@
-"""`lucid db`: the database's schema, by hand; the service brings it up by itself at start."""
+"""`lucid db`: look at the database's schema and change it by hand. The service migrates it automatically at start."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Step = Callable[[ModuleType, str], Coroutine[Any, Any, None]]
 
 @app.command("upgrade")
 def upgrade_database(url: UrlOption = None, revision: str = "head", as_json: JsonOption = False) -> None:
-    """Bring the schema up; the service does this by itself at start."""
+    """Migrate the schema to a revision; the service does this automatically at start."""
     _migrate(url, lambda schema, there: schema.upgrade(there, revision), as_json=as_json)
 
 
@@ -40,25 +40,25 @@ def upgrade_database(url: UrlOption = None, revision: str = "head", as_json: Jso
 def downgrade_database(
     revision: str, url: UrlOption = None, yes: YesOption = False, as_json: JsonOption = False
 ) -> None:
-    """Take the schema back to a revision; `base` drops every table with what it holds."""
+    """Take the schema back to a revision; `base` drops every table with its data."""
     confirm(f"Take the schema back to {revision}, and drop what came after it with its data?", is_agreed=yes)
     _migrate(url, lambda schema, there: schema.downgrade(there, revision), as_json=as_json)
 
 
 @app.command("current")
 def show_revision(url: UrlOption = None, as_json: JsonOption = False) -> None:
-    """Print the schema's revision, and the one that this version needs."""
+    """Print the schema's revision, and the revision that this version needs."""
     _migrate(url, None, as_json=as_json)
 
 
 @app.command("revise", hidden=True)
 def revise_database(message: str, url: UrlOption = None, as_json: JsonOption = False) -> None:
-    """Write the next migration from what the tables say beyond the database: for people who change the tables."""
+    """Write the next migration, for developers: the difference between the tables in the code and the database."""
     _migrate(url, lambda schema, there: schema.revise(there, message), as_json=as_json)
 
 
 def _migrate(url: str | None, step: Step | None, *, as_json: bool) -> None:
-    """Take a step with the schema and say where it stands then; a failure is one sentence."""
+    """Run a step on the schema and print the revision afterwards. A failure is one sentence."""
     from lucid_compute.storage import database, embedded_postgres, schema  # noqa: PLC0415 - help needs no SQLAlchemy
 
     try:

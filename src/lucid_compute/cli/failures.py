@@ -1,4 +1,4 @@
-"""How a command ends: one sentence on stderr and an exit status that means something, never a traceback."""
+"""How a command ends: one sentence on stderr and an exit status; and the question before a final action."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lucid_compute.cli.formatting import plain
 
 
 class ExitStatus(IntEnum):
-    """How a command ended."""
+    """How a command ended. docs/cli.md has the same table."""
 
     OK = 0
     REFUSED = 1  # the service said no, or what was asked about is not so
@@ -29,17 +29,16 @@ class ExitStatus(IntEnum):
 
 
 class CommandFailed(Exception):
-    """The command can't do what it was asked; `sentence` says what to do, `status` tells scripts."""
+    """The command can't do what was asked. `sentence` says what to do, `status` is for scripts."""
 
     def __init__(self, sentence: str, status: ExitStatus = ExitStatus.REFUSED) -> None:
-        """Keep both until `run` says them."""
         super().__init__(sentence)
         self.sentence = sentence
         self.status = status
 
 
 def refuse_both(one: str, has_one: object, other: str, has_other: object) -> None:
-    """Refuse what says two things.
+    """Refuse two options that exclude each other.
 
     Raises:
         CommandFailed: both were given.
@@ -49,11 +48,11 @@ def refuse_both(one: str, has_one: object, other: str, has_other: object) -> Non
 
 
 class PipeClosed(Exception):
-    """The reader of our output went away; no OSError, because Typer would make a failure of that."""
+    """The reader of our output is gone. Not an OSError, because Typer would report that as a failure."""
 
 
 def run(command: Callable[..., Any]) -> int:
-    """Run a Typer application, say what went wrong if something did, and answer the exit status."""
+    """Run a Typer application, print an error if there is one, and return the exit status."""
     _prepare_streams()
     try:
         status = command(standalone_mode=False)
@@ -73,10 +72,10 @@ def run(command: Callable[..., Any]) -> int:
 
 
 def write(text: str) -> None:
-    """Write to stdout, at once.
+    """Write to stdout and flush.
 
     Raises:
-        PipeClosed: nobody reads it any more.
+        PipeClosed: nothing reads stdout any more.
     """
     try:
         sys.stdout.write(text)
@@ -86,12 +85,12 @@ def write(text: str) -> None:
 
 
 def complain(sentence: str) -> None:
-    """Write a sentence to stderr, in one line and without what a terminal would obey."""
+    """Write a sentence to stderr, in one line and without control characters."""
     print(f"lucid: {plain(sentence)}", file=sys.stderr)
 
 
 def _prepare_streams() -> None:
-    """Write what the terminal's encoding lacks as a question mark, and to nowhere if a stream was closed."""
+    """Replace characters that the terminal's encoding lacks by question marks, and a closed stream by /dev/null."""
     sys.stdout = sys.stdout or _nowhere()
     sys.stderr = sys.stderr or _nowhere()
     for stream in (sys.stdout, sys.stderr):
@@ -104,7 +103,7 @@ def _nowhere() -> Any:
 
 
 def _say_misuse(misuse: typer.TyperException) -> int:
-    """Say what Typer could not understand; it says nothing itself where it has just shown the help."""
+    """Report what Typer could not understand. Its message is empty where it has just shown the help."""
     if not (sentence := misuse.format_message().replace("\n", " ").replace("Value error, ", "").rstrip(".")):
         return _end(None, ExitStatus.USAGE)
     context = getattr(misuse, "ctx", None)
@@ -113,7 +112,7 @@ def _say_misuse(misuse: typer.TyperException) -> int:
 
 
 def _end(sentence: str | None, status: ExitStatus) -> int:
-    """Say the last word, and see to it that Python has nothing left to write when it ends: the reader may be gone."""
+    """Write the last sentence, and leave nothing for Python to flush at exit: the reader may be gone."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -126,7 +125,7 @@ def _end(sentence: str | None, status: ExitStatus) -> int:
 
 
 def _silence(stream: Any) -> None:
-    """Lead the stream's file to nowhere, so that what its buffer still holds is dropped without a word."""
+    """Redirect the stream's file to /dev/null, so that the rest of its buffer is dropped silently."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
@@ -134,10 +133,10 @@ YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
 def confirm(question: str, *, is_agreed: bool) -> None:
-    """Return if the person agrees; the question goes to stderr.
+    """Return if the person agrees. The question goes to stderr; a script has to pass --yes.
 
     Raises:
-        CommandFailed: they do not, or nobody can be asked.
+        CommandFailed: the person does not agree, or there is no terminal to ask on.
     """
     if is_agreed:
         return

@@ -1,4 +1,4 @@
-"""`lucid events`, `lucid jobs` and `lucid match`: what happened to nodes, what they did, where a request would go."""
+"""`lucid events` and `lucid jobs`: what happened to nodes, and the attempts on them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def events(
     api: ApiOption = None,
     key: KeyOption = None,
 ) -> None:
-    """List what happened to a node, newest first; an ended node's events stay readable."""
+    """List what happened to a node, newest first; the events of an ended node stay readable."""
     with connected(api, key) as lucid:
         passport = get_node(lucid, node, also_ended=True)
         found = list(islice(lucid.compute.events(passport.id, since=since, type=event_type), _most(limit, as_json)))
@@ -63,7 +63,7 @@ def jobs(
     api: ApiOption = None,
     key: KeyOption = None,
 ) -> None:
-    """List what was routed to nodes and what became of it, newest first: each attempt of a request is a job."""
+    """List the attempts of requests on nodes and their outcomes, newest first. Each attempt of a request is a job."""
     with connected(api, key) as lucid:
         passport_id = None if node is None else get_node(lucid, node, also_ended=True).id
         listed = lucid.compute.jobs(passport_id=passport_id, model=model, outcome=outcome, since=since, owner=owner)
@@ -75,7 +75,7 @@ def jobs(
 
 
 def _most(limit: int | None, as_json: bool) -> int | None:
-    """Answer how many to read: a person is spared a ledger of millions, a script gets what it asks for."""
+    """Return how many to read. A person gets a screenful; a script gets all."""
     return limit if limit is not None or as_json else MOST_SHOWN
 
 
@@ -94,7 +94,7 @@ JOB_COLUMNS = (
 
 
 def job_table(jobs: Iterable[JobView]) -> Listing:
-    """Answer jobs as they were listed."""
+    """Return a table of jobs, in their order."""
     return Listing(JOB_COLUMNS, [_job(job) for job in jobs])
 
 
@@ -118,7 +118,7 @@ EVENT_COLUMNS = (Column("AT"), Column("EVENT"), Column("REASON", shortest=10), C
 
 
 def event_table(events: Iterable[EventView]) -> Listing:
-    """Answer what happened to a node, as it was listed."""
+    """Return a table of a node's events, in their order."""
     return Listing(
         EVENT_COLUMNS,
         [(instant(event.at), event.type, or_unknown(event.reason), _pairs(event.details)) for event in events],

@@ -1,4 +1,4 @@
-"""`lucid keys`: make, list, rotate and revoke API keys; for admins."""
+"""`lucid keys`: create, list, rotate and revoke API keys, for admins."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def create_key(
     api: ApiOption = None,
     key: KeyOption = None,
 ) -> None:
-    """Make a key for an owner. Stdout is the key alone, so that a script can take it; it is shown this once."""
+    """Create a key for an owner. Stdout is the key alone, for scripts. The key is shown only once."""
     limits = KeyLimits(requestsPerMinute=requests_per_minute, tokensPerMinute=tokens_per_minute)
     is_limited = requests_per_minute is not None or tokens_per_minute is not None
     with connected(api, key) as lucid:
@@ -94,7 +94,7 @@ def rotate_key(
     api: ApiOption = None,
     key: KeyOption = None,
 ) -> None:
-    """Give a key a new secret; the former one stays valid for 24 hours, so that its users can change over."""
+    """Give a key a new secret. The previous one stays valid for 24 hours, so that its users can change over."""
     with connected(api, key) as lucid:
         made = lucid.keys.rotate(get_key(lucid, key_id).id, now=now)
     _show_key(made, as_json=as_json)
@@ -108,7 +108,7 @@ def revoke_key(
     api: ApiOption = None,
     key: KeyOption = None,
 ) -> None:
-    """End a key for good, at once."""
+    """Revoke a key at once; this is final."""
     with connected(api, key) as lucid:
         found = get_key(lucid, key_id)
         confirm(f"Revoke the key {found.name} ({found.id}) of {found.owner} for good?", is_agreed=yes)

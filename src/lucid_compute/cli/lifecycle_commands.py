@@ -1,4 +1,4 @@
-"""`lucid drain`, `lucid resume` and `lucid deregister`: taking a node out, and back in."""
+"""`lucid drain`, `lucid resume` and `lucid deregister`: take a node out of service, and back in."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def drain(
     api: ApiOption = None,
     key: KeyOption = None,
 ) -> None:
-    """Start no request on the node from here on, let running ones finish, and say when it is safe to stop it.
+    """Start no more requests on the node, let running ones finish, and say when it is safe to stop it.
 
     Ctrl-C ends the waiting, not the drain; `lucid resume` ends the drain.
     """
@@ -59,7 +59,7 @@ def drain(
 
 
 def resume(node: NodeArgument, as_json: JsonOption = False, api: ApiOption = None, key: KeyOption = None) -> None:
-    """End a drain, so that the node is sent requests again; one that the node began itself is the node's to end."""
+    """End a drain, so that the node gets requests again. A drain that the node itself reports is the node's to end."""
     with connected(api, key) as lucid:
         passport = get_node(lucid, node)
         health = lucid.compute.resume(passport.id)
@@ -80,7 +80,7 @@ def deregister(
     api: ApiOption = None,
     key: KeyOption = None,
 ) -> None:
-    """End a node for good. Its events and jobs stay readable, and its name can be registered again."""
+    """Deregister a node; this is final. Its events and jobs stay readable, and its name becomes free."""
     with connected(api, key) as lucid:
         passport = get_node(lucid, node)
     confirm(f"Deregister {passport.name} ({passport.id}) for good?", is_agreed=yes)
@@ -103,9 +103,9 @@ ReportProgress = Callable[[DrainAnswer, str], None]
 def wait_until_drained(
     begun: DrainAnswer, look: Callable[[], NodeHealth], report: ReportProgress, deadline: float | None
 ) -> tuple[DrainAnswer, CommandFailed | None]:
-    """Look until the node is drained; answer its last state, and what is wrong with it if it is not.
+    """Watch the node until it is drained. Return its last state, and the failure if it is not drained.
 
-    An outage of the service is told and waited through: a drain outlives it.
+    An outage of the service is reported, and the wait continues: a drain outlives it.
     """
     state = begun
     agree_at = time.monotonic() + AGREE_SECONDS
@@ -134,7 +134,7 @@ def wait_until_drained(
 
 @contextmanager
 def progress_on_terminal(name: str) -> Iterator[ReportProgress]:
-    """Show a bar over the requests that were in flight; where stderr is no terminal, a line at each change."""
+    """Show a progress bar of the requests in flight; where stderr is no terminal, a line at each change."""
     if not sys.stderr.isatty():
         yield _line_by_line(name)
         return
@@ -158,7 +158,7 @@ def progress_on_terminal(name: str) -> Iterator[ReportProgress]:
 
 
 def _left(state: DrainAnswer) -> str:
-    """Answer what is waited for: requests, and then every replica's word that it starts none."""
+    """Return what is still awaited: requests, then the confirmation of every replica that it starts none."""
     if state.in_flight == 0 and not state.drained:
         return "every replica is told"
     return f"{counted(state.in_flight, 'request')} in flight"

@@ -1,4 +1,4 @@
-"""The command line, `lucid`: one command per thing that an operator, a provider or a client of the service does."""
+"""The command line, `lucid`: where each command is, in the order of the help."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _HERE = "lucid_compute.cli"
 
 
 class Commands(LazyCommands):
-    """The commands in the order of the help, each with where it is."""
+    """The commands in the order of the help, each with its module."""
 
     PLACES: ClassVar[dict[str, str]] = {
         "serve": f"{_HERE}.serve_command:serve",
@@ -51,7 +51,7 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Run `lucid` and end with a status that docs/cli.md explains."""
+    """Run `lucid` and exit with a status of docs/cli.md."""
     sys.exit(run(app))
 
 

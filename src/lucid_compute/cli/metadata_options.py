@@ -1,4 +1,4 @@
-"""Metadata as it is said on a command line: JSON from the line, a file or stdin, and single keys on top of it."""
+"""Metadata from the command line: a JSON object from the line, a file or stdin, and single keys on top of it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SetOption = Annotated[
 
 
 def read_metadata_options(metadata: str | None, settings: Sequence[str] | None) -> dict[str, Any] | None:
-    """Answer the metadata with the single keys set; None when neither was given.
+    """Return the metadata with the single keys set; None when neither was given.
 
     Raises:
         CommandFailed: it can't be read, or is no JSON object.

@@ -1,4 +1,4 @@
-"""`lucid metrics` and `lucid uptime`: figures over time, of a node or of all one's own, and what is left of budgets."""
+"""`lucid metrics` and `lucid uptime`: figures over time of a node or of all nodes. Unknown is a dash, never 0."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ NODE_COLUMNS = (
 
 
 def series_parts(answer: SeriesAnswer) -> list[RenderableType]:
-    """Answer a line for each step and one for all of them, the reasons of failures, and when the registry was away."""
+    """Return a line for each step and one for the total, the reasons of failures, and the registry's outages."""
     parts: list[RenderableType] = []
     if answer.series:
         columns = [Column(f"FROM, {answer.step} EACH"), *(_column(name) for name in answer.series)]
@@ -74,12 +74,12 @@ def series_parts(answer: SeriesAnswer) -> list[RenderableType]:
 
 
 def uptime_table(windows: Iterable[UptimeWindow]) -> Listing:
-    """Answer uptimes over windows that end now, and what is left of each one's error budget."""
+    """Return a table of uptimes over windows that end now, each with the rest of its error budget."""
     return Listing(UPTIME_COLUMNS, map(_window, windows))
 
 
 def fleet_uptime_parts(together: FleetUptime, nodes: Sequence[NodeUptime]) -> list[RenderableType]:
-    """Answer the windows of all nodes together, and those of each."""
+    """Return the windows of all nodes together, and those of each node."""
     if not nodes:
         return [sentence("No nodes.")]
     rows = (
@@ -113,7 +113,7 @@ def _left(window: UptimeWindow) -> str:
 
 
 def _percent(fraction: float | None) -> str:
-    """Answer 0.99861 as `99.861 %`: between 99 and 100 lies all that matters."""
+    """Return 0.99861 as `99.861 %`. Three decimals, because the interesting values are between 99 and 100."""
     return UNKNOWN if fraction is None else f"{fraction * 100:.3f} %"
 
 
@@ -136,7 +136,7 @@ HOUR = timedelta(hours=1)
 
 
 def _read_moment(text: str) -> datetime:
-    """Answer the instant; `-7d`, as the API says it, is `7d`."""
+    """Return the instant. `-7d`, as the API writes it, is `7d`."""
     return datetime.now(UTC) if text == "now" else read_past(text.removeprefix("-"))
 
 
@@ -177,7 +177,7 @@ def metrics(
     api: ApiOption = None,
     key: KeyOption = None,
 ) -> None:
-    """Show what happened step by step: requests, failures, latency, tokens, revenue, load, GPUs; times are UTC."""
+    """Show figures step by step: requests, failures, latency, tokens, revenue, load, GPUs. Times are UTC."""
     refuse_both("--csv", as_csv, "--json", as_json)
     refuse_both("NODE", node, "--owner", owner)
     wanted: dict[str, Any] = {"from_": from_, "to": to, "step": step, "model": model}
@@ -211,7 +211,7 @@ def uptime(
     api: ApiOption = None,
     key: KeyOption = None,
 ) -> None:
-    """Show uptime over 1, 7 and 30 days, without outages of the registry, and what is left of the error budget."""
+    """Show uptime over 1, 7 and 30 days, without outages of the registry, and the rest of the error budget."""
     refuse_both("NODE", node, "--owner", owner)
     with connected(api, key) as lucid:
         if node is not None:
@@ -226,7 +226,7 @@ def uptime(
 
 
 def _step_for(from_: datetime | None, to: datetime | None) -> str:
-    """Answer the shortest step that a screen has room for."""
+    """Return the shortest step whose table fits on a screen."""
     until = to or datetime.now(UTC)
     length = until - (from_ or datetime.now(UTC) - HOUR)
     return next((name for name, step in STEPS.items() if length <= step * MOST_LINES), "1d")

@@ -1,4 +1,4 @@
-"""`lucid models`: what can be had, and why not."""
+"""`lucid models` and `lucid match`: which models are available, why one is not, and where a request would go."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def list_models(
 
 @app.command("show")
 def show_model(model: ModelArgument, as_json: JsonOption = False, api: ApiOption = None, key: KeyOption = None) -> None:
-    """Show one model and, node by node, every reason why it can't be had; the exit status is 1 if it is not served."""
+    """Show one model and, for each node, every reason against it. The exit status is 1 if the model is not served."""
     with connected(api, key) as lucid:
         view = lucid.models.get(model)
         availability = lucid.models.availability(view.id)
@@ -87,7 +87,7 @@ def match(
     api: ApiOption = None,
     key: KeyOption = None,
 ) -> None:
-    """Ask where a request would go, without sending it; the exit status is 1 if no node may be sent it."""
+    """Show where a request would go, without sending it. The exit status is 1 if no node may get it."""
     wants = {"allow_regions": region, "max_price_per_1k_tokens": max_price, "max_latency_ms": max_latency_ms}
     policy = {name: value for name, value in wants.items() if value is not None}
     with connected(api, key) as lucid:
@@ -117,19 +117,19 @@ MODEL_COLUMNS = (
 
 
 def model_table(models: Iterable[ModelView]) -> Listing:
-    """Answer models in the order of their names."""
+    """Return a table of models, sorted by name."""
     ordered = sorted(models, key=lambda model: (model.name, model.id))
     return Listing(MODEL_COLUMNS, [_row(model) for model in ordered])
 
 
 def model_summary(models: Sequence[ModelView]) -> str:
-    """Answer how many models there are, and how many of them can be had."""
+    """Return how many models there are, and how many are available and served."""
     available, served = sum(model.available for model in models), sum(model.served for model in models)
     return f"{counted(len(models), 'model')}: {available} available, {served} served"
 
 
 def model_facts(model: ModelView) -> list[RenderableType]:
-    """Answer what the model is and what it needs."""
+    """Return what the model is and what it needs."""
     metadata = model.metadata
     pairs = [
         ("name", model.name),
@@ -147,7 +147,7 @@ def model_facts(model: ModelView) -> list[RenderableType]:
 
 
 def explanation(model: ModelView, availability: ModelAvailability) -> list[RenderableType]:
-    """Answer why the model can or can't be had: node by node every reason, and what to do about each."""
+    """Return why the model is available or not: every reason of each node, and what to do about each."""
     verdicts = [(node.name or node.passport_id, node.reasons) for node in availability.nodes]
     verdicts.sort(key=lambda verdict: (len(verdict[1]), verdict[0]))
     parts: list[RenderableType] = [sentence(""), sentence(_verdict(model, availability), style="bold")]
@@ -159,7 +159,7 @@ def explanation(model: ModelView, availability: ModelAvailability) -> list[Rende
 
 
 def node_reasons(verdicts: Sequence[NodeReasons]) -> list[RenderableType]:
-    """Answer each node and below it every reason why it may not; those that have left stand together at the end."""
+    """Return each node with every reason against it. Nodes that have left are in one line at the end."""
     staying = [verdict for verdict in verdicts if not _has_left(verdict)]
     parts: list[RenderableType] = []
     for name, reasons in staying[:MOST_NODES]:
@@ -175,7 +175,7 @@ def node_reasons(verdicts: Sequence[NodeReasons]) -> list[RenderableType]:
 
 
 def what_to_do(verdicts: Sequence[NodeReasons], counts: Iterable[str]) -> list[RenderableType]:
-    """Answer what to do about each reason, once: about those against the nodes told of, else about those counted."""
+    """Return what to do about each reason, once: the reasons of the listed nodes, else those that were counted."""
     told = {reason.code for verdict in verdicts if not _has_left(verdict) for reason in verdict[1]}
     codes = told if verdicts else set(counts) - {ReasonCode.DEREGISTERED}
     if not codes:
@@ -218,7 +218,10 @@ def _verdict(model: ModelView, availability: ModelAvailability) -> str:
 
 
 def _is_nobody_there(availability: ModelAvailability) -> bool:
-    """Whether there is no node, whoever's, but such as have left; others' nodes are counted by their reasons alone."""
+    """Whether there is no node, of any owner, except nodes that have left.
+
+    The nodes of others are known only by the counts of their reasons.
+    """
     verdicts = [(node.name or node.passport_id, node.reasons) for node in availability.nodes]
     others = Counter(availability.summary) - Counter(reason.code for verdict in verdicts for reason in verdict[1])
     return all(map(_has_left, verdicts)) and others.keys() <= {ReasonCode.DEREGISTERED}
@@ -229,7 +232,7 @@ def _indented(text: str, columns: int, style: str = "") -> RenderableType:
 
 
 def _vram(minimum: Any) -> str:
-    """Answer the least VRAM; of several quantizations the range."""
+    """Return the least VRAM; of several quantizations the range."""
     if not isinstance(minimum, dict):
         return number(minimum, "GB") if isinstance(minimum, int | float) else UNKNOWN
     sizes = sorted(minimum.values())
@@ -254,7 +257,7 @@ RANK_COLUMNS = (
 
 
 def match_parts(answer: MatchAnswer) -> list[RenderableType]:
-    """Answer the ranking, and every node that may not with every reason."""
+    """Return the ranking, and each other node with every reason against it."""
     parts: list[RenderableType] = []
     if answer.chosen is not None:
         parts.append(sentence(f"A request for {answer.model} would go to {answer.chosen.name}.", style="bold"))

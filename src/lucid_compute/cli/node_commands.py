@@ -1,4 +1,4 @@
-"""`lucid nodes`, `lucid events` and `lucid resume`: how nodes do, what happened to them."""
+"""`lucid nodes`: the nodes as a table, live with `--watch`, and one node in full."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def list_nodes(
     api: ApiOption = None,
     key: KeyOption = None,
 ) -> None:
-    """List nodes with their health; `stale` is healthy, but silent for more than 30 s."""
+    """List nodes with their health. A `stale` node is healthy, but has sent no heartbeat for more than 30 s."""
     if is_watched and (as_json or not sys.stdout.isatty()):
         raise CommandFailed("--watch needs a terminal. For scripts: lucid nodes --json.", ExitStatus.USAGE)
     wanted: Any = {
@@ -76,7 +76,7 @@ def list_nodes(
 
 @app.command("show")
 def show_node(node: NodeArgument, as_json: JsonOption = False, api: ApiOption = None, key: KeyOption = None) -> None:
-    """Show one node whole, and why it counts for nothing if it does not."""
+    """Show one node in full, and why it counts for no model if it does not."""
     with connected(api, key) as lucid:
         view = view_node(lucid, node)
     if as_json:
@@ -86,7 +86,7 @@ def show_node(node: NodeArgument, as_json: JsonOption = False, api: ApiOption = 
 
 
 def view_node(lucid: Lucid, id_or_name: str) -> NodeView:
-    """Answer a node with its health."""
+    """Return a node with its health."""
     passport = get_node(lucid, id_or_name)
     if isinstance(passport, NodeView):
         return passport
@@ -112,25 +112,25 @@ NODE_COLUMNS = (
 
 
 def node_table(nodes: Iterable[NodeView], most_rows: int | None = None) -> Listing:
-    """Answer nodes in the order of their names."""
+    """Return a table of nodes, sorted by name."""
     ordered = sorted(nodes, key=lambda node: (node.name, node.id))
     return Listing(NODE_COLUMNS, [_row(node) for node in ordered], most_rows)
 
 
 def node_summary(nodes: Sequence[NodeView]) -> str:
-    """Answer how many nodes there are of each status."""
+    """Return how many nodes there are of each status."""
     counts = Counter(shown_status(node.health) for node in nodes)
     parts = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
     return f"{counted(len(nodes), 'node')}: {parts}" if nodes else "No nodes."
 
 
 def shown_status(health: NodeHealth) -> str:
-    """Answer the status, and `stale` for a node that is healthy by the long window and silent by the short one."""
+    """Return the status, or `stale` for a healthy node whose last heartbeat is not fresh."""
     return "stale" if health.status == "healthy" and not health.fresh else health.status.value
 
 
 def node_facts(node: NodeView) -> list[RenderableType]:
-    """Answer one node: who it is, how it does, and why it counts for nothing if it does not."""
+    """Return one node: its identity, its state, and why it counts for no model if it does not."""
     health = node.health
     parts: list[RenderableType] = [facts([*_identity(node), *_condition(health), *_reported(health)])]
     if health.reasons:
@@ -208,7 +208,7 @@ PASSING = {ExitStatus.UNREACHABLE}
 
 
 def watch(read: Callable[[], list[NodeView]], interval_seconds: float) -> None:
-    """Show what `read` answers every `interval_seconds`; what fails to pass is raised, an outage is shown below."""
+    """Show the result of `read` every `interval_seconds`. An outage is shown below the table; other failures raise."""
     console = console_for()
     nodes: list[NodeView] = []
     read_at: datetime | None = None
@@ -226,7 +226,7 @@ def watch(read: Callable[[], list[NodeView]], interval_seconds: float) -> None:
 
 
 def _picture(console: Console, nodes: list[NodeView], read_at: datetime | None, trouble: str) -> Group:
-    """Answer the table and the footer, as many rows as the terminal has."""
+    """Return the table and the footer, with as many rows as the terminal has room for."""
     at = f"{read_at:%H:%M:%SZ}" if read_at else "never"
     parts: list[RenderableType] = [node_table(nodes, max(1, console.height - LINES_BESIDE_ROWS)), sentence("")]
     if read_at:

@@ -1,4 +1,4 @@
-"""`lucid passports`: register nodes, models and other things, and look after what was registered."""
+"""`lucid passports`: register nodes, models and other things, and change what was registered."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def list_passports(
     api: ApiOption = None,
     key: KeyOption = None,
 ) -> None:
-    """List passports, newest first; models of all owners are among them."""
+    """List passports, newest first, including the models of all owners."""
     with connected(api, key) as lucid:
         found = list(lucid.passports.list(type=passport_type, owner=owner, status=status, tags=tag, search=search))
         left = set() if as_json else _nodes_that_left(lucid, found)
@@ -67,7 +67,7 @@ def list_passports(
 def show_passport(
     passport: PassportArgument, as_json: JsonOption = False, api: ApiOption = None, key: KeyOption = None
 ) -> None:
-    """Show one passport whole; secrets are never shown."""
+    """Show one passport in full; secrets are never shown."""
     with connected(api, key) as lucid:
         _show(get_passport(lucid, passport), as_json=as_json)
 
@@ -115,7 +115,7 @@ def update_passport(
     api: ApiOption = None,
     key: KeyOption = None,
 ) -> None:
-    """Change what is named and leave the rest; --set KEY=null takes a key out of the metadata."""
+    """Change the named fields and leave the rest; --set KEY=null removes a key from the metadata."""
     read = read_metadata_options(metadata, settings)
     said = {
         "name": name, "status": status, "metadata": read, "description": description, "version": version, "tags": tag
@@ -136,7 +136,7 @@ def revoke_passport(
     api: ApiOption = None,
     key: KeyOption = None,
 ) -> None:
-    """Revoke a passport for good; a node must have no requests in flight. It stays readable."""
+    """Revoke a passport; this is final. A node must have no requests in flight. The passport stays readable."""
     with connected(api, key) as lucid:
         found = get_passport(lucid, passport)
         confirm(f"Revoke the {found.type} passport {found.name} ({found.id}) for good?", is_agreed=yes)
@@ -165,7 +165,7 @@ def _show(passport: PassportView, *, as_json: bool) -> None:
 
 
 def _nodes_that_left(lucid: Lucid, passports: list[PassportView]) -> set[str]:
-    """Answer the nodes that were deregistered: their passports stay active, and nobody would guess it."""
+    """Return the ids of deregistered nodes. Their passports stay active, which a person would not expect."""
     if not any(passport.type is PassportType.COMPUTE for passport in passports):
         return set()
     return {node.id for node in lucid.compute.list(status=NodeStatus.DEREGISTERED)}

@@ -1,4 +1,4 @@
-"""`lucid payouts`: what was earned, statements, what was lost by whose fault, and closed periods."""
+"""`lucid payouts`: earnings, statements, losses by responsible party, and closed periods."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def list_payouts(
     api: ApiOption = None,
     key: KeyOption = None,
 ) -> None:
-    """Show what was earned, by owner and role, and by model and node."""
+    """Show earnings, by owner and role, and by model and node."""
     refuse_both("--period", period, "days with --from and --to", from_ or to)
     with connected(api, key) as lucid:
         payouts = lucid.payouts
@@ -71,7 +71,7 @@ def write_statement(
     api: ApiOption = None,
     key: KeyOption = None,
 ) -> None:
-    """Write a statement as CSV: a line for each day, node and model, and the totals that they add up to."""
+    """Write a statement as CSV: a line for each day, node and model, and the totals of these lines."""
     refuse_both("--period", period, "days with --from and --to", from_ or to)
     with connected(api, key) as lucid:
         payouts = lucid.payouts
@@ -91,7 +91,7 @@ def show_losses(
     api: ApiOption = None,
     key: KeyOption = None,
 ) -> None:
-    """Show what failed, by cause and by whose fault, and about what it would have earned."""
+    """Show what failed, by cause and responsible party, and an estimate of the lost earnings."""
     with connected(api, key) as lucid:
         report = lucid.payouts.losses(from_=from_, to=to, owner=owner)
     if as_json:
@@ -102,7 +102,7 @@ def show_losses(
 
 @app.command("periods")
 def list_periods(as_json: JsonOption = False, api: ApiOption = None, key: KeyOption = None) -> None:
-    """List the closed periods, the last one first."""
+    """List the closed periods, latest first."""
     with connected(api, key) as lucid:
         periods = list(lucid.payouts.periods())
     if as_json:
@@ -120,7 +120,7 @@ def close_period(
     api: ApiOption = None,
     key: KeyOption = None,
 ) -> None:
-    """Close a period for good; for admins. It begins where the last one ended."""
+    """Close a period, for admins; this is final. It begins where the last one ended."""
     confirm(f"Close the payouts from {from_} until before {to} for good?", is_agreed=yes)
     with connected(api, key) as lucid:
         period = lucid.payouts.close_period(from_=from_, to=to)
@@ -158,7 +158,7 @@ PERIOD_COLUMNS = (Column("FROM"), Column("TO"), Column("CLOSED", rank=1), Column
 
 
 def payout_parts(report: PayoutReport) -> list[RenderableType]:
-    """Answer the totals of owners and roles, and what they are made of."""
+    """Return the totals of owners and roles, and the lines that they consist of."""
     if not report.totals:
         return [sentence(f"Nothing was earned from {report.from_} to {report.to}.")]
     parts: list[RenderableType] = [
@@ -176,7 +176,7 @@ def payout_parts(report: PayoutReport) -> list[RenderableType]:
 
 
 def loss_parts(report: LossReport) -> list[RenderableType]:
-    """Answer what failed, by cause, and how it adds up to all attempts."""
+    """Return what failed, by cause, and the sum of all attempts."""
     attempts = f"{counted(report.attempts, 'attempt')}: {report.completed:,} completed, {report.running:,} running"
     if not report.losses:
         return [sentence(f"{attempts}. Nothing was lost.")]
@@ -200,7 +200,7 @@ def loss_parts(report: LossReport) -> list[RenderableType]:
 
 
 def period_table(periods: Iterable[PeriodView]) -> Listing:
-    """Answer closed periods."""
+    """Return a table of closed periods."""
     rows = ((str(each.from_), str(each.to), instant(each.closed_at), each.id) for each in periods)
     return Listing(PERIOD_COLUMNS, rows)
 

@@ -1,4 +1,4 @@
-"""`lucid serve`: its flags go before the environment."""
+"""`lucid serve`: its options override the environment."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from lucid_compute.client.settings import SETTINGS as CLIENT_SETTINGS
 
 
 class SettingRow(NamedTuple):
-    """A variable; `default` None is unset."""
+    """A variable. A `default` of None is unset."""
 
     name: str
     default: str | None
@@ -34,7 +34,7 @@ SOURCES: tuple[tuple[str, type[BaseModel] | Sequence[tuple[str, str | None, str]
 
 
 def settings(as_json: JsonOption = False) -> None:
-    """List every setting: its variable, its default, what it means, and whether it is set now."""
+    """List every setting: its variable, default and meaning, and whether it is set now."""
     rows = [_row(reader, setting) for reader, setting in _all()]
     if as_json:
         show_json({"settings": rows})
@@ -49,7 +49,7 @@ def settings(as_json: JsonOption = False) -> None:
 
 
 def warn_of_mistyped() -> None:
-    """Say of each variable that looks like a setting and is none which one may be meant."""
+    """Warn of each variable that resembles a setting but is none."""
     for name, meant in mistyped({setting.name for _, setting in _all()}):
         complain(f"Nothing reads {name}. Did you mean {meant}? See: lucid settings")
 

@@ -1,4 +1,4 @@
-"""`lucid webhooks`: be told of what happens to nodes and models."""
+"""`lucid webhooks`: manage webhooks, which report events of nodes and models by POST."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def create_webhook(
     api: ApiOption = None,
     key: KeyOption = None,
 ) -> None:
-    """Make a webhook. Stdout is its secret alone, so that a script can take it; it is shown this once."""
+    """Create a webhook. Stdout is its secret alone, for scripts. The secret is shown only once."""
     with connected(api, key) as lucid:
         passport_ids = [get_node(lucid, each).id for each in node or []]
         passport_ids += [lucid.models.get(each).id for each in model or []]
@@ -89,7 +89,7 @@ def rotate_webhook(
     api: ApiOption = None,
     key: KeyOption = None,
 ) -> None:
-    """Give a webhook a new secret; for 24 hours the former one signs as well. Stdout is the secret alone."""
+    """Give a webhook a new secret. For 24 hours the previous one signs too. Stdout is the secret alone."""
     with connected(api, key) as lucid:
         made = lucid.webhooks.rotate(webhook_id, now=now)
     until = "is signed with no more" if now else "signs as well for 24 hours"
@@ -100,7 +100,7 @@ def rotate_webhook(
 def try_webhook(
     webhook_id: WebhookArgument, as_json: JsonOption = False, api: ApiOption = None, key: KeyOption = None
 ) -> None:
-    """Send a test at once; one that is delivered enables a disabled webhook again."""
+    """Send a test event now. A delivered test enables a disabled webhook again."""
     with connected(api, key) as lucid:
         tested = lucid.webhooks.test(webhook_id)
     if as_json:
@@ -115,7 +115,7 @@ def try_webhook(
 def list_deliveries(
     webhook_id: WebhookArgument, as_json: JsonOption = False, api: ApiOption = None, key: KeyOption = None
 ) -> None:
-    """List what a webhook was told in the last seven days, or waits for."""
+    """List the deliveries of the last seven days, and the pending ones."""
     with connected(api, key) as lucid:
         deliveries = list(lucid.webhooks.deliveries(webhook_id))
     if as_json:
@@ -133,7 +133,7 @@ def delete_webhook(
     api: ApiOption = None,
     key: KeyOption = None,
 ) -> None:
-    """End a webhook; what waits for it is not sent."""
+    """Delete a webhook. Its pending deliveries are not sent."""
     confirm(f"Delete the webhook {webhook_id}?", is_agreed=yes)
     with connected(api, key) as lucid:
         lucid.webhooks.delete(webhook_id)

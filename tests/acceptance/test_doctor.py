@@ -140,7 +140,7 @@ BREAKS = [
     Break("node", FAIL, " nodes: ", "lucid doctor NODE", several_nodes),
     Break("node", FAIL, "no node", "lucid agent run", no_node_at_all),
     Break("passport", FAIL, "is deprecated", "--status active", lambda ward: ward.patch(status="deprecated")),
-    Break("passport", FAIL, "for good", "Register it anew", deregistered),
+    Break("passport", FAIL, "for good", "Register it again", deregistered),
     Break("drain", FAIL, "An operator", "lucid resume node-", lambda ward: ward.post(f"/compute/drain/{ward.node}")),
     Break("drain", FAIL, "own heartbeats say that it drains: the agent", "lucid agent run", reports_draining),
     Break("heartbeats", FAIL, "No heartbeat was ever", "lucid agent run", never_heard),

@@ -61,6 +61,6 @@ def test_match_names_a_node_that_has_left_once_and_advises_nothing_about_it() ->
     )
     said = written(*match_parts(answer))
     assert said.count("gone") == 1
-    assert "Gone for good, nothing to do: gone." in said
+    assert "Deregistered or revoked, nothing to do: gone." in said
     assert "Register the node" not in said
     assert said.count(STALE.message) == 1

@@ -20,7 +20,7 @@ from lucid_compute.client import AsyncLucid
 from lucid_compute.client.errors import ConfigurationFault
 
 CALL_TIMEOUT_SECONDS = 5.0
-_KILLED = 128  # and the signal's number: ended by a second signal
+_KILLED = 128  # plus the signal's number: ended by a second signal
 _log = logging.getLogger(__name__)
 
 
@@ -109,13 +109,13 @@ def _open_lucid(settings: AgentSettings, api_url: str | None, api_key: str | Non
         raise WrongSettings(str(fault)) from fault
     if settings.is_the_registry(lucid.base_url):
         raise WrongSettings(
-            f"{settings.url} is the registry's own address, and no inference server's. "
-            "Say where the inference server is: --url http://localhost:8080"
+            f"{settings.url} is the registry's own address, not an inference server's. "
+            "Pass the inference server's address: --url http://localhost:8080"
         )
     if settings.is_out_of_reach(lucid.base_url):
         raise WrongSettings(
             f"The registry at {lucid.base_url} would look for {settings.inference_url} on its own machine. "
-            "Say where it reaches this one: --public-url http://your-gpu:8000"
+            "Pass the address at which it reaches this machine: --public-url http://your-gpu:8000"
         )
     return lucid
 

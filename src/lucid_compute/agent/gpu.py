@@ -108,7 +108,7 @@ class GpuReader:
         busy = self._ask(pynvml.nvmlDeviceGetUtilizationRates, gpu)
         milliwatts = self._ask(pynvml.nvmlDeviceGetPowerUsage, gpu)
         celsius = self._ask(pynvml.nvmlDeviceGetTemperature, gpu, pynvml.NVML_TEMPERATURE_GPU)
-        # NVML names its fields otherwise than the wire; a GpuReading is made by the wire's names.
+        # By the wire's names: a GpuReading is validated from them.
         return GpuReading.model_validate(
             {
                 "index": index,
@@ -142,7 +142,7 @@ def _sentence(error: pynvml.NVMLError) -> str:
     sentences = {
         pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: NO_DRIVER,
         pynvml.NVML_ERROR_DRIVER_NOT_LOADED: "the NVIDIA driver is not loaded",
-        pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: "the NVIDIA driver was updated; reboot, or load its module anew",
+        pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: "the NVIDIA driver was updated; reboot, or reload its module",
         pynvml.NVML_ERROR_GPU_IS_LOST: "a GPU fell off the bus; reboot, or reset it",
     }
     return sentences.get(error.value, f"NVML answers error {error.value}")

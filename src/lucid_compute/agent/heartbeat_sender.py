@@ -16,7 +16,7 @@ from lucid_compute.client import AsyncLucid, LucidClientError
 from lucid_compute.node_state import Heartbeat
 from lucid_compute.wire.compute import HeartbeatAnswer
 
-RETRY_AFTER_SECONDS = 1.0  # once: two beats may then be lost inside the 30 s that count
+RETRY_AFTER_SECONDS = 1.0  # once: two heartbeats may then be lost within the 30 s that count
 _ALWAYS = ("status", "load", "available_models", "queue_depth")
 _log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class HeartbeatSender:
 
 
 FIRST_SECONDS = 2.0
-LONGEST_SECONDS = 20.0  # below the 30 s after which a node is stale: the first beat after an outage comes in time
+LONGEST_SECONDS = 20.0  # below the 30 s after which a node is stale: the first heartbeat after an outage comes in time
 
 
 class Backoff:

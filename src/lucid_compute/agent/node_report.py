@@ -12,7 +12,7 @@ from lucid_compute.agent.server_watch import Observation
 from lucid_compute.agent.settings import AgentSettings
 from lucid_compute.node_state import ReportedStatus
 
-NOT_LOOKED_AT = "the agent has not been able to look at the inference server lately"
+NOT_LOOKED_AT = "the agent could not observe the inference server in the last seconds"
 _MAX_DETAIL = 1000
 
 
@@ -95,7 +95,7 @@ def _status(fault: str | None, *, stops: bool) -> ReportedStatus:
 def _detail(fault: str | None, gpus: GpuState, *, stops: bool) -> str | None:
     parts = ["the agent is stopping"] if stops else []
     parts += [fault] if fault is not None else []
-    parts += [gpus.detail] if gpus.detail is not None and gpus.gpus else []  # having no GPU at all is no news
+    parts += [gpus.detail] if gpus.detail is not None and gpus.gpus else []  # not for a machine without GPUs
     return "; ".join(parts)[:_MAX_DETAIL] or None
 
 

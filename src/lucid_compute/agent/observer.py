@@ -18,7 +18,7 @@ from lucid_compute.agent.server_watch import Observation, ServerWatch
 LOOK_SECONDS = 4.0
 GPU_SECONDS = 4.0
 GPU_DEADLINE_SECONDS = 10.0
-KNOWN_SECONDS = 20.0  # for so long a reading counts; then it is unknown
+KNOWN_SECONDS = 20.0  # an older observation counts as unknown
 _NO_GPUS = GpuState(None)
 _log = logging.getLogger(__name__)
 
@@ -150,7 +150,7 @@ class ThreadedCall(Generic[Result]):
                 settle, value = _settle_with_exception, error
             else:
                 settle, value = _settle, result  # type: ignore[assignment]
-            with suppress(RuntimeError):  # the loop was closed meanwhile
+            with suppress(RuntimeError):  # the loop was closed in the meantime
                 loop.call_soon_threadsafe(settle, order, value)
 
 

@@ -93,7 +93,7 @@ class Registration:
             if error.passport_id is None:
                 raise
             return await self._get(error.passport_id)
-        except errors.Forbidden:  # a key that is bound to one node may not make another
+        except errors.Forbidden:  # a key bound to one node may not create another
             if (found := await self._find()) is not None:
                 return found
             raise
@@ -115,7 +115,7 @@ class Registration:
                 f"Passport {passport_id} is no node but of type {passport.type.value}. Choose another one."
             )
         if passport.status is PassportStatus.REVOKED:
-            raise NodeEnded(f"Passport {passport_id} is revoked, for good. Leave --passport-id out to register anew.")
+            raise NodeEnded(f"Passport {passport_id} is revoked, for good. Leave --passport-id out to register again.")
         _log.info("found %s, passport %s", passport.name, passport.id)
         return passport
 

@@ -16,7 +16,7 @@ from lucid_compute.client import AsyncLucid, LucidClientError, errors
 from lucid_compute.wire.compute import HeartbeatAnswer
 
 DESCRIBE_SECONDS = 4.0
-SHORTEST_INTERVAL_SECONDS = 2.0  # also for news: the registry takes one beat a second
+SHORTEST_INTERVAL_SECONDS = 2.0  # also for changes: the registry accepts one heartbeat a second
 LONGEST_INTERVAL_SECONDS = 60.0
 _log = logging.getLogger(__name__)
 
@@ -88,9 +88,9 @@ class Reporter:
         try:
             answer = await self.sender.send(self.passport_id, fields)
         except errors.NodeDeregistered as error:
-            raise NodeEnded(f"{error.message} The agent stops; start it again to register anew.") from error
+            raise NodeEnded(f"{error.message} The agent stops; start it again to register the node again.") from error
         except errors.NotFound as error:
-            _log.warning("the registry knows no node %s any more; registering anew (%s)", self.passport_id, error)
+            _log.warning("the registry knows no node %s any more; registering it again (%s)", self.passport_id, error)
             self.passport_id = None
             return SHORTEST_INTERVAL_SECONDS
         except LucidClientError as error:
@@ -115,7 +115,7 @@ class Reporter:
         try:
             health = await self._lucid.compute.health(passport_id)
         except LucidClientError:
-            return  # the next beat asks again, or meets the same
+            return  # the next heartbeat tries again
         if health.drained and not self.running():
             self._is_drained = True
             _log.info("drained: nothing runs on this node any more, it is safe to stop")
@@ -144,7 +144,7 @@ class Reporter:
     async def _describe(self) -> None:
         seen, passport_id = self._observer.seen(), self.passport_id
         models = declaration_of(seen, self._settings)
-        if passport_id is not None and models is not None:  # a server that can't serve says nothing of what it is
+        if passport_id is not None and models is not None:  # a server that can't serve does not report what it is
             await self._registration.describe(passport_id, metadata_of(seen, self._settings))
             await self._registration.declare(passport_id, models)
 

@@ -12,7 +12,7 @@ from lucid_compute.agent.runtimes.inference_server import HEALTH_DEADLINE_SECOND
 from lucid_compute.agent.runtimes.reading import NOTHING_READ, ServerReading
 
 DETECT_AGAIN_SECONDS = 300.0
-DOUBT_SECONDS = 30.0  # when it was not certain what the server is
+DOUBT_SECONDS = 30.0  # while the detection is not certain
 SILENCES_UNTIL_DEAD = 2  # a server that is busy may miss one deadline
 _BAD_REQUEST = 400
 _FIRST_SERVER_FAULT = 500

@@ -35,7 +35,7 @@ class AgentSettings(BaseSettings):
         default=None, description="The node's name. Unset: this machine's name and the inference server's port."
     )
     passport_id: str | None = Field(
-        default=None, description="The node's passport. It is then never made anew, and --name is not needed."
+        default=None, description="The node's passport. No passport is created then, and --name is not needed."
     )
     inference_key: SecretStr | None = Field(default=None, description="The inference server's own bearer key.")
     region: Label | None = Field(default=None, description="Where the node is, such as us-east-1.")
@@ -56,7 +56,7 @@ class AgentSettings(BaseSettings):
     drain_seconds: float = Field(
         default=60.0, ge=0, le=86400, description="Longest wait for running requests when the agent is stopped."
     )
-    deregister_on_exit: bool = Field(default=False, description="Deregister the node, for good, when stopped.")
+    deregister_on_exit: bool = Field(default=False, description="Deregister the node when stopped; this is final.")
 
     @field_validator("capabilities", "models", "quantization", mode="before")
     @classmethod

@@ -14,7 +14,7 @@ from lucid_compute.client import AsyncLucid, LucidClientError, errors
 
 LOOK_SECONDS = 1.0
 BEAT_SECONDS = 5.0
-SILENCES_UNTIL_ALONE = 3  # then the registry is away, and so is its gateway
+SILENCES_UNTIL_ALONE = 3  # then the registry is unreachable, and its gateway sends no requests
 _log = logging.getLogger(__name__)
 
 
@@ -69,7 +69,7 @@ class Shutdown:
         except errors.NodeDeregistered:
             raise
         except LucidClientError as error:
-            _log.warning("the registry was not told that the node drains: %s", error)
+            _log.warning("the registry did not receive that the node drains: %s", error)
 
     async def _is_drained(self, passport_id: str) -> bool:
         """Whether registry and inference server both report that nothing runs.
@@ -86,7 +86,7 @@ class Shutdown:
             says_so = self._silences >= SILENCES_UNTIL_ALONE
         if not says_so or self._reporter.running():
             return False
-        await self._observer.observe_server()  # what was seen may be seconds old
+        await self._observer.observe_server()  # the last observation may be seconds old
         return not self._reporter.running()
 
     async def _deregister(self, passport_id: str, wait_seconds: float) -> None:

@@ -78,7 +78,7 @@ def inspect(
     settings = _read_settings({"url": url, "inference_key": inference_key, "gpus": gpus})
     from lucid_compute.agent.agent import dry_run  # noqa: PLC0415 - the other commands start without it
 
-    logging.disable(logging.WARNING)  # what would be logged stands in what is printed
+    logging.disable(logging.WARNING)  # the output has the same information
     found = dry_run(settings)
     if as_json:
         print(json.dumps(found, indent=2))

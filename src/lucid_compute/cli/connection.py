@@ -44,7 +44,7 @@ KeyOption = Annotated[
     ),
 ]
 SECONDS_TO_ANSWER = 10.0
-RETRIES = 1  # a person waits: an outage is better told soon
+RETRIES = 1  # a person waits, so an outage is reported soon
 API_CALLS_AS_COMMANDS = {
     "GET /passports lists the ones this key can see": "`lucid passports` lists the ones this key can see",
     "Register it with POST /passports, or list yours with GET /compute": "`lucid nodes` lists yours",
@@ -115,7 +115,7 @@ class Connection:
             return "The key is not valid. Set another one: LUCID_API_KEY or --key."
         if self._local_key:
             return f"The key in {data_dir() / ADMIN_KEY_FILE} is not valid there. Set LUCID_API_KEY or --key."
-        sentence = "This needs a key. Set LUCID_API_KEY or --key; an admin makes one with `lucid keys create`."
+        sentence = "This needs a key. Set LUCID_API_KEY or --key; an admin creates one with `lucid keys create`."
         if is_loopback(self._url):
             sentence += (
                 " Or go where `lucid serve` was started: the admin key in its data folder is found there, "
@@ -183,7 +183,7 @@ def find_local_key(api_url: str, data_dir: Path) -> str | None:
             if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:
                 return None
             return file.read(LONGEST_KEY + 1).strip() or None
-    except (OSError, ValueError):  # no such file, or nothing that is a key
+    except (OSError, ValueError):  # no such file, or no key in it
         return None
 
 

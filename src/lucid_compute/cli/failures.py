@@ -18,14 +18,14 @@ class ExitStatus(IntEnum):
     """How a command ended. docs/cli.md has the same table."""
 
     OK = 0
-    REFUSED = 1  # the service said no, or what was asked about is not so
-    USAGE = 2  # the command line can't be understood, or is not precise enough
-    UNREACHABLE = 3  # no answer, or one that says: not now; trying again may help
-    NOT_AUTHORISED = 4  # no key, an unknown one, or one that may not do this
-    NOT_FOUND = 5  # nothing of that id or name is there for this key
-    TIMED_OUT = 6  # what was waited for did not happen in time
+    REFUSED = 1  # the service refused, or the answer to the question is no
+    USAGE = 2  # the command line is invalid or ambiguous
+    UNREACHABLE = 3  # no response, or the service can't respond now; trying again may help
+    NOT_AUTHORISED = 4  # no key, an unknown key, or one that may not do this
+    NOT_FOUND = 5  # this key can see nothing with that id or name
+    TIMED_OUT = 6  # the awaited state was not reached in time
     INTERRUPTED = 130  # Ctrl-C
-    PIPE_CLOSED = 141  # the reader of our output went away
+    PIPE_CLOSED = 141  # the reader of our output is gone
 
 
 class CommandFailed(Exception):
@@ -141,6 +141,6 @@ def confirm(question: str, *, is_agreed: bool) -> None:
     if is_agreed:
         return
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        raise CommandFailed(f"{question} Nobody is here to ask: say --yes.", ExitStatus.USAGE)
+        raise CommandFailed(f"{question} There is no terminal to ask on. Pass --yes.", ExitStatus.USAGE)
     if not typer.confirm(plain(question), err=True):
         raise CommandFailed("Nothing was changed.")

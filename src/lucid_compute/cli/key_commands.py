@@ -18,7 +18,7 @@ from lucid_compute.wire.keys import KeyLimits, KeyView, NewKey, Scope
 
 app = typer.Typer(
     cls=ListByDefault,
-    help="Make, list, rotate and revoke API keys; for admins.",
+    help="Create, list, rotate and revoke API keys; for admins.",
     epilog="`lucid keys` alone is `lucid keys list`, with the same options.",
 )
 KeyArgument = Annotated[str, typer.Argument(metavar="ID", help="The key's id or name.", autocompletion=complete_key)]
@@ -89,7 +89,7 @@ def create_key(
 @app.command("rotate")
 def rotate_key(
     key_id: KeyArgument,
-    now: Annotated[bool, typer.Option("--now", help="End the former secret at once, not after 24 hours.")] = False,
+    now: Annotated[bool, typer.Option("--now", help="End the previous secret at once, not after 24 hours.")] = False,
     as_json: JsonOption = False,
     api: ApiOption = None,
     key: KeyOption = None,
@@ -117,7 +117,9 @@ def revoke_key(
 
 
 def _show_key(made: NewKey, *, as_json: bool) -> None:
-    said = "This is the only time that the key is shown. Keep it in a secret store; `lucid keys rotate` makes another."
+    said = (
+        "This is the only time that the key is shown. Keep it in a secret store; `lucid keys rotate` creates another."
+    )
     show_secret(made.key, said, made, as_json=as_json)
 
 

@@ -96,7 +96,7 @@ def _drained_or_not(name: str, state: DrainAnswer) -> str:
 
 
 LOOKS_EVERY_SECONDS = 0.5
-AGREE_SECONDS = 5.0  # a replica that has not heard of the drain yet calls the node healthy; all hear of it within 2 s
+AGREE_SECONDS = 5.0  # a replica reports the node as healthy until it knows of the drain, within 2 s
 ReportProgress = Callable[[DrainAnswer, str], None]
 
 
@@ -160,7 +160,7 @@ def progress_on_terminal(name: str) -> Iterator[ReportProgress]:
 def _left(state: DrainAnswer) -> str:
     """Return what is still awaited: requests, then the confirmation of every replica that it starts none."""
     if state.in_flight == 0 and not state.drained:
-        return "every replica is told"
+        return "waiting for every replica"
     return f"{counted(state.in_flight, 'request')} in flight"
 
 

@@ -99,7 +99,7 @@ def _only(found: list[Thing], text: str, noun: str, command: str) -> Thing:
     if len(found) > 1:
         which = ", ".join(f"{thing.id} of {thing.owner}" for thing in found)
         raise CommandFailed(
-            f"{len(found)} {noun}s have the name {text!r}. Say which by its id: {which}.", ExitStatus.USAGE
+            f"{len(found)} {noun}s have the name {text!r}. Choose one by its id: {which}.", ExitStatus.USAGE
         )
     return found[0]
 

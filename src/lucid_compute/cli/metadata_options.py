@@ -21,7 +21,7 @@ SetOption = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="One key of the metadata, dots lead inside; the value is JSON if it reads so, else text. May be given "
+        help="One key of the metadata; dots reach nested keys. The value is JSON if it can be, else text. May be given "
         "again.",
     ),
 ]
@@ -75,7 +75,7 @@ def _put(metadata: dict[str, Any], setting: str) -> None:
     for name in above:
         inside = place.setdefault(name, {})
         if not isinstance(inside, dict):
-            raise CommandFailed(f"--set {setting}: {name} is no object that a key could lie in.", ExitStatus.USAGE)
+            raise CommandFailed(f"--set {setting}: {name} is not an object.", ExitStatus.USAGE)
         place = inside
     place[last] = _value(text)
 

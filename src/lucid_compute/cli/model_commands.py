@@ -24,7 +24,7 @@ from lucid_compute.wire.passports import ModelAvailability, ModelView, ReasonVie
 
 app = typer.Typer(
     cls=ListByDefault,
-    help="See which models can be had, and why one can't.",
+    help="See which models are available, and why one is not.",
     epilog="`lucid models` alone is `lucid models list`, with the same options.",
 )
 ModelArgument = Annotated[
@@ -100,9 +100,9 @@ def match(
         raise typer.Exit(ExitStatus.REFUSED)
 
 
-MOST_NODES = 20  # that a person is told of; a fleet may have thousands
+MOST_NODES = 20  # shown to a person; a fleet may have thousands
 MOST_THAT_LEFT = 5
-NodeReasons = tuple[str, Sequence[ReasonView]]  # a node as it is called, and what speaks against it
+NodeReasons = tuple[str, Sequence[ReasonView]]  # a node's name, and the reasons against it
 MODEL_COLUMNS = (
     Column("NAME", shortest=36),
     Column("AVAILABLE"),
@@ -170,7 +170,7 @@ def node_reasons(verdicts: Sequence[NodeReasons]) -> list[RenderableType]:
     left = [name for name, _ in filter(_has_left, verdicts)]
     if left:
         more = f" and {len(left) - MOST_THAT_LEFT} more" if len(left) > MOST_THAT_LEFT else ""
-        parts.append(sentence(f"  Gone for good, nothing to do: {', '.join(left[:MOST_THAT_LEFT])}{more}."))
+        parts.append(sentence(f"  Deregistered or revoked, nothing to do: {', '.join(left[:MOST_THAT_LEFT])}{more}."))
     return parts
 
 
@@ -206,15 +206,15 @@ def _row(model: ModelView) -> tuple[str, ...]:
 
 def _verdict(model: ModelView, availability: ModelAvailability) -> str:
     if availability.served:
-        return f"{model.name} can be had."
+        return f"{model.name} is served: requests for it can be sent."
     if availability.available:
         return (
             f"{model.name} could run now, but no fresh, healthy node that fits it declares or reports it, so no "
             "request is sent. Load it on such a node, or declare it there."
         )
     if _is_nobody_there(availability):
-        return f"{model.name} can't be had: no node is registered. Register one: lucid agent run."
-    return f"{model.name} can't be had: no node can run it now."
+        return f"{model.name} is not available: no node is registered. Register one: lucid agent run."
+    return f"{model.name} is not available: no node can run it now."
 
 
 def _is_nobody_there(availability: ModelAvailability) -> bool:

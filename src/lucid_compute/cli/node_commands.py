@@ -25,7 +25,7 @@ from lucid_compute.wire.compute import NodeHealth, NodeView
 
 app = typer.Typer(
     cls=ListByDefault,
-    help="See how nodes do: as a table, live with --watch, or one node whole.",
+    help="See the state of nodes: as a table, live with --watch, or one node in full.",
     epilog="`lucid nodes` alone is `lucid nodes list`, with the same options.",
 )
 NodeArgument = Annotated[str, typer.Argument(metavar="NODE", help="Id or name.", autocompletion=complete_node)]
@@ -197,13 +197,13 @@ def _reported(health: NodeHealth) -> list[tuple[str, object]]:
     runtime = " ".join(filter(None, (reported.runtime.name, reported.runtime.version))) if reported.runtime else UNKNOWN
     said: list[tuple[str, object]] = [("runtime", runtime)]
     if reported.clock_offset_seconds is not None:
-        said.append(("clock", f"{reported.clock_offset_seconds:+.1f} s beside the service's"))
+        said.append(("clock", f"{reported.clock_offset_seconds:+.1f} s off the service's"))
     if reported.detail:
         said.append(("it says", reported.detail))
     return said
 
 
-LINES_BESIDE_ROWS = 6  # titles, "and 12 more", the footer of two lines and their distance
+LINES_BESIDE_ROWS = 6  # titles, "and 12 more", the blank line and the footer
 PASSING = {ExitStatus.UNREACHABLE}
 
 

@@ -18,7 +18,7 @@ from lucid_compute.cli.failures import write
 from lucid_compute.cli.formatting import UNKNOWN, plain
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON as on the wire, for scripts.")]
-ENDLESS_COLUMNS = 100_000  # of a pipe: nothing is cut off, one line is one row
+ENDLESS_COLUMNS = 100_000  # for a pipe: nothing is cut off, one line is one row
 GAP = 2
 NARROWEST = 6
 STYLES = {

@@ -21,7 +21,7 @@ from lucid_compute.wire.passports import PassportView
 
 app = typer.Typer(
     cls=ListByDefault,
-    help="Register nodes, models and other things, and look after what was registered.",
+    help="Register nodes, models and other things, and change what was registered.",
     epilog="`lucid passports` alone is `lucid passports list`, with the same options.",
 )
 PassportArgument = Annotated[
@@ -105,7 +105,7 @@ def create_passport(
 def update_passport(
     passport: PassportArgument,
     name: Annotated[str | None, typer.Option(help="A new name.")] = None,
-    status: Annotated[PassportStatus | None, typer.Option(help="`revoked` is for good.")] = None,
+    status: Annotated[PassportStatus | None, typer.Option(help="`revoked` is final.")] = None,
     metadata: MetadataOption = None,
     settings: SetOption = None,
     description: DescriptionOption = None,

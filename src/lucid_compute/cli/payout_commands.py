@@ -18,7 +18,7 @@ from lucid_compute.wire.payouts import LossReport, PayoutReport, PayoutTotal, Pe
 
 app = typer.Typer(
     cls=ListByDefault,
-    help="What was earned, what was lost by whose fault, and closed periods.",
+    help="See earnings, losses by responsible party, and closed periods.",
     epilog="`lucid payouts` alone is `lucid payouts list`, with the same options.",
 )
 

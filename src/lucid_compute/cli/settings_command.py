@@ -25,7 +25,7 @@ class SettingRow(NamedTuple):
     meaning: str
 
 
-# Who reads them: a line for each part of the package that has settings, a class of pydantic-settings or a list.
+# Each part of the package that has settings: a class of pydantic-settings, or a list.
 SOURCES: tuple[tuple[str, type[BaseModel] | Sequence[tuple[str, str | None, str]]], ...] = (
     ("service", Settings),
     ("client", CLIENT_SETTINGS),

@@ -17,7 +17,7 @@ from lucid_compute.wire.webhooks import DeliveryView, NewWebhook, WebhookView
 
 app = typer.Typer(
     cls=ListByDefault,
-    help="Be told of what happens to nodes and models.",
+    help="Send events of nodes and models to a URL.",
     epilog="`lucid webhooks` alone is `lucid webhooks list`, with the same options.",
 )
 WebhookArgument = Annotated[str, typer.Argument(metavar="ID", help="The webhook's id.")]
@@ -55,17 +55,19 @@ def list_webhooks(as_json: JsonOption = False, api: ApiOption = None, key: KeyOp
 def create_webhook(
     url: Annotated[str, typer.Argument(help="Where to POST to.")],
     event: Annotated[
-        list[WebhookEvent] | None, typer.Option(help="Of what; may be given again. Unset: of all.")
+        list[WebhookEvent] | None, typer.Option(help="An event to send; may be given again. Unset: all.")
     ] = None,
     node: Annotated[
         list[str] | None,
-        typer.Option(metavar="NODE", help="Of this node alone; may be given again.", autocompletion=complete_node),
+        typer.Option(
+            metavar="NODE", help="Only events of this node; may be given again.", autocompletion=complete_node
+        ),
     ] = None,
     model: Annotated[
-        list[str] | None, typer.Option(metavar="MODEL", help="Of this model alone; may be given again.")
+        list[str] | None, typer.Option(metavar="MODEL", help="Only events of this model; may be given again.")
     ] = None,
     all_owners: Annotated[
-        bool, typer.Option("--all-owners", help="Of every owner's nodes and models; for admins.")
+        bool, typer.Option("--all-owners", help="Events of every owner's nodes and models; for admins.")
     ] = False,
     as_json: JsonOption = False,
     api: ApiOption = None,
@@ -78,13 +80,13 @@ def create_webhook(
         made = lucid.webhooks.create(
             url, events=event or None, passport_ids=passport_ids or None, all_owners=all_owners
         )
-    _show_secret(made, f"The webhook {made.id} is made.", as_json=as_json)
+    _show_secret(made, f"The webhook {made.id} is created.", as_json=as_json)
 
 
 @app.command("rotate")
 def rotate_webhook(
     webhook_id: WebhookArgument,
-    now: Annotated[bool, typer.Option("--now", help="The former secret signs no more, not for 24 hours.")] = False,
+    now: Annotated[bool, typer.Option("--now", help="End the previous secret at once, not after 24 hours.")] = False,
     as_json: JsonOption = False,
     api: ApiOption = None,
     key: KeyOption = None,
@@ -92,8 +94,8 @@ def rotate_webhook(
     """Give a webhook a new secret. For 24 hours the previous one signs too. Stdout is the secret alone."""
     with connected(api, key) as lucid:
         made = lucid.webhooks.rotate(webhook_id, now=now)
-    until = "is signed with no more" if now else "signs as well for 24 hours"
-    _show_secret(made, f"The former secret of {made.id} {until}.", as_json=as_json)
+    until = "does not sign any more" if now else "signs too for 24 hours"
+    _show_secret(made, f"The previous secret of {made.id} {until}.", as_json=as_json)
 
 
 @app.command("test")
@@ -122,7 +124,7 @@ def list_deliveries(
         show_json({"deliveries": deliveries})
     else:
         rows = map(_delivery_row, deliveries)
-        show(Listing(DELIVERY_COLUMNS, rows) if deliveries else sentence("Nothing was told yet, and nothing waits."))
+        show(Listing(DELIVERY_COLUMNS, rows) if deliveries else sentence("No deliveries yet, and none pending."))
 
 
 @app.command("delete")

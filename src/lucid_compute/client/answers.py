@@ -98,10 +98,10 @@ def _shape_sentence(call: ApiCall[Any], error: ValidationError, found: Any) -> s
     if found is None:
         return ""
     first = error.errors(include_url=False, include_input=False)[0]
-    where = ".".join(map(str, first["loc"])) or "the whole"
+    where = ".".join(map(str, first["loc"])) or "the top level"
     return (
-        f"The answer to {call.method} {call.path} does not fit this client, at {where}: {first['msg']}. "
-        "Is this the address of lucid serve, and is this client of the service's age?"
+        f"The answer to {call.method} {call.path} does not fit this client at {where}: {first['msg']}. "
+        "Is this the address of lucid serve, and do client and service have similar versions?"
     )
 
 
@@ -143,7 +143,7 @@ def _foreign_refusal(received: Received, base_url: str) -> errors.LucidClientErr
     if status in {_TOO_MANY, 502, 503, 504}:
         kind = errors.RateLimited if status == _TOO_MANY else errors.Unavailable
         message = (
-            f"A proxy before {base_url} answers {status} in words of its own ({_kind_of_content(received)}). Does it "
+            f"A proxy before {base_url} answers {status} with its own message ({_kind_of_content(received)}). Does it "
             "reach the service, and does lucid serve run there?"
         )
         return kind(

@@ -25,7 +25,7 @@ from lucid_compute.wire.jobs import JobList, JobView
 from lucid_compute.wire.overview import Overview
 from lucid_compute.wire.probes import ProbeAnswer
 
-PROBE_SECONDS = 13.0  # the longest that the service takes on purpose
+PROBE_SECONDS = 13.0  # the longest probe of the service
 
 
 class HeartbeatExtras(TypedDict, total=False):

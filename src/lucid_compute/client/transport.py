@@ -32,9 +32,10 @@ from lucid_compute.client.settings import ClientSettings
 T = TypeVar("T")
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 CONNECT_SECONDS = 5.0
-# Of an attempt, for TCP and again for TLS: httpcore leaves the socket of a handshake open when it is cancelled.
+# The share of an attempt for TCP, and again for TLS. httpcore leaves a socket open when its handshake is cancelled,
+# so the connect has to time out by itself before the attempt is cancelled.
 CONNECT_SHARE = 0.45
-# Shorter than the 5 s after which uvicorn closes an idle connection, so that none is used in the instant it closes.
+# Shorter than the 5 s after which uvicorn closes an idle connection: no request goes to one that is being closed.
 LIMITS = httpx.Limits(max_connections=100, max_keepalive_connections=20, keepalive_expiry=4.0)
 
 
@@ -57,7 +58,7 @@ class RequestCodec:
         """
         headers = {
             "Accept": "application/json",
-            "Accept-Encoding": "identity",  # an answer can't be larger than what comes over the wire
+            "Accept-Encoding": "identity",  # else a small response could unpack to a huge one
             "User-Agent": f"lucid-compute/{__version__} python/{platform.python_version()}",
             "X-Request-Id": request_id,
         }
@@ -234,7 +235,7 @@ class AsyncTransport:
         return self.codec.read(call, response.status_code, response.headers, bytes(content))
 
 
-_LOST = ("disconnected", "closed connection")  # how httpcore and h11 say that the peer has left
+_LOST = ("disconnected", "closed connection")  # in the messages of httpcore and h11 when the peer closed the connection
 
 
 def client_error_of(
@@ -249,21 +250,21 @@ def client_error_of(
     if isinstance(error, httpx.RemoteProtocolError) and not any(word in str(error) for word in _LOST):
         other = "https" if is_plain else "http"
         return UnexpectedAnswer(
-            f"What answers at {url} is not HTTP. Is it another service's port, or is {other}:// meant?", code="NOT_HTTP"
+            f"The response of {url} is not HTTP. Is it another service's port, or is {other}:// meant?", code="NOT_HTTP"
         )
     if isinstance(error, httpx.NetworkError | httpx.RemoteProtocolError):
         return ConnectionFailed(
-            f"The connection to {url} broke before the whole answer was there. Try again; if it goes on, look at the "
-            f"service's log and at the proxies before it{', or write https:// if it speaks TLS' * is_plain}.",
+            f"The connection to {url} broke before the response was complete. Try again; if it goes on, look at the "
+            f"service's log and at the proxies in front of it{', or write https:// if it speaks TLS' * is_plain}.",
             code="CONNECTION_LOST",
         )
-    return LucidClientError(f"The request could not be written ({type(error).__name__}). Report this as a bug.")
+    return LucidClientError(f"The request could not be sent ({type(error).__name__}). Report this as a bug.")
 
 
 def _read_timeout(error: httpx.TimeoutException | TimeoutError, url: str, seconds: float) -> LucidClientError:
     if isinstance(error, httpx.ConnectTimeout):
         return ConnectionFailed(
-            f"No connection to {url} comes about in time. Is it the right address, and does a firewall let it pass"
+            f"No connection to {url} in time. Is it the right address, and does a firewall let it pass"
             f"{'? If it speaks plain HTTP, write http://.' if url.startswith('https:') else '?'}",
             code="CONNECT_TIMED_OUT",
             is_certainly_undone=True,
@@ -271,14 +272,14 @@ def _read_timeout(error: httpx.TimeoutException | TimeoutError, url: str, second
     if isinstance(error, httpx.PoolTimeout):
         message = "More calls run at a time than connections are allowed. Let fewer run at a time."
         return TimedOut(message, is_certainly_undone=True)
-    return TimedOut(f"{url} did not answer within {seconds:.3g} s. It may have done it nevertheless.")
+    return TimedOut(f"{url} did not answer within {seconds:.3g} s. The request may still have been done.")
 
 
 def _read_connect_fault(error: httpx.ConnectError, url: str) -> ConnectionFailed:
     for cause in _causes(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
             return TlsFailed(
-                f"The certificate of {url} is not trusted: {cause.verify_message}. Use the name that it was made "
+                f"The certificate of {url} is not trusted: {cause.verify_message}. Use the name that it was issued "
                 "for, or pass its authority's certificate as ca_file.",
                 code="CERTIFICATE_NOT_TRUSTED",
                 is_certainly_undone=True,
@@ -302,7 +303,7 @@ def _read_connect_fault(error: httpx.ConnectError, url: str) -> ConnectionFailed
                 is_certainly_undone=True,
             )
     return ConnectionFailed(
-        f"No connection to {url} comes about. Is there a network, and a route to it?", is_certainly_undone=True
+        f"No connection to {url} is possible. Is there a network, and a route to it?", is_certainly_undone=True
     )
 
 

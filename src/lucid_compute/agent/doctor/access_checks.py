@@ -41,7 +41,7 @@ async def check_key(context: DoctorContext) -> Finding:
     except Unauthorized:
         return failed(
             "The service does not know the key, or it is expired or revoked, or none was given.",
-            "Set LUCID_API_KEY to a valid key; an admin makes one with: lucid keys create --scope compute",
+            "Set LUCID_API_KEY to a valid key; an admin creates one with: lucid keys create --scope compute",
         )
     except (Forbidden, NotFound):
         pass
@@ -81,7 +81,7 @@ async def check_passport(context: DoctorContext) -> Finding:
         context.health = await context.lucid.compute.health(context.node.id)
         context.declaration = await context.lucid.compute.declared_models(context.node.id)
     except NodeDeregistered:
-        return failed(f"{name} was deregistered or revoked, for good.", "Register it anew: lucid agent run")
+        return failed(f"{name} was deregistered or revoked, for good.", "Register it again: lucid agent run")
     if status is not PassportStatus.ACTIVE:
         context.reported_codes.add("PASSPORT_INACTIVE")
         return failed(

@@ -32,15 +32,17 @@ class DoctorContext:
     listed: ServerResponse  # server
     detection: Detection  # runtime
     reading: ServerReading  # runtime
-    models: dict[str, str]  # catalogue: the ids of model passports, by the node's names of them
+    models: dict[str, str]  # catalogue: ids of model passports, by the node's model ids
 
     def __init__(self, lucid: AsyncLucid, wanted: str | None, url: str | None, inference_key: str | None) -> None:
         """Examine the node `wanted`, by name or id. The server is at `url` from here; None: as registered."""
         self.lucid = lucid
         self.wanted = wanted
         self.inference_key = inference_key
-        self.reported_codes: set[str] = set()  # reason codes that a check has failed for
-        self.reasons: dict[tuple[str, str], ReasonView] | None = None  # by code and model, once asked for
+        self.reported_codes: set[str] = set()  # reason codes for which a check failed
+        self.reasons: dict[tuple[str, str], ReasonView] | None = (
+            None  # by code and model; None before the first request
+        )
         self._url = url
 
     @property
@@ -107,7 +109,7 @@ class Finding(NamedTuple):
     verdict: Verdict
     found: str
     fix: str | None = None
-    needs: str | None = None  # the check that did not come out well, so that this one was not asked
+    needs: str | None = None  # the check that did not pass, so that this one was not run
 
 
 class Check(NamedTuple):

@@ -38,7 +38,7 @@ CHECKS = (
     Check("availability", "Availability", ("catalogue",), model_checks.check_availability),
     Check("pace", "Pace", ("heartbeats",), heartbeat_checks.check_pace),
 )
-# What a check has come to know, though it failed: later ones need this, and not that it went well.
+# Later checks may need what a check found out, even if it failed: the check, and whether the finding is there.
 KNOWN: dict[str, tuple[str, Callable[[DoctorContext], bool]]] = {
     "probed": ("probe", lambda context: hasattr(context, "probe")),
     "detected": ("runtime", lambda context: hasattr(context, "reading")),

@@ -9,7 +9,7 @@ from lucid_compute.agent.doctor.check import DoctorContext, Finding, failed, pas
 from lucid_compute.node_state import FRESH_SECONDS, HEARTBEAT_INTERVAL_SECONDS, NodeStatus, ReportedStatus
 
 CLOCK_SECONDS = 5.0
-PACE_SECONDS = HEARTBEAT_INTERVAL_SECONDS * 1.5  # later than that, a beat was late or lost
+PACE_SECONDS = HEARTBEAT_INTERVAL_SECONDS * 1.5  # after this time a heartbeat is late or lost
 LOOK_SECONDS = 1.0
 
 
@@ -67,9 +67,9 @@ async def check_pace(context: DoctorContext) -> Finding:
             return passed(f"The next heartbeat came within {PACE_SECONDS:.0f} s.")
         age = health.heartbeat_age_seconds
     return warned(
-        f"No heartbeat for {age or 0:.0f} s. Senders are told to beat every {HEARTBEAT_INTERVAL_SECONDS:.0f} s; one "
-        f"that beats every {FRESH_SECONDS} s is stale for a moment each time.",
-        "Have the sender wait nextHeartbeatInSeconds of each answer, or use: lucid agent run",
+        f"No heartbeat for {age or 0:.0f} s. Senders should send one every {HEARTBEAT_INTERVAL_SECONDS:.0f} s; a node "
+        f"with one every {FRESH_SECONDS} s is stale for a moment each time.",
+        "Have the sender wait nextHeartbeatInSeconds of each response, or use: lucid agent run",
     )
 
 

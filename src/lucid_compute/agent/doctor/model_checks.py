@@ -74,7 +74,7 @@ async def check_availability(context: DoctorContext) -> list[Finding]:
         failed(f"{code} for {', '.join(names)}: {messages[code]}", fix_of(code, context.called))
         for code, names in sorted(by_code.items())
     ]
-    return findings or [passed(f"Nothing else speaks against the node for {', '.join(context.models)}.")]
+    return findings or [passed(f"There is no other reason against the node for {', '.join(context.models)}.")]
 
 
 async def _reasons(context: DoctorContext) -> dict[tuple[str, str], ReasonView]:

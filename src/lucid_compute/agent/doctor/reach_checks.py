@@ -15,7 +15,7 @@ from lucid_compute.wire.probes import ProbeAnswer, ProbeCode
 EXPIRES_SOON_DAYS = 14
 TLS_SECONDS = 5.0
 _PORTS = {"http": 80, "https": 443}
-# OpenSSL's X509_V_ERR_…: CERT_HAS_EXPIRED, HOSTNAME_MISMATCH and IP_ADDRESS_MISMATCH, those of an unknown issuer.
+# OpenSSL's X509_V_ERR_…: CERT_HAS_EXPIRED; HOSTNAME_MISMATCH and IP_ADDRESS_MISMATCH; the codes for an unknown issuer.
 _EXPIRED = 10
 _OTHER_NAMES = frozenset({62, 64})
 _UNKNOWN_ISSUERS = frozenset({18, 19, 20, 21})
@@ -28,9 +28,9 @@ PROBE_FIXES = {
     ProbeCode.CONNECT_FAILED: "Let the inference server listen on 0.0.0.0, on the port of the registered URL.",
     ProbeCode.CONNECT_TIMED_OUT: "Open the node's firewall for the service, on the port of the registered URL.",
     ProbeCode.TLS_FAILED: "Serve a valid certificate for the name in the registered URL, with its whole chain.",
-    ProbeCode.CONNECTION_LOST: "Look at the log of the inference server, and of a proxy before it: it hangs up.",
+    ProbeCode.CONNECTION_LOST: "Read the logs of the inference server and its proxy: one of them closes the connection.",
     ProbeCode.FIRST_BYTE_TIMEOUT: "Restart the inference server: it takes the request and does not answer.",
-    ProbeCode.BAD_RESPONSE: "Register the URL of the inference server itself; what answers is no HTTP/1.1: {set_url}",
+    ProbeCode.BAD_RESPONSE: "Register the URL of the inference server itself; the response is not HTTP/1.1: {set_url}",
     ProbeCode.BAD_STATUS: "Register the URL below which /v1/models answers: {set_url}",
     ProbeCode.REDIRECTED: "Register the URL that it redirects to: {set_url}",
     ProbeCode.AUTH_REFUSED: "Register the server's key: lucid passports update {node} --set inferenceKey=…",
@@ -119,7 +119,7 @@ def _judge_probed(context: DoctorContext) -> Finding:
     """Judge by what the registry saw, when nothing can be seen from here."""
     probe: ProbeAnswer | None = getattr(context, "probe", None)
     if probe is None or probe.tls is None:
-        return skipped("No TLS handshake came about from here; what the service saw stands above.")
+        return skipped("No TLS handshake was possible from here; what the service saw is above.")
     return _judge_expiry(probe.tls.certificate_expires_at)
 
 

@@ -14,9 +14,9 @@ from lucid_compute.agent.runtimes.sglang import Sglang
 from lucid_compute.agent.runtimes.tgi import Tgi
 from lucid_compute.agent.runtimes.vllm import Vllm
 
-CERTAIN = 1.0  # it says so in two places
-LIKELY = 0.7  # it says so in one place that nobody else is known to imitate
-GUESSED = 0.3  # it speaks OpenAI's API and nothing else was recognised
+CERTAIN = 1.0  # two responses prove it
+LIKELY = 0.7  # one response proves it, and no other server is known to imitate it
+GUESSED = 0.3  # OpenAI's API, and nothing else was recognised
 _QUESTIONS = ("/v1/models", "/version", "/server_info", "/props", "/info", "/api/version", "/api/ps", "/metrics")
 _UNAUTHORIZED = frozenset({401, 403})
 

@@ -60,7 +60,7 @@ class InferenceServer:
         self._http = httpx.AsyncClient(
             base_url=self.url,
             headers=headers,
-            timeout=HEALTH_DEADLINE_SECONDS,  # of each read; the deadline in `get` holds for everything
+            timeout=HEALTH_DEADLINE_SECONDS,  # for each read; the deadline in `get` holds for the complete exchange
             limits=limits,
             trust_env=False,
             follow_redirects=False,
@@ -80,7 +80,7 @@ class InferenceServer:
         except httpx.ConnectError:
             return ServerResponse(0, fault="can't be connected to", is_refused=True)
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError):
-            return ServerResponse(0, fault="answers something that is not HTTP, or hangs up")
+            return ServerResponse(0, fault="responds with something that is not HTTP, or closes the connection")
 
     async def _get(self, path: str) -> ServerResponse:
         async with self._http.stream("GET", path) as response:

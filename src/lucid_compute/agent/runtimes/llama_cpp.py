@@ -22,7 +22,7 @@ from lucid_compute.agent.runtimes.reading import (
 
 _RUNNING = "llamacpp:requests_processing"
 _QUEUED = "llamacpp:requests_deferred"
-_TOKENS = "llamacpp:tokens_predicted_total"  # moves only when a request ends: one long answer is no wedged server
+_TOKENS = "llamacpp:tokens_predicted_total"  # changes only when a request ends, so it alone proves no stall
 _PROGRESS = ("llamacpp:n_decode_total", "llamacpp:prompt_tokens_total", _TOKENS)
 _NAMES = frozenset({_RUNNING, _QUEUED, *_PROGRESS})
 _LOADED_TO_ASK = 8
@@ -41,7 +41,7 @@ class LlamaCpp:
         listed, told = await asyncio.gather(server.get("/v1/models"), server.get("/props"))
         entries, props = models_listed(listed), told.fields
         models = None if entries is None else distinct(_each_model(entries, props))
-        if props.get("is_sleeping") is True:  # other questions would wake it
+        if props.get("is_sleeping") is True:  # other requests would wake it
             return ServerReading(models=models, max_concurrency=as_count(props.get("total_slots")))
         metrics, slots = await _ask_for_metrics(server, entries or [])
         return ServerReading(

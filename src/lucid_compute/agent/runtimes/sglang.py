@@ -22,7 +22,7 @@ _RUNNING = "sglang:num_running_reqs"
 _QUEUED = "sglang:num_queue_reqs"
 _TOKENS = "sglang:generation_tokens_total"
 _KV_USE = "sglang:token_usage"
-# The counters of tokens move when a request ends; the others while it runs.
+# The counters of tokens change when a request ends, the others while it runs.
 _PROGRESS = (
     _TOKENS,
     "sglang:prompt_tokens_total",

@@ -13,9 +13,9 @@ _RUNNING = "vllm:num_requests_running"
 _WAITING = "vllm:num_requests_waiting"
 _TOKENS = "vllm:generation_tokens_total"
 _FINISHED = "vllm:request_success_total"
-_KV_USE = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")  # the second is the older name
+_KV_USE = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")  # the second name is the older one
 _SLEEP = "vllm:engine_sleep_state"
-# The use of the KV cache moves during a long prefill, when no counter of tokens does.
+# During a long prefill the use of the KV cache changes, and no counter of tokens does.
 _PROGRESS = (_TOKENS, "vllm:prompt_tokens_total", _FINISHED, *_KV_USE)
 _NAMES = frozenset({_RUNNING, _WAITING, _SLEEP, *_PROGRESS})
 

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import httpx
 
-from lucid_compute.agent.doctor.check import Finding
+from lucid_compute.agent.doctor.check import CheckFinding
 from lucid_compute.agent.doctor.examination import examine
 from lucid_compute.client import AsyncLucid
 from tests.fault_answers import respond
@@ -46,7 +46,7 @@ class Ward:
         self.name, self.node, self.model_id = f"node-{uuid4().hex[:8]}", "", ""
         self.sender: dict[str, Any] | None = {}  # what heartbeats say; None: none is sent
         self.url: str | None = None
-        self.findings: dict[str, Finding] = {}
+        self.findings: dict[str, CheckFinding] = {}
 
     async def admit(self) -> None:
         """Register the node and its model, declare it, and let the server answer as llama.cpp does."""
@@ -88,7 +88,7 @@ class Ward:
         body = {"passportId": self.node, "status": "healthy", "load": 0, "availableModels": [], "queueDepth": 0}
         await self.admin.post("/compute/heartbeat", json={**body, **changes})
 
-    async def examine(self) -> dict[str, Finding]:
+    async def examine(self) -> dict[str, CheckFinding]:
         """Let the doctor look; heartbeats go on meanwhile."""
         beating = asyncio.create_task(self._go_on_beating())
         try:

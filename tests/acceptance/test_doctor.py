@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from lucid_compute.agent.doctor import heartbeat_checks
-from lucid_compute.agent.doctor.check import Finding, Verdict
+from lucid_compute.agent.doctor.check import CheckFinding, CheckVerdict
 from lucid_compute.agent.doctor.examination import CHECKS
 from lucid_compute.agent.doctor.reach_checks import PROBE_FIXES
 from lucid_compute.agent.doctor.reason_fixes import REASON_FIXES
@@ -27,14 +27,14 @@ from tests.llama import MODEL, llama_server
 from tests.served import LUCID, Served, serving_on_a_clone
 from tests.ward import Ward, next_host, open_ward, says
 
-WARN, FAIL = Verdict.WARN, Verdict.FAIL
+WARN, FAIL = CheckVerdict.WARN, CheckVerdict.FAIL
 
 
 class Break(NamedTuple):
     """Something broken, and what the check says of it: its verdict, a part of what was found, a part of the fix."""
 
     check: str
-    verdict: Verdict
+    verdict: CheckVerdict
     found: str
     fix: str
     do: Callable[[Ward], Awaitable[Any]]
@@ -186,7 +186,7 @@ def short_pace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heartbeat_checks, "PACE_SECONDS", 1.0)
 
 
-def bad(findings: dict[str, Finding]) -> dict[str, str]:
+def bad(findings: dict[str, CheckFinding]) -> dict[str, str]:
     """What is neither passed nor skipped."""
     return {name: found.found for name, found in findings.items() if found.verdict in {WARN, FAIL}}
 
@@ -196,7 +196,7 @@ async def test_a_healthy_node_has_nothing_to_mend(served: Served) -> None:
         findings = await ward.examine()
         assert not bad(findings)
         assert list(findings) == [check.id for check in CHECKS]
-        assert {name for name, found in findings.items() if found.verdict is Verdict.SKIPPED} == {"tls", "vram"}
+        assert {name for name, found in findings.items() if found.verdict is CheckVerdict.SKIPPED} == {"tls", "vram"}
 
 
 @pytest.mark.parametrize("broken", BREAKS, ids=lambda broken: f"{broken.check}: {broken.found}")
@@ -221,13 +221,13 @@ def test_every_code_of_a_probe_and_every_reason_has_a_fix() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "finding"),
     [
-        ("", {}, Finding(WARN, "2 days from now", "Renew it now")),
-        ("127.9.9.9", {}, Finding(FAIL, "IP address mismatch", "register the URL with the name")),
-        ("", {"is_signed": False}, Finding(FAIL, "self-signed certificate", "fullchain.pem")),
+        ("", {}, CheckFinding(WARN, "2 days from now", "Renew it now")),
+        ("127.9.9.9", {}, CheckFinding(FAIL, "IP address mismatch", "register the URL with the name")),
+        ("", {"is_signed": False}, CheckFinding(FAIL, "self-signed certificate", "fullchain.pem")),
     ],
 )
 async def test_a_certificate_is_judged(
-    served: Served, authority: Authority, name: str, options: dict[str, bool], finding: Finding
+    served: Served, authority: Authority, name: str, options: dict[str, bool], finding: CheckFinding
 ) -> None:
     host = next_host()
     tls = authority.issue(f"IP:{name or host}", **options)
@@ -292,9 +292,9 @@ async def test_a_real_llama_cpp_without_its_metrics_is_told_so(served: Served, t
             await ward.patch(metadata={"inferenceUrl": llama.url})
             await ward.declare(MODEL)
             findings = await ward.examine()
-            assert findings["runtime"].verdict is Verdict.PASS
-            assert findings["models"].verdict is Verdict.PASS
-            assert findings["probe"].verdict is Verdict.PASS
+            assert findings["runtime"].verdict is CheckVerdict.PASS
+            assert findings["models"].verdict is CheckVerdict.PASS
+            assert findings["probe"].verdict is CheckVerdict.PASS
             assert findings["metrics"].fix == "Start llama-server with --metrics."
 
 

@@ -24,7 +24,7 @@ _KILLED = 128  # plus the signal's number: ended by a second signal
 _log = logging.getLogger(__name__)
 
 
-class StopSignals:
+class AgentSignals:
     """SIGTERM and SIGINT. The first asks the agent to shut down, the second ends it at once."""
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ def run_agent(settings: AgentSettings, api_url: str | None = None, api_key: str 
     return asyncio.run(_run(settings, api_url, api_key))
 
 
-def open_observer(settings: AgentSettings, server: InferenceServer, stopping: StopSignals | None = None) -> Observer:
+def open_observer(settings: AgentSettings, server: InferenceServer, stopping: AgentSignals | None = None) -> Observer:
     """Return an observer of this machine's GPUs and of `server`, with the running loop's clock."""
     clock = asyncio.get_running_loop().time
     on_change = stopping.wake.set if stopping is not None else lambda: None
@@ -63,7 +63,7 @@ def open_server(settings: AgentSettings) -> InferenceServer:
 
 
 async def _run(settings: AgentSettings, api_url: str | None, api_key: str | None) -> int:
-    stopping, server = StopSignals(), open_server(settings)
+    stopping, server = AgentSignals(), open_server(settings)
     observer = open_observer(settings, server, stopping)
     looking: asyncio.Task[None] | None = None
     try:
@@ -88,7 +88,7 @@ async def _run(settings: AgentSettings, api_url: str | None, api_key: str | None
     return 0
 
 
-async def _report(lucid: AsyncLucid, observer: Observer, settings: AgentSettings, stopping: StopSignals) -> None:
+async def _report(lucid: AsyncLucid, observer: Observer, settings: AgentSettings, stopping: AgentSignals) -> None:
     clock = asyncio.get_running_loop().time
     reporter = Reporter(lucid, observer, settings, clock=clock, stop=stopping.asked, wake=stopping.wake)
     await reporter.run()

@@ -33,11 +33,11 @@ class _Passports:
     revoke = Endpoint(passport_calls.revoke)
 
 
-class Passports(_Passports, Resource):
+class PassportsResource(_Passports, Resource):
     """Passports of nodes, models and other things."""
 
 
-class AsyncPassports(_Passports, AsyncResource):
+class AsyncPassportsResource(_Passports, AsyncResource):
     """Passports of nodes, models and other things."""
 
 
@@ -57,11 +57,11 @@ class _Compute:
     overview = Endpoint(compute_calls.overview)
 
 
-class Compute(_Compute, Resource):
+class ComputeResource(_Compute, Resource):
     """Nodes."""
 
 
-class AsyncCompute(_Compute, AsyncResource):
+class AsyncComputeResource(_Compute, AsyncResource):
     """Nodes."""
 
 
@@ -71,11 +71,11 @@ class _Models:
     availability = Endpoint(model_calls.availability)
 
 
-class Models(_Models, Resource):
+class ModelsResource(_Models, Resource):
     """Models. These methods need no key."""
 
 
-class AsyncModels(_Models, AsyncResource):
+class AsyncModelsResource(_Models, AsyncResource):
     """Models. These methods need no key."""
 
 
@@ -89,11 +89,11 @@ class _Metrics:
     uptimes = PagedEndpoint(metrics_calls.uptimes)
 
 
-class Metrics(_Metrics, Resource):
+class MetricsResource(_Metrics, Resource):
     """Metrics over time, and uptime."""
 
 
-class AsyncMetrics(_Metrics, AsyncResource):
+class AsyncMetricsResource(_Metrics, AsyncResource):
     """Metrics over time, and uptime."""
 
 
@@ -107,11 +107,11 @@ class _Payouts:
     period = Endpoint(payout_calls.period)
 
 
-class Payouts(_Payouts, Resource):
+class PayoutsResource(_Payouts, Resource):
     """Earnings, losses and closed periods."""
 
 
-class AsyncPayouts(_Payouts, AsyncResource):
+class AsyncPayoutsResource(_Payouts, AsyncResource):
     """Earnings, losses and closed periods."""
 
 
@@ -122,11 +122,11 @@ class _Keys:
     revoke = Endpoint(key_calls.revoke)
 
 
-class Keys(_Keys, Resource):
+class KeysResource(_Keys, Resource):
     """API keys, for admins."""
 
 
-class AsyncKeys(_Keys, AsyncResource):
+class AsyncKeysResource(_Keys, AsyncResource):
     """API keys, for admins."""
 
 
@@ -139,11 +139,11 @@ class _Webhooks:
     deliveries = PagedEndpoint(webhook_calls.deliveries)
 
 
-class Webhooks(_Webhooks, Resource):
+class WebhooksResource(_Webhooks, Resource):
     """Webhooks and their deliveries."""
 
 
-class AsyncWebhooks(_Webhooks, AsyncResource):
+class AsyncWebhooksResource(_Webhooks, AsyncResource):
     """Webhooks and their deliveries."""
 
 
@@ -204,13 +204,13 @@ class Lucid(_Lucid, Resource):
             ca_file=ca_file,
         )
         super().__init__(Transport(settings))
-        self.passports = Passports(self.transport)
-        self.compute = Compute(self.transport)
-        self.models = Models(self.transport)
-        self.keys = Keys(self.transport)
-        self.payouts = Payouts(self.transport)
-        self.metrics = Metrics(self.transport)
-        self.webhooks = Webhooks(self.transport)
+        self.passports = PassportsResource(self.transport)
+        self.compute = ComputeResource(self.transport)
+        self.models = ModelsResource(self.transport)
+        self.keys = KeysResource(self.transport)
+        self.payouts = PayoutsResource(self.transport)
+        self.metrics = MetricsResource(self.transport)
+        self.webhooks = WebhooksResource(self.transport)
 
     def close(self) -> None:
         """Close every connection. The client can't be used afterwards."""
@@ -260,13 +260,13 @@ class AsyncLucid(_Lucid, AsyncResource):
             ca_file=ca_file,
         )
         super().__init__(AsyncTransport(settings))
-        self.passports = AsyncPassports(self.transport)
-        self.compute = AsyncCompute(self.transport)
-        self.models = AsyncModels(self.transport)
-        self.keys = AsyncKeys(self.transport)
-        self.payouts = AsyncPayouts(self.transport)
-        self.metrics = AsyncMetrics(self.transport)
-        self.webhooks = AsyncWebhooks(self.transport)
+        self.passports = AsyncPassportsResource(self.transport)
+        self.compute = AsyncComputeResource(self.transport)
+        self.models = AsyncModelsResource(self.transport)
+        self.keys = AsyncKeysResource(self.transport)
+        self.payouts = AsyncPayoutsResource(self.transport)
+        self.metrics = AsyncMetricsResource(self.transport)
+        self.webhooks = AsyncWebhooksResource(self.transport)
 
     async def aclose(self) -> None:
         """Close every connection. The client can't be used afterwards."""

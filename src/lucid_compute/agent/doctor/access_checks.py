@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from lucid_compute.agent.doctor.check import DoctorContext, Finding, failed, passed
+from lucid_compute.agent.doctor.check import CheckFinding, DoctorContext, failed, passed
 from lucid_compute.client.errors import (
     Forbidden,
     LucidClientError,
@@ -20,7 +20,7 @@ NO_NODE = str(UUID(int=0))
 SHOWN_NAMES = 10
 
 
-async def check_service(context: DoctorContext) -> Finding:
+async def check_service(context: DoctorContext) -> CheckFinding:
     """Does the service respond, and can it serve?"""
     try:
         ready = await context.lucid.ready()
@@ -34,7 +34,7 @@ async def check_service(context: DoctorContext) -> Finding:
     return passed(f"{context.lucid.base_url} is ready; nodes: {ready.nodes}, models: {ready.models}.")
 
 
-async def check_key(context: DoctorContext) -> Finding:
+async def check_key(context: DoctorContext) -> CheckFinding:
     """Is the key known, and neither expired nor revoked?"""
     try:
         await context.lucid.compute.probe(NO_NODE)
@@ -48,7 +48,7 @@ async def check_key(context: DoctorContext) -> Finding:
     return passed("The key is valid.")
 
 
-async def check_scope(context: DoctorContext) -> Finding:
+async def check_scope(context: DoctorContext) -> CheckFinding:
     """May the key do what an agent does?"""
     try:
         await context.lucid.compute.probe(NO_NODE)
@@ -62,7 +62,7 @@ async def check_scope(context: DoctorContext) -> Finding:
     return passed("The key has the scope compute, or admin.")
 
 
-async def check_node(context: DoctorContext) -> Finding:
+async def check_node(context: DoctorContext) -> CheckFinding:
     """Is there a node with that name or id?"""
     if context.wanted is None:
         return await _choose_only_node(context)
@@ -74,7 +74,7 @@ async def check_node(context: DoctorContext) -> Finding:
     return passed(f"{found.name} ({found.id}) of {found.owner}.")
 
 
-async def check_passport(context: DoctorContext) -> Finding:
+async def check_passport(context: DoctorContext) -> CheckFinding:
     """Is its passport active, and is the node still registered?"""
     name, status = context.node.name, context.node.status
     try:
@@ -91,7 +91,7 @@ async def check_passport(context: DoctorContext) -> Finding:
     return passed("The passport is active.")
 
 
-async def _choose_only_node(context: DoctorContext) -> Finding:
+async def _choose_only_node(context: DoctorContext) -> CheckFinding:
     page = [node async for node in context.lucid.compute.list()]
     if len(page) == 1:
         context.node = page[0]

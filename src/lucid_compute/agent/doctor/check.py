@@ -94,7 +94,7 @@ class DoctorContext:
         return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-class Verdict(StrEnum):
+class CheckVerdict(StrEnum):
     """The verdict of a check. A warning should be fixed, but does not keep requests away."""
 
     PASS = "pass"  # noqa: S105 - a verdict, not a password
@@ -103,10 +103,10 @@ class Verdict(StrEnum):
     SKIPPED = "skipped"
 
 
-class Finding(NamedTuple):
+class CheckFinding(NamedTuple):
     """What was found, in a sentence. A warning and a failure have exactly one fix."""
 
-    verdict: Verdict
+    verdict: CheckVerdict
     found: str
     fix: str | None = None
     needs: str | None = None  # the check that did not pass, so that this one was not run
@@ -118,7 +118,7 @@ class Check(NamedTuple):
     id: str
     title: str
     needs: tuple[str, ...]
-    run: Callable[[DoctorContext], Awaitable[Finding | list[Finding]]]
+    run: Callable[[DoctorContext], Awaitable[CheckFinding | list[CheckFinding]]]
 
 
 class Result(NamedTuple):
@@ -126,24 +126,24 @@ class Result(NamedTuple):
 
     id: str
     title: str
-    finding: Finding
+    finding: CheckFinding
 
 
-def passed(found: str) -> Finding:
+def passed(found: str) -> CheckFinding:
     """Return the finding that all is well."""
-    return Finding(Verdict.PASS, found)
+    return CheckFinding(CheckVerdict.PASS, found)
 
 
-def warned(found: str, fix: str) -> Finding:
+def warned(found: str, fix: str) -> CheckFinding:
     """Return the finding that something should be fixed."""
-    return Finding(Verdict.WARN, found, fix)
+    return CheckFinding(CheckVerdict.WARN, found, fix)
 
 
-def failed(found: str, fix: str) -> Finding:
+def failed(found: str, fix: str) -> CheckFinding:
     """Return the finding that this keeps requests away."""
-    return Finding(Verdict.FAIL, found, fix)
+    return CheckFinding(CheckVerdict.FAIL, found, fix)
 
 
-def skipped(why: str, needs: str | None = None) -> Finding:
+def skipped(why: str, needs: str | None = None) -> CheckFinding:
     """Return the finding that there was nothing to ask, or that `needs` comes first."""
-    return Finding(Verdict.SKIPPED, why, needs=needs)
+    return CheckFinding(CheckVerdict.SKIPPED, why, needs=needs)

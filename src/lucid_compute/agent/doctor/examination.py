@@ -11,7 +11,7 @@ from lucid_compute.agent.doctor import (
     reach_checks,
     server_checks,
 )
-from lucid_compute.agent.doctor.check import Check, DoctorContext, Finding, Result, Verdict, failed, skipped
+from lucid_compute.agent.doctor.check import Check, CheckFinding, CheckVerdict, DoctorContext, Result, failed, skipped
 from lucid_compute.client import AsyncLucid, LucidClientError
 
 CHECKS = (
@@ -50,7 +50,7 @@ async def examine(
 ) -> AsyncIterator[Result]:
     """Yield the result of each check as soon as it is known. `url` is the inference server as seen from here."""
     context = DoctorContext(lucid, node, url, inference_key)
-    verdicts: dict[str, Verdict] = {}
+    verdicts: dict[str, CheckVerdict] = {}
     try:
         for check in CHECKS:
             for finding in await _run(check, context, verdicts):
@@ -61,7 +61,7 @@ async def examine(
             await context.server.close()
 
 
-async def _run(check: Check, context: DoctorContext, verdicts: dict[str, Verdict]) -> list[Finding]:
+async def _run(check: Check, context: DoctorContext, verdicts: dict[str, CheckVerdict]) -> list[CheckFinding]:
     if (missing := _find_missing(check, context, verdicts)) is not None:
         return [skipped(f"It needs {missing!r}, which did not come out well.", needs=missing)]
     try:
@@ -71,13 +71,13 @@ async def _run(check: Check, context: DoctorContext, verdicts: dict[str, Verdict
     return found if isinstance(found, list) else [found]
 
 
-def _find_missing(check: Check, context: DoctorContext, verdicts: dict[str, Verdict]) -> str | None:
+def _find_missing(check: Check, context: DoctorContext, verdicts: dict[str, CheckVerdict]) -> str | None:
     """Return the check that this one needs and that did not pass; None when nothing is missing."""
     for need in check.needs:
         source, is_known = KNOWN.get(need, (need, None))
         if is_known is not None:
             if not is_known(context):
                 return source
-        elif verdicts[need] not in {Verdict.PASS, Verdict.WARN}:
+        elif verdicts[need] not in {CheckVerdict.PASS, CheckVerdict.WARN}:
             return source
     return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from datetime import UTC, datetime
 
-from lucid_compute.agent.doctor.check import DoctorContext, Finding, failed, passed, skipped, warned
+from lucid_compute.agent.doctor.check import CheckFinding, DoctorContext, failed, passed, skipped, warned
 from lucid_compute.node_state import FRESH_SECONDS, HEARTBEAT_INTERVAL_SECONDS, NodeStatus, ReportedStatus
 
 CLOCK_SECONDS = 5.0
@@ -13,7 +13,7 @@ PACE_SECONDS = HEARTBEAT_INTERVAL_SECONDS * 1.5  # after this time a heartbeat i
 LOOK_SECONDS = 1.0
 
 
-async def check_drain(context: DoctorContext) -> Finding:
+async def check_drain(context: DoctorContext) -> CheckFinding:
     """Is the node being drained?"""
     reported = context.health.reported
     if context.health.status is not NodeStatus.DRAINING:
@@ -27,7 +27,7 @@ async def check_drain(context: DoctorContext) -> Finding:
     return failed("An operator drains the node.", f"End the drain when the work is done: lucid resume {context.called}")
 
 
-async def check_heartbeats(context: DoctorContext) -> Finding:
+async def check_heartbeats(context: DoctorContext) -> CheckFinding:
     """Do heartbeats arrive?"""
     age = context.health.heartbeat_age_seconds
     if age is None:
@@ -45,7 +45,7 @@ async def check_heartbeats(context: DoctorContext) -> Finding:
     return passed(f"The newest heartbeat is {age:.0f} s old.")
 
 
-async def check_report(context: DoctorContext) -> Finding:
+async def check_report(context: DoctorContext) -> CheckFinding:
     """Does the node report that it is healthy?"""
     reported = context.health.reported
     if reported is not None and reported.status is ReportedStatus.UNHEALTHY:
@@ -57,7 +57,7 @@ async def check_report(context: DoctorContext) -> Finding:
     return passed("The node says that it is healthy.")
 
 
-async def check_pace(context: DoctorContext) -> Finding:
+async def check_pace(context: DoctorContext) -> CheckFinding:
     """Do heartbeats come so often that one may be lost?"""
     last, age = context.health.last_heartbeat_at, context.health.heartbeat_age_seconds
     while age is not None and age <= PACE_SECONDS:
@@ -73,7 +73,7 @@ async def check_pace(context: DoctorContext) -> Finding:
     )
 
 
-async def check_clock(context: DoctorContext) -> Finding:
+async def check_clock(context: DoctorContext) -> CheckFinding:
     """Does this machine's clock agree with the service's?"""
     ahead = (datetime.now(UTC) - context.probe.checked_at).total_seconds()
     if abs(ahead) > CLOCK_SECONDS:
@@ -92,7 +92,7 @@ async def check_clock(context: DoctorContext) -> Finding:
     )
 
 
-async def check_capacity(context: DoctorContext) -> Finding:
+async def check_capacity(context: DoctorContext) -> CheckFinding:
     """Does the node take as many requests as its server does at a time?"""
     limit, slots = context.metadata_number("maxConcurrency"), context.reading.max_concurrency
     if slots is None:

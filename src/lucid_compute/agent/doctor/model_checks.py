@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from lucid_compute.agent.doctor.check import DoctorContext, Finding, failed, passed, skipped, warned
+from lucid_compute.agent.doctor.check import CheckFinding, DoctorContext, failed, passed, skipped, warned
 from lucid_compute.agent.doctor.reason_fixes import fix_of
 from lucid_compute.client.errors import ModelNotFound
 from lucid_compute.wire.passports import ReasonView
@@ -13,7 +13,7 @@ MB_PER_GB = 1024
 TOLERANCE_GB = 1.0  # drivers keep some of the memory for themselves
 
 
-async def check_catalogue(context: DoctorContext) -> Finding:
+async def check_catalogue(context: DoctorContext) -> CheckFinding:
     """Is there a model passport for what the node serves?"""
     context.models = {}
     for name in context.model_ids:
@@ -34,7 +34,7 @@ async def check_catalogue(context: DoctorContext) -> Finding:
     return passed(f"Registered: {', '.join(context.models)}.")
 
 
-async def check_vram(context: DoctorContext) -> Finding:
+async def check_vram(context: DoctorContext) -> CheckFinding:
     """Does the node have as much memory as its passport says?"""
     registered_gb, gpus = (
         context.metadata_number("vramGb"),
@@ -51,7 +51,7 @@ async def check_vram(context: DoctorContext) -> Finding:
     return passed(said)
 
 
-async def check_fit(context: DoctorContext) -> Finding:
+async def check_fit(context: DoctorContext) -> CheckFinding:
     """Does the node have the memory that its models need?"""
     reasons = await _reasons(context)
     named = {name: view for (code, name), view in reasons.items() if code == "VRAM_TOO_LOW"}
@@ -62,7 +62,7 @@ async def check_fit(context: DoctorContext) -> Finding:
     return passed("The node has the VRAM that its models want.")
 
 
-async def check_availability(context: DoctorContext) -> list[Finding]:
+async def check_availability(context: DoctorContext) -> list[CheckFinding]:
     """What other reasons does /availability give against this node? Reasons of earlier checks are left out."""
     by_code: dict[str, list[str]] = defaultdict(list)
     messages: dict[str, str] = {}

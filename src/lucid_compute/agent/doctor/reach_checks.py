@@ -7,7 +7,7 @@ import ssl
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from lucid_compute.agent.doctor.check import DoctorContext, Finding, failed, passed, skipped, warned
+from lucid_compute.agent.doctor.check import CheckFinding, DoctorContext, failed, passed, skipped, warned
 from lucid_compute.agent.settings import is_loopback
 from lucid_compute.client.errors import NotFound, RateLimited
 from lucid_compute.wire.probes import ProbeAnswer, ProbeCode
@@ -28,7 +28,7 @@ PROBE_FIXES = {
     ProbeCode.CONNECT_FAILED: "Let the inference server listen on 0.0.0.0, on the port of the registered URL.",
     ProbeCode.CONNECT_TIMED_OUT: "Open the node's firewall for the service, on the port of the registered URL.",
     ProbeCode.TLS_FAILED: "Serve a valid certificate for the name in the registered URL, with its whole chain.",
-    ProbeCode.CONNECTION_LOST: "Read the logs of the inference server and its proxy: one of them closes the connection.",
+    ProbeCode.CONNECTION_LOST: "Read the logs of the inference server and its proxy: one of them closes connections.",
     ProbeCode.FIRST_BYTE_TIMEOUT: "Restart the inference server: it takes the request and does not answer.",
     ProbeCode.BAD_RESPONSE: "Register the URL of the inference server itself; the response is not HTTP/1.1: {set_url}",
     ProbeCode.BAD_STATUS: "Register the URL below which /v1/models answers: {set_url}",
@@ -46,7 +46,7 @@ class Certificate(NamedTuple):
     refusal: ssl.SSLCertVerificationError | None = None
 
 
-async def check_probe(context: DoctorContext) -> Finding:
+async def check_probe(context: DoctorContext) -> CheckFinding:
     """Does the registry reach the inference server?"""
     try:
         context.probe = answer = await context.lucid.compute.probe(context.node.id)
@@ -67,7 +67,7 @@ async def check_probe(context: DoctorContext) -> Finding:
     )
 
 
-async def check_tls(context: DoctorContext) -> Finding:
+async def check_tls(context: DoctorContext) -> CheckFinding:
     """Is the certificate of the registered URL valid, and for how long?"""
     if context.registered.scheme != "https":
         return skipped("The registered URL is plain http.")
@@ -78,7 +78,7 @@ async def check_tls(context: DoctorContext) -> Finding:
     return _judge_expiry(seen.expires_at) if seen.refusal is None else _judge_refusal(context, seen.refusal)
 
 
-def _judge_refusal(context: DoctorContext, refusal: ssl.SSLCertVerificationError) -> Finding:
+def _judge_refusal(context: DoctorContext, refusal: ssl.SSLCertVerificationError) -> CheckFinding:
     host, code = context.registered.hostname, refusal.verify_code
     said = f"The certificate of {host} is not valid: {refusal.verify_message.rstrip('.')}."
     if code == _EXPIRED:
@@ -115,7 +115,7 @@ async def _look_at_certificate(context: DoctorContext) -> Certificate:
     return Certificate(None if ends is None else datetime.fromtimestamp(ssl.cert_time_to_seconds(ends), UTC))
 
 
-def _judge_probed(context: DoctorContext) -> Finding:
+def _judge_probed(context: DoctorContext) -> CheckFinding:
     """Judge by what the registry saw, when nothing can be seen from here."""
     probe: ProbeAnswer | None = getattr(context, "probe", None)
     if probe is None or probe.tls is None:
@@ -123,7 +123,7 @@ def _judge_probed(context: DoctorContext) -> Finding:
     return _judge_expiry(probe.tls.certificate_expires_at)
 
 
-def _judge_expiry(expires_at: datetime | None) -> Finding:
+def _judge_expiry(expires_at: datetime | None) -> CheckFinding:
     if expires_at is None:
         return passed("The certificate is valid.")
     days = (expires_at - datetime.now(UTC)).total_seconds() / 86400

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lucid_compute.agent.doctor.check import DoctorContext, Finding, failed, passed, skipped, warned
+from lucid_compute.agent.doctor.check import CheckFinding, DoctorContext, failed, passed, skipped, warned
 from lucid_compute.agent.runtimes.detection import detect
 from lucid_compute.agent.runtimes.inference_server import InferenceServer
 from lucid_compute.agent.runtimes.reading import models_listed
@@ -17,7 +17,7 @@ _KEY_WANTED = frozenset({401, 403})
 _OK = 200
 
 
-async def check_server(context: DoctorContext) -> Finding:
+async def check_server(context: DoctorContext) -> CheckFinding:
     """Does the inference server respond from here?"""
     context.server = InferenceServer(context.url, context.inference_key)
     context.listed = answer = await context.server.get("/v1/models")
@@ -39,7 +39,7 @@ async def check_server(context: DoctorContext) -> Finding:
     return passed(f"{context.url} answers from here.")
 
 
-async def check_runtime(context: DoctorContext) -> Finding:
+async def check_runtime(context: DoctorContext) -> CheckFinding:
     """Is it the runtime that the node is registered with?"""
     detection = await detect(context.server)
     if detection is None:
@@ -61,7 +61,7 @@ async def check_runtime(context: DoctorContext) -> Finding:
     return passed(f"It is {said} ({'; '.join(detection.evidence)}).")
 
 
-async def check_metrics(context: DoctorContext) -> Finding:
+async def check_metrics(context: DoctorContext) -> CheckFinding:
     """Can the agent read how busy the server is?"""
     name = context.detection.runtime.name
     if name not in METRICS_FLAGS:
@@ -73,7 +73,7 @@ async def check_metrics(context: DoctorContext) -> Finding:
     return warned(f"/metrics {said}: load and a wedged server are not seen in full.", METRICS_FLAGS[name])
 
 
-async def check_models(context: DoctorContext) -> Finding:
+async def check_models(context: DoctorContext) -> CheckFinding:
     """Does the server serve what the node declares and reports?"""
     wanted = context.model_ids
     served = {str(entry["id"]) for entry in models_listed(context.listed) or []}
@@ -93,7 +93,7 @@ async def check_models(context: DoctorContext) -> Finding:
     return passed(f"The server serves {', '.join(wanted)}.")
 
 
-async def check_context(context: DoctorContext) -> Finding:
+async def check_context(context: DoctorContext) -> CheckFinding:
     """Does the server take as many tokens as the node declares?"""
     limits = {model.id: model.max_tokens for model in context.reading.models or () if model.max_tokens}
     declared = {model.id: model.max_tokens for model in context.declaration.models if model.max_tokens}

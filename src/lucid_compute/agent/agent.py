@@ -29,7 +29,7 @@ class AgentSignals:
 
     def __init__(self) -> None:
         """Handle the signals, for the running loop and the current task."""
-        self.asked = asyncio.Event()
+        self.requested = asyncio.Event()
         self.wake = asyncio.Event()
         self.killed_by: int | None = None
         self._task = asyncio.current_task()
@@ -37,10 +37,10 @@ class AgentSignals:
             asyncio.get_running_loop().add_signal_handler(number, self._take, number)
 
     def _take(self, number: int) -> None:
-        if self.asked.is_set() and self._task is not None:
+        if self.requested.is_set() and self._task is not None:
             self.killed_by = number
             self._task.cancel()
-        self.asked.set()
+        self.requested.set()
         self.wake.set()
 
 
@@ -49,10 +49,10 @@ def run_agent(settings: AgentSettings, api_url: str | None = None, api_key: str 
     return asyncio.run(_run(settings, api_url, api_key))
 
 
-def open_observer(settings: AgentSettings, server: InferenceServer, stopping: AgentSignals | None = None) -> Observer:
+def open_observer(settings: AgentSettings, server: InferenceServer, signals: AgentSignals | None = None) -> Observer:
     """Return an observer of this machine's GPUs and of `server`, with the running loop's clock."""
     clock = asyncio.get_running_loop().time
-    on_change = stopping.wake.set if stopping is not None else lambda: None
+    on_change = signals.wake.set if signals is not None else lambda: None
     return Observer(ServerWatch(server, clock), GpuReader(settings.gpus), clock, on_change)
 
 
@@ -63,34 +63,34 @@ def open_server(settings: AgentSettings) -> InferenceServer:
 
 
 async def _run(settings: AgentSettings, api_url: str | None, api_key: str | None) -> int:
-    stopping, server = AgentSignals(), open_server(settings)
-    observer = open_observer(settings, server, stopping)
-    looking: asyncio.Task[None] | None = None
+    signals, server = AgentSignals(), open_server(settings)
+    observer = open_observer(settings, server, signals)
+    observing: asyncio.Task[None] | None = None
     try:
         async with _open_lucid(settings, api_url, api_key) as lucid:
             await observer.observe()
-            looking = asyncio.create_task(observer.run())
-            await _report(lucid, observer, settings, stopping)
+            observing = asyncio.create_task(observer.run())
+            await _report(lucid, observer, settings, signals)
     except AgentFault as fault:
         _log.error("%s", fault)
         return fault.exit_status
     except asyncio.CancelledError:
-        if stopping.killed_by is None:
+        if signals.killed_by is None:
             raise
         _log.warning("ended at once, by a second signal")
-        return _KILLED + stopping.killed_by
+        return _KILLED + signals.killed_by
     finally:
-        if looking is not None:
-            looking.cancel()
-            await asyncio.wait({looking})
+        if observing is not None:
+            observing.cancel()
+            await asyncio.wait({observing})
         await server.close()
     _log.info("stopped")
     return 0
 
 
-async def _report(lucid: AsyncLucid, observer: Observer, settings: AgentSettings, stopping: AgentSignals) -> None:
+async def _report(lucid: AsyncLucid, observer: Observer, settings: AgentSettings, signals: AgentSignals) -> None:
     clock = asyncio.get_running_loop().time
-    reporter = Reporter(lucid, observer, settings, clock=clock, stop=stopping.asked, wake=stopping.wake)
+    reporter = Reporter(lucid, observer, settings, clock=clock, stop=signals.requested, wake=signals.wake)
     await reporter.run()
     await Shutdown(lucid, observer, reporter, settings, clock).run()
 
@@ -134,7 +134,7 @@ async def _inspect(settings: AgentSettings) -> dict[str, Any]:
         await server.close()
     seen = observer.seen()
     detection = seen.server.detection if seen.server is not None else None
-    beat, gpus = heartbeat_of(seen, settings, stops=False), seen.gpus.gpus
+    heartbeat, gpus = heartbeat_of(seen, settings, stops=False), seen.gpus.gpus
     return {
         "url": server.url,
         "runtime": detection.shown_name if detection else None,
@@ -143,8 +143,8 @@ async def _inspect(settings: AgentSettings) -> dict[str, Any]:
         "evidence": list(detection.evidence) if detection else [],
         "fault": seen.server.fault if seen.server is not None else "nothing was seen in time",
         "models": declaration_of(seen, settings),
-        "loaded": beat["available_models"],
-        **{name: beat[name] for name in ("load", "in_flight", "queue_depth", "tokens_generated")},
+        "loaded": heartbeat["available_models"],
+        **{name: heartbeat[name] for name in ("load", "in_flight", "queue_depth", "tokens_generated")},
         "gpus": None if gpus is None else [gpu.model_dump(mode="json", by_alias=True) for gpu in gpus],
         "nvml": seen.gpus.detail,
         "metadata": metadata_of(seen, settings),

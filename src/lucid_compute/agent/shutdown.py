@@ -77,14 +77,14 @@ class Shutdown:
         A registry that does not respond sends no requests either.
         """
         try:
-            says_so = (await self._lucid.compute.health(passport_id)).drained
+            is_drained = (await self._lucid.compute.health(passport_id)).drained
             self._silences = 0
         except errors.NodeDeregistered:
             raise
         except LucidClientError:
             self._silences += 1
-            says_so = self._silences >= SILENCES_UNTIL_ALONE
-        if not says_so or self._reporter.running():
+            is_drained = self._silences >= SILENCES_UNTIL_ALONE
+        if not is_drained or self._reporter.running():
             return False
         await self._observer.observe_server()  # the last observation may be seconds old
         return not self._reporter.running()

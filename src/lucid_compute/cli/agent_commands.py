@@ -59,8 +59,8 @@ def run(
     Exit status: 0 stopped as asked, 2 wrong settings, 4 the key is refused, 5 no such passport, 10 the node was
     deregistered elsewhere, 11 another agent took its place, 128 and more a second signal.
     """
-    told = {name: value for name, value in locals().items() if name not in {"api", "key", "json_log"}}
-    settings = _read_settings(told)
+    options = {name: value for name, value in locals().items() if name not in {"api", "key", "json_log"}}
+    settings = _read_settings(options)
     from lucid_compute.agent.agent import run_agent  # noqa: PLC0415 - the other commands start without it
 
     _configure_log(as_json=json_log)
@@ -90,10 +90,10 @@ def inspect(
     raise typer.Exit(0 if found["fault"] is None else 1)
 
 
-def _read_settings(told: dict[str, Any]) -> AgentSettings:
+def _read_settings(options: dict[str, Any]) -> AgentSettings:
     """Return the settings. A wrong one ends the command with a sentence and exit status 2."""
     try:
-        return AgentSettings(**{name: value for name, value in told.items() if value is not None})
+        return AgentSettings(**{name: value for name, value in options.items() if value is not None})
     except ValidationError as error:
         for fault in error.errors(include_url=False, include_input=False):
             option = f"--{fault['loc'][0]}: ".replace("_", "-") if fault["loc"] else ""

@@ -107,8 +107,8 @@ class Connection:
         if isinstance(error, Unauthorized):
             return self._key_sentence()
         is_fault = isinstance(error, ServiceFailed) and error.request_id
-        said = _each_fault(error) or with_commands(error.message)
-        return said + (f" The service's log has it under {error.request_id}." if is_fault else "")
+        message = _each_fault(error) or with_commands(error.message)
+        return message + (f" The service's log has it under {error.request_id}." if is_fault else "")
 
     def _key_sentence(self) -> str:
         if self._key:

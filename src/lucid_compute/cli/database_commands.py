@@ -70,5 +70,5 @@ def _migrate(url: str | None, step: Step | None, *, as_json: bool) -> None:
     except (database.DatabaseNotUsable, embedded_postgres.EmbeddedPostgresError) as error:
         raise CommandFailed(str(error)) from None
     needed = schema.head_revision()
-    stands = f"The schema is at {revision or 'empty'}; this version needs {needed}."
-    show_done(stands, {"revision": revision, "neededRevision": needed}, as_json=as_json)
+    sentence = f"The schema is at {revision or 'empty'}; this version needs {needed}."
+    show_done(sentence, {"revision": revision, "neededRevision": needed}, as_json=as_json)

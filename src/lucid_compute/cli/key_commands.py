@@ -117,10 +117,10 @@ def revoke_key(
 
 
 def _show_key(made: NewKey, *, as_json: bool) -> None:
-    said = (
+    remark = (
         "This is the only time that the key is shown. Keep it in a secret store; `lucid keys rotate` creates another."
     )
-    show_secret(made.key, said, made, as_json=as_json)
+    show_secret(made.key, remark, made, as_json=as_json)
 
 
 def _row(key: KeyView) -> tuple[str, ...]:

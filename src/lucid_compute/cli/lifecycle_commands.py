@@ -64,8 +64,8 @@ def resume(node: NodeArgument, as_json: JsonOption = False, api: ApiOption = Non
         passport = get_node(lucid, node)
         health = lucid.compute.resume(passport.id)
     status = shown_status(health)
-    stands = f"{passport.name} is {status}." + (" It says so itself." if status == "draining" else "")
-    show_done(stands, health, as_json=as_json)
+    text = f"{passport.name} is {status}." + (" It says so itself." if status == "draining" else "")
+    show_done(text, health, as_json=as_json)
 
 
 def deregister(
@@ -171,14 +171,14 @@ def _state_in(health: NodeHealth) -> DrainAnswer:
 
 
 def _line_by_line(name: str) -> ReportProgress:
-    said = ""
+    printed = ""
 
     def report(state: DrainAnswer, trouble: str) -> None:
-        nonlocal said
+        nonlocal printed
         line = trouble or f"Draining {name}: {_left(state)}."
-        if line != said:
+        if line != printed:
             print(plain(line), file=sys.stderr)
-            said = line
+            printed = line
 
     return report
 

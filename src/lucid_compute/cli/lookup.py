@@ -131,10 +131,10 @@ def complete_key(context: typer.Context, incomplete: str) -> list[str]:
 def _names(context: typer.Context, incomplete: str, ask: Callable[[Lucid], Iterable[Any]]) -> list[str]:
     """Return the names that begin like this, sorted. No error may appear between a person's words at the prompt."""
     names: set[str] = set()
-    said = context.params
+    parameters = context.params
     with (
         suppress(CommandFailed),
-        connected(said.get("api"), said.get("key"), timeout_seconds=SECONDS_TO_ANSWER, retries=0) as lucid,
+        connected(parameters.get("api"), parameters.get("key"), timeout_seconds=SECONDS_TO_ANSWER, retries=0) as lucid,
     ):
         for thing in ask(lucid):
             if thing.name.startswith(incomplete) and thing.name.isprintable():

@@ -62,14 +62,14 @@ def series_parts(answer: SeriesAnswer) -> list[RenderableType]:
         parts.append(Listing(columns, [*rows, in_all]))
     if answer.failure_totals is not None:
         reasons = sorted(answer.failure_totals.items(), key=lambda each: (-each[1], each[0]))
-        said = ", ".join(f"{reason} {count:,}" for reason, count in reasons) or "none"
-        parts += [sentence(""), sentence(f"Failures: {said}.")]
+        text = ", ".join(f"{reason} {count:,}" for reason, count in reasons) or "none"
+        parts += [sentence(""), sentence(f"Failures: {text}.")]
     for outage in answer.outages:
         seconds = (outage.ended_at - outage.started_at).total_seconds()
-        said = (
+        text = (
             f"The registry itself was away for {span(seconds)} from {instant(outage.started_at)}: that is in no uptime."
         )
-        parts.append(sentence(said, style="yellow"))
+        parts.append(sentence(text, style="yellow"))
     return parts
 
 

@@ -148,45 +148,47 @@ def model_facts(model: ModelView) -> list[RenderableType]:
 
 def explanation(model: ModelView, availability: ModelAvailability) -> list[RenderableType]:
     """Return why the model is available or not: every reason of each node, and what to do about each."""
-    verdicts = [(node.name or node.passport_id, node.reasons) for node in availability.nodes]
-    verdicts.sort(key=lambda verdict: (len(verdict[1]), verdict[0]))
+    reasons_by_node = [(node.name or node.passport_id, node.reasons) for node in availability.nodes]
+    reasons_by_node.sort(key=lambda node_reason: (len(node_reason[1]), node_reason[0]))
     parts: list[RenderableType] = [sentence(""), sentence(_verdict(model, availability), style="bold")]
-    parts += node_reasons(verdicts)
+    parts += node_reasons(reasons_by_node)
     if availability.summary:
         counts = ", ".join(f"{count} {code}" for code, count in sorted(availability.summary.items()))
         parts.append(sentence(f"Over all nodes, yours or not: {counts}."))
-    return parts + what_to_do(verdicts, availability.summary)
+    return parts + what_to_do(reasons_by_node, availability.summary)
 
 
-def node_reasons(verdicts: Sequence[NodeReasons]) -> list[RenderableType]:
+def node_reasons(reasons_by_node: Sequence[NodeReasons]) -> list[RenderableType]:
     """Return each node with every reason against it. Nodes that have left are in one line at the end."""
-    staying = [verdict for verdict in verdicts if not _has_left(verdict)]
+    staying = [node_reason for node_reason in reasons_by_node if not _is_gone(node_reason)]
     parts: list[RenderableType] = []
     for name, reasons in staying[:MOST_NODES]:
         parts.append(_indented(f"{name}:" if reasons else f"{name}: yes", 2))
         parts += [_indented(f"{reason.code}: {with_commands(reason.message)}", 4, style="red") for reason in reasons]
     if (left_out := len(staying) - MOST_NODES) > 0:
         parts.append(sentence(f"  and {counted(left_out, 'node')} more; --json has all."))
-    left = [name for name, _ in filter(_has_left, verdicts)]
+    left = [name for name, _ in filter(_is_gone, reasons_by_node)]
     if left:
         more = f" and {len(left) - MOST_THAT_LEFT} more" if len(left) > MOST_THAT_LEFT else ""
         parts.append(sentence(f"  Deregistered or revoked, nothing to do: {', '.join(left[:MOST_THAT_LEFT])}{more}."))
     return parts
 
 
-def what_to_do(verdicts: Sequence[NodeReasons], counts: Iterable[str]) -> list[RenderableType]:
+def what_to_do(reasons_by_node: Sequence[NodeReasons], counts: Iterable[str]) -> list[RenderableType]:
     """Return what to do about each reason, once: the reasons of the listed nodes, else those that were counted."""
-    told = {reason.code for verdict in verdicts if not _has_left(verdict) for reason in verdict[1]}
-    codes = told if verdicts else set(counts) - {ReasonCode.DEREGISTERED}
+    listed_codes = {
+        reason.code for node_reason in reasons_by_node if not _is_gone(node_reason) for reason in node_reason[1]
+    }
+    codes = listed_codes if reasons_by_node else set(counts) - {ReasonCode.DEREGISTERED}
     if not codes:
         return []
     known = [(code, fix_of(code, "NODE")) for code in sorted(codes)]
     return [sentence(""), sentence("What to do:", style="bold"), Padding(facts(known), (0, 0, 0, 2))]
 
 
-def _has_left(verdict: NodeReasons) -> bool:
+def _is_gone(node_reason: NodeReasons) -> bool:
     ends = [(ReasonCode.DEREGISTERED, "deregistered"), (ReasonCode.PASSPORT_INACTIVE, PassportStatus.REVOKED)]
-    return any((reason.code, reason.found) in ends for reason in verdict[1])
+    return any((reason.code, reason.found) in ends for reason in node_reason[1])
 
 
 def _row(model: ModelView) -> tuple[str, ...]:
@@ -222,9 +224,11 @@ def _is_nobody_there(availability: ModelAvailability) -> bool:
 
     The nodes of others are known only by the counts of their reasons.
     """
-    verdicts = [(node.name or node.passport_id, node.reasons) for node in availability.nodes]
-    others = Counter(availability.summary) - Counter(reason.code for verdict in verdicts for reason in verdict[1])
-    return all(map(_has_left, verdicts)) and others.keys() <= {ReasonCode.DEREGISTERED}
+    reasons_by_node = [(node.name or node.passport_id, node.reasons) for node in availability.nodes]
+    others = Counter(availability.summary) - Counter(
+        reason.code for node_reason in reasons_by_node for reason in node_reason[1]
+    )
+    return all(map(_is_gone, reasons_by_node)) and others.keys() <= {ReasonCode.DEREGISTERED}
 
 
 def _indented(text: str, columns: int, style: str = "") -> RenderableType:

@@ -52,7 +52,7 @@ def list_nodes(
     """List nodes with their health. A `stale` node is healthy, but has sent no heartbeat for more than 30 s."""
     if is_watched and (as_json or not sys.stdout.isatty()):
         raise CommandFailed("--watch needs a terminal. For scripts: lucid nodes --json.", ExitStatus.USAGE)
-    wanted: Any = {
+    filters: Any = {
         "status": status, "region": region, "runtime": runtime, "min_vram": min_vram,
         "gpu": gpu, "model": model, "owner": owner, "search": search,
     }  # fmt: skip
@@ -61,7 +61,7 @@ def list_nodes(
 
         def read() -> list[NodeView]:
             with connection.session() as lucid:
-                return list(lucid.compute.list(**wanted))
+                return list(lucid.compute.list(**filters))
 
         if is_watched:
             watch(read, interval)
@@ -195,12 +195,12 @@ def _reported(health: NodeHealth) -> list[tuple[str, object]]:
     if (reported := health.reported) is None:
         return []
     runtime = " ".join(filter(None, (reported.runtime.name, reported.runtime.version))) if reported.runtime else UNKNOWN
-    said: list[tuple[str, object]] = [("runtime", runtime)]
+    pairs: list[tuple[str, object]] = [("runtime", runtime)]
     if reported.clock_offset_seconds is not None:
-        said.append(("clock", f"{reported.clock_offset_seconds:+.1f} s off the service's"))
+        pairs.append(("clock", f"{reported.clock_offset_seconds:+.1f} s off the service's"))
     if reported.detail:
-        said.append(("it says", reported.detail))
-    return said
+        pairs.append(("it says", reported.detail))
+    return pairs
 
 
 LINES_BESIDE_ROWS = 6  # titles, "and 12 more", the blank line and the footer

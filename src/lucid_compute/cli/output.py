@@ -76,27 +76,27 @@ class Listing:
 
         The remaining room goes to columns that are cut off, the most important first.
         """
-        whole = {index: self._whole(index) for index in range(len(self._columns))}
-        widths = {index: min(width, self._columns[index].shortest or width) for index, width in whole.items()}
+        full = {index: self._full_width(index) for index in range(len(self._columns))}
+        widths = {index: min(width, self._columns[index].shortest or width) for index, width in full.items()}
         while (over := _room_for(widths) - room) > 0:
-            goes = max(widths, key=self._goes_before)
-            if self._columns[goes].rank > 0:
-                del widths[goes]
+            dropped = max(widths, key=self._drop_order)
+            if self._columns[dropped].rank > 0:
+                del widths[dropped]
                 continue
             widest = max(widths, key=lambda index: widths[index])
             if widths[widest] <= NARROWEST:
                 break
             widths[widest] = max(NARROWEST, widths[widest] - over)
         for index in sorted(widths, key=lambda index: self._columns[index].rank):
-            widths[index] += max(0, min(whole[index] - widths[index], room - _room_for(widths)))
+            widths[index] += max(0, min(full[index] - widths[index], room - _room_for(widths)))
         return widths
 
-    def _goes_before(self, index: int) -> tuple[bool, int, int]:
+    def _drop_order(self, index: int) -> tuple[bool, int, int]:
         """Return a sort key: columns without any known value are dropped first, then those with a high rank."""
         rank = self._columns[index].rank
         return rank > 0 and all(row[index] == UNKNOWN for row in self._rows), rank, index
 
-    def _whole(self, index: int) -> int:
+    def _full_width(self, index: int) -> int:
         """Return the width that cuts nothing off."""
         return max([len(self._columns[index].title), *(cell_len(row[index]) for row in self._rows)])
 
@@ -139,13 +139,13 @@ def show_done(text: str, answer: Any, *, as_json: bool) -> None:
         show(sentence(text))
 
 
-def show_secret(secret: str, said: str, made: Any, *, as_json: bool) -> None:
-    """Print a secret that is shown only once: alone on stdout, for scripts; `said` goes to stderr."""
+def show_secret(secret: str, remark: str, made: Any, *, as_json: bool) -> None:
+    """Print a secret that is shown only once: alone on stdout, for scripts; `remark` goes to stderr."""
     if as_json:
         show_json(made)
         return
     show(sentence(secret))
-    note(said)
+    note(remark)
 
 
 def as_on_the_wire(answer: Any) -> Any:

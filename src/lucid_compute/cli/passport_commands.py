@@ -117,10 +117,10 @@ def update_passport(
 ) -> None:
     """Change the named fields and leave the rest; --set KEY=null removes a key from the metadata."""
     read = read_metadata_options(metadata, settings)
-    said = {
+    fields = {
         "name": name, "status": status, "metadata": read, "description": description, "version": version, "tags": tag
     }  # fmt: skip
-    changes: Any = {field: value for field, value in said.items() if value is not None}
+    changes: Any = {field: value for field, value in fields.items() if value is not None}
     if not changes:
         raise CommandFailed("Say what to change. See: lucid passports update --help", ExitStatus.USAGE)
     with connected(api, key) as lucid:
@@ -176,11 +176,11 @@ def _written(value: Any) -> str:
 
 
 def _row(passport: PassportView, *, has_left: bool) -> tuple[str, ...]:
-    stands = NodeStatus.DEREGISTERED if has_left and passport.status is PassportStatus.ACTIVE else passport.status
+    status = NodeStatus.DEREGISTERED if has_left and passport.status is PassportStatus.ACTIVE else passport.status
     return (
         passport.name,
         passport.type.value,
-        stands.value,
+        status.value,
         passport.owner,
         instant(passport.created_at),
         listed(passport.tags),

@@ -143,8 +143,8 @@ def delete_webhook(
 
 
 def _show_secret(made: NewWebhook, what: str, *, as_json: bool) -> None:
-    said = f"{what} This is the only time that its secret is shown: deliveries are signed with it."
-    show_secret(made.secret, said, made, as_json=as_json)
+    remark = f"{what} This is the only time that its secret is shown: deliveries are signed with it."
+    show_secret(made.secret, remark, made, as_json=as_json)
 
 
 def _row(webhook: WebhookView) -> tuple[str, ...]:

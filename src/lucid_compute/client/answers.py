@@ -169,9 +169,9 @@ def _not_ours(received: Received, base_url: str, sentence: str) -> errors.Unexpe
 def _kind_of_content(received: Received) -> str:
     if not received.content:
         return "nothing"
-    said = received.headers.get("content-type", "").split(";")[0].strip()
+    kind = received.headers.get("content-type", "").split(";")[0].strip()
     return {"text/html": "an HTML page", "application/json": "JSON of another kind"}.get(
-        said, _CONTROL.sub(" ", said)[:80] or "no content type"
+        kind, _CONTROL.sub(" ", kind)[:80] or "no content type"
     )
 
 

@@ -118,18 +118,18 @@ def refuse(path: str, message: str) -> InvalidRequest:
 
 
 def _invalid(faults: list[FieldFault]) -> InvalidRequest:
-    said = ground.InvalidRequest(faults)
-    return InvalidRequest(said.message, details=said.details, is_certainly_undone=True)
+    refusal = ground.InvalidRequest(faults)
+    return InvalidRequest(refusal.message, details=refusal.details, is_certainly_undone=True)
 
 
 def _on_the_wire(annotation: Any, loc: Iterable[int | str]) -> list[int | str]:
     """Return the place of a fault in the wire's names. A part that is no field, such as a metadata key, stays."""
-    said: list[int | str] = []
+    names: list[int | str] = []
     for part in loc:
         known = _fields_of(annotation).get(part)
-        said.append(part if known is None else known.alias or part)
+        names.append(part if known is None else known.alias or part)
         annotation = annotation if known is None else known.annotation
-    return said
+    return names
 
 
 def _fields_of(annotation: Any) -> dict[int | str | None, FieldInfo]:

@@ -45,11 +45,11 @@ def _fix(shape: type[BaseModel], data: Any, fault: str, loc: Sequence[int | str]
     for part in loc[:-1]:
         holder, annotation = holder[part], _step(annotation, part)
     part = loc[-1]
-    wanted = _branches(_step(annotation, part))
-    if fault == "missing" and types.NoneType in wanted:
+    branches = _branches(_step(annotation, part))
+    if fault == "missing" and types.NoneType in branches:
         holder[part] = None
         return True
-    kinds = [branch for branch in wanted if isinstance(branch, type) and issubclass(branch, StrEnum)]
+    kinds = [branch for branch in branches if isinstance(branch, type) and issubclass(branch, StrEnum)]
     if fault == "enum" and kinds and isinstance(holder[part], str):
         holder[part] = unknown_member(kinds[0], holder[part])
         return True

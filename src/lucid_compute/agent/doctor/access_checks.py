@@ -64,12 +64,12 @@ async def check_scope(context: DoctorContext) -> CheckFinding:
 
 async def check_node(context: DoctorContext) -> CheckFinding:
     """Is there a node with that name or id?"""
-    if context.wanted is None:
+    if context.id_or_name is None:
         return await _choose_only_node(context)
-    found = await _find_by_id(context, context.wanted) or await _find_by_name(context, context.wanted)
+    found = await _find_by_id(context, context.id_or_name) or await _find_by_name(context, context.id_or_name)
     if found is None:
         fix = "Give the name or id of a node that `lucid nodes` lists, or register it: lucid agent run"
-        return failed(f"No node {context.wanted!r} is this key's.", fix)
+        return failed(f"No node {context.id_or_name!r} is this key's.", fix)
     context.node = found
     return passed(f"{found.name} ({found.id}) of {found.owner}.")
 
@@ -102,17 +102,17 @@ async def _choose_only_node(context: DoctorContext) -> CheckFinding:
     return failed(f"This key has {len(page)} nodes: {names}.", "Say which one: lucid doctor NODE")
 
 
-async def _find_by_id(context: DoctorContext, wanted: str) -> PassportView | None:
+async def _find_by_id(context: DoctorContext, id_or_name: str) -> PassportView | None:
     try:
-        found: PassportView = await context.lucid.passports.get(wanted)
+        found: PassportView = await context.lucid.passports.get(id_or_name)
     except NotFound:
         return None
     return found if found.type is PassportType.COMPUTE else None
 
 
-async def _find_by_name(context: DoctorContext, wanted: str) -> PassportView | None:
+async def _find_by_name(context: DoctorContext, id_or_name: str) -> PassportView | None:
     """Return the node with that name; an ended one only when no living node has it."""
-    listed = context.lucid.passports.list(type=PassportType.COMPUTE, search=wanted)
-    named = [passport async for passport in listed if passport.name == wanted]
+    listed = context.lucid.passports.list(type=PassportType.COMPUTE, search=id_or_name)
+    named = [passport async for passport in listed if passport.name == id_or_name]
     active: list[PassportView] = [passport for passport in named if passport.status is not PassportStatus.REVOKED]
     return next(iter([*active, *named]), None)

@@ -34,10 +34,10 @@ class DoctorContext:
     reading: ServerReading  # runtime
     models: dict[str, str]  # catalogue: ids of model passports, by the node's model ids
 
-    def __init__(self, lucid: AsyncLucid, wanted: str | None, url: str | None, inference_key: str | None) -> None:
+    def __init__(self, lucid: AsyncLucid, id_or_name: str | None, url: str | None, inference_key: str | None) -> None:
         """Examine the node `wanted`, by name or id. The server is at `url` from here; None: as registered."""
         self.lucid = lucid
-        self.wanted = wanted
+        self.id_or_name = id_or_name
         self.inference_key = inference_key
         self.reported_codes: set[str] = set()  # reason codes for which a check failed
         self.reasons: dict[tuple[str, str], ReasonView] | None = (

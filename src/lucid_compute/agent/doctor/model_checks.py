@@ -44,11 +44,11 @@ async def check_vram(context: DoctorContext) -> CheckFinding:
     if registered_gb is None or not totals or None in totals:
         return skipped("The node reports no GPU memory to compare with its passport.")
     seen_gb = sum(total or 0 for total in totals) / MB_PER_GB
-    said = f"The passport says {registered_gb:g} GB, its GPUs have {seen_gb:.1f} GB."
+    sentence = f"The passport says {registered_gb:g} GB, its GPUs have {seen_gb:.1f} GB."
     if registered_gb > seen_gb + TOLERANCE_GB:
         fix = f"Register what there is: lucid passports update {context.called} --set vram={seen_gb:.0f}GB"
-        return failed(said, fix)
-    return passed(said)
+        return failed(sentence, fix)
+    return passed(sentence)
 
 
 async def check_fit(context: DoctorContext) -> CheckFinding:
@@ -57,8 +57,8 @@ async def check_fit(context: DoctorContext) -> CheckFinding:
     named = {name: view for (code, name), view in reasons.items() if code == "VRAM_TOO_LOW"}
     context.reported_codes.add("VRAM_TOO_LOW")
     if named:
-        said = "; ".join(f"{name} wants {view.wanted} GB of {view.found} GB" for name, view in named.items())
-        return failed(f"Too little VRAM: {said}.", fix_of("VRAM_TOO_LOW", context.called))
+        sentence = "; ".join(f"{name} wants {view.wanted} GB of {view.found} GB" for name, view in named.items())
+        return failed(f"Too little VRAM: {sentence}.", fix_of("VRAM_TOO_LOW", context.called))
     return passed("The node has the VRAM that its models want.")
 
 

@@ -80,14 +80,14 @@ async def check_tls(context: DoctorContext) -> CheckFinding:
 
 def _judge_refusal(context: DoctorContext, refusal: ssl.SSLCertVerificationError) -> CheckFinding:
     host, code = context.registered.hostname, refusal.verify_code
-    said = f"The certificate of {host} is not valid: {refusal.verify_message.rstrip('.')}."
+    sentence = f"The certificate of {host} is not valid: {refusal.verify_message.rstrip('.')}."
     if code == _EXPIRED:
-        return failed(said, f"Renew the certificate of {host}, and have the server load it.")
+        return failed(sentence, f"Renew the certificate of {host}, and have the server load it.")
     if code in _OTHER_NAMES:
-        return failed(said, f"Get a certificate that names {host}, or register the URL with the name that it has.")
+        return failed(sentence, f"Get a certificate that names {host}, or register the URL with the name that it has.")
     if code in _UNKNOWN_ISSUERS:
-        return failed(said, "Serve a certificate of a public authority, with its whole chain: fullchain.pem.")
-    return failed(said, f"Serve a valid certificate for {host}.")
+        return failed(sentence, "Serve a certificate of a public authority, with its whole chain: fullchain.pem.")
+    return failed(sentence, f"Serve a valid certificate for {host}.")
 
 
 def _means_the_registry_itself(context: DoctorContext, answer: ProbeAnswer) -> bool:
@@ -127,7 +127,7 @@ def _judge_expiry(expires_at: datetime | None) -> CheckFinding:
     if expires_at is None:
         return passed("The certificate is valid.")
     days = (expires_at - datetime.now(UTC)).total_seconds() / 86400
-    said = f"The certificate is valid until {expires_at:%Y-%m-%d %H:%MZ}, {days:.0f} days from now."
+    sentence = f"The certificate is valid until {expires_at:%Y-%m-%d %H:%MZ}, {days:.0f} days from now."
     if days < EXPIRES_SOON_DAYS:
-        return warned(said, "Renew it now, and look whether its renewal still runs.")
-    return passed(said)
+        return warned(sentence, "Renew it now, and look whether its renewal still runs.")
+    return passed(sentence)

@@ -48,17 +48,17 @@ async def check_runtime(context: DoctorContext) -> CheckFinding:
     context.detection = detection
     context.reading = await detection.runtime.read(context.server)
     name, named = detection.runtime.name, context.runtimes
-    said = f"{detection.shown_name} {detection.runtime.version or ''}".strip()
+    described = f"{detection.shown_name} {detection.runtime.version or ''}".strip()
     update = f"lucid passports update {context.called} --set"
     if name is None:
         return skipped("It speaks OpenAI's API and does not say which runtime it is.")
     if not named:
         fix = f"Name it, so that models which ask for it are matched: {update} 'runtimes=[\"{name}\"]'"
-        return warned(f"It is {said}, and the node names no runtime.", fix)
+        return warned(f"It is {described}, and the node names no runtime.", fix)
     if name not in named:
         fix = f"Register the runtime that runs: {update} 'runtimes=[\"{name}\"]'"
-        return failed(f"It is {said}, and the node is registered with {', '.join(named)}.", fix)
-    return passed(f"It is {said} ({'; '.join(detection.evidence)}).")
+        return failed(f"It is {described}, and the node is registered with {', '.join(named)}.", fix)
+    return passed(f"It is {described} ({'; '.join(detection.evidence)}).")
 
 
 async def check_metrics(context: DoctorContext) -> CheckFinding:
@@ -69,28 +69,28 @@ async def check_metrics(context: DoctorContext) -> CheckFinding:
     answer = await context.server.get("/metrics")
     if answer.status == _OK:
         return passed("/metrics answers.")
-    said = answer.fault or f"answers status {answer.status}"
-    return warned(f"/metrics {said}: load and a wedged server are not seen in full.", METRICS_FLAGS[name])
+    described = answer.fault or f"answers status {answer.status}"
+    return warned(f"/metrics {described}: load and a wedged server are not seen in full.", METRICS_FLAGS[name])
 
 
 async def check_models(context: DoctorContext) -> CheckFinding:
     """Does the server serve what the node declares and reports?"""
-    wanted = context.model_ids
+    reported = context.model_ids
     served = {str(entry["id"]) for entry in models_listed(context.listed) or []}
     served |= {model.id for model in context.reading.models or ()}
     shown = ", ".join(sorted(served)) or "none"
-    if not wanted:
+    if not reported:
         return failed(
             f"The node declares and reports no model; the server lists: {shown}.",
             "Load a model and let the agent declare it: lucid agent run",
         )
-    missing = [model for model in wanted if model not in served and f"{model}:latest" not in served]
+    missing = [model for model in reported if model not in served and f"{model}:latest" not in served]
     if missing:
         return failed(
             f"The server does not serve {', '.join(missing)}; it lists: {shown}.",
             "Load what is missing under that name, or declare what is loaded: lucid agent run declares it",
         )
-    return passed(f"The server serves {', '.join(wanted)}.")
+    return passed(f"The server serves {', '.join(reported)}.")
 
 
 async def check_context(context: DoctorContext) -> CheckFinding:

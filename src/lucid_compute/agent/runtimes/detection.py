@@ -84,15 +84,15 @@ def _as_sglang(answers: _Answers) -> Detection | None:
     info = answers.fields("/server_info")
     is_info = "version" in info and ("max_total_num_tokens" in info or "tp_size" in info)
     is_locked = answers.by_path["/server_info"].status in _UNAUTHORIZED
-    says_so = _list(
+    proofs = _list(
         ("sglang" in answers.owners, "/v1/models: owned_by sglang"),
         (is_info, f"/server_info: {info.get('version')}"),
         (_has_metrics(answers, "sglang:"), "/metrics: sglang:…"),
     )
-    if not says_so:
+    if not proofs:
         return None
-    evidence = says_so + _list((is_locked, "/server_info wants a key: give the agent the server's key"))
-    return Detection(Sglang.from_info(info), _confidence(says_so), evidence)
+    evidence = proofs + _list((is_locked, "/server_info wants a key: give the agent the server's key"))
+    return Detection(Sglang.from_info(info), _confidence(proofs), evidence)
 
 
 def _as_llama_cpp(answers: _Answers) -> Detection | None:
@@ -110,12 +110,12 @@ def _as_tgi(answers: _Answers) -> Detection | None:
     model_id, version = as_label(info.get("model_id")), as_label(info.get("version"))
     if model_id is None or ("max_total_tokens" not in info and "router" not in info):
         return None
-    says_so = _list(
+    proofs = _list(
         (True, f"/info: model_id {model_id}, version {version}"),
         (model_id in answers.owners and model_id in answers.ids, "/v1/models: owned_by is the model's id"),
         (_has_metrics(answers, "tgi_"), "/metrics: tgi_…"),
     )
-    return Detection(Tgi(version), _confidence(says_so), says_so)
+    return Detection(Tgi(version), _confidence(proofs), proofs)
 
 
 def _as_ollama(answers: _Answers) -> Detection | None:

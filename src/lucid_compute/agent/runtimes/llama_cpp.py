@@ -38,8 +38,8 @@ class LlamaCpp:
 
     async def read(self, server: InferenceServer) -> ServerReading:
         """Return its state: busy slots of all slots, deferred requests, models with their aliases."""
-        listed, told = await asyncio.gather(server.get("/v1/models"), server.get("/props"))
-        entries, props = models_listed(listed), told.fields
+        listed, described = await asyncio.gather(server.get("/v1/models"), server.get("/props"))
+        entries, props = models_listed(listed), described.fields
         models = None if entries is None else distinct(_each_model(entries, props))
         if props.get("is_sleeping") is True:  # other requests would wake it
             return ServerReading(models=models, max_concurrency=as_count(props.get("total_slots")))

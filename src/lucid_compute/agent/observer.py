@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 from lucid_compute.agent.gpu import GpuReader, GpuState
 from lucid_compute.agent.server_watch import Observation, ServerWatch
 
-LOOK_SECONDS = 4.0
+SERVER_SECONDS = 4.0
 GPU_SECONDS = 4.0
 GPU_DEADLINE_SECONDS = 10.0
 KNOWN_SECONDS = 20.0  # an older observation counts as unknown
@@ -67,7 +67,7 @@ class Observer:
     async def run(self) -> None:
         """Observe repeatedly, until cancelled."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(_forever(self.observe_server, LOOK_SECONDS))
+            group.create_task(_forever(self.observe_server, SERVER_SECONDS))
             group.create_task(_forever(self._observe_gpus, GPU_SECONDS))
 
     async def observe_server(self) -> None:
@@ -97,12 +97,12 @@ class Observer:
             _log.info("%s", when_over)
 
 
-async def _forever(look: Callable[[], Awaitable[None]], seconds: float) -> None:
+async def _forever(observe: Callable[[], Awaitable[None]], seconds: float) -> None:
     while True:
         try:
-            await look()
-        except Exception:  # noqa: BLE001 - a fault of ours in one look must not end the beats
-            _log.exception("a look failed; what it would have found is unknown")
+            await observe()
+        except Exception:  # noqa: BLE001 - our own fault in one observation must not end the heartbeats
+            _log.exception("an observation failed; its values are unknown")
         await asyncio.sleep(seconds * (0.9 + random.random() * 0.2))  # noqa: S311 - jitter, not a secret
 
 

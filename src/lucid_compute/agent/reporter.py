@@ -55,7 +55,7 @@ class Reporter:
         try:
             while not self._stop.is_set():
                 started_at = self._clock()
-                seconds = await self._beat()
+                seconds = await self._send_heartbeat()
                 await self._wait(max(seconds - (self._clock() - started_at), 0.0), since=started_at)
         finally:
             describing.cancel()
@@ -79,7 +79,7 @@ class Reporter:
                 self._recovered()
                 return
 
-    async def _beat(self) -> float:
+    async def _send_heartbeat(self) -> float:
         """Send one heartbeat. Return in how many seconds the next one is due."""
         if self.passport_id is None:
             await self._register(is_first=False)

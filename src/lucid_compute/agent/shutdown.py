@@ -12,8 +12,8 @@ from lucid_compute.agent.reporter import Reporter
 from lucid_compute.agent.settings import AgentSettings
 from lucid_compute.client import AsyncLucid, LucidClientError, errors
 
-LOOK_SECONDS = 1.0
-BEAT_SECONDS = 5.0
+CHECK_SECONDS = 1.0
+HEARTBEAT_SECONDS = 5.0
 SILENCES_UNTIL_ALONE = 3  # then the registry is unreachable, and its gateway sends no requests
 _log = logging.getLogger(__name__)
 
@@ -51,18 +51,18 @@ class Shutdown:
 
     async def _drain(self, passport_id: str, ends_at: float) -> bool:
         """Return whether nothing runs on the node any more."""
-        beat_at = self._clock()
+        heartbeat_at = self._clock()
         while True:
-            if self._clock() >= beat_at:
-                beat_at = self._clock() + BEAT_SECONDS
-                await self._beat(passport_id)
+            if self._clock() >= heartbeat_at:
+                heartbeat_at = self._clock() + HEARTBEAT_SECONDS
+                await self._send_heartbeat(passport_id)
             if await self._is_drained(passport_id):
                 return True
-            if self._clock() + LOOK_SECONDS > ends_at:
+            if self._clock() + CHECK_SECONDS > ends_at:
                 return False
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(CHECK_SECONDS)
 
-    async def _beat(self, passport_id: str) -> None:
+    async def _send_heartbeat(self, passport_id: str) -> None:
         fields = heartbeat_of(self._observer.seen(), self._settings, stops=True)
         try:
             await self._reporter.sender.send(passport_id, fields)

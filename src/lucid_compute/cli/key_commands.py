@@ -75,7 +75,7 @@ def create_key(
     is_limited = requests_per_minute is not None or tokens_per_minute is not None
     with connected(api, key) as lucid:
         passport_id = None if node is None else get_node(lucid, node).id
-        made = lucid.keys.create(
+        created = lucid.keys.create(
             name=name,
             owner=owner,
             scopes=scope,
@@ -83,7 +83,7 @@ def create_key(
             expires_at=expires,
             limits=limits if is_limited else None,
         )
-    _show_key(made, as_json=as_json)
+    _show_key(created, as_json=as_json)
 
 
 @app.command("rotate")
@@ -96,8 +96,8 @@ def rotate_key(
 ) -> None:
     """Give a key a new secret. The previous one stays valid for 24 hours, so that its users can change over."""
     with connected(api, key) as lucid:
-        made = lucid.keys.rotate(get_key(lucid, key_id).id, now=now)
-    _show_key(made, as_json=as_json)
+        created = lucid.keys.rotate(get_key(lucid, key_id).id, now=now)
+    _show_key(created, as_json=as_json)
 
 
 @app.command("revoke")
@@ -116,11 +116,11 @@ def revoke_key(
     show_done(f"The key {found.name} is revoked.", {"id": found.id, "revoked": True}, as_json=as_json)
 
 
-def _show_key(made: NewKey, *, as_json: bool) -> None:
+def _show_key(created: NewKey, *, as_json: bool) -> None:
     remark = (
         "This is the only time that the key is shown. Keep it in a secret store; `lucid keys rotate` creates another."
     )
-    show_secret(made.key, remark, made, as_json=as_json)
+    show_secret(created.key, remark, created, as_json=as_json)
 
 
 def _row(key: KeyView) -> tuple[str, ...]:

@@ -43,13 +43,13 @@ def drain(
             passport = get_node(lucid, node)
             state, failure = lucid.compute.drain(passport.id), None
 
-        def look() -> NodeHealth:
+        def read_health() -> NodeHealth:
             with connection.session() as lucid:
                 return lucid.compute.health(passport.id)
 
         if waits and not state.drained:
             with progress_on_terminal(passport.name) as report:
-                state, failure = wait_until_drained(state, look, report, deadline)
+                state, failure = wait_until_drained(state, read_health, report, deadline)
     if as_json:
         show_json(state)
     elif failure is None:
@@ -95,13 +95,13 @@ def _drained_or_not(name: str, state: DrainAnswer) -> str:
     return f"{name} is draining, {state.in_flight} in flight; lucid drain says when it is safe to stop."
 
 
-LOOKS_EVERY_SECONDS = 0.5
+POLL_SECONDS = 0.5
 AGREE_SECONDS = 5.0  # a replica reports the node as healthy until it knows of the drain, within 2 s
 ReportProgress = Callable[[DrainAnswer, str], None]
 
 
 def wait_until_drained(
-    begun: DrainAnswer, look: Callable[[], NodeHealth], report: ReportProgress, deadline: float | None
+    begun: DrainAnswer, read_health: Callable[[], NodeHealth], report: ReportProgress, deadline: float | None
 ) -> tuple[DrainAnswer, CommandFailed | None]:
     """Watch the node until it is drained. Return its last state, and the failure if it is not drained.
 
@@ -117,7 +117,7 @@ def wait_until_drained(
             return state, CommandFailed(sentence, ExitStatus.TIMED_OUT)
         time.sleep(_pause(deadline))
         try:
-            health = look()
+            health = read_health()
         except CommandFailed as failure:
             if failure.status is not ExitStatus.UNREACHABLE:
                 raise
@@ -184,5 +184,5 @@ def _line_by_line(name: str) -> ReportProgress:
 
 
 def _pause(deadline: float | None) -> float:
-    left = LOOKS_EVERY_SECONDS if deadline is None else deadline - time.monotonic()
-    return max(0.0, min(LOOKS_EVERY_SECONDS, left))
+    left = POLL_SECONDS if deadline is None else deadline - time.monotonic()
+    return max(0.0, min(POLL_SECONDS, left))

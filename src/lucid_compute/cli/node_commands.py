@@ -44,7 +44,7 @@ def list_nodes(
     owner: Annotated[str | None, typer.Option(help="Another owner's nodes; for admins.")] = None,
     search: Annotated[str | None, typer.Option(help="Part of the name or the description.")] = None,
     is_watched: Annotated[bool, typer.Option("--watch", "-w", help="Keep the table up to date until Ctrl-C.")] = False,
-    interval: Annotated[float, typer.Option(min=0.2, help="Seconds between two looks of --watch.")] = 2.0,
+    interval: Annotated[float, typer.Option(min=0.2, help="Seconds between two updates of --watch.")] = 2.0,
     as_json: JsonOption = False,
     api: ApiOption = None,
     key: KeyOption = None,

@@ -139,10 +139,10 @@ def show_done(text: str, answer: Any, *, as_json: bool) -> None:
         show(sentence(text))
 
 
-def show_secret(secret: str, remark: str, made: Any, *, as_json: bool) -> None:
+def show_secret(secret: str, remark: str, created: Any, *, as_json: bool) -> None:
     """Print a secret that is shown only once: alone on stdout, for scripts; `remark` goes to stderr."""
     if as_json:
-        show_json(made)
+        show_json(created)
         return
     show(sentence(secret))
     note(remark)

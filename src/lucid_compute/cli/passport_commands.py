@@ -89,7 +89,7 @@ def create_passport(
     """Register a thing: lucid passports create my-node --set vram=80GB --set inferenceUrl=http://10.0.0.5:8000."""
     read = read_metadata_options(metadata, settings)
     with connected(api, key) as lucid:
-        made = lucid.passports.create(
+        created = lucid.passports.create(
             name=name,
             type=passport_type,
             metadata=read or {},
@@ -98,7 +98,7 @@ def create_passport(
             tags=tag,
             owner=owner,
         )
-    _show(made, as_json=as_json)
+    _show(created, as_json=as_json)
 
 
 @app.command("update")

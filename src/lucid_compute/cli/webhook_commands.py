@@ -77,10 +77,10 @@ def create_webhook(
     with connected(api, key) as lucid:
         passport_ids = [get_node(lucid, each).id for each in node or []]
         passport_ids += [lucid.models.get(each).id for each in model or []]
-        made = lucid.webhooks.create(
+        created = lucid.webhooks.create(
             url, events=event or None, passport_ids=passport_ids or None, all_owners=all_owners
         )
-    _show_secret(made, f"The webhook {made.id} is created.", as_json=as_json)
+    _show_secret(created, f"The webhook {created.id} is created.", as_json=as_json)
 
 
 @app.command("rotate")
@@ -93,9 +93,9 @@ def rotate_webhook(
 ) -> None:
     """Give a webhook a new secret. For 24 hours the previous one signs too. Stdout is the secret alone."""
     with connected(api, key) as lucid:
-        made = lucid.webhooks.rotate(webhook_id, now=now)
+        created = lucid.webhooks.rotate(webhook_id, now=now)
     until = "does not sign any more" if now else "signs too for 24 hours"
-    _show_secret(made, f"The previous secret of {made.id} {until}.", as_json=as_json)
+    _show_secret(created, f"The previous secret of {created.id} {until}.", as_json=as_json)
 
 
 @app.command("test")
@@ -142,9 +142,9 @@ def delete_webhook(
     show_done(f"The webhook {webhook_id} is deleted.", {"id": webhook_id, "deleted": True}, as_json=as_json)
 
 
-def _show_secret(made: NewWebhook, what: str, *, as_json: bool) -> None:
+def _show_secret(created: NewWebhook, what: str, *, as_json: bool) -> None:
     remark = f"{what} This is the only time that its secret is shown: deliveries are signed with it."
-    show_secret(made.secret, remark, made, as_json=as_json)
+    show_secret(created.secret, remark, created, as_json=as_json)
 
 
 def _row(webhook: WebhookView) -> tuple[str, ...]:

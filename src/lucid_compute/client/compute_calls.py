@@ -62,12 +62,12 @@ def heartbeat(
         NodeDeregistered: the node has ended; stop, or register it again.
     """
     always = {"passport_id": passport_id, "status": status, "load": load, "queue_depth": queue_depth}
-    return _beat(body_of(Heartbeat, **always, available_models=list(available_models), **given(**extras)))
+    return _heartbeat_call(body_of(Heartbeat, **always, available_models=list(available_models), **given(**extras)))
 
 
 def send(heartbeat: Heartbeat) -> ApiCall[HeartbeatAnswer]:
     """Send a heartbeat that is ready."""
-    return _beat(write(heartbeat))
+    return _heartbeat_call(write(heartbeat))
 
 
 def health(passport_id: str) -> ApiCall[NodeHealth]:
@@ -204,5 +204,5 @@ def jobs(
     )
 
 
-def _beat(body: bytes) -> ApiCall[HeartbeatAnswer]:
+def _heartbeat_call(body: bytes) -> ApiCall[HeartbeatAnswer]:
     return ApiCall(method="POST", path="/compute/heartbeat", body=body, answer=HeartbeatAnswer)

@@ -10,7 +10,7 @@ from lucid_compute.node_state import FRESH_SECONDS, HEARTBEAT_INTERVAL_SECONDS, 
 
 CLOCK_SECONDS = 5.0
 PACE_SECONDS = HEARTBEAT_INTERVAL_SECONDS * 1.5  # after this time a heartbeat is late or lost
-LOOK_SECONDS = 1.0
+POLL_SECONDS = 1.0
 
 
 async def check_drain(context: DoctorContext) -> CheckFinding:
@@ -61,7 +61,7 @@ async def check_pace(context: DoctorContext) -> CheckFinding:
     """Do heartbeats come so often that one may be lost?"""
     last, age = context.health.last_heartbeat_at, context.health.heartbeat_age_seconds
     while age is not None and age <= PACE_SECONDS:
-        await asyncio.sleep(min(LOOK_SECONDS, PACE_SECONDS / 10))
+        await asyncio.sleep(min(POLL_SECONDS, PACE_SECONDS / 10))
         health = await context.lucid.compute.health(context.node.id)
         if health.last_heartbeat_at != last:
             return passed(f"The next heartbeat came within {PACE_SECONDS:.0f} s.")

@@ -27,10 +27,10 @@ BEATS_AN_HOUR = 400
 HOURS = 6
 PAUSE_EVERY_SECONDS = 20
 _HASTENED = f"""
-from lucid_compute.agent import agent, backoff, beats, observer, reporter, server_watch
-names = "LOOK_SECONDS GPU_SECONDS DESCRIBE_SECONDS SHORTEST_INTERVAL_SECONDS RETRY_AFTER_SECONDS FIRST_SECONDS" + (
+from lucid_compute.agent import agent, heartbeat_sender, observer, reporter, server_watch
+names = "SERVER_SECONDS GPU_SECONDS DESCRIBE_SECONDS SHORTEST_INTERVAL_SECONDS RETRY_AFTER_SECONDS FIRST_SECONDS" + (
     " LONGEST_SECONDS SLOW_RETRY_SECONDS DETECT_AGAIN_SECONDS DOUBT_SECONDS")
-for module in (agent, backoff, beats, observer, reporter, server_watch):
+for module in (agent, heartbeat_sender, observer, reporter, server_watch):
     for name in names.split():
         if hasattr(module, name):
             setattr(module, name, getattr(module, name) / {HASTE})

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from lucid_compute.agent.inference_server import InferenceServer
+from lucid_compute.agent.runtimes.inference_server import InferenceServer
 from tests.fault_answers import respond
 from tests.fault_node import Behaviour, FaultNode
 

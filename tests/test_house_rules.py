@@ -24,7 +24,6 @@ ROOMS: dict[str, set[str]] = {
     "api": {"ground", "wire", "fleet", "storage", "egress", "inference", "webhooks", "dashboard"},
     "client": {"ground", "wire"},
     "agent": {"ground", "wire", "client"},
-    "doctor": {"ground", "wire", "client", "agent"},
     "cli": {
         "ground",
         "wire",
@@ -36,7 +35,6 @@ ROOMS: dict[str, set[str]] = {
         "api",
         "client",
         "agent",
-        "doctor",
     },
 }
 # A library of the outside world stands behind one room only.
@@ -51,6 +49,7 @@ KEEPERS = {
     "uvicorn": {"cli"},
     "typer": {"cli"},
     "httptools": {"egress", "cli"},
+    "httpcore": {"client"},
     "httpx": {"client", "agent"},
     "pynvml": {"agent"},
     "rich": {"cli"},
@@ -95,7 +94,7 @@ MODULES = {module_of(path) for path in FILES}
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
 def test_a_room_imports_only_the_rooms_below_it(path: Path) -> None:
-    """Rooms: api → inference → storage → fleet → wire → ground; doctor → agent → client → wire; cli on top."""
+    """Rooms: api → inference → storage → fleet → wire → ground; agent → client → wire; cli on top."""
     room = room_of(path)
     for imported in imports_of(path):
         if imported.startswith(f"{PACKAGE}."):
@@ -136,7 +135,7 @@ def test_nothing_imports_in_a_circle() -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
 def test_a_file_is_small_and_named_for_what_it_does(path: Path) -> None:
-    """Under 300 lines, functions of at most 40, and no file called utils or the like."""
+    """Under 500 lines, functions of at most 40, and no file called utils or the like."""
     assert path.stem not in FORBIDDEN_NAMES
     text = path.read_text()
     assert text.count("\n") <= MAX_FILE_LINES

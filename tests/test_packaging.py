@@ -20,7 +20,7 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 
 import lucid_compute
-from lucid_compute.agent.faults import AgentFault
+from lucid_compute.agent.fatal_errors import AgentFault
 from lucid_compute.agent.settings import AgentSettings
 from lucid_compute.storage import schema
 

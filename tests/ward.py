@@ -12,9 +12,9 @@ from uuid import uuid4
 
 import httpx
 
+from lucid_compute.agent.doctor.check import CheckFinding
+from lucid_compute.agent.doctor.examination import examine
 from lucid_compute.client import AsyncLucid
-from lucid_compute.doctor.check import Finding
-from lucid_compute.doctor.examination import examine
 from tests.fault_answers import respond
 from tests.fault_node import Behaviour, FaultNode
 from tests.served import Served
@@ -44,9 +44,9 @@ class Ward:
         self.api, self.key, self.wanted = served.url, key, ""
         self.model = f"model-{uuid4().hex[:8]}"
         self.name, self.node, self.model_id = f"node-{uuid4().hex[:8]}", "", ""
-        self.beats: dict[str, Any] | None = {}  # what heartbeats say; None: none is sent
+        self.sender: dict[str, Any] | None = {}  # what heartbeats say; None: none is sent
         self.url: str | None = None
-        self.findings: dict[str, Finding] = {}
+        self.findings: dict[str, CheckFinding] = {}
 
     async def admit(self) -> None:
         """Register the node and its model, declare it, and let the server answer as llama.cpp does."""
@@ -88,12 +88,12 @@ class Ward:
         body = {"passportId": self.node, "status": "healthy", "load": 0, "availableModels": [], "queueDepth": 0}
         await self.admin.post("/compute/heartbeat", json={**body, **changes})
 
-    async def examine(self) -> dict[str, Finding]:
+    async def examine(self) -> dict[str, CheckFinding]:
         """Let the doctor look; heartbeats go on meanwhile."""
         beating = asyncio.create_task(self._go_on_beating())
         try:
-            if self.beats is not None and self.node:
-                await self.beat(**self.beats)
+            if self.sender is not None and self.node:
+                await self.beat(**self.sender)
             async with AsyncLucid(self.api, self.key) as lucid:
                 async for check_id, _, finding in examine(lucid, self.wanted or None, self.url):
                     self.findings[check_id] = finding
@@ -106,8 +106,8 @@ class Ward:
     async def _go_on_beating(self) -> None:
         while True:
             await asyncio.sleep(BEAT_SECONDS)
-            if self.beats is not None and self.node:
-                await self.beat(**self.beats)
+            if self.sender is not None and self.node:
+                await self.beat(**self.sender)
 
 
 @asynccontextmanager

@@ -136,7 +136,7 @@ async def test_a_registry_that_forgot_the_node_gets_it_again(tmp_path: Path) -> 
             missing = Behaviour(answer=respond(json.dumps({"error": error}).encode(), status=404))
             between.by_path["/compute/heartbeat"] = missing
             with agent(tmp_path, between.url, key, NOBODY_LISTENS) as running:
-                await asyncio.to_thread(running.says_in_time, "registering anew")
+                await asyncio.to_thread(running.says_in_time, "registering it again")
                 del between.by_path["/compute/heartbeat"]
                 await asyncio.to_thread(running.says_in_time, "found this machine")
 

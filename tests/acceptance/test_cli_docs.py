@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lucid_compute.cli.exit_status import ExitStatus
+from lucid_compute.cli.failures import ExitStatus
 from lucid_compute.cli.main import Commands
 from tests.command_line import CommandLine
 

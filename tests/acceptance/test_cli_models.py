@@ -6,7 +6,7 @@ from uuid import uuid4
 
 import pytest
 
-from lucid_compute.doctor.reason_fixes import REASON_FIXES
+from lucid_compute.agent.doctor.reason_fixes import REASON_FIXES
 from lucid_compute.matching_engine import ReasonCode
 from tests.command_line import CommandLine
 from tests.fault_node import Behaviour, FaultNode
@@ -49,7 +49,7 @@ async def test_a_model_that_nobody_can_run_is_explained_node_by_node(cli_fleet: 
     key = (await cli_fleet.new_key("compute", owner=owner))["key"]
     ended = await lucid("models", "show", f"{model}/alias", "--key", key)
     assert ended.status == 1
-    assert f"{model} can't be had" in ended.out
+    assert f"{model} is not available" in ended.out
     assert (
         f"  {name}:\n"
         "    VRAM_TOO_LOW: The model needs 90 GB of VRAM; the node has 80 GB.\n"
@@ -108,7 +108,7 @@ async def test_a_node_that_has_left_is_named_once_and_nothing_is_to_be_done(
     )
     key = (await cli_fleet.new_key("compute", owner=owner))["key"]
     shown = await lucid("models", "show", model, "--key", key)
-    assert f"  Gone for good, nothing to do: {name}.\n" in shown.out
+    assert f"  Deregistered or revoked, nothing to do: {name}.\n" in shown.out
     assert shown.status == 1
     assert "lucid resume" not in shown.out
     assert "What to do" not in shown.out

@@ -17,7 +17,7 @@ async def test_a_webhook_lives_on_the_command_line(lucid: CommandLine) -> None:
         (webhook,) = listed.json["webhooks"]
         assert webhook["events"] == ["node.drained"]
         assert made.out.strip() not in listed.out + (await lucid("webhooks")).out
-        assert "Nothing was told yet" in (await lucid("webhooks", "deliveries", webhook["id"])).out
+        assert "No deliveries yet" in (await lucid("webhooks", "deliveries", webhook["id"])).out
         assert "The receiver took it" in (await lucid("webhooks", "test", webhook["id"])).out
         assert len(receiver.requests) == 1
         assert "webhook.test" in (await lucid("webhooks", "deliveries", webhook["id"])).out

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from lucid_compute.doctor import heartbeat_checks
-from lucid_compute.doctor.check import Finding, Verdict
-from lucid_compute.doctor.examination import CHECKS
-from lucid_compute.doctor.reach_checks import PROBE_FIXES
-from lucid_compute.doctor.reason_fixes import REASON_FIXES
+from lucid_compute.agent.doctor import heartbeat_checks
+from lucid_compute.agent.doctor.check import CheckFinding, CheckVerdict
+from lucid_compute.agent.doctor.examination import CHECKS
+from lucid_compute.agent.doctor.reach_checks import PROBE_FIXES
+from lucid_compute.agent.doctor.reason_fixes import REASON_FIXES
 from lucid_compute.matching_engine import ReasonCode
 from lucid_compute.wire.probes import ProbeCode
 from tests.authority import Authority
@@ -27,14 +27,14 @@ from tests.llama import MODEL, llama_server
 from tests.served import LUCID, Served, serving_on_a_clone
 from tests.ward import Ward, next_host, open_ward, says
 
-WARN, FAIL = Verdict.WARN, Verdict.FAIL
+WARN, FAIL = CheckVerdict.WARN, CheckVerdict.FAIL
 
 
 class Break(NamedTuple):
     """Something broken, and what the check says of it: its verdict, a part of what was found, a part of the fix."""
 
     check: str
-    verdict: Verdict
+    verdict: CheckVerdict
     found: str
     fix: str
     do: Callable[[Ward], Awaitable[Any]]
@@ -68,26 +68,26 @@ async def no_node_at_all(ward: Ward) -> None:
 
 
 async def deregistered(ward: Ward) -> None:
-    ward.beats = None
+    ward.sender = None
     await ward.post(f"/compute/deregister/{ward.node}")
 
 
 async def reports_draining(ward: Ward) -> None:
-    ward.beats = {"status": "draining", "detail": "the agent is stopping"}
+    ward.sender = {"status": "draining", "detail": "the agent is stopping"}
 
 
 async def silent(ward: Ward) -> None:
-    ward.beats = None
+    ward.sender = None
     await ward.beat()
     await ward.served.fall_silent(ward.node, 45)
 
 
 async def never_heard(ward: Ward) -> None:
-    ward.beats = None
+    ward.sender = None
 
 
 async def unwell(ward: Ward) -> None:
-    ward.beats = {"status": "unhealthy", "detail": "llama.cpp is wedged"}
+    ward.sender = {"status": "unhealthy", "detail": "llama.cpp is wedged"}
 
 
 async def server_fails(ward: Ward) -> None:
@@ -99,7 +99,7 @@ async def server_wants_a_key(ward: Ward) -> None:
 
 
 async def late_clock(ward: Ward) -> None:
-    ward.beats = {"sentAt": (datetime.now(UTC) - timedelta(hours=1)).isoformat()}
+    ward.sender = {"sentAt": (datetime.now(UTC) - timedelta(hours=1)).isoformat()}
 
 
 async def server_gone(ward: Ward) -> None:
@@ -115,7 +115,7 @@ async def lacks_metrics(ward: Ward) -> None:
 
 
 async def small_gpu(ward: Ward) -> None:
-    ward.beats = {"gpus": [{"index": 0, "memoryTotalMb": 24576}]}
+    ward.sender = {"gpus": [{"index": 0, "memoryTotalMb": 24576}]}
 
 
 async def unregistered_model(ward: Ward) -> None:
@@ -124,7 +124,7 @@ async def unregistered_model(ward: Ward) -> None:
 
 
 async def beats_rarely(ward: Ward) -> None:
-    ward.beats = None
+    ward.sender = None
     await ward.beat()
 
 
@@ -140,7 +140,7 @@ BREAKS = [
     Break("node", FAIL, " nodes: ", "lucid doctor NODE", several_nodes),
     Break("node", FAIL, "no node", "lucid agent run", no_node_at_all),
     Break("passport", FAIL, "is deprecated", "--status active", lambda ward: ward.patch(status="deprecated")),
-    Break("passport", FAIL, "for good", "Register it anew", deregistered),
+    Break("passport", FAIL, "for good", "Register it again", deregistered),
     Break("drain", FAIL, "An operator", "lucid resume node-", lambda ward: ward.post(f"/compute/drain/{ward.node}")),
     Break("drain", FAIL, "own heartbeats say that it drains: the agent", "lucid agent run", reports_draining),
     Break("heartbeats", FAIL, "No heartbeat was ever", "lucid agent run", never_heard),
@@ -186,7 +186,7 @@ def short_pace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heartbeat_checks, "PACE_SECONDS", 1.0)
 
 
-def bad(findings: dict[str, Finding]) -> dict[str, str]:
+def bad(findings: dict[str, CheckFinding]) -> dict[str, str]:
     """What is neither passed nor skipped."""
     return {name: found.found for name, found in findings.items() if found.verdict in {WARN, FAIL}}
 
@@ -196,7 +196,7 @@ async def test_a_healthy_node_has_nothing_to_mend(served: Served) -> None:
         findings = await ward.examine()
         assert not bad(findings)
         assert list(findings) == [check.id for check in CHECKS]
-        assert {name for name, found in findings.items() if found.verdict is Verdict.SKIPPED} == {"tls", "vram"}
+        assert {name for name, found in findings.items() if found.verdict is CheckVerdict.SKIPPED} == {"tls", "vram"}
 
 
 @pytest.mark.parametrize("broken", BREAKS, ids=lambda broken: f"{broken.check}: {broken.found}")
@@ -221,13 +221,13 @@ def test_every_code_of_a_probe_and_every_reason_has_a_fix() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "finding"),
     [
-        ("", {}, Finding(WARN, "2 days from now", "Renew it now")),
-        ("127.9.9.9", {}, Finding(FAIL, "IP address mismatch", "register the URL with the name")),
-        ("", {"is_signed": False}, Finding(FAIL, "self-signed certificate", "fullchain.pem")),
+        ("", {}, CheckFinding(WARN, "2 days from now", "Renew it now")),
+        ("127.9.9.9", {}, CheckFinding(FAIL, "IP address mismatch", "register the URL with the name")),
+        ("", {"is_signed": False}, CheckFinding(FAIL, "self-signed certificate", "fullchain.pem")),
     ],
 )
 async def test_a_certificate_is_judged(
-    served: Served, authority: Authority, name: str, options: dict[str, bool], finding: Finding
+    served: Served, authority: Authority, name: str, options: dict[str, bool], finding: CheckFinding
 ) -> None:
     host = next_host()
     tls = authority.issue(f"IP:{name or host}", **options)
@@ -292,9 +292,9 @@ async def test_a_real_llama_cpp_without_its_metrics_is_told_so(served: Served, t
             await ward.patch(metadata={"inferenceUrl": llama.url})
             await ward.declare(MODEL)
             findings = await ward.examine()
-            assert findings["runtime"].verdict is Verdict.PASS
-            assert findings["models"].verdict is Verdict.PASS
-            assert findings["probe"].verdict is Verdict.PASS
+            assert findings["runtime"].verdict is CheckVerdict.PASS
+            assert findings["models"].verdict is CheckVerdict.PASS
+            assert findings["probe"].verdict is CheckVerdict.PASS
             assert findings["metrics"].fix == "Start llama-server with --metrics."
 
 

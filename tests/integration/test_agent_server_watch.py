@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from lucid_compute.agent import inference_server
+from lucid_compute.agent.runtimes import inference_server
 from lucid_compute.agent.server_watch import DETECT_AGAIN_SECONDS, ServerWatch
 from tests.fault_node import Behaviour, FaultNode
 from tests.recorded import NOTHING_THERE, answers_of, recorded, saying
@@ -42,44 +42,44 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_a_server_that_is_well_has_no_fault() -> None:
     async with watching("vllm-0.32.0") as (_, watch, clock):
-        seen = await watch.look()
+        seen = await watch.observe()
         assert (seen.fault, seen.seen_at, seen.reading.running) == (None, clock.seconds, 12)
 
 
 async def test_a_server_that_nobody_listens_for_is_dead_at_once() -> None:
     async with watching("vllm-0.32.0") as (node, watch, _):
-        await watch.look()
+        await watch.observe()
         await node.stop()
-        assert (await watch.look()).fault == "vllm can't be connected to"
+        assert (await watch.observe()).fault == "vllm can't be connected to"
         await node.start()
-        assert (await watch.look()).fault is None
+        assert (await watch.observe()).fault is None
 
 
 async def test_a_dead_engine_behind_a_living_front_is_a_fault() -> None:
     """A vLLM goes on answering /version then, and 503 to /health."""
     async with watching("vllm-0.32.0") as (node, watch, _):
-        await watch.look()
+        await watch.observe()
         node.by_path["/health"] = saying(b"", status=503)
-        assert (await watch.look()).fault == "vllm answers 503 to its health check"
+        assert (await watch.observe()).fault == "vllm answers 503 to its health check"
 
 
 @pytest.mark.usefixtures("impatient")
 async def test_one_silence_is_forgiven_and_two_are_not() -> None:
     async with watching("vllm-0.32.0") as (node, watch, _):
-        await watch.look()
+        await watch.observe()
         node.by_path["/health"] = SILENT
-        assert (await watch.look()).fault is None
-        assert (await watch.look()).fault == "vllm does not answer within 0.1 s"
+        assert (await watch.observe()).fault is None
+        assert (await watch.observe()).fault == "vllm does not answer within 0.1 s"
         node.by_path["/health"] = saying(b"")
-        assert (await watch.look()).fault is None
+        assert (await watch.observe()).fault is None
 
 
 @pytest.mark.usefixtures("impatient")
 async def test_slow_metrics_are_unknown_and_no_fault() -> None:
     async with watching("vllm-0.32.0") as (node, watch, _):
-        await watch.look()
+        await watch.observe()
         node.by_path["/metrics"] = SILENT
-        seen = await watch.look()
+        seen = await watch.observe()
         assert (seen.fault, seen.reading.running) == (None, None)
         assert seen.reading.models
 
@@ -89,21 +89,21 @@ async def test_a_wedged_server_is_a_fault_after_a_minute_though_its_health_is_we
     async with watching(name) as (node, watch, clock):
         for seconds, is_wedged in ((0, False), (59, False), (2, True), (60, True)):
             clock.seconds += seconds
-            fault = (await watch.look()).fault
+            fault = (await watch.observe()).fault
             assert (fault is not None and "is wedged" in fault) is is_wedged
         node.by_path["/metrics"] = saying(_idle(answers_of(name)["/metrics"]))
         node.by_path["/slots"] = NOTHING_THERE
-        assert (await watch.look()).fault is None
+        assert (await watch.observe()).fault is None
 
 
 async def test_another_server_behind_the_same_address_is_recognised_when_it_comes() -> None:
     async with watching("llama.cpp") as (node, watch, _):
-        await watch.look()
+        await watch.observe()
         await node.stop()
-        await watch.look()
+        await watch.observe()
         node.by_path = answers_of("tgi")
         await node.start()
-        seen = await watch.look()
+        seen = await watch.observe()
         assert seen.detection is not None
         assert (seen.detection.runtime.name, seen.fault) == ("tgi", None)
         assert [model.id for model in seen.reading.models or ()] == ["meta-llama/Llama-3.1-8B-Instruct"]
@@ -111,23 +111,23 @@ async def test_another_server_behind_the_same_address_is_recognised_when_it_come
 
 async def test_another_server_without_the_same_health_check_is_recognised_too() -> None:
     async with watching("llama.cpp") as (node, watch, _):
-        await watch.look()
+        await watch.observe()
         node.by_path = answers_of("ollama")
         del node.by_path["/health"]
-        assert (await watch.look()).fault is not None
-        seen = await watch.look()
+        assert (await watch.observe()).fault is not None
+        seen = await watch.observe()
         assert seen.detection is not None
         assert (seen.detection.runtime.name, seen.fault) == ("ollama", None)
 
 
 async def test_a_worse_look_does_not_make_a_server_unknown() -> None:
     async with watching("vllm-0.32.0") as (node, watch, clock):
-        await watch.look()
+        await watch.observe()
         clock.seconds += DETECT_AGAIN_SECONDS
         for path in ("/metrics", "/version"):
             node.by_path[path] = NOTHING_THERE
         node.by_path["/v1/models"] = saying(b'{"data":[{"id":"m","owned_by":"proxy"}]}')
-        seen = await watch.look()
+        seen = await watch.observe()
         assert seen.detection is not None
         assert seen.detection.runtime.name == "vllm"
 
@@ -136,16 +136,16 @@ async def test_a_server_that_wants_a_key_says_which_option_is_missing() -> None:
     async with watching("vllm-0.32.0") as (node, watch, _):
         node.by_path = {}
         node.behaviour = saying(b"{}", status=401)
-        assert "--inference-key" in ((await watch.look()).fault or "")
+        assert "--inference-key" in ((await watch.observe()).fault or "")
 
 
 async def test_a_server_that_is_not_up_yet_is_found_when_it_is() -> None:
     async with watching("vllm-0.32.0") as (node, watch, _):
         await node.stop()
-        seen = await watch.look()
+        seen = await watch.observe()
         assert (seen.detection, seen.fault) == (None, "the inference server can't be connected to")
         await node.start()
-        assert (await watch.look()).fault is None
+        assert (await watch.observe()).fault is None
 
 
 def _idle(metrics: Behaviour) -> bytes:

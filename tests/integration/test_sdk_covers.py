@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from lucid_compute.client import AsyncLucid, Lucid
-from lucid_compute.client.call import Call, Listing
-from lucid_compute.client.methods import AsyncListed, AsyncSent, Listed, Sent
+from lucid_compute.client.call import ApiCall, PagedCall
+from lucid_compute.client.resources import Endpoint, PagedEndpoint
 from tests.api import Api
 from tests.factories import heartbeat
 
@@ -58,21 +58,21 @@ CSV = "format"  # of records: for spreadsheets
 def methods_of(client: type) -> dict[str, Any]:
     """The call that each method describes, by the name it is called by: `compute.health`."""
     lucid = client("http://lucid")
-    nouns = {"": client, **{name: type(noun) for name, noun in vars(lucid).items() if name != "transport"}}
-    kinds = (Sent, Listed, AsyncSent, AsyncListed)
+    resources = {"": client, **{name: type(each) for name, each in vars(lucid).items() if name != "transport"}}
+    kinds = (Endpoint, PagedEndpoint)
     return {
-        f"{noun}.{name}".lstrip("."): method._describe
-        for noun, kind in nouns.items()
-        for name, method in vars(kind).items()
+        f"{resource}.{name}".lstrip("."): method._describe
+        for resource, kind in resources.items()
+        for name, method in inspect.getmembers_static(kind)
         if isinstance(method, kinds)
     }
 
 
-def described(describe: Any) -> Call[Any] | Listing[Any, Any]:
+def described(describe: Any) -> ApiCall[Any] | PagedCall[Any, Any]:
     """The call or the list, with every argument given but those that only a body has."""
     parameters = inspect.signature(describe).parameters.values()
     named = [each.name for each in parameters if each.kind is not each.VAR_KEYWORD and each.name not in IN_BODY]
-    result: Call[Any] | Listing[Any, Any] = describe(**{name: SAMPLES.get(name, "x") for name in named})
+    result: ApiCall[Any] | PagedCall[Any, Any] = describe(**{name: SAMPLES.get(name, "x") for name in named})
     return result
 
 
@@ -85,7 +85,7 @@ async def test_every_route_of_the_service_has_its_method(api: Api) -> None:
         for method, operation in methods.items()
     }
     calls = [described(describe) for describe in methods_of(Lucid).values()]
-    covered = [((call.method if isinstance(call, Call) else "GET", call.path), call) for call in calls]
+    covered = [((call.method if isinstance(call, ApiCall) else "GET", call.path), call) for call in calls]
     assert set(routes) - FOR_OTHERS == {route for route, _ in covered}
     assert set(routes) >= FOR_OTHERS
     for route in {route for route, _ in covered}:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from lucid_compute.client import AsyncLucid, errors
-from lucid_compute.client.exchange import MAX_ANSWER_BYTES
+from lucid_compute.client.transport import MAX_ANSWER_BYTES
 from tests.fault_answers import BROKEN, Answer, endless_body, endless_header, endless_headers, redirect, respond
 from tests.fault_node import Behaviour, Ending, FaultNode
 from tests.sdk import KINDS, Kind, speaker

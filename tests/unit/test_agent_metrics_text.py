@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lucid_compute.agent.metrics_text import read_metrics
+from lucid_compute.agent.runtimes.metrics_text import read_metrics
 
 WAITING = "vllm:num_requests_waiting"
 

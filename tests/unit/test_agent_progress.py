@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from lucid_compute.agent.progress import ProgressWatch
 from lucid_compute.agent.runtimes.reading import ServerReading
+from lucid_compute.agent.server_watch import StallDetector
 
 Step = tuple[float, int | None, float | None]
 
 
-def watched(*steps: Step) -> ProgressWatch:
+def watched(*steps: Step) -> StallDetector:
     """A watch that saw these: at a second, so many running, so many tokens."""
-    watch = ProgressWatch()
+    watch = StallDetector()
     for at, running, tokens in steps:
         watch.note(ServerReading(running=running, progress=None if tokens is None else (tokens,)), at)
     return watch

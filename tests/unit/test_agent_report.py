@@ -9,8 +9,7 @@ from lucid_compute.agent.gpu import GpuState
 from lucid_compute.agent.node_report import NOT_LOOKED_AT, declaration_of, heartbeat_of, load_of, metadata_of
 from lucid_compute.agent.observer import Seen
 from lucid_compute.agent.runtimes.detection import Detection
-from lucid_compute.agent.runtimes.openai_compatible import OpenAiCompatible
-from lucid_compute.agent.runtimes.reading import NOTHING_READ, ServedModel, ServerReading
+from lucid_compute.agent.runtimes.reading import NOTHING_READ, OpenAiCompatible, ServedModel, ServerReading
 from lucid_compute.agent.runtimes.vllm import Vllm
 from lucid_compute.agent.server_watch import Observation
 from lucid_compute.agent.settings import AgentSettings

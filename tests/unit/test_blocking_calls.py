@@ -6,11 +6,11 @@ import threading
 
 import pytest
 
-from lucid_compute.agent.blocking_calls import BlockingCalls
+from lucid_compute.agent.observer import ThreadedCall
 
 
 async def test_an_answer_comes_from_one_other_thread() -> None:
-    calls = BlockingCalls(threading.get_ident)
+    calls = ThreadedCall(threading.get_ident)
     first, second = await calls.call(5), await calls.call(5)
     assert first == second != threading.get_ident()
 
@@ -25,7 +25,7 @@ async def test_a_call_that_hangs_is_waited_for_only_so_long_and_answers_the_next
         released.wait()
         return count
 
-    calls = BlockingCalls(hang)
+    calls = ThreadedCall(hang)
     for _ in range(3):
         with pytest.raises(TimeoutError):
             await calls.call(0.01)
@@ -38,7 +38,7 @@ async def test_a_fault_is_raised_where_it_is_waited_for() -> None:
     def fail() -> None:
         raise ValueError("broken")
 
-    calls = BlockingCalls(fail)
+    calls = ThreadedCall(fail)
     for _ in range(2):
         with pytest.raises(ValueError, match="broken"):
             await calls.call(5)

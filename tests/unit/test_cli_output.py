@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from lucid_compute.cli.instants import read_future, read_past
-from lucid_compute.cli.local_key import find_local_key, is_loopback
+from lucid_compute.cli.connection import find_local_key, is_loopback
+from lucid_compute.cli.formatting import number, plain, share, span
 from lucid_compute.cli.output import Column, Listing
-from lucid_compute.cli.plain_text import number, plain, share, span
+from lucid_compute.cli.time_arguments import read_future, read_past
 
 COLUMNS = (
     Column("NAME", shortest=8),

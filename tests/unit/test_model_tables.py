@@ -7,8 +7,7 @@ import io
 import pytest
 from rich.console import Console, RenderableType
 
-from lucid_compute.cli.match_tables import match_parts
-from lucid_compute.cli.model_tables import explanation
+from lucid_compute.cli.model_commands import explanation, match_parts
 from lucid_compute.passports import PassportStatus, PassportType
 from lucid_compute.wire.inference import MatchAnswer, RejectedNode
 from lucid_compute.wire.passports import ModelAvailability, ModelView, NodeEligibility, ReasonView
@@ -62,6 +61,6 @@ def test_match_names_a_node_that_has_left_once_and_advises_nothing_about_it() ->
     )
     said = written(*match_parts(answer))
     assert said.count("gone") == 1
-    assert "Gone for good, nothing to do: gone." in said
+    assert "Deregistered or revoked, nothing to do: gone." in said
     assert "Register the node" not in said
     assert said.count(STALE.message) == 1

@@ -10,8 +10,8 @@ import pytest
 
 from lucid_compute.client import compute_calls, errors, key_calls
 from lucid_compute.client.answers import Received, read_answer
-from lucid_compute.client.call import Call
-from lucid_compute.client.mending import unknown_member
+from lucid_compute.client.call import ApiCall
+from lucid_compute.client.lenient import unknown_member
 from lucid_compute.node_state import NodeStatus
 from lucid_compute.wire.keys import Scope
 
@@ -29,7 +29,7 @@ HEALTH: dict[str, Any] = {
 }  # fmt: skip
 
 
-def read(call: Call[Any], body: Any, status: int = 200, **headers: str) -> Any:
+def read(call: ApiCall[Any], body: Any, status: int = 200, **headers: str) -> Any:
     """What is made of `body`."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     named = {name.replace("_", "-"): value for name, value in headers.items()}

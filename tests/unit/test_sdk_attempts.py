@@ -12,7 +12,7 @@ import pytest
 from lucid_compute.client import compute_calls, key_calls
 from lucid_compute.client.answers import read_retry_after
 from lucid_compute.client.attempts import SHORTEST_ATTEMPT_SECONDS, Attempts, RetryPolicy
-from lucid_compute.client.call import Call
+from lucid_compute.client.call import ApiCall
 from lucid_compute.client.errors import (
     ConnectionFailed,
     Forbidden,
@@ -38,7 +38,7 @@ LOST = ConnectionFailed("lost")
 NOW = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
 
 
-def attempts(call: Call[Any] = HEALTH, *, policy: RetryPolicy = POLICY, share: float = 1.0) -> Attempts:
+def attempts(call: ApiCall[Any] = HEALTH, *, policy: RetryPolicy = POLICY, share: float = 1.0) -> Attempts:
     """Attempts that began at 100 s of the clock."""
     return Attempts(call, policy, now_seconds=100.0, random=lambda: share)
 

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from lucid_compute.client import compute_calls, key_calls, model_calls, passport_calls, payout_calls, service_calls
-from lucid_compute.client.call import Call
+from lucid_compute.client.call import ApiCall
 from lucid_compute.client.errors import InvalidRequest
 from lucid_compute.node_state import Heartbeat, ReportedStatus
 from lucid_compute.wire.compute import ModelDeclaration
 from tests.factories import GUIDE_PASSPORT, heartbeat
 
 
-def sent(call: Call[Any]) -> Any:
+def sent(call: ApiCall[Any]) -> Any:
     """The body, as JSON."""
     assert call.body is not None
     return json.loads(call.body)

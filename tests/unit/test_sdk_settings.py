@@ -80,7 +80,7 @@ def test_no_picture_of_a_client_shows_the_key(kind: Kind) -> None:
     """Nor of what it is made of."""
     lucid = kind("http://lucid.example", "lk_live_secret")
     settings = ClientSettings("http://lucid.example", "lk_live_secret", 1.0, 1.0, 1, None)
-    for shown in (repr(lucid), repr(lucid.transport), repr(lucid.transport.exchange), repr(settings)):
+    for shown in (repr(lucid), repr(lucid.transport), repr(lucid.transport.codec), repr(settings)):
         assert "secret" not in shown
 
 
@@ -97,4 +97,4 @@ def test_importing_the_sdk_loads_nothing_of_the_service() -> None:
 
 def key_of(kind: Kind, api_key: str | None = None) -> str | None:
     """The key that a client holds."""
-    return kind(api_key=api_key).transport.exchange._key
+    return kind(api_key=api_key).transport.codec._key

@@ -1,33 +1,35 @@
-"""The agent as a process: its parts put together, its signals, its exit status."""
+"""The agent's process: its parts, its signals, its exit status, and a dry run that reports nothing."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import signal
+from typing import Any
 
-from lucid_compute.agent.departure import Departure
-from lucid_compute.agent.faults import AgentFault, WrongSettings
+from lucid_compute.agent.fatal_errors import AgentFault, WrongSettings
 from lucid_compute.agent.gpu import GpuReader
-from lucid_compute.agent.inference_server import InferenceServer
+from lucid_compute.agent.node_report import declaration_of, heartbeat_of, metadata_of
 from lucid_compute.agent.observer import Observer
 from lucid_compute.agent.reporter import Reporter
+from lucid_compute.agent.runtimes.inference_server import InferenceServer
 from lucid_compute.agent.server_watch import ServerWatch
 from lucid_compute.agent.settings import AgentSettings
+from lucid_compute.agent.shutdown import Shutdown
 from lucid_compute.client import AsyncLucid
 from lucid_compute.client.errors import ConfigurationFault
 
 CALL_TIMEOUT_SECONDS = 5.0
-_KILLED = 128  # and the signal's number: ended by a second signal
+_KILLED = 128  # plus the signal's number: ended by a second signal
 _log = logging.getLogger(__name__)
 
 
-class Stopping:
-    """SIGTERM and SIGINT: the first asks the agent to leave, the second ends it at once."""
+class AgentSignals:
+    """SIGTERM and SIGINT. The first asks the agent to shut down, the second ends it at once."""
 
     def __init__(self) -> None:
-        """Take the signals over, for the running loop and the task that this is called in."""
-        self.asked = asyncio.Event()
+        """Handle the signals, for the running loop and the current task."""
+        self.requested = asyncio.Event()
         self.wake = asyncio.Event()
         self.killed_by: int | None = None
         self._task = asyncio.current_task()
@@ -35,70 +37,70 @@ class Stopping:
             asyncio.get_running_loop().add_signal_handler(number, self._take, number)
 
     def _take(self, number: int) -> None:
-        if self.asked.is_set() and self._task is not None:
+        if self.requested.is_set() and self._task is not None:
             self.killed_by = number
             self._task.cancel()
-        self.asked.set()
+        self.requested.set()
         self.wake.set()
 
 
 def run_agent(settings: AgentSettings, api_url: str | None = None, api_key: str | None = None) -> int:
-    """Run until a signal; answer the exit status. None for the registry's address or key: from the environment."""
+    """Run until a signal; return the exit status. A registry address or key that is None comes from the environment."""
     return asyncio.run(_run(settings, api_url, api_key))
 
 
-def open_observer(settings: AgentSettings, server: InferenceServer, stopping: Stopping | None = None) -> Observer:
-    """Answer an observer of this machine's GPUs and of `server`, on the running loop's clock."""
+def open_observer(settings: AgentSettings, server: InferenceServer, signals: AgentSignals | None = None) -> Observer:
+    """Return an observer of this machine's GPUs and of `server`, with the running loop's clock."""
     clock = asyncio.get_running_loop().time
-    on_change = stopping.wake.set if stopping is not None else lambda: None
+    on_change = signals.wake.set if signals is not None else lambda: None
     return Observer(ServerWatch(server, clock), GpuReader(settings.gpus), clock, on_change)
 
 
 def open_server(settings: AgentSettings) -> InferenceServer:
-    """Answer the inference server that the settings name."""
+    """Return the inference server that the settings name."""
     key = settings.inference_key
     return InferenceServer(settings.url, None if key is None else key.get_secret_value())
 
 
 async def _run(settings: AgentSettings, api_url: str | None, api_key: str | None) -> int:
-    stopping, server = Stopping(), open_server(settings)
-    observer = open_observer(settings, server, stopping)
-    looking: asyncio.Task[None] | None = None
+    signals, server = AgentSignals(), open_server(settings)
+    observer = open_observer(settings, server, signals)
+    observing: asyncio.Task[None] | None = None
     try:
         async with _open_lucid(settings, api_url, api_key) as lucid:
-            await observer.look()
-            looking = asyncio.create_task(observer.run())
-            await _report(lucid, observer, settings, stopping)
+            await observer.observe()
+            observing = asyncio.create_task(observer.run())
+            await _report(lucid, observer, settings, signals)
     except AgentFault as fault:
         _log.error("%s", fault)
         return fault.exit_status
     except asyncio.CancelledError:
-        if stopping.killed_by is None:
+        if signals.killed_by is None:
             raise
         _log.warning("ended at once, by a second signal")
-        return _KILLED + stopping.killed_by
+        return _KILLED + signals.killed_by
     finally:
-        if looking is not None:
-            looking.cancel()
-            await asyncio.wait({looking})
+        if observing is not None:
+            observing.cancel()
+            await asyncio.wait({observing})
         await server.close()
     _log.info("stopped")
     return 0
 
 
-async def _report(lucid: AsyncLucid, observer: Observer, settings: AgentSettings, stopping: Stopping) -> None:
+async def _report(lucid: AsyncLucid, observer: Observer, settings: AgentSettings, signals: AgentSignals) -> None:
     clock = asyncio.get_running_loop().time
-    reporter = Reporter(lucid, observer, settings, clock=clock, stop=stopping.asked, wake=stopping.wake)
+    reporter = Reporter(lucid, observer, settings, clock=clock, stop=signals.requested, wake=signals.wake)
     await reporter.run()
-    await Departure(lucid, observer, reporter, settings, clock).leave()
+    await Shutdown(lucid, observer, reporter, settings, clock).run()
 
 
 def _open_lucid(settings: AgentSettings, api_url: str | None, api_key: str | None) -> AsyncLucid:
-    """Answer a client that leaves repetitions to the agent.
+    """Return a client without retries; the agent repeats calls itself.
 
     Raises:
-        WrongSettings: the address or the key can't be used, no inference server is named, or the registry could never
-            reach it.
+        WrongSettings: the address or the key can't be used, the inference server's address is the registry's, or the
+            registry could never reach it.
     """
     seconds = CALL_TIMEOUT_SECONDS
     try:
@@ -107,12 +109,43 @@ def _open_lucid(settings: AgentSettings, api_url: str | None, api_key: str | Non
         raise WrongSettings(str(fault)) from fault
     if settings.is_the_registry(lucid.base_url):
         raise WrongSettings(
-            f"{settings.url} is the registry's own address, and no inference server's. "
-            "Say where the inference server is: --url http://localhost:8080"
+            f"{settings.url} is the registry's own address, not an inference server's. "
+            "Pass the inference server's address: --url http://localhost:8080"
         )
     if settings.is_out_of_reach(lucid.base_url):
         raise WrongSettings(
             f"The registry at {lucid.base_url} would look for {settings.inference_url} on its own machine. "
-            "Say where it reaches this one: --public-url http://your-gpu:8000"
+            "Pass the address at which it reaches this machine: --public-url http://your-gpu:8000"
         )
     return lucid
+
+
+def dry_run(settings: AgentSettings) -> dict[str, Any]:
+    """Return what an agent finds on this machine, None where unknown. `fault` is why the server can't serve."""
+    return asyncio.run(_inspect(settings))
+
+
+async def _inspect(settings: AgentSettings) -> dict[str, Any]:
+    server = open_server(settings)
+    observer = open_observer(settings, server)
+    try:
+        await observer.observe()
+    finally:
+        await server.close()
+    seen = observer.seen()
+    detection = seen.server.detection if seen.server is not None else None
+    heartbeat, gpus = heartbeat_of(seen, settings, stops=False), seen.gpus.gpus
+    return {
+        "url": server.url,
+        "runtime": detection.shown_name if detection else None,
+        "version": detection.runtime.version if detection else None,
+        "confidence": detection.confidence if detection else None,
+        "evidence": list(detection.evidence) if detection else [],
+        "fault": seen.server.fault if seen.server is not None else "nothing was seen in time",
+        "models": declaration_of(seen, settings),
+        "loaded": heartbeat["available_models"],
+        **{name: heartbeat[name] for name in ("load", "in_flight", "queue_depth", "tokens_generated")},
+        "gpus": None if gpus is None else [gpu.model_dump(mode="json", by_alias=True) for gpu in gpus],
+        "nvml": seen.gpus.detail,
+        "metadata": metadata_of(seen, settings),
+    }

@@ -1,4 +1,4 @@
-"""GPUs as NVML sees them: https://docs.nvidia.com/deploy/nvml-api. The one file that knows pynvml."""
+"""GPUs as NVML reports them: https://docs.nvidia.com/deploy/nvml-api. The only file that imports pynvml."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ NO_DRIVER = "no NVIDIA driver is installed here (libnvidia-ml.so.1 is missing); 
 
 
 class GpuState(NamedTuple):
-    """What NVML says now. `gpus` None: NVML says nothing, so nothing is known; `detail` is why, in a sentence.
+    """What NVML reports now. `gpus` None means unknown; `detail` is the reason, in a sentence.
 
-    `main_memory_mb` is the machine's own, told only where no driver is installed: models have nothing else there.
+    `main_memory_mb` is the machine's memory. It is set only where no driver is installed, because models run there
+    then.
     """
 
     gpus: tuple[GpuReading, ...] | None
@@ -30,31 +31,31 @@ class GpuState(NamedTuple):
 
     @property
     def vram_mb(self) -> int | None:
-        """The memory of all GPUs together; None unless each one's is known."""
+        """The memory of all GPUs together; None unless it is known for each GPU."""
         totals = [gpu.memory_total_mb for gpu in self.gpus or ()]
         return sum(int(total) for total in totals if total) if totals and all(totals) else None
 
     @property
     def names(self) -> str | None:
-        """The kinds of GPU, such as `NVIDIA A100-SXM4-80GB`; None unless each one's is known."""
+        """The kinds of GPU, such as `NVIDIA A100-SXM4-80GB`; None unless it is known for each GPU."""
         names = [gpu.name for gpu in self.gpus or ()]
         return " + ".join(sorted({name for name in names if name})) if names and all(names) else None
 
     @property
     def utilization(self) -> float | None:
-        """How busy the GPUs are on average, 0 to 1; None when no one's is known."""
+        """The mean utilisation of the GPUs, 0 to 1; None when it is unknown for all GPUs."""
         known = [gpu.utilization for gpu in self.gpus or () if gpu.utilization is not None]
         return sum(known) / len(known) if known else None
 
 
 class GpuReader:
-    """Reads the GPUs, again and again; what fails is None in that reading, and NVML is opened anew a while later.
+    """Reads the GPUs repeatedly. A failed reading is None; NVML is reopened a while later.
 
-    A call may block for as long as the driver likes: `BlockingCalls` keeps it away from everything else.
+    A call may block for as long as the driver likes. `ThreadedCall` keeps it away from the event loop.
     """
 
     def __init__(self, indices: Sequence[int] | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        """Read the GPUs of `indices`, or every one."""
+        """Read the GPUs of `indices`; None reads all of them."""
         self._indices = None if indices is None else tuple(indices)
         self._clock = clock
         self._is_open = False
@@ -63,7 +64,7 @@ class GpuReader:
         self._names: dict[int, str] = {}
 
     def read(self) -> GpuState:
-        """Answer what is known of each GPU now. Never raises."""
+        """Return what is known of each GPU now. Never raises."""
         if self._reopen_at is not None and self._clock() >= self._reopen_at:
             self._close()
         if not self._is_open and not self._open():
@@ -72,7 +73,7 @@ class GpuReader:
         return GpuState(tuple(self._read_one(index) for index in tuple(indices)[:_MAX_GPUS]), self._refusal)
 
     def _open(self) -> bool:
-        """Open NVML unless that failed a moment ago."""
+        """Open NVML, unless that failed a moment ago."""
         if self._reopen_at is not None:
             return False
         try:
@@ -85,7 +86,7 @@ class GpuReader:
         return True
 
     def _close(self) -> None:
-        """Forget what went wrong; a lost GPU, or a driver that was loaded anew, shows only to who opens NVML anew."""
+        """Close NVML and forget the last error. Only a reopened NVML shows a lost GPU or a reloaded driver."""
         self._reopen_at = None
         if self._is_open:
             self._is_open = False
@@ -107,7 +108,7 @@ class GpuReader:
         busy = self._ask(pynvml.nvmlDeviceGetUtilizationRates, gpu)
         milliwatts = self._ask(pynvml.nvmlDeviceGetPowerUsage, gpu)
         celsius = self._ask(pynvml.nvmlDeviceGetTemperature, gpu, pynvml.NVML_TEMPERATURE_GPU)
-        # NVML names its fields otherwise than the wire; a GpuReading is made by the wire's names.
+        # By the wire's names: a GpuReading is validated from them.
         return GpuReading.model_validate(
             {
                 "index": index,
@@ -121,7 +122,7 @@ class GpuReader:
         )
 
     def _ask(self, question: Callable[..., Any], *arguments: Any) -> Any:
-        """Answer what NVML answers; None when it refuses, or answers a name that is no text."""
+        """Return NVML's result; None when it refuses, or when a name is no valid text."""
         try:
             return question(*arguments)
         except pynvml.NVMLError as error:
@@ -131,7 +132,7 @@ class GpuReader:
         return None
 
     def _note(self, error: pynvml.NVMLError) -> None:
-        """Have NVML opened anew, unless the GPU only does not offer what was asked."""
+        """Schedule reopening NVML, unless the GPU merely does not support the query."""
         if error.value not in {pynvml.NVML_ERROR_NOT_SUPPORTED, pynvml.NVML_ERROR_FUNCTION_NOT_FOUND}:
             self._reopen_at = self._reopen_at or self._clock() + REOPEN_SECONDS
             self._refusal = _sentence(error)
@@ -141,19 +142,19 @@ def _sentence(error: pynvml.NVMLError) -> str:
     sentences = {
         pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: NO_DRIVER,
         pynvml.NVML_ERROR_DRIVER_NOT_LOADED: "the NVIDIA driver is not loaded",
-        pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: "the NVIDIA driver was updated; reboot, or load its module anew",
+        pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: "the NVIDIA driver was updated; reboot, or reload its module",
         pynvml.NVML_ERROR_GPU_IS_LOST: "a GPU fell off the bus; reboot, or reset it",
     }
     return sentences.get(error.value, f"NVML answers error {error.value}")
 
 
 def _as_label(name: str) -> str:
-    """Answer a name without the characters that the wire refuses."""
+    """Return a name without the characters that the wire refuses."""
     return "".join(character for character in name if character.isprintable())[:200] or "unnamed"
 
 
 def _main_memory_mb() -> int | None:
-    """Answer how much memory this machine has, in MiB; None where the system does not say."""
+    """Return this machine's memory in MiB; None where the system does not report it."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // _BYTES_PER_MB
     except (ValueError, OSError):

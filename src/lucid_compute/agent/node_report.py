@@ -1,4 +1,4 @@
-"""What is said of the node: its heartbeat, its passport's metadata and its declaration, from what was seen. Pure."""
+"""Build the heartbeat, the passport's metadata and the declaration from what was observed. Pure."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from lucid_compute.agent.server_watch import Observation
 from lucid_compute.agent.settings import AgentSettings
 from lucid_compute.node_state import ReportedStatus
 
-NOT_LOOKED_AT = "the agent has not been able to look at the inference server lately"
+NOT_LOOKED_AT = "the agent could not observe the inference server in the last seconds"
 _MAX_DETAIL = 1000
 
 
 def heartbeat_of(seen: Seen, settings: AgentSettings, *, stops: bool) -> dict[str, Any]:
-    """Answer a heartbeat's fields about the node, by their names in Python. None is unknown, never 0."""
+    """Return the heartbeat's fields about the node, with their Python names. None is unknown, never 0."""
     server = seen.server
     reading = server.reading if server is not None else NOTHING_READ
     fault = NOT_LOOKED_AT if server is None else server.fault
@@ -37,9 +37,9 @@ def heartbeat_of(seen: Seen, settings: AgentSettings, *, stops: bool) -> dict[st
 
 
 def load_of(reading: ServerReading, gpus: GpuState, max_concurrency: int | None) -> float | None:
-    """Answer how busy the node is, 0 to 1: by requests that run of those that can, by the KV cache, or by the GPUs.
+    """Return the load, 0 to 1: running requests of the limit, else KV cache in use, else GPU utilisation.
 
-    The utilisation of GPUs comes last: one request is enough to keep a GPU at 100 %.
+    GPU utilisation comes last because one request is enough to keep a GPU at 100 %.
     """
     limit = max_concurrency or reading.max_concurrency
     if reading.running is not None and limit:
@@ -48,7 +48,7 @@ def load_of(reading: ServerReading, gpus: GpuState, max_concurrency: int | None)
 
 
 def metadata_of(seen: Seen, settings: AgentSettings) -> dict[str, Any]:
-    """Answer what is known for the passport, as metadata names it; what is unknown is left out."""
+    """Return the known metadata of the passport. Unknown fields are left out."""
     reading = seen.server.reading if seen.server is not None else NOTHING_READ
     gpus = seen.gpus
     memory_mb = gpus.vram_mb or gpus.main_memory_mb
@@ -68,7 +68,7 @@ def metadata_of(seen: Seen, settings: AgentSettings) -> dict[str, Any]:
 
 
 def declaration_of(seen: Seen, settings: AgentSettings) -> list[dict[str, Any]] | None:
-    """Answer the models to declare; None while they are unknown, or the server can't serve."""
+    """Return the models to declare; None while they are unknown, or while the server can't serve."""
     server = seen.server
     if server is None or server.fault is not None or server.reading.models is None:
         return None
@@ -95,7 +95,7 @@ def _status(fault: str | None, *, stops: bool) -> ReportedStatus:
 def _detail(fault: str | None, gpus: GpuState, *, stops: bool) -> str | None:
     parts = ["the agent is stopping"] if stops else []
     parts += [fault] if fault is not None else []
-    parts += [gpus.detail] if gpus.detail is not None and gpus.gpus else []  # having no GPU at all is no news
+    parts += [gpus.detail] if gpus.detail is not None and gpus.gpus else []  # not for a machine without GPUs
     return "; ".join(parts)[:_MAX_DETAIL] or None
 
 
@@ -113,7 +113,7 @@ def _runtimes(server: Observation | None) -> list[Mapping[str, Any]] | None:
 
 
 def _max_context(models: Collection[ServedModel] | None) -> int | None:
-    """Answer the least context of the models; None unless each one's is known."""
+    """Return the smallest context of the models; None unless it is known for each model."""
     contexts = [model.max_tokens for model in models or ()]
     known = [context for context in contexts if context is not None]
     return min(known) if known and len(known) == len(contexts) else None

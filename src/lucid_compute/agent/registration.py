@@ -1,4 +1,4 @@
-"""The node's passport: found again by its name or made, and kept in step with what is seen."""
+"""The node's passport: found by its name or created, and kept equal to what is observed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
-from lucid_compute.agent.faults import NodeEnded, WrongSettings
+from lucid_compute.agent.fatal_errors import NodeEnded, WrongSettings
 from lucid_compute.agent.settings import AgentSettings
 from lucid_compute.client import AsyncLucid, errors
 from lucid_compute.passports import PassportStatus, PassportType
@@ -19,10 +19,9 @@ _log = logging.getLogger(__name__)
 
 
 class Registration:
-    """What the registry holds of this node, as the agent last wrote or read it."""
+    """What the registry knows of this node, as the agent last wrote or read it."""
 
     def __init__(self, lucid: AsyncLucid, settings: AgentSettings) -> None:
-        """Register by `lucid`."""
         self._lucid = lucid
         self._settings = settings
         self._shown: Mapping[str, Any] = {}
@@ -31,14 +30,14 @@ class Registration:
         self._declared: list[dict[str, Any]] | None = None
 
     async def find_or_make(self, metadata: Mapping[str, Any]) -> PassportView:
-        """Answer the node's passport, brought up to date: the one of its name, or a new one.
+        """Return the node's passport, updated: the one with its name, or a new one.
 
-        A name whose passport was revoked or deregistered is free again, and the new passport has a new id: whoever
+        The name of a revoked or deregistered passport is free. The new passport has a new id, because a person who
         starts an agent wants a node.
 
         Raises:
-            AgentFault: no passport can be had so.
-            LucidClientError: the registry refuses, or is away.
+            AgentFault: no passport is possible with these settings.
+            LucidClientError: the registry refuses, or does not respond.
         """
         self._shown, self._sent, self._key_is_sent, self._declared = {}, {}, False, None
         passport = await self._find_or_make(metadata)
@@ -47,9 +46,9 @@ class Registration:
         return passport
 
     async def describe(self, passport_id: str, metadata: Mapping[str, Any]) -> None:
-        """Write what differs from what the registry shows; what is unknown now is not touched.
+        """Write the metadata that differ from the registry's. Unknown metadata stay unchanged.
 
-        But what this agent wrote of a server that was replaced is taken back, such as the slots that it had.
+        What this agent wrote about a server that was replaced, such as its slots, is removed.
         """
         changes = {name: value for name, value in metadata.items() if not _is_equal(name, value, self._shown.get(name))}
         if metadata.get("runtimes") != self._sent.get("runtimes"):
@@ -63,7 +62,7 @@ class Registration:
         self._sent, self._key_is_sent = dict(metadata), True
 
     async def declare(self, passport_id: str, models: list[dict[str, Any]]) -> None:
-        """Declare these models, unless they are declared already."""
+        """Declare these models, unless they are already declared."""
         if models == self._declared:
             return
         if self._declared is None and models == await self._read_declaration(passport_id):
@@ -94,7 +93,7 @@ class Registration:
             if error.passport_id is None:
                 raise
             return await self._get(error.passport_id)
-        except errors.Forbidden:  # a key that is bound to one node may not make another
+        except errors.Forbidden:  # a key bound to one node may not create another
             if (found := await self._find()) is not None:
                 return found
             raise
@@ -116,12 +115,12 @@ class Registration:
                 f"Passport {passport_id} is no node but of type {passport.type.value}. Choose another one."
             )
         if passport.status is PassportStatus.REVOKED:
-            raise NodeEnded(f"Passport {passport_id} is revoked, for good. Leave --passport-id out to register anew.")
+            raise NodeEnded(f"Passport {passport_id} is revoked, for good. Leave --passport-id out to register again.")
         _log.info("found %s, passport %s", passport.name, passport.id)
         return passport
 
     async def _find(self) -> PassportView | None:
-        """Answer the living node of this name; an admin's key sees those of every owner.
+        """Return the living node with this name. An admin's key sees the nodes of every owner.
 
         Raises:
             WrongSettings: several owners have one.

@@ -1,4 +1,4 @@
-"""One life of the agent on one node: register, beat, tell what changes, and leave."""
+"""Report one node: register it, send heartbeats, and publish changes, until stopped."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from lucid_compute.agent.backoff import Backoff
-from lucid_compute.agent.beats import Beats
-from lucid_compute.agent.faults import SLOW_RETRY_SECONDS, NodeEnded, Superseded, refusal
+from lucid_compute.agent.fatal_errors import SLOW_RETRY_SECONDS, NodeEnded, Superseded, refusal
+from lucid_compute.agent.heartbeat_sender import Backoff, HeartbeatSender
 from lucid_compute.agent.node_report import declaration_of, heartbeat_of, metadata_of
 from lucid_compute.agent.observer import Observer
 from lucid_compute.agent.registration import Registration
@@ -17,13 +16,13 @@ from lucid_compute.client import AsyncLucid, LucidClientError, errors
 from lucid_compute.wire.compute import HeartbeatAnswer
 
 DESCRIBE_SECONDS = 4.0
-SHORTEST_INTERVAL_SECONDS = 2.0  # also for news: the registry takes one beat a second
+SHORTEST_INTERVAL_SECONDS = 2.0  # also for changes: the registry accepts one heartbeat a second
 LONGEST_INTERVAL_SECONDS = 60.0
 _log = logging.getLogger(__name__)
 
 
 class Reporter:
-    """Keeps the registry's picture of the node true. `wake` ends a wait between two beats."""
+    """Keeps the registry's view of the node up to date. `wake` ends a wait between two heartbeats."""
 
     def __init__(
         self,
@@ -42,31 +41,31 @@ class Reporter:
         self._backoff = Backoff()
         self._trouble: str | None = None
         self._is_draining = self._is_drained = False
-        self.beats = Beats(lucid)
+        self.sender = HeartbeatSender(lucid)
         self.passport_id: str | None = None
 
     async def run(self) -> None:
-        """Report until stopped; the node's last heartbeat is then of the healthy or unhealthy node that it was.
+        """Report until stopped. The last heartbeat still reports the node as healthy or unhealthy, not draining.
 
         Raises:
-            AgentFault: what waiting does not mend.
+            AgentFault: an error that waiting does not fix.
         """
         await self._register(is_first=True)
         describing = asyncio.create_task(self._keep_described())
         try:
             while not self._stop.is_set():
                 started_at = self._clock()
-                seconds = await self._beat()
+                seconds = await self._send_heartbeat()
                 await self._wait(max(seconds - (self._clock() - started_at), 0.0), since=started_at)
         finally:
             describing.cancel()
             await asyncio.wait({describing})
 
     async def _register(self, *, is_first: bool) -> None:
-        """Find or make the passport, however long the registry is away; return at once when stopped.
+        """Find or create the passport, however long the registry is unreachable; return at once when stopped.
 
         Raises:
-            AgentFault: the registry refuses; only when the agent has just been started, for a person is there then.
+            AgentFault: the registry refuses. Raised only at the start of the agent, when a person can read it.
         """
         while not self._stop.is_set():
             try:
@@ -80,18 +79,18 @@ class Reporter:
                 self._recovered()
                 return
 
-    async def _beat(self) -> float:
-        """Send one heartbeat; answer in how many seconds the next is due."""
+    async def _send_heartbeat(self) -> float:
+        """Send one heartbeat. Return in how many seconds the next one is due."""
         if self.passport_id is None:
             await self._register(is_first=False)
             return 0.0
         fields = heartbeat_of(self._observer.seen(), self._settings, stops=False)
         try:
-            answer = await self.beats.send(self.passport_id, fields)
+            answer = await self.sender.send(self.passport_id, fields)
         except errors.NodeDeregistered as error:
-            raise NodeEnded(f"{error.message} The agent stops; start it again to register anew.") from error
+            raise NodeEnded(f"{error.message} The agent stops; start it again to register the node again.") from error
         except errors.NotFound as error:
-            _log.warning("the registry knows no node %s any more; registering anew (%s)", self.passport_id, error)
+            _log.warning("the registry knows no node %s any more; registering it again (%s)", self.passport_id, error)
             self.passport_id = None
             return SHORTEST_INTERVAL_SECONDS
         except LucidClientError as error:
@@ -106,7 +105,7 @@ class Reporter:
         return min(max(answer.next_heartbeat_in_seconds, SHORTEST_INTERVAL_SECONDS), LONGEST_INTERVAL_SECONDS)
 
     async def _follow_drain(self, passport_id: str, answer: HeartbeatAnswer) -> None:
-        """Say once that an operator drains the node, that nothing runs on it any more, and that the drain is over."""
+        """Log once each: an operator drains the node, nothing runs on it any more, the drain is over."""
         if answer.drain != self._is_draining:
             self._is_draining, self._is_drained = answer.drain, False
             words = "an operator drains this node: the gateway starts no request on it; the agent goes on reporting"
@@ -116,18 +115,18 @@ class Reporter:
         try:
             health = await self._lucid.compute.health(passport_id)
         except LucidClientError:
-            return  # the next beat asks again, or meets the same
+            return  # the next heartbeat tries again
         if health.drained and not self.running():
             self._is_drained = True
             _log.info("drained: nothing runs on this node any more, it is safe to stop")
 
     def running(self) -> int | None:
-        """Answer how many requests the inference server says it runs; None when it does not say."""
+        """Return how many requests the inference server reports as running; None when it does not report it."""
         server = self._observer.seen().server
         return None if server is None or server.fault is not None else server.reading.running
 
     async def _keep_described(self) -> None:
-        """Keep passport and declaration in step with what is seen; beside the beats, which never wait for it."""
+        """Keep passport and declaration up to date. A background task: heartbeats never wait for it."""
         backoff, trouble = Backoff(), None
         while True:
             seconds = DESCRIBE_SECONDS
@@ -145,12 +144,12 @@ class Reporter:
     async def _describe(self) -> None:
         seen, passport_id = self._observer.seen(), self.passport_id
         models = declaration_of(seen, self._settings)
-        if passport_id is not None and models is not None:  # a server that can't serve says nothing of what it is
+        if passport_id is not None and models is not None:  # a server that can't serve does not report what it is
             await self._registration.describe(passport_id, metadata_of(seen, self._settings))
             await self._registration.declare(passport_id, models)
 
     async def _wait(self, seconds: float, since: float | None = None) -> None:
-        """Wait, but for a stop, or for news that are not too soon after the last beat at `since`."""
+        """Wait, unless stopped or woken. Being woken counts only some time after the last heartbeat, at `since`."""
         until = self._clock() + seconds
         if since is not None:
             await self._wait_for_stop(min(since + SHORTEST_INTERVAL_SECONDS, until) - self._clock())
@@ -169,7 +168,7 @@ class Reporter:
             pass
 
     def _after(self, error: LucidClientError) -> float:
-        """Note a failure, once for each kind; answer how long to wait."""
+        """Log a failure, once for each kind. Return how many seconds to wait."""
         if self._trouble != error.code:
             self._trouble = error.code
             often = "" if error.is_transient else f" every {SLOW_RETRY_SECONDS:.0f} s"
@@ -186,7 +185,7 @@ class Reporter:
 
 
 def _is_of_a_former_boot(error: LucidClientError) -> bool:
-    """Whether the registry refuses a heartbeat because a later boot has taken this one's place, which is for good."""
+    """Whether the registry refuses a heartbeat because a later boot replaced this one, which is final."""
     fields = error.details.get("fields")
     faults = fields if isinstance(error, errors.InvalidRequest) and isinstance(fields, list) else []
     return any(isinstance(fault, dict) and fault.get("path") == "bootId" for fault in faults)

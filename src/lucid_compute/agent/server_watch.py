@@ -1,4 +1,4 @@
-"""Looks at the inference server: what it is, how it is, and whether it can serve."""
+"""Watch the inference server: which runtime it is, its state, and whether it can serve."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ import logging
 from collections.abc import Callable
 from typing import NamedTuple
 
-from lucid_compute.agent.inference_server import HEALTH_DEADLINE_SECONDS, Answer, InferenceServer
-from lucid_compute.agent.progress import WEDGED_AFTER_SECONDS, ProgressWatch
 from lucid_compute.agent.runtimes.detection import CERTAIN, Detection, detect
+from lucid_compute.agent.runtimes.inference_server import HEALTH_DEADLINE_SECONDS, InferenceServer, ServerResponse
 from lucid_compute.agent.runtimes.reading import NOTHING_READ, ServerReading
 
 DETECT_AGAIN_SECONDS = 300.0
-DOUBT_SECONDS = 30.0  # when it was not certain what the server is
+DOUBT_SECONDS = 30.0  # while the detection is not certain
 SILENCES_UNTIL_DEAD = 2  # a server that is busy may miss one deadline
 _BAD_REQUEST = 400
 _FIRST_SERVER_FAULT = 500
@@ -22,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 
 class Observation(NamedTuple):
-    """The server as it was `seen_at`. `fault` is why it can't serve, in a sentence; None: it can."""
+    """The server at `seen_at`. `fault` is why it can't serve, in a sentence; None: it can serve."""
 
     seen_at: float
     detection: Detection | None
@@ -31,7 +30,7 @@ class Observation(NamedTuple):
 
 
 class ServerWatch:
-    """Looks once at a time; each look ends within seconds, whatever the server does."""
+    """Observes the server, one observation at a time. Each one ends within seconds, whatever the server does."""
 
     def __init__(self, server: InferenceServer, clock: Callable[[], float]) -> None:
         """Watch `server`; `clock` counts seconds."""
@@ -39,13 +38,13 @@ class ServerWatch:
         self._clock = clock
         self._detection: Detection | None = None
         self._detected_at = 0.0
-        self._progress = ProgressWatch()
+        self._progress = StallDetector()
         self._silences = 0
         self._was_away = False
         self._is_strange = False
 
-    async def look(self) -> Observation:
-        """Answer how the server is now."""
+    async def observe(self) -> Observation:
+        """Return the state of the server now."""
         if self._is_detection_due():
             await self._detect()
         if self._detection is None:
@@ -59,14 +58,14 @@ class ServerWatch:
         self._progress.note(reading, now)
         return Observation(now, self._detection, reading, self._fault(self._detection, health, reading, now))
 
-    async def _read(self, detection: Detection) -> tuple[Answer, ServerReading]:
+    async def _read(self, detection: Detection) -> tuple[ServerResponse, ServerReading]:
         return await asyncio.gather(
             self._server.get(detection.runtime.health_path, HEALTH_DEADLINE_SECONDS),
             detection.runtime.read(self._server),
         )
 
     def _is_detection_due(self) -> bool:
-        """Whether to find out what the server is: it is unknown, it knows nothing of what it was, or it is time."""
+        """Whether to detect the runtime: it is unknown, its answers do not fit it, or it is time."""
         if self._detection is None or self._is_strange:
             return True
         is_certain = self._detection.confidence == CERTAIN
@@ -74,7 +73,7 @@ class ServerWatch:
         return not self._was_away and self._clock() - self._detected_at >= wait_seconds
 
     async def _detect(self, *, forgets: bool = False) -> None:
-        """Find out what the server is; a worse look at it changes nothing, unless it `forgets` what was known."""
+        """Detect the runtime. A less certain result changes nothing, unless the known runtime is forgotten."""
         found, known = await detect(self._server), self._detection
         self._detected_at = self._clock()
         if found is None:
@@ -90,7 +89,7 @@ class ServerWatch:
             found.confidence,
             "; ".join(found.evidence),
         )
-        self._detection, self._progress = found, ProgressWatch()
+        self._detection, self._progress = found, StallDetector()
 
     async def _why_unknown(self) -> str:
         answer = await self._server.get("/v1/models")
@@ -98,7 +97,7 @@ class ServerWatch:
             return f"the inference server {answer.fault}"
         return f"the inference server is none that is known: it answers {answer.status} to /v1/models"
 
-    def _fault(self, detection: Detection, health: Answer, reading: ServerReading, now: float) -> str | None:
+    def _fault(self, detection: Detection, health: ServerResponse, reading: ServerReading, now: float) -> str | None:
         name = detection.runtime.name or "the inference server"
         if (fault := self._health_fault(name, health)) is not None:
             return fault
@@ -111,8 +110,8 @@ class ServerWatch:
             )
         return None
 
-    def _health_fault(self, name: str, health: Answer) -> str | None:
-        """Answer what is wrong with the answer about health; silence counts when it lasts."""
+    def _health_fault(self, name: str, health: ServerResponse) -> str | None:
+        """Return what is wrong with the health check. Silence counts only when it lasts."""
         self._silences = self._silences + 1 if health.fault else 0
         self._is_strange = _BAD_REQUEST <= health.status < _FIRST_SERVER_FAULT
         if health.fault:
@@ -125,3 +124,34 @@ class ServerWatch:
 def _is_same(found: Detection, known: Detection) -> bool:
     is_same = type(found.runtime) is type(known.runtime) and found.runtime.version == known.runtime.version
     return is_same and found.confidence <= known.confidence
+
+
+WEDGED_AFTER_SECONDS = 60.0
+
+
+class StallDetector:
+    """Compares readings to find a server that runs requests without progress.
+
+    What a reading does not contain changes nothing: a wedged server may stop answering /metrics.
+    """
+
+    def __init__(self) -> None:
+        self._progress: tuple[float, ...] | None = None
+        self._still_since: float | None = None
+
+    def note(self, reading: ServerReading, now: float) -> None:
+        """Take a reading, made at `now`, into account."""
+        if reading.running == 0:
+            self._still_since = None
+        elif reading.progress is not None and reading.progress != self._progress:
+            self._progress, self._still_since = reading.progress, now if reading.running else None
+        elif reading.running and reading.progress is not None and self._still_since is None:
+            self._still_since = now
+
+    def still_seconds(self, now: float) -> float:
+        """Return for how many seconds requests have run without progress."""
+        return 0.0 if self._still_since is None else now - self._still_since
+
+    def is_wedged(self, now: float) -> bool:
+        """Whether that has been too long."""
+        return self.still_seconds(now) >= WEDGED_AFTER_SECONDS

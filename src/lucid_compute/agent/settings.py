@@ -1,4 +1,4 @@
-"""What an agent is told: the one file of the agent that reads the environment."""
+"""The agent's settings. The only file of the agent that reads the environment."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ Words = Annotated[tuple[Label, ...], NoDecode]
 
 
 class AgentSettings(BaseSettings):
-    """The settings of one `lucid agent run`, from `LUCID_AGENT_…` variables; the command line's options go before them.
+    """The settings of `lucid agent run`, from `LUCID_AGENT_…` variables. Command line options override them.
 
-    Where the registry is and the key for it are the client's own settings, LUCID_API_URL and LUCID_API_KEY.
+    The registry's address and key are the client's own settings, LUCID_API_URL and LUCID_API_KEY.
     """
 
     model_config = SettingsConfigDict(env_prefix="LUCID_AGENT_", env_ignore_empty=True, extra="ignore", frozen=True)
@@ -35,7 +35,7 @@ class AgentSettings(BaseSettings):
         default=None, description="The node's name. Unset: this machine's name and the inference server's port."
     )
     passport_id: str | None = Field(
-        default=None, description="The node's passport. It is then never made anew, and --name is not needed."
+        default=None, description="The node's passport. No passport is created then, and --name is not needed."
     )
     inference_key: SecretStr | None = Field(default=None, description="The inference server's own bearer key.")
     region: Label | None = Field(default=None, description="Where the node is, such as us-east-1.")
@@ -56,7 +56,7 @@ class AgentSettings(BaseSettings):
     drain_seconds: float = Field(
         default=60.0, ge=0, le=86400, description="Longest wait for running requests when the agent is stopped."
     )
-    deregister_on_exit: bool = Field(default=False, description="Deregister the node, for good, when stopped.")
+    deregister_on_exit: bool = Field(default=False, description="Deregister the node when stopped; this is final.")
 
     @field_validator("capabilities", "models", "quantization", mode="before")
     @classmethod
@@ -99,12 +99,12 @@ class AgentSettings(BaseSettings):
 
     @property
     def inference_url(self) -> str:
-        """Where the registry finds the inference server."""
+        """Where the registry reaches the inference server."""
         return self.public_url or self.url
 
     @property
     def node_name(self) -> str:
-        """The node's name: two inference servers of one machine have two."""
+        """The node's name. It differs for two inference servers on one machine."""
         parts = _parts(self.url)
         return self.name or f"{socket.gethostname()}-{parts.port or _PORTS[parts.scheme]}"
 
@@ -114,7 +114,7 @@ class AgentSettings(BaseSettings):
         return None if self.price_per_1k_tokens is None else Decimal(self.price_per_1k_tokens)
 
     def quantization_of(self, model_id: str) -> str | None:
-        """Answer what was said of this model, or of all."""
+        """Return the quantization that was given for this model, or for all models."""
         for word in self.quantization:
             if word.startswith(f"{model_id}="):
                 return word.removeprefix(f"{model_id}=")
@@ -125,12 +125,12 @@ class AgentSettings(BaseSettings):
         return is_loopback(self.inference_url) and not is_loopback(api_url)
 
     def is_the_registry(self, api_url: str) -> bool:
-        """Whether the inference server's address is the registry's own, as both have the same port by default."""
+        """Whether the inference server's address is the registry's; both use port 8000 by default."""
         return _endpoint(self.url) == _endpoint(api_url)
 
 
 def is_loopback(url: str) -> bool:
-    """Whether a URL means the machine that it is used on."""
+    """Whether a URL means the machine that uses it."""
     return _LOOPBACK.fullmatch(_parts(url).hostname or "") is not None
 
 
@@ -140,10 +140,10 @@ def _endpoint(url: str) -> tuple[str | None, int]:
 
 
 def _parts(url: str) -> SplitResult:
-    """Answer the parts of a URL of http or https.
+    """Return the parts of an http or https URL.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is no such URL.
     """
     parts = urlsplit(url)
     if parts.scheme not in _PORTS or not parts.hostname or parts.port == 0 or parts.username is not None:

@@ -1,1 +1,1 @@
-"""The command line: on top of everything, imported by nothing."""
+"""The command line, `lucid`. The top package: nothing imports it."""

@@ -1,4 +1,4 @@
-"""`lucid agent`: reports a running inference server and its GPUs to the registry, for as long as it runs."""
+"""`lucid agent`: report a running inference server and its GPUs to the registry."""
 
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ import typer
 from pydantic import ValidationError
 
 from lucid_compute.agent.settings import AgentSettings
-from lucid_compute.cli.command_groups import NamesItsCommands
-from lucid_compute.cli.connection import ApiOption, KeyOption
-from lucid_compute.cli.local_key import find_local_key
+from lucid_compute.cli.command_groups import SuggestingGroup
+from lucid_compute.cli.connection import ApiOption, KeyOption, find_local_key
 from lucid_compute.cli.settings import data_dir
 from lucid_compute.client.settings import DEFAULT_URL
 
 app = typer.Typer(
-    cls=NamesItsCommands, help="Report an inference server and its GPUs to the registry.", no_args_is_help=True
+    cls=SuggestingGroup, help="Report an inference server and its GPUs to the registry.", no_args_is_help=True
 )
 
 
 def _option(name: str, *flags: str) -> Any:
-    """Answer the option of a setting: its help is the setting's, its variable is named there."""
+    """Return the option of a setting, with the setting's help and variable."""
     meaning = AgentSettings.model_fields[name].description
     return typer.Option(*flags, help=f"{meaning} [LUCID_AGENT_{name.upper()}]")
 
@@ -60,8 +59,8 @@ def run(
     Exit status: 0 stopped as asked, 2 wrong settings, 4 the key is refused, 5 no such passport, 10 the node was
     deregistered elsewhere, 11 another agent took its place, 128 and more a second signal.
     """
-    told = {name: value for name, value in locals().items() if name not in {"api", "key", "json_log"}}
-    settings = _read_settings(told)
+    options = {name: value for name, value in locals().items() if name not in {"api", "key", "json_log"}}
+    settings = _read_settings(options)
     from lucid_compute.agent.agent import run_agent  # noqa: PLC0415 - the other commands start without it
 
     _configure_log(as_json=json_log)
@@ -77,10 +76,10 @@ def inspect(
 ) -> None:
     """Print what an agent would find here, and report nothing. Exit status: 0 the server can serve, else 1."""
     settings = _read_settings({"url": url, "inference_key": inference_key, "gpus": gpus})
-    from lucid_compute.agent.inspection import inspect_here  # noqa: PLC0415 - the other commands start without it
+    from lucid_compute.agent.agent import dry_run  # noqa: PLC0415 - the other commands start without it
 
-    logging.disable(logging.WARNING)  # what would be logged stands in what is printed
-    found = inspect_here(settings)
+    logging.disable(logging.WARNING)  # the output has the same information
+    found = dry_run(settings)
     if as_json:
         print(json.dumps(found, indent=2))
     else:
@@ -91,10 +90,10 @@ def inspect(
     raise typer.Exit(0 if found["fault"] is None else 1)
 
 
-def _read_settings(told: dict[str, Any]) -> AgentSettings:
-    """Answer the settings; a wrong one is a sentence and the exit status 2."""
+def _read_settings(options: dict[str, Any]) -> AgentSettings:
+    """Return the settings. A wrong one ends the command with a sentence and exit status 2."""
     try:
-        return AgentSettings(**{name: value for name, value in told.items() if value is not None})
+        return AgentSettings(**{name: value for name, value in options.items() if value is not None})
     except ValidationError as error:
         for fault in error.errors(include_url=False, include_input=False):
             option = f"--{fault['loc'][0]}: ".replace("_", "-") if fault["loc"] else ""
@@ -103,7 +102,7 @@ def _read_settings(told: dict[str, Any]) -> AgentSettings:
 
 
 def _configure_log(*, as_json: bool) -> None:
-    """Log our own words, and of libraries only what is a warning or worse."""
+    """Log our own messages, and the warnings and errors of libraries."""
     from lucid_compute.cli.log_lines import configure_log  # noqa: PLC0415 - only here
 
     if as_json:

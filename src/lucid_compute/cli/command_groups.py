@@ -1,4 +1,4 @@
-"""Kinds of command groups: one whose commands are imported late, one that helps after a wrong word, one that lists."""
+"""Command groups: one that imports its commands late, one that suggests commands, one with a default command."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ LIST = "list"
 SHOW = "show"
 
 
-class CalledLately(TyperGroup):
-    """A group of which each command's module is imported when the command is called, or when all are listed.
+class LazyCommands(TyperGroup):
+    """A group that imports a command's module when the command is called, or when all commands are listed.
 
-    `PLACES` names them in the order of the help, as `module:name`: a function that is one command, or a Typer
-    application. So `lucid nodes` starts without what `lucid serve` needs.
+    `PLACES` names the commands in the order of the help, as `module:name`: a function, or a Typer application. So
+    `lucid nodes` starts without what `lucid serve` needs.
     """
 
     PLACES: ClassVar[dict[str, str]] = {}
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Answer the names of all commands; those that are in no place of their own come last."""
+        """Return the names of all commands; those without a place come last."""
         return [*self.PLACES, *(name for name in super().list_commands(ctx) if name not in self.PLACES)]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Answer the command, imported if it was not yet; after a wrong name all are there to be suggested."""
+        """Return the command, imported if necessary. After a wrong name all commands are imported, to suggest one."""
         if cmd_name in self.PLACES:
             return self._imported(cmd_name)
         if (command := super().get_command(ctx, cmd_name)) is None:
@@ -43,7 +43,7 @@ class CalledLately(TyperGroup):
 
 
 def _command(name: str, found: Any) -> Any:
-    """Answer a function or an application as a command; only `lucid` itself has the options for completion."""
+    """Return a function or an application as a command. Only `lucid` itself has the options for completion."""
     holder = typer.Typer(add_completion=False)
     if isinstance(found, typer.Typer):
         holder.add_typer(found, name=name)
@@ -53,11 +53,11 @@ def _command(name: str, found: Any) -> Any:
     return typer.main.get_command(holder)
 
 
-class NamesItsCommands(TyperGroup):
-    """A group that says after a word which is none of its commands what was meant, or which commands there are."""
+class SuggestingGroup(TyperGroup):
+    """A group that suggests commands after an unknown word."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Find the command; `lucid models llama` is told of `lucid models show llama`."""
+        """Find the command. `lucid models llama` suggests `lucid models show llama`."""
         try:
             return super().resolve_command(ctx, args)
         except typer.TyperException as error:
@@ -71,18 +71,18 @@ class NamesItsCommands(TyperGroup):
         return "There are: " + ", ".join(name for name, command in self.commands.items() if not command.hidden)
 
 
-class ListsByDefault(NamesItsCommands):
-    """A group that means its command `list` when none is named: `lucid nodes --watch` is `lucid nodes list --watch`."""
+class ListByDefault(SuggestingGroup):
+    """A group whose default command is `list`: `lucid nodes --watch` is `lucid nodes list --watch`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put `list` where no command stands; not while a shell completes, which wants to hear of the others too."""
+        """Insert `list` where no command is named, except in completion, which offers the others too."""
         names_none = not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names)
         if names_none and not ctx.resilient_parsing:
             args = [LIST, *args]
         return super().parse_args(ctx, args)
 
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
-        """Answer the group's commands, and the options of `list`."""
+        """Return the group's commands, and the options of `list`."""
         found = super().shell_complete(ctx, incomplete)
         if incomplete.startswith("-") and (command := self.get_command(ctx, LIST)) is not None:
             found += command.shell_complete(ctx, incomplete)

@@ -1,16 +1,19 @@
-"""The way to the service: which address, which key, and what a refusal means to a person at the command line."""
+"""The connection to the service: its address, the key, and the sentence and exit status for each error."""
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from ipaddress import ip_address
+from pathlib import Path
 from typing import Annotated, Self
+from urllib.parse import urlsplit
 
 import typer
 
-from lucid_compute.cli.exit_status import ExitStatus
-from lucid_compute.cli.failures import CommandFailed
-from lucid_compute.cli.local_key import ADMIN_KEY_FILE, find_local_key, is_loopback
+from lucid_compute.cli.failures import CommandFailed, ExitStatus
 from lucid_compute.cli.settings import data_dir
 from lucid_compute.client import Lucid
 from lucid_compute.client.errors import (
@@ -41,8 +44,8 @@ KeyOption = Annotated[
     ),
 ]
 SECONDS_TO_ANSWER = 10.0
-RETRIES = 1  # a person waits: an outage is better told soon
-PROGRAMMERS_WORDS = {
+RETRIES = 1  # a person waits, so an outage is reported soon
+API_CALLS_AS_COMMANDS = {
     "GET /passports lists the ones this key can see": "`lucid passports` lists the ones this key can see",
     "Register it with POST /passports, or list yours with GET /compute": "`lucid nodes` lists yours",
     "GET /models lists them": "`lucid models` lists them",
@@ -55,15 +58,15 @@ PROGRAMMERS_WORDS = {
 
 
 class Connection:
-    """The service at an address, as `lucid` speaks to it over one connection; to be used in a `with` block."""
+    """The service at one address, over one connection; to be used in a `with` block."""
 
     def __init__(
         self, api: str | None, key: str | None, *, timeout_seconds: float = SECONDS_TO_ANSWER, retries: int = RETRIES
     ) -> None:
-        """Take the address and key, or those of the environment; a loopback address may need no key.
+        """Use this address and key, or those of the environment. A loopback address may need no key.
 
         Raises:
-            CommandFailed: they can't be used as they are written.
+            CommandFailed: they can't be used as written.
         """
         self._url, self._key = api or DEFAULT_URL, key
         self._local_key = None if key else find_local_key(self._url, data_dir())
@@ -76,7 +79,7 @@ class Connection:
             )
 
     def __enter__(self) -> Self:
-        """Connect when something is asked."""
+        """Return the connection; it connects at the first call."""
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -84,11 +87,11 @@ class Connection:
         self._lucid.close()
 
     @contextmanager
-    def asked(self) -> Iterator[Lucid]:
-        """Answer the SDK; after a failure it may be asked again.
+    def session(self) -> Iterator[Lucid]:
+        """Yield the SDK. After a failure a new session may follow.
 
         Raises:
-            CommandFailed: with what the service, or the way to it, says.
+            CommandFailed: with the message of the service, or of the failed connection.
         """
         with self._explained():
             yield self._lucid
@@ -104,15 +107,15 @@ class Connection:
         if isinstance(error, Unauthorized):
             return self._key_sentence()
         is_fault = isinstance(error, ServiceFailed) and error.request_id
-        said = _each_fault(error) or in_commands(error.message)
-        return said + (f" The service's log has it under {error.request_id}." if is_fault else "")
+        message = _each_fault(error) or with_commands(error.message)
+        return message + (f" The service's log has it under {error.request_id}." if is_fault else "")
 
     def _key_sentence(self) -> str:
         if self._key:
             return "The key is not valid. Set another one: LUCID_API_KEY or --key."
         if self._local_key:
             return f"The key in {data_dir() / ADMIN_KEY_FILE} is not valid there. Set LUCID_API_KEY or --key."
-        sentence = "This needs a key. Set LUCID_API_KEY or --key; an admin makes one with `lucid keys create`."
+        sentence = "This needs a key. Set LUCID_API_KEY or --key; an admin creates one with `lucid keys create`."
         if is_loopback(self._url):
             sentence += (
                 " Or go where `lucid serve` was started: the admin key in its data folder is found there, "
@@ -122,7 +125,7 @@ class Connection:
 
 
 def _each_fault(error: LucidClientError) -> str:
-    """Answer all that is wrong with the fields of a request; its message tells only the first."""
+    """Return all faults of a request's fields; the error's message has only the first."""
     fields = error.details.get("fields") if isinstance(error, InvalidRequest) else None
     faults = [field for field in fields or () if isinstance(field, dict)]
     return " ".join(f"{fault.get('path')}: {str(fault.get('message')).rstrip('.')}." for fault in faults)
@@ -132,18 +135,18 @@ def _each_fault(error: LucidClientError) -> str:
 def connected(
     api: str | None, key: str | None, *, timeout_seconds: float = SECONDS_TO_ANSWER, retries: int = RETRIES
 ) -> Iterator[Lucid]:
-    """Answer the SDK for the service at that address.
+    """Yield the SDK for the service at that address.
 
     Raises:
-        CommandFailed: with what the service, or the way to it, says.
+        CommandFailed: with the message of the service, or of the failed connection.
     """
     connection = Connection(api, key, timeout_seconds=timeout_seconds, retries=retries)
-    with connection, connection.asked() as lucid:
+    with connection, connection.session() as lucid:
         yield lucid
 
 
 def status_of(error: LucidClientError) -> ExitStatus:
-    """Answer what the error means to a script."""
+    """Return the exit status for the error."""
     if isinstance(error, ConfigurationFault):
         return ExitStatus.USAGE
     if isinstance(error, Unauthorized | Forbidden):
@@ -155,8 +158,41 @@ def status_of(error: LucidClientError) -> ExitStatus:
     return ExitStatus.UNREACHABLE
 
 
-def in_commands(message: str) -> str:
-    """Answer a sentence of the service with the calls of its API that it names as commands of ours."""
-    for call, command in PROGRAMMERS_WORDS.items():
+def with_commands(message: str) -> str:
+    """Return a message of the service with the API calls in it replaced by commands."""
+    for call, command in API_CALLS_AS_COMMANDS.items():
         message = message.replace(call, command)
     return message
+
+
+ADMIN_KEY_FILE = "admin.key"
+LONGEST_KEY = 512
+
+
+def find_local_key(api_url: str, data_dir: Path) -> str | None:
+    """Return the key in the data folder's `admin.key`; None for an address that is not loopback.
+
+    The key never leaves this machine. A file of another user, or one that others may read, is ignored: `lucid serve`
+    did not write it, and its content would be sent to whatever listens there.
+    """
+    if not is_loopback(api_url):
+        return None
+    try:
+        with (data_dir / ADMIN_KEY_FILE).open(encoding="ascii") as file:
+            status = os.fstat(file.fileno())
+            if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:
+                return None
+            return file.read(LONGEST_KEY + 1).strip() or None
+    except (OSError, ValueError):  # no such file, or no key in it
+        return None
+
+
+def is_loopback(url: str) -> bool:
+    """Whether the URL names this machine by a loopback address, or as localhost."""
+    host = urlsplit(url).hostname or ""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,4 +1,4 @@
-"""`lucid db`: the database's schema, by hand; the service brings it up by itself at start."""
+"""`lucid db`: look at the database's schema and change it by hand. The service migrates it automatically at start."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from typing import Annotated, Any
 
 import typer
 
-from lucid_compute.cli.command_groups import NamesItsCommands
-from lucid_compute.cli.confirmation import YesOption, confirm
-from lucid_compute.cli.failures import CommandFailed
+from lucid_compute.cli.command_groups import SuggestingGroup
+from lucid_compute.cli.failures import CommandFailed, YesOption, confirm
 from lucid_compute.cli.output import JsonOption, show_done
 from lucid_compute.cli.settings import DATABASE_URL, data_dir
 
 app = typer.Typer(
-    cls=NamesItsCommands, help="Look at the database's schema and change it by hand.", no_args_is_help=True
+    cls=SuggestingGroup, help="Look at the database's schema and change it by hand.", no_args_is_help=True
 )
 UrlOption = Annotated[
     str | None,
@@ -32,7 +31,7 @@ Step = Callable[[ModuleType, str], Coroutine[Any, Any, None]]
 
 @app.command("upgrade")
 def upgrade_database(url: UrlOption = None, revision: str = "head", as_json: JsonOption = False) -> None:
-    """Bring the schema up; the service does this by itself at start."""
+    """Migrate the schema to a revision; the service does this automatically at start."""
     _migrate(url, lambda schema, there: schema.upgrade(there, revision), as_json=as_json)
 
 
@@ -40,19 +39,19 @@ def upgrade_database(url: UrlOption = None, revision: str = "head", as_json: Jso
 def downgrade_database(
     revision: str, url: UrlOption = None, yes: YesOption = False, as_json: JsonOption = False
 ) -> None:
-    """Take the schema back to a revision; `base` drops every table with what it holds."""
+    """Take the schema back to a revision; `base` drops every table with its data."""
     confirm(f"Take the schema back to {revision}, and drop what came after it with its data?", is_agreed=yes)
     _migrate(url, lambda schema, there: schema.downgrade(there, revision), as_json=as_json)
 
 
 @app.command("current")
 def show_revision(url: UrlOption = None, as_json: JsonOption = False) -> None:
-    """Print the schema's revision, and the one that this version needs."""
+    """Print the schema's revision, and the revision that this version needs."""
     _migrate(url, None, as_json=as_json)
 
 
 def _migrate(url: str | None, step: Step | None, *, as_json: bool) -> None:
-    """Take a step with the schema and say where it stands then; a failure is one sentence."""
+    """Run a step on the schema and print the revision afterwards. A failure is one sentence."""
     from lucid_compute.storage import database, embedded_postgres, schema  # noqa: PLC0415 - help needs no SQLAlchemy
 
     try:
@@ -63,5 +62,5 @@ def _migrate(url: str | None, step: Step | None, *, as_json: bool) -> None:
         needed = schema.head_revision()
     except (database.DatabaseNotUsable, embedded_postgres.EmbeddedPostgresError) as error:
         raise CommandFailed(str(error)) from None
-    stands = f"The schema is at {revision or 'empty'}; this version needs {needed}."
-    show_done(stands, {"revision": revision, "neededRevision": needed}, as_json=as_json)
+    sentence = f"The schema is at {revision or 'empty'}; this version needs {needed}."
+    show_done(sentence, {"revision": revision, "neededRevision": needed}, as_json=as_json)

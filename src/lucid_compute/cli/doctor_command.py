@@ -1,4 +1,4 @@
-"""`lucid doctor`: why does my node get no requests?"""
+"""`lucid doctor`: find out why a node gets no requests."""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
-from lucid_compute.cli.connection import ApiOption, KeyOption
-from lucid_compute.cli.exit_status import ExitStatus
-from lucid_compute.cli.failures import CommandFailed
-from lucid_compute.cli.local_key import find_local_key
-from lucid_compute.cli.plain_text import counted, plain
+from lucid_compute.cli.connection import ApiOption, KeyOption, find_local_key
+from lucid_compute.cli.failures import CommandFailed, ExitStatus
+from lucid_compute.cli.formatting import counted, plain
 from lucid_compute.cli.settings import data_dir
 from lucid_compute.client import AsyncLucid
 from lucid_compute.client.errors import ConfigurationFault
@@ -47,7 +45,7 @@ def doctor(
     api: ApiOption = None,
     key: KeyOption = None,
 ) -> None:
-    """Find out why a node gets no requests, and say how to mend each fault.
+    """Find out why a node gets no requests, and how to fix each fault.
 
     Exit status: 0 nothing failed, 1 a check failed, 2 wrong usage, 3 the service can't be reached, 4 not authorised.
     """
@@ -61,7 +59,7 @@ def doctor(
 async def _examine(
     node: str | None, url: str | None, inference_key: str | None, api: str | None, key: str | None, *, as_json: bool
 ) -> int:
-    from lucid_compute.doctor.examination import examine  # noqa: PLC0415 - the other commands start without it
+    from lucid_compute.agent.doctor.examination import examine  # noqa: PLC0415 - the other commands start without it
 
     checks: list[dict[str, Any]] = []
     base_url = api or DEFAULT_URL
@@ -86,7 +84,7 @@ def _status_of(checks: list[dict[str, Any]]) -> int:
 
 
 def _show(check: dict[str, Any]) -> None:
-    """Write a check as a line, and below it how to mend it."""
+    """Print a check as one line, and its fix below it."""
     verdict = str(check["verdict"])
     mark = typer.style(f"{_MARKS[verdict]:>{_MARK_COLUMNS}}", fg=_COLOURS[verdict], bold=verdict == "fail")
     indent = " " * (_MARK_COLUMNS + _TITLE_COLUMNS + 4)
@@ -98,7 +96,7 @@ def _show(check: dict[str, Any]) -> None:
 
 
 def _wrap(text: str, indent: int) -> list[str]:
-    """Break the text for the terminal; a pipe gets it whole. What a stranger wrote may not move the cursor."""
+    """Wrap the text for the terminal; a pipe gets one line. Control characters in foreign text are written out."""
     if not sys.stdout.isatty():
         return [plain(text)]
     room = max(min(shutil.get_terminal_size().columns, _WIDEST) - indent, 20)

@@ -1,4 +1,4 @@
-"""How a command ends: one sentence on stderr and an exit status that means something, never a traceback."""
+"""How a command ends: one sentence on stderr and an exit status; and the question before a final action."""
 
 from __future__ import annotations
 
@@ -6,26 +6,39 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from enum import IntEnum
+from typing import Annotated, Any
 
 import typer
 
-from lucid_compute.cli.exit_status import ExitStatus
-from lucid_compute.cli.plain_text import plain
+from lucid_compute.cli.formatting import plain
+
+
+class ExitStatus(IntEnum):
+    """How a command ended. docs/cli.md has the same table."""
+
+    OK = 0
+    REFUSED = 1  # the service refused, or the answer to the question is no
+    USAGE = 2  # the command line is invalid or ambiguous
+    UNREACHABLE = 3  # no response, or the service can't respond now; trying again may help
+    NOT_AUTHORISED = 4  # no key, an unknown key, or one that may not do this
+    NOT_FOUND = 5  # this key can see nothing with that id or name
+    TIMED_OUT = 6  # the awaited state was not reached in time
+    INTERRUPTED = 130  # Ctrl-C
+    PIPE_CLOSED = 141  # the reader of our output is gone
 
 
 class CommandFailed(Exception):
-    """The command can't do what it was asked; `sentence` says what to do, `status` tells scripts."""
+    """The command can't do what was asked. `sentence` says what to do, `status` is for scripts."""
 
     def __init__(self, sentence: str, status: ExitStatus = ExitStatus.REFUSED) -> None:
-        """Keep both until `run` says them."""
         super().__init__(sentence)
         self.sentence = sentence
         self.status = status
 
 
 def refuse_both(one: str, has_one: object, other: str, has_other: object) -> None:
-    """Refuse what says two things.
+    """Refuse two options that exclude each other.
 
     Raises:
         CommandFailed: both were given.
@@ -35,12 +48,12 @@ def refuse_both(one: str, has_one: object, other: str, has_other: object) -> Non
 
 
 class PipeClosed(Exception):
-    """The reader of our output went away; no OSError, because Typer would make a failure of that."""
+    """The reader of our output is gone. Not an OSError, because Typer would report that as a failure."""
 
 
 def run(command: Callable[..., Any]) -> int:
-    """Run a Typer application, say what went wrong if something did, and answer the exit status."""
-    _see_to_streams()
+    """Run a Typer application, print an error if there is one, and return the exit status."""
+    _prepare_streams()
     try:
         status = command(standalone_mode=False)
         sys.stdout.flush()
@@ -59,10 +72,10 @@ def run(command: Callable[..., Any]) -> int:
 
 
 def write(text: str) -> None:
-    """Write to stdout, at once.
+    """Write to stdout and flush.
 
     Raises:
-        PipeClosed: nobody reads it any more.
+        PipeClosed: nothing reads stdout any more.
     """
     try:
         sys.stdout.write(text)
@@ -72,12 +85,12 @@ def write(text: str) -> None:
 
 
 def complain(sentence: str) -> None:
-    """Write a sentence to stderr, in one line and without what a terminal would obey."""
+    """Write a sentence to stderr, in one line and without control characters."""
     print(f"lucid: {plain(sentence)}", file=sys.stderr)
 
 
-def _see_to_streams() -> None:
-    """Write what the terminal's encoding lacks as a question mark, and to nowhere if a stream was closed."""
+def _prepare_streams() -> None:
+    """Replace characters that the terminal's encoding lacks by question marks, and a closed stream by /dev/null."""
     sys.stdout = sys.stdout or _nowhere()
     sys.stderr = sys.stderr or _nowhere()
     for stream in (sys.stdout, sys.stderr):
@@ -90,7 +103,7 @@ def _nowhere() -> Any:
 
 
 def _say_misuse(misuse: typer.TyperException) -> int:
-    """Say what Typer could not understand; it says nothing itself where it has just shown the help."""
+    """Report what Typer could not understand. Its message is empty where it has just shown the help."""
     if not (sentence := misuse.format_message().replace("\n", " ").replace("Value error, ", "").rstrip(".")):
         return _end(None, ExitStatus.USAGE)
     context = getattr(misuse, "ctx", None)
@@ -99,7 +112,7 @@ def _say_misuse(misuse: typer.TyperException) -> int:
 
 
 def _end(sentence: str | None, status: ExitStatus) -> int:
-    """Say the last word, and see to it that Python has nothing left to write when it ends: the reader may be gone."""
+    """Write the last sentence, and leave nothing for Python to flush at exit: the reader may be gone."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -112,5 +125,22 @@ def _end(sentence: str | None, status: ExitStatus) -> int:
 
 
 def _silence(stream: Any) -> None:
-    """Lead the stream's file to nowhere, so that what its buffer still holds is dropped without a word."""
+    """Redirect the stream's file to /dev/null, so that the rest of its buffer is dropped silently."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
+def confirm(question: str, *, is_agreed: bool) -> None:
+    """Return if the person agrees. The question goes to stderr; a script has to pass --yes.
+
+    Raises:
+        CommandFailed: the person does not agree, or there is no terminal to ask on.
+    """
+    if is_agreed:
+        return
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise CommandFailed(f"{question} There is no terminal to ask on. Pass --yes.", ExitStatus.USAGE)
+    if not typer.confirm(plain(question), err=True):
+        raise CommandFailed("Nothing was changed.")

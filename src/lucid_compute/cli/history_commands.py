@@ -1,24 +1,23 @@
-"""`lucid events`, `lucid jobs` and `lucid match`: what happened to nodes, what they did, where a request would go."""
+"""`lucid events` and `lucid jobs`: what happened to nodes, and the attempts on them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 from itertools import islice
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from lucid_compute.cli.completion import complete_model, complete_node
 from lucid_compute.cli.connection import ApiOption, KeyOption, connected
-from lucid_compute.cli.exit_status import ExitStatus
-from lucid_compute.cli.instants import read_past
-from lucid_compute.cli.match_tables import job_table, match_parts
-from lucid_compute.cli.model_commands import ModelArgument
-from lucid_compute.cli.names import get_node
+from lucid_compute.cli.formatting import UNKNOWN, instant, number, or_unknown
+from lucid_compute.cli.lookup import complete_model, complete_node, get_node
 from lucid_compute.cli.node_commands import NodeArgument
-from lucid_compute.cli.node_tables import event_table
-from lucid_compute.cli.output import JsonOption, sentence, show, show_json
+from lucid_compute.cli.output import Column, JsonOption, Listing, sentence, show, show_json
+from lucid_compute.cli.time_arguments import read_past
 from lucid_compute.jobs import Outcome
+from lucid_compute.wire.compute import EventView
+from lucid_compute.wire.jobs import JobView
 
 MOST_SHOWN = 50
 LimitOption = Annotated[
@@ -39,7 +38,7 @@ def events(
     api: ApiOption = None,
     key: KeyOption = None,
 ) -> None:
-    """List what happened to a node, newest first; an ended node's events stay readable."""
+    """List what happened to a node, newest first; the events of an ended node stay readable."""
     with connected(api, key) as lucid:
         passport = get_node(lucid, node, also_ended=True)
         found = list(islice(lucid.compute.events(passport.id, since=since, type=event_type), _most(limit, as_json)))
@@ -64,7 +63,7 @@ def jobs(
     api: ApiOption = None,
     key: KeyOption = None,
 ) -> None:
-    """List what was routed to nodes and what became of it, newest first: each attempt of a request is a job."""
+    """List the attempts of requests on nodes and their outcomes, newest first. Each attempt of a request is a job."""
     with connected(api, key) as lucid:
         passport_id = None if node is None else get_node(lucid, node, also_ended=True).id
         listed = lucid.compute.jobs(passport_id=passport_id, model=model, outcome=outcome, since=since, owner=owner)
@@ -75,29 +74,56 @@ def jobs(
         show(job_table(found) if found else sentence("No such jobs."))
 
 
-def match(
-    model: ModelArgument,
-    region: Annotated[list[str] | None, typer.Option(help="Allow this region; may be given again.")] = None,
-    max_price: Annotated[str | None, typer.Option(help="US dollars for 1,000 tokens at most.")] = None,
-    max_latency_ms: Annotated[float | None, typer.Option(min=0, help="To the first byte, at most.")] = None,
-    user: Annotated[str | None, typer.Option(help="The session, as `user` in a request.")] = None,
-    as_json: JsonOption = False,
-    api: ApiOption = None,
-    key: KeyOption = None,
-) -> None:
-    """Ask where a request would go, without sending it; the exit status is 1 if no node may be sent it."""
-    wants = {"allow_regions": region, "max_price_per_1k_tokens": max_price, "max_latency_ms": max_latency_ms}
-    policy = {name: value for name, value in wants.items() if value is not None}
-    with connected(api, key) as lucid:
-        answer = lucid.match(model, user=user, lucid=policy)
-    if as_json:
-        show_json(answer)
-    else:
-        show(*match_parts(answer))
-    if answer.chosen is None:
-        raise typer.Exit(ExitStatus.REFUSED)
-
-
 def _most(limit: int | None, as_json: bool) -> int | None:
-    """Answer how many to read: a person is spared a ledger of millions, a script gets what it asks for."""
+    """Return how many to read. A person gets a screenful; a script gets all."""
     return limit if limit is not None or as_json else MOST_SHOWN
+
+
+JOB_COLUMNS = (
+    Column("STARTED"),
+    Column("MODEL", shortest=12),
+    Column("OUTCOME"),
+    Column("REASON", rank=2, shortest=10),
+    Column("TOKENS", rank=1, right=True),
+    Column("FIRST", rank=3, right=True),
+    Column("TOOK", rank=1, right=True),
+    Column("USD", rank=4, right=True),
+    Column("NODE", rank=5),
+    Column("ID", rank=6),
+)
+
+
+def job_table(jobs: Iterable[JobView]) -> Listing:
+    """Return a table of jobs, in their order."""
+    return Listing(JOB_COLUMNS, [_job(job) for job in jobs])
+
+
+def _job(job: JobView) -> tuple[str, ...]:
+    tokens = "-" if job.tokens_out is None else f"{job.tokens_in or 0:,}+{job.tokens_out:,}"
+    return (
+        instant(job.started_at),
+        job.model,
+        job.outcome.value,
+        or_unknown(job.reason),
+        tokens,
+        number(job.first_byte_ms and round(job.first_byte_ms), "ms"),
+        number(job.latency_ms and round(job.latency_ms), "ms"),
+        or_unknown(job.price_usd),
+        or_unknown(job.passport_id),
+        job.id,
+    )
+
+
+EVENT_COLUMNS = (Column("AT"), Column("EVENT"), Column("REASON", shortest=10), Column("DETAILS", rank=1, shortest=20))
+
+
+def event_table(events: Iterable[EventView]) -> Listing:
+    """Return a table of a node's events, in their order."""
+    return Listing(
+        EVENT_COLUMNS,
+        [(instant(event.at), event.type, or_unknown(event.reason), _pairs(event.details)) for event in events],
+    )
+
+
+def _pairs(details: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in details.items()) or UNKNOWN

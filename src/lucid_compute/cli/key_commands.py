@@ -1,4 +1,4 @@
-"""`lucid keys`: make, list, rotate and revoke API keys; for admins."""
+"""`lucid keys`: create, list, rotate and revoke API keys, for admins."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ from typing import Annotated
 
 import typer
 
-from lucid_compute.cli.command_groups import ListsByDefault
-from lucid_compute.cli.completion import complete_key, complete_node
-from lucid_compute.cli.confirmation import YesOption, confirm
+from lucid_compute.cli.command_groups import ListByDefault
 from lucid_compute.cli.connection import ApiOption, KeyOption, connected
-from lucid_compute.cli.instants import read_future
-from lucid_compute.cli.names import get_key, get_node
+from lucid_compute.cli.failures import YesOption, confirm
+from lucid_compute.cli.formatting import UNKNOWN, instant
+from lucid_compute.cli.lookup import complete_key, complete_node, get_key, get_node
 from lucid_compute.cli.output import Column, JsonOption, Listing, sentence, show, show_done, show_json, show_secret
-from lucid_compute.cli.plain_text import UNKNOWN, instant
+from lucid_compute.cli.time_arguments import read_future
 from lucid_compute.wire.keys import KeyLimits, KeyView, NewKey, Scope
 
 app = typer.Typer(
-    cls=ListsByDefault,
-    help="Make, list, rotate and revoke API keys; for admins.",
+    cls=ListByDefault,
+    help="Create, list, rotate and revoke API keys; for admins.",
     epilog="`lucid keys` alone is `lucid keys list`, with the same options.",
 )
 KeyArgument = Annotated[str, typer.Argument(metavar="ID", help="The key's id or name.", autocompletion=complete_key)]
@@ -71,12 +70,12 @@ def create_key(
     api: ApiOption = None,
     key: KeyOption = None,
 ) -> None:
-    """Make a key for an owner. Stdout is the key alone, so that a script can take it; it is shown this once."""
+    """Create a key for an owner. Stdout is the key alone, for scripts. The key is shown only once."""
     limits = KeyLimits(requestsPerMinute=requests_per_minute, tokensPerMinute=tokens_per_minute)
     is_limited = requests_per_minute is not None or tokens_per_minute is not None
     with connected(api, key) as lucid:
         passport_id = None if node is None else get_node(lucid, node).id
-        made = lucid.keys.create(
+        created = lucid.keys.create(
             name=name,
             owner=owner,
             scopes=scope,
@@ -84,21 +83,21 @@ def create_key(
             expires_at=expires,
             limits=limits if is_limited else None,
         )
-    _show_key(made, as_json=as_json)
+    _show_key(created, as_json=as_json)
 
 
 @app.command("rotate")
 def rotate_key(
     key_id: KeyArgument,
-    now: Annotated[bool, typer.Option("--now", help="End the former secret at once, not after 24 hours.")] = False,
+    now: Annotated[bool, typer.Option("--now", help="End the previous secret at once, not after 24 hours.")] = False,
     as_json: JsonOption = False,
     api: ApiOption = None,
     key: KeyOption = None,
 ) -> None:
-    """Give a key a new secret; the former one stays valid for 24 hours, so that its users can change over."""
+    """Give a key a new secret. The previous one stays valid for 24 hours, so that its users can change over."""
     with connected(api, key) as lucid:
-        made = lucid.keys.rotate(get_key(lucid, key_id).id, now=now)
-    _show_key(made, as_json=as_json)
+        created = lucid.keys.rotate(get_key(lucid, key_id).id, now=now)
+    _show_key(created, as_json=as_json)
 
 
 @app.command("revoke")
@@ -109,7 +108,7 @@ def revoke_key(
     api: ApiOption = None,
     key: KeyOption = None,
 ) -> None:
-    """End a key for good, at once."""
+    """Revoke a key at once; this is final."""
     with connected(api, key) as lucid:
         found = get_key(lucid, key_id)
         confirm(f"Revoke the key {found.name} ({found.id}) of {found.owner} for good?", is_agreed=yes)
@@ -117,9 +116,11 @@ def revoke_key(
     show_done(f"The key {found.name} is revoked.", {"id": found.id, "revoked": True}, as_json=as_json)
 
 
-def _show_key(made: NewKey, *, as_json: bool) -> None:
-    said = "This is the only time that the key is shown. Keep it in a secret store; `lucid keys rotate` makes another."
-    show_secret(made.key, said, made, as_json=as_json)
+def _show_key(created: NewKey, *, as_json: bool) -> None:
+    remark = (
+        "This is the only time that the key is shown. Keep it in a secret store; `lucid keys rotate` creates another."
+    )
+    show_secret(created.key, remark, created, as_json=as_json)
 
 
 def _row(key: KeyView) -> tuple[str, ...]:

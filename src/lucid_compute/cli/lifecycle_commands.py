@@ -1,19 +1,23 @@
-"""`lucid drain`, `lucid resume` and `lucid deregister`: taking a node out, and back in."""
+"""`lucid drain`, `lucid resume` and `lucid deregister`: take a node out of service, and back in."""
 
 from __future__ import annotations
 
+import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from lucid_compute.cli.confirmation import YesOption, confirm
 from lucid_compute.cli.connection import SECONDS_TO_ANSWER, ApiOption, Connection, KeyOption, connected
-from lucid_compute.cli.drain_watch import progress_on_terminal, wait_until_drained
-from lucid_compute.cli.names import get_node
-from lucid_compute.cli.node_commands import NodeArgument
-from lucid_compute.cli.node_tables import shown_status
-from lucid_compute.cli.output import JsonOption, sentence, show, show_done, show_json
+from lucid_compute.cli.failures import CommandFailed, ExitStatus, YesOption, confirm
+from lucid_compute.cli.formatting import counted, plain
+from lucid_compute.cli.lookup import get_node
+from lucid_compute.cli.node_commands import NodeArgument, shown_status
+from lucid_compute.cli.output import JsonOption, console_for, sentence, show, show_done, show_json
+from lucid_compute.node_state import NodeStatus
 from lucid_compute.wire.compute import DrainAnswer, NodeHealth
 
 LONGEST_WAIT_SECONDS = 3600
@@ -29,23 +33,23 @@ def drain(
     api: ApiOption = None,
     key: KeyOption = None,
 ) -> None:
-    """Start no request on the node from here on, let running ones finish, and say when it is safe to stop it.
+    """Start no more requests on the node, let running ones finish, and say when it is safe to stop it.
 
     Ctrl-C ends the waiting, not the drain; `lucid resume` ends the drain.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
     with Connection(api, key) as connection:
-        with connection.asked() as lucid:
+        with connection.session() as lucid:
             passport = get_node(lucid, node)
             state, failure = lucid.compute.drain(passport.id), None
 
-        def look() -> NodeHealth:
-            with connection.asked() as lucid:
+        def read_health() -> NodeHealth:
+            with connection.session() as lucid:
                 return lucid.compute.health(passport.id)
 
         if waits and not state.drained:
-            with progress_on_terminal(passport.name) as tell:
-                state, failure = wait_until_drained(state, look, tell, deadline)
+            with progress_on_terminal(passport.name) as report:
+                state, failure = wait_until_drained(state, read_health, report, deadline)
     if as_json:
         show_json(state)
     elif failure is None:
@@ -55,13 +59,13 @@ def drain(
 
 
 def resume(node: NodeArgument, as_json: JsonOption = False, api: ApiOption = None, key: KeyOption = None) -> None:
-    """End a drain, so that the node is sent requests again; one that the node began itself is the node's to end."""
+    """End a drain, so that the node gets requests again. A drain that the node itself reports is the node's to end."""
     with connected(api, key) as lucid:
         passport = get_node(lucid, node)
         health = lucid.compute.resume(passport.id)
     status = shown_status(health)
-    stands = f"{passport.name} is {status}." + (" It says so itself." if status == "draining" else "")
-    show_done(stands, health, as_json=as_json)
+    text = f"{passport.name} is {status}." + (" It says so itself." if status == "draining" else "")
+    show_done(text, health, as_json=as_json)
 
 
 def deregister(
@@ -76,7 +80,7 @@ def deregister(
     api: ApiOption = None,
     key: KeyOption = None,
 ) -> None:
-    """End a node for good. Its events and jobs stay readable, and its name can be registered again."""
+    """Deregister a node; this is final. Its events and jobs stay readable, and its name becomes free."""
     with connected(api, key) as lucid:
         passport = get_node(lucid, node)
     confirm(f"Deregister {passport.name} ({passport.id}) for good?", is_agreed=yes)
@@ -89,3 +93,96 @@ def _drained_or_not(name: str, state: DrainAnswer) -> str:
     if state.drained:
         return f"{name} is drained: safe to stop."
     return f"{name} is draining, {state.in_flight} in flight; lucid drain says when it is safe to stop."
+
+
+POLL_SECONDS = 0.5
+AGREE_SECONDS = 5.0  # a replica reports the node as healthy until it knows of the drain, within 2 s
+ReportProgress = Callable[[DrainAnswer, str], None]
+
+
+def wait_until_drained(
+    begun: DrainAnswer, read_health: Callable[[], NodeHealth], report: ReportProgress, deadline: float | None
+) -> tuple[DrainAnswer, CommandFailed | None]:
+    """Watch the node until it is drained. Return its last state, and the failure if it is not drained.
+
+    An outage of the service is reported, and the wait continues: a drain outlives it.
+    """
+    state = begun
+    agree_at = time.monotonic() + AGREE_SECONDS
+    report(state, "")
+    while not state.drained:
+        if deadline is not None and time.monotonic() >= deadline:
+            still = counted(state.in_flight, "request")
+            sentence = f"Not drained in time: {still} in flight. The drain goes on; wait again with lucid drain."
+            return state, CommandFailed(sentence, ExitStatus.TIMED_OUT)
+        time.sleep(_pause(deadline))
+        try:
+            health = read_health()
+        except CommandFailed as failure:
+            if failure.status is not ExitStatus.UNREACHABLE:
+                raise
+            report(state, failure.sentence)
+            continue
+        if health.status is not NodeStatus.DRAINING and time.monotonic() < agree_at:
+            continue
+        state = _state_in(health)
+        if state.status is not NodeStatus.DRAINING:
+            return state, CommandFailed(f"The drain was ended: the node is {state.status}, and may be sent requests.")
+        report(state, "")
+    return state, None
+
+
+@contextmanager
+def progress_on_terminal(name: str) -> Iterator[ReportProgress]:
+    """Show a progress bar of the requests in flight; where stderr is no terminal, a line at each change."""
+    if not sys.stderr.isatty():
+        yield _line_by_line(name)
+        return
+    columns = (
+        TextColumn("Draining {task.fields[name]}", markup=False),
+        BarColumn(),
+        TextColumn("{task.fields[left]}", markup=False),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console_for(sys.stderr), transient=True) as progress:
+        task = progress.add_task("drain", total=None, name=plain(name), left="begins")
+        most = 0
+
+        def report(state: DrainAnswer, trouble: str) -> None:
+            nonlocal most
+            most = max(most, state.in_flight)
+            left = plain(trouble) or _left(state)
+            progress.update(task, total=most or None, completed=most - state.in_flight, left=left)
+
+        yield report
+
+
+def _left(state: DrainAnswer) -> str:
+    """Return what is still awaited: requests, then the confirmation of every replica that it starts none."""
+    if state.in_flight == 0 and not state.drained:
+        return "waiting for every replica"
+    return f"{counted(state.in_flight, 'request')} in flight"
+
+
+def _state_in(health: NodeHealth) -> DrainAnswer:
+    return DrainAnswer(
+        passport_id=health.passport_id, status=health.status, in_flight=health.in_flight, drained=health.drained
+    )
+
+
+def _line_by_line(name: str) -> ReportProgress:
+    printed = ""
+
+    def report(state: DrainAnswer, trouble: str) -> None:
+        nonlocal printed
+        line = trouble or f"Draining {name}: {_left(state)}."
+        if line != printed:
+            print(plain(line), file=sys.stderr)
+            printed = line
+
+    return report
+
+
+def _pause(deadline: float | None) -> float:
+    left = POLL_SECONDS if deadline is None else deadline - time.monotonic()
+    return max(0.0, min(POLL_SECONDS, left))

@@ -1,4 +1,4 @@
-"""The command line, `lucid`: one command per thing that an operator, a provider or a client of the service does."""
+"""The command line, `lucid`: where each command is, in the order of the help."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Annotated, ClassVar
 import typer
 
 from lucid_compute import __version__
-from lucid_compute.cli.command_groups import CalledLately
+from lucid_compute.cli.command_groups import LazyCommands
 from lucid_compute.cli.failures import run
 
 _HERE = "lucid_compute.cli"
 
 
-class Commands(CalledLately):
-    """The commands in the order of the help, each with where it is."""
+class Commands(LazyCommands):
+    """The commands in the order of the help, each with its module."""
 
     PLACES: ClassVar[dict[str, str]] = {
         "serve": f"{_HERE}.serve_command:serve",
@@ -23,7 +23,7 @@ class Commands(CalledLately):
         "doctor": f"{_HERE}.doctor_command:doctor",
         "nodes": f"{_HERE}.node_commands:app",
         "models": f"{_HERE}.model_commands:app",
-        "match": f"{_HERE}.history_commands:match",
+        "match": f"{_HERE}.model_commands:match",
         "drain": f"{_HERE}.lifecycle_commands:drain",
         "resume": f"{_HERE}.lifecycle_commands:resume",
         "deregister": f"{_HERE}.lifecycle_commands:deregister",
@@ -51,7 +51,7 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Run `lucid` and end with a status that docs/cli.md explains."""
+    """Run `lucid` and exit with a status of docs/cli.md."""
     sys.exit(run(app))
 
 

@@ -1,4 +1,4 @@
-"""Metadata as it is said on a command line: JSON from the line, a file or stdin, and single keys on top of it."""
+"""Metadata from the command line: a JSON object from the line, a file or stdin, and single keys on top of it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lucid_compute.cli.exit_status import ExitStatus
-from lucid_compute.cli.failures import CommandFailed
+from lucid_compute.cli.failures import CommandFailed, ExitStatus
 
 MetadataOption = Annotated[
     str | None,
@@ -22,14 +21,14 @@ SetOption = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="One key of the metadata, dots lead inside; the value is JSON if it reads so, else text. May be given "
+        help="One key of the metadata; dots reach nested keys. The value is JSON if it can be, else text. May be given "
         "again.",
     ),
 ]
 
 
 def read_metadata_options(metadata: str | None, settings: Sequence[str] | None) -> dict[str, Any] | None:
-    """Answer the metadata with the single keys set; None when neither was given.
+    """Return the metadata with the single keys set; None when neither was given.
 
     Raises:
         CommandFailed: it can't be read, or is no JSON object.
@@ -76,7 +75,7 @@ def _put(metadata: dict[str, Any], setting: str) -> None:
     for name in above:
         inside = place.setdefault(name, {})
         if not isinstance(inside, dict):
-            raise CommandFailed(f"--set {setting}: {name} is no object that a key could lie in.", ExitStatus.USAGE)
+            raise CommandFailed(f"--set {setting}: {name} is not an object.", ExitStatus.USAGE)
         place = inside
     place[last] = _value(text)
 

@@ -1,27 +1,142 @@
-"""`lucid metrics` and `lucid uptime`: figures over time, of a node or of all one's own, and what is left of budgets."""
+"""`lucid metrics` and `lucid uptime`: figures over time of a node or of all nodes. Unknown is a dash, never 0."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 import typer
+from rich.console import RenderableType
 
-from lucid_compute.cli.completion import complete_model, complete_node
 from lucid_compute.cli.connection import ApiOption, KeyOption, connected
 from lucid_compute.cli.failures import refuse_both, write
-from lucid_compute.cli.instants import read_past
-from lucid_compute.cli.metrics_tables import SHOWN_SERIES, fleet_uptime_parts, series_parts, uptime_table
-from lucid_compute.cli.names import get_node
-from lucid_compute.cli.output import JsonOption, show, show_json
+from lucid_compute.cli.formatting import UNKNOWN, counted, instant, number, or_unknown, span
+from lucid_compute.cli.lookup import complete_model, complete_node, get_node
+from lucid_compute.cli.output import Column, JsonOption, Listing, sentence, show, show_json
+from lucid_compute.cli.time_arguments import read_past
+from lucid_compute.metric_series import FAILURES
 from lucid_compute.timeline import STEPS
+from lucid_compute.wire.metrics import FleetUptime, NodeUptime, SeriesAnswer, UptimeWindow
+
+SHOWN_SERIES = (
+    "requests",
+    "failed",
+    "errorRate",
+    "latencyP50Ms",
+    "latencyP95Ms",
+    "tokensOut",
+    "revenueUsd",
+    "load",
+    "queueDepth",
+    "gpuUtilization",
+    FAILURES,
+)
+_SHARES = {"errorRate", "load", "loadMax", "gpuUtilization", "gpuUtilizationMax", "uptime"}
+_RANKS = {"queueDepth": 4, "gpuUtilization": 3, "load": 3, "tokensOut": 2, "latencyP50Ms": 2, "revenueUsd": 1}
+UPTIME_COLUMNS = (
+    Column("DAYS", right=True),
+    Column("UPTIME", right=True),
+    Column("UNHEALTHY", right=True),
+    Column("DRAINING", rank=2, right=True),
+    Column("OURS", rank=1, right=True),
+    Column("BUDGET", rank=1, right=True),
+    Column("LEFT", right=True),
+)
+NODE_COLUMNS = (
+    Column("NODE", shortest=12),
+    *(Column(title, right=True) for title in ("1 DAY", "7 DAYS", "30 DAYS")),
+    Column("LEFT OF 30", right=True),
+    Column("ID", rank=1),
+)
+
+
+def series_parts(answer: SeriesAnswer) -> list[RenderableType]:
+    """Return a line for each step and one for the total, the reasons of failures, and the registry's outages."""
+    parts: list[RenderableType] = []
+    if answer.series:
+        columns = [Column(f"FROM, {answer.step} EACH"), *(_column(name) for name in answer.series)]
+        lines = zip(answer.times, *answer.series.values(), strict=True)
+        rows = [(_minute(at), *map(_figure, answer.series, figures)) for at, *figures in lines]
+        in_all = ("in all", *(_figure(name, answer.totals[name]) for name in answer.series))
+        parts.append(Listing(columns, [*rows, in_all]))
+    if answer.failure_totals is not None:
+        reasons = sorted(answer.failure_totals.items(), key=lambda each: (-each[1], each[0]))
+        text = ", ".join(f"{reason} {count:,}" for reason, count in reasons) or "none"
+        parts += [sentence(""), sentence(f"Failures: {text}.")]
+    for outage in answer.outages:
+        seconds = (outage.ended_at - outage.started_at).total_seconds()
+        text = (
+            f"The registry itself was away for {span(seconds)} from {instant(outage.started_at)}: that is in no uptime."
+        )
+        parts.append(sentence(text, style="yellow"))
+    return parts
+
+
+def uptime_table(windows: Iterable[UptimeWindow]) -> Listing:
+    """Return a table of uptimes over windows that end now, each with the rest of its error budget."""
+    return Listing(UPTIME_COLUMNS, map(_window, windows))
+
+
+def fleet_uptime_parts(together: FleetUptime, nodes: Sequence[NodeUptime]) -> list[RenderableType]:
+    """Return the windows of all nodes together, and those of each node."""
+    if not nodes:
+        return [sentence("No nodes.")]
+    rows = (
+        (each.name, *(_percent(window.uptime) for window in each.windows), _left(each.windows[-1]), each.passport_id)
+        for each in nodes
+    )
+    return [
+        sentence(f"{counted(len(nodes), 'node')} together, by the time of each, against {_percent(together.target)}:"),
+        uptime_table(together.windows),
+        sentence(""),
+        Listing(NODE_COLUMNS, rows),
+    ]
+
+
+def _window(window: UptimeWindow) -> tuple[str, ...]:
+    budget = window.error_budget
+    return (
+        str(window.days),
+        _percent(window.uptime),
+        span(window.unhealthy_seconds),
+        span(window.draining_seconds),
+        span(window.registry_outage_seconds),
+        span(None if budget is None else budget.allowed_seconds),
+        _left(window),
+    )
+
+
+def _left(window: UptimeWindow) -> str:
+    budget = window.error_budget
+    return UNKNOWN if budget is None or budget.remaining is None else f"{budget.remaining * 100:,.1f} %"
+
+
+def _percent(fraction: float | None) -> str:
+    """Return 0.99861 as `99.861 %`. Three decimals, because the interesting values are between 99 and 100."""
+    return UNKNOWN if fraction is None else f"{fraction * 100:.3f} %"
+
+
+def _column(name: str) -> Column:
+    return Column(name, rank=_RANKS.get(name, 0), right=True)
+
+
+def _figure(name: str, figure: object) -> str:
+    if isinstance(figure, bool) or not isinstance(figure, int | float):
+        return or_unknown(figure)
+    return f"{figure * 100:.1f} %" if name in _SHARES else number(figure)
+
+
+def _minute(at: datetime) -> str:
+    return at.astimezone(UTC).strftime("%Y-%m-%d %H:%MZ")
+
 
 MOST_LINES = 31
 HOUR = timedelta(hours=1)
 
 
 def _read_moment(text: str) -> datetime:
-    """Answer the instant; `-7d`, as the API says it, is `7d`."""
+    """Return the instant. `-7d`, as the API writes it, is `7d`."""
     return datetime.now(UTC) if text == "now" else read_past(text.removeprefix("-"))
 
 
@@ -62,7 +177,7 @@ def metrics(
     api: ApiOption = None,
     key: KeyOption = None,
 ) -> None:
-    """Show what happened step by step: requests, failures, latency, tokens, revenue, load, GPUs; times are UTC."""
+    """Show figures step by step: requests, failures, latency, tokens, revenue, load, GPUs. Times are UTC."""
     refuse_both("--csv", as_csv, "--json", as_json)
     refuse_both("NODE", node, "--owner", owner)
     wanted: dict[str, Any] = {"from_": from_, "to": to, "step": step, "model": model}
@@ -96,7 +211,7 @@ def uptime(
     api: ApiOption = None,
     key: KeyOption = None,
 ) -> None:
-    """Show uptime over 1, 7 and 30 days, without outages of the registry, and what is left of the error budget."""
+    """Show uptime over 1, 7 and 30 days, without outages of the registry, and the rest of the error budget."""
     refuse_both("NODE", node, "--owner", owner)
     with connected(api, key) as lucid:
         if node is not None:
@@ -111,7 +226,7 @@ def uptime(
 
 
 def _step_for(from_: datetime | None, to: datetime | None) -> str:
-    """Answer the shortest step that a screen has room for."""
+    """Return the shortest step whose table fits on a screen."""
     until = to or datetime.now(UTC)
     length = until - (from_ or datetime.now(UTC) - HOUR)
     return next((name for name, step in STEPS.items() if length <= step * MOST_LINES), "1d")

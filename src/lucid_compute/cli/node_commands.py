@@ -1,28 +1,31 @@
-"""`lucid nodes`, `lucid events` and `lucid resume`: how nodes do, what happened to them."""
+"""`lucid nodes`: the nodes as a table, live with `--watch`, and one node in full."""
 
 from __future__ import annotations
 
 import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 
-from lucid_compute.cli.command_groups import ListsByDefault
-from lucid_compute.cli.completion import complete_model, complete_node
-from lucid_compute.cli.connection import ApiOption, Connection, KeyOption, connected
-from lucid_compute.cli.exit_status import ExitStatus
-from lucid_compute.cli.failures import CommandFailed
-from lucid_compute.cli.names import get_node
-from lucid_compute.cli.node_tables import node_facts, node_summary, node_table
-from lucid_compute.cli.node_watch import watch
-from lucid_compute.cli.output import JsonOption, sentence, show, show_json
+from lucid_compute.cli.command_groups import ListByDefault
+from lucid_compute.cli.connection import ApiOption, Connection, KeyOption, connected, with_commands
+from lucid_compute.cli.failures import CommandFailed, ExitStatus
+from lucid_compute.cli.formatting import UNKNOWN, counted, listed, number, or_unknown, share, span
+from lucid_compute.cli.lookup import complete_model, complete_node, get_node
+from lucid_compute.cli.output import Column, JsonOption, Listing, console_for, facts, sentence, show, show_json
 from lucid_compute.client import Lucid
 from lucid_compute.node_state import NodeStatus
-from lucid_compute.wire.compute import NodeView
+from lucid_compute.wire.compute import NodeHealth, NodeView
 
 app = typer.Typer(
-    cls=ListsByDefault,
-    help="See how nodes do: as a table, live with --watch, or one node whole.",
+    cls=ListByDefault,
+    help="See the state of nodes: as a table, live with --watch, or one node in full.",
     epilog="`lucid nodes` alone is `lucid nodes list`, with the same options.",
 )
 NodeArgument = Annotated[str, typer.Argument(metavar="NODE", help="Id or name.", autocompletion=complete_node)]
@@ -41,15 +44,15 @@ def list_nodes(
     owner: Annotated[str | None, typer.Option(help="Another owner's nodes; for admins.")] = None,
     search: Annotated[str | None, typer.Option(help="Part of the name or the description.")] = None,
     is_watched: Annotated[bool, typer.Option("--watch", "-w", help="Keep the table up to date until Ctrl-C.")] = False,
-    interval: Annotated[float, typer.Option(min=0.2, help="Seconds between two looks of --watch.")] = 2.0,
+    interval: Annotated[float, typer.Option(min=0.2, help="Seconds between two updates of --watch.")] = 2.0,
     as_json: JsonOption = False,
     api: ApiOption = None,
     key: KeyOption = None,
 ) -> None:
-    """List nodes with their health; `stale` is healthy, but silent for more than 30 s."""
+    """List nodes with their health. A `stale` node is healthy, but has sent no heartbeat for more than 30 s."""
     if is_watched and (as_json or not sys.stdout.isatty()):
         raise CommandFailed("--watch needs a terminal. For scripts: lucid nodes --json.", ExitStatus.USAGE)
-    wanted: Any = {
+    filters: Any = {
         "status": status, "region": region, "runtime": runtime, "min_vram": min_vram,
         "gpu": gpu, "model": model, "owner": owner, "search": search,
     }  # fmt: skip
@@ -57,8 +60,8 @@ def list_nodes(
     with Connection(api, key) as connection:
 
         def read() -> list[NodeView]:
-            with connection.asked() as lucid:
-                return list(lucid.compute.list(**wanted))
+            with connection.session() as lucid:
+                return list(lucid.compute.list(**filters))
 
         if is_watched:
             watch(read, interval)
@@ -73,7 +76,7 @@ def list_nodes(
 
 @app.command("show")
 def show_node(node: NodeArgument, as_json: JsonOption = False, api: ApiOption = None, key: KeyOption = None) -> None:
-    """Show one node whole, and why it counts for nothing if it does not."""
+    """Show one node in full, and why it counts for no model if it does not."""
     with connected(api, key) as lucid:
         view = view_node(lucid, node)
     if as_json:
@@ -83,8 +86,151 @@ def show_node(node: NodeArgument, as_json: JsonOption = False, api: ApiOption = 
 
 
 def view_node(lucid: Lucid, id_or_name: str) -> NodeView:
-    """Answer a node with its health."""
+    """Return a node with its health."""
     passport = get_node(lucid, id_or_name)
     if isinstance(passport, NodeView):
         return passport
     return NodeView(**passport.model_dump(), health=lucid.compute.health(passport.id))
+
+
+NODE_COLUMNS = (
+    Column("NAME", shortest=16),
+    Column("STATUS"),
+    Column("BEAT", right=True),
+    Column("IN FLIGHT", rank=1, right=True),
+    Column("QUEUE", rank=2, right=True),
+    Column("LOAD", rank=2, right=True),
+    Column("GPU", rank=4, shortest=12),
+    Column("VRAM", rank=3, right=True),
+    Column("MODELS", rank=5, shortest=16),
+    Column("REGION", rank=6),
+    Column("ERRORS", rank=7, right=True),
+    Column("LATENCY", rank=8, right=True),
+    Column("OWNER", rank=9, shortest=8),
+    Column("ID", rank=10),
+)
+
+
+def node_table(nodes: Iterable[NodeView], most_rows: int | None = None) -> Listing:
+    """Return a table of nodes, sorted by name."""
+    ordered = sorted(nodes, key=lambda node: (node.name, node.id))
+    return Listing(NODE_COLUMNS, [_row(node) for node in ordered], most_rows)
+
+
+def node_summary(nodes: Sequence[NodeView]) -> str:
+    """Return how many nodes there are of each status."""
+    counts = Counter(shown_status(node.health) for node in nodes)
+    parts = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+    return f"{counted(len(nodes), 'node')}: {parts}" if nodes else "No nodes."
+
+
+def shown_status(health: NodeHealth) -> str:
+    """Return the status, or `stale` for a healthy node whose last heartbeat is not fresh."""
+    return "stale" if health.status == "healthy" and not health.fresh else health.status.value
+
+
+def node_facts(node: NodeView) -> list[RenderableType]:
+    """Return one node: its identity, its state, and why it counts for no model if it does not."""
+    health = node.health
+    parts: list[RenderableType] = [facts([*_identity(node), *_condition(health), *_reported(health)])]
+    if health.reasons:
+        parts += [sentence(""), sentence("It counts for no model now:", style="bold")]
+        parts += [
+            sentence(f"  {reason.code}: {with_commands(reason.message)}", style="red") for reason in health.reasons
+        ]
+    return parts
+
+
+def _row(node: NodeView) -> tuple[str, ...]:
+    health, metadata = node.health, node.metadata
+    return (
+        node.name,
+        shown_status(health),
+        span(health.heartbeat_age_seconds),
+        number(health.in_flight),
+        number(health.queue_depth),
+        share(health.load),
+        or_unknown(metadata.get("gpu")).removeprefix("NVIDIA "),
+        number(metadata.get("vramGb"), "GB"),
+        listed(health.available_models),
+        or_unknown(metadata.get("region")),
+        share(health.error_rate),
+        number(health.avg_latency_ms, "ms"),
+        node.owner,
+        node.id,
+    )
+
+
+def _identity(node: NodeView) -> list[tuple[str, object]]:
+    metadata = node.metadata
+    count = metadata.get("gpuCount")
+    return [
+        ("name", node.name),
+        ("id", node.id),
+        ("owner", node.owner),
+        ("gpu", " x ".join(filter(None, [number(count) if count else "", or_unknown(metadata.get("gpu"))]))),
+        ("vram", number(metadata.get("vramGb"), "GB")),
+        ("region", or_unknown(metadata.get("region"))),
+        ("url", or_unknown(metadata.get("inferenceUrl"))),
+        ("takes", f"{counted(metadata['maxConcurrency'], 'request')} at a time" if metadata.get("maxConcurrency") else
+         "any number of requests"),
+    ]  # fmt: skip
+
+
+def _condition(health: NodeHealth) -> list[tuple[str, object]]:
+    return [
+        ("status", shown_status(health)),
+        ("last beat", f"{span(health.heartbeat_age_seconds)} ago" if health.last_heartbeat_at else "none yet"),
+        ("up for", span(health.uptime_seconds)),
+        ("in flight", health.in_flight),
+        ("queue", number(health.queue_depth)),
+        ("load", share(health.load)),
+        ("jobs", f"{number(health.jobs_completed)} completed, {share(health.error_rate)} errors in the last hour"),
+        ("latency", number(health.avg_latency_ms, "ms")),
+        ("models", listed(health.available_models)),
+    ]
+
+
+def _reported(health: NodeHealth) -> list[tuple[str, object]]:
+    if (reported := health.reported) is None:
+        return []
+    runtime = " ".join(filter(None, (reported.runtime.name, reported.runtime.version))) if reported.runtime else UNKNOWN
+    pairs: list[tuple[str, object]] = [("runtime", runtime)]
+    if reported.clock_offset_seconds is not None:
+        pairs.append(("clock", f"{reported.clock_offset_seconds:+.1f} s off the service's"))
+    if reported.detail:
+        pairs.append(("it says", reported.detail))
+    return pairs
+
+
+LINES_BESIDE_ROWS = 6  # titles, "and 12 more", the blank line and the footer
+PASSING = {ExitStatus.UNREACHABLE}
+
+
+def watch(read: Callable[[], list[NodeView]], interval_seconds: float) -> None:
+    """Show the result of `read` every `interval_seconds`. An outage is shown below the table; other failures raise."""
+    console = console_for()
+    nodes: list[NodeView] = []
+    read_at: datetime | None = None
+    with Live(console=console, screen=True, auto_refresh=False) as live:
+        while True:
+            trouble = ""
+            try:
+                nodes, read_at = read(), datetime.now(UTC)
+            except CommandFailed as failure:
+                if failure.status not in PASSING:
+                    raise
+                trouble = failure.sentence
+            live.update(_picture(console, nodes, read_at, trouble), refresh=True)
+            time.sleep(interval_seconds)
+
+
+def _picture(console: Console, nodes: list[NodeView], read_at: datetime | None, trouble: str) -> Group:
+    """Return the table and the footer, with as many rows as the terminal has room for."""
+    at = f"{read_at:%H:%M:%SZ}" if read_at else "never"
+    parts: list[RenderableType] = [node_table(nodes, max(1, console.height - LINES_BESIDE_ROWS)), sentence("")]
+    if read_at:
+        parts.append(sentence(f"{node_summary(nodes)}. As of {at}; Ctrl-C ends.", style="dim"))
+    if trouble:
+        parts.append(sentence(trouble, style="red"))
+    return Group(*parts)

@@ -1,4 +1,4 @@
-"""What commands write: JSON as on the wire, tables that fit the terminal, and whole lines for pipes."""
+"""What commands print: JSON as on the wire, tables that fit the terminal, and complete lines for pipes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from lucid_compute.cli.failures import write
-from lucid_compute.cli.plain_text import UNKNOWN, plain
+from lucid_compute.cli.formatting import UNKNOWN, plain
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON as on the wire, for scripts.")]
-ENDLESS_COLUMNS = 100_000  # of a pipe: nothing is cut off, one line is one row
+ENDLESS_COLUMNS = 100_000  # for a pipe: nothing is cut off, one line is one row
 GAP = 2
 NARROWEST = 6
 STYLES = {
@@ -39,7 +39,7 @@ STYLES = {
 
 
 class Column(NamedTuple):
-    """A column: `rank` 0 is always shown, the highest goes first on a narrow terminal; a short one may be cut off."""
+    """A column. `rank` 0 is always shown, the highest is dropped first. With `shortest` its cells may be cut off."""
 
     title: str
     rank: int = 0
@@ -48,10 +48,10 @@ class Column(NamedTuple):
 
 
 class Listing:
-    """Rows below titles that take the columns which the terminal has room for. A cell is made safe here."""
+    """A table that shows the columns which the terminal has room for. It writes out control characters in its cells."""
 
     def __init__(self, columns: Sequence[Column], rows: Iterable[Sequence[str]], most_rows: int | None = None) -> None:
-        """Keep the cells; `most_rows` leaves out what a live view has no room for."""
+        """Keep the cells. `most_rows` limits the rows to the room of a live view."""
         cells = [[plain(cell) for cell in row] for row in rows]
         self._left_out = 0 if most_rows is None else max(0, len(cells) - most_rows)
         self._rows = cells[: len(cells) - self._left_out]
@@ -72,32 +72,32 @@ class Listing:
             yield Text(f"and {self._left_out} more", style="dim")
 
     def _widths(self, room: int) -> dict[int, int]:
-        """Answer the columns to show and their widths: the least important go until the rest has room at its least.
+        """Return the columns to show and their widths. The least important are dropped until the rest fits.
 
-        What room is left then goes to the columns that were cut off, the most important first.
+        The remaining room goes to columns that are cut off, the most important first.
         """
-        whole = {index: self._whole(index) for index in range(len(self._columns))}
-        widths = {index: min(width, self._columns[index].shortest or width) for index, width in whole.items()}
+        full = {index: self._full_width(index) for index in range(len(self._columns))}
+        widths = {index: min(width, self._columns[index].shortest or width) for index, width in full.items()}
         while (over := _room_for(widths) - room) > 0:
-            goes = max(widths, key=self._goes_before)
-            if self._columns[goes].rank > 0:
-                del widths[goes]
+            dropped = max(widths, key=self._drop_order)
+            if self._columns[dropped].rank > 0:
+                del widths[dropped]
                 continue
             widest = max(widths, key=lambda index: widths[index])
             if widths[widest] <= NARROWEST:
                 break
             widths[widest] = max(NARROWEST, widths[widest] - over)
         for index in sorted(widths, key=lambda index: self._columns[index].rank):
-            widths[index] += max(0, min(whole[index] - widths[index], room - _room_for(widths)))
+            widths[index] += max(0, min(full[index] - widths[index], room - _room_for(widths)))
         return widths
 
-    def _goes_before(self, index: int) -> tuple[bool, int, int]:
-        """Answer what orders columns by how little they are missed: first those that know nothing of any row."""
+    def _drop_order(self, index: int) -> tuple[bool, int, int]:
+        """Return a sort key: columns without any known value are dropped first, then those with a high rank."""
         rank = self._columns[index].rank
         return rank > 0 and all(row[index] == UNKNOWN for row in self._rows), rank, index
 
-    def _whole(self, index: int) -> int:
-        """Answer the width at which nothing of the column is cut off."""
+    def _full_width(self, index: int) -> int:
+        """Return the width that cuts nothing off."""
         return max([len(self._columns[index].title), *(cell_len(row[index]) for row in self._rows)])
 
 
@@ -106,7 +106,7 @@ def _room_for(widths: Mapping[int, int]) -> int:
 
 
 def console_for(stream: Any = None) -> Console:
-    """Answer a console for stdout or `stream` that takes our text as it is: no markup, nothing highlighted."""
+    """Return a console for stdout or `stream` that prints text unchanged: no markup, no highlighting."""
     file = sys.stdout if stream is None else stream
     console = Console(file=file, markup=False, highlight=False, emoji=False, legacy_windows=False)
     if not console.is_terminal:
@@ -115,7 +115,7 @@ def console_for(stream: Any = None) -> Console:
 
 
 def show(*parts: RenderableType) -> None:
-    """Write the parts to stdout, without spaces at the ends of lines where it is no terminal."""
+    """Print the parts to stdout. Where it is no terminal, lines have no trailing spaces."""
     console = console_for()
     with console.capture() as capture:
         for part in parts:
@@ -127,29 +127,29 @@ def show(*parts: RenderableType) -> None:
 
 
 def show_json(answer: Any) -> None:
-    """Write one JSON document in ASCII, camelCase as on the wire."""
+    """Print one JSON document in ASCII, camelCase as on the wire."""
     write(json.dumps(as_on_the_wire(answer), indent=2) + "\n")
 
 
 def show_done(text: str, answer: Any, *, as_json: bool) -> None:
-    """Write that something was done: the sentence for a person, the answer for a script."""
+    """Print the result of an action: the sentence for a person, the response for a script."""
     if as_json:
         show_json(answer)
     else:
         show(sentence(text))
 
 
-def show_secret(secret: str, said: str, made: Any, *, as_json: bool) -> None:
-    """Write a secret that is shown this once: on stdout alone, so that a script can take it; `said` goes to stderr."""
+def show_secret(secret: str, remark: str, created: Any, *, as_json: bool) -> None:
+    """Print a secret that is shown only once: alone on stdout, for scripts; `remark` goes to stderr."""
     if as_json:
-        show_json(made)
+        show_json(created)
         return
     show(sentence(secret))
-    note(said)
+    note(remark)
 
 
 def as_on_the_wire(answer: Any) -> Any:
-    """Answer shapes of the wire, and lists and mappings of them, as plain JSON values."""
+    """Return wire shapes, and lists and mappings of them, as plain JSON values."""
     if isinstance(answer, BaseModel):
         return answer.model_dump(mode="json", by_alias=True)
     if isinstance(answer, Mapping):
@@ -160,7 +160,7 @@ def as_on_the_wire(answer: Any) -> Any:
 
 
 def facts(pairs: Iterable[tuple[str, object]]) -> Table:
-    """Answer names and what they are, one a line, for one thing that is shown whole."""
+    """Return names with their values, one per line, to show one thing in full."""
     grid = Table.grid(padding=(0, GAP, 0, 0))
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column(overflow="fold")
@@ -171,10 +171,10 @@ def facts(pairs: Iterable[tuple[str, object]]) -> Table:
 
 
 def sentence(text: str, style: str = "") -> Text:
-    """Answer a line of text that breaks between words."""
+    """Return a line of text that wraps between words."""
     return Text(plain(text), style=style)
 
 
 def note(text: str) -> None:
-    """Write a remark for the person to stderr, so that stdout holds the answer alone."""
+    """Write a remark for a person to stderr, so that stdout has only the result."""
     print(plain(text), file=sys.stderr)

@@ -1,4 +1,4 @@
-"""`lucid passports`: register nodes, models and other things, and look after what was registered."""
+"""`lucid passports`: register nodes, models and other things, and change what was registered."""
 
 from __future__ import annotations
 
@@ -7,24 +7,21 @@ from typing import Annotated, Any
 
 import typer
 
-from lucid_compute.cli.command_groups import ListsByDefault
-from lucid_compute.cli.completion import complete_passport
-from lucid_compute.cli.confirmation import YesOption, confirm
+from lucid_compute.cli.command_groups import ListByDefault
 from lucid_compute.cli.connection import ApiOption, KeyOption, connected
-from lucid_compute.cli.exit_status import ExitStatus
-from lucid_compute.cli.failures import CommandFailed
+from lucid_compute.cli.failures import CommandFailed, ExitStatus, YesOption, confirm
+from lucid_compute.cli.formatting import instant, listed, or_unknown
+from lucid_compute.cli.lookup import complete_passport, get_passport
 from lucid_compute.cli.metadata_options import MetadataOption, SetOption, read_metadata_options
-from lucid_compute.cli.names import get_passport
 from lucid_compute.cli.output import Column, JsonOption, Listing, facts, sentence, show, show_done, show_json
-from lucid_compute.cli.plain_text import instant, listed, or_unknown
 from lucid_compute.client import Lucid
 from lucid_compute.node_state import NodeStatus
 from lucid_compute.passports import PassportStatus, PassportType
 from lucid_compute.wire.passports import PassportView
 
 app = typer.Typer(
-    cls=ListsByDefault,
-    help="Register nodes, models and other things, and look after what was registered.",
+    cls=ListByDefault,
+    help="Register nodes, models and other things, and change what was registered.",
     epilog="`lucid passports` alone is `lucid passports list`, with the same options.",
 )
 PassportArgument = Annotated[
@@ -55,7 +52,7 @@ def list_passports(
     api: ApiOption = None,
     key: KeyOption = None,
 ) -> None:
-    """List passports, newest first; models of all owners are among them."""
+    """List passports, newest first, including the models of all owners."""
     with connected(api, key) as lucid:
         found = list(lucid.passports.list(type=passport_type, owner=owner, status=status, tags=tag, search=search))
         left = set() if as_json else _nodes_that_left(lucid, found)
@@ -70,7 +67,7 @@ def list_passports(
 def show_passport(
     passport: PassportArgument, as_json: JsonOption = False, api: ApiOption = None, key: KeyOption = None
 ) -> None:
-    """Show one passport whole; secrets are never shown."""
+    """Show one passport in full; secrets are never shown."""
     with connected(api, key) as lucid:
         _show(get_passport(lucid, passport), as_json=as_json)
 
@@ -92,7 +89,7 @@ def create_passport(
     """Register a thing: lucid passports create my-node --set vram=80GB --set inferenceUrl=http://10.0.0.5:8000."""
     read = read_metadata_options(metadata, settings)
     with connected(api, key) as lucid:
-        made = lucid.passports.create(
+        created = lucid.passports.create(
             name=name,
             type=passport_type,
             metadata=read or {},
@@ -101,14 +98,14 @@ def create_passport(
             tags=tag,
             owner=owner,
         )
-    _show(made, as_json=as_json)
+    _show(created, as_json=as_json)
 
 
 @app.command("update")
 def update_passport(
     passport: PassportArgument,
     name: Annotated[str | None, typer.Option(help="A new name.")] = None,
-    status: Annotated[PassportStatus | None, typer.Option(help="`revoked` is for good.")] = None,
+    status: Annotated[PassportStatus | None, typer.Option(help="`revoked` is final.")] = None,
     metadata: MetadataOption = None,
     settings: SetOption = None,
     description: DescriptionOption = None,
@@ -118,12 +115,12 @@ def update_passport(
     api: ApiOption = None,
     key: KeyOption = None,
 ) -> None:
-    """Change what is named and leave the rest; --set KEY=null takes a key out of the metadata."""
+    """Change the named fields and leave the rest; --set KEY=null removes a key from the metadata."""
     read = read_metadata_options(metadata, settings)
-    said = {
+    fields = {
         "name": name, "status": status, "metadata": read, "description": description, "version": version, "tags": tag
     }  # fmt: skip
-    changes: Any = {field: value for field, value in said.items() if value is not None}
+    changes: Any = {field: value for field, value in fields.items() if value is not None}
     if not changes:
         raise CommandFailed("Say what to change. See: lucid passports update --help", ExitStatus.USAGE)
     with connected(api, key) as lucid:
@@ -139,7 +136,7 @@ def revoke_passport(
     api: ApiOption = None,
     key: KeyOption = None,
 ) -> None:
-    """Revoke a passport for good; a node must have no requests in flight. It stays readable."""
+    """Revoke a passport; this is final. A node must have no requests in flight. The passport stays readable."""
     with connected(api, key) as lucid:
         found = get_passport(lucid, passport)
         confirm(f"Revoke the {found.type} passport {found.name} ({found.id}) for good?", is_agreed=yes)
@@ -168,7 +165,7 @@ def _show(passport: PassportView, *, as_json: bool) -> None:
 
 
 def _nodes_that_left(lucid: Lucid, passports: list[PassportView]) -> set[str]:
-    """Answer the nodes that were deregistered: their passports stay active, and nobody would guess it."""
+    """Return the ids of deregistered nodes. Their passports stay active, which a person would not expect."""
     if not any(passport.type is PassportType.COMPUTE for passport in passports):
         return set()
     return {node.id for node in lucid.compute.list(status=NodeStatus.DEREGISTERED)}
@@ -179,11 +176,11 @@ def _written(value: Any) -> str:
 
 
 def _row(passport: PassportView, *, has_left: bool) -> tuple[str, ...]:
-    stands = NodeStatus.DEREGISTERED if has_left and passport.status is PassportStatus.ACTIVE else passport.status
+    status = NodeStatus.DEREGISTERED if has_left and passport.status is PassportStatus.ACTIVE else passport.status
     return (
         passport.name,
         passport.type.value,
-        stands.value,
+        status.value,
         passport.owner,
         instant(passport.created_at),
         listed(passport.tags),

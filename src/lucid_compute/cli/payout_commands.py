@@ -1,22 +1,24 @@
-"""`lucid payouts`: what was earned, statements, what was lost by whose fault, and closed periods."""
+"""`lucid payouts`: earnings, statements, losses by responsible party, and closed periods."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import date
 from typing import Annotated
 
 import typer
+from rich.console import RenderableType
 
-from lucid_compute.cli.command_groups import ListsByDefault
-from lucid_compute.cli.confirmation import YesOption, confirm
+from lucid_compute.cli.command_groups import ListByDefault
 from lucid_compute.cli.connection import ApiOption, KeyOption, connected
-from lucid_compute.cli.failures import refuse_both, write
-from lucid_compute.cli.output import JsonOption, sentence, show, show_done, show_json
-from lucid_compute.cli.payout_tables import loss_parts, payout_parts, period_table
+from lucid_compute.cli.failures import YesOption, confirm, refuse_both, write
+from lucid_compute.cli.formatting import counted, instant, number, or_unknown
+from lucid_compute.cli.output import Column, JsonOption, Listing, sentence, show, show_done, show_json
+from lucid_compute.wire.payouts import LossReport, PayoutReport, PayoutTotal, PeriodView
 
 app = typer.Typer(
-    cls=ListsByDefault,
-    help="What was earned, what was lost by whose fault, and closed periods.",
+    cls=ListByDefault,
+    help="See earnings, losses by responsible party, and closed periods.",
     epilog="`lucid payouts` alone is `lucid payouts list`, with the same options.",
 )
 
@@ -49,7 +51,7 @@ def list_payouts(
     api: ApiOption = None,
     key: KeyOption = None,
 ) -> None:
-    """Show what was earned, by owner and role, and by model and node."""
+    """Show earnings, by owner and role, and by model and node."""
     refuse_both("--period", period, "days with --from and --to", from_ or to)
     with connected(api, key) as lucid:
         payouts = lucid.payouts
@@ -69,7 +71,7 @@ def write_statement(
     api: ApiOption = None,
     key: KeyOption = None,
 ) -> None:
-    """Write a statement as CSV: a line for each day, node and model, and the totals that they add up to."""
+    """Write a statement as CSV: a line for each day, node and model, and the totals of these lines."""
     refuse_both("--period", period, "days with --from and --to", from_ or to)
     with connected(api, key) as lucid:
         payouts = lucid.payouts
@@ -89,7 +91,7 @@ def show_losses(
     api: ApiOption = None,
     key: KeyOption = None,
 ) -> None:
-    """Show what failed, by cause and by whose fault, and about what it would have earned."""
+    """Show what failed, by cause and responsible party, and an estimate of the lost earnings."""
     with connected(api, key) as lucid:
         report = lucid.payouts.losses(from_=from_, to=to, owner=owner)
     if as_json:
@@ -100,7 +102,7 @@ def show_losses(
 
 @app.command("periods")
 def list_periods(as_json: JsonOption = False, api: ApiOption = None, key: KeyOption = None) -> None:
-    """List the closed periods, the last one first."""
+    """List the closed periods, latest first."""
     with connected(api, key) as lucid:
         periods = list(lucid.payouts.periods())
     if as_json:
@@ -118,9 +120,98 @@ def close_period(
     api: ApiOption = None,
     key: KeyOption = None,
 ) -> None:
-    """Close a period for good; for admins. It begins where the last one ended."""
+    """Close a period, for admins; this is final. It begins where the last one ended."""
     confirm(f"Close the payouts from {from_} until before {to} for good?", is_agreed=yes)
     with connected(api, key) as lucid:
         period = lucid.payouts.close_period(from_=from_, to=to)
     closed = f"The period from {period.from_} until before {period.to} is closed ({period.id})."
     show_done(closed, period, as_json=as_json)
+
+
+TOTAL_COLUMNS = (
+    Column("OWNER", shortest=12),
+    Column("ROLE"),
+    Column("JOBS", right=True),
+    Column("TOKENS", rank=1, right=True),
+    Column("CHARGED", rank=2, right=True),
+    Column("USD", right=True),
+)
+LINE_COLUMNS = (
+    Column("MODEL", shortest=12),
+    Column("NODE", shortest=12),
+    Column("ROLE", rank=1),
+    Column("JOBS", right=True),
+    Column("TOKENS", rank=2, right=True),
+    Column("USD", right=True),
+    Column("OWNER", rank=3),
+)
+LOSS_COLUMNS = (
+    Column("CAUSE", shortest=12),
+    Column("FAULT OF"),
+    Column("REQUESTS", right=True),
+    Column("RETRIED", rank=1, right=True),
+    Column("REFUSED", right=True),
+    Column("UNEARNED", right=True),
+    Column("PASSED ON", rank=2, right=True),
+)
+PERIOD_COLUMNS = (Column("FROM"), Column("TO"), Column("CLOSED", rank=1), Column("ID"))
+
+
+def payout_parts(report: PayoutReport) -> list[RenderableType]:
+    """Return the totals of owners and roles, and the lines that they consist of."""
+    if not report.totals:
+        return [sentence(f"Nothing was earned from {report.from_} to {report.to}.")]
+    parts: list[RenderableType] = [
+        sentence(f"Earned from {report.from_} until before {report.to}, in US dollars:"),
+        Listing(TOTAL_COLUMNS, map(_total, report.totals)),
+        sentence(""),
+    ]
+    if report.lines is None:
+        return [*parts, sentence("Name an owner to see its models and nodes: there are too many of all.")]
+    rows = (
+        (line.model, or_unknown(line.node), line.role, number(line.jobs), _tokens(line), line.amount_usd, _owner(line))
+        for line in report.lines
+    )
+    return [*parts, sentence("By model and node:"), Listing(LINE_COLUMNS, rows)]
+
+
+def loss_parts(report: LossReport) -> list[RenderableType]:
+    """Return what failed, by cause, and the sum of all attempts."""
+    attempts = f"{counted(report.attempts, 'attempt')}: {report.completed:,} completed, {report.running:,} running"
+    if not report.losses:
+        return [sentence(f"{attempts}. Nothing was lost.")]
+    rows = (
+        (
+            *(loss.cause, loss.side, number(loss.requests), number(loss.retried), number(loss.refused)),
+            *(loss.unearned_usd, loss.passed_on_usd),
+        )
+        for loss in report.losses
+    )
+    failed = sum(loss.requests for loss in report.losses)
+    retried = sum(loss.retried for loss in report.losses)
+    unknown = sum(loss.unestimated for loss in report.losses)
+    refused = sum(loss.refused for loss in report.losses)
+    notes = [sentence(f"{attempts}, {counted(failed, 'request')} failed, {retried:,} tried again elsewhere.")]
+    if refused:
+        notes.append(sentence(f"{counted(refused, 'request')} refused before any node was asked."))
+    if unknown:
+        notes.append(sentence(f"Of {unknown:,} nothing is known to estimate by."))
+    return [Listing(LOSS_COLUMNS, rows), sentence(""), *notes]
+
+
+def period_table(periods: Iterable[PeriodView]) -> Listing:
+    """Return a table of closed periods."""
+    rows = ((str(each.from_), str(each.to), instant(each.closed_at), each.id) for each in periods)
+    return Listing(PERIOD_COLUMNS, rows)
+
+
+def _total(each: PayoutTotal) -> tuple[str, ...]:
+    return _owner(each), each.role, number(each.jobs), _tokens(each), each.gross_usd, each.amount_usd
+
+
+def _owner(each: PayoutTotal) -> str:
+    return or_unknown(each.owner)
+
+
+def _tokens(each: PayoutTotal) -> str:
+    return f"{each.tokens_in:,}+{each.tokens_out:,}"

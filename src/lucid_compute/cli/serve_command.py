@@ -1,4 +1,4 @@
-"""`lucid serve`: its flags go before the environment."""
+"""`lucid serve`: its options override the environment."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from lucid_compute.api.settings import Settings, SettingsNotUsable, read_settings
-from lucid_compute.cli.exit_status import ExitStatus
-from lucid_compute.cli.failures import complain
-from lucid_compute.cli.settings_command import complain_of_mistyped
+from lucid_compute.cli.failures import ExitStatus, complain
+from lucid_compute.cli.settings_command import warn_of_mistyped
 
 
 def serve(
@@ -22,7 +21,7 @@ def serve(
     """Run the service until SIGTERM: on LUCID_DATABASE_URL when it is set, else on an embedded Postgres."""
     flags = {"host": host, "port": port, "data_dir": data_dir, "workers": workers}
     settings = _read_settings(**{name: value for name, value in flags.items() if value is not None})
-    complain_of_mistyped()
+    warn_of_mistyped()
     from lucid_compute.cli.serve import run_service  # noqa: PLC0415 - `lucid --help` lists us without the service
 
     raise typer.Exit(run_service(settings))

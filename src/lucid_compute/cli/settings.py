@@ -1,4 +1,4 @@
-"""What the command line itself reads from the environment; the SDK's and the service's settings are their own."""
+"""What the command line itself reads from the environment. Without `lucid settings`, which imports all settings."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ def database_url() -> str | None:
 
 
 def data_dir() -> Path:
-    """Answer the data folder of a `lucid serve` that was started here: LUCID_DATA_DIR, else `data`."""
+    """Return the data folder of a `lucid serve` that was started here: LUCID_DATA_DIR, else `data`."""
     return Path(os.environ.get(DATA_DIR) or "data")
 
 
 def mistyped(known: Collection[str]) -> list[tuple[str, str]]:
-    """Answer variables that nothing reads and that are nearly one that is known, with that one."""
+    """Return variables that nothing reads but that resemble a known one, each with that one."""
     ours = {name for name in os.environ if name.startswith("LUCID_") and not name.startswith("LUCID_TEST_")}
     near = ((name, get_close_matches(name, known, n=1, cutoff=0.85)) for name in ours - set(known))
     return sorted((name, meant[0]) for name, meant in near if meant)
 
 
 def is_set(variable: str) -> bool:
-    """Whether the environment holds the variable, and not as an empty text."""
+    """Whether the variable is set to a text that is not empty."""
     return bool(os.environ.get(variable))

@@ -17,15 +17,15 @@ from lucid_compute.cli.settings import is_set, mistyped
 from lucid_compute.client.settings import SETTINGS as CLIENT_SETTINGS
 
 
-class Setting(NamedTuple):
-    """A variable; `default` None is unset."""
+class SettingRow(NamedTuple):
+    """A variable. A `default` of None is unset."""
 
     name: str
     default: str | None
     meaning: str
 
 
-# Who reads them: a line for each part of the package that has settings, a class of pydantic-settings or a list.
+# Each part of the package that has settings: a class of pydantic-settings, or a list.
 SOURCES: tuple[tuple[str, type[BaseModel] | Sequence[tuple[str, str | None, str]]], ...] = (
     ("service", Settings),
     ("client", CLIENT_SETTINGS),
@@ -34,7 +34,7 @@ SOURCES: tuple[tuple[str, type[BaseModel] | Sequence[tuple[str, str | None, str]
 
 
 def settings(as_json: JsonOption = False) -> None:
-    """List every setting: its variable, its default, what it means, and whether it is set now."""
+    """List every setting: its variable, default and meaning, and whether it is set now."""
     rows = [_row(reader, setting) for reader, setting in _all()]
     if as_json:
         show_json({"settings": rows})
@@ -48,27 +48,27 @@ def settings(as_json: JsonOption = False) -> None:
     show(*parts)
 
 
-def complain_of_mistyped() -> None:
-    """Say of each variable that looks like a setting and is none which one may be meant."""
+def warn_of_mistyped() -> None:
+    """Warn of each variable that resembles a setting but is none."""
     for name, meant in mistyped({setting.name for _, setting in _all()}):
         complain(f"Nothing reads {name}. Did you mean {meant}? See: lucid settings")
 
 
-def _all() -> list[tuple[str, Setting]]:
+def _all() -> list[tuple[str, SettingRow]]:
     return [(reader, setting) for reader, source in SOURCES for setting in _declared_by(source)]
 
 
-def _declared_by(source: type[BaseModel] | Sequence[tuple[str, str | None, str]]) -> list[Setting]:
+def _declared_by(source: type[BaseModel] | Sequence[tuple[str, str | None, str]]) -> list[SettingRow]:
     if not isinstance(source, type):
-        return [Setting(*setting) for setting in source]
+        return [SettingRow(*setting) for setting in source]
     prefix = str(source.model_config.get("env_prefix", ""))
     return [
-        Setting(f"{prefix}{name}".upper(), _written(field.default), field.description or "")
+        SettingRow(f"{prefix}{name}".upper(), _written(field.default), field.description or "")
         for name, field in source.model_fields.items()
     ]
 
 
-def _row(reader: str, setting: Setting) -> dict[str, Any]:
+def _row(reader: str, setting: SettingRow) -> dict[str, Any]:
     return {
         "variable": setting.name,
         "reader": reader,

@@ -1,4 +1,4 @@
-"""`lucid webhooks`: be told of what happens to nodes and models."""
+"""`lucid webhooks`: manage webhooks, which report events of nodes and models by POST."""
 
 from __future__ import annotations
 
@@ -6,20 +6,18 @@ from typing import Annotated
 
 import typer
 
-from lucid_compute.cli.command_groups import ListsByDefault
-from lucid_compute.cli.completion import complete_node
-from lucid_compute.cli.confirmation import YesOption, confirm
+from lucid_compute.cli.command_groups import ListByDefault
 from lucid_compute.cli.connection import ApiOption, KeyOption, connected
-from lucid_compute.cli.failures import CommandFailed
-from lucid_compute.cli.names import get_node
+from lucid_compute.cli.failures import CommandFailed, YesOption, confirm
+from lucid_compute.cli.formatting import UNKNOWN, instant
+from lucid_compute.cli.lookup import complete_node, get_node
 from lucid_compute.cli.output import Column, JsonOption, Listing, sentence, show, show_done, show_json, show_secret
-from lucid_compute.cli.plain_text import UNKNOWN, instant
 from lucid_compute.webhook_rules import WebhookEvent
 from lucid_compute.wire.webhooks import DeliveryView, NewWebhook, WebhookView
 
 app = typer.Typer(
-    cls=ListsByDefault,
-    help="Be told of what happens to nodes and models.",
+    cls=ListByDefault,
+    help="Send events of nodes and models to a URL.",
     epilog="`lucid webhooks` alone is `lucid webhooks list`, with the same options.",
 )
 WebhookArgument = Annotated[str, typer.Argument(metavar="ID", help="The webhook's id.")]
@@ -57,52 +55,54 @@ def list_webhooks(as_json: JsonOption = False, api: ApiOption = None, key: KeyOp
 def create_webhook(
     url: Annotated[str, typer.Argument(help="Where to POST to.")],
     event: Annotated[
-        list[WebhookEvent] | None, typer.Option(help="Of what; may be given again. Unset: of all.")
+        list[WebhookEvent] | None, typer.Option(help="An event to send; may be given again. Unset: all.")
     ] = None,
     node: Annotated[
         list[str] | None,
-        typer.Option(metavar="NODE", help="Of this node alone; may be given again.", autocompletion=complete_node),
+        typer.Option(
+            metavar="NODE", help="Only events of this node; may be given again.", autocompletion=complete_node
+        ),
     ] = None,
     model: Annotated[
-        list[str] | None, typer.Option(metavar="MODEL", help="Of this model alone; may be given again.")
+        list[str] | None, typer.Option(metavar="MODEL", help="Only events of this model; may be given again.")
     ] = None,
     all_owners: Annotated[
-        bool, typer.Option("--all-owners", help="Of every owner's nodes and models; for admins.")
+        bool, typer.Option("--all-owners", help="Events of every owner's nodes and models; for admins.")
     ] = False,
     as_json: JsonOption = False,
     api: ApiOption = None,
     key: KeyOption = None,
 ) -> None:
-    """Make a webhook. Stdout is its secret alone, so that a script can take it; it is shown this once."""
+    """Create a webhook. Stdout is its secret alone, for scripts. The secret is shown only once."""
     with connected(api, key) as lucid:
         passport_ids = [get_node(lucid, each).id for each in node or []]
         passport_ids += [lucid.models.get(each).id for each in model or []]
-        made = lucid.webhooks.create(
+        created = lucid.webhooks.create(
             url, events=event or None, passport_ids=passport_ids or None, all_owners=all_owners
         )
-    _show_secret(made, f"The webhook {made.id} is made.", as_json=as_json)
+    _show_secret(created, f"The webhook {created.id} is created.", as_json=as_json)
 
 
 @app.command("rotate")
 def rotate_webhook(
     webhook_id: WebhookArgument,
-    now: Annotated[bool, typer.Option("--now", help="The former secret signs no more, not for 24 hours.")] = False,
+    now: Annotated[bool, typer.Option("--now", help="End the previous secret at once, not after 24 hours.")] = False,
     as_json: JsonOption = False,
     api: ApiOption = None,
     key: KeyOption = None,
 ) -> None:
-    """Give a webhook a new secret; for 24 hours the former one signs as well. Stdout is the secret alone."""
+    """Give a webhook a new secret. For 24 hours the previous one signs too. Stdout is the secret alone."""
     with connected(api, key) as lucid:
-        made = lucid.webhooks.rotate(webhook_id, now=now)
-    until = "is signed with no more" if now else "signs as well for 24 hours"
-    _show_secret(made, f"The former secret of {made.id} {until}.", as_json=as_json)
+        created = lucid.webhooks.rotate(webhook_id, now=now)
+    until = "does not sign any more" if now else "signs too for 24 hours"
+    _show_secret(created, f"The previous secret of {created.id} {until}.", as_json=as_json)
 
 
 @app.command("test")
 def try_webhook(
     webhook_id: WebhookArgument, as_json: JsonOption = False, api: ApiOption = None, key: KeyOption = None
 ) -> None:
-    """Send a test at once; one that is delivered enables a disabled webhook again."""
+    """Send a test event now. A delivered test enables a disabled webhook again."""
     with connected(api, key) as lucid:
         tested = lucid.webhooks.test(webhook_id)
     if as_json:
@@ -117,14 +117,14 @@ def try_webhook(
 def list_deliveries(
     webhook_id: WebhookArgument, as_json: JsonOption = False, api: ApiOption = None, key: KeyOption = None
 ) -> None:
-    """List what a webhook was told in the last seven days, or waits for."""
+    """List the deliveries of the last seven days, and the pending ones."""
     with connected(api, key) as lucid:
         deliveries = list(lucid.webhooks.deliveries(webhook_id))
     if as_json:
         show_json({"deliveries": deliveries})
     else:
         rows = map(_delivery_row, deliveries)
-        show(Listing(DELIVERY_COLUMNS, rows) if deliveries else sentence("Nothing was told yet, and nothing waits."))
+        show(Listing(DELIVERY_COLUMNS, rows) if deliveries else sentence("No deliveries yet, and none pending."))
 
 
 @app.command("delete")
@@ -135,16 +135,16 @@ def delete_webhook(
     api: ApiOption = None,
     key: KeyOption = None,
 ) -> None:
-    """End a webhook; what waits for it is not sent."""
+    """Delete a webhook. Its pending deliveries are not sent."""
     confirm(f"Delete the webhook {webhook_id}?", is_agreed=yes)
     with connected(api, key) as lucid:
         lucid.webhooks.delete(webhook_id)
     show_done(f"The webhook {webhook_id} is deleted.", {"id": webhook_id, "deleted": True}, as_json=as_json)
 
 
-def _show_secret(made: NewWebhook, what: str, *, as_json: bool) -> None:
-    said = f"{what} This is the only time that its secret is shown: deliveries are signed with it."
-    show_secret(made.secret, said, made, as_json=as_json)
+def _show_secret(created: NewWebhook, what: str, *, as_json: bool) -> None:
+    remark = f"{what} This is the only time that its secret is shown: deliveries are signed with it."
+    show_secret(created.secret, remark, created, as_json=as_json)
 
 
 def _row(webhook: WebhookView) -> tuple[str, ...]:

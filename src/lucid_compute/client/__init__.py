@@ -1,10 +1,9 @@
-"""The Python SDK: `Lucid`, and `AsyncLucid` for asyncio. The guides' TypeScript reads the same in Python."""
+"""The Python SDK: `Lucid`, and `AsyncLucid` for asyncio."""
 
-from lucid_compute.client.async_lucid import AsyncLucid
 from lucid_compute.client.errors import LucidApiError, LucidClientError
-from lucid_compute.client.lucid import Lucid
+from lucid_compute.client.lucid import AsyncLucid, Lucid
 from lucid_compute.client.pages import AsyncPages, Page, Pages
-from lucid_compute.client.webhook_messages import read_webhook
+from lucid_compute.client.webhook_calls import read_webhook
 from lucid_compute.webhook_rules import BadSignature
 
 __all__ = [

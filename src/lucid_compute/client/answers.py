@@ -1,4 +1,4 @@
-"""Answers, read: a success as its type, a refusal as its exception, and what is not of this service as what it is."""
+"""Read a response: a success as its type, a refusal as its exception, a foreign response as what it is."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any, NamedTuple, TypeVar, cast
 from pydantic import BaseModel, ValidationError
 
 from lucid_compute.client import errors
-from lucid_compute.client.call import Call
-from lucid_compute.client.mending import find_mended
+from lucid_compute.client.call import ApiCall
+from lucid_compute.client.lenient import read_leniently
 
 T = TypeVar("T")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
@@ -59,25 +59,25 @@ _UNDONE_CODES = frozenset({"RATE_LIMITED", "OVERLOADED"})
 
 
 class Received(NamedTuple):
-    """A whole answer as it came; header names are in lower case."""
+    """A complete response. Header names are in lower case."""
 
     status: int
     headers: Mapping[str, str]
     content: bytes
 
 
-def read_answer(call: Call[T], received: Received, *, base_url: str, has_key: bool) -> T:
-    """Answer what the service answered.
+def read_answer(call: ApiCall[T], received: Received, *, base_url: str, has_key: bool) -> T:
+    """Return the content of a successful response, as the type that the call expects.
 
     Raises:
-        LucidClientError: it refused, or this is no answer of the service.
+        LucidClientError: the service refused, or the response is not the service's.
     """
     if 200 <= received.status < 300:  # noqa: PLR2004 - the range of successes
         return _read_success(call, received, base_url)
     raise _refusal(received, base_url=base_url, has_key=has_key)
 
 
-def _read_success(call: Call[T], received: Received, base_url: str) -> T:
+def _read_success(call: ApiCall[T], received: Received, base_url: str) -> T:
     if call.answer is NoneType:
         return cast("T", None)
     if call.answer is str:
@@ -88,20 +88,20 @@ def _read_success(call: Call[T], received: Received, base_url: str) -> T:
         return cast("T", call.answer.model_validate_json(received.content, extra="ignore"))
     except ValidationError as error:
         found = _find_json(received)
-        mended = find_mended(call.answer, found, error)
-        if mended is not None:
-            return cast("T", mended)
+        lenient = read_leniently(call.answer, found, error)
+        if lenient is not None:
+            return cast("T", lenient)
         raise _not_ours(received, base_url, _shape_sentence(call, error, found)) from None
 
 
-def _shape_sentence(call: Call[Any], error: ValidationError, found: Any) -> str:
+def _shape_sentence(call: ApiCall[Any], error: ValidationError, found: Any) -> str:
     if found is None:
         return ""
     first = error.errors(include_url=False, include_input=False)[0]
-    where = ".".join(map(str, first["loc"])) or "the whole"
+    where = ".".join(map(str, first["loc"])) or "the top level"
     return (
-        f"The answer to {call.method} {call.path} does not fit this client, at {where}: {first['msg']}. "
-        "Is this the address of lucid serve, and is this client of the service's age?"
+        f"The answer to {call.method} {call.path} does not fit this client at {where}: {first['msg']}. "
+        "Is this the address of lucid serve, and do client and service have similar versions?"
     )
 
 
@@ -132,7 +132,7 @@ def _kind_of(status: int) -> type[errors.LucidApiError]:
 
 
 def _foreign_refusal(received: Received, base_url: str) -> errors.LucidClientError:
-    """Answer what a proxy, or another service, says in its own words."""
+    """Return the error for a refusal in the words of a proxy, or of another service."""
     status = received.status
     if 300 <= status < 400:  # noqa: PLR2004 - redirects
         location = _CONTROL.sub(" ", received.headers.get("location", "elsewhere"))[:200]
@@ -143,7 +143,7 @@ def _foreign_refusal(received: Received, base_url: str) -> errors.LucidClientErr
     if status in {_TOO_MANY, 502, 503, 504}:
         kind = errors.RateLimited if status == _TOO_MANY else errors.Unavailable
         message = (
-            f"A proxy before {base_url} answers {status} in words of its own ({_kind_of_content(received)}). Does it "
+            f"A proxy before {base_url} answers {status} with its own message ({_kind_of_content(received)}). Does it "
             "reach the service, and does lucid serve run there?"
         )
         return kind(
@@ -169,9 +169,9 @@ def _not_ours(received: Received, base_url: str, sentence: str) -> errors.Unexpe
 def _kind_of_content(received: Received) -> str:
     if not received.content:
         return "nothing"
-    said = received.headers.get("content-type", "").split(";")[0].strip()
+    kind = received.headers.get("content-type", "").split(";")[0].strip()
     return {"text/html": "an HTML page", "application/json": "JSON of another kind"}.get(
-        said, _CONTROL.sub(" ", said)[:80] or "no content type"
+        kind, _CONTROL.sub(" ", kind)[:80] or "no content type"
     )
 
 
@@ -188,7 +188,7 @@ def _request_id(received: Received) -> str | None:
 
 
 def read_retry_after(text: str | None, now: datetime) -> float | None:
-    """Answer the seconds of a `Retry-After`, a number or a date; None when it says neither. Never below 0."""
+    """Return the seconds of a `Retry-After`, a number or a date, at least 0; None when it is neither."""
     if text is None:
         return None
     try:

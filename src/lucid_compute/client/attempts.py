@@ -1,4 +1,4 @@
-"""Whether a call is sent again, when, and how long it may take: pure, with the time and the chance as arguments."""
+"""Decide whether and when a call is sent again, and how long it may take. Pure: time and chance are arguments."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from lucid_compute.client.call import Call
+from lucid_compute.client.call import ApiCall
 from lucid_compute.client.errors import LucidClientError, NotFound
 from lucid_compute.field_types import backoff_seconds
 
@@ -15,7 +15,7 @@ SHORTEST_ATTEMPT_SECONDS = 0.05
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How often a call is repeated, and its bounds: of each attempt, and of them all with the pauses between."""
+    """How often a call is repeated, and its time limits: for each attempt, and for all attempts with their pauses."""
 
     retries: int
     attempt_seconds: float
@@ -31,12 +31,12 @@ class RetryPolicy:
 
 
 class Attempts:
-    """The attempts of one call, from its start on."""
+    """The attempts of one call."""
 
     def __init__(
-        self, call: Call[Any], policy: RetryPolicy, *, now_seconds: float, random: Callable[[], float]
+        self, call: ApiCall[Any], policy: RetryPolicy, *, now_seconds: float, random: Callable[[], float]
     ) -> None:
-        """Start at `now_seconds` of a clock that only goes forward; `random` answers 0 to 1."""
+        """Start at `now_seconds` of a monotonic clock. `random` returns 0 to 1."""
         self._call = call
         self._policy = policy
         self._random = random
@@ -44,15 +44,15 @@ class Attempts:
         self._failures = 0
 
     def seconds_for_attempt(self, now_seconds: float) -> float:
-        """Answer how long the attempt that begins now may take."""
+        """Return how many seconds the attempt that begins now may take."""
         longest = self._policy.attempt_seconds + self._call.waits_seconds
         return max(min(longest, self._ends_at - now_seconds), SHORTEST_ATTEMPT_SECONDS)
 
     def find_pause_seconds(self, error: LucidClientError, now_seconds: float) -> float | None:
-        """Answer how long to wait before the call is sent again; None when it is not.
+        """Return the seconds to wait before the call is sent again; None when it is not sent again.
 
-        What is not safe to repeat is repeated only when the service certainly did nothing of it. A `Retry-After` is
-        waited for in full, and some random time on top; one that ends after the call's time ends the call now.
+        A call that is not safe to repeat is repeated only if the service certainly did nothing. A `Retry-After` is
+        waited for in full, plus a random time. A pause that would outlast the call's time ends the call now.
         """
         self._failures += 1
         if self._failures > self._policy.retries or not error.is_transient:
@@ -64,5 +64,5 @@ class Attempts:
         return pause if now_seconds + pause + SHORTEST_ATTEMPT_SECONDS <= self._ends_at else None
 
     def is_done_by(self, error: LucidClientError) -> bool:
-        """Whether the error says that an attempt whose answer was lost did what was asked."""
+        """Whether the error shows that an earlier attempt, whose response was lost, did the work."""
         return self._call.is_done_when_missing and self._failures > 0 and isinstance(error, NotFound)

@@ -1,4 +1,4 @@
-"""One description of each call: what to send, what comes back, whether it may be sent again. Pure, without I/O."""
+"""Describe each call once: what to send, the type of the result, whether it may be repeated. Pure, without I/O."""
 
 from __future__ import annotations
 
@@ -27,11 +27,12 @@ Query = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Call(Generic[T]):
-    """A request of the service, and the type of its answer.
+class ApiCall(Generic[T]):
+    """A request to the service, and the type of its result.
 
-    `path` is quoted. `is_repeatable`: sent twice, it does what it does once. `waits_seconds` is how long the service
-    may take on purpose. `is_done_when_missing`: a 404 to a repetition says that the first one did it.
+    `path` is quoted. `is_repeatable`: sending it twice has the effect of sending it once. `waits_seconds` is how long
+    the service may take on purpose. `is_done_when_missing`: a 404 to a repetition means that the first request did the
+    work.
     """
 
     method: str
@@ -46,8 +47,8 @@ class Call(Generic[T]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Listing(Generic[PageShape, T]):
-    """A list of the service: each of its pages is a call. `identity` tells items apart when pages shift."""
+class PagedCall(Generic[PageShape, T]):
+    """A list of the service; each of its pages is a call. `identity` recognises an item that moved to another page."""
 
     path: str
     answer: type[PageShape]
@@ -55,17 +56,17 @@ class Listing(Generic[PageShape, T]):
     query: Query = ()
     identity: Callable[[T], Hashable] = field(default=attrgetter("id"))
 
-    def page(self, number: int, per_page: int) -> Call[PageShape]:
-        """Answer the call for one page; pages count from 1."""
+    def page(self, number: int, per_page: int) -> ApiCall[PageShape]:
+        """Return the call for one page; pages count from 1."""
         query = (*self.query, *query_of(page=number, per_page=per_page))
-        return Call(method="GET", path=self.path, query=query, answer=self.answer)
+        return ApiCall(method="GET", path=self.path, query=query, answer=self.answer)
 
 
 def path_of(*parts: str) -> str:
-    """Answer a path of fixed and foreign parts, each quoted whole, slashes and dots of names too.
+    """Return a path of quoted parts. Slashes and dots of names are quoted too.
 
     Raises:
-        InvalidRequest: a part is empty, so another route would be meant.
+        InvalidRequest: a part is empty, so the path would be another route's.
     """
     for part in parts:
         if not part:
@@ -74,7 +75,7 @@ def path_of(*parts: str) -> str:
 
 
 def query_of(**values: QueryValue) -> Query:
-    """Answer a query by the names on the wire; None is left out, lists are repeated."""
+    """Return a query with the names of the wire. None is left out; a list becomes a repeated parameter."""
     pairs: list[tuple[str, str]] = []
     for name, value in values.items():
         if value is not None:
@@ -84,10 +85,10 @@ def query_of(**values: QueryValue) -> Query:
 
 
 def body_of(shape: type[WireShape], /, **fields: Any) -> bytes:
-    """Answer the JSON body of a shape, from its Python or its camelCase names.
+    """Return the JSON body of a shape. Fields may have Python's names or the wire's camelCase names.
 
     Raises:
-        InvalidRequest: with every fault, by the names on the wire, as the service tells them; nothing was sent.
+        InvalidRequest: with every fault, in the names of the wire, as the service reports them; nothing was sent.
     """
     try:
         return write(shape.model_validate(fields, by_name=True, by_alias=True))
@@ -97,7 +98,7 @@ def body_of(shape: type[WireShape], /, **fields: Any) -> bytes:
 
 
 def write(request: WireShape) -> bytes:
-    """Answer the JSON body of a ready request, without what was left out."""
+    """Return the JSON body of a request, without fields that were not set."""
     try:
         return request.model_dump_json(by_alias=True, exclude_unset=True).encode()
     except PydanticSerializationError:
@@ -107,32 +108,32 @@ def write(request: WireShape) -> bytes:
 
 
 def given(**fields: Any) -> dict[str, Any]:
-    """Answer the fields that are not None."""
+    """Return the fields that are not None."""
     return {name: value for name, value in fields.items() if value is not None}
 
 
 def refuse(path: str, message: str) -> InvalidRequest:
-    """Answer the refusal of one field, before anything is sent."""
+    """Return the error for one invalid field, before anything is sent."""
     return _invalid([FieldFault(path, message)])
 
 
 def _invalid(faults: list[FieldFault]) -> InvalidRequest:
-    said = ground.InvalidRequest(faults)
-    return InvalidRequest(said.message, details=said.details, is_certainly_undone=True)
+    refusal = ground.InvalidRequest(faults)
+    return InvalidRequest(refusal.message, details=refusal.details, is_certainly_undone=True)
 
 
 def _on_the_wire(annotation: Any, loc: Iterable[int | str]) -> list[int | str]:
-    """Answer where a fault is by the wire's names; what no shape names, such as a key of `metadata`, stays."""
-    said: list[int | str] = []
+    """Return the place of a fault in the wire's names. A part that is no field, such as a metadata key, stays."""
+    names: list[int | str] = []
     for part in loc:
         known = _fields_of(annotation).get(part)
-        said.append(part if known is None else known.alias or part)
+        names.append(part if known is None else known.alias or part)
         annotation = annotation if known is None else known.annotation
-    return said
+    return names
 
 
 def _fields_of(annotation: Any) -> dict[int | str | None, FieldInfo]:
-    """Answer the fields of the shapes in an annotation, each by both of its names."""
+    """Return the fields of the shapes in an annotation, by their Python names and their wire names."""
     if isinstance(annotation, type) and issubclass(annotation, WireShape):
         return {key: known for name, known in annotation.model_fields.items() for key in (name, known.alias)}
     return {key: known for inner in get_args(annotation) for key, known in _fields_of(inner).items()}

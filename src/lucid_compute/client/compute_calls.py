@@ -1,4 +1,4 @@
-"""The calls about nodes."""
+"""Calls about nodes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypedDict, Unpack
 
-from lucid_compute.client.call import Call, Listing, body_of, given, path_of, query_of, write
+from lucid_compute.client.call import ApiCall, PagedCall, body_of, given, path_of, query_of, write
 from lucid_compute.node_state import GpuReading, Heartbeat, ReportedRuntime
 from lucid_compute.wire.compute import (
     Declaration,
@@ -25,11 +25,11 @@ from lucid_compute.wire.jobs import JobList, JobView
 from lucid_compute.wire.overview import Overview
 from lucid_compute.wire.probes import ProbeAnswer
 
-PROBE_SECONDS = 13.0  # the longest that the service takes on purpose
+PROBE_SECONDS = 13.0  # the longest probe of the service
 
 
 class HeartbeatExtras(TypedDict, total=False):
-    """What else a heartbeat may say; left out or None is unknown."""
+    """The optional fields of a heartbeat. Left out or None means unknown."""
 
     boot_id: str | None
     sequence: int | None
@@ -52,57 +52,59 @@ def heartbeat(
     available_models: Sequence[str],
     queue_depth: int | None,
     **extras: Unpack[HeartbeatExtras],
-) -> Call[HeartbeatAnswer]:
-    """Say how a node is; send the next one after `next_heartbeat_in_seconds`. None is unknown, never 0.
+) -> ApiCall[HeartbeatAnswer]:
+    """Report the state of a node. Send the next heartbeat after `next_heartbeat_in_seconds`. None is unknown, never 0.
 
-    `load` is 0.0 to 1.0; `available_models` replaces the last report. With `boot_id` and `sequence` a late or repeated
-    one changes nothing.
+    `load` is 0.0 to 1.0. `available_models` replaces the last report. With `boot_id` and `sequence`, a late or repeated
+    heartbeat changes nothing.
 
     Raises:
         NodeDeregistered: the node has ended; stop, or register it again.
     """
     always = {"passport_id": passport_id, "status": status, "load": load, "queue_depth": queue_depth}
-    return _beat(body_of(Heartbeat, **always, available_models=list(available_models), **given(**extras)))
+    return _heartbeat_call(body_of(Heartbeat, **always, available_models=list(available_models), **given(**extras)))
 
 
-def send(heartbeat: Heartbeat) -> Call[HeartbeatAnswer]:
-    """Send a ready heartbeat."""
-    return _beat(write(heartbeat))
+def send(heartbeat: Heartbeat) -> ApiCall[HeartbeatAnswer]:
+    """Send a heartbeat that is ready."""
+    return _heartbeat_call(write(heartbeat))
 
 
-def health(passport_id: str) -> Call[NodeHealth]:
-    """Read a node's health, counted over what the service routed; what the node says of itself is `reported`."""
-    return Call(method="GET", path=path_of("compute", "health", passport_id), answer=NodeHealth)
+def health(passport_id: str) -> ApiCall[NodeHealth]:
+    """Read a node's health, counted from what the service routed. `reported` is what the node says about itself."""
+    return ApiCall(method="GET", path=path_of("compute", "health", passport_id), answer=NodeHealth)
 
 
-def update_models(passport_id: str, *, models: Sequence[ModelDeclaration | Mapping[str, Any]]) -> Call[Declaration]:
-    """Replace the whole declaration of a node by `{"id", "max_tokens", "quantization"}` each, the last two optional."""
+def update_models(passport_id: str, *, models: Sequence[ModelDeclaration | Mapping[str, Any]]) -> ApiCall[Declaration]:
+    """Replace the node's declaration. Each model is `{"id", "max_tokens", "quantization"}`; only `id` is required."""
     body = body_of(DeclareModels, models=list(models))
-    return Call(method="PUT", path=path_of("compute", "models", passport_id), body=body, answer=Declaration)
+    return ApiCall(method="PUT", path=path_of("compute", "models", passport_id), body=body, answer=Declaration)
 
 
-def declared_models(passport_id: str) -> Call[Declaration]:
-    """Read what a node declares, each with the model passport that it resolves to."""
-    return Call(method="GET", path=path_of("compute", "models", passport_id), answer=Declaration)
+def declared_models(passport_id: str) -> ApiCall[Declaration]:
+    """Read the models that a node declares, each with the model passport that it resolves to."""
+    return ApiCall(method="GET", path=path_of("compute", "models", passport_id), answer=Declaration)
 
 
-def drain(passport_id: str) -> Call[DrainAnswer]:
-    """Start no request on the node from here on; call it again to see whether it is `drained`."""
-    return Call(method="POST", path=path_of("compute", "drain", passport_id), answer=DrainAnswer)
+def drain(passport_id: str) -> ApiCall[DrainAnswer]:
+    """Start no more requests on the node. Call it again to see whether the node is `drained`."""
+    return ApiCall(method="POST", path=path_of("compute", "drain", passport_id), answer=DrainAnswer)
 
 
-def resume(passport_id: str) -> Call[NodeHealth]:
-    """End a drain. One that the node reports itself ends when the node reports otherwise."""
-    return Call(method="POST", path=path_of("compute", "resume", passport_id), answer=NodeHealth)
+def resume(passport_id: str) -> ApiCall[NodeHealth]:
+    """End a drain. A drain that the node itself reports ends when the node reports otherwise."""
+    return ApiCall(method="POST", path=path_of("compute", "resume", passport_id), answer=NodeHealth)
 
 
-def deregister(passport_id: str, *, force: bool = False, wait_seconds: float | None = None) -> Call[DeregisterAnswer]:
-    """End a node for good. `force` cuts requests off; else they are waited for up to `wait_seconds`.
+def deregister(
+    passport_id: str, *, force: bool = False, wait_seconds: float | None = None
+) -> ApiCall[DeregisterAnswer]:
+    """Deregister a node; this is final. `force` cuts requests off, else they are awaited up to `wait_seconds`.
 
     Raises:
-        RequestsInFlight: requests still run, and the node goes on as before; `in_flight` says how many.
+        RequestsInFlight: requests still run and the node continues; `in_flight` is their number.
     """
-    return Call(
+    return ApiCall(
         method="POST",
         path=path_of("compute", "deregister", passport_id),
         query=query_of(force=force or None, wait_seconds=wait_seconds),
@@ -111,15 +113,15 @@ def deregister(passport_id: str, *, force: bool = False, wait_seconds: float | N
     )
 
 
-def probe(passport_id: str) -> Call[ProbeAnswer]:
-    """Have the service go to the node itself, and read what came of it; a host is probed once in ten seconds."""
+def probe(passport_id: str) -> ApiCall[ProbeAnswer]:
+    """Have the service connect to the node, and read the result. The service probes a host once in ten seconds."""
     path = path_of("compute", "probe", passport_id)
-    return Call(method="POST", path=path, answer=ProbeAnswer, waits_seconds=PROBE_SECONDS)
+    return ApiCall(method="POST", path=path, answer=ProbeAnswer, waits_seconds=PROBE_SECONDS)
 
 
-def overview(*, owner: str | None = None) -> Call[Overview]:
-    """Read how the fleet is right now: counts of nodes and models, requests in flight, the last hour's totals."""
-    return Call(method="GET", path="/compute/overview", query=query_of(owner=owner), answer=Overview)
+def overview(*, owner: str | None = None) -> ApiCall[Overview]:
+    """Read the state of the fleet now: counts of nodes and models, requests in flight, totals of the last hour."""
+    return ApiCall(method="GET", path="/compute/overview", query=query_of(owner=owner), answer=Overview)
 
 
 def list_(
@@ -134,8 +136,8 @@ def list_(
     search: str | None = None,
     sort_by: str | None = None,
     sort_order: str | None = None,
-) -> Listing[NodeList, NodeView]:
-    """Iterate over one's own nodes with their health, an admin's are all. `min_vram` is in GB."""
+) -> PagedCall[NodeList, NodeView]:
+    """Iterate over your own nodes and their health; an admin sees all nodes. `min_vram` is in GB."""
     query = query_of(
         status=status,
         region=region,
@@ -148,7 +150,7 @@ def list_(
         sort_by=sort_by,
         sort_order=sort_order,
     )
-    return Listing(path="/compute", query=query, answer=NodeList, items=lambda page: page.nodes)
+    return PagedCall(path="/compute", query=query, answer=NodeList, items=lambda page: page.nodes)
 
 
 def events(
@@ -158,9 +160,9 @@ def events(
     type: str | None = None,  # noqa: A002 - the contract's name
     sort_by: str | None = None,
     sort_order: str | None = None,
-) -> Listing[EventList, EventView]:
-    """Iterate over what happened to a node, newest first; an ended one's events stay readable."""
-    return Listing(
+) -> PagedCall[EventList, EventView]:
+    """Iterate over the events of a node, newest first. The events of an ended node stay readable."""
+    return PagedCall(
         path=path_of("compute", "events", passport_id),
         query=query_of(since=since, type=type, sort_by=sort_by, sort_order=sort_order),
         answer=EventList,
@@ -178,10 +180,10 @@ def jobs(
     owner: str | None = None,
     sort_by: str | None = None,
     sort_order: str | None = None,
-) -> Listing[JobList, JobView]:
-    """Iterate over the attempts that were made on one's own nodes, newest first, an admin's are all.
+) -> PagedCall[JobList, JobView]:
+    """Iterate over the attempts on your own nodes, newest first; an admin sees all of them.
 
-    Give `until` to read a fixed span: without it, jobs that come in meanwhile push others to later pages.
+    Give `until` to read a fixed span. Without it, new jobs push older ones to later pages.
     """
     query = query_of(
         passport_id=passport_id,
@@ -193,7 +195,7 @@ def jobs(
         sort_by=sort_by,
         sort_order=sort_order,
     )
-    return Listing(
+    return PagedCall(
         path="/compute/jobs",
         query=query,
         answer=JobList,
@@ -202,5 +204,5 @@ def jobs(
     )
 
 
-def _beat(body: bytes) -> Call[HeartbeatAnswer]:
-    return Call(method="POST", path="/compute/heartbeat", body=body, answer=HeartbeatAnswer)
+def _heartbeat_call(body: bytes) -> ApiCall[HeartbeatAnswer]:
+    return ApiCall(method="POST", path="/compute/heartbeat", body=body, answer=HeartbeatAnswer)

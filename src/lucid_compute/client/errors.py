@@ -1,18 +1,18 @@
-"""What a call can end in but its answer: each says in a sentence what to do.
+"""The exceptions of the client. Each message says what happened and what to do.
 
 LucidClientError
-├── ConfigurationFault          the address or the key can't be used as they are written; nothing was sent
-├── ConnectionFailed            nobody listens, the name is unknown, the connection broke
-│   └── TlsFailed               a certificate that is not trusted, TLS where there is none
-├── TimedOut                    no whole answer in time
-├── UnexpectedAnswer            not of this service: no JSON, a proxy's page, another service
+├── ConfigurationFault          the address or the key can't be used as written; nothing was sent
+├── ConnectionFailed            nothing listens, the name is unknown, or the connection broke
+│   └── TlsFailed               the certificate is not trusted, or the peer speaks no TLS
+├── TimedOut                    no complete response in time
+├── UnexpectedAnswer            not the service's response: no JSON, a proxy's page, another service
 │   └── Redirected              3xx: the key is not sent on
-└── LucidApiError               the service refused, with its own code and sentence
-    ├── InvalidRequest          422, 400; also refused here, before it was sent, with `status` None
+└── LucidApiError               the service refused, with its own code and message
+    ├── InvalidRequest          422, 400; also raised before sending, with `status` None
     ├── Unauthorized            401
     ├── Forbidden               403
     ├── NotFound                404 PassportNotFound, NodeNotFound, ModelNotFound, KeyNotFound,
-│   │                               WebhookNotFound
+    │   │                           WebhookNotFound
     ├── Conflict                409 PassportExists, ModelNameTaken, IdempotencyConflict, RequestsInFlight
     ├── NodeDeregistered        410
     ├── PayloadTooLarge         413
@@ -30,8 +30,8 @@ from typing import Any, ClassVar
 class LucidClientError(Exception):
     """A call that did not succeed.
 
-    `code` is the contract's, or one of ours where the service did not answer. `status` is the HTTP status, None when
-    there was no answer. `request_id` finds the call in the service's log. `retry_after_seconds` is what the service
+    `code` is the contract's, or the client's own when the service did not respond. `status` is the HTTP status, None
+    without a response. `request_id` finds the call in the service's log. `retry_after_seconds` is how long the service
     asks to wait, None when it does not say.
     """
 
@@ -49,7 +49,7 @@ class LucidClientError(Exception):
         retry_after_seconds: float | None = None,
         is_certainly_undone: bool = False,
     ) -> None:
-        """Say `message`; `is_certainly_undone`: the service did nothing of what was asked."""
+        """Keep the details. `is_certainly_undone`: the service did nothing of what was asked."""
         super().__init__(message)
         self.message = message
         self.code = code or self.default_code
@@ -60,88 +60,88 @@ class LucidClientError(Exception):
         self.is_certainly_undone = is_certainly_undone
 
     def __str__(self) -> str:
-        """Answer the sentence, and in brackets what to look for."""
+        """Return the message, followed by code, status and request id in brackets."""
         named = [self.code, str(self.status) if self.status else "", f"request {self.request_id}"]
         return f"{self.message} ({', '.join(filter(None, named if self.request_id else named[:2]))})"
 
 
 class ConfigurationFault(LucidClientError):
-    """The address, the key or a bound of the client can't be used."""
+    """The address, the key or a limit of the client can't be used."""
 
     default_code = "CONFIGURATION"
 
 
 class ConnectionFailed(LucidClientError):
-    """The service can't be reached, or the connection broke before the whole answer was there."""
+    """The service can't be reached, or the connection broke before the response was complete."""
 
     default_code = "CONNECTION_FAILED"
     is_transient = True
 
 
 class TlsFailed(ConnectionFailed):
-    """No trusted TLS connection comes about; trying again does not mend it."""
+    """No trusted TLS connection is possible. Trying again does not help."""
 
     default_code = "TLS_FAILED"
     is_transient = False
 
 
 class TimedOut(LucidClientError):
-    """The whole answer did not come in time."""
+    """The response was not complete in time."""
 
     default_code = "TIMED_OUT"
     is_transient = True
 
 
 class UnexpectedAnswer(LucidClientError):
-    """An answer that is not of this service, or not of a version that this client understands."""
+    """The response is not the service's, or is of a version that this client can't read."""
 
     default_code = "UNEXPECTED_ANSWER"
 
 
 class Redirected(UnexpectedAnswer):
-    """The address leads elsewhere; redirects are not followed, so that the key goes nowhere else."""
+    """The address redirects. Redirects are not followed, so that the key is sent to no other host."""
 
     default_code = "REDIRECTED"
 
 
 class LucidApiError(LucidClientError):
-    """The service refused, in the contract's words."""
+    """The service refused, with a code of the contract."""
 
     default_code = "REFUSED"
 
 
 class InvalidRequest(LucidApiError):
-    """The request can't be understood; `details["fields"]` lists each fault as `{"path", "message"}`."""
+    """The request is invalid. `details["fields"]` lists each fault as `{"path", "message"}`."""
 
     default_code = "INVALID_REQUEST"
 
 
 class Unauthorized(LucidApiError):
-    """No key came along, or one that is mistyped, expired or revoked."""
+    """There was no key, or the key is unknown, expired or revoked."""
 
     default_code = "UNAUTHORIZED"
 
 
 class Forbidden(LucidApiError):
-    """The key is valid and may not do this."""
+    """The key is valid but may not do this."""
 
     default_code = "FORBIDDEN"
 
 
 class NotFound(LucidApiError):
-    """Nothing that this key may see is there."""
+    """Nothing is there that this key may see."""
 
     default_code = "ROUTE_NOT_FOUND"
 
 
 class PassportNotFound(NotFound):
-    """No passport of that id is the caller's."""
+    """The caller has no passport with that id."""
 
     default_code = "PASSPORT_NOT_FOUND"
 
 
 class NodeNotFound(NotFound):
-    """No node of that id is the caller's."""
+    """The caller has no node with that id."""
 
     default_code = "NODE_NOT_FOUND"
 
@@ -153,67 +153,67 @@ class ModelNotFound(NotFound):
 
 
 class KeyNotFound(NotFound):
-    """No key has that id, or it is revoked."""
+    """No key has that id, or the key is revoked."""
 
     default_code = "KEY_NOT_FOUND"
 
 
 class WebhookNotFound(NotFound):
-    """No webhook of that id is the caller's."""
+    """The caller has no webhook with that id."""
 
     default_code = "WEBHOOK_NOT_FOUND"
 
 
 class Conflict(LucidApiError):
-    """It contradicts what is there."""
+    """The request contradicts the current state."""
 
     default_code = "CONFLICT"
 
 
 class PassportExists(Conflict):
-    """The owner has an active passport of that type and name."""
+    """The owner already has an active passport with that type and name."""
 
     default_code = "PASSPORT_EXISTS"
 
     @property
     def passport_id(self) -> str | None:
-        """The id of the passport that is there."""
+        """The id of the existing passport."""
         found = self.details.get("passportId")
         return found if isinstance(found, str) else None
 
 
 class ModelNameTaken(Conflict):
-    """An active model has that name or alias."""
+    """An active model already has that name or alias."""
 
     default_code = "MODEL_NAME_TAKEN"
 
 
 class IdempotencyConflict(Conflict):
-    """The idempotency key was used with another request."""
+    """The idempotency key was used for another request."""
 
     default_code = "IDEMPOTENCY_CONFLICT"
 
 
 class RequestsInFlight(Conflict):
-    """The node still serves requests."""
+    """The node still runs requests."""
 
     default_code = "REQUESTS_IN_FLIGHT"
 
     @property
     def in_flight(self) -> int | None:
-        """How many."""
+        """The number of requests."""
         found = self.details.get("inFlight")
         return found if isinstance(found, int) else None
 
 
 class NodeDeregistered(LucidApiError):
-    """The node was deregistered or revoked, for good: register it again."""
+    """The node was deregistered or revoked, which is final. Register it again."""
 
     default_code = "NODE_DEREGISTERED"
 
 
 class PayloadTooLarge(LucidApiError):
-    """The request is over the service's limit."""
+    """The request is larger than the service's limit."""
 
     default_code = "PAYLOAD_TOO_LARGE"
 
@@ -226,13 +226,13 @@ class RateLimited(LucidApiError):
 
 
 class ServiceFailed(LucidApiError):
-    """A fault of the service's; `request_id` finds it in its log."""
+    """The service failed; `request_id` finds the failure in its log."""
 
     default_code = "INTERNAL"
 
 
 class Unavailable(ServiceFailed):
-    """The service, or a proxy before it, can't do this right now."""
+    """The service, or a proxy in front of it, can't do this now."""
 
     default_code = "UNAVAILABLE"
     is_transient = True

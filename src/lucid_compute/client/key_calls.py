@@ -1,4 +1,4 @@
-"""The calls about keys and the audit trail, for admins."""
+"""Calls about API keys and the audit trail, for admins."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from types import NoneType
 
-from lucid_compute.client.call import Call, Listing, body_of, given, path_of, query_of
+from lucid_compute.client.call import ApiCall, PagedCall, body_of, given, path_of, query_of
 from lucid_compute.wire.keys import AuditList, AuditView, KeyCreate, KeyLimits, KeyList, KeyRotate, KeyView, NewKey
 
 
@@ -18,41 +18,42 @@ def create(
     passport_id: str | None = None,
     expires_at: datetime | None = None,
     limits: KeyLimits | Mapping[str, int | None] | None = None,
-) -> Call[NewKey]:
-    """Make a key for an owner; its secret is in this answer and nowhere else.
+) -> ApiCall[NewKey]:
+    """Create a key for an owner. Its secret is in this response only.
 
-    It is not sent again after a lost answer, for a second key would be made: look for the first with `list`.
+    The call is not sent again after a lost response, because that would create a second key. Look for the first with
+    `list`.
     """
     fields = given(passport_id=passport_id, expires_at=expires_at, limits=limits)
     body = body_of(KeyCreate, name=name, owner=owner, scopes=list(scopes), **fields)
-    return Call(method="POST", path="/keys", body=body, answer=NewKey, is_repeatable=False)
+    return ApiCall(method="POST", path="/keys", body=body, answer=NewKey, is_repeatable=False)
 
 
 def list_(
     *, owner: str | None = None, sort_by: str | None = None, sort_order: str | None = None
-) -> Listing[KeyList, KeyView]:
+) -> PagedCall[KeyList, KeyView]:
     """Iterate over the keys that are not revoked, without their secrets."""
     query = query_of(owner=owner, sort_by=sort_by, sort_order=sort_order)
-    return Listing(path="/keys", query=query, answer=KeyList, items=lambda page: page.keys)
+    return PagedCall(path="/keys", query=query, answer=KeyList, items=lambda page: page.keys)
 
 
-def rotate(key_id: str, *, now: bool = False) -> Call[NewKey]:
-    """Give a key a new secret; the former one stays valid for 24 hours, or with `now` ends at once.
+def rotate(key_id: str, *, now: bool = False) -> ApiCall[NewKey]:
+    """Give a key a new secret. The previous one stays valid for 24 hours; with `now` it ends at once.
 
-    It is not sent again after a lost answer, for the secret in that one would be lost: rotate once more.
+    The call is not sent again after a lost response, because the new secret would be lost. Rotate once more.
     """
     body = body_of(KeyRotate, now=now)
-    return Call(method="POST", path=path_of("keys", key_id, "rotate"), body=body, answer=NewKey, is_repeatable=False)
+    return ApiCall(method="POST", path=path_of("keys", key_id, "rotate"), body=body, answer=NewKey, is_repeatable=False)
 
 
-def revoke(key_id: str) -> Call[None]:
-    """End a key at once, here and within two seconds everywhere."""
-    return Call(method="DELETE", path=path_of("keys", key_id), answer=NoneType, is_done_when_missing=True)
+def revoke(key_id: str) -> ApiCall[None]:
+    """Revoke a key: at once on this replica, within two seconds on all others."""
+    return ApiCall(method="DELETE", path=path_of("keys", key_id), answer=NoneType, is_done_when_missing=True)
 
 
 def audit(
     *, target_id: str | None = None, sort_by: str | None = None, sort_order: str | None = None
-) -> Listing[AuditList, AuditView]:
-    """Iterate over every change, newest first: who, what, target, when, from where."""
+) -> PagedCall[AuditList, AuditView]:
+    """Iterate over all changes, newest first: who did what, to which target, when, and from where."""
     query = query_of(target_id=target_id, sort_by=sort_by, sort_order=sort_order)
-    return Listing(path="/audit", query=query, answer=AuditList, items=lambda page: page.events)
+    return PagedCall(path="/audit", query=query, answer=AuditList, items=lambda page: page.events)

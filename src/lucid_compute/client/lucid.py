@@ -1,4 +1,4 @@
-"""The synchronous client."""
+"""The two clients, `Lucid` and `AsyncLucid`: each endpoint is named once, for both."""
 
 from __future__ import annotations
 
@@ -15,109 +15,166 @@ from lucid_compute.client import (
     service_calls,
     webhook_calls,
 )
-from lucid_compute.client.methods import Listed, Noun, Sent
+from lucid_compute.client.resources import AsyncResource, Endpoint, PagedEndpoint, Resource
 from lucid_compute.client.settings import (
     DEFAULT_RETRIES,
     DEFAULT_TIMEOUT_SECONDS,
     DEFAULT_TOTAL_TIMEOUT_SECONDS,
     read_settings,
 )
-from lucid_compute.client.transport import Transport
+from lucid_compute.client.transport import AsyncTransport, Transport
 
 
-class Passports(Noun):
-    """What can be done with passports."""
-
-    create = Sent(passport_calls.create)
-    get = Sent(passport_calls.get)
-    list = Listed(passport_calls.list_)
-    update = Sent(passport_calls.update)
-    revoke = Sent(passport_calls.revoke)
+class _Passports:
+    create = Endpoint(passport_calls.create)
+    get = Endpoint(passport_calls.get)
+    list = PagedEndpoint(passport_calls.list_)
+    update = Endpoint(passport_calls.update)
+    revoke = Endpoint(passport_calls.revoke)
 
 
-class Compute(Noun):
-    """What can be done with nodes."""
-
-    heartbeat = Sent(compute_calls.heartbeat)
-    send = Sent(compute_calls.send)
-    health = Sent(compute_calls.health)
-    update_models = Sent(compute_calls.update_models)
-    declared_models = Sent(compute_calls.declared_models)
-    drain = Sent(compute_calls.drain)
-    resume = Sent(compute_calls.resume)
-    deregister = Sent(compute_calls.deregister)
-    list = Listed(compute_calls.list_)
-    events = Listed(compute_calls.events)
-    jobs = Listed(compute_calls.jobs)
-    probe = Sent(compute_calls.probe)
-    overview = Sent(compute_calls.overview)
+class PassportsResource(_Passports, Resource):
+    """Passports of nodes, models and other things."""
 
 
-class Models(Noun):
-    """What can be asked about models; nobody needs a key for it."""
-
-    list = Listed(model_calls.list_)
-    get = Sent(model_calls.get)
-    availability = Sent(model_calls.availability)
+class AsyncPassportsResource(_Passports, AsyncResource):
+    """Passports of nodes, models and other things."""
 
 
-class Metrics(Noun):
-    """What can be read of what happened: series over time, and uptimes."""
-
-    node = Sent(metrics_calls.node)
-    node_csv = Sent(metrics_calls.node_csv)
-    fleet = Sent(metrics_calls.fleet)
-    fleet_csv = Sent(metrics_calls.fleet_csv)
-    uptime = Sent(metrics_calls.uptime)
-    fleet_uptime = Sent(metrics_calls.fleet_uptime)
-    uptimes = Listed(metrics_calls.uptimes)
-
-
-class Payouts(Noun):
-    """What was earned, what was lost, and closed periods."""
-
-    statement = Sent(payout_calls.statement)
-    get = Sent(payout_calls.get)
-    losses = Sent(payout_calls.losses)
-    close_period = Sent(payout_calls.close_period)
-    periods = Listed(payout_calls.periods)
-    period_statement = Sent(payout_calls.period_statement)
-    period = Sent(payout_calls.period)
+class _Compute:
+    heartbeat = Endpoint(compute_calls.heartbeat)
+    send = Endpoint(compute_calls.send)
+    health = Endpoint(compute_calls.health)
+    update_models = Endpoint(compute_calls.update_models)
+    declared_models = Endpoint(compute_calls.declared_models)
+    drain = Endpoint(compute_calls.drain)
+    resume = Endpoint(compute_calls.resume)
+    deregister = Endpoint(compute_calls.deregister)
+    list = PagedEndpoint(compute_calls.list_)
+    events = PagedEndpoint(compute_calls.events)
+    jobs = PagedEndpoint(compute_calls.jobs)
+    probe = Endpoint(compute_calls.probe)
+    overview = Endpoint(compute_calls.overview)
 
 
-class Keys(Noun):
-    """What admins can do with keys."""
-
-    create = Sent(key_calls.create)
-    list = Listed(key_calls.list_)
-    rotate = Sent(key_calls.rotate)
-    revoke = Sent(key_calls.revoke)
+class ComputeResource(_Compute, Resource):
+    """Nodes."""
 
 
-class Webhooks(Noun):
-    """What can be done with webhooks."""
-
-    create = Sent(webhook_calls.create)
-    list = Listed(webhook_calls.list_)
-    rotate = Sent(webhook_calls.rotate)
-    delete = Sent(webhook_calls.delete)
-    test = Sent(webhook_calls.test)
-    deliveries = Listed(webhook_calls.deliveries)
+class AsyncComputeResource(_Compute, AsyncResource):
+    """Nodes."""
 
 
-class Lucid(Noun):
-    """The service, as a synchronous program speaks to it.
+class _Models:
+    list = PagedEndpoint(model_calls.list_)
+    get = Endpoint(model_calls.get)
+    availability = Endpoint(model_calls.availability)
+
+
+class ModelsResource(_Models, Resource):
+    """Models. These methods need no key."""
+
+
+class AsyncModelsResource(_Models, AsyncResource):
+    """Models. These methods need no key."""
+
+
+class _Metrics:
+    node = Endpoint(metrics_calls.node)
+    node_csv = Endpoint(metrics_calls.node_csv)
+    fleet = Endpoint(metrics_calls.fleet)
+    fleet_csv = Endpoint(metrics_calls.fleet_csv)
+    uptime = Endpoint(metrics_calls.uptime)
+    fleet_uptime = Endpoint(metrics_calls.fleet_uptime)
+    uptimes = PagedEndpoint(metrics_calls.uptimes)
+
+
+class MetricsResource(_Metrics, Resource):
+    """Metrics over time, and uptime."""
+
+
+class AsyncMetricsResource(_Metrics, AsyncResource):
+    """Metrics over time, and uptime."""
+
+
+class _Payouts:
+    statement = Endpoint(payout_calls.statement)
+    get = Endpoint(payout_calls.get)
+    losses = Endpoint(payout_calls.losses)
+    close_period = Endpoint(payout_calls.close_period)
+    periods = PagedEndpoint(payout_calls.periods)
+    period_statement = Endpoint(payout_calls.period_statement)
+    period = Endpoint(payout_calls.period)
+
+
+class PayoutsResource(_Payouts, Resource):
+    """Earnings, losses and closed periods."""
+
+
+class AsyncPayoutsResource(_Payouts, AsyncResource):
+    """Earnings, losses and closed periods."""
+
+
+class _Keys:
+    create = Endpoint(key_calls.create)
+    list = PagedEndpoint(key_calls.list_)
+    rotate = Endpoint(key_calls.rotate)
+    revoke = Endpoint(key_calls.revoke)
+
+
+class KeysResource(_Keys, Resource):
+    """API keys, for admins."""
+
+
+class AsyncKeysResource(_Keys, AsyncResource):
+    """API keys, for admins."""
+
+
+class _Webhooks:
+    create = Endpoint(webhook_calls.create)
+    list = PagedEndpoint(webhook_calls.list_)
+    rotate = Endpoint(webhook_calls.rotate)
+    delete = Endpoint(webhook_calls.delete)
+    test = Endpoint(webhook_calls.test)
+    deliveries = PagedEndpoint(webhook_calls.deliveries)
+
+
+class WebhooksResource(_Webhooks, Resource):
+    """Webhooks and their deliveries."""
+
+
+class AsyncWebhooksResource(_Webhooks, AsyncResource):
+    """Webhooks and their deliveries."""
+
+
+class _Lucid:
+    audit = PagedEndpoint(key_calls.audit)
+    match = Endpoint(service_calls.match)
+    ready = Endpoint(service_calls.ready)
+    healthz = Endpoint(service_calls.healthz)
+
+    transport: Transport | AsyncTransport
+
+    def __repr__(self) -> str:
+        """Return the client's name and the address; never the key."""
+        return f"{type(self).__name__}({self.base_url!r})"
+
+    @property
+    def base_url(self) -> str:
+        """The service's address, without a trailing slash."""
+        return self.transport.codec.base_url
+
+
+class Lucid(_Lucid, Resource):
+    """The synchronous client of the service.
 
     with Lucid() as lucid:
         node = lucid.passports.create(name="my-gpu-node", type="compute", metadata={...})
 
-    Any number of threads may share it. Left, or closed with `close`, it closes its connections.
+    Any number of threads may share it. It closes its connections at the end of the `with` block, or with `close`.
     """
 
-    audit = Listed(key_calls.audit)
-    match = Sent(service_calls.match)
-    ready = Sent(service_calls.ready)
-    healthz = Sent(service_calls.healthz)
+    transport: Transport
 
     def __init__(
         self,
@@ -129,13 +186,14 @@ class Lucid(Noun):
         retries: int = DEFAULT_RETRIES,
         ca_file: str | Path | None = None,
     ) -> None:
-        """Connect to nothing yet. Address and key are those of LUCID_API_URL and LUCID_API_KEY when they are None.
+        """Prepare a client; it connects at the first call.
 
-        `timeout_seconds` bounds each attempt, `total_timeout_seconds` all of a call's with the pauses between them.
-        `ca_file` holds the authorities to trust instead of the system's.
+        An address or a key that is None comes from LUCID_API_URL or LUCID_API_KEY. `timeout_seconds` bounds each
+        attempt, `total_timeout_seconds` all attempts of a call and the pauses between them. `ca_file` holds the
+        certificate authorities to trust instead of the system's.
 
         Raises:
-            ConfigurationFault: one of them can't be used.
+            ConfigurationFault: an argument can't be used.
         """
         settings = read_settings(
             base_url,
@@ -146,31 +204,78 @@ class Lucid(Noun):
             ca_file=ca_file,
         )
         super().__init__(Transport(settings))
-        self.passports = Passports(self.transport)
-        self.compute = Compute(self.transport)
-        self.models = Models(self.transport)
-        self.keys = Keys(self.transport)
-        self.payouts = Payouts(self.transport)
-        self.metrics = Metrics(self.transport)
-        self.webhooks = Webhooks(self.transport)
-
-    def __repr__(self) -> str:
-        """Answer the address; never the key."""
-        return f"Lucid({self.base_url!r})"
-
-    @property
-    def base_url(self) -> str:
-        """The service's address, without a trailing slash."""
-        return self.transport.exchange.base_url
+        self.passports = PassportsResource(self.transport)
+        self.compute = ComputeResource(self.transport)
+        self.models = ModelsResource(self.transport)
+        self.keys = KeysResource(self.transport)
+        self.payouts = PayoutsResource(self.transport)
+        self.metrics = MetricsResource(self.transport)
+        self.webhooks = WebhooksResource(self.transport)
 
     def close(self) -> None:
-        """Close every connection; it can't be used any more."""
+        """Close every connection. The client can't be used afterwards."""
         self.transport.close()
 
     def __enter__(self) -> Self:
-        """Answer itself."""
+        """Return the client."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close."""
+        """Close the client."""
         self.close()
+
+
+class AsyncLucid(_Lucid, AsyncResource):
+    """The asynchronous client of the service.
+
+    async with AsyncLucid() as lucid:
+        node = await lucid.passports.create(name="my-gpu-node", type="compute", metadata={...})
+
+    It belongs to one event loop. It closes its connections at the end of the `async with` block, or with `aclose`.
+    """
+
+    transport: AsyncTransport
+
+    def __init__(
+        self,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        *,
+        timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+        total_timeout_seconds: float = DEFAULT_TOTAL_TIMEOUT_SECONDS,
+        retries: int = DEFAULT_RETRIES,
+        ca_file: str | Path | None = None,
+    ) -> None:
+        """Prepare a client; it connects at the first call. The arguments are those of `Lucid`.
+
+        Raises:
+            ConfigurationFault: an argument can't be used.
+        """
+        settings = read_settings(
+            base_url,
+            api_key,
+            timeout_seconds=timeout_seconds,
+            total_timeout_seconds=total_timeout_seconds,
+            retries=retries,
+            ca_file=ca_file,
+        )
+        super().__init__(AsyncTransport(settings))
+        self.passports = AsyncPassportsResource(self.transport)
+        self.compute = AsyncComputeResource(self.transport)
+        self.models = AsyncModelsResource(self.transport)
+        self.keys = AsyncKeysResource(self.transport)
+        self.payouts = AsyncPayoutsResource(self.transport)
+        self.metrics = AsyncMetricsResource(self.transport)
+        self.webhooks = AsyncWebhooksResource(self.transport)
+
+    async def aclose(self) -> None:
+        """Close every connection. The client can't be used afterwards."""
+        await self.transport.close()
+
+    async def __aenter__(self) -> Self:
+        """Return the client."""
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close the client."""
+        await self.aclose()

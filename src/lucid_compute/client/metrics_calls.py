@@ -1,6 +1,6 @@
-"""The calls about metrics over time and uptime.
+"""Calls about metrics over time and about uptime.
 
-A moment is an instant, or how long ago as a text: `-90m`, `-1h`, `-7d`, `-4w`.
+A moment is an instant, or a distance into the past as text: `-90m`, `-1h`, `-7d`, `-4w`.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from lucid_compute.client.call import Call, Listing, path_of, query_of
+from lucid_compute.client.call import ApiCall, PagedCall, path_of, query_of
 from lucid_compute.wire.metrics import FleetUptime, NodeUptime, SeriesAnswer
 
 Moment = datetime | str
@@ -22,13 +22,13 @@ def node(
     step: str | None = None,
     series: Sequence[str] | None = None,
     model: str | None = None,
-) -> Call[SeriesAnswer]:
-    """Read what happened on a node, step by step: the last hour unless another span is asked for.
+) -> ApiCall[SeriesAnswer]:
+    """Read the metrics of a node in steps, of the last hour by default.
 
-    `step` is `1m`, `5m`, `1h`, `1d`, or chosen by the span; `series` names what is wanted, all when it is left out.
+    `step` is `1m`, `5m`, `1h` or `1d`; by default the span decides. `series` names the series to read; by default all.
     """
     query = query_of(**{"from": from_}, to=to, step=step, series=_joined(series), model=model)
-    return Call(method="GET", path=path_of("compute", "metrics", passport_id), query=query, answer=SeriesAnswer)
+    return ApiCall(method="GET", path=path_of("compute", "metrics", passport_id), query=query, answer=SeriesAnswer)
 
 
 def node_csv(
@@ -39,8 +39,8 @@ def node_csv(
     step: str | None = None,
     series: Sequence[str] | None = None,
     model: str | None = None,
-) -> Call[str]:
-    """Answer the same as CSV: a line for each step, a column for each series and each reason of failure."""
+) -> ApiCall[str]:
+    """Return the same as CSV: a line for each step, a column for each series and each reason of failure."""
     return _as_csv(node(passport_id, from_=from_, to=to, step=step, series=series, model=model))
 
 
@@ -52,10 +52,10 @@ def fleet(
     series: Sequence[str] | None = None,
     model: str | None = None,
     owner: str | None = None,
-) -> Call[SeriesAnswer]:
-    """Read what happened on all of one's own nodes together; an admin's are all, or those of `owner`."""
+) -> ApiCall[SeriesAnswer]:
+    """Read the metrics of all your own nodes together; an admin reads those of all nodes, or of `owner`."""
     query = query_of(**{"from": from_}, to=to, step=step, series=_joined(series), model=model, owner=owner)
-    return Call(method="GET", path="/compute/metrics", query=query, answer=SeriesAnswer)
+    return ApiCall(method="GET", path="/compute/metrics", query=query, answer=SeriesAnswer)
 
 
 def fleet_csv(
@@ -66,21 +66,21 @@ def fleet_csv(
     series: Sequence[str] | None = None,
     model: str | None = None,
     owner: str | None = None,
-) -> Call[str]:
-    """Answer the same as CSV."""
+) -> ApiCall[str]:
+    """Return the same as CSV."""
     return _as_csv(fleet(from_=from_, to=to, step=step, series=series, model=model, owner=owner))
 
 
-def uptime(passport_id: str, *, target: float | None = None) -> Call[NodeUptime]:
-    """Read a node's uptime over 1, 7 and 30 days, and what is left of its error budget against `target` (0 to 1)."""
+def uptime(passport_id: str, *, target: float | None = None) -> ApiCall[NodeUptime]:
+    """Read a node's uptime over 1, 7 and 30 days, and the rest of its error budget for `target` (0 to 1)."""
     path = path_of("compute", "uptime", passport_id)
-    return Call(method="GET", path=path, query=query_of(target=target), answer=NodeUptime)
+    return ApiCall(method="GET", path=path, query=query_of(target=target), answer=NodeUptime)
 
 
-def fleet_uptime(*, target: float | None = None, owner: str | None = None) -> Call[FleetUptime]:
-    """Read the uptime of all of one's own nodes together, in `windows`; `uptimes` iterates over those of each."""
+def fleet_uptime(*, target: float | None = None, owner: str | None = None) -> ApiCall[FleetUptime]:
+    """Read the uptime of all your own nodes together, in `windows`. `uptimes` iterates over the single nodes."""
     query = query_of(target=target, owner=owner, per_page=1)
-    return Call(method="GET", path="/compute/uptime", query=query, answer=FleetUptime)
+    return ApiCall(method="GET", path="/compute/uptime", query=query, answer=FleetUptime)
 
 
 def uptimes(
@@ -89,10 +89,10 @@ def uptimes(
     owner: str | None = None,
     sort_by: str | None = None,
     sort_order: str | None = None,
-) -> Listing[FleetUptime, NodeUptime]:
-    """Iterate over the uptimes of one's own nodes, one by one."""
+) -> PagedCall[FleetUptime, NodeUptime]:
+    """Iterate over the uptimes of your own nodes."""
     query = query_of(target=target, owner=owner, sort_by=sort_by, sort_order=sort_order)
-    return Listing(
+    return PagedCall(
         path="/compute/uptime",
         query=query,
         answer=FleetUptime,
@@ -105,5 +105,5 @@ def _joined(series: Sequence[str] | None) -> str | None:
     return None if series is None else ",".join(series)
 
 
-def _as_csv(call: Call[SeriesAnswer]) -> Call[str]:
-    return Call(method=call.method, path=call.path, query=(*call.query, *query_of(format="csv")), answer=str)
+def _as_csv(call: ApiCall[SeriesAnswer]) -> ApiCall[str]:
+    return ApiCall(method=call.method, path=call.path, query=(*call.query, *query_of(format="csv")), answer=str)

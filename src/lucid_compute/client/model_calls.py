@@ -1,10 +1,10 @@
-"""The calls about models."""
+"""Calls about models."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lucid_compute.client.call import Call, Listing, path_of, query_of, refuse
+from lucid_compute.client.call import ApiCall, PagedCall, path_of, query_of, refuse
 from lucid_compute.wire.passports import ModelAvailability, ModelList, ModelView
 
 _AVAILABILITY = "/availability"
@@ -21,8 +21,8 @@ def list_(
     search: str | None = None,
     sort_by: str | None = None,
     sort_order: str | None = None,
-) -> Listing[ModelList, ModelView]:
-    """Iterate over models, each with `available` and `served`: those that can be run now, those that can't, or all."""
+) -> PagedCall[ModelList, ModelView]:
+    """Iterate over models, each with `available` and `served`: those that can run now, those that can't, or all."""
     query = query_of(
         available=available,
         format=format,
@@ -34,17 +34,17 @@ def list_(
         sort_by=sort_by,
         sort_order=sort_order,
     )
-    return Listing(path="/models", query=query, answer=ModelList, items=lambda page: page.models)
+    return PagedCall(path="/models", query=query, answer=ModelList, items=lambda page: page.models)
 
 
-def get(id_or_name: str) -> Call[ModelView]:
-    """Read one model by its passport id, its name or an alias; names may hold slashes."""
+def get(id_or_name: str) -> ApiCall[ModelView]:
+    """Read one model by its passport id, its name or an alias. Names may contain slashes."""
     if id_or_name.endswith(_AVAILABILITY):
         raise refuse("model", "No model's name ends in /availability. Call models.availability with what comes before.")
-    return Call(method="GET", path=path_of("models", id_or_name), answer=ModelView)
+    return ApiCall(method="GET", path=path_of("models", id_or_name), answer=ModelView)
 
 
-def availability(id_or_name: str, *, reason: str | None = None) -> Call[ModelAvailability]:
-    """Explain, node by node, why a model can or can't be run right now; of the nodes with one `reason` alone."""
+def availability(id_or_name: str, *, reason: str | None = None) -> ApiCall[ModelAvailability]:
+    """Explain for each node why the model can or can't run now; with `reason`, only for nodes with that reason."""
     path = path_of("models", id_or_name) + _AVAILABILITY
-    return Call(method="GET", path=path, query=query_of(reason=reason), answer=ModelAvailability)
+    return ApiCall(method="GET", path=path, query=query_of(reason=reason), answer=ModelAvailability)

@@ -1,4 +1,4 @@
-"""The calls about passports."""
+"""Calls about passports."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from types import NoneType
 from typing import Any, TypedDict, Unpack
 from uuid import uuid4
 
-from lucid_compute.client.call import Call, Listing, body_of, given, path_of, query_of, refuse
+from lucid_compute.client.call import ApiCall, PagedCall, body_of, given, path_of, query_of, refuse
 from lucid_compute.wire.passports import PassportCreate, PassportList, PassportPatch, PassportView
 
 
 class PassportChanges(TypedDict, total=False):
-    """What `update` may change: what is left out stays, None removes, also inside `metadata`."""
+    """The fields that `update` can change. A field left out stays; None removes it, also inside `metadata`."""
 
     name: str
     description: str | None
@@ -32,26 +32,26 @@ def create(
     tags: Sequence[str] | None = None,
     owner: str | None = None,
     idempotency_key: str | None = None,
-) -> Call[PassportView]:
-    """Register a node, a model, or anything else with an identity. `metadata` keeps the contract's camelCase names.
+) -> ApiCall[PassportView]:
+    """Register a node, a model, or another thing with an identity. `metadata` keeps the contract's camelCase names.
 
-    It is sent under an idempotency key, so that a repetition after a lost answer finds the passport that the first
-    made; pass one of your own to be safe across restarts too.
+    The call carries an idempotency key, so a repetition after a lost response finds the passport that the first one
+    created. Pass your own key to be safe across restarts too.
 
     Raises:
-        PassportExists: the owner has one of that type and name; `passport_id` is its id.
+        PassportExists: the owner already has a passport with that type and name; `passport_id` is its id.
     """
     key = idempotency_key or str(uuid4())
     if not key.isascii() or not key.isprintable() or " " in key:
         raise refuse("idempotencyKey", "Pass visible ASCII characters alone, at most 255.")
     fields = given(metadata=metadata, description=description, version=version, tags=tags, owner=owner)
     body = body_of(PassportCreate, name=name, type=type, **fields)
-    return Call(method="POST", path="/passports", body=body, answer=PassportView, idempotency_key=key)
+    return ApiCall(method="POST", path="/passports", body=body, answer=PassportView, idempotency_key=key)
 
 
-def get(passport_id: str) -> Call[PassportView]:
+def get(passport_id: str) -> ApiCall[PassportView]:
     """Read one passport, also a revoked one."""
-    return Call(method="GET", path=path_of("passports", passport_id), answer=PassportView)
+    return ApiCall(method="GET", path=path_of("passports", passport_id), answer=PassportView)
 
 
 def list_(
@@ -63,8 +63,8 @@ def list_(
     search: str | None = None,
     sort_by: str | None = None,
     sort_order: str | None = None,
-) -> Listing[PassportList, PassportView]:
-    """Iterate over one's own passports, newest first unless sorted otherwise; an admin's are all."""
+) -> PagedCall[PassportList, PassportView]:
+    """Iterate over your own passports, newest first by default; an admin sees all of them."""
     query = query_of(
         type=type,
         owner=owner,
@@ -74,15 +74,15 @@ def list_(
         sort_by=sort_by,
         sort_order=sort_order,
     )
-    return Listing(path="/passports", query=query, answer=PassportList, items=lambda page: page.passports)
+    return PagedCall(path="/passports", query=query, answer=PassportList, items=lambda page: page.passports)
 
 
-def update(passport_id: str, **changes: Unpack[PassportChanges]) -> Call[PassportView]:
-    """Change a passport: what is left out stays, None removes, also inside `metadata` (RFC 7396)."""
+def update(passport_id: str, **changes: Unpack[PassportChanges]) -> ApiCall[PassportView]:
+    """Change a passport. A field left out stays; None removes it, also inside `metadata` (RFC 7396)."""
     body = body_of(PassportPatch, **changes)
-    return Call(method="PATCH", path=path_of("passports", passport_id), body=body, answer=PassportView)
+    return ApiCall(method="PATCH", path=path_of("passports", passport_id), body=body, answer=PassportView)
 
 
-def revoke(passport_id: str) -> Call[None]:
-    """Revoke a passport for good, a node's only when no request runs on it; its name is free again."""
-    return Call(method="DELETE", path=path_of("passports", passport_id), answer=NoneType)
+def revoke(passport_id: str) -> ApiCall[None]:
+    """Revoke a passport; this is final. A node must have no running requests. Its name becomes free."""
+    return ApiCall(method="DELETE", path=path_of("passports", passport_id), answer=NoneType)

@@ -1,62 +1,62 @@
-"""The calls about payouts, losses and closed periods. Days are those of UTC, and a span is without its last one."""
+"""Calls about payouts, losses and closed periods. Days are in UTC; a span does not include its last day."""
 
 from __future__ import annotations
 
 from datetime import date
 
-from lucid_compute.client.call import Call, Listing, body_of, path_of, query_of
+from lucid_compute.client.call import ApiCall, PagedCall, body_of, path_of, query_of
 from lucid_compute.wire.payouts import LossReport, PayoutReport, PeriodClose, PeriodList, PeriodView
 
 AnyDay = date | str
 
 
-def get(*, from_: AnyDay | None = None, to: AnyDay | None = None, owner: str | None = None) -> Call[PayoutReport]:
-    """Read what was earned with the jobs that started on these days, this month unless asked otherwise.
+def get(*, from_: AnyDay | None = None, to: AnyDay | None = None, owner: str | None = None) -> ApiCall[PayoutReport]:
+    """Read the earnings of the jobs that started on these days, by default this month.
 
-    One's own; an admin's are everybody's, or those of `owner`.
+    You see your own; an admin sees those of everyone, or of `owner`.
     """
     query = query_of(**{"from": from_}, to=to, owner=owner)
-    return Call(method="GET", path="/payouts", query=query, answer=PayoutReport)
+    return ApiCall(method="GET", path="/payouts", query=query, answer=PayoutReport)
 
 
-def statement(*, from_: AnyDay | None = None, to: AnyDay | None = None, owner: str | None = None) -> Call[str]:
-    """Answer the same day by day as CSV, with the totals, which are the exact sums of the lines."""
+def statement(*, from_: AnyDay | None = None, to: AnyDay | None = None, owner: str | None = None) -> ApiCall[str]:
+    """Return the earnings per day as CSV, with the totals, which are the exact sums of the lines."""
     query = query_of(**{"from": from_}, to=to, owner=owner, format="csv")
-    return Call(method="GET", path="/payouts", query=query, answer=str)
+    return ApiCall(method="GET", path="/payouts", query=query, answer=str)
 
 
-def losses(*, from_: AnyDay | None = None, to: AnyDay | None = None, owner: str | None = None) -> Call[LossReport]:
-    """Read what failed on one's own nodes, an admin's are all: by which cause, by whose fault, with an estimate.
+def losses(*, from_: AnyDay | None = None, to: AnyDay | None = None, owner: str | None = None) -> ApiCall[LossReport]:
+    """Read what failed on your own nodes: cause, responsible party, estimated loss. An admin sees all nodes.
 
-    And what was refused before any node was asked, of one's own requests and of those for one's own models.
+    It includes requests refused before a node was chosen: your own requests, and requests for your models.
     """
     query = query_of(**{"from": from_}, to=to, owner=owner)
-    return Call(method="GET", path="/payouts/losses", query=query, answer=LossReport)
+    return ApiCall(method="GET", path="/payouts/losses", query=query, answer=LossReport)
 
 
-def close_period(*, from_: AnyDay, to: AnyDay) -> Call[PeriodView]:
-    """Close a period for good, for admins; sent again, it answers the one that is closed.
+def close_period(*, from_: AnyDay, to: AnyDay) -> ApiCall[PeriodView]:
+    """Close a period, for admins; this is final. Sent again, it returns the closed period.
 
     Raises:
-        Conflict: it does not begin where the last one ended; `details["from"]` says where that is.
+        Conflict: it does not begin where the last period ended; `details["from"]` is where that is.
     """
     body = body_of(PeriodClose, **{"from": from_}, to=to)
-    return Call(method="POST", path="/payouts/periods", body=body, answer=PeriodView)
+    return ApiCall(method="POST", path="/payouts/periods", body=body, answer=PeriodView)
 
 
-def periods(*, sort_by: str | None = None, sort_order: str | None = None) -> Listing[PeriodList, PeriodView]:
-    """Iterate over the closed periods, the last one first."""
+def periods(*, sort_by: str | None = None, sort_order: str | None = None) -> PagedCall[PeriodList, PeriodView]:
+    """Iterate over the closed periods, latest first."""
     query = query_of(sort_by=sort_by, sort_order=sort_order)
-    return Listing(path="/payouts/periods", query=query, answer=PeriodList, items=lambda page: page.periods)
+    return PagedCall(path="/payouts/periods", query=query, answer=PeriodList, items=lambda page: page.periods)
 
 
-def period(period_id: str, *, owner: str | None = None) -> Call[PayoutReport]:
-    """Read one's own part of a closed period, an admin's is everybody's; it is always the same."""
+def period(period_id: str, *, owner: str | None = None) -> ApiCall[PayoutReport]:
+    """Read your own part of a closed period; an admin reads all of it. It never changes."""
     path = path_of("payouts", "periods", period_id)
-    return Call(method="GET", path=path, query=query_of(owner=owner), answer=PayoutReport)
+    return ApiCall(method="GET", path=path, query=query_of(owner=owner), answer=PayoutReport)
 
 
-def period_statement(period_id: str, *, owner: str | None = None) -> Call[str]:
-    """Answer the same day by day as CSV."""
+def period_statement(period_id: str, *, owner: str | None = None) -> ApiCall[str]:
+    """Return the earnings of a closed period per day as CSV."""
     path = path_of("payouts", "periods", period_id)
-    return Call(method="GET", path=path, query=query_of(owner=owner, format="csv"), answer=str)
+    return ApiCall(method="GET", path=path, query=query_of(owner=owner, format="csv"), answer=str)

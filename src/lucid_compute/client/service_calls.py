@@ -1,35 +1,35 @@
-"""The calls about the service as a whole: is it there, where would a request go."""
+"""Calls about the service as a whole. Like each `*_calls` module it is the namespace of one resource of the client."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from lucid_compute.client.call import Call, body_of, given
+from lucid_compute.client.call import ApiCall, body_of, given
 from lucid_compute.wire.inference import MatchAnswer, MatchRequest, RequestPolicy
 from lucid_compute.wire.operations import Liveness, Readiness
 
 
 def match(
     model: str, *, user: str | None = None, lucid: RequestPolicy | Mapping[str, Any] | None = None
-) -> Call[MatchAnswer]:
-    """Rank the nodes for a request of a model, and say of the others every reason why not. Nothing is sent to nodes.
+) -> ApiCall[MatchAnswer]:
+    """Rank the nodes for a request to a model, and give every reason against the others. Nothing is sent to a node.
 
-    `lucid` is what the request asks of nodes, such as `{"allow_regions": ["eu"]}`.
+    `lucid` is the request's policy for nodes, such as `{"allow_regions": ["eu"]}`.
     """
     body = body_of(MatchRequest, model=model, **given(user=user, lucid=lucid))
-    return Call(method="POST", path="/match", body=body, answer=MatchAnswer)
+    return ApiCall(method="POST", path="/match", body=body, answer=MatchAnswer)
 
 
-def healthz() -> Call[Liveness]:
-    """Ask whether the process runs."""
-    return Call(method="GET", path="/healthz", answer=Liveness)
+def healthz() -> ApiCall[Liveness]:
+    """Read whether the process runs."""
+    return ApiCall(method="GET", path="/healthz", answer=Liveness)
 
 
-def ready() -> Call[Readiness]:
-    """Ask whether the service can serve.
+def ready() -> ApiCall[Readiness]:
+    """Read whether the service can serve requests.
 
     Raises:
-        Unavailable: it can't, for now.
+        Unavailable: it can't serve now.
     """
-    return Call(method="GET", path="/readyz", answer=Readiness)
+    return ApiCall(method="GET", path="/readyz", answer=Readiness)

@@ -1,4 +1,4 @@
-"""Where the service is and which key to use: the one file of the client that reads the environment."""
+"""The address of the service and the key. The only file of the client that reads the environment."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _URL_EXAMPLE = "Write it like https://compute.example.com or http://127.0.0.1:80
 
 
 class Setting(NamedTuple):
-    """A variable that clients read: for lists of settings."""
+    """A variable that clients read, for lists of settings."""
 
     name: str
     default: str | None
@@ -33,7 +33,7 @@ SETTINGS = (
 
 @dataclass(frozen=True, slots=True)
 class ClientSettings:
-    """How to reach the service: an address without a trailing slash, a key or None, and bounds in seconds."""
+    """How to reach the service: an address without a trailing slash, a key or None, and limits in seconds."""
 
     base_url: str
     api_key: str | None = field(repr=False)
@@ -44,7 +44,7 @@ class ClientSettings:
 
     @property
     def is_tls(self) -> bool:
-        """Whether it is spoken to over TLS."""
+        """Whether the service is reached over TLS."""
         return self.base_url.startswith("https://")
 
 
@@ -57,10 +57,10 @@ def read_settings(
     retries: int,
     ca_file: str | Path | None,
 ) -> ClientSettings:
-    """Answer checked settings; an address or key that is None is read from the environment.
+    """Return checked settings. An address or a key that is None comes from the environment.
 
     Raises:
-        ConfigurationFault: one of them can't be used; a key is never repeated in it.
+        ConfigurationFault: a setting can't be used. The message never contains the key.
     """
     if not (timeout_seconds > 0 and total_timeout_seconds > 0 and retries >= 0):
         raise ConfigurationFault("Give timeouts above 0 seconds, and 0 retries or more.")

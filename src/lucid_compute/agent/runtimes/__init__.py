@@ -1,1 +1,1 @@
-"""The inference runtimes: how each is recognised, and how each one's answers are read."""
+"""The inference runtimes: how each is detected, and how its responses are read. One file for each runtime."""

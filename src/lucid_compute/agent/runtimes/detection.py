@@ -1,4 +1,4 @@
-"""Which runtime answers behind a URL: what was asked, what it proves, and how sure that makes us."""
+"""Detect the runtime at a URL: the queries, what each response proves, and how certain the result is."""
 
 from __future__ import annotations
 
@@ -6,24 +6,23 @@ import asyncio
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
-from lucid_compute.agent.inference_server import Answer, InferenceServer
+from lucid_compute.agent.runtimes.inference_server import InferenceServer, ServerResponse
 from lucid_compute.agent.runtimes.llama_cpp import LlamaCpp
 from lucid_compute.agent.runtimes.ollama import Ollama
-from lucid_compute.agent.runtimes.openai_compatible import OpenAiCompatible
-from lucid_compute.agent.runtimes.reading import Runtime, as_label, models_listed
+from lucid_compute.agent.runtimes.reading import OpenAiCompatible, Runtime, as_label, models_listed
 from lucid_compute.agent.runtimes.sglang import Sglang
 from lucid_compute.agent.runtimes.tgi import Tgi
 from lucid_compute.agent.runtimes.vllm import Vllm
 
-CERTAIN = 1.0  # it says so in two places
-LIKELY = 0.7  # it says so in one place that nobody else is known to imitate
-GUESSED = 0.3  # it speaks OpenAI's API and nothing else was recognised
+CERTAIN = 1.0  # two responses prove it
+LIKELY = 0.7  # one response proves it, and no other server is known to imitate it
+GUESSED = 0.3  # OpenAI's API, and nothing else was recognised
 _QUESTIONS = ("/v1/models", "/version", "/server_info", "/props", "/info", "/api/version", "/api/ps", "/metrics")
 _UNAUTHORIZED = frozenset({401, 403})
 
 
 class Detection(NamedTuple):
-    """The runtime, how sure it is (0 to 1), and the answers that say so, in words."""
+    """The runtime, the confidence (0 to 1), and the evidence in words."""
 
     runtime: Runtime
     confidence: float
@@ -36,9 +35,9 @@ class Detection(NamedTuple):
 
 
 class _Answers(NamedTuple):
-    """Everything that was asked, and what `/v1/models` says of who owns its models."""
+    """All responses, and what `/v1/models` says about the owners of its models."""
 
-    by_path: Mapping[str, Answer]
+    by_path: Mapping[str, ServerResponse]
     owners: frozenset[str]
     ids: frozenset[str]
 
@@ -47,9 +46,9 @@ class _Answers(NamedTuple):
 
 
 async def detect(server: InferenceServer) -> Detection | None:
-    """Answer what the server is; None when it answers nothing that any inference server would.
+    """Return the runtime of the server; None when no response is that of an inference server.
 
-    The order matters: SGLang serves Ollama's paths too, and more than one runtime answers /version.
+    The order matters: SGLang serves Ollama's paths too, and several runtimes answer /version.
     """
     answers = await _ask(server)
     for recognise in (_as_vllm, _as_sglang, _as_llama_cpp, _as_tgi, _as_ollama, _as_openai_compatible):
@@ -85,15 +84,15 @@ def _as_sglang(answers: _Answers) -> Detection | None:
     info = answers.fields("/server_info")
     is_info = "version" in info and ("max_total_num_tokens" in info or "tp_size" in info)
     is_locked = answers.by_path["/server_info"].status in _UNAUTHORIZED
-    says_so = _list(
+    proofs = _list(
         ("sglang" in answers.owners, "/v1/models: owned_by sglang"),
         (is_info, f"/server_info: {info.get('version')}"),
         (_has_metrics(answers, "sglang:"), "/metrics: sglang:…"),
     )
-    if not says_so:
+    if not proofs:
         return None
-    evidence = says_so + _list((is_locked, "/server_info wants a key: give the agent the server's key"))
-    return Detection(Sglang.from_info(info), _confidence(says_so), evidence)
+    evidence = proofs + _list((is_locked, "/server_info wants a key: give the agent the server's key"))
+    return Detection(Sglang.from_info(info), _confidence(proofs), evidence)
 
 
 def _as_llama_cpp(answers: _Answers) -> Detection | None:
@@ -111,16 +110,16 @@ def _as_tgi(answers: _Answers) -> Detection | None:
     model_id, version = as_label(info.get("model_id")), as_label(info.get("version"))
     if model_id is None or ("max_total_tokens" not in info and "router" not in info):
         return None
-    says_so = _list(
+    proofs = _list(
         (True, f"/info: model_id {model_id}, version {version}"),
         (model_id in answers.owners and model_id in answers.ids, "/v1/models: owned_by is the model's id"),
         (_has_metrics(answers, "tgi_"), "/metrics: tgi_…"),
     )
-    return Detection(Tgi(version), _confidence(says_so), says_so)
+    return Detection(Tgi(version), _confidence(proofs), proofs)
 
 
 def _as_ollama(answers: _Answers) -> Detection | None:
-    """Recognise Ollama by two paths: its list of models, its chat and its greeting are imitated elsewhere."""
+    """Recognise Ollama by two paths; other servers imitate its list of models, its chat and its greeting."""
     version = as_label(answers.fields("/api/version").get("version"))
     if version is None or not isinstance(answers.fields("/api/ps").get("models"), list):
         return None

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from lucid_compute.agent.inference_server import InferenceServer
-from lucid_compute.agent.metrics_text import NO_METRICS, Metrics, read_metrics
+from lucid_compute.agent.runtimes.inference_server import InferenceServer
+from lucid_compute.agent.runtimes.metrics_text import NO_METRICS, MetricSamples, read_metrics
 from lucid_compute.agent.runtimes.reading import (
     ServedModel,
     ServerReading,
@@ -22,7 +22,7 @@ from lucid_compute.agent.runtimes.reading import (
 
 _RUNNING = "llamacpp:requests_processing"
 _QUEUED = "llamacpp:requests_deferred"
-_TOKENS = "llamacpp:tokens_predicted_total"  # moves only when a request ends: one long answer is no wedged server
+_TOKENS = "llamacpp:tokens_predicted_total"  # changes only when a request ends, so it alone proves no stall
 _PROGRESS = ("llamacpp:n_decode_total", "llamacpp:prompt_tokens_total", _TOKENS)
 _NAMES = frozenset({_RUNNING, _QUEUED, *_PROGRESS})
 _LOADED_TO_ASK = 8
@@ -30,18 +30,18 @@ _LOADED_TO_ASK = 8
 
 @dataclass(frozen=True, slots=True)
 class LlamaCpp:
-    """A llama.cpp server, of one model or a router before several."""
+    """A llama.cpp server, of one model, or a router in front of several."""
 
     version: str | None = None
     name: str | None = "llama.cpp"
     health_path: str = "/health"
 
     async def read(self, server: InferenceServer) -> ServerReading:
-        """Answer how it is: slots that work of all, requests deferred, models with their aliases."""
-        listed, told = await asyncio.gather(server.get("/v1/models"), server.get("/props"))
-        entries, props = models_listed(listed), told.fields
+        """Return its state: busy slots of all slots, deferred requests, models with their aliases."""
+        listed, described = await asyncio.gather(server.get("/v1/models"), server.get("/props"))
+        entries, props = models_listed(listed), described.fields
         models = None if entries is None else distinct(_each_model(entries, props))
-        if props.get("is_sleeping") is True:  # other questions would wake it
+        if props.get("is_sleeping") is True:  # other requests would wake it
             return ServerReading(models=models, max_concurrency=as_count(props.get("total_slots")))
         metrics, slots = await _ask_for_metrics(server, entries or [])
         return ServerReading(
@@ -56,8 +56,8 @@ class LlamaCpp:
 
 async def _ask_for_metrics(
     server: InferenceServer, entries: list[dict[str, Any]]
-) -> tuple[Metrics, list[dict[str, Any]]]:
-    """Answer the metrics and the slots; a router's metrics are its loaded models', and it has no slots of its own."""
+) -> tuple[MetricSamples, list[dict[str, Any]]]:
+    """Return the metrics and the slots. A router has no slots; its metrics are those of its loaded models."""
     if not any("status" in entry for entry in entries):
         scraped, listed = await asyncio.gather(server.get("/metrics"), server.get("/slots"))
         slots = listed.json if isinstance(listed.json, list) else []
@@ -91,7 +91,7 @@ def _is_loaded(entry: Mapping[str, Any]) -> bool:
 
 
 def _quantization(ftype: object) -> str | None:
-    """Answer `Q4_K - Medium` as q4_k_m and `all F32` as f32, as models of this kind are named everywhere else."""
+    """Return `Q4_K - Medium` as q4_k_m and `all F32` as f32, as such models are named elsewhere."""
     label = as_label(ftype)
     if label is None:
         return None
@@ -104,7 +104,7 @@ def _busy(slots: list[dict[str, Any]]) -> int:
 
 
 def _progress_of(slots: list[dict[str, Any]]) -> tuple[float, ...] | None:
-    """Answer what moves in the slots, for a server that runs without --metrics."""
+    """Return what changes in the slots, for a server without --metrics."""
     moved = tuple(
         float(number)
         for slot in slots

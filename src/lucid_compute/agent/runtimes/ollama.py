@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lucid_compute.agent.inference_server import Answer, InferenceServer
+from lucid_compute.agent.runtimes.inference_server import InferenceServer, ServerResponse
 from lucid_compute.agent.runtimes.reading import (
     MAX_MODELS,
     ServedModel,
@@ -22,10 +22,10 @@ _CLOUD_ENDINGS = (":cloud", "-cloud")
 
 @dataclass(frozen=True, slots=True)
 class Ollama:
-    """An Ollama server. How many requests run or wait it tells nobody.
+    """An Ollama server. It does not report how many requests run or wait.
 
-    A model is unloaded after five idle minutes, and its context is only told while it is loaded: `contexts` remembers
-    it, or the declaration would change each time.
+    A model is unloaded after five idle minutes, and its context is reported only while it is loaded. `contexts`
+    remembers it, or the declaration would change each time.
     """
 
     version: str | None = None
@@ -34,7 +34,7 @@ class Ollama:
     health_path: str = "/api/version"
 
     async def read(self, server: InferenceServer) -> ServerReading:
-        """Answer what is installed and what of it is loaded; what would run in Ollama's cloud is left out."""
+        """Return the installed models and which of them are loaded. Models in Ollama's cloud are left out."""
         installed, loaded = await asyncio.gather(server.get("/api/tags"), server.get("/api/ps"))
         local, running = _local(installed), _local(loaded)
         if local is None:
@@ -63,8 +63,8 @@ class Ollama:
         )
 
 
-def _local(answer: Answer) -> list[dict[str, Any]] | None:
-    """Answer the models of a list that run on this machine."""
+def _local(answer: ServerResponse) -> list[dict[str, Any]] | None:
+    """Return the models of a list that run on this machine."""
     entries = answer.fields.get("models")
     if not isinstance(entries, list):
         return None
@@ -81,7 +81,7 @@ def _name(entry: Mapping[str, Any]) -> str:
 
 
 def _offload(entry: Mapping[str, Any]) -> str | None:
-    """Answer that a model runs on the CPU in part, which makes it slow."""
+    """Return a note that a model runs partly on the CPU, which makes it slow."""
     size, in_vram = _sizes(entry)
     if size and in_vram is not None and in_vram < size:
         return f"{_name(entry)} runs on the CPU in part: {in_vram * 100 // size} % of it are in the GPU's memory"
@@ -89,6 +89,6 @@ def _offload(entry: Mapping[str, Any]) -> str | None:
 
 
 def _sizes(entry: Mapping[str, Any]) -> tuple[int | None, int | None]:
-    """Answer a loaded model's size and what of it is in the GPU's memory, in bytes."""
+    """Return a loaded model's size, and how much of it is in GPU memory, in bytes."""
     sizes = (entry.get("size"), entry.get("size_vram"))
     return tuple(value if isinstance(value, int) and value >= 0 else None for value in sizes)  # type: ignore[return-value]

@@ -1,4 +1,4 @@
-"""SGLang. Metrics, with --enable-metrics: https://docs.sglang.ai/references/production_metrics.html."""
+"""SGLang. MetricSamples, with --enable-metrics: https://docs.sglang.ai/references/production_metrics.html."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lucid_compute.agent.inference_server import InferenceServer
-from lucid_compute.agent.metrics_text import read_metrics
+from lucid_compute.agent.runtimes.inference_server import InferenceServer
+from lucid_compute.agent.runtimes.metrics_text import read_metrics
 from lucid_compute.agent.runtimes.reading import (
     ServedModel,
     ServerReading,
@@ -22,7 +22,7 @@ _RUNNING = "sglang:num_running_reqs"
 _QUEUED = "sglang:num_queue_reqs"
 _TOKENS = "sglang:generation_tokens_total"
 _KV_USE = "sglang:token_usage"
-# The counters of tokens move when a request ends; the others while it runs.
+# The counters of tokens change when a request ends, the others while it runs.
 _PROGRESS = (
     _TOKENS,
     "sglang:prompt_tokens_total",
@@ -38,7 +38,7 @@ _RANKS = frozenset({"tp_rank", "pp_rank", "moe_ep_rank"})
 
 @dataclass(frozen=True, slots=True)
 class Sglang:
-    """An SGLang server, with what its /server_info said when it was recognised."""
+    """An SGLang server, with what its /server_info reported when it was detected."""
 
     version: str | None = None
     max_concurrency: int | None = None
@@ -58,7 +58,7 @@ class Sglang:
         )
 
     async def read(self, server: InferenceServer) -> ServerReading:
-        """Answer how it is: counts summed over data-parallel engines, each engine's ranks counted once."""
+        """Return its state: counts summed over data-parallel engines, with each engine's ranks counted once."""
         listed, scraped = await asyncio.gather(server.get("/v1/models"), server.get("/metrics"))
         metrics = read_metrics(scraped.text, _NAMES, _is_whole)
         entries = models_listed(listed)
@@ -78,7 +78,7 @@ class Sglang:
 
 
 def _is_whole(labels: Mapping[str, str]) -> bool:
-    """Whether a sample is not of one priority alone: with priorities each stands beside the whole, which names none."""
+    """Whether a sample covers all priorities. With priorities there is one sample for each, and a total without one."""
     return not labels.get("priority")
 
 

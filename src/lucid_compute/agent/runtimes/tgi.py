@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from lucid_compute.agent.inference_server import InferenceServer
-from lucid_compute.agent.metrics_text import read_metrics
+from lucid_compute.agent.runtimes.inference_server import InferenceServer
+from lucid_compute.agent.runtimes.metrics_text import read_metrics
 from lucid_compute.agent.runtimes.reading import ServedModel, ServerReading, as_count, as_label
 
 _RUNNING = "tgi_batch_current_size"
@@ -19,14 +19,14 @@ _NAMES = frozenset({_RUNNING, _QUEUED, *_PROGRESS})
 
 @dataclass(frozen=True, slots=True)
 class Tgi:
-    """A TGI server. It says nothing of its KV cache that could be made a share."""
+    """A TGI server. Its metrics give no share of the KV cache in use."""
 
     version: str | None = None
     name: str | None = "tgi"
     health_path: str = "/health"
 
     async def read(self, server: InferenceServer) -> ServerReading:
-        """Answer how it is; beyond `max_concurrent_requests` it answers 429."""
+        """Return its state. Above `max_concurrent_requests` it responds with 429."""
         described, scraped = await asyncio.gather(server.get("/info"), server.get("/metrics"))
         info, metrics = described.fields, read_metrics(scraped.text, _NAMES)
         model_id, max_tokens = as_label(info.get("model_id")), as_count(info.get("max_total_tokens"))

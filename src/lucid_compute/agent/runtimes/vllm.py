@@ -1,35 +1,35 @@
-"""vLLM. Metrics: https://docs.vllm.ai/en/latest/usage/metrics.html."""
+"""vLLM. MetricSamples: https://docs.vllm.ai/en/latest/usage/metrics.html."""
 
 from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
 
-from lucid_compute.agent.inference_server import Answer, InferenceServer
-from lucid_compute.agent.metrics_text import Metrics, read_metrics
+from lucid_compute.agent.runtimes.inference_server import InferenceServer, ServerResponse
+from lucid_compute.agent.runtimes.metrics_text import MetricSamples, read_metrics
 from lucid_compute.agent.runtimes.reading import ServedModel, ServerReading, as_count, distinct, models_listed
 
 _RUNNING = "vllm:num_requests_running"
 _WAITING = "vllm:num_requests_waiting"
 _TOKENS = "vllm:generation_tokens_total"
 _FINISHED = "vllm:request_success_total"
-_KV_USE = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")  # the second is the older name
+_KV_USE = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")  # the second name is the older one
 _SLEEP = "vllm:engine_sleep_state"
-# The use of the KV cache moves during a long prefill, when no counter of tokens does.
+# During a long prefill the use of the KV cache changes, and no counter of tokens does.
 _PROGRESS = (_TOKENS, "vllm:prompt_tokens_total", _FINISHED, *_KV_USE)
 _NAMES = frozenset({_RUNNING, _WAITING, _SLEEP, *_PROGRESS})
 
 
 @dataclass(frozen=True, slots=True)
 class Vllm:
-    """A vLLM server; it does not say how many requests it takes at a time."""
+    """A vLLM server. It does not report how many requests it takes at a time."""
 
     version: str | None = None
     name: str | None = "vllm"
     health_path: str = "/health"
 
     async def read(self, server: InferenceServer) -> ServerReading:
-        """Answer how it is: counts summed over models and engines, the fullest engine's KV cache."""
+        """Return its state: counts summed over models and engines, and the KV cache of the fullest engine."""
         listed, scraped = await asyncio.gather(server.get("/v1/models"), server.get("/metrics"))
         metrics = read_metrics(scraped.text, _NAMES)
         return ServerReading(
@@ -44,13 +44,13 @@ class Vllm:
         )
 
 
-def _models(listed: Answer) -> tuple[ServedModel, ...] | None:
+def _models(listed: ServerResponse) -> tuple[ServedModel, ...] | None:
     entries = models_listed(listed)
     if entries is None:
         return None
     return distinct(ServedModel(id=entry["id"], max_tokens=as_count(entry.get("max_model_len"))) for entry in entries)
 
 
-def _sleeps(metrics: Metrics) -> bool:
-    """Whether any engine says that it is not awake."""
+def _sleeps(metrics: MetricSamples) -> bool:
+    """Whether any engine reports that it is not awake."""
     return any(labels.get("sleep_state") == "awake" and not value for labels, value in metrics.samples(_SLEEP))

@@ -1,4 +1,4 @@
-"""Words of strangers made safe for a terminal, and figures as a person reads them. Unknown is a dash, never 0."""
+"""Format values for a person, and make foreign text safe for a terminal. Unknown is a dash, never 0."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ MINUTE, HOUR, DAY = 60, 3600, 86400
 
 
 def plain(text: object) -> str:
-    """Answer the text in one line, with control characters written out: a name must not move the cursor."""
+    """Return the text in one line, with control characters written out: a name must not move the cursor."""
     return "".join(mark if mark.isprintable() else _written_out(mark) for mark in str(text))
 
 
 def or_unknown(value: object) -> str:
-    """Answer the value, or a dash for None and for nothing at all."""
+    """Return the value, or a dash for None and for an empty text."""
     return UNKNOWN if value is None or value == "" else plain(value)
 
 
 def span(seconds: float | None) -> str:
-    """Answer a length of time in the largest units that tell something: `4 s`, `3 min`, `2.5 h`, `12 d`."""
+    """Return a length of time in a fitting unit: `4 s`, `3 min`, `2.5 h`, `12 d`."""
     if seconds is None:
         return UNKNOWN
     if seconds < MINUTE * 2:
@@ -32,17 +32,17 @@ def span(seconds: float | None) -> str:
 
 
 def instant(at: datetime | None) -> str:
-    """Answer an instant in UTC, to the second."""
+    """Return an instant in UTC, to the second."""
     return UNKNOWN if at is None else at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
 
 
 def share(fraction: float | None) -> str:
-    """Answer 0.42 as `42 %`."""
+    """Return 0.42 as `42 %`."""
     return UNKNOWN if fraction is None else f"{fraction * 100:.0f} %"
 
 
 def number(value: float | None, unit: str = "") -> str:
-    """Answer a number without decimals that say nothing, with its unit."""
+    """Return a number without needless decimals, with its unit."""
     if value is None:
         return UNKNOWN
     written = f"{value:,}" if isinstance(value, int) else f"{value:,.1f}".removesuffix(".0")
@@ -50,17 +50,17 @@ def number(value: float | None, unit: str = "") -> str:
 
 
 def yes_or_no(claim: bool) -> str:
-    """Answer a claim as a word."""
+    """Return a boolean as a word."""
     return "yes" if claim else "no"
 
 
 def counted(count: int, noun: str, plural: str | None = None) -> str:
-    """Answer `1 node`, `2 nodes`."""
+    """Return `1 node`, `2 nodes`."""
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
 def listed(words: object) -> str:
-    """Answer words separated by commas, or a dash."""
+    """Return words separated by commas, or a dash."""
     return ", ".join(map(plain, words)) if isinstance(words, list | tuple) and words else UNKNOWN
 
 

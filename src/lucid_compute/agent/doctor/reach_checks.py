@@ -1,4 +1,4 @@
-"""Can the registry reach the node: what its probe says, and the certificate of the node's URL."""
+"""Checks of the way from the registry to the node: its probe, and the certificate of the node's URL."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ import ssl
 from datetime import UTC, datetime
 from typing import NamedTuple
 
+from lucid_compute.agent.doctor.check import CheckFinding, DoctorContext, failed, passed, skipped, warned
 from lucid_compute.agent.settings import is_loopback
 from lucid_compute.client.errors import NotFound, RateLimited
-from lucid_compute.doctor.case import Case
-from lucid_compute.doctor.check import Finding, failed, passed, skipped, warned
 from lucid_compute.wire.probes import ProbeAnswer, ProbeCode
 
 EXPIRES_SOON_DAYS = 14
 TLS_SECONDS = 5.0
 _PORTS = {"http": 80, "https": 443}
-# OpenSSL's X509_V_ERR_…: CERT_HAS_EXPIRED, HOSTNAME_MISMATCH and IP_ADDRESS_MISMATCH, those of an unknown issuer.
+# OpenSSL's X509_V_ERR_…: CERT_HAS_EXPIRED; HOSTNAME_MISMATCH and IP_ADDRESS_MISMATCH; the codes for an unknown issuer.
 _EXPIRED = 10
 _OTHER_NAMES = frozenset({62, 64})
 _UNKNOWN_ISSUERS = frozenset({18, 19, 20, 21})
@@ -29,9 +28,9 @@ PROBE_FIXES = {
     ProbeCode.CONNECT_FAILED: "Let the inference server listen on 0.0.0.0, on the port of the registered URL.",
     ProbeCode.CONNECT_TIMED_OUT: "Open the node's firewall for the service, on the port of the registered URL.",
     ProbeCode.TLS_FAILED: "Serve a valid certificate for the name in the registered URL, with its whole chain.",
-    ProbeCode.CONNECTION_LOST: "Look at the log of the inference server, and of a proxy before it: it hangs up.",
+    ProbeCode.CONNECTION_LOST: "Read the logs of the inference server and its proxy: one of them closes connections.",
     ProbeCode.FIRST_BYTE_TIMEOUT: "Restart the inference server: it takes the request and does not answer.",
-    ProbeCode.BAD_RESPONSE: "Register the URL of the inference server itself; what answers is no HTTP/1.1: {set_url}",
+    ProbeCode.BAD_RESPONSE: "Register the URL of the inference server itself; the response is not HTTP/1.1: {set_url}",
     ProbeCode.BAD_STATUS: "Register the URL below which /v1/models answers: {set_url}",
     ProbeCode.REDIRECTED: "Register the URL that it redirects to: {set_url}",
     ProbeCode.AUTH_REFUSED: "Register the server's key: lucid passports update {node} --set inferenceKey=…",
@@ -41,68 +40,69 @@ _LOOPBACK_FIX = "Register the address at which the service reaches this machine:
 
 
 class Certificate(NamedTuple):
-    """What a TLS handshake from here came to: when the certificate ends, or why it is not valid."""
+    """The result of a TLS handshake from here: when the certificate ends, or why it is not valid."""
 
     expires_at: datetime | None
     refusal: ssl.SSLCertVerificationError | None = None
 
 
-async def check_probe(case: Case) -> Finding:
+async def check_probe(context: DoctorContext) -> CheckFinding:
     """Does the registry reach the inference server?"""
     try:
-        case.probe = answer = await case.lucid.compute.probe(case.node.id)
+        context.probe = answer = await context.lucid.compute.probe(context.node.id)
     except RateLimited as error:
         return skipped(f"{error.message} Run lucid doctor again in a moment.")
     except NotFound:
         return skipped("The service is older than this command and has no probe.")
     if answer.code is ProbeCode.OK:
         took = f"connected in {answer.connect_ms or 0:.0f} ms, answered in {answer.answer_ms or 0:.0f} ms"
-        return passed(f"The service reaches {case.registered_url}: {took}.")
+        return passed(f"The service reaches {context.registered_url}: {took}.")
     fix = PROBE_FIXES[answer.code]
-    if _means_the_registry_itself(case, answer):
+    if _means_the_registry_itself(context, answer):
         fix = _LOOPBACK_FIX
-    set_url = f"lucid passports update {case.called} --set inferenceUrl=URL"
+    set_url = f"lucid passports update {context.called} --set inferenceUrl=URL"
     return failed(
-        f"The service went to {case.registered_url}: {answer.message}", fix.format(set_url=set_url, node=case.called)
+        f"The service went to {context.registered_url}: {answer.message}",
+        fix.format(set_url=set_url, node=context.called),
     )
 
 
-async def check_tls(case: Case) -> Finding:
+async def check_tls(context: DoctorContext) -> CheckFinding:
     """Is the certificate of the registered URL valid, and for how long?"""
-    if case.registered.scheme != "https":
+    if context.registered.scheme != "https":
         return skipped("The registered URL is plain http.")
     try:
-        seen = await _look_at_certificate(case)
+        seen = await _look_at_certificate(context)
     except (OSError, TimeoutError):
-        return _judge_probed(case)
-    return _judge_expiry(seen.expires_at) if seen.refusal is None else _judge_refusal(case, seen.refusal)
+        return _judge_probed(context)
+    return _judge_expiry(seen.expires_at) if seen.refusal is None else _judge_refusal(context, seen.refusal)
 
 
-def _judge_refusal(case: Case, refusal: ssl.SSLCertVerificationError) -> Finding:
-    host, code = case.registered.hostname, refusal.verify_code
-    said = f"The certificate of {host} is not valid: {refusal.verify_message.rstrip('.')}."
+def _judge_refusal(context: DoctorContext, refusal: ssl.SSLCertVerificationError) -> CheckFinding:
+    host, code = context.registered.hostname, refusal.verify_code
+    sentence = f"The certificate of {host} is not valid: {refusal.verify_message.rstrip('.')}."
     if code == _EXPIRED:
-        return failed(said, f"Renew the certificate of {host}, and have the server load it.")
+        return failed(sentence, f"Renew the certificate of {host}, and have the server load it.")
     if code in _OTHER_NAMES:
-        return failed(said, f"Get a certificate that names {host}, or register the URL with the name that it has.")
+        return failed(sentence, f"Get a certificate that names {host}, or register the URL with the name that it has.")
     if code in _UNKNOWN_ISSUERS:
-        return failed(said, "Serve a certificate of a public authority, with its whole chain: fullchain.pem.")
-    return failed(said, f"Serve a valid certificate for {host}.")
+        return failed(sentence, "Serve a certificate of a public authority, with its whole chain: fullchain.pem.")
+    return failed(sentence, f"Serve a valid certificate for {host}.")
 
 
-def _means_the_registry_itself(case: Case, answer: ProbeAnswer) -> bool:
-    """Whether the URL says localhost to a service that runs elsewhere."""
+def _means_the_registry_itself(context: DoctorContext, answer: ProbeAnswer) -> bool:
+    """Whether the URL says localhost, to a service that runs on another machine."""
     is_unreached = answer.code in {ProbeCode.ADDRESS_REFUSED, ProbeCode.CONNECT_FAILED}
-    return is_unreached and is_loopback(case.registered_url) and not case.is_local_registry
+    return is_unreached and is_loopback(context.registered_url) and not context.is_local_registry
 
 
-async def _look_at_certificate(case: Case) -> Certificate:
-    """Shake hands with the server at the registered URL.
+async def _look_at_certificate(context: DoctorContext) -> Certificate:
+    """Do a TLS handshake with the server at the registered URL.
 
     Raises:
-        OSError, TimeoutError: from here it can't be connected to, or no handshake comes about.
+        OSError, TimeoutError: it can't be reached from here, or the handshake fails.
     """
-    parts = case.registered
+    parts = context.registered
     port = parts.port or _PORTS[parts.scheme]
     try:
         async with asyncio.timeout(TLS_SECONDS):
@@ -115,19 +115,19 @@ async def _look_at_certificate(case: Case) -> Certificate:
     return Certificate(None if ends is None else datetime.fromtimestamp(ssl.cert_time_to_seconds(ends), UTC))
 
 
-def _judge_probed(case: Case) -> Finding:
+def _judge_probed(context: DoctorContext) -> CheckFinding:
     """Judge by what the registry saw, when nothing can be seen from here."""
-    probe: ProbeAnswer | None = getattr(case, "probe", None)
+    probe: ProbeAnswer | None = getattr(context, "probe", None)
     if probe is None or probe.tls is None:
-        return skipped("No TLS handshake came about from here; what the service saw stands above.")
+        return skipped("No TLS handshake was possible from here; what the service saw is above.")
     return _judge_expiry(probe.tls.certificate_expires_at)
 
 
-def _judge_expiry(expires_at: datetime | None) -> Finding:
+def _judge_expiry(expires_at: datetime | None) -> CheckFinding:
     if expires_at is None:
         return passed("The certificate is valid.")
     days = (expires_at - datetime.now(UTC)).total_seconds() / 86400
-    said = f"The certificate is valid until {expires_at:%Y-%m-%d %H:%MZ}, {days:.0f} days from now."
+    sentence = f"The certificate is valid until {expires_at:%Y-%m-%d %H:%MZ}, {days:.0f} days from now."
     if days < EXPIRES_SOON_DAYS:
-        return warned(said, "Renew it now, and look whether its renewal still runs.")
-    return passed(said)
+        return warned(sentence, "Renew it now, and look whether its renewal still runs.")
+    return passed(sentence)

@@ -1,4 +1,4 @@
-"""The inference server beside the agent, asked over HTTP: every question has a deadline, every answer a bound."""
+"""The inference server on this machine, over HTTP: every request has a deadline, every response a size limit."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ MAX_BODY_BYTES = 8 * 1024 * 1024
 _OK = 200
 
 
-class Answer(NamedTuple):
-    """What came back. Without an answer `status` is 0 and `fault` says why; `is_refused`: nobody listens there."""
+class ServerResponse(NamedTuple):
+    """A response. Without one `status` is 0 and `fault` says why; `is_refused`: nothing listens there."""
 
     status: int
     body: bytes = b""
@@ -24,17 +24,17 @@ class Answer(NamedTuple):
 
     @property
     def is_ok(self) -> bool:
-        """Whether it is the answer that was asked for."""
+        """Whether the status is 200."""
         return self.status == _OK
 
     @property
     def text(self) -> str:
-        """The body of a good answer, else nothing."""
+        """The body of a successful response, else an empty text."""
         return self.body.decode(errors="replace") if self.is_ok else ""
 
     @property
     def json(self) -> Any:
-        """The JSON of a good answer; None when it is none."""
+        """The JSON of a successful response; None when there is none."""
         if not self.is_ok:
             return None
         try:
@@ -44,23 +44,23 @@ class Answer(NamedTuple):
 
     @property
     def fields(self) -> dict[str, Any]:
-        """The JSON object of a good answer; empty when it is none."""
+        """The JSON object of a successful response; empty when there is none."""
         value = self.json
         return value if isinstance(value, dict) else {}
 
 
 class InferenceServer:
-    """Asks one server. Never raises: what goes wrong stands in the answer."""
+    """Queries one server. Never raises: a failure is in the response."""
 
     def __init__(self, url: str, key: str | None = None) -> None:
-        """Ask the server at `url`, with or without a trailing /v1, with its bearer key if it wants one."""
+        """Query the server at `url`, with or without a trailing /v1, with `key` as its bearer key."""
         self.url = url.rstrip("/").removesuffix("/v1").rstrip("/")
         headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {key}"} if key else {})
         limits = httpx.Limits(max_connections=8, max_keepalive_connections=4, keepalive_expiry=60)
         self._http = httpx.AsyncClient(
             base_url=self.url,
             headers=headers,
-            timeout=HEALTH_DEADLINE_SECONDS,  # of each read; the deadline in `get` holds for everything
+            timeout=HEALTH_DEADLINE_SECONDS,  # for each read; the deadline in `get` holds for the complete exchange
             limits=limits,
             trust_env=False,
             follow_redirects=False,
@@ -70,23 +70,23 @@ class InferenceServer:
         """Close its connections."""
         await self._http.aclose()
 
-    async def get(self, path: str, deadline_seconds: float = DEADLINE_SECONDS) -> Answer:
-        """Answer what the server answers to a GET within the deadline, which holds for the whole body."""
+    async def get(self, path: str, deadline_seconds: float = DEADLINE_SECONDS) -> ServerResponse:
+        """Return the response to a GET. The deadline holds for the complete body."""
         try:
             async with asyncio.timeout(deadline_seconds):
                 return await self._get(path)
         except TimeoutError:
-            return Answer(0, fault=f"does not answer within {deadline_seconds:g} s")
+            return ServerResponse(0, fault=f"does not answer within {deadline_seconds:g} s")
         except httpx.ConnectError:
-            return Answer(0, fault="can't be connected to", is_refused=True)
+            return ServerResponse(0, fault="can't be connected to", is_refused=True)
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError):
-            return Answer(0, fault="answers something that is not HTTP, or hangs up")
+            return ServerResponse(0, fault="responds with something that is not HTTP, or closes the connection")
 
-    async def _get(self, path: str) -> Answer:
+    async def _get(self, path: str) -> ServerResponse:
         async with self._http.stream("GET", path) as response:
             body = bytearray()
             async for piece in response.aiter_raw():
                 body += piece
                 if len(body) > MAX_BODY_BYTES:
-                    return Answer(0, fault=f"answers more than {MAX_BODY_BYTES} bytes to {path}")
-            return Answer(response.status_code, bytes(body))
+                    return ServerResponse(0, fault=f"answers more than {MAX_BODY_BYTES} bytes to {path}")
+            return ServerResponse(response.status_code, bytes(body))

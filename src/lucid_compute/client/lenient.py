@@ -1,8 +1,8 @@
-"""Answers of an older or a newer service, mended where that is safe.
+"""Decode responses of an older or a newer service where that is safe.
 
-Fields that this client does not know are ignored. A name that an enumeration does not have (a newer service's) becomes
-a member of its own, equal to that text and to no other member. A field that is missing (an older service's) is None,
-where None is allowed. Anything else is refused: better no answer than a wrong one.
+Unknown fields are ignored. An unknown name of an enumeration (of a newer service) becomes a member that equals its text
+and no other member. A missing field (of an older service) is None where None is allowed. Everything else is refused: no
+result is better than a wrong one.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ Shape = TypeVar("Shape", bound=BaseModel)
 Unknown = TypeVar("Unknown", bound=StrEnum)
 
 
-def find_mended(shape: type[Shape], data: Any, error: ValidationError) -> Any | None:
-    """Answer the shape of `data` with what `error` found mended; None when it can't be."""
+def read_leniently(shape: type[Shape], data: Any, error: ValidationError) -> Any | None:
+    """Return the shape of `data`, with the faults in `error` fixed; None when one can't be fixed."""
     faults = error.errors(include_url=False)
-    if data is None or not all(_mend(shape, data, fault["type"], fault["loc"]) for fault in faults):
+    if data is None or not all(_fix(shape, data, fault["type"], fault["loc"]) for fault in faults):
         return None
     try:
         return shape.model_validate(data, extra="ignore")
@@ -30,26 +30,26 @@ def find_mended(shape: type[Shape], data: Any, error: ValidationError) -> Any | 
 
 
 def unknown_member(kind: type[Unknown], text: str) -> Unknown:
-    """Answer a member of `kind` that is not in it: equal to its text, and to none of the members."""
+    """Return a new value of `kind` that equals its text and none of the members."""
     member = str.__new__(kind, text)
     member._name_ = text
     member._value_ = text
     return member
 
 
-def _mend(shape: type[BaseModel], data: Any, fault: str, loc: Sequence[int | str]) -> bool:
-    """Mend one fault in place, and answer whether it could be."""
+def _fix(shape: type[BaseModel], data: Any, fault: str, loc: Sequence[int | str]) -> bool:
+    """Fix one fault in place. Return whether that was possible."""
     if not loc:
         return False
     holder, annotation = data, shape
     for part in loc[:-1]:
         holder, annotation = holder[part], _step(annotation, part)
     part = loc[-1]
-    wanted = _branches(_step(annotation, part))
-    if fault == "missing" and types.NoneType in wanted:
+    branches = _branches(_step(annotation, part))
+    if fault == "missing" and types.NoneType in branches:
         holder[part] = None
         return True
-    kinds = [branch for branch in wanted if isinstance(branch, type) and issubclass(branch, StrEnum)]
+    kinds = [branch for branch in branches if isinstance(branch, type) and issubclass(branch, StrEnum)]
     if fault == "enum" and kinds and isinstance(holder[part], str):
         holder[part] = unknown_member(kinds[0], holder[part])
         return True
@@ -57,7 +57,7 @@ def _mend(shape: type[BaseModel], data: Any, fault: str, loc: Sequence[int | str
 
 
 def _step(annotation: Any, part: int | str) -> Any:
-    """Answer the type of what stands at `part` of a value of this type; None when nobody knows."""
+    """Return the type of the value at `part` of a value of this type; None when it is unknown."""
     for branch in _branches(annotation):
         if get_origin(branch) in {list, dict}:
             return get_args(branch)[-1]

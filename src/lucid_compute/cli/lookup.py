@@ -1,14 +1,17 @@
-"""Things by their id or by their name, as a person calls them."""
+"""Find nodes, passports and keys by id or name, and complete their names in a shell."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from shlex import quote
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
-from lucid_compute.cli.exit_status import ExitStatus
-from lucid_compute.cli.failures import CommandFailed
+import typer
+
+from lucid_compute.cli.connection import connected
+from lucid_compute.cli.failures import CommandFailed, ExitStatus
 from lucid_compute.client import Lucid
 from lucid_compute.client.errors import NotFound
 from lucid_compute.passports import PassportType
@@ -17,26 +20,26 @@ from lucid_compute.wire.passports import PassportView
 
 
 class Named(Protocol):
-    """What has an id, a name and an owner."""
+    """A thing with an id, a name and an owner."""
 
     @property
     def id(self) -> str:
-        """What it is called for good."""
+        """Its permanent id."""
 
     @property
     def name(self) -> str:
-        """What its owner calls it."""
+        """Its owner's name for it."""
 
     @property
     def owner(self) -> str:
-        """Whose it is."""
+        """Its owner."""
 
 
 Thing = TypeVar("Thing", bound=Named)
 
 
 def get_node(lucid: Lucid, id_or_name: str, *, also_ended: bool = False) -> PassportView:
-    """Answer the node of that id or exact name; one that has ended only by its id, or when no other has its name.
+    """Return the node with that id or exact name. An ended node is found by its id, or if no other has its name.
 
     Raises:
         CommandFailed: there is none, or several have the name.
@@ -54,7 +57,7 @@ def get_node(lucid: Lucid, id_or_name: str, *, also_ended: bool = False) -> Pass
 
 
 def get_passport(lucid: Lucid, id_or_name: str) -> PassportView:
-    """Answer the passport of that id or exact name; a revoked one only by its id, or when no other has its name.
+    """Return the passport with that id or exact name. A revoked one is found by its id, or if no other has its name.
 
     Raises:
         CommandFailed: there is none, or several have the name.
@@ -67,7 +70,7 @@ def get_passport(lucid: Lucid, id_or_name: str) -> PassportView:
 
 
 def get_key(lucid: Lucid, id_or_name: str) -> KeyView:
-    """Answer the key of that id or exact name.
+    """Return the key with that id or exact name.
 
     Raises:
         CommandFailed: there is none, or several have the name.
@@ -78,7 +81,7 @@ def get_key(lucid: Lucid, id_or_name: str) -> KeyView:
 
 
 def _find_passport(lucid: Lucid, text: str) -> PassportView | None:
-    """Answer the passport of that id; nothing but a UUID is one, so a name costs no request here."""
+    """Return the passport with that id. Only a UUID is an id, so a name costs no request here."""
     try:
         return lucid.passports.get(str(UUID(text)))
     except (ValueError, NotFound):
@@ -96,6 +99,46 @@ def _only(found: list[Thing], text: str, noun: str, command: str) -> Thing:
     if len(found) > 1:
         which = ", ".join(f"{thing.id} of {thing.owner}" for thing in found)
         raise CommandFailed(
-            f"{len(found)} {noun}s have the name {text!r}. Say which by its id: {which}.", ExitStatus.USAGE
+            f"{len(found)} {noun}s have the name {text!r}. Choose one by its id: {which}.", ExitStatus.USAGE
         )
     return found[0]
+
+
+SECONDS_TO_ANSWER = 1.0
+MOST_NAMES = 200
+
+
+def complete_node(context: typer.Context, incomplete: str) -> list[str]:
+    """Return names of nodes."""
+    return _names(context, incomplete, lambda lucid: lucid.compute.list(search=incomplete or None))
+
+
+def complete_model(context: typer.Context, incomplete: str) -> list[str]:
+    """Return names of models."""
+    return _names(context, incomplete, lambda lucid: lucid.models.list(search=incomplete or None))
+
+
+def complete_passport(context: typer.Context, incomplete: str) -> list[str]:
+    """Return names of passports."""
+    return _names(context, incomplete, lambda lucid: lucid.passports.list(search=incomplete or None))
+
+
+def complete_key(context: typer.Context, incomplete: str) -> list[str]:
+    """Return names of keys."""
+    return _names(context, incomplete, lambda lucid: lucid.keys.list())
+
+
+def _names(context: typer.Context, incomplete: str, ask: Callable[[Lucid], Iterable[Any]]) -> list[str]:
+    """Return the names that begin like this, sorted. No error may appear between a person's words at the prompt."""
+    names: set[str] = set()
+    parameters = context.params
+    with (
+        suppress(CommandFailed),
+        connected(parameters.get("api"), parameters.get("key"), timeout_seconds=SECONDS_TO_ANSWER, retries=0) as lucid,
+    ):
+        for thing in ask(lucid):
+            if thing.name.startswith(incomplete) and thing.name.isprintable():
+                names.add(thing.name)
+            if len(names) == MOST_NAMES:
+                break
+    return sorted(names)

@@ -1,44 +1,43 @@
-"""Do the node's heartbeats arrive, often enough, and what do they say?"""
+"""Checks of the heartbeats: whether they arrive, how often, and what they report."""
 
 from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime
 
-from lucid_compute.doctor.case import Case
-from lucid_compute.doctor.check import Finding, failed, passed, skipped, warned
+from lucid_compute.agent.doctor.check import CheckFinding, DoctorContext, failed, passed, skipped, warned
 from lucid_compute.node_state import FRESH_SECONDS, HEARTBEAT_INTERVAL_SECONDS, NodeStatus, ReportedStatus
 
 CLOCK_SECONDS = 5.0
-PACE_SECONDS = HEARTBEAT_INTERVAL_SECONDS * 1.5  # later than that, a beat was late or lost
-LOOK_SECONDS = 1.0
+PACE_SECONDS = HEARTBEAT_INTERVAL_SECONDS * 1.5  # after this time a heartbeat is late or lost
+POLL_SECONDS = 1.0
 
 
-async def check_drain(case: Case) -> Finding:
-    """Does anybody drain it?"""
-    reported = case.health.reported
-    if case.health.status is not NodeStatus.DRAINING:
+async def check_drain(context: DoctorContext) -> CheckFinding:
+    """Is the node being drained?"""
+    reported = context.health.reported
+    if context.health.status is not NodeStatus.DRAINING:
         return passed("Nobody drains the node.")
-    case.told.add("DRAINING")
+    context.reported_codes.add("DRAINING")
     if reported is not None and reported.status is ReportedStatus.DRAINING:
         return failed(
             f"The node's own heartbeats say that it drains{_because(reported.detail)}.",
             "Start its agent again: lucid agent run",
         )
-    return failed("An operator drains the node.", f"End the drain when the work is done: lucid resume {case.called}")
+    return failed("An operator drains the node.", f"End the drain when the work is done: lucid resume {context.called}")
 
 
-async def check_heartbeats(case: Case) -> Finding:
+async def check_heartbeats(context: DoctorContext) -> CheckFinding:
     """Do heartbeats arrive?"""
-    age = case.health.heartbeat_age_seconds
+    age = context.health.heartbeat_age_seconds
     if age is None:
-        case.told.add("HEARTBEAT_MISSING")
+        context.reported_codes.add("HEARTBEAT_MISSING")
         return failed(
             "No heartbeat was ever received.",
-            f"Start the node's agent, or have your sender send the passportId {case.node.id}: lucid agent run",
+            f"Start the node's agent, or have your sender send the passportId {context.node.id}: lucid agent run",
         )
-    if not case.health.fresh:
-        case.told.add("HEARTBEAT_STALE")
+    if not context.health.fresh:
+        context.reported_codes.add("HEARTBEAT_STALE")
         return failed(
             f"The newest heartbeat is {age:.0f} s old; after {FRESH_SECONDS} s the node counts for no model.",
             "See whether the sender still runs and reaches the service, and start it again: lucid agent run",
@@ -46,43 +45,43 @@ async def check_heartbeats(case: Case) -> Finding:
     return passed(f"The newest heartbeat is {age:.0f} s old.")
 
 
-async def check_report(case: Case) -> Finding:
-    """Does the node say that it is well?"""
-    reported = case.health.reported
+async def check_report(context: DoctorContext) -> CheckFinding:
+    """Does the node report that it is healthy?"""
+    reported = context.health.reported
     if reported is not None and reported.status is ReportedStatus.UNHEALTHY:
-        case.told.add("REPORTED_UNHEALTHY")
+        context.reported_codes.add("REPORTED_UNHEALTHY")
         return failed(
             f"The node's heartbeats say that it is unhealthy{_because(reported.detail)}.",
-            f"Look at the inference server and its log: lucid agent inspect --url {case.url}",
+            f"Look at the inference server and its log: lucid agent inspect --url {context.url}",
         )
     return passed("The node says that it is healthy.")
 
 
-async def check_pace(case: Case) -> Finding:
+async def check_pace(context: DoctorContext) -> CheckFinding:
     """Do heartbeats come so often that one may be lost?"""
-    last, age = case.health.last_heartbeat_at, case.health.heartbeat_age_seconds
+    last, age = context.health.last_heartbeat_at, context.health.heartbeat_age_seconds
     while age is not None and age <= PACE_SECONDS:
-        await asyncio.sleep(min(LOOK_SECONDS, PACE_SECONDS / 10))
-        health = await case.lucid.compute.health(case.node.id)
+        await asyncio.sleep(min(POLL_SECONDS, PACE_SECONDS / 10))
+        health = await context.lucid.compute.health(context.node.id)
         if health.last_heartbeat_at != last:
             return passed(f"The next heartbeat came within {PACE_SECONDS:.0f} s.")
         age = health.heartbeat_age_seconds
     return warned(
-        f"No heartbeat for {age or 0:.0f} s. Senders are told to beat every {HEARTBEAT_INTERVAL_SECONDS:.0f} s; one "
-        f"that beats every {FRESH_SECONDS} s is stale for a moment each time.",
-        "Have the sender wait nextHeartbeatInSeconds of each answer, or use: lucid agent run",
+        f"No heartbeat for {age or 0:.0f} s. Senders should send one every {HEARTBEAT_INTERVAL_SECONDS:.0f} s; a node "
+        f"with one every {FRESH_SECONDS} s is stale for a moment each time.",
+        "Have the sender wait nextHeartbeatInSeconds of each response, or use: lucid agent run",
     )
 
 
-async def check_clock(case: Case) -> Finding:
-    """Does this machine's clock go like the service's?"""
-    ahead = (datetime.now(UTC) - case.probe.checked_at).total_seconds()
+async def check_clock(context: DoctorContext) -> CheckFinding:
+    """Does this machine's clock agree with the service's?"""
+    ahead = (datetime.now(UTC) - context.probe.checked_at).total_seconds()
     if abs(ahead) > CLOCK_SECONDS:
         return warned(
             f"This machine's clock is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the service's.",
             "Synchronise this machine's clock: timedatectl set-ntp true",
         )
-    reported = case.health.reported
+    reported = context.health.reported
     if reported is None or reported.clock_offset_seconds is None or abs(reported.clock_offset_seconds) < CLOCK_SECONDS:
         return passed(f"This machine's clock is within {CLOCK_SECONDS:.0f} s of the service's.")
     offset = reported.clock_offset_seconds
@@ -93,12 +92,12 @@ async def check_clock(case: Case) -> Finding:
     )
 
 
-async def check_capacity(case: Case) -> Finding:
+async def check_capacity(context: DoctorContext) -> CheckFinding:
     """Does the node take as many requests as its server does at a time?"""
-    limit, slots = case.metadata_number("maxConcurrency"), case.reading.max_concurrency
+    limit, slots = context.metadata_number("maxConcurrency"), context.reading.max_concurrency
     if slots is None:
         return skipped("The inference server does not say how many requests it takes at a time.")
-    fix = f"Set it to what the server takes: lucid passports update {case.called} --set maxConcurrency={slots}"
+    fix = f"Set it to what the server takes: lucid passports update {context.called} --set maxConcurrency={slots}"
     if limit is None:
         return warned(f"The passport has no maxConcurrency, and the server takes {slots} requests at a time.", fix)
     if limit > slots:

@@ -1,4 +1,4 @@
-"""Leaving: say that the node drains, wait until nothing runs on it, and deregister it if that is wanted."""
+"""Shut the agent down: report that the node drains, wait until nothing runs on it, deregister it if wanted."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from lucid_compute.agent.reporter import Reporter
 from lucid_compute.agent.settings import AgentSettings
 from lucid_compute.client import AsyncLucid, LucidClientError, errors
 
-LOOK_SECONDS = 1.0
-BEAT_SECONDS = 5.0
-SILENCES_UNTIL_ALONE = 3  # then the registry is away, and so is its gateway
+CHECK_SECONDS = 1.0
+HEARTBEAT_SECONDS = 5.0
+SILENCES_UNTIL_ALONE = 3  # then the registry is unreachable, and its gateway sends no requests
 _log = logging.getLogger(__name__)
 
 
-class Departure:
-    """The end of one node's agent."""
+class Shutdown:
+    """The shutdown of one node's agent."""
 
     def __init__(
         self,
@@ -29,12 +29,11 @@ class Departure:
         settings: AgentSettings,
         clock: Callable[[], float],
     ) -> None:
-        """Leave for the node of `reporter`."""
         self._lucid, self._observer, self._reporter = lucid, observer, reporter
         self._settings, self._clock = settings, clock
         self._silences = 0
 
-    async def leave(self) -> None:
+    async def run(self) -> None:
         """Return when nothing runs on the node any more, or when the time for that is over."""
         passport_id = self._reporter.passport_id
         if passport_id is None:
@@ -51,43 +50,43 @@ class Departure:
             _log.info("the node is deregistered already")
 
     async def _drain(self, passport_id: str, ends_at: float) -> bool:
-        """Answer whether nothing runs on the node any more."""
-        beat_at = self._clock()
+        """Return whether nothing runs on the node any more."""
+        heartbeat_at = self._clock()
         while True:
-            if self._clock() >= beat_at:
-                beat_at = self._clock() + BEAT_SECONDS
-                await self._beat(passport_id)
+            if self._clock() >= heartbeat_at:
+                heartbeat_at = self._clock() + HEARTBEAT_SECONDS
+                await self._send_heartbeat(passport_id)
             if await self._check_drained(passport_id):
                 return True
-            if self._clock() + LOOK_SECONDS > ends_at:
+            if self._clock() + CHECK_SECONDS > ends_at:
                 return False
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(CHECK_SECONDS)
 
-    async def _beat(self, passport_id: str) -> None:
+    async def _send_heartbeat(self, passport_id: str) -> None:
         fields = heartbeat_of(self._observer.seen(), self._settings, stops=True)
         try:
-            await self._reporter.beats.send(passport_id, fields)
+            await self._reporter.sender.send(passport_id, fields)
         except errors.NodeDeregistered:
             raise
         except LucidClientError as error:
-            _log.warning("the registry was not told that the node drains: %s", error)
+            _log.warning("the registry did not receive that the node drains: %s", error)
 
     async def _check_drained(self, passport_id: str) -> bool:
-        """Ask registry and inference server; return whether both say that nothing runs.
+        """Return whether registry and inference server both report that nothing runs.
 
-        A registry that stays silent sends nothing.
+        A registry that does not respond sends no requests either.
         """
         try:
-            says_so = (await self._lucid.compute.health(passport_id)).drained
+            is_drained = (await self._lucid.compute.health(passport_id)).drained
             self._silences = 0
         except errors.NodeDeregistered:
             raise
         except LucidClientError:
             self._silences += 1
-            says_so = self._silences >= SILENCES_UNTIL_ALONE
-        if not says_so or self._reporter.running():
+            is_drained = self._silences >= SILENCES_UNTIL_ALONE
+        if not is_drained or self._reporter.running():
             return False
-        await self._observer.look_at_server()  # what was seen may be seconds old
+        await self._observer.observe_server()  # the last observation may be seconds old
         return not self._reporter.running()
 
     async def _deregister(self, passport_id: str, wait_seconds: float) -> None:

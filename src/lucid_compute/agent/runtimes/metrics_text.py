@@ -1,7 +1,11 @@
-"""Prometheus's text format, as much of it as is needed to read a few metrics by their exact names.
+"""Read a few metrics by their exact names from Prometheus's text format.
 
-https://prometheus.io/docs/instrumenting/exposition_formats. Names are matched whole: `num_requests_waiting_by_reason`
-stands beside `num_requests_waiting`, and both count the same requests.
+https://prometheus.io/docs/instrumenting/exposition_formats. Names are matched exactly: `num_requests_waiting_by_reason`
+and `num_requests_waiting` count the same requests.
+
+Why not prometheus_client's parser: it raises at the first line that it can't read, so one bad line of a foreign server
+would cost the complete scrape. This reader skips that line. It also parses only the wanted names, not the hundreds of
+histogram buckets of a server that is read every few seconds.
 """
 
 from __future__ import annotations
@@ -17,23 +21,23 @@ _WHOLE_LIMIT = 2.0**63
 
 
 class Sample(NamedTuple):
-    """One line: a value, and the labels it stands under."""
+    """One line: a value and its labels."""
 
     labels: Mapping[str, str]
     value: float
 
 
-class Metrics:
-    """The samples of one scrape whose names were asked for. What is not there is None, never 0."""
+class MetricSamples:
+    """The samples of one scrape with the requested names. A missing sample is None, never 0."""
 
     def __init__(self, samples: Mapping[str, list[Sample]]) -> None:
-        """Hold what `read_metrics` found."""
+        """Keep what `read_metrics` found."""
         self._samples = samples
 
     def total(self, name: str, *, per: Collection[str] = ()) -> float | None:
-        """Answer the sum over all label sets; of samples that differ in the labels `per` alone the largest counts.
+        """Return the sum over all label sets. Of samples that differ only in the labels `per`, the largest counts.
 
-        Ranks of one engine each report the engine's own count: those are `per`.
+        The ranks of one engine each report the engine's own count; their labels are `per`.
         """
         largest: dict[tuple[tuple[str, str], ...], float] = {}
         for labels, value in self._samples.get(name, ()):
@@ -42,42 +46,42 @@ class Metrics:
         return sum(largest.values()) if largest else None
 
     def largest(self, *names: str) -> float | None:
-        """Answer the largest value under the first of `names` that is there."""
+        """Return the largest value under the first of `names` that has samples."""
         for name in names:
             if samples := self._samples.get(name):
                 return max(sample.value for sample in samples)
         return None
 
     def count(self, name: str, *, per: Collection[str] = ()) -> int | None:
-        """Answer `total` as a whole number."""
+        """Return `total` as a whole number."""
         total = self.total(name, per=per)
         return None if total is None or total >= _WHOLE_LIMIT else int(total)
 
     def share(self, *names: str) -> float | None:
-        """Answer `largest`, if it is from 0 to 1."""
+        """Return `largest` if it is 0 to 1."""
         largest = self.largest(*names)
         return largest if largest is not None and largest <= 1 else None
 
     def values(self, names: Iterable[str]) -> tuple[float, ...] | None:
-        """Answer the totals under `names`, of those that are there; None when none is."""
+        """Return the totals of those `names` that have samples; None when none has."""
         totals = tuple(total for name in names if (total := self.total(name)) is not None)
         return totals or None
 
     def samples(self, name: str) -> list[Sample]:
-        """Answer the samples under one name."""
+        """Return the samples of one name."""
         return self._samples.get(name, [])
 
 
-NO_METRICS = Metrics({})
+NO_METRICS = MetricSamples({})
 
 
 def read_metrics(
     text: str, names: Collection[str], keeps: Callable[[Mapping[str, str]], bool] = lambda _: True
-) -> Metrics:
-    """Answer the samples of these `names` whose labels `keeps` accepts.
+) -> MetricSamples:
+    """Return the samples with these `names` whose labels `keeps` accepts.
 
-    A line that can't be read is left out, as is a value that is negative, infinite or not a number: a gauge of requests
-    has none of these, so it is unknown.
+    A line that can't be read is left out, and so is a value that is negative, infinite or not a number: a gauge of
+    requests has no such value, so it is unknown.
     """
     found: dict[str, list[Sample]] = {}
     for line in text.splitlines():
@@ -88,7 +92,7 @@ def read_metrics(
         value = _number(match[3])
         if value is not None and keeps(labels):
             found.setdefault(name, []).append(Sample(labels, value))
-    return Metrics(found)
+    return MetricSamples(found)
 
 
 def _number(text: str) -> float | None:

@@ -1,4 +1,4 @@
-"""What ends an agent, and with which exit status: what waiting would not mend. Everything else is tried again."""
+"""The errors that end the agent, with their exit statuses. Waiting would not fix them; the agent retries all others."""
 
 from __future__ import annotations
 
@@ -10,37 +10,37 @@ SLOW_RETRY_SECONDS = 60.0
 
 
 class AgentFault(Exception):
-    """The agent ends; the message says what to do. Statuses up to 5 mean what they mean of other commands."""
+    """The agent ends. The message says what to do. Exit statuses up to 5 mean the same as for other commands."""
 
     exit_status: ClassVar[int] = 1
 
 
 class WrongSettings(AgentFault):
-    """What the agent was told can't work, or the registry refuses it."""
+    """The agent's settings can't work, or the registry refuses them."""
 
     exit_status = 2
 
 
 class NotAuthorised(AgentFault):
-    """There is no key, or the registry does not let it do this."""
+    """There is no key, or the key may not do this."""
 
     exit_status = 4
 
 
 class NotThere(AgentFault):
-    """The passport that was named is not this key's to see."""
+    """The key can't see the passport that was named."""
 
     exit_status = 5
 
 
 class NodeEnded(AgentFault):
-    """The node was deregistered or its passport revoked: somebody wanted that."""
+    """The node was deregistered, or its passport was revoked, on purpose."""
 
     exit_status = 10
 
 
 class Superseded(AgentFault):
-    """Another agent reports for the same passport, and started later."""
+    """Another agent, started later, reports for the same passport."""
 
     exit_status = 11
 
@@ -57,5 +57,5 @@ _REFUSALS: tuple[tuple[type[errors.LucidClientError], type[AgentFault]], ...] = 
 
 
 def refusal(error: errors.LucidClientError) -> AgentFault | None:
-    """Answer what ends an agent that has just been started, when a person is there to read it; None: try again."""
+    """Return the error that ends an agent at its start, when a person can read it; None to try again."""
     return next((fault(str(error)) for kind, fault in _REFUSALS if isinstance(error, kind)), None)

@@ -1,19 +1,18 @@
-"""The examination: every check in its order, and what they come to together."""
+"""All checks in their order, and the run of them."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 
-from lucid_compute.client import AsyncLucid, LucidClientError
-from lucid_compute.doctor import (
+from lucid_compute.agent.doctor import (
     access_checks,
     heartbeat_checks,
     model_checks,
     reach_checks,
     server_checks,
 )
-from lucid_compute.doctor.case import Case
-from lucid_compute.doctor.check import Check, Finding, Result, Verdict, failed, skipped
+from lucid_compute.agent.doctor.check import Check, CheckFinding, CheckVerdict, DoctorContext, Result, failed, skipped
+from lucid_compute.client import AsyncLucid, LucidClientError
 
 CHECKS = (
     Check("service", "Service", (), access_checks.check_service),
@@ -39,46 +38,46 @@ CHECKS = (
     Check("availability", "Availability", ("catalogue",), model_checks.check_availability),
     Check("pace", "Pace", ("heartbeats",), heartbeat_checks.check_pace),
 )
-# What a check has come to know, though it failed: later ones need this, and not that it went well.
-KNOWN: dict[str, tuple[str, Callable[[Case], bool]]] = {
-    "probed": ("probe", lambda case: hasattr(case, "probe")),
-    "detected": ("runtime", lambda case: hasattr(case, "reading")),
+# Later checks may need what a check found out, even if it failed: the check, and whether the finding is there.
+KNOWN: dict[str, tuple[str, Callable[[DoctorContext], bool]]] = {
+    "probed": ("probe", lambda context: hasattr(context, "probe")),
+    "detected": ("runtime", lambda context: hasattr(context, "reading")),
 }
 
 
 async def examine(
     lucid: AsyncLucid, node: str | None = None, url: str | None = None, inference_key: str | None = None
 ) -> AsyncIterator[Result]:
-    """Answer each check's result as soon as it is there. `url` is the inference server's as seen from here."""
-    case = Case(lucid, node, url, inference_key)
-    verdicts: dict[str, Verdict] = {}
+    """Yield the result of each check as soon as it is known. `url` is the inference server as seen from here."""
+    context = DoctorContext(lucid, node, url, inference_key)
+    verdicts: dict[str, CheckVerdict] = {}
     try:
         for check in CHECKS:
-            for finding in await _run(check, case, verdicts):
+            for finding in await _run(check, context, verdicts):
                 verdicts[check.id] = finding.verdict
                 yield Result(check.id, check.title, finding)
     finally:
-        if hasattr(case, "server"):
-            await case.server.close()
+        if hasattr(context, "server"):
+            await context.server.close()
 
 
-async def _run(check: Check, case: Case, verdicts: dict[str, Verdict]) -> list[Finding]:
-    if (missing := _find_missing(check, case, verdicts)) is not None:
+async def _run(check: Check, context: DoctorContext, verdicts: dict[str, CheckVerdict]) -> list[CheckFinding]:
+    if (missing := _find_missing(check, context, verdicts)) is not None:
         return [skipped(f"It needs {missing!r}, which did not come out well.", needs=missing)]
     try:
-        found = await check.run(case)
+        found = await check.run(context)
     except LucidClientError as error:
         return [failed(f"The service did not answer the question: {error}", "Run lucid doctor again.")]
     return found if isinstance(found, list) else [found]
 
 
-def _find_missing(check: Check, case: Case, verdicts: dict[str, Verdict]) -> str | None:
-    """Answer the check that this one needs and that did not come out well; None when nothing is missing."""
+def _find_missing(check: Check, context: DoctorContext, verdicts: dict[str, CheckVerdict]) -> str | None:
+    """Return the check that this one needs and that did not pass; None when nothing is missing."""
     for need in check.needs:
         source, is_known = KNOWN.get(need, (need, None))
         if is_known is not None:
-            if not is_known(case):
+            if not is_known(context):
                 return source
-        elif verdicts[need] not in {Verdict.PASS, Verdict.WARN}:
+        elif verdicts[need] not in {CheckVerdict.PASS, CheckVerdict.WARN}:
             return source
     return None

@@ -1,4 +1,4 @@
-"""Points in time as a person says them: an RFC 3339 instant, or how far away: 30s, 90m, 12h, 7d, 4w."""
+"""Times on the command line: an RFC 3339 instant, or a distance: 30s, 90m, 12h, 7d, 4w."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _SPAN = re.compile(r"(\d{1,9})([smhdw])")
 
 
 def read_past(text: str) -> datetime:
-    """Answer the instant, or the one that lies so far back."""
+    """Return the instant, or the one this long ago."""
     return _read(text, -1)
 
 
 def read_future(text: str) -> datetime:
-    """Answer the instant, or the one that lies so far ahead."""
+    """Return the instant, or the one this far ahead."""
     return _read(text, 1)
 
 

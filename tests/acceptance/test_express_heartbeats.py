@@ -13,8 +13,8 @@ import pytest
 from tests import postgres
 from tests.acceptance.test_express_lane import port_of
 from tests.gateway import Gateway, open_gateway
+from tests.lucid_serve import Served, eventually, folder
 from tests.raw_client import Client
-from tests.served import Served, eventually, folder
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

@@ -8,7 +8,7 @@ import pytest
 
 from lucid_compute.storage import database
 from tests.ledger import read
-from tests.served import eventually
+from tests.lucid_serve import eventually
 
 
 async def test_a_connection_that_is_given_up_while_it_is_set_up_is_closed(

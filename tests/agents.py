@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 
 from tests.llama import MODEL, running, said
-from tests.served import LUCID, Served, eventually, wait_until
+from tests.lucid_serve import LUCID, Served, eventually, wait_until
 
 NOBODY_LISTENS = "http://127.0.0.1:65009"
 BEATS_SECONDS = 25.0  # two beats, and what a busy machine adds

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from tests.served import LUCID, POLL_SECONDS
+from tests.lucid_serve import LUCID, POLL_SECONDS
 
 TIMEOUT_SECONDS = 30.0
 _CODES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")

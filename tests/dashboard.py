@@ -12,7 +12,7 @@ import httpx
 from lucid_compute.storage.database import connect
 from tests.browser import Page
 from tests.factories import GUIDE_PASSPORT
-from tests.served import Served
+from tests.lucid_serve import Served
 
 NODE = {"gpu": "NVIDIA A100", "vram": "80GB", "region": "us-east-1", "runtimes": ["vllm"], "maxConcurrency": 8}
 

@@ -11,8 +11,8 @@ import uvicorn
 
 from lucid_compute.api.app import EXPRESS
 from lucid_compute.cli.express_protocol import ExpressProtocol
+from tests.lucid_serve import eventually
 from tests.raw_client import PATIENCE_SECONDS
-from tests.served import eventually
 
 LARGE = 16_000_000  # as long as an answer may be, and far more than sockets hold
 WAITS, AT_ONCE, LONG, FULL = "/v1/waits", "/v1/at-once", "/v1/long", "/v1/full"

@@ -15,7 +15,7 @@ import openai
 
 from tests.fault_answers import Answer, respond
 from tests.fault_node import Behaviour, FaultNode
-from tests.served import Served, eventually
+from tests.lucid_serve import Served, eventually
 
 CONSUMER = "a consumer"
 LEDGER_SECONDS = 2.0

@@ -25,7 +25,7 @@ import httpx
 
 from lucid_compute.storage.database import connect
 from tests.factories import GUIDE_PASSPORT
-from tests.served import Served, serving
+from tests.lucid_serve import Served, serving
 
 Found = TypeVar("Found")
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from demo.llama_cpp import LISTENS, server_command
 from demo.llama_cpp import MODEL as MODEL
 from demo.tiny_gguf import write_tiny_gguf
-from tests.served import wait_until
+from tests.lucid_serve import wait_until
 
 START_SECONDS = 60.0
 

@@ -17,7 +17,7 @@ from tests.command_line import CommandLine
 from tests.dashboard import Watched
 from tests.fault_node import Behaviour, FaultNode
 from tests.gateway import BusyNode, Gateway, chat_answer, open_gateway
-from tests.served import Served, eventually, folder, serving, serving_on_a_clone
+from tests.lucid_serve import Served, eventually, folder, serving, serving_on_a_clone
 
 FIRST_BYTE_SECONDS = 1.0
 ANSWER_SECONDS = 3.0

@@ -14,8 +14,8 @@ from tests.fault_answers import respond
 from tests.fault_node import Behaviour, Ending, FaultNode
 from tests.llama import llama_server, said
 from tests.llama import running as llama_running
-from tests.recorded import recorded
-from tests.served import LUCID, Served, eventually, folder, serving
+from tests.lucid_serve import LUCID, Served, eventually, folder, serving
+from tests.recorded_servers import recorded_server
 
 
 async def test_an_agent_outlives_the_registry_until_its_node_is_deregistered(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ async def test_requests_that_do_not_end_are_waited_for_until_the_deadline_or_a_s
 ) -> None:
     """Two requests run for ever: the time to drain is kept, and nobody who means it has to wait for it."""
     url, key = small_registry
-    async with recorded("llama.cpp") as (node, _):
+    async with recorded_server("llama.cpp") as (node, _):
         with agent(tmp_path, url, key, node.url, "--drain-seconds", "2") as patient:
             await asyncio.to_thread(patient.says_in_time, "declared")
             assert await asyncio.to_thread(patient.stop) == 0

@@ -15,7 +15,7 @@ from tests.command_line import CommandLine
 from tests.fault_answers import respond
 from tests.fault_node import Behaviour, FaultNode
 from tests.gateway import Gateway
-from tests.served import LUCID, Served, eventually
+from tests.lucid_serve import LUCID, Served, eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 ASKING = [

@@ -14,7 +14,7 @@ from tests.command_line import CommandLine
 from tests.fault_answers import respond
 from tests.fault_node import Behaviour, FaultNode
 from tests.gateway import Gateway, chat_answer, open_gateway
-from tests.served import serving
+from tests.lucid_serve import serving
 
 
 @pytest.fixture

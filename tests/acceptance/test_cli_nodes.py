@@ -10,7 +10,7 @@ import pytest
 
 from tests.command_line import CommandLine
 from tests.gateway import BusyNode, Gateway
-from tests.served import eventually
+from tests.lucid_serve import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 NOWHERE = "http://gpu.example.com:8000"

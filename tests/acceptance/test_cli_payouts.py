@@ -15,7 +15,7 @@ from tests.command_line import CommandLine
 from tests.fault_answers import respond
 from tests.fault_node import Behaviour, FaultNode
 from tests.gateway import Gateway, chat_answer, open_gateway
-from tests.served import eventually, serving
+from tests.lucid_serve import eventually, serving
 
 REFUSED_SECONDS = 20.0  # what is refused is written every five seconds
 

@@ -10,7 +10,7 @@ from lucid_compute.agent.settings import AgentSettings
 from lucid_compute.api.settings import Settings
 from lucid_compute.storage.embedded_postgres.processes import processes_of
 from tests.command_line import CommandLine
-from tests.served import Served, folder
+from tests.lucid_serve import Served, folder
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

@@ -15,7 +15,7 @@ from tests.command_line import CommandLine
 from tests.fault_answers import respond
 from tests.fault_node import Behaviour, FaultNode
 from tests.gateway import BusyNode, Gateway
-from tests.served import Served, folder
+from tests.lucid_serve import Served, folder
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 NOWHERE = "http://gpu.example.com:8000"

@@ -7,7 +7,7 @@ import subprocess
 
 from tests.browser import Page
 from tests.dashboard import Watched
-from tests.served import LUCID
+from tests.lucid_serve import LUCID
 from tests.test_dashboard_files import STATIC
 
 

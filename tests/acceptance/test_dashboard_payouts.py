@@ -8,7 +8,7 @@ from tests.browser import Page
 from tests.dashboard import Watched, wait_for_value
 from tests.fault_node import Behaviour, FaultNode
 from tests.gateway import chat_answer, open_gateway
-from tests.served import eventually
+from tests.lucid_serve import eventually
 
 PRICE = "0.5"  # for 1,000 tokens, of which a request has five
 REQUESTS = 5

@@ -15,7 +15,7 @@ import pytest
 
 from tests.agents import ROOT
 from tests.llama import running, said
-from tests.served import folder, wait_until
+from tests.lucid_serve import folder, wait_until
 
 DEMO = [sys.executable, "-m", "demo", "--minutes", "0.3"]
 ORDER = ["KILLED", "UNHEALTHY", "DRAINING", "DRAINED", "RETURNED", "HEALTHY", "RESUMED", "SERVING", "SERVING"]

@@ -21,11 +21,11 @@ from lucid_compute.agent.doctor.reason_fixes import REASON_FIXES
 from lucid_compute.matching_engine import ReasonCode
 from lucid_compute.wire.probes import ProbeCode
 from tests.authority import Authority
+from tests.doctor_case import Ward, next_host, open_ward, says
 from tests.fault_answers import respond
 from tests.fault_node import Behaviour, FaultNode
 from tests.llama import MODEL, llama_server
-from tests.served import LUCID, Served, serving_on_a_clone
-from tests.ward import Ward, next_host, open_ward, says
+from tests.lucid_serve import LUCID, Served, serving_on_a_clone
 
 WARN, FAIL = CheckVerdict.WARN, CheckVerdict.FAIL
 

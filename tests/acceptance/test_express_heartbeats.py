@@ -13,7 +13,7 @@ import pytest
 from tests.acceptance.test_express_lane import port_of
 from tests.gateway import Gateway
 from tests.raw_client import Client
-from tests.served import eventually
+from tests.lucid_serve import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

@@ -17,8 +17,8 @@ from tests import postgres
 from tests.fault_answers import respond
 from tests.fault_node import Behaviour, Ending, FaultNode
 from tests.gateway import QUESTION, Gateway, chat_answer, open_gateway, within
+from tests.lucid_serve import Served, folder
 from tests.raw_client import Client
-from tests.served import Served, folder
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

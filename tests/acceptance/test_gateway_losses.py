@@ -13,7 +13,7 @@ from lucid_compute.egress.faults import FaultKind
 from tests.fault_answers import Answer, chat_stream, respond, unfinished_chat
 from tests.fault_node import Behaviour, Ending, FaultNode
 from tests.gateway import Gateway, chat_answer
-from tests.served import eventually
+from tests.lucid_serve import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

@@ -14,7 +14,7 @@ from lucid_compute.prices import total
 from tests.fault_answers import respond, unfinished_chat
 from tests.fault_node import Behaviour, Ending, FaultNode
 from tests.gateway import Gateway, chat_answer
-from tests.served import eventually
+from tests.lucid_serve import eventually
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.usefixtures("retries")]
 SAID = Behaviour(answer=chat_answer(tokens_in=100, tokens_out=20))

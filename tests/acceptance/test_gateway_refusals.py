@@ -12,8 +12,8 @@ import httpx
 
 from tests.fault_node import Behaviour, FaultNode
 from tests.gateway import CONSUMER, Gateway, open_gateway
+from tests.lucid_serve import Served, eventually, serving
 from tests.prometheus import value_of
-from tests.served import Served, eventually, serving
 
 TOLD_SECONDS = 20.0  # what is refused is written every five seconds
 SETTINGS = {"WORKERS": "2", "INFERENCE_MAX_CONCURRENCY": "2"}

@@ -15,7 +15,7 @@ from tests import postgres
 from tests.fault_answers import EVENTS, Answer, endless_body, respond
 from tests.fault_node import Behaviour, FaultNode
 from tests.gateway import QUESTION, Gateway, chat_answer, open_gateway, within
-from tests.served import Served, eventually, serving
+from tests.lucid_serve import Served, eventually, serving
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.pasting import paste
+from tests.lucid_serve import Served, serving
 from tests.prometheus import read_scrape
-from tests.served import Served, serving
+from tests.shell_scripts import run_script
 
 DOCS = Path(__file__).parents[2] / "docs"
 # A refusal is a status of curl, and ends the script.
@@ -43,7 +43,7 @@ async def test_what_a_guide_types_works_when_it_is_pasted_from_its_first_line(se
             assert (await admin.post("/passports", json=body)).status_code == 201
     script = pasted(page)
     assert "curl" in script.removeprefix(PREFACE)
-    await asyncio.to_thread(paste, script, served)
+    await asyncio.to_thread(run_script, script, served)
 
 
 async def test_every_metric_is_explained_and_no_other(served: Served) -> None:

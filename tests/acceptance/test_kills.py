@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.kill_harness import torment
-from tests.served import serving
+from tests.lucid_serve import serving
 
 SLACK = 3  # the goals are for a machine that does nothing else
 APP_SECONDS = 3.0 * SLACK

@@ -8,8 +8,8 @@ import signal
 
 import httpx
 
+from tests.lucid_serve import Served, eventually, serving
 from tests.prometheus import value_of
-from tests.served import Served, eventually, serving
 
 REQUESTS = 'lucid_http_requests_total{method="GET",route="/healthz",status="2xx"}'
 

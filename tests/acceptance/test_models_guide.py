@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.served import Served, eventually, serving
+from tests.lucid_serve import Served, eventually, serving
 
 # A node that can run everything below but where a test says otherwise.
 NODE = {"gpu": "NVIDIA A100", "vram": "80GB", "inferenceUrl": "http://your-gpu:8080/v1", "runtimes": ["vllm"]}

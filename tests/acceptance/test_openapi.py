@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 
 from tests.factories import GUIDE_PASSPORT
-from tests.served import Served, serving
+from tests.lucid_serve import Served, serving
 
 SCHEMATHESIS = Path(sys.executable).with_name("schemathesis")
 TIMEOUT_SECONDS = 240  # it takes twenty seconds alone, and much longer beside other work

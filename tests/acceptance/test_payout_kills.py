@@ -16,7 +16,7 @@ from lucid_compute.prices import total
 from tests.fault_node import Behaviour, FaultNode
 from tests.gateway import Gateway, chat_answer, open_gateway
 from tests.ledger import expect_payouts
-from tests.served import Served, eventually, serving
+from tests.lucid_serve import Served, eventually, serving
 
 CLIENTS = 4
 RECOVERS_SECONDS = 30.0

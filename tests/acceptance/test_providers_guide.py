@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.served import Served, eventually, serving_on_a_clone
+from tests.lucid_serve import Served, eventually, serving_on_a_clone
 
 # `lucid.passports.create({...})` of the guide, its object literal written as JSON.
 REGISTRATION = """

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.pasting import paste
-from tests.served import Served, serving
+from tests.lucid_serve import Served, serving
+from tests.shell_scripts import run_script
 
 README = Path(__file__).parents[2] / "README.md"
 NEVER_THE_SAME = {"id", "passportId", "nextHeartbeatInSeconds"}
@@ -44,7 +44,7 @@ def run_all(steps: list[Step], served: Served) -> list[str]:
     """Run the blocks in one shell beside the data folder, as pasting does; answer what each printed."""
     marker = "=== end of a block ==="
     lines = [f"{step.script}\nprintf '\\n%s\\n' '{marker}'" for step in steps]
-    return [printed.strip() for printed in paste("\n".join(lines), served).split(marker)][:-1]
+    return [printed.strip() for printed in run_script("\n".join(lines), served).split(marker)][:-1]
 
 
 def likeness(value: Any, key: str = "") -> Any:

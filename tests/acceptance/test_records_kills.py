@@ -22,8 +22,8 @@ from tests.fault_answers import respond
 from tests.fault_node import Behaviour, Ending, FaultNode
 from tests.gateway import Gateway, chat_answer, open_gateway
 from tests.ledger import expect_sums, read
+from tests.lucid_serve import Served, eventually, folder, wait_until
 from tests.record_checks import expect_tiers
-from tests.served import Served, eventually, folder, wait_until
 
 SECONDS = 20.0
 KEEP_ALL = Retention(24 * 30, 90, 1000)

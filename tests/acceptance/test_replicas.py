@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from tests.factories import GUIDE_PASSPORT
-from tests.served import Served, eventually, serving
+from tests.lucid_serve import Served, eventually, serving
 
 AGREE_SECONDS = 2.0
 SLACK = 3

@@ -17,8 +17,8 @@ import pytest
 from lucid_compute.client import AsyncLucid, Lucid
 from lucid_compute.client import errors as sdk_errors
 from tests.factories import GUIDE_PASSPORT
+from tests.lucid_serve import Served, serving, serving_on_a_clone
 from tests.sdk import KINDS, Kind, Speaker, speaker
-from tests.served import Served, serving, serving_on_a_clone
 
 DOCS = Path(__file__).parents[2] / "docs" / "sdk.md"
 MODELS = [

@@ -15,8 +15,8 @@ import pytest
 
 from lucid_compute.cli.guarded_protocol import HEAD_SECONDS, MAX_HEAD_BYTES
 from tests.factories import GUIDE_PASSPORT
+from tests.lucid_serve import Served, serving_on_a_clone
 from tests.raw_client import Client, ask, assert_refused
-from tests.served import Served, serving_on_a_clone
 
 SLACK = 3
 GET = b"GET /healthz HTTP/1.1\r\nHost: lucid\r\n\r\n"

@@ -11,7 +11,7 @@ import pytest
 
 from tests.factories import GUIDE_PASSPORT
 from tests.fault_node import Behaviour, FaultNode
-from tests.served import Served, serving
+from tests.lucid_serve import Served, serving
 from tests.webhooks import read, types_at
 
 BEAT: dict[str, Any] = {"status": "healthy", "load": None, "availableModels": [], "queueDepth": None}

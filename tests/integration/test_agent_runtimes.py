@@ -10,14 +10,14 @@ from lucid_compute.agent.runtimes.detection import CERTAIN, GUESSED, LIKELY, Det
 from lucid_compute.agent.runtimes.reading import ServedModel, ServerReading
 from tests.fault_answers import endless_body, redirect, respond
 from tests.fault_node import Behaviour, Ending
-from tests.recorded import NOTHING_THERE, answers_of, recorded, saying
+from tests.recorded_servers import NOTHING_THERE, answers_of, recorded_server, saying
 
 LLAMA = ServedModel(id="tiny-reciter", max_tokens=1024, quantization="f32")
 
 
 async def look(name: str, **changes: Behaviour) -> tuple[Detection, ServerReading]:
     """Answer what a recorded server is found to be, and what is read of it."""
-    async with recorded(name, **changes) as (_, server):
+    async with recorded_server(name, **changes) as (_, server):
         detection = await detect(server)
         assert detection is not None
         return detection, await detection.runtime.read(server)
@@ -126,7 +126,7 @@ async def test_llama_cpp_works_on_while_its_count_of_tokens_stands_still() -> No
 
 
 async def test_llama_cpp_that_sleeps_is_not_woken() -> None:
-    async with recorded("llama.cpp", props=saying(b'{"is_sleeping": true, "total_slots": 4}')) as (node, server):
+    async with recorded_server("llama.cpp", props=saying(b'{"is_sleeping": true, "total_slots": 4}')) as (node, server):
         detection = await detect(server)
         assert detection is not None
         node.requests.clear()
@@ -157,7 +157,7 @@ async def test_ollama_declares_what_is_installed_here_and_never_what_runs_in_the
 
 
 async def test_an_ollama_model_that_is_unloaded_keeps_its_declaration() -> None:
-    async with recorded("ollama") as (node, server):
+    async with recorded_server("ollama") as (node, server):
         detection = await detect(server)
         assert detection is not None
         before = await detection.runtime.read(server)
@@ -200,14 +200,14 @@ async def test_a_version_alone_is_no_vllm_and_a_list_of_tags_no_ollama() -> None
     ids=["404", "reset", "endless", "redirect", "deep", "wrong types", "garbage"],
 )
 async def test_no_answer_makes_a_server_of_what_is_none(behaviour: Behaviour) -> None:
-    async with recorded("vllm-0.6.3") as (node, server):
+    async with recorded_server("vllm-0.6.3") as (node, server):
         node.by_path.clear()
         node.behaviour = behaviour
         assert await detect(server) is None
 
 
 async def test_an_answer_has_a_bound_and_a_deadline_for_all_of_it() -> None:
-    async with recorded("vllm-0.6.3") as (node, server):
+    async with recorded_server("vllm-0.6.3") as (node, server):
         node.by_path["/metrics"] = Behaviour(answer=endless_body(piece=b" " * 1_000_000))
         assert (await server.get("/metrics", 30)).fault == "answers more than 8388608 bytes to /metrics"
         node.by_path["/metrics"] = Behaviour(answer=respond(b"x" * 1000), drip_body_seconds=0.01)
@@ -220,7 +220,7 @@ async def test_an_answer_has_a_bound_and_a_deadline_for_all_of_it() -> None:
     [b"", b"null", b"[]", b'{"data": [null], "models": [null, {"name": 5}], "internal_states": 5}', b"\xff" * 99],
 )
 async def test_a_server_that_begins_to_answer_nonsense_is_unknown(name: str, body: bytes) -> None:
-    async with recorded(name) as (node, server):
+    async with recorded_server(name) as (node, server):
         detection = await detect(server)
         assert detection is not None
         node.by_path.clear()

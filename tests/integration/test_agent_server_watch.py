@@ -11,7 +11,7 @@ import pytest
 from lucid_compute.agent.runtimes import inference_server
 from lucid_compute.agent.server_watch import DETECT_AGAIN_SECONDS, ServerWatch
 from tests.fault_node import Behaviour, FaultNode
-from tests.recorded import NOTHING_THERE, answers_of, recorded, saying
+from tests.recorded_servers import NOTHING_THERE, answers_of, recorded_server, saying
 
 SILENT = Behaviour(delay_seconds=math.inf)
 
@@ -28,7 +28,7 @@ class Clock:
 @asynccontextmanager
 async def watching(name: str) -> AsyncIterator[tuple[FaultNode, ServerWatch, Clock]]:
     """Watch a recorded server, by a clock that stands still."""
-    async with recorded(name) as (node, server):
+    async with recorded_server(name) as (node, server):
         clock = Clock()
         yield node, ServerWatch(server, clock), clock
 

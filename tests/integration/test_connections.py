@@ -16,7 +16,7 @@ from lucid_compute.storage.dedicated_connection import DEDICATED_CONNECTIONS, De
 from tests.api import Api
 from tests.integration.other_replicas import add_lease
 from tests.ledger import new_job, read
-from tests.served import eventually
+from tests.lucid_serve import eventually
 
 OPEN = "SELECT application_name FROM pg_stat_activity WHERE datname = current_database()"
 OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"

@@ -13,8 +13,8 @@ from lucid_compute.cli import express_protocol, guarded_protocol
 from lucid_compute.cli.whole_request import WholeRequestReader
 from lucid_compute.egress.late_writes import LateWrites
 from tests.express_service import AT_ONCE, FULL, LARGE, LONG, WAITS, Service, post
+from tests.lucid_serve import eventually
 from tests.raw_client import PATIENCE_SECONDS, Client, assert_refused
-from tests.served import eventually
 
 SECONDS = 1.0
 Opener = Callable[[], Awaitable[Client]]

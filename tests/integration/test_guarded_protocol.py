@@ -16,8 +16,8 @@ from lucid_compute.api import request_guard
 from lucid_compute.api.request_guard import RequestGuard
 from lucid_compute.cli import guarded_protocol
 from lucid_compute.cli.guarded_protocol import ABORT, GuardedProtocol
+from tests.lucid_serve import wait_until
 from tests.raw_client import Client, assert_refused
-from tests.served import wait_until
 
 SECONDS = 1.0
 GET = b"GET / HTTP/1.1\r\nHost: lucid\r\n\r\n"

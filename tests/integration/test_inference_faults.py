@@ -13,7 +13,7 @@ from tests.api import ADMIN_KEY, Api
 from tests.fault_answers import chat_stream
 from tests.fault_node import Behaviour, FaultNode
 from tests.integration.test_inference_limits import BODY, add_node
-from tests.served import eventually
+from tests.lucid_serve import eventually
 
 TEXTS = ("one", " two", " three", " four")
 _take_in = EventStream.take_in

@@ -18,8 +18,8 @@ from lucid_compute.jobs import Outcome
 from tests.api import Api
 from tests.fault_answers import respond
 from tests.fault_node import Behaviour, FaultNode
+from tests.lucid_serve import serving
 from tests.prometheus import Scrape, read_expression, read_scrape
-from tests.served import serving
 from tests.unit.test_request_tally import job
 
 DEPLOY = Path(__file__).parents[2] / "deploy"

@@ -34,7 +34,7 @@ from tests.integration.test_payouts import (
     told,
 )
 from tests.ledger import ENDED_ROWS, all_written, ended, expect_payouts, new_job, read
-from tests.served import eventually
+from tests.lucid_serve import eventually
 
 # As replicas write jobs that bill them in the same statement, and those that do not bill them at all.
 _JOB = """

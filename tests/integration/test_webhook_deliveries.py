@@ -18,7 +18,7 @@ from tests.authority import Authority
 from tests.fault_answers import BROKEN, Answer, endless_body, endless_header, redirect, respond
 from tests.fault_node import Behaviour, Ending, FaultNode
 from tests.integration.other_replicas import run_sql
-from tests.served import eventually
+from tests.lucid_serve import eventually
 from tests.webhooks import deliveries_of, find_webhook, make_node, make_webhook, read, say, sweep, types_at
 
 _hosts = (f"127.1.{third}.{fourth}" for third in itertools.count(1) for fourth in range(1, 255))

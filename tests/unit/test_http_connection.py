@@ -8,7 +8,7 @@ from lucid_compute.egress import incoming_answer
 from lucid_compute.egress.faults import FaultKind
 from lucid_compute.egress.http_connection import MAX_HEAD_BYTES, READ_BYTES
 from tests.fault_answers import BROKEN, SURPLUS
-from tests.fed_exchange import CHUNKED, JSON_HEAD, SMALL, Exchange, Outcome, exchange, splits
+from tests.memory_connection import CHUNKED, JSON_HEAD, SMALL, Exchange, Outcome, exchange, splits
 
 # Good answers, each with the status and the body it has, and whether the connection can be used again.
 GOOD: dict[str, tuple[bytes, int, bytes, bool]] = {

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from lucid_compute.egress.faults import EgressFault, FaultKind
 from lucid_compute.egress.http_connection import MAX_BUFFERED_BYTES, READ_BYTES, Deadlines, HttpConnection
-from tests.fed_exchange import CHUNKED, EVENT, JSON_HEAD, SMALL, STREAM_HEAD, Exchange, Outcome, exchange, splits
+from tests.memory_connection import CHUNKED, EVENT, JSON_HEAD, SMALL, STREAM_HEAD, Exchange, Outcome, exchange, splits
 
 
 async def test_a_stream_is_answered_as_it_comes_and_said_to_be_over() -> None:

@@ -39,7 +39,7 @@ def saying(body: bytes, content_type: str = "application/json", status: int = 20
 
 
 @asynccontextmanager
-async def recorded(name: str, **changes: Behaviour) -> AsyncIterator[tuple[FaultNode, InferenceServer]]:
+async def recorded_server(name: str, **changes: Behaviour) -> AsyncIterator[tuple[FaultNode, InferenceServer]]:
     """Serve the answers of a folder, and ask them; `changes` are by path, with `_` for `/`."""
     async with FaultNode(NOTHING_THERE) as node:
         node.by_path |= answers_of(name) | {f"/{path.replace('__', '/')}": answer for path, answer in changes.items()}

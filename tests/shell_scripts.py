@@ -7,12 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.served import Served
+from tests.lucid_serve import Served
 
 ADDRESS = "http://127.0.0.1:8000"  # that documents write
 
 
-def paste(script: str, served: Served) -> str:
+def run_script(script: str, served: Served) -> str:
     """Run the script in one shell in the folder of the service's data; answer what it printed.
 
     A command that fails, or says something on stderr, fails the test.

@@ -17,7 +17,7 @@ from lucid_compute.agent.doctor.examination import examine
 from lucid_compute.client import AsyncLucid
 from tests.fault_answers import respond
 from tests.fault_node import Behaviour, FaultNode
-from tests.served import Served
+from tests.lucid_serve import Served
 
 BEAT_SECONDS = 0.05
 SLOTS = 2

@@ -61,7 +61,8 @@ INSERT INTO job_days (bucket, scope_id, model_id, completed, failed, rejected, c
     "job_retention": f"""
 INSERT INTO job_removals (node_id, node_owner, completed, failed, rejected, cancelled)
     VALUES ('{NODE}', 'olga', 4, 3, 2, 1);
-UPDATE job_totals SET completed = completed + 4, failed = failed + 3, rejected = rejected + 2, cancelled = cancelled + 1;
+UPDATE job_totals
+    SET completed = completed + 4, failed = failed + 3, rejected = rejected + 2, cancelled = cancelled + 1;
 """,
     "signals": f"""
 INSERT INTO webhooks (id, owner, url, secret, events, passport_id)

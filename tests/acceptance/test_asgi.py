@@ -73,7 +73,7 @@ def test_uvicorn_serves_on_the_database_of_the_environment(tmp_path: Path, datab
     settings = {"DATABASE_URL": database_url, "BOOTSTRAP_ADMIN_KEY": ADMIN_KEY, "DATA_DIR": str(tmp_path / "data")}
     with uvicorn(tmp_path, **settings) as (process, said):
         register_and_beat(url := address(process, said), ADMIN_KEY)
-        assert register_on_loopback(url, ADMIN_KEY) == 400
+        assert register_on_loopback(url, ADMIN_KEY) == 422
     assert ADMIN_KEY not in said.read_text()
     with uvicorn(tmp_path, HOST="127.0.0.1", **settings) as (process, said):
         assert register_on_loopback(address(process, said), ADMIN_KEY) == 201

@@ -63,7 +63,7 @@ def register_and_beat(url: str, key: str) -> None:
 
 def register_on_loopback(url: str, key: str) -> int:
     """Return how the registration of a node on this machine is answered."""
-    metadata = {**GUIDE_PASSPORT["metadata"], "inferenceUrl": "http://127.0.0.1:9/v1"}
+    metadata = {**GUIDE_PASSPORT["metadata"], "inferenceUrl": "http://127.0.0.1:9000/v1"}
     body = {**GUIDE_PASSPORT, "name": "near", "metadata": metadata}
     return httpx.post(f"{url}/passports", json=body, headers={"Authorization": f"Bearer {key}"}).status_code
 
@@ -102,5 +102,5 @@ def test_uvicorn_says_in_a_sentence_what_it_can_not_use(tmp_path: Path) -> None:
         assert process.wait(READY_TIMEOUT_SECONDS) != 0
     assert (
         said.read_text()
-        == "LUCID_BOOTSTRAP_ADMIN_KEY: Set a key of 24 to 256 characters, or none. See: lucid settings\n"
+        == "LUCID_BOOTSTRAP_ADMIN_KEY: Set a key of 24 to 512 characters, or none. See: lucid settings\n"
     )

@@ -61,6 +61,8 @@ INSERT INTO job_days (bucket, scope_id, model_id, completed, failed, rejected, c
     "job_retention": f"""
 INSERT INTO job_removals (node_id, node_owner, completed, failed, rejected, cancelled)
     VALUES ('{NODE}', 'olga', 4, 3, 2, 1);
+UPDATE job_totals
+    SET completed = completed + 4, failed = failed + 3, rejected = rejected + 2, cancelled = cancelled + 1;
 """,
     "signals": f"""
 INSERT INTO webhooks (id, owner, url, secret, events, passport_id)
@@ -76,7 +78,11 @@ INSERT INTO payout_lines (period_id, node_id, day, model_id, node_owner, jobs, t
     model_owner_usd, protocol_usd, node_name, model_name)
 VALUES ('{PERIOD}', '{NODE}', '2026-01-09', '{MODEL}', 'olga', 2, 3, 4, 1, 0.2, 0.1, 'rack-1', 'm');
 """,
-    "money": _JOB,  # its trigger bills it
+    # its trigger bills the job
+    "money": f"""
+{_JOB}
+UPDATE job_totals SET completed = completed + 1;
+""",
     "hooks": """
 INSERT INTO webhooks (id, owner, url, secret, events, all_owners, former_secret)
     VALUES (gen_random_uuid(), 'root', 'https://127.0.0.1:9/', 's', '{node.unhealthy}', true, 'f');

@@ -63,7 +63,7 @@ def register_and_beat(url: str, key: str) -> None:
 
 def register_on_loopback(url: str, key: str) -> int:
     """Return how the registration of a node on this machine is answered."""
-    metadata = {**GUIDE_PASSPORT["metadata"], "inferenceUrl": "http://127.0.0.1:9/v1"}
+    metadata = {**GUIDE_PASSPORT["metadata"], "inferenceUrl": "http://127.0.0.1:9000/v1"}
     body = {**GUIDE_PASSPORT, "name": "near", "metadata": metadata}
     return httpx.post(f"{url}/passports", json=body, headers={"Authorization": f"Bearer {key}"}).status_code
 
@@ -73,7 +73,7 @@ def test_uvicorn_serves_on_the_database_of_the_environment(tmp_path: Path, datab
     settings = {"DATABASE_URL": database_url, "BOOTSTRAP_ADMIN_KEY": ADMIN_KEY, "DATA_DIR": str(tmp_path / "data")}
     with uvicorn(tmp_path, **settings) as (process, said):
         register_and_beat(url := address(process, said), ADMIN_KEY)
-        assert register_on_loopback(url, ADMIN_KEY) == 400
+        assert register_on_loopback(url, ADMIN_KEY) == 422
     assert ADMIN_KEY not in said.read_text()
     with uvicorn(tmp_path, HOST="127.0.0.1", **settings) as (process, said):
         assert register_on_loopback(address(process, said), ADMIN_KEY) == 201
@@ -102,5 +102,5 @@ def test_uvicorn_says_in_a_sentence_what_it_can_not_use(tmp_path: Path) -> None:
         assert process.wait(READY_TIMEOUT_SECONDS) != 0
     assert (
         said.read_text()
-        == "LUCID_BOOTSTRAP_ADMIN_KEY: Set a key of 24 to 256 characters, or none. See: lucid settings\n"
+        == "LUCID_BOOTSTRAP_ADMIN_KEY: Set a key of 24 to 512 characters, or none. See: lucid settings\n"
     )

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal
-from typing import Any
+from decimal import ROUND_FLOOR, Context, Decimal
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 import pytest
 
 from lucid_compute.jobs import Job, Outcome
-from lucid_compute.latency_histogram import BUCKETS, bucket_of
-from lucid_compute.prices import total
-from lucid_compute.revenue import Terms, split
+from lucid_compute.latency_histogram import BUCKETS, FIRST_MS, GROWTH
+from lucid_compute.prices import EXACT, total
+from lucid_compute.revenue import Terms
 from lucid_compute.storage.database import connect
 from lucid_compute.storage.job_ledger import JobLedger
 from lucid_compute.storage.record_columns import ALL_NODES, JOB_COLUMNS, NARROW, UPSTREAM, Width, owner_scope
@@ -242,3 +243,30 @@ def add_record(held: dict[str, Any], part: Any, width: Width = NARROW) -> None:
             held[name] = (held.get(name) or Counter()) + Counter(json.loads(value))
         else:
             held[name] = (held.get(name) or 0) + value
+
+
+def bucket_of(duration_ms: float) -> int:
+    """The bucket that a duration belongs to, in plain Python."""
+    if duration_ms <= FIRST_MS:
+        return 0
+    return min(math.ceil(math.log(duration_ms / FIRST_MS) / math.log(GROWTH)), BUCKETS - 1)
+
+
+class Shares(NamedTuple):
+    """The parts of one price; they add up to it."""
+
+    provider: Decimal
+    model_owner: Decimal
+    protocol: Decimal
+
+
+def split(price: Decimal, terms: Terms, *, has_model_owner: bool = True) -> Shares:
+    """Who gets what of a price, in plain Python; without an owner of the model its part is the provider's."""
+    model_owner = _share(price, terms.model_owner_bps) if has_model_owner else Decimal(0)
+    protocol = _share(price, terms.protocol_bps)
+    return Shares(EXACT.subtract(price, EXACT.add(model_owner, protocol)), model_owner, protocol)
+
+
+def _share(price: Decimal, bps: int) -> Decimal:
+    whole = EXACT.scaleb(EXACT.multiply(price, bps), -4)
+    return whole.quantize(Decimal("0.000000000001"), context=Context(prec=EXACT.prec, rounding=ROUND_FLOOR))

@@ -156,9 +156,6 @@ class EgressPolicy:
 
     allow_loopback: bool = False  # True only while the service itself listens on loopback alone
     allowed: tuple[AllowedNetwork, ...] = ()  # what the operator opens although it is not public
-    # Refused on every host, so not the place for 8000, where vLLM listens too: name the service in own_endpoints.
-    own_ports: frozenset[int] = frozenset()
-    own_endpoints: frozenset[tuple[Address, int]] = frozenset()  # where the service itself answers
     require_https: bool = False
 
     def check_url(self, text: str) -> ProviderUrl:
@@ -168,7 +165,7 @@ class EgressPolicy:
             ValueError: a sentence that tells the provider what to send or what the operator can allow.
         """
         url = parse_provider_url(text, require_https=self.require_https)
-        self._check_port(url.port)
+        _check_port(url.port)
         for address in url.known_addresses:
             self.check_address(address, url.port)
         return url
@@ -179,10 +176,8 @@ class EgressPolicy:
         Raises:
             ValueError: a sentence that tells the provider what to do.
         """
-        self._check_port(port)
+        _check_port(port)
         address = _plain(address)
-        if any((_plain(own), own_port) == (address, port) for own, own_port in self.own_endpoints):
-            raise ValueError(f"{address} port {port} is this service itself; send another address.")
         if _find_kind(_LOOPBACK, address):
             if not self.allow_loopback:
                 why = "is loopback, open only while this service listens on loopback alone"
@@ -198,12 +193,6 @@ class EgressPolicy:
             prefix = 24 if isinstance(address, IPv4Address) else 96 if _carried_ipv4(address) else 64
             setting = f"LUCID_EGRESS_ALLOW={ip_network(f'{address}/{prefix}', strict=False)}"
             raise ValueError(f"{address} is in {kind}; the operator of this service can allow it with {setting}")
-
-    def _check_port(self, port: int) -> None:
-        """Refuse ports closed to everyone and the service's own."""
-        _check_port(port)
-        if port in self.own_ports:
-            raise ValueError(f"Port {port} is used by this service itself; use another port.")
 
 
 def _check_characters(text: str) -> None:

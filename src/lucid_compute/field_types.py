@@ -110,7 +110,6 @@ Instant = Annotated[
     WithJsonSchema({"type": "string", "format": "date-time", "examples": ["2026-01-31T12:00:00.000Z"]}),
 ]
 Day = Annotated[date, BeforeValidator(_read_day)]
-Integer = Annotated[int, Strict()]
 Count = Annotated[int, Strict(), Field(ge=0, le=INT64_MAX)]
 PositiveCount = Annotated[int, Strict(), Field(ge=1, le=INT32_MAX), BeforeValidator(_read_whole)]
 Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]

@@ -14,13 +14,6 @@ GROWTH = 1.1
 BUCKETS = 256
 
 
-def bucket_of(duration_ms: float) -> int:
-    """Answer the bucket that a duration belongs to; the SQL of the job ledger says the same."""
-    if duration_ms <= FIRST_MS:
-        return 0
-    return min(math.ceil(math.log(duration_ms / FIRST_MS) / math.log(GROWTH)), BUCKETS - 1)
-
-
 def estimate_ms(bucket: int) -> float:
     """Answer the duration that stands for a bucket."""
     return FIRST_MS * GROWTH**bucket * 2 / (1 + GROWTH) if bucket else FIRST_MS

@@ -54,14 +54,6 @@ class Terms(NamedTuple):
 DEFAULT_TERMS = Terms()
 
 
-class Shares(NamedTuple):
-    """The parts of one price; they add up to it."""
-
-    provider: Decimal
-    model_owner: Decimal
-    protocol: Decimal
-
-
 class Blame(NamedTuple):
     """Why a job was not completed, in one word, and whose fault that is."""
 
@@ -72,18 +64,6 @@ class Blame(NamedTuple):
 def is_billable(outcome: Outcome, tokens_out: int) -> bool:
     """Whether a job has a price: it was completed, or broke off after it had delivered a part of its answer."""
     return outcome is Outcome.COMPLETED or (tokens_out > 0 and outcome in _ENDED_BEFORE_DELIVERY)
-
-
-def split(price: Decimal, terms: Terms, *, has_model_owner: bool = True) -> Shares:
-    """Answer who gets what of a price, of any length; without an owner of the model its part is the provider's."""
-    model_owner = _part(price, terms.model_owner_bps) if has_model_owner else Decimal(0)
-    protocol = _part(price, terms.protocol_bps)
-    return Shares(EXACT.subtract(price, EXACT.add(model_owner, protocol)), model_owner, protocol)
-
-
-def _part(price: Decimal, bps: int) -> Decimal:
-    whole = EXACT.scaleb(EXACT.multiply(price, bps), -4)
-    return whole.quantize(_SHARE_STEP, context=_CUTTING_OFF)
 
 
 # Reasons of the job ledger that say whose fault it is; any other is of the side that its outcome points to.

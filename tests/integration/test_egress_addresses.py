@@ -19,7 +19,7 @@ import pytest
 from lucid_compute.egress import http_client
 from lucid_compute.egress.faults import EgressFault, FaultKind
 from lucid_compute.egress.http_client import HttpClient, SystemResolver
-from lucid_compute.egress_policy import EgressPolicy, ProviderUrl, parse_provider_url
+from lucid_compute.egress_policy import Address, EgressPolicy, ProviderUrl, parse_provider_url
 from tests.egress import LOOPBACK, Outcome, ask, on_both_loops, tended_client
 from tests.fault_node import FaultNode
 
@@ -43,6 +43,16 @@ class Dns:
         return answer
 
 
+class DenyingPolicy(EgressPolicy):
+    """Denies one address of this machine: where both nodes can listen, the service's own policy allows all or none."""
+
+    def check_address(self, address: Address, port: int) -> None:
+        """Refuse `DENIED` too."""
+        if str(address) == DENIED:
+            raise ValueError(f"{DENIED} is denied.")
+        super().check_address(address, port)
+
+
 class TwoNodes:
     """A node at an allowed address and one at a denied address, on one port."""
 
@@ -52,8 +62,7 @@ class TwoNodes:
         await self.allowed.start()
         self.denied.port = self.allowed.port
         await self.denied.start()
-        own = frozenset({(ip_address(DENIED), self.allowed.port)})
-        self.policy = EgressPolicy(allow_loopback=True, own_endpoints=own)
+        self.policy = DenyingPolicy(allow_loopback=True)
         self.url = parse_provider_url(f"http://gpu.example:{self.allowed.port}")
         return self
 

@@ -17,12 +17,12 @@ import pytest
 
 from lucid_compute.jobs import Job, Outcome
 from lucid_compute.prices import total
-from lucid_compute.revenue import DEFAULT_TERMS, Terms, split
+from lucid_compute.revenue import DEFAULT_TERMS, Terms
 from lucid_compute.storage.job_retention import JobRetention
 from lucid_compute.storage.payout_store import note_terms
 from tests.api import Api, error_code
 from tests.integration.other_replicas import run_sql
-from tests.ledger import all_written, ended, expect_payouts, ledger_on, new_job
+from tests.ledger import all_written, ended, expect_payouts, ledger_on, new_job, split
 
 KILL = """
     SELECT pg_terminate_backend(pid) FROM pg_stat_activity

@@ -235,18 +235,6 @@ def test_an_allowed_network_is_open_on_its_ports_only() -> None:
         refusal(address, lan, port)
 
 
-def test_the_service_never_connects_to_itself() -> None:
-    own = frozenset({(ip_address("127.0.0.1"), 8000), (ip_address("::ffff:203.0.114.7"), 8000)})
-    policy = EgressPolicy(allow_loopback=True, own_ports=frozenset({54321}), own_endpoints=own)
-    for host in ["127.0.0.1", "localhost", "203.0.114.7", "[::ffff:7f00:1]"]:
-        with pytest.raises(ValueError, match="is this service itself"):
-            policy.check_url(f"http://{host}:8000")
-    with pytest.raises(ValueError, match="Port 54321 is used by this service"):
-        policy.check_url("http://your-gpu:54321")
-    for authority in ["your-gpu:8000", "127.0.0.1:8001", "8.8.8.8:8000"]:
-        policy.check_url(f"http://{authority}")
-
-
 @pytest.mark.parametrize(("entry", "network", "ports"), list(zip(*[iter(ENTRIES.split())] * 3, strict=True)))
 def test_an_entry_of_the_allow_list_is_read(entry: str, network: str, ports: str) -> None:
     first, last = ports.split("-")

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lucid_compute.latency_histogram import BUCKETS, FIRST_MS, bucket_of, estimate_ms, percentile_ms
+from lucid_compute.latency_histogram import BUCKETS, FIRST_MS, estimate_ms, percentile_ms
+from tests.ledger import bucket_of
 
 DURATIONS = st.floats(FIRST_MS, 30 * 60 * 1000)
 

@@ -14,7 +14,6 @@ from lucid_compute.inference.exchange import CutReason
 from lucid_compute.jobs import Outcome
 from lucid_compute.revenue import (
     ALL_BPS,
-    Shares,
     Side,
     Terms,
     Typical,
@@ -23,9 +22,9 @@ from lucid_compute.revenue import (
     blame_refusal,
     could_be_served,
     estimate,
-    split,
 )
 from lucid_compute.routing_rules import Shortage
+from tests.ledger import Shares, split
 
 PRICES = st.decimals(0, 10**15, places=15)
 TERMS = st.lists(st.integers(0, ALL_BPS), min_size=2, max_size=2).map(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from lucid_compute.latency_histogram import BUCKETS, FIRST_MS, GROWTH
 from lucid_compute.storage.record_columns import JOB_COLUMNS, NARROW, UPSTREAM, add_to_held, add_up, names
 
-# As `latency_histogram.bucket_of`; what is measured stands before it, 0 for latency and 1 for the first byte.
+# The buckets of `latency_histogram`; what is measured stands before it, 0 for latency and 1 for the first byte.
 _ELEMENT = f"""
     CASE WHEN {{ms}} IS NOT NULL THEN ({{kind}} * {BUCKETS} + CASE WHEN {{ms}} > {FIRST_MS}
         THEN least(ceil(ln({{ms}} / {FIRST_MS}) / ln({GROWTH}::float8)), {BUCKETS - 1})::integer ELSE 0

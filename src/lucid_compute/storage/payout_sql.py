@@ -30,7 +30,7 @@ _OF_DAYS = f"{_OPEN} UNION ALL {_CLOSED.format(where='day >= :since AND day < :u
 _OF_PERIOD = _CLOSED.format(where="period_id = :period_id")
 _IS_ITS = "(CAST(:owner AS text) IS NULL OR node_owner = :owner)"
 
-# A model that has no passport has no owner: its part is the provider's, as `revenue.split` says.
+# A model that has no passport has no owner: its part is the provider's.
 _PROVIDERS_USD = "gross_usd - protocol_usd - CASE WHEN model_owner IS NULL THEN 0 ELSE model_owner_usd END"
 
 

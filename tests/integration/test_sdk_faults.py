@@ -204,8 +204,8 @@ async def test_an_answer_without_an_end_is_left(kind: Kind, endless: Answer) -> 
 
 FOREIGN: dict[str, tuple[Answer, type[errors.LucidClientError], str]] = {
     "a login page": (respond(b"<html>", content_type="text/html"), errors.UnexpectedAnswer, "HTML page"),
-    "another service": (respond(b'{"hello": 1}'), errors.UnexpectedAnswer, "does not fit this client, at status"),
-    "a list": (respond(b"[]"), errors.UnexpectedAnswer, "does not fit this client, at the whole"),
+    "another service": (respond(b'{"hello": 1}'), errors.UnexpectedAnswer, "does not fit this client at status"),
+    "a list": (respond(b"[]"), errors.UnexpectedAnswer, "does not fit this client at the top level"),
     "text": (respond(b"ok", content_type="text/plain"), errors.UnexpectedAnswer, "text/plain"),
     "nothing": (respond(b"", status=204), errors.UnexpectedAnswer, "answers 204 with nothing"),
     "no UTF-8": (respond(b'{"status":"\xff"}'), errors.UnexpectedAnswer, "which is not this service's"),

@@ -270,9 +270,9 @@ async def test_both_entrances_answer_alike(api: Api) -> None:
     fast, lane = FastPath(api.app), api.app._heartbeats
     assert lane is not None
     for key, changes, status in (
-        (api.key, {}, 200),
         (api.key, {"bootId": "new", "sequence": 3}, 200),
         (api.key, {"bootId": "former", "sequence": 9}, 422),
+        (api.key, {}, 200),
         (api.key, {"load": 7, "status": "dead"}, 422),
         (api.key, {"passportId": ended}, 410),
         (api.key, {"passportId": "nobody"}, 404),

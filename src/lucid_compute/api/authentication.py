@@ -106,17 +106,16 @@ class Admission:
     `body` is None until it has come. Names of headers are in lower case.
     """
 
-    __slots__ = ("authorization", "body", "headers", "method", "path", "principal")
+    method = "POST"
+    principal: Principal | None = None
 
-    def __init__(
-        self, method: str, path: str, headers: dict[bytes, bytes], authorization: str | None, body: bytes | None
-    ) -> None:
-        self.method = method
+    def __init__(self, path: str, headers: dict[bytes, bytes], body: bytes | None = None) -> None:
+        """Begin with a request that has no header twice."""
         self.path = path
         self.headers = headers
-        self.authorization = authorization
         self.body = body
-        self.principal: Principal | None = None
+        authorization = headers.get(b"authorization")
+        self.authorization = None if authorization is None else authorization.decode("latin-1")
 
     @classmethod
     def of_scope(cls, scope: Scope) -> Self:
@@ -125,13 +124,9 @@ class Admission:
         if begun is not None:
             return begun
         headers = dict(scope["headers"])
-        return cls(scope["method"], scope["path"], headers, authorization_of(scope, headers), None)
-
-    @classmethod
-    def of_whole_request(cls, path: str, headers: dict[bytes, bytes], body: bytes) -> Self:
-        """Return a POST that came whole to the fast path, with no header twice."""
-        authorization = headers.get(b"authorization")
-        return cls("POST", path, headers, authorization.decode("latin-1") if authorization else None, body)
+        new = cls(scope["path"], headers)
+        new.method, new.authorization = scope["method"], authorization_of(scope, headers)
+        return new
 
 
 def authorization_of(scope: Scope, headers: Mapping[bytes, bytes]) -> str | None:

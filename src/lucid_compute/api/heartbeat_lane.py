@@ -11,7 +11,8 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import datetime
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 from pydantic import ValidationError
 from starlette.types import Receive, Scope, Send
@@ -58,40 +59,20 @@ class _Instants(NamedTuple):
 
 
 class HeartbeatAdmission(Admission):
-    """A heartbeat on its way in. `repeated` is its node, once the writer has found that it repeats an older one."""
+    """A heartbeat on its way in: `heartbeat` once it is read, `node` once it is admitted.
 
-    __slots__ = ("heartbeat", "node", "repeated")
+    On the fast path it waits for its commit; `is_repeated` once the writer has found that it repeats an older one.
+    """
 
-    def __init__(self, *sent: Any) -> None:
-        super().__init__(*sent)
-        self.heartbeat: Heartbeat | None = None
-        self.node: FleetNode | None = None
-        self.repeated: FleetNode | None = None
-
-
-class AdmittedHeartbeat(NamedTuple):
-    """A heartbeat that is in order, and its node."""
-
-    heartbeat: Heartbeat
+    heartbeat: Heartbeat | None = None
+    is_repeated = False
     node: FleetNode
+    _lane: HeartbeatLane
+    _client: ExpressClient | None
 
-
-Wait = Callable[[HeartbeatAdmission, Scope, Receive], Awaitable[None]]
-"""What has to be awaited before a heartbeat can be admitted."""
-
-
-class WaitingHeartbeat:
-    """A heartbeat of the fast path that waits for its commit."""
-
-    __slots__ = ("_admission", "_client", "_lane", "_node")
-
-    def __init__(
-        self, lane: HeartbeatLane, client: ExpressClient, admission: HeartbeatAdmission, node: FleetNode
-    ) -> None:
-        self._lane = lane
-        self._client: ExpressClient | None = client
-        self._admission = admission
-        self._node = node
+    def wait(self, lane: HeartbeatLane, client: ExpressClient) -> None:
+        """Wait for the commit, of which `settle` is told."""
+        self._lane, self._client = lane, client
 
     def leave(self) -> None:
         """Note that its client left; it is committed anyway."""
@@ -104,12 +85,16 @@ class WaitingHeartbeat:
         if client is None:
             return
         if outcome is None:
-            self._admission.repeated = self._node
-            client.go_on(self._admission)
+            self.is_repeated = True
+            client.go_on(self)
         elif isinstance(outcome, Exception):
             self._lane.refuse(client, outcome)
         else:
-            client.answer(*self._lane.accept(self._node, outcome))
+            client.answer(*self._lane.accept(self.node, outcome))
+
+
+Wait = Callable[[HeartbeatAdmission, Scope, Receive], Awaitable[None]]
+"""What has to be awaited before a heartbeat can be admitted."""
 
 
 class HeartbeatLane:
@@ -141,7 +126,7 @@ class HeartbeatLane:
         self.outcomes: Counter[str] = Counter()
         self.express = 0
 
-    def admit(self, admission: HeartbeatAdmission, now: datetime) -> AdmittedHeartbeat | Wait:
+    def admit(self, admission: HeartbeatAdmission, now: datetime) -> Heartbeat | Wait:
         """Return the heartbeat when it is in order, else what has to be awaited before it is admitted again.
 
         Nothing is done twice. The node's allowance is spent last.
@@ -154,22 +139,21 @@ class HeartbeatLane:
             if admission.method != "POST":
                 raise MethodNotAllowed(admission.method, ["POST"])
             principal = admission.principal = self._authenticator.find_known(admission.authorization, now)
-        if principal is None:
-            return self._authenticator.await_key
+            if principal is None:
+                return self._authenticator.await_key
         heartbeat = admission.heartbeat
         if heartbeat is None:
             principal.require(COMPUTE_WRITERS)
             if admission.body is None:
                 return self._await_body
             heartbeat = admission.heartbeat = read_heartbeat(admission.body)
-        node = admission.node
-        if node is None:
-            if self._fleet.find_node(heartbeat.passport_id) is None:
-                return self._await_node
-            node = self._fleet.get_registered_node(heartbeat.passport_id, owner=principal.sees)
-        principal.require_node(heartbeat.passport_id)
-        self._rate.spend(heartbeat.passport_id)
-        return AdmittedHeartbeat(heartbeat, node)
+        passport_id = heartbeat.passport_id
+        if self._fleet.find_node(passport_id) is None:
+            return partial(self._await_node, passport_id, principal.sees)
+        admission.node = self._fleet.get_registered_node(passport_id, owner=principal.sees)
+        principal.require_node(passport_id)
+        self._rate.spend(passport_id)
+        return heartbeat
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one heartbeat, or refuse it."""
@@ -185,16 +169,16 @@ class HeartbeatLane:
 
     def take(
         self, client: ExpressClient, _path: bytes, headers: dict[bytes, bytes], body: bytes
-    ) -> WaitingHeartbeat | None:
-        """Have a heartbeat of the fast path committed, refuse it, or pass it on."""
-        admission = HeartbeatAdmission.of_whole_request(PATH, headers, body)
+    ) -> HeartbeatAdmission | None:
+        """Have a heartbeat of the fast path committed, refuse it, or pass it on with what was found."""
+        admission = HeartbeatAdmission(PATH, headers, body)
         try:
-            admitted = self.admit(admission, self._clock.now())
-            if isinstance(admitted, AdmittedHeartbeat):
-                waiting = WaitingHeartbeat(self, client, admission, admitted.node)
-                self._writer.submit(admitted.heartbeat, waiting.settle)
+            heartbeat = self.admit(admission, self._clock.now())
+            if isinstance(heartbeat, Heartbeat):
+                admission.wait(self, client)
+                self._writer.submit(heartbeat, admission.settle)
                 self.express += 1
-                return waiting
+                return admission
         except Exception as error:  # noqa: BLE001 - as above
             self.refuse(client, error)
         else:
@@ -227,25 +211,23 @@ class HeartbeatLane:
             DatabaseUnavailable: it was not committed; or repeats one that this replica could not catch up with in time.
         """
         admission = HeartbeatAdmission.of_scope(scope)
-        node = admission.repeated
-        if node is None:
-            while not isinstance(admitted := self.admit(admission, self._clock.now()), AdmittedHeartbeat):
-                await admitted(admission, scope, receive)
-            node = admitted.node
-            receipt = await self._writer.write(admitted.heartbeat)
+        if not admission.is_repeated:
+            while not isinstance(heartbeat := self.admit(admission, self._clock.now()), Heartbeat):
+                await heartbeat(admission, scope, receive)
+            receipt = await self._writer.write(heartbeat)
             if receipt is not None:
-                return self.accept(node, receipt)
+                return self.accept(admission.node, receipt)
         await self._feed.catch_up()  # the older one may be one that another replica has just taken
-        if node.state.receipt is None:
+        if admission.node.state.receipt is None:
             raise DatabaseUnavailable
-        return self.accept(node, node.state.receipt)
+        return self.accept(admission.node, admission.node.state.receipt)
 
     async def _await_body(self, admission: HeartbeatAdmission, _scope: Scope, receive: Receive) -> None:
         admission.body = await read_body(receive, admission.headers)
 
-    async def _await_node(self, admission: HeartbeatAdmission, *_: Any) -> None:
-        if admission.heartbeat is not None and admission.principal is not None:
-            admission.node = await self._get_node(admission.heartbeat.passport_id, admission.principal.sees)
+    async def _await_node(self, passport_id: str, sees: str | None, *_: object) -> None:
+        """Have the fleet know a node that another replica may have only just registered."""
+        await self._get_node(passport_id, sees)
 
     def _body_of(self, node: FleetNode, receipt: Receipt) -> bytes:
         """Return the node's state as JSON: by hand, since all but the id is the same within one group commit."""

@@ -41,7 +41,6 @@ from lucid_compute.inference.request_body import InferenceRequest, model_named_i
 from lucid_compute.inference.targets import HOP_HEADER
 from lucid_compute.inference.tracing import Span
 from lucid_compute.inference.watchdog import Watchdog
-from lucid_compute.passports import ModelPassport
 from lucid_compute.routing_errors import RoutingLoop
 from lucid_compute.storage.feed import Feed
 from lucid_compute.storage.refusal_recorder import NO_MODEL, NOBODY, RefusalRecorder
@@ -60,24 +59,19 @@ HOP = HOP_HEADER.encode()
 class InferenceAdmission(Admission):
     """A request on its way in. `exchange` stands for it at the entrance where it is; `call` is it once it is admitted.
 
-    `response_headers` are those of every response, empty until the key may ask. `is_running` while it is counted.
+    `response_headers` are those of every response, None until the key may ask. `is_running` while it is counted.
     `model_id` is of the model that it seems to name. `ending` is how it ended on the fast path, once it was sent there.
     """
 
-    __slots__ = "call", "ending", "exchange", "is_running", "job_id", "model_id", "request", "response_headers", "span"
-
     exchange: Exchange
-
-    def __init__(self, *sent: Any) -> None:
-        super().__init__(*sent)
-        self.is_running = False
-        self.response_headers: Headers = []
-        self.job_id = ""
-        self.span: Span | None = None
-        self.request: InferenceRequest | None = None
-        self.model_id = NO_MODEL
-        self.call: Call | None = None
-        self.ending: HandedOver | None = None
+    is_running = False
+    response_headers: Headers | None = None
+    job_id = ""
+    span: Span | None = None
+    request: InferenceRequest | None = None
+    model_id = NO_MODEL
+    call: Call | None = None
+    ending: HandedOver | None = None
 
     @property
     def names(self) -> Headers:
@@ -140,8 +134,7 @@ class InferenceLane:
         if principal is None:
             return self._authenticator.await_key
         admission.principal = principal
-        if not admission.response_headers:
-            self._identify(admission, principal)
+        headers = admission.response_headers or self._identify(admission, principal)
         request = admission.request
         if request is None:
             if admission.body is None:
@@ -151,8 +144,12 @@ class InferenceLane:
         model = self._fleet.find_model(request.model)
         if model is None:
             return self._await_model
-        admission.call = self._call_of(admission, principal, request, model)
-        return admission.call
+        admission.model_id = model.id
+        self._gateway.note_request()
+        call = admission.call = Call(principal, request, model, admission.exchange)
+        call.span = admission.span
+        call.identify(admission.job_id, _session_of(admission.headers, request, principal), headers)
+        return call
 
     def _begin(self, admission: InferenceAdmission) -> None:
         """Count one request more; what was sent to a node already was counted before."""
@@ -177,7 +174,7 @@ class InferenceLane:
         if server is not None and server[1] is not None:
             self._gateway.own_endpoints.add((server[0], server[1]))
 
-    def _identify(self, admission: InferenceAdmission, principal: Principal) -> None:
+    def _identify(self, admission: InferenceAdmission, principal: Principal) -> Headers:
         """Give the request its id, by which its client is told of it, and take it off its key's allowance."""
         principal.require(ALLOWED_SCOPES)
         if self._tracer is not None:
@@ -193,6 +190,7 @@ class InferenceLane:
                 self._rates.spend_request(principal)
             finally:
                 headers += rate_limit_headers(self._rates.allowances(principal))
+        return headers
 
     def _read(self, admission: InferenceAdmission, body: bytes) -> InferenceRequest:
         """Return what is asked for; if it can't be understood, note of which model, so that its owner can be told.
@@ -206,18 +204,6 @@ class InferenceLane:
             if (model := self._fleet.find_model(model_named_in(body))) is not None:
                 admission.model_id = model.id
             raise
-
-    def _call_of(
-        self, admission: InferenceAdmission, principal: Principal, request: InferenceRequest, model: ModelPassport
-    ) -> Call:
-        admission.model_id = model.id
-        self._gateway.note_request()
-        call = Call(principal, request, model, admission.exchange)
-        call.span = admission.span
-        session = admission.headers.get(SESSION_HEADER, b"")[:MAX_SESSION_BYTES].decode("latin-1") or request.session
-        named = session and f"{principal.owner} {session}"  # apart from those of other owners
-        call.identify(admission.job_id, named, admission.response_headers)
-        return call
 
     async def _await_body(self, admission: InferenceAdmission, _scope: Scope, receive: Receive) -> None:
         admission.body = await read_body_undisturbed(receive, admission.headers, MAX_BODY_BYTES)
@@ -366,7 +352,7 @@ class InferenceLane:
             client.answer(*self._refuse_at_once(headers))
             return None
         exchange = ExpressExchange(self._gateway.tools, self._end)
-        admission = InferenceAdmission.of_whole_request(path.decode(), headers, body)
+        admission = InferenceAdmission(path.decode(), headers, body)
         admission.exchange = exchange
         self._learn_server(client.server)
         now = self._clock.now()
@@ -420,6 +406,12 @@ class InferenceLane:
             error = _error_of(ending, admission)
             self.outcomes[error.code] += 1
             client.answer(*_refusal_of(call, error))
+
+
+def _session_of(headers: dict[bytes, bytes], request: InferenceRequest, principal: Principal) -> str | None:
+    """Return the session that a request belongs to, apart from those of other owners; None when it names none."""
+    session = headers.get(SESSION_HEADER, b"")[:MAX_SESSION_BYTES].decode("latin-1") or request.session
+    return session and f"{principal.owner} {session}"
 
 
 def refusal(error: LucidError, headers: Headers) -> Response:

@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PEER := vllm-router==0.1.17
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev install-tracing run demo test check format lock bench clean
+.PHONY: help install install-dev install-tracing run demo test test-unit check format lock bench clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -24,6 +24,9 @@ demo: install-dev  ## show it all alive for a minute and a half: three nodes, on
 
 test: install-dev  ## run every test, on an embedded Postgres or on LUCID_TEST_DATABASE_URL
 	@$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+test-unit: install-dev  ## run the unit tests, which need no Postgres
+	@$(BIN)/python -m pytest -q -n 2 --dist worksteal tests/unit $(ARGS)
 
 check: install-dev  ## lint, format check, types, house rules
 	@$(BIN)/ruff check .

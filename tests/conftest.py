@@ -74,7 +74,7 @@ def chromium() -> Iterator[Chromium]:
 
 
 @pytest.fixture(scope="session")
-def postgres_and_template(request: pytest.FixtureRequest) -> postgres.TestServer:
+def postgres_and_template(request: pytest.FixtureRequest) -> postgres.Server:
     """The URL of the run's server, and the name of the database that is cloned; the first test that asks starts it."""
     config = request.config
     is_worker = hasattr(config, "workerinput")

@@ -45,10 +45,8 @@ STOP_SECONDS = 30.0
 POLL_SECONDS = 0.02
 
 
-class TestServer(NamedTuple):
+class Server(NamedTuple):
     """Where the run's server is, and the database that is cloned for each test: migrated, with the admin key."""
-
-    __test__ = False
 
     url: str
     template: str
@@ -87,13 +85,13 @@ def _memory_is_usable() -> bool:
     return can_run_programs and shutil.disk_usage(MEMORY).free > MEMORY_BYTES
 
 
-def ask_for_server(folder: Path) -> TestServer:
+def ask_for_server(folder: Path) -> Server:
     """Return the server of the run with this folder; the first process that asks starts it, the others wait."""
     with (folder / "start").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not _server_file(folder).exists():
             _start_holder(folder)
-        return TestServer(*json.loads(_server_file(folder).read_text()))
+        return Server(*json.loads(_server_file(folder).read_text()))
 
 
 def _start_holder(folder: Path) -> None:
@@ -108,21 +106,18 @@ def _start_holder(folder: Path) -> None:
             cwd=Path(__file__).parents[1],
             start_new_session=True,  # Ctrl-C ends the tests, which then end the server
         )
-    _holders.append(holder)
     deadline = time.monotonic() + START_SECONDS
     while not _server_file(folder).exists():
         assert holder.poll() is None, log.read_text()
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(POLL_SECONDS)
-
-
-_holders: list[subprocess.Popen[bytes]] = []  # kept: it outlives an xdist worker that started it
+    holder.returncode = 0  # nobody waits for it: it may outlive an xdist worker that started it
 
 
 def hold_server(folder: Path) -> None:
     """Start the server, say where it is, and stop it when the run of this folder has ended."""
     with _a_server(folder) as url:
-        server = TestServer(url, f"lucid_test_{uuid4().hex[:8]}_template")
+        server = Server(url, f"lucid_test_{uuid4().hex[:8]}_template")
         asyncio.run(_build_template(server))
         written = folder / "written"
         written.write_text(json.dumps(server))
@@ -147,13 +142,13 @@ def _a_server(folder: Path) -> Iterator[str]:
         postgres.stop(immediately=True)
 
 
-async def _build_template(server: TestServer) -> None:
+async def _build_template(server: Server) -> None:
     await execute(server.url, f'CREATE DATABASE "{server.template}"')
     template = with_database(server.url, server.template)
     await prepare(template, data_dir=Path("/nonexistent"), bootstrap_admin_key=ADMIN_KEY)
 
 
-async def _drop_all(server: TestServer) -> None:
+async def _drop_all(server: Server) -> None:
     """Drop the template, and what tests left because they were ended."""
     connection = await connect(server.url, application="lucid tests", lock_timeout_seconds=0, timeout_seconds=60)
     try:

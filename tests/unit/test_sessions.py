@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import product
 from random import Random
 from typing import Any
 from uuid import UUID
@@ -54,8 +55,10 @@ async def test_every_replica_sends_a_session_to_the_same_node(count: int) -> Non
     assert first == await homes(other) == await homes(one)
 
 
-@pytest.mark.parametrize("seed", range(10))
-@pytest.mark.parametrize("count", [2, 3, 5, 10, 16, 17, 100])
+@pytest.mark.parametrize(
+    ("count", "seed"),
+    [*product([2, 3, 5, 10, 16, 17], range(10)), *product([100], range(3))],  # three seeds are 300 nodes as well
+)
 async def test_sessions_are_spread_evenly_over_the_nodes(count: int, seed: int) -> None:
     """Hundreds for each of them, whatever their ids: none has twice its share, and on small rings none half."""
     fleet = build([str(UUID(int=Random(seed * 1000 + number).getrandbits(128))) for number in range(count)])

@@ -76,11 +76,9 @@ def chromium() -> Iterator[Chromium]:
 @pytest.fixture(scope="session")
 def postgres_and_template(request: pytest.FixtureRequest) -> postgres.Server:
     """The URL of the run's server, and the name of the database that is cloned; the first test that asks starts it."""
-    config = request.config
-    is_worker = hasattr(config, "workerinput")
-    return postgres.ask_for_server(
-        Path(config.workerinput["lucid_run_folder"]) if is_worker else config.stash[_run].folder
-    )
+    workerinput: dict[str, str] | None = getattr(request.config, "workerinput", None)
+    folder = Path(workerinput["lucid_run_folder"]) if workerinput else request.config.stash[_run].folder
+    return postgres.ask_for_server(folder)
 
 
 @pytest.fixture

@@ -17,14 +17,14 @@ from random import Random
 from statistics import median
 
 from benchmarks.fleet_rows import node_id
-from lucid_compute.fleet.fleet import Fleet
-from lucid_compute.inference.dispatcher import Dispatcher
-from lucid_compute.inference.ranking import rank
-from lucid_compute.inference.traffic import Traffic
-from lucid_compute.inference.wanted import Wanted
-from lucid_compute.node_state import Heartbeat, Receipt
-from lucid_compute.passports import ModelPassport, Passport, PassportStatus, PassportType
-from lucid_compute.routing_rules import NO_POLICY, RoutingPolicy
+from lucid_compute.gateway.dispatcher import Dispatcher
+from lucid_compute.gateway.node_stats import FleetStats
+from lucid_compute.gateway.ranking import rank
+from lucid_compute.gateway.request import Criteria
+from lucid_compute.registry.domain.node_state import Heartbeat, Receipt
+from lucid_compute.registry.domain.passports import ModelPassport, Passport, PassportStatus, PassportType
+from lucid_compute.registry.fleet.fleet import Fleet
+from lucid_compute.registry.routing_rules import NO_POLICY, RoutingPolicy
 
 SIZES = (2, 10, 1000, 50_000)
 CHOICES = 1000
@@ -59,29 +59,29 @@ def main() -> None:
 def _measure_quick(fleet: Fleet, dispatcher: Dispatcher) -> Iterator[tuple[str, str]]:
     model = fleet.get_model(MODEL)
     for name, policy in (("", NO_POLICY), (", by a policy that half suit", HALF)):
-        yield f"a choice{name}, us", _time_quick(dispatcher, [Wanted(model, policy)])
+        yield f"a choice{name}, us", _time_quick(dispatcher, [Criteria(model, policy)])
         yield f"a session's choice{name}, us", _time_quick(dispatcher, _sessions(model, policy))
 
 
 def _measure_full(fleet: Fleet, dispatcher: Dispatcher) -> Iterator[tuple[str, str]]:
     model = fleet.get_model(MODEL)
-    plain, few, none = Wanted(model), Wanted(model, FEW), Wanted(model, NONE)
+    plain, few, none = Criteria(model), Criteria(model, FEW), Criteria(model, NONE)
     yield "a choice, where one in 1,000 suits, ms", _time_full(lambda: _choose(dispatcher, few, NOW))
     yield "to learn that none suits, ms", _time_full(lambda: _choose(dispatcher, none, NOW))
     yield "a choice, where all are silent for 31 s, ms", _time_full(lambda: _choose(dispatcher, plain, SILENT))
     yield "POST /match, without its bytes, ms", _time_full(lambda: rank(fleet, dispatcher, plain, NOW))
 
 
-def _sessions(model: ModelPassport, policy: RoutingPolicy) -> list[Wanted]:
-    return [Wanted(model, policy, session=f"acme user-{number}") for number in range(SESSIONS)]
+def _sessions(model: ModelPassport, policy: RoutingPolicy) -> list[Criteria]:
+    return [Criteria(model, policy, session=f"acme user-{number}") for number in range(SESSIONS)]
 
 
-async def _choose(dispatcher: Dispatcher, wanted: Wanted, now: datetime) -> object:
+async def _choose(dispatcher: Dispatcher, wanted: Criteria, now: datetime) -> object:
     """Choose as the gateway does."""
     return dispatcher.find_quickly(wanted, now) or await dispatcher.find(wanted, now)
 
 
-def _time_quick(dispatcher: Dispatcher, all_wanted: list[Wanted]) -> str:
+def _time_quick(dispatcher: Dispatcher, all_wanted: list[Criteria]) -> str:
     """Answer the median microseconds of a choice."""
     seconds = []
     for _ in range(REPEATS):
@@ -120,7 +120,7 @@ def _fill(size: int) -> Fleet:
 
 def _acquaint(fleet: Fleet) -> Dispatcher:
     """Answer a dispatcher that has measured every node."""
-    traffic, random = Traffic(fleet), Random(1)
+    traffic, random = FleetStats(fleet), Random(1)
     for node in fleet.nodes():
         traffic.note_latency(node.state.id, (MODEL, False), random.uniform(20, 200))
     return Dispatcher(fleet, traffic)

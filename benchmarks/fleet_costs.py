@@ -13,11 +13,10 @@ from statistics import median
 
 from benchmarks.fleet_rows import NodeRow
 from benchmarks.fleet_shapes import models, nodes_of_many_kinds
-from lucid_compute.fleet.fleet import Fleet
-from lucid_compute.fleet.fleet_node import Lifecycle
-from lucid_compute.matching_engine import has_available_compute
-from lucid_compute.node_state import DeclaredModel, Heartbeat, Receipt
-from lucid_compute.passports import ModelPassport, Passport, PassportStatus, PassportType
+from lucid_compute.registry.domain.node_state import DeclaredModel, Heartbeat, Receipt
+from lucid_compute.registry.domain.passports import ModelPassport, Passport, PassportStatus, PassportType
+from lucid_compute.registry.fleet.fleet import Fleet, Lifecycle
+from lucid_compute.registry.matching_engine import has_available_compute
 
 SIZES = (500, 50_000)
 REPEATS = 15

@@ -11,8 +11,8 @@ from uuid import UUID
 import asyncpg
 
 from benchmarks.servers import ADMIN_KEY
-from lucid_compute.storage.database import connect
-from lucid_compute.storage.preparation import prepare
+from lucid_compute.postgres.database import connect
+from lucid_compute.server.preparation import prepare
 
 OWNER = "acme"
 _INSERT_PASSPORTS = """

@@ -21,12 +21,13 @@ import uvloop
 
 from benchmarks.fleet_rows import NodeRow, plain_nodes, write_fleet
 from benchmarks.servers import data_folder, postgres_of
-from lucid_compute.fleet.fleet import Fleet
-from lucid_compute.node_state import Heartbeat
-from lucid_compute.storage.clock import DatabaseClock
-from lucid_compute.storage.database import connect
-from lucid_compute.storage.gauge_recorder import GaugeRecorder
-from lucid_compute.storage.heartbeat_writer import HeartbeatWriter, OwnHeartbeats
+from lucid_compute.accounting.gauges import GaugeRecorder
+from lucid_compute.postgres.clock import DatabaseClock
+from lucid_compute.postgres.database import connect
+from lucid_compute.registry.domain.node_state import Heartbeat
+from lucid_compute.registry.fleet.change_feed import OwnHeartbeats
+from lucid_compute.registry.fleet.fleet import Fleet
+from lucid_compute.registry.heartbeat_writer import HeartbeatWriter
 
 SENDERS = 64
 CONNECTIONS = 16

@@ -23,7 +23,7 @@ from benchmarks.servers import (
     postgres_of,
     wait_for_quiet,
 )
-from lucid_compute.storage.database import connect
+from lucid_compute.postgres.database import connect
 
 CONNECTIONS = 64
 NODES = 1000

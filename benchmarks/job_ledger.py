@@ -22,14 +22,14 @@ from uuid import uuid4
 import uvloop
 
 from benchmarks.servers import data_folder, postgres_of
-from lucid_compute.inference.call import new_job_id
-from lucid_compute.jobs import Job, Outcome
-from lucid_compute.storage import schema
-from lucid_compute.storage.database import Database, connect
-from lucid_compute.storage.job_filter import JobFilter
-from lucid_compute.storage.job_ledger import JobLedger
-from lucid_compute.storage.job_search import JobSearch
-from lucid_compute.wire.lists import SortBy, SortOrder
+from lucid_compute.accounting.job_counts import JobFilter
+from lucid_compute.accounting.job_search import JobSearch
+from lucid_compute.accounting.jobs import Job, Outcome
+from lucid_compute.accounting.ledger import JobLedger
+from lucid_compute.gateway.request import new_job_id
+from lucid_compute.postgres import schema
+from lucid_compute.postgres.database import Database, connect
+from lucid_compute.wire import SortBy, SortOrder
 
 RATE = int(os.environ.get("BENCH_RATE", "12000"))
 SECONDS = float(os.environ.get("BENCH_SECONDS", "5"))

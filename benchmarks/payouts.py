@@ -13,10 +13,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from benchmarks.servers import data_folder, postgres_of
-from lucid_compute.storage import schema
-from lucid_compute.storage.audit import SYSTEM
-from lucid_compute.storage.database import Database, connect
-from lucid_compute.storage.payout_store import PayoutStore
+from lucid_compute.accounting.payouts.store import PayoutStore
+from lucid_compute.postgres import schema
+from lucid_compute.postgres.database import Database, connect
+from lucid_compute.registry.domain.identity import SYSTEM
 
 NODES, OWNERS, MODELS, DAYS = 10_000, 1_000, 20, 30
 _NODES = f"""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from benchmarks.servers import Server
-from lucid_compute.storage.database import connect
-from lucid_compute.storage.record_columns import ALL_NODES, JOB_COLUMNS, NARROW, UPSTREAM, add_up, names, owner_scope
+from lucid_compute.accounting.rollup_columns import ALL_NODES, JOB_COLUMNS, NARROW, UPSTREAM, add_up, names, owner_scope
+from lucid_compute.postgres.database import connect
 
 _GPUS = (("NVIDIA H100", 80), ("NVIDIA A100", 80), ("NVIDIA L40S", 48), ("NVIDIA RTX 4090", 24))
 _REGIONS = ("eu-central-1", "eu-west-1", "us-east-1", "ap-south-1")

@@ -20,16 +20,16 @@ import asyncpg
 import uvloop
 
 from benchmarks.servers import data_folder, postgres_of
-from lucid_compute.api.settings import Settings
-from lucid_compute.fleet.fleet import Fleet
-from lucid_compute.node_state import Heartbeat
-from lucid_compute.storage import schema
-from lucid_compute.storage.database import Database, connect
-from lucid_compute.storage.gauge_recorder import GaugeRecorder
-from lucid_compute.storage.record_columns import GAUGES
-from lucid_compute.storage.record_keeper import RecordKeeper, Retention
-from lucid_compute.storage.record_reader import RecordReader, Wanted
-from lucid_compute.timeline import STEPS, Timeline
+from lucid_compute.accounting.gauges import GaugeRecorder
+from lucid_compute.accounting.rollup_columns import GAUGES
+from lucid_compute.accounting.rollup_reader import RollupQuery, RollupReader
+from lucid_compute.accounting.rollups import Retention, RollupKeeper
+from lucid_compute.accounting.timeline import STEPS, Timeline
+from lucid_compute.postgres import schema
+from lucid_compute.postgres.database import Database, connect
+from lucid_compute.registry.domain.node_state import Heartbeat
+from lucid_compute.registry.fleet.fleet import Fleet
+from lucid_compute.server.settings import Settings
 
 NODES = int(os.environ.get("BENCH_NODES", "2000"))
 FLEET = 10_000
@@ -97,7 +97,7 @@ async def _measure(url: str) -> None:
     await connection.execute(_PASSPORTS, NODES, OWNERS)
     long_ago = HOUR.replace(hour=0) - timedelta(days=2)
     await connection.execute("UPDATE record_marks SET began_at = $1, hours_until = $1, days_until = $1", long_ago)
-    keeper = RecordKeeper(url, Retention(48, 90, 1100))
+    keeper = RollupKeeper(url, Retention(48, 90, 1100))
     print(f"{NODES:,} nodes of {OWNERS} owners, {JOBS_A_MINUTE} jobs a minute on each, {MINUTES} minutes")
     moves = []
     for minute in range(MINUTES):
@@ -138,10 +138,10 @@ async def _print_sizes(connection: asyncpg.Connection[asyncpg.Record]) -> None:
 
 async def _ask(url: str, node_id: str) -> None:
     database = Database(url, timeout_seconds=60)
-    reader = RecordReader(database, Retention(48, 90, 1100))
+    reader = RollupReader(database, Retention(48, 90, 1100))
     now = datetime.now(UTC)
     for step, length in (("1m", timedelta(hours=3)), ("1m", timedelta(hours=24)), ("1h", timedelta(days=7))):
-        for name, wanted in (("a node", Wanted(node_id=node_id)), ("all", Wanted())):
+        for name, wanted in (("a node", RollupQuery(node_id=node_id)), ("all", RollupQuery())):
             timeline = Timeline.around(now - length, now, STEPS[step])
             ask = partial(reader.measure, wanted, timeline, now=now, known_since=None)
             took = median([await _seconds(ask) for _ in range(5)])

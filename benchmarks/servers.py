@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
-from lucid_compute.storage.embedded_postgres import EmbeddedPostgres
+from lucid_compute.postgres.embedded import EmbeddedPostgres
 
 ADMIN_KEY = "an-admin-key-for-the-benchmarks"
 START_TIMEOUT_SECONDS = 120.0

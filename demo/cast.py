@@ -13,7 +13,8 @@ from demo.node import PLACES, Node
 from demo.stage import LUCID, Stage
 from demo.tiny_gguf import write_tiny_gguf
 from lucid_compute.client import AsyncLucid
-from lucid_compute.wire.keys import NewKey, Scope
+from lucid_compute.registry.domain.identity import Scope
+from lucid_compute.registry.keys.shapes import NewKey
 
 PROVIDER = "aurora-gpus"
 TOO_LARGE = "llama-3-70b"

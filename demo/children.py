@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from lucid_compute.storage.embedded_postgres import launcher
+from lucid_compute.postgres.embedded import launcher
 
 POLL_SECONDS = 0.05
 START_SECONDS = 60.0

@@ -14,8 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from demo.children import POLL_SECONDS, Child
-from lucid_compute.storage.embedded_postgres import remove_cluster
-from lucid_compute.storage.embedded_postgres.processes import processes_of
+from lucid_compute.postgres.embedded import remove_cluster
+from lucid_compute.postgres.embedded.processes import processes_of
 
 LUCID = Path(sys.executable).with_name("lucid")
 END_SECONDS = 10.0  # longer than any of them takes; then it is killed

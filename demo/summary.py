@@ -12,8 +12,8 @@ from typing import NamedTuple
 from demo.cast import Cast
 from demo.requests import REFUSED_BY_NODE
 from demo.tally import Tally
-from lucid_compute.jobs import Outcome
-from lucid_compute.wire.jobs import JobView
+from lucid_compute.accounting.jobs import Outcome
+from lucid_compute.accounting.shapes import JobView
 
 SERIES = ("completed", "failed", "rejected", "latencyP50Ms", "latencyP99Ms", "tokensIn", "tokensOut", "revenueUsd")
 SETTLE_SECONDS = 5.0  # jobs are listed some hundredths of a second after they ended

@@ -13,7 +13,7 @@ import openai
 
 from demo.requests import Ask, chat, client_of, embed, greet, misname, mumble, overreach, stream
 from demo.tally import Tally
-from lucid_compute.wire.keys import NewKey
+from lucid_compute.registry.keys.shapes import NewKey
 
 
 class Habit(NamedTuple):

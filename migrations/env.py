@@ -10,10 +10,10 @@ from alembic.util import CommandError
 from sqlalchemy import Connection
 
 from lucid_compute.cli.settings import data_dir, database_url
-from lucid_compute.storage import schema
-from lucid_compute.storage.database import DatabaseNotUsable
-from lucid_compute.storage.embedded_postgres import EmbeddedPostgresError
-from lucid_compute.storage.schema_tables import metadata
+from lucid_compute.postgres import schema
+from lucid_compute.postgres.database import DatabaseNotUsable
+from lucid_compute.postgres.embedded import EmbeddedPostgresError
+from lucid_compute.server.schema_tables import metadata
 
 
 def run_on(connection: Connection) -> None:

@@ -10,9 +10,9 @@ import httpx
 from fastapi import APIRouter
 from starlette.routing import BaseRoute
 
-from lucid_compute.api.app import LucidApp, create_app
-from lucid_compute.api.service import Service
-from lucid_compute.api.settings import Settings
+from lucid_compute.server.app import LucidApp, create_app
+from lucid_compute.server.replica import Replica
+from lucid_compute.server.settings import Settings
 from tests.factories import GUIDE_PASSPORT
 from tests.postgres import ADMIN_KEY as ADMIN_KEY
 
@@ -32,9 +32,9 @@ class Api:
         self.http = httpx.AsyncClient(transport=transport, base_url="http://lucid", headers=headers)
 
     @property
-    def service(self) -> Service:
+    def service(self) -> Replica:
         """The replica's insides, for tests that look at them."""
-        service: Service = self.app.fastapi.state.service
+        service: Replica = self.app.fastapi.state.service
         return service
 
     def with_key(self, key: str | None) -> Api:

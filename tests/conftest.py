@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from _pytest.config import Config
 
-from lucid_compute.api.settings import Settings
+from lucid_compute.server.settings import Settings
 from tests import postgres
 from tests.api import ADMIN_KEY, Api, open_api
 from tests.authority import Authority, make_authority

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from lucid_compute.storage.database import connect
+from lucid_compute.postgres.database import connect
 from tests.browser import Page
 from tests.factories import GUIDE_PASSPORT
 from tests.lucid_serve import Served

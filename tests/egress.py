@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import pytest
 import uvloop
 
+from lucid_compute.egress.client import HttpClient, Resolver
+from lucid_compute.egress.connection import Deadlines
 from lucid_compute.egress.faults import EgressFault, FaultKind
-from lucid_compute.egress.http_client import HttpClient, Resolver
-from lucid_compute.egress.http_connection import Deadlines
-from lucid_compute.egress_policy import EgressPolicy, ProviderUrl
+from lucid_compute.egress.policy import EgressPolicy, ProviderUrl
 
 LOOPBACK = EgressPolicy(allow_loopback=True)
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: node\r\n"

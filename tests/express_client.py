@@ -8,11 +8,11 @@ from typing import Any
 
 import httpx
 
-from lucid_compute.api.app import LucidApp
-from lucid_compute.api.express_client import HANDED_OVER
-from lucid_compute.api.heartbeat_lane import PATH
-from lucid_compute.api.inference_lane import ENDPOINTS, InferenceAdmission
-from lucid_compute.cli.express_protocol import MAX_REQUEST_BYTES
+from lucid_compute.gateway.lane import ENDPOINTS, InferenceAdmission
+from lucid_compute.registry.heartbeat_lane import PATH
+from lucid_compute.server.app import LucidApp
+from lucid_compute.server.fast_path import MAX_REQUEST_BYTES
+from lucid_compute.web.lanes import HANDED_OVER
 from tests.api import Api
 
 

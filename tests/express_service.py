@@ -9,8 +9,8 @@ from typing import Any
 
 import uvicorn
 
-from lucid_compute.api.app import EXPRESS
-from lucid_compute.cli.express_protocol import ExpressProtocol
+from lucid_compute.server.app import EXPRESS
+from lucid_compute.server.fast_path import FastPathProtocol
 from tests.lucid_serve import eventually
 from tests.raw_client import PATIENCE_SECONDS
 
@@ -26,7 +26,7 @@ def post(path: str, body: bytes = b"{}") -> bytes:
 class Taken:
     """A request that the lane has taken, in place of an exchange."""
 
-    def __init__(self, lane: Lane, client: ExpressProtocol) -> None:
+    def __init__(self, lane: Lane, client: FastPathProtocol) -> None:
         """Wait."""
         self._lane, self._client = lane, client
 
@@ -52,7 +52,7 @@ class Lane:
 
     def take(
         self,
-        client: ExpressProtocol,
+        client: FastPathProtocol,
         path: bytes,
         headers: dict[bytes, bytes],  # noqa: ARG002 - as the real one's
         body: bytes,
@@ -87,7 +87,7 @@ class Service:
             self._serve,
             interface="asgi3",
             loop="uvloop",
-            http=ExpressProtocol,
+            http=FastPathProtocol,
             ws="none",
             lifespan="on",
             log_config=None,

@@ -7,8 +7,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
-from lucid_compute.node_state import DeclaredModel, Heartbeat, NodeState, Receipt
-from lucid_compute.passports import ComputePassport, ModelPassport, Passport, PassportStatus, PassportType
+from lucid_compute.registry.domain.node_state import DeclaredModel, Heartbeat, NodeState, Receipt
+from lucid_compute.registry.domain.passports import (
+    ComputePassport,
+    ModelPassport,
+    Passport,
+    PassportStatus,
+    PassportType,
+)
 
 NOW = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
 

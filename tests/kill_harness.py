@@ -23,7 +23,7 @@ from uuid import uuid4
 
 import httpx
 
-from lucid_compute.storage.database import connect
+from lucid_compute.postgres.database import connect
 from tests.factories import GUIDE_PASSPORT
 from tests.lucid_serve import Served, serving
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from lucid_compute.storage import schema
-from lucid_compute.storage.database import connect
+from lucid_compute.postgres import schema
+from lucid_compute.postgres.database import connect
 
 NODE = "11111111-1111-4111-8111-111111111111"
 MODEL = "22222222-2222-4222-8222-222222222222"

@@ -16,13 +16,13 @@ from uuid import uuid4
 
 import pytest
 
-from lucid_compute.jobs import Job, Outcome
-from lucid_compute.latency_histogram import BUCKETS, FIRST_MS, GROWTH
-from lucid_compute.prices import EXACT, total
-from lucid_compute.revenue import Terms
-from lucid_compute.storage.database import connect
-from lucid_compute.storage.job_ledger import JobLedger
-from lucid_compute.storage.record_columns import ALL_NODES, JOB_COLUMNS, NARROW, UPSTREAM, Width, owner_scope
+from lucid_compute.accounting.jobs import Job, Outcome
+from lucid_compute.accounting.ledger import JobLedger
+from lucid_compute.accounting.measured import BUCKETS, FIRST_MS, GROWTH
+from lucid_compute.accounting.payouts.revenue import Terms
+from lucid_compute.accounting.rollup_columns import ALL_NODES, JOB_COLUMNS, NARROW, UPSTREAM, Width, owner_scope
+from lucid_compute.postgres.database import connect
+from lucid_compute.registry.domain.prices import EXACT, total
 
 MODEL_ID = str(uuid4())
 ENDED = [Outcome.COMPLETED, Outcome.COMPLETED, Outcome.FAILED, Outcome.REJECTED, Outcome.CANCELLED]

@@ -20,10 +20,10 @@ from urllib.parse import quote
 
 import httpx
 
-from lucid_compute.storage.database import connect
-from lucid_compute.storage.embedded_postgres import remove_cluster
-from lucid_compute.storage.embedded_postgres.processes import is_ready, processes_of, read_pid
-from lucid_compute.storage.embedded_postgres.socket_folder import LINK_NAME, PORT
+from lucid_compute.postgres.database import connect
+from lucid_compute.postgres.embedded import remove_cluster
+from lucid_compute.postgres.embedded.processes import is_ready, processes_of, read_pid
+from lucid_compute.postgres.embedded.socket_folder import LINK_NAME, PORT
 from tests import postgres
 from tests.api import ADMIN_KEY
 

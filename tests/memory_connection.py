@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import NamedTuple
 
+from lucid_compute.egress.connection import READ_BYTES, Deadlines, HttpConnection
 from lucid_compute.egress.faults import EgressFault, FaultKind
-from lucid_compute.egress.http_connection import READ_BYTES, Deadlines, HttpConnection
 
 JSON_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 SMALL = JSON_HEAD + b"Content-Length: 2\r\n\r\n{}"

@@ -22,9 +22,9 @@ from typing import NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 from uuid import uuid4
 
-from lucid_compute.storage.database import connect
-from lucid_compute.storage.embedded_postgres import EmbeddedPostgres
-from lucid_compute.storage.preparation import prepare
+from lucid_compute.postgres.database import connect
+from lucid_compute.postgres.embedded import EmbeddedPostgres
+from lucid_compute.server.preparation import prepare
 
 ADMIN_KEY = "an-admin-key-for-the-tests"
 OWN_SERVER_SETTING = "LUCID_TEST_DATABASE_URL"

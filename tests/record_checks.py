@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
-from lucid_compute.storage.record_columns import ALL_NODES, NARROW, UPSTREAM, WIDE, owner_scope
+from lucid_compute.accounting.rollup_columns import ALL_NODES, NARROW, UPSTREAM, WIDE, owner_scope
 from tests.ledger import ENDED_ROWS, add_record, read, sums_of
 
 

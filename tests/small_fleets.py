@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from lucid_compute.fleet.fleet import Fleet
-from lucid_compute.fleet.fleet_node import FleetNode
-from lucid_compute.inference import dispatcher, traffic
-from lucid_compute.inference.dispatcher import Dispatcher
-from lucid_compute.inference.traffic import Traffic
-from lucid_compute.inference.wanted import Wanted
-from lucid_compute.passports import ModelPassport, PassportType
-from lucid_compute.routing_rules import NO_POLICY, RoutingPolicy
+from lucid_compute.gateway import dispatcher
+from lucid_compute.gateway import node_stats as traffic
+from lucid_compute.gateway.dispatcher import Dispatcher
+from lucid_compute.gateway.node_stats import FleetStats
+from lucid_compute.gateway.request import Criteria
+from lucid_compute.registry.domain.passports import ModelPassport, PassportType
+from lucid_compute.registry.fleet.fleet import Fleet, FleetNode
+from lucid_compute.registry.routing_rules import NO_POLICY, RoutingPolicy
 from tests.factories import NOW, compute_passport, passport, receipt
 
 
@@ -49,7 +49,7 @@ class SmallFleet:
     def __init__(self, models: Iterable[str] = ("model",)) -> None:
         """Start without nodes."""
         self.fleet = Fleet()
-        self.traffic = Traffic(self.fleet)
+        self.traffic = FleetStats(self.fleet)
         self.dispatcher = Dispatcher(self.fleet, self.traffic)
         self.now: datetime = NOW
         self._revision = 1
@@ -62,9 +62,9 @@ class SmallFleet:
         """The first of the models."""
         return self.fleet.models_newest_first()[0]
 
-    def wanted(self, policy: RoutingPolicy = NO_POLICY, **changes: Any) -> Wanted:
+    def wanted(self, policy: RoutingPolicy = NO_POLICY, **changes: Any) -> Criteria:
         """A request of the model."""
-        return Wanted(self.model, policy, **changes)
+        return Criteria(self.model, policy, **changes)
 
     def add_node(
         self, node_id: str = "", *, serves: Iterable[str] = ("model",), metadata: Any = None, **beat: Any
@@ -95,6 +95,6 @@ class SmallFleet:
         """Let the database's clock go on."""
         self.now += timedelta(seconds=seconds)
 
-    async def choose(self, wanted: Wanted) -> FleetNode | None:
+    async def choose(self, wanted: Criteria) -> FleetNode | None:
         """Choose as the gateway does."""
         return self.dispatcher.find_quickly(wanted, self.now) or await self.dispatcher.find(wanted, self.now)

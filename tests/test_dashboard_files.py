@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lucid_compute.dashboard.site import Site
+from lucid_compute.server.dashboard.site import Site
 from tests.test_house_rules import MAX_FILE_LINES, SOURCE
 
 STATIC = SOURCE / "dashboard" / "static"

@@ -22,7 +22,7 @@ import yaml  # type: ignore[import-untyped]
 import lucid_compute
 from lucid_compute.agent.fatal_errors import AgentFault
 from lucid_compute.agent.settings import AgentSettings
-from lucid_compute.storage import schema
+from lucid_compute.postgres import schema
 
 ROOT = Path(__file__).parents[1]
 LOCKS = ("requirements/runtime.txt", "requirements/tracing.txt", "requirements/dev.txt", "requirements/bench.txt")

@@ -6,8 +6,8 @@ import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from lucid_compute.node_state import Receipt
-from lucid_compute.webhook_rules import verify
+from lucid_compute.registry.domain.node_state import Receipt
+from lucid_compute.webhooks.rules import verify
 from tests.api import Api
 from tests.fault_node import FaultNode, Request
 

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import asyncpg
 
-from lucid_compute.api.metrics_board import Seat
-from lucid_compute.api.settings import Settings
-from lucid_compute.cli.supervisor import Service, Supervisor
-from lucid_compute.revenue import Terms
-from lucid_compute.storage.embedded_postgres import EmbeddedPostgres
+from lucid_compute.accounting.payouts.revenue import Terms
+from lucid_compute.postgres.embedded import EmbeddedPostgres
+from lucid_compute.server.metrics.shared_memory import WorkerSlot
+from lucid_compute.server.settings import Settings
+from lucid_compute.server.supervisor import ServedProgram, Supervisor
 
 KEY = "lk_live_new"
 
@@ -51,7 +51,7 @@ async def answer(scope: dict[str, Any], database_url: str) -> str:
         await connection.close()
 
 
-def create_app(_settings: Settings, database_url: str, _seat: Seat) -> Callable[..., Awaitable[None]]:
+def create_app(_settings: Settings, database_url: str, _seat: WorkerSlot) -> Callable[..., Awaitable[None]]:
     """Answer the application; BROKEN breaks its lifespan."""
 
     async def app(scope: dict[str, Any], receive: Callable[..., Any], send: Callable[..., Any]) -> None:
@@ -72,7 +72,7 @@ def main() -> int:
     """Serve as `lucid serve` does."""
     settings = Settings()
     postgres = EmbeddedPostgres(settings.data_dir, options=["fsync=off"], system_dir=Path(os.environ["SYSTEM_DIR"]))
-    return Supervisor(settings, Service(prepare, create_app), None if settings.database_url else postgres).run()
+    return Supervisor(settings, ServedProgram(prepare, create_app), None if settings.database_url else postgres).run()
 
 
 if __name__ == "__main__":

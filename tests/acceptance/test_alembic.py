@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from lucid_compute.storage import schema
-from lucid_compute.storage.database import connect
 from tests.served import Served, folder
+
+from lucid_compute.postgres import schema
+from lucid_compute.postgres.database import connect
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,16 +13,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+from tests.served import READY_TIMEOUT_SECONDS, STOP_TIMEOUT_SECONDS, folder
 
-from lucid_compute.storage.embedded_postgres.processes import processes_of
+from lucid_compute.postgres.embedded.processes import processes_of
 from tests.api import ADMIN_KEY
 from tests.factories import GUIDE_PASSPORT
-from tests.served import READY_TIMEOUT_SECONDS, STOP_TIMEOUT_SECONDS, folder
 
 UVICORN = (
     Path(sys.executable).with_name("uvicorn"),
     "--factory",
-    "lucid_compute.api.asgi:create",
+    "lucid_compute.server.asgi:create",
     "--port",
     "0",
 )

@@ -7,7 +7,7 @@ from uuid import uuid4
 import pytest
 
 from lucid_compute.agent.doctor.reason_fixes import REASON_FIXES
-from lucid_compute.matching_engine import ReasonCode
+from lucid_compute.registry.matching_engine import ReasonCode
 from tests.command_line import CommandLine
 from tests.fault_node import Behaviour, FaultNode
 from tests.gateway import Gateway, chat_answer

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lucid_compute.prices import total
+from lucid_compute.registry.domain.prices import total
 from tests.command_line import CommandLine
 from tests.fault_answers import respond
 from tests.fault_node import Behaviour, FaultNode

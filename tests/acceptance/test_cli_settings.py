@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from lucid_compute.agent.settings import AgentSettings
-from lucid_compute.api.settings import Settings
-from lucid_compute.storage.embedded_postgres.processes import processes_of
+from lucid_compute.postgres.embedded.processes import processes_of
+from lucid_compute.server.settings import Settings
 from tests.command_line import CommandLine
 from tests.lucid_serve import Served, folder
 

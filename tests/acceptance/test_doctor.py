@@ -18,8 +18,8 @@ from lucid_compute.agent.doctor.check import CheckFinding, CheckVerdict
 from lucid_compute.agent.doctor.examination import CHECKS
 from lucid_compute.agent.doctor.reach_checks import PROBE_FIXES
 from lucid_compute.agent.doctor.reason_fixes import REASON_FIXES
-from lucid_compute.matching_engine import ReasonCode
-from lucid_compute.wire.probes import ProbeCode
+from lucid_compute.gateway.shapes import ProbeCode
+from lucid_compute.registry.matching_engine import ReasonCode
 from tests.authority import Authority
 from tests.doctor_case import Ward, next_host, open_ward, says
 from tests.fault_answers import respond

@@ -12,8 +12,8 @@ import pytest
 
 from tests.acceptance.test_express_lane import port_of
 from tests.gateway import Gateway
-from tests.raw_client import Client
 from tests.lucid_serve import eventually
+from tests.raw_client import Client
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

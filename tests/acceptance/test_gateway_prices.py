@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from lucid_compute.prices import total
+from lucid_compute.registry.domain.prices import total
 from tests.fault_answers import respond, unfinished_chat
 from tests.fault_node import Behaviour, Ending, FaultNode
 from tests.gateway import Gateway, chat_answer

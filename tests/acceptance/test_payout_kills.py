@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from lucid_compute.prices import total
+from lucid_compute.registry.domain.prices import total
 from tests.fault_node import Behaviour, FaultNode
 from tests.gateway import Gateway, chat_answer, open_gateway
 from tests.ledger import expect_payouts

@@ -16,8 +16,8 @@ from typing import Any
 import asyncpg
 import httpx
 
-from lucid_compute.storage.database import connect
-from lucid_compute.storage.record_keeper import RecordKeeper, Retention
+from lucid_compute.accounting.rollups import Retention, RollupKeeper
+from lucid_compute.postgres.database import connect
 from tests.fault_answers import respond
 from tests.fault_node import Behaviour, Ending, FaultNode
 from tests.gateway import Gateway, chat_answer, open_gateway
@@ -92,7 +92,7 @@ async def _keep(served: Served, chance: random.Random, until: float) -> None:
     while time.monotonic() < until:
         later = timedelta(minutes=chance.choice([0, 1, 65, 1600]))
         with suppress(*BROKEN):
-            await RecordKeeper(served.database_url, KEEP_ALL, rows_a_move=3).keep(now=datetime.now(UTC) + later)
+            await RollupKeeper(served.database_url, KEEP_ALL, rows_a_move=3).keep(now=datetime.now(UTC) + later)
         await asyncio.sleep(0.2)
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 
-from lucid_compute.storage.embedded_postgres.processes import processes_of
+from lucid_compute.postgres.embedded.processes import processes_of
 
 EVERY_ADDRESS = "0.0.0.0"  # noqa: S104 - what an operator may ask for
 NO_DATABASE = "postgresql://nobody@192.0.2.1/none"  # the service below never asks it

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from lucid_compute.cli.guarded_protocol import HEAD_SECONDS, MAX_HEAD_BYTES
+from lucid_compute.server.http_protocol import HEAD_SECONDS, MAX_HEAD_BYTES
 from tests.factories import GUIDE_PASSPORT
 from tests.lucid_serve import Served, serving_on_a_clone
 from tests.raw_client import Client, ask, assert_refused

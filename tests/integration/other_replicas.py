@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 from uuid import uuid4
 
-from lucid_compute.storage.database import connect
+from lucid_compute.postgres.database import connect
 from tests.api import Api
 
 APPLIED_NOTHING = "3:3:"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lucid_compute.api.settings import Settings
+from lucid_compute.server.settings import Settings
 from tests.api import ADMIN_KEY, Api
 from tests.integration.other_replicas import let_pass
 

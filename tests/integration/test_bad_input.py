@@ -11,7 +11,7 @@ from urllib.parse import quote
 import httpx
 import pytest
 
-from lucid_compute.api.settings import Settings
+from lucid_compute.server.settings import Settings
 from tests.api import ADMIN_KEY, Api
 
 MEBIBYTE = 1024 * 1024

@@ -10,9 +10,9 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from lucid_compute.api.settings import Settings
-from lucid_compute.storage import database
-from lucid_compute.storage.dedicated_connection import DEDICATED_CONNECTIONS, DedicatedConnection, Purpose
+from lucid_compute.postgres import database
+from lucid_compute.postgres.dedicated_connection import DEDICATED_CONNECTIONS, DedicatedConnection, Purpose
+from lucid_compute.server.settings import Settings
 from tests.api import Api
 from tests.integration.other_replicas import add_lease
 from tests.ledger import new_job, read

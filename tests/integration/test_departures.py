@@ -11,8 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
-from lucid_compute.storage import feed
-from lucid_compute.storage.departures import SETTLING_SECONDS, Drain
+from lucid_compute.registry.departures import SETTLING_SECONDS, Drain
+from lucid_compute.registry.fleet import change_feed as feed
 from tests.api import ADMIN_KEY, Api, error_code, open_api
 from tests.integration.other_replicas import (
     APPLIED_EVERYTHING,

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from lucid_compute.egress import http_client, incoming_answer
+from lucid_compute.egress import client as http_client
+from lucid_compute.egress import connection as incoming_answer
+from lucid_compute.egress.connection import MAX_ANSWER_BYTES, MAX_BUFFERED_BYTES, MAX_HEAD_BYTES, READ_BYTES, Deadlines
 from lucid_compute.egress.faults import FaultKind
-from lucid_compute.egress.http_connection import MAX_BUFFERED_BYTES, MAX_HEAD_BYTES, READ_BYTES, Deadlines
-from lucid_compute.egress.incoming_answer import MAX_ANSWER_BYTES
 from tests.egress import HEAD, LOOPBACK, Outcome, ask, on_both_loops, tended_client
 from tests.fault_answers import (
     BROKEN,

@@ -16,10 +16,10 @@ from typing import Any, Self
 
 import pytest
 
-from lucid_compute.egress import http_client
+from lucid_compute.egress import client as http_client
+from lucid_compute.egress.client import HttpClient, SystemResolver
 from lucid_compute.egress.faults import EgressFault, FaultKind
-from lucid_compute.egress.http_client import HttpClient, SystemResolver
-from lucid_compute.egress_policy import Address, EgressPolicy, ProviderUrl, parse_provider_url
+from lucid_compute.egress.policy import Address, EgressPolicy, ProviderUrl, parse_provider_url
 from tests.egress import LOOPBACK, Outcome, ask, on_both_loops, tended_client
 from tests.fault_node import FaultNode
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from lucid_compute.egress.faults import EgressFault, FaultKind
-from lucid_compute.egress_policy import EgressPolicy
-from lucid_compute.fleet.fleet import Fleet
-from lucid_compute.inference.targets import Targets
+from lucid_compute.egress.policy import EgressPolicy
+from lucid_compute.gateway.upstreams import Upstreams
+from lucid_compute.registry.fleet.fleet import Fleet
 from tests.egress import LOOPBACK, Outcome, ask, on_both_loops, tended_client
 from tests.factories import compute_passport
 from tests.fault_node import FaultNode
@@ -22,7 +22,7 @@ def test_a_key_that_would_add_to_the_head_of_a_request_is_refused(bearer: str) -
     node = fleet.find_node(record.id)
     assert node is not None
     with pytest.raises(EgressFault, match="no header may hold") as refused:
-        Targets(fleet, EgressPolicy(), "replica").of_node(node)
+        Upstreams(fleet, EgressPolicy(), "replica").of_node(node)
     assert refused.value.kind is FaultKind.ADDRESS_REFUSED
     assert bearer not in refused.value.message
 
@@ -36,7 +36,7 @@ async def test_a_request_has_the_headers_of_the_service_and_no_others() -> None:
         fleet.secrets.apply(record.id, 1, {"inferenceKey": "secret key"})
         node = fleet.find_node(record.id)
         assert node is not None
-        target = Targets(fleet, LOOPBACK, "replica").of_node(node)
+        target = Upstreams(fleet, LOOPBACK, "replica").of_node(node)
         assert await ask(client, target.url, head=target.head("chat/completions", "job")) == Outcome(
             200, b'{"ok":true}'
         )

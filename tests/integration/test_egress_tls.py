@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from lucid_compute.egress import http_client
+from lucid_compute.egress import client as http_client
+from lucid_compute.egress.connection import MAX_BUFFERED_BYTES, READ_BYTES, Deadlines
 from lucid_compute.egress.faults import FaultKind
-from lucid_compute.egress.http_connection import MAX_BUFFERED_BYTES, READ_BYTES, Deadlines
 from tests.authority import Authority
 from tests.egress import HEAD, LOOPBACK, Outcome, ask, on_both_loops, tended_client
 from tests.fault_answers import EVENTS, Answer, endless_body, respond, respond_in_chunks

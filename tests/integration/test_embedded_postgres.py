@@ -17,10 +17,10 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from lucid_compute.storage.embedded_postgres import EmbeddedPostgres, EmbeddedPostgresError
-from lucid_compute.storage.embedded_postgres.binaries import find_binaries
-from lucid_compute.storage.embedded_postgres.log import MAX_BYTES, PostgresLog
-from lucid_compute.storage.embedded_postgres.processes import find_user, processes_of
+from lucid_compute.postgres.embedded import EmbeddedPostgres, EmbeddedPostgresError
+from lucid_compute.postgres.embedded.binaries import find_binaries
+from lucid_compute.postgres.embedded.cluster import MAX_BYTES, PostgresLog
+from lucid_compute.postgres.embedded.processes import find_user, processes_of
 from tests.postgres import make_folder
 
 FAST = ("fsync=off", "synchronous_commit=off", "full_page_writes=off")

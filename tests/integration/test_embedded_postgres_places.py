@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 import lucid_compute
-from lucid_compute.storage.embedded_postgres import EmbeddedPostgres, EmbeddedPostgresError
-from lucid_compute.storage.embedded_postgres.binaries import find_binaries
-from lucid_compute.storage.embedded_postgres.processes import PostgresUser, find_user
+from lucid_compute.postgres.embedded import EmbeddedPostgres, EmbeddedPostgresError
+from lucid_compute.postgres.embedded.binaries import find_binaries
+from lucid_compute.postgres.embedded.processes import PostgresUser, find_user
 
 IS_ROOT = os.geteuid() == 0
 SOURCES = Path(lucid_compute.__file__).parents[1]

@@ -8,9 +8,9 @@ from typing import Any
 import httpx
 import pytest
 
-from lucid_compute.api.settings import Settings
-from lucid_compute.storage import heartbeat_writer
-from lucid_compute.storage.database import connect
+from lucid_compute.postgres.database import connect
+from lucid_compute.registry import heartbeat_writer
+from lucid_compute.server.settings import Settings
 from tests.api import ADMIN_KEY, Api, open_api
 
 NODE = {"name": "gpu", "type": "compute", "metadata": {"vram": 80, "inferenceUrl": "http://gpu"}}

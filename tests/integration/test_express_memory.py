@@ -9,9 +9,8 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from lucid_compute.inference.call import Call
-from lucid_compute.inference.exchange import Exchange
-from lucid_compute.inference.express import ExpressExchange
+from lucid_compute.gateway.attempt import ExpressExchange
+from lucid_compute.gateway.request import Call, RunningRequest
 from tests.api import ADMIN_KEY, Api
 from tests.express_client import Client
 from tests.fault_answers import respond
@@ -43,7 +42,7 @@ async def node(api: Api) -> AsyncIterator[FaultNode]:
 
 def left() -> list[object]:
     """Answer the requests that are still in memory."""
-    return [known for known in gc.get_objects() if isinstance(known, Call | Exchange)]
+    return [known for known in gc.get_objects() if isinstance(known, Call | RunningRequest)]
 
 
 @pytest.mark.parametrize(

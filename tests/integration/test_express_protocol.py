@@ -9,9 +9,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import pytest
 
-from lucid_compute.cli import express_protocol, guarded_protocol
-from lucid_compute.cli.whole_request import WholeRequestReader
-from lucid_compute.egress.late_writes import LateWrites
+from lucid_compute.egress.write_batching import WriteBatch
+from lucid_compute.server import fast_path as express_protocol
+from lucid_compute.server import http_protocol as guarded_protocol
+from lucid_compute.server.fast_path import WholeRequestReader
 from tests.express_service import AT_ONCE, FULL, LARGE, LONG, WAITS, Service, post
 from tests.lucid_serve import eventually
 from tests.raw_client import PATIENCE_SECONDS, Client, assert_refused
@@ -27,7 +28,7 @@ def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
     monkeypatch.setattr(guarded_protocol, "GOODBYE_SECONDS", SECONDS)
     monkeypatch.setattr(guarded_protocol, "READ_SECONDS", SECONDS)
     monkeypatch.setattr(guarded_protocol, "SWEEP_SECONDS", 0.05)
-    monkeypatch.setattr(express_protocol, "_late_writes", LateWrites())  # a loop's, and each test has its own
+    monkeypatch.setattr(express_protocol, "_late_writes", WriteBatch())  # a loop's, and each test has its own
     monkeypatch.setattr(express_protocol, "_reader", WholeRequestReader())
     started = Service()
     yield started

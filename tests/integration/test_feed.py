@@ -10,9 +10,9 @@ from typing import Any
 import asyncpg
 import pytest
 
-from lucid_compute.api.settings import Settings
-from lucid_compute.storage.changes import CHANGES_CHANNEL
-from lucid_compute.storage.database import connect
+from lucid_compute.postgres.changes import CHANGES_CHANNEL
+from lucid_compute.postgres.database import connect
+from lucid_compute.server.settings import Settings
 from tests.api import ADMIN_KEY, Api, open_api
 from tests.factories import GUIDE_PASSPORT
 

@@ -11,11 +11,11 @@ from uuid import uuid4
 
 import pytest
 
-from lucid_compute.fleet.fleet import Fleet
-from lucid_compute.storage.gauge_recorder import NODES_A_FLUSH, GaugeRecorder
-from lucid_compute.storage.numbered_flushes import NumberedFlushes
-from lucid_compute.storage.record_columns import ALL_NODES, GAUGES, owner_scope
-from lucid_compute.storage.record_keeper import RecordKeeper, Retention
+from lucid_compute.accounting.exactly_once import ExactlyOnceFlushes
+from lucid_compute.accounting.gauges import NODES_A_FLUSH, GaugeRecorder
+from lucid_compute.accounting.rollup_columns import ALL_NODES, GAUGES, owner_scope
+from lucid_compute.accounting.rollups import Retention, RollupKeeper
+from lucid_compute.registry.fleet.fleet import Fleet
 from tests import factories
 from tests.ledger import read
 
@@ -104,10 +104,10 @@ async def test_a_flush_that_was_committed_unheard_is_not_added_again(
     """The commit held and its answer was lost; meanwhile the minute was moved on, too."""
     (node,) = await add_nodes(database_url, "acme")
     gauges = recorder(database_url)
-    write = NumberedFlushes._write
+    write = ExactlyOnceFlushes._write
     lost = 2
 
-    async def commit_and_lose_the_answer(self: NumberedFlushes, number: int, rows: str) -> bool:
+    async def commit_and_lose_the_answer(self: ExactlyOnceFlushes, number: int, rows: str) -> bool:
         nonlocal lost
         is_done = await write(self, number, rows)
         if is_done and lost:
@@ -115,8 +115,8 @@ async def test_a_flush_that_was_committed_unheard_is_not_added_again(
             return False
         return is_done
 
-    monkeypatch.setattr(NumberedFlushes, "_write", commit_and_lose_the_answer)
-    keeper = RecordKeeper(database_url, Retention(48, 90, 1000))
+    monkeypatch.setattr(ExactlyOnceFlushes, "_write", commit_and_lose_the_answer)
+    keeper = RollupKeeper(database_url, Retention(48, 90, 1000))
     for _ in range(3):
         gauges.note(factories.heartbeat(node, load=0.5), datetime.now(UTC) - timedelta(minutes=5))
         await gauges.flush()
@@ -134,7 +134,7 @@ async def test_no_sample_counts_twice_or_is_lost_while_connections_are_killed(
     chance = random.Random(3)
     nodes = await add_nodes(database_url, "acme", "acme", "globex")
     replicas = [recorder(database_url) for _ in range(2)]
-    keeper = RecordKeeper(database_url, Retention(48, 90, 1000))
+    keeper = RollupKeeper(database_url, Retention(48, 90, 1000))
     now = datetime.now(UTC)
     noted = 0
     for turn in range(60):

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import uvicorn
 
-from lucid_compute.api import request_guard
-from lucid_compute.api.request_guard import RequestGuard
-from lucid_compute.cli import guarded_protocol
-from lucid_compute.cli.guarded_protocol import ABORT, GuardedProtocol
+from lucid_compute.server import http_protocol as guarded_protocol
+from lucid_compute.server.http_protocol import ABORT, HttpProtocol
+from lucid_compute.web import request_guard
+from lucid_compute.web.request_guard import RequestGuard
 from tests.lucid_serve import wait_until
 from tests.raw_client import Client, assert_refused
 
@@ -35,7 +35,7 @@ class Service:
         config = uvicorn.Config(
             RequestGuardBut("/early", "/endless"),
             loop="uvloop",
-            http=GuardedProtocol,
+            http=HttpProtocol,
             ws="none",
             lifespan="off",
             log_config=None,

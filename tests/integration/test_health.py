@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lucid_compute.api.settings import Settings
+from lucid_compute.server.settings import Settings
 from tests.api import ADMIN_KEY, Api, error_code
 from tests.integration.other_replicas import let_pass, run_sql, until
 

@@ -6,11 +6,11 @@ import asyncio
 
 import pytest
 
-from lucid_compute.api.settings import Settings
 from lucid_compute.errors import DatabaseUnavailable
-from lucid_compute.node_state import Receipt
-from lucid_compute.storage.database import connect
-from lucid_compute.storage.heartbeat_sql import COMMIT_HEARTBEATS
+from lucid_compute.postgres.database import connect
+from lucid_compute.registry.domain.node_state import Receipt
+from lucid_compute.registry.heartbeat_writer import COMMIT_HEARTBEATS
+from lucid_compute.server.settings import Settings
 from tests.api import Api, open_api
 from tests.factories import NOW, heartbeat
 

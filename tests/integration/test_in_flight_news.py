@@ -12,11 +12,18 @@ from uuid import uuid4
 
 import pytest
 
-from lucid_compute.fleet.fleet import Fleet
-from lucid_compute.fleet.replicas import LEASE, Replica, Snapshot
-from lucid_compute.storage import dedicated_connection, feed, in_flight_news
-from lucid_compute.storage.database import connect
-from lucid_compute.storage.in_flight_news import IN_FLIGHT_CHANNEL, INTERVAL_SECONDS, NODES_A_MESSAGE, InFlightNews
+from lucid_compute.postgres import dedicated_connection
+from lucid_compute.postgres.database import connect
+from lucid_compute.registry.fleet import change_feed as feed
+from lucid_compute.registry.fleet import in_flight_broadcast as in_flight_news
+from lucid_compute.registry.fleet.fleet import Fleet
+from lucid_compute.registry.fleet.in_flight_broadcast import (
+    IN_FLIGHT_CHANNEL,
+    INTERVAL_SECONDS,
+    NODES_A_MESSAGE,
+    InFlightBroadcast,
+)
+from lucid_compute.registry.fleet.replicas import LEASE, ReplicaRecord, Snapshot
 from tests.api import Api, open_api
 from tests.factories import NOW, compute_passport
 from tests.integration.other_replicas import run_sql, until
@@ -55,7 +62,7 @@ async def listening(database_url: str) -> AsyncIterator[Heard]:
 @asynccontextmanager
 async def telling(database_url: str, fleet: Fleet, replica_id: str = OWN_ID) -> AsyncIterator[None]:
     """Tell what the fleet counts for as long as the block runs."""
-    task = asyncio.create_task(InFlightNews(database_url, fleet, replica_id=replica_id).run())
+    task = asyncio.create_task(InFlightBroadcast(database_url, fleet, replica_id=replica_id).run())
     yield
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
@@ -68,7 +75,7 @@ def fleet_of(count: int, *, with_another: bool = True, **metadata: Any) -> tuple
     for record in records:
         fleet.apply_passport(record)
     if with_another:
-        fleet.replicas.apply(OWN_ID, [Replica("other", NOW, NOW, NOW, Snapshot.parse("1:1:"), {})], NOW - LEASE)
+        fleet.replicas.apply(OWN_ID, [ReplicaRecord("other", NOW, NOW, NOW, Snapshot.parse("1:1:"), {})], NOW - LEASE)
     return fleet, [record.id for record in records]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lucid_compute.inference.event_stream import EventStream
+from lucid_compute.gateway.event_stream import EventStream
 from tests.api import ADMIN_KEY, Api
 from tests.fault_answers import chat_stream
 from tests.fault_node import Behaviour, FaultNode

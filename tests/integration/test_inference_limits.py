@@ -9,9 +9,9 @@ from typing import Any
 import httpx
 import pytest
 
-from lucid_compute.api.settings import Settings
-from lucid_compute.inference import gateway
-from lucid_compute.inference.ranking import Ranking, rank
+from lucid_compute.gateway import gateway
+from lucid_compute.gateway.ranking import Ranking, rank
+from lucid_compute.server.settings import Settings
 from tests.api import ADMIN_KEY, Api, open_api
 from tests.express_client import Entrance, FastPath
 from tests.fault_node import Behaviour, FaultNode

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lucid_compute.jobs import Job, Outcome
-from lucid_compute.storage import job_ledger, schema
-from lucid_compute.storage.database import connect
-from lucid_compute.storage.job_ledger import GROUP_SECONDS, MAX_BATCH, MAX_WAITING, JobLedger
-from lucid_compute.storage.job_row import RowWriter
+from lucid_compute.accounting import ledger as job_ledger
+from lucid_compute.accounting.jobs import Job, Outcome
+from lucid_compute.accounting.ledger import GROUP_SECONDS, MAX_BATCH, MAX_WAITING, JobLedger, RowWriter
+from lucid_compute.postgres import schema
+from lucid_compute.postgres.database import connect
 from tests.ledger import all_written, ended, expect, expect_sums, ledger_on, new_job, random_job, read
 
 KILL = """

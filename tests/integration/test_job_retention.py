@@ -11,12 +11,12 @@ from uuid import uuid4
 
 import pytest
 
-from lucid_compute.jobs import Job, Outcome
-from lucid_compute.storage.database import Database, connect
-from lucid_compute.storage.job_filter import JobFilter
-from lucid_compute.storage.job_retention import RETENTION_LOCK, JobRetention
-from lucid_compute.storage.job_search import JobSearch
-from lucid_compute.wire.lists import SortBy, SortOrder
+from lucid_compute.accounting.job_counts import JobFilter
+from lucid_compute.accounting.job_search import JobSearch
+from lucid_compute.accounting.jobs import Job, Outcome
+from lucid_compute.accounting.retention import RETENTION_LOCK, JobRetention
+from lucid_compute.postgres.database import Database, connect
+from lucid_compute.wire import SortBy, SortOrder
 from tests.ledger import ENDED, all_written, ended, ledger_on, new_job, read
 
 NODES = [str(uuid4()) for _ in range(4)]

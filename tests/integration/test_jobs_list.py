@@ -11,13 +11,14 @@ from uuid import uuid4
 
 import pytest
 
-from lucid_compute.api.settings import Settings
-from lucid_compute.jobs import Job, Outcome
-from lucid_compute.storage.database import Database, connect
-from lucid_compute.storage.job_filter import JobFilter
-from lucid_compute.storage.job_search import MAX_KNOWN, JobSearch, JobStatistics
-from lucid_compute.storage.job_sql import MARK_LOST
-from lucid_compute.wire.lists import SortBy, SortOrder
+from lucid_compute.accounting.job_counts import JobFilter
+from lucid_compute.accounting.job_search import MAX_KNOWN, JobSearch
+from lucid_compute.accounting.jobs import Job, Outcome
+from lucid_compute.accounting.ledger_sql import MARK_LOST
+from lucid_compute.postgres.database import Database, connect
+from lucid_compute.registry.views import JobStatistics
+from lucid_compute.server.settings import Settings
+from lucid_compute.wire import SortBy, SortOrder
 from tests.api import Api, error_code, open_api
 from tests.integration.other_replicas import add_lease, run_sql
 from tests.ledger import all_written, ended, expect_sums, new_job
@@ -310,7 +311,7 @@ async def test_health_is_answered_from_memory_while_the_database_is_away(api: Ap
 
 async def test_a_database_that_does_not_answer_holds_health_up_once(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     """For a second; who comes soon after is answered at once."""
-    monkeypatch.setattr("lucid_compute.storage.job_search.ASK_AGAIN_SECONDS", 60.0)
+    monkeypatch.setattr("lucid_compute.accounting.job_search.ASK_AGAIN_SECONDS", 60.0)
     node = await api.register()
     asked: list[list[str]] = []
 
@@ -419,7 +420,7 @@ async def test_the_true_outcome_of_a_lost_job_wins(api: Api) -> None:
 async def test_what_was_told_is_written_when_the_service_stops(
     database_url: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lucid_compute.storage.job_ledger.FLUSH_SECONDS", 60.0)
+    monkeypatch.setattr("lucid_compute.accounting.ledger.FLUSH_SECONDS", 60.0)
     async with open_api(database_url, settings) as api:
         for number in range(2000):
             api.service.jobs.finish(done(number))

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from lucid_compute.storage.preparation import prepare
+from lucid_compute.server.preparation import prepare
 from tests.api import ADMIN_KEY, Api, error_code
 from tests.integration.other_replicas import run_sql, until
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 
-from lucid_compute.fleet.fleet_node import Lifecycle
-from lucid_compute.fleet.replicas import Snapshot
-from lucid_compute.storage.database import connect
+from lucid_compute.postgres.database import connect
+from lucid_compute.registry.fleet.fleet import Lifecycle
+from lucid_compute.registry.fleet.replicas import Snapshot
 from tests.api import Api, open_api
 from tests.integration.other_replicas import add_lease, change_lease, run_sql, until
 

@@ -10,8 +10,8 @@ from decimal import Decimal
 from typing import Any
 from uuid import uuid4
 
-from lucid_compute.jobs import Job, Outcome
-from lucid_compute.storage.loss_reader import Losses
+from lucid_compute.accounting.jobs import Job, Outcome
+from lucid_compute.accounting.payouts.losses import Losses
 from tests.api import Api, error_code
 from tests.integration.test_payouts import tell
 from tests.ledger import all_written, ended, ledger_on, new_job

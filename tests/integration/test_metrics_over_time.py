@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from lucid_compute.jobs import Job, Outcome
-from lucid_compute.storage.database import connect
+from lucid_compute.accounting.jobs import Job, Outcome
+from lucid_compute.postgres.database import connect
 from tests.api import Api, error_code
 from tests.integration.other_replicas import run_sql
 from tests.ledger import all_written, ended, new_job

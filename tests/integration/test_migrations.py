@@ -8,10 +8,10 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from lucid_compute.api.settings import Settings
-from lucid_compute.storage import schema
-from lucid_compute.storage.database import DatabaseNotUsable, check_usable, connect
-from lucid_compute.storage.preparation import prepare
+from lucid_compute.postgres import schema
+from lucid_compute.postgres.database import DatabaseNotUsable, check_usable, connect
+from lucid_compute.server.preparation import prepare
+from lucid_compute.server.settings import Settings
 from tests.api import ADMIN_KEY, open_api
 from tests.landed import LANDED, MODEL, NODE, all_rows, grow, shared
 

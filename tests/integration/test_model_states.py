@@ -6,8 +6,8 @@ from datetime import timedelta
 
 import pytest
 
-from lucid_compute.fleet.outages import Outage
-from lucid_compute.storage.model_states import ModelStates
+from lucid_compute.registry.fleet.replicas import Outage
+from lucid_compute.webhooks.model_states import ModelStates
 from tests.api import Api
 from tests.integration.other_replicas import run_sql
 from tests.webhooks import deliveries_of, make_webhook
@@ -18,7 +18,7 @@ URL = "https://ops.example.com/lucid"
 @pytest.fixture(autouse=True)
 def no_sweep_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the replica's own sweep from running beside the test's."""
-    monkeypatch.setattr("lucid_compute.storage.sweep.SWEEP_SECONDS", 3600.0)
+    monkeypatch.setattr("lucid_compute.registry.sweep.SWEEP_SECONDS", 3600.0)
 
 
 async def look(api: Api, *, seconds: float = 6, is_doubtful: bool = False, states: ModelStates | None = None) -> None:

@@ -7,9 +7,9 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from lucid_compute.fleet.outages import Outage
-from lucid_compute.node_state import Receipt
-from lucid_compute.storage.node_states import CLEAN_STATES, SEEN_FOR, NodeStates
+from lucid_compute.accounting.node_states import CLEAN_STATES, SEEN_FOR, NodeStates
+from lucid_compute.registry.domain.node_state import Receipt
+from lucid_compute.registry.fleet.replicas import Outage
 from tests import factories
 from tests.api import Api
 from tests.integration.other_replicas import run_sql
@@ -20,8 +20,8 @@ Written = list[tuple[str, datetime]]
 @pytest.fixture(autouse=True)
 def no_sweep_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the replica's own sweep from running beside the test's, and the test's future from being an outage."""
-    monkeypatch.setattr("lucid_compute.storage.sweep.SWEEP_SECONDS", 3600.0)
-    monkeypatch.setattr("lucid_compute.fleet.fleet.OUTAGE_AFTER", timedelta(days=1))
+    monkeypatch.setattr("lucid_compute.registry.sweep.SWEEP_SECONDS", 3600.0)
+    monkeypatch.setattr("lucid_compute.registry.fleet.fleet.OUTAGE_AFTER", timedelta(days=1))
 
 
 def states_of(api: Api) -> NodeStates:

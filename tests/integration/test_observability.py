@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import yaml  # type: ignore[import-untyped]
 
+from lucid_compute.accounting.jobs import Outcome
 from lucid_compute.egress.faults import FaultKind
 from lucid_compute.errors import LucidError
-from lucid_compute.inference.exchange import CutReason
-from lucid_compute.jobs import Outcome
+from lucid_compute.web.lanes import CutReason
 from tests.api import Api
 from tests.fault_answers import respond
 from tests.fault_node import Behaviour, FaultNode

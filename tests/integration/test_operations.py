@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lucid_compute.api.settings import Settings
+from lucid_compute.server.settings import Settings
 from tests.api import ADMIN_KEY, Api, error_code, open_api
 from tests.integration.other_replicas import add_lease, run_sql
 

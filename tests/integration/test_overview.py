@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from lucid_compute.api.overviews import KEPT_SECONDS
-from lucid_compute.storage.database import connect
+from lucid_compute.accounting.overview import KEPT_SECONDS
+from lucid_compute.postgres.database import connect
 from tests.api import Api, error_code
 from tests.integration.other_replicas import let_pass, until
 

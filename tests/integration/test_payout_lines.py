@@ -11,13 +11,12 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from lucid_compute.api.settings import Settings
-from lucid_compute.jobs import Outcome
-from lucid_compute.payout_calendar import PayoutsClose
-from lucid_compute.revenue import Terms
-from lucid_compute.storage import schema
-from lucid_compute.storage.job_retention import JobRetention
-from lucid_compute.storage.payout_closer import PayoutCloser
+from lucid_compute.accounting.jobs import Outcome
+from lucid_compute.accounting.payouts.revenue import PayoutsClose, Terms
+from lucid_compute.accounting.payouts.store import PayoutCloser
+from lucid_compute.accounting.retention import JobRetention
+from lucid_compute.postgres import schema
+from lucid_compute.server.settings import Settings
 from tests.api import Api, open_api
 from tests.integration.other_replicas import run_sql
 from tests.integration.test_payouts import (
@@ -153,7 +152,7 @@ async def test_a_service_closes_by_itself_unless_it_is_told_not_to(
     database_url: str, settings: Settings, monkeypatch: pytest.MonkeyPatch, when: PayoutsClose, closed: int
 ) -> None:
     """And it is ready either way."""
-    monkeypatch.setattr("lucid_compute.storage.payout_closer.EVERY_SECONDS", 0.01)
+    monkeypatch.setattr("lucid_compute.accounting.payouts.store.EVERY_SECONDS", 0.01)
     await read(database_url, _JOB.replace("'3 days'", "'100 days'"))
     changed = settings.model_copy(update={"payouts_close": when, "payouts_close_after_days": 0})
     async with open_api(database_url, changed) as api:

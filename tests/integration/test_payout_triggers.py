@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncpg
 
-from lucid_compute.storage.database import connect
-from lucid_compute.storage.payout_sql import FUNCTIONS, TRIGGERS
+from lucid_compute.accounting.payouts.sql import FUNCTIONS, TRIGGERS
+from lucid_compute.postgres.database import connect
 
 _FUNCTIONS = """
     SELECT DISTINCT p.proname AS name, pg_get_functiondef(p.oid) AS text

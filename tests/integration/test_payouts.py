@@ -15,11 +15,11 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from lucid_compute.jobs import Job, Outcome
-from lucid_compute.prices import total
-from lucid_compute.revenue import DEFAULT_TERMS, Terms
-from lucid_compute.storage.job_retention import JobRetention
-from lucid_compute.storage.payout_store import note_terms
+from lucid_compute.accounting.jobs import Job, Outcome
+from lucid_compute.accounting.payouts.revenue import DEFAULT_TERMS, Terms
+from lucid_compute.accounting.payouts.store import note_terms
+from lucid_compute.accounting.retention import JobRetention
+from lucid_compute.registry.domain.prices import total
 from tests.api import Api, error_code
 from tests.integration.other_replicas import run_sql
 from tests.ledger import all_written, ended, expect_payouts, ledger_on, new_job, split

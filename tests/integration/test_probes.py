@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from lucid_compute.api import rate_limits
-from lucid_compute.egress import http_client
-from lucid_compute.egress.http_connection import Deadlines
-from lucid_compute.inference import prober
+from lucid_compute.egress import client as http_client
+from lucid_compute.egress.connection import Deadlines
+from lucid_compute.gateway import prober
+from lucid_compute.registry.keys import rate_limits
 from tests.api import Api, error_code
 from tests.authority import Authority
 from tests.fault_answers import BROKEN, Answer, endless_header, redirect, respond

@@ -13,18 +13,16 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from lucid_compute.jobs import Job, Outcome
-from lucid_compute.records import JobRecord
-from lucid_compute.storage import schema
-from lucid_compute.storage.database import Database
-from lucid_compute.storage.job_counts import count_jobs
-from lucid_compute.storage.job_filter import JobFilter
-from lucid_compute.storage.job_retention import JobRetention
-from lucid_compute.storage.record_columns import NARROW, WIDE, Width
-from lucid_compute.storage.record_keeper import RecordKeeper, Retention
-from lucid_compute.storage.record_reader import RecordReader, Wanted
-from lucid_compute.storage.record_sql import CLEAN_MINUTES
-from lucid_compute.timeline import EPOCH, STEPS, Timeline
+from lucid_compute.accounting.job_counts import JobFilter, count_jobs
+from lucid_compute.accounting.jobs import Job, Outcome
+from lucid_compute.accounting.measured import JobRecord
+from lucid_compute.accounting.retention import JobRetention
+from lucid_compute.accounting.rollup_columns import NARROW, WIDE, Width
+from lucid_compute.accounting.rollup_reader import RollupQuery, RollupReader
+from lucid_compute.accounting.rollups import CLEAN_MINUTES, Retention, RollupKeeper
+from lucid_compute.accounting.timeline import EPOCH, STEPS, Timeline
+from lucid_compute.postgres import schema
+from lucid_compute.postgres.database import Database
 from tests.ledger import ENDED_ROWS, all_written, ended, ledger_on, new_job, random_job, read, sums_of
 from tests.record_checks import expect_tiers
 
@@ -51,7 +49,7 @@ def job_ago(chance: random.Random, ago: timedelta) -> Job:
 
 async def keep(url: str, *, until: timedelta = timedelta(0), rows_a_move: int = 37) -> None:
     """Move the records on, as at `until` from now; so few rows at a time that a minute takes several."""
-    await RecordKeeper(url, KEEP_ALL, rows_a_move=rows_a_move).keep(cleans=False, now=datetime.now(UTC) + until)
+    await RollupKeeper(url, KEEP_ALL, rows_a_move=rows_a_move).keep(cleans=False, now=datetime.now(UTC) + until)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -130,7 +128,7 @@ async def test_what_is_read_is_the_sum_of_the_ledger_in_every_step(database_url:
     """However far the records were moved on; for a node, an owner, all, and of one model."""
     chance = random.Random(11)
     database = Database(database_url)
-    reader = RecordReader(database, KEEP_ALL)
+    reader = RollupReader(database, KEEP_ALL)
     async with ledger_on(database_url) as ledger:
         for until in (timedelta(days=-2), timedelta(hours=-20), timedelta(0), timedelta(days=1, hours=3)):
             for _ in range(100):
@@ -141,12 +139,12 @@ async def test_what_is_read_is_the_sum_of_the_ledger_in_every_step(database_url:
             now = datetime.now(UTC)
             timeline = Timeline.around(now - timedelta(days=3), now, STEPS[step])
             for wanted in (
-                *(Wanted(node_id=node) for node in NODES[:2]),
-                Wanted(owner="acme"),
-                Wanted(),
-                Wanted(owner="acme", model_id=MODELS[0]),
-                Wanted(node_id=NODES[2], model_id=MODELS[1]),
-                Wanted(model_id=MODELS[1]),
+                *(RollupQuery(node_id=node) for node in NODES[:2]),
+                RollupQuery(owner="acme"),
+                RollupQuery(),
+                RollupQuery(owner="acme", model_id=MODELS[0]),
+                RollupQuery(node_id=NODES[2], model_id=MODELS[1]),
+                RollupQuery(model_id=MODELS[1]),
             ):
                 found = await reader.measure(wanted, timeline, now=now, known_since=None)
                 for start, measured in zip(timeline.starts(), found.steps, strict=True):
@@ -178,7 +176,7 @@ async def test_a_list_of_jobs_counts_what_its_filter_finds(database_url: str, se
             await keep(database_url, until=until)
             if until == timedelta(0):
                 await JobRetention(database, days=3).remove_all()
-                await RecordKeeper(database_url, Retention(2, 31, 31)).keep()
+                await RollupKeeper(database_url, Retention(2, 31, 31)).keep()
                 oldest = timedelta(days=2.9)  # no job ends that is older than what is removed
             rows = await read(database_url, "SELECT * FROM jobs")
             for _ in range(150):
@@ -220,7 +218,7 @@ async def test_time_in_states_is_what_counting_each_nodes_own_finds(database_url
     chance = random.Random(seed)
     now = datetime.now(UTC).replace(second=0, microsecond=0)
     database = Database(database_url)
-    reader = RecordReader(database, KEEP_ALL)
+    reader = RollupReader(database, KEEP_ALL)
     columns = "id, type, name, owner, status, metadata"
     told: dict[str, list[tuple[datetime, str]]] = {}
     for node, owner in OWNERS.items():
@@ -239,7 +237,7 @@ async def test_time_in_states_is_what_counting_each_nodes_own_finds(database_url
         await read(database_url, "INSERT INTO outages (started_at, ended_at) VALUES ($1, $2)", *outages[-1])
     lengths = [timedelta(days=days) for days in (1, 7, 30)]
     of_nodes = await reader.states_of_nodes(NODES, lengths, now=now)
-    for wanted in (*(Wanted(node_id=node) for node in NODES), Wanted(owner="acme"), Wanted()):
+    for wanted in (*(RollupQuery(node_id=node) for node in NODES), RollupQuery(owner="acme"), RollupQuery()):
         mine = [node for node in NODES if wanted.node_id in {None, node} and wanted.owner in {None, OWNERS[node]}]
         found = await reader.states(wanted, lengths, now=now)
         timeline = Timeline.around(now - timedelta(days=2), now, STEPS["1h"])
@@ -291,7 +289,7 @@ async def test_records_that_are_old_are_cleaned_away_once_they_are_added_up(data
         await all_written(ledger)
     long_ago = "date_trunc('day', now() - interval '1 year')"
     await read(database_url, f"UPDATE record_marks SET hours_until = {long_ago}, days_until = {long_ago}")
-    keeper = RecordKeeper(database_url, Retention(2, 31, 100))
+    keeper = RollupKeeper(database_url, Retention(2, 31, 100))
     await keeper.keep(now=datetime.now(UTC) - timedelta(days=300))  # nothing is added up yet, so nothing may go
     assert len(await read(database_url, "SELECT FROM job_open")) == 4
     await keeper.keep()  # by parts, one after the other
@@ -317,7 +315,7 @@ async def test_cleaning_reads_no_more_than_it_deletes(database_url: str) -> None
     plan = "\n".join(row[0] for row in await read(database_url, f"EXPLAIN {cleaning.delete}", before, EPOCH))
     assert "Seq Scan" not in plan
     assert "job_minutes_pkey" in plan
-    await RecordKeeper(database_url, Retention(48, 90, 1000)).keep()
+    await RollupKeeper(database_url, Retention(48, 90, 1000)).keep()
     assert len(await read(database_url, "SELECT FROM job_minutes")) in {2879 * 10, 2880 * 10}
 
 

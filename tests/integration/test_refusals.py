@@ -13,15 +13,15 @@ from uuid import uuid4
 
 import pytest
 
-from lucid_compute.api.settings import Settings
+from lucid_compute.accounting.exactly_once import ExactlyOnceFlushes
+from lucid_compute.accounting.jobs import Outcome
+from lucid_compute.accounting.refusals import MAX_KINDS, NO_MODEL, NOBODY, RefusalRecorder
+from lucid_compute.accounting.retention import JobRetention
 from lucid_compute.errors import DatabaseUnavailable
-from lucid_compute.inference.targets import HOP_HEADER
-from lucid_compute.jobs import Outcome
-from lucid_compute.storage.clock import DatabaseClock
-from lucid_compute.storage.feed import Feed
-from lucid_compute.storage.job_retention import JobRetention
-from lucid_compute.storage.numbered_flushes import NumberedFlushes
-from lucid_compute.storage.refusal_recorder import MAX_KINDS, NO_MODEL, NOBODY, RefusalRecorder
+from lucid_compute.gateway.upstreams import HOP_HEADER
+from lucid_compute.postgres.clock import DatabaseClock
+from lucid_compute.registry.fleet.change_feed import ChangeFeed
+from lucid_compute.server.settings import Settings
 from tests.api import ADMIN_KEY, Api, open_api
 from tests.express_client import Client
 from tests.fault_node import Behaviour, Ending, FaultNode
@@ -94,15 +94,15 @@ async def test_no_refusal_counts_twice_or_is_lost_while_connections_are_killed(
 async def test_a_flush_that_was_committed_unheard_is_not_added_again(
     database_url: str, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, lost = NumberedFlushes._write, 2
+    write, lost = ExactlyOnceFlushes._write, 2
 
-    async def commit_and_lose_the_answer(self: NumberedFlushes, number: int, text: str) -> bool:
+    async def commit_and_lose_the_answer(self: ExactlyOnceFlushes, number: int, text: str) -> bool:
         nonlocal lost
         is_done = await write(self, number, text)
         lost -= 1
         return is_done and lost < 0
 
-    monkeypatch.setattr(NumberedFlushes, "_write", commit_and_lose_the_answer)
+    monkeypatch.setattr(ExactlyOnceFlushes, "_write", commit_and_lose_the_answer)
     refusals = recorder(database_url)
     for _ in range(4):
         refusals.note("overloaded")
@@ -184,11 +184,11 @@ async def test_each_refusal_has_one_cause_and_one_side_and_is_one_outcome(
     await ask(limited, model="nowhere")
     await ask(limited, model="nowhere")
 
-    async def away(_: Feed) -> None:
+    async def away(_: ChangeFeed) -> None:
         raise DatabaseUnavailable
 
     with monkeypatch.context() as patch:
-        patch.setattr(Feed, "catch_up", away)
+        patch.setattr(ChangeFeed, "catch_up", away)
         await ask(api, model="not heard of")
 
     def break_down(_: str) -> None:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pytest
 
-from lucid_compute.api.settings import Settings
+from lucid_compute.server.settings import Settings
 from tests.api import ADMIN_KEY, Api, error_code
 
 SCOPES = ("compute", "passports:read", "passports:write", "inference:run", "admin")

@@ -7,8 +7,8 @@ from datetime import timedelta
 
 import pytest
 
-from lucid_compute.node_state import Receipt
-from lucid_compute.storage.sweep import BRAKE_LIMIT, Brake
+from lucid_compute.registry.domain.node_state import Receipt
+from lucid_compute.registry.sweep import BRAKE_LIMIT, Brake
 from tests.api import Api
 from tests.factories import NOW
 from tests.integration.other_replicas import run_sql
@@ -38,7 +38,7 @@ async def told(api: Api, node_id: str) -> list[str]:
 @pytest.fixture(autouse=True)
 def no_sweep_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the replica's own sweep from running beside the test's."""
-    monkeypatch.setattr("lucid_compute.storage.sweep.SWEEP_SECONDS", 3600.0)
+    monkeypatch.setattr("lucid_compute.registry.sweep.SWEEP_SECONDS", 3600.0)
 
 
 async def test_a_node_is_told_of_as_it_falls_silent_and_comes_back(api: Api) -> None:

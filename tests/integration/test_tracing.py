@@ -9,8 +9,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from pydantic import ValidationError
 
-from lucid_compute.api import settings as settings_of_the_api
-from lucid_compute.api.settings import Settings
+from lucid_compute.server import settings as settings_of_the_api
+from lucid_compute.server.settings import Settings
 from tests.api import ADMIN_KEY, Api, open_api
 from tests.fault_answers import chat_stream, respond
 from tests.fault_node import Behaviour, Ending, FaultNode, Request

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 
 import pytest
 
-from lucid_compute.api.settings import Settings
-from lucid_compute.storage.node_events import EventType, record_event
-from lucid_compute.storage.webhook_outbox import WebhookOutbox
-from lucid_compute.webhooks import courier
+from lucid_compute.registry.events import EventType, record_event
+from lucid_compute.server.settings import Settings
+from lucid_compute.webhooks import delivery as courier
+from lucid_compute.webhooks.outbox import WebhookOutbox
 from tests.api import Api, error_code, open_api
 from tests.authority import Authority
 from tests.fault_answers import BROKEN, Answer, endless_body, endless_header, redirect, respond
@@ -28,9 +28,9 @@ FAILS = Behaviour(answer=respond(status=500))
 @pytest.fixture(autouse=True)
 def nothing_waits_long(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the replica's own sweep from running beside the test's, and let nothing wait long."""
-    monkeypatch.setattr("lucid_compute.storage.sweep.SWEEP_SECONDS", 3600.0)
+    monkeypatch.setattr("lucid_compute.registry.sweep.SWEEP_SECONDS", 3600.0)
     monkeypatch.setattr("lucid_compute.webhooks.sender.LOOK_SECONDS", 0.02)
-    monkeypatch.setattr("lucid_compute.webhook_rules.FIRST_RETRY_SECONDS", 0.05)
+    monkeypatch.setattr("lucid_compute.webhooks.rules.FIRST_RETRY_SECONDS", 0.05)
 
 
 async def drain_and_end(api: Api, node_id: str) -> None:

@@ -9,8 +9,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from lucid_compute.storage.webhook_store import MAX_WEBHOOKS
-from lucid_compute.webhook_rules import WebhookEvent, sign
+from lucid_compute.registry.events import WebhookEvent
+from lucid_compute.webhooks.rules import sign
+from lucid_compute.webhooks.store import MAX_WEBHOOKS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "webhooks.md").read_text()
 

@@ -7,9 +7,9 @@ import json
 import pytest
 
 from lucid_compute.errors import LucidError
-from lucid_compute.storage.node_events import EventType, record_event
-from lucid_compute.storage.webhook_outbox import WebhookOutbox
-from lucid_compute.webhook_rules import BadSignature
+from lucid_compute.registry.events import EventType, record_event
+from lucid_compute.webhooks.outbox import WebhookOutbox
+from lucid_compute.webhooks.rules import BadSignature
 from tests.api import Api, error_code
 from tests.fault_node import FaultNode
 from tests.integration.other_replicas import run_sql
@@ -22,7 +22,7 @@ ALL = ["model.available", "model.unavailable", "node.deregistered", "node.draine
 @pytest.fixture(autouse=True)
 def no_sweep_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the replica's own sweep from running beside the test's, and let nothing wait long."""
-    monkeypatch.setattr("lucid_compute.storage.sweep.SWEEP_SECONDS", 3600.0)
+    monkeypatch.setattr("lucid_compute.registry.sweep.SWEEP_SECONDS", 3600.0)
     monkeypatch.setattr("lucid_compute.webhooks.sender.LOOK_SECONDS", 0.02)
 
 
@@ -73,7 +73,7 @@ async def test_a_webhook_that_can_not_be_is_refused(api: Api, body: dict[str, ob
 
 
 async def test_an_owner_has_fifty_webhooks_at_most(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lucid_compute.storage.webhook_store.MAX_WEBHOOKS", 1)
+    monkeypatch.setattr("lucid_compute.webhooks.store.MAX_WEBHOOKS", 1)
     await make_webhook(api, URL)
     refused = await api.http.post("/webhooks", json={"url": URL})
     assert "Delete one first" in refused.text

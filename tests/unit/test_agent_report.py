@@ -13,7 +13,7 @@ from lucid_compute.agent.runtimes.reading import NOTHING_READ, OpenAiCompatible,
 from lucid_compute.agent.runtimes.vllm import Vllm
 from lucid_compute.agent.server_watch import Observation
 from lucid_compute.agent.settings import AgentSettings
-from lucid_compute.node_state import GpuReading, Heartbeat
+from lucid_compute.registry.domain.node_state import GpuReading, Heartbeat
 
 BUSY = ServerReading(
     models=(ServedModel(id="a", max_tokens=4096), ServedModel(id="b", max_tokens=8192, is_loaded=False)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lucid_compute.field_types import backoff_seconds
+from lucid_compute.wire import backoff_seconds
 
 
 def test_the_pause_doubles_up_to_its_longest() -> None:

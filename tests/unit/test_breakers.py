@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lucid_compute.fleet.fleet_node import FleetNode
-from lucid_compute.inference.breakers import FAILURES_TO_OPEN, MAX_OPEN_SECONDS, Breaker, RetryBudget
-from lucid_compute.inference.traffic import TRIAL_SECONDS
+from lucid_compute.gateway.breakers import FAILURES_TO_OPEN, MAX_OPEN_SECONDS, Breaker, RetryBudget
+from lucid_compute.gateway.node_stats import TRIAL_SECONDS
+from lucid_compute.registry.fleet.fleet import FleetNode
 from tests.small_fleets import Clock, SmallFleet, stop_clock
 
 NOW = 1000.0

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from lucid_compute.fleet.fleet_node import FleetNode, Lifecycle
-from lucid_compute.fleet.model_ring import place_of
-from lucid_compute.passports import PassportStatus
-from lucid_compute.routing_rules import NO_POLICY, RoutingPolicy
+from lucid_compute.registry.domain.passports import PassportStatus
+from lucid_compute.registry.fleet.fleet import FleetNode, Lifecycle
+from lucid_compute.registry.fleet.node_ring import place_of
+from lucid_compute.registry.routing_rules import NO_POLICY, RoutingPolicy
 from tests.factories import NOW
 from tests.small_fleets import Clock, SmallFleet, stop_clock
 

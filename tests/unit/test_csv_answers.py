@@ -7,7 +7,7 @@ import io
 
 import pytest
 
-from lucid_compute.api.csv_answers import write_csv
+from lucid_compute.web.csv import write_csv
 
 
 def written(*cells: object) -> list[str]:

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lucid_compute.fleet.fleet_node import FleetNode, Lifecycle
-from lucid_compute.fleet.replicas import LEASE, Replica, Snapshot
-from lucid_compute.inference.dispatcher import FEW
-from lucid_compute.inference.wanted import Wanted
-from lucid_compute.matching_engine import ReasonCode
-from lucid_compute.passports import PassportStatus
-from lucid_compute.routing_rules import NO_POLICY, RoutingPolicy, routing_reasons
+from lucid_compute.gateway.dispatcher import FEW
+from lucid_compute.gateway.request import Criteria
+from lucid_compute.registry.domain.passports import PassportStatus
+from lucid_compute.registry.fleet.fleet import FleetNode, Lifecycle
+from lucid_compute.registry.fleet.replicas import LEASE, ReplicaRecord, Snapshot
+from lucid_compute.registry.matching_engine import ReasonCode
+from lucid_compute.registry.routing_rules import NO_POLICY, RoutingPolicy, routing_reasons
 from tests.factories import NOW
 from tests.small_fleets import Clock, SmallFleet, stop_clock
 
@@ -120,7 +120,9 @@ def make(fleet: SmallFleet, clock: Clock, plans: list[Plan]) -> list[FleetNode]:
         for _ in range(plan.in_flight):
             fleet.fleet.replicas.begin(f"node-{number:02}")
     counts = {f"node-{number:02}": plan.elsewhere for number, plan in enumerate(plans)}
-    fleet.fleet.replicas.apply("own", [Replica("other", NOW, NOW, NOW, Snapshot.parse("1:1:"), counts)], NOW - LEASE)
+    fleet.fleet.replicas.apply(
+        "own", [ReplicaRecord("other", NOW, NOW, NOW, Snapshot.parse("1:1:"), counts)], NOW - LEASE
+    )
     return list(fleet.fleet.nodes())
 
 
@@ -152,7 +154,7 @@ def _trouble(fleet: SmallFleet, clock: Clock, node_id: str, trouble: str | None)
         traffic.note_lack(node_id, "responses", fleet.model.id)
 
 
-def reasons_against(fleet: SmallFleet, node: FleetNode, wanted: Wanted) -> set[ReasonCode]:
+def reasons_against(fleet: SmallFleet, node: FleetNode, wanted: Criteria) -> set[ReasonCode]:
     """What the rules say against the node."""
     live_since = fleet.fleet.live_since(fleet.now)
     usage = fleet.dispatcher.usage_of(node, wanted)
@@ -160,7 +162,7 @@ def reasons_against(fleet: SmallFleet, node: FleetNode, wanted: Wanted) -> set[R
     return {reason.code for reason in reasons}
 
 
-def may_be_tried_blocked(fleet: SmallFleet, nodes: list[FleetNode], wanted: Wanted) -> set[str]:
+def may_be_tried_blocked(fleet: SmallFleet, nodes: list[FleetNode], wanted: Criteria) -> set[str]:
     """The documented exception: more than half of the model's nodes are blocked, because others went away."""
     live = [node for node in nodes if not reasons_against(fleet, node, fleet.wanted()) - _OF_ITS_USE]
     blocked = [node for node in live if fleet.traffic.blocked_seconds(node.state.id) > 0]

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lucid_compute.egress_policy import AllowedNetwork, EgressPolicy, parse_allowed_networks, parse_provider_url
+from lucid_compute.egress.policy import AllowedNetwork, EgressPolicy, parse_allowed_networks, parse_provider_url
 
 PUBLIC = EgressPolicy()
 OPEN = EgressPolicy(allowed=parse_allowed_networks("0.0.0.0/0,::/0,64:ff9b:1::/96"))

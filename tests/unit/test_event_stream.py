@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from lucid_compute.egress.faults import EgressFault, FaultKind
-from lucid_compute.inference.event_stream import MAX_EVENT_BYTES, EventStream
-from lucid_compute.inference.usage import Usage
+from lucid_compute.gateway.event_stream import MAX_EVENT_BYTES, EventStream
+from lucid_compute.gateway.usage import Usage
 
 CHAT = "chat/completions"
 DONE = b"data: [DONE]\n\n"

@@ -8,8 +8,8 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lucid_compute.inference.event_stream import EventStream
-from lucid_compute.inference.usage import Usage
+from lucid_compute.gateway.event_stream import EventStream
+from lucid_compute.gateway.usage import Usage
 from tests.unit.test_event_stream import CHAT, DONE, USED, chunk
 
 TEXTS = st.one_of(

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from lucid_compute.fleet.fleet_node import FleetNode
-from lucid_compute.inference.dispatcher import Dispatcher
-from lucid_compute.inference.traffic import Traffic
+from lucid_compute.gateway.dispatcher import Dispatcher
+from lucid_compute.gateway.node_stats import FleetStats
+from lucid_compute.registry.fleet.fleet import FleetNode
 from tests.small_fleets import Clock, SmallFleet, stop_clock
 
 
@@ -162,7 +162,7 @@ def test_streams_and_whole_answers_are_measured_apart() -> None:
 
 def replicas(fleet: SmallFleet, count: int) -> list[Dispatcher]:
     """Replicas that know the same nodes, and not yet what the others send."""
-    return [Dispatcher(fleet.fleet, Traffic(fleet.fleet)) for _ in range(count)]
+    return [Dispatcher(fleet.fleet, FleetStats(fleet.fleet)) for _ in range(count)]
 
 
 @pytest.mark.parametrize("count", [10, 100])

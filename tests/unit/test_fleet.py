@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from lucid_compute.errors import ModelNotFound, NodeDeregistered, NodeNotFound
-from lucid_compute.fleet.capability_index import CapabilityIndex
-from lucid_compute.fleet.fleet import Fleet
-from lucid_compute.fleet.fleet_node import Lifecycle
-from lucid_compute.fleet.model_ring import place_of
-from lucid_compute.fleet.replicas import LEASE, Replica, Snapshot
-from lucid_compute.matching_engine import (
+from lucid_compute.registry.domain.node_state import DeclaredModel, NodeState
+from lucid_compute.registry.domain.passports import ModelPassport, PassportStatus, PassportType
+from lucid_compute.registry.fleet.capability_index import CapabilityIndex
+from lucid_compute.registry.fleet.fleet import Fleet, Lifecycle
+from lucid_compute.registry.fleet.node_ring import place_of
+from lucid_compute.registry.fleet.replicas import LEASE, ReplicaRecord, Snapshot
+from lucid_compute.registry.matching_engine import (
     fit_reasons,
     has_available_compute,
     has_serving_compute,
@@ -25,8 +26,6 @@ from lucid_compute.matching_engine import (
     is_healthy,
     serves,
 )
-from lucid_compute.node_state import DeclaredModel, NodeState
-from lucid_compute.passports import ModelPassport, PassportStatus, PassportType
 from tests.factories import NOW, compute_passport, passport, receipt
 
 NAMES = ["a", "b", "c"]
@@ -276,9 +275,9 @@ def test_a_drain_is_done_when_every_live_replica_has_applied_it_and_runs_nothing
     fleet.apply_lifecycle(Lifecycle(record.id, {}, NOW, 100, "draining", 1))
     node = fleet.get_node(record.id, owner=None)
 
-    def other(applied: str, in_flight: dict[str, int], age_seconds: float = 0) -> Replica:
+    def other(applied: str, in_flight: dict[str, int], age_seconds: float = 0) -> ReplicaRecord:
         seen_at = NOW - timedelta(seconds=age_seconds)
-        return Replica("other", NOW, seen_at, NOW, Snapshot.parse(applied), in_flight)
+        return ReplicaRecord("other", NOW, seen_at, NOW, Snapshot.parse(applied), in_flight)
 
     assert fleet.is_drained(node)
     for lease, expected in [

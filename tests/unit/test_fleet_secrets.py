@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import timedelta
 
-from lucid_compute.fleet.fleet import Fleet
-from lucid_compute.fleet.secrets import Secrets
-from lucid_compute.passports import PassportStatus, PassportType
+from lucid_compute.registry.domain.passports import PassportStatus, PassportType
+from lucid_compute.registry.fleet.fleet import Credentials, Fleet
 from tests.factories import NOW, compute_passport, passport
 
 KEY = {"inferenceKey": "told-to-nobody"}
@@ -15,7 +14,7 @@ KEY = {"inferenceKey": "told-to-nobody"}
 
 def test_an_older_sight_of_secrets_is_left_out_also_after_their_removal() -> None:
     """The feed may bring what was true before a change that this replica made itself."""
-    secrets = Secrets()
+    secrets = Credentials()
     assert secrets.of("node") == {}
     secrets.apply("node", 3, {"inferenceKey": "new"})
     secrets.apply("node", 2, {"inferenceKey": "old"})
@@ -29,7 +28,7 @@ def test_an_older_sight_of_secrets_is_left_out_also_after_their_removal() -> Non
 
 def test_their_repr_tells_how_many_and_no_secret() -> None:
     """It may stand in a log."""
-    secrets = Secrets()
+    secrets = Credentials()
     secrets.apply("node", 1, KEY)
     assert repr(secrets) == "Secrets(of 1 passports)"
 

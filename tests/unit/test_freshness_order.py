@@ -7,7 +7,7 @@ from datetime import timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lucid_compute.fleet.freshness_order import FreshnessOrder
+from lucid_compute.registry.fleet.capability_index import FreshnessOrder
 from tests.factories import NOW
 
 

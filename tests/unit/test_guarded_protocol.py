@@ -12,7 +12,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from lucid_compute.cli.guarded_protocol import ABORT, GuardedProtocol
+from lucid_compute.server.http_protocol import ABORT, HttpProtocol
 
 OVERRIDDEN = {
     "connection_made": ["self", "transport"],
@@ -69,7 +69,7 @@ async def answer_ok(scope: dict[str, Any], receive: Any, send: Any) -> None:
 @pytest.fixture
 async def config() -> AsyncIterator[uvicorn.Config]:
     """The configuration of a server that answers everything."""
-    config = uvicorn.Config(answer_ok, http=GuardedProtocol, ws="none", lifespan="off", log_config=None)
+    config = uvicorn.Config(answer_ok, http=HttpProtocol, ws="none", lifespan="off", log_config=None)
     config.load()
     yield config
     await asyncio.sleep(0)  # what was started ends
@@ -123,7 +123,7 @@ async def test_the_scope_holds_what_aborts_the_connection(config: uvicorn.Config
         await answer_ok(scope, receive, send)
 
     config.loaded_app = remember
-    protocol, transport = GuardedProtocol(config, ServerState(), {}), Transport()
+    protocol, transport = HttpProtocol(config, ServerState(), {}), Transport()
     protocol.connection_made(transport)
     protocol.data_received(b"GET / HTTP/1.1\r\n\r\n" * 3)
     await asyncio.wait_for(last.wait(), 5)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from lucid_compute.egress import incoming_answer
+from lucid_compute.egress import connection as incoming_answer
+from lucid_compute.egress.connection import MAX_HEAD_BYTES, READ_BYTES
 from lucid_compute.egress.faults import FaultKind
-from lucid_compute.egress.http_connection import MAX_HEAD_BYTES, READ_BYTES
 from tests.fault_answers import BROKEN, SURPLUS
 from tests.memory_connection import CHUNKED, JSON_HEAD, SMALL, Exchange, Outcome, exchange, splits
 

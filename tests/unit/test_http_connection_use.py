@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lucid_compute.egress.connection import MAX_BUFFERED_BYTES, READ_BYTES, Deadlines, HttpConnection
 from lucid_compute.egress.faults import EgressFault, FaultKind
-from lucid_compute.egress.http_connection import MAX_BUFFERED_BYTES, READ_BYTES, Deadlines, HttpConnection
 from tests.memory_connection import CHUNKED, EVENT, JSON_HEAD, SMALL, STREAM_HEAD, Exchange, Outcome, exchange, splits
 
 

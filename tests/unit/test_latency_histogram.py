@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lucid_compute.latency_histogram import BUCKETS, FIRST_MS, estimate_ms, percentile_ms
+from lucid_compute.accounting.measured import BUCKETS, FIRST_MS, estimate_ms, percentile_ms
 from tests.ledger import bucket_of
 
 DURATIONS = st.floats(FIRST_MS, 30 * 60 * 1000)

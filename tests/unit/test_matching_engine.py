@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from lucid_compute.matching_engine import (
+from lucid_compute.registry.domain.node_state import DeclaredModel, NodeState
+from lucid_compute.registry.domain.passports import ModelPassport, PassportStatus
+from lucid_compute.registry.matching_engine import (
     ReasonCode,
     fit_reasons,
     hardware_compatible,
@@ -18,8 +20,6 @@ from lucid_compute.matching_engine import (
     runtime_compatible,
     serves,
 )
-from lucid_compute.node_state import DeclaredModel, NodeState
-from lucid_compute.passports import ModelPassport, PassportStatus
 from tests.factories import NOW, model, node
 
 

@@ -9,13 +9,13 @@ import time
 
 import pytest
 
-from lucid_compute.api.metrics_board import PLACE_BYTES, Board
-from lucid_compute.api.worker_counts import LIVE_SECONDS, MODELS, WorkerCounts, merge
-from lucid_compute.inference.request_tally import MAX_MODELS, OTHER
+from lucid_compute.gateway.request_metrics import MAX_MODELS, OTHER
+from lucid_compute.server.metrics.shared_memory import PLACE_BYTES, SharedSlots
+from lucid_compute.server.metrics.worker_counts import LIVE_SECONDS, MODELS, WorkerCounts, merge
 
 
 def test_a_place_shows_what_was_written_last_to_every_seat() -> None:
-    board = Board(2)
+    board = SharedSlots(2)
     first, second = board.seat(0), board.seat(1)
     assert [place.read() for place in first.places] == [None, None]
     for text in (b"one", b"", b"three" * 1000):
@@ -28,7 +28,7 @@ def test_a_place_shows_what_was_written_last_to_every_seat() -> None:
 
 def test_a_worker_that_is_killed_while_it_writes_leaves_a_whole_text() -> None:
     """Fifty times, at whatever instant; what is read is one of its texts from end to end."""
-    seat = Board(1).seat(0)
+    seat = SharedSlots(1).seat(0)
     for _ in range(50):
         pid = os.fork()
         if pid == 0:
@@ -45,7 +45,7 @@ def test_a_worker_that_is_killed_while_it_writes_leaves_a_whole_text() -> None:
 
 def test_a_place_is_never_empty_while_it_is_written() -> None:
     """Else counts of a worker would be missing from an answer, and Prometheus take it for one that began anew."""
-    seat = Board(1).seat(0)
+    seat = SharedSlots(1).seat(0)
     seat.own.write(b"a")
     if (pid := os.fork()) == 0:
         while True:

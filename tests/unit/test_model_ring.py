@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lucid_compute.fleet.model_ring import NEIGHBOURS, ModelRing, place_of
+from lucid_compute.registry.fleet.node_ring import NEIGHBOURS, NodeRing, place_of
 
 IDS = st.text(min_size=1, max_size=8)
 ALL = 2**64
 
 
-def ring_of(node_ids: list[str]) -> ModelRing:
+def ring_of(node_ids: list[str]) -> NodeRing:
     """A ring that was filled one by one."""
-    ring = ModelRing()
+    ring = NodeRing()
     for node_id in node_ids:
         ring.add(node_id)
     return ring
@@ -33,7 +33,7 @@ def test_the_order_in_which_nodes_came_and_went_does_not_show(node_ids: list[str
         for node_id in gone:
             ring.discard(node_id)
             ring.discard(node_id)
-    filled = ModelRing()
+    filled = NodeRing()
     filled.fill(set(node_ids) - set(gone))
     assert first.all() == second.all() == filled.all()
     assert set(first.all()) == set(node_ids) - set(gone)

@@ -8,9 +8,9 @@ import pytest
 from rich.console import Console, RenderableType
 
 from lucid_compute.cli.model_commands import explanation, match_parts
-from lucid_compute.passports import PassportStatus, PassportType
-from lucid_compute.wire.inference import MatchAnswer, RejectedNode
-from lucid_compute.wire.passports import ModelAvailability, ModelView, NodeEligibility, ReasonView
+from lucid_compute.gateway.shapes import MatchAnswer, RejectedNode
+from lucid_compute.registry.domain.passports import PassportStatus, PassportType
+from lucid_compute.registry.shapes import ModelAvailability, ModelView, NodeEligibility, ReasonView
 from tests.factories import NOW
 
 LEFT = ReasonView(code="DEREGISTERED", message="The node was deregistered.", wanted="registered", found="deregistered")

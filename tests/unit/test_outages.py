@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lucid_compute.fleet.outages import Outage, live_since, merge_outages, seconds_lost
+from lucid_compute.registry.fleet.replicas import Outage, live_since, merge_outages, seconds_lost
 from tests.factories import NOW
 
 SPANS = st.lists(st.tuples(st.integers(0, 500), st.integers(0, 120)), max_size=6)

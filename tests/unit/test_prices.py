@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lucid_compute.accounting.jobs import Outcome
 from lucid_compute.errors import InvalidRequest
-from lucid_compute.inference.accounting import charge
-from lucid_compute.jobs import Outcome
-from lucid_compute.passport_metadata import read_metadata
-from lucid_compute.passports import ComputePassport, PassportType
-from lucid_compute.prices import TokenPrice, read_price, read_prices, total
+from lucid_compute.gateway.usage import charge
+from lucid_compute.registry.domain.metadata import read_metadata
+from lucid_compute.registry.domain.passports import ComputePassport, PassportType
+from lucid_compute.registry.domain.prices import TokenPrice, read_price, read_prices, total
 from tests.factories import compute_passport
 from tests.ledger import new_job
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from lucid_compute.api import rate_limits
-from lucid_compute.api.rate_limits import HeartbeatRate, KeyRates
 from lucid_compute.errors import RateLimited
-from lucid_compute.fleet.key_ring import Principal
-from lucid_compute.fleet.replicas import Replica, Replicas, Snapshot
-from lucid_compute.wire.keys import KeyLimits
+from lucid_compute.registry.domain.identity import KeyLimits, Principal
+from lucid_compute.registry.fleet.replicas import ReplicaRecord, Replicas, Snapshot
+from lucid_compute.registry.keys import rate_limits
+from lucid_compute.registry.keys.rate_limits import HeartbeatRate, KeyRates
 from tests.factories import NOW
 
 
@@ -51,7 +50,7 @@ def test_a_node_has_a_burst_of_six_and_then_one_a_second(clock: Clock) -> None:
 def test_a_keys_limit_holds_over_all_replicas(clock: Clock, others: int) -> None:
     """Asked at twice its limit for a minute, every replica lets its share through and no more than 5 % above."""
     replicas = Replicas()
-    lease = [Replica(str(n), NOW, NOW, NOW, Snapshot.parse("3:3:"), {}) for n in range(others)]
+    lease = [ReplicaRecord(str(n), NOW, NOW, NOW, Snapshot.parse("3:3:"), {}) for n in range(others)]
     replicas.apply("own", lease, NOW)
     rate = KeyRates(replicas)
     limited = Principal("key", "acme", frozenset(), None, KeyLimits(requestsPerMinute=300))

@@ -7,16 +7,18 @@ from datetime import datetime, timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lucid_compute.fleet.fleet import Fleet
-from lucid_compute.fleet.replicas import LEASE, Replica, Replicas, Snapshot
+from lucid_compute.registry.fleet.fleet import Fleet
+from lucid_compute.registry.fleet.replicas import LEASE, ReplicaRecord, Replicas, Snapshot
 from tests.factories import NOW, compute_passport, receipt
 
 EVERYTHING = Snapshot.parse("1000:1000:")
 
 
-def lease(in_flight: dict[str, int] | None = None, *, at: datetime = NOW, applied: Snapshot = EVERYTHING) -> Replica:
+def lease(
+    in_flight: dict[str, int] | None = None, *, at: datetime = NOW, applied: Snapshot = EVERYTHING
+) -> ReplicaRecord:
     """Another replica's lease."""
-    return Replica("other", NOW, at, at, applied, in_flight or {})
+    return ReplicaRecord("other", NOW, at, at, applied, in_flight or {})
 
 
 def seconds(count: float) -> datetime:

@@ -11,8 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lucid_compute.errors import InvalidRequest
-from lucid_compute.inference.request_body import InferenceRequest
-from lucid_compute.routing_rules import NO_POLICY, RoutingPolicy
+from lucid_compute.gateway.request_body import InferenceRequest
+from lucid_compute.registry.routing_rules import NO_POLICY, RoutingPolicy
 
 CHAT = "chat/completions"
 ASKS = {"include_usage": True}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lucid_compute.inference.request_tally import DURATION_BOUNDS, MAX_MODELS, OTHER, ModelTally, RequestTally
-from lucid_compute.jobs import Job, Outcome
+from lucid_compute.accounting.jobs import Job, Outcome
+from lucid_compute.gateway.request_metrics import DURATION_BOUNDS, MAX_MODELS, OTHER, ModelMetrics, RequestMetrics
 from tests.factories import NOW
 
 
@@ -21,9 +21,9 @@ def job(model_name: str = "llama", outcome: Outcome = Outcome.COMPLETED, **chang
     return made
 
 
-def tally_of(*jobs: Job) -> ModelTally:
+def tally_of(*jobs: Job) -> ModelMetrics:
     """What is counted of the first model."""
-    tally = RequestTally()
+    tally = RequestMetrics()
     for each in jobs:
         tally.note(each)
     return next(tally.tallies())
@@ -52,7 +52,7 @@ def test_streams_alone_have_a_first_token() -> None:
 
 def test_a_hundred_thousand_models_are_a_few_and_the_others() -> None:
     """Nothing is lost, and nothing is kept of the names."""
-    tally = RequestTally()
+    tally = RequestMetrics()
     for number in range(100_000):
         tally.note(job(f"model {number}"))
     tally.note(job(OTHER))

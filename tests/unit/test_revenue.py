@@ -9,10 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lucid_compute.egress.faults import FaultKind
-from lucid_compute.inference.exchange import CutReason
-from lucid_compute.jobs import Outcome
-from lucid_compute.revenue import (
+from lucid_compute.accounting.jobs import Outcome
+from lucid_compute.accounting.payouts.revenue import (
     ALL_BPS,
     Side,
     Terms,
@@ -23,7 +21,9 @@ from lucid_compute.revenue import (
     could_be_served,
     estimate,
 )
-from lucid_compute.routing_rules import Shortage
+from lucid_compute.egress.faults import FaultKind
+from lucid_compute.errors import Shortage
+from lucid_compute.web.lanes import CutReason
 from tests.ledger import Shares, split
 
 PRICES = st.decimals(0, 10**15, places=15)

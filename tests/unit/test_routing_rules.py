@@ -11,18 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lucid_compute.fleet.fleet_node import Lifecycle
-from lucid_compute.inference.ranking import rank
-from lucid_compute.inference.traffic import UNMEASURED_MS
-from lucid_compute.matching_engine import is_available_on, serves
-from lucid_compute.node_state import DeclaredModel, NodeState
-from lucid_compute.passports import PassportStatus
-from lucid_compute.routing_rules import (
+from lucid_compute.errors import Shortage
+from lucid_compute.gateway.node_stats import UNMEASURED_MS
+from lucid_compute.gateway.ranking import rank
+from lucid_compute.registry.domain.node_state import DeclaredModel, NodeState
+from lucid_compute.registry.domain.passports import PassportStatus
+from lucid_compute.registry.fleet.fleet import Lifecycle
+from lucid_compute.registry.matching_engine import is_available_on, serves
+from lucid_compute.registry.routing_rules import (
     ASSUMED_CONCURRENCY,
     NO_POLICY,
     NodeUsage,
     RoutingPolicy,
-    Shortage,
     id_on_node,
     routing_reasons,
     stretch_of,

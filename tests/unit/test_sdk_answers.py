@@ -12,8 +12,8 @@ from lucid_compute.client import compute_calls, errors, key_calls
 from lucid_compute.client.answers import Received, read_answer
 from lucid_compute.client.call import ApiCall
 from lucid_compute.client.lenient import unknown_member
-from lucid_compute.node_state import NodeStatus
-from lucid_compute.wire.keys import Scope
+from lucid_compute.registry.domain.identity import Scope
+from lucid_compute.registry.domain.node_state import NodeStatus
 
 HEALTH: dict[str, Any] = {
     "passportId": "p", "status": "healthy", "fresh": True, "uptimeSeconds": 1.5, "jobsCompleted": 0,

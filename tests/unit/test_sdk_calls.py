@@ -11,8 +11,8 @@ import pytest
 from lucid_compute.client import compute_calls, key_calls, model_calls, passport_calls, payout_calls, service_calls
 from lucid_compute.client.call import ApiCall
 from lucid_compute.client.errors import InvalidRequest
-from lucid_compute.node_state import Heartbeat, ReportedStatus
-from lucid_compute.wire.compute import ModelDeclaration
+from lucid_compute.registry.domain.node_state import Heartbeat, ReportedStatus
+from lucid_compute.registry.shapes import ModelDeclaration
 from tests.factories import GUIDE_PASSPORT, heartbeat
 
 

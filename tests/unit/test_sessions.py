@@ -12,10 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lucid_compute.fleet.fleet_node import FleetNode, Lifecycle
-from lucid_compute.fleet.model_ring import NEIGHBOURS
-from lucid_compute.inference.dispatcher import AFFINE_SLACK_MS, AFFINE_WAIT
-from lucid_compute.routing_rules import NO_POLICY, RoutingPolicy
+from lucid_compute.gateway.dispatcher import AFFINE_SLACK_MS, AFFINE_WAIT
+from lucid_compute.registry.fleet.fleet import FleetNode, Lifecycle
+from lucid_compute.registry.fleet.node_ring import NEIGHBOURS
+from lucid_compute.registry.routing_rules import NO_POLICY, RoutingPolicy
 from tests.factories import NOW
 from tests.small_fleets import SmallFleet, stop_clock
 

@@ -9,9 +9,9 @@ from random import Random
 
 import pytest
 
-from lucid_compute.fleet.fleet_node import FleetNode
-from lucid_compute.inference import dispatcher
-from lucid_compute.inference.wanted import Wanted
+from lucid_compute.gateway import dispatcher
+from lucid_compute.gateway.request import Criteria
+from lucid_compute.registry.fleet.fleet import FleetNode
 from tests.small_fleets import Clock, SmallFleet, stop_clock
 
 PER_SECOND = 50
@@ -30,7 +30,7 @@ class Load:
         self.random = Random(seed)
         self.slowness: Counter[str] = Counter()  # how many times as long a node takes, beside once
         self.started: list[tuple[float, str]] = []
-        self._running: list[tuple[float, int, str, float, Wanted]] = []
+        self._running: list[tuple[float, int, str, float, Criteria]] = []
         self._number = count()
         monkeypatch.setattr(dispatcher, "random", self.random)
 
@@ -48,7 +48,7 @@ class Load:
         self._pass_to(end)
         return sent
 
-    def start(self, node: FleetNode, wanted: Wanted, latency_ms: float | None = None) -> None:
+    def start(self, node: FleetNode, wanted: Criteria, latency_ms: float | None = None) -> None:
         """Send a node a request."""
         node_id, now = node.state.id, self.clock.monotonic()
         if latency_ms is None:

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lucid_compute.fleet.outages import Outage, merge_outages
-from lucid_compute.timeline import STEPS, StateSum, Timeline, auto_step, cut, integrate
+from lucid_compute.accounting.timeline import STEPS, StateSum, Timeline, auto_step, cut, integrate
+from lucid_compute.registry.fleet.replicas import Outage, merge_outages
 from tests.factories import NOW
 
 SECOND = timedelta(seconds=1)

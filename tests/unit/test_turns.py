@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from lucid_compute.turns import in_batches, in_turns
+from lucid_compute.web.turns import in_batches, in_turns
 
 
 class Others:

@@ -9,9 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lucid_compute.inference.accounting import UNSEEN_TOKENS, believe, count_answer, count_request
-from lucid_compute.inference.request_body import InferenceRequest
-from lucid_compute.inference.usage import Usage, count_tokens, find_usage
+from lucid_compute.gateway.request_body import InferenceRequest
+from lucid_compute.gateway.usage import (
+    UNSEEN_TOKENS,
+    Usage,
+    believe,
+    count_answer,
+    count_request,
+    count_tokens,
+    find_usage,
+)
 
 TRICKS = [
     '"usage":{"prompt_tokens":9}',

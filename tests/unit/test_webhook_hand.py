@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lucid_compute.storage.webhook_outbox import Delivery
+from lucid_compute.webhooks.outbox import Delivery
 from lucid_compute.webhooks.sender import MAX_OF_ONE_WEBHOOK, ClaimedDeliveries
 from tests.factories import NOW
 

@@ -9,9 +9,8 @@ from datetime import timedelta
 import pytest
 
 from lucid_compute.client import read_webhook
-from lucid_compute.egress_policy import EgressPolicy
-from lucid_compute.webhook_rules import BadSignature, retry_seconds, sign, verify
-from lucid_compute.webhook_urls import check_webhook_url, masked, target_of
+from lucid_compute.egress.policy import EgressPolicy
+from lucid_compute.webhooks.rules import BadSignature, check_webhook_url, masked, retry_seconds, sign, target_of, verify
 from tests.factories import NOW
 
 

@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
 
-from lucid_compute.egress_policy import EgressPolicy
-from lucid_compute.storage.clock import DatabaseClock
-from lucid_compute.storage.database import Database
-from lucid_compute.storage.webhook_outbox import Delivery, Verdict, WebhookOutbox
-from lucid_compute.webhooks.courier import Deliverer
+from lucid_compute.egress.policy import EgressPolicy
+from lucid_compute.postgres.clock import DatabaseClock
+from lucid_compute.postgres.database import Database
+from lucid_compute.webhooks.delivery import Deliverer
+from lucid_compute.webhooks.outbox import Delivery, DeliveryResult, WebhookOutbox
 from lucid_compute.webhooks.sender import MAX_OF_ONE_WEBHOOK, WebhookSender
 from tests.unit.test_webhook_hand import delivery
 
@@ -43,11 +43,11 @@ class StopsTheService(WebhookOutbox):
 class BringsOne(Deliverer):
     """Brings the first delivery at once, and no other."""
 
-    async def deliver(self, delivery: Delivery) -> Verdict:
+    async def deliver(self, delivery: Delivery) -> DeliveryResult:
         """Hang, after the first."""
         if delivery.position:
             await asyncio.Event().wait()
-        return Verdict(is_delivered=True, result="2xx", milliseconds=1.0)
+        return DeliveryResult(is_delivered=True, result="2xx", milliseconds=1.0)
 
 
 async def test_a_delivery_that_ends_while_the_service_stops_has_no_other_begun() -> None:

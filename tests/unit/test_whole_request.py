@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lucid_compute.cli.whole_request import WholeRequest, WholeRequestReader
+from lucid_compute.server.fast_path import WholeRequest, WholeRequestReader
 
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: lucid\r\nAuthorization: Bearer k\r\n"
 BODY = b'{"model": "m"}'

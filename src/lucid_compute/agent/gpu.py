@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pynvml  # type: ignore[import-untyped]
 
-from lucid_compute.node_state import GpuReading
+from lucid_compute.registry.domain.node_state import GpuReading
 
 REOPEN_SECONDS = 60.0
 _BYTES_PER_MB = 1024 * 1024

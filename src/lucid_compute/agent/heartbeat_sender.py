@@ -13,9 +13,9 @@ from uuid import uuid4
 from pydantic import ValidationError
 
 from lucid_compute.client import AsyncLucid, LucidClientError
-from lucid_compute.field_types import backoff_seconds
-from lucid_compute.node_state import Heartbeat
-from lucid_compute.wire.compute import HeartbeatAnswer
+from lucid_compute.registry.domain.node_state import Heartbeat
+from lucid_compute.registry.shapes import HeartbeatAnswer
+from lucid_compute.wire import backoff_seconds
 
 RETRY_AFTER_SECONDS = 1.0  # once: two heartbeats may then be lost within the 30 s that count
 _ALWAYS = ("status", "load", "available_models", "queue_depth")

@@ -10,7 +10,7 @@ from lucid_compute.agent.observer import Seen
 from lucid_compute.agent.runtimes.reading import NOTHING_READ, ServedModel, ServerReading
 from lucid_compute.agent.server_watch import Observation
 from lucid_compute.agent.settings import AgentSettings
-from lucid_compute.node_state import ReportedStatus
+from lucid_compute.registry.domain.node_state import ReportedStatus
 
 NOT_LOOKED_AT = "the agent could not observe the inference server in the last seconds"
 _MAX_DETAIL = 1000

@@ -10,8 +10,8 @@ from typing import Any
 from lucid_compute.agent.fatal_errors import NodeEnded, WrongSettings
 from lucid_compute.agent.settings import AgentSettings
 from lucid_compute.client import AsyncLucid, errors
-from lucid_compute.passports import PassportStatus, PassportType
-from lucid_compute.wire.passports import PassportView
+from lucid_compute.registry.domain.passports import PassportStatus, PassportType
+from lucid_compute.registry.shapes import PassportView
 
 _PRICE = "pricePer1kTokens"
 _OF_THE_SERVER = frozenset({"maxConcurrency", "maxContext", "runtimes"})

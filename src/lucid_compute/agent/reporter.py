@@ -13,7 +13,7 @@ from lucid_compute.agent.observer import Observer
 from lucid_compute.agent.registration import Registration
 from lucid_compute.agent.settings import AgentSettings
 from lucid_compute.client import AsyncLucid, LucidClientError, errors
-from lucid_compute.wire.compute import HeartbeatAnswer
+from lucid_compute.registry.shapes import HeartbeatAnswer
 
 DESCRIBE_SECONDS = 4.0
 SHORTEST_INTERVAL_SECONDS = 2.0  # also for changes: the registry accepts one heartbeat a second

@@ -11,8 +11,8 @@ from urllib.parse import SplitResult, urlsplit
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from lucid_compute.field_types import Label, PositiveCount, read_money, write_money
-from lucid_compute.passports import parse_vram_gb
+from lucid_compute.registry.domain.passports import parse_vram_gb
+from lucid_compute.wire import Label, PositiveCount, read_money, write_money
 
 _LOOPBACK = re.compile(r"localhost|127(\.\d{1,3}){3}|::1|.*\.localhost", re.IGNORECASE)
 _PORTS = {"http": 80, "https": 443}

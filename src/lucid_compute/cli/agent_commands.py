@@ -103,7 +103,7 @@ def _read_settings(options: dict[str, Any]) -> AgentSettings:
 
 def _configure_log(*, as_json: bool) -> None:
     """Log our own messages, and the warnings and errors of libraries."""
-    from lucid_compute.cli.log_lines import configure_log  # noqa: PLC0415 - only here
+    from lucid_compute.server.logging import configure_log  # noqa: PLC0415 - only here
 
     if as_json:
         configure_log("INFO")

@@ -52,7 +52,8 @@ def show_revision(url: UrlOption = None, as_json: JsonOption = False) -> None:
 
 def _migrate(url: str | None, step: Step | None, *, as_json: bool) -> None:
     """Run a step on the schema and print the revision afterwards. A failure is one sentence."""
-    from lucid_compute.storage import database, embedded_postgres, schema  # noqa: PLC0415 - help needs no SQLAlchemy
+    from lucid_compute.postgres import database, schema  # noqa: PLC0415 - help needs no SQLAlchemy
+    from lucid_compute.postgres import embedded as embedded_postgres
 
     try:
         with schema.open_database(url, data_dir()) as there:

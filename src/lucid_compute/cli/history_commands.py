@@ -9,15 +9,15 @@ from typing import Annotated, Any
 
 import typer
 
+from lucid_compute.accounting.jobs import Outcome
+from lucid_compute.accounting.shapes import JobView
 from lucid_compute.cli.connection import ApiOption, KeyOption, connected
 from lucid_compute.cli.formatting import UNKNOWN, instant, number, or_unknown
 from lucid_compute.cli.lookup import complete_model, complete_node, get_node
 from lucid_compute.cli.node_commands import NodeArgument
 from lucid_compute.cli.output import Column, JsonOption, Listing, sentence, show, show_json
 from lucid_compute.cli.time_arguments import read_past
-from lucid_compute.jobs import Outcome
-from lucid_compute.wire.compute import EventView
-from lucid_compute.wire.jobs import JobView
+from lucid_compute.registry.shapes import EventView
 
 MOST_SHOWN = 50
 LimitOption = Annotated[

@@ -14,7 +14,8 @@ from lucid_compute.cli.formatting import UNKNOWN, instant
 from lucid_compute.cli.lookup import complete_key, complete_node, get_key, get_node
 from lucid_compute.cli.output import Column, JsonOption, Listing, sentence, show, show_done, show_json, show_secret
 from lucid_compute.cli.time_arguments import read_future
-from lucid_compute.wire.keys import KeyLimits, KeyView, NewKey, Scope
+from lucid_compute.registry.domain.identity import KeyLimits, Scope
+from lucid_compute.registry.keys.shapes import KeyView, NewKey
 
 app = typer.Typer(
     cls=ListByDefault,

@@ -17,8 +17,8 @@ from lucid_compute.cli.formatting import counted, plain
 from lucid_compute.cli.lookup import get_node
 from lucid_compute.cli.node_commands import NodeArgument, shown_status
 from lucid_compute.cli.output import JsonOption, console_for, sentence, show, show_done, show_json
-from lucid_compute.node_state import NodeStatus
-from lucid_compute.wire.compute import DrainAnswer, NodeHealth
+from lucid_compute.registry.domain.node_state import NodeStatus
+from lucid_compute.registry.shapes import DrainAnswer, NodeHealth
 
 LONGEST_WAIT_SECONDS = 3600
 

@@ -14,9 +14,9 @@ from lucid_compute.cli.connection import connected
 from lucid_compute.cli.failures import CommandFailed, ExitStatus
 from lucid_compute.client import Lucid
 from lucid_compute.client.errors import NotFound
-from lucid_compute.passports import PassportType
-from lucid_compute.wire.keys import KeyView
-from lucid_compute.wire.passports import PassportView
+from lucid_compute.registry.domain.passports import PassportType
+from lucid_compute.registry.keys.shapes import KeyView
+from lucid_compute.registry.shapes import PassportView
 
 
 class Named(Protocol):

@@ -9,15 +9,15 @@ from typing import Annotated, Any
 import typer
 from rich.console import RenderableType
 
+from lucid_compute.accounting.series import FAILURES
+from lucid_compute.accounting.shapes import FleetUptime, NodeUptime, SeriesAnswer, UptimeWindow
+from lucid_compute.accounting.timeline import STEPS
 from lucid_compute.cli.connection import ApiOption, KeyOption, connected
 from lucid_compute.cli.failures import refuse_both, write
 from lucid_compute.cli.formatting import UNKNOWN, counted, instant, number, or_unknown, span
 from lucid_compute.cli.lookup import complete_model, complete_node, get_node
 from lucid_compute.cli.output import Column, JsonOption, Listing, sentence, show, show_json
 from lucid_compute.cli.time_arguments import read_past
-from lucid_compute.metric_series import FAILURES
-from lucid_compute.timeline import STEPS
-from lucid_compute.wire.metrics import FleetUptime, NodeUptime, SeriesAnswer, UptimeWindow
 
 SHOWN_SERIES = (
     "requests",

@@ -17,10 +17,10 @@ from lucid_compute.cli.failures import ExitStatus
 from lucid_compute.cli.formatting import UNKNOWN, counted, listed, number, or_unknown, share, yes_or_no
 from lucid_compute.cli.lookup import complete_model
 from lucid_compute.cli.output import Column, JsonOption, Listing, facts, sentence, show, show_json
-from lucid_compute.matching_engine import ReasonCode
-from lucid_compute.passports import ModelFormat, PassportStatus
-from lucid_compute.wire.inference import MatchAnswer, RankedNode
-from lucid_compute.wire.passports import ModelAvailability, ModelView, ReasonView
+from lucid_compute.gateway.shapes import MatchAnswer, RankedNode
+from lucid_compute.registry.domain.passports import ModelFormat, PassportStatus
+from lucid_compute.registry.matching_engine import ReasonCode
+from lucid_compute.registry.shapes import ModelAvailability, ModelView, ReasonView
 
 app = typer.Typer(
     cls=ListByDefault,

@@ -20,8 +20,8 @@ from lucid_compute.cli.formatting import UNKNOWN, counted, listed, number, or_un
 from lucid_compute.cli.lookup import complete_model, complete_node, get_node
 from lucid_compute.cli.output import Column, JsonOption, Listing, console_for, facts, sentence, show, show_json
 from lucid_compute.client import Lucid
-from lucid_compute.node_state import NodeStatus
-from lucid_compute.wire.compute import NodeHealth, NodeView
+from lucid_compute.registry.domain.node_state import NodeStatus
+from lucid_compute.registry.shapes import NodeHealth, NodeView
 
 app = typer.Typer(
     cls=ListByDefault,

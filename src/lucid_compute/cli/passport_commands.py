@@ -15,9 +15,9 @@ from lucid_compute.cli.lookup import complete_passport, get_passport
 from lucid_compute.cli.metadata_options import MetadataOption, SetOption, read_metadata_options
 from lucid_compute.cli.output import Column, JsonOption, Listing, facts, sentence, show, show_done, show_json
 from lucid_compute.client import Lucid
-from lucid_compute.node_state import NodeStatus
-from lucid_compute.passports import PassportStatus, PassportType
-from lucid_compute.wire.passports import PassportView
+from lucid_compute.registry.domain.node_state import NodeStatus
+from lucid_compute.registry.domain.passports import PassportStatus, PassportType
+from lucid_compute.registry.shapes import PassportView
 
 app = typer.Typer(
     cls=ListByDefault,

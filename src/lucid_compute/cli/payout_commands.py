@@ -9,12 +9,12 @@ from typing import Annotated
 import typer
 from rich.console import RenderableType
 
+from lucid_compute.accounting.payouts.shapes import LossReport, PayoutReport, PayoutTotal, PeriodView
 from lucid_compute.cli.command_groups import ListByDefault
 from lucid_compute.cli.connection import ApiOption, KeyOption, connected
 from lucid_compute.cli.failures import YesOption, confirm, refuse_both, write
 from lucid_compute.cli.formatting import counted, instant, number, or_unknown
 from lucid_compute.cli.output import Column, JsonOption, Listing, sentence, show, show_done, show_json
-from lucid_compute.wire.payouts import LossReport, PayoutReport, PayoutTotal, PeriodView
 
 app = typer.Typer(
     cls=ListByDefault,

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from lucid_compute.api.settings import Settings, SettingsNotUsable, read_settings
 from lucid_compute.cli.failures import ExitStatus, complain
 from lucid_compute.cli.settings_command import warn_of_mistyped
+from lucid_compute.server.settings import Settings, SettingsNotUsable, read_settings
 
 
 def serve(
@@ -22,7 +22,7 @@ def serve(
     flags = {"host": host, "port": port, "data_dir": data_dir, "workers": workers}
     settings = _read_settings(**{name: value for name, value in flags.items() if value is not None})
     warn_of_mistyped()
-    from lucid_compute.cli.serve import run_service  # noqa: PLC0415 - `lucid --help` lists us without the service
+    from lucid_compute.server.serve import run_service  # noqa: PLC0415 - `lucid --help` lists us without the service
 
     raise typer.Exit(run_service(settings))
 

@@ -10,11 +10,11 @@ from rich.console import RenderableType
 from rich.padding import Padding
 
 from lucid_compute.agent.settings import AgentSettings
-from lucid_compute.api.settings import Settings
 from lucid_compute.cli.failures import complain
 from lucid_compute.cli.output import JsonOption, sentence, show, show_json
 from lucid_compute.cli.settings import is_set, mistyped
 from lucid_compute.client.settings import SETTINGS as CLIENT_SETTINGS
+from lucid_compute.server.settings import Settings
 
 
 class SettingRow(NamedTuple):

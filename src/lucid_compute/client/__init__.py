@@ -4,7 +4,7 @@ from lucid_compute.client.errors import LucidApiError, LucidClientError
 from lucid_compute.client.lucid import AsyncLucid, Lucid
 from lucid_compute.client.pages import AsyncPages, Page, Pages
 from lucid_compute.client.webhook_calls import read_webhook
-from lucid_compute.webhook_rules import BadSignature
+from lucid_compute.webhooks.rules import BadSignature
 
 __all__ = [
     "AsyncLucid",

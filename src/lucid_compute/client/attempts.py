@@ -8,7 +8,7 @@ from typing import Any
 
 from lucid_compute.client.call import ApiCall
 from lucid_compute.client.errors import LucidClientError, NotFound
-from lucid_compute.field_types import backoff_seconds
+from lucid_compute.wire import backoff_seconds
 
 SHORTEST_ATTEMPT_SECONDS = 0.05
 

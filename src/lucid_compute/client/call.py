@@ -17,8 +17,7 @@ from pydantic_core import PydanticSerializationError
 
 from lucid_compute import errors as ground
 from lucid_compute.client.errors import InvalidRequest
-from lucid_compute.field_faults import FieldFault, faults_from
-from lucid_compute.field_types import WireShape, write_instant
+from lucid_compute.wire import FieldFault, WireShape, faults_from, write_instant
 
 T = TypeVar("T")
 PageShape = TypeVar("PageShape")

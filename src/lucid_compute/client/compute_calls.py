@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypedDict, Unpack
 
+from lucid_compute.accounting.shapes import JobList, JobView, Overview
 from lucid_compute.client.call import ApiCall, PagedCall, body_of, given, path_of, query_of, write
-from lucid_compute.node_state import GpuReading, Heartbeat, ReportedRuntime
-from lucid_compute.wire.compute import (
+from lucid_compute.gateway.shapes import ProbeAnswer
+from lucid_compute.registry.domain.node_state import GpuReading, Heartbeat, ReportedRuntime
+from lucid_compute.registry.shapes import (
     Declaration,
     DeclareModels,
     DeregisterAnswer,
@@ -21,9 +23,6 @@ from lucid_compute.wire.compute import (
     NodeList,
     NodeView,
 )
-from lucid_compute.wire.jobs import JobList, JobView
-from lucid_compute.wire.overview import Overview
-from lucid_compute.wire.probes import ProbeAnswer
 
 PROBE_SECONDS = 13.0  # the longest probe of the service
 

@@ -7,7 +7,8 @@ from datetime import datetime
 from types import NoneType
 
 from lucid_compute.client.call import ApiCall, PagedCall, body_of, given, path_of, query_of
-from lucid_compute.wire.keys import AuditList, AuditView, KeyCreate, KeyLimits, KeyList, KeyRotate, KeyView, NewKey
+from lucid_compute.registry.domain.identity import KeyLimits
+from lucid_compute.registry.keys.shapes import AuditList, AuditView, KeyCreate, KeyList, KeyRotate, KeyView, NewKey
 
 
 def create(

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
+from lucid_compute.accounting.shapes import FleetUptime, NodeUptime, SeriesAnswer
 from lucid_compute.client.call import ApiCall, PagedCall, path_of, query_of
-from lucid_compute.wire.metrics import FleetUptime, NodeUptime, SeriesAnswer
 
 Moment = datetime | str
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lucid_compute.client.call import ApiCall, PagedCall, path_of, query_of, refuse
-from lucid_compute.wire.passports import ModelAvailability, ModelList, ModelView
+from lucid_compute.registry.shapes import ModelAvailability, ModelList, ModelView
 
 _AVAILABILITY = "/availability"
 

@@ -8,7 +8,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from lucid_compute.client.call import PagedCall
 from lucid_compute.client.transport import AsyncTransport, Transport
-from lucid_compute.wire.lists import DEFAULT_PER_PAGE, MAX_PER_PAGE, Pagination
+from lucid_compute.wire import DEFAULT_PER_PAGE, MAX_PER_PAGE, Pagination
 
 T = TypeVar("T")
 

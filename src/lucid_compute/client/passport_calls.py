@@ -8,7 +8,7 @@ from typing import Any, TypedDict, Unpack
 from uuid import uuid4
 
 from lucid_compute.client.call import ApiCall, PagedCall, body_of, given, path_of, query_of, refuse
-from lucid_compute.wire.passports import PassportCreate, PassportList, PassportPatch, PassportView
+from lucid_compute.registry.shapes import PassportCreate, PassportList, PassportPatch, PassportView
 
 
 class PassportChanges(TypedDict, total=False):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from datetime import date
 
+from lucid_compute.accounting.payouts.shapes import LossReport, PayoutReport, PeriodClose, PeriodList, PeriodView
 from lucid_compute.client.call import ApiCall, PagedCall, body_of, path_of, query_of
-from lucid_compute.wire.payouts import LossReport, PayoutReport, PeriodClose, PeriodList, PeriodView
 
 AnyDay = date | str
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from lucid_compute.client.call import ApiCall, body_of, given
-from lucid_compute.wire.inference import MatchAnswer, MatchRequest, RequestPolicy
-from lucid_compute.wire.operations import Liveness, Readiness
+from lucid_compute.gateway.shapes import MatchAnswer, MatchRequest, RequestPolicy
+from lucid_compute.web.shapes import Liveness, Readiness
 
 
 def match(

@@ -9,8 +9,8 @@ from types import NoneType
 from pydantic import ValidationError
 
 from lucid_compute.client.call import ApiCall, PagedCall, body_of, given, path_of, query_of
-from lucid_compute.webhook_rules import BadSignature, verify
-from lucid_compute.wire.webhooks import (
+from lucid_compute.webhooks.rules import BadSignature, verify
+from lucid_compute.webhooks.shapes import (
     DeliveryList,
     DeliveryView,
     NewWebhook,

@@ -10,15 +10,18 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
+from lucid_compute.egress.policy import EgressPolicy
 from lucid_compute.errors import DatabaseUnavailable
-from lucid_compute.storage.audit import Actor
-from lucid_compute.storage.clock import DatabaseClock
-from lucid_compute.storage.webhook_outbox import CLAIM_SECONDS, Backlog, Delivery, Verdict, WebhookOutbox, note_attempt
-from lucid_compute.storage.webhook_store import WebhookStore
-from lucid_compute.webhook_rules import retry_seconds
-from lucid_compute.webhooks.courier import ATTEMPT_SECONDS, Deliverer
+from lucid_compute.postgres.clock import DatabaseClock
+from lucid_compute.postgres.database import Database
+from lucid_compute.registry.domain.identity import Actor
+from lucid_compute.webhooks.delivery import ATTEMPT_SECONDS, Deliverer
+from lucid_compute.webhooks.outbox import CLAIM_SECONDS, Backlog, Delivery, DeliveryResult, WebhookOutbox, note_attempt
+from lucid_compute.webhooks.rules import retry_seconds
+from lucid_compute.webhooks.store import WebhookStore
 
 LOOK_SECONDS = 1.0
 CLEANING_SECONDS = 60.0
@@ -27,7 +30,6 @@ MAX_UNDER_WAY = 64
 MAX_CLAIMED = 512
 MAX_OF_ONE_WEBHOOK = 8
 MAX_FAILING = 32  # so that receivers that hang leave places to the others
-
 _log = logging.getLogger(__name__)
 
 
@@ -197,7 +199,7 @@ class WebhookSender:
             if delivered:
                 await self._outbox.succeed(delivered)
 
-    async def _settle_failed(self, delivery: Delivery, verdict: Verdict, attempts: str) -> None:
+    async def _settle_failed(self, delivery: Delivery, verdict: DeliveryResult, attempts: str) -> None:
         wait_seconds = retry_seconds(delivery.attempts, random.random())  # noqa: S311 - jitter, not a secret
         reason = (
             f"Nothing could be delivered for a day; the last attempt came to {verdict.result}. Mend the receiver, "
@@ -242,7 +244,7 @@ class WebhookTester:
         self._clock = clock
         self._spend = spend
 
-    async def test(self, actor: Actor, webhook_id: str, *, sees: str | None) -> tuple[Delivery, Verdict]:
+    async def test(self, actor: Actor, webhook_id: str, *, sees: str | None) -> tuple[Delivery, DeliveryResult]:
         """Send a test and answer what came of it; one that is delivered enables a disabled webhook.
 
         Raises:
@@ -255,3 +257,24 @@ class WebhookTester:
         attempts = json.dumps(note_attempt([], verdict, self._clock.now()))
         await self._store.record_test(actor, test, attempts, is_delivered=verdict.is_delivered)
         return test, verdict
+
+
+class WebhookParts(NamedTuple):
+    """The store that routes write to, the sender that empties the outbox, and the tester."""
+
+    store: WebhookStore
+    sender: WebhookSender
+    tester: WebhookTester
+
+
+def build_webhooks(
+    database: Database,
+    policy: EgressPolicy,
+    clock: DatabaseClock,
+    own_endpoints: set[tuple[str, int]],
+    spend: Callable[[str], None],
+) -> WebhookParts:
+    """Put them together; `spend` takes a host's allowance of tests, and nothing goes to `own_endpoints`."""
+    store, deliverer = WebhookStore(database, policy), Deliverer(policy, clock, own_endpoints)
+    sender = WebhookSender(WebhookOutbox(database), deliverer, clock)
+    return WebhookParts(store, sender, WebhookTester(store, deliverer, clock, spend))

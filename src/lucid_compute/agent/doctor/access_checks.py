@@ -5,16 +5,9 @@ from __future__ import annotations
 from uuid import UUID
 
 from lucid_compute.agent.doctor.check import CheckFinding, DoctorContext, failed, passed
-from lucid_compute.client.errors import (
-    Forbidden,
-    LucidClientError,
-    NodeDeregistered,
-    NotFound,
-    TlsFailed,
-    Unauthorized,
-)
-from lucid_compute.passports import PassportStatus, PassportType
-from lucid_compute.wire.passports import PassportView
+from lucid_compute.client.errors import Forbidden, LucidClientError, NodeDeregistered, NotFound, TlsFailed, Unauthorized
+from lucid_compute.registry.domain.passports import PassportStatus, PassportType
+from lucid_compute.registry.shapes import PassportView
 
 NO_NODE = str(UUID(int=0))
 SHOWN_NAMES = 10

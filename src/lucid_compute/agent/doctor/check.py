@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
 from lucid_compute.agent.settings import is_loopback
-from lucid_compute.passports import normalise_runtime
+from lucid_compute.registry.domain.passports import normalise_runtime
 
 if TYPE_CHECKING:
     from lucid_compute.agent.runtimes.detection import Detection
     from lucid_compute.agent.runtimes.inference_server import InferenceServer, ServerResponse
     from lucid_compute.agent.runtimes.reading import ServerReading
     from lucid_compute.client import AsyncLucid
-    from lucid_compute.wire.compute import Declaration, NodeHealth
-    from lucid_compute.wire.passports import PassportView, ReasonView
-    from lucid_compute.wire.probes import ProbeAnswer
+    from lucid_compute.gateway.shapes import ProbeAnswer
+    from lucid_compute.registry.shapes import Declaration, NodeHealth, PassportView, ReasonView
 
 
 class DoctorContext:

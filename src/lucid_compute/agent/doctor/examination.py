@@ -4,13 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 
-from lucid_compute.agent.doctor import (
-    access_checks,
-    heartbeat_checks,
-    model_checks,
-    reach_checks,
-    server_checks,
-)
+from lucid_compute.agent.doctor import access_checks, heartbeat_checks, model_checks, reach_checks, server_checks
 from lucid_compute.agent.doctor.check import Check, CheckFinding, CheckVerdict, DoctorContext, Result, failed, skipped
 from lucid_compute.client import AsyncLucid, LucidClientError
 

@@ -6,7 +6,12 @@ import asyncio
 from datetime import UTC, datetime
 
 from lucid_compute.agent.doctor.check import CheckFinding, DoctorContext, failed, passed, skipped, warned
-from lucid_compute.node_state import FRESH_SECONDS, HEARTBEAT_INTERVAL_SECONDS, NodeStatus, ReportedStatus
+from lucid_compute.registry.domain.node_state import (
+    FRESH_SECONDS,
+    HEARTBEAT_INTERVAL_SECONDS,
+    NodeStatus,
+    ReportedStatus,
+)
 
 CLOCK_SECONDS = 5.0
 PACE_SECONDS = HEARTBEAT_INTERVAL_SECONDS * 1.5  # after this time a heartbeat is late or lost

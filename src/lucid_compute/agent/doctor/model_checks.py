@@ -7,7 +7,7 @@ from collections import defaultdict
 from lucid_compute.agent.doctor.check import CheckFinding, DoctorContext, failed, passed, skipped, warned
 from lucid_compute.agent.doctor.reason_fixes import fix_of
 from lucid_compute.client.errors import ModelNotFound
-from lucid_compute.wire.passports import ReasonView
+from lucid_compute.registry.shapes import ReasonView
 
 MB_PER_GB = 1024
 TOLERANCE_GB = 1.0  # drivers keep some of the memory for themselves

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from lucid_compute.agent.doctor.check import CheckFinding, DoctorContext, failed, passed, skipped, warned
 from lucid_compute.agent.settings import is_loopback
 from lucid_compute.client.errors import NotFound, RateLimited
-from lucid_compute.wire.probes import ProbeAnswer, ProbeCode
+from lucid_compute.gateway.shapes import ProbeAnswer, ProbeCode
 
 EXPIRES_SOON_DAYS = 14
 TLS_SECONDS = 5.0

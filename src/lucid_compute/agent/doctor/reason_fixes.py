@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from lucid_compute.matching_engine import ReasonCode
+from lucid_compute.registry.matching_engine import ReasonCode
 
 # `{node}` is the node's name or id, as a command takes it.
 REASON_FIXES: Final[Mapping[str, str]] = {

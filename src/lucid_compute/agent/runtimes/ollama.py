@@ -8,14 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lucid_compute.agent.runtimes.inference_server import InferenceServer, ServerResponse
-from lucid_compute.agent.runtimes.reading import (
-    MAX_MODELS,
-    ServedModel,
-    ServerReading,
-    as_count,
-    as_label,
-    distinct,
-)
+from lucid_compute.agent.runtimes.reading import MAX_MODELS, ServedModel, ServerReading, as_count, as_label, distinct
 
 _CLOUD_ENDINGS = (":cloud", "-cloud")
 

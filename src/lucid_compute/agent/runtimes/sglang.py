@@ -9,14 +9,7 @@ from typing import Any
 
 from lucid_compute.agent.runtimes.inference_server import InferenceServer
 from lucid_compute.agent.runtimes.metrics_text import read_metrics
-from lucid_compute.agent.runtimes.reading import (
-    ServedModel,
-    ServerReading,
-    as_count,
-    as_label,
-    distinct,
-    models_listed,
-)
+from lucid_compute.agent.runtimes.reading import ServedModel, ServerReading, as_count, as_label, distinct, models_listed
 
 _RUNNING = "sglang:num_running_reqs"
 _QUEUED = "sglang:num_queue_reqs"

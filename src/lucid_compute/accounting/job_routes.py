@@ -1,0 +1,66 @@
+"""Jobs over HTTP: what was routed to one's nodes, and what became of it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+
+from lucid_compute.accounting.job_counts import JobFilter
+from lucid_compute.accounting.jobs import Outcome
+from lucid_compute.accounting.shapes import JobList
+from lucid_compute.errors import NodeNotFound
+from lucid_compute.registry.keys.dependencies import Reader, owner_of
+from lucid_compute.server.replica import Replica
+from lucid_compute.web.errors import declare
+from lucid_compute.web.lists import OrderDependency, PageDependency
+from lucid_compute.web.provide import ServiceDependency
+from lucid_compute.wire import Instant, Text
+
+router = APIRouter(prefix="/compute/jobs", tags=["compute"])
+
+
+@router.get("", response_model=JobList, responses=declare(NodeNotFound))
+async def list_jobs(
+    service: ServiceDependency,
+    principal: Reader,
+    page: PageDependency,
+    order: OrderDependency,
+    passport_id: Annotated[Text | None, Query(alias="passportId", description="The node.")] = None,
+    model: Annotated[Text | None, Query(description="The model's id, name or alias.")] = None,
+    outcome: Annotated[Outcome | None, Query(description="How they ended.")] = None,
+    since: Annotated[Instant | None, Query(description="The oldest start that is wanted.")] = None,
+    until: Annotated[Instant | None, Query(description="Those that started before.")] = None,
+    owner: Annotated[Text | None, Query(description="Another owner than the key's; admins only.")] = None,
+) -> JobList:
+    """List the attempts that were made on one's own nodes, an admin's are all. `name` sorts by the model.
+
+    Each attempt of a request is a job of its own, with the request's id. One is listed some hundredths of a second
+    after it ended; one that takes longer than a second already while it runs.
+    """
+    whose = owner_of(principal, owner, "jobs")
+    if passport_id is not None:
+        await service.registry.get_passport(passport_id, sees=principal.sees)
+    wanted = JobFilter(
+        owner=whose,
+        node_id=passport_id,
+        outcome=outcome,
+        model_ids=None if model is None else await _find_models(service, model),
+        since=since,
+        until=until,
+    )
+    jobs, total = await service.job_search.list_page(
+        wanted,
+        sort_by=order.by,
+        sort_order=order.direction,
+        offset=page.offset,
+        limit=page.per_page,
+        shows_consumer=principal.is_admin,
+    )
+    return JobList(jobs=jobs, pagination=page.pagination(total))
+
+
+async def _find_models(service: Replica, named: str) -> list[str]:
+    """Answer the ids of the models that this names: one by its alias, all that have or had it by their name."""
+    known = service.fleet.find_model(named)
+    return sorted({*await service.job_search.find_model_ids(named), *([known.id] if known else ())})

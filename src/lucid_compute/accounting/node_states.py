@@ -1,0 +1,158 @@
+"""The states that nodes were in, change by change: what uptime is computed from.
+
+Each replica watches the fleet; whichever sees a change first writes it, by the instants that all of them know. Events
+tell less: they are damped, wait for the brake, and name staleness too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from lucid_compute.postgres.database import Database
+from lucid_compute.registry.domain.node_state import LIVE_WINDOW, NodeStatus, ReportedStatus
+from lucid_compute.registry.fleet.fleet import Fleet, FleetNode
+from lucid_compute.registry.fleet.replicas import seconds_lost
+from lucid_compute.web.turns import in_batches, in_turns
+
+SEEN_FOR = timedelta(seconds=5)
+"""A state is written when it has lasted so long: by then every replica knows what any of them took."""
+
+STATES_LOCK = 0x73746174  # an advisory lock of our own: "stat"
+_NODES_A_TURN = 1000
+
+_LAST = text("""
+    SELECT n.id::text, held.since, held.state
+    FROM unnest(CAST(:ids AS uuid[])) AS n (id)
+    JOIN LATERAL (
+        SELECT since, state FROM node_states s WHERE s.node_id = n.id ORDER BY since DESC LIMIT 1
+    ) held ON true
+""")
+
+# A change that is older than the last one written was seen by a replica that is behind, and is left out.
+_RECORD = text("""
+    INSERT INTO node_states (node_id, since, state, owner)
+    SELECT c.node_id, c.since, c.state, c.owner
+    FROM unnest(CAST(:ids AS uuid[]), CAST(:since AS timestamptz[]), CAST(:states AS text[]), CAST(:owners AS text[]))
+        AS c (node_id, since, state, owner)
+    LEFT JOIN LATERAL (
+        SELECT since, state FROM node_states s WHERE s.node_id = c.node_id ORDER BY since DESC LIMIT 1
+    ) AS held ON true
+    WHERE held.since IS NULL OR (held.since < c.since AND held.state <> c.state)
+""")
+
+# $1: how many days are kept, and of each node the state that it was in when they began.
+CLEAN_STATES = """
+    DELETE FROM node_states s USING (SELECT now() - $1 * interval '1 day' AS kept_since) k
+    WHERE s.since < k.kept_since AND EXISTS (
+        SELECT FROM node_states n WHERE n.node_id = s.node_id AND n.since > s.since AND n.since <= k.kept_since
+    )
+"""
+
+
+class StateChange(NamedTuple):
+    """A node's status since an instant."""
+
+    node_id: str
+    since: datetime
+    state: str
+    owner: str
+
+
+class NodeStates:
+    """Writes down what status nodes have, as one replica sees the fleet."""
+
+    def __init__(self, database: Database, fleet: Fleet) -> None:
+        """Write to `database` what `fleet` shows."""
+        self._database = database
+        self._fleet = fleet
+        self._written: dict[str, StateChange] = {}
+        self._seen: dict[str, StateChange] = {}
+
+    async def read_back(self) -> None:
+        """Learn what is written, by other replicas too: at the start, and now and then.
+
+        Raises:
+            DatabaseUnavailable: as named.
+        """
+        written: dict[str, StateChange] = {}
+        node_ids = [node.state.id for node in self._fleet.nodes()]
+        async for batch in in_batches(node_ids, _NODES_A_TURN):
+            async with self._database.transaction() as connection:
+                rows = await connection.execute(_LAST, {"ids": batch})
+                written |= {node_id: StateChange(node_id, since, state, "") for node_id, since, state in rows}
+        self._written = written
+
+    async def follow(self, now: datetime) -> None:
+        """Write every change that has lasted five seconds and is not written yet.
+
+        Raises:
+            DatabaseUnavailable: as named; the next call writes what this one did not.
+        """
+        changes = await self.find_changes(now)
+        async for batch in in_batches(changes, _NODES_A_TURN):
+            await self._record(batch)
+
+    async def find_changes(self, now: datetime) -> list[StateChange]:
+        """Answer the changes that are due; a state is first seen in one call and due in a later one."""
+        live_since = self._fleet.live_since(now)
+        found = []
+        async for node in in_turns(self._fleet.nodes(), _NODES_A_TURN):
+            if node.state.receipt is None:
+                continue
+            node_id, status = node.state.id, node.state.status(live_since)
+            held = self._written.get(node_id)
+            if held is not None and held.state == status:
+                self._seen.pop(node_id, None)
+                continue
+            seen = self._seen.get(node_id)
+            if seen is None or seen.state != status:
+                seen = self._seen[node_id] = StateChange(node_id, now, status.value, node.record.owner)
+            if now - seen.since >= SEEN_FOR:
+                found.append(seen._replace(since=self._since(node, status, seen.since, held)))
+        return found
+
+    def _since(self, node: FleetNode, status: NodeStatus, seen_at: datetime, held: StateChange | None) -> datetime:
+        """Answer since when the node has its status: an instant that all replicas know, or else when it was seen."""
+        since = _known_since(node, status, self._fleet)
+        if since is None or since > seen_at or (held is not None and since <= held.since):
+            return seen_at
+        return since
+
+    async def _record(self, changes: Sequence[StateChange]) -> None:
+        async with self._database.transaction() as connection:
+            if not await connection.scalar(text(f"SELECT pg_try_advisory_xact_lock({STATES_LOCK})")):
+                return  # another replica writes them; this one looks again
+            await _insert(connection, changes)
+        for change in changes:
+            self._written[change.node_id] = change
+            self._seen.pop(change.node_id, None)
+
+
+async def _insert(connection: AsyncConnection, changes: Iterable[StateChange]) -> None:
+    node_ids, since, states, owners = zip(*changes, strict=True)
+    values = {"ids": list(node_ids), "since": list(since), "states": list(states), "owners": list(owners)}
+    await connection.execute(_RECORD, values)
+
+
+def _known_since(node: FleetNode, status: NodeStatus, fleet: Fleet) -> datetime | None:
+    receipt = node.state.receipt
+    if receipt is None:
+        return None
+    if status is NodeStatus.HEALTHY:
+        return receipt.up_since
+    if status is NodeStatus.DRAINING:
+        return node.state.draining_since or receipt.received_at
+    if status is NodeStatus.UNHEALTHY and receipt.heartbeat.status is ReportedStatus.HEALTHY:
+        silent_at = receipt.received_at + LIVE_WINDOW
+        for _ in range(8):  # an outage within the two minutes makes them longer, and may bring the next one into them
+            lost = seconds_lost(receipt.received_at, silent_at, fleet.outages)
+            if (longer := receipt.received_at + LIVE_WINDOW + timedelta(seconds=lost)) == silent_at:
+                break
+            silent_at = longer
+        return silent_at
+    return receipt.received_at if status is NodeStatus.UNHEALTHY else None

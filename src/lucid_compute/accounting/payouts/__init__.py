@@ -1,0 +1,1 @@
+"""Payouts: prices become revenue, revenue becomes shares, months are closed."""

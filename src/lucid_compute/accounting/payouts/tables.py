@@ -1,0 +1,104 @@
+"""The tables of the payouts: what is billed and not closed yet, closed periods and their lines, terms, and refusals.
+
+What is closed is never changed again: triggers refuse it. No foreign keys to passports, as in the ledger.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import BigInteger, CheckConstraint, Column, Date, DateTime, Index, Integer, Numeric, Table, Text, func
+from sqlalchemy.dialects.postgresql import UUID
+
+from lucid_compute.postgres.tables import metadata
+
+TERMS_ARE_WHOLE = "provider_bps + model_owner_bps + protocol_bps = 10000"
+
+TERMS_ARE_PARTS = "least(provider_bps, model_owner_bps, protocol_bps) >= 0"
+
+
+def _id(name: str, **options: Any) -> Column[Any]:
+    return Column(name, UUID(as_uuid=False), **options)
+
+
+def _keys() -> tuple[Column[Any], ...]:
+    """Answer what a line is about: jobs of one UTC day, by when they started, of one model on one node."""
+    return (
+        _id("node_id", primary_key=True),
+        Column("day", Date, primary_key=True),
+        _id("model_id", primary_key=True),
+        Column("node_owner", Text, primary_key=True),
+    )
+
+
+def _sums() -> tuple[Column[Any], ...]:
+    """Answer a line's sums; the provider's part is what the other two leave of `gross_usd`."""
+    counts = ("jobs", "tokens_in", "tokens_out")
+    amounts = ("gross_usd", "model_owner_usd", "protocol_usd")
+    return (
+        *(Column(name, BigInteger, nullable=False) for name in counts),
+        *(Column(name, Numeric, nullable=False) for name in amounts),
+    )
+
+
+# Made by a trigger of `jobs` alone, in the statement that writes them, and updated in place; closing a period moves
+# lines out of it.
+payout_open = Table(
+    "payout_open",
+    metadata,
+    *_keys(),
+    *_sums(),
+    Index("payout_open_day_idx", "day"),
+    postgresql_with={"fillfactor": "50"},
+)
+
+payout_periods = Table(
+    "payout_periods",
+    metadata,
+    _id("id", primary_key=True),
+    Column("starts_on", Date, nullable=False),
+    Column("ends_on", Date, nullable=False),
+    Column("closed_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Column("closed_by", Text, nullable=False),
+    CheckConstraint("starts_on < ends_on", name="payout_periods_have_days"),
+    Index("payout_periods_start_key", "starts_on", unique=True),
+    Index("payout_periods_end_key", "ends_on", unique=True),
+)
+
+# Names and the model's owner as they were when the period was closed, so that a statement is the same for ever.
+payout_lines = Table(
+    "payout_lines",
+    metadata,
+    _id("period_id", primary_key=True),
+    *_keys(),
+    *_sums(),
+    Column("node_name", Text, nullable=False),
+    Column("model_name", Text, nullable=False),
+    Column("model_owner", Text),
+    Index("payout_lines_day_idx", "day"),
+    Index("payout_lines_provider_idx", "node_owner", "day"),
+    Index("payout_lines_model_owner_idx", "model_owner", "day"),
+)
+
+# A price is split by the terms that held when its job started.
+payout_terms = Table(
+    "payout_terms",
+    metadata,
+    Column("since", DateTime(timezone=True), primary_key=True, server_default=func.now()),
+    *(Column(name, Integer, nullable=False) for name in ("provider_bps", "model_owner_bps", "protocol_bps")),
+    CheckConstraint(TERMS_ARE_WHOLE, name="payout_terms_are_whole"),
+    CheckConstraint(TERMS_ARE_PARTS, name="payout_terms_are_parts"),
+)
+
+# Requests that no node was asked for, by the hour: `consumer` is empty when nobody knows who asked, and `model_id` all
+# zeros when no model is known. A refusal's side and worth are told when it is read.
+refusals = Table(
+    "refusals",
+    metadata,
+    Column("hour", DateTime(timezone=True), primary_key=True),
+    Column("consumer", Text, primary_key=True),
+    _id("model_id", primary_key=True),
+    Column("cause", Text, primary_key=True),
+    Column("requests", BigInteger, nullable=False),
+    postgresql_with={"fillfactor": "50"},
+)

@@ -1,0 +1,265 @@
+"""The statements that move records on: what is open becomes minutes, minutes become hours, hours become days.
+
+Whatever a statement adds somewhere it takes from what it deletes, or from what a mark says was never added, in the same
+transaction: so nothing counts twice and nothing is lost (docs/adr/0012-records.md).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+import asyncpg
+
+from lucid_compute.accounting.exactly_once import ONCE
+from lucid_compute.accounting.node_states import CLEAN_STATES
+from lucid_compute.accounting.rollup_columns import (
+    ALL_NODES,
+    GAUGE_COLUMNS,
+    JOB_COLUMNS,
+    NARROW,
+    UPSTREAM,
+    WIDE,
+    RecordColumn,
+    Width,
+    add_to_held,
+    add_up,
+    names,
+    owner_scope,
+)
+from lucid_compute.accounting.timeline import EPOCH
+from lucid_compute.postgres.database import is_passing
+from lucid_compute.postgres.dedicated_connection import DedicatedConnection, Purpose
+
+JOB_KEYS = "bucket, scope_id, model_id"
+GAUGE_KEYS = "bucket, scope_id"
+# A job counts for its node by its model, and for its owner and for all by its model and by all models together.
+_BY_MODEL = f"unnest(ARRAY[model_id, '{UPSTREAM}'::uuid]) AS m (model_id)"
+SCOPED_JOBS = f"""
+    SELECT bucket, node_id AS scope_id, model_id, {names(JOB_COLUMNS)} FROM moved
+    UNION ALL SELECT bucket, {owner_scope("node_owner")}, m.model_id, {names(JOB_COLUMNS)}
+    FROM moved, {_BY_MODEL} WHERE node_id <> '{UPSTREAM}'
+    UNION ALL SELECT bucket, '{ALL_NODES}', m.model_id, {names(JOB_COLUMNS)} FROM moved, {_BY_MODEL}
+""".replace("m.model_id,", "m.model_id AS model_id,")
+SCOPED_GAUGES = f"""
+    SELECT bucket, node_id AS scope_id, {names(GAUGE_COLUMNS)} FROM moved
+    UNION ALL SELECT bucket, {owner_scope("node_owner")}, {names(GAUGE_COLUMNS)} FROM moved
+    UNION ALL SELECT bucket, '{ALL_NODES}', {names(GAUGE_COLUMNS)} FROM moved
+"""
+
+
+class RecordKind:
+    """The statements for one kind of record, `job` or `gauge`: its open, minute, hour and day tables."""
+
+    def __init__(self, name: str, columns: tuple[RecordColumn, ...], keys: str, scoped: str) -> None:
+        """Write the statements down."""
+        self.name = name
+        self.columns = columns
+        self.keys = keys
+        # $1: minutes that began before are over. $2: how many rows at most, so that no backlog is too large for one
+        # statement. One that comes late, when its hour or its day was added up already, is added there too. A row that
+        # a replica adds to just now is waited for, and moved as it then is or the next time. Answers how many it moved.
+        self.move = f"""
+            WITH moved AS (
+                DELETE FROM {name}_open
+                WHERE ctid = ANY(ARRAY(SELECT ctid FROM {name}_open WHERE bucket < $1 LIMIT $2)) RETURNING *
+            ),
+            scoped AS ({scoped}),
+            {self._add_up("scoped", "minutes", NARROW, NARROW)},
+            late AS (
+                SELECT date_trunc('hour', bucket) AS bucket, {self._rest(keys)} FROM minutes
+                WHERE bucket < (SELECT hours_until FROM record_marks)
+            ),
+            {self._add_up("late", "hours", NARROW, WIDE)},
+            very_late AS (
+                SELECT date_trunc('day', bucket) AS bucket, {self._rest(keys)} FROM hours
+                WHERE bucket < (SELECT days_until FROM record_marks)
+            ),
+            {self._add_up("very_late", "days", WIDE, WIDE)},
+            into_days AS ({self._insert("days", WIDE)}),
+            into_hours AS ({self._insert("hours", WIDE)}),
+            into_minutes AS ({self._insert("minutes", NARROW)})
+            SELECT count(*) FROM moved
+        """
+        # $1: the start of the hour or day to add up.
+        self.add_up_hour = self._add_up_span("minutes", "hours", "1 hour", NARROW)
+        self.add_up_day = self._add_up_span("hours", "days", "1 day", WIDE)
+
+    def _rest(self, keys: str) -> str:
+        return ", ".join([*keys.split(", ")[1:], names(self.columns)])
+
+    def _add_up(self, source: str, into: str, from_: Width, to: Width) -> str:
+        return add_up(self.columns, self.keys, source=source, into=into, from_=from_, to=to)
+
+    def _insert(self, tier: str, width: Width) -> str:
+        """Answer the statement that adds the rows of the relation `tier` to the table of that name."""
+        return f"""
+            INSERT INTO {self.name}_{tier} AS held ({self.keys}, {names(self.columns)})
+            SELECT {self.keys}, {names(self.columns)} FROM {tier} ORDER BY {self.keys}
+            ON CONFLICT ({self.keys}) DO UPDATE SET {add_to_held(self.columns, width)}
+        """
+
+    def _add_up_span(self, shorter: str, longer: str, span: str, width: Width) -> str:
+        return f"""
+            WITH source AS (
+                SELECT $1::timestamptz AS bucket, {self._rest(self.keys)} FROM {self.name}_{shorter}
+                WHERE bucket >= $1 AND bucket < $1::timestamptz + interval '{span}'
+            ),
+            {self._add_up("source", longer, width, WIDE)}
+            {self._insert(longer, WIDE)}
+        """
+
+
+JOBS = RecordKind("job", JOB_COLUMNS, JOB_KEYS, SCOPED_JOBS)
+GAUGE_RECORDS = RecordKind("gauge", GAUGE_COLUMNS, GAUGE_KEYS, SCOPED_GAUGES)
+KINDS = (JOBS, GAUGE_RECORDS)
+FLUSH_GAUGES = f"""
+WITH {ONCE}
+INSERT INTO gauge_open AS held (bucket, node_id, node_owner, {names(GAUGE_COLUMNS)})
+SELECT to_timestamp(s.second), p.id, p.owner, {names(GAUGE_COLUMNS)}
+FROM json_to_recordset($3::text::json) AS s (
+    second bigint, node_id uuid, {", ".join(f"{column.name} {column.type}" for column in GAUGE_COLUMNS)}
+) JOIN passports p ON p.id = s.node_id
+WHERE EXISTS (SELECT FROM once)
+ORDER BY p.id, s.second
+ON CONFLICT (node_id, bucket) DO UPDATE SET {add_to_held(GAUGE_COLUMNS, NARROW)}
+"""
+# $1: everything before is added up, or there was nothing to add up.
+HOURS_ARE_DONE = "UPDATE record_marks SET hours_until = $1 WHERE hours_until < $1"
+DAYS_ARE_DONE = "UPDATE record_marks SET days_until = $1 WHERE days_until < $1"
+HOURS_UNTIL = "SELECT hours_until FROM record_marks"
+
+
+def _next(span: str, mark: str, tier: str) -> str:
+    """Answer the statement that finds the first hour or day before $1 to add up; those without records are passed."""
+    first = "SELECT min(bucket) FROM {kind}_{tier} WHERE bucket >= {mark} AND bucket < $1"
+    of_each = (f"({first.format(kind=kind.name, tier=tier, mark=mark)})" for kind in KINDS)
+    return f"SELECT date_trunc('{span}', least({', '.join(of_each)})) FROM record_marks"
+
+
+NEXT_HOUR = _next("hour", "hours_until", "minutes")
+NEXT_DAY = _next("day", "days_until", "hours")
+
+
+class Cleaning(NamedTuple):
+    """Two statements: up to where the next part of a table from $2 on may go, $1 units being kept, and its deletion.
+
+    They are two so that Postgres plans the second with the instant before its eyes: it can't know what a bound that is
+    computed comes to, and would read the whole table. What was just deleted lies before $2, and is not looked at again.
+    """
+
+    find: str
+    delete: str
+
+
+def _clean(table: str, unit: str, a_turn: str, limit: str) -> Cleaning:
+    """Answer the statements for a table of which no more than `a_turn` goes at a time, and nothing from `limit` on."""
+    oldest = f"(SELECT min(bucket) FROM {table} WHERE bucket >= $2) + interval '{a_turn}'"
+    find = f"SELECT least(now() - $1 * interval '1 {unit}', {oldest}, {limit})"
+    return Cleaning(find, f"DELETE FROM {table} WHERE bucket < $1 AND bucket >= $2")
+
+
+# How many hours minutes are kept, days hours are, days days are. What was not added up yet is kept longer.
+CLEAN_MINUTES = tuple(_clean(f"{kind.name}_minutes", "hour", "1 hour", f"({HOURS_UNTIL})") for kind in KINDS)
+CLEAN_HOURS = tuple(
+    _clean(f"{kind.name}_hours", "day", "1 day", "(SELECT days_until FROM record_marks)") for kind in KINDS
+)
+CLEAN_DAYS = tuple(_clean(f"{kind.name}_days", "day", "30 days", "now()") for kind in KINDS)
+CLEAN_FLUSHES = "DELETE FROM gauge_flushes WHERE at < now() - interval '1 day'"
+# What is added up has no statistics: Postgres may take ten thousand rows for ten, and compare each with each.
+JOIN_BY_HASH = "SET enable_nestloop = off"
+KEEP_SECONDS = 20.0
+CLEANING_SECONDS = 60.0
+ROUND_SECONDS = 300.0  # adding an hour of ten thousand busy nodes up takes twenty
+ROWS_A_MOVE = 100_000  # some four seconds; what a fleet of ten thousand leaves in a minute, or in ten of them
+RECORDS_LOCK = 0x7265636F  # an advisory lock of our own: "reco"
+MINUTE_IS_OVER_AFTER = timedelta(minutes=1)  # what comes even later is moved later
+HOUR_IS_OVER_AFTER = timedelta(minutes=3)
+_log = logging.getLogger(__name__)
+
+
+class Retention(NamedTuple):
+    """How long records are kept: by the minute in hours, by the hour and by the day in days."""
+
+    minutes_hours: int
+    hours_days: int
+    days_days: int
+
+
+class RollupKeeper:
+    """Keeps the records of all replicas in order, while no other replica does."""
+
+    def __init__(self, url: str, retention: Retention, *, rows_a_move: int = ROWS_A_MOVE) -> None:
+        """Keep those of the database at `url`."""
+        self._connection = DedicatedConnection(url, Purpose.RECORD_KEEPER, session=JOIN_BY_HASH)
+        self._retention = retention
+        self._rows_a_move = rows_a_move
+
+    async def run(self) -> None:
+        """Keep them for as long as this task runs."""
+        cleaning_due = 0.0
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(KEEP_SECONDS)
+            try:
+                is_cleaning = loop.time() >= cleaning_due
+                await self.keep(cleans=is_cleaning)
+                if is_cleaning:
+                    cleaning_due = loop.time() + CLEANING_SECONDS
+            except Exception as error:  # noqa: BLE001 - a fault must not end the task: the next round does what this left
+                if not is_passing(error):
+                    _log.exception("the records could not be moved on, and wait")
+
+    async def keep(self, *, cleans: bool = True, now: datetime | None = None) -> None:
+        """Move on what is due at `now`, the database's unless named; does nothing while another replica does it."""
+        try:
+            async with self._connection.within(ROUND_SECONDS) as connection:
+                if not await connection.fetchval("SELECT pg_try_advisory_lock($1)", RECORDS_LOCK):
+                    return
+                await self._keep(connection, now or await connection.fetchval("SELECT now()"))
+                if cleans:
+                    await self._clean(connection)
+        finally:
+            await self._connection.close()  # and with it the lock
+
+    async def _keep(self, connection: asyncpg.Connection[asyncpg.Record], now: datetime) -> None:
+        over_before = (now - MINUTE_IS_OVER_AFTER).replace(second=0, microsecond=0)
+        for kind in KINDS:
+            while await connection.fetchval(kind.move, over_before, self._rows_a_move) == self._rows_a_move:
+                pass
+        await self._add_up_hours(connection, (now - HOUR_IS_OVER_AFTER).replace(minute=0, second=0, microsecond=0))
+        await self._add_up_days(connection, (await connection.fetchval(HOURS_UNTIL)).replace(hour=0))
+
+    async def _add_up_hours(self, connection: asyncpg.Connection[asyncpg.Record], until: datetime) -> None:
+        """Add up every whole hour before `until`, each in a transaction that also says that it is done."""
+        while (hour := await connection.fetchval(NEXT_HOUR, until)) is not None:
+            async with connection.transaction():
+                for kind in KINDS:
+                    await connection.execute(kind.add_up_hour, hour)
+                await connection.execute(HOURS_ARE_DONE, hour + timedelta(hours=1))
+        await connection.execute(HOURS_ARE_DONE, until)
+
+    async def _add_up_days(self, connection: asyncpg.Connection[asyncpg.Record], until: datetime) -> None:
+        while (day := await connection.fetchval(NEXT_DAY, until)) is not None:
+            async with connection.transaction():
+                for kind in KINDS:
+                    await connection.execute(kind.add_up_day, day)
+                await connection.execute(DAYS_ARE_DONE, day + timedelta(days=1))
+        await connection.execute(DAYS_ARE_DONE, until)
+
+    async def _clean(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
+        """Delete what is kept no longer, part by part, for a tenth of the time at most; the next time goes on."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + CLEANING_SECONDS / 10
+        for cleanings, kept in zip((CLEAN_MINUTES, CLEAN_HOURS, CLEAN_DAYS), self._retention, strict=True):
+            for cleaning in cleanings:
+                since = EPOCH
+                while loop.time() < until:
+                    before = await connection.fetchval(cleaning.find, kept, since)
+                    if await connection.execute(cleaning.delete, before, since) == "DELETE 0":
+                        break
+                    since = before
+        await connection.execute(CLEAN_STATES, self._retention.hours_days)
+        await connection.execute(CLEAN_FLUSHES)

@@ -1,0 +1,240 @@
+"""Metrics over time: what happened on nodes, by the minute, hour or day. `GET /metrics`, Prometheus's, is elsewhere."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Annotated, Literal
+from uuid import UUID
+
+from fastapi import APIRouter, Depends, Query, Response
+from pydantic import TypeAdapter, ValidationError
+
+from lucid_compute.accounting.rollup_reader import RollupQuery
+from lucid_compute.accounting.series import SERIES_NAMES
+from lucid_compute.accounting.series_views import (
+    WINDOW_LENGTHS,
+    view_series,
+    view_windows,
+    write_series_csv,
+    write_uptime_csv,
+)
+from lucid_compute.accounting.shapes import FleetUptime, NodeUptime, SeriesAnswer
+from lucid_compute.accounting.timeline import EPOCH, MAX_POINTS, STEPS, Timeline, auto_step
+from lucid_compute.errors import InvalidRequest, NodeNotFound
+from lucid_compute.postgres.queries import ids_are_uuids
+from lucid_compute.registry.domain.passports import Passport
+from lucid_compute.registry.keys.dependencies import Reader, owner_of
+from lucid_compute.registry.search import sorted_by
+from lucid_compute.server.replica import Replica
+from lucid_compute.web.csv import CSV_RESPONSE, CsvDependency
+from lucid_compute.web.errors import declare
+from lucid_compute.web.lists import OrderDependency, PageDependency
+from lucid_compute.web.provide import ServiceDependency
+from lucid_compute.wire import Instant, Text
+
+_RELATIVE = re.compile(r"-([0-9]{1,6})([mhdw])")
+_UNITS = {
+    "m": timedelta(minutes=1),
+    "h": timedelta(hours=1),
+    "d": timedelta(days=1),
+    "w": timedelta(weeks=1),
+}
+_INSTANT = TypeAdapter[datetime](Instant)
+_MOMENT = "An RFC 3339 instant, or how long ago: -90m, -1h, -7d, -4w."
+Step = Literal["auto", "1m", "5m", "1h", "1d"]
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsQuery:
+    """Which span, in which steps, and which series of it."""
+
+    since: str
+    until: str | None
+    step: Step
+    series: tuple[str, ...]
+
+    def timeline(self, now: datetime) -> Timeline:
+        """Answer the steps that hold the span.
+
+        Raises:
+            InvalidRequest: a moment can't be read, the span ends before it begins, or there would be too many steps.
+        """
+        since, until = _read_moment("from", self.since, now), now
+        if self.until is not None:
+            until = _read_moment("to", self.until, now)
+        if until < since:
+            message = "`to` lies before `from`, which is an hour ago when it is left out. Send one that is not earlier."
+            raise InvalidRequest.at("query.to", message)
+        step = auto_step(since, until) if self.step == "auto" else STEPS[self.step]
+        if (until - since) // step >= MAX_POINTS:
+            message = f"That is more than {MAX_POINTS} points. Take a longer step or a shorter span."
+            raise InvalidRequest.at("query.step", message)
+        try:
+            return Timeline.around(since, until, step)
+        except OverflowError:
+            raise InvalidRequest.at(
+                "query.to", "That step ends beyond the calendar. Send an earlier instant."
+            ) from None
+
+
+async def get_query(
+    from_: Annotated[str, Query(alias="from", description=_MOMENT)] = "-1h",
+    to: Annotated[str | None, Query(description=f"{_MOMENT} Now, when it is left out.")] = None,
+    step: Annotated[Step, Query(description="`auto` takes the shortest that makes no more than 300 points.")] = "auto",
+    series: Annotated[
+        list[str] | None,
+        Query(description=f"Names, separated by commas; all, when it is left out: {', '.join(SERIES_NAMES)}."),
+    ] = None,
+) -> MetricsQuery:
+    """Answer what is asked.
+
+    Raises:
+        InvalidRequest: there is no such series.
+    """
+    return MetricsQuery(from_, to, step, _read_names(series))
+
+
+MetricsQueryDependency = Annotated[MetricsQuery, Depends(get_query)]
+
+
+def _read_names(series: Sequence[str] | None) -> tuple[str, ...]:
+    if series is None:
+        return SERIES_NAMES
+    names = tuple(dict.fromkeys(name.strip() for entry in series for name in entry.split(",") if name.strip()))
+    for name in names:
+        if name not in SERIES_NAMES:
+            raise InvalidRequest.at("query.series", f"There is no series {name!r}. GET /docs lists them.")
+    return names or SERIES_NAMES
+
+
+def _read_moment(name: str, moment: str, now: datetime) -> datetime:
+    try:
+        if found := _RELATIVE.fullmatch(moment):
+            instant = now - int(found[1]) * _UNITS[found[2]]
+        else:
+            instant = now if moment == "now" else _INSTANT.validate_python(moment)
+    except (OverflowError, ValidationError):
+        message = "Send an RFC 3339 instant such as 2026-01-31T12:00:00Z, or how long ago: -90m, -1h, -7d."
+        raise InvalidRequest.at(f"query.{name}", message) from None
+    if instant < EPOCH:  # Python's first years can't be told to Postgres in every time zone
+        raise InvalidRequest.at(f"query.{name}", "Send an instant from 1970 on.")
+    return instant
+
+
+router = APIRouter(prefix="/compute", tags=["metrics"])
+_UNKNOWN_MODEL = "00000000-0000-4000-8000-000000000000"
+Model = Annotated[Text | None, Query(description="Count the jobs of one model alone: its id, name or alias.")]
+Owner = Annotated[Text | None, Query(description="Another owner than the key's; admins only.")]
+Target = Annotated[
+    float | None,
+    Query(gt=0, lt=1, allow_inf_nan=False, description="The share of time to be healthy; else `LUCID_UPTIME_TARGET`."),
+]
+
+
+@router.get("/metrics", response_model=SeriesAnswer, responses={**declare(), **CSV_RESPONSE})
+async def get_fleet_metrics(
+    service: ServiceDependency,
+    principal: Reader,
+    query: MetricsQueryDependency,
+    is_csv: CsvDependency,
+    model: Model = None,
+    owner: Owner = None,
+) -> SeriesAnswer | Response:
+    """Read what happened on all of one's own nodes together; an admin's are all, and models' upstreams with them.
+
+    Gauges are averages over the nodes' heartbeats, `…Max` the highest of any. A job counts in the minute in which it
+    started, as soon as it has ended, so that counts are those of `GET /compute/jobs` with the same span.
+    """
+    wanted = RollupQuery(owner=owner_of(principal, owner, "metrics"), model_id=_model_id(service, model))
+    return await _answer(service, wanted, query, is_csv=is_csv)
+
+
+@router.get("/metrics/{passport_id}", response_model=SeriesAnswer, responses={**declare(NodeNotFound), **CSV_RESPONSE})
+async def get_node_metrics(
+    passport_id: str,
+    service: ServiceDependency,
+    principal: Reader,
+    query: MetricsQueryDependency,
+    is_csv: CsvDependency,
+    model: Model = None,
+) -> SeriesAnswer | Response:
+    """Read what happened on a node; an ended one's records stay readable for as long as they are kept."""
+    node = await service.registry.get_passport(passport_id, sees=principal.sees)
+    wanted = RollupQuery(node_id=node.id, model_id=_model_id(service, model))
+    return await _answer(service, wanted, query, is_csv=is_csv, node=node)
+
+
+@router.get("/uptime", response_model=FleetUptime, responses={**declare(), **CSV_RESPONSE})
+async def get_fleet_uptime(
+    service: ServiceDependency,
+    principal: Reader,
+    page: PageDependency,
+    order: OrderDependency,
+    is_csv: CsvDependency,
+    target: Target = None,
+    owner: Owner = None,
+) -> FleetUptime | Response:
+    """Read the uptime of one's own nodes over 1, 7 and 30 days, with what is left of their error budgets.
+
+    As CSV the page of nodes alone.
+    """
+    whose, aim = owner_of(principal, owner, "metrics"), target or service.settings.uptime_target
+    nodes = [node for node in service.fleet.nodes(owner=whose) if not node.record.has_ended]
+    shown = [node.record for node in page.slice_of(sorted_by(order, nodes))]
+    uptimes = await _uptimes(service, shown, aim)
+    if is_csv:
+        return write_uptime_csv(uptimes)
+    fleet = await service.records.states(RollupQuery(owner=whose), WINDOW_LENGTHS, now=service.clock.now())
+    return FleetUptime(
+        owner=whose, target=aim, windows=view_windows(fleet, aim), nodes=uptimes, pagination=page.pagination(len(nodes))
+    )
+
+
+@router.get("/uptime/{passport_id}", response_model=NodeUptime, responses={**declare(NodeNotFound), **CSV_RESPONSE})
+async def get_node_uptime(
+    passport_id: str, service: ServiceDependency, principal: Reader, is_csv: CsvDependency, target: Target = None
+) -> NodeUptime | Response:
+    """Read a node's uptime over 1, 7 and 30 days, with what is left of its error budget.
+
+    Uptime is healthy time over healthy and unhealthy time: drains, outages of the registry and what lies before the
+    first heartbeat are left out.
+    """
+    node = await service.registry.get_passport(passport_id, sees=principal.sees)
+    (uptime,) = await _uptimes(service, [node], target or service.settings.uptime_target)
+    return write_uptime_csv([uptime]) if is_csv else uptime
+
+
+async def _answer(
+    service: Replica, wanted: RollupQuery, query: MetricsQuery, *, is_csv: bool, node: Passport | None = None
+) -> SeriesAnswer | Response:
+    now = service.clock.now()
+    timeline = query.timeline(now)
+    known_since = None if node is None else node.created_at
+    measurement = await service.records.measure(wanted, timeline, now=now, known_since=known_since)
+    owner = wanted.owner if node is None else node.owner
+    answer = view_series(
+        timeline, measurement, query.series, passport_id=wanted.node_id, owner=owner, model=wanted.model_id
+    )
+    return write_series_csv(answer) if is_csv else answer
+
+
+async def _uptimes(service: Replica, nodes: list[Passport], target: float) -> list[NodeUptime]:
+    now = service.clock.now()
+    found = await service.records.states_of_nodes([node.id for node in nodes], WINDOW_LENGTHS, now=now)
+    return [
+        NodeUptime(passport_id=node.id, name=node.name, target=target, windows=view_windows(found[node.id], target))
+        for node in nodes
+    ]
+
+
+def _model_id(service: Replica, model: str | None) -> str | None:
+    """Answer the model's id; that of no model when there is none, so that nothing is counted."""
+    if model is None:
+        return None
+    known = service.fleet.find_model(model)
+    if known is not None:
+        return known.id
+    return model if ids_are_uuids(model) and UUID(model).int else _UNKNOWN_MODEL  # 0 stands for all models together

@@ -1,0 +1,106 @@
+"""The tables of the records: sums over jobs and samples of heartbeats by minute, hour and day, and states of nodes.
+
+No foreign keys where there are many rows: the records outlive what they tell of, as the ledger does.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import BigInteger, Boolean, Column, DateTime, Double, Index, Integer, Numeric, Table, Text, func, text
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, REAL, UUID
+
+from lucid_compute.accounting.rollup_columns import (
+    GAUGE_COLUMNS,
+    JOB_COLUMNS,
+    JOB_COUNTS,
+    NARROW,
+    WIDE,
+    RecordColumn,
+    Width,
+)
+from lucid_compute.postgres.tables import metadata
+
+_TYPES: dict[str, Any] = {
+    "integer": Integer,
+    "bigint": BigInteger,
+    "real": REAL,
+    "double precision": Double,
+    "numeric": Numeric,
+    "jsonb": JSONB,
+    "integer[]": ARRAY(Integer),
+    "bigint[]": ARRAY(BigInteger),
+}
+_ALWAYS_KNOWN = {*JOB_COUNTS, "samples"}
+
+
+def _key(name: str) -> Column[Any]:
+    return Column(name, UUID(as_uuid=False), primary_key=True)
+
+
+def _bucket() -> Column[Any]:
+    return Column("bucket", DateTime(timezone=True), primary_key=True)
+
+
+def _values(columns: tuple[RecordColumn, ...], width: Width) -> list[Column[Any]]:
+    return [
+        Column(column.name, _TYPES[column.sql_type(width)], nullable=column.name not in _ALWAYS_KNOWN)
+        for column in columns
+    ]
+
+
+# What the minutes that are not over have so far: few rows, each updated in place again and again.
+job_open = Table(
+    "job_open",
+    metadata,
+    _key("node_id"),
+    _bucket(),
+    _key("model_id"),
+    Column("node_owner", Text, primary_key=True),
+    *_values(JOB_COLUMNS, NARROW),
+    postgresql_with={"fillfactor": "50"},
+)
+gauge_open = Table(
+    "gauge_open",
+    metadata,
+    _key("node_id"),
+    _bucket(),
+    Column("node_owner", Text, nullable=False),
+    *_values(GAUGE_COLUMNS, NARROW),
+    postgresql_with={"fillfactor": "50"},
+)
+
+# Written once and read by their keys, which begin with time: new rows lie together, and so do those to be deleted.
+for _tier, _width in (("minutes", NARROW), ("hours", WIDE), ("days", WIDE)):
+    Table(f"job_{_tier}", metadata, _bucket(), _key("scope_id"), _key("model_id"), *_values(JOB_COLUMNS, _width))
+    Table(f"gauge_{_tier}", metadata, _bucket(), _key("scope_id"), *_values(GAUGE_COLUMNS, _width))
+
+# The last flush of each writer, of samples or of what else a replica adds up (`numbered_flushes`).
+gauge_flushes = Table(
+    "gauge_flushes",
+    metadata,
+    _key("replica_id"),
+    Column("number", BigInteger, nullable=False),
+    Column("at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+)
+
+# One row: since when there are records, and up to where minutes and hours have been added up.
+record_marks = Table(
+    "record_marks",
+    metadata,
+    Column("is_only", Boolean, primary_key=True, server_default=text("true")),
+    Column("began_at", DateTime(timezone=True), nullable=False),
+    Column("hours_until", DateTime(timezone=True), nullable=False),
+    Column("days_until", DateTime(timezone=True), nullable=False),
+)
+
+# A row for each change of a node's status: what uptime is computed from. Events tell less: they are damped, and wait.
+node_states = Table(
+    "node_states",
+    metadata,
+    _key("node_id"),
+    Column("since", DateTime(timezone=True), primary_key=True),
+    Column("state", Text, nullable=False),
+    Column("owner", Text, nullable=False),
+    Index("node_states_since_idx", "since"),
+)

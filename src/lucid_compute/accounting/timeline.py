@@ -1,0 +1,98 @@
+"""Time in steps, and what changes of state over it add up to. Pure."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from typing import NamedTuple
+
+from lucid_compute.accounting.measured import StateRecord
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+STEPS = {"1m": timedelta(minutes=1), "5m": timedelta(minutes=5), "1h": timedelta(hours=1), "1d": timedelta(days=1)}
+AUTO_POINTS = 300
+MAX_POINTS = 1500
+
+
+class Timeline(NamedTuple):
+    """Steps of equal length, which begin at whole minutes, hours or days of UTC."""
+
+    since: datetime
+    until: datetime
+    step: timedelta
+
+    @classmethod
+    def around(cls, since: datetime, until: datetime, step: timedelta) -> Timeline:
+        """Answer the whole steps that hold the span; none when it is empty."""
+        first = EPOCH + (since - EPOCH) // step * step
+        if until <= since:
+            return cls(first, first, step)
+        return cls(first, EPOCH - (EPOCH - until) // step * step, step)
+
+    @property
+    def length(self) -> int:
+        """How many steps there are."""
+        return (self.until - self.since) // self.step
+
+    def starts(self) -> list[datetime]:
+        """Answer when each step begins."""
+        return [self.since + number * self.step for number in range(self.length)]
+
+    def edges(self) -> list[datetime]:
+        """Answer when each step begins, and when the last one ends."""
+        return [*self.starts(), self.until]
+
+
+def auto_step(since: datetime, until: datetime) -> timedelta:
+    """Answer the shortest step that makes no more than 300 points."""
+    return next((step for step in STEPS.values() if (until - since) <= AUTO_POINTS * step), STEPS["1d"])
+
+
+class StateSum(NamedTuple):
+    """What changes of state within one span between two instants add up to, over nodes.
+
+    `change` more nodes (or fewer) are in `state` when the span ends; within it, their changes made `node_seconds`.
+    """
+
+    span: int
+    state: str
+    change: int
+    node_seconds: float
+
+
+def cut(edges: Sequence[datetime], outages: Iterable[tuple[datetime, datetime]]) -> list[datetime]:
+    """Answer the rising instants between which nothing but states changes: edges of steps, bounds of outages."""
+    bounds = {bound for outage in outages for bound in outage if edges[0] < bound < edges[-1]}
+    return sorted({*edges, *bounds})
+
+
+def integrate(
+    sums: Iterable[StateSum], edges: Sequence[datetime], outages: Sequence[tuple[datetime, datetime]]
+) -> list[StateRecord]:
+    """Answer for each step between two edges how long nodes were in each state, time of `outages` left out.
+
+    `edges` rise; `outages` are merged and in order; `sums` are by the spans between the instants of `cut`.
+    """
+    records = [StateRecord() for _ in edges[1:]]
+    by_span: defaultdict[int, list[StateSum]] = defaultdict(list)
+    for each in sums:
+        by_span[each.span].append(each)
+    counts: Counter[str] = Counter()
+    outage = 0
+    for span, (start, end) in enumerate(pairwise(cut(edges, outages))):
+        while outage < len(outages) and outages[outage][1] <= start:
+            outage += 1
+        record, seconds = records[bisect_right(edges, start) - 1], (end - start).total_seconds()
+        if is_away := outage < len(outages) and outages[outage][0] <= start:
+            record.outage_seconds += seconds
+        else:
+            for state, count in counts.items():
+                record.seconds[state] += count * seconds
+        for _, state, change, node_seconds in by_span[span]:
+            counts[state] += change
+            if not is_away:
+                record.seconds[state] += node_seconds
+    return records

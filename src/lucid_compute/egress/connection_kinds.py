@@ -1,0 +1,64 @@
+"""A connection that remembers what was agreed when it was made: for probes, which tell of it."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from lucid_compute.egress.connection import HttpConnection
+
+
+class TlsSession(NamedTuple):
+    """The TLS version, and when the peer's certificate ends; None where it does not say so readably."""
+
+    version: str
+    certificate_expires_at: datetime | None
+
+
+class ObservedConnection(HttpConnection):
+    """A connection whose `tls` is its TLS session, None over plain http."""
+
+    __slots__ = ("tls",)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Hold the transport, and note what TLS agreed on."""
+        super().connection_made(transport)
+        self.tls = _session_of(transport)
+
+
+def _session_of(transport: asyncio.BaseTransport) -> TlsSession | None:
+    session = transport.get_extra_info("ssl_object")
+    if session is None:
+        return None
+    certificate = transport.get_extra_info("peercert") or {}
+    return TlsSession(session.version() or "unknown", _instant(certificate.get("notAfter")))
+
+
+def _instant(text: str | None) -> datetime | None:
+    try:
+        return None if text is None else datetime.fromtimestamp(ssl.cert_time_to_seconds(text), UTC)
+    except (ValueError, OverflowError):
+        return None
+
+
+class StatusConnection(HttpConnection):
+    """A connection whose answer is whole with its head; what comes behind it is dropped, and it is used once."""
+
+    __slots__ = ()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Look at none: how the body is written does not matter."""
+
+    def on_headers_complete(self) -> None:
+        """End the answer here, unless another head follows."""
+        super().on_headers_complete()
+        self.is_whole = self.has_head
+
+    def on_body(self, part: bytes) -> None:
+        """Drop it."""
+
+    def _refuse(self, message: str) -> None:
+        if not self.has_head:
+            super()._refuse(message)

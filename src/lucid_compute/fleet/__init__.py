@@ -1,1 +1,0 @@
-"""What every node is doing now, in memory: an index over the matching engine, without I/O and without a clock."""

@@ -1,0 +1,1 @@
+"""The gateway: an OpenAI request to a node and back."""

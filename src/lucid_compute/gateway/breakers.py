@@ -1,0 +1,133 @@
+"""Keeping requests from nodes that fail, and retries from making an outage worse.
+
+Source: the reliability page: five consecutive failures open a node's breaker for 30 s, doubled each time, with one
+trial; never for more than half of a model's nodes; retries are a tenth of a minute's requests, and never under ten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from lucid_compute.wire import backoff_seconds
+
+FAILURES_TO_OPEN = 5
+OPEN_SECONDS = 30.0
+MAX_OPEN_SECONDS = 600.0
+RETRY_SHARE = 0.1
+RETRIES_ALWAYS = 10
+_WINDOW_SECONDS = 60
+
+
+class Breaker:
+    """Whether one node may be sent requests. `now` is `time.monotonic`'s.
+
+    Each request has the number that `start` gave it: a trial belongs to one request, and a failure of one that was sent
+    before the breaker opened says nothing of the node since.
+    While it is closed all have the same one, `newest`.
+    """
+
+    __slots__ = (
+        "_answers",
+        "_opened_after",
+        "_opened_times",
+        "_trial",
+        "_trial_until",
+        "failures",
+        "newest",
+        "open_until",
+    )
+
+    def __init__(self) -> None:
+        """Start closed."""
+        self.failures = 0
+        self.open_until = 0.0
+        self.newest = 0
+        self._opened_times = 0
+        self._opened_after = 0  # the newest request when it opened last
+        self._trial = 0
+        self._trial_until = 0.0
+        self._answers = False  # whether the node began to answer since it opened
+
+    def blocked_seconds(self, now: float) -> float:
+        """Answer how long no request may be sent; 0 when one may, though perhaps as a trial."""
+        return max(self.open_until, self._trial_until) - now if max(self.open_until, self._trial_until) > now else 0.0
+
+    def start(self, now: float, trial_seconds: float) -> int:
+        """Note that a request is sent, and answer its number.
+
+        After an opening it is a trial, and the only request until it ended or the node began to answer.
+        """
+        if self._opened_times:
+            self.newest += 1
+            if now >= self.open_until and not self._answers:
+                self._trial, self._trial_until = self.newest, now + trial_seconds
+        return self.newest
+
+    def answer(self) -> None:
+        """Note that the node began to answer: others are sent requests again, and not only when a long stream ends.
+
+        What failed is not forgotten before an answer is whole: should the node fail now, it opens at once.
+        """
+        self._answers = True
+        self.open_until = self._trial_until = 0.0
+
+    def succeed(self) -> None:
+        """Close it."""
+        self.failures = self._opened_times = 0
+        self.open_until = self._trial_until = 0.0
+
+    def withdraw(self, number: int) -> None:
+        """Note that a request ended without saying anything of the node."""
+        if number == self._trial:
+            self._trial_until = 0.0
+
+    def fail(self, now: float, may_open: Callable[[], bool], number: int) -> bool:
+        """Count a failure; open when there were enough and `may_open` agrees. Answer whether it opened."""
+        if self._opened_times and number <= self._opened_after:
+            return False
+        self.failures += 1
+        self.withdraw(number)
+        was_open = self._opened_times > 0
+        if now < self.open_until or not (was_open or self.failures >= FAILURES_TO_OPEN) or not may_open():
+            return False
+        self._opened_times += 1
+        self.open_until = now + backoff_seconds(
+            self._opened_times, first_seconds=OPEN_SECONDS, longest_seconds=MAX_OPEN_SECONDS
+        )
+        self._opened_after = self.newest
+        self._trial_until = 0.0
+        self._answers = False
+        return True
+
+
+class RetryBudget:
+    """Second and third attempts of one replica: at most a tenth of the requests of the last minute, but ten always."""
+
+    def __init__(self) -> None:
+        """Start with the ten."""
+        self._seconds: list[list[int]] = []  # each with requests or retries: which, how many requests, how many retries
+
+    def note_request(self, now: float) -> None:
+        """Count a request."""
+        seconds = self._seconds
+        if seconds and seconds[-1][0] == int(now):
+            seconds[-1][1] += 1
+        else:
+            self._begin_second(now)[1] += 1
+
+    def take(self, now: float) -> bool:
+        """Take a retry; return False when none is left."""
+        seconds = self._seconds
+        this = seconds[-1] if seconds and seconds[-1][0] == int(now) else self._begin_second(now)
+        recent = [second for second in seconds if second[0] > this[0] - _WINDOW_SECONDS]
+        allowed = max(RETRIES_ALWAYS, RETRY_SHARE * sum(second[1] for second in recent))
+        if sum(second[2] for second in recent) + 1 > allowed:
+            return False
+        this[2] += 1
+        return True
+
+    def _begin_second(self, now: float) -> list[int]:
+        second = [int(now), 0, 0]
+        self._seconds.append(second)
+        del self._seconds[:-_WINDOW_SECONDS]
+        return second

@@ -1,0 +1,67 @@
+"""`POST /match`: which node would serve a request, without one being sent."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from lucid_compute.errors import ModelNotFound
+from lucid_compute.gateway.ranking import Ranked, rank
+from lucid_compute.gateway.request import Criteria
+from lucid_compute.gateway.request_body import policy_of
+from lucid_compute.gateway.shapes import MatchAnswer, MatchRequest, RankedNode, RejectedNode
+from lucid_compute.registry.keys.dependencies import Inferrer
+from lucid_compute.registry.routing_rules import NO_POLICY
+from lucid_compute.registry.views import view_reason
+from lucid_compute.web.errors import declare
+from lucid_compute.web.provide import ServiceDependency
+
+router = APIRouter(tags=["inference"])
+
+
+@router.post("/match", response_model=MatchAnswer, responses=declare(ModelNotFound, body=True))
+async def match(body: MatchRequest, service: ServiceDependency, principal: Inferrer) -> MatchAnswer:
+    """Rank the nodes for a request of a model, and say of the others every reason why not. Nothing is sent.
+
+    A model of format api is served by its upstream, so it has no nodes. `chosen` is the best of the shortlist, or the
+    node of the session that `user` names; a request may go to another whose wait is at most a quarter longer.
+    """
+    model = service.fleet.get_model(body.model)
+    policy = NO_POLICY if body.lucid is None else policy_of(body.lucid)
+    session = f"{principal.owner} {body.user}" if body.user else None
+    wanted = Criteria(model, policy, session=session)
+    now = service.clock.now()
+    dispatcher = service.gateway.dispatcher
+    ranking = await rank(service.fleet, dispatcher, wanted, now)
+    shortlist = [_view(ranked) for ranked in ranking.shortlist]
+    chosen = shortlist[0] if shortlist else None
+    if session is not None and (node := dispatcher.find_quickly(wanted, now)) is not None:
+        chosen = next((view for view in shortlist if view.passport_id == node.state.id), chosen)
+    return MatchAnswer(
+        model=model.record.name,
+        model_passport_id=model.id,
+        chosen=chosen,
+        shortlist=shortlist,
+        rejected=[
+            RejectedNode(
+                passport_id=node.state.id, name=node.record.name, reasons=[view_reason(reason) for reason in reasons]
+            )
+            for node, reasons in ranking.rejected
+        ],
+        rejections=dict(ranking.rejections),
+    )
+
+
+def _view(ranked: Ranked) -> RankedNode:
+    state, usage = ranked.node.state, ranked.usage
+    heartbeat = state.receipt.heartbeat if state.receipt else None
+    return RankedNode(
+        passport_id=state.id,
+        name=ranked.node.record.name,
+        score=round(ranked.wait_ms, 3),
+        fresh=ranked.is_fresh,
+        in_flight=usage.in_flight,
+        queue_depth=heartbeat.queue_depth if heartbeat else None,
+        load=heartbeat.load if heartbeat else None,
+        latency_ms=None if usage.latency_ms is None else round(usage.latency_ms, 3),
+        region=state.passport.region,
+    )

@@ -1,0 +1,44 @@
+"""`POST /compute/probe/{passportId}`: can the service reach the node?"""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from lucid_compute.errors import NodeDeregistered, NodeNotFound, Overloaded
+from lucid_compute.gateway.shapes import ProbeAnswer, TlsView
+from lucid_compute.registry.keys.dependencies import ComputeWriter
+from lucid_compute.web.errors import declare
+from lucid_compute.web.provide import ServiceDependency
+
+router = APIRouter(prefix="/compute", tags=["compute"])
+
+
+@router.post(
+    "/probe/{passport_id}",
+    response_model=ProbeAnswer,
+    responses=declare(NodeNotFound, NodeDeregistered, Overloaded),
+)
+async def probe(passport_id: str, service: ServiceDependency, principal: ComputeWriter) -> ProbeAnswer:
+    """Go to the node's `inferenceUrl`, ask for `/v1/models`, and say what came of it; it changes nothing.
+
+    It goes the way that requests go: each address is checked, redirects are not followed. A host is probed once in
+    ten seconds; it takes 13 s at most.
+    """
+    node = await service.registry.get_node(passport_id, sees=principal.sees)
+    principal.require_node(passport_id)
+    found = await service.prober.probe(node)
+    tls = found.tls and TlsView(version=found.tls.version, certificate_expires_at=found.tls.certificate_expires_at)
+    return ProbeAnswer(
+        passport_id=passport_id,
+        checked_at=service.clock.now(),
+        reachable=found.is_reachable,
+        code=found.code,
+        message=found.message,
+        http_status=found.http_status,
+        connect_ms=found.connect_ms,
+        answer_ms=found.answer_ms,
+        tls=tls,
+        runtime=found.runtime,
+        models_listed=list(found.listed),
+        models_missing=list(found.missing),
+    )

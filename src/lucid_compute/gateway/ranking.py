@@ -1,0 +1,86 @@
+"""A ranking without a request: who may serve a model, best first, and why the others may not."""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import datetime
+from heapq import nsmallest
+from typing import NamedTuple
+
+from lucid_compute.errors import Shortage
+from lucid_compute.gateway.dispatcher import Dispatcher
+from lucid_compute.gateway.request import Criteria
+from lucid_compute.registry.fleet.capability_index import CapabilityClass
+from lucid_compute.registry.fleet.fleet import Fleet, FleetNode
+from lucid_compute.registry.matching_engine import Reason, ReasonCode, is_healthy
+from lucid_compute.registry.routing_rules import (
+    FARTHEST,
+    NodeUsage,
+    how_far,
+    kind_reasons,
+    routing_reasons,
+    shortage_of,
+)
+from lucid_compute.web.turns import in_turns
+
+MAX_LISTED = 100
+_NODES_A_TURN = 500
+
+
+class Ranked(NamedTuple):
+    """A node that may serve the request, with its expected wait."""
+
+    node: FleetNode
+    wait_ms: float
+    is_fresh: bool
+    usage: NodeUsage
+
+
+class Ranking(NamedTuple):
+    """Nodes in the order they would be chosen in, fresh ones first; and the others with every reason.
+
+    `shortage` is why there is none, if there is none.
+    """
+
+    shortlist: list[Ranked]
+    rejected: list[tuple[FleetNode, tuple[Reason, ...]]]
+    rejections: Counter[str]
+    lacking: int  # nodes that said not to offer what is asked for
+    shortage: Shortage
+
+
+async def rank(fleet: Fleet, dispatcher: Dispatcher, wanted: Criteria, now: datetime) -> Ranking:
+    """Ask the rules about every node, giving way to requests in between."""
+    shortlist: list[Ranked] = []
+    rejected: list[tuple[FleetNode, tuple[Reason, ...]]] = []
+    rejections: Counter[ReasonCode] = Counter()
+    lacking, nearest = 0, FARTHEST
+    live_since = fleet.live_since(now)
+    of_kinds: dict[CapabilityClass, tuple[Reason, ...]] = {}
+    async for node in in_turns(fleet.nodes(), _NODES_A_TURN):
+        of_kind = of_kinds.get(node.capability_class)
+        if of_kind is None:
+            of_kind = of_kinds[node.capability_class] = kind_reasons(wanted.model, node.state)
+        usage = dispatcher.usage_of(node, wanted)
+        reasons = routing_reasons(
+            wanted.model, node.state, usage, wanted.policy, now=now, live_since=live_since, of_kind=of_kind
+        )
+        lacking += usage.lacks is not None
+        if reasons:
+            codes = {reason.code for reason in reasons}
+            nearest = min(nearest, how_far(codes))
+            rejections.update(codes)
+            rejected.append((node, reasons))
+        else:
+            is_fresh = is_healthy(node.state, now)  # nothing speaks against it, except perhaps its age
+            shortlist.append(Ranked(node, dispatcher.wait_ms(node, wanted), is_fresh, usage))
+    best = nsmallest(MAX_LISTED, shortlist, key=lambda ranked: (not ranked.is_fresh, ranked.wait_ms))
+    worst = nsmallest(MAX_LISTED, rejected, key=_nearest_first)
+    counted = Counter({code.value: count for code, count in rejections.items()})
+    return Ranking(best, worst, counted, lacking, shortage_of(nearest, wanted.policy))
+
+
+def _nearest_first(entry: tuple[FleetNode, tuple[Reason, ...]]) -> tuple[bool, bool, int]:
+    """Order those that name the model by how few rules they fail, then the others, then those that have ended."""
+    node, reasons = entry
+    return node.record.has_ended, any(reason.code is ReasonCode.MODEL_NOT_SERVED for reason in reasons), len(reasons)

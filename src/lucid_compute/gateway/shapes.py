@@ -1,0 +1,189 @@
+"""What of an inference request the gateway reads, and the shapes of `POST /match`, on the wire."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from lucid_compute.registry.shapes import ModelView, ReasonView
+from lucid_compute.wire import (
+    AnswerShape,
+    Flag,
+    Identifier,
+    Instant,
+    Label,
+    Money,
+    NonNegative,
+    Pagination,
+    Text,
+    WireShape,
+)
+
+ModelId = Annotated[str, Field(min_length=1, max_length=512)]
+
+
+class RequestPolicy(WireShape):
+    """`lucid` in a request: what it asks of the node that serves it. Null or absent asks nothing."""
+
+    allow_regions: Annotated[list[Label], Field(max_length=100)] | None = Field(
+        default=None, description="Only nodes of these regions; one that names no region is left out."
+    )
+    max_price_per_1k_tokens: Annotated[Money | None, Field(alias="maxPricePer1kTokens")] = None
+    max_latency_ms: NonNegative | None = Field(
+        default=None, description="Only nodes that begin an answer within this time, as far as was measured."
+    )
+    node_ids: Annotated[list[Identifier], Field(max_length=100)] | None = Field(
+        default=None, description="Only these nodes."
+    )
+    route_stale: Flag = Field(
+        default=True, description="Whether nodes silent for 30 to 120 s may serve when no fresh one can."
+    )
+
+
+class InferenceBody(BaseModel):
+    """What is read of an OpenAI request; every other field passes through untouched."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    model: ModelId
+    stream: Annotated[bool | None, Field(strict=True)] = None
+    stream_options: Any = None
+    user: Any = None
+    prompt_cache_key: Any = None
+    max_tokens: Any = None
+    max_completion_tokens: Any = None
+    max_output_tokens: Any = None
+    n: Any = None
+    lucid: RequestPolicy | None = None
+
+
+class MatchRequest(WireShape):
+    """Which node would serve a request of this model, and why not another."""
+
+    model_config = {"json_schema_extra": {"examples": [{"model": "llama-3-70b", "lucid": {"allowRegions": ["eu"]}}]}}
+
+    model: ModelId
+    user: Text | None = Field(default=None, description="As in a request: ties a session to a node.")
+    lucid: RequestPolicy | None = None
+
+
+class RankedNode(AnswerShape):
+    """A node that may serve the request. Scores are expected waits in milliseconds: less is better."""
+
+    passport_id: str
+    name: str
+    score: float
+    fresh: bool
+    in_flight: int
+    queue_depth: int | None
+    load: float | None
+    latency_ms: float | None = Field(description="To the first byte, as measured; null before a request was.")
+    region: str | None
+
+
+class RejectedNode(AnswerShape):
+    """A node that may not, with every reason."""
+
+    passport_id: str
+    name: str
+    reasons: list[ReasonView]
+
+
+class MatchAnswer(AnswerShape):
+    """A ranking without a request being sent. `rejections` counts nodes by reason, over all that were looked at."""
+
+    model: str
+    model_passport_id: str
+    chosen: RankedNode | None
+    shortlist: list[RankedNode] = Field(description="The nodes that may, best first; at most 100.")
+    rejected: list[RejectedNode] = Field(description="Nodes that name the model first; at most 100.")
+    rejections: dict[str, int]
+
+
+class OpenAiModel(BaseModel):
+    """A model by the name that requests ask for it; `created` is in seconds since 1970."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str
+
+
+class OpenAiModelList(BaseModel):
+    """The served models, twice: as OpenAI's clients read them, and as passports with their page."""
+
+    model_config = ConfigDict(frozen=True)
+
+    object: Literal["list"] = "list"
+    data: list[OpenAiModel]
+    models: list[ModelView]
+    pagination: Pagination
+
+
+class OpenAiErrorDescription(BaseModel):
+    """What went wrong and what to do about it, as OpenAI's clients read it; `status` and `details` are ours."""
+
+    model_config = ConfigDict(frozen=True)
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+    status: int
+    details: dict[str, Any]
+
+
+class OpenAiErrorAnswer(BaseModel):
+    """The body of every refusal below `/v1`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    error: OpenAiErrorDescription
+
+
+class ProbeCode(StrEnum):
+    """What came of a probe. Those that an attempt to serve a request can end with too are called as in its job."""
+
+    OK = "ok"
+    MODEL_MISSING = "model_missing"  # it lists models, and not all that it declares or reports
+    ADDRESS_REFUSED = "address_refused"
+    ROUTING_LOOP = "routing_loop"
+    NAME_UNKNOWN = "name_unknown"
+    CONNECT_FAILED = "connect_failed"
+    CONNECT_TIMED_OUT = "connect_timed_out"
+    TLS_FAILED = "tls_failed"
+    CONNECTION_LOST = "connection_lost"
+    FIRST_BYTE_TIMEOUT = "first_byte_timeout"
+    BAD_RESPONSE = "bad_response"  # not HTTP, or over a limit
+    BAD_STATUS = "bad_status"
+    REDIRECTED = "redirected"
+    AUTH_REFUSED = "auth_refused"  # it wants another key than inferenceKey, or any
+    NOT_JSON = "not_json"  # no list of models in JSON
+
+
+class TlsView(AnswerShape):
+    """The TLS session in which a node answered; its certificate was verified for the URL's host."""
+
+    version: str
+    certificate_expires_at: Instant | None
+
+
+class ProbeAnswer(AnswerShape):
+    """What the service found at a node's `inferenceUrl`. Nothing of the node's own answer is quoted."""
+
+    passport_id: str
+    checked_at: Instant
+    reachable: bool = Field(description="Whether it answered `GET /v1/models` with a list, so requests can be sent.")
+    code: ProbeCode
+    message: str
+    http_status: int | None = Field(description="Null when no answer came.")
+    connect_ms: float | None = Field(description="Name, connection and TLS together; null when it was not connected.")
+    answer_ms: float | None = Field(description="From the request to the whole answer; null when there was none.")
+    tls: TlsView | None = Field(description="Null over plain http.")
+    runtime: str | None = Field(description="What `owned_by` of the list suggests; null when it suggests nothing.")
+    models_listed: list[str] = Field(description="Of the models that the node declares or reports, those it lists.")
+    models_missing: list[str] = Field(description="Of those, the ones it does not list; empty without a list.")

@@ -1,0 +1,1 @@
+"""Postgres: connections, transactions, the clock, tables, migrations, and the embedded server."""

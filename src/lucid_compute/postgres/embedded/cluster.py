@@ -1,0 +1,266 @@
+"""Where the cluster of a data folder lives, who owns it, and how it is made: whole, or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import stat
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from lucid_compute.postgres.embedded.binaries import (
+    PostgresBinaries,
+    find_binaries,
+    make_open_folder,
+    reachable_binaries,
+)
+from lucid_compute.postgres.embedded.data_folder import explained
+from lucid_compute.postgres.embedded.processes import EmbeddedPostgresError, PostgresUser, find_user, user_of_uid
+from lucid_compute.postgres.embedded.socket_folder import open_socket_folder
+
+MAX_BYTES = 10 * 1024 * 1024
+QUOTED_LINES = 8
+QUOTED_BYTES = 4096
+
+
+class PostgresLog:
+    """One file that Postgres and initdb append to; the former one is kept beside it as `….1`."""
+
+    def __init__(self, path: Path) -> None:
+        """Nothing is written yet."""
+        self.path = path
+        self._mark = 0
+
+    def open(self) -> BinaryIO:
+        """Open it for a child to append to, readable by us alone."""
+        file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        return os.fdopen(file, "ab")
+
+    def mark(self) -> None:
+        """Begin an attempt: `tail` answers what was logged since; a log that grew too long makes way for a new one."""
+        size = self.path.stat().st_size if self.path.exists() else 0
+        if size > MAX_BYTES:
+            self.path.replace(f"{self.path}.1")
+            size = 0
+        self._mark = size
+
+    def tail(self) -> str:
+        """Answer the last lines of this attempt."""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(max(self._mark, self.path.stat().st_size - QUOTED_BYTES))
+                text = file.read().decode("utf-8", "replace")
+        except OSError:
+            return ""
+        return "\n".join(text.strip().splitlines()[-QUOTED_LINES:])
+
+    def error(self, what: str) -> EmbeddedPostgresError:
+        """Answer an error that says `what` went wrong, why as far as the log tells, and where to read on."""
+        tail = self.tail()
+        if "No space left on device" in tail:
+            what = f"{what}: the disk is full, free some space and start again"
+        ending = f" and ends with:\n{tail}" if tail else " and is empty"
+        return EmbeddedPostgresError(f"{what}; its log is {self.path}{ending}")
+
+
+CLUSTER_NAME = "postgres"
+UNFINISHED_PREFIX = "postgres.new-"
+CLUSTERS_NAME = "clusters"  # in the system folder
+OWNER_SUFFIX = ".data-folder"  # of a file beside a cluster there
+INITDB_OPTIONS = (
+    *("--username", "postgres", "--encoding", "UTF8", "--locale", "C"),
+    *("--auth", "trust", "--no-instructions"),  # the socket's folder is its owner's alone: that is the protection
+)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A cluster that exists, its owner, binaries of its version that its owner can run, and where its socket goes."""
+
+    path: Path
+    user: PostgresUser
+    binaries: PostgresBinaries
+    socket_dir: Path
+
+
+def open_cluster(data_dir: Path, run_as: str, system_dir: Path, log: PostgresLog, *, durable: bool) -> Cluster:
+    """Answer the cluster of `data_dir`, made when there is none; the caller owns the data folder.
+
+    It is `data_dir/postgres`, and a link of that name into `system_dir` where we are root and the Postgres user can't
+    get through the folders above `data_dir`, which are never changed.
+
+    Raises: EmbeddedPostgresError with a sentence that says what to do.
+    """
+    with explained(data_dir):
+        _remove_unfinished(data_dir, system_dir)
+        link = data_dir / CLUSTER_NAME
+        if os.path.lexists(link) and not _is_empty_folder(link):
+            path = _whole_cluster(link)
+            _refuse_copied_link(data_dir, path, system_dir)
+            user = _owner_of(path, data_dir)
+            binaries = reachable_binaries(find_binaries(_major_of(path)), user, system_dir)
+        else:
+            user = find_user(run_as)
+            binaries = reachable_binaries(find_binaries(), user, system_dir)
+            _make_cluster(data_dir, system_dir, _Initdb(user, binaries, log, durable=durable))
+            path = link.resolve(strict=True)
+        return Cluster(path, user, binaries, open_socket_folder(data_dir, path, user))
+
+
+def remove_cluster(data_dir: Path) -> None:
+    """Delete the cluster of a data folder wherever it lives: all its data is gone. For tests, and for starting over."""
+    link = data_dir / CLUSTER_NAME
+    if os.path.lexists(link):
+        _remove(link)
+
+
+def _major_of(path: Path) -> int:
+    """Answer the version of Postgres that made a cluster."""
+    return int((path / "PG_VERSION").read_text())
+
+
+def _owner_of(path: Path, data_dir: Path) -> PostgresUser:
+    """Answer the user that a cluster runs as: its owner, whoever that is, for Postgres insists."""
+    owner_uid = path.stat().st_uid
+    user = user_of_uid(owner_uid)
+    if owner_uid == 0:
+        msg = f"The cluster {path} belongs to root, and Postgres refuses to run as root: chown -R it to another user."
+    elif os.geteuid() not in (0, owner_uid):
+        msg = f"The cluster {path} belongs to {user.name}: start the service as that user or as root."
+    elif not _let_enter(user, path, data_dir):
+        msg = (
+            f"User {user.name}, whose cluster {path} is, can't get through the folders above it: let it pass "
+            f"(chmod o+x), or move {data_dir} to where it can."
+        )
+    else:
+        return user
+    raise EmbeddedPostgresError(msg)
+
+
+def _whole_cluster(link: Path) -> Path:
+    """Answer the folder of the cluster. Raises: EmbeddedPostgresError when it is lost, or is something else."""
+    try:
+        path = link.resolve(strict=True)
+    except FileNotFoundError as error:
+        msg = f"The cluster {link.readlink()} of {link} is gone: bring it back, or remove the link to start empty."
+        raise EmbeddedPostgresError(msg) from error
+    if not (path / "PG_VERSION").is_file():
+        msg = f"{path} holds something else than a Postgres cluster: move it away, or choose another --data-dir."
+        raise EmbeddedPostgresError(msg)
+    return path
+
+
+def _refuse_copied_link(data_dir: Path, path: Path, system_dir: Path) -> None:
+    """Keep two data folders from one cluster: copying a folder copies the link, and each would stop the other's.
+
+    Beside a cluster in `system_dir` stands whose it is, also for the person who wonders what may be deleted there.
+    """
+    if path.parent != system_dir / CLUSTERS_NAME:
+        return
+    record = path.with_suffix(OWNER_SUFFIX)
+    owner = Path(record.read_text().rstrip("\n")) if record.is_file() else data_dir
+    if owner != data_dir and (owner / CLUSTER_NAME).resolve() == path:
+        msg = (
+            f"The cluster {path} is that of {owner}, and {data_dir} is a copy of its link alone: remove "
+            f"{data_dir / CLUSTER_NAME} to start empty, or {owner / CLUSTER_NAME} to let this folder have it."
+        )
+        raise EmbeddedPostgresError(msg)
+    record.write_text(f"{data_dir}\n")
+
+
+def _is_empty_folder(path: Path) -> bool:
+    """Whether `path` is a folder, no link, with nothing in it."""
+    return not path.is_symlink() and path.is_dir() and not any(path.iterdir())
+
+
+def _let_enter(user: PostgresUser, path: Path, data_dir: Path) -> bool:
+    """Let `user` enter `path` if search permission on the data folder is all that lacks; return whether it can."""
+    if user.can_enter(path):
+        return True
+    if not user.is_another or not path.is_relative_to(data_dir) or not user.can_enter(data_dir.parent):
+        return False
+    data_dir.chmod(stat.S_IMODE(data_dir.stat().st_mode) | stat.S_IXGRP | stat.S_IXOTH)
+    return user.can_enter(path)
+
+
+class _Initdb:
+    """How a cluster is made: by whom, with what."""
+
+    def __init__(self, user: PostgresUser, binaries: PostgresBinaries, log: PostgresLog, *, durable: bool) -> None:
+        self.user = user
+        self._binaries = binaries
+        self._log = log
+        self._options = INITDB_OPTIONS if durable else (*INITDB_OPTIONS, "--no-sync")
+
+    def run(self, folder: Path) -> None:
+        """Make a cluster in `folder`, which is there, empty and the user's.
+
+        Raises: EmbeddedPostgresError with what initdb said.
+        """
+        self._log.mark()
+        command = (self._binaries.initdb, "--pgdata", folder, *self._options)
+        with self._log.open() as output:
+            process = self.user.start(command, signal.SIGTERM, output)
+        try:
+            status = process.wait()
+        except BaseException:  # we are told to stop
+            process.kill()
+            process.wait()
+            raise
+        if status != 0:
+            msg = f"initdb could not make the cluster (status {status})"
+            raise self._log.error(msg)
+
+
+def _make_cluster(data_dir: Path, system_dir: Path, initdb: _Initdb) -> None:
+    """Make the cluster under a name of no meaning and give it its own when it is whole: a kill leaves litter at most.
+
+    A new name each time: an initdb that lost its service may still be writing for a moment.
+    """
+    unfinished = data_dir / f"{UNFINISHED_PREFIX}{secrets.token_hex(4)}"
+    initdb.user.make_folder(unfinished)
+    if not _let_enter(initdb.user, unfinished, data_dir):
+        unfinished.rmdir()
+        target = make_open_folder(system_dir / CLUSTERS_NAME) / secrets.token_hex(8)
+        unfinished.symlink_to(target)  # before its target, so that the litter can always be found
+        initdb.user.make_folder(target)
+        target.with_suffix(OWNER_SUFFIX).write_text(f"{data_dir}\n")
+    try:
+        initdb.run(unfinished.resolve())
+        if _is_empty_folder(data_dir / CLUSTER_NAME):
+            (data_dir / CLUSTER_NAME).rmdir()
+        unfinished.rename(data_dir / CLUSTER_NAME)
+    except BaseException:  # told to stop among them
+        _remove(unfinished)
+        raise
+    _sync(data_dir)
+
+
+def _remove_unfinished(data_dir: Path, system_dir: Path) -> None:
+    """Remove what a start that was killed half-way left behind."""
+    for unfinished in data_dir.glob(f"{UNFINISHED_PREFIX}*"):
+        if not unfinished.is_symlink() or unfinished.readlink().parent == system_dir / CLUSTERS_NAME:
+            _remove(unfinished)
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder, or a link and the folder it leads to; what can't be removed yet stays for the next start."""
+    folder = path.resolve()
+    shutil.rmtree(folder, ignore_errors=True)
+    if path.is_symlink():
+        folder.with_suffix(OWNER_SUFFIX).unlink(missing_ok=True)
+        path.unlink()
+
+
+def _sync(folder: Path) -> None:
+    """Make a new name in `folder` survive a power cut."""
+    file = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # not every file system can
+            os.fsync(file)
+    finally:
+        os.close(file)

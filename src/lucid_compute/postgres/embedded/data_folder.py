@@ -1,0 +1,98 @@
+"""The data folder: made when it is missing, and owned by one service at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lucid_compute.postgres.embedded.processes import POLL_SECONDS, EmbeddedPostgresError
+
+LOCK_NAME = "lucid.lock"
+WAIT_FOR_OWNER_SECONDS = 5.0  # a service that is being killed holds its lock until the kernel is done with it
+
+
+def make_data_folder(data_dir: Path) -> Path:
+    """Make the data folder, ours alone, when it is missing; answers its absolute path without links.
+
+    Raises: EmbeddedPostgresError when it cannot be made or written.
+    """
+    with explained(data_dir):
+        data_dir.parent.mkdir(parents=True, exist_ok=True)
+        data_dir.mkdir(mode=0o700, exist_ok=True)
+        return data_dir.resolve(strict=True)
+
+
+@contextmanager
+def explained(data_dir: Path) -> Iterator[None]:
+    """Turn the system's refusals inside into one sentence about the data folder."""
+    try:
+        yield
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename and str(error.filename) != str(data_dir) else ""
+        msg = (
+            f"The data folder {data_dir} cannot be used: {error.strerror or error}{where}; make it a folder with free "
+            "space that this user may write, or choose another with --data-dir."
+        )
+        raise EmbeddedPostgresError(msg) from error
+
+
+class DataFolderLock:
+    """The right to run Postgres on a data folder: this process's from `acquire` until `release` or its end.
+
+    POSIX record locks belong to the process: forked workers don't hold it, so it dies with the supervisor alone. The
+    price: opening and closing the file a second time in the same process would drop it.
+    """
+
+    def __init__(self, data_dir: Path) -> None:
+        """Take nothing yet."""
+        self._data_dir = data_dir
+        self._file: int | None = None
+
+    def acquire(self, timeout_seconds: float = WAIT_FOR_OWNER_SECONDS) -> None:
+        """Hold the lock, waiting for an owner that is just ending; holding it already changes nothing.
+
+        Raises: EmbeddedPostgresError when another process owns the folder.
+        """
+        if self._file is not None:
+            return
+        with explained(self._data_dir):
+            file = os.open(self._data_dir / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            try:
+                self._wait(file, time.monotonic() + timeout_seconds)
+                os.ftruncate(file, 0)
+                os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
+            except BaseException:  # told to stop among them
+                os.close(file)
+                raise
+        self._file = file
+
+    def release(self) -> None:
+        """Let the next one have it. The file stays: removing it would let two processes lock two files of one name."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def _wait(self, file: int, deadline: float) -> None:
+        """Return with the lock held."""
+        while not _try_lock(file):
+            if time.monotonic() > deadline:
+                owner = os.pread(file, 32, 0).decode("ascii", "replace").strip() or "unknown"
+                msg = (
+                    f"The data folder {self._data_dir} belongs to the service of process {owner}: stop that one first, "
+                    "choose another --data-dir, or give both the same LUCID_DATABASE_URL to run two replicas."
+                )
+                raise EmbeddedPostgresError(msg)
+            time.sleep(POLL_SECONDS)
+
+
+def _try_lock(file: int) -> bool:
+    """Whether the lock is ours now."""
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # POSIX lets a system choose between EAGAIN and EACCES
+        return False
+    return True

@@ -1,0 +1,262 @@
+"""A Postgres of our own: one cluster in the data folder, reached by a Unix socket, a child of this very process."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from lucid_compute.postgres.embedded.cluster import CLUSTER_NAME, Cluster, PostgresLog, open_cluster
+from lucid_compute.postgres.embedded.data_folder import DataFolderLock, explained, make_data_folder
+from lucid_compute.postgres.embedded.processes import (
+    POLL_SECONDS,
+    EmbeddedPostgresError,
+    cluster_name,
+    end_leftovers,
+    forget_reused_pids,
+    is_ready,
+)
+from lucid_compute.postgres.embedded.socket_folder import (
+    PORT,
+    SOCKET_NAME,
+    find_socket_folder,
+    remove_socket_folder,
+    socket_url,
+)
+
+__all__ = ["EmbeddedPostgres", "EmbeddedPostgresError", "remove_cluster"]
+SYSTEM_DIR = Path("/var/lib/lucid-compute")
+LOG_NAME = "postgres.log"
+START_TIMEOUT_SECONDS = 120.0  # a recovery reads up to max_wal_size of log
+STOP_TIMEOUT_SECONDS = 30.0
+QUIT_SECONDS = 5.0
+RETRY_SECONDS = 0.1
+PASSING_SECONDS = 15.0
+SETTINGS = (
+    "listen_addresses=",
+    f"port={PORT}",
+    "unix_socket_permissions=0700",
+    "max_connections=100",
+    "timezone=UTC",
+    "log_timezone=UTC",
+    "log_checkpoints=off",  # the log is bounded at starts alone
+    "logging_collector=off",
+    "jit=off",  # compiling costs more than any query here
+)
+# What Postgres says of a predecessor that is not quite gone; after PASSING_SECONDS it is no longer believed.
+PASSING_TROUBLE = ("pre-existing shared memory block", '" already exists\n', "Address already in use")
+
+
+class EmbeddedPostgres:
+    """One Postgres on one data folder: ready after `start`, gone after `stop`, and within seconds of our own death.
+
+    It is our direct child and shuts down fast when the thread that started it ends: start it in the main thread.
+    """
+
+    def __init__(
+        self,
+        data_dir: Path,
+        run_as: str = "nobody",
+        options: Sequence[str] = (),
+        *,
+        system_dir: Path = SYSTEM_DIR,
+    ) -> None:
+        """Touch nothing yet.
+
+        `run_as` is who runs a new cluster when we are root; an existing one runs as its owner. `options` are settings
+        of Postgres as `name=value`, above our own. `system_dir` holds what that user can't reach elsewhere.
+        """
+        self._data_dir = data_dir
+        self._run_as = run_as
+        self._options = tuple(options)
+        self._system_dir = system_dir
+        self._lock: DataFolderLock | None = None
+        self._log = PostgresLog(data_dir / LOG_NAME)
+        self._cluster: Cluster | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        """Start it."""
+        try:
+            self.start()
+        except BaseException:  # told to stop among them
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop it."""
+        self.stop()
+
+    @property
+    def data_dir(self) -> Path:
+        """The data folder; absolute and without links once it was claimed."""
+        return self._data_dir
+
+    @property
+    def pid(self) -> int | None:
+        """The postmaster's process, None when none runs."""
+        return self._process.pid if self._process and self._process.poll() is None else None
+
+    def poll(self) -> int | None:
+        """Answer None while the postmaster runs (or was never started), else how it ended; this reaps it."""
+        return self._process.poll() if self._process else None
+
+    def claim(self) -> None:
+        """Make the data folder when it is missing and become its only owner, until `stop`; `start` does it as well.
+
+        Raises: EmbeddedPostgresError when another process owns it.
+        """
+        if self._lock is None:
+            self._data_dir = make_data_folder(self._data_dir)
+            lock = DataFolderLock(self._data_dir)
+            lock.acquire()
+            self._lock = lock
+            self._log = PostgresLog(self._data_dir / LOG_NAME)
+
+    def start(self, timeout_seconds: float = START_TIMEOUT_SECONDS) -> None:
+        """Return when Postgres takes connections; the first start makes the cluster, a running one is left alone.
+
+        Raises: EmbeddedPostgresError with a sentence that says what to do.
+        """
+        if self.pid is not None:
+            return
+        if threading.current_thread() is not threading.main_thread():
+            msg = "The embedded Postgres must be started by the main thread: it stops when its thread ends."
+            raise EmbeddedPostgresError(msg)
+        deadline = time.monotonic() + timeout_seconds
+        self.claim()
+        durable = "fsync=off" not in self._options
+        self._cluster = open_cluster(self._data_dir, self._run_as, self._system_dir, self._log, durable=durable)
+        self._run(self._cluster, deadline)
+
+    def restart(self, timeout_seconds: float = START_TIMEOUT_SECONDS) -> None:
+        """Start again after the postmaster died, once nothing of it is left.
+
+        Raises: EmbeddedPostgresError when that does not work; it may be tried again.
+        """
+        if self._cluster is None:
+            self.start(timeout_seconds)
+            return
+        self._end_process(immediately=True)
+        self._run(self._cluster, time.monotonic() + timeout_seconds)
+
+    def stop(self, *, immediately: bool = False) -> None:
+        """Shut down, which ends every session and loses no commit, and give up the data folder.
+
+        `immediately` leaves a recovery to the next start.
+        """
+        self._end_process(immediately=immediately)
+        if self._cluster is not None:
+            remove_socket_folder(self._data_dir)
+        self._process = self._cluster = None
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def url(self, database: str = "postgres") -> str:
+        """Answer the URL of a database here, for asyncpg and psql alike.
+
+        Raises: EmbeddedPostgresError when it was not started.
+        """
+        if self._cluster is None:
+            msg = "The embedded Postgres has no address before it was started."
+            raise EmbeddedPostgresError(msg)
+        return socket_url(self._cluster.socket_dir, database)
+
+    def _run(self, cluster: Cluster, deadline: float) -> None:
+        """Start the postmaster and return when it takes connections."""
+        passing_until = min(deadline, time.monotonic() + PASSING_SECONDS)
+        while (failure := self._attempt(cluster, deadline)) is not None:
+            was_killed = self.poll() == -signal.SIGKILL  # by somebody else: that says nothing about the next attempt
+            error = self._log.error(failure)
+            self._end_process(immediately=True)
+            is_passing = was_killed or any(words in str(error) for words in PASSING_TROUBLE)
+            if not is_passing or time.monotonic() > passing_until:
+                raise error
+            time.sleep(RETRY_SECONDS)
+
+    def _attempt(self, cluster: Cluster, deadline: float) -> str | None:
+        """Start the postmaster once; answers None when it takes connections, else what went wrong."""
+        end_leftovers(cluster.path, deadline - time.monotonic())
+        forget_reused_pids(cluster.path / "postmaster.pid", cluster.socket_dir / f"{SOCKET_NAME}.lock")
+        with explained(self._data_dir):
+            self._launch(cluster)
+        try:
+            return self._wait_until_ready(cluster, deadline)
+        except BaseException:  # we are told to stop
+            self._end_process(immediately=True)
+            raise
+
+    def _launch(self, cluster: Cluster) -> None:
+        """Start the postmaster."""
+        settings = (*SETTINGS, f"cluster_name={cluster_name(cluster.path)}", *self._options)
+        folders = ("-D", str(cluster.path), "-k", str(cluster.socket_dir))
+        options = (word for setting in settings for word in ("-c", setting))
+        self._log.mark()
+        with self._log.open() as output:
+            command = (str(cluster.binaries.postgres), *folders, *options)
+            self._process = cluster.user.start(command, signal.SIGINT, output)
+
+    def _wait_until_ready(self, cluster: Cluster, deadline: float) -> str | None:
+        """Answer None when Postgres takes connections, else what went wrong."""
+        while (status := self.poll()) is None:
+            if is_ready(cluster.path, self.pid):
+                return None
+            if time.monotonic() > deadline:
+                return "Postgres was not ready in time"
+            time.sleep(POLL_SECONDS)
+        return f"Postgres ended at its start (status {status})"
+
+    def _end_process(self, *, immediately: bool) -> None:
+        """Return when neither the postmaster nor any process of it is left."""
+        steps = [(signal.SIGINT, STOP_TIMEOUT_SECONDS), (signal.SIGQUIT, QUIT_SECONDS), (signal.SIGKILL, QUIT_SECONDS)]
+        for signal_number, timeout_seconds in steps[1:] if immediately else steps:
+            if self._process is None or self._process.poll() is not None:
+                break
+            self._process.send_signal(signal_number)
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout_seconds)
+        if self._process is not None and self._cluster is not None:
+            end_leftovers(self._cluster.path, QUIT_SECONDS)
+
+
+@contextmanager
+def visit(data_dir: Path) -> Iterator[str]:
+    """Answer the URL of the database in a data folder, until the block's end; to be used in the main thread.
+
+    Raises:
+        EmbeddedPostgresError: there is none, or it can't be reached, with a sentence that says what to do.
+    """
+    cluster = data_dir / CLUSTER_NAME
+    if not cluster.exists():
+        msg = (
+            f"There is no database here: LUCID_DATABASE_URL is not set, and the data folder {data_dir} has none. "
+            "Go where `lucid serve` was started, name its data folder in LUCID_DATA_DIR, or set LUCID_DATABASE_URL."
+        )
+        raise EmbeddedPostgresError(msg)
+    folder = find_socket_folder(data_dir, cluster.resolve())
+    if _is_answered(folder / SOCKET_NAME):
+        yield socket_url(folder)
+        return
+    with EmbeddedPostgres(data_dir) as postgres:
+        yield postgres.url()
+
+
+def _is_answered(path: Path) -> bool:
+    """Whether somebody listens at the socket."""
+    with socket.socket(socket.AF_UNIX) as client:
+        try:
+            client.connect(str(path))
+        except OSError:
+            return False
+        return True

@@ -1,0 +1,252 @@
+"""The compute registry: all that is done with a node. What it acknowledges is committed, and in this fleet at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import NamedTuple
+
+from sqlalchemy import RowMapping
+
+from lucid_compute.errors import DatabaseUnavailable, NodeDeregistered, NodeNotFound, PassportNotFound
+from lucid_compute.postgres.changes import announce
+from lucid_compute.postgres.clock import DatabaseClock
+from lucid_compute.postgres.database import Database
+from lucid_compute.registry import locks as passport_rows
+from lucid_compute.registry.departures import Departure, Departures, Drain
+from lucid_compute.registry.domain.identity import Actor
+from lucid_compute.registry.domain.node_state import DeclaredModel, Heartbeat, NodeStatus, Receipt
+from lucid_compute.registry.domain.passports import Passport, PassportType
+from lucid_compute.registry.events import EventType, record_event
+from lucid_compute.registry.fleet.change_feed import ChangeFeed
+from lucid_compute.registry.fleet.fleet import Fleet, FleetNode
+from lucid_compute.registry.fleet.replicas import seconds_lost
+from lucid_compute.registry.fleet.rows import read_lifecycle
+from lucid_compute.registry.heartbeat_writer import HeartbeatWriter, Tell
+from lucid_compute.registry.keys.audit import Change, record_change
+from lucid_compute.registry.locks import change_node, drain_node, end_node, lock_node, lock_registered_node, resume_node
+from lucid_compute.registry.matching_engine import Reason, health_reasons, is_healthy
+
+
+class Health(NamedTuple):
+    """A node's health at one instant, as the registry sees it. `reasons` say why it counts for no model, if so."""
+
+    node: FleetNode
+    at: datetime
+    status: NodeStatus
+    uptime_seconds: float
+    in_flight: int
+    is_drained: bool
+    reasons: tuple[Reason, ...]
+
+
+class ComputeRegistry:
+    """The nodes: takes their heartbeats, says how they are, and declares, drains, resumes and deregisters them.
+
+    `sees` is the only owner whose nodes may be read or changed, None is any.
+    """
+
+    def __init__(
+        self, database: Database, fleet: Fleet, clock: DatabaseClock, *, feed: ChangeFeed, heartbeats: HeartbeatWriter
+    ) -> None:
+        self._database = database
+        self._fleet = fleet
+        self._clock = clock
+        self._feed = feed
+        self._heartbeats = heartbeats
+        self._departures = Departures(database, fleet)
+
+    # --- heartbeats
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no further heartbeat is taken, because too many wait to be written."""
+        return self._heartbeats.is_full
+
+    def submit(self, heartbeat: Heartbeat, on_done: Tell) -> None:
+        """Have one heartbeat committed; `on_done` gets its receipt, None when it repeats an older one, or an error.
+
+        `on_done` is called once and may not raise.
+
+        Raises:
+            Overloaded: too many wait.
+        """
+        self._heartbeats.submit(heartbeat, on_done)
+
+    async def beat(self, heartbeat: Heartbeat) -> Receipt:
+        """Commit one heartbeat and return its receipt; of one that repeats an older one, the node's newest receipt.
+
+        Raises:
+            DatabaseUnavailable: the commit failed or is not known to have held.
+            InvalidRequest: its bootId is a former one of this node.
+            Overloaded: too many wait.
+        """
+        receipt = await self._heartbeats.write(heartbeat)
+        return await self.newest_receipt(heartbeat.passport_id) if receipt is None else receipt
+
+    async def newest_receipt(self, passport_id: str) -> Receipt:
+        """Return the node's newest heartbeat, also one that another replica has only just taken.
+
+        Raises:
+            DatabaseUnavailable: this replica could not catch up with it in time.
+        """
+        await self._feed.catch_up()
+        node = self._fleet.find_node(passport_id)
+        if node is None or node.state.receipt is None:
+            raise DatabaseUnavailable
+        return node.state.receipt
+
+    # --- what is known
+
+    async def get_node(self, passport_id: str, *, sees: str | None) -> FleetNode:
+        """Return a node that has not ended, also one that another replica has only just registered.
+
+        Raises:
+            NodeNotFound: there is none.
+            NodeDeregistered: it was deregistered or revoked, however long ago.
+            DatabaseUnavailable: it is there, and this replica could not catch up with it in time.
+        """
+        if self._fleet.find_node(passport_id) is None:
+            await self._feed.catch_up()
+        if self._fleet.find_node(passport_id) is None:
+            if (await self._read_passport(passport_id, sees)).has_ended:
+                raise NodeDeregistered(passport_id)
+            raise DatabaseUnavailable
+        return self._fleet.get_registered_node(passport_id, owner=sees)
+
+    async def get_passport(self, passport_id: str, *, sees: str | None) -> Passport:
+        """Return a node's passport, also of a node that ended long ago and is no longer in the fleet.
+
+        Raises:
+            NodeNotFound: there is none.
+        """
+        if self._fleet.find_node(passport_id) is not None:
+            return self._fleet.get_node(passport_id, owner=sees).record
+        return await self._read_passport(passport_id, sees)
+
+    def is_healthy(self, passport_id: str, now: datetime | None = None) -> bool:
+        """Whether the node is fresh, reports healthy, and neither drains nor ended: the models guide's `isHealthy`."""
+        node = self._fleet.find_node(passport_id)
+        return node is not None and is_healthy(node.state, now or self._clock.now())
+
+    def health(self, node: FleetNode, now: datetime | None = None) -> Health:
+        """Return how a node is, with every reason against it; at this moment when `now` is None."""
+        now = now or self._clock.now()
+        state, fleet = node.state, self._fleet
+        return Health(
+            node=node,
+            at=now,
+            status=fleet.status_of(node, now),
+            uptime_seconds=_uptime_seconds(fleet, node, now),
+            in_flight=fleet.in_flight(state.id),
+            is_drained=fleet.is_drained(node),
+            reasons=() if self.is_healthy(state.id, now) else health_reasons(state, now),
+        )
+
+    # --- what is asked of a node
+
+    async def declare(
+        self, actor: Actor, passport_id: str, models: Sequence[DeclaredModel], *, sees: str | None
+    ) -> None:
+        """Replace the node's whole declaration.
+
+        Raises:
+            NodeNotFound, NodeDeregistered: as named.
+        """
+        declared = [{"id": m.id, "maxTokens": m.max_tokens, "quantization": m.quantization} for m in models]
+        async with self._database.transaction() as connection:
+            row = await lock_registered_node(connection, passport_id, sees)
+            changed = await change_node(connection, passport_id, declared_models=declared)
+            if row["declared_models"] != declared:
+                ids = [model.id for model in models]
+                await record_event(connection, passport_id, EventType.MODELS_DECLARED, details={"models": ids})
+            change = Change("compute.declare", "compute", passport_id, row["declared_models"], declared)
+            await record_change(connection, actor, change)
+            await announce(connection)
+        self._show(changed)
+
+    async def drain(self, actor: Actor, passport_id: str, *, sees: str | None) -> None:
+        """Start no request on the node from here on; running ones finish. Draining a draining node changes nothing.
+
+        Raises:
+            NodeNotFound, NodeDeregistered: as named.
+        """
+        async with self._database.transaction() as connection:
+            row = await lock_registered_node(connection, passport_id, sees)
+            if row["draining_since"] is not None:
+                return
+            changed = await drain_node(connection, passport_id)
+            await record_event(connection, passport_id, EventType.DRAINING, reason="drained by its operator")
+            await record_change(connection, actor, Change("compute.drain", "compute", passport_id))
+            await announce(connection)
+        self._show(changed)
+
+    async def resume(self, actor: Actor, passport_id: str, *, sees: str | None) -> None:
+        """End the operator's drain. One that the node reports itself ends when the node reports otherwise.
+
+        Raises:
+            NodeNotFound, NodeDeregistered: as named.
+        """
+        async with self._database.transaction() as connection:
+            row = await lock_registered_node(connection, passport_id, sees)
+            if row["draining_since"] is None:
+                return
+            changed = await resume_node(connection, passport_id)
+            await record_event(connection, passport_id, EventType.RESUMED)
+            await record_change(connection, actor, Change("compute.resume", "compute", passport_id))
+            await announce(connection)
+        self._show(changed)
+
+    async def deregister(
+        self, actor: Actor, passport_id: str, *, sees: str | None, force: bool, wait_seconds: float
+    ) -> None:
+        """End the node for good, when no replica runs a request on it. None is started from here on.
+
+        With `force` it ends whatever runs. Deregistering a deregistered node changes nothing.
+
+        Raises:
+            NodeNotFound: as named.
+            RequestsInFlight: requests still run after `wait_seconds`; they and new ones go on as before.
+        """
+        if force:
+            await self._end(actor, passport_id, sees, None, force=True)
+        else:
+            departure = Departure(actor, passport_id, sees, "deregistering", wait_seconds)
+            await self._departures.leave(
+                departure, lambda drain: self._end(actor, passport_id, sees, drain, force=False)
+            )
+
+    async def _end(self, actor: Actor, passport_id: str, sees: str | None, drain: Drain | None, *, force: bool) -> None:
+        async with self._database.transaction() as connection:
+            row = await lock_node(connection, passport_id, sees)
+            if row["deregistered_at"] is not None:
+                return
+            closed = await self._departures.close(connection, drain)
+            passport = await end_node(connection, passport_id)
+            await record_event(connection, passport_id, EventType.DEREGISTERED, details={"force": force})
+            await record_change(connection, actor, Change("compute.deregister", "compute", passport_id))
+            await announce(connection)
+        self._fleet.apply_passport(passport)
+        self._departures.show(closed)
+
+    async def _read_passport(self, passport_id: str, sees: str | None) -> Passport:
+        try:
+            async with self._database.transaction() as connection:
+                passport = await passport_rows.get_passport(connection, passport_id)
+        except PassportNotFound:
+            raise NodeNotFound(passport_id) from None
+        if passport.type is not PassportType.COMPUTE or sees not in (None, passport.owner):
+            raise NodeNotFound(passport_id)
+        return passport
+
+    def _show(self, row: RowMapping) -> None:
+        self._fleet.apply_lifecycle(read_lifecycle(row))
+
+
+def _uptime_seconds(fleet: Fleet, node: FleetNode, now: datetime) -> float:
+    """Return the seconds since the first heartbeat after the node was last unhealthy, outages of ours left out."""
+    receipt = node.state.receipt
+    if receipt is None or receipt.up_since is None or not node.state.is_live(fleet.live_since(now)):
+        return 0.0
+    lost = seconds_lost(receipt.up_since, now, fleet.outages_until(now))
+    return round(max((now - receipt.up_since).total_seconds() - lost, 0.0), 3)

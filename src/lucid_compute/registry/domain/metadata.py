@@ -1,0 +1,244 @@
+"""A passport's metadata on its way in and out: checked by type, kept as written, secrets apart. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic.alias_generators import to_camel
+
+from lucid_compute.errors import InvalidRequest
+from lucid_compute.registry.domain.passports import MAX_VRAM_GB, ModelFormat, PassportType, parse_vram_gb
+from lucid_compute.registry.domain.prices import INPUT_KEY, OUTPUT_KEY
+from lucid_compute.wire import Label, Money, PositiveCount, Text, faults_from, write_money
+
+AVAILABILITY_SUFFIX = "/availability"
+_VRAM_GB = "vramGb"
+_PRICE = "pricePer1kTokens"
+_PRICES = "prices"
+
+
+class StoredMetadata(NamedTuple):
+    """What is kept: `public` as it was written, and `secrets`, which are never answered."""
+
+    public: dict[str, Any]
+    secrets: dict[str, Any]
+
+
+def read_metadata(passport_type: PassportType, raw: Mapping[str, Any]) -> StoredMetadata:
+    """Check metadata by its type and part it from its secrets.
+
+    Raises:
+        InvalidRequest: naming every fault below `metadata`.
+    """
+    shapes: dict[PassportType, type[_Metadata]] = {
+        PassportType.COMPUTE: ComputeMetadata,
+        PassportType.MODEL: ModelMetadata,
+    }
+    if (shape := shapes.get(passport_type)) is None:
+        return StoredMetadata(dict(raw), {})
+    read_only = {_VRAM_GB} if passport_type is PassportType.COMPUTE else set()
+    public = {key: value for key, value in raw.items() if key not in read_only}
+    try:
+        checked = shape.model_validate(public)
+    except ValidationError as error:
+        raise InvalidRequest(faults_from(error.errors(include_url=False), "metadata")) from None
+    if isinstance(checked, ComputeMetadata):
+        return _part_compute(checked, public)
+    return _part_model(public)
+
+
+def whole_metadata(stored: StoredMetadata) -> dict[str, Any]:
+    """Answer metadata with its secrets in their places, as a merge patch meets it."""
+    whole = dict(stored.public)
+    if "inferenceKey" in stored.secrets:
+        whole["inferenceKey"] = stored.secrets["inferenceKey"]
+    if "upstreamApiKey" in stored.secrets and isinstance(whole.get("upstream"), Mapping):
+        whole["upstream"] = {**whole["upstream"], "apiKey": stored.secrets["upstreamApiKey"]}
+    return whole
+
+
+def merge_patch(target: Any, patch: Any) -> Any:
+    """Answer `target` with an RFC 7396 merge patch applied."""
+    if not isinstance(patch, Mapping):
+        return patch
+    merged = dict(target) if isinstance(target, Mapping) else {}
+    for key, value in patch.items():
+        if value is None:
+            merged.pop(key, None)
+        else:
+            merged[key] = merge_patch(merged.get(key), value)
+    return merged
+
+
+def shown_metadata(passport_type: PassportType, public: Mapping[str, Any], *, to_everyone: bool) -> dict[str, Any]:
+    """Answer metadata as it is shown: to its owner as written, to everyone only what the contract names."""
+    if passport_type is PassportType.COMPUTE:
+        vram_gb = parse_vram_gb(public["vram"])
+        return {**public, _VRAM_GB: int(vram_gb) if vram_gb.is_integer() else vram_gb}
+    if passport_type is PassportType.MODEL and to_everyone:
+        return {key: value for key, value in public.items() if key in _PUBLIC_MODEL_KEYS}
+    return dict(public)
+
+
+def check_name(passport_type: PassportType, name: str) -> None:
+    """Refuse a model's name that a path of the API would hide.
+
+    Raises:
+        InvalidRequest: at `name`.
+    """
+    if passport_type is PassportType.MODEL:
+        try:
+            _check_model_name(name)
+        except ValueError as error:
+            raise InvalidRequest.at("name", str(error)) from None
+
+
+def _part_compute(checked: ComputeMetadata, public: dict[str, Any]) -> StoredMetadata:
+    secrets = {}
+    key = public.pop("inferenceKey", None)
+    if key is not None:
+        secrets["inferenceKey"] = key
+    if checked.price_per_1k_tokens is not None:
+        public[_PRICE] = write_money(checked.price_per_1k_tokens)
+    if checked.prices is not None:
+        public[_PRICES] = {
+            model: price.model_dump(mode="json", by_alias=True) for model, price in checked.prices.items()
+        }
+    return StoredMetadata(public, secrets)
+
+
+def _part_model(public: dict[str, Any]) -> StoredMetadata:
+    upstream = public.get("upstream")
+    if not upstream:
+        return StoredMetadata(public, {})
+    shown = {key: value for key, value in upstream.items() if key != "apiKey"}
+    secrets = {} if upstream.get("apiKey") is None else {"upstreamApiKey": upstream["apiKey"]}
+    return StoredMetadata({**public, "upstream": shown}, secrets)
+
+
+def _check_vram(value: Any) -> Any:
+    parse_vram_gb(value)
+    return value
+
+
+def _check_model_name(value: str) -> str:
+    if value.endswith(AVAILABILITY_SUFFIX):
+        message = f"A model's name may not end in {AVAILABILITY_SUFFIX}: that is a path of the API."
+        raise ValueError(message)
+    return value
+
+
+Vram = Annotated[
+    str | float,
+    BeforeValidator(_check_vram),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "pattern": r"^[1-9]\d{0,4}(\.\d{1,6})? ?(GB|GiB|MB|MiB)$"},
+                {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_VRAM_GB},
+            ],
+            "description": "The node's total GPU memory: text with a unit, or a number of GB.",
+            "examples": ["80GB"],
+        }
+    ),
+]
+ModelName = Annotated[Label, AfterValidator(_check_model_name)]
+
+
+class _Metadata(BaseModel):
+    """Metadata keeps keys that it does not know."""
+
+    model_config = ConfigDict(alias_generator=to_camel, frozen=True, extra="allow")
+
+
+class RuntimeDescription(BaseModel):
+    """An inference runtime and its version."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Label
+    version: Label | None = None
+
+
+class ModelPrice(BaseModel):
+    """What tokens of one model cost on a node, in and out apart, in US dollars for 1,000."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    input_per_1k_tokens: Annotated[Money, Field(alias=INPUT_KEY)]
+    output_per_1k_tokens: Annotated[Money, Field(alias=OUTPUT_KEY)]
+
+
+class ComputeMetadata(_Metadata):
+    """What a provider says of a node when it registers it."""
+
+    gpu: Label | None = None
+    vram: Vram
+    inference_url: Annotated[str, Field(min_length=1, max_length=2048, examples=["http://your-gpu:8080/v1"])]
+    inference_key: Annotated[Text, Field(description="The node's own bearer key; write-only.")] | None = None
+    region: Label | None = None
+    capabilities: Annotated[list[Label], Field(max_length=100)] | None = None
+    max_concurrency: PositiveCount | None = None
+    gpu_count: PositiveCount | None = None
+    runtimes: Annotated[list[Label | RuntimeDescription], Field(max_length=20)] | None = None
+    max_context: PositiveCount | None = None
+    price_per_1k_tokens: Annotated[Money | None, Field(alias="pricePer1kTokens")] = None
+    prices: (
+        Annotated[
+            dict[Label, ModelPrice],
+            Field(
+                max_length=500, description="By a model's id, name or alias; `pricePer1kTokens` is that of all others."
+            ),
+        ]
+        | None
+    ) = None
+
+
+class Upstream(BaseModel):
+    """Where requests for a `format=api` model go."""
+
+    model_config = ConfigDict(alias_generator=to_camel, frozen=True, extra="forbid")
+
+    url: Annotated[str, Field(min_length=1, max_length=2048)]
+    model: Label | None = None
+    api_key: Text | None = None
+
+
+class ModelMetadata(_Metadata):
+    """What a model needs of a node."""
+
+    format: ModelFormat
+    runtimes: Annotated[list[Label], Field(max_length=20)] | None = None
+    runtime_recommended: Label | None = None
+    min_vram_gb: (
+        Annotated[float, Field(strict=True, ge=0, le=MAX_VRAM_GB, allow_inf_nan=False)]
+        | Annotated[
+            dict[Label, Annotated[float, Field(strict=True, ge=0, le=MAX_VRAM_GB, allow_inf_nan=False)]],
+            Field(min_length=1, max_length=50),
+        ]
+        | None
+    ) = None
+    context_length: PositiveCount | None = None
+    aliases: Annotated[list[ModelName], Field(max_length=50)] | None = None
+    upstream: Upstream | None = None
+
+    @model_validator(mode="after")
+    def _upstream_is_for_api_models(self) -> ModelMetadata:
+        if self.upstream is not None and self.format is not ModelFormat.API:
+            message = "Only a model of format api has an upstream; leave upstream out or send format api."
+            raise ValueError(message)
+        return self
+
+
+_PUBLIC_MODEL_KEYS = frozenset(to_camel(name) for name in ModelMetadata.model_fields) - {"upstream"}

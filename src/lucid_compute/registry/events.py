@@ -1,0 +1,142 @@
+"""Node events: what happened to a node, written beside the change that it tells of."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import and_, func, insert, select, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from lucid_compute.postgres.database import Database
+from lucid_compute.postgres.queries import in_order
+from lucid_compute.postgres.tables import node_events
+from lucid_compute.registry.shapes import EventView
+from lucid_compute.wire import SortBy, SortOrder
+
+# Follows a CTE `told (subject_id, type, at, reason, details)`; rows whose type is null tell nobody.
+ENQUEUE = """
+    INSERT INTO webhook_deliveries (webhook_id, event_id, subject_id, type, occurred_at, payload)
+    SELECT w.id, t.event_id, t.subject_id, t.type, t.at,
+        jsonb_build_object('owner', p.owner, 'name', p.name, 'reason', t.reason, 'details', t.details)
+    FROM (SELECT gen_random_uuid() AS event_id, told.* FROM told WHERE told.type IS NOT NULL) t
+    JOIN passports p ON p.id = t.subject_id
+    JOIN LATERAL (
+        SELECT * FROM webhooks WHERE owner = p.owner AND NOT all_owners
+        UNION ALL SELECT * FROM webhooks WHERE all_owners
+    ) w ON w.disabled_at IS NULL AND t.type = ANY (w.events)
+        AND (w.passport_ids IS NULL OR t.subject_id = ANY (w.passport_ids))
+"""
+
+
+class WebhookEvent(StrEnum):
+    """What a webhook can be told of."""
+
+    NODE_UNHEALTHY = "node.unhealthy"
+    NODE_RECOVERED = "node.recovered"
+    NODE_DRAINED = "node.drained"
+    NODE_DEREGISTERED = "node.deregistered"
+    MODEL_UNAVAILABLE = "model.unavailable"
+    MODEL_AVAILABLE = "model.available"
+
+
+# Follows a CTE `recorded` of rows of `node_events` that this statement writes. Staleness is no news, so a node has
+# recovered when it is healthy and the last of the two that was told of it is that it was not.
+ENQUEUE_NODE_EVENTS = f"""
+    , told AS (
+        SELECT e.passport_id AS subject_id, e.at, e.reason, e.details, CASE
+            WHEN e.type = 'unhealthy' THEN '{WebhookEvent.NODE_UNHEALTHY}'
+            WHEN e.type = 'drained' THEN '{WebhookEvent.NODE_DRAINED}'
+            WHEN e.type IN ('deregistered', 'revoked') THEN '{WebhookEvent.NODE_DEREGISTERED}'
+            WHEN e.type = 'healthy' AND 'unhealthy' = (
+                SELECT f.type FROM node_events f
+                WHERE f.passport_id = e.passport_id AND f.type IN ('healthy', 'unhealthy')
+                ORDER BY f.at DESC, f.id DESC LIMIT 1
+            ) THEN '{WebhookEvent.NODE_RECOVERED}'
+        END AS type
+        FROM recorded e
+    )
+    {ENQUEUE}
+"""
+
+
+async def enqueue_recorded(connection: AsyncConnection, event_id: int) -> None:
+    """Have the webhooks told of a node's event that this transaction has just written."""
+    recorded = "SELECT passport_id, type, at, reason, details FROM node_events WHERE id = :id"
+    await connection.execute(text(f"WITH recorded AS ({recorded}) {ENQUEUE_NODE_EVENTS}"), {"id": event_id})
+
+
+class EventType(StrEnum):
+    """What can happen to a node. The first row is written with a request, the second by the sweep."""
+
+    REGISTERED = "registered"
+    UPDATED = "updated"
+    MODELS_DECLARED = "models_declared"
+    DRAINING = "draining"
+    RESUMED = "resumed"
+    DEREGISTERED = "deregistered"
+    REVOKED = "revoked"
+    RESTARTED = "restarted"
+
+    HEALTHY = "healthy"
+    STALE = "stale"
+    UNHEALTHY = "unhealthy"
+    DRAINED = "drained"
+
+
+_TOLD = {EventType.DEREGISTERED, EventType.REVOKED}  # to webhooks; the sweep has those of its own events told
+# An event is written once and never changed, and what names it is its type.
+_SORT_COLUMNS = {
+    SortBy.CREATED_AT: node_events.c.at,
+    SortBy.UPDATED_AT: node_events.c.at,
+    SortBy.NAME: node_events.c.type,
+}
+
+
+async def record_event(
+    connection: AsyncConnection,
+    passport_id: str,
+    event: EventType,
+    *,
+    reason: str | None = None,
+    details: dict[str, Any] | None = None,
+) -> None:
+    """Write one event, at the database's now, and have the webhooks told of it."""
+    values = {"passport_id": passport_id, "type": event.value, "reason": reason, "details": details or {}}
+    event_id = await connection.scalar(insert(node_events).values(values).returning(node_events.c.id))
+    if event in _TOLD:
+        await enqueue_recorded(connection, event_id)
+
+
+class NodeEvents:
+    """Reads events."""
+
+    def __init__(self, database: Database) -> None:
+        """Read from `database`."""
+        self._database = database
+
+    async def list_page(
+        self,
+        passport_id: str,
+        *,
+        since: datetime | None,
+        event_type: str | None,
+        sort_by: SortBy,
+        sort_order: SortOrder,
+        offset: int,
+        limit: int,
+    ) -> tuple[list[EventView], int]:
+        """Answer a page of one node's events and how many there are, those at `since` or later, of one type or all."""
+        conditions = [node_events.c.passport_id == passport_id]
+        if since is not None:
+            conditions.append(node_events.c.at >= since)
+        if event_type is not None:
+            conditions.append(node_events.c.type == event_type)
+        tie = node_events.c.id.desc() if sort_order is SortOrder.DESCENDING else node_events.c.id
+        order = in_order(_SORT_COLUMNS, tie, sort_by, sort_order)
+        page = select(node_events).where(and_(*conditions)).order_by(*order)
+        async with self._database.transaction() as connection:
+            total = await connection.scalar(select(func.count()).select_from(node_events).where(and_(*conditions)))
+            rows = await connection.execute(page.offset(offset).limit(limit))
+            return [EventView(**{**row, "id": str(row["id"])}) for row in rows.mappings()], total or 0

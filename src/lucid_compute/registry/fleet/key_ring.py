@@ -1,0 +1,174 @@
+"""API keys in memory: what a key looks like, and who stands behind one. Pure but for the secrets' randomness.
+
+A key reads `lk_live_<id 12>_<secret 32><checksum 6>`, all base62. Only the SHA-256 of the whole key is kept: at 190
+bits of secret no salt and no slow hash is needed. Source of the shape: the security page's section on keys.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import string
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from hashlib import sha256
+from hmac import compare_digest
+from typing import NamedTuple
+
+from lucid_compute.errors import DatabaseUnavailable, Unauthorized
+from lucid_compute.registry.domain.identity import KeyLimits, Principal, Scope
+
+PREFIX = "lk_live_"
+TRUST_WITHOUT_DATABASE = timedelta(seconds=60)
+MAX_TOKEN_LENGTH = 512
+MAX_OPENED = 10_000
+_ALPHABET = string.digits + string.ascii_uppercase + string.ascii_lowercase
+_KEY = re.compile(r"lk_live_([0-9A-Za-z]{12})_([0-9A-Za-z]{32})([0-9A-Za-z]{6})")
+_NO_DIGEST = sha256(b"no key has this digest").digest()
+
+
+class Secret(NamedTuple):
+    """A new key: its text, shown once, and what is kept of it."""
+
+    text: str
+    key_id: str
+    digest: bytes
+
+    @property
+    def last_four(self) -> str:
+        """What a list shows, so that a person can tell keys apart."""
+        return self.text[-4:]
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRecord:
+    """A key as it is stored. `former_digest` stays valid until `former_valid_until` after a rotation."""
+
+    id: str
+    owner: str
+    scopes: frozenset[Scope]
+    passport_id: str | None
+    digest: bytes
+    former_digest: bytes | None
+    former_valid_until: datetime | None
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    is_bootstrap: bool
+    limits: KeyLimits | None
+    revision: int
+
+
+def make_secret(key_id: str | None = None) -> Secret:
+    """Make a new key, or a new secret for the key of that id."""
+    key_id = key_id or _random(12)
+    body = f"{key_id}_{_random(32)}"
+    text = f"{PREFIX}{body}{_checksum(body)}"
+    return Secret(text, key_id, digest_of(text))
+
+
+def digest_of(token: str) -> bytes:
+    """Answer what is kept of a key."""
+    return sha256(token.encode("utf-8", "surrogateescape")).digest()
+
+
+def is_well_formed(token: str) -> bool:
+    """Whether the text could be a key of ours: its shape and its checksum are right."""
+    match = _KEY.fullmatch(token)
+    return match is not None and _checksum(f"{match[1]}_{match[2]}") == match[3]
+
+
+class KeyRing:
+    """Every key that is not revoked, as Postgres last told."""
+
+    def __init__(self) -> None:
+        """Start without keys; nobody is known until the first load."""
+        self.followed_at: datetime | None = None
+        self.used_ids: set[str] = set()
+        self._keys: dict[str, KeyRecord] = {}
+        self._bootstrap: KeyRecord | None = None
+        self._opened: dict[bytes, tuple[KeyRecord, Principal]] = {}  # what each digest opened since keys last changed
+
+    def apply(self, keys: Iterable[KeyRecord]) -> None:
+        """Hold the keys that are newer than the ones held; a revoked one stays, so that no older sight revives it."""
+        for key in keys:
+            held = self._keys.get(key.id)
+            if held is None or key.revision > held.revision:
+                self._keys[key.id] = key
+                self._opened.clear()
+        live = (key for key in self._keys.values() if key.is_bootstrap and key.revoked_at is None)
+        self._bootstrap = next(live, None)
+
+    def authenticate(self, token: str | None, now: datetime) -> Principal:
+        """Answer who holds `token`. An unknown key and a wrong secret cost the same.
+
+        Raises:
+            Unauthorized: no valid key.
+            DatabaseUnavailable: Postgres has not been read for a minute, so a revocation might have been missed.
+        """
+        if not token:
+            message = "Send a key: Authorization: Bearer lk_live_…"
+            raise Unauthorized(message)
+        if self.followed_at is None or now - self.followed_at > TRUST_WITHOUT_DATABASE:
+            raise DatabaseUnavailable
+        digest = digest_of(token[:MAX_TOKEN_LENGTH])
+        opened = self._opened.get(digest)
+        if opened is not None and (opened[0].expires_at is None or now < opened[0].expires_at):
+            self.used_ids.add(opened[0].id)
+            return opened[1]
+        key, is_former = self._open(token, digest, now)
+        self.used_ids.add(key.id)
+        principal = Principal(key.id, key.owner, key.scopes, key.passport_id, key.limits)
+        if not is_former:  # which is valid until an instant of its own
+            if len(self._opened) >= MAX_OPENED:
+                self._opened.clear()
+            self._opened[digest] = (key, principal)
+        return principal
+
+    def _open(self, token: str, digest: bytes, now: datetime) -> tuple[KeyRecord, bool]:
+        """Answer the key that `token` opens, and whether by the secret that it had before it was rotated.
+
+        Raises:
+            Unauthorized: it opens none.
+        """
+        match = _KEY.fullmatch(token) if len(token) <= MAX_TOKEN_LENGTH else None
+        key = self._keys.get(match[1]) if match else None
+        if not _opens(key, digest, now):
+            key = self._bootstrap if _opens(self._bootstrap, digest, now) else None  # it may have any form
+        if key is None:
+            message = "This key is not valid: it is mistyped, expired or revoked. Ask an admin for a new one."
+            raise Unauthorized(message)
+        return key, not compare_digest(digest, key.digest)
+
+    def is_valid(self, key_id: str, now: datetime) -> bool:
+        """Whether the key was neither revoked nor has expired: asked of requests that take long."""
+        key = self._keys.get(key_id)
+        return key is not None and key.revoked_at is None and (key.expires_at is None or key.expires_at > now)
+
+    def __len__(self) -> int:
+        """How many keys there are that are not revoked."""
+        return sum(key.revoked_at is None for key in self._keys.values())
+
+
+def _opens(key: KeyRecord | None, digest: bytes, now: datetime) -> bool:
+    expected = key.digest if key else _NO_DIGEST
+    former = key.former_digest if key and key.former_digest else _NO_DIGEST
+    is_current = compare_digest(digest, expected)
+    is_former = compare_digest(digest, former)
+    if key is None or key.revoked_at is not None or (key.expires_at is not None and key.expires_at <= now):
+        return False
+    return is_current or (is_former and key.former_valid_until is not None and now < key.former_valid_until)
+
+
+def _random(length: int) -> str:
+    return "".join(secrets.choice(_ALPHABET) for _ in range(length))
+
+
+def _checksum(body: str) -> str:
+    number = zlib.crc32(body.encode())
+    digits = []
+    for _ in range(6):
+        number, digit = divmod(number, len(_ALPHABET))
+        digits.append(_ALPHABET[digit])
+    return "".join(reversed(digits))

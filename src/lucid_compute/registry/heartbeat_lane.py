@@ -1,0 +1,279 @@
+"""The lane of `POST /compute/heartbeat`: one admission, and two entrances: ASGI beside FastAPI, and the fast path.
+
+Measured, the framework is the cost of a heartbeat and the commit is not (docs/adr/0003-heartbeat-lane.md). The body is
+validated by the Pydantic type that the OpenAPI document shows.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from datetime import datetime
+from functools import partial
+from typing import NamedTuple
+
+from pydantic import ValidationError
+from starlette.types import Receive, Scope, Send
+
+from lucid_compute.errors import DatabaseUnavailable, InvalidRequest, LucidError, MethodNotAllowed
+from lucid_compute.postgres.clock import DatabaseClock
+from lucid_compute.registry.domain.node_state import (
+    FRESH_WINDOW,
+    HEARTBEAT_INTERVAL_SECONDS,
+    HEARTBEAT_JITTER,
+    LIVE_WINDOW,
+    Heartbeat,
+    Receipt,
+)
+from lucid_compute.registry.fleet.change_feed import ChangeFeed
+from lucid_compute.registry.fleet.fleet import Fleet, FleetNode
+from lucid_compute.registry.heartbeat_writer import HeartbeatWriter, Outcome
+from lucid_compute.registry.keys.authentication import Admission, Authenticator
+from lucid_compute.registry.keys.dependencies import COMPUTE_WRITERS
+from lucid_compute.registry.keys.rate_limits import HeartbeatRate
+from lucid_compute.web.errors import answer, log_unexpected
+from lucid_compute.web.lanes import FastPathClient, Response
+from lucid_compute.web.request_guard import ClientLeft, read_body
+from lucid_compute.web.strict_json import read_strictly
+from lucid_compute.wire import faults_from, write_instant
+
+PATH = "/compute/heartbeat"
+_SHORTEST = HEARTBEAT_INTERVAL_SECONDS * (1 - HEARTBEAT_JITTER)
+_SPREAD = HEARTBEAT_INTERVAL_SECONDS * HEARTBEAT_JITTER * 2
+
+
+GetNode = Callable[[str, str | None], Awaitable[FleetNode]]
+"""Returns the node of an id, as far as the owner named sees it, also one that is another replica's and new."""
+
+
+class _Instants(NamedTuple):
+    """What every answer to one group commit says of time, as it stands in the answer; `live_since` as in NodeState."""
+
+    received_at: datetime
+    live_since: datetime
+    text: str
+
+
+class HeartbeatAdmission(Admission):
+    """A heartbeat on its way in: `heartbeat` once it is read, `node` once it is admitted.
+
+    On the fast path it waits for its commit; `is_repeated` once the writer has found that it repeats an older one.
+    """
+
+    heartbeat: Heartbeat | None = None
+    is_repeated = False
+    node: FleetNode
+    _lane: HeartbeatLane
+    _client: FastPathClient | None
+
+    def wait(self, lane: HeartbeatLane, client: FastPathClient) -> None:
+        """Wait for the commit, of which `settle` is told."""
+        self._lane, self._client = lane, client
+
+    def leave(self) -> None:
+        """Note that its client left; it is committed anyway."""
+        self._client = None
+        self._lane.outcomes["CLIENT_LEFT"] += 1
+
+    def settle(self, outcome: Outcome) -> None:
+        """Respond with what became of it. Nothing may be raised: the writer settles others after this one."""
+        client, self._client = self._client, None
+        if client is None:
+            return
+        if outcome is None:
+            self.is_repeated = True
+            client.go_on(self)
+        elif isinstance(outcome, Exception):
+            self._lane.refuse(client, outcome)
+        else:
+            client.answer(*self._lane.accept(self.node, outcome))
+
+
+Wait = Callable[[HeartbeatAdmission, Scope, Receive], Awaitable[None]]
+"""What has to be awaited before a heartbeat can be admitted."""
+
+
+class HeartbeatLane:
+    """Serves heartbeats, each after its commit: of the fast path by `take`, all others by ASGI.
+
+    `outcomes` counts how they ended, `express` those that needed no task.
+    """
+
+    def __init__(
+        self,
+        authenticator: Authenticator,
+        feed: ChangeFeed,
+        fleet: Fleet,
+        clock: DatabaseClock,
+        *,
+        writer: HeartbeatWriter,
+        get_node: GetNode,
+        max_per_second: float,
+    ) -> None:
+        """Serve one replica. A node may send `max_per_second` in the long run; 0 is any number."""
+        self._authenticator = authenticator
+        self._feed = feed
+        self._fleet = fleet
+        self._clock = clock
+        self._writer = writer
+        self._get_node = get_node
+        self._rate = HeartbeatRate(max_per_second)
+        self._instants: _Instants | None = None
+        self.outcomes: Counter[str] = Counter()
+        self.express = 0
+
+    def admit(self, admission: HeartbeatAdmission, now: datetime) -> Heartbeat | Wait:
+        """Return the heartbeat when it is in order, else what has to be awaited before it is admitted again.
+
+        Nothing is done twice. The node's allowance is spent last.
+
+        Raises:
+            LucidError: it is refused.
+        """
+        principal = admission.principal
+        if principal is None:
+            if admission.method != "POST":
+                raise MethodNotAllowed(admission.method, ["POST"])
+            principal = admission.principal = self._authenticator.find_known(admission.authorization, now)
+            if principal is None:
+                return self._authenticator.await_key
+        heartbeat = admission.heartbeat
+        if heartbeat is None:
+            principal.require(COMPUTE_WRITERS)
+            if admission.body is None:
+                return self._await_body
+            heartbeat = admission.heartbeat = read_heartbeat(admission.body)
+        passport_id = heartbeat.passport_id
+        if self._fleet.find_node(passport_id) is None:
+            return partial(self._await_node, passport_id, principal.sees)
+        admission.node = self._fleet.get_registered_node(passport_id, owner=principal.sees)
+        principal.require_node(passport_id)
+        self._rate.spend(passport_id)
+        return heartbeat
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one heartbeat, or refuse it."""
+        try:
+            status, headers, body = await self._serve(scope, receive)
+        except ClientLeft:
+            self.outcomes["CLIENT_LEFT"] += 1
+            return
+        except Exception as error:  # noqa: BLE001 - answered in our shape, as FastAPI's routes answer theirs
+            status, headers, body = self._refusal_of(error, scope["method"])
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    def take(
+        self, client: FastPathClient, _path: bytes, headers: dict[bytes, bytes], body: bytes
+    ) -> HeartbeatAdmission | None:
+        """Have a heartbeat of the fast path committed, refuse it, or pass it on with what was found."""
+        admission = HeartbeatAdmission(PATH, headers, body)
+        try:
+            heartbeat = self.admit(admission, self._clock.now())
+            if isinstance(heartbeat, Heartbeat):
+                admission.wait(self, client)
+                self._writer.submit(heartbeat, admission.settle)
+                self.express += 1
+                return admission
+        except Exception as error:  # noqa: BLE001 - as above
+            self.refuse(client, error)
+        else:
+            client.go_on(admission)
+        return None
+
+    def accept(self, node: FleetNode, receipt: Receipt) -> Response:
+        """Count a heartbeat that is committed; return its response."""
+        self.outcomes["ACCEPTED"] += 1
+        body = self._body_of(node, receipt)
+        return 200, [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))], body
+
+    def refuse(self, client: FastPathClient, error: Exception) -> None:
+        """Refuse a heartbeat of the fast path."""
+        client.answer(*self._refusal_of(error, "POST"))
+
+    def _refusal_of(self, error: Exception, method: str) -> Response:
+        """Count a heartbeat that is refused; return its response. Another method than POST is no heartbeat."""
+        if not isinstance(error, LucidError):
+            error = log_unexpected(method, PATH, error, None)
+        if not isinstance(error, MethodNotAllowed):
+            self.outcomes[error.code] += 1
+        response = answer(error)
+        return response.status_code, response.raw_headers, bytes(response.body)
+
+    async def _serve(self, scope: Scope, receive: Receive) -> Response:
+        """Return the response to a heartbeat that came by ASGI.
+
+        Raises:
+            DatabaseUnavailable: it was not committed; or repeats one that this replica could not catch up with in time.
+        """
+        admission = HeartbeatAdmission.of_scope(scope)
+        if not admission.is_repeated:
+            while not isinstance(heartbeat := self.admit(admission, self._clock.now()), Heartbeat):
+                await heartbeat(admission, scope, receive)
+            receipt = await self._writer.write(heartbeat)
+            if receipt is not None:
+                return self.accept(admission.node, receipt)
+        await self._feed.catch_up()  # the older one may be one that another replica has just taken
+        if admission.node.state.receipt is None:
+            raise DatabaseUnavailable
+        return self.accept(admission.node, admission.node.state.receipt)
+
+    async def _await_body(self, admission: HeartbeatAdmission, _scope: Scope, receive: Receive) -> None:
+        admission.body = await read_body(receive, admission.headers)
+
+    async def _await_node(self, passport_id: str, sees: str | None, *_: object) -> None:
+        """Have the fleet know a node that another replica may have only just registered."""
+        await self._get_node(passport_id, sees)
+
+    def _body_of(self, node: FleetNode, receipt: Receipt) -> bytes:
+        """Return the node's state as JSON: by hand, since all but the id is the same within one group commit."""
+        state = node.state
+        if self._instants is None or self._instants.received_at != receipt.received_at:
+            live_since = self._fleet.live_since(receipt.received_at)
+            self._instants = _write_instants(receipt.received_at, live_since)
+        status = state.status(self._instants.live_since).value
+        next_in_seconds = round(_SHORTEST + random.random() * _SPREAD, 3)  # noqa: S311 - jitter, not a secret
+        drain = "true" if state.draining_since is not None else "false"
+        return (
+            f'{{"passportId":"{state.id}","status":"{status}",{self._instants.text},'
+            f'"nextHeartbeatInSeconds":{next_in_seconds},"drain":{drain}}}'
+        ).encode()
+
+
+def read_heartbeat(body: bytes) -> Heartbeat:
+    """Return the heartbeat that a body holds.
+
+    Raises:
+        InvalidRequest: naming every fault.
+    """
+    try:
+        heartbeat = Heartbeat.model_validate_json(body)
+    except ValidationError as error:
+        heartbeat = _read_again(body, error)
+    if body.count(b":") != len(heartbeat.model_fields_set) or b"\\u0000" in body:
+        read_strictly(body)  # more keys or colons than fields: perhaps one stands twice
+    return heartbeat
+
+
+def _read_again(body: bytes, error: ValidationError) -> Heartbeat:
+    """Return the heartbeat of a body whose only fault was a whole number written as 3.0.
+
+    Raises:
+        InvalidRequest: naming every fault, `error`'s unless the body is not JSON that could be kept.
+    """
+    value = read_strictly(body)
+    with suppress(ValidationError):
+        return Heartbeat.model_validate(value)
+    raise InvalidRequest(faults_from(error.errors(include_url=False, include_input=False, include_context=False)))
+
+
+def _write_instants(received_at: datetime, live_since: datetime) -> _Instants:
+    fresh_until = write_instant(received_at + FRESH_WINDOW)
+    unhealthy_at = write_instant(received_at + LIVE_WINDOW)
+    return _Instants(
+        received_at,
+        live_since,
+        f'"receivedAt":"{write_instant(received_at)}","freshUntil":"{fresh_until}","unhealthyAt":"{unhealthy_at}"',
+    )

@@ -1,0 +1,254 @@
+"""Group commit of heartbeats: those that come while one commit runs share the next, and each is answered after it.
+
+The database sees a handful of statements a second, however large the fleet, and a kill at any instant loses no
+heartbeat that was acknowledged. The writer has a connection of its own, so that a full pool never holds heartbeats up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from functools import partial
+from itertools import islice
+from typing import Any, NamedTuple
+
+import asyncpg
+from pydantic import TypeAdapter
+
+from lucid_compute.accounting.gauges import GaugeRecorder
+from lucid_compute.errors import DatabaseUnavailable, InvalidRequest, Overloaded
+from lucid_compute.postgres.clock import DatabaseClock
+from lucid_compute.postgres.database import is_passing
+from lucid_compute.postgres.dedicated_connection import DedicatedConnection, Purpose
+from lucid_compute.registry.domain.node_state import Heartbeat, Receipt
+from lucid_compute.registry.fleet.change_feed import OwnHeartbeats
+from lucid_compute.registry.fleet.fleet import Fleet
+
+# $1 the heartbeats as one JSON array (each node at most once), $2 the instant since when a node's silence makes it
+# unhealthy, $3 the replica. One text is sent where arrays of columns cost this process twice the time to encode.
+#
+# A heartbeat is left out when its sequence is not above the one held of the same boot, or when its boot id is a former
+# one; `outcome` says which, and `revision` is null. `up_since` starts anew after a silence or a report of unhealthy.
+# One that was judged `applied` and has no `revision` lost a race for its row, and is to be judged again: the row is
+# locked only after it was judged, and another replica's boot may have come first.
+# The look at former boots is no EXISTS, which Postgres would answer by hashing the whole of node_boots.
+# `received_at`, the same for all, stands in the first row alone: decoding it takes as long as the rest of a row.
+COMMIT_HEARTBEATS = """
+WITH sent AS (
+    SELECT (report->>'passportId')::uuid AS passport_id, report, report->>'status' AS status,
+        report->>'bootId' AS boot_id, (report->>'sequence')::int8 AS sequence, position
+    FROM jsonb_array_elements($1::text::jsonb) WITH ORDINALITY AS s (report, position)
+), judged AS (
+    SELECT s.*, h.boot_id AS held_boot_id,
+        CASE
+            WHEN s.boot_id IS NULL OR s.sequence IS NULL OR h.boot_id IS NULL THEN 'applied'
+            WHEN s.boot_id = h.boot_id THEN CASE WHEN s.sequence > h.sequence THEN 'applied' ELSE 'repeated' END
+            WHEN (
+                SELECT true FROM node_boots b WHERE b.passport_id = s.passport_id AND b.boot_id = s.boot_id
+            ) THEN 'former'
+            ELSE 'applied'
+        END AS outcome
+    FROM sent s JOIN heartbeats h USING (passport_id)
+), applied AS (
+    UPDATE heartbeats h SET
+        received_at = statement_timestamp(),
+        up_since = CASE
+            WHEN j.status = 'unhealthy' THEN NULL
+            WHEN h.up_since IS NULL OR h.received_at < $2 THEN statement_timestamp()
+            ELSE h.up_since
+        END,
+        status = j.status,
+        report = j.report,
+        boot_id = CASE WHEN j.sequence IS NULL THEN h.boot_id ELSE coalesce(j.boot_id, h.boot_id) END,
+        sequence = CASE WHEN j.boot_id IS NULL THEN h.sequence ELSE coalesce(j.sequence, h.sequence) END,
+        revision = h.revision + 1
+    FROM judged j
+    WHERE h.passport_id = j.passport_id AND j.outcome = 'applied'
+        AND h.boot_id IS NOT DISTINCT FROM j.held_boot_id
+        AND (j.sequence IS NULL OR h.boot_id IS DISTINCT FROM j.boot_id OR j.sequence > h.sequence)
+    RETURNING j.position, h.up_since, h.revision
+), boots AS (
+    INSERT INTO node_boots (passport_id, boot_id)
+    SELECT passport_id, boot_id FROM judged JOIN applied USING (position)
+    WHERE boot_id IS NOT NULL AND sequence IS NOT NULL AND boot_id IS DISTINCT FROM held_boot_id
+    ON CONFLICT DO NOTHING
+), restarts AS (
+    INSERT INTO node_events (passport_id, type, details)
+    SELECT passport_id, 'restarted', jsonb_build_object('bootId', boot_id) FROM judged JOIN applied USING (position)
+    WHERE sequence IS NOT NULL AND held_boot_id IS NOT NULL AND boot_id <> held_boot_id
+), batch AS (
+    INSERT INTO heartbeat_batches (replica_id, passport_ids) SELECT $3, array_agg(passport_id) FROM sent
+)
+SELECT j.position - 1 AS position, j.outcome, a.revision, a.up_since,
+    CASE WHEN row_number() OVER () = 1 THEN statement_timestamp() END AS received_at
+FROM judged j LEFT JOIN applied a USING (position)
+"""
+# Postgres keeps the plan of the statement; one made while a table was empty would read all of it when it is full.
+USE_INDEXES = "SET enable_seqscan = off"
+MAX_BATCH = 1000
+MAX_WAITING = 20_000
+RECONNECT_SECONDS = 0.1
+_log = logging.getLogger(__name__)
+_HEARTBEATS = TypeAdapter(list[Heartbeat])
+Outcome = Receipt | None | Exception
+Tell = Callable[[Outcome], None]
+
+
+class _Waiting(NamedTuple):
+    heartbeat: Heartbeat
+    tell: Tell
+
+
+class HeartbeatWriter:
+    """Commits heartbeats in groups and shows them to the fleet."""
+
+    def __init__(
+        self,
+        url: str,
+        fleet: Fleet,
+        clock: DatabaseClock,
+        *,
+        own: OwnHeartbeats,
+        gauges: GaugeRecorder,
+        timeout_seconds: float = 2.0,
+    ) -> None:
+        """Write to the database at `url`; a commit that takes longer than `timeout_seconds` counts as failed."""
+        self._fleet = fleet
+        self._clock = clock
+        self._own = own
+        self._gauges = gauges
+        self._timeout_seconds = timeout_seconds
+        self._waiting: dict[str, _Waiting] = {}
+        self._later: list[_Waiting] = []
+        self._work = asyncio.Event()
+        self._connection = DedicatedConnection(url, Purpose.HEARTBEATS, session=USE_INDEXES)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether as many wait as may."""
+        return len(self._waiting) + len(self._later) >= MAX_WAITING
+
+    async def write(self, heartbeat: Heartbeat) -> Receipt | None:
+        """Commit one heartbeat; answer its receipt, or None when it repeats an older one and changed nothing.
+
+        Raises:
+            DatabaseUnavailable: the commit failed or is not known to have held.
+            InvalidRequest: its bootId is a former one of this node.
+            Overloaded: too many wait.
+        """
+        committed: asyncio.Future[Receipt | None] = asyncio.get_running_loop().create_future()
+        self.submit(heartbeat, partial(_settle, committed))
+        return await committed
+
+    def submit(self, heartbeat: Heartbeat, tell: Tell) -> None:
+        """Have one heartbeat committed; `tell` is called once with what `write` would answer or raise.
+
+        It may not raise: others' heartbeats are told of in the same turn of the loop.
+
+        Raises:
+            Overloaded: too many wait.
+        """
+        if self.is_full:
+            message = "Too many heartbeats are waiting to be written. Send it again after Retry-After seconds."
+            raise Overloaded(message, retry_after_seconds=2)
+        waiting = _Waiting(heartbeat, tell)
+        if heartbeat.passport_id in self._waiting:
+            self._later.append(waiting)
+        else:
+            self._waiting[heartbeat.passport_id] = waiting
+        self._work.set()
+
+    async def run(self) -> None:
+        """Commit what waits, for as long as this task runs."""
+        try:
+            while True:
+                await self._work.wait()
+                await asyncio.sleep(0)  # whatever this turn of the loop still brings joins the group
+                self._work.clear()
+                if group := self._take_group():
+                    await self._commit(group)
+        finally:
+            self._fail(self._take_all(), DatabaseUnavailable())
+            self._connection.terminate()
+
+    def _take_group(self) -> list[_Waiting]:
+        waiting_ids = sorted(islice(self._waiting, MAX_BATCH))  # all replicas lock rows in one order: no deadlock
+        group = [self._waiting.pop(passport_id) for passport_id in waiting_ids]
+        later, self._later = self._later, []
+        for waiting in later:
+            if waiting.heartbeat.passport_id in self._waiting:
+                self._later.append(waiting)
+            else:
+                self._waiting[waiting.heartbeat.passport_id] = waiting
+        if self._waiting:
+            self._work.set()
+        return group
+
+    async def _commit(self, group: list[_Waiting]) -> None:
+        try:
+            self._acknowledge(group, await self._execute(group))
+        except asyncio.CancelledError:
+            self._fail(group, DatabaseUnavailable())
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, those who wait are told, and the next group is taken
+            await self._explain(group, error)
+
+    async def _execute(self, group: list[_Waiting]) -> list[asyncpg.Record]:
+        async with self._connection.within(self._timeout_seconds) as connection:
+            reports = _HEARTBEATS.dump_json([waiting.heartbeat for waiting in group], exclude_none=True)
+            live_since = self._fleet.live_since(self._clock.now())
+            return await connection.fetch(COMMIT_HEARTBEATS, reports.decode(), live_since, self._own.writer_id)
+
+    def _acknowledge(self, group: list[_Waiting], rows: list[asyncpg.Record]) -> None:
+        received_at: Any = rows[0]["received_at"] if rows else None
+        for position, outcome, revision, up_since, _ in rows:
+            waiting = group[position]
+            if revision is not None:
+                receipt = Receipt(waiting.heartbeat, received_at, up_since, revision)
+                self._fleet.apply_receipt(waiting.heartbeat.passport_id, receipt)
+                self._gauges.note(waiting.heartbeat, received_at)
+                waiting.tell(receipt)
+            elif outcome == "former":
+                waiting.tell(InvalidRequest.at("bootId", "This bootId is a former one of the node. Make a new one."))
+            elif outcome == "applied":  # another replica's heartbeat of this node came first: judge it again
+                self._later.append(waiting)
+                self._work.set()
+            else:
+                waiting.tell(None)
+        if len(rows) < len(group):  # nodes without a row yet: another replica's, seconds old
+            found = {row["position"] for row in rows}
+            self._fail([w for n, w in enumerate(group) if n not in found], DatabaseUnavailable())
+
+    async def _explain(self, group: list[_Waiting], error: Exception) -> None:
+        """Fail the group, or find the one that Postgres refuses by committing its halves."""
+        if isinstance(error, asyncpg.PostgresError) and not is_passing(error) and len(group) > 1:
+            middle = len(group) // 2
+            await self._commit(group[:middle])
+            await self._commit(group[middle:])
+            return
+        if not is_passing(error):
+            _log.error("heartbeats could not be written", exc_info=error)
+        self._own.doubt(waiting.heartbeat.passport_id for waiting in group)
+        self._fail(group, DatabaseUnavailable())
+        if not isinstance(error, asyncpg.PostgresError):  # it does not answer: let nobody wait for the next time-out
+            self._fail(self._take_all(), DatabaseUnavailable())
+        await asyncio.sleep(RECONNECT_SECONDS)
+
+    def _take_all(self) -> list[_Waiting]:
+        taken = [*self._waiting.values(), *self._later]
+        self._waiting, self._later = {}, []
+        return taken
+
+    def _fail(self, group: list[_Waiting], error: Exception) -> None:
+        for waiting in group:
+            waiting.tell(error)
+
+
+def _settle(committed: asyncio.Future[Receipt | None], outcome: Outcome) -> None:
+    if committed.done():  # who waited for it was cancelled
+        return
+    if isinstance(outcome, Exception):
+        committed.set_exception(outcome)
+    else:
+        committed.set_result(outcome)

@@ -1,0 +1,1 @@
+"""API keys: authentication, scopes, rate limits, storage, the audit trail."""

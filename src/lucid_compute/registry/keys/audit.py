@@ -1,0 +1,79 @@
+"""The audit trail: who changed what, when and from where, in the same transaction as the change."""
+
+from __future__ import annotations
+
+import json
+from hashlib import sha256
+from typing import Any, NamedTuple
+
+from sqlalchemy import func, insert, select, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from lucid_compute.postgres.database import Database
+from lucid_compute.postgres.queries import in_order
+from lucid_compute.postgres.tables import audit_log
+from lucid_compute.registry.domain.identity import Actor
+from lucid_compute.registry.keys.shapes import AuditView
+from lucid_compute.wire import SortBy, SortOrder
+
+# A row is written once and never changed, and what names it is the action.
+_SORT_COLUMNS = {
+    SortBy.CREATED_AT: audit_log.c.at,
+    SortBy.UPDATED_AT: audit_log.c.at,
+    SortBy.NAME: audit_log.c.action,
+}
+
+
+class Change(NamedTuple):
+    """What was done to what; `before` and `after` are hashed, never kept."""
+
+    action: str
+    target_type: str
+    target_id: str
+    before: Any = None
+    after: Any = None
+    details: dict[str, Any] | None = None
+
+
+async def record_change(connection: AsyncConnection, actor: Actor, change: Change) -> None:
+    """Write one row of the trail."""
+    await connection.execute(
+        insert(audit_log).values(
+            actor_key_id=actor.key_id,
+            actor_owner=actor.owner,
+            action=change.action,
+            target_type=change.target_type,
+            target_id=change.target_id,
+            before_hash=_hash(change.before),
+            after_hash=_hash(change.after),
+            ip=actor.ip,
+            request_id=actor.request_id,
+            details=change.details or {},
+        )
+    )
+
+
+class AuditTrail:
+    """Reads the trail; nothing can change it."""
+
+    def __init__(self, database: Database) -> None:
+        """Read from `database`."""
+        self._database = database
+
+    async def list_page(
+        self, *, target_id: str | None, sort_by: SortBy, sort_order: SortOrder, offset: int, limit: int
+    ) -> tuple[list[AuditView], int]:
+        """Answer a page of the trail, of one target or of all, and how many rows there are."""
+        condition = audit_log.c.target_id == target_id if target_id is not None else text("true")
+        tie = audit_log.c.id.desc() if sort_order is SortOrder.DESCENDING else audit_log.c.id
+        page = select(audit_log).where(condition).order_by(*in_order(_SORT_COLUMNS, tie, sort_by, sort_order))
+        async with self._database.transaction() as connection:
+            total = await connection.scalar(select(func.count()).select_from(audit_log).where(condition))
+            rows = await connection.execute(page.offset(offset).limit(limit))
+            return [AuditView(**{**row, "id": str(row["id"])}) for row in rows.mappings()], total or 0
+
+
+def _hash(value: Any) -> str | None:
+    if value is None:
+        return None
+    return sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

@@ -1,0 +1,153 @@
+"""Who makes a request: the key in its Authorization header, and whether its address has guessed too often.
+
+Also `Admission`, which holds a request of the two lanes while it is admitted.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import datetime
+from typing import Self
+
+from starlette.types import Receive, Scope
+
+from lucid_compute.errors import RateLimited, Unauthorized
+from lucid_compute.postgres.clock import DatabaseClock
+from lucid_compute.registry.domain.identity import Principal
+from lucid_compute.registry.fleet.change_feed import ChangeFeed
+from lucid_compute.registry.fleet.key_ring import KeyRing, is_well_formed
+from lucid_compute.web.lanes import HANDED_OVER
+
+_BEARER = "bearer "
+_MAX_ADDRESSES = 10_000
+
+
+class FailedAttempts:
+    """Counts failed authentications by address and minute. Loopback is exempt: it can read admin.key anyway."""
+
+    def __init__(self, per_minute: int) -> None:
+        """Allow `per_minute` failures; 0 allows any number."""
+        self._per_minute = per_minute
+        self._minute = 0
+        self._counts: dict[str, int] = {}
+
+    def note(self, address: str | None) -> None:
+        """Count one failure.
+
+        Raises:
+            RateLimited: it was one too many for this minute.
+        """
+        if not self._per_minute or address is None or address.startswith("127.") or address == "::1":
+            return
+        seconds = time.monotonic()
+        if (minute := int(seconds // 60)) != self._minute or len(self._counts) > _MAX_ADDRESSES:
+            self._minute, self._counts = minute, {}
+        self._counts[address] = self._counts.get(address, 0) + 1
+        if self._counts[address] > self._per_minute:
+            message = "Too many requests with a wrong key came from your address. Wait, and send a valid key."
+            raise RateLimited(message, retry_after_seconds=60 - int(seconds % 60))
+
+
+class Authenticator:
+    """Turns an Authorization header into a principal."""
+
+    def __init__(self, keys: KeyRing, feed: ChangeFeed, clock: DatabaseClock, failures_per_minute: int) -> None:
+        """Look keys up in `keys`, and once more after `feed` has caught up."""
+        self._keys = keys
+        self._feed = feed
+        self._clock = clock
+        self._failures = FailedAttempts(failures_per_minute)
+
+    async def authenticate(self, authorization: str | None, address: str | None) -> Principal:
+        """Return who sends the header.
+
+        Raises:
+            Unauthorized: no valid key.
+            RateLimited: too many failures from this address.
+        """
+        known = self.find_known(authorization, self._clock.now())
+        return known or await self._look_again(authorization, address)
+
+    def find_known(self, authorization: str | None, now: datetime) -> Principal | None:
+        """Return who sends the header; None when this replica knows no such key, which may be another's and new."""
+        try:
+            return self._keys.authenticate(bearer_token(authorization), now)
+        except Unauthorized:
+            return None
+
+    async def await_key(self, admission: Admission, scope: Scope, _receive: Receive) -> None:
+        """Find out who sends a request whose key is not known here.
+
+        Raises:
+            Unauthorized, RateLimited: as `authenticate`.
+        """
+        client = scope.get("client")
+        admission.principal = await self._look_again(admission.authorization, client and client[0])
+
+    async def _look_again(self, authorization: str | None, address: str | None) -> Principal:
+        """Return who sends a header that was refused: the key may be seconds old and another replica's.
+
+        So Postgres is asked once; this is the same for an unknown key and a wrong secret.
+        """
+        token = bearer_token(authorization)
+        try:
+            if token is not None and is_well_formed(token):
+                await self._feed.catch_up()
+            return self._keys.authenticate(token, self._clock.now())
+        except Unauthorized:
+            self._failures.note(address)
+            raise
+
+
+class Admission:
+    """A request on its way in: what was sent, and what is known of it so far, so that nothing is found out twice.
+
+    `body` is None until it has come. Names of headers are in lower case.
+    """
+
+    method = "POST"
+    principal: Principal | None = None
+
+    def __init__(self, path: str, headers: dict[bytes, bytes], body: bytes | None = None) -> None:
+        """Begin with a request that has no header twice."""
+        self.path = path
+        self.headers = headers
+        self.body = body
+        authorization = headers.get(b"authorization")
+        self.authorization = None if authorization is None else authorization.decode("latin-1")
+
+    @classmethod
+    def of_scope(cls, scope: Scope) -> Self:
+        """Return a raw ASGI request: the one that the fast path has begun to admit, if it has."""
+        begun: Self | None = scope.get("extensions", {}).pop(HANDED_OVER, None)
+        if begun is not None:
+            return begun
+        headers = dict(scope["headers"])
+        new = cls(scope["path"], headers)
+        new.method, new.authorization = scope["method"], authorization_of(scope, headers)
+        return new
+
+
+def authorization_of(scope: Scope, headers: Mapping[bytes, bytes]) -> str | None:
+    """Answer the Authorization header of a raw ASGI request; None without one, or with two, which say two things."""
+    found = headers.get(b"authorization")
+    sent = scope["headers"]
+    if found is None or (len(headers) != len(sent) and sum(name == b"authorization" for name, _ in sent) > 1):
+        return None
+    return found.decode("latin-1")
+
+
+def bearer_token(authorization: str | None) -> str | None:
+    """Answer the token of `Bearer …`; None when there is no such header.
+
+    Headers are read as Latin-1; a bootstrap key may have any form, so what reads as UTF-8 is read so.
+    """
+    if authorization is None or authorization[:7].lower() != _BEARER:
+        return None
+    token = authorization[7:].strip()
+    if not token.isascii():
+        with suppress(UnicodeError):
+            token = token.encode("latin-1").decode()
+    return token or None

@@ -1,0 +1,83 @@
+"""API keys and the audit trail on the wire."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from lucid_compute.registry.domain.identity import KeyLimits, Scope
+from lucid_compute.wire import AnswerShape, Flag, Identifier, Instant, Label, Pagination, WireShape
+
+
+class KeyCreate(WireShape):
+    """A key to be made."""
+
+    model_config = {"json_schema_extra": {"examples": [{"name": "node 1", "owner": "acme", "scopes": ["compute"]}]}}
+
+    name: Label
+    owner: Identifier
+    scopes: Annotated[list[Scope], Field(min_length=1, max_length=5)]
+    passport_id: Identifier | None = Field(default=None, description="Binds a `compute` key to one node.")
+    expires_at: Instant | None = None
+    limits: KeyLimits | None = None
+
+
+class KeyRotate(WireShape):
+    """How to rotate: `now` ends the former secret at once, else it stays valid for 24 hours."""
+
+    now: Flag = False
+
+
+class KeyView(AnswerShape):
+    """A key without its secret."""
+
+    id: str
+    name: str
+    owner: str
+    scopes: list[Scope]
+    prefix: str
+    last_four: str
+    passport_id: str | None
+    expires_at: Instant | None
+    limits: KeyLimits | None
+    created_at: Instant
+    rotated_at: Instant | None
+    last_used_at: Instant | None
+
+
+class NewKey(KeyView):
+    """A key with its secret, shown this once."""
+
+    key: str
+
+
+class KeyList(AnswerShape):
+    """A page of keys."""
+
+    keys: list[KeyView]
+    pagination: Pagination
+
+
+class AuditView(AnswerShape):
+    """One change: who made it, to what, when, from where; hashes say what was there before and after."""
+
+    id: str
+    at: Instant
+    actor_key_id: str | None
+    actor_owner: str | None
+    action: str
+    target_type: str
+    target_id: str
+    before_hash: str | None
+    after_hash: str | None
+    ip: str | None
+    request_id: str | None
+    details: dict[str, Any]
+
+
+class AuditList(AnswerShape):
+    """A page of the audit trail, newest first."""
+
+    events: list[AuditView]
+    pagination: Pagination

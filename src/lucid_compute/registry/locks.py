@@ -1,0 +1,132 @@
+"""The rows of a node, inside a transaction: made, locked, changed, ended."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import RowMapping, func, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from lucid_compute.errors import Forbidden, NodeDeregistered, NodeNotFound, PassportNotFound
+from lucid_compute.postgres.queries import ids_are_uuids
+from lucid_compute.postgres.tables import heartbeats, nodes, passports
+from lucid_compute.registry.domain.passports import Passport, PassportStatus, PassportType
+from lucid_compute.registry.fleet.rows import read_passport
+
+
+async def lock_passport(connection: AsyncConnection, passport_id: str, sees: str | None) -> RowMapping:
+    """Answer the owner's passport until the transaction ends; `sees` None locks any.
+
+    Raises:
+        PassportNotFound: there is none.
+        Forbidden: it is another owner's model, which everyone may see.
+    """
+    row = None
+    if ids_are_uuids(passport_id):
+        rows = await connection.execute(select(passports).where(passports.c.id == passport_id).with_for_update())
+        row = rows.mappings().one_or_none()
+    if row is None or (sees is not None and row["owner"] != sees and row["type"] != PassportType.MODEL):
+        raise PassportNotFound(passport_id)
+    if sees is not None and row["owner"] != sees:
+        message = "Only its owner or an admin may change this model's passport."
+        raise Forbidden(message)
+    return row
+
+
+async def get_passport(connection: AsyncConnection, passport_id: str) -> Passport:
+    """Answer a passport.
+
+    Raises:
+        PassportNotFound: there is none.
+    """
+    row = None
+    if ids_are_uuids(passport_id):
+        rows = await connection.execute(select(passports).where(passports.c.id == passport_id))
+        row = rows.mappings().one_or_none()
+    if row is None:
+        raise PassportNotFound(passport_id)
+    return read_passport(row)
+
+
+def update_passport(passport_id: str, **changes: Any) -> Any:
+    """Answer an UPDATE of one passport that the feed will notice, and that returns its row."""
+    return (
+        update(passports)
+        .where(passports.c.id == passport_id)
+        .values(
+            updated_at=func.now(),
+            revision=passports.c.revision + 1,
+            changed_xid=func.pg_current_xact_id(),
+            **changes,
+        )
+        .returning(passports)
+    )
+
+
+async def add_node_rows(connection: AsyncConnection, passport_id: str) -> None:
+    """Give a new compute passport the rows that its heartbeats and its operator write to."""
+    await connection.execute(insert(nodes).values(passport_id=passport_id))
+    await connection.execute(insert(heartbeats).values(passport_id=passport_id))
+
+
+async def lock_node(connection: AsyncConnection, passport_id: str, sees: str | None) -> RowMapping:
+    """Answer the owner's node until the transaction ends, an ended one too; `sees` None locks any.
+
+    Raises:
+        NodeNotFound: there is none.
+    """
+    if not ids_are_uuids(passport_id):
+        raise NodeNotFound(passport_id)
+    columns = (passports.c.owner, passports.c.status, passports.c.deregistered_at, *nodes.c)
+    statement = select(*columns).join_from(passports, nodes).where(passports.c.id == passport_id)
+    row = (await connection.execute(statement.with_for_update())).mappings().one_or_none()
+    if row is None or (sees is not None and row["owner"] != sees):
+        raise NodeNotFound(passport_id)
+    return row
+
+
+async def lock_registered_node(connection: AsyncConnection, passport_id: str, sees: str | None) -> RowMapping:
+    """Answer the owner's node that has not ended until the transaction ends.
+
+    Raises:
+        NodeNotFound: as `lock_node`.
+        NodeDeregistered: it was deregistered or revoked.
+    """
+    row = await lock_node(connection, passport_id, sees)
+    if has_ended(row):
+        raise NodeDeregistered(passport_id)
+    return row
+
+
+def has_ended(row: RowMapping) -> bool:
+    """Whether the node of a locked row was deregistered or revoked."""
+    return row["deregistered_at"] is not None or row["status"] == PassportStatus.REVOKED
+
+
+async def change_node(connection: AsyncConnection, passport_id: str, **changes: Any) -> RowMapping:
+    """Change the node's lifecycle so that the feed will notice; answer its row."""
+    statement = (
+        update(nodes)
+        .where(nodes.c.passport_id == passport_id)
+        .values(revision=nodes.c.revision + 1, changed_xid=func.pg_current_xact_id(), **changes)
+        .returning(nodes)
+    )
+    row: RowMapping = (await connection.execute(statement)).mappings().one()
+    return row
+
+
+async def drain_node(connection: AsyncConnection, passport_id: str) -> RowMapping:
+    """Begin a drain, by this transaction; answer the node's row."""
+    xid = func.pg_current_xact_id()
+    return await change_node(connection, passport_id, draining_since=func.now(), drain_xid=xid)
+
+
+async def resume_node(connection: AsyncConnection, passport_id: str) -> RowMapping:
+    """End the drain; answer the node's row."""
+    return await change_node(connection, passport_id, draining_since=None, drain_xid=None)
+
+
+async def end_node(connection: AsyncConnection, passport_id: str) -> Passport:
+    """Deregister the node."""
+    rows = await connection.execute(update_passport(passport_id, deregistered_at=func.now()))
+    return read_passport(rows.mappings().one())

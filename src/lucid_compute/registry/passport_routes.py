@@ -1,0 +1,173 @@
+"""Passports over HTTP."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Query, Request, Response
+
+from lucid_compute.errors import (
+    Forbidden,
+    IdempotencyConflict,
+    ModelNameTaken,
+    PassportExists,
+    PassportNotFound,
+    RequestsInFlight,
+)
+from lucid_compute.registry.domain.identity import Principal
+from lucid_compute.registry.domain.passports import PassportStatus, PassportType
+from lucid_compute.registry.idempotency import Idempotency
+from lucid_compute.registry.keys.dependencies import COMPUTE_WRITERS, PASSPORT_WRITERS, ActorDependency, AnyKey, Reader
+from lucid_compute.registry.passport_search import PassportSearch
+from lucid_compute.registry.passport_store import NewPassport
+from lucid_compute.registry.shapes import PassportCreate, PassportList, PassportPatch, PassportView
+from lucid_compute.registry.views import view_passport
+from lucid_compute.web.errors import declare
+from lucid_compute.web.lists import OrderDependency, PageDependency
+from lucid_compute.web.provide import ServiceDependency
+from lucid_compute.wire import Text
+
+router = APIRouter(prefix="/passports", tags=["passports"])
+
+Tags = Annotated[list[Text], Query(description="Tags that must all be there: repeated, or separated by commas.")]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        min_length=1,
+        max_length=255,
+        pattern=r"^[\x21-\x7e]+$",
+        description="Sent again with the same body within a day, the first answer's passport is answered again.",
+    ),
+]
+
+
+@router.post(
+    "",
+    status_code=201,
+    response_model=PassportView,
+    responses=declare(PassportExists, ModelNameTaken, IdempotencyConflict, body=True),
+)
+async def create_passport(
+    body: PassportCreate,
+    request: Request,
+    response: Response,
+    service: ServiceDependency,
+    principal: AnyKey,
+    actor: ActorDependency,
+    idempotency_key: IdempotencyKey = None,
+) -> PassportView:
+    """Register a node, a model, or anything else with an identity. A compute passport is a node from then on."""
+    _require_writer(principal, body.type)
+    new = NewPassport(
+        type=body.type,
+        owner=_owner_of(body.owner, principal),
+        name=body.name,
+        description=body.description,
+        version=body.version,
+        tags=list(body.tags),
+        metadata=body.metadata,
+    )
+    digest = sha256(await request.body()).digest()
+    idempotency = Idempotency(idempotency_key, digest) if idempotency_key else None
+    passport = await service.passports.create(actor, new, is_admin=principal.is_admin, idempotency=idempotency)
+    response.headers["Location"] = f"/passports/{passport.id}"
+    return view_passport(passport, principal)
+
+
+@router.get("", response_model=PassportList, responses=declare())
+async def list_passports(
+    service: ServiceDependency,
+    principal: Reader,
+    page: PageDependency,
+    order: OrderDependency,
+    type: Annotated[PassportType | None, Query()] = None,  # noqa: A002 - the contract's name
+    owner: Annotated[Text | None, Query(description="Another owner than the key's; admins only.")] = None,
+    status: Annotated[PassportStatus | None, Query()] = None,
+    tags: Tags = [],  # noqa: B006 - FastAPI copies it
+    search: Annotated[Text | None, Query(description="Part of the name or the description.")] = None,
+) -> PassportList:
+    """List one's own passports, an admin's are all; with `type=model`, every owner's models."""
+    sees_all = principal.is_admin or type is PassportType.MODEL
+    if owner is not None and not sees_all and owner != principal.owner:
+        message = "Only an admin may list another owner's passports. Leave owner out."
+        raise Forbidden(message)
+    wanted = PassportSearch(
+        owner=owner if sees_all else principal.owner,
+        type=type,
+        status=status,
+        tags=split_tags(tags),
+        text=search,
+        sort_by=order.by,
+        sort_order=order.direction,
+        offset=page.offset,
+        limit=page.per_page,
+    )
+    found, total = await service.passports.search(wanted)
+    return PassportList(
+        passports=[view_passport(passport, principal) for passport in found], pagination=page.pagination(total)
+    )
+
+
+@router.get("/{passport_id}", response_model=PassportView, responses=declare(PassportNotFound))
+async def get_passport(passport_id: str, service: ServiceDependency, principal: Reader) -> PassportView:
+    """Read one passport, also a revoked one."""
+    return view_passport(await service.passports.get(passport_id, sees=principal.sees), principal)
+
+
+@router.patch(
+    "/{passport_id}",
+    response_model=PassportView,
+    responses=declare(PassportNotFound, PassportExists, ModelNameTaken, RequestsInFlight, body=True),
+)
+async def change_passport(
+    passport_id: str, body: PassportPatch, service: ServiceDependency, principal: AnyKey, actor: ActorDependency
+) -> PassportView:
+    """Change a passport by an RFC 7396 merge patch: what is left out stays, null removes, also inside `metadata`."""
+    await _require_writer_of(passport_id, service, principal)
+    patch = body.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    return view_passport(await service.passports.change(actor, passport_id, patch, sees=principal.sees), principal)
+
+
+@router.delete("/{passport_id}", status_code=204, responses=declare(PassportNotFound, RequestsInFlight))
+async def revoke_passport(
+    passport_id: str, service: ServiceDependency, principal: AnyKey, actor: ActorDependency
+) -> None:
+    """Revoke a passport for good, a node's only when no replica runs a request on it.
+
+    It stays readable, and its name can be registered again.
+    """
+    await _require_writer_of(passport_id, service, principal)
+    await service.passports.revoke(actor, passport_id, sees=principal.sees)
+
+
+def split_tags(tags: list[str]) -> tuple[str, ...]:
+    """Answer the tags of a query, whether repeated or separated by commas."""
+    return tuple(tag.strip() for entry in tags for tag in entry.split(",") if tag.strip())
+
+
+async def _require_writer_of(passport_id: str, service: ServiceDependency, principal: Principal) -> None:
+    """Refuse a key that may not change passports of this one's type; a foreign one is not found, as a missing one."""
+    if principal.scopes.isdisjoint({*COMPUTE_WRITERS, *PASSPORT_WRITERS}):
+        principal.require({*COMPUTE_WRITERS, *PASSPORT_WRITERS})
+    passport = await service.passports.get(passport_id, sees=principal.sees)
+    _require_writer(principal, passport.type)
+    principal.require_node(passport_id)
+
+
+def _require_writer(principal: Principal, passport_type: PassportType) -> None:
+    principal.require(COMPUTE_WRITERS if passport_type is PassportType.COMPUTE else PASSPORT_WRITERS)
+
+
+def _owner_of(owner: str | None, principal: Principal) -> str:
+    """Answer who will own a new passport.
+
+    Raises:
+        Forbidden: another owner is named by someone who is no admin, or the key is bound to one node.
+    """
+    if principal.passport_id is not None:
+        principal.require_node("a new one")
+    if owner is not None and owner != principal.owner and not principal.is_admin:
+        message = "Only an admin may name another owner. Leave owner out."
+        raise Forbidden(message)
+    return owner or principal.owner

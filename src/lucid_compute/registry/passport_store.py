@@ -1,0 +1,308 @@
+"""Passports in Postgres: made, changed, revoked and listed, each change with its audit row in one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+from sqlalchemy import RowMapping, delete, func, select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from lucid_compute.egress.policy import EgressPolicy
+from lucid_compute.errors import Forbidden, InvalidRequest, ModelNameTaken, PassportExists, PassportNotFound
+from lucid_compute.postgres import tables
+from lucid_compute.postgres.changes import announce
+from lucid_compute.postgres.database import Database, constraint_of
+from lucid_compute.postgres.tables import passports
+from lucid_compute.registry.departures import Departure, Departures, Drain
+from lucid_compute.registry.domain.identity import Actor
+from lucid_compute.registry.domain.metadata import (
+    StoredMetadata,
+    check_name,
+    merge_patch,
+    read_metadata,
+    whole_metadata,
+)
+from lucid_compute.registry.domain.passports import Passport, PassportStatus, PassportType, model_names
+from lucid_compute.registry.events import EventType, record_event
+from lucid_compute.registry.fleet.fleet import Fleet
+from lucid_compute.registry.fleet.rows import read_passport
+from lucid_compute.registry.idempotency import Idempotency
+from lucid_compute.registry.keys.audit import Change, record_change
+from lucid_compute.registry.locks import add_node_rows, get_passport, lock_passport, update_passport
+from lucid_compute.registry.passport_search import PassportSearch
+
+
+async def take_names(connection: AsyncConnection, model: Passport) -> None:
+    """Give an active model its names; anything else has none.
+
+    Raises:
+        ModelNameTaken: another model has one of them.
+    """
+    if not (names := model_names(model)):
+        return
+    rows = [{"name": name, "passport_id": model.id} for name in sorted(names)]
+    statement = insert(tables.model_names).values(rows).on_conflict_do_nothing().returning(tables.model_names.c.name)
+    taken = set(await connection.scalars(statement))
+    if missed := set(names) - taken:
+        raise ModelNameTaken(min(missed))
+
+
+async def release_names(connection: AsyncConnection, model: Passport) -> None:
+    """Free the model's names."""
+    if model_names(model):
+        await connection.execute(delete(tables.model_names).where(tables.model_names.c.passport_id == model.id))
+
+
+_NOTHING_STORED = StoredMetadata({}, {})
+
+
+class NewPassport(NamedTuple):
+    """A passport to be made, its owner decided."""
+
+    type: PassportType
+    owner: str
+    name: str
+    description: str | None
+    version: str | None
+    tags: list[str]
+    metadata: Mapping[str, Any]
+
+
+class PassportStore:
+    """The only writer of passports."""
+
+    def __init__(self, database: Database, fleet: Fleet, egress: EgressPolicy) -> None:
+        """Write to `database` and show each change to `fleet` at once; `egress` judges provider URLs."""
+        self._database = database
+        self._fleet = fleet
+        self._egress = egress
+        self._departures = Departures(database, fleet)
+
+    async def create(
+        self, actor: Actor, new: NewPassport, *, is_admin: bool, idempotency: Idempotency | None = None
+    ) -> Passport:
+        """Make a passport; a compute passport is a node from then on, without a heartbeat.
+
+        Raises:
+            InvalidRequest, Forbidden: its metadata is not as it must be, or names an upstream without being an admin.
+            PassportExists, ModelNameTaken: the name is in use.
+            IdempotencyConflict: the key was used with another body.
+        """
+        check_name(new.type, new.name)
+        stored = self._read_metadata(new.type, new.metadata, is_admin=is_admin)
+        async with self._database.transaction() as connection:
+            if idempotency and (former := await idempotency.claim(connection, new.owner)):
+                return await get_passport(connection, former)
+            passport = await self._insert(connection, new, stored)
+            if idempotency:
+                await idempotency.keep(connection, new.owner, passport.id)
+            await take_names(connection, passport)
+            if new.type is PassportType.COMPUTE:
+                await add_node_rows(connection, passport.id)
+                await record_event(connection, passport.id, EventType.REGISTERED)
+            change = Change("passport.create", new.type.value, passport.id, after=_comparable(passport, stored))
+            await record_change(connection, actor, change)
+            await announce(connection)
+        self._show(passport, stored)
+        return passport
+
+    async def change(self, actor: Actor, passport_id: str, patch: Mapping[str, Any], *, sees: str | None) -> Passport:
+        """Apply an RFC 7396 merge patch; `sees` is the only owner whose passports may be changed, None is any.
+
+        Raises:
+            PassportNotFound, InvalidRequest, Forbidden, PassportExists, ModelNameTaken: as named.
+            RequestsInFlight: the patch revokes a node that requests run on.
+        """
+        if patch.get("status") != PassportStatus.REVOKED:
+            return await self._change(actor, passport_id, patch, sees, None)
+        departure = Departure(actor, passport_id, sees, "revoking")
+        return await self._departures.leave(
+            departure, lambda drain: self._change(actor, passport_id, patch, sees, drain)
+        )
+
+    async def _change(
+        self, actor: Actor, passport_id: str, patch: Mapping[str, Any], sees: str | None, drain: Drain | None
+    ) -> Passport:
+        async with self._database.transaction() as connection:
+            row = await lock_passport(connection, passport_id, sees)
+            former = read_passport(row)
+            closed = await self._departures.close(connection, drain)
+            _refuse_fixed(former, patch)
+            stored = self._merge(row, patch, is_admin=sees is None)
+            passport = await self._update(connection, former, patch, stored)
+            await release_names(connection, former)
+            await take_names(connection, passport)
+            if former.type is PassportType.COMPUTE:
+                revoked = passport.status is PassportStatus.REVOKED
+                await record_event(connection, passport_id, EventType.REVOKED if revoked else EventType.UPDATED)
+            before = _comparable(former, StoredMetadata(row["metadata"], row["secrets"]))
+            after = _comparable(passport, stored)
+            change = Change("passport.change", former.type.value, passport_id, before, after)
+            await record_change(connection, actor, change)
+            await announce(connection)
+        self._show(passport, stored)
+        self._departures.show(closed)
+        return passport
+
+    async def revoke(self, actor: Actor, passport_id: str, *, sees: str | None) -> None:
+        """Revoke a passport for good; it stays readable, and its name is free again.
+
+        Raises:
+            PassportNotFound: there is none.
+            RequestsInFlight: requests run on the node.
+        """
+        departure = Departure(actor, passport_id, sees, "revoking")
+        await self._departures.leave(departure, lambda drain: self._revoke(actor, passport_id, sees, drain))
+
+    async def _revoke(self, actor: Actor, passport_id: str, sees: str | None, drain: Drain | None) -> None:
+        async with self._database.transaction() as connection:
+            former = read_passport(await lock_passport(connection, passport_id, sees))
+            if former.status is PassportStatus.REVOKED:
+                return
+            closed = await self._departures.close(connection, drain)
+            row = await connection.execute(update_passport(passport_id, status=PassportStatus.REVOKED.value))
+            passport = read_passport(row.mappings().one())
+            await release_names(connection, former)
+            if former.type is PassportType.COMPUTE:
+                await record_event(connection, passport_id, EventType.REVOKED)
+            await record_change(connection, actor, Change("passport.revoke", former.type.value, passport_id))
+            await announce(connection)
+        self._fleet.apply_passport(passport)
+        self._departures.show(closed)
+
+    async def get(self, passport_id: str, *, sees: str | None) -> Passport:
+        """Answer a passport that is the owner's, or any model's; `sees` None answers any.
+
+        Raises:
+            PassportNotFound: there is none.
+        """
+        async with self._database.transaction() as connection:
+            passport = await get_passport(connection, passport_id)
+        if sees is not None and passport.owner != sees and passport.type is not PassportType.MODEL:
+            raise PassportNotFound(passport_id)
+        return passport
+
+    async def search(self, search: PassportSearch) -> tuple[list[Passport], int]:
+        """Answer a page of passports, and how many match in all."""
+        async with self._database.transaction() as connection:
+            total = await connection.scalar(select(func.count()).select_from(passports).where(search.condition()))
+            rows = await connection.execute(search.page())
+            return [read_passport(row) for row in rows.mappings()], total or 0
+
+    def _read_metadata(
+        self,
+        passport_type: PassportType,
+        raw: Mapping[str, Any],
+        *,
+        is_admin: bool,
+        known: StoredMetadata = _NOTHING_STORED,
+    ) -> StoredMetadata:
+        """Check metadata; URLs and the upstream are judged only where they differ from what is `known`."""
+        stored = read_metadata(passport_type, raw)
+        if passport_type is PassportType.MODEL and _upstream_of(stored) != _upstream_of(known):
+            if not is_admin:
+                message = "Only an admin may set, change or remove a model's upstream. Leave metadata.upstream out."
+                raise Forbidden(message)
+            if upstream := stored.public.get("upstream"):
+                self._check_url(upstream["url"], "metadata.upstream.url")
+        url = stored.public.get("inferenceUrl")
+        if passport_type is PassportType.COMPUTE and url != known.public.get("inferenceUrl"):
+            self._check_url(stored.public["inferenceUrl"], "metadata.inferenceUrl")
+        return stored
+
+    def _check_url(self, url: str, path: str) -> None:
+        try:
+            self._egress.check_url(url)
+        except ValueError as error:
+            raise InvalidRequest.at(path, str(error)) from None
+
+    def _merge(self, row: RowMapping, patch: Mapping[str, Any], *, is_admin: bool) -> StoredMetadata:
+        former = StoredMetadata(row["metadata"], row["secrets"])
+        if "metadata" not in patch:
+            return former
+        whole = {} if patch["metadata"] is None else merge_patch(whole_metadata(former), patch["metadata"])
+        return self._read_metadata(PassportType(row["type"]), whole, is_admin=is_admin, known=former)
+
+    def _show(self, passport: Passport, stored: StoredMetadata) -> None:
+        self._fleet.apply_passport(passport)
+        if not passport.has_ended:
+            self._fleet.secrets.apply(passport.id, passport.revision, stored.secrets)
+
+    async def _insert(self, connection: AsyncConnection, new: NewPassport, stored: StoredMetadata) -> Passport:
+        statement = insert(passports).values(
+            id=str(uuid4()),
+            type=new.type.value,
+            owner=new.owner,
+            name=new.name,
+            description=new.description,
+            version=new.version,
+            tags=new.tags,
+            metadata=stored.public,
+            secrets=stored.secrets,
+        )
+        return await self._write_named(connection, statement, new.owner, new.type, new.name)
+
+    async def _update(
+        self, connection: AsyncConnection, former: Passport, patch: Mapping[str, Any], stored: StoredMetadata
+    ) -> Passport:
+        changes = {key: value for key, value in patch.items() if key in {"name", "description", "version", "status"}}
+        if "tags" in patch:
+            changes["tags"] = patch["tags"] or []
+        statement = update_passport(former.id, metadata=stored.public, secrets=stored.secrets, **changes)
+        check_name(former.type, changes.get("name", former.name))
+        return await self._write_named(
+            connection, statement, former.owner, former.type, changes.get("name", former.name)
+        )
+
+    async def _write_named(
+        self, connection: AsyncConnection, statement: Any, owner: str, passport_type: PassportType, name: str
+    ) -> Passport:
+        try:
+            async with connection.begin_nested():
+                rows = await connection.execute(statement.returning(passports))
+                return read_passport(rows.mappings().one())
+        except IntegrityError as error:
+            if constraint_of(error) != "passports_name_in_use_key":
+                raise
+        existing = await connection.scalar(
+            select(passports.c.id).where(
+                passports.c.owner == owner,
+                passports.c.type == passport_type.value,
+                passports.c.name == name,
+                passports.c.status != PassportStatus.REVOKED.value,
+                passports.c.deregistered_at.is_(None),
+            )
+        )
+        raise PassportExists(str(existing), passport_type.value, name)
+
+
+def _upstream_of(stored: StoredMetadata) -> tuple[Any, Any]:
+    return stored.public.get("upstream"), stored.secrets.get("upstreamApiKey")
+
+
+def _refuse_fixed(former: Passport, patch: Mapping[str, Any]) -> None:
+    if former.status is PassportStatus.REVOKED:
+        raise InvalidRequest.at("status", "This passport is revoked, for good. Register it again with POST /passports.")
+    for field, fixed in (("type", former.type.value), ("owner", former.owner)):
+        if field in patch and patch[field] != fixed:
+            raise InvalidRequest.at(field, f"A passport's {field} is fixed; it stays {fixed!r}. Leave it out.")
+    for field in ("name", "status"):
+        if field in patch and patch[field] is None:
+            raise InvalidRequest.at(field, "It can't be removed. Send another value, or leave it out.")
+
+
+def _comparable(passport: Passport, stored: StoredMetadata) -> dict[str, Any]:
+    """Answer what the audit trail hashes: all that can change, secrets among it."""
+    return {
+        "name": passport.name,
+        "description": passport.description,
+        "version": passport.version,
+        "tags": list(passport.tags),
+        "status": passport.status.value,
+        "metadata": stored.public,
+        "secrets": stored.secrets,
+    }

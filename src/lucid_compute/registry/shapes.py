@@ -1,0 +1,267 @@
+"""Nodes on the wire: heartbeat answers, health, declarations, drains, events."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from lucid_compute.registry.domain.node_state import GpuReading, NodeStatus, ReportedRuntime, ReportedStatus
+from lucid_compute.registry.domain.passports import PassportStatus, PassportType
+from lucid_compute.wire import AnswerShape, Identifier, Instant, Label, Pagination, PositiveCount, Text, WireShape
+
+Tags = Annotated[list[Label], Field(max_length=50)]
+_GUIDE_EXAMPLE: dict[str, Any] = {
+    "name": "my-gpu-node",
+    "type": "compute",
+    "metadata": {
+        "gpu": "NVIDIA A100",
+        "vram": "80GB",
+        "region": "us-east-1",
+        "inferenceUrl": "http://your-gpu:8080/v1",
+        "capabilities": ["inference", "fine-tuning"],
+        "maxConcurrency": 8,
+    },
+}
+
+
+class PassportCreate(WireShape):
+    """A passport to be made. `metadata` is read by its type: ComputeMetadata, ModelMetadata, or anything at all."""
+
+    model_config = {"json_schema_extra": {"examples": [_GUIDE_EXAMPLE]}}
+
+    name: Label
+    type: PassportType
+    metadata: dict[str, Any] = Field(default_factory=dict)
+    description: Text | None = None
+    version: Label | None = None
+    tags: Tags = Field(default_factory=list)
+    owner: Identifier | None = Field(default=None, description="Another owner than the key's; admins only.")
+
+
+class PassportPatch(WireShape):
+    """An RFC 7396 merge patch: what is left out stays, null removes, also inside `metadata`."""
+
+    name: Label | None = None
+    description: Text | None = None
+    version: Label | None = None
+    tags: Tags | None = None
+    status: PassportStatus | None = Field(default=None, description="`revoked` is for good.")
+    metadata: dict[str, Any] | None = None
+    type: PassportType | None = Field(default=None, description="Fixed: accepted only as it is.")
+    owner: Identifier | None = Field(default=None, description="Fixed: accepted only as it is.")
+
+
+class PassportView(AnswerShape):
+    """A passport as it is answered; secrets are left out of `metadata`."""
+
+    id: str
+    type: PassportType
+    name: str
+    description: str | None
+    version: str | None
+    tags: list[str]
+    owner: str
+    status: PassportStatus
+    metadata: dict[str, Any]
+    created_at: Instant
+    updated_at: Instant
+
+
+class PassportList(AnswerShape):
+    """A page of passports."""
+
+    passports: list[PassportView]
+    pagination: Pagination
+
+
+class ModelView(PassportView):
+    """A model passport, and whether it can be run and reached right now."""
+
+    available: bool
+    served: bool
+
+
+class ModelList(AnswerShape):
+    """A page of models."""
+
+    models: list[ModelView]
+    pagination: Pagination
+
+
+class ReasonView(AnswerShape):
+    """One rule that a node fails, what it wants and what was found."""
+
+    code: str
+    message: str
+    wanted: Any
+    found: Any
+
+
+class NodeEligibility(AnswerShape):
+    """Whether one node could run the model right now, and every reason why not."""
+
+    passport_id: str
+    name: str | None = Field(default=None, description="The node's name.")
+    eligible: bool
+    reasons: list[ReasonView]
+
+
+class ModelAvailability(AnswerShape):
+    """The matching engine's verdict on one model, explained. `nodes` are the caller's own, an admin's are all.
+
+    Those with the fewest reasons come first. `summary` counts all nodes, whichever are listed.
+    """
+
+    available: bool
+    served: bool
+    checked_at: Instant
+    nodes: list[NodeEligibility]
+    summary: dict[str, int]
+    pagination: Pagination | None = Field(default=None, description="Of `nodes`, when a page is asked for.")
+
+
+class HeartbeatAnswer(AnswerShape):
+    """What a committed heartbeat is answered: until when it counts, when to send the next, whether to drain."""
+
+    passport_id: str
+    status: NodeStatus
+    received_at: Instant
+    fresh_until: Instant
+    unhealthy_at: Instant
+    next_heartbeat_in_seconds: float
+    drain: bool
+
+
+class ReportedState(AnswerShape):
+    """What the node's newest heartbeat says of itself; null is unknown."""
+
+    status: ReportedStatus
+    load: float | None
+    queue_depth: int | None
+    in_flight: int | None
+    runtime: ReportedRuntime | None
+    gpus: list[GpuReading] | None
+    jobs_completed: int | None
+    jobs_failed: int | None
+    avg_latency_ms: float | None
+    tokens_generated: int | None
+    boot_id: str | None
+    sequence: int | None
+    sent_at: Instant | None
+    clock_offset_seconds: float | None = Field(
+        description="How far the sender's clock is ahead of the database's, the way between them included."
+    )
+    detail: str | None
+
+
+class NodeHealth(AnswerShape):
+    """A node's health. Counts and latencies are of requests that this service routed; the node's own are `reported`."""
+
+    passport_id: str
+    status: NodeStatus
+    fresh: bool
+    uptime_seconds: float
+    jobs_completed: int | None = Field(description="In the node's life; null only while the database is away.")
+    avg_latency_ms: float | None = Field(description="Of the last hour's completed jobs; null without one.")
+    error_rate: float | None = Field(description="0 to 1, of the last hour's jobs; null without one.")
+    last_heartbeat_at: Instant | None
+    heartbeat_age_seconds: float | None
+    load: float | None
+    queue_depth: int | None
+    in_flight: int
+    drained: bool
+    available_models: list[str]
+    reasons: list[ReasonView]
+    reported: ReportedState | None
+
+
+class NodeView(PassportView):
+    """A compute passport with its live state."""
+
+    health: NodeHealth
+
+
+class NodeList(AnswerShape):
+    """A page of nodes."""
+
+    nodes: list[NodeView]
+    pagination: Pagination
+
+
+class ModelDeclaration(WireShape):
+    """A model that the node can serve, under the id the node knows it by."""
+
+    id: Label
+    max_tokens: PositiveCount | None = None
+    quantization: Label | None = None
+
+
+class DeclareModels(WireShape):
+    """The whole declaration of a node; it replaces the former one."""
+
+    model_config = {
+        "json_schema_extra": {
+            "examples": [
+                {
+                    "models": [
+                        {"id": "llama-3-70b", "maxTokens": 4096, "quantization": "fp16"},
+                        {"id": "mistral-7b", "maxTokens": 8192, "quantization": "awq-4bit"},
+                        {"id": "deepseek-coder-33b", "maxTokens": 16384, "quantization": "gptq"},
+                    ]
+                }
+            ]
+        }
+    }
+
+    models: Annotated[list[ModelDeclaration], Field(max_length=1000)]
+
+
+class ResolvedDeclaration(AnswerShape):
+    """A declared model with the model passport it resolves to right now, null when there is none yet."""
+
+    id: str
+    max_tokens: int | None
+    quantization: str | None
+    model_passport_id: str | None
+
+
+class Declaration(AnswerShape):
+    """What a node declares."""
+
+    passport_id: str
+    models: list[ResolvedDeclaration]
+
+
+class DrainAnswer(AnswerShape):
+    """How far a drain is: `drained` is true when it is safe to deregister."""
+
+    passport_id: str
+    status: NodeStatus
+    in_flight: int
+    drained: bool
+
+
+class DeregisterAnswer(AnswerShape):
+    """The node is gone, for good."""
+
+    passport_id: str
+    status: NodeStatus
+
+
+class EventView(AnswerShape):
+    """Something that happened to a node."""
+
+    id: str
+    passport_id: str
+    type: str
+    at: Instant
+    reason: str | None
+    details: dict[str, Any]
+
+
+class EventList(AnswerShape):
+    """A page of events, newest first."""
+
+    events: list[EventView]
+    pagination: Pagination

@@ -1,0 +1,230 @@
+"""The sweep: records a node's transitions as events, by one replica at a time. It never decides a node's state.
+
+Events of silence wait while so many nodes fall silent at once that the fault is more likely ours (the brake), and a
+node that flaps tells of bad news more rarely (the damping): in ten minutes it is called unhealthy twice at most, and
+stale no more once three events tell of its health. A recovery never waits, so there is at most one for each of these.
+Neither touches routing or status.
+Source: the reliability page, "Decisions taken from the failure model".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+from sqlalchemy import text
+
+from lucid_compute.accounting.ledger_sql import MARK_LOST
+from lucid_compute.accounting.node_states import NodeStates
+from lucid_compute.errors import DatabaseUnavailable
+from lucid_compute.postgres.changes import announce
+from lucid_compute.postgres.clock import DatabaseClock
+from lucid_compute.postgres.database import Database
+from lucid_compute.registry.domain.node_state import FRESH_WINDOW, NodeStatus
+from lucid_compute.registry.events import ENQUEUE_NODE_EVENTS, EventType
+from lucid_compute.registry.fleet.change_feed import ENDED_NODES_KEPT
+from lucid_compute.registry.fleet.fleet import Fleet, FleetNode
+from lucid_compute.registry.idempotency import KEPT_HOURS
+from lucid_compute.registry.keys.store import KeyStore
+from lucid_compute.web.turns import in_batches, in_turns
+from lucid_compute.webhooks.model_states import CLEAN_MODEL_STATES, ModelStates
+
+SWEEP_SECONDS = 2.0
+CLEANING_SECONDS = 60.0
+STALE_EVENT_AFTER = FRESH_WINDOW + timedelta(seconds=5)
+SWEEP_LOCK = 0x73776570  # an advisory lock of our own: "swep"
+DEATHS_TOLD = 2  # of a node in ten minutes
+CHANGES_BEFORE_STALENESS_WAITS = 3  # of a node in ten minutes
+BRAKE_FLEET = 10
+BRAKE_SHARE = 0.3
+BRAKE_WINDOW = timedelta(seconds=60)
+BRAKE_LIMIT = timedelta(minutes=5)
+
+_log = logging.getLogger(__name__)
+_NODES_A_TURN = 1000
+
+_RECORD = text(f"""
+    WITH wanted AS (
+        SELECT * FROM unnest(CAST(:ids AS uuid[]), CAST(:former AS text[]), CAST(:states AS text[]),
+                             CAST(:reasons AS text[])) AS w (passport_id, former, state, reason)
+        WHERE w.state IN ('{EventType.HEALTHY}', '{EventType.DRAINING}', '{EventType.DRAINED}') OR (
+            SELECT CASE w.state
+                WHEN '{EventType.UNHEALTHY}' THEN count(*) FILTER (WHERE e.type = w.state) < {DEATHS_TOLD}
+                ELSE count(*) < {CHANGES_BEFORE_STALENESS_WAITS}
+            END
+            FROM node_events e
+            WHERE e.passport_id = w.passport_id AND e.at > now() - interval '10 minutes'
+                AND e.type IN ('{EventType.HEALTHY}', '{EventType.STALE}', '{EventType.UNHEALTHY}')
+        )
+    ), changed AS (
+        UPDATE nodes n SET recorded_state = w.state, revision = n.revision + 1, changed_xid = pg_current_xact_id()
+        FROM wanted w WHERE n.passport_id = w.passport_id AND n.recorded_state = w.former
+        RETURNING n.passport_id, w.former, w.state, w.reason
+    ), recorded AS (
+        INSERT INTO node_events (passport_id, type, reason, details)
+        SELECT passport_id, state, reason, jsonb_build_object('from', former) FROM changed
+        WHERE state <> '{EventType.DRAINING}' OR reason IS NOT NULL
+        RETURNING passport_id, type, at, reason, details
+    )
+    {ENQUEUE_NODE_EVENTS}
+""")
+
+_CLEAN = (
+    "DELETE FROM heartbeat_batches WHERE at < now() - interval '5 minutes'",
+    f"DELETE FROM idempotency_keys WHERE created_at < now() - interval '{KEPT_HOURS} hours'",
+    CLEAN_MODEL_STATES,
+    "DELETE FROM replicas WHERE seen_at < now() - interval '1 hour' AND seen_at < (SELECT max(seen_at) FROM replicas)",
+)
+
+
+class Transition(NamedTuple):
+    """A state that a node is in and that no event tells of yet."""
+
+    passport_id: str
+    former: str
+    state: str
+    reason: str | None
+    is_silence: bool
+
+
+class Brake:
+    """Holds events of silence back while more than 30 % of a fleet of ten or more fell silent within a minute."""
+
+    def __init__(self) -> None:
+        """Start released."""
+        self.held_since: datetime | None = None
+
+    def watch(self, ages: Iterable[timedelta], now: datetime) -> bool:
+        """Apply the brake or release it, and return whether it is on; `ages` are of each node's newest heartbeat.
+
+        It is released when the nodes are heard again, when their silence is a minute old without more
+        following, and after five minutes at the latest.
+        """
+        known = list(ages)
+        fell_silent = sum(STALE_EVENT_AFTER < age <= STALE_EVENT_AFTER + self._window(now) for age in known)
+        if len(known) < BRAKE_FLEET or fell_silent <= BRAKE_SHARE * len(known):
+            self.held_since = None
+        elif self.held_since is None:
+            self.held_since = now
+            _log.error(
+                "%d of %d nodes fell silent at once; the fault may be ours: events wait", fell_silent, len(known)
+            )
+        return self.is_on(now)
+
+    def is_on(self, now: datetime) -> bool:
+        """Whether it was applied when it last watched, and less than five minutes ago."""
+        return self.held_since is not None and now - self.held_since <= BRAKE_LIMIT
+
+    def _window(self, now: datetime) -> timedelta:
+        return BRAKE_WINDOW + (now - self.held_since if self.held_since else timedelta(0))
+
+
+def find_transition(fleet: Fleet, node: FleetNode, now: datetime, live_since: datetime) -> Transition | None:
+    """Answer what the next event of the node would tell; None when the last one still holds."""
+    receipt = node.state.receipt
+    status = node.state.status(live_since)
+    if status is NodeStatus.DEREGISTERED or (receipt is None and status is not NodeStatus.DRAINING):
+        return None
+    silent_for = now - receipt.received_at if receipt else timedelta(0)
+    is_silence = False
+    reason: str | None = None
+    if status is NodeStatus.DRAINING:
+        state = EventType.DRAINED if fleet.is_drained(node) else EventType.DRAINING
+        reason = "reported by the node" if node.state.draining_since is None else None
+    elif status is NodeStatus.UNHEALTHY:
+        state, is_silence = EventType.UNHEALTHY, not node.state.is_live(live_since)
+        reason = f"no heartbeat for {silent_for.total_seconds():.0f} s" if is_silence else "reported by the node"
+    elif silent_for > STALE_EVENT_AFTER:
+        state, is_silence = EventType.STALE, True
+        reason = f"no heartbeat for {silent_for.total_seconds():.0f} s"
+    else:
+        state = EventType.HEALTHY
+    if state == node.recorded_state or (state is EventType.HEALTHY and silent_for > FRESH_WINDOW):
+        return None
+    return Transition(node.state.id, node.recorded_state, state.value, reason, is_silence)
+
+
+class Sweep:
+    """Looks over the fleet every two seconds, when no other replica does."""
+
+    def __init__(self, database: Database, fleet: Fleet, clock: DatabaseClock, keys: KeyStore) -> None:
+        """Record to `database` what `fleet` shows."""
+        self._database = database
+        self._fleet = fleet
+        self._clock = clock
+        self._keys = keys
+        self._states = NodeStates(database, fleet)
+        self.models = ModelStates(database, fleet)
+        self.brake = Brake()
+
+    async def run(self) -> None:
+        """Sweep for as long as this task runs."""
+        cleaning_due = 0.0
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            try:
+                transitions = await self.find_transitions()
+                async for batch in in_batches(transitions, _NODES_A_TURN):
+                    await self.record(batch)
+                if loop.time() >= cleaning_due:
+                    await self._clean()
+                    await self._states.read_back()
+                    self.models.forget_read()
+                    cleaning_due = loop.time() + CLEANING_SECONDS
+                now = self._clock.now()
+                await self._states.follow(now)
+                await self.models.follow(now, is_doubtful=self.brake.is_on(now))
+            except DatabaseUnavailable:
+                continue
+            except Exception:  # noqa: BLE001 - a fault must end neither the sweep nor the service; its trace is logged
+                _log.exception("the sweep stumbled and goes on")
+
+    async def find_transitions(self) -> list[Transition]:
+        """Answer every transition that is due, giving way to requests in between."""
+        now = self._clock.now()
+        live_since = self._fleet.live_since(now)
+        found, ages = [], []
+        async for node in in_turns(self._fleet.nodes(), _NODES_A_TURN):
+            if node.record.has_ended and now - node.record.updated_at > ENDED_NODES_KEPT:
+                self._fleet.forget_node(node)
+            if node.state.receipt is not None and not node.record.has_ended:
+                ages.append(now - node.state.receipt.received_at)
+            if transition := find_transition(self._fleet, node, now, live_since):
+                found.append(transition)
+        if self.brake.watch(ages, now):
+            return [transition for transition in found if not transition.is_silence]
+        return found
+
+    async def record(self, transitions: Sequence[Transition]) -> None:
+        """Write an event for each, unless another replica sweeps right now or has written it."""
+        if not transitions:
+            return
+        async with self._database.transaction() as connection:
+            if not await connection.scalar(text(f"SELECT pg_try_advisory_xact_lock({SWEEP_LOCK})")):
+                return
+            await connection.execute(
+                _RECORD,
+                {
+                    "ids": [t.passport_id for t in transitions],
+                    "former": [t.former for t in transitions],
+                    "states": [t.state for t in transitions],
+                    "reasons": [t.reason for t in transitions],
+                },
+            )
+            await announce(connection)
+
+    async def _clean(self) -> None:
+        await self._keys.note_used()
+        async with self._database.transaction() as connection:
+            for statement in _CLEAN:
+                await connection.execute(text(statement))
+        await self.mark_lost_jobs()
+
+    async def mark_lost_jobs(self) -> None:
+        """Close the jobs of replicas that have been silent for a minute, outages of the registry left out."""
+        async with self._database.transaction() as connection:
+            await connection.execute(text(MARK_LOST))

@@ -1,0 +1,209 @@
+"""What is shown of passports, nodes and models, and to whom."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from lucid_compute.registry.compute_registry import Health
+from lucid_compute.registry.domain.identity import Principal
+from lucid_compute.registry.domain.metadata import shown_metadata
+from lucid_compute.registry.domain.node_state import Heartbeat, NodeStatus, Receipt
+from lucid_compute.registry.domain.passports import ModelFormat, ModelPassport, Passport
+from lucid_compute.registry.fleet.fleet import Fleet, FleetNode
+from lucid_compute.registry.matching_engine import (
+    Reason,
+    fit_reasons,
+    has_available_compute,
+    has_serving_compute,
+    rejection_reasons,
+)
+from lucid_compute.registry.shapes import (
+    Declaration,
+    DrainAnswer,
+    ModelAvailability,
+    ModelView,
+    NodeEligibility,
+    NodeHealth,
+    NodeView,
+    PassportView,
+    ReasonView,
+    ReportedState,
+    ResolvedDeclaration,
+)
+from lucid_compute.web.lists import PageRequest
+from lucid_compute.web.turns import in_turns
+
+
+class JobStatistics(NamedTuple):
+    """What a node has done of what was routed to it: jobs completed in its life, the rest over the last hour.
+
+    None is unknown: no job in that hour, or for `jobs_completed` a database that is away.
+    """
+
+    jobs_completed: int | None
+    avg_latency_ms: float | None
+    error_rate: float | None
+
+
+_NODES_A_TURN = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """Which nodes an explanation lists: those with one reason, and a page of them; None is all."""
+
+    reason: str | None
+    page: PageRequest | None
+
+
+def view_passport(passport: Passport, viewer: Principal | None) -> PassportView:
+    """Answer a passport; a model's owner and admins see all of its metadata but secrets."""
+    return PassportView(**_passport_fields(passport, viewer))
+
+
+def view_model(fleet: Fleet, model: ModelPassport, viewer: Principal | None, now: datetime) -> ModelView:
+    """Answer a model passport and whether it can be run and reached right now."""
+    fields = _passport_fields(model.record, viewer)
+    return ModelView(
+        **fields,
+        available=has_available_compute(model, fleet.candidates(model, now), now),
+        served=has_serving_compute(model, fleet.serving_candidates(model, now), now),
+    )
+
+
+def view_node(health: Health, viewer: Principal, statistics: JobStatistics) -> NodeView:
+    """Return a node: its passport and its health."""
+    return NodeView(**_passport_fields(health.node.record, viewer), health=view_health(health, statistics))
+
+
+def view_health(health: Health, statistics: JobStatistics) -> NodeHealth:
+    """Return a node's health as the registry sees it, with what was counted of its jobs."""
+    state, receipt = health.node.state, health.node.state.receipt
+    return NodeHealth(
+        passport_id=state.id,
+        status=health.status,
+        fresh=state.is_fresh(health.at),
+        uptime_seconds=health.uptime_seconds,
+        jobs_completed=statistics.jobs_completed,
+        avg_latency_ms=statistics.avg_latency_ms,
+        error_rate=statistics.error_rate,
+        last_heartbeat_at=receipt.received_at if receipt else None,
+        heartbeat_age_seconds=_age_seconds(receipt, health.at),
+        load=receipt.heartbeat.load if receipt else None,
+        queue_depth=receipt.heartbeat.queue_depth if receipt else None,
+        in_flight=health.in_flight,
+        drained=health.is_drained,
+        available_models=receipt.heartbeat.available_models if receipt else [],
+        reasons=[view_reason(reason) for reason in health.reasons],
+        reported=_view_report(receipt) if receipt else None,
+    )
+
+
+def view_declaration(fleet: Fleet, node: FleetNode) -> Declaration:
+    """Answer what a node declares, resolved to the models that there are right now."""
+    models = []
+    for declared in node.state.declared.values():
+        model = fleet.find_model(declared.id)
+        models.append(
+            ResolvedDeclaration(
+                id=declared.id,
+                max_tokens=declared.max_tokens,
+                quantization=declared.quantization,
+                model_passport_id=model.id if model else None,
+            )
+        )
+    return Declaration(passport_id=node.state.id, models=models)
+
+
+def view_drain(fleet: Fleet, node: FleetNode) -> DrainAnswer:
+    """Answer how far a drain is."""
+    return DrainAnswer(
+        passport_id=node.state.id,
+        status=NodeStatus.DRAINING,
+        in_flight=fleet.in_flight(node.state.id),
+        drained=fleet.is_drained(node),
+    )
+
+
+async def explain_availability(
+    fleet: Fleet, model: ModelPassport, viewer: Principal | None, now: datetime, *, shown: Shown | None = None
+) -> ModelAvailability:
+    """Answer the verdict on a model with every reason of every node: the viewer's in full, all in sum.
+
+    `shown` says which of the viewer's nodes are listed; None lists all.
+    """
+    found: list[tuple[FleetNode, tuple[Reason, ...]]] = []
+    summary: Counter[str] = Counter()
+    wanted = None if shown is None else shown.reason
+    async for node, reasons in _reasons_of_nodes(fleet, model, now):
+        codes = {reason.code.value for reason in reasons}
+        summary.update(codes)
+        if viewer is not None and viewer.sees in (None, node.record.owner) and (wanted is None or wanted in codes):
+            found.append((node, reasons))
+    found.sort(key=lambda pair: (pair[0].record.has_ended, len(pair[1])))
+    page = None if shown is None else shown.page
+    answer = ModelAvailability(
+        available=has_available_compute(model, fleet.candidates(model, now), now),
+        served=has_serving_compute(model, fleet.serving_candidates(model, now), now),
+        checked_at=now,
+        nodes=[_view_eligibility(*pair) for pair in (found if page is None else page.slice_of(found))],
+        summary=dict(summary),
+    )
+    return answer if page is None else answer.model_copy(update={"pagination": page.pagination(len(found))})
+
+
+async def _reasons_of_nodes(
+    fleet: Fleet, model: ModelPassport, now: datetime
+) -> AsyncIterator[tuple[FleetNode, tuple[Reason, ...]]]:
+    """Go through every node with the reasons against it; others are answered in between."""
+    fits: dict[int, tuple[Reason, ...]] = {}  # by capability class: its members fit alike
+    async for node in in_turns(fleet.nodes() if model.format is not ModelFormat.API else (), _NODES_A_TURN):
+        kind = id(node.capability_class)
+        if kind not in fits:
+            fits[kind] = fit_reasons(model, node.state)
+        yield node, rejection_reasons(model, node.state, now, of_kind=fits[kind])
+
+
+def _view_eligibility(node: FleetNode, reasons: tuple[Reason, ...]) -> NodeEligibility:
+    views = [view_reason(reason) for reason in reasons]
+    return NodeEligibility(passport_id=node.state.id, name=node.record.name, eligible=not reasons, reasons=views)
+
+
+def _passport_fields(passport: Passport, viewer: Principal | None) -> dict[str, Any]:
+    is_public_view = viewer is None or viewer.sees not in (None, passport.owner)
+    return {
+        "id": passport.id,
+        "type": passport.type,
+        "name": passport.name,
+        "description": passport.description,
+        "version": passport.version,
+        "tags": list(passport.tags),
+        "owner": passport.owner,
+        "status": passport.status,
+        "metadata": shown_metadata(passport.type, passport.metadata, to_everyone=is_public_view),
+        "created_at": passport.created_at,
+        "updated_at": passport.updated_at,
+    }
+
+
+def _age_seconds(receipt: Receipt | None, now: datetime) -> float | None:
+    return None if receipt is None else round(max((now - receipt.received_at).total_seconds(), 0.0), 3)
+
+
+def view_reason(reason: Reason) -> ReasonView:
+    """Answer one failing rule."""
+    return ReasonView(code=reason.code.value, message=reason.message, wanted=reason.wanted, found=reason.found)
+
+
+def _view_report(receipt: Receipt) -> ReportedState:
+    sent_at = receipt.heartbeat.sent_at
+    offset = None if sent_at is None else round((sent_at - receipt.received_at).total_seconds(), 3)
+    said = {name: getattr(receipt.heartbeat, name) for name in ReportedState.model_fields if name in _SAID}
+    return ReportedState(**said, clock_offset_seconds=offset)
+
+
+_SAID = frozenset(Heartbeat.model_fields)

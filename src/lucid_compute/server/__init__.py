@@ -1,0 +1,1 @@
+"""The server: processes, the ASGI application, settings, metrics, the dashboard."""

@@ -1,0 +1,150 @@
+"""The ASGI application of one replica: FastAPI's routes, and the heartbeats' fast lane beside them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from starlette.types import Receive, Scope, Send
+
+import lucid_compute
+from lucid_compute.accounting import job_routes
+from lucid_compute.accounting import overview as overview_routes
+from lucid_compute.accounting import series_routes as metrics_routes
+from lucid_compute.accounting.payouts import routes as payout_routes
+from lucid_compute.gateway import match_routes, openai_routes, probe_routes
+from lucid_compute.gateway.lane import ENDPOINTS, InferenceLane
+from lucid_compute.registry import heartbeat_lane, model_routes, passport_routes
+from lucid_compute.registry import node_routes as compute_routes
+from lucid_compute.registry.heartbeat_lane import HeartbeatLane
+from lucid_compute.registry.keys import routes as key_routes
+from lucid_compute.server import openapi, operation_routes
+from lucid_compute.server.dashboard import routes as dashboard_routes
+from lucid_compute.server.dashboard.site import Site
+from lucid_compute.server.metrics.http_middleware import HttpMetricsMiddleware
+from lucid_compute.server.metrics.metrics import ServiceMetrics
+from lucid_compute.server.metrics.shared_memory import SharedSlots, WorkerSlot
+from lucid_compute.server.replica import Replica, running
+from lucid_compute.server.settings import Settings
+from lucid_compute.server.wiring import build_replica
+from lucid_compute.web import errors as error_responses
+from lucid_compute.web.lanes import FastPath, FastPaths
+from lucid_compute.web.request_guard import RequestGuard
+from lucid_compute.webhooks import routes as webhook_routes
+
+EXPRESS = "lucid.express"  # in the lifespan's state: the lanes that a server may ask first, by path
+_DESCRIPTION = """\
+GPU owners register a node, their node sends heartbeats, declares its models, drains and leaves. Everyone can ask which
+models can be served right now, and why one can't.
+
+Send a key as `Authorization: Bearer lk_live_…`. Every error has the shape
+`{"error": {"code", "message", "status", "details"}}`; its message says what to do.
+"""
+
+
+class LucidApp:
+    """The whole application: a few paths go to their lanes, everything else to FastAPI."""
+
+    def __init__(self, settings: Settings, database_url: str, seat: WorkerSlot) -> None:
+        """Put a replica together; nothing is connected to before its lifespan starts."""
+        self._settings = settings
+        self._database_url = database_url
+        self._seat = seat
+        self._heartbeats: HeartbeatLane | None = None
+        self._inference: InferenceLane | None = None
+        self.fastapi = self._build_fastapi()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, or run the lifespan."""
+        path = scope["path"] if scope["type"] == "http" else ""
+        if path == heartbeat_lane.PATH and self._heartbeats is not None:
+            await self._heartbeats(scope, receive, send)
+        elif path in ENDPOINTS and self._inference is not None:
+            await self._inference(scope, receive, send)
+        else:
+            await self.fastapi(scope, receive, send)
+
+    def _build_fastapi(self) -> FastAPI:
+        app = FastAPI(
+            title="lucid-compute",
+            summary="Compute registry for networks of GPU providers",
+            description=_DESCRIPTION,
+            version=lucid_compute.__version__,
+            lifespan=self._lifespan,
+            redirect_slashes=False,
+            redoc_url=None,
+        )
+        error_responses.install(app)
+        openapi.install(app)
+        for routes in (
+            passport_routes,
+            compute_routes,
+            overview_routes,
+            probe_routes,
+            job_routes,
+            metrics_routes,
+            payout_routes,
+            model_routes,
+            openai_routes,
+            match_routes,
+            key_routes,
+            webhook_routes,
+            operation_routes,
+            dashboard_routes,
+        ):
+            app.include_router(routes.router)
+        app.state.site = Site()
+        app.add_middleware(RequestGuard)
+        app.add_middleware(HttpMetricsMiddleware)
+        return app
+
+    @asynccontextmanager
+    async def _lifespan(self, app: FastAPI) -> AsyncIterator[dict[str, FastPaths]]:
+        service = build_replica(self._settings, self._database_url)
+        app.state.service = service
+        self._heartbeats = _build_heartbeat_lane(service)
+        self._inference = inference = _build_inference_lane(service)
+        app.state.metrics = metrics = ServiceMetrics(service, self._heartbeats, inference, self._seat)
+        lanes: dict[bytes, FastPath] = {path.encode(): inference for path in ENDPOINTS}
+        lanes[heartbeat_lane.PATH.encode()] = self._heartbeats
+        async with running(service):
+            writing = asyncio.create_task(metrics.run(), name="metrics")
+            try:
+                yield {EXPRESS: lanes}
+            finally:
+                writing.cancel()
+                inference.close()
+
+
+def _build_heartbeat_lane(service: Replica) -> HeartbeatLane:
+    return HeartbeatLane(
+        service.authenticator,
+        service.feed,
+        service.fleet,
+        service.clock,
+        writer=service.heartbeats,
+        get_node=lambda passport_id, owner: service.get_registered_node(passport_id, sees=owner),
+        max_per_second=service.settings.heartbeat_max_per_second,
+    )
+
+
+def _build_inference_lane(service: Replica) -> InferenceLane:
+    return InferenceLane(
+        service.authenticator,
+        service.feed,
+        service.rates,
+        service.gateway,
+        watchdog=service.watchdog,
+        refusals=service.refusals,
+        max_running=service.settings.inference_max_concurrency,
+    )
+
+
+def create_app(settings: Settings, database_url: str, seat: WorkerSlot | None = None) -> LucidApp:
+    """Answer the application of one replica on the database at `database_url`, which is migrated already.
+
+    At its `seat` it shows other workers what it counts; without one it is alone.
+    """
+    return LucidApp(settings, database_url, seat or SharedSlots(1).seat(0))

@@ -1,0 +1,1 @@
+"""Prometheus metrics, added up over all workers."""

@@ -1,0 +1,163 @@
+"""Prometheus metrics of what the workers counted and measured, once it is merged."""
+
+from __future__ import annotations
+
+from collections import Counter as Tally
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from lucid_compute import __version__
+from lucid_compute.accounting.jobs import Outcome
+from lucid_compute.gateway.request_metrics import DURATION_BOUNDS, FIRST_TOKEN_BOUNDS, ModelMetrics
+from lucid_compute.registry.domain.node_state import NodeStatus
+from lucid_compute.registry.matching_engine import has_available_compute
+from lucid_compute.server.metrics import http_middleware as http_tally
+from lucid_compute.server.metrics.worker_counts import MODELS, Labels, WorkerCounts
+from lucid_compute.server.replica import Replica
+
+_ENDED = (Outcome.COMPLETED, Outcome.FAILED, Outcome.REJECTED, Outcome.CANCELLED)
+_MODEL = ["model_name"]  # as vLLM and the Gateway API Inference Extension call it
+_DURATIONS = slice(len(_ENDED) + 2, len(_ENDED) + 2 + len(DURATION_BOUNDS) + 2)
+_FIRST_TOKENS = slice(_DURATIONS.stop, None)
+# By the name of its tally: the metric's own name, what it says, its labels.
+_COUNTERS = {
+    "heartbeats": ("lucid_heartbeats", "Heartbeats answered, by outcome", ["outcome"]),
+    "requests": ("lucid_inference_requests", "Requests below /v1, by outcome", ["outcome"]),
+    "faults": ("lucid_node_faults", "Attempts that nodes failed, by reason", ["reason"]),
+    "retries": ("lucid_inference_retries", "Second and third attempts", []),
+    "express": ("lucid_inference_express", "Requests begun without a task", []),
+    "express_heartbeats": ("lucid_express_heartbeats", "Heartbeats taken without a task", []),
+    "webhook_attempts": ("lucid_webhook_attempts", "Attempts to deliver to webhooks, by outcome", ["outcome"]),
+    "http_requests": (
+        "lucid_http_requests",
+        "Requests answered, heartbeats and /v1 apart, by class of status",
+        ["method", "route", "status"],
+    ),
+    "http_statuses": ("lucid_http_statuses", "The same requests, by status", ["status"]),
+}
+_GAUGES = {
+    "lucid_workers": "Workers of this service that were heard in the last five seconds",
+    "lucid_inference_running": "Requests below /v1 under way",
+    "lucid_breakers_open": "Nodes that are blocked or on trial, of the worker that blocks most",
+    "lucid_jobs_waiting": "Jobs not known to be written",
+    "lucid_feed_age_seconds": "How far the slowest worker is behind Postgres at most",
+    "lucid_loop_lag_seconds": "How late the slowest worker's event loop was at its last look",
+    "lucid_loop_tasks": "Tasks of the event loops",
+    "lucid_silence_brake": "1 while events wait because many nodes fell silent",
+    "lucid_webhook_deliveries_running": "Deliveries under way",
+    "lucid_webhook_deliveries_waiting": "Deliveries that wait, of all replicas",
+    "lucid_webhook_oldest_waiting_seconds": "Age of the oldest event that waits for a webhook that is not failing",
+    "lucid_webhooks_failing": "Webhooks that are active and whose last delivery failed, of all replicas",
+    "lucid_webhooks_disabled": "Webhooks that are disabled, of all replicas",
+}
+
+
+def model_numbers(tally: ModelMetrics) -> list[float]:
+    """Answer what is counted of a model, in the order in which it is read here."""
+    ended = [tally.outcomes[outcome] for outcome in _ENDED]
+    durations = [*tally.durations, tally.duration_ms / 1000]
+    first_tokens = [*tally.first_tokens, tally.first_token_ms / 1000]
+    return [*ended, tally.tokens_in, tally.tokens_out, *durations, *first_tokens]
+
+
+class WorkerCollector(Collector):
+    """Shows what was merged."""
+
+    def __init__(self, merged: WorkerCounts) -> None:
+        """Show `merged`."""
+        self._merged = merged
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield every metric, also those that nothing was counted for yet."""
+        for tally, (name, text, labels) in _COUNTERS.items():
+            family = CounterMetricFamily(name, text, labels=labels)
+            for values, (count,) in self._merged.tallies.get(tally, {}).items():
+                family.add_metric(values, count)
+            yield family
+        for name, text in _GAUGES.items():
+            if (value := self._merged.gauges.get(name)) is not None:
+                yield GaugeMetricFamily(name, text, value)
+        yield self._http_durations()
+        yield from self._of_models(self._merged.tallies.get(MODELS, {}))
+
+    def _http_durations(self) -> Metric:
+        name = "lucid_http_request_duration_seconds"
+        durations = HistogramMetricFamily(name, "Time from the request to the end of its answer", labels=["route"])
+        for route, numbers in self._merged.tallies.get("http_durations", {}).items():
+            _add_histogram(durations, route, http_tally.BOUNDS, numbers)
+        return durations
+
+    @staticmethod
+    def _of_models(models: dict[Labels, list[float]]) -> Iterator[Metric]:
+        jobs = CounterMetricFamily(
+            "lucid_inference_attempts", "Attempts that ended, by outcome", labels=[*_MODEL, "outcome"]
+        )
+        tokens_in = CounterMetricFamily("lucid_inference_prompt_tokens", "Tokens read", labels=_MODEL)
+        tokens_out = CounterMetricFamily("lucid_inference_generation_tokens", "Tokens written", labels=_MODEL)
+        durations = HistogramMetricFamily(
+            "lucid_inference_request_duration_seconds",
+            "From the dispatch of a request that completed to the end of its answer",
+            labels=_MODEL,
+        )
+        first_tokens = HistogramMetricFamily(
+            "lucid_inference_time_to_first_token_seconds",
+            "From the dispatch of a stream that completed to its first event",
+            labels=_MODEL,
+        )
+        for name, numbers in models.items():
+            for outcome, count in zip(_ENDED, numbers, strict=False):
+                jobs.add_metric([*name, outcome.value], count)
+            tokens_in.add_metric(name, numbers[len(_ENDED)])
+            tokens_out.add_metric(name, numbers[len(_ENDED) + 1])
+            _add_histogram(durations, name, DURATION_BOUNDS, numbers[_DURATIONS])
+            _add_histogram(first_tokens, name, FIRST_TOKEN_BOUNDS, numbers[_FIRST_TOKENS])
+        yield from (jobs, tokens_in, tokens_out, durations, first_tokens)
+
+
+def _add_histogram(
+    family: HistogramMetricFamily, labels: Sequence[str], bounds: Sequence[float], numbers: Sequence[float]
+) -> None:
+    """Add counts by bucket, and the sum behind them, as Prometheus has them: of each bucket and of all before it."""
+    *counts, total = numbers
+    family.add_metric(labels, list(zip([*map(str, bounds), "+Inf"], accumulate(counts), strict=True)), total)
+
+
+class FleetCollector(Collector):
+    """Reads the fleet when Prometheus asks."""
+
+    def __init__(self, service: Replica) -> None:
+        """Read the fleet of `service`."""
+        self._service = service
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield what the fleet is like right now."""
+        now, fleet = self._service.clock.now(), self._service.fleet
+        yield self._nodes()
+        available = Tally(
+            has_available_compute(model, fleet.candidates(model, now), now) for model in fleet.models_newest_first()
+        )
+        models = GaugeMetricFamily("lucid_models", "Models, by whether they can be run right now", labels=["available"])
+        for verdict in (True, False):
+            models.add_metric([str(verdict).lower()], available[verdict])
+        yield models
+        yield GaugeMetricFamily("lucid_capability_classes", "Kinds of node", fleet.class_count())
+        yield GaugeMetricFamily("lucid_replicas", "Replicas that are alive", fleet.replicas.count())
+        ours = sum((outage.ended_at - outage.started_at).total_seconds() for outage in fleet.outages)
+        yield GaugeMetricFamily(
+            "lucid_registry_outage_seconds", "Time of 30 days in which no replica took heartbeats", ours
+        )
+        build = GaugeMetricFamily("lucid_build_info", "1, with the version of the service", labels=["version"])
+        build.add_metric([__version__], 1)
+        yield build
+
+    def _nodes(self) -> GaugeMetricFamily:
+        fleet = self._service.fleet
+        live_since = fleet.live_since(self._service.clock.now())
+        states = Tally(node.state.status(live_since) for node in fleet.nodes())
+        nodes = GaugeMetricFamily("lucid_nodes", "Nodes, by status", labels=["status"])
+        for status in NodeStatus:
+            nodes.add_metric([status.value], states[status])
+        return nodes

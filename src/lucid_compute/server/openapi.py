@@ -1,0 +1,160 @@
+"""The OpenAPI document: FastAPI's, with the fast lanes beside its routes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+
+from lucid_compute.errors import (
+    ModelNotFound,
+    ModelUnavailable,
+    NodeDeregistered,
+    NodeFailed,
+    NodeNotFound,
+    NodeTimeout,
+    Overloaded,
+    RoutingLoop,
+)
+from lucid_compute.gateway.lane import ENDPOINTS
+from lucid_compute.gateway.shapes import InferenceBody, OpenAiErrorAnswer
+from lucid_compute.registry.domain.metadata import ComputeMetadata, ModelMetadata
+from lucid_compute.registry.domain.node_state import Heartbeat
+from lucid_compute.registry.heartbeat_lane import PATH
+from lucid_compute.registry.shapes import HeartbeatAnswer
+from lucid_compute.web.errors import PREFIX, declare
+
+REFERENCE = "#/components/schemas/{model}"
+_HEARTBEAT = {
+    "passportId": "7a1b8a52-6a6c-4a4c-9d43-0d0a3f8d7c11",
+    "status": "healthy",
+    "load": 0.42,
+    "availableModels": ["llama-3-70b", "mistral-7b"],
+    "queueDepth": 3,
+}
+_SAY_HELLO = [{"role": "user", "content": "Say hello."}]
+_REQUESTS: dict[str, dict[str, Any]] = {
+    "chat/completions": {"model": "llama-3-70b", "messages": _SAY_HELLO, "stream": True},
+    "completions": {"model": "llama-3-70b", "prompt": "Once upon a time", "max_tokens": 16},
+    "embeddings": {"model": "bge-m3", "input": "Hello"},
+    "responses": {"model": "llama-3-70b", "input": "Say hello."},
+}
+_DESCRIPTION = """\
+OpenAI's endpoint, served by the node where the request waits least. The body goes on untouched but for three things:
+`model` (a model's name, alias or passport id) becomes the id that the node knows, `lucid` (what the request asks of its
+node) is taken out, and a stream's usage is asked for. Until the first byte a node that fails is replaced by another, at
+most twice; after it the stream ends with an error event and no `[DONE]`. The answer's headers name the job
+(`X-Lucid-Job`), the node (`X-Lucid-Node`) and how many attempts it took (`X-Lucid-Attempts`). `user`,
+`prompt_cache_key` or the header `X-Lucid-Session` tie requests to one node, whose cache knows them.
+"""
+
+
+def lane_operations() -> dict[str, dict[str, Any]]:
+    """Answer the POST operation of each lane's path."""
+    inference = {path: _inference_operation(endpoint) for path, endpoint in ENDPOINTS.items()}
+    return {PATH: _heartbeat_operation(), **inference}
+
+
+def respond(description: str, model: str) -> dict[str, Any]:
+    """Answer how a response of a named shape is described."""
+    schema = {"$ref": REFERENCE.format(model=model)}
+    return {"description": description, "content": {"application/json": {"schema": schema}}}
+
+
+def _inference_operation(endpoint: str) -> dict[str, Any]:
+    known = (ModelNotFound, NodeFailed, NodeTimeout, RoutingLoop, ModelUnavailable, Overloaded)
+    errors = declare(*known, body=True)
+    example = {"plain": {"value": _REQUESTS[endpoint]}}
+    body = {"schema": {"$ref": REFERENCE.format(model="InferenceBody")}, "examples": example}
+    answer = {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {"schema": {"type": "string"}}}
+    return {
+        "tags": ["inference"],
+        "summary": endpoint.replace("/", " ").capitalize(),
+        "operationId": endpoint.replace("/", "_"),
+        "description": _DESCRIPTION,
+        "security": [{"HTTPBearer": []}],
+        "requestBody": {"required": True, "content": {"application/json": body}},
+        "responses": {
+            "200": {"description": "The node's answer, or its stream", "content": answer},
+            **{str(status): respond(error["description"], "OpenAiErrorAnswer") for status, error in errors.items()},
+        },
+    }
+
+
+def _heartbeat_operation() -> dict[str, Any]:
+    errors = declare(NodeNotFound, NodeDeregistered, Overloaded, body=True)
+    body = {"schema": {"$ref": REFERENCE.format(model="Heartbeat")}, "examples": {"guide": {"value": _HEARTBEAT}}}
+    return {
+        "tags": ["compute"],
+        "summary": "Heartbeat",
+        "operationId": "heartbeat",
+        "description": "Say that a node is alive and what it can serve. Answered once it is committed; send the next "
+        "one after `nextHeartbeatInSeconds`. Unknown fields are ignored.",
+        "security": [{"HTTPBearer": []}],
+        "requestBody": {"required": True, "content": {"application/json": body}},
+        "responses": {
+            "200": respond("The state of the node", "HeartbeatAnswer"),
+            **{str(status): respond(error["description"], "ErrorAnswer") for status, error in errors.items()},
+        },
+    }
+
+
+def install(app: FastAPI) -> None:
+    """Make `app` answer the whole document, built once."""
+    app.openapi = lambda: app.openapi_schema or _build(app)  # type: ignore[method-assign]
+
+
+def _build(app: FastAPI) -> dict[str, Any]:
+    document = get_openapi(
+        title=app.title, version=app.version, summary=app.summary, description=app.description, routes=app.routes
+    )
+    schemas = document["components"]["schemas"]
+    for model in (Heartbeat, HeartbeatAnswer, InferenceBody, OpenAiErrorAnswer):
+        schemas.update(_schemas(model))
+    schemas["InferenceBody"]["additionalProperties"] = True
+    _describe_metadata(schemas)
+    lanes = lane_operations()
+    for path, operation in lanes.items():
+        document["paths"].setdefault(path, {})["post"] = operation
+    for path, operations in document["paths"].items():
+        if path.startswith(PREFIX):
+            for operation in operations.values():
+                _wear_openais_shape(operation)
+    for operation in (op for path in document["paths"].values() for op in path.values()):
+        _drop_fastapis_own_422(operation)
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    app.openapi_schema = document
+    return document
+
+
+def _describe_metadata(schemas: dict[str, Any]) -> None:
+    """Show what a passport's metadata may say by its type; any other type takes anything."""
+    shapes = (ComputeMetadata, ModelMetadata)
+    for shape in shapes:
+        schemas.update(_schemas(shape))
+    references = [{"$ref": REFERENCE.format(model=shape.__name__)} for shape in shapes]
+    described = {"anyOf": [*references, {"type": "object"}], "title": "Metadata"}
+    schemas["PassportCreate"]["properties"]["metadata"] = described
+
+
+def _wear_openais_shape(operation: dict[str, Any]) -> None:
+    """Name the shape that errors below `/v1` have."""
+    for status, response in operation["responses"].items():
+        if not status.startswith("2"):
+            operation["responses"][status] = respond(response["description"], "OpenAiErrorAnswer")
+
+
+def _schemas(model: type[BaseModel]) -> dict[str, Any]:
+    """Answer the model's JSON schema and those it refers to, by name."""
+    schema = model.model_json_schema(by_alias=True, ref_template=REFERENCE)
+    return {**schema.pop("$defs", {}), model.__name__: schema}
+
+
+def _drop_fastapis_own_422(operation: dict[str, Any]) -> None:
+    """Take out the 422 that FastAPI adds by itself in its own shape, where the route declares none."""
+    declared = operation.get("responses", {}).get("422", {})
+    if "HTTPValidationError" in str(declared):
+        del operation["responses"]["422"]

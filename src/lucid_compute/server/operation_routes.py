@@ -1,0 +1,54 @@
+"""What operators and their machines ask: is it up, is it ready, what does it count."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from lucid_compute.errors import DatabaseUnavailable, Forbidden, Unauthorized
+from lucid_compute.registry.keys.dependencies import ADMINS, Anyone
+from lucid_compute.server.metrics.metrics import ServiceMetrics
+from lucid_compute.web.errors import declare
+from lucid_compute.web.provide import ServiceDependency
+from lucid_compute.web.shapes import Liveness, Readiness
+
+router = APIRouter(tags=["operations"])
+
+
+@router.get("/healthz", response_model=Liveness)
+async def get_liveness() -> Liveness:
+    """Say that the process runs."""
+    return Liveness(status="ok")
+
+
+@router.get("/readyz", response_model=Readiness, responses=declare(DatabaseUnavailable, key=False))
+async def get_readiness(service: ServiceDependency) -> Readiness:
+    """Say that the database answers, its schema is this version's, and the fleet is loaded; else 503."""
+    await service.require_ready()
+    followed_at = service.keys.followed_at or service.clock.now()
+    return Readiness(
+        status="ready",
+        nodes=service.fleet.node_count(),
+        models=len(service.fleet.models_newest_first()),
+        replicas=service.fleet.replicas.count(),
+        feed_age_seconds=round(max((service.clock.now() - followed_at).total_seconds(), 0.0), 3),
+    )
+
+
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={
+        **declare(Unauthorized, Forbidden, key=False),
+        200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Prometheus text"},
+    },
+)
+async def get_metrics(request: Request, service: ServiceDependency, caller: Anyone) -> Response:
+    """Answer what all workers behind this port count, for Prometheus: to admins, or to all if the operator says so."""
+    if not service.settings.metrics_public:
+        if caller is None:
+            message = "Send an admin key: Authorization: Bearer lk_live_…, or set LUCID_METRICS_PUBLIC=true."
+            raise Unauthorized(message)
+        caller.require(ADMINS)
+    metrics: ServiceMetrics = request.app.state.metrics
+    return Response(metrics.answer(), media_type=CONTENT_TYPE_LATEST)

@@ -1,0 +1,148 @@
+"""One replica of the service: what its routes use, and the tasks that run beside them. `assembly` puts it together."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from lucid_compute.accounting.gauges import GaugeRecorder
+from lucid_compute.accounting.job_search import JobSearch
+from lucid_compute.accounting.ledger import JobLedger
+from lucid_compute.accounting.overview import Overviews
+from lucid_compute.accounting.payouts.store import PayoutStore
+from lucid_compute.accounting.refusals import RefusalRecorder
+from lucid_compute.accounting.rollup_reader import RollupReader
+from lucid_compute.accounting.rollups import RollupKeeper
+from lucid_compute.errors import DatabaseUnavailable
+from lucid_compute.gateway.gateway import Gateway
+from lucid_compute.gateway.prober import Prober
+from lucid_compute.gateway.watchdog import Watchdog
+from lucid_compute.postgres import schema
+from lucid_compute.postgres.clock import DatabaseClock
+from lucid_compute.postgres.database import Database
+from lucid_compute.registry.compute_registry import ComputeRegistry
+from lucid_compute.registry.events import NodeEvents
+from lucid_compute.registry.fleet.change_feed import ChangeFeed
+from lucid_compute.registry.fleet.fleet import Fleet, FleetNode
+from lucid_compute.registry.fleet.key_ring import KeyRing
+from lucid_compute.registry.heartbeat_writer import HeartbeatWriter
+from lucid_compute.registry.keys.audit import AuditTrail
+from lucid_compute.registry.keys.authentication import Authenticator
+from lucid_compute.registry.keys.rate_limits import KeyRates
+from lucid_compute.registry.keys.store import KeyStore
+from lucid_compute.registry.passport_store import PassportStore
+from lucid_compute.registry.sweep import Sweep
+from lucid_compute.server.settings import Settings
+from lucid_compute.webhooks.sender import WebhookParts
+
+_LOAD_DEADLINE_SECONDS = 60.0
+
+_log = logging.getLogger(__name__)
+
+
+class BackgroundTask(Protocol):
+    """What works for as long as its task runs."""
+
+    async def run(self) -> None:
+        """Work until it is cancelled."""
+
+
+@dataclass(frozen=True)
+class Replica:
+    """Everything that one replica holds; `beside` is what nobody asks for anything, by the names of its tasks."""
+
+    settings: Settings
+    database: Database
+    clock: DatabaseClock
+    fleet: Fleet
+    keys: KeyRing
+    feed: ChangeFeed
+    heartbeats: HeartbeatWriter
+    gauges: GaugeRecorder
+    refusals: RefusalRecorder
+    record_keeper: RollupKeeper
+    records: RollupReader
+    overviews: Overviews
+    sweep: Sweep
+    registry: ComputeRegistry
+    passports: PassportStore
+    key_store: KeyStore
+    events: NodeEvents
+    audit: AuditTrail
+    authenticator: Authenticator
+    jobs: JobLedger
+    job_search: JobSearch
+    payouts: PayoutStore
+    rates: KeyRates
+    gateway: Gateway
+    prober: Prober
+    watchdog: Watchdog
+    webhooks: WebhookParts
+    beside: Mapping[str, BackgroundTask]
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+    async def get_registered_node(self, passport_id: str, *, sees: str | None) -> FleetNode:
+        """Return what `ComputeRegistry.get_node` does; the heartbeat lane still asks here."""
+        return await self.registry.get_node(passport_id, sees=sees)
+
+    async def require_ready(self) -> None:
+        """Refuse unless the database answers, its schema is this version's, and the fleet is loaded and followed.
+
+        Raises:
+            DatabaseUnavailable: one of them is not so.
+        """
+        if not self.feed.is_current() or any(task.done() for task in self.tasks):
+            raise DatabaseUnavailable
+        async with self.database.transaction() as connection:
+            if await schema.revision_of(connection) != schema.head_revision():
+                raise DatabaseUnavailable
+
+
+@asynccontextmanager
+async def running(service: Replica) -> AsyncIterator[None]:
+    """Run the replica's tasks for as long as the block runs; it begins when the fleet is loaded."""
+    tasks = _start(
+        feed=service.feed,
+        heartbeats=service.heartbeats,
+        sweep=service.sweep,
+        watchdog=service.watchdog,
+        records=service.record_keeper,
+        webhooks=service.webhooks.sender,
+        **service.beside,
+    )
+    # The last to end: they write what the others tell them.
+    writers = _start(jobs=service.jobs, gauges=service.gauges, refusals=service.refusals)
+    service.tasks.extend([*tasks, *writers])
+    try:
+        await _wait_until_loaded(service)
+        yield
+    finally:
+        for group in (tasks, writers):
+            for task in group:
+                task.cancel()
+            await asyncio.gather(*group, return_exceptions=True)
+        if (tracer := service.gateway.tools.tracer) is not None:
+            await tracer.close()
+        await service.database.close()
+
+
+def _start(**named: BackgroundTask) -> list[asyncio.Task[None]]:
+    tasks = [asyncio.create_task(each.run(), name=name) for name, each in named.items()]
+    for task in tasks:
+        task.add_done_callback(_log_end)
+    return tasks
+
+
+async def _wait_until_loaded(service: Replica) -> None:
+    """Wait for the first load of the fleet, a minute at most: then serve and let /readyz say what is missing."""
+    with suppress(TimeoutError):
+        await asyncio.wait_for(service.feed.loaded.wait(), _LOAD_DEADLINE_SECONDS)
+
+
+def _log_end(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        _log.critical("the %s task ended", task.get_name(), exc_info=task.exception())

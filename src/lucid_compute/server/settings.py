@@ -1,0 +1,229 @@
+"""Every setting of the service: the one file of the API that reads the environment."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from lucid_compute.accounting.payouts.revenue import ALL_BPS, DEFAULT_TERMS, PayoutsClose, Terms
+from lucid_compute.egress.policy import AllowedNetwork, parse_allowed_networks
+from lucid_compute.registry.fleet.key_ring import MAX_TOKEN_LENGTH
+
+SHORTEST_BOOTSTRAP_KEY = 24
+_TRACING_PACKAGES = ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")
+LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
+
+
+class Settings(BaseSettings):
+    """The settings of one `lucid serve`, read from `LUCID_…` variables; the command line's flags go before them."""
+
+    model_config = SettingsConfigDict(env_prefix="LUCID_", env_ignore_empty=True, extra="ignore", frozen=True)
+
+    host: str = Field(default="127.0.0.1", description="Address to listen on.")
+    port: int = Field(default=8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one.")
+    workers: int = Field(default=1, ge=1, le=64, description="Processes that serve; each is a replica.")
+    data_dir: Path = Field(default=Path("data"), description="Folder of the embedded Postgres and of admin.key.")
+    database_url: SecretStr | None = Field(
+        default=None,
+        description="Postgres to use, as postgresql://user:password@host/database (a session connection, not a "
+        "transaction pool). Unset: the embedded Postgres in the data folder.",
+    )
+    bootstrap_admin_key: SecretStr | None = Field(
+        default=None,
+        description="An admin key of your own, 24 characters or more. Changing it revokes the former one. Unset: a "
+        "first start on an empty database makes one, prints it once and keeps it in admin.key.",
+    )
+    embedded_postgres_user: str = Field(
+        default="nobody", description="System user that runs the embedded Postgres when the service runs as root."
+    )
+    database_pool_size: int = Field(
+        default=5,
+        ge=1,
+        le=100,
+        description="Database connections of each worker for ordinary requests; up to 9 more are for heartbeats, "
+        "their samples, jobs, the feed and the like.",
+    )
+    database_timeout_seconds: float = Field(
+        default=2.0, gt=0, le=60, description="Longest wait for the database before a request answers 503."
+    )
+    feed_follows_notifications: bool = Field(
+        default=True,
+        description="Follow Postgres's NOTIFY beside the poll; off, changes of other replicas show within a second.",
+    )
+    shutdown_grace_seconds: float = Field(
+        default=30.0, ge=0, description="Longest wait for running requests when the service is told to stop."
+    )
+    heartbeat_max_per_second: float = Field(
+        default=1.0, ge=0, description="Heartbeats a second that a node may send after a burst of 6; 0 switches it off."
+    )
+    auth_failures_per_minute: int = Field(
+        default=20,
+        ge=0,
+        description="Failed authentications a minute from one address before it is answered 429; loopback is exempt "
+        "and 0 switches it off.",
+    )
+    inference_max_concurrency: int = Field(
+        default=2000,
+        ge=1,
+        description="Requests below /v1 that each worker serves at a time; more are answered 503 at once.",
+    )
+    job_retention_days: int = Field(
+        default=90,
+        ge=0,
+        le=36_500,
+        description="How long a job stays in the ledger, and until its payouts are closed; its sums stay. 0 keeps all "
+        "for ever.",
+    )
+    first_byte_timeout_seconds: float = Field(
+        default=120.0, gt=0, description="Longest wait for the first byte of a stream from a node."
+    )
+    between_bytes_timeout_seconds: float = Field(
+        default=60.0, gt=0, description="Longest silence of a node in the middle of a stream."
+    )
+    answer_timeout_seconds: float = Field(
+        default=600.0, gt=0, description="Longest wait for a whole answer that is not a stream."
+    )
+    total_timeout_seconds: float = Field(default=1800.0, gt=0, description="Longest stream from a node.")
+    require_https_nodes: bool = Field(default=False, description="Refuse provider URLs that are not https.")
+    egress_allow: Annotated[tuple[AllowedNetwork, ...], NoDecode] = Field(
+        default=(),
+        description="Private networks that nodes may live in, with a range of ports if wanted, separated by commas: "
+        "192.168.1.0/24:8000-8999,10.8.0.0/16.",
+    )
+    trusted_proxies: str = Field(
+        default="127.0.0.1",
+        description="Addresses or networks of proxies whose X-Forwarded-For is believed, separated by commas; * "
+        "believes any.",
+    )
+    records_minutes_kept_hours: int = Field(
+        default=48, ge=2, le=24 * 365, description="How long records of each minute are kept, in hours."
+    )
+    records_hours_kept_days: int = Field(
+        default=90, ge=31, le=3650, description="How long records of each hour and states of nodes are kept, in days."
+    )
+    records_days_kept_days: int = Field(
+        default=1100, ge=31, le=36500, description="How long records of each day are kept, in days."
+    )
+    uptime_target: float = Field(
+        default=0.995,
+        gt=0,
+        lt=1,
+        description="The share of time that a node should be healthy: what error budgets are counted against.",
+    )
+    otlp_endpoint: str | None = Field(
+        default=None,
+        pattern=r"^https?://\S+$",
+        description="An OpenTelemetry collector to send traces to, over OTLP and HTTP, such as http://127.0.0.1:4318; "
+        "wants lucid-compute[tracing]. Unset: no traces.",
+    )
+    trace_share: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="The share of requests that are traced, where their sender does not decide.",
+    )
+    revenue_provider_bps: int = Field(
+        default=DEFAULT_TERMS.provider_bps,
+        ge=0,
+        le=ALL_BPS,
+        description="The provider's part of a price, in basis points. It holds for jobs that start after this start of "
+        "the service; the three parts are 10000 together.",
+    )
+    revenue_model_owner_bps: int = Field(
+        default=DEFAULT_TERMS.model_owner_bps, ge=0, le=ALL_BPS, description="The part of the model's owner."
+    )
+    revenue_protocol_bps: int = Field(
+        default=DEFAULT_TERMS.protocol_bps,
+        ge=0,
+        le=ALL_BPS,
+        validate_default=True,
+        description="The protocol's part: the operator's.",
+    )
+    payouts_close: PayoutsClose = Field(
+        default=PayoutsClose.MONTHLY,
+        description="Whether payouts are closed for good month by month (monthly), or only by hand (never).",
+    )
+    payouts_close_after_days: int = Field(
+        default=3, ge=0, le=28, description="How many days after its end a month is closed, for what comes late."
+    )
+    metrics_public: bool = Field(default=False, description="Answer /metrics without a key.")
+    log_level: str = Field(default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Least level logged.")
+
+    @field_validator("bootstrap_admin_key")
+    @classmethod
+    def _is_long_enough(cls, value: SecretStr | None) -> SecretStr | None:
+        """Refuse a key that could be guessed."""
+        if value is not None and not SHORTEST_BOOTSTRAP_KEY <= len(value.get_secret_value()) <= MAX_TOKEN_LENGTH:
+            raise ValueError(f"Set a key of {SHORTEST_BOOTSTRAP_KEY} to {MAX_TOKEN_LENGTH} characters, or none.")
+        return value
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _can_be_traced(cls, value: str | None) -> str | None:
+        """Refuse to promise traces without the packages that make them."""
+        if value is not None and not all(map(_is_installed, _TRACING_PACKAGES)):
+            raise ValueError(
+                "Install lucid-compute[tracing] to send traces (make install-tracing in a checkout), or leave it unset."
+            )
+        return value
+
+    @field_validator("egress_allow", mode="before")
+    @classmethod
+    def _split_networks(cls, value: object) -> object:
+        """Read a comma-separated list of networks."""
+        return parse_allowed_networks(value) if isinstance(value, str) else value
+
+    @field_validator("revenue_protocol_bps")
+    @classmethod
+    def _parts_are_whole(cls, value: int, info: ValidationInfo) -> int:
+        """Refuse parts of a price that are not all of it; the last of them is blamed."""
+        provider_bps, model_owner_bps = (
+            info.data.get(f"revenue_{name}_bps", 0) for name in ("provider", "model_owner")
+        )
+        if not Terms(provider_bps, model_owner_bps, value).are_whole:
+            raise ValueError(f"Set the three LUCID_REVENUE_…_BPS so that they are {ALL_BPS} together.")
+        return value
+
+    @property
+    def terms(self) -> Terms:
+        """How prices are split."""
+        return Terms(self.revenue_provider_bps, self.revenue_model_owner_bps, self.revenue_protocol_bps)
+
+    @property
+    def is_bound_to_loopback(self) -> bool:
+        """Whether only this machine can reach the service."""
+        return self.host in LOOPBACK_HOSTS or self.host.startswith("127.")
+
+
+class SettingsNotUsable(Exception):
+    """Settings can't be used as they are; the text has one line for each of them."""
+
+
+def read_settings(**flags: Any) -> Settings:
+    """Return the settings of the environment; `flags` go before them.
+
+    Raises:
+        SettingsNotUsable: with a sentence for each setting that is refused, and never its value.
+    """
+    try:
+        return Settings(**flags)
+    except ValidationError as error:
+        raise SettingsNotUsable("\n".join(_fault_sentence(fault) for fault in error.errors())) from None
+
+
+def _fault_sentence(fault: ErrorDetails) -> str:
+    variable = f"LUCID_{fault['loc'][0]}".upper()
+    sentence = str(fault["msg"]).removeprefix("Value error, ").removeprefix(f"{variable}: ").rstrip(".")
+    return f"{variable}: {sentence}. See: lucid settings"
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ModuleNotFoundError:  # not even what it would lie in
+        return False

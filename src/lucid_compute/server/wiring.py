@@ -1,0 +1,167 @@
+"""Puts one replica of the service together, by its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+from uuid import uuid4
+
+from lucid_compute.accounting.gauges import GaugeRecorder
+from lucid_compute.accounting.job_search import JobSearch
+from lucid_compute.accounting.ledger import JobLedger
+from lucid_compute.accounting.overview import Overviews
+from lucid_compute.accounting.payouts.store import PayoutCloser, PayoutStore
+from lucid_compute.accounting.refusals import RefusalRecorder
+from lucid_compute.accounting.retention import JobRetention
+from lucid_compute.accounting.rollup_reader import RollupReader
+from lucid_compute.accounting.rollups import Retention, RollupKeeper
+from lucid_compute.egress.client import HttpClient
+from lucid_compute.egress.connection import Deadlines
+from lucid_compute.egress.policy import EgressPolicy
+from lucid_compute.gateway.context import GatewayContext
+from lucid_compute.gateway.gateway import Gateway
+from lucid_compute.gateway.node_stats import FleetStats
+from lucid_compute.gateway.prober import Prober
+from lucid_compute.gateway.request_metrics import RequestMetrics
+from lucid_compute.gateway.tracing import Tracer
+from lucid_compute.gateway.upstreams import Upstreams
+from lucid_compute.gateway.watchdog import Watchdog
+from lucid_compute.postgres.clock import DatabaseClock
+from lucid_compute.postgres.database import Database
+from lucid_compute.registry.compute_registry import ComputeRegistry
+from lucid_compute.registry.events import NodeEvents
+from lucid_compute.registry.fleet.change_feed import ChangeFeed, OwnHeartbeats
+from lucid_compute.registry.fleet.fleet import Fleet
+from lucid_compute.registry.fleet.in_flight_broadcast import InFlightBroadcast
+from lucid_compute.registry.fleet.key_ring import KeyRing
+from lucid_compute.registry.heartbeat_writer import HeartbeatWriter
+from lucid_compute.registry.keys.audit import AuditTrail
+from lucid_compute.registry.keys.authentication import Authenticator
+from lucid_compute.registry.keys.rate_limits import KeyRates, ProbeRate
+from lucid_compute.registry.keys.store import KeyStore
+from lucid_compute.registry.passport_store import PassportStore
+from lucid_compute.registry.sweep import Sweep
+from lucid_compute.server.replica import BackgroundTask, Replica
+from lucid_compute.server.settings import Settings
+from lucid_compute.webhooks.sender import build_webhooks
+
+
+class _SharedParts(NamedTuple):
+    """What the parts of a replica share."""
+
+    settings: Settings
+    url: str
+    replica_id: str
+    database: Database
+    clock: DatabaseClock
+    fleet: Fleet
+    keys: KeyRing
+    policy: EgressPolicy
+
+
+def build_replica(settings: Settings, database_url: str) -> Replica:
+    """Put one replica together on the database at `database_url`; nothing is connected to yet."""
+    ground = _build_shared_parts(settings, database_url)
+    database, clock, fleet, keys = ground.database, ground.clock, ground.fleet, ground.keys
+    feed, heartbeats, gauges = _build_followers(ground)
+    tools, spend = _build_tools(ground), ProbeRate(fleet.replicas).spend
+    retention, key_store, payouts = _retention(settings), KeyStore(database, keys), PayoutStore(database)
+    records = RollupReader(database, retention)
+    return Replica(
+        settings=settings,
+        database=database,
+        clock=clock,
+        fleet=fleet,
+        keys=keys,
+        feed=feed,
+        heartbeats=heartbeats,
+        gauges=gauges,
+        record_keeper=RollupKeeper(database_url, retention),
+        records=records,
+        overviews=Overviews(fleet, clock, records),
+        sweep=Sweep(database, fleet, clock, key_store),
+        registry=ComputeRegistry(database, fleet, clock, feed=feed, heartbeats=heartbeats),
+        passports=PassportStore(database, fleet, ground.policy),
+        key_store=key_store,
+        events=NodeEvents(database),
+        audit=AuditTrail(database),
+        authenticator=Authenticator(keys, feed, clock, settings.auth_failures_per_minute),
+        jobs=tools.ledger,
+        job_search=JobSearch(database),
+        payouts=payouts,
+        refusals=RefusalRecorder(database_url, clock, timeout_seconds=settings.database_timeout_seconds),
+        rates=KeyRates(fleet.replicas),
+        gateway=Gateway(tools),
+        prober=Prober(tools.targets, tools.client, spend),
+        watchdog=Watchdog(keys, tools),
+        webhooks=build_webhooks(database, ground.policy, clock, tools.client.own_endpoints, spend),
+        beside=_build_background(ground, payouts),
+    )
+
+
+def _build_shared_parts(settings: Settings, url: str) -> _SharedParts:
+    size, timeout = settings.database_pool_size, settings.database_timeout_seconds
+    database = Database(url, pool_size=size, timeout_seconds=timeout)
+    policy = EgressPolicy(
+        allow_loopback=settings.is_bound_to_loopback,
+        allowed=settings.egress_allow,
+        require_https=settings.require_https_nodes,
+    )
+    return _SharedParts(settings, url, str(uuid4()), database, DatabaseClock(), Fleet(), KeyRing(), policy)
+
+
+def _build_followers(ground: _SharedParts) -> tuple[ChangeFeed, HeartbeatWriter, GaugeRecorder]:
+    """Answer what keeps the fleet in memory in step with Postgres, what writes heartbeats, and what samples them."""
+    settings, url, replica_id, _, clock, fleet, keys, _ = ground
+    own, timeout = OwnHeartbeats(), settings.database_timeout_seconds
+    listens = settings.feed_follows_notifications
+    feed = ChangeFeed(url, fleet, keys, clock, replica_id=replica_id, own=own, listens=listens)
+    gauges = GaugeRecorder(url, fleet, replica_id=replica_id, timeout_seconds=timeout)
+    return feed, HeartbeatWriter(url, fleet, clock, own=own, gauges=gauges, timeout_seconds=timeout), gauges
+
+
+def _build_background(ground: _SharedParts, payouts: PayoutStore) -> Mapping[str, BackgroundTask]:
+    """Answer what tells other replicas of requests under way, closes payouts, and later deletes their jobs."""
+    settings, database = ground.settings, ground.database
+    when, after_days = settings.payouts_close, settings.payouts_close_after_days
+    return {
+        "news": InFlightBroadcast(ground.url, ground.fleet, replica_id=ground.replica_id),
+        "payouts": PayoutCloser(database, payouts, when=when, after_days=after_days),
+        "job retention": JobRetention(database, days=settings.job_retention_days),
+    }
+
+
+def _build_tools(ground: _SharedParts) -> GatewayContext:
+    settings, url, replica_id, _, clock, fleet, _, policy = ground
+    return GatewayContext(
+        fleet=fleet,
+        clock=clock,
+        client=HttpClient(policy),
+        targets=Upstreams(fleet, policy, replica_id),
+        traffic=FleetStats(fleet),
+        ledger=JobLedger(url, replica_id=replica_id, timeout_seconds=settings.database_timeout_seconds),
+        deadlines=Deadlines(
+            first_byte_seconds=settings.first_byte_timeout_seconds,
+            between_seconds=settings.between_bytes_timeout_seconds,
+            total_seconds=settings.total_timeout_seconds,
+            answer_seconds=settings.answer_timeout_seconds,
+        ),
+        tally=RequestMetrics(),
+        tracer=_build_tracer(settings, replica_id),
+    )
+
+
+def _build_tracer(settings: Settings, replica_id: str) -> Tracer | None:
+    """Answer what makes traces; None when the operator wants none, which costs nothing."""
+    if settings.otlp_endpoint is None:
+        return None
+    from lucid_compute.gateway.tracing import OtlpTracer  # noqa: PLC0415 - the packages that it needs are an extra
+
+    return OtlpTracer(settings.otlp_endpoint, settings.trace_share, replica_id)
+
+
+def _retention(settings: Settings) -> Retention:
+    """Answer how long records are kept by these settings."""
+    return Retention(
+        settings.records_minutes_kept_hours, settings.records_hours_kept_days, settings.records_days_kept_days
+    )

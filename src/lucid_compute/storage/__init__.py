@@ -1,1 +1,0 @@
-"""Postgres, the truth: every write goes through here, and only here are SQLAlchemy and asyncpg imported."""

@@ -1,0 +1,1 @@
+"""What every route needs and no subject owns: parts, lists, errors, request bodies."""

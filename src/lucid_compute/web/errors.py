@@ -1,0 +1,163 @@
+"""Errors on their way out: one shape for all, declared in the OpenAPI document, and never an internal text."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.routing import Match
+
+from lucid_compute.errors import (
+    DatabaseUnavailable,
+    Forbidden,
+    InvalidRequest,
+    LucidError,
+    MethodNotAllowed,
+    PayloadTooLarge,
+    RateLimited,
+    RouteNotFound,
+    Unauthorized,
+)
+from lucid_compute.wire import AnswerShape, faults_from
+
+PREFIX = "/v1/"
+_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+}
+
+
+def openai_body(error: LucidError) -> dict[str, Any]:
+    """Answer the body of an error in OpenAI's shape; `details` is ours beside it."""
+    status = error.http_status
+    fallback = "invalid_request_error" if status < 500 else "server_error"  # noqa: PLR2004 - where servers' faults begin
+    fields = error.details.get("fields") or [{}]
+    return {
+        "error": {
+            "message": error.message,
+            "type": _TYPES.get(status, fallback),
+            "param": fields[0].get("path") or None,
+            "code": error.code,
+            "status": status,
+            "details": error.details,
+        }
+    }
+
+
+def openai_bytes(error: LucidError) -> bytes:
+    """Answer `openai_body` as JSON."""
+    return json.dumps(openai_body(error)).encode()
+
+
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+_log = logging.getLogger(__name__)
+
+
+class ErrorDescription(AnswerShape):
+    """What went wrong and what to do about it."""
+
+    code: str
+    message: str
+    status: int
+    details: dict[str, Any]
+
+
+class ErrorAnswer(AnswerShape):
+    """The body of every refusal."""
+
+    error: ErrorDescription
+
+
+def declare(*errors: type[LucidError], body: bool = False, key: bool = True) -> dict[int | str, dict[str, Any]]:
+    """Answer `responses=` for a route: the errors named, and those that every route of its kind can meet."""
+    every: list[type[LucidError]] = [*errors, InvalidRequest, RateLimited, DatabaseUnavailable]
+    if key:
+        every += [Unauthorized, Forbidden]
+    if body:
+        every.append(PayloadTooLarge)
+    declared: dict[int | str, dict[str, Any]] = {}
+    for error in every:
+        codes = declared.setdefault(error.status, {"model": ErrorAnswer, "description": ""})
+        if error.code not in codes["description"]:
+            codes["description"] = " · ".join(filter(None, [codes["description"], f"`{error.code}`"]))
+    if body:
+        declared[400] = {"model": ErrorAnswer, "description": f"`{InvalidRequest.code}`: the body is not JSON"}
+    return declared
+
+
+def headers_of(error: LucidError) -> dict[str, str]:
+    """Answer the headers that go with an error."""
+    headers = {}
+    if error.retry_after_seconds is not None:
+        headers["Retry-After"] = str(error.retry_after_seconds)
+    if isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = 'Bearer realm="lucid"'
+    if isinstance(error, MethodNotAllowed):
+        headers["Allow"] = error.allowed
+    return headers
+
+
+def install(app: FastAPI) -> None:
+    """Answer every exception of `app` in the contract's shape."""
+    app.add_exception_handler(LucidError, _answer_lucid_error)
+    app.add_exception_handler(RequestValidationError, _answer_validation_error)
+    app.add_exception_handler(HTTPException, _answer_http_exception)
+    app.add_exception_handler(Exception, _answer_unexpected)
+
+
+def answer(error: LucidError, *, path: str = "") -> JSONResponse:
+    """Return the response to one error, below `/v1` in OpenAI's shape."""
+    body = openai_body(error) if path.startswith(PREFIX) else error.body()
+    return JSONResponse(body, status_code=error.http_status, headers=headers_of(error))
+
+
+def log_unexpected(method: str, path: str, error: Exception, request_id: str | None) -> LucidError:
+    """Log a fault of ours; return what may be said of it, without its text."""
+    _log.error("%s %s failed", method, path, exc_info=error, extra={"request_id": request_id})
+    return LucidError("Something went wrong here, not in your request. It is logged under the request id.")
+
+
+async def _answer_lucid_error(request: Request, error: Exception) -> JSONResponse:
+    if isinstance(error, LucidError):
+        return answer(error, path=request.url.path)
+    return await _answer_unexpected(request, error)
+
+
+async def _answer_validation_error(request: Request, error: Exception) -> JSONResponse:
+    errors = error.errors() if isinstance(error, RequestValidationError) else []
+    faults = faults_from([{**fault, "loc": _strip_body(fault["loc"])} for fault in errors])
+    return answer(InvalidRequest(faults), path=request.url.path)
+
+
+async def _answer_http_exception(request: Request, error: Exception) -> JSONResponse:
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    if status == MethodNotAllowed.status:
+        refusal = MethodNotAllowed(request.method, _methods_of(request))
+        return answer(refusal, path=request.url.path)
+    error = RouteNotFound(f"There is no {request.method} {request.url.path}. GET /docs lists every path.")
+    return answer(error, path=request.url.path)
+
+
+async def _answer_unexpected(request: Request, error: Exception) -> JSONResponse:
+    request_id = getattr(request.state, "request_id", None)
+    refusal = log_unexpected(request.method, request.url.path, error, request_id)
+    return answer(refusal, path=request.url.path)
+
+
+def _methods_of(request: Request) -> set[str]:
+    """Answer every method of the path: Starlette names those of the first route alone."""
+    routes = request.app.routes
+    scopes = [{**request.scope, "method": method} for method in _METHODS]
+    return {scope["method"] for scope in scopes if any(route.matches(scope)[0] is Match.FULL for route in routes)}
+
+
+def _strip_body(loc: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Name a fault of the body by its path alone; one of the query or a header keeps where it is."""
+    return loc[1:] if loc and loc[0] == "body" else loc

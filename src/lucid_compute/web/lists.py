@@ -1,0 +1,77 @@
+"""lucid_compute.web.lists."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Generic, TypeVar
+
+from fastapi import Depends, Query
+
+from lucid_compute.wire import DEFAULT_PER_PAGE, MAX_PER_PAGE, NodeSortBy, Pagination, SortBy, SortOrder
+
+_MAX_PAGE = 1_000_000_000
+Item = TypeVar("Item")
+By = TypeVar("By", SortBy, NodeSortBy)
+
+
+@dataclass(frozen=True, slots=True)
+class PageRequest:
+    """Which page of a list is asked for, from 1."""
+
+    number: int
+    per_page: int
+
+    @property
+    def offset(self) -> int:
+        """How many items stand before it."""
+        return (self.number - 1) * self.per_page
+
+    def slice_of(self, items: list[Item]) -> list[Item]:
+        """Answer this page of a whole list."""
+        return items[self.offset : self.offset + self.per_page]
+
+    def pagination(self, total: int) -> Pagination:
+        """Answer where it stands in a list of `total` items."""
+        total_pages = -(-total // self.per_page)
+        return Pagination(total=total, page=self.number, per_page=self.per_page, total_pages=total_pages)
+
+
+async def get_page(
+    page: Annotated[int, Query(ge=1, le=_MAX_PAGE, description="Counts from 1; past the end is empty.")] = 1,
+    per_page: Annotated[int, Query(alias="perPage", ge=1, le=MAX_PER_PAGE)] = DEFAULT_PER_PAGE,
+) -> PageRequest:
+    """Answer the page that is asked for."""
+    return PageRequest(page, per_page)
+
+
+async def find_page(
+    page: Annotated[int | None, Query(ge=1, le=_MAX_PAGE, description="Counts from 1; past the end is empty.")] = None,
+    per_page: Annotated[int | None, Query(alias="perPage", ge=1, le=MAX_PER_PAGE)] = None,
+) -> PageRequest | None:
+    """Answer the page that is asked for; None when none is."""
+    if page is None and per_page is None:
+        return None
+    return PageRequest(page or 1, per_page or DEFAULT_PER_PAGE)
+
+
+@dataclass(frozen=True, slots=True)
+class Order(Generic[By]):
+    """What a list is ordered by, and which end comes first."""
+
+    by: By
+    direction: SortOrder
+
+
+Direction = Annotated[SortOrder, Query(alias="sortOrder")]
+
+
+async def get_order(
+    sort_by: Annotated[SortBy, Query(alias="sortBy")] = SortBy.CREATED_AT, sort_order: Direction = SortOrder.DESCENDING
+) -> Order[SortBy]:
+    """Answer the order that is asked for."""
+    return Order(sort_by, sort_order)
+
+
+PageDependency = Annotated[PageRequest, Depends(get_page)]
+OptionalPageDependency = Annotated[PageRequest | None, Depends(find_page)]
+OrderDependency = Annotated[Order[SortBy], Depends(get_order)]

@@ -1,0 +1,23 @@
+"""What operators and their machines are answered, on the wire."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from lucid_compute.wire import AnswerShape
+
+
+class Liveness(AnswerShape):
+    """The process runs."""
+
+    status: Literal["ok"]
+
+
+class Readiness(AnswerShape):
+    """The replica can serve. `feed_age_seconds` is how far its memory is behind Postgres at most."""
+
+    status: Literal["ready"]
+    nodes: int
+    models: int
+    replicas: int
+    feed_age_seconds: float

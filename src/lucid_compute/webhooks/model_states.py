@@ -1,0 +1,159 @@
+"""How available models were, as webhooks are told: the sweep asks the matching engine, damped as nodes' events are.
+
+`/models` decides by itself and at once; nothing here is asked what a model is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from lucid_compute.postgres.database import Database
+from lucid_compute.registry.domain.passports import ModelFormat
+from lucid_compute.registry.events import ENQUEUE, WebhookEvent
+from lucid_compute.registry.fleet.fleet import Fleet
+from lucid_compute.registry.matching_engine import has_available_compute
+from lucid_compute.web.turns import in_batches
+
+SEEN_FOR = timedelta(seconds=5)
+"""A change is told of when it has lasted so long."""
+
+AFTER_OUR_OUTAGE = timedelta(seconds=60)
+"""So long after an outage of the registry nothing is called unavailable: nodes have to be heard again first."""
+
+CHANGES_BEFORE_BAD_NEWS_WAITS = 3  # of a model in ten minutes
+MODELS_LOCK = 0x6D6F6465  # an advisory lock of our own: "mode"
+_MODELS_A_TURN = 1000
+
+_LAST = text("""
+    SELECT m.id::text, held.is_available, (
+        SELECT count(*) FROM model_states s
+        WHERE s.model_id = m.id AND s.since > now() - interval '10 minutes' AND NOT s.is_first
+    )
+    FROM unnest(CAST(:ids AS uuid[])) AS m (id)
+    JOIN LATERAL (
+        SELECT is_available FROM model_states s WHERE s.model_id = m.id ORDER BY since DESC LIMIT 1
+    ) held ON true
+""")
+
+_RECORD = text(f"""
+    WITH recorded AS (
+        INSERT INTO model_states (model_id, since, is_available, is_first)
+        SELECT * FROM unnest(CAST(:ids AS uuid[]), CAST(:since AS timestamptz[]), CAST(:available AS boolean[]),
+                             CAST(:first AS boolean[]))
+        ON CONFLICT DO NOTHING
+        RETURNING model_id, since, is_available, is_first
+    ), told AS (
+        SELECT model_id AS subject_id, since AS at, NULL AS reason, CAST('{{}}' AS jsonb) AS details, CASE
+            WHEN is_first THEN NULL
+            WHEN is_available THEN '{WebhookEvent.MODEL_AVAILABLE}'
+            ELSE '{WebhookEvent.MODEL_UNAVAILABLE}'
+        END AS type
+        FROM recorded
+    )
+    {ENQUEUE}
+""")
+
+# Of each model the newest row stays, however old.
+CLEAN_MODEL_STATES = """
+    DELETE FROM model_states s WHERE s.since < now() - interval '90 days' AND EXISTS (
+        SELECT FROM model_states n WHERE n.model_id = s.model_id AND n.since > s.since
+    )
+"""
+
+
+class ModelChange(NamedTuple):
+    """What a model is since an instant, and no row says yet."""
+
+    model_id: str
+    is_available: bool
+    since: datetime
+
+
+class ModelStates:
+    """Writes down which models became available or unavailable, as one replica sees the fleet."""
+
+    def __init__(self, database: Database, fleet: Fleet) -> None:
+        """Write to `database` what `fleet` shows."""
+        self._database = database
+        self._fleet = fleet
+        self._written: dict[str, bool] = {}
+        self._seen: dict[str, ModelChange] = {}
+
+    def forget_read(self) -> None:
+        """Look again at what is written: other replicas write too, and models leave."""
+        known = {model.id for model in self._fleet.models_newest_first()}
+        self._written.clear()
+        self._seen = {model_id: seen for model_id, seen in self._seen.items() if model_id in known}
+
+    async def follow(self, now: datetime, *, is_doubtful: bool) -> None:
+        """Write every change that has lasted, and have webhooks told; while it `is_doubtful` none for the worse.
+
+        Raises:
+            DatabaseUnavailable: as named; the next call writes what this one did not.
+        """
+        changes = await self.find_changes(now)
+        if is_doubtful := is_doubtful or self._is_back_since_shortly(now):
+            changes = [change for change in changes if change.is_available or not self._written.get(change.model_id)]
+        async for batch in in_batches(changes, _MODELS_A_TURN):
+            await self._record(batch, is_doubtful=is_doubtful)
+
+    async def find_changes(self, now: datetime) -> list[ModelChange]:
+        """Answer the changes that are due; one is first seen in one call and due in a later one."""
+        found = []
+        models = [model for model in self._fleet.models_newest_first() if model.format is not ModelFormat.API]
+        async for batch in in_batches(models, _MODELS_A_TURN):
+            for model in batch:
+                if self._fleet.find_model(model.id) is None:
+                    continue
+                is_available = has_available_compute(model, self._fleet.candidates(model, now), now)
+                if self._written.get(model.id) is is_available:
+                    self._seen.pop(model.id, None)
+                    continue
+                seen = self._seen.get(model.id)
+                if seen is None or seen.is_available is not is_available:
+                    seen = self._seen[model.id] = ModelChange(model.id, is_available, now)
+                if now - seen.since >= SEEN_FOR:
+                    found.append(seen)
+        return found
+
+    def _is_back_since_shortly(self, now: datetime) -> bool:
+        outages = self._fleet.outages_until(now)
+        return bool(outages) and now - outages[-1].ended_at < AFTER_OUR_OUTAGE
+
+    async def _record(self, changes: Sequence[ModelChange], *, is_doubtful: bool) -> None:
+        async with self._database.transaction() as connection:
+            if not await connection.scalar(text(f"SELECT pg_try_advisory_xact_lock({MODELS_LOCK})")):
+                return  # another replica writes them; this one looks again
+            rows = await connection.execute(_LAST, {"ids": [change.model_id for change in changes]})
+            held = {model_id: (is_available, lately) for model_id, is_available, lately in rows}
+            due = [change for change in changes if _is_due(change, *held.get(change.model_id, (None, 0)))]
+            if is_doubtful:  # where a model begins is written all the same
+                due = [change for change in due if change.is_available or change.model_id not in held]
+            if due:
+                await _insert(connection, due, set(held))
+        self._written |= {model_id: is_available for model_id, (is_available, _) in held.items()}
+        for change in due:
+            self._written[change.model_id] = change.is_available
+            self._seen.pop(change.model_id, None)
+
+
+def _is_due(change: ModelChange, held: bool | None, lately: int) -> bool:
+    """Answer whether a change is to be told of now; good news never waits, and there is one at most for each bad."""
+    return held is None or (
+        held is not change.is_available and (change.is_available or lately < CHANGES_BEFORE_BAD_NEWS_WAITS)
+    )
+
+
+async def _insert(connection: AsyncConnection, changes: list[ModelChange], known: set[str]) -> None:
+    values = {
+        "ids": [change.model_id for change in changes],
+        "since": [change.since for change in changes],
+        "available": [change.is_available for change in changes],
+        "first": [change.model_id not in known for change in changes],
+    }
+    await connection.execute(_RECORD, values)

@@ -1,0 +1,138 @@
+"""Webhooks over HTTP: an owner's own, made, listed, tested and deleted."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+
+from lucid_compute.errors import Forbidden, WebhookNotFound
+from lucid_compute.registry.domain.identity import Principal
+from lucid_compute.registry.keys.dependencies import ADMINS, ActorDependency, ComputeWriter
+from lucid_compute.web.errors import declare
+from lucid_compute.web.lists import OrderDependency, PageDependency
+from lucid_compute.web.provide import ServiceDependency
+from lucid_compute.webhooks.shapes import (
+    DeliveryList,
+    NewWebhook,
+    WebhookCreate,
+    WebhookList,
+    WebhookRotate,
+    WebhookTest,
+)
+from lucid_compute.wire import Text
+
+router = APIRouter(prefix="/webhooks", tags=["webhooks"])
+
+
+@router.post("", status_code=201, response_model=NewWebhook, responses=declare(body=True))
+async def create_webhook(
+    body: WebhookCreate, service: ServiceDependency, principal: ComputeWriter, actor: ActorDependency
+) -> NewWebhook:
+    """Be told of what happens to one's nodes and models, by POST to a URL. The secret is in this answer alone.
+
+    Each delivery carries `Lucid-Signature: t=<seconds>,v1=<HMAC-SHA256 of "<seconds>.<body>">` and comes at least once,
+    a node's in order. One that fails is tried again for a day, with growing pauses.
+    """
+    owner = _owner(principal, body.owner) or principal.owner
+    if body.all_owners:
+        principal.require(ADMINS)
+    return await service.webhooks.store.create(actor, body, owner)
+
+
+@router.get("", response_model=WebhookList, responses=declare())
+async def list_webhooks(
+    service: ServiceDependency,
+    principal: ComputeWriter,
+    page: PageDependency,
+    order: OrderDependency,
+    owner: Annotated[Text | None, Query(description="Another owner than the key's; admins only.")] = None,
+) -> WebhookList:
+    """List one's own webhooks without their secrets, an admin's are all; `name` sorts by the URL."""
+    found, total = await service.webhooks.store.list_page(
+        owner=_owner(principal, owner) or principal.sees,
+        sees=principal.sees,
+        sort_by=order.by,
+        sort_order=order.direction,
+        offset=page.offset,
+        limit=page.per_page,
+    )
+    return WebhookList(webhooks=found, pagination=page.pagination(total))
+
+
+@router.delete("/{webhook_id}", status_code=204, responses=declare(WebhookNotFound))
+async def delete_webhook(
+    webhook_id: str, service: ServiceDependency, principal: ComputeWriter, actor: ActorDependency
+) -> None:
+    """End a webhook; what waits for it is not sent."""
+    _refuse_bound(principal)
+    await service.webhooks.store.delete(actor, webhook_id, sees=principal.sees)
+
+
+@router.post("/{webhook_id}/rotate", response_model=NewWebhook, responses=declare(WebhookNotFound, body=True))
+async def rotate_webhook(
+    webhook_id: str,
+    service: ServiceDependency,
+    principal: ComputeWriter,
+    actor: ActorDependency,
+    body: WebhookRotate | None = None,
+) -> NewWebhook:
+    """Give a webhook a new secret, which is in this answer alone. For 24 hours the former one signs as well.
+
+    So long `Lucid-Signature` has two `v1`, the new one first; with `{"now": true}` the former ends at once.
+    """
+    _refuse_bound(principal)
+    return await service.webhooks.store.rotate(actor, webhook_id, sees=principal.sees, now=body.now if body else False)
+
+
+@router.post("/{webhook_id}/test", response_model=WebhookTest, responses=declare(WebhookNotFound))
+async def test_webhook(
+    webhook_id: str, service: ServiceDependency, principal: ComputeWriter, actor: ActorDependency
+) -> WebhookTest:
+    """Send a `webhook.test` at once and say what came of it; one that is delivered enables a disabled webhook again.
+
+    A host is tested once in ten seconds; it takes 10 s at most.
+    """
+    _refuse_bound(principal)
+    test, verdict = await service.webhooks.tester.test(actor, webhook_id, sees=principal.sees)
+    message = "The receiver took it." if verdict.is_delivered else f"It was not delivered: {verdict.result}."
+    return WebhookTest(
+        event_id=test.event_id,
+        delivered=verdict.is_delivered,
+        result=verdict.result,
+        milliseconds=verdict.milliseconds,
+        message=message,
+    )
+
+
+@router.get("/{webhook_id}/deliveries", response_model=DeliveryList, responses=declare(WebhookNotFound))
+async def list_deliveries(
+    webhook_id: str, service: ServiceDependency, principal: ComputeWriter, page: PageDependency, order: OrderDependency
+) -> DeliveryList:
+    """List what a webhook was told in the last seven days or waits for, with the last attempts of each.
+
+    `name` sorts by the type, `updatedAt` by the end or the next attempt.
+    """
+    _refuse_bound(principal)
+    found, total = await service.webhooks.store.list_deliveries(
+        webhook_id,
+        sees=principal.sees,
+        sort_by=order.by,
+        sort_order=order.direction,
+        offset=page.offset,
+        limit=page.per_page,
+    )
+    return DeliveryList(deliveries=found, pagination=page.pagination(total))
+
+
+def _owner(principal: Principal, owner: str | None) -> str | None:
+    _refuse_bound(principal)
+    if owner is not None and not principal.is_admin and owner != principal.owner:
+        raise Forbidden("Only an admin may name another owner. Leave owner out.")
+    return owner
+
+
+def _refuse_bound(principal: Principal) -> None:
+    if principal.passport_id is not None:
+        message = f"This key is bound to node {principal.passport_id}; webhooks are their owner's. Use another key."
+        raise Forbidden(message, details={"passportId": principal.passport_id})

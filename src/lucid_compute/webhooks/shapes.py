@@ -1,0 +1,135 @@
+"""Webhooks on the wire: what to be told of and where, and what became of it."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any
+
+from pydantic import Field, StringConstraints
+
+from lucid_compute.egress.policy import MAX_URL_CHARACTERS
+from lucid_compute.registry.events import WebhookEvent
+from lucid_compute.wire import AnswerShape, Flag, Identifier, Instant, Pagination, WireShape
+
+MAX_PASSPORTS = 100  # of a webhook
+
+
+class WebhookStatus(StrEnum):
+    """Whether a webhook is told of anything."""
+
+    ACTIVE = "active"
+    DISABLED = "disabled"
+
+
+class DeliveryState(StrEnum):
+    """What became of a delivery."""
+
+    WAITING = "waiting"
+    DELIVERED = "delivered"
+    GIVEN_UP = "given_up"
+
+
+class WebhookCreate(WireShape):
+    """A webhook to be made. Without `events` it is told of all that there are now."""
+
+    model_config = {
+        "json_schema_extra": {
+            "examples": [{"url": "https://ops.example.com/lucid", "events": ["node.unhealthy", "node.recovered"]}]
+        }
+    }
+
+    url: Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e]+$", max_length=MAX_URL_CHARACTERS)] = Field(
+        description="http or https, as provider URLs are, with a query if wanted: a public address, no user name."
+    )
+    events: Annotated[list[WebhookEvent], Field(min_length=1, max_length=32)] | None = None
+    passport_ids: Annotated[list[Identifier], Field(min_length=1, max_length=MAX_PASSPORTS)] | None = Field(
+        default=None, description="Tell of these nodes and models alone."
+    )
+    owner: Identifier | None = Field(default=None, description="Another owner than the key's; admins only.")
+    all_owners: Flag = Field(default=False, description="Tell of every owner's nodes and models; admins only.")
+
+
+class WebhookRotate(WireShape):
+    """How to rotate: `now` ends the former secret at once, else it signs as well for 24 hours."""
+
+    now: Flag = False
+
+
+class WebhookView(AnswerShape):
+    """A webhook without its secret."""
+
+    id: str
+    url: str = Field(description="With `***` for each value in its query, for these are often tokens.")
+    owner: str
+    all_owners: bool
+    events: list[str]
+    passport_ids: list[str] | None
+    status: WebhookStatus
+    failing_since: Instant | None = Field(description="Since when no delivery succeeded; null when the last one did.")
+    disabled_at: Instant | None
+    disabled_reason: str | None
+    created_at: Instant
+
+
+class NewWebhook(WebhookView):
+    """A webhook with the secret that its deliveries are signed with, shown this once."""
+
+    secret: str
+
+
+class WebhookList(AnswerShape):
+    """A page of webhooks."""
+
+    webhooks: list[WebhookView]
+    pagination: Pagination
+
+
+class DeliveryAttempt(AnswerShape):
+    """One attempt. `result` is the class of the status, such as `2xx`, or why there was none: `connect_failed`."""
+
+    at: Instant
+    result: str
+    milliseconds: float
+
+
+class DeliveryView(AnswerShape):
+    """An event on its way to a webhook. `id` is the event's, the same in each attempt and for each webhook."""
+
+    id: str
+    type: str
+    passport_id: str | None = Field(description="The node or the model; null of a test.")
+    occurred_at: Instant
+    state: DeliveryState
+    attempts: int
+    next_attempt_at: Instant | None
+    last_attempts: list[DeliveryAttempt] = Field(description="The last ten, newest first.")
+
+
+class DeliveryList(AnswerShape):
+    """A page of deliveries, newest first."""
+
+    deliveries: list[DeliveryView]
+    pagination: Pagination
+
+
+class WebhookMessage(AnswerShape):
+    """What a receiver is told: an event, the same in each attempt and for each webhook."""
+
+    id: str
+    type: str
+    occurred_at: Instant
+    passport_id: str = Field(description="The node or the model; of a test the webhook.")
+    owner: str | None = Field(default=None, description="Whose it is; null of a test.")
+    name: str | None = None
+    reason: str | None = None
+    details: dict[str, Any] = {}
+
+
+class WebhookTest(AnswerShape):
+    """What came of a test."""
+
+    event_id: str
+    delivered: bool
+    result: str
+    milliseconds: float
+    message: str

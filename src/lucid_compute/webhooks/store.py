@@ -1,0 +1,261 @@
+"""Webhooks in Postgres: made, listed, tested, deleted. What is sent to them is the outbox's."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from typing import Any
+from uuid import uuid4
+
+from sqlalchemy import ColumnElement, RowMapping, collate, delete, func, insert, select, text, true, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from lucid_compute.egress.policy import EgressPolicy
+from lucid_compute.errors import InvalidRequest, WebhookNotFound
+from lucid_compute.postgres.database import Database
+from lucid_compute.postgres.queries import ids_are_uuids, in_order
+from lucid_compute.postgres.tables import passports
+from lucid_compute.registry.domain.identity import Actor
+from lucid_compute.registry.events import WebhookEvent
+from lucid_compute.registry.keys.audit import Change, record_change
+from lucid_compute.webhooks.outbox import SECRETS, Delivery
+from lucid_compute.webhooks.rules import FORMER_SECRET_SIGNS_FOR, SECRET_PREFIX, TEST_EVENT, check_webhook_url, masked
+from lucid_compute.webhooks.shapes import (
+    DeliveryState,
+    DeliveryView,
+    NewWebhook,
+    WebhookCreate,
+    WebhookStatus,
+    WebhookView,
+)
+from lucid_compute.webhooks.tables import webhook_deliveries, webhooks
+from lucid_compute.wire import SortBy, SortOrder
+
+MAX_WEBHOOKS = 50  # of an owner
+_SECRETS_OF = text(f"SELECT {SECRETS} FROM webhooks w WHERE w.id = CAST(:id AS uuid)")
+_SORT_COLUMNS = {
+    SortBy.CREATED_AT: webhooks.c.created_at,
+    SortBy.UPDATED_AT: webhooks.c.created_at,
+    SortBy.NAME: collate(webhooks.c.url, "C"),
+}
+_DELIVERY_COLUMNS = {
+    SortBy.CREATED_AT: webhook_deliveries.c.position,
+    SortBy.UPDATED_AT: func.coalesce(webhook_deliveries.c.ended_at, webhook_deliveries.c.next_attempt_at),
+    SortBy.NAME: webhook_deliveries.c.type,
+}
+
+
+class WebhookStore:
+    """The only writer of webhooks; `sees` is the only owner whose webhooks there are, None is any."""
+
+    def __init__(self, database: Database, policy: EgressPolicy) -> None:
+        """Write to `database` what `policy` allows to connect to."""
+        self._database = database
+        self._policy = policy
+
+    async def create(self, actor: Actor, new: WebhookCreate, owner: str) -> NewWebhook:
+        """Make a webhook of `owner`; its secret is in the answer and in no other.
+
+        Raises:
+            InvalidRequest: its URL is none that may be called, its passport none of the owner's, or it is one too many.
+        """
+        try:
+            check_webhook_url(self._policy, new.url)
+        except ValueError as error:
+            raise InvalidRequest.at("url", str(error)) from None
+        secret = _make_secret()
+        async with self._database.transaction() as connection:
+            await _check_room(connection, owner)
+            passport_ids = await _check_passports(connection, new, owner)
+            statement = insert(webhooks).values(
+                id=str(uuid4()),
+                owner=owner,
+                url=new.url,
+                secret=secret,
+                events=sorted({event.value for event in new.events or WebhookEvent}),
+                all_owners=new.all_owners,
+                passport_ids=passport_ids,
+            )
+            row = (await connection.execute(statement.returning(webhooks))).mappings().one()
+            details = {"owner": owner, "events": row["events"], "allOwners": row["all_owners"]}
+            await record_change(connection, actor, Change("webhook.create", "webhook", row["id"], details=details))
+        return NewWebhook(**_view(row).model_dump(), secret=secret)
+
+    async def rotate(self, actor: Actor, webhook_id: str, *, sees: str | None, now: bool) -> NewWebhook:
+        """Give a webhook another secret; the former one signs as well for a day, or with `now` no more.
+
+        Raises:
+            WebhookNotFound: there is none.
+        """
+        secret = _make_secret()
+        former: dict[str, Any] = {"former_secret": None, "former_secret_until": None}
+        if not now:
+            former = {"former_secret": webhooks.c.secret, "former_secret_until": func.now() + FORMER_SECRET_SIGNS_FOR}
+        async with self._database.transaction() as connection:
+            await _get(connection, webhook_id, sees)
+            statement = update(webhooks).where(webhooks.c.id == webhook_id).values(secret=secret, **former)
+            row = (await connection.execute(statement.returning(webhooks))).mappings().one_or_none()
+            if row is None:
+                raise WebhookNotFound(webhook_id)
+            await record_change(
+                connection, actor, Change("webhook.rotate", "webhook", webhook_id, details={"now": now})
+            )
+        return NewWebhook(**_view(row).model_dump(), secret=secret)
+
+    async def list_page(
+        self,
+        *,
+        owner: str | None,
+        sees: str | None,
+        sort_by: SortBy,
+        sort_order: SortOrder,
+        offset: int,
+        limit: int,
+    ) -> tuple[list[WebhookView], int]:
+        """Answer a page of the owner's webhooks, and how many there are; `owner` None lists all."""
+        condition: ColumnElement[bool] = true() if owner is None else webhooks.c.owner == owner
+        if sees is not None:
+            condition &= ~webhooks.c.all_owners
+        order = in_order(_SORT_COLUMNS, webhooks.c.id, sort_by, sort_order)
+        page = select(webhooks).where(condition).order_by(*order).offset(offset).limit(limit)
+        async with self._database.transaction() as connection:
+            total = await connection.scalar(select(func.count()).select_from(webhooks).where(condition))
+            return [_view(row) for row in (await connection.execute(page)).mappings()], total or 0
+
+    async def list_deliveries(
+        self, webhook_id: str, *, sees: str | None, sort_by: SortBy, sort_order: SortOrder, offset: int, limit: int
+    ) -> tuple[list[DeliveryView], int]:
+        """Answer a page of what a webhook was told or waits for, and how many of these there are.
+
+        Raises:
+            WebhookNotFound: there is none.
+        """
+        condition = webhook_deliveries.c.webhook_id == webhook_id
+        position = webhook_deliveries.c.position
+        tie = position.desc() if sort_order is SortOrder.DESCENDING else position
+        order = in_order(_DELIVERY_COLUMNS, tie, sort_by, sort_order)
+        async with self._database.transaction() as connection:
+            await _get(connection, webhook_id, sees)
+            total = await connection.scalar(select(func.count()).select_from(webhook_deliveries).where(condition))
+            page = select(webhook_deliveries).where(condition).order_by(*order).offset(offset).limit(limit)
+            rows = (await connection.execute(page)).mappings()
+            return [_view_delivery(row) for row in rows], total or 0
+
+    async def delete(self, actor: Actor, webhook_id: str, *, sees: str | None) -> None:
+        """End a webhook; nothing that waits for it is sent.
+
+        Raises:
+            WebhookNotFound: there is none.
+        """
+        async with self._database.transaction() as connection:
+            await _get(connection, webhook_id, sees)
+            await connection.execute(delete(webhooks).where(webhooks.c.id == webhook_id))
+            await record_change(connection, actor, Change("webhook.delete", "webhook", webhook_id))
+
+    async def prepare_test(self, webhook_id: str, *, sees: str | None) -> Delivery:
+        """Answer a test of a webhook, which no outbox knows of yet.
+
+        Raises:
+            WebhookNotFound: there is none.
+        """
+        async with self._database.transaction() as connection:
+            row = await _get(connection, webhook_id, sees)
+            return Delivery(
+                position=0,
+                attempts=1,
+                event_id=str(uuid4()),
+                subject_id=row["id"],
+                type=TEST_EVENT,
+                occurred_at=await connection.scalar(text("SELECT now()")),
+                payload={"reason": "asked for with POST /webhooks/{id}/test", "details": {}},
+                last_attempts=[],
+                webhook_id=row["id"],
+                url=row["url"],
+                secrets=await connection.scalar(_SECRETS_OF, {"id": webhook_id}),
+                is_failing=row["failing_since"] is not None,
+            )
+
+    async def record_test(self, actor: Actor, test: Delivery, last_attempts: str, *, is_delivered: bool) -> None:
+        """Write down what came of a test; one that was delivered enables its webhook again."""
+        state = DeliveryState.DELIVERED if is_delivered else DeliveryState.GIVEN_UP
+        async with self._database.transaction() as connection:
+            where = webhooks.c.id == test.webhook_id
+            row = (await connection.execute(select(webhooks).where(where).with_for_update())).mappings().one_or_none()
+            if row is None:
+                return  # deleted meanwhile
+            await connection.execute(
+                insert(webhook_deliveries).values(
+                    webhook_id=test.webhook_id,
+                    event_id=test.event_id,
+                    subject_id=test.subject_id,
+                    type=test.type,
+                    occurred_at=test.occurred_at,
+                    payload=test.payload,
+                    state=state.value,
+                    attempts=1,
+                    last_attempts=json.loads(last_attempts),
+                    first_attempt_at=func.now(),
+                    ended_at=func.now(),
+                )
+            )
+            if is_delivered and (row["disabled_at"] or row["failing_since"]):
+                enabled = {"failing_since": None, "disabled_at": None, "disabled_reason": None}
+                await connection.execute(update(webhooks).where(where).values(enabled))
+                await record_change(connection, actor, Change("webhook.enable", "webhook", test.webhook_id))
+
+
+async def _get(connection: AsyncConnection, webhook_id: str, sees: str | None) -> RowMapping:
+    row = None
+    if ids_are_uuids(webhook_id):
+        rows = await connection.execute(select(webhooks).where(webhooks.c.id == webhook_id))
+        row = rows.mappings().one_or_none()
+    if row is None or (sees is not None and (row["owner"] != sees or row["all_owners"])):
+        raise WebhookNotFound(webhook_id)
+    return row
+
+
+async def _check_room(connection: AsyncConnection, owner: str) -> None:
+    there = await connection.scalar(select(func.count()).select_from(webhooks).where(webhooks.c.owner == owner))
+    if (there or 0) >= MAX_WEBHOOKS:
+        raise InvalidRequest.at("owner", f"{owner!r} has {MAX_WEBHOOKS} webhooks already. Delete one first.")
+
+
+async def _check_passports(connection: AsyncConnection, new: WebhookCreate, owner: str) -> list[str] | None:
+    """Answer the nodes and models to tell of alone; None when there is no such wish."""
+    if new.passport_ids is None:
+        return None
+    is_told_of = passports.c.id.in_(filter(ids_are_uuids, new.passport_ids)) & passports.c.type.in_(
+        ("compute", "model")
+    )
+    rows = await connection.execute(select(passports.c.id, passports.c.owner).where(is_told_of))
+    found = {str(passport_id) for passport_id, its_owner in rows if new.all_owners or its_owner == owner}
+    for position, passport_id in enumerate(new.passport_ids):
+        if passport_id not in found:
+            whose = "There is" if new.all_owners else f"{owner!r} owns"
+            message = f"{whose} no node and no model {passport_id!r}. Name another, or leave passportIds out."
+            raise InvalidRequest.at(f"passportIds.{position}", message)
+    return sorted(found)
+
+
+def _make_secret() -> str:
+    return f"{SECRET_PREFIX}{secrets.token_urlsafe(32)}"
+
+
+def _view(row: RowMapping) -> WebhookView:
+    status = WebhookStatus.ACTIVE if row["disabled_at"] is None else WebhookStatus.DISABLED
+    fields: dict[str, Any] = {name: row[name] for name in WebhookView.model_fields if name not in {"status", "url"}}
+    return WebhookView(status=status, url=masked(row["url"]), **fields)
+
+
+def _view_delivery(row: RowMapping) -> DeliveryView:
+    waits = row["state"] == DeliveryState.WAITING
+    return DeliveryView(
+        id=str(row["event_id"]),
+        type=row["type"],
+        passport_id=None if row["type"] == TEST_EVENT else row["subject_id"],
+        occurred_at=row["occurred_at"],
+        state=row["state"],
+        attempts=row["attempts"],
+        next_attempt_at=row["next_attempt_at"] if waits else None,
+        last_attempts=row["last_attempts"],
+    )

@@ -7,14 +7,16 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from lucid_compute.accounting.job_counts import JobFilter
+from lucid_compute.accounting.job_search import JobSearch
 from lucid_compute.accounting.jobs import Outcome
 from lucid_compute.accounting.shapes import JobList
 from lucid_compute.errors import NodeNotFound
+from lucid_compute.registry.compute_registry import ComputeRegistry
+from lucid_compute.registry.fleet.fleet import Fleet
 from lucid_compute.registry.keys.dependencies import Reader, owner_of
-from lucid_compute.server.replica import Replica
 from lucid_compute.web.errors import declare
 from lucid_compute.web.lists import OrderDependency, PageDependency
-from lucid_compute.web.provide import ServiceDependency
+from lucid_compute.web.provide import Provided
 from lucid_compute.wire import Instant, Text
 
 router = APIRouter(prefix="/compute/jobs", tags=["compute"])
@@ -22,7 +24,9 @@ router = APIRouter(prefix="/compute/jobs", tags=["compute"])
 
 @router.get("", response_model=JobList, responses=declare(NodeNotFound))
 async def list_jobs(
-    service: ServiceDependency,
+    registry: Provided[ComputeRegistry],
+    job_search: Provided[JobSearch],
+    fleet: Provided[Fleet],
     principal: Reader,
     page: PageDependency,
     order: OrderDependency,
@@ -40,16 +44,16 @@ async def list_jobs(
     """
     whose = owner_of(principal, owner, "jobs")
     if passport_id is not None:
-        await service.registry.get_passport(passport_id, sees=principal.sees)
+        await registry.get_passport(passport_id, sees=principal.sees)
     wanted = JobFilter(
         owner=whose,
         node_id=passport_id,
         outcome=outcome,
-        model_ids=None if model is None else await _find_models(service, model),
+        model_ids=None if model is None else await _find_models(fleet, job_search, model),
         since=since,
         until=until,
     )
-    jobs, total = await service.job_search.list_page(
+    jobs, total = await job_search.list_page(
         wanted,
         sort_by=order.by,
         sort_order=order.direction,
@@ -60,7 +64,7 @@ async def list_jobs(
     return JobList(jobs=jobs, pagination=page.pagination(total))
 
 
-async def _find_models(service: Replica, named: str) -> list[str]:
+async def _find_models(fleet: Fleet, job_search: JobSearch, named: str) -> list[str]:
     """Answer the ids of the models that this names: one by its alias, all that have or had it by their name."""
-    known = service.fleet.find_model(named)
-    return sorted({*await service.job_search.find_model_ids(named), *([known.id] if known else ())})
+    known = fleet.find_model(named)
+    return sorted({*await job_search.find_model_ids(named), *([known.id] if known else ())})

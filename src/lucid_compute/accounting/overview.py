@@ -24,7 +24,7 @@ from lucid_compute.registry.fleet.replicas import OUTAGE_AFTER
 from lucid_compute.registry.keys.dependencies import Reader
 from lucid_compute.registry.matching_engine import has_available_compute, has_serving_compute
 from lucid_compute.web.errors import declare
-from lucid_compute.web.provide import ServiceDependency
+from lucid_compute.web.provide import Provided
 from lucid_compute.web.turns import in_batches
 from lucid_compute.wire import Text
 
@@ -160,7 +160,7 @@ _UNCHANGED: dict[int | str, dict[str, Any]] = {304: {"description": "Nothing cha
 
 @router.get("/overview", response_model=Overview, responses={**declare(), **_UNCHANGED})
 async def get_overview(
-    service: ServiceDependency,
+    overviews: Provided[Overviews],
     principal: Reader,
     owner: Annotated[Text | None, Query(description="Another owner than the key's; admins only.")] = None,
     known: Annotated[str | None, Header(alias="If-None-Match", include_in_schema=False)] = None,
@@ -172,7 +172,7 @@ async def get_overview(
     """
     if owner is not None and not principal.is_admin and owner != principal.owner:
         raise Forbidden("Only an admin may look at another owner's nodes. Leave owner out.")
-    glance = await service.overviews.get(owner or principal.sees)
+    glance = await overviews.get(owner or principal.sees)
     headers = {"ETag": glance.etag, "Cache-Control": "no-store"}
     if known == glance.etag:
         return Response(status_code=304, headers=headers)

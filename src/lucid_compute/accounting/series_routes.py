@@ -12,7 +12,7 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Query, Response
 from pydantic import TypeAdapter, ValidationError
 
-from lucid_compute.accounting.rollup_reader import RollupQuery
+from lucid_compute.accounting.rollup_reader import RollupQuery, RollupReader
 from lucid_compute.accounting.series import SERIES_NAMES
 from lucid_compute.accounting.series_views import (
     WINDOW_LENGTHS,
@@ -24,15 +24,18 @@ from lucid_compute.accounting.series_views import (
 from lucid_compute.accounting.shapes import FleetUptime, NodeUptime, SeriesAnswer
 from lucid_compute.accounting.timeline import EPOCH, MAX_POINTS, STEPS, Timeline, auto_step
 from lucid_compute.errors import InvalidRequest, NodeNotFound
+from lucid_compute.postgres.clock import DatabaseClock
 from lucid_compute.postgres.queries import ids_are_uuids
+from lucid_compute.registry.compute_registry import ComputeRegistry
 from lucid_compute.registry.domain.passports import Passport
+from lucid_compute.registry.fleet.fleet import Fleet
 from lucid_compute.registry.keys.dependencies import Reader, owner_of
 from lucid_compute.registry.search import sorted_by
-from lucid_compute.server.replica import Replica
+from lucid_compute.server.settings import Settings
 from lucid_compute.web.csv import CSV_RESPONSE, CsvDependency
 from lucid_compute.web.errors import declare
 from lucid_compute.web.lists import OrderDependency, PageDependency
-from lucid_compute.web.provide import ServiceDependency
+from lucid_compute.web.provide import Provided
 from lucid_compute.wire import Instant, Text
 
 _RELATIVE = re.compile(r"-([0-9]{1,6})([mhdw])")
@@ -136,7 +139,9 @@ Target = Annotated[
 
 @router.get("/metrics", response_model=SeriesAnswer, responses={**declare(), **CSV_RESPONSE})
 async def get_fleet_metrics(
-    service: ServiceDependency,
+    clock: Provided[DatabaseClock],
+    records: Provided[RollupReader],
+    fleet: Provided[Fleet],
     principal: Reader,
     query: MetricsQueryDependency,
     is_csv: CsvDependency,
@@ -148,28 +153,34 @@ async def get_fleet_metrics(
     Gauges are averages over the nodes' heartbeats, `…Max` the highest of any. A job counts in the minute in which it
     started, as soon as it has ended, so that counts are those of `GET /compute/jobs` with the same span.
     """
-    wanted = RollupQuery(owner=owner_of(principal, owner, "metrics"), model_id=_model_id(service, model))
-    return await _answer(service, wanted, query, is_csv=is_csv)
+    wanted = RollupQuery(owner=owner_of(principal, owner, "metrics"), model_id=_model_id(fleet, model))
+    return await _answer(clock, records, wanted, query, is_csv=is_csv)
 
 
 @router.get("/metrics/{passport_id}", response_model=SeriesAnswer, responses={**declare(NodeNotFound), **CSV_RESPONSE})
 async def get_node_metrics(
     passport_id: str,
-    service: ServiceDependency,
+    registry: Provided[ComputeRegistry],
+    clock: Provided[DatabaseClock],
+    records: Provided[RollupReader],
+    fleet: Provided[Fleet],
     principal: Reader,
     query: MetricsQueryDependency,
     is_csv: CsvDependency,
     model: Model = None,
 ) -> SeriesAnswer | Response:
     """Read what happened on a node; an ended one's records stay readable for as long as they are kept."""
-    node = await service.registry.get_passport(passport_id, sees=principal.sees)
-    wanted = RollupQuery(node_id=node.id, model_id=_model_id(service, model))
-    return await _answer(service, wanted, query, is_csv=is_csv, node=node)
+    node = await registry.get_passport(passport_id, sees=principal.sees)
+    wanted = RollupQuery(node_id=node.id, model_id=_model_id(fleet, model))
+    return await _answer(clock, records, wanted, query, is_csv=is_csv, node=node)
 
 
 @router.get("/uptime", response_model=FleetUptime, responses={**declare(), **CSV_RESPONSE})
 async def get_fleet_uptime(
-    service: ServiceDependency,
+    settings: Provided[Settings],
+    fleet: Provided[Fleet],
+    records: Provided[RollupReader],
+    clock: Provided[DatabaseClock],
     principal: Reader,
     page: PageDependency,
     order: OrderDependency,
@@ -181,13 +192,13 @@ async def get_fleet_uptime(
 
     As CSV the page of nodes alone.
     """
-    whose, aim = owner_of(principal, owner, "metrics"), target or service.settings.uptime_target
-    nodes = [node for node in service.fleet.nodes(owner=whose) if not node.record.has_ended]
+    whose, aim = owner_of(principal, owner, "metrics"), target or settings.uptime_target
+    nodes = [node for node in fleet.nodes(owner=whose) if not node.record.has_ended]
     shown = [node.record for node in page.slice_of(sorted_by(order, nodes))]
-    uptimes = await _uptimes(service, shown, aim)
+    uptimes = await _uptimes(clock, records, shown, aim)
     if is_csv:
         return write_uptime_csv(uptimes)
-    fleet = await service.records.states(RollupQuery(owner=whose), WINDOW_LENGTHS, now=service.clock.now())
+    fleet = await records.states(RollupQuery(owner=whose), WINDOW_LENGTHS, now=clock.now())
     return FleetUptime(
         owner=whose, target=aim, windows=view_windows(fleet, aim), nodes=uptimes, pagination=page.pagination(len(nodes))
     )
@@ -195,25 +206,38 @@ async def get_fleet_uptime(
 
 @router.get("/uptime/{passport_id}", response_model=NodeUptime, responses={**declare(NodeNotFound), **CSV_RESPONSE})
 async def get_node_uptime(
-    passport_id: str, service: ServiceDependency, principal: Reader, is_csv: CsvDependency, target: Target = None
+    passport_id: str,
+    registry: Provided[ComputeRegistry],
+    settings: Provided[Settings],
+    clock: Provided[DatabaseClock],
+    records: Provided[RollupReader],
+    principal: Reader,
+    is_csv: CsvDependency,
+    target: Target = None,
 ) -> NodeUptime | Response:
     """Read a node's uptime over 1, 7 and 30 days, with what is left of its error budget.
 
     Uptime is healthy time over healthy and unhealthy time: drains, outages of the registry and what lies before the
     first heartbeat are left out.
     """
-    node = await service.registry.get_passport(passport_id, sees=principal.sees)
-    (uptime,) = await _uptimes(service, [node], target or service.settings.uptime_target)
+    node = await registry.get_passport(passport_id, sees=principal.sees)
+    (uptime,) = await _uptimes(clock, records, [node], target or settings.uptime_target)
     return write_uptime_csv([uptime]) if is_csv else uptime
 
 
 async def _answer(
-    service: Replica, wanted: RollupQuery, query: MetricsQuery, *, is_csv: bool, node: Passport | None = None
+    clock: DatabaseClock,
+    records: RollupReader,
+    wanted: RollupQuery,
+    query: MetricsQuery,
+    *,
+    is_csv: bool,
+    node: Passport | None = None,
 ) -> SeriesAnswer | Response:
-    now = service.clock.now()
+    now = clock.now()
     timeline = query.timeline(now)
     known_since = None if node is None else node.created_at
-    measurement = await service.records.measure(wanted, timeline, now=now, known_since=known_since)
+    measurement = await records.measure(wanted, timeline, now=now, known_since=known_since)
     owner = wanted.owner if node is None else node.owner
     answer = view_series(
         timeline, measurement, query.series, passport_id=wanted.node_id, owner=owner, model=wanted.model_id
@@ -221,20 +245,22 @@ async def _answer(
     return write_series_csv(answer) if is_csv else answer
 
 
-async def _uptimes(service: Replica, nodes: list[Passport], target: float) -> list[NodeUptime]:
-    now = service.clock.now()
-    found = await service.records.states_of_nodes([node.id for node in nodes], WINDOW_LENGTHS, now=now)
+async def _uptimes(
+    clock: DatabaseClock, records: RollupReader, nodes: list[Passport], target: float
+) -> list[NodeUptime]:
+    now = clock.now()
+    found = await records.states_of_nodes([node.id for node in nodes], WINDOW_LENGTHS, now=now)
     return [
         NodeUptime(passport_id=node.id, name=node.name, target=target, windows=view_windows(found[node.id], target))
         for node in nodes
     ]
 
 
-def _model_id(service: Replica, model: str | None) -> str | None:
+def _model_id(fleet: Fleet, model: str | None) -> str | None:
     """Answer the model's id; that of no model when there is none, so that nothing is counted."""
     if model is None:
         return None
-    known = service.fleet.find_model(model)
+    known = fleet.find_model(model)
     if known is not None:
         return known.id
     return model if ids_are_uuids(model) and UUID(model).int else _UNKNOWN_MODEL  # 0 stands for all models together

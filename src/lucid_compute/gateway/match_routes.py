@@ -5,33 +5,42 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from lucid_compute.errors import ModelNotFound
+from lucid_compute.gateway.gateway import Gateway
 from lucid_compute.gateway.ranking import Ranked, rank
 from lucid_compute.gateway.request import Criteria
 from lucid_compute.gateway.request_body import policy_of
 from lucid_compute.gateway.shapes import MatchAnswer, MatchRequest, RankedNode, RejectedNode
+from lucid_compute.postgres.clock import DatabaseClock
+from lucid_compute.registry.fleet.fleet import Fleet
 from lucid_compute.registry.keys.dependencies import Inferrer
 from lucid_compute.registry.routing_rules import NO_POLICY
 from lucid_compute.registry.views import view_reason
 from lucid_compute.web.errors import declare
-from lucid_compute.web.provide import ServiceDependency
+from lucid_compute.web.provide import Provided
 
 router = APIRouter(tags=["inference"])
 
 
 @router.post("/match", response_model=MatchAnswer, responses=declare(ModelNotFound, body=True))
-async def match(body: MatchRequest, service: ServiceDependency, principal: Inferrer) -> MatchAnswer:
+async def match(
+    body: MatchRequest,
+    fleet: Provided[Fleet],
+    clock: Provided[DatabaseClock],
+    gateway: Provided[Gateway],
+    principal: Inferrer,
+) -> MatchAnswer:
     """Rank the nodes for a request of a model, and say of the others every reason why not. Nothing is sent.
 
     A model of format api is served by its upstream, so it has no nodes. `chosen` is the best of the shortlist, or the
     node of the session that `user` names; a request may go to another whose wait is at most a quarter longer.
     """
-    model = service.fleet.get_model(body.model)
+    model = fleet.get_model(body.model)
     policy = NO_POLICY if body.lucid is None else policy_of(body.lucid)
     session = f"{principal.owner} {body.user}" if body.user else None
     wanted = Criteria(model, policy, session=session)
-    now = service.clock.now()
-    dispatcher = service.gateway.dispatcher
-    ranking = await rank(service.fleet, dispatcher, wanted, now)
+    now = clock.now()
+    dispatcher = gateway.dispatcher
+    ranking = await rank(fleet, dispatcher, wanted, now)
     shortlist = [_view(ranked) for ranked in ranking.shortlist]
     chosen = shortlist[0] if shortlist else None
     if session is not None and (node := dispatcher.find_quickly(wanted, now)) is not None:

@@ -9,20 +9,23 @@ from fastapi import APIRouter, Depends, Header, Query
 from lucid_compute.errors import ModelNotFound, RoutingLoop
 from lucid_compute.gateway.shapes import OpenAiModel, OpenAiModelList
 from lucid_compute.gateway.upstreams import HOP_HEADER
+from lucid_compute.postgres.clock import DatabaseClock
 from lucid_compute.registry.domain.passports import ModelPassport
+from lucid_compute.registry.fleet.change_feed import ChangeFeed
+from lucid_compute.registry.fleet.fleet import Fleet
 from lucid_compute.registry.keys.dependencies import Inferrer
 from lucid_compute.registry.matching_engine import has_serving_compute
 from lucid_compute.registry.views import view_model
 from lucid_compute.web.errors import declare
-from lucid_compute.web.provide import ServiceDependency
+from lucid_compute.web.provide import Provided
 from lucid_compute.wire import MAX_PER_PAGE, Pagination
 
 
 async def refuse_loop(
-    service: ServiceDependency, hop: Annotated[str | None, Header(alias=HOP_HEADER, include_in_schema=False)] = None
+    feed: Provided[ChangeFeed], hop: Annotated[str | None, Header(alias=HOP_HEADER, include_in_schema=False)] = None
 ) -> None:
     """Refuse a replica of ours that probes a node and has come back to us."""
-    if hop is not None and service.feed.knows_replica(hop):
+    if hop is not None and feed.knows_replica(hop):
         raise RoutingLoop([])
 
 
@@ -31,13 +34,14 @@ router = APIRouter(prefix="/v1", tags=["inference"], dependencies=[Depends(refus
 
 @router.get("/models", response_model=OpenAiModelList, responses=declare(RoutingLoop))
 async def list_served_models(
-    service: ServiceDependency,
+    clock: Provided[DatabaseClock],
+    fleet: Provided[Fleet],
     principal: Inferrer,
     page: Annotated[int | None, Query(ge=1, le=1_000_000_000, description="Absent: everything on one page.")] = None,
     per_page: Annotated[int | None, Query(alias="perPage", ge=1, le=MAX_PER_PAGE)] = None,
 ) -> OpenAiModelList:
     """List the models that can be asked for right now, all of them unless a page is asked for."""
-    now, fleet = service.clock.now(), service.fleet
+    now, fleet = clock.now(), fleet
     served = [
         m
         for m in fleet.models_newest_first()
@@ -56,9 +60,9 @@ async def list_served_models(
 
 
 @router.get("/models/{id_or_name:path}", response_model=OpenAiModel, responses=declare(ModelNotFound, RoutingLoop))
-async def get_served_model(id_or_name: str, service: ServiceDependency, _: Inferrer) -> OpenAiModel:
+async def get_served_model(id_or_name: str, fleet: Provided[Fleet], _: Inferrer) -> OpenAiModel:
     """Read one model by its id, name or alias."""
-    return _view(service.fleet.get_model(id_or_name))
+    return _view(fleet.get_model(id_or_name))
 
 
 def _view(model: ModelPassport) -> OpenAiModel:

@@ -6,9 +6,13 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
 
+from lucid_compute.accounting.job_search import JobSearch
 from lucid_compute.errors import Forbidden, InvalidRequest, NodeDeregistered, NodeNotFound, RequestsInFlight
+from lucid_compute.postgres.clock import DatabaseClock
+from lucid_compute.registry.compute_registry import ComputeRegistry
 from lucid_compute.registry.domain.node_state import DeclaredModel, NodeStatus
-from lucid_compute.registry.fleet.fleet import FleetNode
+from lucid_compute.registry.events import NodeEvents
+from lucid_compute.registry.fleet.fleet import Fleet, FleetNode
 from lucid_compute.registry.keys.dependencies import ActorDependency, ComputeWriter, Reader
 from lucid_compute.registry.search import NodeSearch, StatusFilter, sort_nodes
 from lucid_compute.registry.shapes import (
@@ -21,10 +25,9 @@ from lucid_compute.registry.shapes import (
     NodeList,
 )
 from lucid_compute.registry.views import view_declaration, view_drain, view_health, view_node
-from lucid_compute.server.replica import Replica
 from lucid_compute.web.errors import declare
 from lucid_compute.web.lists import Direction, Order, OrderDependency, PageDependency
-from lucid_compute.web.provide import ServiceDependency
+from lucid_compute.web.provide import Provided
 from lucid_compute.wire import FieldFault, Instant, NodeSortBy, SortOrder, Text
 
 
@@ -43,7 +46,10 @@ MAX_WAIT_SECONDS = 3600
 
 @router.get("", response_model=NodeList, responses=declare())
 async def list_nodes(
-    service: ServiceDependency,
+    clock: Provided[DatabaseClock],
+    fleet: Provided[Fleet],
+    job_search: Provided[JobSearch],
+    registry: Provided[ComputeRegistry],
     principal: Reader,
     page: PageDependency,
     order: NodeOrderDependency,
@@ -62,48 +68,57 @@ async def list_nodes(
     if owner is not None and not principal.is_admin and owner != principal.owner:
         message = "Only an admin may list another owner's nodes. Leave owner out."
         raise Forbidden(message)
-    now = service.clock.now()
+    now = clock.now()
     wanted = NodeSearch(region=region, runtime=runtime, min_vram_gb=min_vram, gpu=gpu, model=model, text=search)
-    of_status = StatusFilter(status, service.fleet.live_since(now))
+    of_status = StatusFilter(status, fleet.live_since(now))
     nodes = [
         node
-        for node in service.fleet.nodes(owner=owner or principal.sees)
-        if of_status.matches(node) and wanted.matches(service.fleet, node)
+        for node in fleet.nodes(owner=owner or principal.sees)
+        if of_status.matches(node) and wanted.matches(fleet, node)
     ]
-    shown = page.slice_of(sort_nodes(service.fleet, order, nodes))
-    done = await service.job_search.last_statistics([node.state.id for node in shown])
+    shown = page.slice_of(sort_nodes(fleet, order, nodes))
+    done = await job_search.last_statistics([node.state.id for node in shown])
     return NodeList(
-        nodes=[view_node(service.registry.health(node, now), principal, done[node.state.id]) for node in shown],
+        nodes=[view_node(registry.health(node, now), principal, done[node.state.id]) for node in shown],
         pagination=page.pagination(len(nodes)),
     )
 
 
 @router.get("/health/{passport_id}", response_model=NodeHealth, responses=declare(NodeNotFound, NodeDeregistered))
-async def get_health(passport_id: str, service: ServiceDependency, principal: Reader) -> NodeHealth:
+async def get_health(
+    passport_id: str, registry: Provided[ComputeRegistry], job_search: Provided[JobSearch], principal: Reader
+) -> NodeHealth:
     """Read a node's health, counted over what this service routed; what the node says of itself is `reported`."""
-    node = await service.registry.get_node(passport_id, sees=principal.sees)
-    return await _view_health(service, node)
+    node = await registry.get_node(passport_id, sees=principal.sees)
+    return await _view_health(job_search, registry, node)
 
 
 @router.put(
     "/models/{passport_id}", response_model=Declaration, responses=declare(NodeNotFound, NodeDeregistered, body=True)
 )
 async def declare_models(
-    passport_id: str, body: DeclareModels, service: ServiceDependency, principal: ComputeWriter, actor: ActorDependency
+    passport_id: str,
+    body: DeclareModels,
+    registry: Provided[ComputeRegistry],
+    fleet: Provided[Fleet],
+    principal: ComputeWriter,
+    actor: ActorDependency,
 ) -> Declaration:
     """Replace the whole declaration of a node. Each model is answered with the model passport that it resolves to."""
     models = [DeclaredModel(model.id, model.max_tokens, model.quantization) for model in body.models]
     _refuse_twice(models)
-    node = await service.registry.get_node(passport_id, sees=principal.sees)
+    node = await registry.get_node(passport_id, sees=principal.sees)
     principal.require_node(passport_id)
-    await service.registry.declare(actor, passport_id, models, sees=principal.sees)
-    return view_declaration(service.fleet, node)
+    await registry.declare(actor, passport_id, models, sees=principal.sees)
+    return view_declaration(fleet, node)
 
 
 @router.get("/models/{passport_id}", response_model=Declaration, responses=declare(NodeNotFound, NodeDeregistered))
-async def get_declaration(passport_id: str, service: ServiceDependency, principal: Reader) -> Declaration:
+async def get_declaration(
+    passport_id: str, fleet: Provided[Fleet], registry: Provided[ComputeRegistry], principal: Reader
+) -> Declaration:
     """Read the declaration of a node."""
-    return view_declaration(service.fleet, await service.registry.get_node(passport_id, sees=principal.sees))
+    return view_declaration(fleet, await registry.get_node(passport_id, sees=principal.sees))
 
 
 @router.post(
@@ -113,24 +128,32 @@ async def get_declaration(passport_id: str, service: ServiceDependency, principa
     responses=declare(NodeNotFound, NodeDeregistered),
 )
 async def drain(
-    passport_id: str, service: ServiceDependency, principal: ComputeWriter, actor: ActorDependency
+    passport_id: str,
+    registry: Provided[ComputeRegistry],
+    fleet: Provided[Fleet],
+    principal: ComputeWriter,
+    actor: ActorDependency,
 ) -> DrainAnswer:
     """Start no request on the node from here on and let running ones finish; `drained` says when none is left."""
-    node = await service.registry.get_node(passport_id, sees=principal.sees)
+    node = await registry.get_node(passport_id, sees=principal.sees)
     principal.require_node(passport_id)
-    await service.registry.drain(actor, passport_id, sees=principal.sees)
-    return view_drain(service.fleet, node)
+    await registry.drain(actor, passport_id, sees=principal.sees)
+    return view_drain(fleet, node)
 
 
 @router.post("/resume/{passport_id}", response_model=NodeHealth, responses=declare(NodeNotFound, NodeDeregistered))
 async def resume(
-    passport_id: str, service: ServiceDependency, principal: ComputeWriter, actor: ActorDependency
+    passport_id: str,
+    registry: Provided[ComputeRegistry],
+    job_search: Provided[JobSearch],
+    principal: ComputeWriter,
+    actor: ActorDependency,
 ) -> NodeHealth:
     """End a drain. One that the node reports itself ends when the node reports otherwise."""
-    node = await service.registry.get_node(passport_id, sees=principal.sees)
+    node = await registry.get_node(passport_id, sees=principal.sees)
     principal.require_node(passport_id)
-    await service.registry.resume(actor, passport_id, sees=principal.sees)
-    return await _view_health(service, node)
+    await registry.resume(actor, passport_id, sees=principal.sees)
+    return await _view_health(job_search, registry, node)
 
 
 @router.post(
@@ -138,7 +161,7 @@ async def resume(
 )
 async def deregister(
     passport_id: str,
-    service: ServiceDependency,
+    registry: Provided[ComputeRegistry],
     principal: ComputeWriter,
     actor: ActorDependency,
     force: Annotated[bool, Query(description="Do not care for requests in flight.")] = False,
@@ -157,16 +180,17 @@ async def deregister(
 
     After a 409 it goes on as before. Its passport, events and jobs stay readable, and its name can be registered again.
     """
-    await service.registry.get_passport(passport_id, sees=principal.sees)
+    await registry.get_passport(passport_id, sees=principal.sees)
     principal.require_node(passport_id)
-    await service.registry.deregister(actor, passport_id, sees=principal.sees, force=force, wait_seconds=wait_seconds)
+    await registry.deregister(actor, passport_id, sees=principal.sees, force=force, wait_seconds=wait_seconds)
     return DeregisterAnswer(passport_id=passport_id, status=NodeStatus.DEREGISTERED)
 
 
 @router.get("/events/{passport_id}", response_model=EventList, responses=declare(NodeNotFound))
 async def list_events(
     passport_id: str,
-    service: ServiceDependency,
+    registry: Provided[ComputeRegistry],
+    node_events: Provided[NodeEvents],
     principal: Reader,
     page: PageDependency,
     order: OrderDependency,
@@ -174,8 +198,8 @@ async def list_events(
     type: Annotated[Text | None, Query(description="Such as `unhealthy`.")] = None,  # noqa: A002 - the contract's name
 ) -> EventList:
     """List what happened to a node; an ended one's events stay readable. `name` sorts by the type."""
-    await service.registry.get_passport(passport_id, sees=principal.sees)
-    events, total = await service.events.list_page(
+    await registry.get_passport(passport_id, sees=principal.sees)
+    events, total = await node_events.list_page(
         passport_id,
         since=since,
         event_type=type,
@@ -187,9 +211,9 @@ async def list_events(
     return EventList(events=events, pagination=page.pagination(total))
 
 
-async def _view_health(service: Replica, node: FleetNode) -> NodeHealth:
-    done = await service.job_search.last_statistics([node.state.id])
-    return view_health(service.registry.health(node), done[node.state.id])
+async def _view_health(job_search: JobSearch, registry: ComputeRegistry, node: FleetNode) -> NodeHealth:
+    done = await job_search.last_statistics([node.state.id])
+    return view_health(registry.health(node), done[node.state.id])
 
 
 def _refuse_twice(models: list[DeclaredModel]) -> None:

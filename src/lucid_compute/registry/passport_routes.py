@@ -20,12 +20,12 @@ from lucid_compute.registry.domain.passports import PassportStatus, PassportType
 from lucid_compute.registry.idempotency import Idempotency
 from lucid_compute.registry.keys.dependencies import COMPUTE_WRITERS, PASSPORT_WRITERS, ActorDependency, AnyKey, Reader
 from lucid_compute.registry.passport_search import PassportSearch
-from lucid_compute.registry.passport_store import NewPassport
+from lucid_compute.registry.passport_store import NewPassport, PassportStore
 from lucid_compute.registry.shapes import PassportCreate, PassportList, PassportPatch, PassportView
 from lucid_compute.registry.views import view_passport
 from lucid_compute.web.errors import declare
 from lucid_compute.web.lists import OrderDependency, PageDependency
-from lucid_compute.web.provide import ServiceDependency
+from lucid_compute.web.provide import Provided
 from lucid_compute.wire import Text
 
 router = APIRouter(prefix="/passports", tags=["passports"])
@@ -52,7 +52,7 @@ async def create_passport(
     body: PassportCreate,
     request: Request,
     response: Response,
-    service: ServiceDependency,
+    passport_store: Provided[PassportStore],
     principal: AnyKey,
     actor: ActorDependency,
     idempotency_key: IdempotencyKey = None,
@@ -70,14 +70,14 @@ async def create_passport(
     )
     digest = sha256(await request.body()).digest()
     idempotency = Idempotency(idempotency_key, digest) if idempotency_key else None
-    passport = await service.passports.create(actor, new, is_admin=principal.is_admin, idempotency=idempotency)
+    passport = await passport_store.create(actor, new, is_admin=principal.is_admin, idempotency=idempotency)
     response.headers["Location"] = f"/passports/{passport.id}"
     return view_passport(passport, principal)
 
 
 @router.get("", response_model=PassportList, responses=declare())
 async def list_passports(
-    service: ServiceDependency,
+    passport_store: Provided[PassportStore],
     principal: Reader,
     page: PageDependency,
     order: OrderDependency,
@@ -103,16 +103,16 @@ async def list_passports(
         offset=page.offset,
         limit=page.per_page,
     )
-    found, total = await service.passports.search(wanted)
+    found, total = await passport_store.search(wanted)
     return PassportList(
         passports=[view_passport(passport, principal) for passport in found], pagination=page.pagination(total)
     )
 
 
 @router.get("/{passport_id}", response_model=PassportView, responses=declare(PassportNotFound))
-async def get_passport(passport_id: str, service: ServiceDependency, principal: Reader) -> PassportView:
+async def get_passport(passport_id: str, passport_store: Provided[PassportStore], principal: Reader) -> PassportView:
     """Read one passport, also a revoked one."""
-    return view_passport(await service.passports.get(passport_id, sees=principal.sees), principal)
+    return view_passport(await passport_store.get(passport_id, sees=principal.sees), principal)
 
 
 @router.patch(
@@ -121,24 +121,28 @@ async def get_passport(passport_id: str, service: ServiceDependency, principal: 
     responses=declare(PassportNotFound, PassportExists, ModelNameTaken, RequestsInFlight, body=True),
 )
 async def change_passport(
-    passport_id: str, body: PassportPatch, service: ServiceDependency, principal: AnyKey, actor: ActorDependency
+    passport_id: str,
+    body: PassportPatch,
+    passport_store: Provided[PassportStore],
+    principal: AnyKey,
+    actor: ActorDependency,
 ) -> PassportView:
     """Change a passport by an RFC 7396 merge patch: what is left out stays, null removes, also inside `metadata`."""
-    await _require_writer_of(passport_id, service, principal)
+    await _require_writer_of(passport_id, passport_store, principal)
     patch = body.model_dump(mode="json", by_alias=True, exclude_unset=True)
-    return view_passport(await service.passports.change(actor, passport_id, patch, sees=principal.sees), principal)
+    return view_passport(await passport_store.change(actor, passport_id, patch, sees=principal.sees), principal)
 
 
 @router.delete("/{passport_id}", status_code=204, responses=declare(PassportNotFound, RequestsInFlight))
 async def revoke_passport(
-    passport_id: str, service: ServiceDependency, principal: AnyKey, actor: ActorDependency
+    passport_id: str, passport_store: Provided[PassportStore], principal: AnyKey, actor: ActorDependency
 ) -> None:
     """Revoke a passport for good, a node's only when no replica runs a request on it.
 
     It stays readable, and its name can be registered again.
     """
-    await _require_writer_of(passport_id, service, principal)
-    await service.passports.revoke(actor, passport_id, sees=principal.sees)
+    await _require_writer_of(passport_id, passport_store, principal)
+    await passport_store.revoke(actor, passport_id, sees=principal.sees)
 
 
 def split_tags(tags: list[str]) -> tuple[str, ...]:
@@ -146,11 +150,11 @@ def split_tags(tags: list[str]) -> tuple[str, ...]:
     return tuple(tag.strip() for entry in tags for tag in entry.split(",") if tag.strip())
 
 
-async def _require_writer_of(passport_id: str, service: ServiceDependency, principal: Principal) -> None:
+async def _require_writer_of(passport_id: str, passport_store: Provided[PassportStore], principal: Principal) -> None:
     """Refuse a key that may not change passports of this one's type; a foreign one is not found, as a missing one."""
     if principal.scopes.isdisjoint({*COMPUTE_WRITERS, *PASSPORT_WRITERS}):
         principal.require({*COMPUTE_WRITERS, *PASSPORT_WRITERS})
-    passport = await service.passports.get(passport_id, sees=principal.sees)
+    passport = await passport_store.get(passport_id, sees=principal.sees)
     _require_writer(principal, passport.type)
     principal.require_node(passport_id)
 

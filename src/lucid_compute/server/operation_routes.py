@@ -6,10 +6,14 @@ from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from lucid_compute.errors import DatabaseUnavailable, Forbidden, Unauthorized
+from lucid_compute.postgres.clock import DatabaseClock
+from lucid_compute.registry.fleet.fleet import Fleet
+from lucid_compute.registry.fleet.key_ring import KeyRing
 from lucid_compute.registry.keys.dependencies import ADMINS, Anyone
 from lucid_compute.server.metrics.metrics import ServiceMetrics
+from lucid_compute.server.settings import Settings
 from lucid_compute.web.errors import declare
-from lucid_compute.web.provide import ServiceDependency
+from lucid_compute.web.provide import Provided
 from lucid_compute.web.shapes import Liveness, Readiness
 
 router = APIRouter(tags=["operations"])
@@ -22,16 +26,18 @@ async def get_liveness() -> Liveness:
 
 
 @router.get("/readyz", response_model=Readiness, responses=declare(DatabaseUnavailable, key=False))
-async def get_readiness(service: ServiceDependency) -> Readiness:
+async def get_readiness(
+    require_ready: Provided[None], key_ring: Provided[KeyRing], clock: Provided[DatabaseClock], fleet: Provided[Fleet]
+) -> Readiness:
     """Say that the database answers, its schema is this version's, and the fleet is loaded; else 503."""
-    await service.require_ready()
-    followed_at = service.keys.followed_at or service.clock.now()
+    await require_ready()
+    followed_at = key_ring.followed_at or clock.now()
     return Readiness(
         status="ready",
-        nodes=service.fleet.node_count(),
-        models=len(service.fleet.models_newest_first()),
-        replicas=service.fleet.replicas.count(),
-        feed_age_seconds=round(max((service.clock.now() - followed_at).total_seconds(), 0.0), 3),
+        nodes=fleet.node_count(),
+        models=len(fleet.models_newest_first()),
+        replicas=fleet.replicas.count(),
+        feed_age_seconds=round(max((clock.now() - followed_at).total_seconds(), 0.0), 3),
     )
 
 
@@ -43,9 +49,9 @@ async def get_readiness(service: ServiceDependency) -> Readiness:
         200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Prometheus text"},
     },
 )
-async def get_metrics(request: Request, service: ServiceDependency, caller: Anyone) -> Response:
+async def get_metrics(request: Request, settings: Provided[Settings], caller: Anyone) -> Response:
     """Answer what all workers behind this port count, for Prometheus: to admins, or to all if the operator says so."""
-    if not service.settings.metrics_public:
+    if not settings.metrics_public:
         if caller is None:
             message = "Send an admin key: Authorization: Bearer lk_live_…, or set LUCID_METRICS_PUBLIC=true."
             raise Unauthorized(message)

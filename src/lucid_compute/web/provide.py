@@ -1,18 +1,36 @@
-"""What routes ask for: the service, the caller, a page, the actor that the audit trail names."""
+"""The parts of a replica that routes ask for: `fleet: Provided[Fleet]` is the `Fleet` of the replica that serves."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from fastapi import Depends, Request
+from fastapi import Depends, FastAPI, Request
 
-from lucid_compute.server.replica import Replica
-
-
-async def get_service(request: Request) -> Replica:
-    """Answer the replica that serves this request."""
-    service: Replica = request.app.state.service
-    return service
+Part = TypeVar("Part")
 
 
-ServiceDependency = Annotated[Replica, Depends(get_service)]
+def provide(app: FastAPI, *parts: object) -> None:
+    """Let the routes of `app` ask for each of these parts by its exact type."""
+    app.state.parts = {type(part): part for part in parts}
+
+
+class _PartOf:
+    """A dependency that returns the replica's part of one type."""
+
+    def __init__(self, kind: type[Any]) -> None:
+        self._kind = kind
+
+    async def __call__(self, request: Request) -> Any:
+        return request.app.state.parts[self._kind]
+
+
+if TYPE_CHECKING:
+    Provided = Annotated[Part, "filled in by the replica"]
+else:
+
+    class Provided:
+        """The type of a parameter that the replica fills in."""
+
+        def __class_getitem__(cls, kind: type[Any]) -> Any:
+            """Return `kind`, with the dependency that finds the part."""
+            return Annotated[kind, Depends(_PartOf(kind))]

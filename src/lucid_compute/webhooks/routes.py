@@ -11,7 +11,8 @@ from lucid_compute.registry.domain.identity import Principal
 from lucid_compute.registry.keys.dependencies import ADMINS, ActorDependency, ComputeWriter
 from lucid_compute.web.errors import declare
 from lucid_compute.web.lists import OrderDependency, PageDependency
-from lucid_compute.web.provide import ServiceDependency
+from lucid_compute.web.provide import Provided
+from lucid_compute.webhooks.sender import WebhookTester
 from lucid_compute.webhooks.shapes import (
     DeliveryList,
     NewWebhook,
@@ -20,6 +21,7 @@ from lucid_compute.webhooks.shapes import (
     WebhookRotate,
     WebhookTest,
 )
+from lucid_compute.webhooks.store import WebhookStore
 from lucid_compute.wire import Text
 
 router = APIRouter(prefix="/webhooks", tags=["webhooks"])
@@ -27,7 +29,7 @@ router = APIRouter(prefix="/webhooks", tags=["webhooks"])
 
 @router.post("", status_code=201, response_model=NewWebhook, responses=declare(body=True))
 async def create_webhook(
-    body: WebhookCreate, service: ServiceDependency, principal: ComputeWriter, actor: ActorDependency
+    body: WebhookCreate, webhook_store: Provided[WebhookStore], principal: ComputeWriter, actor: ActorDependency
 ) -> NewWebhook:
     """Be told of what happens to one's nodes and models, by POST to a URL. The secret is in this answer alone.
 
@@ -37,19 +39,19 @@ async def create_webhook(
     owner = _owner(principal, body.owner) or principal.owner
     if body.all_owners:
         principal.require(ADMINS)
-    return await service.webhooks.store.create(actor, body, owner)
+    return await webhook_store.create(actor, body, owner)
 
 
 @router.get("", response_model=WebhookList, responses=declare())
 async def list_webhooks(
-    service: ServiceDependency,
+    webhook_store: Provided[WebhookStore],
     principal: ComputeWriter,
     page: PageDependency,
     order: OrderDependency,
     owner: Annotated[Text | None, Query(description="Another owner than the key's; admins only.")] = None,
 ) -> WebhookList:
     """List one's own webhooks without their secrets, an admin's are all; `name` sorts by the URL."""
-    found, total = await service.webhooks.store.list_page(
+    found, total = await webhook_store.list_page(
         owner=_owner(principal, owner) or principal.sees,
         sees=principal.sees,
         sort_by=order.by,
@@ -62,17 +64,17 @@ async def list_webhooks(
 
 @router.delete("/{webhook_id}", status_code=204, responses=declare(WebhookNotFound))
 async def delete_webhook(
-    webhook_id: str, service: ServiceDependency, principal: ComputeWriter, actor: ActorDependency
+    webhook_id: str, webhook_store: Provided[WebhookStore], principal: ComputeWriter, actor: ActorDependency
 ) -> None:
     """End a webhook; what waits for it is not sent."""
     _refuse_bound(principal)
-    await service.webhooks.store.delete(actor, webhook_id, sees=principal.sees)
+    await webhook_store.delete(actor, webhook_id, sees=principal.sees)
 
 
 @router.post("/{webhook_id}/rotate", response_model=NewWebhook, responses=declare(WebhookNotFound, body=True))
 async def rotate_webhook(
     webhook_id: str,
-    service: ServiceDependency,
+    webhook_store: Provided[WebhookStore],
     principal: ComputeWriter,
     actor: ActorDependency,
     body: WebhookRotate | None = None,
@@ -82,19 +84,19 @@ async def rotate_webhook(
     So long `Lucid-Signature` has two `v1`, the new one first; with `{"now": true}` the former ends at once.
     """
     _refuse_bound(principal)
-    return await service.webhooks.store.rotate(actor, webhook_id, sees=principal.sees, now=body.now if body else False)
+    return await webhook_store.rotate(actor, webhook_id, sees=principal.sees, now=body.now if body else False)
 
 
 @router.post("/{webhook_id}/test", response_model=WebhookTest, responses=declare(WebhookNotFound))
 async def test_webhook(
-    webhook_id: str, service: ServiceDependency, principal: ComputeWriter, actor: ActorDependency
+    webhook_id: str, tester: Provided[WebhookTester], principal: ComputeWriter, actor: ActorDependency
 ) -> WebhookTest:
     """Send a `webhook.test` at once and say what came of it; one that is delivered enables a disabled webhook again.
 
     A host is tested once in ten seconds; it takes 10 s at most.
     """
     _refuse_bound(principal)
-    test, verdict = await service.webhooks.tester.test(actor, webhook_id, sees=principal.sees)
+    test, verdict = await tester.test(actor, webhook_id, sees=principal.sees)
     message = "The receiver took it." if verdict.is_delivered else f"It was not delivered: {verdict.result}."
     return WebhookTest(
         event_id=test.event_id,
@@ -107,14 +109,18 @@ async def test_webhook(
 
 @router.get("/{webhook_id}/deliveries", response_model=DeliveryList, responses=declare(WebhookNotFound))
 async def list_deliveries(
-    webhook_id: str, service: ServiceDependency, principal: ComputeWriter, page: PageDependency, order: OrderDependency
+    webhook_id: str,
+    webhook_store: Provided[WebhookStore],
+    principal: ComputeWriter,
+    page: PageDependency,
+    order: OrderDependency,
 ) -> DeliveryList:
     """List what a webhook was told in the last seven days or waits for, with the last attempts of each.
 
     `name` sorts by the type, `updatedAt` by the end or the next attempt.
     """
     _refuse_bound(principal)
-    found, total = await service.webhooks.store.list_deliveries(
+    found, total = await webhook_store.list_deliveries(
         webhook_id,
         sees=principal.sees,
         sort_by=order.by,

@@ -8,13 +8,15 @@ from typing import Annotated, NamedTuple
 from fastapi import APIRouter, Depends, Query, Response
 
 from lucid_compute.accounting.payouts.shapes import LossReport, PayoutReport, PeriodClose, PeriodList, PeriodView
+from lucid_compute.accounting.payouts.store import PayoutStore
 from lucid_compute.accounting.payouts.views import view_losses, view_period, view_report, write_losses, write_statement
 from lucid_compute.errors import InvalidRequest, PeriodConflict, PeriodNotFound
+from lucid_compute.postgres.clock import DatabaseClock
 from lucid_compute.registry.keys.dependencies import ActorDependency, Admin, Reader, owner_of
 from lucid_compute.web.csv import CSV_RESPONSE, CsvDependency
 from lucid_compute.web.errors import declare
 from lucid_compute.web.lists import OrderDependency, PageDependency
-from lucid_compute.web.provide import ServiceDependency
+from lucid_compute.web.provide import Provided
 from lucid_compute.wire import Day, Text
 
 router = APIRouter(prefix="/payouts", tags=["payouts"])
@@ -30,7 +32,7 @@ class Days(NamedTuple):
 
 
 async def get_days(
-    service: ServiceDependency,
+    clock: Provided[DatabaseClock],
     from_: Annotated[Day | None, Query(alias="from", description="The first day, in UTC; the month's if left out.")] = (
         None
     ),
@@ -41,7 +43,7 @@ async def get_days(
     Raises:
         InvalidRequest: there are none.
     """
-    today = service.clock.now().date()
+    today = clock.now().date()
     return _days("query", from_ or today.replace(day=1), to or today + timedelta(days=1))
 
 
@@ -50,7 +52,11 @@ DaysDependency = Annotated[Days, Depends(get_days)]
 
 @router.get("", response_model=PayoutReport, responses={**declare(), **CSV_RESPONSE})
 async def get_payouts(
-    service: ServiceDependency, principal: Reader, days: DaysDependency, is_csv: CsvDependency, owner: Owner = None
+    payout_store: Provided[PayoutStore],
+    principal: Reader,
+    days: DaysDependency,
+    is_csv: CsvDependency,
+    owner: Owner = None,
 ) -> PayoutReport | Response:
     """Read what was earned with the jobs that started on these days, closed or not; an admin's are everybody's.
 
@@ -59,14 +65,18 @@ async def get_payouts(
     """
     whose = owner_of(principal, owner, "payouts")
     if is_csv:
-        return write_statement(await service.payouts.daily(*days, owner=whose))
-    sums, terms = await service.payouts.sums(*days, owner=whose), await service.payouts.terms(*days)
+        return write_statement(await payout_store.daily(*days, owner=whose))
+    sums, terms = await payout_store.sums(*days, owner=whose), await payout_store.terms(*days)
     return view_report(sums, terms, since=days.since, until=days.until, owner=whose)
 
 
 @router.get("/losses", response_model=LossReport, responses={**declare(), **CSV_RESPONSE})
 async def get_losses(
-    service: ServiceDependency, principal: Reader, days: DaysDependency, is_csv: CsvDependency, owner: Owner = None
+    payout_store: Provided[PayoutStore],
+    principal: Reader,
+    days: DaysDependency,
+    is_csv: CsvDependency,
+    owner: Owner = None,
 ) -> LossReport | Response:
     """Read what was not completed of the requests of these days on one's own nodes: by which cause, by whose fault.
 
@@ -77,7 +87,7 @@ async def get_losses(
     whose = owner_of(principal, owner, "losses")
     if (days.until - days.since).days > LOSSES_DAYS:
         raise InvalidRequest.at("query.to", f"Send a span of {LOSSES_DAYS} days at most.")
-    losses = await service.payouts.losses.read(*days, owner=whose)
+    losses = await payout_store.losses.read(*days, owner=whose)
     report = view_losses(losses, since=days.since, until=days.until, owner=whose)
     return write_losses(report) if is_csv else report
 
@@ -86,14 +96,14 @@ async def get_losses(
     "/periods", status_code=201, response_model=PeriodView, responses={**declare(PeriodConflict, body=True), 200: {}}
 )
 async def close_period(
-    body: PeriodClose, service: ServiceDependency, _: Admin, actor: ActorDependency, response: Response
+    body: PeriodClose, payout_store: Provided[PayoutStore], _: Admin, actor: ActorDependency, response: Response
 ) -> PeriodView:
     """Close a period for good; a repetition answers 200 and the same. It begins where the last one ended.
 
     It holds what is billed until then and was in no period; what comes later is the next one's.
     """
     days = _days("", body.from_, body.to)
-    period, is_new = await service.payouts.close(actor, *days)
+    period, is_new = await payout_store.close(actor, *days)
     if not is_new:
         response.status_code = 200
     return view_period(period, shows_closer=True)
@@ -101,10 +111,10 @@ async def close_period(
 
 @router.get("/periods", response_model=PeriodList, responses=declare())
 async def list_periods(
-    service: ServiceDependency, principal: Reader, page: PageDependency, order: OrderDependency
+    payout_store: Provided[PayoutStore], principal: Reader, page: PageDependency, order: OrderDependency
 ) -> PeriodList:
     """List the closed periods. `name` sorts by their first day."""
-    periods, total = await service.payouts.list_periods(
+    periods, total = await payout_store.list_periods(
         sort_by=order.by, sort_order=order.direction, offset=page.offset, limit=page.per_page
     )
     views = [view_period(period, shows_closer=principal.is_admin) for period in periods]
@@ -113,18 +123,18 @@ async def list_periods(
 
 @router.get("/periods/{period_id}", response_model=PayoutReport, responses={**declare(PeriodNotFound), **CSV_RESPONSE})
 async def get_period(
-    period_id: str, service: ServiceDependency, principal: Reader, is_csv: CsvDependency, owner: Owner = None
+    period_id: str, payout_store: Provided[PayoutStore], principal: Reader, is_csv: CsvDependency, owner: Owner = None
 ) -> PayoutReport | Response:
     """Read one's own part of a closed period, an admin everybody's: the same for ever, also when its jobs are gone.
 
     A line whose day is before the period is of jobs that came after their own had been closed.
     """
     whose = owner_of(principal, owner, "payouts")
-    period = await service.payouts.period(period_id)
+    period = await payout_store.period(period_id)
     if is_csv:
-        return write_statement(await service.payouts.daily_of(period, owner=whose))
+        return write_statement(await payout_store.daily_of(period, owner=whose))
     since, until = period.starts_on, period.ends_on
-    sums, terms = await service.payouts.sums_of(period, owner=whose), await service.payouts.terms(since, until)
+    sums, terms = await payout_store.sums_of(period, owner=whose), await payout_store.terms(since, until)
     view = view_period(period, shows_closer=principal.is_admin)
     return view_report(sums, terms, since=since, until=until, owner=whose, period=view)
 

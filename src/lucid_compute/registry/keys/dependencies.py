@@ -10,8 +10,9 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from lucid_compute.errors import Forbidden
 from lucid_compute.registry.domain.identity import Actor, Principal, Scope
-from lucid_compute.registry.keys.authentication import authorization_of
-from lucid_compute.web.provide import ServiceDependency
+from lucid_compute.registry.keys.authentication import Authenticator, authorization_of
+from lucid_compute.registry.keys.rate_limits import KeyRates
+from lucid_compute.web.provide import Provided
 
 _bearer = HTTPBearer(auto_error=False, bearerFormat="lk_live_…", description="An API key, made with POST /keys.")
 READERS = (Scope.PASSPORTS_READ, Scope.COMPUTE, Scope.ADMIN)
@@ -23,22 +24,25 @@ INFERRERS = (Scope.INFERENCE_RUN, Scope.ADMIN)
 
 async def get_principal(
     request: Request,
-    service: ServiceDependency,
+    authenticator: Provided[Authenticator],
+    rates: Provided[KeyRates],
     _: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
 ) -> Principal:
     """Answer who makes the request, or refuse it with 401; or with 429, past the key's own limit."""
     address = request.client.host if request.client else None
     authorization = authorization_of(request.scope, dict(request.scope["headers"]))
-    principal = await service.authenticator.authenticate(authorization, address)
-    service.rates.spend_request(principal)
+    principal = await authenticator.authenticate(authorization, address)
+    rates.spend_request(principal)
     return principal
 
 
-async def find_principal(request: Request, service: ServiceDependency) -> Principal | None:
+async def find_principal(
+    request: Request, authenticator: Provided[Authenticator], rates: Provided[KeyRates]
+) -> Principal | None:
     """Answer who makes the request; None when it brings no key, 401 when it brings a wrong one."""
     if request.headers.get("authorization") is None:
         return None
-    return await get_principal(request, service, None)
+    return await get_principal(request, authenticator, rates, None)
 
 
 def _with_scope(*allowed: Scope) -> Callable[[Principal], Coroutine[Any, Any, Principal]]:

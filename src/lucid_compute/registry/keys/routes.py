@@ -7,32 +7,34 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from lucid_compute.errors import KeyNotFound
+from lucid_compute.registry.keys.audit import AuditTrail
 from lucid_compute.registry.keys.dependencies import ActorDependency, Admin
 from lucid_compute.registry.keys.shapes import AuditList, KeyCreate, KeyList, KeyRotate, NewKey
+from lucid_compute.registry.keys.store import KeyStore
 from lucid_compute.web.errors import declare
 from lucid_compute.web.lists import OrderDependency, PageDependency
-from lucid_compute.web.provide import ServiceDependency
+from lucid_compute.web.provide import Provided
 from lucid_compute.wire import Text
 
 router = APIRouter(tags=["keys"])
 
 
 @router.post("/keys", status_code=201, response_model=NewKey, responses=declare(body=True))
-async def create_key(body: KeyCreate, service: ServiceDependency, _: Admin, actor: ActorDependency) -> NewKey:
+async def create_key(body: KeyCreate, key_store: Provided[KeyStore], _: Admin, actor: ActorDependency) -> NewKey:
     """Make a key for an owner. Its secret is in this answer and nowhere else."""
-    return await service.key_store.create(actor, body)
+    return await key_store.create(actor, body)
 
 
 @router.get("/keys", response_model=KeyList, responses=declare())
 async def list_keys(
-    service: ServiceDependency,
+    key_store: Provided[KeyStore],
     _: Admin,
     page: PageDependency,
     order: OrderDependency,
     owner: Annotated[Text | None, Query()] = None,
 ) -> KeyList:
     """List the keys that are not revoked, without their secrets; `updatedAt` is when a key was last rotated."""
-    keys, total = await service.key_store.list_page(
+    keys, total = await key_store.list_page(
         owner=owner, sort_by=order.by, sort_order=order.direction, offset=page.offset, limit=page.per_page
     )
     return KeyList(keys=keys, pagination=page.pagination(total))
@@ -40,28 +42,28 @@ async def list_keys(
 
 @router.post("/keys/{key_id}/rotate", response_model=NewKey, responses=declare(KeyNotFound, body=True))
 async def rotate_key(
-    key_id: str, service: ServiceDependency, _: Admin, actor: ActorDependency, body: KeyRotate | None = None
+    key_id: str, key_store: Provided[KeyStore], _: Admin, actor: ActorDependency, body: KeyRotate | None = None
 ) -> NewKey:
     """Give a key a new secret. The former one stays valid for 24 hours, or with `{"now": true}` ends at once."""
-    return await service.key_store.rotate(actor, key_id, now=body.now if body else False)
+    return await key_store.rotate(actor, key_id, now=body.now if body else False)
 
 
 @router.delete("/keys/{key_id}", status_code=204, responses=declare(KeyNotFound))
-async def revoke_key(key_id: str, service: ServiceDependency, _: Admin, actor: ActorDependency) -> None:
+async def revoke_key(key_id: str, key_store: Provided[KeyStore], _: Admin, actor: ActorDependency) -> None:
     """End a key at once, here and within two seconds everywhere."""
-    await service.key_store.revoke(actor, key_id)
+    await key_store.revoke(actor, key_id)
 
 
 @router.get("/audit", response_model=AuditList, responses=declare())
 async def list_audit(
-    service: ServiceDependency,
+    audit_trail: Provided[AuditTrail],
     _: Admin,
     page: PageDependency,
     order: OrderDependency,
     target_id: Annotated[Text | None, Query(alias="targetId", description="A passport's or a key's id.")] = None,
 ) -> AuditList:
     """List every change: who, what, target, when, from where. `name` sorts by the action."""
-    events, total = await service.audit.list_page(
+    events, total = await audit_trail.list_page(
         target_id=target_id, sort_by=order.by, sort_order=order.direction, offset=page.offset, limit=page.per_page
     )
     return AuditList(events=events, pagination=page.pagination(total))

@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 
+from tests import ROOT
 from tests.llama import MODEL, running, said
 from tests.lucid_serve import LUCID, Served, eventually, wait_until
 
@@ -19,7 +20,6 @@ NOBODY_LISTENS = "http://127.0.0.1:65009"
 BEATS_SECONDS = 25.0  # two beats, and what a busy machine adds
 
 STOP_SECONDS = 30.0
-ROOT = str(Path(__file__).parents[1])
 
 
 class AgentProcess:
@@ -65,7 +65,9 @@ def agent(
     """Run an agent for the server at `url`, with 2 GB for models and under the name `this machine`."""
     output = folder / f"agent-{sum(1 for _ in folder.glob('agent-*'))}"
     told = ["--url", url, "--api", api, "--vram", "2GB", "--name", "this machine", *options]
-    with running(output, [*map(str, command), "agent", "run", *told], LUCID_API_KEY=key, PYTHONPATH=ROOT) as process:
+    with running(
+        output, [*map(str, command), "agent", "run", *told], LUCID_API_KEY=key, PYTHONPATH=str(ROOT)
+    ) as process:
         yield AgentProcess(process, output)
 
 

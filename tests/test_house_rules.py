@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).parent.parent / "src" / "lucid_compute"
+from tests import ROOT
+
+SOURCE = ROOT / "src" / "lucid_compute"
 PACKAGE = "lucid_compute"
 
 # Downward only. Ground holds values and pure rules; each room may import the rooms named here, and itself.

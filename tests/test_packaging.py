@@ -23,8 +23,8 @@ import lucid_compute
 from lucid_compute.agent.fatal_errors import AgentFault
 from lucid_compute.agent.settings import AgentSettings
 from lucid_compute.postgres import schema
+from tests import ROOT
 
-ROOT = Path(__file__).parents[1]
 LOCKS = ("requirements/runtime.txt", "requirements/tracing.txt", "requirements/dev.txt", "requirements/bench.txt")
 DOCUMENTS = ("docker-compose.yml", ".pre-commit-config.yaml", ".github/workflows/ci.yml")
 REQUIREMENT = re.compile(

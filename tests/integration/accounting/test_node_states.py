@@ -1,0 +1,156 @@
+"""The states that nodes were in: written once by whichever replica sees them, and read as uptime."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime, timedelta
+
+import pytest
+
+from lucid_compute.accounting.node_states import CLEAN_STATES, SEEN_FOR, NodeStates
+from lucid_compute.registry.domain.node_state import Receipt
+from lucid_compute.registry.fleet.replicas import Outage
+from tests import factories
+from tests.api import Api
+from tests.other_replicas import run_sql
+
+Written = list[tuple[str, datetime]]
+
+
+@pytest.fixture(autouse=True)
+def no_sweep_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the replica's own sweep from running beside the test's, and the test's future from being an outage."""
+    monkeypatch.setattr("lucid_compute.registry.sweep.SWEEP_SECONDS", 3600.0)
+    monkeypatch.setattr("lucid_compute.registry.fleet.fleet.OUTAGE_AFTER", timedelta(days=1))
+
+
+def states_of(api: Api) -> NodeStates:
+    """What a replica would follow with."""
+    return NodeStates(api.service.database, api.service.fleet)
+
+
+async def written(api: Api, node_id: str) -> Written:
+    """The node's states and since when, oldest first."""
+    rows = await run_sql(api, "SELECT state, since FROM node_states WHERE node_id = $1 ORDER BY since", node_id)
+    return [(row["state"], row["since"]) for row in rows]
+
+
+def hear(api: Api, node_id: str, at: datetime, *, up_since: datetime | None, status: str = "healthy") -> None:
+    """Let the node's newest heartbeat be of `at`."""
+    fleet = api.service.fleet
+    held = fleet.get_node(node_id, owner=None).state.receipt
+    revision = held.revision + 1 if held else 1
+    fleet.apply_receipt(node_id, Receipt(factories.heartbeat(node_id, status=status), at, up_since, revision))
+
+
+async def follow(states: NodeStates, at: datetime) -> None:
+    """Look twice, as a sweep does, the second time when what was seen first is due."""
+    await states.follow(at)
+    await states.follow(at + SEEN_FOR)
+
+
+async def test_states_are_written_with_the_instants_that_all_replicas_know(api: Api) -> None:
+    node_id = await api.register()
+    states, begin = states_of(api), api.service.clock.now()
+    await follow(states, begin)
+    assert await written(api, node_id) == []
+    heard, silent = begin + timedelta(seconds=10), begin + timedelta(seconds=130)
+    hear(api, node_id, heard, up_since=heard)
+    await follow(states, heard + timedelta(seconds=1))
+    await follow(states, silent + timedelta(seconds=1))
+    back = begin + timedelta(seconds=200)
+    hear(api, node_id, back, up_since=back)
+    await follow(states, back + timedelta(seconds=1))
+    await follow(states, back + timedelta(seconds=11))
+    assert await written(api, node_id) == [("healthy", heard), ("unhealthy", silent), ("healthy", back)]
+    hear(api, node_id, later := back + timedelta(seconds=30), up_since=back, status="draining")
+    await follow(states, later)
+    hear(api, node_id, last := later + timedelta(seconds=30), up_since=back)
+    await follow(states, last + timedelta(seconds=1))
+    assert (await written(api, node_id))[3:] == [("draining", later), ("healthy", last + timedelta(seconds=1))]
+
+
+async def test_an_outage_of_ours_puts_off_when_a_silent_node_is_unhealthy(api: Api) -> None:
+    node_id = await api.register()
+    states, begin = states_of(api), api.service.clock.now()
+    hear(api, node_id, begin, up_since=begin)
+    await follow(states, begin + timedelta(seconds=1))
+    away = [Outage(begin + timedelta(seconds=60), begin + timedelta(seconds=100))]
+    away += [Outage(begin + timedelta(seconds=140), begin + timedelta(seconds=240))]
+    api.service.fleet.apply_outages(away)
+    found: Written = []
+    await states.find_changes(begin + timedelta(seconds=300))
+    for change in await states.find_changes(begin + timedelta(seconds=306)):
+        found.append((change.state, change.since))
+    assert found == [("unhealthy", begin + timedelta(seconds=260))]
+
+
+async def test_two_replicas_write_a_change_once_and_one_that_is_behind_writes_nothing(api: Api) -> None:
+    node_id = await api.register()
+    one, other, begin = states_of(api), states_of(api), api.service.clock.now()
+    hear(api, node_id, begin, up_since=begin)
+    for states in (one, other):
+        await states.follow(begin + timedelta(seconds=1))
+    due = begin + timedelta(seconds=1) + SEEN_FOR
+    await asyncio.gather(one.follow(due), other.follow(due))
+    for states in (one, other):
+        await states.follow(due)
+    assert await written(api, node_id) == [("healthy", begin)]
+    # Another replica heard the node after a silence that this one still believes in.
+    back = begin + timedelta(seconds=150)
+    await run_sql(
+        api,
+        "INSERT INTO node_states VALUES ($1, $2, 'unhealthy', 'acme'), ($1, $3, 'healthy', 'acme')",
+        node_id,
+        begin + timedelta(seconds=120),
+        back,
+    )
+    await follow(one, begin + timedelta(seconds=160))
+    assert [state for state, _ in await written(api, node_id)] == ["healthy", "unhealthy", "healthy"]
+    await one.read_back()
+    hear(api, node_id, back, up_since=back)
+    await follow(one, begin + timedelta(seconds=170))
+    assert len(await written(api, node_id)) == 3
+
+
+async def test_what_a_dead_replica_did_not_write_another_does(api: Api) -> None:
+    """It wrote that the node was unhealthy, and died before it came back."""
+    node_id = await api.register()
+    states, begin = states_of(api), api.service.clock.now()
+    hear(api, node_id, begin, up_since=begin)
+    await follow(states, begin + timedelta(seconds=1))
+    await run_sql(
+        api,
+        "INSERT INTO node_states VALUES ($1, $2, 'unhealthy', 'acme')",
+        node_id,
+        begin + timedelta(seconds=2),
+    )
+    await states.read_back()
+    await follow(states, begin + timedelta(seconds=10))
+    assert [state for state, _ in await written(api, node_id)] == ["healthy", "unhealthy", "healthy"]
+
+
+async def test_a_state_that_lasts_less_than_five_seconds_is_none(api: Api) -> None:
+    node_id = await api.register()
+    states, begin = states_of(api), api.service.clock.now()
+    hear(api, node_id, begin, up_since=begin)
+    await follow(states, begin + timedelta(seconds=1))
+    hear(api, node_id, begin, up_since=None, status="unhealthy")
+    await states.follow(begin + timedelta(seconds=10))
+    hear(api, node_id, begin + timedelta(seconds=12), up_since=begin + timedelta(seconds=12))
+    await follow(states, begin + timedelta(seconds=13))
+    assert [state for state, _ in await written(api, node_id)] == ["healthy"]
+
+
+async def test_old_states_go_but_for_the_one_that_held_when_what_is_kept_began(api: Api) -> None:
+    node_id = await api.register()
+    for days, state in ((100, "healthy"), (95, "unhealthy"), (91, "healthy"), (10, "unhealthy")):
+        await run_sql(
+            api,
+            "INSERT INTO node_states VALUES ($1, now() - $2 * interval '1 day', $3, 'acme')",
+            node_id,
+            days,
+            state,
+        )
+    await run_sql(api, CLEAN_STATES, 90)
+    assert [state for state, _ in await written(api, node_id)] == ["healthy", "unhealthy"]

@@ -1,0 +1,307 @@
+"""Where the way out leads: only to addresses that were checked a moment ago, whatever DNS says the next moment."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import importlib
+import socket
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from ipaddress import ip_address
+from typing import Any, Self
+
+import pytest
+
+from lucid_compute.egress import client as http_client
+from lucid_compute.egress.client import HttpClient, SystemResolver
+from lucid_compute.egress.faults import EgressFault, FaultKind
+from lucid_compute.egress.policy import Address, EgressPolicy, ProviderUrl, parse_provider_url
+from tests.egress import LOOPBACK, Outcome, ask, on_both_loops, tended_client
+from tests.fault_node import FaultNode
+
+OK = Outcome(200, b'{"ok":true}')
+ALLOWED, DENIED = "127.0.0.1", "127.0.0.2"
+REFUSED, LOOP, UNKNOWN = FaultKind.ADDRESS_REFUSED, FaultKind.ROUTING_LOOP, FaultKind.NAME_UNKNOWN
+
+
+class Dns:
+    """Answers each question with the next of `answers`, for ever; `asked` counts."""
+
+    def __init__(self, *answers: Sequence[str] | Exception) -> None:
+        self.answers = answers
+        self.asked = 0
+
+    async def __call__(self, *_: object) -> Sequence[str]:
+        answer = self.answers[self.asked % len(self.answers)]
+        self.asked += 1
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+class DenyingPolicy(EgressPolicy):
+    """Denies one address of this machine: where both nodes can listen, the service's own policy allows all or none."""
+
+    def check_address(self, address: Address, port: int) -> None:
+        """Refuse `DENIED` too."""
+        if str(address) == DENIED:
+            raise ValueError(f"{DENIED} is denied.")
+        super().check_address(address, port)
+
+
+class TwoNodes:
+    """A node at an allowed address and one at a denied address, on one port."""
+
+    async def __aenter__(self) -> Self:
+        """Start both."""
+        self.allowed, self.denied = FaultNode(host=ALLOWED), FaultNode(host=DENIED)
+        await self.allowed.start()
+        self.denied.port = self.allowed.port
+        await self.denied.start()
+        self.policy = DenyingPolicy(allow_loopback=True)
+        self.url = parse_provider_url(f"http://gpu.example:{self.allowed.port}")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Stop both."""
+        await self.allowed.__aexit__()
+        await self.denied.__aexit__()
+
+
+@on_both_loops
+async def test_a_name_that_leads_elsewhere_the_next_moment_is_connected_to_where_it_was_checked() -> None:
+    for answers in ([[ALLOWED], [DENIED]], [[DENIED], [ALLOWED]], [[ALLOWED], [ALLOWED, DENIED]]):
+        dns = Dns(*answers)
+        async with TwoNodes() as nodes, tended_client(nodes.policy, dns) as client:
+            for turn in range(6):
+                outcome = await ask(client, nodes.url)
+                is_denied = DENIED in answers[turn % 2]
+                assert (outcome.fault is REFUSED) if is_denied else (outcome == OK)
+                client.close()  # so that the next request connects
+            assert (dns.asked, nodes.allowed.connections, nodes.denied.connections) == (6, 3, 0)
+            assert {request.headers["host"] for request in nodes.allowed.requests} == {"node"}
+
+
+@on_both_loops
+async def test_one_denied_address_among_allowed_ones_refuses_the_name() -> None:
+    for answer in ([ALLOWED, DENIED], [DENIED, ALLOWED], [*["127.0.0.3"] * 40, DENIED], ["169.254.169.254", ALLOWED]):
+        async with TwoNodes() as nodes, tended_client(nodes.policy, Dns(answer)) as client:
+            assert (await ask(client, nodes.url)).fault is REFUSED
+            assert (nodes.allowed.connections, nodes.denied.connections) == (0, 0)
+
+
+@on_both_loops
+@pytest.mark.parametrize(
+    "error", [socket.gaierror(-2, "Name or service not known"), UnicodeError("label too long"), [], ["no address"]]
+)
+async def test_a_name_without_an_address_is_unknown(error: Any) -> None:
+    async with tended_client(LOOPBACK, Dns(error)) as client:
+        outcome = await ask(client, "http://gpu.example:8080")
+        assert (outcome.fault, outcome.message) == (UNKNOWN, "gpu.example does not resolve.")
+
+
+@on_both_loops
+async def test_a_resolver_that_never_answers_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never(host: str, port: int) -> Sequence[str]:
+        await asyncio.Event().wait()
+        return []
+
+    monkeypatch.setattr(http_client, "CONNECT_SECONDS", 0.1)
+    async with tended_client(LOOPBACK, never) as client:
+        assert (await ask(client, "http://gpu.example:8080")).fault is UNKNOWN
+
+
+@on_both_loops
+async def test_the_systems_resolver_answers_each_address_once() -> None:
+    resolve = SystemResolver()
+    assert await resolve("127.0.0.1", 80) == ["127.0.0.1"]
+    found = await resolve("localhost", 80)
+    assert set(found) <= {"127.0.0.1", "::1"}
+    assert len(found) == len(set(found)) > 0
+
+
+@on_both_loops
+async def test_a_name_whose_servers_never_answer_holds_up_one_thread_and_no_other_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+    may_answer = threading.Event()
+    getaddrinfo = socket.getaddrinfo
+
+    def slow(host: str, *arguments: Any, **options: Any) -> Any:
+        asked.append(host)
+        if host == "slow.example":
+            may_answer.wait(5)
+            raise socket.gaierror(-3, "Temporary failure in name resolution")
+        return getaddrinfo("127.0.0.1", *arguments, **options)
+
+    monkeypatch.setattr(http_client, "CONNECT_SECONDS", 0.2)
+    async with FaultNode() as node, tended_client() as client:
+        monkeypatch.setattr(socket, "getaddrinfo", slow)
+        late = await asyncio.gather(*[ask(client, f"http://slow.example:{node.port}") for _ in range(100)])
+        assert {outcome.message for outcome in late} == {"slow.example did not resolve in time."}
+        assert await ask(client, f"http://gpu.example:{node.port}") == OK
+        assert asked == ["slow.example", "gpu.example"]
+        may_answer.set()
+        assert (await ask(client, f"http://slow.example:{node.port}")).fault is UNKNOWN
+
+
+@on_both_loops
+async def test_ipv6_and_mapped_addresses_are_connected_to() -> None:
+    async with FaultNode(host="::1") as node, tended_client() as client:
+        assert node.url.startswith("http://[::1]:")
+        assert await ask(client, node.url) == OK
+    async with FaultNode() as node, tended_client(LOOPBACK, Dns(["::ffff:127.0.0.1"])) as client:
+        for host in ("[::ffff:127.0.0.1]", "gpu.example"):
+            assert await ask(client, f"http://{host}:{node.port}") == OK
+    async with TwoNodes() as nodes, tended_client(nodes.policy, Dns([f"::ffff:{DENIED}"])) as client:
+        assert (await ask(client, nodes.url)).fault is REFUSED
+        assert nodes.denied.connections == 0
+
+
+@on_both_loops
+async def test_localhost_means_loopback_without_asking_dns() -> None:
+    dns = Dns([DENIED])
+    async with FaultNode() as node, tended_client(LOOPBACK, dns) as client:
+        assert await ask(client, f"http://localhost:{node.port}") == OK
+        assert dns.asked == 0
+
+
+@on_both_loops
+@pytest.mark.parametrize("own", ["127.0.0.1", "::ffff:127.0.0.1"])
+async def test_what_leads_back_to_the_service_is_a_routing_loop(own: str) -> None:
+    async with FaultNode() as node:
+        for answer in (["127.0.0.1"], ["::ffff:127.0.0.1"], ["::ffff:7f00:1"], ["127.0.0.9", "127.0.0.1"]):
+            async with tended_client(LOOPBACK, Dns(answer)) as client:
+                client.own_endpoints.add((own, node.port))
+                for host in ("gpu.example", "localhost", "127.0.0.1", "[::ffff:127.0.0.1]"):
+                    assert (await ask(client, f"http://{host}:{node.port}")).fault is LOOP
+        assert node.connections == 0
+        async with tended_client() as client:
+            client.own_endpoints.add((own, node.port + 1))
+            assert await ask(client, node.url) == OK
+
+
+@on_both_loops
+async def test_an_address_that_does_not_answer_leaves_time_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_client, "CONNECT_SECONDS", 1.0)
+    async with FaultNode(accepts=False) as silent, FaultNode(host=DENIED) as node:
+        await node.stop()
+        node.port = silent.port
+        await node.start()
+        began_at = time.monotonic()
+        async with tended_client(LOOPBACK, Dns(["127.0.0.3", ALLOWED, DENIED])) as client:
+            assert await ask(client, f"http://gpu.example:{silent.port}") == OK
+            assert time.monotonic() - began_at > 0.4
+        async with tended_client(LOOPBACK, Dns([ALLOWED])) as client:
+            assert (await ask(client, f"http://gpu.example:{silent.port}")).fault is FaultKind.CONNECT_FAILED
+            assert 1.4 < time.monotonic() - began_at < 3
+
+
+@on_both_loops
+async def test_a_closed_port_is_a_failed_connect_and_nothing_is_left_of_it() -> None:
+    async with FaultNode() as node:
+        await node.stop()
+        async with tended_client() as client:
+            assert (await ask(client, node.url)).fault is FaultKind.CONNECT_FAILED
+            await node.start()
+            assert await ask(client, node.url) == OK
+
+
+@on_both_loops
+async def test_a_failed_connect_is_let_go_without_the_garbage_collector() -> None:
+    class Body(bytearray):
+        """Can be referred to weakly."""
+
+    async def fail(client: HttpClient, url: ProviderUrl) -> weakref.ref[Body]:
+        body = Body(1000)
+        with contextlib.suppress(EgressFault):
+            await client.connect(url)
+        return weakref.ref(body)
+
+    async with FaultNode() as node, tended_client(LOOPBACK, Dns([ALLOWED, "127.0.0.3"])) as client:
+        await node.stop()
+        gc.collect()
+        gc.disable()
+        try:
+            body = await fail(client, LOOPBACK.check_url(f"http://gpu.example:{node.port}"))
+            await asyncio.sleep(0)
+            assert body() is None
+        finally:
+            gc.enable()
+
+
+@on_both_loops
+@pytest.mark.parametrize("has_gone", [False, True])
+async def test_a_connection_that_ends_up_elsewhere_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, *, has_gone: bool
+) -> None:
+    loop = asyncio.get_running_loop()
+    connect = loop.create_connection
+
+    async def astray(factory: Any, host: str, port: int, **_: object) -> tuple[Any, Any]:
+        transport, protocol = await connect(factory, DENIED, port)
+        if has_gone:
+            return Gone(), protocol
+        return transport, protocol
+
+    class Gone(asyncio.Transport):
+        """Has no peer any more."""
+
+    async with TwoNodes() as nodes, tended_client(LOOPBACK, Dns([ALLOWED])) as client:
+        monkeypatch.setattr(loop, "create_connection", astray)
+        outcome = await ask(client, nodes.url)
+        assert outcome.fault is (FaultKind.CONNECT_FAILED if has_gone else REFUSED)
+        await nodes.denied.until(lambda node: node.connections == 1 and not node.open_connections)
+        assert not nodes.denied.requests
+
+
+def recording(reached: list[str]) -> Callable[..., Any]:
+    """Stand in for the loop's `create_connection`: note the address, connect to nothing."""
+
+    async def create_connection(factory: object, host: str, port: int, **options: object) -> None:
+        reached.append(host)
+        raise ConnectionRefusedError(111, "recorded")
+
+    return create_connection
+
+
+async def test_no_url_and_no_name_leads_to_a_denied_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors: Any = importlib.import_module("tests.unit.egress.test_egress_policy")
+    denied = [*vectors.CLOSED, *vectors.NEVER.split(), *vectors.carriers("10.0.0.1", "127.0.0.1", *vectors.NEVER_IPV4)]
+    denied += vectors.mapped(denied)
+    public = [*vectors.OUTSIDE, *vectors.mapped(vectors.OUTSIDE)]
+    texts = [url for url, _ in vectors.SPELLINGS] + [url for _, url in vectors.pairs(vectors.REJECTED, "http://")]
+    texts += [place.format(control) for control in vectors.CONTROLS for place in vectors.PLACES.split()]
+    texts += [f"http://{host}:8080" for host in (*vectors.LOOPBACK.split(), *vectors.numeric_spellings("127.0.0.1"))]
+    texts += [f"http://[{address}]:8080" if ":" in address else f"http://{address}:8080" for address in denied]
+    assert len(texts) >= 500
+
+    reached: list[str] = []
+    monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", recording(reached))
+
+    async def connect(text: str, *answers: list[str]) -> None:
+        try:
+            await HttpClient(EgressPolicy(), Dns(*answers)).connect(parse_provider_url(text))
+        except (ValueError, EgressFault):
+            return
+        pytest.fail(f"{text} was connected to")
+
+    for text in texts:
+        await connect(text, ["169.254.169.254"])
+        await connect(text, ["8.8.8.8", "127.0.0.1"])
+    for address in denied:
+        await connect("http://gpu.example", [address])
+        await connect("http://gpu.example", ["8.8.8.8", address])
+    assert set(reached) == {"2001:4860::abcd"}  # the one public address that stands in a URL
+    for address in public:
+        reached.clear()
+        await connect("http://gpu.example", [address], ["127.0.0.1"])
+        assert [ip_address(host) for host in reached] == [ip_address(address)]
+    reached.clear()
+    await connect("http://gpu.example", [f"8.8.8.{number}" for number in range(40)])
+    assert reached == ["8.8.8.0", "8.8.8.1", "8.8.8.2", "8.8.8.3"]

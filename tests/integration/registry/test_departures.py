@@ -1,0 +1,336 @@
+"""Nodes that are deregistered or revoked while requests run, here and on other replicas."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+
+from lucid_compute.registry.departures import SETTLING_SECONDS, Drain
+from lucid_compute.registry.fleet import change_feed as feed
+from tests.api import ADMIN_KEY, Api, error_code, open_api
+from tests.other_replicas import (
+    APPLIED_EVERYTHING,
+    APPLIED_NOTHING,
+    add_lease,
+    change_lease,
+    run_sql,
+    until,
+)
+
+WAYS = ("deregister", "delete", "patch")
+
+
+async def leave(api: Api, node: str, way: str = "deregister", query: str = "") -> httpx.Response:
+    """Let the node go, in one of the three ways."""
+    if way == "deregister":
+        return await api.http.post(f"/compute/deregister/{node}{query}")
+    if way == "delete":
+        return await api.http.delete(f"/passports/{node}")
+    return await api.http.patch(f"/passports/{node}", json={"status": "revoked"})
+
+
+@asynccontextmanager
+async def two_replicas(api: Api, database_url: str) -> AsyncIterator[Api]:
+    """The other one of two replicas that know of each other."""
+    async with open_api(database_url, api.service.settings) as other:
+        for one in (api, other):
+            await until_true(lambda one=one: one.service.fleet.replicas.count() == 2)
+        yield other
+
+
+async def until_true(holds: Any) -> None:
+    """Wait until a plain question is answered yes."""
+
+    async def is_so() -> bool:
+        return bool(holds())
+
+    await until(is_so)
+
+
+async def until_known(api: Api, node: str) -> None:
+    """Wait until the replica has the node in its fleet."""
+    await until_true(lambda: api.service.fleet.find_node(node) is not None)
+
+
+def is_draining(api: Api, node: str) -> bool:
+    """Whether the replica starts no request on the node."""
+    return api.service.fleet.get_node(node, owner=None).state.is_draining
+
+
+async def told(api: Api, node: str) -> list[tuple[str, str | None]]:
+    """The node's events, oldest first, with their reasons."""
+    events = (await api.http.get(f"/compute/events/{node}")).json()["events"]
+    return [(event["type"], event["reason"]) for event in reversed(events)]
+
+
+@asynccontextmanager
+async def renewing(api: Api, replica_id: str, **lease: Any) -> AsyncIterator[None]:
+    """Let the other replica go on renewing its lease, saying the same each time."""
+
+    async def renew() -> None:
+        while True:
+            await change_lease(api, replica_id, **lease)
+            await asyncio.sleep(0.2)
+
+    task = asyncio.create_task(renew())
+    yield
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def overtake(monkeypatch: pytest.MonkeyPatch, api: Api, node: str, *statements: str) -> None:
+    """Let another replica resume the node, and more, just before the last transaction of its departure."""
+    departures = api.service.registry._departures
+    settle = departures._settle
+    resume = "UPDATE nodes SET draining_since = NULL, drain_xid = NULL WHERE passport_id = $1"
+
+    async def settle_and_be_overtaken(drain: Drain, wait_seconds: float) -> None:
+        await settle(drain, wait_seconds)
+        for statement in (resume, *statements):
+            await run_sql(api, statement, node)
+
+    monkeypatch.setattr(departures, "_settle", settle_and_be_overtaken)
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_replica_that_is_alone_lets_an_idle_node_go_at_once(api: Api, way: str) -> None:
+    node = await api.register()
+    began = time.monotonic()
+    assert (await leave(api, node, way)).is_success
+    assert time.monotonic() - began < SETTLING_SECONDS
+    reason = "deregistering" if way == "deregister" else "revoking"
+    assert (await told(api, node))[:2] == [("registered", None), ("draining", reason)]
+    assert not is_draining(api, node)  # the drain was over with the node: why it is unavailable is said once
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_requests_on_another_replica_keep_the_node(api: Api, database_url: str, way: str) -> None:
+    """That replica began its request before it could have heard of anything."""
+    async with two_replicas(api, database_url) as other:
+        node = await api.register()
+        await until_known(other, node)
+        other.service.fleet.replicas.begin(node)
+        refused = await leave(api, node, way)
+        assert (refused.status_code, error_code(refused)) == (409, "REQUESTS_IN_FLIGHT")
+        assert refused.json()["error"]["details"] == {"inFlight": 1}
+        assert [event for event, _ in await told(api, node)] in (
+            ["registered", "draining", "resumed"],
+            ["registered"],  # a lease had told of the request before
+        )
+        await until_true(lambda: not is_draining(other, node))
+        other.service.fleet.replicas.end(node)
+        await until_true(lambda: api.service.fleet.in_flight(node) == 0)
+        assert (await leave(api, node, way)).is_success
+
+
+async def test_no_replica_starts_a_request_from_the_moment_it_begins(api: Api, database_url: str) -> None:
+    """While it waits for what runs, the node drains on every replica; then it ends."""
+    async with two_replicas(api, database_url) as other:
+        node = await api.register()
+        await until_known(other, node)
+        other.service.fleet.replicas.begin(node)
+        leaving = asyncio.create_task(leave(api, node, query="?waitSeconds=30"))
+        await until_true(lambda: is_draining(api, node) and is_draining(other, node))
+        await asyncio.sleep(0.3)
+        assert not leaving.done()
+        other.service.fleet.replicas.end(node)
+        async with asyncio.timeout(6):
+            assert (await leaving).status_code == 200
+        await until_true(lambda: other.service.fleet.get_node(node, owner=None).record.has_ended)
+
+
+async def test_a_replica_that_hears_of_a_drain_says_at_once_that_it_has_applied_it(
+    api: Api, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not wait for its lease to be due: seldom, here, so that it shows."""
+    async with two_replicas(api, database_url) as other:
+        node = await api.register()
+        await until_known(other, node)
+        monkeypatch.setattr(feed, "LEASE_RENEWAL_SECONDS", 30.0)
+        await asyncio.sleep(1.2)  # the renewals that were due before
+        began = time.monotonic()
+        assert (await leave(api, node)).status_code == 200
+        assert time.monotonic() - began < SETTLING_SECONDS
+
+
+async def test_it_waits_a_moment_for_a_replica_that_has_not_applied_the_drain(api: Api) -> None:
+    """With no request known and no waitSeconds; the request that the other one then tells of refuses it."""
+    node = await api.register()
+    other = await add_lease(api, applied=APPLIED_NOTHING)
+    leaving = asyncio.create_task(leave(api, node))
+    await until_true(lambda: is_draining(api, node))
+    await asyncio.sleep(0.5)
+    assert not leaving.done()
+    await change_lease(api, other, applied=APPLIED_EVERYTHING, in_flight={node: 1})
+    async with asyncio.timeout(2):
+        refused = await leaving
+    assert (refused.status_code, refused.json()["error"]["details"]) == (409, {"inFlight": 1})
+    assert not is_draining(api, node)
+    await change_lease(api, other, applied=APPLIED_EVERYTHING)
+    await until_true(lambda: api.service.fleet.in_flight(node) == 0)
+    assert (await leave(api, node)).status_code == 200
+
+
+async def test_a_replica_that_lives_and_never_applies_the_drain_refuses_it(api: Api) -> None:
+    """It might start a request at any time."""
+    node = await api.register()
+    other = await add_lease(api, applied=APPLIED_NOTHING)
+    async with renewing(api, other, applied=APPLIED_NOTHING):
+        began = time.monotonic()
+        refused = await leave(api, node)
+        assert SETTLING_SECONDS <= time.monotonic() - began < SETTLING_SECONDS * 2
+    assert (refused.status_code, error_code(refused)) == (409, "REQUESTS_IN_FLIGHT")
+    assert refused.json()["error"]["details"] == {"inFlight": 0}
+    assert "not every replica has applied it" in refused.json()["error"]["message"]
+
+
+async def test_a_replica_that_went_without_a_goodbye_holds_it_up_for_a_moment_only(api: Api) -> None:
+    """Its lease lasts on, and it ran nothing when it was last heard of."""
+    node = await api.register()
+    await add_lease(api, applied=APPLIED_NOTHING)
+    began = time.monotonic()
+    assert (await leave(api, node)).status_code == 200
+    assert SETTLING_SECONDS <= time.monotonic() - began < SETTLING_SECONDS * 2
+
+
+@pytest.mark.parametrize("way", ["delete", "patch"])
+async def test_a_revocation_is_as_careful(api: Api, way: str) -> None:
+    node = await api.register()
+    api.service.fleet.replicas.begin(node)
+    refused = await leave(api, node, way)
+    assert (refused.status_code, error_code(refused)) == (409, "REQUESTS_IN_FLIGHT")
+    assert await told(api, node) == [("registered", None)]  # what is known to run refuses it before anything changes
+    api.service.fleet.replicas.end(node)
+    other = await add_lease(api, applied=APPLIED_NOTHING)
+    leaving = asyncio.create_task(leave(api, node, way))
+    await until_true(lambda: is_draining(api, node))
+    await change_lease(api, other, applied=APPLIED_EVERYTHING, in_flight={node: 2})
+    refused = await leaving
+    assert (refused.status_code, refused.json()["error"]["details"]) == (409, {"inFlight": 2})
+    assert (await api.http.get(f"/passports/{node}")).json()["status"] == "active"
+    await until_true(lambda: not is_draining(api, node))
+
+
+async def test_an_operators_own_drain_outlives_a_refusal(api: Api) -> None:
+    node = await api.register()
+    await api.http.post(f"/compute/drain/{node}")
+    api.service.fleet.replicas.begin(node)
+    assert (await leave(api, node, query="?waitSeconds=0.2")).status_code == 409
+    assert is_draining(api, node)
+    assert await told(api, node) == [("registered", None), ("draining", "drained by its operator")]
+    api.service.fleet.replicas.end(node)
+    assert (await leave(api, node)).status_code == 200
+
+
+async def test_a_drain_of_its_own_is_over_after_a_refusal(api: Api) -> None:
+    node = await api.register()
+    await api.beat(node)
+    api.service.fleet.replicas.begin(node)
+    leaving = asyncio.create_task(leave(api, node, query="?waitSeconds=0.3"))
+    await until_true(lambda: is_draining(api, node))
+    assert (await leaving).status_code == 409
+    assert (await api.health(node))["status"] == "healthy"
+    assert (await told(api, node))[1:] == [("draining", "deregistering"), ("resumed", "deregistering was given up")]
+
+
+async def test_a_resume_meanwhile_calls_it_off(api: Api) -> None:
+    """Requests may have begun since: it is refused at once, and the node goes on."""
+    node = await api.register()
+    api.service.fleet.replicas.begin(node)
+    leaving = asyncio.create_task(leave(api, node, query="?waitSeconds=30"))
+    await until_true(lambda: is_draining(api, node))
+    await api.http.post(f"/compute/resume/{node}")
+    async with asyncio.timeout(2):
+        assert (await leaving).status_code == 409
+    assert [event for event, _ in await told(api, node)] == ["registered", "draining", "resumed"]
+
+
+async def test_a_resume_that_nobody_heard_of_yet_is_found_in_the_last_transaction(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another replica committed it when this one had already seen the node drained."""
+    node = await api.register()
+    overtake(monkeypatch, api, node)
+    refused = await leave(api, node)
+    assert (refused.status_code, error_code(refused)) == (409, "REQUESTS_IN_FLIGHT")
+
+
+async def test_a_revocation_that_nobody_heard_of_yet_is_no_resume(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The drain was over with the node, which is as gone as was asked for."""
+    node = await api.register()
+    overtake(monkeypatch, api, node, "UPDATE passports SET status = 'revoked', revision = revision + 1 WHERE id = $1")
+    assert (await leave(api, node)).status_code == 200
+
+
+async def test_two_calls_at_once_are_answered_the_same(api: Api) -> None:
+    node = await api.register()
+    api.service.fleet.replicas.begin(node)
+    leaving = [asyncio.create_task(leave(api, node, query="?waitSeconds=30")) for _ in range(3)]
+    await until_true(lambda: is_draining(api, node))
+    api.service.fleet.replicas.end(node)
+    answers = [await task for task in leaving]
+    assert {answer.status_code for answer in answers} == {200}
+    assert {answer.text for answer in answers} == {(await leave(api, node)).text}
+    assert [event for event, _ in await told(api, node)].count("deregistered") == 1
+
+
+async def test_a_force_meanwhile_ends_it_and_answers_both(api: Api) -> None:
+    node = await api.register()
+    api.service.fleet.replicas.begin(node)
+    leaving = asyncio.create_task(leave(api, node, query="?waitSeconds=30"))
+    await until_true(lambda: is_draining(api, node))
+    assert (await leave(api, node, query="?force=true")).status_code == 200
+    async with asyncio.timeout(2):
+        assert (await leaving).status_code == 200
+
+
+async def test_it_goes_on_when_its_caller_goes_away(api: Api) -> None:
+    """The client hung up while it waited: what it asked for is done when it can be."""
+    node = await api.register()
+    api.service.fleet.replicas.begin(node)
+    leaving = asyncio.create_task(leave(api, node, query="?waitSeconds=30"))
+    await until_true(lambda: is_draining(api, node))
+    leaving.cancel()
+    await asyncio.gather(leaving, return_exceptions=True)
+    assert is_draining(api, node)
+    api.service.fleet.replicas.end(node)
+    await until_true(lambda: api.service.fleet.get_node(node, owner=None).record.has_ended)
+
+
+async def test_a_shutdown_in_the_middle_lets_the_node_go_on(api: Api) -> None:
+    node = await api.register()
+    api.service.fleet.replicas.begin(node)
+    leaving = asyncio.create_task(leave(api, node, query="?waitSeconds=30"))
+    await until_true(lambda: is_draining(api, node))
+    (task,) = (task for task in asyncio.all_tasks() if task.get_name() == f"departure of {node}")
+    task.cancel()
+    await asyncio.gather(leaving, return_exceptions=True)
+    assert not is_draining(api, node)
+    assert [event for event, _ in await told(api, node)] == ["registered", "draining", "resumed"]
+
+
+async def test_a_crash_in_the_middle_leaves_a_drain_that_says_why_and_leaving_again_works(
+    api: Api, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The drain is all that is left: it is an operator's to end, by another deregistration or by `resume`."""
+    node = await api.register()
+    departures = api.service.registry._departures
+    for step in ("_settle", "_give_up"):
+        monkeypatch.setattr(departures, step, _crash)
+    with pytest.raises(RuntimeError, match="crashed"):
+        await leave(api, node)
+    assert (await told(api, node))[-1] == ("draining", "deregistering")
+    async with open_api(database_url, api.service.settings) as after:
+        assert (await after.health(node))["status"] == "draining"
+        assert (await leave(after.with_key(ADMIN_KEY), node)).status_code == 200
+
+
+async def _crash(*_: Any) -> None:
+    message = "crashed"
+    raise RuntimeError(message)

@@ -1,0 +1,227 @@
+"""Keys: shown once, kept as hashes, rotated, revoked, expired, bound to a node, and set from outside."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from lucid_compute.server.preparation import prepare
+from tests.api import ADMIN_KEY, Api, error_code
+from tests.other_replicas import run_sql, until
+
+FIELDS = [
+    "id",
+    "key",
+    "name",
+    "owner",
+    "scopes",
+    "prefix",
+    "lastFour",
+    "passportId",
+    "expiresAt",
+    "limits",
+    "createdAt",
+    "rotatedAt",
+    "lastUsedAt",
+]
+
+
+async def make(api: Api, **fields: Any) -> Any:
+    """Ask for a key of acme; answer the raw response."""
+    return await api.http.post("/keys", json={"name": "k", "owner": "acme", "scopes": ["compute"], **fields})
+
+
+async def status_with(api: Api, key: str) -> int:
+    """How a read with this key is answered."""
+    return (await api.with_key(key).http.get("/compute")).status_code
+
+
+def first_fault(answer: Any) -> Any:
+    """The place that an INVALID_REQUEST names first."""
+    assert (answer.status_code, error_code(answer)) == (422, "INVALID_REQUEST"), answer.text
+    return answer.json()["error"]["details"]["fields"][0]["path"]
+
+
+async def test_a_key_is_shown_once(api: Api) -> None:
+    made = (await make(api, scopes=["compute", "passports:read"])).json()
+    assert sorted(made) == sorted(FIELDS)
+    assert made["key"].startswith(f"lk_live_{made['id']}_")
+    assert made["key"].startswith(made["prefix"])
+    assert made["key"].endswith(made["lastFour"])
+    assert (made["owner"], sorted(made["scopes"])) == ("acme", ["compute", "passports:read"])
+    assert (made["limits"], made["expiresAt"], made["passportId"]) == (None, None, None)
+    listed = await api.http.get("/keys")
+    assert made["key"] not in listed.text
+    (found,) = [key for key in listed.json()["keys"] if key["id"] == made["id"]]
+    assert found == {key: value for key, value in made.items() if key != "key"}
+
+
+async def test_nothing_secret_of_a_key_is_in_the_database(api: Api) -> None:
+    first = (await make(api)).json()
+    second = (await api.http.post(f"/keys/{first['id']}/rotate")).json()["key"]
+    secrets = [key.removeprefix(f"lk_live_{first['id']}_") for key in (first["key"], second)]
+    tables = await run_sql(api, "SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+    dump = "\n".join(
+        [row[0] for (table,) in tables for row in await run_sql(api, f"SELECT to_jsonb(t)::text FROM {table} t")]
+    )
+    assert first["id"] in dump
+    for secret in (*secrets, ADMIN_KEY):
+        assert secret not in dump
+        assert secret[:32] not in dump
+        assert secret.encode().hex() not in dump
+
+
+async def test_a_key_that_cannot_be_is_refused(api: Api) -> None:
+    past = "2020-01-01T00:00:00Z"
+    for fields, path in (
+        ({"scopes": []}, "scopes"),
+        ({"scopes": ["everything"]}, "scopes.0"),
+        ({"scopes": "admin"}, "scopes"),
+        ({"owner": ""}, "owner"),
+        ({"expiresAt": past}, "expiresAt"),
+        ({"expiresAt": "tomorrow"}, "expiresAt"),
+        ({"limits": {"requestsPerMinute": 0}}, "limits.requestsPerMinute"),
+        ({"key": "lk_live_mine"}, "key"),
+        ({"passportId": "7a1b8a52-6a6c-4a4c-9d43-0d0a3f8d7c11"}, "passportId"),
+    ):
+        assert first_fault(await make(api, **fields)) == path, fields
+
+
+async def test_no_key_and_a_wrong_key_are_unauthorized_alike(api: Api) -> None:
+    right = (await make(api)).json()["key"]
+    wrong = right[:30] + ("a" if right[30] != "a" else "b") + right[31:]
+
+    async def answered(header: str) -> Any:
+        headers = [(b"authorization", header.encode())]
+        return await api.with_key(None).http.get("/compute", headers=headers)
+
+    guesses = (f"Bearer {wrong}", "Bearer lk_live_nothing", "Bearer " + "x" * 3000, "Bearer ключ")
+    answers = [await answered(header) for header in guesses]
+    for header in ("Basic YTpi", "Bearer", ""):
+        answer = await answered(header)
+        assert (answer.status_code, error_code(answer)) == (401, "UNAUTHORIZED")
+    assert {answer.text for answer in answers} == {answers[0].text}
+    assert {(a.status_code, error_code(a)) for a in answers} == {(401, "UNAUTHORIZED")}
+    assert answers[0].headers["www-authenticate"].startswith("Bearer")
+    assert (await answered(f"bearer {right}")).status_code == 200
+
+
+async def test_a_rotated_keys_former_secret_stays_valid_for_24_hours(api: Api) -> None:
+    first = (await make(api)).json()
+    rotated = await api.http.post(f"/keys/{first['id']}/rotate")
+    assert rotated.status_code == 200
+    second = rotated.json()
+    assert second["id"] == first["id"]
+    assert second["key"] != first["key"]
+    assert [await status_with(api, key) for key in (first["key"], second["key"])] == [200, 200]
+    overlap = await run_sql(api, "SELECT former_valid_until - rotated_at FROM api_keys WHERE id = $1", first["id"])
+    assert overlap[0][0] == timedelta(hours=24)
+    await change_row(api, first["id"], "former_valid_until = now() - interval '1 second'")
+    await until_status(api, first["key"], 401)
+    assert await status_with(api, second["key"]) == 200
+
+
+async def test_rotating_now_ends_the_former_secret_at_once(api: Api) -> None:
+    first = (await make(api)).json()
+    second = (await api.http.post(f"/keys/{first['id']}/rotate", json={"now": True})).json()
+    assert [await status_with(api, key) for key in (first["key"], second["key"])] == [401, 200]
+    third = (await api.http.post(f"/keys/{first['id']}/rotate", json={"now": False})).json()
+    assert [await status_with(api, key) for key in (second["key"], third["key"])] == [200, 200]
+
+
+async def test_a_revoked_key_is_unauthorized_at_once_with_its_former_secret(api: Api) -> None:
+    first = (await make(api)).json()
+    second = (await api.http.post(f"/keys/{first['id']}/rotate")).json()
+    revoked = await api.http.delete(f"/keys/{first['id']}")
+    assert (revoked.status_code, revoked.content) == (204, b"")
+    assert [await status_with(api, key) for key in (first["key"], second["key"])] == [401, 401]
+    beat = await api.with_key(second["key"]).beat("7a1b8a52-6a6c-4a4c-9d43-0d0a3f8d7c11")
+    assert beat.status_code == 401
+    assert first["id"] not in (await api.http.get("/keys")).text
+    for again in (await api.http.delete(f"/keys/{first['id']}"), await api.http.post(f"/keys/{first['id']}/rotate")):
+        assert (again.status_code, error_code(again)) == (404, "KEY_NOT_FOUND")
+
+
+async def test_an_expired_key_is_unauthorized(api: Api) -> None:
+    made = (await make(api, expiresAt=(datetime.now(UTC) + timedelta(days=1)).isoformat())).json()
+    assert await status_with(api, made["key"]) == 200
+    await change_row(api, made["id"], "expires_at = now() - interval '1 second'")
+    await until_status(api, made["key"], 401)
+
+
+async def test_an_unknown_key_is_not_found(api: Api) -> None:
+    for key_id in ("nothing", "x%00y", "%00", "a'b"):
+        for answer in (await api.http.delete(f"/keys/{key_id}"), await api.http.post(f"/keys/{key_id}/rotate")):
+            assert (answer.status_code, error_code(answer)) == (404, "KEY_NOT_FOUND"), key_id
+
+
+async def test_a_bound_key_changes_its_one_node_and_no_other(api: Api) -> None:
+    whole = await api.new_key("acme", ["compute"])
+    mine, other = await whole.register("mine"), await whole.register("other")
+    foreign = await api.register()
+    bound = await api.new_key("acme", ["compute"], passportId=mine)
+    assert (await bound.beat(mine)).status_code == 200
+    assert (await bound.http.put(f"/compute/models/{mine}", json={"models": []})).status_code == 200
+    assert (await bound.http.patch(f"/passports/{mine}", json={"description": "x"})).status_code == 200
+    for node, status in ((other, 403), (foreign, 404), ("7a1b8a52-6a6c-4a4c-9d43-0d0a3f8d7c11", 404)):
+        refused = [
+            await bound.beat(node),
+            await bound.http.put(f"/compute/models/{node}", json={"models": []}),
+            *[await bound.http.post(f"/compute/{call}/{node}") for call in ("drain", "resume", "deregister")],
+            await bound.http.patch(f"/passports/{node}", json={"description": "x"}),
+            await bound.http.delete(f"/passports/{node}"),
+        ]
+        assert [answer.status_code for answer in refused] == [status] * 7, node
+    new = {"name": "new", "type": "compute", "metadata": {"vram": 8, "inferenceUrl": "http://gpu"}}
+    assert error_code(await bound.http.post("/passports", json=new)) == "FORBIDDEN"
+
+
+async def test_only_a_compute_key_of_the_nodes_owner_can_be_bound(api: Api) -> None:
+    node = await api.register()
+    agent = (await api.http.post("/passports", json={"name": "a", "type": "agent", "owner": "acme"})).json()["id"]
+    assert first_fault(await make(api, passportId=node)) == "passportId"
+    assert first_fault(await make(api, passportId=agent)) == "passportId"
+    assert first_fault(await make(api, owner="admin", scopes=["admin"], passportId=node)) == "passportId"
+    assert (await make(api, owner="admin", passportId=node)).json()["passportId"] == node
+
+
+async def test_a_keys_limits_are_kept(api: Api) -> None:
+    made = (await make(api, limits={"requestsPerMinute": 60})).json()
+    assert made["limits"] == {"requestsPerMinute": 60, "tokensPerMinute": None}
+
+
+async def test_changing_the_bootstrap_key_revokes_the_former_and_changing_it_back_restores_it(api: Api) -> None:
+    other = "another admin key, any form ✓"
+    for new, former in ((other, ADMIN_KEY), (ADMIN_KEY, other), (other, ADMIN_KEY)):
+        url = api.service.database.url
+        await prepare(url, data_dir=Path("/nonexistent"), bootstrap_admin_key=new)
+        await until_status(api, former, 401)
+        await until_status(api, new, 200)
+    live = "SELECT count(*) FROM api_keys WHERE is_bootstrap AND revoked_at IS NULL"
+    assert (await run_sql(api, live))[0][0] == 1
+
+
+async def test_the_bootstrap_key_is_changed_from_outside_only(api: Api) -> None:
+    (bootstrap,) = (await api.http.get("/keys")).json()["keys"]
+    assert ADMIN_KEY not in str(bootstrap)
+    assert first_fault(await api.http.post(f"/keys/{bootstrap['id']}/rotate")) == "keyId"
+
+
+async def change_row(api: Api, key_id: str, change: str) -> None:
+    """Change a key as another replica would."""
+    await run_sql(
+        api,
+        f"UPDATE api_keys SET {change}, revision = revision + 1, changed_xid = pg_current_xact_id() WHERE id = $1",
+        key_id,
+    )
+
+
+async def until_status(api: Api, key: str, status: int) -> None:
+    """Wait until a read with this key is answered so, two seconds at most."""
+
+    async def is_so() -> bool:
+        headers = [(b"authorization", b"Bearer " + key.encode())]
+        return (await api.with_key(None).http.get("/compute", headers=headers)).status_code == status
+
+    await until(is_so, deadline_seconds=2)

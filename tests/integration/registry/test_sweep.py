@@ -1,0 +1,154 @@
+"""The sweep: it tells of transitions as events, and decides nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+
+import pytest
+
+from lucid_compute.registry.domain.node_state import Receipt
+from lucid_compute.registry.sweep import BRAKE_LIMIT, Brake
+from tests.api import Api
+from tests.factories import NOW
+from tests.other_replicas import run_sql
+
+
+def age(api: Api, node_id: str, seconds: float) -> None:
+    """Make the node's newest heartbeat so old, in this replica's memory."""
+    fleet = api.service.fleet
+    receipt = fleet.get_node(node_id, owner=None).state.receipt
+    assert receipt is not None
+    received_at = api.service.clock.now() - timedelta(seconds=seconds)
+    fleet.apply_receipt(node_id, Receipt(receipt.heartbeat, received_at, received_at, receipt.revision + 1))
+
+
+async def sweep(api: Api) -> None:
+    """Sweep once, and wait for the feed to bring what was recorded."""
+    await api.service.sweep.record(await api.service.sweep.find_transitions())
+    await api.service.feed.catch_up()
+
+
+async def told(api: Api, node_id: str) -> list[str]:
+    """The types of the node's events, oldest first."""
+    events = (await api.http.get(f"/compute/events/{node_id}", params={"perPage": 100})).json()["events"]
+    return [event["type"] for event in reversed(events)]
+
+
+@pytest.fixture(autouse=True)
+def no_sweep_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the replica's own sweep from running beside the test's."""
+    monkeypatch.setattr("lucid_compute.registry.sweep.SWEEP_SECONDS", 3600.0)
+
+
+async def test_a_node_is_told_of_as_it_falls_silent_and_comes_back(api: Api) -> None:
+    """Healthy, stale after 35 s, unhealthy after 120 s; nothing twice."""
+    node_id = await api.register()
+    await sweep(api)
+    assert await told(api, node_id) == ["registered"]
+    await api.beat(node_id)
+    for seconds, expected in (
+        (0, ["registered", "healthy"]),
+        (33, ["registered", "healthy"]),
+        (36, ["registered", "healthy", "stale"]),
+        (119, ["registered", "healthy", "stale"]),
+        (121, ["registered", "healthy", "stale", "unhealthy"]),
+    ):
+        age(api, node_id, seconds)
+        await sweep(api)
+        await sweep(api)
+        assert await told(api, node_id) == expected, seconds
+
+
+async def test_a_node_that_flaps_tells_of_little(api: Api) -> None:
+    """Of staleness no more after three events in ten minutes; the state that is read is the true one all the same."""
+    node_id = await api.register()
+    await api.beat(node_id)
+    for seconds in (0, 36, 0, 36, 0, 36):
+        age(api, node_id, seconds)
+        await sweep(api)
+    assert (await told(api, node_id))[1:] == ["healthy", "stale", "healthy"]
+    assert (await api.health(node_id))["fresh"] is False
+
+
+async def test_a_recovery_is_never_late(api: Api) -> None:
+    """However young the node and however much was told of it: its owner hears of it with the next sweep."""
+    node_id = await api.register()
+    await api.beat(node_id)
+    for seconds in (0, 36, 121, 0):
+        age(api, node_id, seconds)
+        await sweep(api)
+    assert (await told(api, node_id))[1:] == ["healthy", "stale", "unhealthy", "healthy"]
+
+
+async def test_a_node_that_wavered_and_dies_is_called_unhealthy_in_time(api: Api) -> None:
+    """Staleness may not use up what a death needs."""
+    node_id = await api.register()
+    await api.beat(node_id)
+    for seconds in (0, 36, 0, 36, 121):
+        age(api, node_id, seconds)
+        await sweep(api)
+    assert (await told(api, node_id))[1:] == ["healthy", "stale", "healthy", "unhealthy"]
+
+
+async def test_a_node_that_dies_again_and_again_is_called_unhealthy_twice_in_ten_minutes(api: Api) -> None:
+    """And healthy after each; the next death is told of when the first is old enough, if it still holds."""
+    node_id = await api.register()
+    await api.beat(node_id)
+    await sweep(api)
+    for status in ("unhealthy", "healthy", "unhealthy", "healthy", "unhealthy"):
+        assert (await api.beat(node_id, status=status)).status_code == 200
+        await sweep(api)
+    assert (await told(api, node_id))[1:] == ["healthy", *["unhealthy", "healthy"] * 2]
+    await run_sql(api, "UPDATE node_events SET at = at - interval '11 minutes'")
+    await sweep(api)
+    assert (await told(api, node_id))[6:] == ["unhealthy"]
+
+
+async def test_a_drain_is_told_of_until_it_is_done(api: Api) -> None:
+    """`drained` is an event of its own; a resume makes the node healthy again."""
+    node_id = await api.register()
+    await api.beat(node_id)
+    await sweep(api)
+    await api.http.post(f"/compute/drain/{node_id}")
+    await sweep(api)
+    await api.http.post(f"/compute/resume/{node_id}")
+    await sweep(api)
+    assert await told(api, node_id) == ["registered", "healthy", "draining", "drained", "resumed", "healthy"]
+
+
+async def test_a_node_that_reports_draining_is_told_of(api: Api) -> None:
+    """The drain is the node's own, and the event says so."""
+    node_id = await api.register()
+    await api.beat(node_id)
+    await sweep(api)
+    api.service.fleet.replicas.own_in_flight[node_id] = 1
+    await api.beat(node_id, status="draining")
+    await sweep(api)
+    events = (await api.http.get(f"/compute/events/{node_id}")).json()["events"]
+    assert (events[0]["type"], events[0]["reason"]) == ("draining", "reported by the node")
+
+
+async def test_two_replicas_tell_of_a_transition_once(api: Api) -> None:
+    """Both see it; one event is written."""
+    node_id = await api.register()
+    await api.beat(node_id)
+    transitions = await api.service.sweep.find_transitions()
+    assert len(transitions) == 1
+    await asyncio.gather(*(api.service.sweep.record(transitions) for _ in range(4)))
+    assert await told(api, node_id) == ["registered", "healthy"]
+
+
+def test_events_of_silence_wait_while_a_third_of_the_fleet_falls_silent() -> None:
+    """The fault is more likely ours; the brake lets go by itself, after five minutes at the latest."""
+    brake = Brake()
+    heard, silent = timedelta(seconds=5), timedelta(seconds=50)
+    assert not brake.watch([silent] * 9, NOW)
+    assert not brake.watch([heard] * 7 + [silent] * 3, NOW)
+    assert brake.watch([heard] * 6 + [silent] * 4, NOW)
+    later = NOW + timedelta(seconds=60)
+    assert brake.watch([heard] * 6 + [silent + timedelta(seconds=60)] * 4, later)
+    assert not brake.watch([heard] * 10, later)
+    assert brake.watch([silent] * 10, later)
+    too_late = later + BRAKE_LIMIT + timedelta(seconds=1)
+    assert not brake.watch([silent + BRAKE_LIMIT] * 10, too_late)

@@ -1,0 +1,129 @@
+"""What operators ask: healthz, readyz, metrics, and the document of the API."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lucid_compute.server.settings import Settings
+from tests.api import ADMIN_KEY, Api, error_code, open_api
+from tests.other_replicas import add_lease, run_sql
+
+ANSWERED_EVERYWHERE = {"422": "INVALID_REQUEST", "429": "RATE_LIMITED", "503": "DATABASE_UNAVAILABLE"}
+ENDED = ("POST /compute/heartbeat", "GET /compute/health/{passport_id}", "GET /compute/models/{passport_id}")
+NOT_FOUND = {
+    "/webhooks": "WEBHOOK_NOT_FOUND",
+    "/payouts/periods/{": "PERIOD_NOT_FOUND",
+    "/passports/{passport_id}": "PASSPORT_NOT_FOUND",
+    "/compute/": "NODE_NOT_FOUND",
+    "/models/{": "MODEL_NOT_FOUND",
+    "/keys/{": "KEY_NOT_FOUND",
+}
+
+
+async def test_healthz_says_that_the_process_runs(api: Api) -> None:
+    answer = await api.with_key(None).http.get("/healthz")
+    assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
+
+
+async def test_readyz_says_what_the_replica_holds(api: Api) -> None:
+    await api.register()
+    await api.add_model("m")
+    await add_lease(api)
+    answer = await api.with_key(None).http.get("/readyz")
+    assert answer.status_code == 200
+    ready = answer.json()
+    assert (ready["status"], ready["nodes"], ready["models"], ready["replicas"]) == ("ready", 1, 1, 2)
+    assert 0 <= ready["feedAgeSeconds"] < 5
+
+
+async def test_readyz_refuses_another_versions_schema(api: Api) -> None:
+    await run_sql(api, "UPDATE alembic_version SET version_num = 'another'")
+    answer = await api.http.get("/readyz")
+    assert (answer.status_code, error_code(answer)) == (503, "DATABASE_UNAVAILABLE")
+    assert int(answer.headers["retry-after"]) >= 1
+    assert (await api.http.get("/healthz")).status_code == 200
+
+
+async def test_metrics_count_nodes_heartbeats_and_requests_without_naming_any(api: Api) -> None:
+    node = await api.register("a-node-of-mine")
+    await api.add_model("a-model-of-mine")
+    await api.beat(node)
+    await api.beat("nonsense")
+    await api.http.get(f"/compute/health/{node}")
+    answer = await api.http.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain")
+    lines = answer.text.splitlines()
+    for line in (
+        'lucid_nodes{status="healthy"} 1.0',
+        'lucid_nodes{status="draining"} 0.0',
+        'lucid_heartbeats_total{outcome="accepted"} 1.0',
+        'lucid_heartbeats_total{outcome="node_not_found"} 1.0',
+        'lucid_models{available="false"} 1.0',
+        'lucid_http_requests_total{method="GET",route="/compute/health/{passport_id}",status="2xx"} 1.0',
+    ):
+        assert line in lines
+    for secret in (node, "a-node-of-mine", "a-model-of-mine", ADMIN_KEY):
+        assert secret not in answer.text
+
+
+@pytest.mark.parametrize("is_public", [True, False])
+async def test_metrics_are_for_admins_unless_the_operator_says_otherwise(database_url: str, is_public: bool) -> None:
+    async with open_api(database_url, Settings(bootstrap_admin_key=ADMIN_KEY, metrics_public=is_public)) as api:
+        compute = await api.new_key("acme", ["compute"])
+        assert (await api.http.get("/metrics")).status_code == 200
+        assert (await compute.http.get("/metrics")).status_code == (200 if is_public else 403)
+        assert (await api.with_key(None).http.get("/metrics")).status_code == (200 if is_public else 401)
+
+
+async def test_the_docs_are_open(api: Api) -> None:
+    answer = await api.with_key(None).http.get("/docs")
+    assert answer.status_code == 200
+    assert "/openapi.json" in answer.text
+
+
+def operations(document: dict[str, Any]) -> dict[str, Any]:
+    """Each operation by its method and path."""
+    return {
+        f"{method.upper()} {path}": operation
+        for path, item in document["paths"].items()
+        for method, operation in item.items()
+    }
+
+
+async def test_the_document_lists_every_error_of_every_operation(api: Api) -> None:
+    document = (await api.with_key(None).http.get("/openapi.json")).json()
+    for name, operation in operations(document).items():
+        path = name.split(" ")[1]
+        if path == "/healthz" or path.startswith(("/v1", "/match")):
+            continue
+        said = {status: answer["description"] for status, answer in operation["responses"].items()}
+        wanted = dict(ANSWERED_EVERYWHERE)
+        if not path.startswith(("/models", "/readyz", "/metrics")):
+            wanted |= {"401": "UNAUTHORIZED", "403": "FORBIDDEN"}
+        if path.startswith("/models"):
+            wanted |= {"401": "UNAUTHORIZED"}
+        if "requestBody" in operation:
+            wanted |= {"400": "INVALID_REQUEST", "413": "PAYLOAD_TOO_LARGE"}
+        if "{" in path or path == "/compute/heartbeat":
+            wanted["404"] = next(code for prefix, code in NOT_FOUND.items() if path.startswith(prefix))
+        if (
+            name in ENDED
+            or path.startswith(("/compute/drain", "/compute/resume", "/compute/probe"))
+            or name.startswith("PUT")
+        ):
+            wanted["410"] = "NODE_DEREGISTERED"
+        for status, code in wanted.items():
+            assert code in said.get(status, ""), f"{name} does not say {status} {code}"
+    conflicts = operations(document)["POST /passports"]["responses"]["409"]["description"]
+    assert all(code in conflicts for code in ("PASSPORT_EXISTS", "MODEL_NAME_TAKEN", "IDEMPOTENCY_CONFLICT"))
+
+
+async def test_every_error_in_the_document_has_the_one_shape(api: Api) -> None:
+    document = (await api.http.get("/openapi.json")).json()
+    for name, operation in operations(document).items():
+        for status, answer in operation["responses"].items():
+            if int(status) >= 400 and "/v1" not in name:
+                schema = answer["content"]["application/json"]["schema"]
+                assert schema == {"$ref": "#/components/schemas/ErrorAnswer"}, (name, status)

@@ -21,7 +21,7 @@ LONG = ("records_size", "gateway_soak", "gateway_overload", "dashboard_pictures"
 
 
 def main(names: list[str]) -> int:
-    """Run each benchmark; answers the exit status."""
+    """Run each benchmark; return the exit status."""
     if unknown := [name for name in names if name not in NAMES + LONG]:
         print(f"There is no benchmark {', '.join(unknown)}; there are: {', '.join(NAMES + LONG)}.", file=sys.stderr)
         return 2

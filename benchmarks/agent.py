@@ -41,7 +41,7 @@ agent.CALL_TIMEOUT_SECONDS = 0.5
 
 @contextmanager
 def inference_server() -> Iterator[str]:
-    """Run the stand-in; answer its URL."""
+    """Run the stand-in; return its URL."""
     listener = socket.create_server(("127.0.0.1", 0))
     descriptor = listener.fileno()
     command = [sys.executable, "-m", "benchmarks.agent_backend", str(descriptor)]
@@ -57,7 +57,7 @@ def inference_server() -> Iterator[str]:
 
 @contextmanager
 def agent(registry: Server, url: str, log: Path, prepares: str = "") -> Iterator[Server]:
-    """Run an agent; answer its process, as a server's."""
+    """Run an agent; return its process, as a server's."""
     code = f"{prepares}\nfrom lucid_compute.cli.main import main\nmain()"
     command = [sys.executable, "-c", code, "agent", "run", "--url", url, "--vram", "80GB", "--name", "bench"]
     environment = {**os.environ, "LUCID_API_URL": f"http://127.0.0.1:{registry.port}"}
@@ -74,7 +74,7 @@ def agent(registry: Server, url: str, log: Path, prepares: str = "") -> Iterator
 
 
 def beats_of(registry: Server) -> int:
-    """Answer how many heartbeats the agent at work has sent."""
+    """Return how many heartbeats the agent at work has sent."""
     nodes = registry.call("GET", "/compute?search=bench")["nodes"]
     reported = nodes[0]["health"]["reported"] if nodes else None
     return int(reported["sequence"]) if reported else 0

@@ -21,7 +21,7 @@ _LABELS = 'engine="0",model_name="bench-model"'
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
-    """Answer the paths that tell vLLM from others and how it is; everything else is 404."""
+    """Return the paths that tell vLLM from others and how it is; everything else is 404."""
     while (await receive()).get("more_body"):
         pass
     status, body = _answer(scope["path"])
@@ -45,7 +45,7 @@ def _model(looks: int) -> dict[str, Any]:
 
 
 def _metrics(looks: int) -> str:
-    """Answer as many lines as vLLM has, of which few matter."""
+    """Return as many lines as vLLM has, of which few matter."""
     known = {
         "num_requests_running": 3,
         "num_requests_waiting": 1,

@@ -35,7 +35,7 @@ class Fleet(NamedTuple):
 
     @property
     def own_rate(self) -> float:
-        """How many heartbeats a second so many nodes send."""
+        """Return how many heartbeats a second so many nodes send."""
         return len(self.nodes) / HEARTBEAT_SECONDS
 
 

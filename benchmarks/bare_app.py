@@ -12,7 +12,7 @@ _JSON = (b"content-type", b"application/json")
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
-    """Answer after reading the whole request; nothing is looked at."""
+    """Return after reading the whole request; nothing is looked at."""
     while (await receive()).get("more_body"):
         pass
     body = b" " * int(scope["path"][1:])

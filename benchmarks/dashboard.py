@@ -72,7 +72,7 @@ def _log_in(page: Page, url: str) -> None:
 
 
 def _measure(page: Page, port: int, path: str, there: str, *, is_cold: bool) -> float:
-    """Answer the median of some visits."""
+    """Return the median of some visits."""
     script = page.send("Page.addScriptToEvaluateOnNewDocument", source=_WATCH.format(there=there))["identifier"]
     found = []
     for _ in range(ROUNDS):

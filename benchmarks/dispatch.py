@@ -82,7 +82,7 @@ async def _choose(dispatcher: Dispatcher, wanted: Criteria, now: datetime) -> ob
 
 
 def _time_quick(dispatcher: Dispatcher, all_wanted: list[Criteria]) -> str:
-    """Answer the median microseconds of a choice."""
+    """Return the median microseconds of a choice."""
     seconds = []
     for _ in range(REPEATS):
         requests = [wanted for wanted, _ in zip(cycle(all_wanted), range(CHOICES), strict=False)]
@@ -94,7 +94,7 @@ def _time_quick(dispatcher: Dispatcher, all_wanted: list[Criteria]) -> str:
 
 
 def _time_full(work: Callable[[], Awaitable[object]]) -> str:
-    """Answer the median milliseconds that `work` takes, on a loop that does nothing else."""
+    """Return the median milliseconds that `work` takes, on a loop that does nothing else."""
 
     async def measure() -> float:
         began = time.process_time()
@@ -105,7 +105,7 @@ def _time_full(work: Callable[[], Awaitable[object]]) -> str:
 
 
 def _fill(size: int) -> Fleet:
-    """Answer a fleet of healthy nodes, each with its own load and queue; one in 1,000 is in a region of its own."""
+    """Return a fleet of healthy nodes, each with its own load and queue; one in 1,000 is in a region of its own."""
     fleet, random = Fleet(), Random(1)
     fleet.apply_passport(_passport(MODEL, PassportType.MODEL, {"format": "safetensors"}))
     for number in range(size):
@@ -119,7 +119,7 @@ def _fill(size: int) -> Fleet:
 
 
 def _acquaint(fleet: Fleet) -> Dispatcher:
-    """Answer a dispatcher that has measured every node."""
+    """Return a dispatcher that has measured every node."""
     traffic, random = FleetStats(fleet), Random(1)
     for node in fleet.nodes():
         traffic.note_latency(node.state.id, (MODEL, False), random.uniform(20, 200))

@@ -58,7 +58,7 @@ def _is_available(fleet: Fleet, model: ModelPassport) -> bool:
 
 
 def _time(work: Callable[[int], object]) -> float:
-    """Answer the median seconds that `work` takes; it gets the number of the turn."""
+    """Return the median seconds that `work` takes; it gets the number of the turn."""
     seconds = []
     for turn in range(REPEATS):
         began = time.perf_counter()

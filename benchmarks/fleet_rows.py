@@ -42,12 +42,12 @@ class NodeRow(NamedTuple):
 
 
 def node_id(number: int) -> str:
-    """Answer the id of the node with this number."""
+    """Return the id of the node with this number."""
     return str(UUID(int=(0x1000 << 112) + number))
 
 
 def plain_nodes(count: int) -> list[NodeRow]:
-    """Answer nodes that are all alike."""
+    """Return nodes that are all alike."""
     metadata = {"vram": "80GB", "inferenceUrl": "http://node:8080", "runtimes": ["vllm"]}
     return [NodeRow(node_id(number), metadata) for number in range(count)]
 

@@ -15,18 +15,18 @@ _VRAM_GB = (24, 32, 48, 64, 80, 96, 141, 192, 288, 640)
 
 
 def nodes_of_many_kinds(count: int) -> list[NodeRow]:
-    """Answer nodes spread evenly over the kinds; fewer nodes than kinds are of kinds drawn from all."""
+    """Return nodes spread evenly over the kinds; fewer nodes than kinds are of kinds drawn from all."""
     kinds = Random(1).sample(range(KINDS), KINDS)
     return [NodeRow(node_id(number), *_kind(kinds[number % KINDS])) for number in range(count)]
 
 
 def models() -> list[dict[str, Any]]:
-    """Answer the metadata of every model: the even ones run on most kinds, the odd ones on none."""
+    """Return the metadata of every model: the even ones run on most kinds, the odd ones on none."""
     return [_model(number) for number in range(MODELS)]
 
 
 def _kind(kind: int) -> tuple[dict[str, Any], list[str]]:
-    """Answer the metadata of a kind's nodes, and the models that they declare: 200 kinds of machine by 10 lists."""
+    """Return the metadata of a kind's nodes, and the models that they declare: 200 kinds of machine by 10 lists."""
     machine, declaration = divmod(kind, 10)
     metadata = {
         "vram": f"{_VRAM_GB[machine % 10]}GB",

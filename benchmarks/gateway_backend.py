@@ -36,7 +36,7 @@ _STREAM_HEAD = (
 
 
 def word(number: int) -> str:
-    """Answer the text that the chunk with this number carries."""
+    """Return the text that the chunk with this number carries."""
     return f" word{number}"
 
 
@@ -54,13 +54,13 @@ def _completion() -> bytes:
 
 
 def _frame(event: str) -> bytes:
-    """Answer one event as one HTTP chunk."""
+    """Return one event as one HTTP chunk."""
     payload = f"data: {event}\n\n".encode()
     return b"%x\r\n%b\r\n" % (len(payload), payload)
 
 
 def _stream(chunks: int) -> list[bytes]:
-    """Answer what is written in turn: the head with the first chunk, each other chunk, and the end."""
+    """Return what is written in turn: the head with the first chunk, each other chunk, and the end."""
     head = {"id": "chatcmpl-benchmark", "object": "chat.completion.chunk", "created": 1_767_225_600, "model": MODEL}
     frames = []
     for number in range(chunks):
@@ -86,7 +86,6 @@ class Engine:
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Begin idle."""
         self._loop = loop
         self._streams: list[tuple[Connection, int]] = []
         self._joining: list[tuple[Connection, int]] = []
@@ -126,7 +125,6 @@ class Connection(asyncio.Protocol):
     """One connection, kept open; requests are answered in their order, and none is read inside a stream."""
 
     def __init__(self, engine: Engine) -> None:
-        """Leave streams to the engine."""
         self._engine = engine
         self._buffer = b""
         self._is_open = False
@@ -141,7 +139,7 @@ class Connection(asyncio.Protocol):
         self._is_open = False
 
     def write(self, data: bytes) -> bool:
-        """Write, and answer whether anybody is there to read."""
+        """Write, and return whether anybody is there to read."""
         if self._is_open:
             self._transport.write(data)
         return self._is_open

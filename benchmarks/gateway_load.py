@@ -64,7 +64,6 @@ class Tally:
     """What was sent and answered, shared by every connection."""
 
     def __init__(self, spec: Spec) -> None:
-        """Count nothing yet."""
         self.spec = spec
         self.request = spec.request.encode()
         self.latencies: list[float] = []
@@ -78,7 +77,7 @@ class Tally:
         self.is_drained = asyncio.Event()
 
     def begin(self) -> bytes | None:
-        """Answer the next request, which is now under way; None when the load is over."""
+        """Return the next request, which is now under way; None when the load is over."""
         if self.is_over:
             return None
         self.under_way += 1
@@ -115,7 +114,7 @@ class Tally:
         self.example = self.example or example
 
     def found(self, began: float) -> GatewayLoad:
-        """Answer what was found."""
+        """Return what was found."""
         ordered = sorted(self.latencies) or [float("nan")]
         p50, p99 = (ordered[int(len(ordered) * share)] * 1000 for share in (0.5, 0.99))
         took = max(self.last_at - began, 1e-9)
@@ -127,7 +126,6 @@ class Connection(asyncio.Protocol):
     """One connection with at most one request under way."""
 
     def __init__(self, tally: Tally) -> None:
-        """Send nothing yet."""
         self._tally = tally
         self._streams = tally.spec.chunks > 0
         self._answered = 0
@@ -187,7 +185,7 @@ class Connection(asyncio.Protocol):
 
 
 def find_body(answer: bytes) -> bytes | None:
-    """Answer the body, out of its HTTP chunks if it has any; None while it is incomplete."""
+    """Return the body, out of its HTTP chunks if it has any; None while it is incomplete."""
     head, found, rest = answer.partition(_HEAD_END)
     if not found:
         return None
@@ -199,7 +197,7 @@ def find_body(answer: bytes) -> bytes | None:
 
 
 def is_completion(body: bytes) -> bool:
-    """Whether this is the backend's completion."""
+    """Return whether this is the backend's completion."""
     with suppress(ValueError, LookupError, TypeError):
         answer = json.loads(body)
         return bool(answer["choices"][0]["message"]["content"] == TEXT and answer["usage"]["total_tokens"] > 0)
@@ -207,7 +205,7 @@ def is_completion(body: bytes) -> bool:
 
 
 def is_stream(body: bytes, chunks: int) -> bool:
-    """Whether these are the backend's events, each of them once and in their order."""
+    """Return whether these are the backend's events, each of them once and in their order."""
     *events, done = body.decode(errors="replace").strip().split("\n\n")
     with suppress(ValueError, LookupError, TypeError):
         parsed = [json.loads(event.removeprefix("data: ")) for event in events]
@@ -233,7 +231,7 @@ def _join_chunks(rest: bytes) -> bytes | None:
 
 
 async def run(spec: Spec) -> GatewayLoad:
-    """Send the load; answer what was found once the last answer is there."""
+    """Send the load; return what was found once the last answer is there."""
     loop, tally = asyncio.get_running_loop(), Tally(spec)
     made = [
         (await loop.create_connection(lambda: Connection(tally), "127.0.0.1", spec.ports[n % len(spec.ports)]))[1]

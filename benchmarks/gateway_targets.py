@@ -45,16 +45,16 @@ class Target(NamedTuple):
     processes: Sequence[Server] = ()
 
     def cpu_seconds(self) -> float:
-        """Answer the processor time that routing has taken so far."""
+        """Return the processor time that routing has taken so far."""
         return sum(process.cpu_seconds() for process in self.processes)
 
     def memory_mb(self) -> list[float]:
-        """Answer the resident memory of each process."""
+        """Return the resident memory of each process."""
         return [process.memory_mb() for process in self.processes]
 
 
 def request_for(key: str, *, content: str = "Say something.", stream: bool = False) -> str:
-    """Answer the bytes of one chat completion's request; `paced` in the content asks for a slow stream."""
+    """Return the bytes of one chat completion's request; `paced` in the content asks for a slow stream."""
     messages = [{"role": "system", "content": "You are terse."}, {"role": "user", "content": content}]
     body = json.dumps({"model": MODEL, "messages": messages, "max_tokens": 256, "stream": stream})
     return (
@@ -65,7 +65,7 @@ def request_for(key: str, *, content: str = "Say something.", stream: bool = Fal
 
 @contextmanager
 def backend() -> Iterator[list[int]]:
-    """Run the backend beside the load; answers its ports, one for each node."""
+    """Run the backend beside the load; return its ports, one for each node."""
     with ExitStack() as stack:
         listeners = [stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=2048)) for _ in range(NODES)]
         descriptors = [listener.fileno() for listener in listeners]
@@ -124,7 +124,7 @@ def vllm_router(ports: Sequence[int]) -> Iterator[Target]:
 
 
 def _register(server: Server, port: int) -> str:
-    """Register a node at the port; answers its id."""
+    """Register a node at the port; return its id."""
     metadata = {"gpu": "none", "vram": "80GB", "runtimes": ["llama.cpp"], "inferenceUrl": f"http://127.0.0.1:{port}/v1"}
     return str(
         server.call("POST", "/passports", {"name": f"node-{port}", "type": "compute", "metadata": metadata})["id"]
@@ -157,7 +157,7 @@ def _heartbeats(server: Server, nodes: list[str]) -> Iterator[None]:
 
 
 def _first_refusal(port: int, key: str) -> str:
-    """Answer how a completion is refused, after a few tries; nothing once it is answered."""
+    """Return how a completion is refused, after a few tries; nothing once it is answered."""
     said = ""
 
     def is_settled() -> bool:

@@ -97,7 +97,7 @@ async def _grouped(url: str) -> Any:
 
 
 async def _rate(write: Write, nodes: list[NodeRow]) -> float:
-    """Answer how many heartbeats a second the senders get answered."""
+    """Return how many heartbeats a second the senders get answered."""
     answered, ends_at = 0, time.perf_counter() + ROUND_SECONDS
 
     async def send(first: int) -> None:

@@ -80,7 +80,7 @@ def _for_bare(requests: Requests, size: int) -> Requests:
 
 
 async def _look(url: str) -> tuple[str, int]:
-    """Answer how durable Postgres is set to be, and how many heartbeats it has taken."""
+    """Return how durable Postgres is set to be, and how many heartbeats it has taken."""
     connection = await connect(url)
     try:
         names = ("fsync", "synchronous_commit", "full_page_writes")

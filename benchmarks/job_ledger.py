@@ -76,7 +76,6 @@ class Steps:
     """Runs a coroutine, and knows the longest that one of its steps held the event loop, in this thread's own time."""
 
     def __init__(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        """Run `coroutine`, later."""
         self._coroutine = coroutine
         self.longest_seconds = 0.0
 

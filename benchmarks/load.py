@@ -55,27 +55,27 @@ class Load(NamedTuple):
 
     @property
     def per_second(self) -> float:
-        """Answers a second."""
+        """Return a second."""
         return self.requests / self.seconds
 
 
 def heartbeat_requests(passport_ids: Sequence[str], key: str, path: str = "/compute/heartbeat") -> Requests:
-    """Answer the providers' guide's heartbeat of each node, with the bootId and sequence that agents send."""
+    """Return the providers' guide's heartbeat of each node, with the bootId and sequence that agents send."""
     return Requests([_heartbeat_head(passport_id, key, path) for passport_id in passport_ids], "}")
 
 
 def get_requests(paths: Sequence[str]) -> Requests:
-    """Answer plain reads of these paths."""
+    """Return plain reads of these paths."""
     return Requests([f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" for path in paths])
 
 
 def has_wrk() -> bool:
-    """Whether the load comes from wrk."""
+    """Return whether the load comes from wrk."""
     return shutil.which("wrk") is not None
 
 
 def run_load(port: int, requests: Requests, *, connections: int, seconds: float, round_: int = 0) -> Load:
-    """Send requests over so many connections, each the next when the last is answered, and answer what was found.
+    """Send requests over so many connections, each the next when the last is answered, and return what was found.
 
     `round_` counts the rounds of one run, so that sequences grow from each to the next.
     """

@@ -23,7 +23,6 @@ class Tally:
     """What was sent and answered, shared by every connection."""
 
     def __init__(self, spec: dict[str, Any]) -> None:
-        """Send what `spec` says; see `benchmarks.load.Requests`."""
         self.heads: list[bytes] = [head.encode() for head in spec["heads"]]
         self.tail: bytes = spec["tail"].encode()
         self.sequence: int = spec["first"]
@@ -33,7 +32,7 @@ class Tally:
         self.is_over = False
 
     def next_request(self) -> bytes:
-        """Answer the bytes of the next request."""
+        """Return the bytes of the next request."""
         head = self.heads[self.position]
         self.position = (self.position + 1) % len(self.heads)
         if not self.tail:
@@ -87,7 +86,7 @@ class Connection(asyncio.Protocol):
 
 
 async def run(spec: dict[str, Any], connections: int, seconds: float, rate: float) -> dict[str, float]:
-    """Send the load; answer what was found."""
+    """Send the load; return what was found."""
     loop, tally = asyncio.get_running_loop(), Tally(spec)
     made = [
         (await loop.create_connection(lambda: Connection(tally, loops=not rate), "127.0.0.1", spec["port"]))[1]

@@ -54,7 +54,6 @@ class Load:
     """The requests of one schedule."""
 
     def __init__(self, schedule: Schedule) -> None:
-        """Send nothing yet."""
         self.schedule = schedule
         self.request = schedule.request.encode()
         self.idle: list[Connection] = []
@@ -116,7 +115,6 @@ class Connection(asyncio.Protocol):
     """One connection with at most one request under way."""
 
     def __init__(self, load: Load) -> None:
-        """Send nothing yet."""
         self._load = load
         self._answer = b""
         self._due_at = 0.0

@@ -70,18 +70,18 @@ class Server:
     start_seconds: float = 0.0
 
     def memory_mb(self) -> float:
-        """Answer the resident memory of the process that answers."""
+        """Return the resident memory of the process that answers."""
         status = Path(f"/proc/{self.worker_pid}/status").read_text()
         match = re.search(r"VmRSS:\s+(\d+) kB", status)
         return int(match[1]) / 1024 if match else float("nan")
 
     def cpu_seconds(self) -> float:
-        """Answer the processor time that the process has used so far."""
+        """Return the processor time that the process has used so far."""
         fields = Path(f"/proc/{self.worker_pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def call(self, method: str, path: str, body: Any = None, key: str = ADMIN_KEY) -> Any:
-        """Make one request, and answer the JSON that it is answered."""
+        """Make one request, and return the JSON that it is answered."""
         headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
         data = None if body is None else json.dumps(body).encode()
         request = Request(f"http://127.0.0.1:{self.port}{path}", data, headers, method=method)
@@ -89,7 +89,7 @@ class Server:
             return json.loads(answer.read())
 
     def make_key(self, owner: str) -> str:
-        """Answer a new key with which the owner's nodes send heartbeats."""
+        """Return a new key with which the owner's nodes send heartbeats."""
         new = {"name": "benchmark", "owner": owner, "scopes": ["compute"]}
         return str(self.call("POST", "/keys", new)["key"])
 
@@ -108,7 +108,7 @@ def data_folder() -> Iterator[Path]:
 
 @contextmanager
 def postgres_of(folder: Path) -> Iterator[str]:
-    """Run the Postgres of a data folder alone, without the service; answers its URL."""
+    """Run the Postgres of a data folder alone, without the service; return its URL."""
     with EmbeddedPostgres(folder) as postgres:
         yield postgres.url()
 
@@ -174,7 +174,7 @@ def wait_for_quiet(timeout_seconds: float = 15.0) -> None:
 
 
 def _is_quiet() -> bool:
-    """Whether the cores were idle nearly all of half a second."""
+    """Return whether the cores were idle nearly all of half a second."""
     before = _ticks()
     time.sleep(0.5)
     spent = [after - former for former, after in zip(before, _ticks(), strict=True)]
@@ -182,7 +182,7 @@ def _is_quiet() -> bool:
 
 
 def _ticks() -> list[int]:
-    """Answer the time that all cores spent: user, nice, system, idle, waiting for I/O and so on (proc(5))."""
+    """Return the time that all cores spent: user, nice, system, idle, waiting for I/O and so on (proc(5))."""
     return [int(ticks) for ticks in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
 
 
@@ -193,7 +193,7 @@ def _answers(port: int) -> bool:
 
 
 def _read_port(process: subprocess.Popen[str]) -> int:
-    """Answer the port in the banner, which comes when the service is ready, and read the banner to its end."""
+    """Return the port in the banner, which comes when the service is ready, and read the banner to its end."""
     port = 0
     for line in process.stdout or ():
         if match := _LISTENS.search(line):
@@ -205,7 +205,7 @@ def _read_port(process: subprocess.Popen[str]) -> int:
 
 
 def _worker_of(supervisor_pid: int) -> int:
-    """Answer the supervisor's child that is no Postgres: forked, so its command line is the supervisor's."""
+    """Return the supervisor's child that is no Postgres: forked, so its command line is the supervisor's."""
     children = Path(f"/proc/{supervisor_pid}/task/{supervisor_pid}/children").read_text().split()
     command = Path(f"/proc/{supervisor_pid}/cmdline").read_bytes()
     return next(int(pid) for pid in children if Path(f"/proc/{pid}/cmdline").read_bytes() == command)

@@ -51,7 +51,6 @@ class Clients:
     """All the clients. `outcomes` counts what became of their requests."""
 
     def __init__(self, plan: Plan) -> None:
-        """Send nothing yet."""
         self._plan = plan
         self._left = plan.requests
         self._random = random.Random(7)
@@ -177,7 +176,7 @@ class Clients:
 
 
 async def _read_answer(reader: asyncio.StreamReader) -> bytes:
-    """Answer the bytes of one answer; of a long stream only its beginning and its end, which is what is looked at."""
+    """Return the bytes of one answer; of a long stream only its beginning and its end, which is what is looked at."""
     answer = await reader.readuntil(b"\r\n\r\n")
     if b"transfer-encoding: chunked" not in answer.lower():
         while find_body(answer) is None:

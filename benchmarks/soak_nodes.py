@@ -17,14 +17,13 @@ class MortalNode:
     """One node's process on a port that stays its own."""
 
     def __init__(self) -> None:
-        """Start it on a free port."""
         self.port = 0
         self._process: subprocess.Popen[bytes] | None = None
         self.start()
 
     @property
     def is_alive(self) -> bool:
-        """Whether it runs."""
+        """Return whether it runs."""
         return self._process is not None
 
     def start(self) -> None:

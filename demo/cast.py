@@ -33,7 +33,7 @@ class Cast(NamedTuple):
     guest: NewKey
 
     def lucid(self) -> AsyncLucid:
-        """Answer the SDK's client, with the admin's key."""
+        """Return the SDK's client, with the admin's key."""
         return AsyncLucid(self.url, self.admin_key)
 
 

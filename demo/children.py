@@ -65,12 +65,12 @@ class Child:
         return self._output.read_text(errors="replace")
 
     def fault(self) -> DemoFailed:
-        """Answer what to say when it ended by itself."""
+        """Return what to say when it ended by itself."""
         last = "\n".join(self.words.splitlines()[-LAST_WORDS:])
         return DemoFailed(f"{self.name} (process {self.pid}) ended with status {self.status}. It said last:\n{last}")
 
     async def says(self, pattern: str) -> str:
-        """Wait until it says something that matches; answer the group of the match.
+        """Wait until it says something that matches; return the group of the match.
 
         Raises:
             DemoFailed: it ended, or took too long.
@@ -87,7 +87,7 @@ class Child:
             await asyncio.sleep(POLL_SECONDS)
 
     async def ends(self) -> int:
-        """Wait until it has ended; answer its exit status."""
+        """Wait until it has ended; return its exit status."""
         while (status := self.status) is None:  # noqa: ASYNC110 - nothing sets an event when a process ends
             await asyncio.sleep(POLL_SECONDS)
         return status
@@ -105,6 +105,6 @@ class Child:
 
 
 def _launched(death_signal: int) -> list[str]:
-    """Answer what stands before a command so that it gets the signal when this thread, the demo's only one, ends."""
+    """Return what stands before a command so that it gets the signal when this thread, the demo's only one, ends."""
     me, stay = str(os.getpid()), str(launcher.STAY)
     return [sys.executable, launcher.__file__, me, str(int(death_signal)), stay, stay]

@@ -18,7 +18,7 @@ CONTEXT_OF_A_SLOT = 1024
 def server_command(
     gguf: Path, *, model: str = MODEL, port: int = 0, slots: int = 2, tells: bool = True, embeds: bool = False
 ) -> list[str]:
-    """Answer the command for a server of one model; port 0 is a free one.
+    """Return the command for a server of one model; port 0 is a free one.
 
     `tells`: with /metrics and /slots; `embeds`: it answers embeddings, and chats besides.
     """

@@ -19,7 +19,7 @@ class Narrator:
 
     @property
     def seconds(self) -> float:
-        """How long ago the demo began."""
+        """Return how long ago the demo began."""
         return time.monotonic() - self._began_at
 
     def tell(self, sentence: str) -> None:

@@ -32,7 +32,6 @@ class Node:
     """A node: its server can be killed and started again in the same place, and its agent goes on."""
 
     def __init__(self, stage: Stage, place: Place) -> None:
-        """Start nothing yet."""
         self.place = place
         self.passport_id = ""
         self._stage = stage
@@ -51,7 +50,7 @@ class Node:
         return self._server
 
     async def server_listens(self) -> str:
-        """Wait until the inference server listens; answer its URL."""
+        """Wait until the inference server listens; return its URL."""
         if self._server is None:
             raise DemoFailed(f"{self.name} has no inference server.")
         url = await self._server.says(LISTENS)
@@ -59,7 +58,7 @@ class Node:
         return url
 
     def kill_server(self) -> int:
-        """Kill the inference server as kill -9 does; answer its process id."""
+        """Kill the inference server as kill -9 does; return its process id."""
         if self._server is None:
             raise DemoFailed(f"{self.name} has no inference server.")
         self._server.kill()

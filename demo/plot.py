@@ -26,7 +26,6 @@ class Plot:
     """Plays rounds of four events and tells of them; each is over when the service shows what came of it."""
 
     def __init__(self, stage: Stage, cast: Cast, narrator: Narrator, traffic: Traffic) -> None:
-        """Begin nothing yet."""
         self._stage, self._cast, self._narrator, self._traffic = stage, cast, narrator, traffic
         self._tally = traffic.tally
         self._told: Counter[str] = Counter()
@@ -109,7 +108,7 @@ class Plot:
         self._narrator.tell(f"SERVING   {node.name} answers requests again")
 
     async def _lucid(self, *arguments: str) -> str:
-        """Run a command of `lucid` to its end; answer the last line that it says."""
+        """Run a command of `lucid` to its end; return the last line that it says."""
         command = self._stage.lucid(arguments, self._cast.url)
         if await command.ends() != 0:
             raise command.fault()

@@ -21,7 +21,7 @@ Ask = Callable[[openai.AsyncOpenAI, Tally], Awaitable[None]]
 
 
 def client_of(url: str, key: str) -> openai.AsyncOpenAI:
-    """Answer a client that speaks to the gateway."""
+    """Return a client that speaks to the gateway."""
     return openai.AsyncOpenAI(
         base_url=f"{url}/v1",
         api_key=key,
@@ -117,5 +117,5 @@ async def _refused(tally: Tally, how: str, request: Awaitable[Any]) -> None:
 
 
 def _served_by(headers: Mapping[str, str]) -> tuple[str, int]:
-    """Answer the node that served, and at which attempt."""
+    """Return the node that served, and at which attempt."""
     return headers["X-Lucid-Node"], int(headers["X-Lucid-Attempts"])

@@ -41,7 +41,7 @@ class Demo:
         self._stage = Stage()  # from here on there is something to clear away
 
     async def run(self) -> int:
-        """Answer the exit status: 0, 1 when something went wrong, 128 and more when a signal ended it."""
+        """Return the exit status: 0, 1 when something went wrong, 128 and more when a signal ended it."""
         watching = asyncio.create_task(self._stage.watch())
         playing = asyncio.create_task(self._play())
         stopping = asyncio.create_task(self._is_stopped.wait())
@@ -94,7 +94,7 @@ class Demo:
             self._stage.is_hasty = True
 
     def _status(self, watched: object, played: object) -> int:
-        """Answer the exit status, and say what went wrong, if something did."""
+        """Return the exit status, and say what went wrong, if something did."""
         if self._signal is not None:
             return 128 + self._signal
         for outcome in (watched, played):
@@ -107,13 +107,13 @@ class Demo:
 
 
 async def _has_dashboard(cast: Cast) -> bool:
-    """Whether there is a page where a browser would look for one."""
+    """Return whether there is a page where a browser would look for one."""
     async with httpx.AsyncClient(base_url=cast.url, trust_env=False) as browser:
         return (await browser.get("/dashboard")).status_code != httpx.codes.NOT_FOUND
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the demo; answer the exit status."""
+    """Run the demo; return the exit status."""
     parser = argparse.ArgumentParser(prog="make demo", description="Show the whole product alive on this machine.")
     parser.add_argument("--minutes", type=float, default=MINUTES, help=f"how long, {MINUTES} unless said otherwise")
     parser.add_argument("--port", type=int, default=0, help="the service's port; 0, the default, is a free one")

@@ -40,7 +40,7 @@ class Row(NamedTuple):
 
     @property
     def agrees(self) -> bool:
-        """Whether clients and their jobs agree, and all jobs and the metrics do."""
+        """Return whether clients and their jobs agree, and all jobs and the metrics do."""
         return (self.clients is None or self.clients == self.their_jobs) and self.all_jobs == self.metrics
 
 
@@ -53,7 +53,7 @@ class Summary(NamedTuple):
 
     @property
     def reconciles(self) -> bool:
-        """Whether every figure is the same from all sides."""
+        """Return whether every figure is the same from all sides."""
         return all(row.agrees for row in self.rows)
 
 
@@ -80,19 +80,19 @@ async def _read(cast: Cast, tally: Tally, since: datetime) -> Summary:
 
 
 def _of_clients(tally: Tally) -> tuple[Figure, ...]:
-    """Answer what the clients counted, by `NAMES`; nobody told the client of a cut stream how many tokens it had."""
+    """Return what the clients counted, by `NAMES`; nobody told the client of a cut stream how many tokens it had."""
     tokens = (None, None) if tally.cut else (tally.tokens_in, tally.tokens_out)
     return (tally.answered, tally.failed_attempts, tally.refused[REFUSED_BY_NODE], *tokens, None)
 
 
 def _of_metrics(totals: Mapping[str, int | float | str | None]) -> tuple[Figure, ...]:
-    """Answer what the metrics say, by `NAMES`."""
+    """Return what the metrics say, by `NAMES`."""
     counts = (int(totals[name] or 0) for name in ("completed", "failed", "rejected", "tokensIn", "tokensOut"))
     return (*counts, Decimal(totals["revenueUsd"] or 0))
 
 
 def _of_jobs(jobs: Iterable[JobView]) -> tuple[Figure, ...]:
-    """Answer what jobs add up to, by `NAMES`."""
+    """Return what jobs add up to, by `NAMES`."""
     known = list(jobs)
     counts = (
         sum(job.outcome == outcome for job in known)

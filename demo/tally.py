@@ -34,7 +34,7 @@ class Tally:
         self.tokens_out += tokens_out
 
     def line(self) -> str:
-        """Answer the counters in one line."""
+        """Return the counters in one line."""
         cut = f", {self.cut} streams cut" if self.cut else ""
         return (
             f"{self.answered:,} answered, {self.errors.total()} errors{cut}, {self.rescued} saved by another node, "

@@ -52,7 +52,7 @@ def write_tiny_gguf(path: Path, name: str = "tiny-reciter") -> None:
 
 
 def _words() -> list[str]:
-    """Answer each word of the sentence as a token of its own, a repeated one once more under another spelling."""
+    """Return each word of the sentence as a token of its own, a repeated one once more under another spelling."""
     words: list[str] = []
     for word in WORDS:
         spelled = f"\u2581{word}"

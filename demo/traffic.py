@@ -41,7 +41,6 @@ class Traffic:
     """Requests that are under way; `tally` is what became of those that ended."""
 
     def __init__(self, url: str, consumers: Mapping[str, NewKey]) -> None:
-        """Ask nothing yet."""
         self.tally = Tally()
         self._url, self._consumers = url, consumers
         self._is_over = asyncio.Event()
@@ -58,7 +57,7 @@ class Traffic:
                     group.create_task(self._keep_asking(habit, clients[habit.consumer]))
 
     async def greet(self, node_id: str) -> bool:
-        """Ask one node, by name, once; answer whether it answered, and not whether its breaker is open."""
+        """Ask one node, by name, once; return whether it answered, and not whether its breaker is open."""
         async with client_of(self._url, self._consumers[HABITS[0].consumer].key) as client:
             try:
                 await greet(client, self.tally, node_id)

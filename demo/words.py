@@ -16,7 +16,7 @@ QUESTION = {"model": MODEL, "messages": [{"role": "user", "content": "Say hello.
 
 
 def what_to_look_at(cast: Cast, data_dir: Path, *, has_dashboard: bool) -> str:
-    """Answer the addresses, the keys, and lines to paste into another terminal."""
+    """Return the addresses, the keys, and lines to paste into another terminal."""
     python = Path(sys.executable)
     folder = python.parent.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python.parent
     lucid = shlex.quote(str(folder / "lucid"))
@@ -42,7 +42,7 @@ def what_to_look_at(cast: Cast, data_dir: Path, *, has_dashboard: bool) -> str:
 
 
 def what_it_came_to(summary: Summary, tally: Tally) -> str:
-    """Answer the summary as text."""
+    """Return the summary as text."""
     heads = ("", "clients", "their jobs", "all jobs", "metrics")
     lines = [_line(heads), *(_line(_cells(row)) for row in summary.rows)]
     refused = ", ".join(f"{count:,} x {how}" for how, count in sorted(tally.refused.items()))

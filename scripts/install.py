@@ -15,7 +15,7 @@ OLDEST = (3, 11)
 
 
 def main(folder: Path, lock: Path, stamp: Path, *projects: Path) -> int:
-    """Touch `stamp` when all of `lock` is in `folder`, which is made if it is not whole; answer the exit status.
+    """Touch `stamp` when all of `lock` is in `folder`, which is made if it is not whole; return the exit status.
 
     `projects` are folders that are installed beside it, to be run from where they are.
     """
@@ -63,7 +63,7 @@ def wait_for_others() -> None:
 
 
 def refuse(sentence: str) -> int:
-    """Print why nothing is installed; answer the exit status."""
+    """Print why nothing is installed; return the exit status."""
     print(f"lucid-compute: {sentence}", file=sys.stderr)
     return 1
 

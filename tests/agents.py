@@ -36,7 +36,7 @@ class AgentProcess:
         return self._output.read_text(errors="replace")
 
     def says(self, pattern: str) -> str:
-        """Wait until it says something that matches; answer the group of the match."""
+        """Wait until it says something that matches; return the group of the match."""
         return said(self._output, self.process, pattern)
 
     def says_in_time(self, words: str, seconds: float = 30.0) -> None:
@@ -44,12 +44,12 @@ class AgentProcess:
         wait_until(lambda: words in self.log, seconds)
 
     def stop(self, number: int = signal.SIGTERM) -> int:
-        """Send a signal, and answer the exit status."""
+        """Send a signal, and return the exit status."""
         self.process.send_signal(number)
         return self.ends()
 
     def ends(self) -> int:
-        """Wait until it ends; answer its exit status."""
+        """Wait until it ends; return its exit status."""
         return self.process.wait(STOP_SECONDS)
 
     def kill(self) -> None:
@@ -72,7 +72,7 @@ def agent(
 
 
 def python_that(prepares: str) -> Sequence[str]:
-    """Answer a command that is `lucid` after some Python was run in its process."""
+    """Return a command that is `lucid` after some Python was run in its process."""
     return (sys.executable, "-c", f"{prepares}\nfrom lucid_compute.cli.main import main\nmain()")
 
 
@@ -80,11 +80,10 @@ class Registry:
     """A service as `make run` starts it, its admin's client, and a provider's key."""
 
     def __init__(self, served: Served, admin: httpx.AsyncClient, key: str) -> None:
-        """Speak to `served`."""
         self.served, self.admin, self.key = served, admin, key
 
     async def verdict(self, model: str = MODEL) -> tuple[bool, bool, set[str]]:
-        """Answer whether the model is available and served, and the reasons why not."""
+        """Return whether the model is available and served, and the reasons why not."""
         explained = (await self.admin.get(f"/models/{model}/availability")).json()
         return explained["available"], explained["served"], set(explained["summary"])
 
@@ -99,13 +98,13 @@ class Registry:
         assert (model in {each["name"] for each in listed}) is wanted[0]
 
     async def node(self) -> dict[str, Any]:
-        """Answer the one node that lives."""
+        """Return the one node that lives."""
         (node,) = (await self.admin.get("/compute")).json()["nodes"]
         shown: dict[str, Any] = node
         return shown
 
     async def health(self, node: str) -> dict[str, Any]:
-        """Answer a node's health."""
+        """Return a node's health."""
         shown: dict[str, Any] = (await self.admin.get(f"/compute/health/{node}")).json()
         return shown
 
@@ -128,7 +127,7 @@ class Registry:
 
 @asynccontextmanager
 async def open_registry(served: Served) -> AsyncIterator[Registry]:
-    """Answer a registry that is ready and knows the model, with a key."""
+    """Return a registry that is ready and knows the model, with a key."""
     async with served.client(timeout_seconds=30) as admin:
         metadata = {"format": "gguf", "minVramGb": 1, "contextLength": 1024}
         body = {"name": MODEL, "type": "model", "metadata": metadata}
@@ -137,6 +136,6 @@ async def open_registry(served: Served) -> AsyncIterator[Registry]:
 
 
 async def make_key(admin: httpx.AsyncClient) -> str:
-    """Answer a new key of a provider."""
+    """Return a new key of a provider."""
     body = {"name": "node", "owner": "acme", "scopes": ["compute"]}
     return str((await admin.post("/keys", json=body)).json()["key"])

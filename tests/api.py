@@ -49,14 +49,14 @@ class Api:
         return self.with_key(made.json()["key"])
 
     async def register(self, name: str = "my-gpu-node", metadata: dict[str, Any] | None = None) -> str:
-        """Register a node like the guide's; answer its id."""
+        """Register a node like the guide's; return its id."""
         body = {**GUIDE_PASSPORT, "name": name, "metadata": {**GUIDE_PASSPORT["metadata"], **(metadata or {})}}
         made = await self.http.post("/passports", json=body)
         assert made.status_code == 201, made.text
         return str(made.json()["id"])
 
     async def add_model(self, name: str, format_: str = "safetensors", **metadata: Any) -> str:
-        """Register a model; answer its id."""
+        """Register a model; return its id."""
         body = {"name": name, "type": "model", "metadata": {"format": format_, **metadata}}
         made = await self.http.post("/passports", json=body)
         assert made.status_code == 201, made.text

@@ -19,7 +19,7 @@ class Authority(NamedTuple):
         return self.folder / "ca.pem"
 
     def issue(self, *names: str, days: int = 2, is_signed: bool = True) -> ssl.SSLContext:
-        """Answer the context of a server with a certificate for these names, signed by itself unless it is signed."""
+        """Return the context of a server with a certificate for these names, signed by itself unless it is signed."""
         key, request, certificate = (self.folder / f"leaf.{kind}" for kind in ("key", "csr", "pem"))
         extensions = self.folder / "extensions"
         extensions.write_text(f"subjectAltName={','.join(names)}\n")

@@ -84,7 +84,6 @@ class Chromium:
     """One headless browser, with a profile that is gone afterwards."""
 
     def __init__(self) -> None:
-        """Start nothing yet."""
         self._folder = Path()
         self._process: subprocess.Popen[bytes] | None = None
         self._commands = self._answers = -1
@@ -145,7 +144,7 @@ class Chromium:
             self.send("Target.disposeBrowserContext", browserContextId=context)
 
     def send(self, method: str, session: str | None = None, **params: Any) -> dict[str, Any]:
-        """Have the browser do something, and answer what came of it."""
+        """Have the browser do something, and return what came of it."""
         self._number += 1
         message = {"id": self._number, "method": method, "params": params}
         if session is not None:
@@ -161,7 +160,7 @@ class Chromium:
         return result
 
     def events(self, session: str, *methods: str) -> list[dict[str, Any]]:
-        """Answer what was told of a page so far, by the events' names."""
+        """Return what was told of a page so far, by the events' names."""
         told = [event for event in self._events if event.get("sessionId") == session]
         return [event["params"] for event in told if event["method"] in methods]
 
@@ -182,7 +181,6 @@ class Page:
     """One page, as a person uses it: by what it shows, by mouse and by keyboard."""
 
     def __init__(self, chromium: Chromium, session: str) -> None:
-        """Speak to the page of `session`."""
         self._chromium = chromium
         self._session = session
 
@@ -197,14 +195,14 @@ class Page:
         self.wait_for("document.readyState === 'complete'")
 
     def run(self, expression: str) -> Any:
-        """Answer what an expression of JavaScript comes to."""
+        """Return what an expression of JavaScript comes to."""
         told = self.send("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         if "exceptionDetails" in told:
             raise BrowserFault(str(told["exceptionDetails"].get("exception", {}).get("description")))
         return told["result"].get("value")
 
     def wait_for(self, expression: str, timeout_seconds: float = TIMEOUT_SECONDS) -> Any:
-        """Answer what an expression comes to, once that is true; it may be of the page that comes after this one."""
+        """Return what an expression comes to, once that is true; it may be of the page that comes after this one."""
         deadline = time.monotonic() + timeout_seconds
         while not (value := self._run_if_it_stays(expression)):
             if time.monotonic() > deadline:
@@ -226,11 +224,11 @@ class Page:
         )
 
     def text(self, selector: str = "body") -> str:
-        """Answer what an element shows; nothing when it is not there."""
+        """Return what an element shows; nothing when it is not there."""
         return str(self.run(f"document.querySelector({json.dumps(selector)})?.innerText ?? ''"))
 
     def texts(self, selector: str) -> list[str]:
-        """Answer what each of the elements shows."""
+        """Return what each of the elements shows."""
         return list(self.run(f"[...document.querySelectorAll({json.dumps(selector)})].map((found) => found.innerText)"))
 
     def click(self, selector: str) -> None:
@@ -297,20 +295,20 @@ class Page:
         file.write_bytes(base64.b64decode(told["data"]))
 
     def requests(self) -> list[dict[str, Any]]:
-        """Answer every request that the page made."""
+        """Return every request that the page made."""
         self.run("0")
         told = self._chromium.events(self._session, "Network.requestWillBeSent")
         return [event["request"] for event in told]
 
     def faults(self) -> list[str]:
-        """Answer what the page complained of: exceptions, refused files and breaches of its policy."""
+        """Return what the page complained of: exceptions, refused files and breaches of its policy."""
         self.run("0")  # what was said before this is told by now
         told = self._chromium.events(self._session, "Runtime.exceptionThrown", "Log.entryAdded")
         entries = [event["entry"]["text"] for event in told if event.get("entry", {}).get("level") == "error"]
         return entries + [str(event["exceptionDetails"]) for event in told if "exceptionDetails" in event]
 
     def accessible(self) -> list[tuple[str, str]]:
-        """Answer the page as a screen reader is told it: role and name of each element."""
+        """Return the page as a screen reader is told it: role and name of each element."""
         nodes = self.send("Accessibility.getFullAXTree")["nodes"]
         shown = [node for node in nodes if not node.get("ignored")]
         return [(node["role"]["value"], node.get("name", {}).get("value", "")) for node in shown if "role" in node]

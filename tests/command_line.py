@@ -87,7 +87,6 @@ class OnTerminal:
     def __init__(
         self, line: CommandLine, arguments: tuple[str, ...], columns: int, rows: int, variables: dict[str, str]
     ) -> None:
-        """Start nothing yet."""
         self._line, self._arguments, self._size, self._variables = line, arguments, (rows, columns), variables
         self._seen = 0
         self.shown = ""
@@ -140,7 +139,7 @@ class OnTerminal:
         self._process.send_signal(signal.SIGINT)
 
     async def ends(self) -> int:
-        """Answer its exit status."""
+        """Return its exit status."""
         deadline = time.monotonic() + TIMEOUT_SECONDS
         while self._process.poll() is None or self._read():
             assert time.monotonic() < deadline, self.text
@@ -151,7 +150,7 @@ class OnTerminal:
         return self._process.returncode
 
     def _read(self) -> bool:
-        """Take what there is to read; answer whether there was something."""
+        """Take what there is to read; return whether there was something."""
         if not select.select([self._terminal], [], [], 0)[0]:
             return False
         try:

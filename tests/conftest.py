@@ -62,7 +62,7 @@ def pytest_report_header(config: Config) -> list[str]:
 
 
 def lacks_browser() -> bool:
-    """Whether tests in a browser are left out."""
+    """Return whether tests in a browser are left out."""
     return find_chromium() is None and os.environ.get("CI", "") not in {"true", "1"}
 
 

@@ -24,7 +24,6 @@ class Watched:
     """A service with a few nodes, as their providers speak to it."""
 
     def __init__(self, served: Served) -> None:
-        """Speak to `served` with the admin's key."""
         self.served = served
         self.url = f"{served.url}/dashboard"
         headers = {"Authorization": f"Bearer {served.admin_key}"}
@@ -35,12 +34,12 @@ class Watched:
         return str(self.post("/keys", {"name": "a key", "owner": owner, "scopes": list(scopes)})["key"])
 
     def add_node(self, name: str, *, owner: str | None = None, **metadata: Any) -> str:
-        """Register a node; answer its id."""
+        """Register a node; return its id."""
         body = {**GUIDE_PASSPORT, "name": name, "metadata": {**GUIDE_PASSPORT["metadata"], **NODE, **metadata}}
         return str(self.post("/passports", {**body, **({"owner": owner} if owner else {})})["id"])
 
     def add_model(self, name: str, **metadata: Any) -> str:
-        """Register a model; answer its id."""
+        """Register a model; return its id."""
         body = {"name": name, "type": "model", "metadata": {"format": "safetensors", **metadata}}
         return str(self.post("/passports", body)["id"])
 

@@ -26,12 +26,12 @@ _hosts = (f"127.1.{third}.{fourth}" for third in itertools.count(1) for fourth i
 
 
 def next_host() -> str:
-    """Answer a loopback address that no test has used: a host is probed once in ten seconds."""
+    """Return a loopback address that no test has used: a host is probed once in ten seconds."""
     return next(_hosts)
 
 
 def says(value: object, status: int = 200) -> Behaviour:
-    """Answer a value as JSON."""
+    """Return a value as JSON."""
     return Behaviour(answer=respond(json.dumps(value).encode(), status=status))
 
 

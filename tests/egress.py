@@ -77,7 +77,7 @@ async def ask(
     deadlines: Deadlines | None = None,
     head: bytes = HEAD,
 ) -> Outcome:
-    """Send a request as the gateway does, and answer what came back."""
+    """Send a request as the gateway does, and return what came back."""
     target = LOOPBACK.check_url(url) if isinstance(url, str) else url
     read = b""
     try:

@@ -22,7 +22,6 @@ class Client:
     server: tuple[str, int | None] | None = ("127.0.0.1", 1)
 
     def __init__(self) -> None:
-        """Wait."""
         self.told: asyncio.Future[object] = asyncio.get_running_loop().create_future()
 
     def answer(self, *response: Any) -> None:

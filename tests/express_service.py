@@ -19,7 +19,7 @@ WAITS, AT_ONCE, LONG, FULL = "/v1/waits", "/v1/at-once", "/v1/long", "/v1/full"
 
 
 def post(path: str, body: bytes = b"{}") -> bytes:
-    """Answer a request's bytes."""
+    """Return a request's bytes."""
     return b"POST %b HTTP/1.1\r\nHost: lucid\r\nContent-Length: %d\r\n\r\n%b" % (path.encode(), len(body), body)
 
 
@@ -27,7 +27,6 @@ class Taken:
     """A request that the lane has taken, in place of an exchange."""
 
     def __init__(self, lane: Lane, client: FastPathProtocol) -> None:
-        """Wait."""
         self._lane, self._client = lane, client
 
     def leave(self) -> None:
@@ -46,7 +45,6 @@ class Lane:
     """Takes requests to two paths: one is answered with its own body, the other when the test says so."""
 
     def __init__(self) -> None:
-        """Serve none yet."""
         self.taken: list[Taken] = []
         self.left = 0
 
@@ -68,7 +66,7 @@ class Lane:
         return taken
 
     def answer_all(self, body: bytes) -> None:
-        """Answer all that wait, in one turn of the loop."""
+        """Return all that wait, in one turn of the loop."""
         for taken in [*self.taken]:
             taken.answer(body)
 
@@ -77,7 +75,6 @@ class Service:
     """A server in a thread, on uvloop as in a worker; its application answers with what it was sent."""
 
     def __init__(self) -> None:
-        """Listen, and start."""
         self.lane = Lane()
         self.faults: list[dict[str, Any]] = []  # what went wrong in callbacks
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=100)
@@ -100,7 +97,7 @@ class Service:
         assert self._started.wait(PATIENCE_SECONDS)
 
     async def is_alone(self) -> bool:
-        """Whether no connection is left."""
+        """Return whether no connection is left."""
         await asyncio.sleep(0.5)  # it may not have come yet
         return not self._server.server_state.connections
 
@@ -114,17 +111,17 @@ class Service:
 
     @property
     def kept_bytes(self) -> int:
-        """How much of requests the open connections keep, of which there is at least one."""
+        """Return how much of requests the open connections keep, of which there is at least one."""
         connections: list[Any] = [*self._server.server_state.connections]
         assert connections
         return sum(len(connection._request) + len(connection._held) for connection in connections)
 
     def answer_all(self, body: bytes = b"waited") -> None:
-        """Answer all that wait, in one turn of the loop."""
+        """Return all that wait, in one turn of the loop."""
         self._loop.call_soon_threadsafe(self.lane.answer_all, body)
 
     def answer_and_shut_down(self) -> None:
-        """Answer all that wait, and tell every connection in the same turn to end."""
+        """Return all that wait, and tell every connection in the same turn to end."""
 
         def both() -> None:
             self.lane.answer_all(b"waited")

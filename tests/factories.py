@@ -92,5 +92,5 @@ def node(
         passport=ComputePassport.read(compute_passport(metadata, **changes)),
         declared={declaration.id: declaration for declaration in declared},
         draining_since=draining_since,
-        receipt=None if age_seconds is None else receipt(age_seconds=age_seconds, **(beat or {})),
+        last_heartbeat=None if age_seconds is None else receipt(age_seconds=age_seconds, **(beat or {})),
     )

@@ -46,7 +46,7 @@ class FakeGpu:
     handle: Errno | None = None
 
     def fall_off_the_bus(self) -> None:
-        """Answer everything with NVML_ERROR_GPU_IS_LOST."""
+        """Return everything with NVML_ERROR_GPU_IS_LOST."""
         self.name = self.total_mib = self.busy = self.celsius = self.milliwatts = LOST
 
 

@@ -25,31 +25,31 @@ class Answer(NamedTuple):
 def respond(
     body: bytes = b'{"ok":true}', *headers: str, status: int = 200, content_type: str = JSON, length: int | None = None
 ) -> Answer:
-    """Answer with `body` and its length, or the `length` to lie with."""
+    """Return with `body` and its length, or the `length` to lie with."""
     said = len(body) if length is None else length
     return Answer(_head(status, content_type, f"Content-Length: {said}", *headers), body)
 
 
 def respond_in_chunks(*parts: bytes, status: int = 200, content_type: str = EVENTS, ends: bool = True) -> Answer:
-    """Answer in chunks, each a write of its own; without the last one when it does not end."""
+    """Return in chunks, each a write of its own; without the last one when it does not end."""
     frames = [b"%x\r\n%b\r\n" % (len(part), part) for part in parts] + [b"0\r\n\r\n"] * ends
     return Answer(_head(status, content_type, "Transfer-Encoding: chunked"), lambda: iter(frames))
 
 
 def respond_until_close(body: Pieces, content_type: str = EVENTS) -> Answer:
-    """Answer without a length; the connection's end is the body's, so give `Ending.CLOSE` with it."""
+    """Return without a length; the connection's end is the body's, so give `Ending.CLOSE` with it."""
     return Answer(_head(200, content_type), body)
 
 
 def chat_stream(*texts: str, done: bool = True) -> Answer:
-    """Answer a stream of chat completion events, one for each text, and `[DONE]` if it is to be done."""
+    """Return a stream of chat completion events, one for each text, and `[DONE]` if it is to be done."""
     choices = [[{"index": 0, "delta": {"content": text}, "finish_reason": None}] for text in texts]
     events = [json.dumps({"object": "chat.completion.chunk", "choices": choice}) for choice in choices]
     return respond_in_chunks(*(f"data: {event}\n\n".encode() for event in [*events, *["[DONE]"] * done]))
 
 
 def unfinished_chat(*texts: str) -> Answer:
-    """Answer such a stream without the last chunk, which would say that nothing more comes."""
+    """Return such a stream without the last chunk, which would say that nothing more comes."""
     answer = chat_stream(*texts, done=False)
     assert callable(answer.body)
     frames = [*answer.body()][:-1]  # type: ignore[misc]
@@ -62,7 +62,7 @@ def redirect(location: str, status: int = 302) -> Answer:
 
 
 def gzip_bomb(megabytes: int = 64) -> Answer:
-    """Answer zeros, compressed although nobody asked for that."""
+    """Return zeros, compressed although nobody asked for that."""
     return respond(gzip.compress(bytes(megabytes << 20), 9), "Content-Encoding: gzip")
 
 

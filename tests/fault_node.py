@@ -112,7 +112,7 @@ class FaultNode:
 
     @property
     def open_connections(self) -> int:
-        """How many connections are open now."""
+        """Return how many connections are open now."""
         return len(self._open)
 
     async def start(self) -> None:
@@ -248,7 +248,7 @@ async def _ask(url: str, request: Request) -> AsyncIterator[Answer]:
 
 
 async def _deliver(writer: asyncio.StreamWriter, behaviour: Behaviour, answer: Answer) -> Ending:
-    """Write an answer as the behaviour says, and answer what becomes of the connection."""
+    """Write an answer as the behaviour says, and return what becomes of the connection."""
     await _pause(behaviour.delay_seconds)
     head = behaviour.cut_head_after, behaviour.drip_head_seconds, behaviour.drip_bytes
     body = behaviour.cut_body_after, behaviour.drip_body_seconds, behaviour.drip_bytes
@@ -264,7 +264,7 @@ async def _deliver(writer: asyncio.StreamWriter, behaviour: Behaviour, answer: A
 async def _write(
     writer: asyncio.StreamWriter, pieces: Pieces, cut_after: int | None, drip_seconds: float, drip_bytes: int
 ) -> bool:
-    """Write, and answer whether that was all: False when it was cut."""
+    """Write, and return whether that was all: False when it was cut."""
     left = math.inf if cut_after is None else cut_after
     async for piece in _each(pieces):
         for drop in [piece[i : i + drip_bytes] for i in range(0, len(piece), drip_bytes)] if drip_seconds else [piece]:

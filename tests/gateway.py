@@ -29,7 +29,6 @@ class Gateway:
     """One service, spoken to as its admin (`admin`), and with a key of the scope inference:run (`key`, `openai`)."""
 
     def __init__(self, served: Served, admin: httpx.AsyncClient, key: str) -> None:
-        """Speak to `served`, which is ready."""
         self.served = served
         self.admin = admin
         self.key = key
@@ -38,7 +37,7 @@ class Gateway:
         self._earned_at = -RETRIES_LAST_SECONDS
 
     def openai_with(self, key: str, timeout_seconds: float = 30.0) -> openai.AsyncOpenAI:
-        """Answer OpenAI's client with `key`; it tries nothing twice."""
+        """Return OpenAI's client with `key`; it tries nothing twice."""
         http_client = openai.DefaultAsyncHttpx2Client(trust_env=False)
         url = f"{self.served.url}/v1"
         return openai.AsyncOpenAI(
@@ -51,19 +50,19 @@ class Gateway:
         await self.raw.aclose()
 
     async def new_key(self, *scopes: str, **fields: Any) -> dict[str, Any]:
-        """Answer a new key, which may infer unless `scopes` say otherwise."""
+        """Return a new key, which may infer unless `scopes` say otherwise."""
         body = {"name": "a key", "owner": CONSUMER, "scopes": list(scopes or ("inference:run",)), **fields}
         return await self._post("/keys", body)
 
     async def add_model(self, **metadata: Any) -> str:
-        """Register a model; answer its name, which no other test uses and which has an alias, `{name}/alias`."""
+        """Register a model; return its name, which no other test uses and which has an alias, `{name}/alias`."""
         name = f"model-{uuid4().hex[:12]}"
         known = {"format": "gguf", "aliases": [f"{name}/alias"], **metadata}
         await self._post("/passports", {"name": name, "type": "model", "metadata": known})
         return name
 
     async def id_of(self, model: str) -> str:
-        """Answer a model's passport id."""
+        """Return a model's passport id."""
         return str((await self.admin.get(f"/models/{model}")).json()["id"])
 
     async def add_node(self, url: str, *models: str, beat: dict[str, Any] | None = None, **metadata: Any) -> str:
@@ -79,7 +78,7 @@ class Gateway:
         await self._post("/compute/heartbeat", {**body, **changes})
 
     async def health(self, node: str) -> dict[str, Any]:
-        """Answer a node's health."""
+        """Return a node's health."""
         answer = await self.admin.get(f"/compute/health/{node}")
         assert answer.status_code == 200, answer.text
         health: dict[str, Any] = answer.json()
@@ -110,7 +109,7 @@ class Gateway:
         await eventually(does)
 
     async def jobs(self, model: str, count: int = 1) -> list[dict[str, Any]]:
-        """Answer the jobs of a model once `count` of them have ended, the newest first."""
+        """Return the jobs of a model once `count` of them have ended, the newest first."""
         found: list[dict[str, Any]] = []
 
         async def have_ended() -> bool:
@@ -166,7 +165,7 @@ async def open_gateway(served: Served) -> AsyncIterator[Gateway]:
 
 
 def chat_answer(text: str = "said", tokens_in: int = 3, tokens_out: int = 2) -> Answer:
-    """Answer a whole chat as a node does that counts its tokens."""
+    """Return a whole chat as a node does that counts its tokens."""
     choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
     usage = {"prompt_tokens": tokens_in, "completion_tokens": tokens_out, "total_tokens": tokens_in + tokens_out}
     body = {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice], "usage": usage}
@@ -174,10 +173,10 @@ def chat_answer(text: str = "said", tokens_in: int = 3, tokens_out: int = 2) -> 
 
 
 def text_of(chunks: Sequence[Any]) -> str:
-    """Answer what the chunks of a streamed chat say together."""
+    """Return what the chunks of a streamed chat say together."""
     return "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
 
 
 def within(seconds: float) -> float:
-    """Answer a stated bound with threefold slack: machines are noisy."""
+    """Return a stated bound with threefold slack: machines are noisy."""
     return seconds * SLACK

@@ -46,7 +46,7 @@ class SimulatedNode:
     acknowledged: int = 0
 
     def next_heartbeat(self) -> dict[str, object]:
-        """Answer the next heartbeat's body."""
+        """Return the next heartbeat's body."""
         self.sequence += 1
         return {
             "passportId": self.passport_id,
@@ -71,7 +71,7 @@ class Figures:
     recoveries: dict[str, list[float]] = field(default_factory=lambda: {"app": [], "worker": [], "postgres": []})
 
     def lines(self) -> list[str]:
-        """Answer the figures for a person."""
+        """Return the figures for a person."""
         lines = [
             f"acknowledged {self.acknowledged}, lost {self.lost} (in {self.checked} readings back)",
             f"answers {dict(self.seen)}, forbidden {len(self.forbidden)} {self.forbidden[:3]}",
@@ -165,7 +165,7 @@ class KillHarness:
         await asyncio.sleep(self._random.uniform(*CALM_SECONDS))
 
     async def _first_success_after(self, killed_at: float) -> float:
-        """Answer when a heartbeat that was sent after `killed_at` was acknowledged."""
+        """Return when a heartbeat that was sent after `killed_at` was acknowledged."""
         await self._wait_for(lambda: self._last_success_sent_at > killed_at)
         return time.monotonic()
 
@@ -185,7 +185,7 @@ class KillHarness:
         self.figures.recoveries[kind].append(seconds)
 
     async def _wait_for(self, find: Callable[[], Found | None]) -> Found:
-        """Answer what is found once it is there."""
+        """Return what is found once it is there."""
         deadline = time.monotonic() + RECOVERY_TIMEOUT_SECONDS
         while not (found := find()):
             assert time.monotonic() < deadline, f"waited {RECOVERY_TIMEOUT_SECONDS} s in vain; {self._served.log}"
@@ -202,7 +202,7 @@ async def torment(
     seed: int = 1,
     deadline: float = float("inf"),
 ) -> Figures:
-    """Kill so often, in turn, and answer what came of it; `deadline` is of the monotonic clock."""
+    """Kill so often, in turn, and return what came of it; `deadline` is of the monotonic clock."""
     harness = KillHarness(served, seed)
     kills = [harness.kill_app] * app_kills + [harness.kill_postgres] * postgres_kills
     kills += [harness.kill_worker] * worker_kills

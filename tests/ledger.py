@@ -113,7 +113,7 @@ async def all_written(*ledgers: JobLedger, deadline_seconds: float = 60.0) -> No
 
 
 async def read(url: str, statement: str, *arguments: Any) -> list[Any]:
-    """Run one statement on a connection of its own; answer its rows."""
+    """Run one statement on a connection of its own; return its rows."""
     connection = await connect(url, application="lucid tests", timeout_seconds=60)
     try:
         return list(await connection.fetch(statement, *arguments))

@@ -74,7 +74,7 @@ def running(output: Path, command: list[str], **environment: str) -> Iterator[su
 
 
 def said(output: Path, process: subprocess.Popen[bytes], pattern: str) -> str:
-    """Wait until a process says something that matches; answer the group of the match."""
+    """Wait until a process says something that matches; return the group of the match."""
     wait_until(lambda: process.poll() is not None or _found(output, pattern) is not None, START_SECONDS)
     found = _found(output, pattern)
     assert found is not None, output.read_text(errors="replace")

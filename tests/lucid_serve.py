@@ -98,7 +98,7 @@ class Served:
 
     @property
     def is_running(self) -> bool:
-        """Whether the outermost process has not ended."""
+        """Return whether the outermost process has not ended."""
         return self.process is not None and self.process.poll() is None
 
     @property
@@ -107,7 +107,7 @@ class Served:
         return "".join(file.read_text() for file in (self._output, self._errors) if file.exists())
 
     def client(self, key: str | None = None, timeout_seconds: float = 10.0) -> httpx.AsyncClient:
-        """Answer a client over a real socket; `key` None is the admin's, an empty one is none at all."""
+        """Return a client over a real socket; `key` None is the admin's, an empty one is none at all."""
         key = self.admin_key if key is None else key
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         return httpx.AsyncClient(base_url=self.url, headers=headers, timeout=timeout_seconds, trust_env=False)
@@ -163,7 +163,7 @@ class Served:
             await connection.close()
 
     async def seconds_lost(self) -> float:
-        """Answer how long the service itself was out, as it recorded: a busy machine can hold it up for seconds."""
+        """Return how long the service itself was out, as it recorded: a busy machine can hold it up for seconds."""
         connection = await connect(self.database_url, application="lucid tests")
         try:
             lost = await connection.fetchval("SELECT coalesce(sum(ended_at - started_at), '0') FROM outages")
@@ -172,21 +172,21 @@ class Served:
             await connection.close()
 
     def workers(self) -> set[int]:
-        """Answer the processes that serve."""
+        """Return the processes that serve."""
         return self._children() - self.postgres()
 
     def postmaster(self) -> int | None:
-        """Answer the embedded Postgres's first process; None while there is none."""
+        """Return the embedded Postgres's first process; None while there is none."""
         pid = read_pid(self._cluster / "postmaster.pid")
         return pid if pid in self._children() else None
 
     def ready_postmaster(self) -> int | None:
-        """Answer the embedded Postgres's first process once it takes connections."""
+        """Return the embedded Postgres's first process once it takes connections."""
         pid = self.postmaster()
         return pid if pid is not None and is_ready(self._cluster, pid) else None
 
     def postgres(self) -> set[int]:
-        """Answer every process of the embedded Postgres; zombies do not count."""
+        """Return every process of the embedded Postgres; zombies do not count."""
         return processes_of(self._cluster)
 
     @property
@@ -198,7 +198,7 @@ class Served:
         return self._output.with_suffix(".err")
 
     def _children(self) -> set[int]:
-        """Answer the processes right below the outermost one."""
+        """Return the processes right below the outermost one."""
         if self.process is None:
             return set()
         with suppress(OSError):
@@ -223,7 +223,7 @@ class Served:
 
 @contextmanager
 def folder() -> Iterator[Path]:
-    """Answer a folder that the embedded Postgres can live in also when we are root, and remove it at the end."""
+    """Return a folder that the embedded Postgres can live in also when we are root, and remove it at the end."""
     made = postgres.make_folder("lucid-served-")
     try:
         yield made

@@ -62,7 +62,7 @@ class Exchange:
         self.connection.send(head, b"{}", deadlines or Deadlines(), wants_stream=wants_stream)
 
     def feed(self, *pieces: bytes) -> int:
-        """Read the pieces as the loop would, until the connection is aborted; answer how many bytes were taken."""
+        """Read the pieces as the loop would, until the connection is aborted; return how many bytes were taken."""
         fed = 0
         for piece in pieces:
             for start in range(0, len(piece), READ_BYTES):
@@ -94,7 +94,7 @@ class Exchange:
 
 
 async def exchange(*pieces: bytes, wants_stream: bool = False) -> Outcome:
-    """Feed the pieces, then the end, and answer what came of it; reusable is what it was before the end."""
+    """Feed the pieces, then the end, and return what came of it; reusable is what it was before the end."""
     exchanged = Exchange(wants_stream=wants_stream)
     exchanged.feed(*pieces)
     is_reusable = exchanged.connection.is_reusable

@@ -16,7 +16,7 @@ APPLIED_EVERYTHING = "1000000000:1000000000:"
 
 
 async def run_sql(api: Api, statement: str, *arguments: Any) -> list[Any]:
-    """Run one statement on a connection of its own; answer its rows."""
+    """Run one statement on a connection of its own; return its rows."""
     connection = await connect(api.service.database.url, application="lucid tests")
     try:
         return list(await connection.fetch(statement, *arguments))
@@ -47,7 +47,7 @@ async def let_pass(api: Api, passport_id: str, seconds: float) -> None:
 
 
 async def add_lease(api: Api, *, applied: str = APPLIED_EVERYTHING, in_flight: dict[str, int] | None = None) -> str:
-    """Let another replica live for the next ten seconds; answer its id once this replica has seen it."""
+    """Let another replica live for the next ten seconds; return its id once this replica has seen it."""
     replica_id = str(uuid4())
     seen = api.service.fleet.replicas.count()
     await run_sql(

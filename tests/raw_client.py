@@ -14,12 +14,11 @@ class Client:
     """One raw connection."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Nothing was sent yet."""
         self._reader, self._writer = reader, writer
 
     @classmethod
     async def open(cls, port: int) -> Client:
-        """Answer a new connection."""
+        """Return a new connection."""
         return cls(*await asyncio.open_connection("127.0.0.1", port))
 
     def send(self, data: bytes) -> None:
@@ -28,13 +27,13 @@ class Client:
             self._writer.write(data)
 
     async def answer(self) -> bytes:
-        """Answer one answer's bytes, which have a Content-Length."""
+        """Return one answer's bytes, which have a Content-Length."""
         head = await self._reader.readuntil(b"\r\n\r\n")
         length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
         return head + await self._reader.readexactly(length)
 
     async def rest(self) -> bytes:
-        """Answer everything that comes until the other side ends the connection."""
+        """Return everything that comes until the other side ends the connection."""
         read = b""
         try:
             async with asyncio.timeout(PATIENCE_SECONDS):
@@ -53,7 +52,7 @@ class Client:
             await self._writer.wait_closed()
 
     async def drip(self, start: bytes, drop: bytes = b"", pause_seconds: float = 0.5) -> tuple[bytes, float]:
-        """Send `start`, then a drop again and again; answer what came until the end, and how long that took."""
+        """Send `start`, then a drop again and again; return what came until the end, and how long that took."""
         self.send(start)
         began, rest = time.monotonic(), asyncio.ensure_future(self.rest())
         while not (await asyncio.wait([rest], timeout=pause_seconds))[0]:
@@ -62,7 +61,7 @@ class Client:
 
 
 async def ask(port: int, data: bytes) -> bytes:
-    """Answer what a new connection brings for these bytes, until it is ended."""
+    """Return what a new connection brings for these bytes, until it is ended."""
     client = await Client.open(port)
     client.send(data)
     return await client.rest()

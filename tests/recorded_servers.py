@@ -17,13 +17,13 @@ _PLAIN = "text/plain; version=0.0.4"
 
 
 def folder_of(name: str) -> Path:
-    """Answer the one folder whose name begins so."""
+    """Return the one folder whose name begins so."""
     (found,) = (FIXTURES / each for each in ALL if each.startswith(name))
     return found
 
 
 def answers_of(name: str) -> dict[str, Behaviour]:
-    """Answer what the server of a folder answers, by path; all are well."""
+    """Return what the server of a folder answers, by path; all are well."""
     files = {file.stem: file for file in folder_of(name).iterdir()}
     nested = {"v1_models": "/v1/models", "api_tags": "/api/tags", "api_ps": "/api/ps", "api_version": "/api/version"}
     answers = {
@@ -34,7 +34,7 @@ def answers_of(name: str) -> dict[str, Behaviour]:
 
 
 def saying(body: bytes, content_type: str = "application/json", status: int = 200) -> Behaviour:
-    """Answer this, once it is asked."""
+    """Return this, once it is asked."""
     return Behaviour(answer=respond(body, status=status, content_type=content_type))
 
 

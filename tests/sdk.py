@@ -17,11 +17,10 @@ class Speaker:
     """Speaks through one client; the synchronous one does it in a thread, so that the test's servers go on."""
 
     def __init__(self, lucid: Lucid | AsyncLucid) -> None:
-        """Speak through `lucid`."""
         self.lucid = lucid
 
     async def ask(self, question: Callable[[Any], Any]) -> Any:
-        """Answer what `question` answers when it is given the client; of a list, its items."""
+        """Return what `question` answers when it is given the client; of a list, its items."""
         if isinstance(self.lucid, Lucid):
             return await asyncio.to_thread(lambda: _listed(question(self.lucid)))
         answer = question(self.lucid)
@@ -30,7 +29,7 @@ class Speaker:
         return await answer
 
     async def __aenter__(self) -> Self:
-        """Answer itself."""
+        """Return itself."""
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -13,7 +13,7 @@ ADDRESS = "http://127.0.0.1:8000"  # that documents write
 
 
 def run_script(script: str, served: Served) -> str:
-    """Run the script in one shell in the folder of the service's data; answer what it printed.
+    """Run the script in one shell in the folder of the service's data; return what it printed.
 
     A command that fails, or says something on stderr, fails the test.
     """

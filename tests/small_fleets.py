@@ -23,11 +23,10 @@ class Clock:
     """Stands in for the module `time`."""
 
     def __init__(self) -> None:
-        """Start somewhere."""
         self._now = 5000.0
 
     def monotonic(self) -> float:
-        """Answer the instant that the test has come to."""
+        """Return the instant that the test has come to."""
         return self._now
 
     def pass_seconds(self, seconds: float) -> None:
@@ -47,7 +46,6 @@ class SmallFleet:
     """A fleet of nodes that all report the models, with one replica's dispatcher."""
 
     def __init__(self, models: Iterable[str] = ("model",)) -> None:
-        """Start without nodes."""
         self.fleet = Fleet()
         self.traffic = FleetStats(self.fleet)
         self.dispatcher = Dispatcher(self.fleet, self.traffic)
@@ -88,7 +86,7 @@ class SmallFleet:
         self.fleet.apply_receipt(node_id, newest)
 
     def fail(self, node: FleetNode) -> bool:
-        """Send the node a request, which it fails; answer whether that opened its breaker."""
+        """Send the node a request, which it fails; return whether that opened its breaker."""
         return self.traffic.note_failure(node, self.traffic.note_start(node.state.id))
 
     def wait(self, seconds: float) -> None:

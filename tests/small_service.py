@@ -39,7 +39,7 @@ async def prepare(database_url: str, *, data_dir: Path, bootstrap_admin_key: str
 
 
 async def answer(scope: dict[str, Any], database_url: str) -> str:
-    """Answer the worker's process, after a pause for `/slow`, or the database's word for `/database`."""
+    """Return the worker's process, after a pause for `/slow`, or the database's word for `/database`."""
     if scope["path"] == "/slow":
         await asyncio.sleep(float(scope["query_string"]))
     if scope["path"] != "/database":
@@ -52,7 +52,7 @@ async def answer(scope: dict[str, Any], database_url: str) -> str:
 
 
 def create_app(_settings: Settings, database_url: str, _seat: WorkerSlot) -> Callable[..., Awaitable[None]]:
-    """Answer the application; BROKEN breaks its lifespan."""
+    """Return the application; BROKEN breaks its lifespan."""
 
     async def app(scope: dict[str, Any], receive: Callable[..., Any], send: Callable[..., Any]) -> None:
         if scope["type"] == "lifespan":

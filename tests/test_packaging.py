@@ -334,7 +334,7 @@ def test_the_agents_pod_lets_requests_end_before_its_server_is_stopped() -> None
 
 
 def drain_seconds() -> float:
-    """How long an agent waits for running requests unless it is told otherwise."""
+    """Return how long an agent waits for running requests unless it is told otherwise."""
     return float(AgentSettings.model_fields["drain_seconds"].default)
 
 

@@ -13,7 +13,7 @@ from tests.fault_node import FaultNode, Request
 
 
 async def make_webhook(api: Api, url: str, **fields: Any) -> dict[str, Any]:
-    """Make a webhook; answer it with its secret."""
+    """Make a webhook; return it with its secret."""
     made = await api.http.post("/webhooks", json={"url": url, **fields})
     assert made.status_code == 201, made.text
     webhook: dict[str, Any] = made.json()
@@ -38,7 +38,7 @@ async def deliveries_of(api: Api, webhook_id: str) -> list[dict[str, Any]]:
 async def say(api: Api, node_id: str, *, seconds_ago: float) -> None:
     """Make the node's newest heartbeat so old, in this replica's memory, and sweep once."""
     fleet = api.service.fleet
-    receipt = fleet.get_node(node_id, owner=None).state.receipt
+    receipt = fleet.get_node(node_id, owner=None).state.last_heartbeat
     assert receipt is not None
     received_at = api.service.clock.now() - timedelta(seconds=seconds_ago)
     fleet.apply_receipt(node_id, Receipt(receipt.heartbeat, received_at, received_at, receipt.revision + 1))
@@ -52,7 +52,7 @@ async def sweep(api: Api) -> None:
 
 
 async def make_node(api: Api, name: str = "my-gpu-node") -> str:
-    """Register a node that is healthy, and told of; answer its id."""
+    """Register a node that is healthy, and told of; return its id."""
     node_id = await api.register(name)
     await api.beat(node_id)
     await sweep(api)

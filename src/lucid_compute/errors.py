@@ -44,7 +44,6 @@ class LucidError(Exception):
     def __init__(
         self, message: str, *, details: dict[str, Any] | None = None, retry_after_seconds: int | None = None
     ) -> None:
-        """Say `message`; `retry_after_seconds` becomes the `Retry-After` header."""
         super().__init__(message)
         self.message = message
         self.details = details or {}
@@ -122,7 +121,6 @@ class PassportNotFound(NotFound):
     code = "PASSPORT_NOT_FOUND"
 
     def __init__(self, passport_id: str) -> None:
-        """Name the id that was asked for."""
         super().__init__(
             f"No passport {passport_id!r} is yours. GET /passports lists the ones this key can see.",
             details={"passportId": passport_id},
@@ -135,7 +133,6 @@ class NodeNotFound(NotFound):
     code = "NODE_NOT_FOUND"
 
     def __init__(self, passport_id: str) -> None:
-        """Name the id that was asked for."""
         super().__init__(
             f"No node {passport_id!r} is yours. Register it with POST /passports, or list yours with GET /compute.",
             details={"passportId": passport_id},
@@ -148,7 +145,6 @@ class ModelNotFound(NotFound):
     code = "MODEL_NOT_FOUND"
 
     def __init__(self, id_or_name: str) -> None:
-        """Name what was asked for."""
         super().__init__(
             f"No model has the id, name or alias {id_or_name!r}. Names are case-sensitive; GET /models lists them.",
             details={"model": id_or_name},
@@ -161,7 +157,6 @@ class KeyNotFound(NotFound):
     code = "KEY_NOT_FOUND"
 
     def __init__(self, key_id: str) -> None:
-        """Name the id that was asked for."""
         super().__init__(f"No key has the id {key_id!r}. GET /keys lists them.", details={"keyId": key_id})
 
 
@@ -171,7 +166,6 @@ class WebhookNotFound(NotFound):
     code = "WEBHOOK_NOT_FOUND"
 
     def __init__(self, webhook_id: str) -> None:
-        """Name the id that was asked for."""
         super().__init__(
             f"No webhook {webhook_id!r} is yours. GET /webhooks lists them.", details={"webhookId": webhook_id}
         )
@@ -205,7 +199,6 @@ class PassportExists(Conflict):
     code = "PASSPORT_EXISTS"
 
     def __init__(self, passport_id: str, type_: str, name: str) -> None:
-        """Name the passport that is there."""
         super().__init__(
             f"You have a {type_} passport named {name!r} already ({passport_id}). Change it with PATCH "
             f"/passports/{passport_id}, or choose another name.",
@@ -219,7 +212,6 @@ class ModelNameTaken(Conflict):
     code = "MODEL_NAME_TAKEN"
 
     def __init__(self, name: str) -> None:
-        """Name the name."""
         super().__init__(
             f"An active model is called {name!r} already, by name or alias; names are shared by all owners. "
             "Choose another one, for example with your organisation before a slash.",
@@ -233,7 +225,6 @@ class IdempotencyConflict(Conflict):
     code = "IDEMPOTENCY_CONFLICT"
 
     def __init__(self, key: str) -> None:
-        """Name the key."""
         super().__init__(
             f"The Idempotency-Key {key!r} was used with another body. Send the same body again, or a new key.",
             details={"idempotencyKey": key},
@@ -246,7 +237,6 @@ class RequestsInFlight(Conflict):
     code = "REQUESTS_IN_FLIGHT"
 
     def __init__(self, in_flight: int) -> None:
-        """Say how many."""
         fact = f"{in_flight} requests still run on this node."
         if not in_flight:
             fact = "The node's drain was ended meanwhile, or not every replica has applied it yet."
@@ -263,7 +253,6 @@ class NodeDeregistered(LucidError):
     status = 410
 
     def __init__(self, passport_id: str) -> None:
-        """Say that a new registration is needed."""
         super().__init__(
             f"Node {passport_id} was deregistered, for good. Register it again with POST /passports: it may keep "
             "its name and gets a new id.",
@@ -278,7 +267,6 @@ class PayloadTooLarge(LucidError):
     status = 413
 
     def __init__(self, limit_bytes: int) -> None:
-        """Say the limit."""
         super().__init__(f"The body is over {limit_bytes} bytes. Send less.", details={"limitBytes": limit_bytes})
 
 
@@ -306,7 +294,6 @@ class DatabaseUnavailable(Unavailable):
     code = "DATABASE_UNAVAILABLE"
 
     def __init__(self, retry_after_seconds: int = 1) -> None:
-        """Ask the caller to come again."""
         super().__init__(
             "The database does not answer right now, so nothing was changed for certain. Send the request again "
             "after Retry-After seconds.",
@@ -320,7 +307,6 @@ class PeriodNotFound(NotFound):
     code = "PERIOD_NOT_FOUND"
 
     def __init__(self, period_id: str) -> None:
-        """Name the id that was asked for."""
         super().__init__(
             f"No closed period has the id {period_id!r}. GET /payouts/periods lists them.",
             details={"periodId": period_id},
@@ -333,7 +319,6 @@ class PeriodConflict(Conflict):
     code = "PERIOD_CONFLICT"
 
     def __init__(self, message: str, starts_on: date) -> None:
-        """Say where it has to begin."""
         super().__init__(message, details={"from": starts_on.isoformat()})
 
 
@@ -361,7 +346,6 @@ class NodeTimeout(LucidError):
     status = 504
 
     def __init__(self, attempts: list[dict[str, Any]]) -> None:
-        """Tell of the attempts."""
         super().__init__(
             "No node began to answer in time. Nothing was delivered; send the request again, or a shorter one.",
             details={"attempts": attempts},
@@ -375,7 +359,6 @@ class RoutingLoop(LucidError):
     status = 508
 
     def __init__(self, attempts: list[dict[str, Any]]) -> None:
-        """Tell whose URL it was."""
         super().__init__(
             "A node's inferenceUrl leads back to this service. Its owner has to send the address of the inference "
             "server itself: PATCH /passports/{id}.",

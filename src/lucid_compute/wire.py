@@ -36,7 +36,7 @@ _MOST_DOUBLINGS = 60  # more than any limit takes, and far fewer than a float do
 
 
 def write_instant(instant: datetime) -> str:
-    """Answer RFC 3339 in UTC with milliseconds, as every instant stands on the wire."""
+    """Return RFC 3339 in UTC with milliseconds, as every instant stands on the wire."""
     return instant.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
@@ -67,12 +67,12 @@ def _to_utc(value: datetime) -> datetime:
 
 
 def _read_whole(value: Any) -> Any:
-    """Answer 3.0 as 3: JSON Schema counts it as an integer. Heartbeats do the same without a call on their way."""
+    """Return 3.0 as 3: JSON Schema counts it as an integer. Heartbeats do the same without a call on their way."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def read_money(value: Any) -> Decimal:
-    """Answer exact US dollars from a number or a decimal string.
+    """Return exact US dollars from a number or a decimal string.
 
     Raises:
         ValueError: it is neither, is negative, or has more digits than are kept.
@@ -100,7 +100,7 @@ def read_money(value: Any) -> Decimal:
 
 
 def write_money(amount: Decimal) -> str:
-    """Answer the amount without an exponent, as many decimals as were sent."""
+    """Return the amount without an exponent, as many decimals as were sent."""
     return format(amount, "f")
 
 
@@ -176,12 +176,12 @@ class FieldFault(NamedTuple):
 
 
 def faults_from(errors: Sequence[Mapping[str, Any]], *prefix: str) -> list[FieldFault]:
-    """Answer Pydantic's error list as field faults, each with what to send."""
+    """Return Pydantic's error list as field faults, each with what to send."""
     return [FieldFault(_path(prefix, error["loc"]), _sentence(error)) for error in errors]
 
 
 def _path(prefix: tuple[str, ...], loc: Sequence[Any]) -> str:
-    """Answer a dotted path, without the names that Pydantic gives the branches of a union."""
+    """Return a dotted path, without the names that Pydantic gives the branches of a union."""
     parts = [str(part) for part in loc if not _is_branch(part)]
     return ".".join([*prefix, *parts])
 

@@ -50,7 +50,7 @@ class ExactlyOnceFlushes:
         self.number = 0
 
     def __len__(self) -> int:
-        """How many flushes are not known to be written."""
+        """Return how many flushes are not known to be written."""
         return len(self._waiting)
 
     def add(self, rows: str) -> None:
@@ -80,7 +80,7 @@ class ExactlyOnceFlushes:
         self._connection.terminate()
 
     async def _write(self, number: int, rows: str) -> bool:
-        """Answer whether this flush is done with."""
+        """Return whether this flush is done with."""
         try:
             async with self._connection.within(self._timeout_seconds) as connection:
                 await connection.execute(self._statement, self._writer_id, number, rows)

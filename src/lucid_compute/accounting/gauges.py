@@ -51,7 +51,7 @@ class _Samples:
                     self.highest[place] = value
 
     def row(self, node_id: str, minute: int) -> dict[str, Any]:
-        """Answer them as `FLUSH_GAUGES` reads them; what no heartbeat told of is left out."""
+        """Return them as `FLUSH_GAUGES` reads them; what no heartbeat told of is left out."""
         row: dict[str, Any] = {"node_id": node_id, "second": minute * _MINUTE, "samples": self.samples}
         for name, total, highest, count in zip(GAUGES, self.sums, self.highest, self.counts, strict=True):
             if count:
@@ -101,12 +101,12 @@ class GaugeRecorder:
 
 
 def _kept(value: float) -> float:
-    """Answer a value as Postgres's `real` can keep it: it refuses one that is not 0 and nearly so."""
+    """Return a value as Postgres's `real` can keep it: it refuses one that is not 0 and nearly so."""
     return 0.0 if value < LEAST_KEPT else value
 
 
 def _read_gpus(gpus: Iterable[GpuReading]) -> tuple[float | None, float | None, float | None]:
-    """Answer a node's utilisation, over its GPUs that tell it, and its memory in MB, used and in all."""
+    """Return a node's utilisation, over its GPUs that tell it, and its memory in MB, used and in all."""
     utilization = used = total = 0.0
     utilizations = uses = totals = 0
     for gpu in gpus:

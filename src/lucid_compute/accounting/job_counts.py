@@ -57,11 +57,11 @@ class JobFilter:
 
     @property
     def is_summed(self) -> bool:
-        """Whether the sums tell how many there are, without counting rows."""
+        """Return whether the sums tell how many there are, without counting rows."""
         return (self.model_ids, self.since, self.until) == (None, None, None)
 
     def condition(self) -> ColumnElement[bool]:
-        """Answer the WHERE clause over `jobs`."""
+        """Return the WHERE clause over `jobs`."""
         conditions: list[ColumnElement[bool]] = [self.scope(jobs.c)]
         if self.outcome is not None:
             conditions.append(jobs.c.outcome == self.outcome.value)
@@ -78,7 +78,7 @@ class JobFilter:
         return and_(*conditions)
 
     def scope(self, columns: Any) -> ColumnElement[bool]:
-        """Answer the WHERE clause over `jobs` or `job_totals` that says whose they are."""
+        """Return the WHERE clause over `jobs` or `job_totals` that says whose they are."""
         conditions: list[ColumnElement[bool]] = [true()]
         if self.owner is not None:
             conditions.append(columns.node_owner == self.owner)
@@ -104,7 +104,7 @@ class Piece(NamedTuple):
 
 
 async def count_jobs(connection: AsyncConnection, wanted: JobFilter) -> int:
-    """Answer how many there are, in one statement: a job that is moved meanwhile counts once."""
+    """Return how many there are, in one statement: a job that is moved meanwhile counts once."""
     if wanted.is_summed:
         parts = list(_life_long_sums(wanted))
     elif wanted.outcome in UNFINISHED:
@@ -122,7 +122,7 @@ async def count_jobs(connection: AsyncConnection, wanted: JobFilter) -> int:
 def split_span(
     since: datetime, until: datetime, *, first_day: datetime | None, days_until: datetime, hours_until: datetime
 ) -> list[Piece]:
-    """Answer a span as pieces in order: days are read up to `days_until`, hours up to `hours_until`, then minutes.
+    """Return a span as pieces in order: days are read up to `days_until`, hours up to `hours_until`, then minutes.
 
     So nothing is read that may be kept no longer, but for days before `first_day`.
     """
@@ -169,7 +169,7 @@ def _parts_of(piece: Piece, wanted: JobFilter) -> Iterator[ScalarSelect[Any]]:
 
 
 def _records_sql(tier: Tier, wanted: JobFilter) -> str:
-    """Answer the statement that counts by records; each is looked up by its key, as `record_read_sql` does."""
+    """Return the statement that counts by records; each is looked up by its key, as `record_read_sql` does."""
     table = f"job_{tier.value}"
     if wanted.node_id is not None:
         scope = "CAST(:node AS uuid)"
@@ -189,7 +189,7 @@ def _records_sql(tier: Tier, wanted: JobFilter) -> str:
 
 
 def _open_sql(wanted: JobFilter) -> str:
-    """Answer the statement that counts what the ledger has added since records were moved."""
+    """Return the statement that counts what the ledger has added since records were moved."""
     conditions = ["bucket >= CAST(:since AS timestamptz)", "bucket < CAST(:until AS timestamptz)"]
     if wanted.node_id is not None:
         conditions.append("node_id = CAST(:node AS uuid)")

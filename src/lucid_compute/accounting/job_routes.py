@@ -44,7 +44,7 @@ async def list_jobs(
     """
     whose = owner_of(principal, owner, "jobs")
     if passport_id is not None:
-        await registry.get_passport(passport_id, sees=principal.sees)
+        await registry.get_passport(passport_id, visible_owner=principal.visible_owner)
     wanted = JobFilter(
         owner=whose,
         node_id=passport_id,
@@ -65,6 +65,6 @@ async def list_jobs(
 
 
 async def _find_models(fleet: Fleet, job_search: JobSearch, named: str) -> list[str]:
-    """Answer the ids of the models that this names: one by its alias, all that have or had it by their name."""
+    """Return the ids of the models that this names: one by its alias, all that have or had it by their name."""
     known = fleet.find_model(named)
     return sorted({*await job_search.find_model_ids(named), *([known.id] if known else ())})

@@ -36,7 +36,6 @@ class JobSearch:
     """Reads jobs and their sums."""
 
     def __init__(self, database: Database) -> None:
-        """Read from `database`."""
         self._database = database
         self._known: dict[str, JobStatistics] = {}
         self._ask_again_at = 0.0
@@ -51,7 +50,7 @@ class JobSearch:
         limit: int,
         shows_consumer: bool,
     ) -> tuple[list[JobView], int]:
-        """Answer a page of the jobs that are looked for, and how many there are in all."""
+        """Return a page of the jobs that are looked for, and how many there are in all."""
         async with self._database.transaction() as connection:
             total = await count_jobs(connection, wanted)
             shown = min(limit, total - offset)
@@ -64,7 +63,7 @@ class JobSearch:
             return [_view(row, shows_consumer=shows_consumer) for row in (rows[::-1] if is_late else rows)], total
 
     async def find_model_ids(self, named: str) -> list[str]:
-        """Answer the ids of the models that have this id or this name, also of those that ended; none is none."""
+        """Return the ids of the models that have this id or this name, also of those that ended; none is none."""
         has_name = passports.c.name == named
         is_it = or_(has_name, passports.c.id == named) if ids_are_uuids(named) else has_name
         ids = select(passports.c.id).where(passports.c.type == PassportType.MODEL.value, is_it)
@@ -72,7 +71,7 @@ class JobSearch:
             return [*await connection.scalars(ids)]
 
     async def statistics(self, node_ids: Sequence[str]) -> dict[str, JobStatistics]:
-        """Answer what each of the nodes has done, in one query; nothing at all is 0 jobs and else unknown.
+        """Return what each of the nodes has done, in one query; nothing at all is 0 jobs and else unknown.
 
         Raises:
             DatabaseUnavailable: as named.
@@ -82,7 +81,7 @@ class JobSearch:
             return {row["id"]: _read_statistics(row) for row in rows.mappings()}
 
     async def last_statistics(self, node_ids: Sequence[str]) -> dict[str, JobStatistics]:
-        """Answer the same, and while the database is away what was last known of each node; never wait long."""
+        """Return the same, and while the database is away what was last known of each node; never wait long."""
         if node_ids and time.monotonic() >= self._ask_again_at:
             try:
                 async with asyncio.timeout(STATISTICS_TIMEOUT_SECONDS):
@@ -103,7 +102,7 @@ class JobSearch:
 
 
 def _order(sort_by: SortBy, sort_order: SortOrder, *, is_reversed: bool) -> tuple[Any, ...]:
-    """Answer an ORDER BY that is total, or the very opposite one."""
+    """Return an ORDER BY that is total, or the very opposite one."""
     if not is_reversed:
         return *in_order(_SORT_COLUMNS, jobs.c.id, sort_by, sort_order), jobs.c.attempt
     other = SortOrder.ASCENDING if sort_order is SortOrder.DESCENDING else SortOrder.DESCENDING

@@ -65,7 +65,6 @@ class Job:
         is_stream: bool,
         started_at: datetime,
     ) -> None:
-        """Dispatch it."""
         self.id = id
         self.attempt = attempt
         self.model_id = model_id

@@ -39,12 +39,11 @@ class RowWriter:
     __slots__ = ("_quoted", "_replica_id")
 
     def __init__(self, replica_id: str) -> None:
-        """Name `replica_id` in each row."""
         self._replica_id = replica_id
         self._quoted = _Quoted()
 
     def write(self, job: Job) -> str:
-        """Answer the job's row, in the order of the type's fields; one expression, for this is on every request's way.
+        """Return the job's row, in the order of the type's fields; one expression, for this is on every request's way.
 
         Instants are exact to the microsecond until the year 2106, when a float no longer tells them apart.
 
@@ -66,7 +65,7 @@ class RowWriter:
 
 
 def _quote(text: str | None) -> str:
-    """Answer a text as it stands in a row that stands in an array: both have quotes, and both escape.
+    """Return a text as it stands in a row that stands in an array: both have quotes, and both escape.
 
     What Postgres can't keep (a NUL, half a surrogate pair) is replaced, so that no text costs a job its row.
     """
@@ -124,12 +123,12 @@ class JobLedger:
         self._work.set()
 
     def has_room(self) -> bool:
-        """Whether further jobs can be kept; without room a request had better be refused than go unrecorded."""
+        """Return whether further jobs can be kept; without room a request had better be refused than go unrecorded."""
         return len(self._waiting) < MAX_WAITING
 
     @property
     def waiting(self) -> int:
-        """How many rows are not known to be written."""
+        """Return how many rows are not known to be written."""
         return len(self._begun) + len(self._waiting) + sum(map(len, self._batches))
 
     async def run(self) -> None:

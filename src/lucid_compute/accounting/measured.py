@@ -14,12 +14,12 @@ BUCKETS = 256
 
 
 def estimate_ms(bucket: int) -> float:
-    """Answer the duration that stands for a bucket."""
+    """Return the duration that stands for a bucket."""
     return FIRST_MS * GROWTH**bucket * 2 / (1 + GROWTH) if bucket else FIRST_MS
 
 
 def percentile_ms(counts: Mapping[int, int], share: float) -> float | None:
-    """Answer the duration that `share` (0 to 1) of all are not above, by nearest rank; None without any."""
+    """Return the duration that `share` (0 to 1) of all are not above, by nearest rank; None without any."""
     total = sum(counts.values())
     if not total:
         return None
@@ -32,7 +32,7 @@ def percentile_ms(counts: Mapping[int, int], share: float) -> float | None:
 
 
 def _plus(one: int | None, other: int | None) -> int | None:
-    """Answer the sum; None is unknown and gives way."""
+    """Return the sum; None is unknown and gives way."""
     return one + other if one is not None and other is not None else other if one is None else one
 
 
@@ -60,7 +60,7 @@ class JobRecord:
 
     @property
     def ended(self) -> int:
-        """How many there are."""
+        """Return how many there are."""
         return self.completed + self.failed + self.rejected + self.cancelled
 
     @property
@@ -74,11 +74,11 @@ class JobRecord:
         return {place - BUCKETS: count for place, count in self.spread.items() if place >= BUCKETS}
 
     def latency_ms(self, share: float) -> float | None:
-        """Answer a percentile of latency, within 5 %; None without any."""
+        """Return a percentile of latency, within 5 %; None without any."""
         return percentile_ms(self.latencies, share)
 
     def first_byte_ms(self, share: float) -> float | None:
-        """Answer a percentile of the time to the first byte, within 5 %; None without any."""
+        """Return a percentile of the time to the first byte, within 5 %; None without any."""
         return percentile_ms(self.first_bytes, share)
 
     def add(self, other: JobRecord) -> None:
@@ -127,7 +127,7 @@ class GaugeRecord:
     gauges: dict[str, Gauge] = field(default_factory=dict)
 
     def gauge(self, name: str) -> Gauge:
-        """Answer a gauge; one without samples when no heartbeat told of it."""
+        """Return a gauge; one without samples when no heartbeat told of it."""
         return self.gauges.get(name) or Gauge()
 
     def add(self, other: GaugeRecord) -> None:
@@ -156,7 +156,7 @@ class StateRecord:
 
     @property
     def judged_seconds(self) -> float:
-        """How long nodes were healthy or unhealthy."""
+        """Return how long nodes were healthy or unhealthy."""
         return self.seconds["healthy"] + self.seconds["unhealthy"]
 
     def add(self, other: StateRecord) -> None:
@@ -189,6 +189,6 @@ class Measured:
 
 
 def read_faults(faults: Mapping[str, int], outcome: str) -> dict[str, int]:
-    """Answer the reasons of one outcome, with how many there were of each."""
+    """Return the reasons of one outcome, with how many there were of each."""
     start = f"{outcome}:"
     return {fault.removeprefix(start): count for fault, count in faults.items() if fault.startswith(start)}

@@ -67,7 +67,6 @@ class NodeStates:
     """Writes down what status nodes have, as one replica sees the fleet."""
 
     def __init__(self, database: Database, fleet: Fleet) -> None:
-        """Write to `database` what `fleet` shows."""
         self._database = database
         self._fleet = fleet
         self._written: dict[str, StateChange] = {}
@@ -98,11 +97,11 @@ class NodeStates:
             await self._record(batch)
 
     async def find_changes(self, now: datetime) -> list[StateChange]:
-        """Answer the changes that are due; a state is first seen in one call and due in a later one."""
+        """Return the changes that are due; a state is first seen in one call and due in a later one."""
         live_since = self._fleet.live_since(now)
         found = []
         async for node in in_turns(self._fleet.nodes(), _NODES_A_TURN):
-            if node.state.receipt is None:
+            if node.state.last_heartbeat is None:
                 continue
             node_id, status = node.state.id, node.state.status(live_since)
             held = self._written.get(node_id)
@@ -117,7 +116,7 @@ class NodeStates:
         return found
 
     def _since(self, node: FleetNode, status: NodeStatus, seen_at: datetime, held: StateChange | None) -> datetime:
-        """Answer since when the node has its status: an instant that all replicas know, or else when it was seen."""
+        """Return since when the node has its status: an instant that all replicas know, or else when it was seen."""
         since = _known_since(node, status, self._fleet)
         if since is None or since > seen_at or (held is not None and since <= held.since):
             return seen_at
@@ -140,7 +139,7 @@ async def _insert(connection: AsyncConnection, changes: Iterable[StateChange]) -
 
 
 def _known_since(node: FleetNode, status: NodeStatus, fleet: Fleet) -> datetime | None:
-    receipt = node.state.receipt
+    receipt = node.state.last_heartbeat
     if receipt is None:
         return None
     if status is NodeStatus.HEALTHY:

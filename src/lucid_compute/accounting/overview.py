@@ -60,7 +60,7 @@ class _Count:
     done_at: float | None = None
 
     def holds(self, changes: int, at: float) -> bool:
-        """Whether it may be answered to one who asks now."""
+        """Return whether it may be answered to one who asks now."""
         return self.changes == changes and (self.done_at is None or at - self.done_at < KEPT_SECONDS)
 
 
@@ -68,12 +68,11 @@ class Overviews:
     """The overviews of whoever looked during the last second: many tabs cost one count. One event loop owns it."""
 
     def __init__(self, fleet: Fleet, clock: DatabaseClock, records: RollupReader) -> None:
-        """Hold none yet."""
         self._fleet, self._clock, self._records = fleet, clock, records
         self._counts: dict[str | None, _Count] = {}
 
     async def get(self, owner: str | None) -> Glance:
-        """Answer an owner's overview, None is everyone's: a second old at most, and never older than a change."""
+        """Return an owner's overview, None is everyone's: a second old at most, and never older than a change."""
         at, changes = asyncio.get_running_loop().time(), self._fleet.changes
         count = self._counts.get(owner)
         if count is None or not count.holds(changes, at):
@@ -122,7 +121,9 @@ async def _count_nodes(fleet: Fleet, nodes: list[FleetNode], now: datetime) -> N
     async for batch in in_batches(nodes, _NODES_A_TURN):
         states = [node.state for node in batch]
         found.update(state.status(live_since) for state in states)
-        fresh += sum(state.receipt is not None and state.receipt.received_at >= fresh_since for state in states)
+        fresh += sum(
+            state.last_heartbeat is not None and state.last_heartbeat.received_at >= fresh_since for state in states
+        )
     return NodeCounts(
         total=len(nodes),
         healthy=found[NodeStatus.HEALTHY],
@@ -172,7 +173,7 @@ async def get_overview(
     """
     if owner is not None and not principal.is_admin and owner != principal.owner:
         raise Forbidden("Only an admin may look at another owner's nodes. Leave owner out.")
-    glance = await overviews.get(owner or principal.sees)
+    glance = await overviews.get(owner or principal.visible_owner)
     headers = {"ETag": glance.etag, "Cache-Control": "no-store"}
     if known == glance.etag:
         return Response(status_code=304, headers=headers)

@@ -61,7 +61,6 @@ class JobRetention:
     """Removes what is older than `days` and of days whose payouts are closed; with 0 it removes nothing."""
 
     def __init__(self, database: Database, *, days: int) -> None:
-        """Remove from `database`."""
         self._database = database
         self._days = days
 
@@ -70,7 +69,7 @@ class JobRetention:
         await run_periodically(self.remove_all, every_seconds=EVERY_SECONDS, failed="old jobs could not be removed")
 
     async def remove_all(self, batch: int = BATCH) -> int:
-        """Remove every job that is too old, and answer how many: none when another replica is at it."""
+        """Remove every job that is too old, and return how many: none when another replica is at it."""
         await self._remove(_REMOVE_REFUSALS, batch)
         return await self._remove(_REMOVE, batch)
 

@@ -56,7 +56,7 @@ class RecordColumn(NamedTuple):
     long_type: str
 
     def sql_type(self, width: Width) -> str:
-        """Answer the type in records whose histograms are so wide."""
+        """Return the type in records whose histograms are so wide."""
         return self.type if width is NARROW else self.long_type
 
 
@@ -93,12 +93,12 @@ GAUGE_COLUMNS = (
 
 
 def names(columns: Iterable[RecordColumn]) -> str:
-    """Answer the columns' names, as a list in SQL."""
+    """Return the columns' names, as a list in SQL."""
     return ", ".join(column.name for column in columns)
 
 
 def add_up(columns: tuple[RecordColumn, ...], keys: str, *, source: str, into: str, from_: Width, to: Width) -> str:
-    """Answer CTEs that end in one called `into`: the rows of the relation `source` added up by `keys`.
+    """Return CTEs that end in one called `into`: the rows of the relation `source` added up by `keys`.
 
     Each row's histogram is as wide as `from_` says, those that come out as `to` says.
     """
@@ -127,7 +127,7 @@ def add_up(columns: tuple[RecordColumn, ...], keys: str, *, source: str, into: s
 
 
 def add_to_held(columns: tuple[RecordColumn, ...], width: Width) -> str:
-    """Answer the SET clause of an upsert into `… AS held` that adds what comes to what is there."""
+    """Return the SET clause of an upsert into `… AS held` that adds what comes to what is there."""
     return ", ".join(f"{column.name} = {_added(column, width)}" for column in columns)
 
 
@@ -155,6 +155,6 @@ def _added(column: RecordColumn, width: Width) -> str:
 
 
 def _counted(from_: Width, to: Width) -> str:
-    """Answer the element that stands for all `v` of one place of a histogram."""
+    """Return the element that stands for all `v` of one place of a histogram."""
     count = f"least(sum(v & {from_.most}), {to.most})::{to.type}"
     return f"((v >> {from_.bits})::{to.type} << {to.bits} | {count})"

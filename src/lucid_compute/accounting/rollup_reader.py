@@ -53,7 +53,7 @@ class Tier(Enum):
 
     @property
     def length(self) -> timedelta:
-        """How long one is."""
+        """Return how long one is."""
         return timedelta(**{self.value: 1})
 
 
@@ -77,7 +77,7 @@ _SHORTER = {
 
 @cache
 def jobs_sql(scope: RollupScope, tier: Tier, *, of_model: bool) -> str:
-    """Answer the statement that reads jobs: of `:node_id` or `:owner`, by `:since`, `:until`, `:step`, `:model_id`.
+    """Return the statement that reads jobs: of `:node_id` or `:owner`, by `:since`, `:until`, `:step`, `:model_id`.
 
     Owners and all have a record of all models together; a node has one for each.
     """
@@ -93,7 +93,7 @@ def jobs_sql(scope: RollupScope, tier: Tier, *, of_model: bool) -> str:
 
 @cache
 def gauges_sql(scope: RollupScope, tier: Tier) -> str:
-    """Answer the statement that reads samples of heartbeats, by the same names."""
+    """Return the statement that reads samples of heartbeats, by the same names."""
     return _select_of("gauge", GAUGE_COLUMNS, tier, f"scope_id = {_SCOPE_IDS[scope]}", _OPEN_OF[scope])
 
 
@@ -124,13 +124,13 @@ def _select_of(kind: str, columns: tuple[RecordColumn, ...], tier: Tier, is_want
 
 
 def _first(table: str, mark: str | None) -> str:
-    """Answer where to begin in a table: at the mark up to which longer records hold it, not before its first row."""
+    """Return where to begin in a table: at the mark up to which longer records hold it, not before its first row."""
     since = f"greatest(CAST(:since AS timestamptz), (SELECT min(bucket) FROM {table}))"
     return since if mark is None else f"greatest({since}, (SELECT {mark} FROM record_marks))"
 
 
 def _widened(columns: tuple[RecordColumn, ...]) -> str:
-    """Answer the columns of a record of a minute as longer ones have them."""
+    """Return the columns of a record of a minute as longer ones have them."""
     element = f"(v >> {NARROW.bits})::bigint << {WIDE.bits} | (v & {NARROW.most})"
     spread = f"(SELECT array_agg({element}) FROM unnest(spread) v) AS spread"
     return ", ".join(spread if column.merge is Merge.SPREAD else column.name for column in columns)
@@ -149,7 +149,7 @@ _PASSPORTS_OF = {
 
 
 def _sums(states: str, keys: str) -> str:
-    """Answer the statement that adds the changes of `states` up, by the spans between the instants `:cuts`.
+    """Return the statement that adds the changes of `states` up, by the spans between the instants `:cuts`.
 
     A fleet's month has hundreds of thousands of changes; Postgres adds them up to a few rows a span.
     """
@@ -235,7 +235,7 @@ class RollupReader:
     async def measure(
         self, wanted: RollupQuery, timeline: Timeline, *, now: datetime, known_since: datetime | None
     ) -> Measurement:
-        """Answer what was measured in each step. Nothing is known of jobs before `known_since` and after `now`.
+        """Return what was measured in each step. Nothing is known of jobs before `known_since` and after `now`.
 
         Raises:
             DatabaseUnavailable: as named.
@@ -264,7 +264,7 @@ class RollupReader:
         return Measurement(steps, outages)
 
     async def measure_jobs(self, wanted: RollupQuery, timeline: Timeline, *, now: datetime) -> list[Measured]:
-        """Answer the jobs of each step alone, at the cost of one look.
+        """Return the jobs of each step alone, at the cost of one look.
 
         Raises:
             DatabaseUnavailable: as named.
@@ -280,7 +280,7 @@ class RollupReader:
         return steps
 
     async def states(self, wanted: RollupQuery, lengths: Sequence[timedelta], *, now: datetime) -> list[StateRecord]:
-        """Answer how long nodes were in each state in the last `lengths` of time.
+        """Return how long nodes were in each state in the last `lengths` of time.
 
         Raises:
             DatabaseUnavailable: as named.
@@ -294,7 +294,7 @@ class RollupReader:
     async def states_of_nodes(
         self, node_ids: Sequence[str], lengths: Sequence[timedelta], *, now: datetime
     ) -> dict[str, list[StateRecord]]:
-        """Answer `states` of each of the nodes, in one look.
+        """Return `states` of each of the nodes, in one look.
 
         Raises:
             DatabaseUnavailable: as named.
@@ -320,12 +320,12 @@ class RollupReader:
 
 
 def _tier_of(step: timedelta) -> Tier:
-    """Answer the longest records that fit into the step."""
+    """Return the longest records that fit into the step."""
     return next(tier for tier in (Tier.DAYS, Tier.HOURS, Tier.MINUTES) if step >= tier.length)
 
 
 def _known_part(start: datetime, end: datetime, since: datetime, now: datetime) -> Measured:
-    """Answer a step of which jobs are known from `since` until `now`: none there is one that none started in."""
+    """Return a step of which jobs are known from `since` until `now`: none there is one that none started in."""
     seconds = _seconds_between(max(start, since), min(end, now))
     return Measured(seconds, JobRecord()) if seconds else Measured()
 
@@ -346,7 +346,7 @@ def _edges_of(lengths: Sequence[timedelta], now: datetime) -> list[datetime]:
 def _windows_of(
     states: Sequence[StateRecord], edges: Sequence[datetime], lengths: Sequence[timedelta]
 ) -> list[StateRecord]:
-    """Answer the windows that end where the last of the states does, each as long as one of `lengths`."""
+    """Return the windows that end where the last of the states does, each as long as one of `lengths`."""
     windows = []
     for length in lengths:
         window = StateRecord()

@@ -54,7 +54,6 @@ class RecordKind:
     """The statements for one kind of record, `job` or `gauge`: its open, minute, hour and day tables."""
 
     def __init__(self, name: str, columns: tuple[RecordColumn, ...], keys: str, scoped: str) -> None:
-        """Write the statements down."""
         self.name = name
         self.columns = columns
         self.keys = keys
@@ -94,7 +93,7 @@ class RecordKind:
         return add_up(self.columns, self.keys, source=source, into=into, from_=from_, to=to)
 
     def _insert(self, tier: str, width: Width) -> str:
-        """Answer the statement that adds the rows of the relation `tier` to the table of that name."""
+        """Return the statement that adds the rows of the relation `tier` to the table of that name."""
         return f"""
             INSERT INTO {self.name}_{tier} AS held ({self.keys}, {names(self.columns)})
             SELECT {self.keys}, {names(self.columns)} FROM {tier} ORDER BY {self.keys}
@@ -133,7 +132,7 @@ HOURS_UNTIL = "SELECT hours_until FROM record_marks"
 
 
 def _next(span: str, mark: str, tier: str) -> str:
-    """Answer the statement that finds the first hour or day before $1 to add up; those without records are passed."""
+    """Return the statement that finds the first hour or day before $1 to add up; those without records are passed."""
     first = "SELECT min(bucket) FROM {kind}_{tier} WHERE bucket >= {mark} AND bucket < $1"
     of_each = (f"({first.format(kind=kind.name, tier=tier, mark=mark)})" for kind in KINDS)
     return f"SELECT date_trunc('{span}', least({', '.join(of_each)})) FROM record_marks"
@@ -155,7 +154,7 @@ class Cleaning(NamedTuple):
 
 
 def _clean(table: str, unit: str, a_turn: str, limit: str) -> Cleaning:
-    """Answer the statements for a table of which no more than `a_turn` goes at a time, and nothing from `limit` on."""
+    """Return the statements for a table of which no more than `a_turn` goes at a time, and nothing from `limit` on."""
     oldest = f"(SELECT min(bucket) FROM {table} WHERE bucket >= $2) + interval '{a_turn}'"
     find = f"SELECT least(now() - $1 * interval '1 {unit}', {oldest}, {limit})"
     return Cleaning(find, f"DELETE FROM {table} WHERE bucket < $1 AND bucket >= $2")
@@ -192,7 +191,6 @@ class RollupKeeper:
     """Keeps the records of all replicas in order, while no other replica does."""
 
     def __init__(self, url: str, retention: Retention, *, rows_a_move: int = ROWS_A_MOVE) -> None:
-        """Keep those of the database at `url`."""
         self._connection = DedicatedConnection(url, Purpose.RECORD_KEEPER, session=JOIN_BY_HASH)
         self._retention = retention
         self._rows_a_move = rows_a_move

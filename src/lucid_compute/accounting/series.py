@@ -24,12 +24,12 @@ _GAUGES = {
 
 
 def figures_of(names: tuple[str, ...], measured: Measured) -> dict[str, Figure]:
-    """Answer the named series' figures, `failures` left out."""
+    """Return the named series' figures, `failures` left out."""
     return {name: SERIES[name](measured) for name in names if name != FAILURES}
 
 
 def failures_of(measured: Measured) -> Mapping[str, int] | None:
-    """Answer how many jobs the nodes failed, by reason."""
+    """Return how many jobs the nodes failed, by reason."""
     return None if measured.jobs is None else read_faults(measured.jobs.faults, "failed")
 
 

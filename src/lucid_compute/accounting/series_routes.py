@@ -60,7 +60,7 @@ class MetricsQuery:
     series: tuple[str, ...]
 
     def timeline(self, now: datetime) -> Timeline:
-        """Answer the steps that hold the span.
+        """Return the steps that hold the span.
 
         Raises:
             InvalidRequest: a moment can't be read, the span ends before it begins, or there would be too many steps.
@@ -92,7 +92,7 @@ async def get_query(
         Query(description=f"Names, separated by commas; all, when it is left out: {', '.join(SERIES_NAMES)}."),
     ] = None,
 ) -> MetricsQuery:
-    """Answer what is asked.
+    """Return what is asked.
 
     Raises:
         InvalidRequest: there is no such series.
@@ -170,7 +170,7 @@ async def get_node_metrics(
     model: Model = None,
 ) -> SeriesAnswer | Response:
     """Read what happened on a node; an ended one's records stay readable for as long as they are kept."""
-    node = await registry.get_passport(passport_id, sees=principal.sees)
+    node = await registry.get_passport(passport_id, visible_owner=principal.visible_owner)
     wanted = RollupQuery(node_id=node.id, model_id=_model_id(fleet, model))
     return await _answer(clock, records, wanted, query, is_csv=is_csv, node=node)
 
@@ -220,7 +220,7 @@ async def get_node_uptime(
     Uptime is healthy time over healthy and unhealthy time: drains, outages of the registry and what lies before the
     first heartbeat are left out.
     """
-    node = await registry.get_passport(passport_id, sees=principal.sees)
+    node = await registry.get_passport(passport_id, visible_owner=principal.visible_owner)
     (uptime,) = await _uptimes(clock, records, [node], target or settings.uptime_target)
     return write_uptime_csv([uptime]) if is_csv else uptime
 
@@ -257,7 +257,7 @@ async def _uptimes(
 
 
 def _model_id(fleet: Fleet, model: str | None) -> str | None:
-    """Answer the model's id; that of no model when there is none, so that nothing is counted."""
+    """Return the model's id; that of no model when there is none, so that nothing is counted."""
     if model is None:
         return None
     known = fleet.find_model(model)

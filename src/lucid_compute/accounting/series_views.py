@@ -28,7 +28,7 @@ def view_series(
     owner: str | None = None,
     model: str | None = None,
 ) -> SeriesAnswer:
-    """Answer the named series over a timeline."""
+    """Return the named series over a timeline."""
     steps = measurement.steps
     whole = Measured()
     for step in steps:
@@ -59,7 +59,7 @@ def _view_failures(steps: Iterable[Measured], whole: Measured) -> dict[str, list
 
 
 def view_windows(records: Sequence[StateRecord], target: float) -> list[UptimeWindow]:
-    """Answer the uptime of each of `WINDOWS`."""
+    """Return the uptime of each of `WINDOWS`."""
     return [_view_window(days, record, target) for days, record in zip(WINDOWS, records, strict=True)]
 
 
@@ -83,7 +83,7 @@ def _view_window(days: int, record: StateRecord, target: float) -> UptimeWindow:
 
 
 def write_series_csv(answer: SeriesAnswer) -> Response:
-    """Answer the series as CSV: a line for each step, a column for each series and each reason of failure."""
+    """Return the series as CSV: a line for each step, a column for each series and each reason of failure."""
     columns: dict[str, Sequence[Figure]] = {name: answer.series[name] for name in SERIES_NAMES if name in answer.series}
     columns |= {f"{FAILURES}.{reason}": counts for reason, counts in (answer.failures or {}).items()}
     lines = zip(map(write_instant, answer.times), *columns.values(), strict=True)
@@ -91,7 +91,7 @@ def write_series_csv(answer: SeriesAnswer) -> Response:
 
 
 def write_uptime_csv(nodes: Iterable[NodeUptime]) -> Response:
-    """Answer uptimes as CSV: a line for each node and window."""
+    """Return uptimes as CSV: a line for each node and window."""
     head = ["passportId", "name", "days", "uptime", "healthySeconds", "unhealthySeconds", "drainingSeconds"]
     head += ["registryOutageSeconds", "target", "errorBudgetRemaining"]
     lines = [

@@ -26,7 +26,7 @@ class Timeline(NamedTuple):
 
     @classmethod
     def around(cls, since: datetime, until: datetime, step: timedelta) -> Timeline:
-        """Answer the whole steps that hold the span; none when it is empty."""
+        """Return the whole steps that hold the span; none when it is empty."""
         first = EPOCH + (since - EPOCH) // step * step
         if until <= since:
             return cls(first, first, step)
@@ -34,20 +34,20 @@ class Timeline(NamedTuple):
 
     @property
     def length(self) -> int:
-        """How many steps there are."""
+        """Return how many steps there are."""
         return (self.until - self.since) // self.step
 
     def starts(self) -> list[datetime]:
-        """Answer when each step begins."""
+        """Return when each step begins."""
         return [self.since + number * self.step for number in range(self.length)]
 
     def edges(self) -> list[datetime]:
-        """Answer when each step begins, and when the last one ends."""
+        """Return when each step begins, and when the last one ends."""
         return [*self.starts(), self.until]
 
 
 def auto_step(since: datetime, until: datetime) -> timedelta:
-    """Answer the shortest step that makes no more than 300 points."""
+    """Return the shortest step that makes no more than 300 points."""
     return next((step for step in STEPS.values() if (until - since) <= AUTO_POINTS * step), STEPS["1d"])
 
 
@@ -64,7 +64,7 @@ class StateSum(NamedTuple):
 
 
 def cut(edges: Sequence[datetime], outages: Iterable[tuple[datetime, datetime]]) -> list[datetime]:
-    """Answer the rising instants between which nothing but states changes: edges of steps, bounds of outages."""
+    """Return the rising instants between which nothing but states changes: edges of steps, bounds of outages."""
     bounds = {bound for outage in outages for bound in outage if edges[0] < bound < edges[-1]}
     return sorted({*edges, *bounds})
 
@@ -72,7 +72,7 @@ def cut(edges: Sequence[datetime], outages: Iterable[tuple[datetime, datetime]])
 def integrate(
     sums: Iterable[StateSum], edges: Sequence[datetime], outages: Sequence[tuple[datetime, datetime]]
 ) -> list[StateRecord]:
-    """Answer for each step between two edges how long nodes were in each state, time of `outages` left out.
+    """Return for each step between two edges how long nodes were in each state, time of `outages` left out.
 
     `edges` rise; `outages` are merged and in order; `sums` are by the spans between the instants of `cut`.
     """

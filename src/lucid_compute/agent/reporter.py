@@ -185,7 +185,7 @@ class Reporter:
 
 
 def _is_of_a_former_boot(error: LucidClientError) -> bool:
-    """Whether the registry refuses a heartbeat because a later boot replaced this one, which is final."""
+    """Return whether the registry refuses a heartbeat because a later boot replaced this one, which is final."""
     fields = error.details.get("fields")
     faults = fields if isinstance(error, errors.InvalidRequest) and isinstance(fields, list) else []
     return any(isinstance(fault, dict) and fault.get("path") == "bootId" for fault in faults)

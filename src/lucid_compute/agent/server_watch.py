@@ -33,7 +33,6 @@ class ServerWatch:
     """Observes the server, one observation at a time. Each one ends within seconds, whatever the server does."""
 
     def __init__(self, server: InferenceServer, clock: Callable[[], float]) -> None:
-        """Watch `server`; `clock` counts seconds."""
         self._server = server
         self._clock = clock
         self._detection: Detection | None = None
@@ -65,7 +64,7 @@ class ServerWatch:
         )
 
     def _is_detection_due(self) -> bool:
-        """Whether to detect the runtime: it is unknown, its answers do not fit it, or it is time."""
+        """Return whether to detect the runtime: it is unknown, its answers do not fit it, or it is time."""
         if self._detection is None or self._is_strange:
             return True
         is_certain = self._detection.confidence == CERTAIN
@@ -153,5 +152,5 @@ class StallDetector:
         return 0.0 if self._still_since is None else now - self._still_since
 
     def is_wedged(self, now: float) -> bool:
-        """Whether that has been too long."""
+        """Return whether that has been too long."""
         return self.still_seconds(now) >= WEDGED_AFTER_SECONDS

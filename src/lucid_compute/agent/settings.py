@@ -121,16 +121,16 @@ class AgentSettings(BaseSettings):
         return next((word for word in self.quantization if "=" not in word), None)
 
     def is_out_of_reach(self, api_url: str) -> bool:
-        """Whether the registry, on another machine, would look for the inference server on its own."""
+        """Return whether the registry, on another machine, would look for the inference server on its own."""
         return is_loopback(self.inference_url) and not is_loopback(api_url)
 
     def is_the_registry(self, api_url: str) -> bool:
-        """Whether the inference server's address is the registry's; both use port 8000 by default."""
+        """Return whether the inference server's address is the registry's; both use port 8000 by default."""
         return _endpoint(self.url) == _endpoint(api_url)
 
 
 def is_loopback(url: str) -> bool:
-    """Whether a URL means the machine that uses it."""
+    """Return whether a URL means the machine that uses it."""
     return _LOOPBACK.fullmatch(_parts(url).hostname or "") is not None
 
 

@@ -188,7 +188,7 @@ def find_local_key(api_url: str, data_dir: Path) -> str | None:
 
 
 def is_loopback(url: str) -> bool:
-    """Whether the URL names this machine by a loopback address, or as localhost."""
+    """Return whether the URL names this machine by a loopback address, or as localhost."""
     host = urlsplit(url).hostname or ""
     if host == "localhost":
         return True

@@ -220,7 +220,7 @@ def _verdict(model: ModelView, availability: ModelAvailability) -> str:
 
 
 def _is_nobody_there(availability: ModelAvailability) -> bool:
-    """Whether there is no node, of any owner, except nodes that have left.
+    """Return whether there is no node, of any owner, except nodes that have left.
 
     The nodes of others are known only by the counts of their reasons.
     """

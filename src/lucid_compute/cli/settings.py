@@ -29,5 +29,5 @@ def mistyped(known: Collection[str]) -> list[tuple[str, str]]:
 
 
 def is_set(variable: str) -> bool:
-    """Whether the variable is set to a text that is not empty."""
+    """Return whether the variable is set to a text that is not empty."""
     return bool(os.environ.get(variable))

@@ -64,5 +64,5 @@ class Attempts:
         return pause if now_seconds + pause + SHORTEST_ATTEMPT_SECONDS <= self._ends_at else None
 
     def is_done_by(self, error: LucidClientError) -> bool:
-        """Whether the error shows that an earlier attempt, whose response was lost, did the work."""
+        """Return whether the error shows that an earlier attempt, whose response was lost, did the work."""
         return self._call.is_done_when_missing and self._failures > 0 and isinstance(error, NotFound)

@@ -44,7 +44,7 @@ class ClientSettings:
 
     @property
     def is_tls(self) -> bool:
-        """Whether the service is reached over TLS."""
+        """Return whether the service is reached over TLS."""
         return self.base_url.startswith("https://")
 
 

@@ -42,12 +42,11 @@ class SystemResolver:
     """
 
     def __init__(self) -> None:
-        """Ask for nothing yet."""
         self._threads = ThreadPoolExecutor(MAX_LOOKUPS, "resolve")
         self._asked: dict[str, asyncio.Future[list[Any]]] = {}
 
     async def __call__(self, host: str, port: int) -> list[str]:
-        """Answer the addresses of `host`."""
+        """Return the addresses of `host`."""
         asked = self._asked.get(host)
         if asked is None:
             ask = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
@@ -71,7 +70,7 @@ class HttpClient:
         self.own_endpoints: set[tuple[str, int]] = set()
 
     def take_idle(self, url: ProviderUrl) -> HttpConnection | None:
-        """Answer an idle connection to the provider, the one used last; None when there is none."""
+        """Return an idle connection to the provider, the one used last; None when there is none."""
         idle = self._idle.get((url.scheme, url.host, url.port))
         while idle:
             connection, _ = idle.pop()
@@ -144,7 +143,7 @@ class HttpClient:
         self._idle.clear()
 
     async def _addresses_of(self, url: ProviderUrl) -> list[Address]:
-        """Answer the addresses to connect to, every one of them checked."""
+        """Return the addresses to connect to, every one of them checked."""
         addresses: list[Address] = list(url.known_addresses)
         if not addresses:
             try:
@@ -163,7 +162,7 @@ class HttpClient:
         return addresses[:MAX_ADDRESSES_TRIED]
 
     def _is_own(self, address: Address, port: int) -> bool:
-        """Whether the service was reached here; a socket for both families calls IPv4 addresses IPv4-mapped."""
+        """Return whether the service was reached here; a socket for both families calls IPv4 addresses IPv4-mapped."""
         plain = getattr(address, "ipv4_mapped", None) or address
         return (str(plain), port) in self.own_endpoints or (f"::ffff:{plain}", port) in self.own_endpoints
 

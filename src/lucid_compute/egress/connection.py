@@ -176,7 +176,7 @@ class HttpConnection(IncomingAnswer, asyncio.BufferedProtocol):
 
     @property
     def is_reusable(self) -> bool:
-        """Whether another request may be written: the answer is whole and neither side closed or will."""
+        """Return whether another request may be written: the answer is whole and neither side closed or will."""
         if not self.is_whole or not self._keeps_alive or self.is_lost or self._transport is None:
             return False
         return not self._transport.get_write_buffer_size()  # else it answered before it had read the request
@@ -200,7 +200,7 @@ class HttpConnection(IncomingAnswer, asyncio.BufferedProtocol):
             self._late_writes.write(self._transport, request)
 
     async def receive(self) -> bytes:
-        """Answer what has come of the body: all of it, or of a stream what there is; empty when it is over.
+        """Return what has come of the body: all of it, or of a stream what there is; empty when it is over.
 
         Raises:
             EgressFault: the answer broke off, broke a rule or came too late.
@@ -212,11 +212,11 @@ class HttpConnection(IncomingAnswer, asyncio.BufferedProtocol):
 
     @property
     def is_ready(self) -> bool:
-        """Whether there is something to take: the whole answer, a part of a stream, or what went wrong."""
+        """Return whether there is something to take: the whole answer, a part of a stream, or what went wrong."""
         return self.is_whole or self._fault is not None or (self.is_stream and bool(self._parts))
 
     def take(self) -> bytes:
-        """Answer as `receive` does what is there, for one whom `on_ready` has called.
+        """Return as `receive` does what is there, for one whom `on_ready` has called.
 
         Raises:
             EgressFault: as `receive`.
@@ -253,7 +253,7 @@ class HttpConnection(IncomingAnswer, asyncio.BufferedProtocol):
             self._transport.abort()
 
     def overdue(self, now: float) -> EgressFault | None:
-        """Answer what the provider is late with at `now` (`time.monotonic`); None when nothing is."""
+        """Return what the provider is late with at `now` (`time.monotonic`); None when nothing is."""
         if self.is_whole:
             return None
         if now >= self.total_due_at:

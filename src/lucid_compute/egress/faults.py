@@ -32,7 +32,6 @@ class EgressFault(Exception):
     """An exchange with a provider failed. The text is for the provider's owner and the log, and quotes no secret."""
 
     def __init__(self, kind: FaultKind, message: str) -> None:
-        """Say what happened."""
         super().__init__(message)
         self.kind = kind
         self.message = message
@@ -47,7 +46,6 @@ class ConnectTimedOut(EgressFault):
     """No address of a provider answered the connection in time."""
 
     def __init__(self, authority: str) -> None:
-        """Name the provider."""
         super().__init__(FaultKind.CONNECT_FAILED, f"{authority} did not answer the connection.")
 
 
@@ -55,7 +53,6 @@ class BadStatus(EgressFault):
     """A provider answered a status that is its own fault."""
 
     def __init__(self, status: int) -> None:
-        """Keep the status: it is the reason."""
         super().__init__(FaultKind.BAD_STATUS, f"The node answered status {status}.")
         self.status = status
 
@@ -69,7 +66,6 @@ class NotOffered(BadStatus):
     """A provider answered that it has no such endpoint, or no such model; it may be as healthy as any."""
 
     def __init__(self, status: int, *, is_model: bool) -> None:
-        """Say which of the two."""
         super().__init__(status)
         self.is_model = is_model
 

@@ -133,7 +133,7 @@ class AllowedNetwork:
     last_port: int = 65535
 
     def covers(self, address: Address, port: int) -> bool:
-        """Whether this entry opens `address` at `port`."""
+        """Return whether this entry opens `address` at `port`."""
         # Only a /96 says where a local NAT64 prefix keeps the IPv4 address (RFC 6052, section 2.2).
         vague = address in _LOCAL_NAT64 and self.network.num_addresses > 2**32
         return address in self.network and self.first_port <= port <= self.last_port and not vague

@@ -14,7 +14,6 @@ class WriteBatch:
     """What is still to be written in this turn of one loop."""
 
     def __init__(self) -> None:
-        """Have nothing to write."""
         self._waiting: list[tuple[asyncio.WriteTransport, bytes]] = []
 
     def write(self, transport: asyncio.WriteTransport, data: bytes) -> None:

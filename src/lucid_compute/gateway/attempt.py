@@ -104,7 +104,7 @@ class Attempt:
             self._turn = self._tools.traffic.note_start(self._node_id)
 
     def target(self) -> Target:
-        """Answer where it is to be sent.
+        """Return where it is to be sent.
 
         Raises:
             EgressFault: nowhere that this service may call.
@@ -126,7 +126,7 @@ class Attempt:
         connection.send(head, self._body(), self._tools.deadlines, wants_stream=request.is_stream)
 
     def judge(self, connection: HttpConnection, body: bytes) -> NodeResponse:
-        """Answer what a whole answer means to the client, and enter it.
+        """Return what a whole answer means to the client, and enter it.
 
         Raises:
             EgressFault: it is one to try the next node after.
@@ -214,7 +214,7 @@ class Attempt:
 
     @property
     def can_be_undone(self) -> bool:
-        """Whether no ledger has heard of it: what ran for so long has reached the node, and died with it."""
+        """Return whether no ledger has heard of it: what ran for so long has reached the node, and died with it."""
         return not self._job.is_written
 
     def undo(self) -> None:
@@ -258,7 +258,7 @@ class Attempt:
 
 
 def was_closed_before(connection: HttpConnection, fault: EgressFault) -> bool:
-    """Whether the node closed the connection while it was idle, before it saw the request: nobody's failure."""
+    """Return whether the node closed the connection while it was idle, before it saw the request: nobody's failure."""
     return fault.kind is FaultKind.CONNECTION_LOST and not (connection.has_head or connection.heard)
 
 
@@ -289,7 +289,6 @@ class ExpressExchange(RunningRequest):
     _ready: Ready
 
     def __init__(self, tools: GatewayContext, on_end: OnEnd) -> None:
-        """Send nothing yet."""
         super().__init__()
         self.has_body = True
         self._tools = tools
@@ -368,7 +367,7 @@ class TaskAttempt(Attempt):
     __slots__ = ()
 
     async def run(self) -> None:
-        """Answer the call.
+        """Return the call.
 
         Raises:
             EgressFault: the node failed; whether the client has got a part of its answer is `call.has_begun`.
@@ -395,7 +394,7 @@ class TaskAttempt(Attempt):
             await self._call.write(answer.body, more=False)
 
     async def _talk(self) -> NodeResponse | None:
-        """Answer what the node answers as a whole; None when it was a stream, which is passed on already."""
+        """Return what the node answers as a whole; None when it was a stream, which is passed on already."""
         target = self.target()
         client = self._tools.client
         if not self._call.mistrusts_idle and (connection := client.take_idle(target.url)) is not None:

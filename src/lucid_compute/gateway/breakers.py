@@ -38,7 +38,6 @@ class Breaker:
     )
 
     def __init__(self) -> None:
-        """Start closed."""
         self.failures = 0
         self.open_until = 0.0
         self.newest = 0
@@ -49,11 +48,11 @@ class Breaker:
         self._answers = False  # whether the node began to answer since it opened
 
     def blocked_seconds(self, now: float) -> float:
-        """Answer how long no request may be sent; 0 when one may, though perhaps as a trial."""
+        """Return how long no request may be sent; 0 when one may, though perhaps as a trial."""
         return max(self.open_until, self._trial_until) - now if max(self.open_until, self._trial_until) > now else 0.0
 
     def start(self, now: float, trial_seconds: float) -> int:
-        """Note that a request is sent, and answer its number.
+        """Note that a request is sent, and return its number.
 
         After an opening it is a trial, and the only request until it ended or the node began to answer.
         """
@@ -104,7 +103,6 @@ class RetryBudget:
     """Second and third attempts of one replica: at most a tenth of the requests of the last minute, but ten always."""
 
     def __init__(self) -> None:
-        """Start with the ten."""
         self._seconds: list[list[int]] = []  # each with requests or retries: which, how many requests, how many retries
 
     def note_request(self, now: float) -> None:

@@ -43,7 +43,7 @@ class Dispatcher:
         self._traffic = traffic
 
     def find_quickly(self, wanted: Criteria, now: datetime) -> FleetNode | None:
-        """Answer the node to send the request to; None when a few looks found none.
+        """Return the node to send the request to; None when a few looks found none.
 
         Where there are more than `FEW` nodes, `SAMPLE` of them are looked at, at random: the best of eight is among the
         best quarter of any fleet nine times in ten, and no two replicas run for the same one.
@@ -65,7 +65,7 @@ class Dispatcher:
         return self._choose_own(candidates, ring, place_of(wanted.session), wanted)
 
     async def find(self, wanted: Criteria, now: datetime) -> FleetNode | None:
-        """Answer the node to send the request to, looking at every one: fresh ones first; None when there is none."""
+        """Return the node to send the request to, looking at every one: fresh ones first; None when there is none."""
         silent: list[str] = []
         node_ids = self._in_order(self._fleet.ring_of(wanted.model), wanted)
         async for some in in_batches(node_ids, _NODES_A_TURN):
@@ -78,7 +78,7 @@ class Dispatcher:
         return self._least_blocked(wanted, now)
 
     def usage_of(self, node: FleetNode, wanted: Criteria) -> NodeUsage:
-        """Answer what this replica knows of a node, as the rules read it."""
+        """Return what this replica knows of a node, as the rules read it."""
         in_flight, now = self._fleet.in_flight(node.state.id), time.monotonic()
         known = self._traffic.nodes.get(node.state.id)
         if known is None:
@@ -92,13 +92,13 @@ class Dispatcher:
         )
 
     def wait_ms(self, node: FleetNode, wanted: Criteria) -> float:
-        """Answer the expected wait on a node, as choices weigh it."""
+        """Return the expected wait on a node, as choices weigh it."""
         known, kind = self._traffic.find(node.state.id), wanted.kind
         typical_ms, in_flight = self._traffic.typical_ms(kind), self._fleet.in_flight(node.state.id)
         return known.wait_ms(kind, in_flight, typical_ms, time.monotonic()) if known else typical_ms
 
     def _best_of_some(self, ring: NodeRing, wanted: Criteria, now: datetime) -> FleetNode | None:
-        """Answer the best of a few nodes, or the session's own; None when none of them will do."""
+        """Return the best of a few nodes, or the session's own; None when none of them will do."""
         silent: list[str] = []
         candidates: list[Candidate] = []
         for _ in range(_ROUNDS):
@@ -128,7 +128,7 @@ class Dispatcher:
         wanted: Criteria,
         some_of: tuple[NodeRing, datetime] | None = None,
     ) -> FleetNode:
-        """Answer one of the candidates, or of the session's own nodes; now and then not by what is known of it.
+        """Return one of the candidates, or of the session's own nodes; now and then not by what is known of it.
 
         Else a node that was slow once would be sent nothing, and nobody learn that it is slow no more. Where the
         candidates are only some of a ring, more of it are looked at for that: those heard of since then.
@@ -148,7 +148,7 @@ class Dispatcher:
         return chosen
 
     def _choose_own(self, candidates: list[Candidate], ring: NodeRing, place: int, wanted: Criteria) -> FleetNode:
-        """Answer the session's own node, of candidates that are all there are; the order of others only if need be."""
+        """Return the session's own node, of candidates that are all there are; the order of others only if need be."""
         home = self._fleet.find_node(ring.home_of(place) or "")
         longest = _longest_wait(candidates)
         for wait, node in candidates:
@@ -160,7 +160,7 @@ class Dispatcher:
         return self._choose(candidates, own, wanted)
 
     def _own(self, ring: NodeRing, place: int, wanted: Criteria, now: datetime, *, are_fresh: bool) -> list[Candidate]:
-        """Answer the session's own nodes that may take the request, the first one before the next."""
+        """Return the session's own nodes that may take the request, the first one before the next."""
         for count in _AFFINE_LOOKS:
             silent: list[str] = []
             own = self._candidates(ring.of_session(place, count), wanted, now - FRESH_WINDOW, silent)
@@ -171,7 +171,7 @@ class Dispatcher:
         return []
 
     def _in_order(self, ring: NodeRing, wanted: Criteria) -> list[str]:
-        """Answer all nodes that come into question, in the order of the request's session, else from any of them on.
+        """Return all nodes that come into question, in the order of the request's session, else from any of them on.
 
         Not always from the same one: then the first ones would be worked hard and the last ones never.
         """
@@ -185,7 +185,7 @@ class Dispatcher:
         return rendezvous(place, [(place_of(node_id), node_id) for node_id in node_ids])
 
     def _living(self, node_ids: Iterable[str], wanted: Criteria, now: datetime) -> list[Candidate]:
-        """Answer the live nodes that may take the request, each with its wait; those not live leave the rings."""
+        """Return the live nodes that may take the request, each with its wait; those not live leave the rings."""
         dead: list[str] = []
         living = self._candidates(node_ids, wanted, self._fleet.live_since(now), dead)
         for node_id in dead:
@@ -202,7 +202,7 @@ class Dispatcher:
         *,
         minds_breaker: bool = True,
     ) -> list[Candidate]:
-        """Answer the nodes heard of at `since` or later that may take the request, each with its wait.
+        """Return the nodes heard of at `since` or later that may take the request, each with its wait.
 
         Those that were last heard of before that are put into `older`. Hot: each line costs a tenth of a microsecond.
         """
@@ -232,7 +232,7 @@ class Dispatcher:
         return found
 
     def _least_blocked(self, wanted: Criteria, now: datetime) -> FleetNode | None:
-        """Answer the blocked node to try first, when the breakers hold more than half of a model's nodes.
+        """Return the blocked node to try first, when the breakers hold more than half of a model's nodes.
 
         They open for half of them at most; that more are blocked is because others went away since.
         """
@@ -250,7 +250,7 @@ class Dispatcher:
 
 
 def _still_on_ring(candidates: list[Candidate], wanted: Criteria) -> list[Candidate]:
-    """Answer the nodes without those that left the ring while others were answered: they may be draining."""
+    """Return the nodes without those that left the ring while others were answered: they may be draining."""
     return [candidate for candidate in candidates if _is_on_ring(candidate[1], wanted)]
 
 
@@ -259,7 +259,7 @@ def _is_on_ring(node: FleetNode, wanted: Criteria) -> bool:
 
 
 def _least_wait(candidates: list[Candidate], own: Sequence[Candidate] = ()) -> FleetNode:
-    """Answer the first of the session's own nodes unless it would wait far longer there, else one with the least wait.
+    """Return the first of the session's own nodes unless it would wait far longer there, else one with the least wait.
 
     That is a node at random among those whose wait is at most a quarter longer than the least.
     """
@@ -275,6 +275,6 @@ def _least_wait(candidates: list[Candidate], own: Sequence[Candidate] = ()) -> F
 
 
 def _longest_wait(candidates: list[Candidate]) -> float:
-    """Answer how long a session waits for a node of its own before it goes where it would wait least."""
+    """Return how long a session waits for a node of its own before it goes where it would wait least."""
     least = min([wait for wait, _ in candidates])
     return max(least * AFFINE_WAIT, least + AFFINE_SLACK_MS)

@@ -69,7 +69,7 @@ class EventStream:
         self._pieces: tuple[bytes, ...] = ()
 
     def take_in(self, block: bytes) -> bytes:
-        """Answer the whole events that `block` completes, without a usage that nobody asked for.
+        """Return the whole events that `block` completes, without a usage that nobody asked for.
 
         Raises:
             EgressFault: an event is longer than it may be.
@@ -79,7 +79,7 @@ class EventStream:
         return self._look_at(block) if block else b""
 
     def finish(self) -> bytes:
-        """Answer what is left when the node has ended without a blank line, if it is a whole event."""
+        """Return what is left when the node has ended without a blank line, if it is a whole event."""
         rest = bytes(self._rest)
         self._rest.clear()
         if _DONE.search(self._last):
@@ -89,7 +89,7 @@ class EventStream:
         return self._look_at(rest.rstrip() + b"\n\n") if _DONE.search(rest) else b""
 
     def _complete(self, block: bytes) -> bytes:
-        """Answer the whole events so far, and keep the rest. Only what is new is searched: it may come in bytes."""
+        """Return the whole events so far, and keep the rest. Only what is new is searched: it may come in bytes."""
         rest = self._rest
         start = max(0, len(rest) - 2)
         rest += block
@@ -118,7 +118,7 @@ class EventStream:
         return block
 
     def _stop_at(self, block: bytes, at: int) -> bytes:
-        """Answer what comes before the node's error; or all, when that is the client's own, which it should see."""
+        """Return what comes before the node's error; or all, when that is the client's own, which it should see."""
         before = b""
         for event in _EVENT_ENDS.split(block):
             if len(before) + len(event) > at:
@@ -132,7 +132,7 @@ class EventStream:
         return before
 
     def _know_pieces(self, block: bytes) -> tuple[bytes, ...]:
-        """Answer what stands before each piece of text, as this node writes JSON; nothing before it has written any."""
+        """Return what stands before each piece of text, as this node writes JSON; nothing before it has written any."""
         if (style := _STYLE.search(block)) is None:
             return ()
         no_piece, self._pieces = _NO_PIECE, _PIECES.get(self._endpoint, ())
@@ -143,7 +143,7 @@ class EventStream:
         return self._pieces
 
     def _read_usage(self, block: bytes) -> bytes:
-        """Answer the block without events that hold nothing but a usage which the client did not ask for."""
+        """Return the block without events that hold nothing but a usage which the client did not ask for."""
         self.usage = find_usage(block) or self.usage
         if not self._withholds_usage or not _NO_CHOICES.search(block):
             return block
@@ -152,12 +152,12 @@ class EventStream:
 
 
 def _blank_lines_of(event: bytes) -> bytes:
-    """Answer what stands before an event: half of a blank line that was cut in two belongs to the one before."""
+    """Return what stands before an event: half of a blank line that was cut in two belongs to the one before."""
     return event[: len(event) - len(event.lstrip(b"\r\n"))]
 
 
 def error_event(endpoint: str, error: dict[str, Any]) -> bytes:
-    """Answer the event that ends a broken stream, as OpenAI's clients raise it."""
+    """Return the event that ends a broken stream, as OpenAI's clients raise it."""
     if endpoint == "responses":
         flat = {name: error["error"].get(name) for name in ("code", "message", "param")}
         return b"event: error\ndata: " + json.dumps({"type": "error", **flat, **error}).encode() + b"\n\n"

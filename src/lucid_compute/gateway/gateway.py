@@ -39,7 +39,7 @@ class _Look(NamedTuple):
     ranking: asyncio.Task[Ranking]
 
     def is_old(self, now: float) -> bool:
-        """Whether what it found is no longer to be told."""
+        """Return whether what it found is no longer to be told."""
         return self.ranking.done() and now - self.began_at > REJECTIONS_KEPT_SECONDS
 
 
@@ -47,7 +47,6 @@ class Gateway:
     """Serves the calls of one replica."""
 
     def __init__(self, tools: GatewayContext) -> None:
-        """Work with `tools`."""
         self.tools = tools
         self._retries = RetryBudget()
         self._looks: dict[Hashable, _Look] = {}
@@ -79,7 +78,7 @@ class Gateway:
         self._retries.note_request(time.monotonic())
 
     async def serve(self, call: Call, first: Failed | None = None) -> None:
-        """Answer the call; `first` is the attempt that failed already.
+        """Return the call; `first` is the attempt that failed already.
 
         Raises:
             ModelUnavailable: no node may be sent it.
@@ -110,7 +109,7 @@ class Gateway:
         call.wanted.tried = {tried.state.id for tried, _ in failed if tried is not None}
 
     async def _choose_traced(self, call: Call, failed: list[Failed]) -> FleetNode | None:
-        """Answer as `_next_node`, in a span of its own."""
+        """Return as `_next_node`, in a span of its own."""
         if (span := call.span and call.span.child("choose")) is None:
             return await self._next_node(call, failed)
         try:
@@ -125,7 +124,7 @@ class Gateway:
         return node
 
     async def _next_node(self, call: Call, failed: list[Failed]) -> FleetNode | None:
-        """Answer the node for the next attempt; None is the model's upstream."""
+        """Return the node for the next attempt; None is the model's upstream."""
         wanted = call.wanted
         if wanted.model.format is ModelFormat.API:
             if not wanted.model.record.metadata.get("upstream"):
@@ -142,7 +141,7 @@ class Gateway:
         return node
 
     async def _look_around(self, wanted: Criteria) -> Ranking:
-        """Answer why no node may serve what is wanted; for a while it is the same for the next one of that model.
+        """Return why no node may serve what is wanted; for a while it is the same for the next one of that model.
 
         Every node is looked at for it, so calls that ask at the same time wait for one look.
         """
@@ -187,7 +186,7 @@ def _error_of(failed: list[Failed], why: str = "") -> LucidError:
 
 
 def _are_lacking(failed: list[Failed]) -> bool:
-    """Whether no node failed: all that were asked do not offer what was asked for."""
+    """Return whether no node failed: all that were asked do not offer what was asked for."""
     return bool(failed) and all(isinstance(fault, NotOffered) for _, fault in failed)
 
 

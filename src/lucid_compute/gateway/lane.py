@@ -156,7 +156,7 @@ class InferenceLane:
 
     @property
     def _is_full(self) -> bool:
-        """Whether one request more would be too many."""
+        """Return whether one request more would be too many."""
         return self.running >= self._most or not self._ledger.has_room()
 
     def _learn_server(self, server: tuple[str, int | None] | None) -> None:
@@ -420,7 +420,7 @@ async def send_response(send: Send, response: Response) -> None:
 
 
 async def give_up(call: Call, error: LucidError) -> None:
-    """Answer a call with an error; a stream that has begun is ended by it."""
+    """Return a call with an error; a stream that has begun is ended by it."""
     if call.span is not None:
         call.span.end(error.code)
     if call.has_begun:
@@ -460,7 +460,7 @@ def _abort(scope: Scope) -> None:
 
 
 def name_request(headers: dict[bytes, bytes]) -> tuple[str, Headers]:
-    """Answer a new job's id, and the header that names the request to its client: by its own name, or by the job's."""
+    """Return a new job's id, and the header that names the request to its client: by its own name, or by the job's."""
     job_id = new_job_id()
     sent = headers.get(b"x-request-id")
     is_fit = sent is not None and REQUEST_ID.fullmatch(sent)
@@ -468,6 +468,6 @@ def name_request(headers: dict[bytes, bytes]) -> tuple[str, Headers]:
 
 
 def session_of(headers: dict[bytes, bytes], request: InferenceRequest, principal: Principal) -> str | None:
-    """Answer the session that a request belongs to, apart from those of other owners; None when it names none."""
+    """Return the session that a request belongs to, apart from those of other owners; None when it names none."""
     session = headers.get(SESSION_HEADER, b"")[:MAX_SESSION_BYTES].decode("latin-1") or request.session
     return session and f"{principal.owner} {session}"

@@ -62,7 +62,7 @@ async def match(
 
 def _view(ranked: Ranked) -> RankedNode:
     state, usage = ranked.node.state, ranked.usage
-    heartbeat = state.receipt.heartbeat if state.receipt else None
+    heartbeat = state.last_heartbeat.heartbeat if state.last_heartbeat else None
     return RankedNode(
         passport_id=state.id,
         name=ranked.node.record.name,

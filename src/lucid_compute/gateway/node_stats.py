@@ -53,7 +53,6 @@ class NodeStats:
     )
 
     def __init__(self, node: FleetNode) -> None:
-        """Know nothing yet."""
         self.node = node
         self.breaker = Breaker()
         self.full_until = self.shunned_until = 0.0
@@ -65,12 +64,12 @@ class NodeStats:
     def read(self) -> None:
         """Hold what choices weigh of the node's state as it is now: how old its heartbeat is, and what it takes."""
         state = self.state = self.node.state
-        self.received_at = state.receipt.received_at if state.receipt else _NEVER
+        self.received_at = state.last_heartbeat.received_at if state.last_heartbeat else _NEVER
         self.limit = limit_of(state)
         self.stretch = stretch_of(state)
 
     def may_serve(self, wanted: Criteria, now: float, *, minds_breaker: bool = True) -> bool:
-        """Whether nothing that was learnt keeps the request from the node; `now` is `time.monotonic`'s."""
+        """Return whether nothing that was learnt keeps the request from the node; `now` is `time.monotonic`'s."""
         if self.full_until > now or (self.lacks and self.lack_of(wanted, now) is not None):
             return False
         return not minds_breaker or not self.breaker.failures or not self.breaker.blocked_seconds(now)
@@ -89,12 +88,12 @@ class NodeStats:
         self.has_doubts = self.full_until > now or bool(self.lacks or self.breaker.failures)
 
     def latency_ms(self, kind: Kind, now: float) -> float | None:
-        """Answer the time to the first byte of such requests; None before the first, and when the last is long ago."""
+        """Return the time to the first byte of such requests; None before the first, and when the last is long ago."""
         known = self.latencies.get(kind)
         return known[0] if known and now - known[1] < FORGET_SECONDS else None
 
     def wait_ms(self, kind: Kind, in_flight: int, typical_ms: float, now: float) -> float:
-        """Answer the expected wait, by the latency that was measured, less and less as that grows old.
+        """Return the expected wait, by the latency that was measured, less and less as that grows old.
 
         After a minute, and before the first measurement, a node counts as typical.
         """
@@ -114,7 +113,6 @@ class KindStats:
     __slots__ = ("explored_at", "typical_ms", "unexplored")
 
     def __init__(self) -> None:
-        """Know nothing yet."""
         self.typical_ms = UNMEASURED_MS
         self.unexplored = 0
         self.explored_at = 0.0
@@ -131,7 +129,7 @@ class FleetStats:
         self._open: set[str] = set()
 
     def find(self, node_id: str) -> NodeStats | None:
-        """Answer what is known of a node, from now on something; None when there is no such node."""
+        """Return what is known of a node, from now on something; None when there is no such node."""
         known = self.nodes.get(node_id)
         if known is None and (node := self._fleet.find_node(node_id)) is not None:
             known = self.nodes[node_id] = NodeStats(node)
@@ -140,7 +138,7 @@ class FleetStats:
         return known
 
     def typical_ms(self, kind: Kind) -> float:
-        """Answer the latency to expect of a node that was not measured, or long ago."""
+        """Return the latency to expect of a node that was not measured, or long ago."""
         known = self._kinds.get(kind)
         return known.typical_ms if known is not None else UNMEASURED_MS
 
@@ -153,7 +151,7 @@ class FleetStats:
         return known.unexplored > EXPLORE_EVERY and time.monotonic() - known.explored_at >= EXPLORE_SECONDS
 
     def stalest(self, kind: Kind, nodes: Iterable[FleetNode]) -> FleetNode | None:
-        """Answer the node, of those on which nothing runs, that was measured the longest ago or never."""
+        """Return the node, of those on which nothing runs, that was measured the longest ago or never."""
         nothing = (0.0, 0.0)
         in_flight, now = self._fleet.in_flight, time.monotonic()
         idle = []
@@ -174,12 +172,12 @@ class FleetStats:
             known.unexplored, known.explored_at = EXPLORE_EVERY, 0.0
 
     def blocked_seconds(self, node_id: str) -> float:
-        """Answer how long the node's breaker stays open; 0 when it is closed."""
+        """Return how long the node's breaker stays open; 0 when it is closed."""
         known = self.nodes.get(node_id)
         return known.breaker.blocked_seconds(time.monotonic()) if known else 0.0
 
     def blocked_on(self, model_id: str) -> list[FleetNode]:
-        """Answer the nodes of a model's ring whose breakers are open or on trial."""
+        """Return the nodes of a model's ring whose breakers are open or on trial."""
         now = time.monotonic()
         known = (self.nodes[node_id] for node_id in self._open)
         nodes = (each.node for each in known if each.breaker.blocked_seconds(now))
@@ -208,7 +206,7 @@ class FleetStats:
         typical.typical_ms += (latency_ms - typical.typical_ms) * NEWEST_WEIGHT
 
     def note_start(self, node_id: str) -> int:
-        """Note that a request is sent to the node, and answer its number, to be told with what became of it."""
+        """Note that a request is sent to the node, and return its number, to be told with what became of it."""
         known = self.nodes.get(node_id)
         if known is None:
             return 0
@@ -229,7 +227,7 @@ class FleetStats:
             known.breaker.withdraw(number)
 
     def note_failure(self, node: FleetNode, number: int) -> bool:
-        """Note that the node failed the request of this number; answer whether that opened its breaker."""
+        """Note that the node failed the request of this number; return whether that opened its breaker."""
         node_id = node.state.id
         if (known := self.find(node_id)) is None:
             return False
@@ -254,7 +252,7 @@ class FleetStats:
             known.has_doubts = True
 
     def open_count(self) -> int:
-        """How many nodes' breakers are open or on trial."""
+        """Return how many nodes' breakers are open or on trial."""
         return len(self._open)
 
     def forget_ended(self) -> None:
@@ -272,7 +270,7 @@ class FleetStats:
                 known.latencies.pop(kind, None)
 
     def _may_open(self, node: FleetNode) -> bool:
-        """Whether no model would have more than half of its nodes blocked if this one was."""
+        """Return whether no model would have more than half of its nodes blocked if this one was."""
         for model_id, ring in node.capability_class.rings.items():
             most = len(ring) // 2
             if most <= len(self._open) and 1 + sum(other is not node for other in self.blocked_on(model_id)) > most:

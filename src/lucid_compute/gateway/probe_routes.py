@@ -33,7 +33,7 @@ async def probe(
     It goes the way that requests go: each address is checked, redirects are not followed. A host is probed once in
     ten seconds; it takes 13 s at most.
     """
-    node = await registry.get_node(passport_id, sees=principal.sees)
+    node = await registry.get_node(passport_id, visible_owner=principal.visible_owner)
     principal.require_node(passport_id)
     found = await prober.probe(node)
     tls = found.tls and TlsView(version=found.tls.version, certificate_expires_at=found.tls.certificate_expires_at)

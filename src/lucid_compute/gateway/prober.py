@@ -43,7 +43,7 @@ class ListedModels(BaseModel):
     data: list[ListedModel]
 
     def lists(self, model_id: str) -> bool:
-        """Whether the node serves a model by this id; Ollama serves `name:latest` as `name` too."""
+        """Return whether the node serves a model by this id; Ollama serves `name:latest` as `name` too."""
         return any(model.id in (model_id, f"{model_id}:latest") for model in self.data)
 
     @property
@@ -73,7 +73,7 @@ class ProbeResult(NamedTuple):
 
     @property
     def is_reachable(self) -> bool:
-        """Whether the node answered with a list of models."""
+        """Return whether the node answered with a list of models."""
         return self.code in {ProbeCode.OK, ProbeCode.MODEL_MISSING}
 
 
@@ -81,7 +81,6 @@ class ProbeFault(Exception):
     """A node answered something that is no list of models."""
 
     def __init__(self, code: ProbeCode, message: str) -> None:
-        """Say what it is."""
         super().__init__(message)
         self.code = code
         self.message = message
@@ -133,7 +132,7 @@ class Prober:
 
 
 async def _ask(connection: HttpConnection, target: Target, wanted: list[str], finding: ProbeResult) -> ProbeResult:
-    """Answer the finding with what the node says of its models."""
+    """Return the finding with what the node says of its models."""
     asked = time.monotonic()
     try:
         connection.send(target.listing_head(), b"", _DEADLINES, wants_stream=False)

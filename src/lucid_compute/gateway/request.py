@@ -29,7 +29,6 @@ class RunningRequest:
     __slots__ = ("cut", "has_begun", "has_body", "job", "key_id", "sending_since", "started_at")
 
     def __init__(self) -> None:
-        """Begin."""
         self.key_id = ""
         self.job: Job | None = None
         self.cut: CutReason | None = None
@@ -103,7 +102,6 @@ class Criteria:
         session: str | None = None,
         is_stream: bool = False,
     ) -> None:
-        """Nothing was tried yet."""
         self.model = model
         self.policy = policy
         self.endpoint = endpoint
@@ -118,7 +116,7 @@ _VARIANT = 0b10 << 62  # RFC 9562's, in the upper bits of the id's second half
 
 
 def new_job_id() -> str:
-    """Answer a new id, a UUID of version 7: those made one after another stand together in the ledger's index."""
+    """Return a new id, a UUID of version 7: those made one after another stand together in the ledger's index."""
     ms, rest = time.time_ns() // 1_000_000, getrandbits(74)
     low = rest >> 12 | _VARIANT
     return f"{ms >> 16:08x}-{ms & 0xFFFF:04x}-7{rest & 0xFFF:03x}-{low >> 48:04x}-{low & 0xFFFFFFFFFFFF:012x}"
@@ -150,7 +148,6 @@ class Call:
     def __init__(
         self, principal: Principal, request: InferenceRequest, model: ModelPassport, exchange: RunningRequest
     ) -> None:
-        """Begin."""
         self.principal = principal
         self.request = request
         self.model = model
@@ -176,11 +173,11 @@ class Call:
 
     @property
     def has_begun(self) -> bool:
-        """Whether the client has a part of its answer."""
+        """Return whether the client has a part of its answer."""
         return self.exchange.has_begun
 
     def answer_headers(self, content_type: bytes, node_id: str | None, attempt: int, length: int) -> Headers:
-        """Answer the headers of an answer by a node; a `length` below 0 is not known."""
+        """Return the headers of an answer by a node; a `length` below 0 is not known."""
         headers = [
             (b"content-type", content_type),
             (b"x-lucid-job", self.job_id.encode()),

@@ -83,7 +83,7 @@ class InferenceRequest:
         self._bodies: dict[str, bytes] = {self.model: self._body}
 
     def body_for(self, model_id: str) -> bytes:
-        """Answer the body for a node that knows the model as `model_id`."""
+        """Return the body for a node that knows the model as `model_id`."""
         found = self._bodies.get(model_id)
         if found is None:
             found = self._bodies[model_id] = self._with_model(model_id)
@@ -91,16 +91,16 @@ class InferenceRequest:
 
     @property
     def names_stored(self) -> bool:
-        """Whether it may name an answer that a node has stored, which others answer 404 for."""
+        """Return whether it may name an answer that a node has stored, which others answer 404 for."""
         return self.endpoint == "responses" and b"previous_response_id" in self._body
 
     @property
     def size(self) -> int:
-        """How many bytes the body has."""
+        """Return how many bytes the body has."""
         return len(self._body)
 
     def text(self, most: int) -> bytes:
-        """Answer the first `most` bytes of the body, to be counted."""
+        """Return the first `most` bytes of the body, to be counted."""
         return self._body[:most]
 
     def _with_model(self, model_id: str) -> bytes:
@@ -112,7 +112,7 @@ class InferenceRequest:
 
 
 def model_named_in(body: bytes) -> str:
-    """Answer the model that a body seems to name which can't be understood; empty when it seems to name none."""
+    """Return the model that a body seems to name which can't be understood; empty when it seems to name none."""
     found = _MODEL.search(body, 0, _LOOKED_AT_BYTES)
     if found is None:
         return ""
@@ -123,7 +123,7 @@ def model_named_in(body: bytes) -> str:
 
 
 def policy_of(wire: RequestPolicy) -> RoutingPolicy:
-    """Answer the policy that a request's `lucid` stands for."""
+    """Return the policy that a request's `lucid` stands for."""
     return RoutingPolicy(
         None if wire.allow_regions is None else frozenset(wire.allow_regions),
         wire.max_price_per_1k_tokens,
@@ -143,7 +143,7 @@ def _read(body: bytes) -> InferenceBody:
 
 
 def _most_tokens(endpoint: str, read: InferenceBody) -> int | None:
-    """Answer how many tokens an answer may have; of completions it depends on how many prompts there are."""
+    """Return how many tokens an answer may have; of completions it depends on how many prompts there are."""
     if endpoint == "completions":
         return None
     limits = (read.max_completion_tokens, read.max_tokens, read.max_output_tokens)
@@ -165,13 +165,13 @@ def _refuse_constants(body: bytes) -> None:
 
 
 def _is_plain(body: bytes) -> bool:
-    """Whether each key that the gateway reads stands there at most once, unescaped, so that it can only be that key."""
+    """Return whether each key that the gateway reads stands there at most once, unescaped, so that it can only be that key."""
     keys = _KEYS.findall(body)
     return len(keys) == len(set(keys)) and (b"\\" not in body or _ESCAPED.search(body) is None)
 
 
 def _without_ours(body: bytes, read: InferenceBody, *, adds_usage: bool) -> bytes:
-    """Answer the body without `lucid`, and asking for usage if it is to be added."""
+    """Return the body without `lucid`, and asking for usage if it is to be added."""
     has_options = "stream_options" in read.model_fields_set
     values: dict[str, str | None] = {"lucid": None} if "lucid" in read.model_fields_set else {}
     if adds_usage and has_options:
@@ -182,7 +182,7 @@ def _without_ours(body: bytes, read: InferenceBody, *, adds_usage: bool) -> byte
 
 
 def _rewrite(body: bytes, values: Mapping[str, str | None]) -> bytes:
-    """Answer the body with these values in place of the former, or without the field where the value is None."""
+    """Return the body with these values in place of the former, or without the field where the value is None."""
     text, members = _members(body)
     kept = []
     for name, key_at, value_at, end_at in members:
@@ -193,7 +193,7 @@ def _rewrite(body: bytes, values: Mapping[str, str | None]) -> bytes:
 
 
 def _members(body: bytes) -> tuple[str, list[tuple[str, int, int, int]]]:
-    """Answer the body's text, and of each of its fields the name, where it begins, where its value begins, and the end.
+    """Return the body's text, and of each of its fields the name, where it begins, where its value begins, and the end.
 
     Raises:
         InvalidRequest: what the gateway reads stands there twice.

@@ -36,7 +36,6 @@ class ModelMetrics:
     )
 
     def __init__(self, model_name: str) -> None:
-        """Start at nothing."""
         self.model_name = model_name
         self.outcomes = dict.fromkeys(Outcome, 0)
         self.tokens_in = self.tokens_out = 0
@@ -49,7 +48,6 @@ class RequestMetrics:
     """The jobs that ended in this replica."""
 
     def __init__(self) -> None:
-        """Start at nothing."""
         self._by_name: dict[str, ModelMetrics] = {}
         self._other = ModelMetrics(OTHER)
 

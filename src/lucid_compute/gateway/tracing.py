@@ -59,7 +59,6 @@ class OtlpSpan:
     __slots__ = ("_span", "_tracer")
 
     def __init__(self, tracer: trace.Tracer, span: trace.Span) -> None:
-        """Stand for `span`, whose parts `tracer` makes."""
         self._tracer = tracer
         self._span = span
 

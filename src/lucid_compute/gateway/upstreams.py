@@ -22,7 +22,7 @@ class Target(NamedTuple):
     heads: dict[str, bytes]
 
     def head(self, endpoint: str, job_id: str) -> bytes:
-        """Answer the head of a request to `/v1/{endpoint}`; nothing of the client's own head is in it."""
+        """Return the head of a request to `/v1/{endpoint}`; nothing of the client's own head is in it."""
         head = self.heads.get(endpoint)
         if head is None:
             kind = ("Content-Type: application/json", "Accept: application/json, text/event-stream")
@@ -30,7 +30,7 @@ class Target(NamedTuple):
         return b"%b%b\r\n" % (head, job_id.encode())
 
     def listing_head(self) -> bytes:
-        """Answer the head of a question for the models that are served, `GET /v1/models`."""
+        """Return the head of a question for the models that are served, `GET /v1/models`."""
         return self._head("GET", "models", "Accept: application/json")
 
     def _head(self, method: str, endpoint: str, *kind: str) -> bytes:
@@ -64,7 +64,7 @@ class Upstreams:
         self._known: dict[str, _Known] = {}
 
     def of_node(self, node: FleetNode) -> Target:
-        """Answer where the node is.
+        """Return where the node is.
 
         Raises:
             EgressFault: its URL is not one that this service may call.
@@ -72,7 +72,7 @@ class Upstreams:
         return self._find(node.record, "inferenceKey")
 
     def of_upstream(self, model: ModelPassport) -> Target | None:
-        """Answer where an API model is served; None when nobody has said.
+        """Return where an API model is served; None when nobody has said.
 
         Raises:
             EgressFault: as `of_node`.

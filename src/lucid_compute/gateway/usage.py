@@ -28,7 +28,7 @@ class Usage(NamedTuple):
 
 
 def find_usage(answer: bytes) -> Usage | None:
-    """Answer what the last `usage` of a JSON answer or of a stream's event says; None when there is none to be read.
+    """Return what the last `usage` of a JSON answer or of a stream's event says; None when there is none to be read.
 
     What is no number of tokens (negative, a fraction, text, over eight digits) spoils all of it. A quote inside a JSON
     string is escaped, so `"usage":{` can only be a key.
@@ -46,7 +46,7 @@ def find_usage(answer: bytes) -> Usage | None:
 
 
 def count_tokens(text: bytes) -> int:
-    """Answer about how many tokens a text is, for want of its tokenizer: runs of up to six letters, and signs."""
+    """Return about how many tokens a text is, for want of its tokenizer: runs of up to six letters, and signs."""
     return sum(1 for _ in _WORD.finditer(text))
 
 
@@ -55,7 +55,7 @@ UNSEEN_TOKENS = 1_000_000  # of a request, beyond its bytes: what stands behind 
 
 
 def charge(job: Job, price: TokenPrice | None) -> Decimal | None:
-    """Answer the job's price in USD: its tokens, in and out, exactly; None without a price or anything to bill."""
+    """Return the job's price in USD: its tokens, in and out, exactly; None without a price or anything to bill."""
     tokens_out = job.tokens_out or 0
     if price is None or not is_billable(job.outcome, tokens_out):
         return None
@@ -63,7 +63,7 @@ def charge(job: Job, price: TokenPrice | None) -> Decimal | None:
 
 
 def believe(usage: Usage | None, request: InferenceRequest) -> Usage | None:
-    """Answer what a node says of the tokens, and None when it can't be so: they are counted then.
+    """Return what a node says of the tokens, and None when it can't be so: they are counted then.
 
     No token in is shorter than a byte, but for pictures and a template; none out is beyond what was asked for.
     """
@@ -74,12 +74,12 @@ def believe(usage: Usage | None, request: InferenceRequest) -> Usage | None:
 
 
 def count_request(request: InferenceRequest) -> int:
-    """Answer about how many tokens a request's text is."""
+    """Return about how many tokens a request's text is."""
     return count_tokens(request.text(COUNTED_BYTES))
 
 
 def count_answer(body: bytes) -> int:
-    """Answer about how many tokens the text of a whole answer is; 0 when it has none, as embeddings."""
+    """Return about how many tokens the text of a whole answer is; 0 when it has none, as embeddings."""
     if len(body) > COUNTED_BYTES:
         return count_tokens(body[:COUNTED_BYTES])
     try:

@@ -28,7 +28,6 @@ class Watchdog:
     """Looks after one replica's requests under way, and after its connections to nodes."""
 
     def __init__(self, keys: KeyRing, tools: GatewayContext) -> None:
-        """Begin without requests."""
         self._keys = keys
         self._tools = tools
         self.exchanges: set[RunningRequest] = set()

@@ -20,5 +20,5 @@ class DatabaseClock:
         self._then = database_now
 
     def now(self) -> datetime:
-        """Answer the database's now."""
+        """Return the database's now."""
         return self._then + timedelta(seconds=time.monotonic() - self._set_at)

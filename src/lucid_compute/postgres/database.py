@@ -45,7 +45,7 @@ class DatabaseNotUsable(Exception):
 
 
 def normalise_url(url: str) -> str:
-    """Answer the URL with the scheme that asyncpg takes, whichever Postgres scheme it came with.
+    """Return the URL with the scheme that asyncpg takes, whichever Postgres scheme it came with.
 
     Raises:
         DatabaseNotUsable: it is not a Postgres URL.
@@ -98,7 +98,7 @@ async def connect(
 
 
 def is_passing(error: BaseException) -> bool:
-    """Whether the error says that the database can't answer now, rather than that the statement is wrong."""
+    """Return whether the error says that the database can't answer now, rather than that the statement is wrong."""
     if isinstance(error, _CONNECTION_ERRORS):
         return True
     if isinstance(error, DBAPIError):
@@ -108,12 +108,12 @@ def is_passing(error: BaseException) -> bool:
 
 
 def constraint_of(error: DBAPIError) -> str | None:
-    """Answer the name of the constraint that a statement violated; None when it was none."""
+    """Return the name of the constraint that a statement violated; None when it was none."""
     return getattr(_original(error), "constraint_name", None)
 
 
 def _original(error: DBAPIError) -> BaseException:
-    """Answer asyncpg's own exception behind SQLAlchemy's and its dialect's."""
+    """Return asyncpg's own exception behind SQLAlchemy's and its dialect's."""
     original: BaseException = error.orig or error
     return original.__cause__ or original
 

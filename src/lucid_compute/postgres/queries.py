@@ -12,13 +12,13 @@ from lucid_compute.wire import SortBy, SortOrder
 
 
 def in_order(columns: Mapping[SortBy, Any], tie: Any, sort_by: SortBy, sort_order: SortOrder) -> tuple[Any, Any]:
-    """Answer an ORDER BY that is total: the column that is asked for, then `tie`."""
+    """Return an ORDER BY that is total: the column that is asked for, then `tie`."""
     direction = asc if sort_order is SortOrder.ASCENDING else desc
     return direction(columns[sort_by]), tie
 
 
 def ids_are_uuids(*ids: str) -> bool:
-    """Whether each id could be one of ours: a UUID in its canonical form."""
+    """Return whether each id could be one of ours: a UUID in its canonical form."""
     try:
         return all(str(UUID(id_)) == id_ for id_ in ids)
     except ValueError:

@@ -46,13 +46,13 @@ def head_revision() -> str:
 
 
 async def revision_of(connection: AsyncConnection) -> str | None:
-    """Answer the revision of the database that a connection leads to."""
+    """Return the revision of the database that a connection leads to."""
     revision: str | None = await connection.scalar(text(_VERSION_SQL))
     return revision
 
 
 async def current_revision(url: str) -> str | None:
-    """Answer the revision that the database is at; None when it is empty."""
+    """Return the revision that the database is at; None when it is empty."""
     connection = await connect(url, timeout_seconds=PATIENT_TIMEOUT_SECONDS)
     try:
         if await connection.fetchval("SELECT to_regclass('alembic_version')") is None:

@@ -45,7 +45,7 @@ class TransactionId(UserDefinedType[Any]):
     cache_ok = True
 
     def get_col_spec(self, **_: object) -> str:
-        """Answer the type's name in SQL."""
+        """Return the type's name in SQL."""
         return "xid8"
 
 
@@ -63,7 +63,7 @@ def _passport_id(**options: Any) -> Column[Any]:
 
 
 def _followed() -> tuple[Column[Any], Column[Any]]:
-    """Answer the two columns of a row that the feed follows."""
+    """Return the two columns of a row that the feed follows."""
     return (
         Column("revision", BigInteger, nullable=False, server_default=text("1")),
         Column("changed_xid", TransactionId, nullable=False, server_default=text("pg_current_xact_id()")),

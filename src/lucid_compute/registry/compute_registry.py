@@ -43,7 +43,7 @@ class Health(NamedTuple):
 class ComputeRegistry:
     """The nodes: takes their heartbeats, says how they are, and declares, drains, resumes and deregisters them.
 
-    `sees` is the only owner whose nodes may be read or changed, None is any.
+    `visible_owner` is the only owner whose nodes may be read or changed, None is any.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class ComputeRegistry:
 
     @property
     def is_full(self) -> bool:
-        """Whether no further heartbeat is taken, because too many wait to be written."""
+        """Return whether no further heartbeat is taken, because too many wait to be written."""
         return self._heartbeats.is_full
 
     def submit(self, heartbeat: Heartbeat, on_done: Tell) -> None:
@@ -92,13 +92,13 @@ class ComputeRegistry:
         """
         await self._feed.catch_up()
         node = self._fleet.find_node(passport_id)
-        if node is None or node.state.receipt is None:
+        if node is None or node.state.last_heartbeat is None:
             raise DatabaseUnavailable
-        return node.state.receipt
+        return node.state.last_heartbeat
 
     # --- what is known
 
-    async def get_node(self, passport_id: str, *, sees: str | None) -> FleetNode:
+    async def get_node(self, passport_id: str, *, visible_owner: str | None) -> FleetNode:
         """Return a node that has not ended, also one that another replica has only just registered.
 
         Raises:
@@ -109,23 +109,23 @@ class ComputeRegistry:
         if self._fleet.find_node(passport_id) is None:
             await self._feed.catch_up()
         if self._fleet.find_node(passport_id) is None:
-            if (await self._read_passport(passport_id, sees)).has_ended:
+            if (await self._read_passport(passport_id, visible_owner)).has_ended:
                 raise NodeDeregistered(passport_id)
             raise DatabaseUnavailable
-        return self._fleet.get_registered_node(passport_id, owner=sees)
+        return self._fleet.get_registered_node(passport_id, owner=visible_owner)
 
-    async def get_passport(self, passport_id: str, *, sees: str | None) -> Passport:
+    async def get_passport(self, passport_id: str, *, visible_owner: str | None) -> Passport:
         """Return a node's passport, also of a node that ended long ago and is no longer in the fleet.
 
         Raises:
             NodeNotFound: there is none.
         """
         if self._fleet.find_node(passport_id) is not None:
-            return self._fleet.get_node(passport_id, owner=sees).record
-        return await self._read_passport(passport_id, sees)
+            return self._fleet.get_node(passport_id, owner=visible_owner).record
+        return await self._read_passport(passport_id, visible_owner)
 
     def is_healthy(self, passport_id: str, now: datetime | None = None) -> bool:
-        """Whether the node is fresh, reports healthy, and neither drains nor ended: the models guide's `isHealthy`."""
+        """Return whether the node is fresh, reports healthy, and neither drains nor ended: the models guide's `isHealthy`."""
         node = self._fleet.find_node(passport_id)
         return node is not None and is_healthy(node.state, now or self._clock.now())
 
@@ -146,7 +146,7 @@ class ComputeRegistry:
     # --- what is asked of a node
 
     async def declare(
-        self, actor: Actor, passport_id: str, models: Sequence[DeclaredModel], *, sees: str | None
+        self, actor: Actor, passport_id: str, models: Sequence[DeclaredModel], *, visible_owner: str | None
     ) -> None:
         """Replace the node's whole declaration.
 
@@ -155,7 +155,7 @@ class ComputeRegistry:
         """
         declared = [{"id": m.id, "maxTokens": m.max_tokens, "quantization": m.quantization} for m in models]
         async with self._database.transaction() as connection:
-            row = await lock_registered_node(connection, passport_id, sees)
+            row = await lock_registered_node(connection, passport_id, visible_owner)
             changed = await change_node(connection, passport_id, declared_models=declared)
             if row["declared_models"] != declared:
                 ids = [model.id for model in models]
@@ -165,14 +165,14 @@ class ComputeRegistry:
             await announce(connection)
         self._show(changed)
 
-    async def drain(self, actor: Actor, passport_id: str, *, sees: str | None) -> None:
+    async def drain(self, actor: Actor, passport_id: str, *, visible_owner: str | None) -> None:
         """Start no request on the node from here on; running ones finish. Draining a draining node changes nothing.
 
         Raises:
             NodeNotFound, NodeDeregistered: as named.
         """
         async with self._database.transaction() as connection:
-            row = await lock_registered_node(connection, passport_id, sees)
+            row = await lock_registered_node(connection, passport_id, visible_owner)
             if row["draining_since"] is not None:
                 return
             changed = await drain_node(connection, passport_id)
@@ -181,14 +181,14 @@ class ComputeRegistry:
             await announce(connection)
         self._show(changed)
 
-    async def resume(self, actor: Actor, passport_id: str, *, sees: str | None) -> None:
+    async def resume(self, actor: Actor, passport_id: str, *, visible_owner: str | None) -> None:
         """End the operator's drain. One that the node reports itself ends when the node reports otherwise.
 
         Raises:
             NodeNotFound, NodeDeregistered: as named.
         """
         async with self._database.transaction() as connection:
-            row = await lock_registered_node(connection, passport_id, sees)
+            row = await lock_registered_node(connection, passport_id, visible_owner)
             if row["draining_since"] is None:
                 return
             changed = await resume_node(connection, passport_id)
@@ -198,7 +198,7 @@ class ComputeRegistry:
         self._show(changed)
 
     async def deregister(
-        self, actor: Actor, passport_id: str, *, sees: str | None, force: bool, wait_seconds: float
+        self, actor: Actor, passport_id: str, *, visible_owner: str | None, force: bool, wait_seconds: float
     ) -> None:
         """End the node for good, when no replica runs a request on it. None is started from here on.
 
@@ -209,16 +209,18 @@ class ComputeRegistry:
             RequestsInFlight: requests still run after `wait_seconds`; they and new ones go on as before.
         """
         if force:
-            await self._end(actor, passport_id, sees, None, force=True)
+            await self._end(actor, passport_id, visible_owner, None, force=True)
         else:
-            departure = Departure(actor, passport_id, sees, "deregistering", wait_seconds)
+            departure = Departure(actor, passport_id, visible_owner, "deregistering", wait_seconds)
             await self._departures.leave(
-                departure, lambda drain: self._end(actor, passport_id, sees, drain, force=False)
+                departure, lambda drain: self._end(actor, passport_id, visible_owner, drain, force=False)
             )
 
-    async def _end(self, actor: Actor, passport_id: str, sees: str | None, drain: Drain | None, *, force: bool) -> None:
+    async def _end(
+        self, actor: Actor, passport_id: str, visible_owner: str | None, drain: Drain | None, *, force: bool
+    ) -> None:
         async with self._database.transaction() as connection:
-            row = await lock_node(connection, passport_id, sees)
+            row = await lock_node(connection, passport_id, visible_owner)
             if row["deregistered_at"] is not None:
                 return
             closed = await self._departures.close(connection, drain)
@@ -229,13 +231,13 @@ class ComputeRegistry:
         self._fleet.apply_passport(passport)
         self._departures.show(closed)
 
-    async def _read_passport(self, passport_id: str, sees: str | None) -> Passport:
+    async def _read_passport(self, passport_id: str, visible_owner: str | None) -> Passport:
         try:
             async with self._database.transaction() as connection:
                 passport = await passport_rows.get_passport(connection, passport_id)
         except PassportNotFound:
             raise NodeNotFound(passport_id) from None
-        if passport.type is not PassportType.COMPUTE or sees not in (None, passport.owner):
+        if passport.type is not PassportType.COMPUTE or visible_owner not in (None, passport.owner):
             raise NodeNotFound(passport_id)
         return passport
 
@@ -245,7 +247,7 @@ class ComputeRegistry:
 
 def _uptime_seconds(fleet: Fleet, node: FleetNode, now: datetime) -> float:
     """Return the seconds since the first heartbeat after the node was last unhealthy, outages of ours left out."""
-    receipt = node.state.receipt
+    receipt = node.state.last_heartbeat
     if receipt is None or receipt.up_since is None or not node.state.is_live(fleet.live_since(now)):
         return 0.0
     lost = seconds_lost(receipt.up_since, now, fleet.outages_until(now))

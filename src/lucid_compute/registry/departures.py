@@ -26,11 +26,11 @@ Answer = TypeVar("Answer")
 
 
 class Departure(NamedTuple):
-    """Who lets which node go and why; `sees` is the only owner whose nodes may leave, None is any."""
+    """Who lets which node go and why; `visible_owner` is the only owner whose nodes may leave, None is any."""
 
     actor: Actor
     passport_id: str
-    sees: str | None
+    visible_owner: str | None
     reason: str
     wait_seconds: float = 0
 
@@ -58,7 +58,7 @@ class Departures:
         self._leaving: set[asyncio.Task[object]] = set()
 
     async def leave(self, departure: Departure, finish: Callable[[Drain | None], Awaitable[Answer]]) -> Answer:
-        """Answer what `finish` does once the node is drained everywhere, or it is no node, or ended already.
+        """Return what `finish` does once the node is drained everywhere, or it is no node, or ended already.
 
         `finish` gets the drain, to be sure of it inside its own transaction (`close`). A caller that is cancelled
         leaves it to run to its end: a departure is never half done.
@@ -109,7 +109,7 @@ class Departures:
         passport_id, reason = departure.passport_id, departure.reason
         async with self._database.transaction() as connection:
             try:
-                row = await lock_node(connection, passport_id, departure.sees)
+                row = await lock_node(connection, passport_id, departure.visible_owner)
             except NodeNotFound:
                 return None
             if has_ended(row):
@@ -150,7 +150,7 @@ class Departures:
             await asyncio.sleep(_STEP_SECONDS)
 
     def _is_over(self, drain: Drain) -> bool:
-        """Whether the node is drained everywhere, or somebody else has ended it."""
+        """Return whether the node is drained everywhere, or somebody else has ended it."""
         node = self._fleet.find_node(drain.passport_id)
         if node is None:  # another replica has only just registered it: the feed brings it
             return False
@@ -161,7 +161,7 @@ class Departures:
         return node is not None and node.lifecycle_revision > drain.revision and node.drain_xid != drain.xid
 
     def _is_ignored(self, drain: Drain, heard: Mapping[str, datetime]) -> bool:
-        """Whether a replica has renewed its lease since it was `heard` of, and still not applied the drain."""
+        """Return whether a replica has renewed its lease since it was `heard` of, and still not applied the drain."""
         return any(
             drain.xid not in replica.applied and heard.get(replica.id) != replica.seen_at
             for replica in self._fleet.replicas.others()

@@ -113,7 +113,6 @@ class NodeEvents:
     """Reads events."""
 
     def __init__(self, database: Database) -> None:
-        """Read from `database`."""
         self._database = database
 
     async def list_page(
@@ -127,7 +126,7 @@ class NodeEvents:
         offset: int,
         limit: int,
     ) -> tuple[list[EventView], int]:
-        """Answer a page of one node's events and how many there are, those at `since` or later, of one type or all."""
+        """Return a page of one node's events and how many there are, those at `since` or later, of one type or all."""
         conditions = [node_events.c.passport_id == passport_id]
         if since is not None:
             conditions.append(node_events.c.at >= since)

@@ -147,8 +147,8 @@ class HeartbeatLane:
             heartbeat = admission.heartbeat = read_heartbeat(admission.body)
         passport_id = heartbeat.passport_id
         if self._fleet.find_node(passport_id) is None:
-            return partial(self._await_node, passport_id, principal.sees)
-        admission.node = self._fleet.get_registered_node(passport_id, owner=principal.sees)
+            return partial(self._await_node, passport_id, principal.visible_owner)
+        admission.node = self._fleet.get_registered_node(passport_id, owner=principal.visible_owner)
         principal.require_node(passport_id)
         self._rate.spend(passport_id)
         return heartbeat
@@ -216,16 +216,16 @@ class HeartbeatLane:
             if receipt is not None:
                 return self.accept(admission.node, receipt)
         await self._feed.catch_up()  # the older one may be one that another replica has just taken
-        if admission.node.state.receipt is None:
+        if admission.node.state.last_heartbeat is None:
             raise DatabaseUnavailable
-        return self.accept(admission.node, admission.node.state.receipt)
+        return self.accept(admission.node, admission.node.state.last_heartbeat)
 
     async def _await_body(self, admission: HeartbeatAdmission, _scope: Scope, receive: Receive) -> None:
         admission.body = await read_body(receive, admission.headers)
 
-    async def _await_node(self, passport_id: str, sees: str | None, *_: object) -> None:
+    async def _await_node(self, passport_id: str, visible_owner: str | None, *_: object) -> None:
         """Have the fleet know a node that another replica may have only just registered."""
-        await self._get_node(passport_id, sees)
+        await self._get_node(passport_id, visible_owner)
 
     def _body_of(self, node: FleetNode, receipt: Receipt) -> bytes:
         """Return the node's state as JSON: by hand, since all but the id is the same within one group commit."""

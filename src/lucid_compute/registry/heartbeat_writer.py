@@ -126,11 +126,11 @@ class HeartbeatWriter:
 
     @property
     def is_full(self) -> bool:
-        """Whether as many wait as may."""
+        """Return whether as many wait as may."""
         return len(self._waiting) + len(self._later) >= MAX_WAITING
 
     async def write(self, heartbeat: Heartbeat) -> Receipt | None:
-        """Commit one heartbeat; answer its receipt, or None when it repeats an older one and changed nothing.
+        """Commit one heartbeat; return its receipt, or None when it repeats an older one and changed nothing.
 
         Raises:
             DatabaseUnavailable: the commit failed or is not known to have held.

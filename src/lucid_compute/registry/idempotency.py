@@ -21,7 +21,7 @@ class Idempotency(NamedTuple):
     body_hash: bytes
 
     async def claim(self, connection: AsyncConnection, owner: str) -> str | None:
-        """Take the key for this transaction; answer the id that it made before, None when it is new.
+        """Take the key for this transaction; return the id that it made before, None when it is new.
 
         A request with the same key that is still running is waited for: the row's lock is its transaction's.
 

@@ -14,8 +14,8 @@ from lucid_compute.registry.domain.passports import Passport, PassportStatus, Pa
 from lucid_compute.registry.fleet.rows import read_passport
 
 
-async def lock_passport(connection: AsyncConnection, passport_id: str, sees: str | None) -> RowMapping:
-    """Answer the owner's passport until the transaction ends; `sees` None locks any.
+async def lock_passport(connection: AsyncConnection, passport_id: str, visible_owner: str | None) -> RowMapping:
+    """Return the owner's passport until the transaction ends; `visible_owner` None locks any.
 
     Raises:
         PassportNotFound: there is none.
@@ -25,16 +25,18 @@ async def lock_passport(connection: AsyncConnection, passport_id: str, sees: str
     if ids_are_uuids(passport_id):
         rows = await connection.execute(select(passports).where(passports.c.id == passport_id).with_for_update())
         row = rows.mappings().one_or_none()
-    if row is None or (sees is not None and row["owner"] != sees and row["type"] != PassportType.MODEL):
+    if row is None or (
+        visible_owner is not None and row["owner"] != visible_owner and row["type"] != PassportType.MODEL
+    ):
         raise PassportNotFound(passport_id)
-    if sees is not None and row["owner"] != sees:
+    if visible_owner is not None and row["owner"] != visible_owner:
         message = "Only its owner or an admin may change this model's passport."
         raise Forbidden(message)
     return row
 
 
 async def get_passport(connection: AsyncConnection, passport_id: str) -> Passport:
-    """Answer a passport.
+    """Return a passport.
 
     Raises:
         PassportNotFound: there is none.
@@ -49,7 +51,7 @@ async def get_passport(connection: AsyncConnection, passport_id: str) -> Passpor
 
 
 def update_passport(passport_id: str, **changes: Any) -> Any:
-    """Answer an UPDATE of one passport that the feed will notice, and that returns its row."""
+    """Return an UPDATE of one passport that the feed will notice, and that returns its row."""
     return (
         update(passports)
         .where(passports.c.id == passport_id)
@@ -69,8 +71,8 @@ async def add_node_rows(connection: AsyncConnection, passport_id: str) -> None:
     await connection.execute(insert(heartbeats).values(passport_id=passport_id))
 
 
-async def lock_node(connection: AsyncConnection, passport_id: str, sees: str | None) -> RowMapping:
-    """Answer the owner's node until the transaction ends, an ended one too; `sees` None locks any.
+async def lock_node(connection: AsyncConnection, passport_id: str, visible_owner: str | None) -> RowMapping:
+    """Return the owner's node until the transaction ends, an ended one too; `visible_owner` None locks any.
 
     Raises:
         NodeNotFound: there is none.
@@ -80,31 +82,31 @@ async def lock_node(connection: AsyncConnection, passport_id: str, sees: str | N
     columns = (passports.c.owner, passports.c.status, passports.c.deregistered_at, *nodes.c)
     statement = select(*columns).join_from(passports, nodes).where(passports.c.id == passport_id)
     row = (await connection.execute(statement.with_for_update())).mappings().one_or_none()
-    if row is None or (sees is not None and row["owner"] != sees):
+    if row is None or (visible_owner is not None and row["owner"] != visible_owner):
         raise NodeNotFound(passport_id)
     return row
 
 
-async def lock_registered_node(connection: AsyncConnection, passport_id: str, sees: str | None) -> RowMapping:
-    """Answer the owner's node that has not ended until the transaction ends.
+async def lock_registered_node(connection: AsyncConnection, passport_id: str, visible_owner: str | None) -> RowMapping:
+    """Return the owner's node that has not ended until the transaction ends.
 
     Raises:
         NodeNotFound: as `lock_node`.
         NodeDeregistered: it was deregistered or revoked.
     """
-    row = await lock_node(connection, passport_id, sees)
+    row = await lock_node(connection, passport_id, visible_owner)
     if has_ended(row):
         raise NodeDeregistered(passport_id)
     return row
 
 
 def has_ended(row: RowMapping) -> bool:
-    """Whether the node of a locked row was deregistered or revoked."""
+    """Return whether the node of a locked row was deregistered or revoked."""
     return row["deregistered_at"] is not None or row["status"] == PassportStatus.REVOKED
 
 
 async def change_node(connection: AsyncConnection, passport_id: str, **changes: Any) -> RowMapping:
-    """Change the node's lifecycle so that the feed will notice; answer its row."""
+    """Change the node's lifecycle so that the feed will notice; return its row."""
     statement = (
         update(nodes)
         .where(nodes.c.passport_id == passport_id)
@@ -116,13 +118,13 @@ async def change_node(connection: AsyncConnection, passport_id: str, **changes: 
 
 
 async def drain_node(connection: AsyncConnection, passport_id: str) -> RowMapping:
-    """Begin a drain, by this transaction; answer the node's row."""
+    """Begin a drain, by this transaction; return the node's row."""
     xid = func.pg_current_xact_id()
     return await change_node(connection, passport_id, draining_since=func.now(), drain_xid=xid)
 
 
 async def resume_node(connection: AsyncConnection, passport_id: str) -> RowMapping:
-    """End the drain; answer the node's row."""
+    """End the drain; return the node's row."""
     return await change_node(connection, passport_id, draining_since=None, drain_xid=None)
 
 

@@ -51,19 +51,19 @@ class Reason(NamedTuple):
 
 
 def runtime_compatible(model: ModelPassport, node: NodeState) -> bool:
-    """Whether the node shares a runtime with the model; one that names none is, with the models it serves."""
+    """Return whether the node shares a runtime with the model; one that names none is, with the models it serves."""
     runtimes = node.runtimes
     return not runtimes.isdisjoint(wanted_runtimes(model)) if runtimes else serves(model, node)
 
 
 def hardware_compatible(model: ModelPassport, node: NodeState) -> bool:
-    """Whether the node has the VRAM and the context length that the model needs."""
+    """Return whether the node has the VRAM and the context length that the model needs."""
     declaration = declaration_of(model, node)
     return _has_vram(model, node, declaration) and _has_context(model, node, declaration)
 
 
 def is_healthy(node: NodeState, now: datetime) -> bool:
-    """Whether the node is fresh, reports healthy, is not draining, not deregistered, and its passport is active."""
+    """Return whether the node is fresh, reports healthy, is not draining, not deregistered, and its passport is active."""
     return (
         node.is_fresh(now)
         and node.reported_status is ReportedStatus.HEALTHY
@@ -74,24 +74,24 @@ def is_healthy(node: NodeState, now: datetime) -> bool:
 
 
 def is_available_on(model: ModelPassport, node: NodeState, now: datetime) -> bool:
-    """Whether this node could run the model right now."""
+    """Return whether this node could run the model right now."""
     return is_healthy(node, now) and runtime_compatible(model, node) and hardware_compatible(model, node)
 
 
 def has_available_compute(model: ModelPassport, nodes: Iterable[NodeState], now: datetime) -> bool:
-    """Whether any of `nodes` could run the model right now; stops at the first that could. API models always run."""
+    """Return whether any of `nodes` could run the model right now; stops at the first that could. API models always run."""
     return model.format is ModelFormat.API or any(is_available_on(model, node, now) for node in nodes)
 
 
 def has_serving_compute(model: ModelPassport, nodes: Iterable[NodeState], now: datetime) -> bool:
-    """Whether any of `nodes` could run the model right now and also declares or reports it. API models always run."""
+    """Return whether any of `nodes` could run the model right now and also declares or reports it. API models always run."""
     return model.format is ModelFormat.API or any(
         serves(model, node) and is_available_on(model, node, now) for node in nodes
     )
 
 
 def serves(model: ModelPassport, node: NodeState) -> bool:
-    """Whether the node declares or reports the model, under its id, its name or an alias."""
+    """Return whether the node declares or reports the model, under its id, its name or an alias."""
     return declaration_of(model, node) is not None or not node.reported_models.isdisjoint(model.known_as)
 
 
@@ -118,14 +118,14 @@ def health_reasons(node: NodeState, now: datetime) -> tuple[Reason, ...]:
 
 
 def declaration_of(model: ModelPassport, node: NodeState) -> DeclaredModel | None:
-    """Answer what the node declares of the model, looked up by id, then name, then aliases."""
+    """Return what the node declares of the model, looked up by id, then name, then aliases."""
     if not node.declared:
         return None
     return next((node.declared[name] for name in model.known_as if name in node.declared), None)
 
 
 def wanted_runtimes(model: ModelPassport) -> frozenset[str]:
-    """Answer the runtimes that can run the model: its hard list, else the recommended one, else its format's."""
+    """Return the runtimes that can run the model: its hard list, else the recommended one, else its format's."""
     if model.runtimes:
         return model.runtimes
     if model.runtime_recommended:
@@ -134,7 +134,7 @@ def wanted_runtimes(model: ModelPassport) -> frozenset[str]:
 
 
 def minimum_vram_gb(model: ModelPassport, declaration: DeclaredModel | None) -> float:
-    """Answer the VRAM that the model needs on a node which declares it so; 0 when the model names no minimum."""
+    """Return the VRAM that the model needs on a node which declares it so; 0 when the model names no minimum."""
     by_quantization = model.min_vram_by_quantization
     if by_quantization:
         quantization = declaration.quantization.lower() if declaration and declaration.quantization else None
@@ -143,7 +143,7 @@ def minimum_vram_gb(model: ModelPassport, declaration: DeclaredModel | None) -> 
 
 
 def context_limit(node: NodeState, declaration: DeclaredModel | None) -> int | None:
-    """Answer the tokens that the node takes for a model it declares so; None is no limit."""
+    """Return the tokens that the node takes for a model it declares so; None is no limit."""
     if declaration is not None and declaration.max_tokens is not None:
         return declaration.max_tokens
     return node.passport.max_context
@@ -208,10 +208,10 @@ def _unhealthy_reason(_: NodeState, __: datetime) -> Reason:
 
 
 def _heartbeat_reason(node: NodeState, now: datetime) -> Reason:
-    if node.receipt is None:
+    if node.last_heartbeat is None:
         message = "The node has sent no heartbeat yet; start its heartbeats."
         return Reason(ReasonCode.HEARTBEAT_MISSING, message, f"one within {FRESH_SECONDS} s", None)
-    age = round((now - node.receipt.received_at).total_seconds(), 3)
+    age = round((now - node.last_heartbeat.received_at).total_seconds(), 3)
     message = f"The newest heartbeat is {age:.0f} s old, over {FRESH_SECONDS} s; see whether the sender still runs."
     return Reason(ReasonCode.HEARTBEAT_STALE, message, FRESH_SECONDS, age)
 

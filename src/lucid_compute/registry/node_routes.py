@@ -35,7 +35,7 @@ async def get_node_order(
     sort_by: Annotated[NodeSortBy, Query(alias="sortBy")] = NodeSortBy.CREATED_AT,
     sort_order: Direction = SortOrder.DESCENDING,
 ) -> Order[NodeSortBy]:
-    """Answer the order that is asked for; nodes of which it is not known come last, either way."""
+    """Return the order that is asked for; nodes of which it is not known come last, either way."""
     return Order(sort_by, sort_order)
 
 
@@ -73,7 +73,7 @@ async def list_nodes(
     of_status = StatusFilter(status, fleet.live_since(now))
     nodes = [
         node
-        for node in fleet.nodes(owner=owner or principal.sees)
+        for node in fleet.nodes(owner=owner or principal.visible_owner)
         if of_status.matches(node) and wanted.matches(fleet, node)
     ]
     shown = page.slice_of(sort_nodes(fleet, order, nodes))
@@ -89,7 +89,7 @@ async def get_health(
     passport_id: str, registry: Provided[ComputeRegistry], job_search: Provided[JobSearch], principal: Reader
 ) -> NodeHealth:
     """Read a node's health, counted over what this service routed; what the node says of itself is `reported`."""
-    node = await registry.get_node(passport_id, sees=principal.sees)
+    node = await registry.get_node(passport_id, visible_owner=principal.visible_owner)
     return await _view_health(job_search, registry, node)
 
 
@@ -107,9 +107,9 @@ async def declare_models(
     """Replace the whole declaration of a node. Each model is answered with the model passport that it resolves to."""
     models = [DeclaredModel(model.id, model.max_tokens, model.quantization) for model in body.models]
     _refuse_twice(models)
-    node = await registry.get_node(passport_id, sees=principal.sees)
+    node = await registry.get_node(passport_id, visible_owner=principal.visible_owner)
     principal.require_node(passport_id)
-    await registry.declare(actor, passport_id, models, sees=principal.sees)
+    await registry.declare(actor, passport_id, models, visible_owner=principal.visible_owner)
     return view_declaration(fleet, node)
 
 
@@ -118,7 +118,7 @@ async def get_declaration(
     passport_id: str, fleet: Provided[Fleet], registry: Provided[ComputeRegistry], principal: Reader
 ) -> Declaration:
     """Read the declaration of a node."""
-    return view_declaration(fleet, await registry.get_node(passport_id, sees=principal.sees))
+    return view_declaration(fleet, await registry.get_node(passport_id, visible_owner=principal.visible_owner))
 
 
 @router.post(
@@ -135,9 +135,9 @@ async def drain(
     actor: ActorDependency,
 ) -> DrainAnswer:
     """Start no request on the node from here on and let running ones finish; `drained` says when none is left."""
-    node = await registry.get_node(passport_id, sees=principal.sees)
+    node = await registry.get_node(passport_id, visible_owner=principal.visible_owner)
     principal.require_node(passport_id)
-    await registry.drain(actor, passport_id, sees=principal.sees)
+    await registry.drain(actor, passport_id, visible_owner=principal.visible_owner)
     return view_drain(fleet, node)
 
 
@@ -150,9 +150,9 @@ async def resume(
     actor: ActorDependency,
 ) -> NodeHealth:
     """End a drain. One that the node reports itself ends when the node reports otherwise."""
-    node = await registry.get_node(passport_id, sees=principal.sees)
+    node = await registry.get_node(passport_id, visible_owner=principal.visible_owner)
     principal.require_node(passport_id)
-    await registry.resume(actor, passport_id, sees=principal.sees)
+    await registry.resume(actor, passport_id, visible_owner=principal.visible_owner)
     return await _view_health(job_search, registry, node)
 
 
@@ -180,9 +180,11 @@ async def deregister(
 
     After a 409 it goes on as before. Its passport, events and jobs stay readable, and its name can be registered again.
     """
-    await registry.get_passport(passport_id, sees=principal.sees)
+    await registry.get_passport(passport_id, visible_owner=principal.visible_owner)
     principal.require_node(passport_id)
-    await registry.deregister(actor, passport_id, sees=principal.sees, force=force, wait_seconds=wait_seconds)
+    await registry.deregister(
+        actor, passport_id, visible_owner=principal.visible_owner, force=force, wait_seconds=wait_seconds
+    )
     return DeregisterAnswer(passport_id=passport_id, status=NodeStatus.DEREGISTERED)
 
 
@@ -198,7 +200,7 @@ async def list_events(
     type: Annotated[Text | None, Query(description="Such as `unhealthy`.")] = None,  # noqa: A002 - the contract's name
 ) -> EventList:
     """List what happened to a node; an ended one's events stay readable. `name` sorts by the type."""
-    await registry.get_passport(passport_id, sees=principal.sees)
+    await registry.get_passport(passport_id, visible_owner=principal.visible_owner)
     events, total = await node_events.list_page(
         passport_id,
         since=since,

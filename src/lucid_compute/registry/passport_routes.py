@@ -112,7 +112,7 @@ async def list_passports(
 @router.get("/{passport_id}", response_model=PassportView, responses=declare(PassportNotFound))
 async def get_passport(passport_id: str, passport_store: Provided[PassportStore], principal: Reader) -> PassportView:
     """Read one passport, also a revoked one."""
-    return view_passport(await passport_store.get(passport_id, sees=principal.sees), principal)
+    return view_passport(await passport_store.get(passport_id, visible_owner=principal.visible_owner), principal)
 
 
 @router.patch(
@@ -130,7 +130,9 @@ async def change_passport(
     """Change a passport by an RFC 7396 merge patch: what is left out stays, null removes, also inside `metadata`."""
     await _require_writer_of(passport_id, passport_store, principal)
     patch = body.model_dump(mode="json", by_alias=True, exclude_unset=True)
-    return view_passport(await passport_store.change(actor, passport_id, patch, sees=principal.sees), principal)
+    return view_passport(
+        await passport_store.change(actor, passport_id, patch, visible_owner=principal.visible_owner), principal
+    )
 
 
 @router.delete("/{passport_id}", status_code=204, responses=declare(PassportNotFound, RequestsInFlight))
@@ -142,11 +144,11 @@ async def revoke_passport(
     It stays readable, and its name can be registered again.
     """
     await _require_writer_of(passport_id, passport_store, principal)
-    await passport_store.revoke(actor, passport_id, sees=principal.sees)
+    await passport_store.revoke(actor, passport_id, visible_owner=principal.visible_owner)
 
 
 def split_tags(tags: list[str]) -> tuple[str, ...]:
-    """Answer the tags of a query, whether repeated or separated by commas."""
+    """Return the tags of a query, whether repeated or separated by commas."""
     return tuple(tag.strip() for entry in tags for tag in entry.split(",") if tag.strip())
 
 
@@ -154,7 +156,7 @@ async def _require_writer_of(passport_id: str, passport_store: Provided[Passport
     """Refuse a key that may not change passports of this one's type; a foreign one is not found, as a missing one."""
     if principal.scopes.isdisjoint({*COMPUTE_WRITERS, *PASSPORT_WRITERS}):
         principal.require({*COMPUTE_WRITERS, *PASSPORT_WRITERS})
-    passport = await passport_store.get(passport_id, sees=principal.sees)
+    passport = await passport_store.get(passport_id, visible_owner=principal.visible_owner)
     _require_writer(principal, passport.type)
     principal.require_node(passport_id)
 
@@ -164,7 +166,7 @@ def _require_writer(principal: Principal, passport_type: PassportType) -> None:
 
 
 def _owner_of(owner: str | None, principal: Principal) -> str:
-    """Answer who will own a new passport.
+    """Return who will own a new passport.
 
     Raises:
         Forbidden: another owner is named by someone who is no admin, or the key is bound to one node.

@@ -33,7 +33,7 @@ class PassportSearch:
     limit: int
 
     def condition(self) -> ColumnElement[bool]:
-        """Answer the WHERE clause."""
+        """Return the WHERE clause."""
         conditions: list[ColumnElement[bool]] = [true()]
         for column, wanted in (
             (passports.c.owner, self.owner),
@@ -50,6 +50,6 @@ class PassportSearch:
         return and_(*conditions)
 
     def page(self) -> Select[Any]:
-        """Answer the SELECT of the page, in a total order."""
+        """Return the SELECT of the page, in a total order."""
         order = in_order(_SORT_COLUMNS, passports.c.id, self.sort_by, self.sort_order)
         return select(passports).where(self.condition()).order_by(*order).offset(self.offset).limit(self.limit)

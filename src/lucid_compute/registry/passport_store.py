@@ -110,29 +110,31 @@ class PassportStore:
         self._show(passport, stored)
         return passport
 
-    async def change(self, actor: Actor, passport_id: str, patch: Mapping[str, Any], *, sees: str | None) -> Passport:
-        """Apply an RFC 7396 merge patch; `sees` is the only owner whose passports may be changed, None is any.
+    async def change(
+        self, actor: Actor, passport_id: str, patch: Mapping[str, Any], *, visible_owner: str | None
+    ) -> Passport:
+        """Apply an RFC 7396 merge patch; `visible_owner` is the only owner whose passports may be changed, None is any.
 
         Raises:
             PassportNotFound, InvalidRequest, Forbidden, PassportExists, ModelNameTaken: as named.
             RequestsInFlight: the patch revokes a node that requests run on.
         """
         if patch.get("status") != PassportStatus.REVOKED:
-            return await self._change(actor, passport_id, patch, sees, None)
-        departure = Departure(actor, passport_id, sees, "revoking")
+            return await self._change(actor, passport_id, patch, visible_owner, None)
+        departure = Departure(actor, passport_id, visible_owner, "revoking")
         return await self._departures.leave(
-            departure, lambda drain: self._change(actor, passport_id, patch, sees, drain)
+            departure, lambda drain: self._change(actor, passport_id, patch, visible_owner, drain)
         )
 
     async def _change(
-        self, actor: Actor, passport_id: str, patch: Mapping[str, Any], sees: str | None, drain: Drain | None
+        self, actor: Actor, passport_id: str, patch: Mapping[str, Any], visible_owner: str | None, drain: Drain | None
     ) -> Passport:
         async with self._database.transaction() as connection:
-            row = await lock_passport(connection, passport_id, sees)
+            row = await lock_passport(connection, passport_id, visible_owner)
             former = read_passport(row)
             closed = await self._departures.close(connection, drain)
             _refuse_fixed(former, patch)
-            stored = self._merge(row, patch, is_admin=sees is None)
+            stored = self._merge(row, patch, is_admin=visible_owner is None)
             passport = await self._update(connection, former, patch, stored)
             await release_names(connection, former)
             await take_names(connection, passport)
@@ -148,19 +150,19 @@ class PassportStore:
         self._departures.show(closed)
         return passport
 
-    async def revoke(self, actor: Actor, passport_id: str, *, sees: str | None) -> None:
+    async def revoke(self, actor: Actor, passport_id: str, *, visible_owner: str | None) -> None:
         """Revoke a passport for good; it stays readable, and its name is free again.
 
         Raises:
             PassportNotFound: there is none.
             RequestsInFlight: requests run on the node.
         """
-        departure = Departure(actor, passport_id, sees, "revoking")
-        await self._departures.leave(departure, lambda drain: self._revoke(actor, passport_id, sees, drain))
+        departure = Departure(actor, passport_id, visible_owner, "revoking")
+        await self._departures.leave(departure, lambda drain: self._revoke(actor, passport_id, visible_owner, drain))
 
-    async def _revoke(self, actor: Actor, passport_id: str, sees: str | None, drain: Drain | None) -> None:
+    async def _revoke(self, actor: Actor, passport_id: str, visible_owner: str | None, drain: Drain | None) -> None:
         async with self._database.transaction() as connection:
-            former = read_passport(await lock_passport(connection, passport_id, sees))
+            former = read_passport(await lock_passport(connection, passport_id, visible_owner))
             if former.status is PassportStatus.REVOKED:
                 return
             closed = await self._departures.close(connection, drain)
@@ -174,20 +176,20 @@ class PassportStore:
         self._fleet.apply_passport(passport)
         self._departures.show(closed)
 
-    async def get(self, passport_id: str, *, sees: str | None) -> Passport:
-        """Answer a passport that is the owner's, or any model's; `sees` None answers any.
+    async def get(self, passport_id: str, *, visible_owner: str | None) -> Passport:
+        """Return a passport that is the owner's, or any model's; `visible_owner` None answers any.
 
         Raises:
             PassportNotFound: there is none.
         """
         async with self._database.transaction() as connection:
             passport = await get_passport(connection, passport_id)
-        if sees is not None and passport.owner != sees and passport.type is not PassportType.MODEL:
+        if visible_owner is not None and passport.owner != visible_owner and passport.type is not PassportType.MODEL:
             raise PassportNotFound(passport_id)
         return passport
 
     async def search(self, search: PassportSearch) -> tuple[list[Passport], int]:
-        """Answer a page of passports, and how many match in all."""
+        """Return a page of passports, and how many match in all."""
         async with self._database.transaction() as connection:
             total = await connection.scalar(select(func.count()).select_from(passports).where(search.condition()))
             rows = await connection.execute(search.page())
@@ -296,7 +298,7 @@ def _refuse_fixed(former: Passport, patch: Mapping[str, Any]) -> None:
 
 
 def _comparable(passport: Passport, stored: StoredMetadata) -> dict[str, Any]:
-    """Answer what the audit trail hashes: all that can change, secrets among it."""
+    """Return what the audit trail hashes: all that can change, secrets among it."""
     return {
         "name": passport.name,
         "description": passport.description,

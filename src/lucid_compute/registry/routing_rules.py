@@ -62,12 +62,12 @@ FARTHEST = _HOW_FAR[ReasonCode.MODEL_NOT_SERVED]
 
 
 def how_far(codes: Collection[ReasonCode]) -> int:
-    """Answer how far a node is from being sent the request, by all that keeps it from it."""
+    """Return how far a node is from being sent the request, by all that keeps it from it."""
     return max(map(_HOW_FAR.__getitem__, codes))
 
 
 def shortage_of(nearest: int, policy: RoutingPolicy) -> Shortage:
-    """Answer what there is too little of, when `nearest` is how far the nearest node is."""
+    """Return what there is too little of, when `nearest` is how far the nearest node is."""
     shortage = _NEAREST_FIRST[nearest]
     if shortage is Shortage.NO_NODE and policy.node_ids is not None:
         return Shortage.NO_NODE_SUITS  # the request named the nodes itself
@@ -101,9 +101,9 @@ class Stretch(NamedTuple):
 
 
 def id_on_node(model: ModelPassport, node: NodeState) -> str:
-    """Answer the id that the node knows the model by: as it declares it, else as it reports it, else its name."""
+    """Return the id that the node knows the model by: as it declares it, else as it reports it, else its name."""
     names = model.known_as
-    for names_of_node in (node.declared, node.receipt.heartbeat.available_models if node.receipt else ()):
+    for names_of_node in (node.declared, node.last_heartbeat.heartbeat.available_models if node.last_heartbeat else ()):
         if names_of_node:
             for name in names:
                 if name in names_of_node:
@@ -117,12 +117,12 @@ def limit_of(node: NodeState) -> float:
 
 
 def is_at_capacity(limit: float, in_flight: int) -> bool:
-    """Whether a node with this limit (`limit_of`) takes no further request."""
+    """Return whether a node with this limit (`limit_of`) takes no further request."""
     return in_flight >= limit
 
 
 def suits(model: ModelPassport, node: NodeState, latency_ms: float | None, policy: RoutingPolicy) -> bool:
-    """Whether the node is what the request's policy asks for; what is not known of it does not speak against it."""
+    """Return whether the node is what the request's policy asks for; what is not known of it does not speak against it."""
     for holds, _ in _POLICY_RULES:  # noqa: SIM110 - hot: `all` over a generator takes longer
         if not holds(model, node, latency_ms, policy):
             return False
@@ -139,7 +139,7 @@ def routing_reasons(
     live_since: datetime,
     of_kind: tuple[Reason, ...] | None = None,
 ) -> tuple[Reason, ...]:
-    """Answer every rule that keeps a request of the model from the node; `of_kind` are its `kind_reasons`, if known.
+    """Return every rule that keeps a request of the model from the node; `of_kind` are its `kind_reasons`, if known.
 
     A node that is live and not fresh is kept out only by a policy without `route_stale`; that fresh ones come first is
     the dispatcher's.
@@ -153,7 +153,7 @@ def routing_reasons(
 
 
 def kind_reasons(model: ModelPassport, node: NodeState) -> tuple[Reason, ...]:
-    """Answer why nodes of this kind get no request of the model: the same for all of one capability class."""
+    """Return why nodes of this kind get no request of the model: the same for all of one capability class."""
     reasons = fit_reasons(model, node)
     if serves(model, node):
         return reasons
@@ -162,8 +162,8 @@ def kind_reasons(model: ModelPassport, node: NodeState) -> tuple[Reason, ...]:
 
 
 def stretch_of(node: NodeState) -> Stretch:
-    """Answer how the node's queue, for each of its places, and the load it reports stretch its latency."""
-    heartbeat = node.receipt.heartbeat if node.receipt else None
+    """Return how the node's queue, for each of its places, and the load it reports stretch its latency."""
+    heartbeat = node.last_heartbeat.heartbeat if node.last_heartbeat else None
     waiting = (heartbeat.queue_depth or 0) if heartbeat else 0
     load = (heartbeat.load or 0.0) if heartbeat else 0.0
     places = node.passport.max_concurrency or ASSUMED_CONCURRENCY
@@ -206,7 +206,7 @@ def _is_in_region(_: ModelPassport, node: NodeState, __: float | None, policy: R
 
 
 def _is_affordable(model: ModelPassport, node: NodeState, _: float | None, policy: RoutingPolicy) -> bool:
-    """Whether no token of the model costs more there than the policy allows for 1,000; no price is none too high."""
+    """Return whether no token of the model costs more there than the policy allows for 1,000; no price is none too high."""
     if policy.max_price_per_1k_tokens is None:
         return True
     price = node.passport.price_of(model.known_as)

@@ -25,14 +25,14 @@ _LEAST_OF_AN_ID = 8  # its first block: less would find ids in what was meant as
 
 
 def sorted_by(order: Order[SortBy], items: Iterable[Listed]) -> list[Listed]:
-    """Answer the items in the order that was asked for; equal ones by id, in the same direction as Postgres does."""
+    """Return the items in the order that was asked for; equal ones by id, in the same direction as Postgres does."""
     key, is_descending = _SORT_KEYS[order.by], order.direction is SortOrder.DESCENDING
     by_id = sorted(items, key=lambda item: item.record.id)
     return sorted(by_id, key=lambda item: key(item.record), reverse=is_descending)
 
 
 def sort_nodes(fleet: Fleet, order: Order[NodeSortBy], nodes: Iterable[FleetNode]) -> list[FleetNode]:
-    """Answer the nodes in the order that was asked for; those of which it is not known come last, either way."""
+    """Return the nodes in the order that was asked for; those of which it is not known come last, either way."""
     if order.by.value in _SORT_KEYS:
         return sorted_by(Order(SortBy(order.by.value), order.direction), nodes)
     found = [(_measure(fleet, order.by, node), node) for node in sorted(nodes, key=lambda node: node.record.id)]
@@ -42,10 +42,10 @@ def sort_nodes(fleet: Fleet, order: Order[NodeSortBy], nodes: Iterable[FleetNode
 
 
 def _measure(fleet: Fleet, by: NodeSortBy, node: FleetNode) -> float | None:
-    """Answer what the node is ordered by; None when it was never heard, or does not tell."""
+    """Return what the node is ordered by; None when it was never heard, or does not tell."""
     if by is NodeSortBy.IN_FLIGHT:
         return fleet.in_flight(node.state.id)
-    if (receipt := node.state.receipt) is None:
+    if (receipt := node.state.last_heartbeat) is None:
         return None
     if by is NodeSortBy.HEARTBEAT_AT:
         return receipt.received_at.timestamp()
@@ -60,7 +60,7 @@ class StatusFilter:
     live_since: datetime
 
     def matches(self, node: FleetNode) -> bool:
-        """Whether the node is of the status that is looked for."""
+        """Return whether the node is of the status that is looked for."""
         if self.status is None:
             return not node.record.has_ended
         return node.state.status(self.live_since) is self.status
@@ -78,7 +78,7 @@ class NodeSearch:
     text: str | None
 
     def matches(self, fleet: Fleet, node: FleetNode) -> bool:
-        """Whether the node is all that is looked for."""
+        """Return whether the node is all that is looked for."""
         passport = node.state.passport
         return (
             (self.region is None or passport.region == self.region)
@@ -109,7 +109,7 @@ class ModelSearch:
     text: str | None
 
     def matches(self, model: ModelPassport) -> bool:
-        """Whether the model is all that is looked for."""
+        """Return whether the model is all that is looked for."""
         return (
             (self.format is None or model.format is self.format)
             and (self.runtime is None or normalise_runtime(self.runtime) in wanted_runtimes(model))
@@ -121,7 +121,7 @@ class ModelSearch:
 
     @property
     def is_empty(self) -> bool:
-        """Whether every model matches."""
+        """Return whether every model matches."""
         return self == ModelSearch(None, None, None, None, (), None)
 
 

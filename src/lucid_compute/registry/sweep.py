@@ -94,7 +94,6 @@ class Brake:
     """Holds events of silence back while more than 30 % of a fleet of ten or more fell silent within a minute."""
 
     def __init__(self) -> None:
-        """Start released."""
         self.held_since: datetime | None = None
 
     def watch(self, ages: Iterable[timedelta], now: datetime) -> bool:
@@ -115,7 +114,7 @@ class Brake:
         return self.is_on(now)
 
     def is_on(self, now: datetime) -> bool:
-        """Whether it was applied when it last watched, and less than five minutes ago."""
+        """Return whether it was applied when it last watched, and less than five minutes ago."""
         return self.held_since is not None and now - self.held_since <= BRAKE_LIMIT
 
     def _window(self, now: datetime) -> timedelta:
@@ -123,8 +122,8 @@ class Brake:
 
 
 def find_transition(fleet: Fleet, node: FleetNode, now: datetime, live_since: datetime) -> Transition | None:
-    """Answer what the next event of the node would tell; None when the last one still holds."""
-    receipt = node.state.receipt
+    """Return what the next event of the node would tell; None when the last one still holds."""
+    receipt = node.state.last_heartbeat
     status = node.state.status(live_since)
     if status is NodeStatus.DEREGISTERED or (receipt is None and status is not NodeStatus.DRAINING):
         return None
@@ -151,7 +150,6 @@ class Sweep:
     """Looks over the fleet every two seconds, when no other replica does."""
 
     def __init__(self, database: Database, fleet: Fleet, clock: DatabaseClock, keys: KeyStore) -> None:
-        """Record to `database` what `fleet` shows."""
         self._database = database
         self._fleet = fleet
         self._clock = clock
@@ -184,15 +182,15 @@ class Sweep:
                 _log.exception("the sweep stumbled and goes on")
 
     async def find_transitions(self) -> list[Transition]:
-        """Answer every transition that is due, giving way to requests in between."""
+        """Return every transition that is due, giving way to requests in between."""
         now = self._clock.now()
         live_since = self._fleet.live_since(now)
         found, ages = [], []
         async for node in in_turns(self._fleet.nodes(), _NODES_A_TURN):
             if node.record.has_ended and now - node.record.updated_at > ENDED_NODES_KEPT:
                 self._fleet.forget_node(node)
-            if node.state.receipt is not None and not node.record.has_ended:
-                ages.append(now - node.state.receipt.received_at)
+            if node.state.last_heartbeat is not None and not node.record.has_ended:
+                ages.append(now - node.state.last_heartbeat.received_at)
             if transition := find_transition(self._fleet, node, now, live_since):
                 found.append(transition)
         if self.brake.watch(ages, now):

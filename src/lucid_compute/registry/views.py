@@ -61,12 +61,12 @@ class Shown:
 
 
 def view_passport(passport: Passport, viewer: Principal | None) -> PassportView:
-    """Answer a passport; a model's owner and admins see all of its metadata but secrets."""
+    """Return a passport; a model's owner and admins see all of its metadata but secrets."""
     return PassportView(**_passport_fields(passport, viewer))
 
 
 def view_model(fleet: Fleet, model: ModelPassport, viewer: Principal | None, now: datetime) -> ModelView:
-    """Answer a model passport and whether it can be run and reached right now."""
+    """Return a model passport and whether it can be run and reached right now."""
     fields = _passport_fields(model.record, viewer)
     return ModelView(
         **fields,
@@ -82,7 +82,7 @@ def view_node(health: Health, viewer: Principal, statistics: JobStatistics) -> N
 
 def view_health(health: Health, statistics: JobStatistics) -> NodeHealth:
     """Return a node's health as the registry sees it, with what was counted of its jobs."""
-    state, receipt = health.node.state, health.node.state.receipt
+    state, receipt = health.node.state, health.node.state.last_heartbeat
     return NodeHealth(
         passport_id=state.id,
         status=health.status,
@@ -104,7 +104,7 @@ def view_health(health: Health, statistics: JobStatistics) -> NodeHealth:
 
 
 def view_declaration(fleet: Fleet, node: FleetNode) -> Declaration:
-    """Answer what a node declares, resolved to the models that there are right now."""
+    """Return what a node declares, resolved to the models that there are right now."""
     models = []
     for declared in node.state.declared.values():
         model = fleet.find_model(declared.id)
@@ -120,7 +120,7 @@ def view_declaration(fleet: Fleet, node: FleetNode) -> Declaration:
 
 
 def view_drain(fleet: Fleet, node: FleetNode) -> DrainAnswer:
-    """Answer how far a drain is."""
+    """Return how far a drain is."""
     return DrainAnswer(
         passport_id=node.state.id,
         status=NodeStatus.DRAINING,
@@ -132,7 +132,7 @@ def view_drain(fleet: Fleet, node: FleetNode) -> DrainAnswer:
 async def explain_availability(
     fleet: Fleet, model: ModelPassport, viewer: Principal | None, now: datetime, *, shown: Shown | None = None
 ) -> ModelAvailability:
-    """Answer the verdict on a model with every reason of every node: the viewer's in full, all in sum.
+    """Return the verdict on a model with every reason of every node: the viewer's in full, all in sum.
 
     `shown` says which of the viewer's nodes are listed; None lists all.
     """
@@ -142,7 +142,11 @@ async def explain_availability(
     async for node, reasons in _reasons_of_nodes(fleet, model, now):
         codes = {reason.code.value for reason in reasons}
         summary.update(codes)
-        if viewer is not None and viewer.sees in (None, node.record.owner) and (wanted is None or wanted in codes):
+        if (
+            viewer is not None
+            and viewer.visible_owner in (None, node.record.owner)
+            and (wanted is None or wanted in codes)
+        ):
             found.append((node, reasons))
     found.sort(key=lambda pair: (pair[0].record.has_ended, len(pair[1])))
     page = None if shown is None else shown.page
@@ -174,7 +178,7 @@ def _view_eligibility(node: FleetNode, reasons: tuple[Reason, ...]) -> NodeEligi
 
 
 def _passport_fields(passport: Passport, viewer: Principal | None) -> dict[str, Any]:
-    is_public_view = viewer is None or viewer.sees not in (None, passport.owner)
+    is_public_view = viewer is None or viewer.visible_owner not in (None, passport.owner)
     return {
         "id": passport.id,
         "type": passport.type,
@@ -195,7 +199,7 @@ def _age_seconds(receipt: Receipt | None, now: datetime) -> float | None:
 
 
 def view_reason(reason: Reason) -> ReasonView:
-    """Answer one failing rule."""
+    """Return one failing rule."""
     return ReasonView(code=reason.code.value, message=reason.message, wanted=reason.wanted, found=reason.found)
 
 

@@ -57,7 +57,7 @@ class LucidApp:
         self.fastapi = self._build_fastapi()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, or run the lifespan."""
+        """Return one request, or run the lifespan."""
         path = scope["path"] if scope["type"] == "http" else ""
         if path == heartbeat_lane.PATH and self._heartbeats is not None:
             await self._heartbeats(scope, receive, send)
@@ -125,7 +125,7 @@ def _build_heartbeat_lane(service: Replica) -> HeartbeatLane:
         service.fleet,
         service.clock,
         writer=service.heartbeats,
-        get_node=lambda passport_id, owner: service.get_registered_node(passport_id, sees=owner),
+        get_node=lambda passport_id, owner: service.get_registered_node(passport_id, visible_owner=owner),
         max_per_second=service.settings.heartbeat_max_per_second,
     )
 
@@ -143,7 +143,7 @@ def _build_inference_lane(service: Replica) -> InferenceLane:
 
 
 def create_app(settings: Settings, database_url: str, seat: WorkerSlot | None = None) -> LucidApp:
-    """Answer the application of one replica on the database at `database_url`, which is migrated already.
+    """Return the application of one replica on the database at `database_url`, which is migrated already.
 
     At its `seat` it shows other workers what it counts; without one it is alone.
     """

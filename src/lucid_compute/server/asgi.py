@@ -53,7 +53,7 @@ class PreparedApp:
         self._app: LucidApp | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, or run the lifespan."""
+        """Return one request, or run the lifespan."""
         if scope["type"] == "lifespan":
             await self._live(scope, receive, send)
         elif self._app is None:

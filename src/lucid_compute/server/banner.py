@@ -21,7 +21,7 @@ class Banner:
     has_bootstrap_key: bool
 
     def text(self) -> str:
-        """Answer the lines, the last of them a call that works when it is pasted."""
+        """Return the lines, the last of them a call that works when it is pasted."""
         near = _url(WILDCARDS.get(self.host, self.host), self.port)
         key, header = self._key()
         lines = [
@@ -39,7 +39,7 @@ class Banner:
         return "\n".join(lines)
 
     def _key(self) -> tuple[str, str]:
-        """Answer what to say of the admin key, and the header for a shell."""
+        """Return what to say of the admin key, and the header for a shell."""
         if self.has_bootstrap_key:
             return "from LUCID_BOOTSTRAP_ADMIN_KEY", '"Authorization: Bearer $LUCID_BOOTSTRAP_ADMIN_KEY"'
         if self.admin_key:
@@ -52,5 +52,5 @@ class Banner:
 
 
 def _url(host: str, port: int) -> str:
-    """Answer the address as a URL."""
+    """Return the address as a URL."""
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -30,7 +30,6 @@ class WholeRequestReader:
     """Reads such requests one after another; what is not one leaves nothing behind."""
 
     def __init__(self) -> None:
-        """Have read nothing."""
         self._headers: dict[bytes, bytes] = {}
         self._urls: list[bytes] = []
         self._parts: list[bytes] = []
@@ -55,7 +54,7 @@ class WholeRequestReader:
         self._is_over = True
 
     def read(self, data: bytes) -> WholeRequest | int | None:
-        """Answer the request that `data` is, or how many bytes of its body are missing; None for anything else."""
+        """Return the request that `data` is, or how many bytes of its body are missing; None for anything else."""
         try:
             self._parser.feed_data(data)
             found = self._found(data)
@@ -190,7 +189,7 @@ class FastPathProtocol(HttpProtocol):
     # --- inside
 
     def _take(self, data: bytes) -> bool:
-        """Whether a lane has the request, or its rest is waited for; a lane may respond or pass it on at once."""
+        """Return whether a lane has the request, or its rest is waited for; a lane may respond or pass it on at once."""
         if len(data) > MAX_REQUEST_BYTES or not self._is_between_requests:
             return False
         request = _reader.read(data)
@@ -227,7 +226,7 @@ class FastPathProtocol(HttpProtocol):
 
     @property
     def _is_between_requests(self) -> bool:
-        """Whether uvicorn expects a request's first byte, and the client reads what it is sent."""
+        """Return whether uvicorn expects a request's first byte, and the client reads what it is sent."""
         cycle = self.cycle
         if self._is_leaving or self._idle_bytes or self.flow.write_paused or self._socket.is_closing():
             return False

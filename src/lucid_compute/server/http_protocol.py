@@ -32,7 +32,6 @@ class CorkedTransport:
     __slots__ = ("_held", "_transport", "abort", "get_extra_info", "is_closing")
 
     def __init__(self, transport: asyncio.Transport) -> None:
-        """Write to `transport`."""
         self._transport = transport
         self._held = b""
         self.abort = transport.abort
@@ -40,7 +39,7 @@ class CorkedTransport:
         self.is_closing = transport.is_closing
 
     def __getattr__(self, name: str) -> Any:
-        """Answer what is the transport's own."""
+        """Return what is the transport's own."""
         return getattr(self._transport, name)
 
     def write(self, data: bytes) -> None:
@@ -108,7 +107,7 @@ class ClientDeadlines:
         self._due_at.pop(connection, None)
 
     def __contains__(self, connection: HttpProtocol) -> bool:
-        """Whether something is expected of the connection."""
+        """Return whether something is expected of the connection."""
         return connection in self._due_at
 
     def _call_later(self, seconds: float) -> None:
@@ -250,12 +249,12 @@ class HttpProtocol(HttpToolsProtocol):
 
     @property
     def _is_at_its_first_request(self) -> bool:
-        """Whether no headers were whole yet."""
+        """Return whether no headers were whole yet."""
         return self.cycle is None
 
     @property
     def _is_inside_head(self) -> bool:
-        """Whether the headers of the newest request are not whole; also true of a connection that has said nothing."""
+        """Return whether the headers of the newest request are not whole; also true of a connection that has said nothing."""
         return self._is_at_its_first_request or self.cycle.scope is not self.scope
 
     @property
@@ -308,7 +307,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._idle_bytes = 0
 
     def _refuse(self, status: HTTPStatus) -> None:
-        """Answer the newest request and end the connection; requests before it that came whole are answered first.
+        """Return the newest request and end the connection; requests before it that came whole are answered first.
 
         The client may still be sending: closed at once, it would meet a reset before it has read why.
         """
@@ -331,7 +330,7 @@ class HttpProtocol(HttpToolsProtocol):
 
 
 def _answer(status: HTTPStatus, default_headers: list[tuple[bytes, bytes]]) -> bytes:
-    """Answer the bytes of a refusal."""
+    """Return the bytes of a refusal."""
     error: dict[str, Any] = {
         "code": InvalidRequest.code,
         "message": _REFUSALS[status],

@@ -12,7 +12,7 @@ class JsonLines(logging.Formatter):
     """Writes a record as one line; line breaks and control characters in it are escaped."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Answer the line."""
+        """Return the line."""
         line: dict[str, object] = {
             "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,

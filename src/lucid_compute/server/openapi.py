@@ -52,13 +52,13 @@ most twice; after it the stream ends with an error event and no `[DONE]`. The an
 
 
 def lane_operations() -> dict[str, dict[str, Any]]:
-    """Answer the POST operation of each lane's path."""
+    """Return the POST operation of each lane's path."""
     inference = {path: _inference_operation(endpoint) for path, endpoint in ENDPOINTS.items()}
     return {PATH: _heartbeat_operation(), **inference}
 
 
 def respond(description: str, model: str) -> dict[str, Any]:
-    """Answer how a response of a named shape is described."""
+    """Return how a response of a named shape is described."""
     schema = {"$ref": REFERENCE.format(model=model)}
     return {"description": description, "content": {"application/json": {"schema": schema}}}
 
@@ -148,7 +148,7 @@ def _wear_openais_shape(operation: dict[str, Any]) -> None:
 
 
 def _schemas(model: type[BaseModel]) -> dict[str, Any]:
-    """Answer the model's JSON schema and those it refers to, by name."""
+    """Return the model's JSON schema and those it refers to, by name."""
     schema = model.model_json_schema(by_alias=True, ref_template=REFERENCE)
     return {**schema.pop("$defs", {}), model.__name__: schema}
 

@@ -50,7 +50,7 @@ async def get_readiness(
     },
 )
 async def get_metrics(request: Request, settings: Provided[Settings], caller: Anyone) -> Response:
-    """Answer what all workers behind this port count, for Prometheus: to admins, or to all if the operator says so."""
+    """Return what all workers behind this port count, for Prometheus: to admins, or to all if the operator says so."""
     if not settings.metrics_public:
         if caller is None:
             message = "Send an admin key: Authorization: Bearer lk_live_…, or set LUCID_METRICS_PUBLIC=true."

@@ -62,11 +62,10 @@ class AdminKeyFile:
     """The file that keeps the first admin key where only its owner can read it."""
 
     def __init__(self, path: Path) -> None:
-        """Keep it at `path`."""
         self.path = path
 
     def read(self) -> str | None:
-        """Answer the key that the file keeps; None when there is none to read."""
+        """Return the key that the file keeps; None when there is none to read."""
         try:
             return self.path.read_text().strip()
         except (OSError, UnicodeDecodeError):

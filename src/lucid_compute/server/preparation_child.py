@@ -81,7 +81,7 @@ def prepare_in_child(prepare: Prepare, settings: Settings, database_url: str, da
 
 
 def _read_report(pid: int, reader: int) -> Report:
-    """Answer what the child reports until its end, and reap it."""
+    """Return what the child reports until its end, and reap it."""
     try:
         with os.fdopen(reader, "rb") as pipe:
             text = pipe.read()

@@ -23,7 +23,7 @@ class ServiceError(Exception):
 
 
 def fork(body: Callable[[], int]) -> int:
-    """Run `body` in a new process, which ends with the status it answers; answers the process. No thread may run.
+    """Run `body` in a new process, which ends with the status it answers; return the process. No thread may run.
 
     The child gets SIGKILL when this process ends, is stopped by SIGTERM, and ignores a terminal's Ctrl-C and hang-up,
     which reach the whole group: the supervisor decides what they mean.
@@ -41,13 +41,13 @@ def fork(body: Callable[[], int]) -> int:
 
 
 def reap(pid: int) -> int | None:
-    """Answer None while the child runs, else how it ended: its status, or minus the signal; asked once after that."""
+    """Return None while the child runs, else how it ended: its status, or minus the signal; asked once after that."""
     ended, status = os.waitpid(pid, os.WNOHANG)
     return os.waitstatus_to_exitcode(status) if ended else None
 
 
 def ending(code: int) -> str:
-    """Answer how a child ended, in words."""
+    """Return how a child ended, in words."""
     if code >= 0:
         return f"status {code}"
     with suppress(ValueError):
@@ -98,7 +98,6 @@ class StopSignals:
     """SIGTERM, SIGINT and SIGHUP (a closed terminal) until the end of the block; `received` has them in order."""
 
     def __init__(self) -> None:
-        """Change nothing yet."""
         self.received: list[int] = []
         self._interrupts = False
         self._handlers: dict[int, Any] = {}

@@ -85,9 +85,9 @@ class Replica:
     beside: Mapping[str, BackgroundTask]
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
-    async def get_registered_node(self, passport_id: str, *, sees: str | None) -> FleetNode:
+    async def get_registered_node(self, passport_id: str, *, visible_owner: str | None) -> FleetNode:
         """Return what `ComputeRegistry.get_node` does; the heartbeat lane still asks here."""
-        return await self.registry.get_node(passport_id, sees=sees)
+        return await self.registry.get_node(passport_id, visible_owner=visible_owner)
 
     async def require_ready(self) -> None:
         """Refuse unless the database answers, its schema is this version's, and the fleet is loaded and followed.

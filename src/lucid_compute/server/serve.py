@@ -14,7 +14,7 @@ from lucid_compute.server.supervisor import ServedProgram, Supervisor
 
 
 def run_service(settings: Settings) -> int:
-    """Serve until SIGTERM or SIGINT, on `settings.database_url` or on a Postgres of our own; answers the exit status.
+    """Serve until SIGTERM or SIGINT, on `settings.database_url` or on a Postgres of our own; return the exit status.
 
     To be called in the main thread of the outermost process, which has no event loop and no other thread.
     """

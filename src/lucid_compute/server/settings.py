@@ -196,7 +196,7 @@ class Settings(BaseSettings):
 
     @property
     def is_bound_to_loopback(self) -> bool:
-        """Whether only this machine can reach the service."""
+        """Return whether only this machine can reach the service."""
         return self.host in LOOPBACK_HOSTS or self.host.startswith("127.")
 
 

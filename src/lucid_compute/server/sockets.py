@@ -13,7 +13,7 @@ NOT_ON_THIS_MACHINE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
 def listen(host: str, port: int) -> list[socket.socket]:
-    """Answer a listening socket for each address of `host`, all on one port; port 0 takes a free one.
+    """Return a listening socket for each address of `host`, all on one port; port 0 takes a free one.
 
     They listen from now on, so that the port is ours: who connects before the first worker is ready waits for it.
 
@@ -45,7 +45,7 @@ def close(sockets: list[socket.socket]) -> None:
 
 
 def _addresses(host: str, port: int) -> list[tuple[int, tuple[str, int, *tuple[int, ...]]]]:
-    """Answer the family and address of each address that `host` means."""
+    """Return the family and address of each address that `host` means."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (socket.gaierror, UnicodeError) as error:
@@ -55,7 +55,7 @@ def _addresses(host: str, port: int) -> list[tuple[int, tuple[str, int, *tuple[i
 
 
 def _listen(family: int, address: tuple[str, int, *tuple[int, ...]], *, alone: bool) -> socket.socket:
-    """Answer one listening socket."""
+    """Return one listening socket."""
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -71,7 +71,7 @@ def _listen(family: int, address: tuple[str, int, *tuple[int, ...]], *, alone: b
 
 
 def _sentence(host: str, port: int, error: OSError | None) -> str:
-    """Answer why nothing listens, and what to do."""
+    """Return why nothing listens, and what to do."""
     if error is not None and error.errno == errno.EADDRINUSE:
         return (
             f"Port {port} of {host} is taken by another program: choose another one with --port, or stop that program."

@@ -43,7 +43,6 @@ class Supervisor:
     """One `lucid serve`: Postgres (unless there is a database URL), and `settings.workers` workers on one port."""
 
     def __init__(self, settings: Settings, service: ServedProgram, postgres: EmbeddedPostgres | None) -> None:
-        """Start nothing yet."""
         self._settings = settings
         self._service = service
         self._postgres = postgres
@@ -55,7 +54,7 @@ class Supervisor:
         self._signals = StopSignals()
 
     def run(self) -> int:
-        """Serve until a signal says stop; answers the exit status: 0, or 1 after a sentence on stderr."""
+        """Serve until a signal says stop; return the exit status: 0, or 1 after a sentence on stderr."""
         status = 0
         with self._signals:
             try:
@@ -86,7 +85,7 @@ class Supervisor:
         ]
 
     def _database(self) -> tuple[str, Path]:
-        """Answer the URL of the database and the folder for the admin key."""
+        """Return the URL of the database and the folder for the admin key."""
         if self._postgres is not None:
             return self._postgres.url(), self._postgres.data_dir
         data_dir = self._settings.data_dir.absolute()
@@ -113,11 +112,11 @@ class Supervisor:
             self._signals.wait(self._pause_seconds(now), self._channels())
 
     def _channels(self) -> list[int]:
-        """Answer where workers will say that they are ready."""
+        """Return where workers will say that they are ready."""
         return [worker.channel.fileno() for worker in self._workers if worker.channel is not None]
 
     def _pause_seconds(self, now: float) -> float:
-        """Answer how long there is nothing to do but wait."""
+        """Return how long there is nothing to do but wait."""
         due = [worker.due_at for worker in self._workers if worker.due_at is not None]
         return min([LOOK_SECONDS, *(max(at - now, 0.0) for at in due)])
 
@@ -150,7 +149,7 @@ class Supervisor:
             print(banner.text(), flush=True)
 
     def _stop(self) -> bool:
-        """Stop everything, workers first; answers whether a further signal cut that short."""
+        """Stop everything, workers first; return whether a further signal cut that short."""
         known = len(self._signals.received)
         close(self._sockets)
         for worker in self._workers:

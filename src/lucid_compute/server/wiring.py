@@ -111,7 +111,7 @@ def _build_shared_parts(settings: Settings, url: str) -> _SharedParts:
 
 
 def _build_followers(ground: _SharedParts) -> tuple[ChangeFeed, HeartbeatWriter, GaugeRecorder]:
-    """Answer what keeps the fleet in memory in step with Postgres, what writes heartbeats, and what samples them."""
+    """Return what keeps the fleet in memory in step with Postgres, what writes heartbeats, and what samples them."""
     settings, url, replica_id, _, clock, fleet, keys, _ = ground
     own, timeout = OwnHeartbeats(), settings.database_timeout_seconds
     listens = settings.feed_follows_notifications
@@ -121,7 +121,7 @@ def _build_followers(ground: _SharedParts) -> tuple[ChangeFeed, HeartbeatWriter,
 
 
 def _build_background(ground: _SharedParts, payouts: PayoutStore) -> Mapping[str, BackgroundTask]:
-    """Answer what tells other replicas of requests under way, closes payouts, and later deletes their jobs."""
+    """Return what tells other replicas of requests under way, closes payouts, and later deletes their jobs."""
     settings, database = ground.settings, ground.database
     when, after_days = settings.payouts_close, settings.payouts_close_after_days
     return {
@@ -152,7 +152,7 @@ def _build_tools(ground: _SharedParts) -> GatewayContext:
 
 
 def _build_tracer(settings: Settings, replica_id: str) -> Tracer | None:
-    """Answer what makes traces; None when the operator wants none, which costs nothing."""
+    """Return what makes traces; None when the operator wants none, which costs nothing."""
     if settings.otlp_endpoint is None:
         return None
     from lucid_compute.gateway.tracing import OtlpTracer  # noqa: PLC0415 - the packages that it needs are an extra
@@ -161,7 +161,7 @@ def _build_tracer(settings: Settings, replica_id: str) -> Tracer | None:
 
 
 def _retention(settings: Settings) -> Retention:
-    """Answer how long records are kept by these settings."""
+    """Return how long records are kept by these settings."""
     return Retention(
         settings.records_minutes_kept_hours, settings.records_hours_kept_days, settings.records_days_kept_days
     )

@@ -34,7 +34,6 @@ class WorkerServer(uvicorn.Server):
     """uvicorn, but: it tells `channel` when it serves, ends when that is closed, and ends with status 0 on SIGTERM."""
 
     def __init__(self, config: uvicorn.Config, channel: socket.socket) -> None:
-        """Serve nothing yet."""
         super().__init__(config)
         self._channel = channel
 
@@ -70,7 +69,7 @@ def _collect_rarely() -> None:
 
 
 def serve(app: Application, sockets: list[socket.socket], channel: socket.socket, settings: Settings) -> int:
-    """Serve `app` until SIGTERM, and then for the grace of `settings` what already runs; answers the exit status."""
+    """Serve `app` until SIGTERM, and then for the grace of `settings` what already runs; return the exit status."""
     config = uvicorn.Config(
         app,
         loop="uvloop",
@@ -102,12 +101,12 @@ class Worker:
 
     @property
     def is_alive(self) -> bool:
-        """Whether a process fills the place, as far as was noticed."""
+        """Return whether a process fills the place, as far as was noticed."""
         return self._pid is not None
 
     @property
     def is_ready(self) -> bool:
-        """Whether its process has said that it serves."""
+        """Return whether its process has said that it serves."""
         return self._ready_at is not None
 
     @property
@@ -139,7 +138,7 @@ class Worker:
                     self._ready_at = now
 
     def notice_end(self) -> int | None:
-        """Answer None while the process runs, else how it ended; the place is empty then."""
+        """Return None while the process runs, else how it ended; the place is empty then."""
         if self._pid is None or (code := reap(self._pid)) is None:
             return None
         self._pid = None

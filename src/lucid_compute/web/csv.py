@@ -20,7 +20,7 @@ async def wants_csv(
     format_: Annotated[Format | None, Query(alias="format", description="Goes before `Accept`.")] = None,
     accept: Annotated[str | None, Header(include_in_schema=False)] = None,
 ) -> bool:
-    """Whether the answer is to be CSV: by `format`, else by `Accept: text/csv`."""
+    """Return whether the answer is to be CSV: by `format`, else by `Accept: text/csv`."""
     return format_ == "csv" if format_ is not None else (accept or "").strip().startswith("text/csv")
 
 
@@ -28,7 +28,7 @@ CsvDependency = Annotated[bool, Depends(wants_csv)]
 
 
 def write_csv(head: Sequence[str], lines: Iterable[Sequence[object]]) -> Response:
-    """Answer lines of cells below a line of titles."""
+    """Return lines of cells below a line of titles."""
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(head)
@@ -37,5 +37,5 @@ def write_csv(head: Sequence[str], lines: Iterable[Sequence[object]]) -> Respons
 
 
 def _escape(cell: object) -> object:
-    """Answer a cell that no spreadsheet takes for a formula: names are anyone's."""
+    """Return a cell that no spreadsheet takes for a formula: names are anyone's."""
     return f"'{cell}" if isinstance(cell, str) and cell[:1] in _BEGIN_FORMULAS else cell

@@ -35,7 +35,7 @@ _TYPES = {
 
 
 def openai_body(error: LucidError) -> dict[str, Any]:
-    """Answer the body of an error in OpenAI's shape; `details` is ours beside it."""
+    """Return the body of an error in OpenAI's shape; `details` is ours beside it."""
     status = error.http_status
     fallback = "invalid_request_error" if status < 500 else "server_error"  # noqa: PLR2004 - where servers' faults begin
     fields = error.details.get("fields") or [{}]
@@ -52,7 +52,7 @@ def openai_body(error: LucidError) -> dict[str, Any]:
 
 
 def openai_bytes(error: LucidError) -> bytes:
-    """Answer `openai_body` as JSON."""
+    """Return `openai_body` as JSON."""
     return json.dumps(openai_body(error)).encode()
 
 
@@ -76,7 +76,7 @@ class ErrorAnswer(AnswerShape):
 
 
 def declare(*errors: type[LucidError], body: bool = False, key: bool = True) -> dict[int | str, dict[str, Any]]:
-    """Answer `responses=` for a route: the errors named, and those that every route of its kind can meet."""
+    """Return `responses=` for a route: the errors named, and those that every route of its kind can meet."""
     every: list[type[LucidError]] = [*errors, InvalidRequest, RateLimited, DatabaseUnavailable]
     if key:
         every += [Unauthorized, Forbidden]
@@ -93,7 +93,7 @@ def declare(*errors: type[LucidError], body: bool = False, key: bool = True) -> 
 
 
 def headers_of(error: LucidError) -> dict[str, str]:
-    """Answer the headers that go with an error."""
+    """Return the headers that go with an error."""
     headers = {}
     if error.retry_after_seconds is not None:
         headers["Retry-After"] = str(error.retry_after_seconds)
@@ -105,7 +105,7 @@ def headers_of(error: LucidError) -> dict[str, str]:
 
 
 def install(app: FastAPI) -> None:
-    """Answer every exception of `app` in the contract's shape."""
+    """Return every exception of `app` in the contract's shape."""
     app.add_exception_handler(LucidError, _answer_lucid_error)
     app.add_exception_handler(RequestValidationError, _answer_validation_error)
     app.add_exception_handler(HTTPException, _answer_http_exception)
@@ -152,7 +152,7 @@ async def _answer_unexpected(request: Request, error: Exception) -> JSONResponse
 
 
 def _methods_of(request: Request) -> set[str]:
-    """Answer every method of the path: Starlette names those of the first route alone."""
+    """Return every method of the path: Starlette names those of the first route alone."""
     routes = request.app.routes
     scopes = [{**request.scope, "method": method} for method in _METHODS]
     return {scope["method"] for scope in scopes if any(route.matches(scope)[0] is Match.FULL for route in routes)}

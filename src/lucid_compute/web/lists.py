@@ -23,15 +23,15 @@ class PageRequest:
 
     @property
     def offset(self) -> int:
-        """How many items stand before it."""
+        """Return how many items stand before it."""
         return (self.number - 1) * self.per_page
 
     def slice_of(self, items: list[Item]) -> list[Item]:
-        """Answer this page of a whole list."""
+        """Return this page of a whole list."""
         return items[self.offset : self.offset + self.per_page]
 
     def pagination(self, total: int) -> Pagination:
-        """Answer where it stands in a list of `total` items."""
+        """Return where it stands in a list of `total` items."""
         total_pages = -(-total // self.per_page)
         return Pagination(total=total, page=self.number, per_page=self.per_page, total_pages=total_pages)
 
@@ -40,7 +40,7 @@ async def get_page(
     page: Annotated[int, Query(ge=1, le=_MAX_PAGE, description="Counts from 1; past the end is empty.")] = 1,
     per_page: Annotated[int, Query(alias="perPage", ge=1, le=MAX_PER_PAGE)] = DEFAULT_PER_PAGE,
 ) -> PageRequest:
-    """Answer the page that is asked for."""
+    """Return the page that is asked for."""
     return PageRequest(page, per_page)
 
 
@@ -48,7 +48,7 @@ async def find_page(
     page: Annotated[int | None, Query(ge=1, le=_MAX_PAGE, description="Counts from 1; past the end is empty.")] = None,
     per_page: Annotated[int | None, Query(alias="perPage", ge=1, le=MAX_PER_PAGE)] = None,
 ) -> PageRequest | None:
-    """Answer the page that is asked for; None when none is."""
+    """Return the page that is asked for; None when none is."""
     if page is None and per_page is None:
         return None
     return PageRequest(page or 1, per_page or DEFAULT_PER_PAGE)
@@ -68,7 +68,7 @@ Direction = Annotated[SortOrder, Query(alias="sortOrder")]
 async def get_order(
     sort_by: Annotated[SortBy, Query(alias="sortBy")] = SortBy.CREATED_AT, sort_order: Direction = SortOrder.DESCENDING
 ) -> Order[SortBy]:
-    """Answer the order that is asked for."""
+    """Return the order that is asked for."""
     return Order(sort_by, sort_order)
 
 

@@ -25,7 +25,7 @@ class ClientLeft(Exception):
 
 
 async def read_body(receive: Receive, headers: dict[bytes, bytes], limit_bytes: int = MAX_BODY_BYTES) -> bytes:
-    """Answer the whole body.
+    """Return the whole body.
 
     Raises:
         PayloadTooLarge: it is over `limit_bytes`, or says that it will be.
@@ -40,13 +40,13 @@ async def read_body(receive: Receive, headers: dict[bytes, bytes], limit_bytes: 
 
 
 def body_too_slow() -> InvalidRequest:
-    """Answer what is said of a body that does not come."""
+    """Return what is said of a body that does not come."""
     fault = FieldFault("", f"The body did not come within {BODY_DEADLINE_SECONDS:.0f} s. Send it again, faster.")
     return InvalidRequest([fault], status=400)
 
 
 async def read_body_undisturbed(receive: Receive, headers: dict[bytes, bytes], limit_bytes: int) -> bytes:
-    """Answer the whole body, for a caller that keeps its deadline itself; raises as `read_body` does, but for that."""
+    """Return the whole body, for a caller that keeps its deadline itself; raises as `read_body` does, but for that."""
     declared = headers.get(b"content-length", b"0")
     if declared.isdigit() and int(declared) > limit_bytes:
         raise PayloadTooLarge(limit_bytes)
@@ -68,11 +68,10 @@ class RequestGuard:
     """ASGI middleware. Any body is read as JSON, whatever its Content-Type says: no route takes anything else."""
 
     def __init__(self, app: ASGIApp) -> None:
-        """Stand before `app`."""
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a sound request through; answer an unsound one."""
+        """Let a sound request through; return an unsound one."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -106,7 +105,7 @@ class _Replay:
 
 
 def request_id_of(headers: dict[bytes, bytes]) -> str:
-    """Answer the caller's X-Request-Id when it is fit to be logged, else a new one."""
+    """Return the caller's X-Request-Id when it is fit to be logged, else a new one."""
     sent = headers.get(b"x-request-id", b"")
     return sent.decode() if REQUEST_ID.fullmatch(sent) else uuid4().hex
 

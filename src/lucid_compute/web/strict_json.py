@@ -13,7 +13,7 @@ MAX_DEPTH = 64
 
 
 def read_strictly(body: bytes) -> Any:
-    """Answer the value of a JSON text.
+    """Return the value of a JSON text.
 
     Raises:
         InvalidRequest: 400 when it is not JSON in UTF-8; 422 for NaN and infinities, numbers beyond 64 bits, NUL,
@@ -52,7 +52,7 @@ def _refuse_constant(constant: str) -> _Refused:
 
 
 def _read_float(digits: str) -> float | _Refused:
-    """Answer the number; a whole one as an integer, since JSON Schema counts 3.0 as one."""
+    """Return the number; a whole one as an integer, since JSON Schema counts 3.0 as one."""
     number = float(digits)
     if not math.isfinite(number):
         return _too_large(digits)
@@ -112,7 +112,7 @@ def _below(path: str, key: str) -> str:
 
 
 def _shown(path: str) -> str:
-    """Answer a path that can itself be answered."""
+    """Return a path that can itself be answered."""
     return path.encode("utf-8", "backslashreplace").decode().replace("\x00", "\\u0000")[:200]
 
 

@@ -78,7 +78,6 @@ class ModelStates:
     """Writes down which models became available or unavailable, as one replica sees the fleet."""
 
     def __init__(self, database: Database, fleet: Fleet) -> None:
-        """Write to `database` what `fleet` shows."""
         self._database = database
         self._fleet = fleet
         self._written: dict[str, bool] = {}
@@ -103,7 +102,7 @@ class ModelStates:
             await self._record(batch, is_doubtful=is_doubtful)
 
     async def find_changes(self, now: datetime) -> list[ModelChange]:
-        """Answer the changes that are due; one is first seen in one call and due in a later one."""
+        """Return the changes that are due; one is first seen in one call and due in a later one."""
         found = []
         models = [model for model in self._fleet.models_newest_first() if model.format is not ModelFormat.API]
         async for batch in in_batches(models, _MODELS_A_TURN):
@@ -143,7 +142,7 @@ class ModelStates:
 
 
 def _is_due(change: ModelChange, held: bool | None, lately: int) -> bool:
-    """Answer whether a change is to be told of now; good news never waits, and there is one at most for each bad."""
+    """Return whether a change is to be told of now; good news never waits, and there is one at most for each bad."""
     return held is None or (
         held is not change.is_available and (change.is_available or lately < CHANGES_BEFORE_BAD_NEWS_WAITS)
     )

@@ -158,7 +158,7 @@ class Delivery(NamedTuple):
 
 
 def note_attempt(former: list[dict[str, Any]], verdict: DeliveryResult, now: datetime) -> list[dict[str, Any]]:
-    """Answer the last attempts with this one before them."""
+    """Return the last attempts with this one before them."""
     noted = {"at": write_instant(now), "result": verdict.result, "milliseconds": verdict.milliseconds}
     return [noted, *former][:ATTEMPTS_SHOWN]
 
@@ -167,7 +167,6 @@ class WebhookOutbox:
     """What is to be sent, for one replica."""
 
     def __init__(self, database: Database) -> None:
-        """Read and write in `database`."""
         self._database = database
 
     async def claim(self, room: int, failing_room: int) -> list[Delivery]:
@@ -207,7 +206,7 @@ class WebhookOutbox:
             await connection.execute(_SUCCEED, values)
 
     async def fail(self, delivery: Delivery, last_attempts: str, *, wait_seconds: float, reason: str) -> bool:
-        """Put a delivery off, or give it up after a day; answer whether its webhook is disabled now, with `reason`.
+        """Put a delivery off, or give it up after a day; return whether its webhook is disabled now, with `reason`.
 
         A webhook is disabled when nothing was delivered for a day, and what waits for it is given up.
 
@@ -228,7 +227,7 @@ class WebhookOutbox:
         return is_disabled
 
     async def count_backlog(self) -> Backlog:
-        """Answer what waits, and how many webhooks fail.
+        """Return what waits, and how many webhooks fail.
 
         Raises:
             DatabaseUnavailable: as named.

@@ -52,8 +52,8 @@ async def list_webhooks(
 ) -> WebhookList:
     """List one's own webhooks without their secrets, an admin's are all; `name` sorts by the URL."""
     found, total = await webhook_store.list_page(
-        owner=_owner(principal, owner) or principal.sees,
-        sees=principal.sees,
+        owner=_owner(principal, owner) or principal.visible_owner,
+        visible_owner=principal.visible_owner,
         sort_by=order.by,
         sort_order=order.direction,
         offset=page.offset,
@@ -68,7 +68,7 @@ async def delete_webhook(
 ) -> None:
     """End a webhook; what waits for it is not sent."""
     _refuse_bound(principal)
-    await webhook_store.delete(actor, webhook_id, sees=principal.sees)
+    await webhook_store.delete(actor, webhook_id, visible_owner=principal.visible_owner)
 
 
 @router.post("/{webhook_id}/rotate", response_model=NewWebhook, responses=declare(WebhookNotFound, body=True))
@@ -84,7 +84,9 @@ async def rotate_webhook(
     So long `Lucid-Signature` has two `v1`, the new one first; with `{"now": true}` the former ends at once.
     """
     _refuse_bound(principal)
-    return await webhook_store.rotate(actor, webhook_id, sees=principal.sees, now=body.now if body else False)
+    return await webhook_store.rotate(
+        actor, webhook_id, visible_owner=principal.visible_owner, now=body.now if body else False
+    )
 
 
 @router.post("/{webhook_id}/test", response_model=WebhookTest, responses=declare(WebhookNotFound))
@@ -96,7 +98,7 @@ async def test_webhook(
     A host is tested once in ten seconds; it takes 10 s at most.
     """
     _refuse_bound(principal)
-    test, verdict = await tester.test(actor, webhook_id, sees=principal.sees)
+    test, verdict = await tester.test(actor, webhook_id, visible_owner=principal.visible_owner)
     message = "The receiver took it." if verdict.is_delivered else f"It was not delivered: {verdict.result}."
     return WebhookTest(
         event_id=test.event_id,
@@ -122,7 +124,7 @@ async def list_deliveries(
     _refuse_bound(principal)
     found, total = await webhook_store.list_deliveries(
         webhook_id,
-        sees=principal.sees,
+        visible_owner=principal.visible_owner,
         sort_by=order.by,
         sort_order=order.direction,
         offset=page.offset,

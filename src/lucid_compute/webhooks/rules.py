@@ -26,7 +26,7 @@ class BadSignature(ValueError):
 
 
 def sign(secrets: Iterable[str], body: bytes, at: datetime) -> str:
-    """Answer the header `Lucid-Signature` of a body that is sent at `at`: HMAC-SHA256 over `<seconds>.<body>`.
+    """Return the header `Lucid-Signature` of a body that is sent at `at`: HMAC-SHA256 over `<seconds>.<body>`.
 
     Each of the secrets signs: there are two while receivers change over from one to the next.
     """
@@ -52,7 +52,7 @@ def verify(secret: str, body: bytes, signature: str, now: datetime) -> None:
 
 
 def retry_seconds(attempts: int, chance: float) -> float:
-    """Answer how long to wait after `attempts` that failed: doubling up to an hour, times 0.5 to 1.5 by `chance`."""
+    """Return how long to wait after `attempts` that failed: doubling up to an hour, times 0.5 to 1.5 by `chance`."""
     return backoff_seconds(
         attempts, first_seconds=FIRST_RETRY_SECONDS, longest_seconds=LONGEST_RETRY_SECONDS, jitter=0.5 + chance
     )
@@ -84,14 +84,14 @@ def check_webhook_url(policy: EgressPolicy, text: str) -> ProviderUrl:
 
 
 def target_of(url: str) -> str:
-    """Answer what a request asks for at a URL that was checked: its path and query, as they were written."""
+    """Return what a request asks for at a URL that was checked: its path and query, as they were written."""
     match = _PARTS.fullmatch(url)
     path, query = match.groups() if match else ("", "")
     return f"{path or '/'}{query}"
 
 
 def masked(url: str) -> str:
-    """Answer the URL as it may be shown: of its query the names that have a value, and no value."""
+    """Return the URL as it may be shown: of its query the names that have a value, and no value."""
     base, mark, query = url.partition("?")
     return f"{base}?{'&'.join(map(_mask, query.split('&')))}" if query else base + mark
 

@@ -47,7 +47,7 @@ class ClaimedDeliveries:
 
     @property
     def failing(self) -> int:
-        """How many wait or are under way of webhooks that fail."""
+        """Return how many wait or are under way of webhooks that fail."""
         return len(self._failing)
 
     def __len__(self) -> int:
@@ -122,7 +122,7 @@ class WebhookSender:
 
     @property
     def running(self) -> int:
-        """How many deliveries are under way."""
+        """Return how many deliveries are under way."""
         return len(self._under_way)
 
     async def run(self) -> None:
@@ -244,14 +244,16 @@ class WebhookTester:
         self._clock = clock
         self._spend = spend
 
-    async def test(self, actor: Actor, webhook_id: str, *, sees: str | None) -> tuple[Delivery, DeliveryResult]:
+    async def test(
+        self, actor: Actor, webhook_id: str, *, visible_owner: str | None
+    ) -> tuple[Delivery, DeliveryResult]:
         """Send a test and answer what came of it; one that is delivered enables a disabled webhook.
 
         Raises:
             WebhookNotFound: there is none.
             RateLimited: its host was tested or probed only just.
         """
-        test = await self._store.prepare_test(webhook_id, sees=sees)
+        test = await self._store.prepare_test(webhook_id, visible_owner=visible_owner)
         self._spend(urlsplit(test.url).hostname or "")
         verdict = await self._deliverer.deliver(test)
         attempts = json.dumps(note_attempt([], verdict, self._clock.now()))

@@ -46,7 +46,7 @@ _DELIVERY_COLUMNS = {
 
 
 class WebhookStore:
-    """The only writer of webhooks; `sees` is the only owner whose webhooks there are, None is any."""
+    """The only writer of webhooks; `visible_owner` is the only owner whose webhooks there are, None is any."""
 
     def __init__(self, database: Database, policy: EgressPolicy) -> None:
         """Write to `database` what `policy` allows to connect to."""
@@ -81,7 +81,7 @@ class WebhookStore:
             await record_change(connection, actor, Change("webhook.create", "webhook", row["id"], details=details))
         return NewWebhook(**_view(row).model_dump(), secret=secret)
 
-    async def rotate(self, actor: Actor, webhook_id: str, *, sees: str | None, now: bool) -> NewWebhook:
+    async def rotate(self, actor: Actor, webhook_id: str, *, visible_owner: str | None, now: bool) -> NewWebhook:
         """Give a webhook another secret; the former one signs as well for a day, or with `now` no more.
 
         Raises:
@@ -92,7 +92,7 @@ class WebhookStore:
         if not now:
             former = {"former_secret": webhooks.c.secret, "former_secret_until": func.now() + FORMER_SECRET_SIGNS_FOR}
         async with self._database.transaction() as connection:
-            await _get(connection, webhook_id, sees)
+            await _get(connection, webhook_id, visible_owner)
             statement = update(webhooks).where(webhooks.c.id == webhook_id).values(secret=secret, **former)
             row = (await connection.execute(statement.returning(webhooks))).mappings().one_or_none()
             if row is None:
@@ -106,15 +106,15 @@ class WebhookStore:
         self,
         *,
         owner: str | None,
-        sees: str | None,
+        visible_owner: str | None,
         sort_by: SortBy,
         sort_order: SortOrder,
         offset: int,
         limit: int,
     ) -> tuple[list[WebhookView], int]:
-        """Answer a page of the owner's webhooks, and how many there are; `owner` None lists all."""
+        """Return a page of the owner's webhooks, and how many there are; `owner` None lists all."""
         condition: ColumnElement[bool] = true() if owner is None else webhooks.c.owner == owner
-        if sees is not None:
+        if visible_owner is not None:
             condition &= ~webhooks.c.all_owners
         order = in_order(_SORT_COLUMNS, webhooks.c.id, sort_by, sort_order)
         page = select(webhooks).where(condition).order_by(*order).offset(offset).limit(limit)
@@ -123,9 +123,16 @@ class WebhookStore:
             return [_view(row) for row in (await connection.execute(page)).mappings()], total or 0
 
     async def list_deliveries(
-        self, webhook_id: str, *, sees: str | None, sort_by: SortBy, sort_order: SortOrder, offset: int, limit: int
+        self,
+        webhook_id: str,
+        *,
+        visible_owner: str | None,
+        sort_by: SortBy,
+        sort_order: SortOrder,
+        offset: int,
+        limit: int,
     ) -> tuple[list[DeliveryView], int]:
-        """Answer a page of what a webhook was told or waits for, and how many of these there are.
+        """Return a page of what a webhook was told or waits for, and how many of these there are.
 
         Raises:
             WebhookNotFound: there is none.
@@ -135,31 +142,31 @@ class WebhookStore:
         tie = position.desc() if sort_order is SortOrder.DESCENDING else position
         order = in_order(_DELIVERY_COLUMNS, tie, sort_by, sort_order)
         async with self._database.transaction() as connection:
-            await _get(connection, webhook_id, sees)
+            await _get(connection, webhook_id, visible_owner)
             total = await connection.scalar(select(func.count()).select_from(webhook_deliveries).where(condition))
             page = select(webhook_deliveries).where(condition).order_by(*order).offset(offset).limit(limit)
             rows = (await connection.execute(page)).mappings()
             return [_view_delivery(row) for row in rows], total or 0
 
-    async def delete(self, actor: Actor, webhook_id: str, *, sees: str | None) -> None:
+    async def delete(self, actor: Actor, webhook_id: str, *, visible_owner: str | None) -> None:
         """End a webhook; nothing that waits for it is sent.
 
         Raises:
             WebhookNotFound: there is none.
         """
         async with self._database.transaction() as connection:
-            await _get(connection, webhook_id, sees)
+            await _get(connection, webhook_id, visible_owner)
             await connection.execute(delete(webhooks).where(webhooks.c.id == webhook_id))
             await record_change(connection, actor, Change("webhook.delete", "webhook", webhook_id))
 
-    async def prepare_test(self, webhook_id: str, *, sees: str | None) -> Delivery:
-        """Answer a test of a webhook, which no outbox knows of yet.
+    async def prepare_test(self, webhook_id: str, *, visible_owner: str | None) -> Delivery:
+        """Return a test of a webhook, which no outbox knows of yet.
 
         Raises:
             WebhookNotFound: there is none.
         """
         async with self._database.transaction() as connection:
-            row = await _get(connection, webhook_id, sees)
+            row = await _get(connection, webhook_id, visible_owner)
             return Delivery(
                 position=0,
                 attempts=1,
@@ -204,12 +211,12 @@ class WebhookStore:
                 await record_change(connection, actor, Change("webhook.enable", "webhook", test.webhook_id))
 
 
-async def _get(connection: AsyncConnection, webhook_id: str, sees: str | None) -> RowMapping:
+async def _get(connection: AsyncConnection, webhook_id: str, visible_owner: str | None) -> RowMapping:
     row = None
     if ids_are_uuids(webhook_id):
         rows = await connection.execute(select(webhooks).where(webhooks.c.id == webhook_id))
         row = rows.mappings().one_or_none()
-    if row is None or (sees is not None and (row["owner"] != sees or row["all_owners"])):
+    if row is None or (visible_owner is not None and (row["owner"] != visible_owner or row["all_owners"])):
         raise WebhookNotFound(webhook_id)
     return row
 
@@ -221,7 +228,7 @@ async def _check_room(connection: AsyncConnection, owner: str) -> None:
 
 
 async def _check_passports(connection: AsyncConnection, new: WebhookCreate, owner: str) -> list[str] | None:
-    """Answer the nodes and models to tell of alone; None when there is no such wish."""
+    """Return the nodes and models to tell of alone; None when there is no such wish."""
     if new.passport_ids is None:
         return None
     is_told_of = passports.c.id.in_(filter(ids_are_uuids, new.passport_ids)) & passports.c.type.in_(

@@ -27,7 +27,6 @@ class Asked:
     """Clients that ask one after the other; `answered` counts the answers that came whole."""
 
     def __init__(self, gateway: Gateway, model: str) -> None:
-        """Ask for `model`."""
         self._gateway = gateway
         self._model = model
         self.answered = 0
@@ -51,7 +50,7 @@ class Asked:
 
 
 async def kill_each_in_turn(served: Served, asked: Asked) -> int:
-    """Kill the service and its Postgres under load, twice each; answer how many rows that may have cost."""
+    """Kill the service and its Postgres under load, twice each; return how many rows that may have cost."""
     for _ in range(2):
         await asked.goes_on()
         served.kill()

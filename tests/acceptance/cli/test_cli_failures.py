@@ -149,7 +149,7 @@ async def test_lucid_alone_shows_the_help(lucid: CommandLine) -> None:
 
 
 async def was_asked(node: FaultNode) -> bool:
-    """Whether a request has come."""
+    """Return whether a request has come."""
     return bool(node.requests)
 
 

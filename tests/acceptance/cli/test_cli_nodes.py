@@ -17,7 +17,7 @@ NOWHERE = "http://gpu.example.com:8000"
 
 
 async def add_node(cli_fleet: Gateway, *models: str, **metadata: Any) -> tuple[str, str]:
-    """Register a healthy node; answer its id and name."""
+    """Register a healthy node; return its id and name."""
     node = await cli_fleet.add_node(NOWHERE, *models, **metadata)
     return node, (await cli_fleet.admin.get(f"/passports/{node}")).json()["name"]
 
@@ -182,5 +182,5 @@ async def test_a_script_has_to_agree_to_a_deregistration(cli_fleet: Gateway, luc
 
 
 async def is_draining(cli_fleet: Gateway, node: str) -> bool:
-    """Whether the node drains."""
+    """Return whether the node drains."""
     return bool((await cli_fleet.health(node))["status"] == "draining")

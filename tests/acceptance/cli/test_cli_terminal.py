@@ -158,7 +158,7 @@ async def test_a_person_is_asked_before_a_node_is_deregistered(cli_fleet: Gatewa
 
 
 async def complete(lucid: CommandLine, line: str, **variables: str) -> list[str]:
-    """Answer what bash would offer."""
+    """Return what bash would offer."""
     words = str(len(line.split(" ")) - 1)
     asked = {"_LUCID_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": words, **variables}
     ended = await lucid(**asked)

@@ -215,7 +215,7 @@ async def test_a_stream_that_breaks_off_raises_and_bills_what_was_delivered(gate
 
 
 async def read_until_it_breaks(gateway: Gateway, model: str, pieces: list[str]) -> openai.APIError:
-    """Put what a stream says into `pieces`; answer the error that it has to end with."""
+    """Put what a stream says into `pieces`; return the error that it has to end with."""
     stream = await gateway.openai.chat.completions.create(model=model, messages=QUESTION, stream=True)
     try:
         async for chunk in stream:

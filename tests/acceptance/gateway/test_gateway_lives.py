@@ -262,7 +262,7 @@ async def a_sleeper(gateway: Gateway, model: str) -> AsyncIterator[asyncio.Strea
 
 
 async def the_end_of(reader: asyncio.StreamReader) -> bytes:
-    """Answer the last bytes of what came before the connection ended."""
+    """Return the last bytes of what came before the connection ended."""
     last = b""
     with suppress(ConnectionError):
         while part := await reader.read(64 * 1024):
@@ -271,5 +271,5 @@ async def the_end_of(reader: asyncio.StreamReader) -> bytes:
 
 
 def resident_bytes(pid: int) -> int:
-    """Answer how much memory a process holds."""
+    """Return how much memory a process holds."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

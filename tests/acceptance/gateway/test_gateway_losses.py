@@ -28,7 +28,7 @@ class Fault(NamedTuple):
 
 
 def status(code: int) -> Behaviour:
-    """Answer that status."""
+    """Return that status."""
     return Behaviour(answer=respond(b'{"error":{"message":"no"}}', status=code))
 
 
@@ -80,7 +80,7 @@ async def one_loss(gateway: Gateway, owner: str) -> dict[str, Any]:
 
 
 async def owned(gateway: Gateway, url: str) -> tuple[str, str]:
-    """Register a node of an owner of its own, which asks a cent for a token; answer a model on it, and the owner."""
+    """Register a node of an owner of its own, which asks a cent for a token; return a model on it, and the owner."""
     owner, model = uuid4().hex, await gateway.add_model()
     metadata = {"vram": 80, "runtimes": ["llama.cpp"], "inferenceUrl": url, "pricePer1kTokens": "10"}
     body = {"name": "node", "type": "compute", "owner": owner, "metadata": metadata}

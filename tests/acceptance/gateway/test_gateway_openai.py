@@ -37,7 +37,7 @@ async def model(gateway: Gateway, llama: Llama) -> str:
 
 
 def words_of(text: str) -> list[str]:
-    """Answer the words of a text in the case that the sentence has."""
+    """Return the words of a text in the case that the sentence has."""
     return text.lower().split()
 
 

@@ -59,12 +59,11 @@ class Crowd:
     """What runs on a node, now and before."""
 
     def __init__(self) -> None:
-        """Start empty."""
         self.running = 0
         self.history: list[tuple[float, int]] = []
 
     def answer(self) -> Answer:
-        """Answer a chat after a while, counted as long as it is under way."""
+        """Return a chat after a while, counted as long as it is under way."""
         whole = chat_answer()
         assert isinstance(whole.body, bytes)
         said = whole.body
@@ -80,7 +79,7 @@ class Crowd:
         return respond(said)._replace(body=body)
 
     def mean(self) -> float:
-        """Answer how many ran on average, between the first start and the last end."""
+        """Return how many ran on average, between the first start and the last end."""
         worked = sum(running * (later - at) for (at, running), (later, _) in pairwise(self.history))
         return worked / (self.history[-1][0] - self.history[0][0])
 

@@ -31,7 +31,7 @@ async def lucid(served: Served) -> AsyncIterator[httpx.AsyncClient]:
 
 
 async def add_model(lucid: httpx.AsyncClient, name: str, format_: str, **metadata: Any) -> str:
-    """Register a model; answer its id."""
+    """Register a model; return its id."""
     body: dict[str, Any] = {"name": name, "type": "model", "metadata": {"format": format_, **metadata}}
     answer = await lucid.post("/passports", json=body)
     assert answer.status_code == 201, answer.text
@@ -39,7 +39,7 @@ async def add_model(lucid: httpx.AsyncClient, name: str, format_: str, **metadat
 
 
 async def add_node(lucid: httpx.AsyncClient, name: str, **metadata: Any) -> str:
-    """Register a node and let it beat once; answer its id."""
+    """Register a node and let it beat once; return its id."""
     body: dict[str, Any] = {"name": name, "type": "compute", "metadata": {**NODE, **metadata}}
     answer = await lucid.post("/passports", json=body)
     assert answer.status_code == 201, answer.text
@@ -49,7 +49,7 @@ async def add_node(lucid: httpx.AsyncClient, name: str, **metadata: Any) -> str:
 
 
 async def beat(lucid: httpx.AsyncClient, passport_id: str, status: str = "healthy") -> int:
-    """Send a heartbeat; answer the HTTP status."""
+    """Send a heartbeat; return the HTTP status."""
     body: dict[str, Any] = {
         "passportId": passport_id,
         "status": status,
@@ -61,7 +61,7 @@ async def beat(lucid: httpx.AsyncClient, passport_id: str, status: str = "health
 
 
 async def listed(lucid: httpx.AsyncClient, available: str) -> set[str]:
-    """Answer the names of the models of one of the three queries; its total must count them."""
+    """Return the names of the models of one of the three queries; its total must count them."""
     answer = (await lucid.get(f"/models{QUERIES[available]}")).json()
     assert answer["pagination"]["total"] == len(answer["models"])
     if available != "omitted":
@@ -70,7 +70,7 @@ async def listed(lucid: httpx.AsyncClient, available: str) -> set[str]:
 
 
 async def why_not(lucid: httpx.AsyncClient, model: str) -> list[str]:
-    """Answer why no node can run the model; the filter and the model itself must say the same as the explanation."""
+    """Return why no node can run the model; the filter and the model itself must say the same as the explanation."""
     verdict = (await lucid.get(f"/models/{model}/availability")).json()
     assert (await lucid.get(f"/models/{model}")).json()["available"] is verdict["available"]
     assert (model in await listed(lucid, "true")) is verdict["available"]

@@ -253,7 +253,7 @@ async def test_a_drained_node_is_safely_deregistered(lucid: httpx.AsyncClient, p
 async def _health_when(
     served: Served, lucid: httpx.AsyncClient, passport_id: str, *, is_older_than: float
 ) -> dict[str, Any]:
-    """Answer the health once the replica has noticed how old the newest heartbeat was made."""
+    """Return the health once the replica has noticed how old the newest heartbeat was made."""
     seen: dict[str, Any] = {}
 
     async def is_noticed() -> bool:

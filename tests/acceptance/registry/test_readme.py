@@ -42,14 +42,14 @@ def session() -> list[Step]:
 
 
 def run_all(steps: list[Step], served: Served) -> list[str]:
-    """Run the blocks in one shell beside the data folder, as pasting does; answer what each printed."""
+    """Run the blocks in one shell beside the data folder, as pasting does; return what each printed."""
     marker = "=== end of a block ==="
     lines = [f"{step.script}\nprintf '\\n%s\\n' '{marker}'" for step in steps]
     return [printed.strip() for printed in run_script("\n".join(lines), served).split(marker)][:-1]
 
 
 def likeness(value: Any, key: str = "") -> Any:
-    """Answer the value with what differs from run to run named by its kind alone."""
+    """Return the value with what differs from run to run named by its kind alone."""
     if isinstance(value, dict):
         return {name: likeness(item, name) for name, item in value.items()}
     if isinstance(value, list):
@@ -84,7 +84,7 @@ def test_the_session_shows_the_whole_life_of_a_node() -> None:
 
 
 def leads_somewhere(folder: Path, path: str, anchor: str = "") -> bool:
-    """Whether the file is there, and a heading of it if one is named."""
+    """Return whether the file is there, and a heading of it if one is named."""
     if not anchor:
         return (folder / path).exists()
     headings = re.findall(r"^#+ (.+)$", (folder / path).read_text(), re.MULTILINE)

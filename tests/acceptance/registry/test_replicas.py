@@ -37,7 +37,7 @@ async def pair(
 
 
 async def register(client: httpx.AsyncClient, name: str) -> str:
-    """Register the guide's node, with a runtime; answer its id."""
+    """Register the guide's node, with a runtime; return its id."""
     body = {**GUIDE_PASSPORT, "name": name, "metadata": {**GUIDE_PASSPORT["metadata"], "runtimes": ["llama.cpp"]}}
     answer = await client.post("/passports", json=body)
     assert answer.status_code == 201, answer.text
@@ -45,7 +45,7 @@ async def register(client: httpx.AsyncClient, name: str) -> str:
 
 
 async def ask(client: httpx.AsyncClient, path: str) -> dict[str, Any]:
-    """Answer the body of a GET that has to succeed."""
+    """Return the body of a GET that has to succeed."""
     answer = await client.get(path)
     assert answer.status_code == 200, answer.text
     body: dict[str, Any] = answer.json()
@@ -188,11 +188,11 @@ def stopped(pids: set[int]) -> Iterator[None]:
 
 
 async def timed(call: Awaitable[httpx.Response]) -> tuple[httpx.Response, float]:
-    """Answer the response, and how many seconds it took."""
+    """Return the response, and how many seconds it took."""
     began = time.monotonic()
     return await call, time.monotonic() - began
 
 
 def within(seconds: float) -> float:
-    """Answer a stated bound with threefold slack: machines are noisy."""
+    """Return a stated bound with threefold slack: machines are noisy."""
     return seconds * SLACK

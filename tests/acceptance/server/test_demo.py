@@ -35,15 +35,15 @@ class Running:
         return self._output.read_text()
 
     def says(self, pattern: str) -> str:
-        """Wait until it says something that matches; answer the group of the match."""
+        """Wait until it says something that matches; return the group of the match."""
         return said(self._output, self.process, pattern)
 
     def ends(self) -> int:
-        """Answer its exit status."""
+        """Return its exit status."""
         return self.process.wait(LONGEST_SECONDS)
 
     def processes(self) -> dict[int, str]:
-        """Answer the processes that know its folder, by their command or their environment, beside itself."""
+        """Return the processes that know its folder, by their command or their environment, beside itself."""
         found = {}
         for entry in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):  # it has just ended
@@ -54,7 +54,7 @@ class Running:
         return found
 
     def child_of(self, words: str) -> int:
-        """Answer a process that the demo itself started, whose command holds the words."""
+        """Return a process that the demo itself started, whose command holds the words."""
         parents = {
             pid: int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) for pid in self.processes()
         }

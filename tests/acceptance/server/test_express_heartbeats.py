@@ -24,7 +24,7 @@ _OF_THE_MOMENT = re.compile(rb"(?im)^(?:date|content-length): .*\r$|^connection:
 
 
 def beat_bytes(gateway: Gateway, key: str, body: Mapping[str, Any] | str, *headers: str) -> bytes:
-    """Answer a heartbeat as it stands on the wire."""
+    """Return a heartbeat as it stands on the wire."""
     text = body if isinstance(body, str) else json.dumps(body)
     lines = [
         "POST /compute/heartbeat HTTP/1.1",
@@ -37,12 +37,12 @@ def beat_bytes(gateway: Gateway, key: str, body: Mapping[str, Any] | str, *heade
 
 
 def beat_of(node: str, **changes: Any) -> dict[str, Any]:
-    """Answer a healthy node's heartbeat."""
+    """Return a healthy node's heartbeat."""
     return {"passportId": node, "status": "healthy", "load": 0.5, "availableModels": [], "queueDepth": 0, **changes}
 
 
 async def ask(gateway: Gateway, data: bytes) -> bytes:
-    """Answer what a connection of its own brings."""
+    """Return what a connection of its own brings."""
     client = await Client.open(port_of(gateway))
     client.send(data)
     try:
@@ -52,7 +52,7 @@ async def ask(gateway: Gateway, data: bytes) -> bytes:
 
 
 async def express_count(gateway: Gateway) -> int:
-    """Answer how many heartbeats the lane has taken."""
+    """Return how many heartbeats the lane has taken."""
     found = re.search(
         r"^lucid_express_heartbeats_total (\S+)$", (await gateway.admin.get("/metrics")).text, re.MULTILINE
     )
@@ -61,7 +61,7 @@ async def express_count(gateway: Gateway) -> int:
 
 
 async def add_node(gateway: Gateway) -> str:
-    """Register a node that every replica knows; answer its id."""
+    """Register a node that every replica knows; return its id."""
     return await gateway.add_node("http://127.0.0.1:9000")
 
 

@@ -29,12 +29,12 @@ SLOW = Behaviour(answer=chat_answer("late"), delay_seconds=1.0)
 
 
 def port_of(gateway: Gateway) -> int:
-    """Answer where the service listens."""
+    """Return where the service listens."""
     return httpx.URL(gateway.served.url).port or 0
 
 
 def request_bytes(gateway: Gateway, model: str, *headers: str, **body: Any) -> bytes:
-    """Answer a chat's request as it stands on the wire."""
+    """Return a chat's request as it stands on the wire."""
     text = json.dumps({"model": model, "messages": QUESTION, **body})
     lines = [
         "POST /v1/chat/completions HTTP/1.1",
@@ -47,7 +47,7 @@ def request_bytes(gateway: Gateway, model: str, *headers: str, **body: Any) -> b
 
 
 async def express_count(gateway: Gateway) -> int:
-    """Answer how many requests the lane has begun."""
+    """Return how many requests the lane has begun."""
     text = (await gateway.admin.get("/metrics")).text
     found = re.search(r"^lucid_inference_express_total (\S+)$", text, re.MULTILINE)
     assert found

@@ -66,7 +66,7 @@ allow-x00 = false
 
 
 def run_schemathesis(served: Served, folder: Path, config: str, *options: str) -> str:
-    """Drive the service by its document; answer what schemathesis says, which has to be that all is well."""
+    """Drive the service by its document; return what schemathesis says, which has to be that all is well."""
     (folder / "schemathesis.toml").write_text(config)
     finished = subprocess.run(
         [SCHEMATHESIS, "--no-color", "run", f"{served.url}/openapi.json", *options],
@@ -133,5 +133,5 @@ async def test_the_document_shows_the_guides_own_requests(database_url: str) -> 
 
 
 def _identity(name: str, key: str) -> dict[str, object]:
-    """Answer one user in the form of Web Fuzzing Commons."""
+    """Return one user in the form of Web Fuzzing Commons."""
     return {"name": name, "fixedHeaders": [{"name": "Authorization", "value": f"Bearer {key}"}]}

@@ -61,42 +61,42 @@ class Serve:
         return self
 
     def get(self, path: str = "/") -> str:
-        """Answer the body of a request, without a proxy and without keeping the connection."""
+        """Return the body of a request, without a proxy and without keeping the connection."""
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(self.url + path, timeout=20) as response:
             body: bytes = response.read()
         return body.decode()
 
     def answers(self, path: str = "/") -> bool:
-        """Whether a request is answered."""
+        """Return whether a request is answered."""
         try:
             return bool(self.get(path))
         except (OSError, urllib.error.URLError):
             return False
 
     def answers_without(self, worker: int) -> bool:
-        """Whether a request is answered by another worker than that one."""
+        """Return whether a request is answered by another worker than that one."""
         try:
             return int(self.get()) != worker
         except (OSError, urllib.error.URLError):
             return False
 
     def children(self) -> set[int]:
-        """Answer the processes below it that have not ended: workers and the postmaster."""
+        """Return the processes below it that have not ended: workers and the postmaster."""
         return {pid for pid, parent in _living() if parent == self.process.pid}
 
     def postgres(self) -> set[int]:
-        """Answer every process of its Postgres."""
+        """Return every process of its Postgres."""
         return processes_of((self.folder / "data" / "postgres").resolve())
 
     def workers(self) -> set[int]:
-        """Answer its workers."""
+        """Return its workers."""
         return self.children() - self.postgres()
 
 
 @pytest.fixture
 def serve() -> Iterator[Callable[..., Serve]]:
-    """Answer a starter of services on one data folder, all of them gone at the end."""
+    """Return a starter of services on one data folder, all of them gone at the end."""
     folder = Path(tempfile.mkdtemp(prefix="lucid-test-"))
     folder.chmod(0o755)
     started: list[Serve] = []
@@ -132,7 +132,7 @@ def _living() -> Iterator[tuple[int, int]]:
 
 
 def is_gone(pids: set[int]) -> bool:
-    """Whether none of the processes runs."""
+    """Return whether none of the processes runs."""
     return pids.isdisjoint(pid for pid, _ in _living())
 
 

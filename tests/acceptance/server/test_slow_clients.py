@@ -65,7 +65,6 @@ class HealthyClient:
     """Reads and sends heartbeats until told to stop, and counts what goes wrong."""
 
     def __init__(self, client: httpx.AsyncClient) -> None:
-        """Start nothing yet."""
         self._client = client
         self.answers = 0
         self.failures: list[str] = []
@@ -130,7 +129,7 @@ async def test_slow_clients_are_cut_and_a_healthy_one_does_not_notice(served: Se
 
 
 async def drip_on(port: int, start: bytes, drop: bytes) -> tuple[bytes, float]:
-    """Drip on a new connection; answer what came, and how long it was there."""
+    """Drip on a new connection; return what came, and how long it was there."""
     began = time.monotonic()
     answer, _ = await (await Client.open(port)).drip(start, drop)
     return answer, time.monotonic() - began

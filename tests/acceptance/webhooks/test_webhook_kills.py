@@ -26,7 +26,7 @@ async def receiver() -> AsyncIterator[FaultNode]:
 
 
 async def fall_silent(served: Served, client: httpx.AsyncClient, name: str) -> str:
-    """Register a node that was heard and falls silent for good; answer its id."""
+    """Register a node that was heard and falls silent for good; return its id."""
     node_id = str((await client.post("/passports", json={**GUIDE_PASSPORT, "name": name})).json()["id"])
     assert (await client.post("/compute/heartbeat", json={**BEAT, "passportId": node_id})).status_code == 200
     await served.fall_silent(node_id, 130)

@@ -38,7 +38,7 @@ async def written(api: Api, node_id: str) -> Written:
 def hear(api: Api, node_id: str, at: datetime, *, up_since: datetime | None, status: str = "healthy") -> None:
     """Let the node's newest heartbeat be of `at`."""
     fleet = api.service.fleet
-    held = fleet.get_node(node_id, owner=None).state.receipt
+    held = fleet.get_node(node_id, owner=None).state.last_heartbeat
     revision = held.revision + 1 if held else 1
     fleet.apply_receipt(node_id, Receipt(factories.heartbeat(node_id, status=status), at, up_since, revision))
 

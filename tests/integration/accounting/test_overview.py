@@ -22,7 +22,7 @@ async def overview(api: Api, query: str = "") -> dict[str, Any]:
 
 
 async def total(api: Api, path: str) -> int:
-    """How long a list is."""
+    """Return how long a list is."""
     return int((await api.http.get(path)).json()["pagination"]["total"])
 
 

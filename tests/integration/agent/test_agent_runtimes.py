@@ -16,7 +16,7 @@ LLAMA = ServedModel(id="tiny-reciter", max_tokens=1024, quantization="f32")
 
 
 async def look(name: str, **changes: Behaviour) -> tuple[Detection, ServerReading]:
-    """Answer what a recorded server is found to be, and what is read of it."""
+    """Return what a recorded server is found to be, and what is read of it."""
     async with recorded_server(name, **changes) as (_, server):
         detection = await detect(server)
         assert detection is not None

@@ -37,7 +37,7 @@ class Client:
         }
 
     async def receive(self) -> dict[str, Any]:
-        """Answer the request."""
+        """Return the request."""
         return {"type": "http.request", "body": self._body, "more_body": False}
 
     async def send(self, message: Any) -> None:
@@ -51,7 +51,7 @@ class Client:
 
     @property
     def heads(self) -> int:
-        """How many answers were begun."""
+        """Return how many answers were begun."""
         return sum(message["type"] == "http.response.start" for message in self.sent)
 
 
@@ -69,7 +69,7 @@ def fail_after(monkeypatch: pytest.MonkeyPatch, blocks: int) -> None:
 
 
 async def ask(api: Api, client: Client) -> list[dict[str, Any]]:
-    """Have the client answered; answer the jobs in the ledger."""
+    """Have the client answered; return the jobs in the ledger."""
     assert api.app._inference is not None
     await api.app._inference(client.scope, client.receive, client.send)
     jobs: list[dict[str, Any]] = []

@@ -24,13 +24,13 @@ _hosts = (f"127.0.{third}.{fourth}" for third in itertools.count(1) for fourth i
 
 
 def models(*ids: str, owned_by: object = "vllm") -> Answer:
-    """Answer a list of models as an inference server does."""
+    """Return a list of models as an inference server does."""
     data = [{"id": id_, "object": "model", "created": 1, "owned_by": owned_by, "note": SECRET} for id_ in ids]
     return respond(json.dumps({"object": "list", "data": data}).encode())
 
 
 def node_that(answer: Answer | None = None, **behaviour: Any) -> FaultNode:
-    """Answer a node at an address of its own, because a host is probed once in ten seconds."""
+    """Return a node at an address of its own, because a host is probed once in ten seconds."""
     return FaultNode(Behaviour(answer=answer, **behaviour), host=next(_hosts))
 
 

@@ -29,7 +29,7 @@ async def serve_a_model(api: Api, *urls: str) -> None:
 
 
 async def ask(api: Api, *, stream: bool = False, model: str = "m", **headers: str) -> Any:
-    """Send one chat completion; answer the response."""
+    """Send one chat completion; return the response."""
     body = {"model": model, "messages": [{"role": "user", "content": "hello"}], "stream": stream}
     return await api.http.post("/v1/chat/completions", json=body, headers=headers)
 

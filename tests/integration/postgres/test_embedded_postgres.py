@@ -38,7 +38,7 @@ postgres.stop()
 
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
-    """Answer a folder that every user can enter: pytest's own are below one that is root's alone."""
+    """Return a folder that every user can enter: pytest's own are below one that is root's alone."""
     folder = make_folder("lucid-test-")
     yield folder
     shutil.rmtree(folder)
@@ -46,7 +46,7 @@ def open_folder() -> Iterator[Path]:
 
 @pytest.fixture
 def make(open_folder: Path) -> Iterator[Callable[..., EmbeddedPostgres]]:
-    """Answer a maker of Postgres objects that are stopped at the end, with `open_folder` for a system folder."""
+    """Return a maker of Postgres objects that are stopped at the end, with `open_folder` for a system folder."""
     made: list[EmbeddedPostgres] = []
 
     def make_one(data_dir: Path | None = None, options: tuple[str, ...] = FAST) -> EmbeddedPostgres:
@@ -59,7 +59,7 @@ def make(open_folder: Path) -> Iterator[Callable[..., EmbeddedPostgres]]:
 
 
 def ask(url: str, *statements: str) -> object:
-    """Answer the first value of the last statement, over asyncpg."""
+    """Return the first value of the last statement, over asyncpg."""
 
     async def run() -> object:
         connection = await asyncpg.connect(url, timeout=5)
@@ -86,7 +86,7 @@ def a_service(data_dir: Path, system_dir: Path) -> Iterator[tuple[subprocess.Pop
 
 
 def wait_until(holds: Callable[[], bool], timeout_seconds: float = 5.0) -> float:
-    """Answer after how many seconds it held."""
+    """Return after how many seconds it held."""
     started_at = time.monotonic()
     while not holds():
         assert time.monotonic() - started_at < timeout_seconds, "waited in vain"

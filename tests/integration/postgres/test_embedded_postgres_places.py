@@ -32,7 +32,7 @@ with EmbeddedPostgres(Path(sys.argv[1]), system_dir=Path(sys.argv[2]), options=[
 
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
-    """Answer a folder that every user can enter: pytest's own are below one that is root's alone."""
+    """Return a folder that every user can enter: pytest's own are below one that is root's alone."""
     folder = Path(tempfile.mkdtemp(prefix="lucid-test-"))
     folder.chmod(0o755)
     yield folder
@@ -40,7 +40,7 @@ def open_folder() -> Iterator[Path]:
 
 
 def interpreter_for(user: PostgresUser) -> str:
-    """Answer a Python that `user` can run."""
+    """Return a Python that `user` can run."""
     for python in (sys.executable, "/usr/local/bin/python3", "/usr/bin/python3"):
         if Path(python).exists() and user.succeeds(python, "-c", "import sys; sys.exit(sys.version_info < (3, 11))"):
             return python

@@ -14,7 +14,7 @@ GUIDE = [
 
 
 async def declare(api: Api, node: str, *models: dict[str, Any]) -> Any:
-    """Declare these models; answer the raw response."""
+    """Declare these models; return the raw response."""
     return await api.http.put(f"/compute/models/{node}", json={"models": list(models)})
 
 

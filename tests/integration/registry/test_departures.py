@@ -59,7 +59,7 @@ async def until_known(api: Api, node: str) -> None:
 
 
 def is_draining(api: Api, node: str) -> bool:
-    """Whether the replica starts no request on the node."""
+    """Return whether the replica starts no request on the node."""
     return api.service.fleet.get_node(node, owner=None).state.is_draining
 
 

@@ -16,7 +16,7 @@ from tests.other_replicas import (
 
 
 async def drain(api: Api, node: str) -> Any:
-    """Drain the node; answer what was answered."""
+    """Drain the node; return what was answered."""
     answer = await api.http.post(f"/compute/drain/{node}")
     assert answer.status_code == 202, answer.text
     return answer.json()

@@ -77,8 +77,8 @@ async def test_a_heartbeat_whose_acknowledgement_was_lost_is_read_back(
     again = await api.beat(node_id, bootId="b", sequence=1)
     assert again.status_code == 200
     state = api.service.fleet.get_node(node_id, owner=None).state
-    assert state.receipt is not None
-    assert state.receipt.heartbeat.sequence == 1
+    assert state.last_heartbeat is not None
+    assert state.last_heartbeat.heartbeat.sequence == 1
 
 
 async def test_a_writer_that_stumbles_refuses_and_goes_on(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:

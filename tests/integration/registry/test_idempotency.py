@@ -12,13 +12,13 @@ AGENT = {"name": "x", "type": "agent"}
 
 
 async def make(api: Api, key: str | None, **changes: Any) -> Any:
-    """Ask for an agent with an Idempotency-Key; answer the raw response."""
+    """Ask for an agent with an Idempotency-Key; return the raw response."""
     headers = {"Idempotency-Key": key} if key is not None else {}
     return await api.http.post("/passports", json={**AGENT, **changes}, headers=headers)
 
 
 async def count(api: Api) -> int:
-    """How many passports there are."""
+    """Return how many passports there are."""
     return int((await run_sql(api, "SELECT count(*) FROM passports"))[0][0])
 
 

@@ -36,7 +36,6 @@ class Heard:
     """What is told on the channel, as another replica hears it."""
 
     def __init__(self) -> None:
-        """Nothing yet."""
         self.messages: list[str] = []
         self.counts: dict[str, int] = {}
 

@@ -28,7 +28,7 @@ FIELDS = [
 
 
 async def make(api: Api, **fields: Any) -> Any:
-    """Ask for a key of acme; answer the raw response."""
+    """Ask for a key of acme; return the raw response."""
     return await api.http.post("/keys", json={"name": "k", "owner": "acme", "scopes": ["compute"], **fields})
 
 

@@ -32,7 +32,7 @@ NAMES = ["b", "B", "a", "ä", "_", "Z", "a b", "10", "9"]
 
 
 async def fill(api: Api) -> str:
-    """Give every list some items, whose order of change is not that of creation; answer a node's id."""
+    """Give every list some items, whose order of change is not that of creation; return a node's id."""
     nodes = [await api.register(name) for name in NAMES]
     for name in NAMES:
         await api.add_model(f"model {name}")

@@ -29,7 +29,7 @@ NODE = {"vram": "80GB", "inferenceUrl": "http://node:8080"}
 
 
 async def make(api: Api, type_: str, metadata: dict[str, Any] | None = None, **fields: Any) -> Any:
-    """Ask for a passport named by its type unless said otherwise; answer the raw response."""
+    """Ask for a passport named by its type unless said otherwise; return the raw response."""
     return await api.http.post(
         "/passports", json={"name": f"a {type_}", "type": type_, "metadata": metadata or {}, **fields}
     )

@@ -11,7 +11,7 @@ UPSTREAM = {"url": "https://api.example/v1", "model": "big", "apiKey": "sk-first
 
 
 async def patch(api: Api, passport_id: str, body: Any) -> Any:
-    """Send a merge patch; answer the raw response."""
+    """Send a merge patch; return the raw response."""
     return await api.http.patch(f"/passports/{passport_id}", json=body)
 
 
@@ -35,7 +35,7 @@ def first_fault(answer: Any) -> Any:
 
 
 async def agent(api: Api, metadata: dict[str, Any], **fields: Any) -> str:
-    """Make an agent; answer its id."""
+    """Make an agent; return its id."""
     made = await api.http.post("/passports", json={"name": "x", "type": "agent", "metadata": metadata, **fields})
     return str(made.json()["id"])
 

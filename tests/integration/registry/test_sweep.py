@@ -17,7 +17,7 @@ from tests.other_replicas import run_sql
 def age(api: Api, node_id: str, seconds: float) -> None:
     """Make the node's newest heartbeat so old, in this replica's memory."""
     fleet = api.service.fleet
-    receipt = fleet.get_node(node_id, owner=None).state.receipt
+    receipt = fleet.get_node(node_id, owner=None).state.last_heartbeat
     assert receipt is not None
     received_at = api.service.clock.now() - timedelta(seconds=seconds)
     fleet.apply_receipt(node_id, Receipt(receipt.heartbeat, received_at, received_at, receipt.revision + 1))

@@ -41,7 +41,7 @@ async def node(api: Api) -> AsyncIterator[FaultNode]:
 
 
 def left() -> list[object]:
-    """Answer the requests that are still in memory."""
+    """Return the requests that are still in memory."""
     return [known for known in gc.get_objects() if isinstance(known, Call | RunningRequest)]
 
 

@@ -94,7 +94,7 @@ async def test_a_request_that_hardly_began_with_the_one_before_it_is_not_lost(op
 async def test_half_a_head_after_an_answer_is_cut_in_time(
     service: Service, open_client: Opener, *, waits: bool
 ) -> None:
-    """Whether it came while the answer was awaited or after it."""
+    """Return whether it came while the answer was awaited or after it."""
     client, half = await open_client(), b"POST /v1/wai"
     client.send(post(WAITS))
     await service.takes(1)
@@ -124,7 +124,7 @@ async def test_a_client_that_leaves_is_noticed_although_it_asked_for_more(
 
 
 async def open_slow_reader(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """Answer a connection whose receiving side holds little."""
+    """Return a connection whose receiving side holds little."""
     connecting = socket.socket()
     connecting.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
     await asyncio.to_thread(connecting.connect, ("127.0.0.1", port))

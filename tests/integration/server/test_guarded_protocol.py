@@ -29,7 +29,6 @@ class Service:
     """A server in a thread, on uvloop as in a worker."""
 
     def __init__(self) -> None:
-        """Listen, and start."""
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=100)
         self.port: int = self._listener.getsockname()[1]
         config = uvicorn.Config(
@@ -47,7 +46,7 @@ class Service:
 
     @property
     def connections(self) -> int:
-        """How many are open."""
+        """Return how many are open."""
         return len(self._server.server_state.connections)
 
     def stop(self) -> None:
@@ -62,17 +61,16 @@ class RequestGuardBut:
     """The application as it stands behind the request guard, but for a few paths that read no body."""
 
     def __init__(self, *paths: str) -> None:
-        """Keep the guard off these."""
         self._paths = paths
         self._guarded = RequestGuard(answer)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answer one request."""
+        """Return one request."""
         await (answer if scope["path"] in self._paths else self._guarded)(scope, receive, send)
 
 
 async def answer(scope: Any, receive: Any, send: Any) -> None:
-    """Answer with the path, after a while for /late; for /endless send more than anyone reads, and hang up."""
+    """Return with the path, after a while for /late; for /endless send more than anyone reads, and hang up."""
     if scope["path"] == "/late":
         await asyncio.sleep(2.5 * SECONDS)
     body = scope["path"].encode()
@@ -101,7 +99,7 @@ def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
 
 
 async def drip(service: Service, start: bytes, drop: bytes, *first: bytes) -> tuple[bytes, float]:
-    """Send each of `first` in two pieces and get it answered, then drip; answer what came then, and after how long."""
+    """Send each of `first` in two pieces and get it answered, then drip; return what came then, and after how long."""
     opened_at = time.monotonic()
     client = await Client.open(service.port)
     for data in first:

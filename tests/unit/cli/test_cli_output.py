@@ -28,7 +28,7 @@ ROWS = [("a-very-long-name-of-a-node", "healthy", "42 %", "one, two, three"), ("
 
 
 def drawn(width: int, rows: Sequence[tuple[str, ...]] = ROWS, most_rows: int | None = None) -> list[str]:
-    """Answer the lines of a listing on a terminal of that width."""
+    """Return the lines of a listing on a terminal of that width."""
     file = io.StringIO()
     Console(file=file, width=width, markup=False, highlight=False).print(Listing(COLUMNS, rows, most_rows))
     return file.getvalue().splitlines()

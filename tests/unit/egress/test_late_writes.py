@@ -29,7 +29,7 @@ async def pairs() -> AsyncIterator[list[Pair]]:
 
 
 def read_all(theirs: socket.socket) -> bytes:
-    """Answer what came until the end."""
+    """Return what came until the end."""
     parts = []
     while part := theirs.recv(1000):
         parts.append(part)

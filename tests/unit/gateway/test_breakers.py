@@ -21,12 +21,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def yes() -> bool:
-    """Whether a breaker may open: it may."""
+    """Return whether a breaker may open: it may."""
     return True
 
 
 def no() -> bool:
-    """Whether a breaker may open: half of the nodes are blocked already."""
+    """Return whether a breaker may open: half of the nodes are blocked already."""
     return False
 
 

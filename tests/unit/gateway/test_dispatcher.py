@@ -107,7 +107,7 @@ def make(fleet: SmallFleet, clock: Clock, plans: list[Plan]) -> list[FleetNode]:
             f"node-{number:02}", metadata=metadata, serves=serves, status=plan.status, age_seconds=plan.age_seconds or 0
         )
         if plan.age_seconds is None:
-            node.state = node.state._replace(receipt=None)
+            node.state = node.state._replace(last_heartbeat=None)
             fleet.fleet.pass_over(node)
         _end(fleet, node, plan.ends)
     for age in (61.0, 59.0, 30.0, 0.0):

@@ -167,7 +167,7 @@ def test_the_answer_to_our_question_is_withheld_and_nothing_else(name: str) -> N
     ],
 )
 def test_how_a_stream_ended_is_known(name: str, has_ended: bool, failed: bool, is_refused: bool, pieces: int) -> None:
-    """Whether the node said that it is done, that it can't, or that the request is at fault."""
+    """Return whether the node said that it is done, that it can't, or that the request is at fault."""
     assert pass_on(STREAMS[name])[1:4] == (has_ended, failed, is_refused)
     assert pass_on(STREAMS[name]).pieces == pieces
 
@@ -255,7 +255,7 @@ def test_a_response_that_breaks_off_has_not_ended() -> None:
 
 
 def test_an_event_may_have_a_megabyte_and_no_more() -> None:
-    """Whether it comes in large blocks or in small ones."""
+    """Return whether it comes in large blocks or in small ones."""
     large = text("x" * (MAX_EVENT_BYTES - 1000))
     for size in (1000, 65536, len(large)):
         blocks = [large[at : at + size] for at in range(0, len(large), size)]

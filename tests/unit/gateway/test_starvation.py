@@ -25,7 +25,6 @@ class Load:
     """Requests that come at random, each answered by its node after a time of its own; the same for the same seed."""
 
     def __init__(self, fleet: SmallFleet, clock: Clock, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
-        """Nothing runs yet."""
         self.fleet, self.clock = fleet, clock
         self.random = Random(seed)
         self.slowness: Counter[str] = Counter()  # how many times as long a node takes, beside once
@@ -35,7 +34,7 @@ class Load:
         monkeypatch.setattr(dispatcher, "random", self.random)
 
     def run(self, seconds: float, per_second: float = PER_SECOND, *, sessions: int = 0) -> Counter[str]:
-        """Let so much time pass; answer how many requests each node was sent."""
+        """Let so much time pass; return how many requests each node was sent."""
         end, sent = self.clock.monotonic() + seconds, Counter[str]()
         while (at := self.clock.monotonic() + self.random.expovariate(per_second)) < end:
             self._pass_to(at)

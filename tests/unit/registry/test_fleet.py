@@ -192,26 +192,26 @@ class FleetMachine(RuleBasedStateMachine):
 
 
 def is_available(fleet: Fleet, model: ModelPassport, now: datetime) -> bool:
-    """Whether the model can be run, as every reader asks."""
+    """Return whether the model can be run, as every reader asks."""
     return has_available_compute(model, fleet.candidates(model, now), now)
 
 
 def is_served(fleet: Fleet, model: ModelPassport, now: datetime) -> bool:
-    """Whether the model is served, as every reader asks."""
+    """Return whether the model is served, as every reader asks."""
     return has_serving_compute(model, fleet.serving_candidates(model, now), now)
 
 
 def _newest_by_kind(nodes: list[NodeState]) -> dict[object, datetime]:
     newest: dict[object, datetime] = {}
     for node in nodes:
-        assert node.receipt is not None
+        assert node.last_heartbeat is not None
         kind = CapabilityIndex.key_of(node)
-        newest[kind] = max(newest.get(kind, node.receipt.received_at), node.receipt.received_at)
+        newest[kind] = max(newest.get(kind, node.last_heartbeat.received_at), node.last_heartbeat.received_at)
     return newest
 
 
 def _belongs_on_ring(model: ModelPassport, state: NodeState) -> bool:
-    was_healthy = state.receipt is not None and is_healthy(state, state.receipt.received_at)
+    was_healthy = state.last_heartbeat is not None and is_healthy(state, state.last_heartbeat.received_at)
     return was_healthy and serves(model, state) and not fit_reasons(model, state)
 
 
@@ -230,8 +230,8 @@ def test_an_older_sight_of_a_row_changes_nothing() -> None:
     fleet.apply_lifecycle(Lifecycle(record.id, {}, NOW, 10, "draining", 3))
     fleet.apply_lifecycle(Lifecycle(record.id, {}, None, None, "healthy", 2))
     state = fleet.get_node(record.id, owner=None).state
-    assert state.receipt is not None
-    assert state.receipt.heartbeat.load == 0.7
+    assert state.last_heartbeat is not None
+    assert state.last_heartbeat.heartbeat.load == 0.7
     assert state.draining_since == NOW
 
 

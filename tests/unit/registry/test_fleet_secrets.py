@@ -34,7 +34,7 @@ def test_their_repr_tells_how_many_and_no_secret() -> None:
 
 
 def test_they_go_with_the_node_or_the_model() -> None:
-    """Whether it was forgotten, not found by a load, or ended."""
+    """Return whether it was forgotten, not found by a load, or ended."""
     fleet = Fleet()
     node, lost, ended = (compute_passport() for _ in range(3))
     model = passport(PassportType.MODEL, {"format": "api"})

@@ -30,7 +30,6 @@ class Transport(asyncio.Transport):
     """Takes everything, and remembers it."""
 
     def __init__(self) -> None:
-        """Nothing was sent yet."""
         super().__init__()
         self.sent: list[bytes] = []
         self.is_aborted = False
@@ -54,7 +53,7 @@ class Transport(asyncio.Transport):
 
 
 def has_cycle(protocol: HttpToolsProtocol) -> bool:
-    """Whether there is one; uvicorn's types deny that it can be missing."""
+    """Return whether there is one; uvicorn's types deny that it can be missing."""
     return protocol.cycle is not None
 
 

@@ -26,7 +26,7 @@ class StopsTheService(WebhookOutbox):
         self.running: asyncio.Task[None] | None = None
 
     async def claim(self, room: int, failing_room: int) -> list[Delivery]:  # noqa: ARG002 - there are fewer
-        """Answer all, once."""
+        """Return all, once."""
         claimed, self.due = self.due, []
         return claimed
 

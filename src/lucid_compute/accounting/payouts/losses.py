@@ -84,7 +84,7 @@ class Losses:
 
     @property
     def completed(self) -> int:
-        """How many were completed."""
+        """Return how many were completed."""
         return self.attempts - self.running - sum(loss.requests + loss.retried for loss in self.by_blame.values())
 
 
@@ -95,7 +95,7 @@ class LossReader:
         self._transactions = transactions
 
     async def read(self, since: date, until: date, *, owner: str | None) -> Losses:
-        """Answer what was lost of the jobs that started on these days on the owner's nodes; None is everybody's.
+        """Return what was lost of the jobs that started on these days on the owner's nodes; None is everybody's.
 
         And what was refused on these days of the requests of the owner, and of those for its models.
         """
@@ -141,7 +141,7 @@ def _add_up(attempts: int, found: Iterable[RowMapping], typical: _Typicals) -> L
 
 
 def _typical(known: Iterable[RowMapping]) -> _Typicals:
-    """Answer what jobs typically come to, by node and model, and by model on all nodes, under None."""
+    """Return what jobs typically come to, by node and model, and by model on all nodes, under None."""
     return {
         (row["node_id"], row["model_id"]): Typical(row["jobs"], row["tokens_in"], row["tokens_out"], row["gross_usd"])
         for row in known

@@ -48,7 +48,7 @@ class Terms(NamedTuple):
 
     @property
     def are_whole(self) -> bool:
-        """Whether each is a part and together they are all of it."""
+        """Return whether each is a part and together they are all of it."""
         return min(self) >= 0 and sum(self) == ALL_BPS
 
 
@@ -63,7 +63,7 @@ class Blame(NamedTuple):
 
 
 def is_billable(outcome: Outcome, tokens_out: int) -> bool:
-    """Whether a job has a price: it was completed, or broke off after it had delivered a part of its answer."""
+    """Return whether a job has a price: it was completed, or broke off after it had delivered a part of its answer."""
     return outcome is Outcome.COMPLETED or (tokens_out > 0 and outcome in _ENDED_BEFORE_DELIVERY)
 
 
@@ -91,7 +91,7 @@ _CAUSE_OF_OUTCOME = {
 
 
 def blame(outcome: Outcome, reason: str | None) -> Blame:
-    """Answer the one cause and the one side at fault of a job that ended otherwise than completed."""
+    """Return the one cause and the one side at fault of a job that ended otherwise than completed."""
     if outcome is Outcome.LOST or not reason:
         return Blame(_CAUSE_OF_OUTCOME[outcome], _SIDE_OF_OUTCOME[outcome])
     return Blame(reason, _SIDE_OF_REASON.get(reason, _SIDE_OF_OUTCOME[outcome]))
@@ -123,12 +123,12 @@ _NOT_IN_ORDER = frozenset(
 
 
 def blame_refusal(cause: str) -> Blame:
-    """Answer the one cause and the one side at fault of a request that was refused before a node was asked."""
+    """Return the one cause and the one side at fault of a request that was refused before a node was asked."""
     return Blame(cause, _SIDE_OF_REFUSAL.get(cause, Side.CLIENT))
 
 
 def could_be_served(cause: str) -> bool:
-    """Whether a request that was refused for this cause was in order, and would have earned something."""
+    """Return whether a request that was refused for this cause was in order, and would have earned something."""
     return cause not in _NOT_IN_ORDER
 
 
@@ -151,7 +151,7 @@ class Unearned(NamedTuple):
 
 
 def estimate(unearned: Unearned, typical: Typical | None) -> Decimal | None:
-    """Answer about what jobs would have earned beyond what was billed, never below 0; None when nothing is typical.
+    """Return about what jobs would have earned beyond what was billed, never below 0; None when nothing is typical.
 
     Their own tokens where they are known, else a typical job's, and a typical job's tokens out, at the typical price of
     a token. An estimate, cut off after twelve decimals.
@@ -183,7 +183,7 @@ class ClosingSpan(NamedTuple):
 
 
 def month_due(last_end: date | None, first_open: date | None, today: date, *, after_days: int) -> ClosingSpan | None:
-    """Answer the next span to close, which ends with a month that is over for `after_days`; None when none is due.
+    """Return the next span to close, which ends with a month that is over for `after_days`; None when none is due.
 
     It begins where the last period ended (`last_end`), the first one with the month of the first open line.
     """

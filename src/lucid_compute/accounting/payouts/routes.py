@@ -38,7 +38,7 @@ async def get_days(
     ),
     to: Annotated[Day | None, Query(description="The day after the last one; tomorrow if it is left out.")] = None,
 ) -> Days:
-    """Answer the days that are asked for.
+    """Return the days that are asked for.
 
     Raises:
         InvalidRequest: there are none.

@@ -51,7 +51,7 @@ _SUMMED = f"max(held_model) AS held_model, max(held_owner) AS held_owner, {_COUN
 
 
 def _reading(raw: str, keys: str) -> Reading:
-    """Answer the statements over the lines of `raw`; each reads them once, and adds up before it looks at names.
+    """Return the statements over the lines of `raw`; each reads them once, and adds up before it looks at names.
 
     What is closed keeps its names in the statement of its period; elsewhere things are called as they are now.
     """

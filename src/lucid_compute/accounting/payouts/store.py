@@ -86,17 +86,16 @@ class PayoutStore:
     """Reads payouts, and closes periods; `losses` is what was not earned."""
 
     def __init__(self, database: Database) -> None:
-        """Work on `database`."""
         self._database = database
         self.long_transactions = LongTransactions(database.url)
         self.losses = LossReader(self.long_transactions)
 
     async def sums(self, since: date, until: date, *, owner: str | None) -> Sums:
-        """Answer what was earned with the jobs that started on these days; `owner` None is everybody."""
+        """Return what was earned with the jobs that started on these days; `owner` None is everybody."""
         return await self._sums(OF_DAYS, owner, {"since": since, "until": until})
 
     async def daily(self, since: date, until: date, *, owner: str | None) -> list[Line]:
-        """Answer the same day by day.
+        """Return the same day by day.
 
         Raises:
             InvalidRequest: there are too many lines.
@@ -104,11 +103,11 @@ class PayoutStore:
         return await self._daily(DAILY_OF_DAYS, owner, {"since": since, "until": until})
 
     async def sums_of(self, period: Period, *, owner: str | None) -> Sums:
-        """Answer what was frozen when the period was closed: always the same."""
+        """Return what was frozen when the period was closed: always the same."""
         return await self._sums(OF_PERIOD, owner, {"period_id": period.id})
 
     async def daily_of(self, period: Period, *, owner: str | None) -> list[Line]:
-        """Answer the same day by day.
+        """Return the same day by day.
 
         Raises:
             InvalidRequest: there are too many lines.
@@ -116,7 +115,7 @@ class PayoutStore:
         return await self._daily(DAILY_OF_PERIOD, owner, {"period_id": period.id})
 
     async def terms(self, since: date, until: date) -> list[tuple[datetime, Terms]]:
-        """Answer the terms that held on these days, the newest first, each with since when."""
+        """Return the terms that held on these days, the newest first, each with since when."""
         newest_first = select(payout_terms).where(payout_terms.c.since < until).order_by(payout_terms.c.since.desc())
         found = []
         async with self._database.transaction() as connection:
@@ -127,7 +126,7 @@ class PayoutStore:
         return found
 
     async def period(self, period_id: str) -> Period:
-        """Answer a closed period.
+        """Return a closed period.
 
         Raises:
             PeriodNotFound: there is none.
@@ -142,7 +141,7 @@ class PayoutStore:
     async def list_periods(
         self, *, sort_by: SortBy, sort_order: SortOrder, offset: int, limit: int
     ) -> tuple[list[Period], int]:
-        """Answer a page of the closed periods, and how many there are."""
+        """Return a page of the closed periods, and how many there are."""
         order = in_order(_SORT_COLUMNS, payout_periods.c.id, sort_by, sort_order)
         async with self._database.transaction() as connection:
             total = await connection.scalar(select(func.count()).select_from(payout_periods))
@@ -150,7 +149,7 @@ class PayoutStore:
             return [Period(*row) for row in rows], total or 0
 
     async def close(self, actor: Actor, since: date, until: date) -> tuple[Period, bool]:
-        """Close the period for good, and answer it, and whether that was done just now.
+        """Close the period for good, and return it, and whether that was done just now.
 
         Raises:
             InvalidRequest: it is not over.
@@ -180,7 +179,7 @@ class PayoutStore:
     async def _read(
         self, reading: Reading, most: int, owner: str | None, of: dict[str, Any]
     ) -> tuple[list[Line], list[Line] | None]:
-        """Answer what stands by roles, and providers' lines, None when all are more than `most`; of one snapshot."""
+        """Return what stands by roles, and providers' lines, None when all are more than `most`; of one snapshot."""
         values = {**of, "owner": owner}
         async with self.long_transactions.snapshot() as connection:
             parties = [_line(row) for row in (await connection.execute(text(reading.parties), values)).mappings()]
@@ -254,7 +253,6 @@ class PayoutCloser:
     """Closes every month that has been over for `after_days`, unless `when` says never."""
 
     def __init__(self, database: Database, store: PayoutStore, *, when: PayoutsClose, after_days: int) -> None:
-        """Close in `store`, which works on `database`."""
         self._database = database
         self._store = store
         self._when = when
@@ -265,7 +263,7 @@ class PayoutCloser:
         await run_periodically(self.close_due, every_seconds=EVERY_SECONDS, failed="payouts could not be closed")
 
     async def close_due(self) -> int:
-        """Close what is due, a month at a time, and answer how many; one that another closes meanwhile is not ours."""
+        """Close what is due, a month at a time, and return how many; one that another closes meanwhile is not ours."""
         closed = 0
         while self._when is PayoutsClose.MONTHLY and (span := await self._next()) is not None:
             try:

@@ -22,7 +22,7 @@ def _id(name: str, **options: Any) -> Column[Any]:
 
 
 def _keys() -> tuple[Column[Any], ...]:
-    """Answer what a line is about: jobs of one UTC day, by when they started, of one model on one node."""
+    """Return what a line is about: jobs of one UTC day, by when they started, of one model on one node."""
     return (
         _id("node_id", primary_key=True),
         Column("day", Date, primary_key=True),
@@ -32,7 +32,7 @@ def _keys() -> tuple[Column[Any], ...]:
 
 
 def _sums() -> tuple[Column[Any], ...]:
-    """Answer a line's sums; the provider's part is what the other two leave of `gross_usd`."""
+    """Return a line's sums; the provider's part is what the other two leave of `gross_usd`."""
     counts = ("jobs", "tokens_in", "tokens_out")
     amounts = ("gross_usd", "model_owner_usd", "protocol_usd")
     return (

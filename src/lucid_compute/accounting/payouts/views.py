@@ -39,7 +39,7 @@ def view_report(
     owner: str | None,
     period: PeriodView | None = None,
 ) -> PayoutReport:
-    """Answer what was earned, by owner and role, and by node and model."""
+    """Return what was earned, by owner and role, and by node and model."""
     return PayoutReport(
         from_=since,
         to=until,
@@ -52,7 +52,7 @@ def view_report(
 
 
 def view_period(period: Period, *, shows_closer: bool) -> PeriodView:
-    """Answer a closed period."""
+    """Return a closed period."""
     return PeriodView(
         id=period.id,
         from_=period.starts_on,
@@ -64,7 +64,7 @@ def view_period(period: Period, *, shows_closer: bool) -> PeriodView:
 
 
 def write_statement(lines: Sequence[Line]) -> Response:
-    """Answer daily lines as CSV, and below them the total of each owner in each role, which is their exact sum."""
+    """Return daily lines as CSV, and below them the total of each owner in each role, which is their exact sum."""
     rows: list[list[object]] = [
         [
             *("line", line.day, line.owner, line.role.value, line.node_id, line.node_name, line.model_id),
@@ -80,7 +80,7 @@ def write_statement(lines: Sequence[Line]) -> Response:
 
 
 def view_losses(losses: Losses, *, since: date, until: date, owner: str | None) -> LossReport:
-    """Answer what was lost, by cause and by side."""
+    """Return what was lost, by cause and by side."""
     ordered = sorted(losses.by_blame.items(), key=lambda item: _lost_first(*item))
     return LossReport(
         from_=since,
@@ -95,7 +95,7 @@ def view_losses(losses: Losses, *, since: date, until: date, owner: str | None) 
 
 
 def write_losses(report: LossReport) -> Response:
-    """Answer losses as CSV, and below them the total of each side."""
+    """Return losses as CSV, and below them the total of each side."""
     rows = [
         [
             *("line" if isinstance(each, LossView) else "total", each.side.value),

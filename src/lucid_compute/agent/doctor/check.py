@@ -66,12 +66,12 @@ class DoctorContext:
 
     @property
     def is_at_registered_url(self) -> bool:
-        """Whether that is where the registry looks."""
+        """Return whether that is where the registry looks."""
         return self._url is None
 
     @property
     def is_local_registry(self) -> bool:
-        """Whether the registry runs on this machine."""
+        """Return whether the registry runs on this machine."""
         return is_loopback(self.lucid.base_url)
 
     @property

@@ -91,7 +91,7 @@ def _judge_refusal(context: DoctorContext, refusal: ssl.SSLCertVerificationError
 
 
 def _means_the_registry_itself(context: DoctorContext, answer: ProbeAnswer) -> bool:
-    """Whether the URL says localhost, to a service that runs on another machine."""
+    """Return whether the URL says localhost, to a service that runs on another machine."""
     is_unreached = answer.code in {ProbeCode.ADDRESS_REFUSED, ProbeCode.CONNECT_FAILED}
     return is_unreached and is_loopback(context.registered_url) and not context.is_local_registry
 

@@ -24,7 +24,7 @@ class ServerResponse(NamedTuple):
 
     @property
     def is_ok(self) -> bool:
-        """Whether the status is 200."""
+        """Return whether the status is 200."""
         return self.status == _OK
 
     @property

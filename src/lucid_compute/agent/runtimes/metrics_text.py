@@ -31,7 +31,6 @@ class MetricSamples:
     """The samples of one scrape with the requested names. A missing sample is None, never 0."""
 
     def __init__(self, samples: Mapping[str, list[Sample]]) -> None:
-        """Keep what `read_metrics` found."""
         self._samples = samples
 
     def total(self, name: str, *, per: Collection[str] = ()) -> float | None:

@@ -82,7 +82,7 @@ def distinct(models: Iterable[ServedModel]) -> tuple[ServedModel, ...]:
 
 
 def is_label(value: object) -> bool:
-    """Whether the registry accepts this as a name."""
+    """Return whether the registry accepts this as a name."""
     return isinstance(value, str) and 0 < len(value) <= _MAX_LABEL and value.isprintable()
 
 

@@ -52,5 +52,5 @@ def _models(listed: ServerResponse) -> tuple[ServedModel, ...] | None:
 
 
 def _sleeps(metrics: MetricSamples) -> bool:
-    """Whether any engine reports that it is not awake."""
+    """Return whether any engine reports that it is not awake."""
     return any(labels.get("sleep_state") == "awake" and not value for labels, value in metrics.samples(_SLEEP))

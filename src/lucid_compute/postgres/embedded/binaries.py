@@ -47,13 +47,13 @@ class PostgresBinaries:
         return self.bin_dir / "initdb"
 
     def are_usable_by(self, user: PostgresUser) -> bool:
-        """Whether `user` can run them, found by running them: libraries are looked up beside them."""
+        """Return whether `user` can run them, found by running them: libraries are looked up beside them."""
         folders = [self.root / part for part in self.parts]
         return user.can_enter(*folders) and user.succeeds(self.postgres, "-V") and user.succeeds(self.initdb, "-V")
 
 
 def find_binaries(major: int | None = None) -> PostgresBinaries:
-    """Answer the first installation that runs here, of `major` when a cluster already asks for one.
+    """Return the first installation that runs here, of `major` when a cluster already asks for one.
 
     Raises: EmbeddedPostgresError when there is none.
     """
@@ -74,7 +74,7 @@ def find_binaries(major: int | None = None) -> PostgresBinaries:
 
 
 def reachable_binaries(binaries: PostgresBinaries, user: PostgresUser, system_dir: Path) -> PostgresBinaries:
-    """Answer `binaries` when `user` can run them where they are, else a copy in `system_dir`, made once per build.
+    """Return `binaries` when `user` can run them where they are, else a copy in `system_dir`, made once per build.
 
     Raises: EmbeddedPostgresError when not even the copy can be run.
     """
@@ -116,7 +116,7 @@ def _installations() -> Iterator[PostgresBinaries]:
 
 
 def _version_of_folder(bin_dir: Path) -> float:
-    """Answer the version in `/usr/lib/postgresql/16/bin`."""
+    """Return the version in `/usr/lib/postgresql/16/bin`."""
     match = re.match(r"\d+(\.\d+)?", bin_dir.parent.name)
     return float(match[0]) if match else 0.0
 
@@ -128,7 +128,7 @@ def _installation(bin_dir: Path, root: Path, parts: tuple[str, ...] = ()) -> Ite
 
 
 def _output_of(*command: str | Path) -> str:
-    """Answer what a command printed, nothing when it cannot be run (another machine's binary, no file at all)."""
+    """Return what a command printed, nothing when it cannot be run (another machine's binary, no file at all)."""
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, cwd="/").stdout.strip()
     except (OSError, subprocess.CalledProcessError):
@@ -136,7 +136,7 @@ def _output_of(*command: str | Path) -> str:
 
 
 def _copied(binaries: PostgresBinaries, system_dir: Path) -> PostgresBinaries:
-    """Answer the copy of `binaries` in `system_dir`, making it when it is not there; it appears whole or not at all."""
+    """Return the copy of `binaries` in `system_dir`, making it when it is not there; it appears whole or not at all."""
     build = sha256(binaries.postgres.read_bytes()).hexdigest()[:8]
     root = system_dir / f"postgres-{binaries.version}-{build}"
     if not root.is_dir():

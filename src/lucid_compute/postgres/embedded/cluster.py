@@ -31,7 +31,6 @@ class PostgresLog:
     """One file that Postgres and initdb append to; the former one is kept beside it as `….1`."""
 
     def __init__(self, path: Path) -> None:
-        """Nothing is written yet."""
         self.path = path
         self._mark = 0
 
@@ -49,7 +48,7 @@ class PostgresLog:
         self._mark = size
 
     def tail(self) -> str:
-        """Answer the last lines of this attempt."""
+        """Return the last lines of this attempt."""
         try:
             with self.path.open("rb") as file:
                 file.seek(max(self._mark, self.path.stat().st_size - QUOTED_BYTES))
@@ -59,7 +58,7 @@ class PostgresLog:
         return "\n".join(text.strip().splitlines()[-QUOTED_LINES:])
 
     def error(self, what: str) -> EmbeddedPostgresError:
-        """Answer an error that says `what` went wrong, why as far as the log tells, and where to read on."""
+        """Return an error that says `what` went wrong, why as far as the log tells, and where to read on."""
         tail = self.tail()
         if "No space left on device" in tail:
             what = f"{what}: the disk is full, free some space and start again"
@@ -88,7 +87,7 @@ class Cluster:
 
 
 def open_cluster(data_dir: Path, run_as: str, system_dir: Path, log: PostgresLog, *, durable: bool) -> Cluster:
-    """Answer the cluster of `data_dir`, made when there is none; the caller owns the data folder.
+    """Return the cluster of `data_dir`, made when there is none; the caller owns the data folder.
 
     It is `data_dir/postgres`, and a link of that name into `system_dir` where we are root and the Postgres user can't
     get through the folders above `data_dir`, which are never changed.
@@ -119,12 +118,12 @@ def remove_cluster(data_dir: Path) -> None:
 
 
 def _major_of(path: Path) -> int:
-    """Answer the version of Postgres that made a cluster."""
+    """Return the version of Postgres that made a cluster."""
     return int((path / "PG_VERSION").read_text())
 
 
 def _owner_of(path: Path, data_dir: Path) -> PostgresUser:
-    """Answer the user that a cluster runs as: its owner, whoever that is, for Postgres insists."""
+    """Return the user that a cluster runs as: its owner, whoever that is, for Postgres insists."""
     owner_uid = path.stat().st_uid
     user = user_of_uid(owner_uid)
     if owner_uid == 0:
@@ -142,7 +141,7 @@ def _owner_of(path: Path, data_dir: Path) -> PostgresUser:
 
 
 def _whole_cluster(link: Path) -> Path:
-    """Answer the folder of the cluster. Raises: EmbeddedPostgresError when it is lost, or is something else."""
+    """Return the folder of the cluster. Raises: EmbeddedPostgresError when it is lost, or is something else."""
     try:
         path = link.resolve(strict=True)
     except FileNotFoundError as error:
@@ -173,7 +172,7 @@ def _refuse_copied_link(data_dir: Path, path: Path, system_dir: Path) -> None:
 
 
 def _is_empty_folder(path: Path) -> bool:
-    """Whether `path` is a folder, no link, with nothing in it."""
+    """Return whether `path` is a folder, no link, with nothing in it."""
     return not path.is_symlink() and path.is_dir() and not any(path.iterdir())
 
 

@@ -16,7 +16,7 @@ WAIT_FOR_OWNER_SECONDS = 5.0  # a service that is being killed holds its lock un
 
 
 def make_data_folder(data_dir: Path) -> Path:
-    """Make the data folder, ours alone, when it is missing; answers its absolute path without links.
+    """Make the data folder, ours alone, when it is missing; return its absolute path without links.
 
     Raises: EmbeddedPostgresError when it cannot be made or written.
     """
@@ -48,7 +48,6 @@ class DataFolderLock:
     """
 
     def __init__(self, data_dir: Path) -> None:
-        """Take nothing yet."""
         self._data_dir = data_dir
         self._file: int | None = None
 
@@ -90,7 +89,7 @@ class DataFolderLock:
 
 
 def _try_lock(file: int) -> bool:
-    """Whether the lock is ours now."""
+    """Return whether the lock is ours now."""
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):  # POSIX lets a system choose between EAGAIN and EACCES

@@ -37,7 +37,7 @@ class PostgresUser:
 
     @property
     def is_another(self) -> bool:
-        """Whether processes have to change their user to become this one."""
+        """Return whether processes have to change their user to become this one."""
         return self.uid != os.geteuid()
 
     def start(
@@ -54,7 +54,7 @@ class PostgresUser:
         )
 
     def succeeds(self, *command: str | Path) -> bool:
-        """Whether `command`, run as this user, exits 0."""
+        """Return whether `command`, run as this user, exits 0."""
         return (
             subprocess.run(
                 self._launched(command, signal.SIGKILL),
@@ -67,7 +67,7 @@ class PostgresUser:
         )
 
     def can_enter(self, *paths: Path) -> bool:
-        """Whether this user can enter every one of `paths`: tried as that user, so that ACLs and the like count."""
+        """Return whether this user can enter every one of `paths`: tried as that user, so that ACLs and the like count."""
         if not self.is_another:
             return all(os.access(path, os.X_OK) for path in paths)
         return self.succeeds(launcher.CAN_ENTER, *paths)
@@ -79,14 +79,14 @@ class PostgresUser:
             os.chown(path, self.uid, self.gid, follow_symlinks=False)
 
     def _launched(self, command: Sequence[str | Path], death_signal: int) -> list[str]:
-        """Answer the command line that becomes this user and then `command`."""
+        """Return the command line that becomes this user and then `command`."""
         uid = self.uid if self.is_another else launcher.STAY
         launch = [sys.executable, "-I", "-S", launcher.__file__]
         return [*launch, *map(str, (os.getpid(), int(death_signal), uid, self.gid)), *map(str, command)]
 
 
 def find_user(name: str) -> PostgresUser:
-    """Answer who Postgres runs as: `name` when we are root, else ourselves.
+    """Return who Postgres runs as: `name` when we are root, else ourselves.
 
     Raises: EmbeddedPostgresError when we are root and there is no such user, or it is root itself.
     """
@@ -108,7 +108,7 @@ def find_user(name: str) -> PostgresUser:
 
 
 def user_of_uid(uid: int) -> PostgresUser:
-    """Answer the user of `uid`, which needs no name (containers run as bare numbers)."""
+    """Return the user of `uid`, which needs no name (containers run as bare numbers)."""
     try:
         entry = pwd.getpwuid(uid)
     except KeyError:
@@ -117,12 +117,12 @@ def user_of_uid(uid: int) -> PostgresUser:
 
 
 def cluster_name(cluster: Path) -> str:
-    """Answer the `cluster_name` of a cluster: it stands in the title of each of its processes, and finds them."""
+    """Return the `cluster_name` of a cluster: it stands in the title of each of its processes, and finds them."""
     return f"lucid-{sha256(os.fsencode(cluster)).hexdigest()[:16]}"
 
 
 def processes_of(cluster: Path) -> set[int]:
-    """Answer the processes of any Postgres on `cluster`; zombies do not count. Linux only, elsewhere none.
+    """Return the processes of any Postgres on `cluster`; zombies do not count. Linux only, elsewhere none.
 
     By command line, which everybody may read: root in a container may not read the folder of another user's process.
     """
@@ -143,7 +143,7 @@ def _command_lines(owner: int) -> Iterator[tuple[int, list[bytes]]]:
 
 
 def read_pid(lock_file: Path) -> int | None:
-    """Answer the process that a lock file of Postgres names, which may be long gone; None without a readable file."""
+    """Return the process that a lock file of Postgres names, which may be long gone; None without a readable file."""
     try:
         return int(lock_file.read_text().split("\n", 1)[0])
     except (OSError, ValueError):
@@ -151,7 +151,7 @@ def read_pid(lock_file: Path) -> int | None:
 
 
 def is_ready(cluster: Path, postmaster: int | None) -> bool:
-    """Whether this postmaster takes connections: it writes so in its `postmaster.pid`."""
+    """Return whether this postmaster takes connections: it writes so in its `postmaster.pid`."""
     try:
         lines = (cluster / "postmaster.pid").read_text().splitlines()
     except OSError:
@@ -174,7 +174,7 @@ def forget_reused_pids(*lock_files: Path) -> None:
 
 
 def _is_living_postgres(stat: str) -> bool:
-    """Whether a line of /proc/PID/stat, `PID (NAME) STATE …`, is that of a Postgres that has not ended."""
+    """Return whether a line of /proc/PID/stat, `PID (NAME) STATE …`, is that of a Postgres that has not ended."""
     name, rest = stat.partition("(")[2].rsplit(")", 1)
     return name == "postgres" and rest.split()[0] not in "ZX"
 
@@ -202,7 +202,7 @@ def end_leftovers(cluster: Path, timeout_seconds: float) -> None:
 
 
 def _escalation(left: set[int], postmaster: int | None) -> tuple[tuple[int, float, set[int]], ...]:
-    """Answer which signal is due after how many seconds, and to whom."""
+    """Return which signal is due after how many seconds, and to whom."""
     if postmaster in left:  # it ends its own children; a fast shutdown writes a checkpoint, up to all shared buffers
         return (signal.SIGINT, 0.0, {postmaster}), (signal.SIGQUIT, 15.0, {postmaster}), (signal.SIGKILL, 20.0, left)
     return (signal.SIGQUIT, 0.5, left), (signal.SIGKILL, 2.0, left)

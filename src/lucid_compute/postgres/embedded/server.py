@@ -108,7 +108,7 @@ class EmbeddedPostgres:
         return self._process.pid if self._process and self._process.poll() is None else None
 
     def poll(self) -> int | None:
-        """Answer None while the postmaster runs (or was never started), else how it ended; this reaps it."""
+        """Return None while the postmaster runs (or was never started), else how it ended; this reaps it."""
         return self._process.poll() if self._process else None
 
     def claim(self) -> None:
@@ -164,7 +164,7 @@ class EmbeddedPostgres:
             self._lock = None
 
     def url(self, database: str = "postgres") -> str:
-        """Answer the URL of a database here, for asyncpg and psql alike.
+        """Return the URL of a database here, for asyncpg and psql alike.
 
         Raises: EmbeddedPostgresError when it was not started.
         """
@@ -186,7 +186,7 @@ class EmbeddedPostgres:
             time.sleep(RETRY_SECONDS)
 
     def _attempt(self, cluster: Cluster, deadline: float) -> str | None:
-        """Start the postmaster once; answers None when it takes connections, else what went wrong."""
+        """Start the postmaster once; return None when it takes connections, else what went wrong."""
         end_leftovers(cluster.path, deadline - time.monotonic())
         forget_reused_pids(cluster.path / "postmaster.pid", cluster.socket_dir / f"{SOCKET_NAME}.lock")
         with explained(self._data_dir):
@@ -208,7 +208,7 @@ class EmbeddedPostgres:
             self._process = cluster.user.start(command, signal.SIGINT, output)
 
     def _wait_until_ready(self, cluster: Cluster, deadline: float) -> str | None:
-        """Answer None when Postgres takes connections, else what went wrong."""
+        """Return None when Postgres takes connections, else what went wrong."""
         while (status := self.poll()) is None:
             if is_ready(cluster.path, self.pid):
                 return None
@@ -232,7 +232,7 @@ class EmbeddedPostgres:
 
 @contextmanager
 def visit(data_dir: Path) -> Iterator[str]:
-    """Answer the URL of the database in a data folder, until the block's end; to be used in the main thread.
+    """Return the URL of the database in a data folder, until the block's end; to be used in the main thread.
 
     Raises:
         EmbeddedPostgresError: there is none, or it can't be reached, with a sentence that says what to do.
@@ -253,7 +253,7 @@ def visit(data_dir: Path) -> Iterator[str]:
 
 
 def _is_answered(path: Path) -> bool:
-    """Whether somebody listens at the socket."""
+    """Return whether somebody listens at the socket."""
     with socket.socket(socket.AF_UNIX) as client:
         try:
             client.connect(str(path))

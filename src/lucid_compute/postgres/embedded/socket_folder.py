@@ -20,7 +20,7 @@ LINK_NAME = "postgres.socket"
 
 
 def open_socket_folder(data_dir: Path, cluster: Path, user: PostgresUser) -> Path:
-    """Answer a folder that is `user`'s alone and can hold the socket of `cluster`.
+    """Return a folder that is `user`'s alone and can hold the socket of `cluster`.
 
     A path too long for a socket gets a folder in the system's temporary one; a link in the data folder remembers it,
     so that a start after a kill finds it again.
@@ -39,13 +39,13 @@ def open_socket_folder(data_dir: Path, cluster: Path, user: PostgresUser) -> Pat
 
 
 def find_socket_folder(data_dir: Path, cluster: Path) -> Path:
-    """Answer where the socket of `cluster` is while its Postgres runs."""
+    """Return where the socket of `cluster` is while its Postgres runs."""
     link = data_dir / LINK_NAME
     return link.readlink() if link.is_symlink() else cluster
 
 
 def socket_url(folder: Path, database: str = "postgres") -> str:
-    """Answer the URL of a database by the socket in `folder`, for asyncpg and psql alike."""
+    """Return the URL of a database by the socket in `folder`, for asyncpg and psql alike."""
     # With the port, because a PGPORT of the caller's environment would choose another socket.
     return f"postgresql://postgres@/{quote(database, safe='')}?host={quote(str(folder))}&port={PORT}"
 
@@ -76,13 +76,13 @@ def _make_short_folder(user: PostgresUser) -> Path:
 
 
 def _fits(folder: Path) -> bool:
-    """Whether a socket in `folder` can be bound and named in a URL."""
+    """Return whether a socket in `folder` can be bound and named in a URL."""
     fits = len(os.fsencode(folder / SOCKET_NAME)) <= MAX_SOCKET_PATH_BYTES
     return fits and PLAIN_PATH.fullmatch(str(folder)) is not None
 
 
 def _is_private(folder: Path, user: PostgresUser) -> bool:
-    """Whether `folder` is a real folder of `user`'s that nobody else may enter."""
+    """Return whether `folder` is a real folder of `user`'s that nobody else may enter."""
     try:
         status = folder.lstat()
     except OSError:

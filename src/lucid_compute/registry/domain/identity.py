@@ -38,11 +38,11 @@ class Principal(NamedTuple):
 
     @property
     def is_admin(self) -> bool:
-        """Whether it may do everything."""
+        """Return whether it may do everything."""
         return Scope.ADMIN in self.scopes
 
     @property
-    def sees(self) -> str | None:
+    def visible_owner(self) -> str | None:
         """The owner whose things it sees; None is everyone's."""
         return None if self.is_admin else self.owner
 

@@ -59,7 +59,7 @@ def read_metadata(passport_type: PassportType, raw: Mapping[str, Any]) -> Stored
 
 
 def whole_metadata(stored: StoredMetadata) -> dict[str, Any]:
-    """Answer metadata with its secrets in their places, as a merge patch meets it."""
+    """Return metadata with its secrets in their places, as a merge patch meets it."""
     whole = dict(stored.public)
     if "inferenceKey" in stored.secrets:
         whole["inferenceKey"] = stored.secrets["inferenceKey"]
@@ -69,7 +69,7 @@ def whole_metadata(stored: StoredMetadata) -> dict[str, Any]:
 
 
 def merge_patch(target: Any, patch: Any) -> Any:
-    """Answer `target` with an RFC 7396 merge patch applied."""
+    """Return `target` with an RFC 7396 merge patch applied."""
     if not isinstance(patch, Mapping):
         return patch
     merged = dict(target) if isinstance(target, Mapping) else {}
@@ -82,7 +82,7 @@ def merge_patch(target: Any, patch: Any) -> Any:
 
 
 def shown_metadata(passport_type: PassportType, public: Mapping[str, Any], *, to_everyone: bool) -> dict[str, Any]:
-    """Answer metadata as it is shown: to its owner as written, to everyone only what the contract names."""
+    """Return metadata as it is shown: to its owner as written, to everyone only what the contract names."""
     if passport_type is PassportType.COMPUTE:
         vram_gb = parse_vram_gb(public["vram"])
         return {**public, _VRAM_GB: int(vram_gb) if vram_gb.is_integer() else vram_gb}

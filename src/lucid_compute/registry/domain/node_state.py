@@ -107,7 +107,7 @@ class NodeState(NamedTuple):
     passport: ComputePassport
     declared: Mapping[str, DeclaredModel] = NO_MODELS
     draining_since: datetime | None = None
-    receipt: Receipt | None = None
+    last_heartbeat: Receipt | None = None
 
     @property
     def id(self) -> str:
@@ -117,40 +117,40 @@ class NodeState(NamedTuple):
     @property
     def runtimes(self) -> frozenset[str]:
         """The runtimes that the passport names and that the node reports, together."""
-        reported = self.receipt.heartbeat.runtime if self.receipt else None
+        reported = self.last_heartbeat.heartbeat.runtime if self.last_heartbeat else None
         return self.passport.runtimes | {normalise_runtime(reported.name)} if reported else self.passport.runtimes
 
     @property
     def reported_models(self) -> frozenset[str]:
         """The ids that the newest heartbeat says are loaded."""
-        return frozenset(self.receipt.heartbeat.available_models) if self.receipt else frozenset()
+        return frozenset(self.last_heartbeat.heartbeat.available_models) if self.last_heartbeat else frozenset()
 
     @property
     def reported_status(self) -> ReportedStatus | None:
         """What the newest heartbeat says; None when there was none."""
-        return self.receipt.heartbeat.status if self.receipt else None
+        return self.last_heartbeat.heartbeat.status if self.last_heartbeat else None
 
     @property
     def is_draining(self) -> bool:
-        """Whether its operator drains it, or it says so itself."""
+        """Return whether its operator drains it, or it says so itself."""
         return self.draining_since is not None or self.reported_status is ReportedStatus.DRAINING
 
     def is_fresh(self, now: datetime) -> bool:
-        """Whether the newest heartbeat is at most 30 s old."""
-        return self.receipt is not None and now - self.receipt.received_at <= FRESH_WINDOW
+        """Return whether the newest heartbeat is at most 30 s old."""
+        return self.last_heartbeat is not None and now - self.last_heartbeat.received_at <= FRESH_WINDOW
 
     def is_live(self, live_since: datetime) -> bool:
-        """Whether the newest heartbeat came at `live_since` or later: 120 s ago, outages of the registry left out."""
-        return self.receipt is not None and self.receipt.received_at >= live_since
+        """Return whether the newest heartbeat came at `live_since` or later: 120 s ago, outages of the registry left out."""
+        return self.last_heartbeat is not None and self.last_heartbeat.received_at >= live_since
 
     def status(self, live_since: datetime) -> NodeStatus:
-        """Answer what the registry says of this node; `live_since` as in `is_live`.
+        """Return what the registry says of this node; `live_since` as in `is_live`.
 
         Asked of whole fleets: looking each thing up once halves its cost.
         """
         if self.passport.record.has_ended:
             return NodeStatus.DEREGISTERED
-        receipt = self.receipt
+        receipt = self.last_heartbeat
         reported = receipt.heartbeat.status if receipt is not None else None
         if self.draining_since is not None or reported is ReportedStatus.DRAINING:
             return NodeStatus.DRAINING

@@ -55,7 +55,7 @@ class ModelFormat(StrEnum):
 
 
 def parse_vram_gb(value: Any) -> float:
-    """Answer the gigabytes of `"80GB"`, `"80 GiB"`, `"81920MiB"` or a number of GB (1 GB = 1 GiB = 1024 MiB).
+    """Return the gigabytes of `"80GB"`, `"80 GiB"`, `"81920MiB"` or a number of GB (1 GB = 1 GiB = 1024 MiB).
 
     Raises:
         ValueError: it is none of these, or not above 0.
@@ -74,7 +74,7 @@ def parse_vram_gb(value: Any) -> float:
 
 
 def normalise_runtime(name: str) -> str:
-    """Answer the name that runtimes are compared by: lower case, one spelling for each."""
+    """Return the name that runtimes are compared by: lower case, one spelling for each."""
     lowered = name.strip().lower()
     return _RUNTIME_SPELLINGS.get(lowered, lowered)
 
@@ -99,12 +99,12 @@ class Passport:
 
     @property
     def is_active(self) -> bool:
-        """Whether it may be used."""
+        """Return whether it may be used."""
         return self.status is PassportStatus.ACTIVE
 
     @property
     def has_ended(self) -> bool:
-        """Whether it was revoked or deregistered, for good; its name is free again."""
+        """Return whether it was revoked or deregistered, for good; its name is free again."""
         return self.status is PassportStatus.REVOKED or self.deregistered_at is not None
 
 
@@ -132,7 +132,7 @@ class ComputePassport:
         return self.record.id
 
     def price_of(self, known_as: tuple[str, ...]) -> TokenPrice | None:
-        """Answer what tokens of the model with these ids cost here; the first of them that has a price counts."""
+        """Return what tokens of the model with these ids cost here; the first of them that has a price counts."""
         if prices := self.prices:
             for name in known_as:
                 if name in prices:
@@ -198,7 +198,7 @@ class ModelPassport:
 
 
 def model_names(record: Passport) -> tuple[str, ...]:
-    """Answer the names that an active model takes in the namespace all owners share; none when it is not active."""
+    """Return the names that an active model takes in the namespace all owners share; none when it is not active."""
     if record.type is not PassportType.MODEL or not record.is_active:
         return ()
     return tuple(dict.fromkeys([record.name, *(record.metadata.get("aliases") or ())]))

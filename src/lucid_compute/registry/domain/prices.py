@@ -21,7 +21,6 @@ class TokenPrice:
     __slots__ = ("_is_one", "_per_input", "_per_output", "input_per_1k", "output_per_1k")
 
     def __init__(self, input_per_1k: Decimal, output_per_1k: Decimal) -> None:
-        """Keep both."""
         self.input_per_1k = input_per_1k
         self.output_per_1k = output_per_1k
         self._is_one = input_per_1k == output_per_1k
@@ -34,19 +33,19 @@ class TokenPrice:
         return max(self.input_per_1k, self.output_per_1k)
 
     def of(self, tokens_in: int, tokens_out: int) -> Decimal:
-        """Answer what so many tokens cost, exactly."""
+        """Return what so many tokens cost, exactly."""
         if self._is_one:  # a quarter of the time
             return EXACT.multiply(self._per_input, tokens_in + tokens_out)
         return EXACT.fma(self._per_input, tokens_in, EXACT.multiply(self._per_output, tokens_out))
 
 
 def read_price(per_1k: Any) -> TokenPrice | None:
-    """Answer a node's one price for every token as it is stored; None when it names none."""
+    """Return a node's one price for every token as it is stored; None when it names none."""
     return None if per_1k is None else TokenPrice(Decimal(per_1k), Decimal(per_1k))
 
 
 def read_prices(stored: Any) -> dict[str, TokenPrice]:
-    """Answer prices by model; what an older version kept under that key without reading it is no price."""
+    """Return prices by model; what an older version kept under that key without reading it is no price."""
     if not isinstance(stored, Mapping):
         return {}
     prices = {}
@@ -59,7 +58,7 @@ def read_prices(stored: Any) -> dict[str, TokenPrice]:
 
 
 def total(amounts: Iterable[Decimal]) -> Decimal:
-    """Answer the exact sum; 0 of nothing."""
+    """Return the exact sum; 0 of nothing."""
     whole = Decimal(0)
     for amount in amounts:
         whole = EXACT.add(whole, amount)

@@ -33,26 +33,25 @@ class FreshnessOrder(Generic[Key]):
     __slots__ = ("_instants", "_is_sorted", "newest", "newest_at")
 
     def __init__(self) -> None:
-        """Start empty."""
         self._instants: dict[Key, datetime] = {}
         self._is_sorted = True
         self.newest: Key | None = None
         self.newest_at: datetime | None = None
 
     def __len__(self) -> int:
-        """How many keys there are."""
+        """Return how many keys there are."""
         return len(self._instants)
 
     def __contains__(self, key: Key) -> bool:
-        """Whether the key is in the order."""
+        """Return whether the key is in the order."""
         return key in self._instants
 
     def __iter__(self) -> Iterator[Key]:
-        """Answer every key, in no order that may be relied on."""
+        """Return every key, in no order that may be relied on."""
         return iter(self._instants)
 
     def touch(self, key: Key, at: datetime) -> bool:
-        """Put `key` at its place for `at`, wherever it was; answer whether that moved `newest_at`."""
+        """Put `key` at its place for `at`, wherever it was; return whether that moved `newest_at`."""
         former = self._instants.pop(key, None)
         self._instants[key] = at
         newest_at = self.newest_at
@@ -129,7 +128,7 @@ class CapabilityClass:
         self.rings: dict[str, NodeRing] = {}
 
     def has_on_ring(self, node_id: str, model_id: str) -> bool:
-        """Whether its member stands on the model's ring: the same answer as the ring's, without a hash and a search."""
+        """Return whether its member stands on the model's ring: the same answer as the ring's, without a hash and a search."""
         return model_id in self.rings and node_id in self.healthy
 
 
@@ -162,7 +161,6 @@ class CapabilityIndex:
     """Every model against every capability class, kept up to date one change at a time."""
 
     def __init__(self) -> None:
-        """Start with no model and no node."""
         self._classes: dict[ClassKey, CapabilityClass] = {}
         self._traits: dict[ClassKey, _Traits] = {}
         self._entries: dict[str, _ModelEntry] = {}
@@ -174,12 +172,12 @@ class CapabilityIndex:
         self._class_at: dict[int, CapabilityClass] = {}  # by the place of its bit, the lowest is 1
 
     def __len__(self) -> int:
-        """How many capability classes there are."""
+        """Return how many capability classes there are."""
         return len(self._classes)
 
     @staticmethod
     def key_of(node: NodeState) -> ClassKey:
-        """Answer all that the matching engine reads of a node beside its health; the first three are its traits."""
+        """Return all that the matching engine reads of a node beside its health; the first three are its traits."""
         return (
             node.runtimes,
             node.passport.vram_gb,
@@ -189,7 +187,7 @@ class CapabilityIndex:
         )
 
     def join(self, node: NodeState) -> CapabilityClass:
-        """Count the node as a member of its class, made when it is the first, and answer the class."""
+        """Count the node as a member of its class, made when it is the first, and return the class."""
         key = self.key_of(node)
         found = self._classes.get(key) or self._add_class(key, node)
         found.size += 1
@@ -259,7 +257,7 @@ class CapabilityIndex:
             yield from self._freshest_of(entry.serving & self._fresh_at(now))
 
     def ring_of(self, model_id: str) -> NodeRing:
-        """Answer the nodes that fit the model, name it and would be healthy if fresh; none of a model that is gone."""
+        """Return the nodes that fit the model, name it and would be healthy if fresh; none of a model that is gone."""
         entry = self._entries.get(model_id)
         return entry.ring if entry else NodeRing()
 

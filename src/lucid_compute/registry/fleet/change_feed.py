@@ -39,7 +39,6 @@ class OwnHeartbeats:
     """
 
     def __init__(self) -> None:
-        """Start sure of everything."""
         self.writer_id = str(uuid4())
         self.unsure_of: set[str] = set()
 
@@ -154,12 +153,12 @@ class ChangeFeed:
         self._last_catch_up = 0.0
 
     def is_current(self) -> bool:
-        """Whether the fleet is loaded and no more than five seconds behind Postgres."""
+        """Return whether the fleet is loaded and no more than five seconds behind Postgres."""
         followed_at = self._keys.followed_at
         return followed_at is not None and self._clock.now() - followed_at <= CURRENT_WITHIN
 
     def knows_replica(self, replica_id: str) -> bool:
-        """Whether that is this replica, or another one that is alive."""
+        """Return whether that is this replica, or another one that is alive."""
         return replica_id == self.replica_id or any(o.id == replica_id for o in self._fleet.replicas.others())
 
     async def catch_up(self) -> None:

@@ -53,7 +53,6 @@ class FleetNode:
     )
 
     def __init__(self, state: NodeState, capability_class: CapabilityClass) -> None:
-        """Start with what is known of it."""
         self.state = state
         self.capability_class = capability_class
         self.lifecycle_revision = 0
@@ -74,7 +73,6 @@ class Credentials:
     """The secrets of nodes and models by passport id, each under its passport's revision."""
 
     def __init__(self) -> None:
-        """Start with none."""
         self._held: dict[str, tuple[int, Mapping[str, Any]]] = {}
 
     def __repr__(self) -> str:
@@ -93,7 +91,7 @@ class Credentials:
             self._held[passport_id] = (revision, secrets)
 
     def of(self, passport_id: str) -> Mapping[str, Any]:
-        """Answer the passport's secrets: `inferenceKey` of a node, `upstreamApiKey` of a model; empty when none."""
+        """Return the passport's secrets: `inferenceKey` of a node, `upstreamApiKey` of a model; empty when none."""
         held = self._held.get(passport_id)
         return _NONE if held is None else held[1]
 
@@ -106,7 +104,6 @@ class Fleet:
     """Nodes and models in memory. Not safe across threads: one event loop owns it."""
 
     def __init__(self) -> None:
-        """Start empty."""
         self.replicas = Replicas()
         self.secrets = Credentials()
         self.outages: tuple[Outage, ...] = ()
@@ -143,7 +140,7 @@ class Fleet:
         node = self._nodes.get(passport_id)
         if node is None:
             return
-        held = node.state.receipt
+        held = node.state.last_heartbeat
         if held is not None and receipt.revision <= held.revision:
             return
         _follow_self_drain(node, receipt, self.replicas)
@@ -163,11 +160,11 @@ class Fleet:
     # --- nodes
 
     def find_node(self, passport_id: str) -> FleetNode | None:
-        """Answer the node, ended ones too; None when there is none."""
+        """Return the node, ended ones too; None when there is none."""
         return self._nodes.get(passport_id)
 
     def get_node(self, passport_id: str, *, owner: str | None) -> FleetNode:
-        """Answer the owner's node; `owner` None sees all.
+        """Return the owner's node; `owner` None sees all.
 
         Raises:
             NodeNotFound: there is none, or it is another owner's.
@@ -178,7 +175,7 @@ class Fleet:
         return node
 
     def get_registered_node(self, passport_id: str, *, owner: str | None) -> FleetNode:
-        """Answer the owner's node that has not ended.
+        """Return the owner's node that has not ended.
 
         Raises:
             NodeNotFound: as `get_node`.
@@ -190,34 +187,34 @@ class Fleet:
         return node
 
     def nodes(self, *, owner: str | None = None) -> Iterable[FleetNode]:
-        """Answer the owner's nodes, ended ones too; all with `owner` None."""
+        """Return the owner's nodes, ended ones too; all with `owner` None."""
         return (self._nodes if owner is None else self._nodes_by_owner.get(owner, {})).values()
 
     def node_count(self) -> int:
-        """How many nodes have not ended."""
+        """Return how many nodes have not ended."""
         return sum(not node.record.has_ended for node in self._nodes.values())
 
     def live_since(self, now: datetime) -> datetime:
-        """Answer the oldest instant that a live node's newest heartbeat may have, outages of ours left out."""
+        """Return the oldest instant that a live node's newest heartbeat may have, outages of ours left out."""
         return live_since(now, self.outages_until(now))
 
     def outages_until(self, now: datetime) -> tuple[Outage, ...]:
-        """Answer the recorded outages, and the one that lasts while this replica's lease could not be renewed."""
+        """Return the recorded outages, and the one that lasts while this replica's lease could not be renewed."""
         since = self.lease_renewed_at
         if since is None or now - since <= OUTAGE_AFTER:
             return self.outages
         return merge_outages([*self.outages, Outage(since, now)])
 
     def status_of(self, node: FleetNode, now: datetime) -> NodeStatus:
-        """Answer what the registry says of the node right now."""
+        """Return what the registry says of the node right now."""
         return node.state.status(self.live_since(now))
 
     def in_flight(self, passport_id: str) -> int:
-        """Answer how many requests every live replica has running on the node."""
+        """Return how many requests every live replica has running on the node."""
         return self.replicas.in_flight(passport_id)
 
     def is_drained(self, node: FleetNode) -> bool:
-        """Whether the node drains, every live replica has applied that, and none has a request running on it."""
+        """Return whether the node drains, every live replica has applied that, and none has a request running on it."""
         if not node.state.is_draining or not self.replicas.are_idle_on(node.state.id):
             return False
         if node.state.draining_since is not None:
@@ -227,11 +224,11 @@ class Fleet:
     # --- models
 
     def find_model(self, id_or_name: str) -> ModelPassport | None:
-        """Answer the model of that id, else the active one of that name or alias; None when there is none."""
+        """Return the model of that id, else the active one of that name or alias; None when there is none."""
         return self._models.get(id_or_name) or self._models.get(self._model_ids_by_name.get(id_or_name, ""))
 
     def get_model(self, id_or_name: str) -> ModelPassport:
-        """Answer the model of that id, name or alias.
+        """Return the model of that id, name or alias.
 
         Raises:
             ModelNotFound: there is none.
@@ -241,7 +238,7 @@ class Fleet:
         return model
 
     def models_newest_first(self) -> list[ModelPassport]:
-        """Answer every model that is not revoked, by creation, newest first, then by id."""
+        """Return every model that is not revoked, by creation, newest first, then by id."""
         if self._models_newest_first is None:
             by_id = sorted(self._models.values(), key=lambda model: model.id)
             self._models_newest_first = sorted(by_id, key=lambda model: model.record.created_at, reverse=True)
@@ -259,7 +256,7 @@ class Fleet:
         return (self._nodes[node_id].state for node_id in self._index.serving_candidates(model.id, now))
 
     def ring_of(self, model: ModelPassport) -> NodeRing:
-        """Answer the nodes that the gateway may look at for the model, fresh or not.
+        """Return the nodes that the gateway may look at for the model, fresh or not.
 
         They fit it, declare or report it, and were healthy, active and not draining at their newest heartbeat.
         """
@@ -270,7 +267,7 @@ class Fleet:
         self._index.set_unhealthy(node.state.id, node.capability_class)
 
     def class_count(self) -> int:
-        """How many kinds of node there are."""
+        """Return how many kinds of node there are."""
         return len(self._index)
 
     # --- what is over
@@ -342,20 +339,20 @@ class Fleet:
 
     def _follow_health(self, node: FleetNode) -> None:
         state = node.state
-        if state.receipt is not None and is_healthy(state, state.receipt.received_at):
-            self._index.set_healthy(state.id, node.capability_class, state.receipt.received_at)
+        if state.last_heartbeat is not None and is_healthy(state, state.last_heartbeat.received_at):
+            self._index.set_healthy(state.id, node.capability_class, state.last_heartbeat.received_at)
         else:
             self._index.set_unhealthy(state.id, node.capability_class)
 
 
 def _looks_alike(held: Receipt, receipt: Receipt) -> bool:
-    """Whether the matching engine reads the same of both heartbeats, but for health."""
+    """Return whether the matching engine reads the same of both heartbeats, but for health."""
     old, new = held.heartbeat, receipt.heartbeat
     return old.available_models == new.available_models and old.runtime == new.runtime
 
 
 def _says_the_same(held: Receipt, receipt: Receipt) -> bool:
-    """Whether the node is as it was one heartbeat ago, which was not long ago."""
+    """Return whether the node is as it was one heartbeat ago, which was not long ago."""
     is_on_time = receipt.received_at - held.received_at <= FRESH_WINDOW
     return is_on_time and held.heartbeat.status == receipt.heartbeat.status
 

@@ -69,12 +69,12 @@ def make_secret(key_id: str | None = None) -> Secret:
 
 
 def digest_of(token: str) -> bytes:
-    """Answer what is kept of a key."""
+    """Return what is kept of a key."""
     return sha256(token.encode("utf-8", "surrogateescape")).digest()
 
 
 def is_well_formed(token: str) -> bool:
-    """Whether the text could be a key of ours: its shape and its checksum are right."""
+    """Return whether the text could be a key of ours: its shape and its checksum are right."""
     match = _KEY.fullmatch(token)
     return match is not None and _checksum(f"{match[1]}_{match[2]}") == match[3]
 
@@ -101,7 +101,7 @@ class KeyRing:
         self._bootstrap = next(live, None)
 
     def authenticate(self, token: str | None, now: datetime) -> Principal:
-        """Answer who holds `token`. An unknown key and a wrong secret cost the same.
+        """Return who holds `token`. An unknown key and a wrong secret cost the same.
 
         Raises:
             Unauthorized: no valid key.
@@ -127,7 +127,7 @@ class KeyRing:
         return principal
 
     def _open(self, token: str, digest: bytes, now: datetime) -> tuple[KeyRecord, bool]:
-        """Answer the key that `token` opens, and whether by the secret that it had before it was rotated.
+        """Return the key that `token` opens, and whether by the secret that it had before it was rotated.
 
         Raises:
             Unauthorized: it opens none.
@@ -142,12 +142,12 @@ class KeyRing:
         return key, not compare_digest(digest, key.digest)
 
     def is_valid(self, key_id: str, now: datetime) -> bool:
-        """Whether the key was neither revoked nor has expired: asked of requests that take long."""
+        """Return whether the key was neither revoked nor has expired: asked of requests that take long."""
         key = self._keys.get(key_id)
         return key is not None and key.revoked_at is None and (key.expires_at is None or key.expires_at > now)
 
     def __len__(self) -> int:
-        """How many keys there are that are not revoked."""
+        """Return how many keys there are that are not revoked."""
         return sum(key.revoked_at is None for key in self._keys.values())
 
 

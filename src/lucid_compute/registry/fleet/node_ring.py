@@ -15,7 +15,7 @@ Item = TypeVar("Item")
 
 
 def place_of(text: str) -> int:
-    """Answer where a node's id or a session's name stands on every ring, the same on every replica."""
+    """Return where a node's id or a session's name stands on every ring, the same on every replica."""
     return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 
 
@@ -29,16 +29,15 @@ class NodeRing:
     __slots__ = ("_node_ids", "_places")
 
     def __init__(self) -> None:
-        """Start empty."""
         self._places: list[int] = []
         self._node_ids: list[str] = []
 
     def __len__(self) -> int:
-        """How many nodes there are."""
+        """Return how many nodes there are."""
         return len(self._node_ids)
 
     def __contains__(self, node_id: str) -> bool:
-        """Whether the node is on the ring."""
+        """Return whether the node is on the ring."""
         return self._find(place_of(node_id), node_id) is not None
 
     def fill(self, node_ids: Iterable[str]) -> None:
@@ -63,7 +62,7 @@ class NodeRing:
             del self._places[at], self._node_ids[at]
 
     def some(self, count: int) -> list[str]:
-        """Answer every node when there are at most `count`, else about so many at random, each once."""
+        """Return every node when there are at most `count`, else about so many at random, each once."""
         node_ids = self._node_ids
         length = len(node_ids)
         if length <= count:
@@ -72,16 +71,16 @@ class NodeRing:
         return list({node_ids[int(pick() * length)] for _ in range(count)})
 
     def all(self) -> list[str]:
-        """Answer every node, as of now."""
+        """Return every node, as of now."""
         return list(self._node_ids)
 
     def onward_from(self, place: int, count: int) -> list[str]:
-        """Answer `count` nodes, or all there are, in the ring's order from the first at or after `place`."""
+        """Return `count` nodes, or all there are, in the ring's order from the first at or after `place`."""
         node_ids = self._node_ids
         return _onward(node_ids, bisect_left(self._places, place), count)
 
     def of_session(self, place: int, count: int) -> list[str]:
-        """Answer `count` nodes, or all there are, in the order in which a session at `place` prefers them.
+        """Return `count` nodes, or all there are, in the order in which a session at `place` prefers them.
 
         The next `NEIGHBOURS` on the ring come first, each as high as the hash of both puts it: so sessions are spread
         evenly, however unevenly the nodes stand, and the nodes of one that leaves are shared among all of these.
@@ -95,7 +94,7 @@ class NodeRing:
         return preferred + _onward(self._node_ids, start, count)[NEIGHBOURS:]
 
     def home_of(self, place: int) -> str | None:
-        """Answer the first of `of_session`, for a quarter of what that costs; None on an empty ring."""
+        """Return the first of `of_session`, for a quarter of what that costs; None on an empty ring."""
         near = self._places
         if not near:
             return None
@@ -116,7 +115,7 @@ class NodeRing:
 
 
 def rendezvous(place: int, nodes: Iterable[tuple[int, str]]) -> list[str]:
-    """Answer the ids of nodes, given with their places, in the order in which a session at `place` prefers them.
+    """Return the ids of nodes, given with their places, in the order in which a session at `place` prefers them.
 
     Each pair of a session and a node has a rank of its own, so that a node that goes moves nobody else's sessions
     (rendezvous hashing). One multiplication mixes well enough what is a hash already.

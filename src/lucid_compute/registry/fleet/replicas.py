@@ -27,11 +27,11 @@ class Snapshot(NamedTuple):
         return cls(int(xmin), int(xmax), frozenset(int(xid) for xid in in_progress.split(",") if xid))
 
     def __contains__(self, xid: object) -> bool:
-        """Whether the transaction `xid` is visible in the snapshot."""
+        """Return whether the transaction `xid` is visible in the snapshot."""
         return isinstance(xid, int) and (xid < self.xmin or (xid < self.xmax and xid not in self.in_progress))
 
     def covers(self, other: Snapshot) -> bool:
-        """Whether every transaction that is visible in `other` is visible in this one too."""
+        """Return whether every transaction that is visible in `other` is visible in this one too."""
         return self.xmax >= other.xmax and all(
             xid >= other.xmax or xid in other.in_progress for xid in self.in_progress
         )
@@ -57,7 +57,6 @@ class Sight:
     __slots__ = ("due", "snapshot")
 
     def __init__(self, due: int) -> None:
-        """Wait for that read."""
         self.due = due
         self.snapshot: Snapshot | None = None
 
@@ -66,7 +65,6 @@ class Replicas:
     """The other replicas' leases, and this one's own requests in flight."""
 
     def __init__(self) -> None:
-        """Start alone."""
         self.own_in_flight: dict[str, int] = {}
         self.has_changed = asyncio.Event()
         self._changed: dict[str, None] = {}
@@ -98,12 +96,12 @@ class Replicas:
             self.has_changed.set()
 
     def tell_all(self) -> dict[str, int]:
-        """Answer what runs on each node, for this replica's lease."""
+        """Return what runs on each node, for this replica's lease."""
         self._told = {passport_id: count for passport_id, count in self.own_in_flight.items() if count}
         return dict(self._told)
 
     def take_news(self, limit: int, is_wanted: Callable[[str], bool]) -> dict[str, int]:
-        """Answer the counts of `limit` wanted nodes at most that changed since they were told, the longest first."""
+        """Return the counts of `limit` wanted nodes at most that changed since they were told, the longest first."""
         news: dict[str, int] = {}
         while self._changed and len(news) < limit:
             passport_id = next(iter(self._changed))
@@ -147,26 +145,26 @@ class Replicas:
     # --- what follows
 
     def others(self) -> tuple[ReplicaRecord, ...]:
-        """Answer the leases of the other live replicas."""
+        """Return the leases of the other live replicas."""
         return self._others
 
     def count(self) -> int:
-        """How many replicas are alive, this one among them."""
+        """Return how many replicas are alive, this one among them."""
         return 1 + len(self._others)
 
     def in_flight(self, passport_id: str) -> int:
-        """Answer how many requests run on the node, over all live replicas."""
+        """Return how many requests run on the node, over all live replicas."""
         return self.own_in_flight.get(passport_id, 0) + self._elsewhere.get(passport_id, 0)
 
     def are_idle_on(self, passport_id: str) -> bool:
-        """Whether no live replica counts a request on the node, neither in its lease nor in its news.
+        """Return whether no live replica counts a request on the node, neither in its lease nor in its news.
 
         Only a lease says what was counted after what was applied: news that come late never stand in for it.
         """
         return not self.in_flight(passport_id) and not any(other.in_flight.get(passport_id) for other in self._others)
 
     def all_have_applied(self, xid: int | None) -> bool:
-        """Whether every other live replica has applied transaction `xid`; this one applies its own and polls."""
+        """Return whether every other live replica has applied transaction `xid`; this one applies its own and polls."""
         return xid is not None and all(xid in other.applied for other in self._others)
 
     def sight(self) -> Sight:
@@ -174,7 +172,7 @@ class Replicas:
         return Sight(self._reads + 2)
 
     def all_have_seen(self, sight: Sight | None) -> bool:
-        """Whether every other live replica has applied what this one had seen at `sight`."""
+        """Return whether every other live replica has applied what this one had seen at `sight`."""
         if sight is None:
             return False
         if not self._others:
@@ -203,7 +201,7 @@ class Outage(NamedTuple):
 
 
 def merge_outages(outages: Iterable[Outage]) -> tuple[Outage, ...]:
-    """Answer the same time without overlaps, oldest first."""
+    """Return the same time without overlaps, oldest first."""
     merged: list[Outage] = []
     for outage in sorted(outages):
         if merged and outage.started_at <= merged[-1].ended_at:
@@ -214,7 +212,7 @@ def merge_outages(outages: Iterable[Outage]) -> tuple[Outage, ...]:
 
 
 def live_since(now: datetime, merged: tuple[Outage, ...], window: timedelta = LIVE_WINDOW) -> datetime:
-    """Answer the oldest instant a live node's heartbeat may have: `window` of time before `now` that was not ours."""
+    """Return the oldest instant a live node's heartbeat may have: `window` of time before `now` that was not ours."""
     edge, remaining = now, window
     for outage in reversed(merged):
         span = edge - outage.ended_at
@@ -226,6 +224,6 @@ def live_since(now: datetime, merged: tuple[Outage, ...], window: timedelta = LI
 
 
 def seconds_lost(since: datetime, until: datetime, merged: tuple[Outage, ...]) -> float:
-    """Answer how many seconds from `since` to `until` were outages of ours."""
+    """Return how many seconds from `since` to `until` were outages of ours."""
     overlaps = (min(until, outage.ended_at) - max(since, outage.started_at) for outage in merged)
     return sum(max(overlap.total_seconds(), 0.0) for overlap in overlaps)

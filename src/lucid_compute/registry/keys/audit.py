@@ -57,13 +57,12 @@ class AuditTrail:
     """Reads the trail; nothing can change it."""
 
     def __init__(self, database: Database) -> None:
-        """Read from `database`."""
         self._database = database
 
     async def list_page(
         self, *, target_id: str | None, sort_by: SortBy, sort_order: SortOrder, offset: int, limit: int
     ) -> tuple[list[AuditView], int]:
-        """Answer a page of the trail, of one target or of all, and how many rows there are."""
+        """Return a page of the trail, of one target or of all, and how many rows there are."""
         condition = audit_log.c.target_id == target_id if target_id is not None else text("true")
         tie = audit_log.c.id.desc() if sort_order is SortOrder.DESCENDING else audit_log.c.id
         page = select(audit_log).where(condition).order_by(*in_order(_SORT_COLUMNS, tie, sort_by, sort_order))

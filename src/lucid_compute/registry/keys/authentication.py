@@ -28,7 +28,6 @@ class FailedAttempts:
     """Counts failed authentications by address and minute. Loopback is exempt: it can read admin.key anyway."""
 
     def __init__(self, per_minute: int) -> None:
-        """Allow `per_minute` failures; 0 allows any number."""
         self._per_minute = per_minute
         self._minute = 0
         self._counts: dict[str, int] = {}
@@ -131,7 +130,7 @@ class Admission:
 
 
 def authorization_of(scope: Scope, headers: Mapping[bytes, bytes]) -> str | None:
-    """Answer the Authorization header of a raw ASGI request; None without one, or with two, which say two things."""
+    """Return the Authorization header of a raw ASGI request; None without one, or with two, which say two things."""
     found = headers.get(b"authorization")
     sent = scope["headers"]
     if found is None or (len(headers) != len(sent) and sum(name == b"authorization" for name, _ in sent) > 1):
@@ -140,7 +139,7 @@ def authorization_of(scope: Scope, headers: Mapping[bytes, bytes]) -> str | None
 
 
 def bearer_token(authorization: str | None) -> str | None:
-    """Answer the token of `Bearer …`; None when there is no such header.
+    """Return the token of `Bearer …`; None when there is no such header.
 
     Headers are read as Latin-1; a bootstrap key may have any form, so what reads as UTF-8 is read so.
     """

@@ -28,7 +28,7 @@ async def get_principal(
     rates: Provided[KeyRates],
     _: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
 ) -> Principal:
-    """Answer who makes the request, or refuse it with 401; or with 429, past the key's own limit."""
+    """Return who makes the request, or refuse it with 401; or with 429, past the key's own limit."""
     address = request.client.host if request.client else None
     authorization = authorization_of(request.scope, dict(request.scope["headers"]))
     principal = await authenticator.authenticate(authorization, address)
@@ -39,7 +39,7 @@ async def get_principal(
 async def find_principal(
     request: Request, authenticator: Provided[Authenticator], rates: Provided[KeyRates]
 ) -> Principal | None:
-    """Answer who makes the request; None when it brings no key, 401 when it brings a wrong one."""
+    """Return who makes the request; None when it brings no key, 401 when it brings a wrong one."""
     if request.headers.get("authorization") is None:
         return None
     return await get_principal(request, authenticator, rates, None)
@@ -62,18 +62,18 @@ Anyone = Annotated[Principal | None, Depends(find_principal)]
 
 
 def owner_of(principal: Principal, owner: str | None, what: str) -> str | None:
-    """Answer whose things are asked for: those of `owner`, else one's own, None is everybody's.
+    """Return whose things are asked for: those of `owner`, else one's own, None is everybody's.
 
     Raises:
         Forbidden: they are another's, and it is no admin who asks.
     """
     if owner is not None and not principal.is_admin and owner != principal.owner:
         raise Forbidden(f"Only an admin may read another owner's {what}. Leave owner out.")
-    return owner or principal.sees
+    return owner or principal.visible_owner
 
 
 async def get_actor(request: Request, principal: Annotated[Principal, Depends(get_principal)]) -> Actor:
-    """Answer what the audit trail says of the caller."""
+    """Return what the audit trail says of the caller."""
     address = request.client.host if request.client else None
     return Actor(principal.key_id, principal.owner, address, request.state.request_id)
 

@@ -13,7 +13,7 @@ from lucid_compute.registry.fleet.replicas import Replicas
 
 
 def rate_limit_headers(allowances: list[Allowance]) -> list[tuple[bytes, bytes]]:
-    """Answer what a key has left, as OpenAI's clients and as the IETF's draft read it.
+    """Return what a key has left, as OpenAI's clients and as the IETF's draft read it.
 
     `remaining` is what may be used at once: a twentieth of a minute's share at most, and more comes all the time.
     """
@@ -41,7 +41,6 @@ class Throttle:
     """
 
     def __init__(self) -> None:
-        """Start with every allowance full."""
         self._full_at: dict[str, float] = {}
 
     def wait_seconds(self, name: str, interval_seconds: float, burst: float) -> float:
@@ -64,7 +63,7 @@ class Throttle:
         self._full_at[name] = max(self._full_at.get(name, 0.0), time.monotonic()) + interval_seconds * count
 
     def used(self, name: str, interval_seconds: float) -> float:
-        """Answer how many have been taken off and not yet come back."""
+        """Return how many have been taken off and not yet come back."""
         return max(0.0, self._full_at.get(name, 0.0) - time.monotonic()) / interval_seconds
 
 
@@ -96,7 +95,6 @@ class ProbeRate:
     """
 
     def __init__(self, replicas: Replicas) -> None:
-        """Share the allowance among `replicas`."""
         self._replicas = replicas
         self._throttle = Throttle()
 
@@ -132,7 +130,6 @@ class KeyRates:
     """
 
     def __init__(self, replicas: Replicas) -> None:
-        """Share limits among `replicas`."""
         self._replicas = replicas
         self._throttles = {"requests": Throttle(), "tokens": Throttle()}
 
@@ -170,7 +167,7 @@ class KeyRates:
             self._throttles["tokens"].charge(principal.key_id, self._pace(limit)[0], tokens)
 
     def allowances(self, principal: Principal) -> list[Allowance]:
-        """Answer what the key has left; nothing for a key without limits."""
+        """Return what the key has left; nothing for a key without limits."""
         if principal.limits is None:
             return []
         limits = {"requests": principal.limits.requests_per_minute, "tokens": principal.limits.tokens_per_minute}
@@ -182,7 +179,7 @@ class KeyRates:
         return Allowance(unit, limit, max(0, int(burst - used + _ROUNDING)), used * interval_seconds)
 
     def _pace(self, limit: int) -> tuple[float, float]:
-        """Answer how many seconds apart one may come here, and how many at once."""
+        """Return how many seconds apart one may come here, and how many at once."""
         share = limit / self._replicas.count()
         return 60 / share, max(1.0, share * BURST_SHARE)
 

@@ -35,7 +35,6 @@ class KeyStore:
     """The only writer of keys; shows each change to `ring` at once."""
 
     def __init__(self, database: Database, ring: KeyRing) -> None:
-        """Write to `database`."""
         self._database = database
         self._ring = ring
 
@@ -96,7 +95,7 @@ class KeyStore:
     async def list_page(
         self, *, owner: str | None, sort_by: SortBy, sort_order: SortOrder, offset: int, limit: int
     ) -> tuple[list[KeyView], int]:
-        """Answer a page of the keys that are not revoked, and how many there are."""
+        """Return a page of the keys that are not revoked, and how many there are."""
         conditions: list[ColumnElement[bool]] = [api_keys.c.revoked_at.is_(None)]
         if owner is not None:
             conditions.append(api_keys.c.owner == owner)
@@ -143,7 +142,7 @@ async def bootstrap(database: Database, own_key: str | None, keep: Callable[[str
 
 
 async def is_valid(database: Database, key: str | None) -> bool:
-    """Whether this database knows the key and has not revoked it."""
+    """Return whether this database knows the key and has not revoked it."""
     if not key:
         return False
     known = select(api_keys.c.id).where(api_keys.c.digest == digest_of(key), api_keys.c.revoked_at.is_(None))

@@ -44,7 +44,6 @@ class Site:
     """The page and its files in memory: some 150 KB."""
 
     def __init__(self) -> None:
-        """Read them from the package."""
         contents = dict(_read(files("lucid_compute.dashboard") / "static"))
         template = contents.pop(_INDEX).decode()
         self.digest = _digest_of({**contents, _INDEX: template.encode()})
@@ -60,7 +59,7 @@ class Site:
         return f'"{self.digest}"'
 
     def find(self, digest: str, name: str) -> Asset | None:
-        """Answer a file of the page; None when there is none. It is kept for good only under the digest of today.
+        """Return a file of the page; None when there is none. It is kept for good only under the digest of today.
 
         During an update a page of another version may ask: it gets what there is, and keeps none of it.
         """
@@ -89,13 +88,13 @@ def _digest_of(contents: Mapping[str, bytes]) -> str:
 
 
 def _preloads(contents: Mapping[str, bytes]) -> str:
-    """Answer links to every module: they are fetched at once, and not one after the other as imports name them."""
+    """Return links to every module: they are fetched at once, and not one after the other as imports name them."""
     modules = [name for name in contents if name.endswith(".js") and name not in _LOADED_BY_TAG]
     return "\n    ".join(f'<link rel="modulepreload" href="{{{{assets}}}}/{name}">' for name in modules)
 
 
 def _policy_of(html: str) -> str:
-    """Answer the content security policy: nothing but our own files, and the one inline import map by its hash."""
+    """Return the content security policy: nothing but our own files, and the one inline import map by its hash."""
     maps = _IMPORT_MAP.findall(html)
     hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in maps)
     return (

@@ -56,7 +56,7 @@ _GAUGES = {
 
 
 def model_numbers(tally: ModelMetrics) -> list[float]:
-    """Answer what is counted of a model, in the order in which it is read here."""
+    """Return what is counted of a model, in the order in which it is read here."""
     ended = [tally.outcomes[outcome] for outcome in _ENDED]
     durations = [*tally.durations, tally.duration_ms / 1000]
     first_tokens = [*tally.first_tokens, tally.first_token_ms / 1000]
@@ -67,7 +67,6 @@ class WorkerCollector(Collector):
     """Shows what was merged."""
 
     def __init__(self, merged: WorkerCounts) -> None:
-        """Show `merged`."""
         self._merged = merged
 
     def collect(self) -> Iterator[Metric]:
@@ -129,7 +128,6 @@ class FleetCollector(Collector):
     """Reads the fleet when Prometheus asks."""
 
     def __init__(self, service: Replica) -> None:
-        """Read the fleet of `service`."""
         self._service = service
 
     def collect(self) -> Iterator[Metric]:

@@ -15,7 +15,6 @@ class HttpMetrics:
     """How many requests each route had, by method and class of status; how long they took; and all statuses."""
 
     def __init__(self) -> None:
-        """Start at nothing."""
         self.requests: dict[tuple[str, ...], list[float]] = {}
         self.statuses: dict[tuple[str, ...], list[float]] = {}
         self.durations: dict[tuple[str, ...], list[float]] = {}
@@ -36,7 +35,6 @@ class HttpMetricsMiddleware:
     """ASGI middleware that counts requests by route, and times them."""
 
     def __init__(self, app: ASGIApp) -> None:
-        """Stand before `app`."""
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -63,7 +63,7 @@ class ServiceMetrics:
         self._seat.own.write(merge([self._left, self._count(now)], now).to_bytes())
 
     def answer(self) -> bytes:
-        """Answer what all workers counted, as text for Prometheus."""
+        """Return what all workers counted, as text for Prometheus."""
         self.write()
         shown = [counts for place in self._seat.places if (counts := _read(place)) is not None]
         registry = CollectorRegistry()
@@ -71,7 +71,7 @@ class ServiceMetrics:
         return generate_latest(self._registry) + generate_latest(registry)
 
     def _count(self, now: float) -> WorkerCounts:
-        """Answer what this worker counted since it began, and what it measures now."""
+        """Return what this worker counted since it began, and what it measures now."""
         gateway, sender = self._service.gateway, self._service.webhooks.sender
         models: Tally = {}
         for tally in gateway.tools.tally.tallies():

@@ -26,7 +26,7 @@ class SharedSlots:
         self._places = [Slot(self._memory, number * PLACE_BYTES) for number in range(places)]
 
     def seat(self, number: int) -> WorkerSlot:
-        """Answer the seat of one worker."""
+        """Return the seat of one worker."""
         return WorkerSlot(self._places, number)
 
 
@@ -34,7 +34,6 @@ class WorkerSlot:
     """The board as one worker sees it: its own place, and all of them."""
 
     def __init__(self, places: list[Slot], number: int) -> None:
-        """Sit at the place of that number."""
         self.own = places[number]
         self.places = places
 
@@ -64,7 +63,7 @@ class Slot:
         self._number[0] = number
 
     def read(self) -> bytes | None:
-        """Answer what is shown; None when nothing is."""
+        """Return what is shown; None when nothing is."""
         for _ in range(_TRIES):
             number = self._number[0]
             if number == 0:

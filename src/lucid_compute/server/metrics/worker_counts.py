@@ -57,7 +57,7 @@ class WorkerCounts:
 
 
 def merge(parts: Iterable[WorkerCounts], now: float) -> WorkerCounts:
-    """Answer what all counted together, and what those that live measure; it has as few models as one of them.
+    """Return what all counted together, and what those that live measure; it has as few models as one of them.
 
     Of models the first that were named keep their names. Who was named stays so, because later ones come behind.
     """

@@ -11,12 +11,15 @@ import logging
 import re
 from collections import deque
 from contextlib import suppress
+from datetime import datetime
 from itertools import islice
 
+from sqlalchemy import text
+
 from lucid_compute.accounting.jobs import Job, Outcome
-from lucid_compute.accounting.ledger_sql import COMMIT_JOBS
+from lucid_compute.accounting.ledger_sql import COMMIT_JOBS, MARK_LOST
 from lucid_compute.accounting.rollups import JOIN_BY_HASH
-from lucid_compute.postgres.database import is_passing
+from lucid_compute.postgres.database import Database, is_passing
 from lucid_compute.postgres.dedicated_connection import DedicatedConnection, Purpose
 
 MAX_TEXTS = 10_000  # remembered with their quotes
@@ -194,3 +197,18 @@ class JobLedger:
             _log.error("jobs could not be written, and wait", exc_info=error)
         self._is_failing = True
         await asyncio.sleep(RECONNECT_SECONDS)
+
+
+class LostJobs:
+    """Closes the jobs of replicas that died: the sweep's follower that needs nothing of the fleet."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def refresh(self) -> None:
+        """Close the jobs of replicas that have been silent for a minute, outages of the registry left out."""
+        async with self._database.transaction() as connection:
+            await connection.execute(text(MARK_LOST))
+
+    async def follow(self, now: datetime, *, is_doubtful: bool) -> None:
+        """Do nothing between two minutes."""

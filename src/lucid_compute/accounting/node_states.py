@@ -72,8 +72,8 @@ class NodeStates:
         self._written: dict[str, StateChange] = {}
         self._seen: dict[str, StateChange] = {}
 
-    async def read_back(self) -> None:
-        """Learn what is written, by other replicas too: at the start, and now and then.
+    async def refresh(self) -> None:
+        """Read what is written, by other replicas too: at the start, and once a minute.
 
         Raises:
             DatabaseUnavailable: as named.
@@ -86,7 +86,7 @@ class NodeStates:
                 written |= {node_id: StateChange(node_id, since, state, "") for node_id, since, state in rows}
         self._written = written
 
-    async def follow(self, now: datetime) -> None:
+    async def follow(self, now: datetime, *, is_doubtful: bool = False) -> None:  # noqa: ARG002 - uptimes need no brake
         """Write every change that has lasted five seconds and is not written yet.
 
         Raises:

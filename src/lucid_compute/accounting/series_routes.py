@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Query, Response
@@ -31,7 +31,6 @@ from lucid_compute.registry.domain.passports import Passport
 from lucid_compute.registry.fleet.fleet import Fleet
 from lucid_compute.registry.keys.dependencies import Reader, owner_of
 from lucid_compute.registry.search import sorted_by
-from lucid_compute.server.settings import Settings
 from lucid_compute.web.csv import CSV_RESPONSE, CsvDependency
 from lucid_compute.web.errors import declare
 from lucid_compute.web.lists import OrderDependency, PageDependency
@@ -127,6 +126,12 @@ def _read_moment(name: str, moment: str, now: datetime) -> datetime:
     return instant
 
 
+class UptimeTarget(NamedTuple):
+    """The share of time that a node should be healthy, between 0 and 1, unless a request names another one."""
+
+    share: float
+
+
 router = APIRouter(prefix="/compute", tags=["metrics"])
 _UNKNOWN_MODEL = "00000000-0000-4000-8000-000000000000"
 Model = Annotated[Text | None, Query(description="Count the jobs of one model alone: its id, name or alias.")]
@@ -177,7 +182,7 @@ async def get_node_metrics(
 
 @router.get("/uptime", response_model=FleetUptime, responses={**declare(), **CSV_RESPONSE})
 async def get_fleet_uptime(
-    settings: Provided[Settings],
+    uptime_target: Provided[UptimeTarget],
     fleet: Provided[Fleet],
     records: Provided[RollupReader],
     clock: Provided[DatabaseClock],
@@ -192,15 +197,19 @@ async def get_fleet_uptime(
 
     As CSV the page of nodes alone.
     """
-    whose, aim = owner_of(principal, owner, "metrics"), target or settings.uptime_target
+    whose, aim = owner_of(principal, owner, "metrics"), target or uptime_target.share
     nodes = [node for node in fleet.nodes(owner=whose) if not node.record.has_ended]
     shown = [node.record for node in page.slice_of(sorted_by(order, nodes))]
     uptimes = await _uptimes(clock, records, shown, aim)
     if is_csv:
         return write_uptime_csv(uptimes)
-    fleet = await records.states(RollupQuery(owner=whose), WINDOW_LENGTHS, now=clock.now())
+    together = await records.states(RollupQuery(owner=whose), WINDOW_LENGTHS, now=clock.now())
     return FleetUptime(
-        owner=whose, target=aim, windows=view_windows(fleet, aim), nodes=uptimes, pagination=page.pagination(len(nodes))
+        owner=whose,
+        target=aim,
+        windows=view_windows(together, aim),
+        nodes=uptimes,
+        pagination=page.pagination(len(nodes)),
     )
 
 
@@ -208,7 +217,7 @@ async def get_fleet_uptime(
 async def get_node_uptime(
     passport_id: str,
     registry: Provided[ComputeRegistry],
-    settings: Provided[Settings],
+    uptime_target: Provided[UptimeTarget],
     clock: Provided[DatabaseClock],
     records: Provided[RollupReader],
     principal: Reader,
@@ -221,7 +230,7 @@ async def get_node_uptime(
     first heartbeat are left out.
     """
     node = await registry.get_passport(passport_id, visible_owner=principal.visible_owner)
-    (uptime,) = await _uptimes(clock, records, [node], target or settings.uptime_target)
+    (uptime,) = await _uptimes(clock, records, [node], target or uptime_target.share)
     return write_uptime_csv([uptime]) if is_csv else uptime
 
 

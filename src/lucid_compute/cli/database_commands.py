@@ -52,8 +52,7 @@ def show_revision(url: UrlOption = None, as_json: JsonOption = False) -> None:
 
 def _migrate(url: str | None, step: Step | None, *, as_json: bool) -> None:
     """Run a step on the schema and print the revision afterwards. A failure is one sentence."""
-    from lucid_compute.postgres import database, schema  # noqa: PLC0415 - help needs no SQLAlchemy
-    from lucid_compute.postgres import embedded as embedded_postgres
+    from lucid_compute.postgres import database, embedded, schema  # noqa: PLC0415 - help needs no SQLAlchemy
 
     try:
         with schema.open_database(url, data_dir()) as there:
@@ -61,7 +60,7 @@ def _migrate(url: str | None, step: Step | None, *, as_json: bool) -> None:
                 asyncio.run(step(schema, there))
             revision = asyncio.run(schema.current_revision(there))
         needed = schema.head_revision()
-    except (database.DatabaseNotUsable, embedded_postgres.EmbeddedPostgresError) as error:
+    except (database.DatabaseNotUsable, embedded.EmbeddedPostgresError) as error:
         raise CommandFailed(str(error)) from None
     sentence = f"The schema is at {revision or 'empty'}; this version needs {needed}."
     show_done(sentence, {"revision": revision, "neededRevision": needed}, as_json=as_json)

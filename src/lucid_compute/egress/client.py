@@ -35,9 +35,9 @@ Origin = tuple[str, str, int]
 
 
 class SystemResolver:
-    """Answers every address that the system's resolver knows of a name, in its order.
+    """Finds every address that the system's resolver knows of a name, in its order.
 
-    It asks on threads of its own and once at a time for each name, so that a name whose servers never answer holds up
+    It asks on threads of its own and once at a time for each name, so that a name whose servers never respond holds up
     one of these threads, and neither other names nor whatever else runs in threads.
     """
 

@@ -41,7 +41,7 @@ async def list_served_models(
     per_page: Annotated[int | None, Query(alias="perPage", ge=1, le=MAX_PER_PAGE)] = None,
 ) -> OpenAiModelList:
     """List the models that can be asked for right now, all of them unless a page is asked for."""
-    now, fleet = clock.now(), fleet
+    now = clock.now()
     served = [
         m
         for m in fleet.models_newest_first()

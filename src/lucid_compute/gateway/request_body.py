@@ -165,7 +165,7 @@ def _refuse_constants(body: bytes) -> None:
 
 
 def _is_plain(body: bytes) -> bool:
-    """Return whether each key that the gateway reads stands there at most once, unescaped, so that it can only be that key."""
+    """Return whether each key that the gateway reads is there at most once, and no escape hides another."""
     keys = _KEYS.findall(body)
     return len(keys) == len(set(keys)) and (b"\\" not in body or _ESCAPED.search(body) is None)
 

@@ -26,6 +26,7 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, UUID
+from sqlalchemy.dialects.postgresql.base import ischema_names
 from sqlalchemy.types import UserDefinedType
 
 JOB_IS_FAULT = "outcome <> 'completed'"
@@ -47,6 +48,9 @@ class TransactionId(UserDefinedType[Any]):
     def get_col_spec(self, **_: object) -> str:
         """Return the type's name in SQL."""
         return "xid8"
+
+
+ischema_names["xid8"] = TransactionId  # SQLAlchemy can't read such columns back without it
 
 
 def _instant(name: str, *, nullable: bool = False, default: bool = False) -> Column[Any]:

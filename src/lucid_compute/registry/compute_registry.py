@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
@@ -28,6 +28,21 @@ from lucid_compute.registry.locks import change_node, drain_node, end_node, lock
 from lucid_compute.registry.matching_engine import Reason, health_reasons, is_healthy
 
 
+class JobStatistics(NamedTuple):
+    """What a node has done of what was routed to it: jobs completed in its life, the rest over the last hour.
+
+    None is unknown: no job in that hour, or for `jobs_completed` a database that is away.
+    """
+
+    jobs_completed: int | None
+    avg_latency_ms: float | None
+    error_rate: float | None
+
+
+ReadStatistics = Callable[[Sequence[str]], Awaitable[dict[str, JobStatistics]]]
+"""Returns what was routed to each of these nodes, by their ids; accounting reads it from the job ledger."""
+
+
 class Health(NamedTuple):
     """A node's health at one instant, as the registry sees it. `reasons` say why it counts for no model, if so."""
 
@@ -47,13 +62,21 @@ class ComputeRegistry:
     """
 
     def __init__(
-        self, database: Database, fleet: Fleet, clock: DatabaseClock, *, feed: ChangeFeed, heartbeats: HeartbeatWriter
+        self,
+        database: Database,
+        fleet: Fleet,
+        clock: DatabaseClock,
+        *,
+        feed: ChangeFeed,
+        heartbeats: HeartbeatWriter,
+        statistics: ReadStatistics,
     ) -> None:
         self._database = database
         self._fleet = fleet
         self._clock = clock
         self._feed = feed
         self._heartbeats = heartbeats
+        self._statistics = statistics
         self._departures = Departures(database, fleet)
 
     # --- heartbeats
@@ -125,7 +148,7 @@ class ComputeRegistry:
         return await self._read_passport(passport_id, visible_owner)
 
     def is_healthy(self, passport_id: str, now: datetime | None = None) -> bool:
-        """Return whether the node is fresh, reports healthy, and neither drains nor ended: the models guide's `isHealthy`."""
+        """Return whether the node is fresh, reports healthy, is not draining and has not ended (`isHealthy`)."""
         node = self._fleet.find_node(passport_id)
         return node is not None and is_healthy(node.state, now or self._clock.now())
 
@@ -142,6 +165,10 @@ class ComputeRegistry:
             is_drained=fleet.is_drained(node),
             reasons=() if self.is_healthy(state.id, now) else health_reasons(state, now),
         )
+
+    async def statistics(self, nodes: Sequence[FleetNode]) -> dict[str, JobStatistics]:
+        """Return what this service routed to each node, by its id."""
+        return await self._statistics([node.state.id for node in nodes])
 
     # --- what is asked of a node
 

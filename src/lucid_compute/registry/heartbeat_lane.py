@@ -17,8 +17,9 @@ from typing import NamedTuple
 from pydantic import ValidationError
 from starlette.types import Receive, Scope, Send
 
-from lucid_compute.errors import DatabaseUnavailable, InvalidRequest, LucidError, MethodNotAllowed
+from lucid_compute.errors import InvalidRequest, LucidError, MethodNotAllowed
 from lucid_compute.postgres.clock import DatabaseClock
+from lucid_compute.registry.compute_registry import ComputeRegistry
 from lucid_compute.registry.domain.node_state import (
     FRESH_WINDOW,
     HEARTBEAT_INTERVAL_SECONDS,
@@ -27,9 +28,8 @@ from lucid_compute.registry.domain.node_state import (
     Heartbeat,
     Receipt,
 )
-from lucid_compute.registry.fleet.change_feed import ChangeFeed
 from lucid_compute.registry.fleet.fleet import Fleet, FleetNode
-from lucid_compute.registry.heartbeat_writer import HeartbeatWriter, Outcome
+from lucid_compute.registry.heartbeat_writer import Outcome
 from lucid_compute.registry.keys.authentication import Admission, Authenticator
 from lucid_compute.registry.keys.dependencies import COMPUTE_WRITERS
 from lucid_compute.registry.keys.rate_limits import HeartbeatRate
@@ -42,10 +42,6 @@ from lucid_compute.wire import faults_from, write_instant
 PATH = "/compute/heartbeat"
 _SHORTEST = HEARTBEAT_INTERVAL_SECONDS * (1 - HEARTBEAT_JITTER)
 _SPREAD = HEARTBEAT_INTERVAL_SECONDS * HEARTBEAT_JITTER * 2
-
-
-GetNode = Callable[[str, str | None], Awaitable[FleetNode]]
-"""Returns the node of an id, as far as the owner named sees it, also one that is another replica's and new."""
 
 
 class _Instants(NamedTuple):
@@ -104,21 +100,17 @@ class HeartbeatLane:
     def __init__(
         self,
         authenticator: Authenticator,
-        feed: ChangeFeed,
         fleet: Fleet,
         clock: DatabaseClock,
+        registry: ComputeRegistry,
         *,
-        writer: HeartbeatWriter,
-        get_node: GetNode,
         max_per_second: float,
     ) -> None:
         """Serve one replica. A node may send `max_per_second` in the long run; 0 is any number."""
         self._authenticator = authenticator
-        self._feed = feed
         self._fleet = fleet
         self._clock = clock
-        self._writer = writer
-        self._get_node = get_node
+        self._registry = registry
         self._rate = HeartbeatRate(max_per_second)
         self._instants: _Instants | None = None
         self.outcomes: Counter[str] = Counter()
@@ -174,7 +166,7 @@ class HeartbeatLane:
             heartbeat = self.admit(admission, self._clock.now())
             if isinstance(heartbeat, Heartbeat):
                 admission.wait(self, client)
-                self._writer.submit(heartbeat, admission.settle)
+                self._registry.submit(heartbeat, admission.settle)
                 self.express += 1
                 return admission
         except Exception as error:  # noqa: BLE001 - as above
@@ -212,20 +204,15 @@ class HeartbeatLane:
         if not admission.is_repeated:
             while not isinstance(heartbeat := self.admit(admission, self._clock.now()), Heartbeat):
                 await heartbeat(admission, scope, receive)
-            receipt = await self._writer.write(heartbeat)
-            if receipt is not None:
-                return self.accept(admission.node, receipt)
-        await self._feed.catch_up()  # the older one may be one that another replica has just taken
-        if admission.node.state.last_heartbeat is None:
-            raise DatabaseUnavailable
-        return self.accept(admission.node, admission.node.state.last_heartbeat)
+            return self.accept(admission.node, await self._registry.beat(heartbeat))
+        return self.accept(admission.node, await self._registry.newest_receipt(admission.node.state.id))
 
     async def _await_body(self, admission: HeartbeatAdmission, _scope: Scope, receive: Receive) -> None:
         admission.body = await read_body(receive, admission.headers)
 
     async def _await_node(self, passport_id: str, visible_owner: str | None, *_: object) -> None:
         """Have the fleet know a node that another replica may have only just registered."""
-        await self._get_node(passport_id, visible_owner)
+        await self._registry.get_node(passport_id, visible_owner=visible_owner)
 
     def _body_of(self, node: FleetNode, receipt: Receipt) -> bytes:
         """Return the node's state as JSON: by hand, since all but the id is the same within one group commit."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from datetime import datetime
 from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
@@ -16,7 +17,6 @@ from typing import Any, NamedTuple
 import asyncpg
 from pydantic import TypeAdapter
 
-from lucid_compute.accounting.gauges import GaugeRecorder
 from lucid_compute.errors import DatabaseUnavailable, InvalidRequest, Overloaded
 from lucid_compute.postgres.clock import DatabaseClock
 from lucid_compute.postgres.database import is_passing
@@ -93,6 +93,7 @@ _log = logging.getLogger(__name__)
 _HEARTBEATS = TypeAdapter(list[Heartbeat])
 Outcome = Receipt | None | Exception
 Tell = Callable[[Outcome], None]
+OnCommit = Callable[[Heartbeat, datetime], None]  # a committed heartbeat, and when it was received
 
 
 class _Waiting(NamedTuple):
@@ -110,14 +111,14 @@ class HeartbeatWriter:
         clock: DatabaseClock,
         *,
         own: OwnHeartbeats,
-        gauges: GaugeRecorder,
+        on_commit: OnCommit,
         timeout_seconds: float = 2.0,
     ) -> None:
         """Write to the database at `url`; a commit that takes longer than `timeout_seconds` counts as failed."""
         self._fleet = fleet
         self._clock = clock
         self._own = own
-        self._gauges = gauges
+        self._on_commit = on_commit
         self._timeout_seconds = timeout_seconds
         self._waiting: dict[str, _Waiting] = {}
         self._later: list[_Waiting] = []
@@ -207,7 +208,7 @@ class HeartbeatWriter:
             if revision is not None:
                 receipt = Receipt(waiting.heartbeat, received_at, up_since, revision)
                 self._fleet.apply_receipt(waiting.heartbeat.passport_id, receipt)
-                self._gauges.note(waiting.heartbeat, received_at)
+                self._on_commit(waiting.heartbeat, received_at)
                 waiting.tell(receipt)
             elif outcome == "former":
                 waiting.tell(InvalidRequest.at("bootId", "This bootId is a former one of the node. Make a new one."))

@@ -51,19 +51,19 @@ class Reason(NamedTuple):
 
 
 def runtime_compatible(model: ModelPassport, node: NodeState) -> bool:
-    """Return whether the node shares a runtime with the model; one that names none is, with the models it serves."""
+    """Whether the node shares a runtime with the model; one that names none is, with the models it serves."""
     runtimes = node.runtimes
     return not runtimes.isdisjoint(wanted_runtimes(model)) if runtimes else serves(model, node)
 
 
 def hardware_compatible(model: ModelPassport, node: NodeState) -> bool:
-    """Return whether the node has the VRAM and the context length that the model needs."""
+    """Whether the node has the VRAM and the context length that the model needs."""
     declaration = declaration_of(model, node)
     return _has_vram(model, node, declaration) and _has_context(model, node, declaration)
 
 
 def is_healthy(node: NodeState, now: datetime) -> bool:
-    """Return whether the node is fresh, reports healthy, is not draining, not deregistered, and its passport is active."""
+    """Whether the node is fresh, reports healthy, is not draining, not deregistered, and its passport is active."""
     return (
         node.is_fresh(now)
         and node.reported_status is ReportedStatus.HEALTHY
@@ -74,17 +74,17 @@ def is_healthy(node: NodeState, now: datetime) -> bool:
 
 
 def is_available_on(model: ModelPassport, node: NodeState, now: datetime) -> bool:
-    """Return whether this node could run the model right now."""
+    """Whether this node could run the model right now."""
     return is_healthy(node, now) and runtime_compatible(model, node) and hardware_compatible(model, node)
 
 
 def has_available_compute(model: ModelPassport, nodes: Iterable[NodeState], now: datetime) -> bool:
-    """Return whether any of `nodes` could run the model right now; stops at the first that could. API models always run."""
+    """Whether any of `nodes` could run the model right now; stops at the first that could. API models always run."""
     return model.format is ModelFormat.API or any(is_available_on(model, node, now) for node in nodes)
 
 
 def has_serving_compute(model: ModelPassport, nodes: Iterable[NodeState], now: datetime) -> bool:
-    """Return whether any of `nodes` could run the model right now and also declares or reports it. API models always run."""
+    """Whether any of `nodes` could run the model right now and declares or reports it. API models always run."""
     return model.format is ModelFormat.API or any(
         serves(model, node) and is_available_on(model, node, now) for node in nodes
     )

@@ -53,8 +53,8 @@ async def list_models(
     now = clock.now()
     found = _find(fleet, wanted, order)
     if available is not None:
-        wants, fleet = available == "true", fleet
-        found = [m for m in found if has_available_compute(m, fleet.candidates(m, now), now) is wants]
+        wanted_verdict = available == "true"
+        found = [m for m in found if has_available_compute(m, fleet.candidates(m, now), now) is wanted_verdict]
     return ModelList(
         models=[view_model(fleet, model, viewer, now) for model in page.slice_of(found)],
         pagination=page.pagination(len(found)),

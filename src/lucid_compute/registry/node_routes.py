@@ -6,7 +6,6 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
 
-from lucid_compute.accounting.job_search import JobSearch
 from lucid_compute.errors import Forbidden, InvalidRequest, NodeDeregistered, NodeNotFound, RequestsInFlight
 from lucid_compute.postgres.clock import DatabaseClock
 from lucid_compute.registry.compute_registry import ComputeRegistry
@@ -48,7 +47,6 @@ MAX_WAIT_SECONDS = 3600
 async def list_nodes(
     clock: Provided[DatabaseClock],
     fleet: Provided[Fleet],
-    job_search: Provided[JobSearch],
     registry: Provided[ComputeRegistry],
     principal: Reader,
     page: PageDependency,
@@ -77,7 +75,7 @@ async def list_nodes(
         if of_status.matches(node) and wanted.matches(fleet, node)
     ]
     shown = page.slice_of(sort_nodes(fleet, order, nodes))
-    done = await job_search.last_statistics([node.state.id for node in shown])
+    done = await registry.statistics(shown)
     return NodeList(
         nodes=[view_node(registry.health(node, now), principal, done[node.state.id]) for node in shown],
         pagination=page.pagination(len(nodes)),
@@ -85,12 +83,10 @@ async def list_nodes(
 
 
 @router.get("/health/{passport_id}", response_model=NodeHealth, responses=declare(NodeNotFound, NodeDeregistered))
-async def get_health(
-    passport_id: str, registry: Provided[ComputeRegistry], job_search: Provided[JobSearch], principal: Reader
-) -> NodeHealth:
+async def get_health(passport_id: str, registry: Provided[ComputeRegistry], principal: Reader) -> NodeHealth:
     """Read a node's health, counted over what this service routed; what the node says of itself is `reported`."""
     node = await registry.get_node(passport_id, visible_owner=principal.visible_owner)
-    return await _view_health(job_search, registry, node)
+    return await _view_health(registry, node)
 
 
 @router.put(
@@ -145,7 +141,6 @@ async def drain(
 async def resume(
     passport_id: str,
     registry: Provided[ComputeRegistry],
-    job_search: Provided[JobSearch],
     principal: ComputeWriter,
     actor: ActorDependency,
 ) -> NodeHealth:
@@ -153,7 +148,7 @@ async def resume(
     node = await registry.get_node(passport_id, visible_owner=principal.visible_owner)
     principal.require_node(passport_id)
     await registry.resume(actor, passport_id, visible_owner=principal.visible_owner)
-    return await _view_health(job_search, registry, node)
+    return await _view_health(registry, node)
 
 
 @router.post(
@@ -213,8 +208,8 @@ async def list_events(
     return EventList(events=events, pagination=page.pagination(total))
 
 
-async def _view_health(job_search: JobSearch, registry: ComputeRegistry, node: FleetNode) -> NodeHealth:
-    done = await job_search.last_statistics([node.state.id])
+async def _view_health(registry: ComputeRegistry, node: FleetNode) -> NodeHealth:
+    done = await registry.statistics([node])
     return view_health(registry.health(node), done[node.state.id])
 
 

@@ -122,7 +122,7 @@ def is_at_capacity(limit: float, in_flight: int) -> bool:
 
 
 def suits(model: ModelPassport, node: NodeState, latency_ms: float | None, policy: RoutingPolicy) -> bool:
-    """Return whether the node is what the request's policy asks for; what is not known of it does not speak against it."""
+    """Return whether the node meets the request's policy. Unknown values never exclude a node, except its region."""
     for holds, _ in _POLICY_RULES:  # noqa: SIM110 - hot: `all` over a generator takes longer
         if not holds(model, node, latency_ms, policy):
             return False
@@ -206,7 +206,7 @@ def _is_in_region(_: ModelPassport, node: NodeState, __: float | None, policy: R
 
 
 def _is_affordable(model: ModelPassport, node: NodeState, _: float | None, policy: RoutingPolicy) -> bool:
-    """Return whether no token of the model costs more there than the policy allows for 1,000; no price is none too high."""
+    """Return whether each kind of token costs at most what the policy allows for 1,000. No price is allowed."""
     if policy.max_price_per_1k_tokens is None:
         return True
     price = node.passport.price_of(model.known_as)

@@ -13,12 +13,10 @@ import asyncio
 import logging
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from sqlalchemy import text
 
-from lucid_compute.accounting.ledger_sql import MARK_LOST
-from lucid_compute.accounting.node_states import NodeStates
 from lucid_compute.errors import DatabaseUnavailable
 from lucid_compute.postgres.changes import announce
 from lucid_compute.postgres.clock import DatabaseClock
@@ -30,7 +28,6 @@ from lucid_compute.registry.fleet.fleet import Fleet, FleetNode
 from lucid_compute.registry.idempotency import KEPT_HOURS
 from lucid_compute.registry.keys.store import KeyStore
 from lucid_compute.web.turns import in_batches, in_turns
-from lucid_compute.webhooks.model_states import CLEAN_MODEL_STATES, ModelStates
 
 SWEEP_SECONDS = 2.0
 CLEANING_SECONDS = 60.0
@@ -75,7 +72,6 @@ _RECORD = text(f"""
 _CLEAN = (
     "DELETE FROM heartbeat_batches WHERE at < now() - interval '5 minutes'",
     f"DELETE FROM idempotency_keys WHERE created_at < now() - interval '{KEPT_HOURS} hours'",
-    CLEAN_MODEL_STATES,
     "DELETE FROM replicas WHERE seen_at < now() - interval '1 hour' AND seen_at < (SELECT max(seen_at) FROM replicas)",
 )
 
@@ -146,16 +142,32 @@ def find_transition(fleet: Fleet, node: FleetNode, now: datetime, live_since: da
     return Transition(node.state.id, node.recorded_state, state.value, reason, is_silence)
 
 
-class Sweep:
-    """Looks over the fleet every two seconds, when no other replica does."""
+class SweepFollower(Protocol):
+    """Writes down what the fleet shows, each time after the sweep."""
 
-    def __init__(self, database: Database, fleet: Fleet, clock: DatabaseClock, keys: KeyStore) -> None:
+    async def refresh(self) -> None:
+        """Once a minute: read what other replicas wrote, and delete what is old."""
+
+    async def follow(self, now: datetime, *, is_doubtful: bool) -> None:
+        """Write the changes that are due. `is_doubtful` while so many nodes are silent that the fault may be ours."""
+
+
+class Sweep:
+    """Inspects the fleet every two seconds, unless another replica does, and then calls its followers."""
+
+    def __init__(
+        self,
+        database: Database,
+        fleet: Fleet,
+        clock: DatabaseClock,
+        keys: KeyStore,
+        followers: Sequence[SweepFollower],
+    ) -> None:
         self._database = database
         self._fleet = fleet
         self._clock = clock
         self._keys = keys
-        self._states = NodeStates(database, fleet)
-        self.models = ModelStates(database, fleet)
+        self._followers = followers
         self.brake = Brake()
 
     async def run(self) -> None:
@@ -170,12 +182,12 @@ class Sweep:
                     await self.record(batch)
                 if loop.time() >= cleaning_due:
                     await self._clean()
-                    await self._states.read_back()
-                    self.models.forget_read()
+                    for follower in self._followers:
+                        await follower.refresh()
                     cleaning_due = loop.time() + CLEANING_SECONDS
                 now = self._clock.now()
-                await self._states.follow(now)
-                await self.models.follow(now, is_doubtful=self.brake.is_on(now))
+                for follower in self._followers:
+                    await follower.follow(now, is_doubtful=self.brake.is_on(now))
             except DatabaseUnavailable:
                 continue
             except Exception:  # noqa: BLE001 - a fault must end neither the sweep nor the service; its trace is logged
@@ -220,9 +232,3 @@ class Sweep:
         async with self._database.transaction() as connection:
             for statement in _CLEAN:
                 await connection.execute(text(statement))
-        await self.mark_lost_jobs()
-
-    async def mark_lost_jobs(self) -> None:
-        """Close the jobs of replicas that have been silent for a minute, outages of the registry left out."""
-        async with self._database.transaction() as connection:
-            await connection.execute(text(MARK_LOST))

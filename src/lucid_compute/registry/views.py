@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 from lucid_compute.registry.compute_registry import Health
 from lucid_compute.registry.domain.identity import Principal
@@ -36,18 +36,6 @@ from lucid_compute.registry.shapes import (
 )
 from lucid_compute.web.lists import PageRequest
 from lucid_compute.web.turns import in_turns
-
-
-class JobStatistics(NamedTuple):
-    """What a node has done of what was routed to it: jobs completed in its life, the rest over the last hour.
-
-    None is unknown: no job in that hour, or for `jobs_completed` a database that is away.
-    """
-
-    jobs_completed: int | None
-    avg_latency_ms: float | None
-    error_rate: float | None
-
 
 _NODES_A_TURN = 500
 

@@ -31,6 +31,7 @@ from lucid_compute.server.settings import Settings
 from lucid_compute.server.wiring import build_replica
 from lucid_compute.web import errors as error_responses
 from lucid_compute.web.lanes import FastPath, FastPaths
+from lucid_compute.web.provide import provide
 from lucid_compute.web.request_guard import RequestGuard
 from lucid_compute.webhooks import routes as webhook_routes
 
@@ -104,6 +105,7 @@ class LucidApp:
     async def _lifespan(self, app: FastAPI) -> AsyncIterator[dict[str, FastPaths]]:
         service = build_replica(self._settings, self._database_url)
         app.state.service = service
+        provide(app, *service.parts())
         self._heartbeats = _build_heartbeat_lane(service)
         self._inference = inference = _build_inference_lane(service)
         app.state.metrics = metrics = ServiceMetrics(service, self._heartbeats, inference, self._seat)
@@ -121,11 +123,9 @@ class LucidApp:
 def _build_heartbeat_lane(service: Replica) -> HeartbeatLane:
     return HeartbeatLane(
         service.authenticator,
-        service.feed,
         service.fleet,
         service.clock,
-        writer=service.heartbeats,
-        get_node=lambda passport_id, owner: service.get_registered_node(passport_id, visible_owner=owner),
+        service.registry,
         max_per_second=service.settings.heartbeat_max_per_second,
     )
 

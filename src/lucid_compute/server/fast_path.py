@@ -189,7 +189,7 @@ class FastPathProtocol(HttpProtocol):
     # --- inside
 
     def _take(self, data: bytes) -> bool:
-        """Return whether a lane has the request, or its rest is waited for; a lane may respond or pass it on at once."""
+        """Return whether a lane took the request, or its rest is awaited. A lane may respond or pass it on at once."""
         if len(data) > MAX_REQUEST_BYTES or not self._is_between_requests:
             return False
         request = _reader.read(data)

@@ -254,7 +254,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     @property
     def _is_inside_head(self) -> bool:
-        """Return whether the headers of the newest request are not whole; also true of a connection that has said nothing."""
+        """Return whether the newest request's headers are incomplete; also true before the first byte."""
         return self._is_at_its_first_request or self.cycle.scope is not self.scope
 
     @property

@@ -11,6 +11,7 @@ from lucid_compute.registry.fleet.fleet import Fleet
 from lucid_compute.registry.fleet.key_ring import KeyRing
 from lucid_compute.registry.keys.dependencies import ADMINS, Anyone
 from lucid_compute.server.metrics.metrics import ServiceMetrics
+from lucid_compute.server.replica import Replica
 from lucid_compute.server.settings import Settings
 from lucid_compute.web.errors import declare
 from lucid_compute.web.provide import Provided
@@ -27,10 +28,10 @@ async def get_liveness() -> Liveness:
 
 @router.get("/readyz", response_model=Readiness, responses=declare(DatabaseUnavailable, key=False))
 async def get_readiness(
-    require_ready: Provided[None], key_ring: Provided[KeyRing], clock: Provided[DatabaseClock], fleet: Provided[Fleet]
+    replica: Provided[Replica], key_ring: Provided[KeyRing], clock: Provided[DatabaseClock], fleet: Provided[Fleet]
 ) -> Readiness:
     """Say that the database answers, its schema is this version's, and the fleet is loaded; else 503."""
-    await require_ready()
+    await replica.require_ready()
     followed_at = key_ring.followed_at or clock.now()
     return Readiness(
         status="ready",

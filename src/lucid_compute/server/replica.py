@@ -1,4 +1,4 @@
-"""One replica of the service: what its routes use, and the tasks that run beside them. `assembly` puts it together."""
+"""One replica of the service: the parts that its routes use, and its background tasks. `wiring` builds it."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from lucid_compute.accounting.payouts.store import PayoutStore
 from lucid_compute.accounting.refusals import RefusalRecorder
 from lucid_compute.accounting.rollup_reader import RollupReader
 from lucid_compute.accounting.rollups import RollupKeeper
+from lucid_compute.accounting.series_routes import UptimeTarget
 from lucid_compute.errors import DatabaseUnavailable
 from lucid_compute.gateway.gateway import Gateway
 from lucid_compute.gateway.prober import Prober
@@ -27,7 +28,7 @@ from lucid_compute.postgres.database import Database
 from lucid_compute.registry.compute_registry import ComputeRegistry
 from lucid_compute.registry.events import NodeEvents
 from lucid_compute.registry.fleet.change_feed import ChangeFeed
-from lucid_compute.registry.fleet.fleet import Fleet, FleetNode
+from lucid_compute.registry.fleet.fleet import Fleet
 from lucid_compute.registry.fleet.key_ring import KeyRing
 from lucid_compute.registry.heartbeat_writer import HeartbeatWriter
 from lucid_compute.registry.keys.audit import AuditTrail
@@ -37,6 +38,7 @@ from lucid_compute.registry.keys.store import KeyStore
 from lucid_compute.registry.passport_store import PassportStore
 from lucid_compute.registry.sweep import Sweep
 from lucid_compute.server.settings import Settings
+from lucid_compute.webhooks.model_states import ModelStates
 from lucid_compute.webhooks.sender import WebhookParts
 
 _LOAD_DEADLINE_SECONDS = 60.0
@@ -45,7 +47,7 @@ _log = logging.getLogger(__name__)
 
 
 class BackgroundTask(Protocol):
-    """What works for as long as its task runs."""
+    """A part that works for as long as its task runs."""
 
     async def run(self) -> None:
         """Work until it is cancelled."""
@@ -53,7 +55,7 @@ class BackgroundTask(Protocol):
 
 @dataclass(frozen=True)
 class Replica:
-    """Everything that one replica holds; `beside` is what nobody asks for anything, by the names of its tasks."""
+    """Everything that one replica holds; `background` holds the other tasks, by name."""
 
     settings: Settings
     database: Database
@@ -68,6 +70,7 @@ class Replica:
     records: RollupReader
     overviews: Overviews
     sweep: Sweep
+    model_states: ModelStates
     registry: ComputeRegistry
     passports: PassportStore
     key_store: KeyStore
@@ -82,12 +85,35 @@ class Replica:
     prober: Prober
     watchdog: Watchdog
     webhooks: WebhookParts
-    beside: Mapping[str, BackgroundTask]
+    background: Mapping[str, BackgroundTask]
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
-    async def get_registered_node(self, passport_id: str, *, visible_owner: str | None) -> FleetNode:
-        """Return what `ComputeRegistry.get_node` does; the heartbeat lane still asks here."""
-        return await self.registry.get_node(passport_id, visible_owner=visible_owner)
+    def parts(self) -> list[object]:
+        """Return what routes may ask for by its type."""
+        return [
+            self,
+            self.authenticator,
+            self.audit,
+            self.clock,
+            self.events,
+            self.feed,
+            self.fleet,
+            self.gateway,
+            self.job_search,
+            self.key_store,
+            self.keys,
+            self.overviews,
+            self.passports,
+            self.payouts,
+            self.prober,
+            self.rates,
+            self.records,
+            self.registry,
+            self.settings,
+            self.webhooks.store,
+            self.webhooks.tester,
+            UptimeTarget(self.settings.uptime_target),
+        ]
 
     async def require_ready(self) -> None:
         """Refuse unless the database answers, its schema is this version's, and the fleet is loaded and followed.
@@ -112,7 +138,7 @@ async def running(service: Replica) -> AsyncIterator[None]:
         watchdog=service.watchdog,
         records=service.record_keeper,
         webhooks=service.webhooks.sender,
-        **service.beside,
+        **service.background,
     )
     # The last to end: they write what the others tell them.
     writers = _start(jobs=service.jobs, gauges=service.gauges, refusals=service.refusals)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from sqlalchemy.dialects.postgresql.base import ischema_names
-
 from lucid_compute.accounting import tables as record_tables
 from lucid_compute.accounting.payouts import tables as payout_tables
 from lucid_compute.postgres import tables
@@ -12,5 +10,3 @@ from lucid_compute.webhooks import tables as webhook_tables
 metadata = tables.metadata
 
 _KNOWN = (payout_tables, record_tables, webhook_tables)  # each adds its tables to `metadata` when it is imported
-
-ischema_names["xid8"] = tables.TransactionId  # SQLAlchemy can't read such columns back without it

@@ -6,18 +6,19 @@ It starts no event loop and no thread: it forks, and Postgres lives as long as t
 from __future__ import annotations
 
 import logging
+import shlex
 import signal
 import socket
 import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from lucid_compute.postgres.embedded import EmbeddedPostgres, EmbeddedPostgresError
-from lucid_compute.server.banner import Banner
 from lucid_compute.server.metrics.shared_memory import SharedSlots, WorkerSlot
 from lucid_compute.server.preparation_child import Prepare, Report, prepare_in_child
 from lucid_compute.server.processes import ServiceError, StopRequested, StopSignals
@@ -28,6 +29,8 @@ from lucid_compute.server.worker import Application, Worker, serve
 LOOK_SECONDS = 1.0  # signals wake the supervisor; this is for what sends none
 KILL_AFTER_GRACE_SECONDS = 5.0  # closing the lifespan comes after the grace
 MAX_POSTGRES_PAUSE_SECONDS = 30.0
+
+WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not bound
 
 log = logging.getLogger(__name__)
 
@@ -184,3 +187,50 @@ class Supervisor:
                 postgres.stop(immediately=True)
         except EmbeddedPostgresError as error:
             log.error("%s", error)  # noqa: TRY400 - the sentence is all there is to say
+
+
+@dataclass(frozen=True)
+class Banner:
+    """What there is to say; `admin_key` is there only when it was made just now, or is the operator's own."""
+
+    host: str
+    port: int
+    is_loopback: bool
+    admin_key: str | None
+    admin_key_file: Path | None
+    has_bootstrap_key: bool
+
+    def text(self) -> str:
+        """Return the lines, the last of them a call that works when it is pasted."""
+        near = _url(WILDCARDS.get(self.host, self.host), self.port)
+        key, header = self._key()
+        lines = [
+            f"lucid-compute listens on {_url(self.host, self.port)}",
+            f"  dashboard  {near}/dashboard",
+            f"  docs       {near}/docs",
+            f"  admin key  {key}",
+            f"  try        curl -H {header} {near}/passports",
+        ]
+        if not self.is_loopback:
+            lines.append(
+                f"Warning: {self.host} can be reached from other machines and this is plain HTTP, which shows keys to "
+                "the network: put a TLS proxy in front."
+            )
+        return "\n".join(lines)
+
+    def _key(self) -> tuple[str, str]:
+        """Return what to say of the admin key, and the header for a shell."""
+        if self.has_bootstrap_key:
+            return "from LUCID_BOOTSTRAP_ADMIN_KEY", '"Authorization: Bearer $LUCID_BOOTSTRAP_ADMIN_KEY"'
+        if self.admin_key:
+            kept = f"kept in {self.admin_key_file}" if self.admin_key_file else "keep it"
+            return f"{self.admin_key} (shown this once, {kept})", f"'Authorization: Bearer {self.admin_key}'"
+        if self.admin_key_file:
+            path = shlex.quote(str(self.admin_key_file))
+            return f"kept in {self.admin_key_file}", f'"Authorization: Bearer $(cat {path})"'
+        return "made when this database was first used", "'Authorization: Bearer YOUR_KEY'"
+
+
+def _url(host: str, port: int) -> str:
+    """Return the address as a URL."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

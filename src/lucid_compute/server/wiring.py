@@ -1,4 +1,4 @@
-"""Puts one replica of the service together, by its settings."""
+"""Builds the parts of one replica from its settings, and connects them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from uuid import uuid4
 
 from lucid_compute.accounting.gauges import GaugeRecorder
 from lucid_compute.accounting.job_search import JobSearch
-from lucid_compute.accounting.ledger import JobLedger
+from lucid_compute.accounting.ledger import JobLedger, LostJobs
+from lucid_compute.accounting.node_states import NodeStates
 from lucid_compute.accounting.overview import Overviews
 from lucid_compute.accounting.payouts.store import PayoutCloser, PayoutStore
 from lucid_compute.accounting.refusals import RefusalRecorder
@@ -41,8 +42,9 @@ from lucid_compute.registry.keys.rate_limits import KeyRates, ProbeRate
 from lucid_compute.registry.keys.store import KeyStore
 from lucid_compute.registry.passport_store import PassportStore
 from lucid_compute.registry.sweep import Sweep
-from lucid_compute.server.replica import BackgroundTask, Replica
+from lucid_compute.server.replica import BacksharedTask, Replica
 from lucid_compute.server.settings import Settings
+from lucid_compute.webhooks.model_states import ModelStates
 from lucid_compute.webhooks.sender import build_webhooks
 
 
@@ -61,12 +63,14 @@ class _SharedParts(NamedTuple):
 
 def build_replica(settings: Settings, database_url: str) -> Replica:
     """Put one replica together on the database at `database_url`; nothing is connected to yet."""
-    ground = _build_shared_parts(settings, database_url)
-    database, clock, fleet, keys = ground.database, ground.clock, ground.fleet, ground.keys
-    feed, heartbeats, gauges = _build_followers(ground)
-    tools, spend = _build_tools(ground), ProbeRate(fleet.replicas).spend
+    shared = _build_shared_parts(settings, database_url)
+    database, clock, fleet, keys = shared.database, shared.clock, shared.fleet, shared.keys
+    feed, heartbeats, gauges = _build_followers(shared)
+    context, spend = _build_gateway_context(shared), ProbeRate(fleet.replicas).spend
     retention, key_store, payouts = _retention(settings), KeyStore(database, keys), PayoutStore(database)
-    records = RollupReader(database, retention)
+    records, job_search = RollupReader(database, retention), JobSearch(database)
+    model_states = ModelStates(database, fleet)
+    followers = [LostJobs(database), NodeStates(database, fleet), model_states]
     return Replica(
         settings=settings,
         database=database,
@@ -79,23 +83,37 @@ def build_replica(settings: Settings, database_url: str) -> Replica:
         record_keeper=RollupKeeper(database_url, retention),
         records=records,
         overviews=Overviews(fleet, clock, records),
-        sweep=Sweep(database, fleet, clock, key_store),
-        registry=ComputeRegistry(database, fleet, clock, feed=feed, heartbeats=heartbeats),
-        passports=PassportStore(database, fleet, ground.policy),
+        sweep=Sweep(database, fleet, clock, key_store, followers),
+        model_states=model_states,
+        registry=_build_registry(shared, feed, heartbeats, job_search),
+        passports=PassportStore(database, fleet, shared.policy),
         key_store=key_store,
         events=NodeEvents(database),
         audit=AuditTrail(database),
         authenticator=Authenticator(keys, feed, clock, settings.auth_failures_per_minute),
-        jobs=tools.ledger,
-        job_search=JobSearch(database),
+        jobs=context.ledger,
+        job_search=job_search,
         payouts=payouts,
         refusals=RefusalRecorder(database_url, clock, timeout_seconds=settings.database_timeout_seconds),
         rates=KeyRates(fleet.replicas),
-        gateway=Gateway(tools),
-        prober=Prober(tools.targets, tools.client, spend),
-        watchdog=Watchdog(keys, tools),
-        webhooks=build_webhooks(database, ground.policy, clock, tools.client.own_endpoints, spend),
-        beside=_build_background(ground, payouts),
+        gateway=Gateway(context),
+        prober=Prober(context.targets, context.client, spend),
+        watchdog=Watchdog(keys, context),
+        webhooks=build_webhooks(database, shared.policy, clock, context.client.own_endpoints, spend),
+        backshared=_build_backshared(shared, payouts),
+    )
+
+
+def _build_registry(
+    shared: _SharedParts, feed: ChangeFeed, heartbeats: HeartbeatWriter, job_search: JobSearch
+) -> ComputeRegistry:
+    return ComputeRegistry(
+        shared.database,
+        shared.fleet,
+        shared.clock,
+        feed=feed,
+        heartbeats=heartbeats,
+        statistics=job_search.last_statistics,
     )
 
 
@@ -110,29 +128,29 @@ def _build_shared_parts(settings: Settings, url: str) -> _SharedParts:
     return _SharedParts(settings, url, str(uuid4()), database, DatabaseClock(), Fleet(), KeyRing(), policy)
 
 
-def _build_followers(ground: _SharedParts) -> tuple[ChangeFeed, HeartbeatWriter, GaugeRecorder]:
+def _build_followers(shared: _SharedParts) -> tuple[ChangeFeed, HeartbeatWriter, GaugeRecorder]:
     """Return what keeps the fleet in memory in step with Postgres, what writes heartbeats, and what samples them."""
-    settings, url, replica_id, _, clock, fleet, keys, _ = ground
+    settings, url, replica_id, _, clock, fleet, keys, _ = shared
     own, timeout = OwnHeartbeats(), settings.database_timeout_seconds
     listens = settings.feed_follows_notifications
     feed = ChangeFeed(url, fleet, keys, clock, replica_id=replica_id, own=own, listens=listens)
     gauges = GaugeRecorder(url, fleet, replica_id=replica_id, timeout_seconds=timeout)
-    return feed, HeartbeatWriter(url, fleet, clock, own=own, gauges=gauges, timeout_seconds=timeout), gauges
+    return feed, HeartbeatWriter(url, fleet, clock, own=own, on_commit=gauges.note, timeout_seconds=timeout), gauges
 
 
-def _build_background(ground: _SharedParts, payouts: PayoutStore) -> Mapping[str, BackgroundTask]:
+def _build_backshared(shared: _SharedParts, payouts: PayoutStore) -> Mapping[str, BacksharedTask]:
     """Return what tells other replicas of requests under way, closes payouts, and later deletes their jobs."""
-    settings, database = ground.settings, ground.database
+    settings, database = shared.settings, shared.database
     when, after_days = settings.payouts_close, settings.payouts_close_after_days
     return {
-        "news": InFlightBroadcast(ground.url, ground.fleet, replica_id=ground.replica_id),
+        "in-flight broadcast": InFlightBroadcast(shared.url, shared.fleet, replica_id=shared.replica_id),
         "payouts": PayoutCloser(database, payouts, when=when, after_days=after_days),
         "job retention": JobRetention(database, days=settings.job_retention_days),
     }
 
 
-def _build_tools(ground: _SharedParts) -> GatewayContext:
-    settings, url, replica_id, _, clock, fleet, _, policy = ground
+def _build_gateway_context(shared: _SharedParts) -> GatewayContext:
+    settings, url, replica_id, _, clock, fleet, _, policy = shared
     return GatewayContext(
         fleet=fleet,
         clock=clock,

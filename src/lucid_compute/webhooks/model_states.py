@@ -83,8 +83,10 @@ class ModelStates:
         self._written: dict[str, bool] = {}
         self._seen: dict[str, ModelChange] = {}
 
-    def forget_read(self) -> None:
-        """Look again at what is written: other replicas write too, and models leave."""
+    async def refresh(self) -> None:
+        """Forget what was read, because other replicas write too and models leave; delete what is old."""
+        async with self._database.transaction() as connection:
+            await connection.execute(text(CLEAN_MODEL_STATES))
         known = {model.id for model in self._fleet.models_newest_first()}
         self._written.clear()
         self._seen = {model_id: seen for model_id, seen in self._seen.items() if model_id in known}

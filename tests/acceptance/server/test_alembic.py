@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.served import Served, folder
 
 from lucid_compute.postgres import schema
 from lucid_compute.postgres.database import connect
 from tests import ROOT
+from tests.lucid_serve import Served, folder
 
 
 @pytest.fixture

@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-from tests.served import READY_TIMEOUT_SECONDS, STOP_TIMEOUT_SECONDS, folder
 
 from lucid_compute.postgres.embedded.processes import processes_of
 from tests.api import ADMIN_KEY
 from tests.factories import GUIDE_PASSPORT
+from tests.lucid_serve import READY_TIMEOUT_SECONDS, STOP_TIMEOUT_SECONDS, folder
 
 UVICORN = (
     Path(sys.executable).with_name("uvicorn"),

@@ -14,9 +14,10 @@ import pytest
 from lucid_compute.accounting.job_counts import JobFilter
 from lucid_compute.accounting.job_search import MAX_KNOWN, JobSearch
 from lucid_compute.accounting.jobs import Job, Outcome
+from lucid_compute.accounting.ledger import LostJobs
 from lucid_compute.accounting.ledger_sql import MARK_LOST
 from lucid_compute.postgres.database import Database, connect
-from lucid_compute.registry.views import JobStatistics
+from lucid_compute.registry.compute_registry import JobStatistics
 from lucid_compute.server.settings import Settings
 from lucid_compute.wire import SortBy, SortOrder
 from tests.api import Api, error_code, open_api
@@ -358,7 +359,7 @@ async def silence(api: Api, replica_id: str, seconds: float) -> None:
 async def mark_lost(api: Api) -> None:
     """Let the sweep close what is lost; an outage that this busy machine itself recorded does not count."""
     await run_sql(api, "DELETE FROM outages")
-    await api.service.sweep.mark_lost_jobs()
+    await LostJobs(api.service.database).refresh()
 
 
 async def test_the_jobs_of_a_replica_that_died_are_lost(api: Api) -> None:

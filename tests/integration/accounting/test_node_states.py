@@ -107,7 +107,7 @@ async def test_two_replicas_write_a_change_once_and_one_that_is_behind_writes_no
     )
     await follow(one, begin + timedelta(seconds=160))
     assert [state for state, _ in await written(api, node_id)] == ["healthy", "unhealthy", "healthy"]
-    await one.read_back()
+    await one.refresh()
     hear(api, node_id, back, up_since=back)
     await follow(one, begin + timedelta(seconds=170))
     assert len(await written(api, node_id)) == 3
@@ -125,7 +125,7 @@ async def test_what_a_dead_replica_did_not_write_another_does(api: Api) -> None:
         node_id,
         begin + timedelta(seconds=2),
     )
-    await states.read_back()
+    await states.refresh()
     await follow(states, begin + timedelta(seconds=10))
     assert [state for state, _ in await written(api, node_id)] == ["healthy", "unhealthy", "healthy"]
 

@@ -23,7 +23,7 @@ def no_sweep_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def look(api: Api, *, seconds: float = 6, is_doubtful: bool = False, states: ModelStates | None = None) -> None:
     """Follow the models twice, `seconds` apart."""
-    states, now = states or api.service.sweep.models, api.service.clock.now()
+    states, now = states or api.service.model_states, api.service.clock.now()
     await states.follow(now - timedelta(seconds=seconds), is_doubtful=is_doubtful)
     await states.follow(now, is_doubtful=is_doubtful)
 

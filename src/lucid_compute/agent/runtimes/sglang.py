@@ -71,7 +71,7 @@ class Sglang:
 
 
 def _is_whole(labels: Mapping[str, str]) -> bool:
-    """Return whether a sample covers all priorities. With priorities there is one sample for each, and a total without one."""
+    """Return whether a sample covers all priorities: with priorities there are others, one for each."""
     return not labels.get("priority")
 
 

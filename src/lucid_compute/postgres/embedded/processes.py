@@ -67,7 +67,7 @@ class PostgresUser:
         )
 
     def can_enter(self, *paths: Path) -> bool:
-        """Return whether this user can enter every one of `paths`: tried as that user, so that ACLs and the like count."""
+        """Return whether this user can enter each of `paths`. It is tried as that user, so that ACLs count."""
         if not self.is_another:
             return all(os.access(path, os.X_OK) for path in paths)
         return self.succeeds(launcher.CAN_ENTER, *paths)

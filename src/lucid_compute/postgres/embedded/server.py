@@ -31,7 +31,6 @@ from lucid_compute.postgres.embedded.socket_folder import (
     socket_url,
 )
 
-__all__ = ["EmbeddedPostgres", "EmbeddedPostgresError", "remove_cluster"]
 SYSTEM_DIR = Path("/var/lib/lucid-compute")
 LOG_NAME = "postgres.log"
 START_TIMEOUT_SECONDS = 120.0  # a recovery reads up to max_wal_size of log

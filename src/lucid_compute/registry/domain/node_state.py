@@ -140,7 +140,7 @@ class NodeState(NamedTuple):
         return self.last_heartbeat is not None and now - self.last_heartbeat.received_at <= FRESH_WINDOW
 
     def is_live(self, live_since: datetime) -> bool:
-        """Return whether the newest heartbeat came at `live_since` or later: 120 s ago, outages of the registry left out."""
+        """Return whether the newest heartbeat came at `live_since` (120 s ago, our outages left out) or later."""
         return self.last_heartbeat is not None and self.last_heartbeat.received_at >= live_since
 
     def status(self, live_since: datetime) -> NodeStatus:

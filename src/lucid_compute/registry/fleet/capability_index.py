@@ -128,7 +128,7 @@ class CapabilityClass:
         self.rings: dict[str, NodeRing] = {}
 
     def has_on_ring(self, node_id: str, model_id: str) -> bool:
-        """Return whether its member stands on the model's ring: the same answer as the ring's, without a hash and a search."""
+        """Return whether its member is on the model's ring, without the ring's hash and search."""
         return model_id in self.rings and node_id in self.healthy
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from lucid_compute.registry.compute_registry import Health
+from lucid_compute.registry.compute_registry import Health, JobStatistics
 from lucid_compute.registry.domain.identity import Principal
 from lucid_compute.registry.domain.metadata import shown_metadata
 from lucid_compute.registry.domain.node_state import Heartbeat, NodeStatus, Receipt

@@ -41,8 +41,8 @@ from lucid_compute.registry.keys.authentication import Authenticator
 from lucid_compute.registry.keys.rate_limits import KeyRates, ProbeRate
 from lucid_compute.registry.keys.store import KeyStore
 from lucid_compute.registry.passport_store import PassportStore
-from lucid_compute.registry.sweep import Sweep
-from lucid_compute.server.replica import BacksharedTask, Replica
+from lucid_compute.registry.sweep import Sweep, SweepFollower
+from lucid_compute.server.replica import BackgroundTask, Replica
 from lucid_compute.server.settings import Settings
 from lucid_compute.webhooks.model_states import ModelStates
 from lucid_compute.webhooks.sender import build_webhooks
@@ -68,9 +68,12 @@ def build_replica(settings: Settings, database_url: str) -> Replica:
     feed, heartbeats, gauges = _build_followers(shared)
     context, spend = _build_gateway_context(shared), ProbeRate(fleet.replicas).spend
     retention, key_store, payouts = _retention(settings), KeyStore(database, keys), PayoutStore(database)
-    records, job_search = RollupReader(database, retention), JobSearch(database)
-    model_states = ModelStates(database, fleet)
-    followers = [LostJobs(database), NodeStates(database, fleet), model_states]
+    records, job_search, model_states = (
+        RollupReader(database, retention),
+        JobSearch(database),
+        ModelStates(database, fleet),
+    )
+    followers: list[SweepFollower] = [LostJobs(database), NodeStates(database, fleet), model_states]
     return Replica(
         settings=settings,
         database=database,
@@ -100,7 +103,7 @@ def build_replica(settings: Settings, database_url: str) -> Replica:
         prober=Prober(context.targets, context.client, spend),
         watchdog=Watchdog(keys, context),
         webhooks=build_webhooks(database, shared.policy, clock, context.client.own_endpoints, spend),
-        backshared=_build_backshared(shared, payouts),
+        background=_build_background(shared, payouts),
     )
 
 
@@ -138,7 +141,7 @@ def _build_followers(shared: _SharedParts) -> tuple[ChangeFeed, HeartbeatWriter,
     return feed, HeartbeatWriter(url, fleet, clock, own=own, on_commit=gauges.note, timeout_seconds=timeout), gauges
 
 
-def _build_backshared(shared: _SharedParts, payouts: PayoutStore) -> Mapping[str, BacksharedTask]:
+def _build_background(shared: _SharedParts, payouts: PayoutStore) -> Mapping[str, BackgroundTask]:
     """Return what tells other replicas of requests under way, closes payouts, and later deletes their jobs."""
     settings, database = shared.settings, shared.database
     when, after_days = settings.payouts_close, settings.payouts_close_after_days

@@ -12,7 +12,7 @@ from lucid_compute.cli.failures import CommandFailed, YesOption, confirm
 from lucid_compute.cli.formatting import UNKNOWN, instant
 from lucid_compute.cli.lookup import complete_node, get_node
 from lucid_compute.cli.output import Column, JsonOption, Listing, sentence, show, show_done, show_json, show_secret
-from lucid_compute.registry.events import WebhookEvent
+from lucid_compute.registry.domain.event_types import WebhookEvent
 from lucid_compute.webhooks.shapes import DeliveryView, NewWebhook, WebhookView
 
 app = typer.Typer(

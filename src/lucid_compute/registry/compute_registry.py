@@ -14,10 +14,11 @@ from lucid_compute.postgres.clock import DatabaseClock
 from lucid_compute.postgres.database import Database
 from lucid_compute.registry import locks as passport_rows
 from lucid_compute.registry.departures import Departure, Departures, Drain
+from lucid_compute.registry.domain.event_types import EventType
 from lucid_compute.registry.domain.identity import Actor
 from lucid_compute.registry.domain.node_state import DeclaredModel, Heartbeat, NodeStatus, Receipt
 from lucid_compute.registry.domain.passports import Passport, PassportType
-from lucid_compute.registry.events import EventType, record_event
+from lucid_compute.registry.events import record_event
 from lucid_compute.registry.fleet.change_feed import ChangeFeed
 from lucid_compute.registry.fleet.fleet import Fleet, FleetNode
 from lucid_compute.registry.fleet.replicas import seconds_lost

@@ -12,8 +12,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from lucid_compute.errors import DatabaseUnavailable, NodeNotFound, RequestsInFlight
 from lucid_compute.postgres.changes import announce
 from lucid_compute.postgres.database import Database
+from lucid_compute.registry.domain.event_types import EventType
 from lucid_compute.registry.domain.identity import Actor
-from lucid_compute.registry.events import EventType, record_event
+from lucid_compute.registry.events import record_event
 from lucid_compute.registry.fleet.fleet import Fleet, Lifecycle
 from lucid_compute.registry.fleet.rows import read_lifecycle
 from lucid_compute.registry.keys.audit import Change, record_change

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import datetime
-from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import and_, func, insert, select, text
@@ -12,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from lucid_compute.postgres.database import Database
 from lucid_compute.postgres.queries import in_order
 from lucid_compute.postgres.tables import node_events
+from lucid_compute.registry.domain.event_types import EventType, WebhookEvent
 from lucid_compute.registry.shapes import EventView
 from lucid_compute.wire import SortBy, SortOrder
 
@@ -28,17 +28,6 @@ ENQUEUE = """
     ) w ON w.disabled_at IS NULL AND t.type = ANY (w.events)
         AND (w.passport_ids IS NULL OR t.subject_id = ANY (w.passport_ids))
 """
-
-
-class WebhookEvent(StrEnum):
-    """What a webhook can be told of."""
-
-    NODE_UNHEALTHY = "node.unhealthy"
-    NODE_RECOVERED = "node.recovered"
-    NODE_DRAINED = "node.drained"
-    NODE_DEREGISTERED = "node.deregistered"
-    MODEL_UNAVAILABLE = "model.unavailable"
-    MODEL_AVAILABLE = "model.available"
 
 
 # Follows a CTE `recorded` of rows of `node_events` that this statement writes. Staleness is no news, so a node has
@@ -65,24 +54,6 @@ async def enqueue_recorded(connection: AsyncConnection, event_id: int) -> None:
     """Have the webhooks told of a node's event that this transaction has just written."""
     recorded = "SELECT passport_id, type, at, reason, details FROM node_events WHERE id = :id"
     await connection.execute(text(f"WITH recorded AS ({recorded}) {ENQUEUE_NODE_EVENTS}"), {"id": event_id})
-
-
-class EventType(StrEnum):
-    """What can happen to a node. The first row is written with a request, the second by the sweep."""
-
-    REGISTERED = "registered"
-    UPDATED = "updated"
-    MODELS_DECLARED = "models_declared"
-    DRAINING = "draining"
-    RESUMED = "resumed"
-    DEREGISTERED = "deregistered"
-    REVOKED = "revoked"
-    RESTARTED = "restarted"
-
-    HEALTHY = "healthy"
-    STALE = "stale"
-    UNHEALTHY = "unhealthy"
-    DRAINED = "drained"
 
 
 _TOLD = {EventType.DEREGISTERED, EventType.REVOKED}  # to webhooks; the sweep has those of its own events told

@@ -18,6 +18,7 @@ from lucid_compute.postgres.changes import announce
 from lucid_compute.postgres.database import Database, constraint_of
 from lucid_compute.postgres.tables import passports
 from lucid_compute.registry.departures import Departure, Departures, Drain
+from lucid_compute.registry.domain.event_types import EventType
 from lucid_compute.registry.domain.identity import Actor
 from lucid_compute.registry.domain.metadata import (
     StoredMetadata,
@@ -27,7 +28,7 @@ from lucid_compute.registry.domain.metadata import (
     whole_metadata,
 )
 from lucid_compute.registry.domain.passports import Passport, PassportStatus, PassportType, model_names
-from lucid_compute.registry.events import EventType, record_event
+from lucid_compute.registry.events import record_event
 from lucid_compute.registry.fleet.fleet import Fleet
 from lucid_compute.registry.fleet.rows import read_passport
 from lucid_compute.registry.idempotency import Idempotency

@@ -21,8 +21,9 @@ from lucid_compute.errors import DatabaseUnavailable
 from lucid_compute.postgres.changes import announce
 from lucid_compute.postgres.clock import DatabaseClock
 from lucid_compute.postgres.database import Database
+from lucid_compute.registry.domain.event_types import EventType
 from lucid_compute.registry.domain.node_state import FRESH_WINDOW, NodeStatus
-from lucid_compute.registry.events import ENQUEUE_NODE_EVENTS, EventType
+from lucid_compute.registry.events import ENQUEUE_NODE_EVENTS
 from lucid_compute.registry.fleet.change_feed import ENDED_NODES_KEPT
 from lucid_compute.registry.fleet.fleet import Fleet, FleetNode
 from lucid_compute.registry.idempotency import KEPT_HOURS
@@ -167,7 +168,7 @@ class Sweep:
         self._fleet = fleet
         self._clock = clock
         self._keys = keys
-        self._followers = followers
+        self.followers = followers
         self.brake = Brake()
 
     async def run(self) -> None:
@@ -182,11 +183,11 @@ class Sweep:
                     await self.record(batch)
                 if loop.time() >= cleaning_due:
                     await self._clean()
-                    for follower in self._followers:
+                    for follower in self.followers:
                         await follower.refresh()
                     cleaning_due = loop.time() + CLEANING_SECONDS
                 now = self._clock.now()
-                for follower in self._followers:
+                for follower in self.followers:
                     await follower.follow(now, is_doubtful=self.brake.is_on(now))
             except DatabaseUnavailable:
                 continue

@@ -38,7 +38,6 @@ from lucid_compute.registry.keys.store import KeyStore
 from lucid_compute.registry.passport_store import PassportStore
 from lucid_compute.registry.sweep import Sweep
 from lucid_compute.server.settings import Settings
-from lucid_compute.webhooks.model_states import ModelStates
 from lucid_compute.webhooks.sender import WebhookParts
 
 _LOAD_DEADLINE_SECONDS = 60.0
@@ -70,7 +69,6 @@ class Replica:
     records: RollupReader
     overviews: Overviews
     sweep: Sweep
-    model_states: ModelStates
     registry: ComputeRegistry
     passports: PassportStore
     key_store: KeyStore

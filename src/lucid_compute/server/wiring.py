@@ -68,12 +68,7 @@ def build_replica(settings: Settings, database_url: str) -> Replica:
     feed, heartbeats, gauges = _build_followers(shared)
     context, spend = _build_gateway_context(shared), ProbeRate(fleet.replicas).spend
     retention, key_store, payouts = _retention(settings), KeyStore(database, keys), PayoutStore(database)
-    records, job_search, model_states = (
-        RollupReader(database, retention),
-        JobSearch(database),
-        ModelStates(database, fleet),
-    )
-    followers: list[SweepFollower] = [LostJobs(database), NodeStates(database, fleet), model_states]
+    records, job_search = RollupReader(database, retention), JobSearch(database)
     return Replica(
         settings=settings,
         database=database,
@@ -86,8 +81,7 @@ def build_replica(settings: Settings, database_url: str) -> Replica:
         record_keeper=RollupKeeper(database_url, retention),
         records=records,
         overviews=Overviews(fleet, clock, records),
-        sweep=Sweep(database, fleet, clock, key_store, followers),
-        model_states=model_states,
+        sweep=_build_sweep(shared, key_store),
         registry=_build_registry(shared, feed, heartbeats, job_search),
         passports=PassportStore(database, fleet, shared.policy),
         key_store=key_store,
@@ -105,6 +99,12 @@ def build_replica(settings: Settings, database_url: str) -> Replica:
         webhooks=build_webhooks(database, shared.policy, clock, context.client.own_endpoints, spend),
         background=_build_background(shared, payouts),
     )
+
+
+def _build_sweep(shared: _SharedParts, keys: KeyStore) -> Sweep:
+    database, fleet = shared.database, shared.fleet
+    followers: list[SweepFollower] = [LostJobs(database), NodeStates(database, fleet), ModelStates(database, fleet)]
+    return Sweep(database, fleet, shared.clock, keys, followers)
 
 
 def _build_registry(

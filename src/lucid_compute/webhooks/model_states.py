@@ -13,8 +13,9 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from lucid_compute.postgres.database import Database
+from lucid_compute.registry.domain.event_types import WebhookEvent
 from lucid_compute.registry.domain.passports import ModelFormat
-from lucid_compute.registry.events import ENQUEUE, WebhookEvent
+from lucid_compute.registry.events import ENQUEUE
 from lucid_compute.registry.fleet.fleet import Fleet
 from lucid_compute.registry.matching_engine import has_available_compute
 from lucid_compute.web.turns import in_batches

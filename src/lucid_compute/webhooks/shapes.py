@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field, StringConstraints
 
 from lucid_compute.egress.policy import MAX_URL_CHARACTERS
-from lucid_compute.registry.events import WebhookEvent
+from lucid_compute.registry.domain.event_types import WebhookEvent
 from lucid_compute.wire import AnswerShape, Flag, Identifier, Instant, Pagination, WireShape
 
 MAX_PASSPORTS = 100  # of a webhook

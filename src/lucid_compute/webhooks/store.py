@@ -15,8 +15,8 @@ from lucid_compute.errors import InvalidRequest, WebhookNotFound
 from lucid_compute.postgres.database import Database
 from lucid_compute.postgres.queries import ids_are_uuids, in_order
 from lucid_compute.postgres.tables import passports
+from lucid_compute.registry.domain.event_types import WebhookEvent
 from lucid_compute.registry.domain.identity import Actor
-from lucid_compute.registry.events import WebhookEvent
 from lucid_compute.registry.keys.audit import Change, record_change
 from lucid_compute.webhooks.outbox import SECRETS, Delivery
 from lucid_compute.webhooks.rules import FORMER_SECRET_SIGNS_FOR, SECRET_PREFIX, TEST_EVENT, check_webhook_url, masked

@@ -23,7 +23,8 @@ def no_sweep_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def look(api: Api, *, seconds: float = 6, is_doubtful: bool = False, states: ModelStates | None = None) -> None:
     """Follow the models twice, `seconds` apart."""
-    states, now = states or api.service.model_states, api.service.clock.now()
+    own = next(follower for follower in api.service.sweep.followers if isinstance(follower, ModelStates))
+    states, now = states or own, api.service.clock.now()
     await states.follow(now - timedelta(seconds=seconds), is_doubtful=is_doubtful)
     await states.follow(now, is_doubtful=is_doubtful)
 

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from lucid_compute.registry.events import EventType, record_event
+from lucid_compute.registry.domain.event_types import EventType
+from lucid_compute.registry.events import record_event
 from lucid_compute.server.settings import Settings
 from lucid_compute.webhooks import delivery as courier
 from lucid_compute.webhooks.outbox import WebhookOutbox

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from lucid_compute.registry.events import WebhookEvent
+from lucid_compute.registry.domain.event_types import WebhookEvent
 from lucid_compute.webhooks.rules import sign
 from lucid_compute.webhooks.store import MAX_WEBHOOKS
 from tests import ROOT

@@ -7,7 +7,8 @@ import json
 import pytest
 
 from lucid_compute.errors import LucidError
-from lucid_compute.registry.events import EventType, record_event
+from lucid_compute.registry.domain.event_types import EventType
+from lucid_compute.registry.events import record_event
 from lucid_compute.webhooks.outbox import WebhookOutbox
 from lucid_compute.webhooks.rules import BadSignature
 from tests.api import Api, error_code

@@ -149,7 +149,7 @@ def test_an_installed_wheel_migrates_by_itself(tmp_path: Path, wheel: Path, empt
     packages = Path(alembic.__file__).parents[1]  # the locked ones; ours is not among them
     (site,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
     (site / "locked.pth").write_text(f"{packages}\n")
-    where = "from lucid_compute.storage import schema; print(schema.migrations_folder())"
+    where = "from lucid_compute.postgres import schema; print(schema.migrations_folder())"
     ran = subprocess.run([python, "-I", "-c", where], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert Path(ran.stdout.strip()) == site / "lucid_compute" / "migrations"
     environment = {"PATH": os.defpath, "LUCID_DATABASE_URL": empty_url}

@@ -24,7 +24,7 @@ ANSWER_SECONDS = 3.0
 SLOW_READER_SECONDS = 2.0
 # `lucid serve` with the one bound that is no setting and that no test can wait for.
 _IMPATIENT = f"""
-from lucid_compute.inference import watchdog
+from lucid_compute.gateway import watchdog
 watchdog.SLOW_READER_SECONDS = {SLOW_READER_SECONDS}
 from lucid_compute.cli.main import main
 main()

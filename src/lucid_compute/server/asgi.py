@@ -1,4 +1,4 @@
-"""The service for an ASGI server of the operator's own: `uvicorn --factory lucid_compute.api.asgi:create`.
+"""The service for an ASGI server of the operator's own: `uvicorn --factory lucid_compute.server.asgi:create`.
 
 `lucid serve` does more: it replaces workers and a Postgres that died, and answers heartbeats on a faster path.
 """

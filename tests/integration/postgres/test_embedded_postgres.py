@@ -27,7 +27,7 @@ FAST = ("fsync=off", "synchronous_commit=off", "full_page_writes=off")
 SERVICE = f"""
 import sys
 from pathlib import Path
-from lucid_compute.storage.embedded_postgres import EmbeddedPostgres
+from lucid_compute.postgres.embedded import EmbeddedPostgres
 postgres = EmbeddedPostgres(Path(sys.argv[1]), system_dir=Path(sys.argv[2]), options={FAST})
 postgres.start()
 print(postgres.pid, postgres.url(), flush=True)

@@ -24,7 +24,7 @@ SOURCES = Path(lucid_compute.__file__).parents[1]
 SERVICE = """
 import sys
 from pathlib import Path
-from lucid_compute.storage.embedded_postgres import EmbeddedPostgres, EmbeddedPostgresError
+from lucid_compute.postgres.embedded import EmbeddedPostgres, EmbeddedPostgresError
 with EmbeddedPostgres(Path(sys.argv[1]), system_dir=Path(sys.argv[2]), options=["fsync=off"]) as postgres:
     print(postgres.pid, postgres.url(), flush=True)
 """

@@ -44,7 +44,7 @@ class Site:
     """The page and its files in memory: some 150 KB."""
 
     def __init__(self) -> None:
-        contents = dict(_read(files("lucid_compute.dashboard") / "static"))
+        contents = dict(_read(files("lucid_compute.server.dashboard") / "static"))
         template = contents.pop(_INDEX).decode()
         self.digest = _digest_of({**contents, _INDEX: template.encode()})
         html = template.replace("{{preloads}}", _preloads(contents)).replace(

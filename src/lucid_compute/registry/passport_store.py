@@ -123,7 +123,7 @@ class PassportStore:
         if patch.get("status") != PassportStatus.REVOKED:
             return await self._change(actor, passport_id, patch, visible_owner, None)
         departure = Departure(actor, passport_id, visible_owner, "revoking")
-        return await self._departures.leave(
+        return await self._departures.run(
             departure, lambda drain: self._change(actor, passport_id, patch, visible_owner, drain)
         )
 
@@ -133,7 +133,7 @@ class PassportStore:
         async with self._database.transaction() as connection:
             row = await lock_passport(connection, passport_id, visible_owner)
             former = read_passport(row)
-            closed = await self._departures.close(connection, drain)
+            ended = await self._departures.end_drain(connection, drain)
             _refuse_fixed(former, patch)
             stored = self._merge(row, patch, is_admin=visible_owner is None)
             passport = await self._update(connection, former, patch, stored)
@@ -148,7 +148,7 @@ class PassportStore:
             await record_change(connection, actor, change)
             await announce(connection)
         self._show(passport, stored)
-        self._departures.show(closed)
+        self._departures.apply(ended)
         return passport
 
     async def revoke(self, actor: Actor, passport_id: str, *, visible_owner: str | None) -> None:
@@ -159,14 +159,14 @@ class PassportStore:
             RequestsInFlight: requests run on the node.
         """
         departure = Departure(actor, passport_id, visible_owner, "revoking")
-        await self._departures.leave(departure, lambda drain: self._revoke(actor, passport_id, visible_owner, drain))
+        await self._departures.run(departure, lambda drain: self._revoke(actor, passport_id, visible_owner, drain))
 
     async def _revoke(self, actor: Actor, passport_id: str, visible_owner: str | None, drain: Drain | None) -> None:
         async with self._database.transaction() as connection:
             former = read_passport(await lock_passport(connection, passport_id, visible_owner))
             if former.status is PassportStatus.REVOKED:
                 return
-            closed = await self._departures.close(connection, drain)
+            ended = await self._departures.end_drain(connection, drain)
             row = await connection.execute(update_passport(passport_id, status=PassportStatus.REVOKED.value))
             passport = read_passport(row.mappings().one())
             await release_names(connection, former)
@@ -175,7 +175,7 @@ class PassportStore:
             await record_change(connection, actor, Change("passport.revoke", former.type.value, passport_id))
             await announce(connection)
         self._fleet.apply_passport(passport)
-        self._departures.show(closed)
+        self._departures.apply(ended)
 
     async def get(self, passport_id: str, *, visible_owner: str | None) -> Passport:
         """Return a passport that is the owner's, or any model's; `visible_owner` None answers any.

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from lucid_compute.registry.compute_registry import Health, JobStatistics
+from lucid_compute.registry.compute_registry import Health
 from lucid_compute.registry.domain.identity import Principal
 from lucid_compute.registry.domain.metadata import shown_metadata
-from lucid_compute.registry.domain.node_state import Heartbeat, NodeStatus, Receipt
+from lucid_compute.registry.domain.node_state import Heartbeat, JobStatistics, NodeStatus, Receipt
 from lucid_compute.registry.domain.passports import ModelFormat, ModelPassport, Passport
 from lucid_compute.registry.fleet.fleet import Fleet, FleetNode
 from lucid_compute.registry.matching_engine import (

@@ -11,8 +11,10 @@ from typing import Any
 import httpx
 import pytest
 
-from lucid_compute.registry.departures import SETTLING_SECONDS, Drain
+from lucid_compute.postgres.database import connect
+from lucid_compute.registry.departures import SETTLING_SECONDS
 from lucid_compute.registry.fleet import change_feed as feed
+from lucid_compute.server.settings import Settings
 from tests.api import ADMIN_KEY, Api, error_code, open_api
 from tests.other_replicas import (
     APPLIED_EVERYTHING,
@@ -84,18 +86,41 @@ async def renewing(api: Api, replica_id: str, **lease: Any) -> AsyncIterator[Non
     await asyncio.gather(task, return_exceptions=True)
 
 
-def overtake(monkeypatch: pytest.MonkeyPatch, api: Api, node: str, *statements: str) -> None:
-    """Let another replica resume the node, and more, just before the last transaction of its departure."""
-    departures = api.service.registry._departures
-    settle = departures._settle
-    resume = "UPDATE nodes SET draining_since = NULL, drain_xid = NULL WHERE passport_id = $1"
+@asynccontextmanager
+async def changing(api: Api, *statements: str, node: str) -> AsyncIterator[None]:
+    """Let another replica change the node in a transaction that is committed when the block ends."""
+    connection = await connect(api.service.database.url, application="lucid tests")
+    try:
+        async with connection.transaction():
+            for statement in statements:
+                await connection.execute(statement, node)
+            yield
+    finally:
+        await connection.close()
 
-    async def settle_and_be_overtaken(drain: Drain, wait_seconds: float) -> None:
-        await settle(drain, wait_seconds)
-        for statement in (resume, *statements):
-            await run_sql(api, statement, node)
 
-    monkeypatch.setattr(departures, "_settle", settle_and_be_overtaken)
+async def until_it_waits_for_a_row(api: Api) -> None:
+    """Wait until a transaction of the replica waits for a lock that `changing` holds."""
+
+    async def is_waiting() -> bool:
+        waiting = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        return bool(await run_sql(api, waiting))
+
+    await until(is_waiting)
+
+
+async def leave_and_be_overtaken(api: Api, node: str, *statements: str) -> httpx.Response:
+    """Let the node go, while another replica changes it just before the last transaction of its departure."""
+    api.service.fleet.replicas.begin(node)
+    leaving = asyncio.create_task(leave(api, node, query="?waitSeconds=30"))
+    await until_true(lambda: is_draining(api, node))
+    async with changing(api, *statements, node=node):
+        api.service.fleet.replicas.end(node)
+        await until_it_waits_for_a_row(api)
+    return await leaving
+
+
+RESUME = "UPDATE nodes SET draining_since = NULL, drain_xid = NULL WHERE passport_id = $1"
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -251,21 +276,18 @@ async def test_a_resume_meanwhile_calls_it_off(api: Api) -> None:
     assert [event for event, _ in await told(api, node)] == ["registered", "draining", "resumed"]
 
 
-async def test_a_resume_that_nobody_heard_of_yet_is_found_in_the_last_transaction(
-    api: Api, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Another replica committed it when this one had already seen the node drained."""
+async def test_a_resume_that_nobody_heard_of_yet_is_found_in_the_last_transaction(api: Api) -> None:
+    """Another replica commits it when this one has already seen the node drained."""
     node = await api.register()
-    overtake(monkeypatch, api, node)
-    refused = await leave(api, node)
+    refused = await leave_and_be_overtaken(api, node, RESUME)
     assert (refused.status_code, error_code(refused)) == (409, "REQUESTS_IN_FLIGHT")
 
 
-async def test_a_revocation_that_nobody_heard_of_yet_is_no_resume(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The drain was over with the node, which is as gone as was asked for."""
+async def test_a_revocation_that_nobody_heard_of_yet_is_no_resume(api: Api) -> None:
+    """The drain ended with the node, which is what the caller asked for."""
     node = await api.register()
-    overtake(monkeypatch, api, node, "UPDATE passports SET status = 'revoked', revision = revision + 1 WHERE id = $1")
-    assert (await leave(api, node)).status_code == 200
+    revoke = "UPDATE passports SET status = 'revoked', revision = revision + 1 WHERE id = $1"
+    assert (await leave_and_be_overtaken(api, node, RESUME, revoke)).status_code == 200
 
 
 async def test_two_calls_at_once_are_answered_the_same(api: Api) -> None:
@@ -315,22 +337,21 @@ async def test_a_shutdown_in_the_middle_lets_the_node_go_on(api: Api) -> None:
     assert [event for event, _ in await told(api, node)] == ["registered", "draining", "resumed"]
 
 
-async def test_a_crash_in_the_middle_leaves_a_drain_that_says_why_and_leaving_again_works(
-    api: Api, database_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The drain is all that is left: it is an operator's to end, by another deregistration or by `resume`."""
-    node = await api.register()
-    departures = api.service.registry._departures
-    for step in ("_settle", "_give_up"):
-        monkeypatch.setattr(departures, step, _crash)
-    with pytest.raises(RuntimeError, match="crashed"):
-        await leave(api, node)
-    assert (await told(api, node))[-1] == ("draining", "deregistering")
+async def test_a_crash_in_the_middle_leaves_a_drain_that_says_why_and_leaving_again_works(database_url: str) -> None:
+    """The drain is all that is left: an operator ends it, by another deregistration or by `resume`.
+
+    The replica is cut off as a crash does it: its departure is cancelled, and it can't undo the drain.
+    """
+    async with open_api(database_url, Settings(bootstrap_admin_key=ADMIN_KEY, database_timeout_seconds=0.3)) as api:
+        node = await api.register()
+        api.service.fleet.replicas.begin(node)
+        leaving = asyncio.create_task(leave(api, node, query="?waitSeconds=30"))
+        await until_true(lambda: is_draining(api, node))
+        async with changing(api, "SELECT FROM nodes WHERE passport_id = $1 FOR UPDATE", node=node):
+            (task,) = (task for task in asyncio.all_tasks() if task.get_name() == f"departure of {node}")
+            task.cancel()
+            assert (await leaving).status_code == 503
+        assert (await told(api, node))[-1] == ("draining", "deregistering")
     async with open_api(database_url, api.service.settings) as after:
         assert (await after.health(node))["status"] == "draining"
-        assert (await leave(after.with_key(ADMIN_KEY), node)).status_code == 200
-
-
-async def _crash(*_: Any) -> None:
-    message = "crashed"
-    raise RuntimeError(message)
+        assert (await leave(after, node)).status_code == 200

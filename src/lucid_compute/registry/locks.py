@@ -118,7 +118,7 @@ async def change_node(connection: AsyncConnection, passport_id: str, **changes: 
 
 
 async def drain_node(connection: AsyncConnection, passport_id: str) -> RowMapping:
-    """Begin a drain, which this transaction's id names from now on; return the node's row."""
+    """Begin a drain and store this transaction's id with it; return the node's row."""
     xid = func.pg_current_xact_id()
     return await change_node(connection, passport_id, draining_since=func.now(), drain_xid=xid)
 

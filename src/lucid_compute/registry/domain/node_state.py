@@ -23,7 +23,7 @@ NO_MODELS: Mapping[str, DeclaredModel] = {}
 
 
 class ReportedStatus(StrEnum):
-    """What a node may say of itself in a heartbeat."""
+    """The status that a node reports in a heartbeat."""
 
     HEALTHY = "healthy"
     UNHEALTHY = "unhealthy"
@@ -31,7 +31,7 @@ class ReportedStatus(StrEnum):
 
 
 class NodeStatus(StrEnum):
-    """What the registry says of a node."""
+    """The status of a node in the registry."""
 
     HEALTHY = "healthy"
     UNHEALTHY = "unhealthy"
@@ -40,7 +40,7 @@ class NodeStatus(StrEnum):
 
 
 class ReportedRuntime(ForgivingShape):
-    """The inference runtime that a node says it runs."""
+    """The inference runtime that a node reports."""
 
     name: Label
     version: Label | None = None
@@ -90,7 +90,7 @@ class DeclaredModel(NamedTuple):
 
 
 class Receipt(NamedTuple):
-    """A heartbeat that Postgres holds, by the database's clock.
+    """A committed heartbeat, with times of the database's clock.
 
     `up_since` is the first heartbeat since the node was last unhealthy, None while it reports that it is.
     """

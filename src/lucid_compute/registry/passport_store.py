@@ -179,19 +179,19 @@ class PassportStore:
     ) -> Passport:
         async with self._database.transaction() as connection:
             row = await lock_passport(connection, passport_id, visible_owner)
-            former = read_passport(row)
+            previous = read_passport(row)
             ended = await self._departures.end_drain(connection, drain)
-            _refuse_fixed(former, patch)
+            _refuse_fixed(previous, patch)
             stored = self._merge(row, patch, is_admin=visible_owner is None)
-            passport = await self._update(connection, former, patch, stored)
-            await release_names(connection, former)
+            passport = await self._update(connection, previous, patch, stored)
+            await release_names(connection, previous)
             await claim_names(connection, passport)
-            if former.type is PassportType.COMPUTE:
+            if previous.type is PassportType.COMPUTE:
                 revoked = passport.status is PassportStatus.REVOKED
                 await record_event(connection, passport_id, EventType.REVOKED if revoked else EventType.UPDATED)
-            before = _comparable(former, StoredMetadata(row["metadata"], row["secrets"]))
+            before = _comparable(previous, StoredMetadata(row["metadata"], row["secrets"]))
             after = _comparable(passport, stored)
-            change = Change("passport.change", former.type.value, passport_id, before, after)
+            change = Change("passport.change", previous.type.value, passport_id, before, after)
             await record_change(connection, actor, change)
             await announce(connection)
         self._show(passport, stored)
@@ -210,16 +210,16 @@ class PassportStore:
 
     async def _revoke(self, actor: Actor, passport_id: str, visible_owner: str | None, drain: Drain | None) -> None:
         async with self._database.transaction() as connection:
-            former = read_passport(await lock_passport(connection, passport_id, visible_owner))
-            if former.status is PassportStatus.REVOKED:
+            previous = read_passport(await lock_passport(connection, passport_id, visible_owner))
+            if previous.status is PassportStatus.REVOKED:
                 return
             ended = await self._departures.end_drain(connection, drain)
             row = await connection.execute(update_passport(passport_id, status=PassportStatus.REVOKED.value))
             passport = read_passport(row.mappings().one())
-            await release_names(connection, former)
-            if former.type is PassportType.COMPUTE:
+            await release_names(connection, previous)
+            if previous.type is PassportType.COMPUTE:
                 await record_event(connection, passport_id, EventType.REVOKED)
-            await record_change(connection, actor, Change("passport.revoke", former.type.value, passport_id))
+            await record_change(connection, actor, Change("passport.revoke", previous.type.value, passport_id))
             await announce(connection)
         self._fleet.apply_passport(passport)
         self._departures.apply(ended)
@@ -271,11 +271,11 @@ class PassportStore:
             raise InvalidRequest.at(path, str(error)) from None
 
     def _merge(self, row: RowMapping, patch: Mapping[str, Any], *, is_admin: bool) -> StoredMetadata:
-        former = StoredMetadata(row["metadata"], row["secrets"])
+        previous = StoredMetadata(row["metadata"], row["secrets"])
         if "metadata" not in patch:
-            return former
-        whole = {} if patch["metadata"] is None else merge_patch(whole_metadata(former), patch["metadata"])
-        return self._read_metadata(PassportType(row["type"]), whole, is_admin=is_admin, known=former)
+            return previous
+        whole = {} if patch["metadata"] is None else merge_patch(whole_metadata(previous), patch["metadata"])
+        return self._read_metadata(PassportType(row["type"]), whole, is_admin=is_admin, known=previous)
 
     def _show(self, passport: Passport, stored: StoredMetadata) -> None:
         self._fleet.apply_passport(passport)
@@ -297,15 +297,15 @@ class PassportStore:
         return await self._write_named(connection, statement, new.owner, new.type, new.name)
 
     async def _update(
-        self, connection: AsyncConnection, former: Passport, patch: Mapping[str, Any], stored: StoredMetadata
+        self, connection: AsyncConnection, previous: Passport, patch: Mapping[str, Any], stored: StoredMetadata
     ) -> Passport:
         changes = {key: value for key, value in patch.items() if key in {"name", "description", "version", "status"}}
         if "tags" in patch:
             changes["tags"] = patch["tags"] or []
-        statement = update_passport(former.id, metadata=stored.public, secrets=stored.secrets, **changes)
-        check_name(former.type, changes.get("name", former.name))
+        statement = update_passport(previous.id, metadata=stored.public, secrets=stored.secrets, **changes)
+        check_name(previous.type, changes.get("name", previous.name))
         return await self._write_named(
-            connection, statement, former.owner, former.type, changes.get("name", former.name)
+            connection, statement, previous.owner, previous.type, changes.get("name", previous.name)
         )
 
     async def _write_named(
@@ -334,10 +334,10 @@ def _upstream_of(stored: StoredMetadata) -> tuple[Any, Any]:
     return stored.public.get("upstream"), stored.secrets.get("upstreamApiKey")
 
 
-def _refuse_fixed(former: Passport, patch: Mapping[str, Any]) -> None:
-    if former.status is PassportStatus.REVOKED:
+def _refuse_fixed(previous: Passport, patch: Mapping[str, Any]) -> None:
+    if previous.status is PassportStatus.REVOKED:
         raise InvalidRequest.at("status", "This passport is revoked, for good. Register it again with POST /passports.")
-    for field, fixed in (("type", former.type.value), ("owner", former.owner)):
+    for field, fixed in (("type", previous.type.value), ("owner", previous.owner)):
         if field in patch and patch[field] != fixed:
             raise InvalidRequest.at(field, f"A passport's {field} is fixed; it stays {fixed!r}. Leave it out.")
     for field in ("name", "status"):

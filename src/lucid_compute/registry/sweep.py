@@ -44,9 +44,9 @@ _log = logging.getLogger(__name__)
 _NODES_A_TURN = 1000
 
 _RECORD = text(f"""
-    WITH wanted AS (
-        SELECT * FROM unnest(CAST(:ids AS uuid[]), CAST(:former AS text[]), CAST(:states AS text[]),
-                             CAST(:reasons AS text[])) AS w (passport_id, former, state, reason)
+    WITH due AS (
+        SELECT * FROM unnest(CAST(:ids AS uuid[]), CAST(:previous AS text[]), CAST(:states AS text[]),
+                             CAST(:reasons AS text[])) AS w (passport_id, previous, state, reason)
         WHERE w.state IN ('{EventType.HEALTHY}', '{EventType.DRAINING}', '{EventType.DRAINED}') OR (
             SELECT CASE w.state
                 WHEN '{EventType.UNHEALTHY}' THEN count(*) FILTER (WHERE e.type = w.state) < {MAX_UNHEALTHY_EVENTS}
@@ -58,11 +58,11 @@ _RECORD = text(f"""
         )
     ), changed AS (
         UPDATE nodes n SET recorded_state = w.state, revision = n.revision + 1, changed_xid = pg_current_xact_id()
-        FROM wanted w WHERE n.passport_id = w.passport_id AND n.recorded_state = w.former
-        RETURNING n.passport_id, w.former, w.state, w.reason
+        FROM due w WHERE n.passport_id = w.passport_id AND n.recorded_state = w.previous
+        RETURNING n.passport_id, w.previous, w.state, w.reason
     ), recorded AS (
         INSERT INTO node_events (passport_id, type, reason, details)
-        SELECT passport_id, state, reason, jsonb_build_object('from', former) FROM changed
+        SELECT passport_id, state, reason, jsonb_build_object('from', previous) FROM changed
         WHERE state <> '{EventType.DRAINING}' OR reason IS NOT NULL
         RETURNING passport_id, type, at, reason, details
     )
@@ -77,10 +77,10 @@ _CLEAN = (
 
 
 class Transition(NamedTuple):
-    """A state that a node is in and that is not recorded as an event yet; `former` is the recorded one."""
+    """A state that a node is in and that is not recorded as an event yet; `previous` is the recorded one."""
 
     passport_id: str
-    former: str
+    previous: str
     state: str
     reason: str | None
     is_silence: bool
@@ -216,7 +216,7 @@ class Sweep:
                 _RECORD,
                 {
                     "ids": [t.passport_id for t in transitions],
-                    "former": [t.former for t in transitions],
+                    "previous": [t.previous for t in transitions],
                     "states": [t.state for t in transitions],
                     "reasons": [t.reason for t in transitions],
                 },

@@ -29,7 +29,7 @@ WAYS = ("deregister", "delete", "patch")
 
 
 async def leave(api: Api, node: str, way: str = "deregister", query: str = "") -> httpx.Response:
-    """Let the node go, in one of the three ways."""
+    """End the node, in one of the three ways."""
     if way == "deregister":
         return await api.http.post(f"/compute/deregister/{node}{query}")
     if way == "delete":
@@ -47,7 +47,7 @@ async def two_replicas(api: Api, database_url: str) -> AsyncIterator[Api]:
 
 
 async def until_true(holds: Any) -> None:
-    """Wait until a plain question is answered yes."""
+    """Wait until `holds` returns true."""
 
     async def is_so() -> bool:
         return bool(holds())
@@ -66,14 +66,14 @@ def is_draining(api: Api, node: str) -> bool:
 
 
 async def told(api: Api, node: str) -> list[tuple[str, str | None]]:
-    """The node's events, oldest first, with their reasons."""
+    """Return the node's events, oldest first, with their reasons."""
     events = (await api.http.get(f"/compute/events/{node}")).json()["events"]
     return [(event["type"], event["reason"]) for event in reversed(events)]
 
 
 @asynccontextmanager
 async def renewing(api: Api, replica_id: str, **lease: Any) -> AsyncIterator[None]:
-    """Let the other replica go on renewing its lease, saying the same each time."""
+    """Let the other replica renew its lease again and again, unchanged."""
 
     async def renew() -> None:
         while True:
@@ -131,12 +131,12 @@ async def test_a_replica_that_is_alone_lets_an_idle_node_go_at_once(api: Api, wa
     assert time.monotonic() - began < SETTLING_SECONDS
     reason = "deregistering" if way == "deregister" else "revoking"
     assert (await told(api, node))[:2] == [("registered", None), ("draining", reason)]
-    assert not is_draining(api, node)  # the drain was over with the node: why it is unavailable is said once
+    assert not is_draining(api, node)  # the drain ended with the node, so its reasons name one cause
 
 
 @pytest.mark.parametrize("way", WAYS)
 async def test_requests_on_another_replica_keep_the_node(api: Api, database_url: str, way: str) -> None:
-    """That replica began its request before it could have heard of anything."""
+    """That replica began its request before it could know of the departure."""
     async with two_replicas(api, database_url) as other:
         node = await api.register()
         await until_known(other, node)
@@ -146,7 +146,7 @@ async def test_requests_on_another_replica_keep_the_node(api: Api, database_url:
         assert refused.json()["error"]["details"] == {"inFlight": 1}
         assert [event for event, _ in await told(api, node)] in (
             ["registered", "draining", "resumed"],
-            ["registered"],  # a lease had told of the request before
+            ["registered"],  # a lease reported the request before
         )
         await until_true(lambda: not is_draining(other, node))
         other.service.fleet.replicas.end(node)
@@ -173,7 +173,7 @@ async def test_no_replica_starts_a_request_from_the_moment_it_begins(api: Api, d
 async def test_a_replica_that_hears_of_a_drain_says_at_once_that_it_has_applied_it(
     api: Api, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It does not wait for its lease to be due: seldom, here, so that it shows."""
+    """It does not wait until its lease is due, which is seldom in this test."""
     async with two_replicas(api, database_url) as other:
         node = await api.register()
         await until_known(other, node)
@@ -185,7 +185,7 @@ async def test_a_replica_that_hears_of_a_drain_says_at_once_that_it_has_applied_
 
 
 async def test_it_waits_a_moment_for_a_replica_that_has_not_applied_the_drain(api: Api) -> None:
-    """With no request known and no waitSeconds; the request that the other one then tells of refuses it."""
+    """Without a known request and without waitSeconds. The other replica then reports a request, which refuses it."""
     node = await api.register()
     other = await add_lease(api, applied=APPLIED_NOTHING)
     leaving = asyncio.create_task(leave(api, node))
@@ -216,7 +216,7 @@ async def test_a_replica_that_lives_and_never_applies_the_drain_refuses_it(api: 
 
 
 async def test_a_replica_that_went_without_a_goodbye_holds_it_up_for_a_moment_only(api: Api) -> None:
-    """Its lease lasts on, and it ran nothing when it was last heard of."""
+    """Its lease has not run out, and it reported no request in it."""
     node = await api.register()
     await add_lease(api, applied=APPLIED_NOTHING)
     began = time.monotonic()
@@ -313,7 +313,7 @@ async def test_a_force_meanwhile_ends_it_and_answers_both(api: Api) -> None:
 
 
 async def test_it_goes_on_when_its_caller_goes_away(api: Api) -> None:
-    """The client hung up while it waited: what it asked for is done when it can be."""
+    """The client hung up while it waited; the node ends when it can."""
     node = await api.register()
     api.service.fleet.replicas.begin(node)
     leaving = asyncio.create_task(leave(api, node, query="?waitSeconds=30"))

@@ -1,4 +1,4 @@
-"""Heartbeats that meet: two replicas, two boots, lost acknowledgements, and a writer that stumbles."""
+"""Races of heartbeats: two replicas, two boots, lost acknowledgements, and a writer that stumbles."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def report(node_id: str, boot: str, sequence: int) -> str:
 
 
 async def test_two_boots_that_race_leave_the_living_one_in(api: Api, database_url: str) -> None:
-    """The old boot's late heartbeat loses to the new boot's, however their transactions lie."""
+    """The old boot's late heartbeat loses to the new boot's, also when their transactions overlap."""
     node_id = await api.register()
     assert (await api.beat(node_id, bootId="old", sequence=4)).status_code == 200
     writer = api.service.heartbeats._own.writer_id
@@ -64,7 +64,7 @@ async def test_two_replicas_that_take_the_same_nodes_do_not_deadlock(
 async def test_a_heartbeat_whose_acknowledgement_was_lost_is_read_back(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was committed and answered 503; this replica learns of it all the same, and a repeat is answered."""
+    """It was committed and answered with 503. This replica reads it back, and answers a repeat."""
     node_id = await api.register()
     writer = api.service.heartbeats
     execute = writer._execute

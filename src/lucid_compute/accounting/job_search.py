@@ -16,7 +16,7 @@ from lucid_compute.errors import DatabaseUnavailable
 from lucid_compute.postgres.database import Database
 from lucid_compute.postgres.queries import ids_are_uuids, in_order
 from lucid_compute.postgres.tables import jobs, passports
-from lucid_compute.registry.compute_registry import JobStatistics
+from lucid_compute.registry.domain.node_state import JobStatistics
 from lucid_compute.registry.domain.passports import PassportType
 from lucid_compute.wire import SortBy, SortOrder, write_money
 

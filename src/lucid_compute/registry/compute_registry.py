@@ -1,4 +1,7 @@
-"""The compute registry: all that is done with a node. What it acknowledges is committed, and in this fleet at once."""
+"""The compute registry: every operation on nodes.
+
+An operation that returned is committed in Postgres, and visible in this replica's fleet.
+"""
 
 from __future__ import annotations
 
@@ -12,40 +15,35 @@ from lucid_compute.errors import DatabaseUnavailable, NodeDeregistered, NodeNotF
 from lucid_compute.postgres.changes import announce
 from lucid_compute.postgres.clock import DatabaseClock
 from lucid_compute.postgres.database import Database
-from lucid_compute.registry import locks as passport_rows
 from lucid_compute.registry.departures import Departure, Departures, Drain
 from lucid_compute.registry.domain.event_types import EventType
 from lucid_compute.registry.domain.identity import Actor
-from lucid_compute.registry.domain.node_state import DeclaredModel, Heartbeat, NodeStatus, Receipt
+from lucid_compute.registry.domain.node_state import DeclaredModel, Heartbeat, JobStatistics, NodeStatus, Receipt
 from lucid_compute.registry.domain.passports import Passport, PassportType
 from lucid_compute.registry.events import record_event
 from lucid_compute.registry.fleet.change_feed import ChangeFeed
 from lucid_compute.registry.fleet.fleet import Fleet, FleetNode
 from lucid_compute.registry.fleet.replicas import seconds_lost
 from lucid_compute.registry.fleet.rows import read_lifecycle
-from lucid_compute.registry.heartbeat_writer import HeartbeatWriter, Tell
+from lucid_compute.registry.heartbeat_writer import HeartbeatWriter, OnDone
 from lucid_compute.registry.keys.audit import Change, record_change
-from lucid_compute.registry.locks import change_node, drain_node, end_node, lock_node, lock_registered_node, resume_node
+from lucid_compute.registry.locks import (
+    change_node,
+    drain_node,
+    end_node,
+    get_passport,
+    lock_node,
+    lock_registered_node,
+    resume_node,
+)
 from lucid_compute.registry.matching_engine import Reason, health_reasons, is_healthy
 
-
-class JobStatistics(NamedTuple):
-    """What a node has done of what was routed to it: jobs completed in its life, the rest over the last hour.
-
-    None is unknown: no job in that hour, or for `jobs_completed` a database that is away.
-    """
-
-    jobs_completed: int | None
-    avg_latency_ms: float | None
-    error_rate: float | None
-
-
 ReadStatistics = Callable[[Sequence[str]], Awaitable[dict[str, JobStatistics]]]
-"""Returns what was routed to each of these nodes, by their ids; accounting reads it from the job ledger."""
+"""Returns the statistics of each of these nodes, by node id; accounting reads them from the job ledger."""
 
 
 class Health(NamedTuple):
-    """A node's health at one instant, as the registry sees it. `reasons` say why it counts for no model, if so."""
+    """A node's health at the instant `at`, as the registry sees it; `reasons` is empty exactly when it is healthy."""
 
     node: FleetNode
     at: datetime
@@ -57,7 +55,7 @@ class Health(NamedTuple):
 
 
 class ComputeRegistry:
-    """The nodes: takes their heartbeats, says how they are, and declares, drains, resumes and deregisters them.
+    """Records heartbeats of nodes, returns their health, and declares, drains, resumes and deregisters them.
 
     `visible_owner` is the only owner whose nodes may be read or changed, None is any.
     """
@@ -84,35 +82,35 @@ class ComputeRegistry:
 
     @property
     def is_full(self) -> bool:
-        """Return whether no further heartbeat is taken, because too many wait to be written."""
+        """Return whether too many heartbeats wait to be written, so that the next one is refused."""
         return self._heartbeats.is_full
 
-    def submit(self, heartbeat: Heartbeat, on_done: Tell) -> None:
-        """Have one heartbeat committed; `on_done` gets its receipt, None when it repeats an older one, or an error.
+    def submit(self, heartbeat: Heartbeat, on_done: OnDone) -> None:
+        """Queue one heartbeat for the next commit. `on_done` gets its receipt, None when it is a repeat, or an error.
 
         `on_done` is called once and may not raise.
 
         Raises:
-            Overloaded: too many wait.
+            Overloaded: too many heartbeats wait.
         """
         self._heartbeats.submit(heartbeat, on_done)
 
-    async def beat(self, heartbeat: Heartbeat) -> Receipt:
-        """Commit one heartbeat and return its receipt; of one that repeats an older one, the node's newest receipt.
+    async def record_heartbeat(self, heartbeat: Heartbeat) -> Receipt:
+        """Commit one heartbeat and return its receipt; if it is a repeat, return the node's newest receipt.
 
         Raises:
-            DatabaseUnavailable: the commit failed or is not known to have held.
-            InvalidRequest: its bootId is a former one of this node.
-            Overloaded: too many wait.
+            DatabaseUnavailable: the commit failed, or it is not known whether it succeeded.
+            InvalidRequest: its bootId is a previous one of this node.
+            Overloaded: too many heartbeats wait.
         """
         receipt = await self._heartbeats.write(heartbeat)
         return await self.newest_receipt(heartbeat.passport_id) if receipt is None else receipt
 
     async def newest_receipt(self, passport_id: str) -> Receipt:
-        """Return the node's newest heartbeat, also one that another replica has only just taken.
+        """Return the node's newest receipt, also one that another replica has only just committed.
 
         Raises:
-            DatabaseUnavailable: this replica could not catch up with it in time.
+            DatabaseUnavailable: this replica could not catch up with the database in time.
         """
         await self._feed.catch_up()
         node = self._fleet.find_node(passport_id)
@@ -120,15 +118,15 @@ class ComputeRegistry:
             raise DatabaseUnavailable
         return node.state.last_heartbeat
 
-    # --- what is known
+    # --- reading
 
     async def get_node(self, passport_id: str, *, visible_owner: str | None) -> FleetNode:
         """Return a node that has not ended, also one that another replica has only just registered.
 
         Raises:
-            NodeNotFound: there is none.
+            NodeNotFound: there is no such node, or it is another owner's.
             NodeDeregistered: it was deregistered or revoked, however long ago.
-            DatabaseUnavailable: it is there, and this replica could not catch up with it in time.
+            DatabaseUnavailable: it is registered, and this replica could not catch up with the database in time.
         """
         if self._fleet.find_node(passport_id) is None:
             await self._feed.catch_up()
@@ -142,19 +140,14 @@ class ComputeRegistry:
         """Return a node's passport, also of a node that ended long ago and is no longer in the fleet.
 
         Raises:
-            NodeNotFound: there is none.
+            NodeNotFound: there is no such node, or it is another owner's.
         """
         if self._fleet.find_node(passport_id) is not None:
             return self._fleet.get_node(passport_id, owner=visible_owner).record
         return await self._read_passport(passport_id, visible_owner)
 
-    def is_healthy(self, passport_id: str, now: datetime | None = None) -> bool:
-        """Return whether the node is fresh, reports healthy, is not draining and has not ended (`isHealthy`)."""
-        node = self._fleet.find_node(passport_id)
-        return node is not None and is_healthy(node.state, now or self._clock.now())
-
     def health(self, node: FleetNode, now: datetime | None = None) -> Health:
-        """Return how a node is, with every reason against it; at this moment when `now` is None."""
+        """Return a node's health, with every reason why it is not healthy; `now` None is this moment."""
         now = now or self._clock.now()
         state, fleet = node.state, self._fleet
         return Health(
@@ -164,22 +157,23 @@ class ComputeRegistry:
             uptime_seconds=_uptime_seconds(fleet, node, now),
             in_flight=fleet.in_flight(state.id),
             is_drained=fleet.is_drained(node),
-            reasons=() if self.is_healthy(state.id, now) else health_reasons(state, now),
+            reasons=() if is_healthy(state, now) else health_reasons(state, now),
         )
 
     async def statistics(self, nodes: Sequence[FleetNode]) -> dict[str, JobStatistics]:
-        """Return what this service routed to each node, by its id."""
+        """Return the statistics of the jobs that this service routed to each node, by node id."""
         return await self._statistics([node.state.id for node in nodes])
 
-    # --- what is asked of a node
+    # --- changing
 
     async def declare(
         self, actor: Actor, passport_id: str, models: Sequence[DeclaredModel], *, visible_owner: str | None
     ) -> None:
-        """Replace the node's whole declaration.
+        """Replace the node's complete declaration.
 
         Raises:
-            NodeNotFound, NodeDeregistered: as named.
+            NodeNotFound: there is no such node, or it is another owner's.
+            NodeDeregistered: it was deregistered or revoked.
         """
         declared = [{"id": m.id, "maxTokens": m.max_tokens, "quantization": m.quantization} for m in models]
         async with self._database.transaction() as connection:
@@ -194,10 +188,11 @@ class ComputeRegistry:
         self._show(changed)
 
     async def drain(self, actor: Actor, passport_id: str, *, visible_owner: str | None) -> None:
-        """Start no request on the node from here on; running ones finish. Draining a draining node changes nothing.
+        """Start no more requests on the node; running ones finish. Draining a draining node changes nothing.
 
         Raises:
-            NodeNotFound, NodeDeregistered: as named.
+            NodeNotFound: there is no such node, or it is another owner's.
+            NodeDeregistered: it was deregistered or revoked.
         """
         async with self._database.transaction() as connection:
             row = await lock_registered_node(connection, passport_id, visible_owner)
@@ -210,10 +205,11 @@ class ComputeRegistry:
         self._show(changed)
 
     async def resume(self, actor: Actor, passport_id: str, *, visible_owner: str | None) -> None:
-        """End the operator's drain. One that the node reports itself ends when the node reports otherwise.
+        """End the operator's drain. A drain that the node reports itself ends when the node reports otherwise.
 
         Raises:
-            NodeNotFound, NodeDeregistered: as named.
+            NodeNotFound: there is no such node, or it is another owner's.
+            NodeDeregistered: it was deregistered or revoked.
         """
         async with self._database.transaction() as connection:
             row = await lock_registered_node(connection, passport_id, visible_owner)
@@ -228,19 +224,19 @@ class ComputeRegistry:
     async def deregister(
         self, actor: Actor, passport_id: str, *, visible_owner: str | None, force: bool, wait_seconds: float
     ) -> None:
-        """End the node for good, when no replica runs a request on it. None is started from here on.
+        """End the node, which is final, as soon as no replica runs a request on it. No more requests are started.
 
-        With `force` it ends whatever runs. Deregistering a deregistered node changes nothing.
+        With `force` it ends at once, with its requests. Deregistering a deregistered node changes nothing.
 
         Raises:
-            NodeNotFound: as named.
-            RequestsInFlight: requests still run after `wait_seconds`; they and new ones go on as before.
+            NodeNotFound: there is no such node, or it is another owner's.
+            RequestsInFlight: requests still run after `wait_seconds`; the node goes on as before.
         """
         if force:
             await self._end(actor, passport_id, visible_owner, None, force=True)
         else:
             departure = Departure(actor, passport_id, visible_owner, "deregistering", wait_seconds)
-            await self._departures.leave(
+            await self._departures.run(
                 departure, lambda drain: self._end(actor, passport_id, visible_owner, drain, force=False)
             )
 
@@ -251,18 +247,18 @@ class ComputeRegistry:
             row = await lock_node(connection, passport_id, visible_owner)
             if row["deregistered_at"] is not None:
                 return
-            closed = await self._departures.close(connection, drain)
+            ended = await self._departures.end_drain(connection, drain)
             passport = await end_node(connection, passport_id)
             await record_event(connection, passport_id, EventType.DEREGISTERED, details={"force": force})
             await record_change(connection, actor, Change("compute.deregister", "compute", passport_id))
             await announce(connection)
         self._fleet.apply_passport(passport)
-        self._departures.show(closed)
+        self._departures.apply(ended)
 
     async def _read_passport(self, passport_id: str, visible_owner: str | None) -> Passport:
         try:
             async with self._database.transaction() as connection:
-                passport = await passport_rows.get_passport(connection, passport_id)
+                passport = await get_passport(connection, passport_id)
         except PassportNotFound:
             raise NodeNotFound(passport_id) from None
         if passport.type is not PassportType.COMPUTE or visible_owner not in (None, passport.owner):
@@ -274,7 +270,7 @@ class ComputeRegistry:
 
 
 def _uptime_seconds(fleet: Fleet, node: FleetNode, now: datetime) -> float:
-    """Return the seconds since the first heartbeat after the node was last unhealthy, outages of ours left out."""
+    """Return the seconds since the first heartbeat after the node was last unhealthy, without our own outages."""
     receipt = node.state.last_heartbeat
     if receipt is None or receipt.up_since is None or not node.state.is_live(fleet.live_since(now)):
         return 0.0

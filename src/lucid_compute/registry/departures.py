@@ -1,4 +1,4 @@
-"""Departures: a node that is deregistered or revoked stops being chosen first, and ends when nothing runs on it."""
+"""Departures: a node that is deregistered or revoked is drained first, and ends when no request runs on it."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from lucid_compute.registry.keys.audit import Change, record_change
 from lucid_compute.registry.locks import drain_node, has_ended, lock_node, resume_node
 
 SETTLING_SECONDS = 3.0
-_STEP_SECONDS = 0.05
+_POLL_SECONDS = 0.05
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
 class Departure(NamedTuple):
-    """Who lets which node go and why; `visible_owner` is the only owner whose nodes may leave, None is any."""
+    """Who ends which node and why; `visible_owner` is the only owner whose nodes may end, None is any."""
 
     actor: Actor
     passport_id: str
@@ -37,7 +37,7 @@ class Departure(NamedTuple):
 
 
 class Drain(NamedTuple):
-    """A drain that a departure waits behind: the node's row that it stands in, and whether the departure began it."""
+    """The drain that a departure waits for, by its transaction; `is_ours` when the departure began it."""
 
     passport_id: str
     xid: int
@@ -48,35 +48,34 @@ class Drain(NamedTuple):
 class Departures:
     """Drains a node on every replica, waits for its requests, and only then lets its passport end.
 
-    The drain is an ordinary one: after a crash in the middle the node stays draining, and its last event of that type
-    says why. Leaving again ends it, `resume` keeps it.
+    The drain is an ordinary one. After a crash in the middle the node stays draining, and its last event of that type
+    says why. Another deregistration ends the node then, and `resume` keeps it.
     """
 
     def __init__(self, database: Database, fleet: Fleet) -> None:
-        """Drain in `database`, and see in `fleet` what runs."""
         self._database = database
         self._fleet = fleet
-        self._leaving: set[asyncio.Task[object]] = set()
+        self._tasks: set[asyncio.Task[object]] = set()
 
-    async def leave(self, departure: Departure, finish: Callable[[Drain | None], Awaitable[Answer]]) -> Answer:
-        """Return what `finish` does once the node is drained everywhere, or it is no node, or ended already.
+    async def run(self, departure: Departure, finish: Callable[[Drain | None], Awaitable[Result]]) -> Result:
+        """Drain the node, call `finish`, which ends it, and return its result.
 
-        `finish` gets the drain, to be sure of it inside its own transaction (`close`). A caller that is cancelled
-        leaves it to run to its end: a departure is never half done.
+        `finish` gets the drain and passes it to `end_drain` inside its own transaction; None when the passport is no
+        node, or one that has ended already. A caller that is cancelled does not stop the departure.
 
         Raises:
-            RequestsInFlight: requests still run after `wait_seconds`; a drain that was begun for this is ended again.
+            RequestsInFlight: requests still run after `wait_seconds`, or the drain was ended meanwhile. A drain that
+                the departure began is ended again.
         """
-        task = asyncio.create_task(self._leave(departure, finish), name=f"departure of {departure.passport_id}")
-        self._leaving.add(task)
-        task.add_done_callback(self._leaving.discard)
+        task = asyncio.create_task(self._run(departure, finish), name=f"departure of {departure.passport_id}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
         return await asyncio.shield(task)
 
-    async def close(self, connection: AsyncConnection, drain: Drain | None) -> Lifecycle | None:
-        """Refuse unless the drain is still on; the transaction has to lock the passport before, and to end it.
+    async def end_drain(self, connection: AsyncConnection, drain: Drain | None) -> Lifecycle | None:
+        """End the drain if the departure began it, in the transaction that ends the passport and has locked it.
 
-        A drain that the departure began is over with it: what is answered then is for the fleet to apply after the
-        passport. None when nothing changes.
+        Return what the fleet is to apply (`apply`) after the ended passport; None when nothing changes.
 
         Raises:
             RequestsInFlight: the drain was ended meanwhile, so that requests may have begun.
@@ -87,26 +86,26 @@ class Departures:
             raise RequestsInFlight(self._fleet.in_flight(drain.passport_id))
         return read_lifecycle(await resume_node(connection, drain.passport_id)) if drain.is_ours else None
 
-    def show(self, closed: Lifecycle | None) -> None:
-        """Show this replica what `close` answered, once it is committed and the passport is shown as ended."""
-        if closed is not None:
-            self._fleet.apply_lifecycle(closed)
+    def apply(self, lifecycle: Lifecycle | None) -> None:
+        """Show the fleet what `end_drain` returned, once it is committed and the fleet has the ended passport."""
+        if lifecycle is not None:
+            self._fleet.apply_lifecycle(lifecycle)
 
-    async def _leave(self, departure: Departure, finish: Callable[[Drain | None], Awaitable[Answer]]) -> Answer:
-        drain = await self._begin(departure)
+    async def _run(self, departure: Departure, finish: Callable[[Drain | None], Awaitable[Result]]) -> Result:
+        drain = await self._begin_drain(departure)
         try:
             if drain is not None:
-                await self._settle(drain, departure.wait_seconds)
+                await self._wait_until_drained(drain, departure.wait_seconds)
             return await finish(drain)
         except DatabaseUnavailable:
-            raise  # whether it ended is not known, and the caller is told to ask again
+            raise  # it is not known whether the node ended; the client sends the request again
         except BaseException:  # a shutdown among them
             if drain is not None and drain.is_ours:
-                await self._give_up(departure, drain)
+                await self._undo_drain(departure, drain)
             raise
 
-    async def _begin(self, departure: Departure) -> Drain | None:
-        """Drain the node if it does not drain; None when it is no node that has still to end."""
+    async def _begin_drain(self, departure: Departure) -> Drain | None:
+        """Drain the node if it does not drain yet; return None if it is no node, or one that has ended already."""
         passport_id, reason = departure.passport_id, departure.reason
         async with self._database.transaction() as connection:
             try:
@@ -128,32 +127,32 @@ class Departures:
         self._fleet.apply_lifecycle(lifecycle)
         return Drain(passport_id, lifecycle.drain_xid or 0, lifecycle.revision, is_ours)
 
-    async def _settle(self, drain: Drain, wait_seconds: float) -> None:
-        """Wait until every replica has applied the drain and runs nothing on the node.
+    async def _wait_until_drained(self, drain: Drain, wait_seconds: float) -> None:
+        """Wait until every replica has applied the drain and runs no request on the node.
 
-        Other replicas get a moment to apply it even when there is nothing to wait for. One that does not renew its
-        lease in that moment, and counted no request before, has gone without a goodbye.
+        Other replicas get `SETTLING_SECONDS` to apply it even when no request is known to run. A replica that does not
+        renew its lease in that time, and counted no request before, has crashed and is ignored.
 
         Raises:
             RequestsInFlight: time is up, or the drain was ended.
         """
         clock = asyncio.get_running_loop().time
         began_at = clock()
-        heard = {replica.id: replica.seen_at for replica in self._fleet.replicas.others()}
+        seen_at_first = {replica.id: replica.seen_at for replica in self._fleet.replicas.others()}
         while not self._is_over(drain):
             running, waited = self._fleet.in_flight(drain.passport_id), clock() - began_at
             if self._was_resumed(drain):
                 raise RequestsInFlight(running)
             if waited >= wait_seconds and (running or waited >= SETTLING_SECONDS):
-                if running or self._is_ignored(drain, heard):
+                if running or self._is_ignored(drain, seen_at_first):
                     raise RequestsInFlight(running)
                 return
-            await asyncio.sleep(_STEP_SECONDS)
+            await asyncio.sleep(_POLL_SECONDS)
 
     def _is_over(self, drain: Drain) -> bool:
-        """Return whether the node is drained everywhere, or somebody else has ended it."""
+        """Return whether the node is drained everywhere, or another call has ended it."""
         node = self._fleet.find_node(drain.passport_id)
-        if node is None:  # another replica has only just registered it: the feed brings it
+        if node is None:  # another replica has only just registered it; the feed will deliver it
             return False
         return node.record.has_ended or (node.drain_xid == drain.xid and self._fleet.is_drained(node))
 
@@ -161,14 +160,14 @@ class Departures:
         node = self._fleet.find_node(drain.passport_id)
         return node is not None and node.lifecycle_revision > drain.revision and node.drain_xid != drain.xid
 
-    def _is_ignored(self, drain: Drain, heard: Mapping[str, datetime]) -> bool:
-        """Return whether a replica has renewed its lease since it was `heard` of, and still not applied the drain."""
+    def _is_ignored(self, drain: Drain, seen_at_first: Mapping[str, datetime]) -> bool:
+        """Return whether a replica has renewed its lease meanwhile, and still not applied the drain."""
         return any(
-            drain.xid not in replica.applied and heard.get(replica.id) != replica.seen_at
+            drain.xid not in replica.applied and seen_at_first.get(replica.id) != replica.seen_at
             for replica in self._fleet.replicas.others()
         )
 
-    async def _give_up(self, departure: Departure, drain: Drain) -> None:
+    async def _undo_drain(self, departure: Departure, drain: Drain) -> None:
         async with self._database.transaction() as connection:
             row = await lock_node(connection, drain.passport_id, None)
             if has_ended(row) or read_lifecycle(row).drain_xid != drain.xid:

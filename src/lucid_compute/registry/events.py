@@ -1,4 +1,4 @@
-"""Node events: what happened to a node, written beside the change that it tells of."""
+"""Node events: written in the transaction of the change that they record, queued for webhooks, and listed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lucid_compute.registry.domain.event_types import EventType, WebhookEvent
 from lucid_compute.registry.shapes import EventView
 from lucid_compute.wire import SortBy, SortOrder
 
-# Follows a CTE `told (subject_id, type, at, reason, details)`; rows whose type is null tell nobody.
+# Follows a CTE `told (subject_id, type, at, reason, details)`; webhooks get no row whose type is null.
 ENQUEUE = """
     INSERT INTO webhook_deliveries (webhook_id, event_id, subject_id, type, occurred_at, payload)
     SELECT w.id, t.event_id, t.subject_id, t.type, t.at,
@@ -30,8 +30,8 @@ ENQUEUE = """
 """
 
 
-# Follows a CTE `recorded` of rows of `node_events` that this statement writes. Staleness is no news, so a node has
-# recovered when it is healthy and the last of the two that was told of it is that it was not.
+# Follows a CTE `recorded` of rows of `node_events` that this statement writes. Webhooks get no `stale` events, so a
+# `healthy` event is a recovery when the last event before it, among `healthy` and `unhealthy`, was `unhealthy`.
 ENQUEUE_NODE_EVENTS = f"""
     , told AS (
         SELECT e.passport_id AS subject_id, e.at, e.reason, e.details, CASE
@@ -51,13 +51,13 @@ ENQUEUE_NODE_EVENTS = f"""
 
 
 async def enqueue_recorded(connection: AsyncConnection, event_id: int) -> None:
-    """Have the webhooks told of a node's event that this transaction has just written."""
+    """Queue a node's event, which this transaction has just written, for the webhooks that want it."""
     recorded = "SELECT passport_id, type, at, reason, details FROM node_events WHERE id = :id"
     await connection.execute(text(f"WITH recorded AS ({recorded}) {ENQUEUE_NODE_EVENTS}"), {"id": event_id})
 
 
-_TOLD = {EventType.DEREGISTERED, EventType.REVOKED}  # to webhooks; the sweep has those of its own events told
-# An event is written once and never changed, and what names it is its type.
+_QUEUED = {EventType.DEREGISTERED, EventType.REVOKED}  # for webhooks; the sweep queues its own events itself
+# An event never changes, and its name is its type.
 _SORT_COLUMNS = {
     SortBy.CREATED_AT: node_events.c.at,
     SortBy.UPDATED_AT: node_events.c.at,
@@ -73,15 +73,15 @@ async def record_event(
     reason: str | None = None,
     details: dict[str, Any] | None = None,
 ) -> None:
-    """Write one event, at the database's now, and have the webhooks told of it."""
+    """Write one event, at the database's now, and queue it for webhooks if its type is one that they get."""
     values = {"passport_id": passport_id, "type": event.value, "reason": reason, "details": details or {}}
     event_id = await connection.scalar(insert(node_events).values(values).returning(node_events.c.id))
-    if event in _TOLD:
+    if event in _QUEUED:
         await enqueue_recorded(connection, event_id)
 
 
 class NodeEvents:
-    """Reads events."""
+    """Reads the events of nodes."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -97,7 +97,7 @@ class NodeEvents:
         offset: int,
         limit: int,
     ) -> tuple[list[EventView], int]:
-        """Return a page of one node's events and how many there are, those at `since` or later, of one type or all."""
+        """Return a page of a node's events and their total: those at `since` or later, of one type or (None) of all."""
         conditions = [node_events.c.passport_id == passport_id]
         if since is not None:
             conditions.append(node_events.c.at >= since)

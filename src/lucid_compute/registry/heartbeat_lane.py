@@ -1,7 +1,7 @@
-"""The lane of `POST /compute/heartbeat`: one admission, and two entrances: ASGI beside FastAPI, and the fast path.
+"""Serves `POST /compute/heartbeat` without FastAPI: by ASGI, and on the fast path. Both share one admission.
 
-Measured, the framework is the cost of a heartbeat and the commit is not (docs/adr/0003-heartbeat-lane.md). The body is
-validated by the Pydantic type that the OpenAPI document shows.
+Measured, the framework costs more than the commit (docs/adr/0003-heartbeat-lane.md). The body is validated by the
+Pydantic type that the OpenAPI document shows.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _SPREAD = HEARTBEAT_INTERVAL_SECONDS * HEARTBEAT_JITTER * 2
 
 
 class _Instants(NamedTuple):
-    """What every answer to one group commit says of time, as it stands in the answer; `live_since` as in NodeState."""
+    """The times that all responses of one group commit share, as JSON in `text`; `live_since` as in NodeState."""
 
     received_at: datetime
     live_since: datetime
@@ -53,9 +53,9 @@ class _Instants(NamedTuple):
 
 
 class HeartbeatAdmission(Admission):
-    """A heartbeat on its way in: `heartbeat` once it is read, `node` once it is admitted.
+    """A heartbeat that is being admitted: `heartbeat` is set once its body is read, `node` once it is admitted.
 
-    On the fast path it waits for its commit; `is_repeated` once the writer has found that it repeats an older one.
+    On the fast path it then waits for its commit. `is_repeated` is set when the writer finds that it is a repeat.
     """
 
     heartbeat: Heartbeat | None = None
@@ -64,17 +64,17 @@ class HeartbeatAdmission(Admission):
     _lane: HeartbeatLane
     _client: FastPathClient | None
 
-    def wait(self, lane: HeartbeatLane, client: FastPathClient) -> None:
-        """Wait for the commit, of which `settle` is told."""
+    def wait_for_commit(self, lane: HeartbeatLane, client: FastPathClient) -> None:
+        """Keep the client until the writer calls `respond`."""
         self._lane, self._client = lane, client
 
     def leave(self) -> None:
-        """Note that its client left; it is committed anyway."""
+        """Count that its client left; the heartbeat is committed anyway."""
         self._client = None
         self._lane.outcomes["CLIENT_LEFT"] += 1
 
-    def settle(self, outcome: Outcome) -> None:
-        """Respond with what became of it. Nothing may be raised: the writer settles others after this one."""
+    def respond(self, outcome: Outcome) -> None:
+        """Send the response. It may not raise: the writer notifies others after this one."""
         client, self._client = self._client, None
         if client is None:
             return
@@ -88,13 +88,13 @@ class HeartbeatAdmission(Admission):
 
 
 Wait = Callable[[HeartbeatAdmission, Scope, Receive], Awaitable[None]]
-"""What has to be awaited before a heartbeat can be admitted."""
+"""Gets what a heartbeat still lacks: its key from the database, its body, or its node from the feed."""
 
 
 class HeartbeatLane:
-    """Serves heartbeats, each after its commit: of the fast path by `take`, all others by ASGI.
+    """Serves heartbeats, and responds to each after its commit: `take` on the fast path, `__call__` by ASGI.
 
-    `outcomes` counts how they ended, `express` those that needed no task.
+    `outcomes` counts how they ended, `express` counts those that the fast path served.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class HeartbeatLane:
         *,
         max_per_second: float,
     ) -> None:
-        """Serve one replica. A node may send `max_per_second` in the long run; 0 is any number."""
+        """A node may send `max_per_second` heartbeats on average; 0 is no limit."""
         self._authenticator = authenticator
         self._fleet = fleet
         self._clock = clock
@@ -117,12 +117,12 @@ class HeartbeatLane:
         self.express = 0
 
     def admit(self, admission: HeartbeatAdmission, now: datetime) -> Heartbeat | Wait:
-        """Return the heartbeat when it is in order, else what has to be awaited before it is admitted again.
+        """Return the heartbeat if it is admitted, else what to await before calling `admit` again.
 
-        Nothing is done twice. The node's allowance is spent last.
+        A second call repeats no work. The node's allowance is spent last.
 
         Raises:
-            LucidError: it is refused.
+            LucidError: the heartbeat is refused.
         """
         principal = admission.principal
         if principal is None:
@@ -146,13 +146,13 @@ class HeartbeatLane:
         return heartbeat
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one heartbeat, or refuse it."""
+        """Serve one heartbeat by ASGI."""
         try:
             status, headers, body = await self._serve(scope, receive)
         except ClientLeft:
             self.outcomes["CLIENT_LEFT"] += 1
             return
-        except Exception as error:  # noqa: BLE001 - answered in our shape, as FastAPI's routes answer theirs
+        except Exception as error:  # noqa: BLE001 - the client gets our error shape, as from FastAPI's routes
             status, headers, body = self._refusal_of(error, scope["method"])
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
@@ -160,13 +160,13 @@ class HeartbeatLane:
     def take(
         self, client: FastPathClient, _path: bytes, headers: dict[bytes, bytes], body: bytes
     ) -> HeartbeatAdmission | None:
-        """Have a heartbeat of the fast path committed, refuse it, or pass it on with what was found."""
+        """Admit a heartbeat on the fast path and queue it for a commit, refuse it, or pass its admission on to ASGI."""
         admission = HeartbeatAdmission(PATH, headers, body)
         try:
             heartbeat = self.admit(admission, self._clock.now())
             if isinstance(heartbeat, Heartbeat):
-                admission.wait(self, client)
-                self._registry.submit(heartbeat, admission.settle)
+                admission.wait_for_commit(self, client)
+                self._registry.submit(heartbeat, admission.respond)
                 self.express += 1
                 return admission
         except Exception as error:  # noqa: BLE001 - as above
@@ -176,17 +176,17 @@ class HeartbeatLane:
         return None
 
     def accept(self, node: FleetNode, receipt: Receipt) -> Response:
-        """Count a heartbeat that is committed; return its response."""
+        """Count a committed heartbeat; return its response."""
         self.outcomes["ACCEPTED"] += 1
         body = self._body_of(node, receipt)
         return 200, [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))], body
 
     def refuse(self, client: FastPathClient, error: Exception) -> None:
-        """Refuse a heartbeat of the fast path."""
+        """Send the error response to a client on the fast path."""
         client.answer(*self._refusal_of(error, "POST"))
 
     def _refusal_of(self, error: Exception, method: str) -> Response:
-        """Count a heartbeat that is refused; return its response. Another method than POST is no heartbeat."""
+        """Count a refused heartbeat; return its response. A request with another method than POST is not counted."""
         if not isinstance(error, LucidError):
             error = log_unexpected(method, PATH, error, None)
         if not isinstance(error, MethodNotAllowed):
@@ -198,24 +198,24 @@ class HeartbeatLane:
         """Return the response to a heartbeat that came by ASGI.
 
         Raises:
-            DatabaseUnavailable: it was not committed; or repeats one that this replica could not catch up with in time.
+            DatabaseUnavailable: it was not committed, or it is a repeat and this replica could not catch up in time.
         """
         admission = HeartbeatAdmission.of_scope(scope)
         if not admission.is_repeated:
             while not isinstance(heartbeat := self.admit(admission, self._clock.now()), Heartbeat):
                 await heartbeat(admission, scope, receive)
-            return self.accept(admission.node, await self._registry.beat(heartbeat))
+            return self.accept(admission.node, await self._registry.record_heartbeat(heartbeat))
         return self.accept(admission.node, await self._registry.newest_receipt(admission.node.state.id))
 
     async def _await_body(self, admission: HeartbeatAdmission, _scope: Scope, receive: Receive) -> None:
         admission.body = await read_body(receive, admission.headers)
 
     async def _await_node(self, passport_id: str, visible_owner: str | None, *_: object) -> None:
-        """Have the fleet know a node that another replica may have only just registered."""
+        """Wait for a node that another replica may have only just registered."""
         await self._registry.get_node(passport_id, visible_owner=visible_owner)
 
     def _body_of(self, node: FleetNode, receipt: Receipt) -> bytes:
-        """Return the node's state as JSON: by hand, since all but the id is the same within one group commit."""
+        """Return the node's state as JSON, written by hand: most of it is the same within one group commit."""
         state = node.state
         if self._instants is None or self._instants.received_at != receipt.received_at:
             live_since = self._fleet.live_since(receipt.received_at)
@@ -230,17 +230,17 @@ class HeartbeatLane:
 
 
 def read_heartbeat(body: bytes) -> Heartbeat:
-    """Return the heartbeat that a body holds.
+    """Return the heartbeat in a body.
 
     Raises:
-        InvalidRequest: naming every fault.
+        InvalidRequest: it is not valid; the error names every fault.
     """
     try:
         heartbeat = Heartbeat.model_validate_json(body)
     except ValidationError as error:
         heartbeat = _read_again(body, error)
     if body.count(b":") != len(heartbeat.model_fields_set) or b"\\u0000" in body:
-        read_strictly(body)  # more keys or colons than fields: perhaps one stands twice
+        read_strictly(body)  # more keys or colons than fields: a key may be in it twice
     return heartbeat
 
 
@@ -248,7 +248,7 @@ def _read_again(body: bytes, error: ValidationError) -> Heartbeat:
     """Return the heartbeat of a body whose only fault was a whole number written as 3.0.
 
     Raises:
-        InvalidRequest: naming every fault, `error`'s unless the body is not JSON that could be kept.
+        InvalidRequest: it has other faults. They are those of `error`, unless the body is not JSON that we can store.
     """
     value = read_strictly(body)
     with suppress(ValidationError):

@@ -1,7 +1,7 @@
-"""Group commit of heartbeats: those that come while one commit runs share the next, and each is answered after it.
+"""Group commit of heartbeats: those that arrive during one commit share the next, and each is answered after its own.
 
-The database sees a handful of statements a second, however large the fleet, and a kill at any instant loses no
-heartbeat that was acknowledged. The writer has a connection of its own, so that a full pool never holds heartbeats up.
+The database gets a few statements a second, however large the fleet. A crash at any moment loses no heartbeat that was
+acknowledged. The writer has its own connection, so that a full pool never delays heartbeats.
 """
 
 from __future__ import annotations
@@ -25,15 +25,16 @@ from lucid_compute.registry.domain.node_state import Heartbeat, Receipt
 from lucid_compute.registry.fleet.change_feed import OwnHeartbeats
 from lucid_compute.registry.fleet.fleet import Fleet
 
-# $1 the heartbeats as one JSON array (each node at most once), $2 the instant since when a node's silence makes it
-# unhealthy, $3 the replica. One text is sent where arrays of columns cost this process twice the time to encode.
+# $1: the heartbeats as one JSON array, each node at most once. One text, because arrays of columns take this process
+# twice the time to encode. $2: a node whose last heartbeat is older was unhealthy. $3: the replica.
 #
-# A heartbeat is left out when its sequence is not above the one held of the same boot, or when its boot id is a former
-# one; `outcome` says which, and `revision` is null. `up_since` starts anew after a silence or a report of unhealthy.
-# One that was judged `applied` and has no `revision` lost a race for its row, and is to be judged again: the row is
-# locked only after it was judged, and another replica's boot may have come first.
-# The look at former boots is no EXISTS, which Postgres would answer by hashing the whole of node_boots.
-# `received_at`, the same for all, stands in the first row alone: decoding it takes as long as the rest of a row.
+# A heartbeat is not applied when its sequence is not above the stored one of the same boot (`repeated`), or when its
+# boot id is a previous one of the node (`former`): `outcome` says which, and `revision` is null.
+# `up_since` restarts after a silence or a report of unhealthy.
+# A row that was judged `applied` and has no `revision` lost a race: it is locked only after it was judged, and another
+# replica's heartbeat came first. The caller sends it again.
+# Former boots are found by a scalar subquery: for an EXISTS Postgres would hash all of node_boots.
+# `received_at` is the same for all, and is in the first row only: decoding it takes as long as the rest of a row.
 COMMIT_HEARTBEATS = """
 WITH sent AS (
     SELECT (report->>'passportId')::uuid AS passport_id, report, report->>'status' AS status,
@@ -84,25 +85,24 @@ SELECT j.position - 1 AS position, j.outcome, a.revision, a.up_since,
     CASE WHEN row_number() OVER () = 1 THEN statement_timestamp() END AS received_at
 FROM judged j LEFT JOIN applied a USING (position)
 """
-# Postgres keeps the plan of the statement; one made while a table was empty would read all of it when it is full.
+# Postgres keeps the plan of the statement. A plan made while a table was empty would scan it when it is full.
 USE_INDEXES = "SET enable_seqscan = off"
 MAX_BATCH = 1000
-MAX_WAITING = 20_000
 RECONNECT_SECONDS = 0.1
 _log = logging.getLogger(__name__)
 _HEARTBEATS = TypeAdapter(list[Heartbeat])
 Outcome = Receipt | None | Exception
-Tell = Callable[[Outcome], None]
-OnCommit = Callable[[Heartbeat, datetime], None]  # a committed heartbeat, and when it was received
+OnDone = Callable[[Outcome], None]
+OnCommit = Callable[[Heartbeat, datetime], None]  # gets a committed heartbeat, and when it was received
 
 
 class _Waiting(NamedTuple):
     heartbeat: Heartbeat
-    tell: Tell
+    on_done: OnDone
 
 
 class HeartbeatWriter:
-    """Commits heartbeats in groups and shows them to the fleet."""
+    """Commits heartbeats in groups and applies them to the fleet."""
 
     def __init__(
         self,
@@ -113,13 +113,15 @@ class HeartbeatWriter:
         own: OwnHeartbeats,
         on_commit: OnCommit,
         timeout_seconds: float = 2.0,
+        max_waiting: int = 20_000,
     ) -> None:
-        """Write to the database at `url`; a commit that takes longer than `timeout_seconds` counts as failed."""
+        """A commit that takes longer than `timeout_seconds` has failed. `on_commit` gets each committed heartbeat."""
         self._fleet = fleet
         self._clock = clock
         self._own = own
         self._on_commit = on_commit
         self._timeout_seconds = timeout_seconds
+        self.max_waiting = max_waiting
         self._waiting: dict[str, _Waiting] = {}
         self._later: list[_Waiting] = []
         self._work = asyncio.Event()
@@ -127,33 +129,33 @@ class HeartbeatWriter:
 
     @property
     def is_full(self) -> bool:
-        """Return whether as many wait as may."""
-        return len(self._waiting) + len(self._later) >= MAX_WAITING
+        """Return whether as many heartbeats wait as may wait."""
+        return len(self._waiting) + len(self._later) >= self.max_waiting
 
     async def write(self, heartbeat: Heartbeat) -> Receipt | None:
         """Commit one heartbeat; return its receipt, or None when it repeats an older one and changed nothing.
 
         Raises:
-            DatabaseUnavailable: the commit failed or is not known to have held.
-            InvalidRequest: its bootId is a former one of this node.
-            Overloaded: too many wait.
+            DatabaseUnavailable: the commit failed, or it is not known whether it succeeded.
+            InvalidRequest: its bootId is a previous one of this node.
+            Overloaded: too many heartbeats wait.
         """
-        committed: asyncio.Future[Receipt | None] = asyncio.get_running_loop().create_future()
-        self.submit(heartbeat, partial(_settle, committed))
-        return await committed
+        outcome: asyncio.Future[Receipt | None] = asyncio.get_running_loop().create_future()
+        self.submit(heartbeat, partial(_resolve, outcome))
+        return await outcome
 
-    def submit(self, heartbeat: Heartbeat, tell: Tell) -> None:
-        """Have one heartbeat committed; `tell` is called once with what `write` would answer or raise.
+    def submit(self, heartbeat: Heartbeat, on_done: OnDone) -> None:
+        """Queue one heartbeat for the next commit; `on_done` is called once with what `write` would return or raise.
 
-        It may not raise: others' heartbeats are told of in the same turn of the loop.
+        It may not raise: the heartbeats after it in the group would not be notified.
 
         Raises:
-            Overloaded: too many wait.
+            Overloaded: too many heartbeats wait.
         """
         if self.is_full:
             message = "Too many heartbeats are waiting to be written. Send it again after Retry-After seconds."
             raise Overloaded(message, retry_after_seconds=2)
-        waiting = _Waiting(heartbeat, tell)
+        waiting = _Waiting(heartbeat, on_done)
         if heartbeat.passport_id in self._waiting:
             self._later.append(waiting)
         else:
@@ -161,19 +163,19 @@ class HeartbeatWriter:
         self._work.set()
 
     async def run(self) -> None:
-        """Commit what waits, for as long as this task runs."""
+        """Commit waiting heartbeats for as long as this task runs."""
         try:
             while True:
                 await self._work.wait()
-                await asyncio.sleep(0)  # whatever this turn of the loop still brings joins the group
+                await asyncio.sleep(0)  # heartbeats that arrive in this turn of the loop join the group
                 self._work.clear()
-                if group := self._take_group():
+                if group := self._next_group():
                     await self._commit(group)
         finally:
-            self._fail(self._take_all(), DatabaseUnavailable())
+            self._fail(self._clear(), DatabaseUnavailable())
             self._connection.terminate()
 
-    def _take_group(self) -> list[_Waiting]:
+    def _next_group(self) -> list[_Waiting]:
         waiting_ids = sorted(islice(self._waiting, MAX_BATCH))  # all replicas lock rows in one order: no deadlock
         group = [self._waiting.pop(passport_id) for passport_id in waiting_ids]
         later, self._later = self._later, []
@@ -192,8 +194,8 @@ class HeartbeatWriter:
         except asyncio.CancelledError:
             self._fail(group, DatabaseUnavailable())
             raise
-        except Exception as error:  # noqa: BLE001 - whatever it is, those who wait are told, and the next group is taken
-            await self._explain(group, error)
+        except Exception as error:  # noqa: BLE001 - any fault fails this group, and the next one is committed
+            await self._handle_failure(group, error)
 
     async def _execute(self, group: list[_Waiting]) -> list[asyncpg.Record]:
         async with self._connection.within(self._timeout_seconds) as connection:
@@ -209,20 +211,20 @@ class HeartbeatWriter:
                 receipt = Receipt(waiting.heartbeat, received_at, up_since, revision)
                 self._fleet.apply_receipt(waiting.heartbeat.passport_id, receipt)
                 self._on_commit(waiting.heartbeat, received_at)
-                waiting.tell(receipt)
+                waiting.on_done(receipt)
             elif outcome == "former":
-                waiting.tell(InvalidRequest.at("bootId", "This bootId is a former one of the node. Make a new one."))
-            elif outcome == "applied":  # another replica's heartbeat of this node came first: judge it again
+                waiting.on_done(InvalidRequest.at("bootId", "This bootId is a former one of the node. Make a new one."))
+            elif outcome == "applied":  # another replica's heartbeat of this node came first: send it again
                 self._later.append(waiting)
                 self._work.set()
             else:
-                waiting.tell(None)
-        if len(rows) < len(group):  # nodes without a row yet: another replica's, seconds old
-            found = {row["position"] for row in rows}
-            self._fail([w for n, w in enumerate(group) if n not in found], DatabaseUnavailable())
+                waiting.on_done(None)
+        if len(rows) < len(group):  # nodes whose rows this database does not have yet
+            written = {row["position"] for row in rows}
+            self._fail([w for n, w in enumerate(group) if n not in written], DatabaseUnavailable())
 
-    async def _explain(self, group: list[_Waiting], error: Exception) -> None:
-        """Fail the group, or find the one that Postgres refuses by committing its halves."""
+    async def _handle_failure(self, group: list[_Waiting], error: Exception) -> None:
+        """Fail the group, or commit its halves to find the heartbeat that Postgres refuses."""
         if isinstance(error, asyncpg.PostgresError) and not is_passing(error) and len(group) > 1:
             middle = len(group) // 2
             await self._commit(group[:middle])
@@ -232,24 +234,25 @@ class HeartbeatWriter:
             _log.error("heartbeats could not be written", exc_info=error)
         self._own.doubt(waiting.heartbeat.passport_id for waiting in group)
         self._fail(group, DatabaseUnavailable())
-        if not isinstance(error, asyncpg.PostgresError):  # it does not answer: let nobody wait for the next time-out
-            self._fail(self._take_all(), DatabaseUnavailable())
+        if not isinstance(error, asyncpg.PostgresError):  # Postgres hangs: the others need not wait for a time-out too
+            self._fail(self._clear(), DatabaseUnavailable())
         await asyncio.sleep(RECONNECT_SECONDS)
 
-    def _take_all(self) -> list[_Waiting]:
-        taken = [*self._waiting.values(), *self._later]
+    def _clear(self) -> list[_Waiting]:
+        """Empty the queue and return what was in it."""
+        waiting = [*self._waiting.values(), *self._later]
         self._waiting, self._later = {}, []
-        return taken
+        return waiting
 
     def _fail(self, group: list[_Waiting], error: Exception) -> None:
         for waiting in group:
-            waiting.tell(error)
+            waiting.on_done(error)
 
 
-def _settle(committed: asyncio.Future[Receipt | None], outcome: Outcome) -> None:
-    if committed.done():  # who waited for it was cancelled
+def _resolve(future: asyncio.Future[Receipt | None], outcome: Outcome) -> None:
+    if future.done():  # the caller was cancelled
         return
     if isinstance(outcome, Exception):
-        committed.set_exception(outcome)
+        future.set_exception(outcome)
     else:
-        committed.set_result(outcome)
+        future.set_result(outcome)

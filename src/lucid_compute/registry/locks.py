@@ -1,4 +1,4 @@
-"""The rows of a node, inside a transaction: made, locked, changed, ended."""
+"""Statements on the rows of passports and nodes, for callers inside a transaction: lock, change, drain, end."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from lucid_compute.registry.fleet.rows import read_passport
 
 
 async def lock_passport(connection: AsyncConnection, passport_id: str, visible_owner: str | None) -> RowMapping:
-    """Return the owner's passport until the transaction ends; `visible_owner` None locks any.
+    """Lock the owner's passport until the transaction ends and return its row; `visible_owner` None locks any.
 
     Raises:
-        PassportNotFound: there is none.
+        PassportNotFound: there is no such passport, or it is another owner's.
         Forbidden: it is another owner's model, which everyone may see.
     """
     row = None
@@ -39,7 +39,7 @@ async def get_passport(connection: AsyncConnection, passport_id: str) -> Passpor
     """Return a passport.
 
     Raises:
-        PassportNotFound: there is none.
+        PassportNotFound: there is no such passport.
     """
     row = None
     if ids_are_uuids(passport_id):
@@ -51,7 +51,7 @@ async def get_passport(connection: AsyncConnection, passport_id: str) -> Passpor
 
 
 def update_passport(passport_id: str, **changes: Any) -> Any:
-    """Return an UPDATE of one passport that the feed will notice, and that returns its row."""
+    """Return an UPDATE of one passport that the change feed delivers, and that returns its row."""
     return (
         update(passports)
         .where(passports.c.id == passport_id)
@@ -66,16 +66,16 @@ def update_passport(passport_id: str, **changes: Any) -> Any:
 
 
 async def add_node_rows(connection: AsyncConnection, passport_id: str) -> None:
-    """Give a new compute passport the rows that its heartbeats and its operator write to."""
+    """Insert the rows of a new compute passport that heartbeats and drains update."""
     await connection.execute(insert(nodes).values(passport_id=passport_id))
     await connection.execute(insert(heartbeats).values(passport_id=passport_id))
 
 
 async def lock_node(connection: AsyncConnection, passport_id: str, visible_owner: str | None) -> RowMapping:
-    """Return the owner's node until the transaction ends, an ended one too; `visible_owner` None locks any.
+    """Lock the owner's node, also an ended one, and return its row; `visible_owner` None locks any.
 
     Raises:
-        NodeNotFound: there is none.
+        NodeNotFound: there is no such node, or it is another owner's.
     """
     if not ids_are_uuids(passport_id):
         raise NodeNotFound(passport_id)
@@ -88,10 +88,10 @@ async def lock_node(connection: AsyncConnection, passport_id: str, visible_owner
 
 
 async def lock_registered_node(connection: AsyncConnection, passport_id: str, visible_owner: str | None) -> RowMapping:
-    """Return the owner's node that has not ended until the transaction ends.
+    """Lock the owner's node that has not ended and return its row.
 
     Raises:
-        NodeNotFound: as `lock_node`.
+        NodeNotFound: there is no such node, or it is another owner's.
         NodeDeregistered: it was deregistered or revoked.
     """
     row = await lock_node(connection, passport_id, visible_owner)
@@ -101,12 +101,12 @@ async def lock_registered_node(connection: AsyncConnection, passport_id: str, vi
 
 
 def has_ended(row: RowMapping) -> bool:
-    """Return whether the node of a locked row was deregistered or revoked."""
+    """Return whether the node of this row was deregistered or revoked."""
     return row["deregistered_at"] is not None or row["status"] == PassportStatus.REVOKED
 
 
 async def change_node(connection: AsyncConnection, passport_id: str, **changes: Any) -> RowMapping:
-    """Change the node's lifecycle so that the feed will notice; return its row."""
+    """Change the node's lifecycle so that the change feed delivers it; return its row."""
     statement = (
         update(nodes)
         .where(nodes.c.passport_id == passport_id)
@@ -118,7 +118,7 @@ async def change_node(connection: AsyncConnection, passport_id: str, **changes: 
 
 
 async def drain_node(connection: AsyncConnection, passport_id: str) -> RowMapping:
-    """Begin a drain, by this transaction; return the node's row."""
+    """Begin a drain and store this transaction's id with it; return the node's row."""
     xid = func.pg_current_xact_id()
     return await change_node(connection, passport_id, draining_since=func.now(), drain_xid=xid)
 
@@ -129,6 +129,6 @@ async def resume_node(connection: AsyncConnection, passport_id: str) -> RowMappi
 
 
 async def end_node(connection: AsyncConnection, passport_id: str) -> Passport:
-    """Deregister the node."""
+    """Deregister the node; return its passport."""
     rows = await connection.execute(update_passport(passport_id, deregistered_at=func.now()))
     return read_passport(rows.mappings().one())

@@ -1,7 +1,7 @@
-"""The matching engine: pure predicates over frozen values that alone decide which node can run which model.
+"""The matching engine: pure predicates that alone decide which node can run which model.
 
 Source of the rules: the models guide, "Availability Check per Model" and "Compute Matching", and the contract's
-section on models. Now is an argument; nothing here reads a clock, a database or the fleet.
+section on models. The time is an argument; nothing here reads a clock, a database or the fleet.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FORMAT_RUNTIMES = {
 
 
 class ReasonCode(StrEnum):
-    """Why a node can't run a model; the last six are `routing_rules`', why it gets no request of it."""
+    """Why a node can't run a model. The last six, of `routing_rules`, say why it gets no request for the model."""
 
     RUNTIME_MISMATCH = "RUNTIME_MISMATCH"
     VRAM_TOO_LOW = "VRAM_TOO_LOW"
@@ -42,7 +42,7 @@ class ReasonCode(StrEnum):
 
 
 class Reason(NamedTuple):
-    """One failing rule: what it is, what to do, what was wanted and what was found."""
+    """One failing rule: its code, a message with the next step, the value required and the value found."""
 
     code: ReasonCode
     message: str
@@ -51,19 +51,19 @@ class Reason(NamedTuple):
 
 
 def runtime_compatible(model: ModelPassport, node: NodeState) -> bool:
-    """Whether the node shares a runtime with the model; one that names none is, with the models it serves."""
+    """Return whether node and model share a runtime; a node that names none is compatible with models it serves."""
     runtimes = node.runtimes
     return not runtimes.isdisjoint(wanted_runtimes(model)) if runtimes else serves(model, node)
 
 
 def hardware_compatible(model: ModelPassport, node: NodeState) -> bool:
-    """Whether the node has the VRAM and the context length that the model needs."""
+    """Return whether the node has the VRAM and the context length that the model needs."""
     declaration = declaration_of(model, node)
     return _has_vram(model, node, declaration) and _has_context(model, node, declaration)
 
 
 def is_healthy(node: NodeState, now: datetime) -> bool:
-    """Whether the node is fresh, reports healthy, is not draining, not deregistered, and its passport is active."""
+    """Return whether the node is fresh, reports healthy, is not draining, and its passport is active and not ended."""
     return (
         node.is_fresh(now)
         and node.reported_status is ReportedStatus.HEALTHY
@@ -74,24 +74,24 @@ def is_healthy(node: NodeState, now: datetime) -> bool:
 
 
 def is_available_on(model: ModelPassport, node: NodeState, now: datetime) -> bool:
-    """Whether this node could run the model right now."""
+    """Return whether this node could run the model right now."""
     return is_healthy(node, now) and runtime_compatible(model, node) and hardware_compatible(model, node)
 
 
 def has_available_compute(model: ModelPassport, nodes: Iterable[NodeState], now: datetime) -> bool:
-    """Whether any of `nodes` could run the model right now; stops at the first that could. API models always run."""
+    """Return whether any of `nodes` could run the model right now; stops at the first. API models always run."""
     return model.format is ModelFormat.API or any(is_available_on(model, node, now) for node in nodes)
 
 
 def has_serving_compute(model: ModelPassport, nodes: Iterable[NodeState], now: datetime) -> bool:
-    """Whether any of `nodes` could run the model right now and declares or reports it. API models always run."""
+    """Return whether any of `nodes` could run the model now and declares or reports it. API models always run."""
     return model.format is ModelFormat.API or any(
         serves(model, node) and is_available_on(model, node, now) for node in nodes
     )
 
 
 def serves(model: ModelPassport, node: NodeState) -> bool:
-    """Return whether the node declares or reports the model, under its id, its name or an alias."""
+    """Return whether the node declares or reports the model, by its id, name or an alias."""
     return declaration_of(model, node) is not None or not node.reported_models.isdisjoint(model.known_as)
 
 
@@ -100,7 +100,7 @@ def rejection_reasons(
 ) -> tuple[Reason, ...]:
     """Return every failing rule, not only the first; none exactly when `is_available_on`.
 
-    `of_kind` are the node's `fit_reasons`, if they are known: all nodes of one capability class have the same.
+    `of_kind` are the node's `fit_reasons` if they are known; all nodes of one capability class have the same.
     """
     of_kind = fit_reasons(model, node) if of_kind is None else of_kind
     return of_kind if is_healthy(node, now) else (*of_kind, *health_reasons(node, now))
@@ -118,14 +118,14 @@ def health_reasons(node: NodeState, now: datetime) -> tuple[Reason, ...]:
 
 
 def declaration_of(model: ModelPassport, node: NodeState) -> DeclaredModel | None:
-    """Return what the node declares of the model, looked up by id, then name, then aliases."""
+    """Return the node's declaration of the model, looked up by id, then name, then aliases; None: it declares none."""
     if not node.declared:
         return None
     return next((node.declared[name] for name in model.known_as if name in node.declared), None)
 
 
 def wanted_runtimes(model: ModelPassport) -> frozenset[str]:
-    """Return the runtimes that can run the model: its hard list, else the recommended one, else its format's."""
+    """Return the runtimes that can run the model: those it lists, else the recommended one, else its format's."""
     if model.runtimes:
         return model.runtimes
     if model.runtime_recommended:
@@ -134,7 +134,7 @@ def wanted_runtimes(model: ModelPassport) -> frozenset[str]:
 
 
 def minimum_vram_gb(model: ModelPassport, declaration: DeclaredModel | None) -> float:
-    """Return the VRAM that the model needs on a node which declares it so; 0 when the model names no minimum."""
+    """Return the GB of VRAM that the model needs on a node with this declaration; 0 when it names no minimum."""
     by_quantization = model.min_vram_by_quantization
     if by_quantization:
         quantization = declaration.quantization.lower() if declaration and declaration.quantization else None
@@ -143,7 +143,7 @@ def minimum_vram_gb(model: ModelPassport, declaration: DeclaredModel | None) -> 
 
 
 def context_limit(node: NodeState, declaration: DeclaredModel | None) -> int | None:
-    """Return the tokens that the node takes for a model it declares so; None is no limit."""
+    """Return the node's context length in tokens for a model with this declaration; None is no limit."""
     if declaration is not None and declaration.max_tokens is not None:
         return declaration.max_tokens
     return node.passport.max_context

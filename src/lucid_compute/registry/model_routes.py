@@ -1,4 +1,4 @@
-"""Models over HTTP, open to everyone: which there are, which can be served right now, and why not."""
+"""Models over HTTP, open to everyone: list them, read one, and explain its availability."""
 
 from __future__ import annotations
 
@@ -35,12 +35,13 @@ async def list_models(
     order: OrderDependency,
     available: Annotated[
         Literal["true", "false"] | None,
-        Query(description="`true`: can be run right now; `false`: can't; left out: all."),
+        Query(description="`true`: only models that can be run right now; `false`: only others; left out: all."),
     ] = None,
     format: Annotated[ModelFormat | None, Query()] = None,  # noqa: A002 - the contract's name
-    runtime: Annotated[Text | None, Query(description="A runtime that the model runs on.")] = None,
+    runtime: Annotated[Text | None, Query(description="Only models that run on this runtime.")] = None,
     max_vram: Annotated[
-        float | None, Query(alias="maxVram", ge=0, allow_inf_nan=False, description="GB that the model may need.")
+        float | None,
+        Query(alias="maxVram", ge=0, allow_inf_nan=False, description="Only models that need at most this many GB."),
     ] = None,
     owner: Annotated[Text | None, Query()] = None,
     tags: Tags = [],  # noqa: B006 - FastAPI copies it
@@ -49,15 +50,15 @@ async def list_models(
     ] = None,
 ) -> ModelList:
     """List models, each with `available` and `served`. The filter applies before paging, so totals are exact."""
-    wanted = ModelSearch(format, runtime, max_vram, owner, split_tags(tags), search)
+    criteria = ModelSearch(format, runtime, max_vram, owner, split_tags(tags), search)
     now = clock.now()
-    found = _find(fleet, wanted, order)
+    models = _find(fleet, criteria, order)
     if available is not None:
-        wanted_verdict = available == "true"
-        found = [m for m in found if has_available_compute(m, fleet.candidates(m, now), now) is wanted_verdict]
+        expected = available == "true"
+        models = [m for m in models if has_available_compute(m, fleet.candidates(m, now), now) is expected]
     return ModelList(
-        models=[view_model(fleet, model, viewer, now) for model in page.slice_of(found)],
-        pagination=page.pagination(len(found)),
+        models=[view_model(fleet, model, viewer, now) for model in page.slice_of(models)],
+        pagination=page.pagination(len(models)),
     )
 
 
@@ -74,11 +75,11 @@ async def get_availability(
     feed: Provided[ChangeFeed],
     viewer: Anyone,
     page: OptionalPageDependency,
-    reason: Annotated[ReasonCode | None, Query(description="Only nodes with this reason against them.")] = None,
+    reason: Annotated[ReasonCode | None, Query(description="Only nodes with this reason.")] = None,
 ) -> ModelAvailability:
-    """Explain, node by node, why a model can or can't be run right now: every failing rule, and what it wants.
+    """Explain for each node why it can or can't run the model right now: every failing rule, and what it requires.
 
-    All nodes are listed, unless `page` or `perPage` asks for a page of them; those that have left stand last.
+    All nodes are listed, unless `page` or `perPage` is sent. Nodes that have ended come last.
     """
     model = await _get(fleet, feed, id_or_name)
     return await explain_availability(fleet, model, viewer, clock.now(), shown=Shown(reason and reason.value, page))
@@ -93,10 +94,11 @@ async def get_model(
     return view_model(fleet, model, viewer, clock.now())
 
 
-def _find(fleet: Fleet, wanted: ModelSearch, order: Order[SortBy]) -> list[ModelPassport]:
+def _find(fleet: Fleet, criteria: ModelSearch, order: Order[SortBy]) -> list[ModelPassport]:
     models = fleet.models_newest_first()
-    found = models if wanted.is_empty else [model for model in models if wanted.matches(model)]
-    return found if order == _DEFAULT_ORDER else sorted_by(order, found)
+    if not criteria.is_empty:
+        models = [model for model in models if criteria.matches(model)]
+    return models if order == _DEFAULT_ORDER else sorted_by(order, models)
 
 
 async def _get(fleet: Fleet, feed: ChangeFeed, id_or_name: str) -> ModelPassport:

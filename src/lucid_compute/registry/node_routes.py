@@ -1,4 +1,4 @@
-"""Nodes over HTTP: health, declarations, drains, events. Heartbeats have a lane of their own, `heartbeat_lane`."""
+"""Nodes over HTTP: health, declarations, drains, deregistration and events. `heartbeat_lane` serves heartbeats."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def get_node_order(
     sort_by: Annotated[NodeSortBy, Query(alias="sortBy")] = NodeSortBy.CREATED_AT,
     sort_order: Direction = SortOrder.DESCENDING,
 ) -> Order[NodeSortBy]:
-    """Return the order that is asked for; nodes of which it is not known come last, either way."""
+    """Return the order of the list; nodes whose value is unknown come last, in both directions."""
     return Order(sort_by, sort_order)
 
 
@@ -51,40 +51,40 @@ async def list_nodes(
     principal: Reader,
     page: PageDependency,
     order: NodeOrderDependency,
-    status: Annotated[NodeStatus | None, Query(description="Ended nodes are shown only by `deregistered`.")] = None,
+    status: Annotated[NodeStatus | None, Query(description="Only `deregistered` lists nodes that have ended.")] = None,
     region: Annotated[Text | None, Query()] = None,
     runtime: Annotated[Text | None, Query()] = None,
     min_vram: Annotated[float | None, Query(alias="minVram", ge=0, allow_inf_nan=False, description="GB")] = None,
     gpu: Annotated[Text | None, Query(description="Part of the GPU's name.")] = None,
-    model: Annotated[Text | None, Query(description="A model that the node declares or reports.")] = None,
+    model: Annotated[Text | None, Query(description="Only nodes that declare or report this model.")] = None,
     owner: Annotated[Text | None, Query(description="Another owner than the key's; admins only.")] = None,
     search: Annotated[
         Text | None, Query(description="Part of the name or the description, or the beginning of the id.")
     ] = None,
 ) -> NodeList:
-    """List one's own nodes with their health, an admin's are all."""
+    """List your own nodes with their health; an admin lists all."""
     if owner is not None and not principal.is_admin and owner != principal.owner:
         message = "Only an admin may list another owner's nodes. Leave owner out."
         raise Forbidden(message)
     now = clock.now()
-    wanted = NodeSearch(region=region, runtime=runtime, min_vram_gb=min_vram, gpu=gpu, model=model, text=search)
+    criteria = NodeSearch(region=region, runtime=runtime, min_vram_gb=min_vram, gpu=gpu, model=model, text=search)
     of_status = StatusFilter(status, fleet.live_since(now))
     nodes = [
         node
         for node in fleet.nodes(owner=owner or principal.visible_owner)
-        if of_status.matches(node) and wanted.matches(fleet, node)
+        if of_status.matches(node) and criteria.matches(fleet, node)
     ]
     shown = page.slice_of(sort_nodes(fleet, order, nodes))
-    done = await registry.statistics(shown)
+    statistics = await registry.statistics(shown)
     return NodeList(
-        nodes=[view_node(registry.health(node, now), principal, done[node.state.id]) for node in shown],
+        nodes=[view_node(registry.health(node, now), principal, statistics[node.state.id]) for node in shown],
         pagination=page.pagination(len(nodes)),
     )
 
 
 @router.get("/health/{passport_id}", response_model=NodeHealth, responses=declare(NodeNotFound, NodeDeregistered))
 async def get_health(passport_id: str, registry: Provided[ComputeRegistry], principal: Reader) -> NodeHealth:
-    """Read a node's health, counted over what this service routed; what the node says of itself is `reported`."""
+    """Read a node's health, counted over what this service routed; `reported` is what the node itself reports."""
     node = await registry.get_node(passport_id, visible_owner=principal.visible_owner)
     return await _view_health(registry, node)
 
@@ -100,9 +100,9 @@ async def declare_models(
     principal: ComputeWriter,
     actor: ActorDependency,
 ) -> Declaration:
-    """Replace the whole declaration of a node. Each model is answered with the model passport that it resolves to."""
+    """Replace the complete declaration of a node. The response names the model passport that each entry resolves to."""
     models = [DeclaredModel(model.id, model.max_tokens, model.quantization) for model in body.models]
-    _refuse_twice(models)
+    _refuse_repeated(models)
     node = await registry.get_node(passport_id, visible_owner=principal.visible_owner)
     principal.require_node(passport_id)
     await registry.declare(actor, passport_id, models, visible_owner=principal.visible_owner)
@@ -130,7 +130,7 @@ async def drain(
     principal: ComputeWriter,
     actor: ActorDependency,
 ) -> DrainAnswer:
-    """Start no request on the node from here on and let running ones finish; `drained` says when none is left."""
+    """Start no more requests on the node and let running ones finish; `drained` is true when none is left."""
     node = await registry.get_node(passport_id, visible_owner=principal.visible_owner)
     principal.require_node(passport_id)
     await registry.drain(actor, passport_id, visible_owner=principal.visible_owner)
@@ -144,7 +144,7 @@ async def resume(
     principal: ComputeWriter,
     actor: ActorDependency,
 ) -> NodeHealth:
-    """End a drain. One that the node reports itself ends when the node reports otherwise."""
+    """End a drain. A drain that the node reports itself ends when the node reports otherwise."""
     node = await registry.get_node(passport_id, visible_owner=principal.visible_owner)
     principal.require_node(passport_id)
     await registry.resume(actor, passport_id, visible_owner=principal.visible_owner)
@@ -159,7 +159,7 @@ async def deregister(
     registry: Provided[ComputeRegistry],
     principal: ComputeWriter,
     actor: ActorDependency,
-    force: Annotated[bool, Query(description="Do not care for requests in flight.")] = False,
+    force: Annotated[bool, Query(description="End the node even if requests are in flight.")] = False,
     wait_seconds: Annotated[
         float,
         Query(
@@ -167,13 +167,14 @@ async def deregister(
             ge=0,
             le=MAX_WAIT_SECONDS,
             allow_inf_nan=False,
-            description="How long to wait for requests in flight before they are refused.",
+            description="How long to wait for requests in flight before the call is refused.",
         ),
     ] = 0,
 ) -> DeregisterAnswer:
-    """End a node for good, when no replica runs a request on it; none starts from here on.
+    """End a node, which is final, when no replica runs a request on it. No more requests are started meanwhile.
 
-    After a 409 it goes on as before. Its passport, events and jobs stay readable, and its name can be registered again.
+    After a 409 the node goes on as before. An ended node's passport, events and jobs stay readable, and its name can be
+    registered again.
     """
     await registry.get_passport(passport_id, visible_owner=principal.visible_owner)
     principal.require_node(passport_id)
@@ -191,10 +192,10 @@ async def list_events(
     principal: Reader,
     page: PageDependency,
     order: OrderDependency,
-    since: Annotated[Instant | None, Query(description="The oldest instant that is wanted.")] = None,
+    since: Annotated[Instant | None, Query(description="Only events at this instant or later.")] = None,
     type: Annotated[Text | None, Query(description="Such as `unhealthy`.")] = None,  # noqa: A002 - the contract's name
 ) -> EventList:
-    """List what happened to a node; an ended one's events stay readable. `name` sorts by the type."""
+    """List the events of a node, also of one that has ended. `name` sorts by the type."""
     await registry.get_passport(passport_id, visible_owner=principal.visible_owner)
     events, total = await node_events.list_page(
         passport_id,
@@ -209,11 +210,11 @@ async def list_events(
 
 
 async def _view_health(registry: ComputeRegistry, node: FleetNode) -> NodeHealth:
-    done = await registry.statistics([node])
-    return view_health(registry.health(node), done[node.state.id])
+    statistics = await registry.statistics([node])
+    return view_health(registry.health(node), statistics[node.state.id])
 
 
-def _refuse_twice(models: list[DeclaredModel]) -> None:
+def _refuse_repeated(models: list[DeclaredModel]) -> None:
     seen: set[str] = set()
     faults = []
     for position, model in enumerate(models):

@@ -1,4 +1,4 @@
-"""Passports over HTTP."""
+"""Passports over HTTP: create, list, read, change and revoke them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ from lucid_compute.registry.domain.identity import Principal
 from lucid_compute.registry.domain.passports import PassportStatus, PassportType
 from lucid_compute.registry.idempotency import Idempotency
 from lucid_compute.registry.keys.dependencies import COMPUTE_WRITERS, PASSPORT_WRITERS, ActorDependency, AnyKey, Reader
-from lucid_compute.registry.passport_search import PassportSearch
-from lucid_compute.registry.passport_store import NewPassport, PassportStore
+from lucid_compute.registry.passport_store import NewPassport, PassportSearch, PassportStore
 from lucid_compute.registry.shapes import PassportCreate, PassportList, PassportPatch, PassportView
 from lucid_compute.registry.views import view_passport
 from lucid_compute.web.errors import declare
@@ -30,14 +29,14 @@ from lucid_compute.wire import Text
 
 router = APIRouter(prefix="/passports", tags=["passports"])
 
-Tags = Annotated[list[Text], Query(description="Tags that must all be there: repeated, or separated by commas.")]
+Tags = Annotated[list[Text], Query(description="Only those with all of these tags: repeated, or separated by commas.")]
 IdempotencyKey = Annotated[
     str | None,
     Header(
         min_length=1,
         max_length=255,
         pattern=r"^[\x21-\x7e]+$",
-        description="Sent again with the same body within a day, the first answer's passport is answered again.",
+        description="A repeat with the same key and body within a day returns the passport that the first created.",
     ),
 ]
 
@@ -87,12 +86,12 @@ async def list_passports(
     tags: Tags = [],  # noqa: B006 - FastAPI copies it
     search: Annotated[Text | None, Query(description="Part of the name or the description.")] = None,
 ) -> PassportList:
-    """List one's own passports, an admin's are all; with `type=model`, every owner's models."""
+    """List your own passports; an admin lists all. With `type=model`, list every owner's models."""
     sees_all = principal.is_admin or type is PassportType.MODEL
     if owner is not None and not sees_all and owner != principal.owner:
         message = "Only an admin may list another owner's passports. Leave owner out."
         raise Forbidden(message)
-    wanted = PassportSearch(
+    criteria = PassportSearch(
         owner=owner if sees_all else principal.owner,
         type=type,
         status=status,
@@ -103,10 +102,9 @@ async def list_passports(
         offset=page.offset,
         limit=page.per_page,
     )
-    found, total = await passport_store.search(wanted)
-    return PassportList(
-        passports=[view_passport(passport, principal) for passport in found], pagination=page.pagination(total)
-    )
+    passports, total = await passport_store.search(criteria)
+    views = [view_passport(passport, principal) for passport in passports]
+    return PassportList(passports=views, pagination=page.pagination(total))
 
 
 @router.get("/{passport_id}", response_model=PassportView, responses=declare(PassportNotFound))
@@ -139,7 +137,7 @@ async def change_passport(
 async def revoke_passport(
     passport_id: str, passport_store: Provided[PassportStore], principal: AnyKey, actor: ActorDependency
 ) -> None:
-    """Revoke a passport for good, a node's only when no replica runs a request on it.
+    """Revoke a passport, which is final. A node's is revoked only when no replica runs a request on it.
 
     It stays readable, and its name can be registered again.
     """
@@ -153,7 +151,12 @@ def split_tags(tags: list[str]) -> tuple[str, ...]:
 
 
 async def _require_writer_of(passport_id: str, passport_store: Provided[PassportStore], principal: Principal) -> None:
-    """Refuse a key that may not change passports of this one's type; a foreign one is not found, as a missing one."""
+    """Refuse a key that may not change passports of this type; another owner's passport is not found.
+
+    Raises:
+        PassportNotFound: there is no such passport, or it is another owner's.
+        Forbidden: the key lacks the scope, or is bound to another node.
+    """
     if principal.scopes.isdisjoint({*COMPUTE_WRITERS, *PASSPORT_WRITERS}):
         principal.require({*COMPUTE_WRITERS, *PASSPORT_WRITERS})
     passport = await passport_store.get(passport_id, visible_owner=principal.visible_owner)
@@ -166,10 +169,10 @@ def _require_writer(principal: Principal, passport_type: PassportType) -> None:
 
 
 def _owner_of(owner: str | None, principal: Principal) -> str:
-    """Return who will own a new passport.
+    """Return the owner of a new passport.
 
     Raises:
-        Forbidden: another owner is named by someone who is no admin, or the key is bound to one node.
+        Forbidden: another owner is named and the principal is no admin, or the key is bound to one node.
     """
     if principal.passport_id is not None:
         principal.require_node("a new one")

@@ -1,12 +1,13 @@
-"""Passports in Postgres: made, changed, revoked and listed, each change with its audit row in one transaction."""
+"""Passports in Postgres: create, change, revoke and search them. Each change and its audit row share a transaction."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 from uuid import uuid4
 
-from sqlalchemy import RowMapping, delete, func, select
+from sqlalchemy import ColumnElement, RowMapping, Select, and_, collate, delete, func, or_, select, true
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -16,6 +17,7 @@ from lucid_compute.errors import Forbidden, InvalidRequest, ModelNameTaken, Pass
 from lucid_compute.postgres import tables
 from lucid_compute.postgres.changes import announce
 from lucid_compute.postgres.database import Database, constraint_of
+from lucid_compute.postgres.queries import in_order
 from lucid_compute.postgres.tables import passports
 from lucid_compute.registry.departures import Departure, Departures, Drain
 from lucid_compute.registry.domain.event_types import EventType
@@ -34,11 +36,18 @@ from lucid_compute.registry.fleet.rows import read_passport
 from lucid_compute.registry.idempotency import Idempotency
 from lucid_compute.registry.keys.audit import Change, record_change
 from lucid_compute.registry.locks import add_node_rows, get_passport, lock_passport, update_passport
-from lucid_compute.registry.passport_search import PassportSearch
+from lucid_compute.wire import SortBy, SortOrder
+
+_NOTHING_STORED = StoredMetadata({}, {})
+_SORT_COLUMNS = {
+    SortBy.CREATED_AT: passports.c.created_at,
+    SortBy.UPDATED_AT: passports.c.updated_at,
+    SortBy.NAME: collate(passports.c.name, "C"),  # the order of lists from the fleet, whatever the server's locale
+}
 
 
-async def take_names(connection: AsyncConnection, model: Passport) -> None:
-    """Give an active model its names; anything else has none.
+async def claim_names(connection: AsyncConnection, model: Passport) -> None:
+    """Claim the name and aliases of an active model in the namespace of all owners. Other passports claim none.
 
     Raises:
         ModelNameTaken: another model has one of them.
@@ -47,22 +56,19 @@ async def take_names(connection: AsyncConnection, model: Passport) -> None:
         return
     rows = [{"name": name, "passport_id": model.id} for name in sorted(names)]
     statement = insert(tables.model_names).values(rows).on_conflict_do_nothing().returning(tables.model_names.c.name)
-    taken = set(await connection.scalars(statement))
-    if missed := set(names) - taken:
-        raise ModelNameTaken(min(missed))
+    claimed = set(await connection.scalars(statement))
+    if taken := set(names) - claimed:
+        raise ModelNameTaken(min(taken))
 
 
 async def release_names(connection: AsyncConnection, model: Passport) -> None:
-    """Free the model's names."""
+    """Free the model's name and aliases."""
     if model_names(model):
         await connection.execute(delete(tables.model_names).where(tables.model_names.c.passport_id == model.id))
 
 
-_NOTHING_STORED = StoredMetadata({}, {})
-
-
 class NewPassport(NamedTuple):
-    """A passport to be made, its owner decided."""
+    """A passport to be created; `owner` is checked already."""
 
     type: PassportType
     owner: str
@@ -73,11 +79,48 @@ class NewPassport(NamedTuple):
     metadata: Mapping[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class PassportSearch:
+    """The criteria of a list of passports and the page of it; None matches all. A passport must have all of `tags`."""
+
+    owner: str | None
+    type: str | None
+    status: str | None
+    tags: tuple[str, ...]
+    text: str | None
+    sort_by: SortBy
+    sort_order: SortOrder
+    offset: int
+    limit: int
+
+    def condition(self) -> ColumnElement[bool]:
+        """Return the WHERE clause."""
+        conditions: list[ColumnElement[bool]] = [true()]
+        for column, value in (
+            (passports.c.owner, self.owner),
+            (passports.c.type, self.type),
+            (passports.c.status, self.status),
+        ):
+            if value is not None:
+                conditions.append(column == value)
+        if self.tags:
+            conditions.append(passports.c.tags.contains(list(self.tags)))
+        if self.text:
+            columns = (passports.c.name, passports.c.description)
+            conditions.append(or_(*(column.icontains(self.text, autoescape=True) for column in columns)))
+        return and_(*conditions)
+
+    def page(self) -> Select[Any]:
+        """Return the SELECT of the page, in a total order."""
+        order = in_order(_SORT_COLUMNS, passports.c.id, self.sort_by, self.sort_order)
+        return select(passports).where(self.condition()).order_by(*order).offset(self.offset).limit(self.limit)
+
+
 class PassportStore:
     """The only writer of passports."""
 
     def __init__(self, database: Database, fleet: Fleet, egress: EgressPolicy) -> None:
-        """Write to `database` and show each change to `fleet` at once; `egress` judges provider URLs."""
+        """Changes are applied to `fleet` at once; `egress` checks the URLs of providers."""
         self._database = database
         self._fleet = fleet
         self._egress = egress
@@ -86,22 +129,23 @@ class PassportStore:
     async def create(
         self, actor: Actor, new: NewPassport, *, is_admin: bool, idempotency: Idempotency | None = None
     ) -> Passport:
-        """Make a passport; a compute passport is a node from then on, without a heartbeat.
+        """Create a passport; a compute passport is a node from then on, without a heartbeat.
 
         Raises:
-            InvalidRequest, Forbidden: its metadata is not as it must be, or names an upstream without being an admin.
+            InvalidRequest: its metadata is not valid.
+            Forbidden: its metadata names an upstream, and the actor is no admin.
             PassportExists, ModelNameTaken: the name is in use.
             IdempotencyConflict: the key was used with another body.
         """
         check_name(new.type, new.name)
         stored = self._read_metadata(new.type, new.metadata, is_admin=is_admin)
         async with self._database.transaction() as connection:
-            if idempotency and (former := await idempotency.claim(connection, new.owner)):
-                return await get_passport(connection, former)
+            if idempotency and (created := await idempotency.claim(connection, new.owner)):
+                return await get_passport(connection, created)
             passport = await self._insert(connection, new, stored)
             if idempotency:
-                await idempotency.keep(connection, new.owner, passport.id)
-            await take_names(connection, passport)
+                await idempotency.record_result(connection, new.owner, passport.id)
+            await claim_names(connection, passport)
             if new.type is PassportType.COMPUTE:
                 await add_node_rows(connection, passport.id)
                 await record_event(connection, passport.id, EventType.REGISTERED)
@@ -117,13 +161,16 @@ class PassportStore:
         """Apply an RFC 7396 merge patch; `visible_owner` is the only owner whose passports may be changed, None is any.
 
         Raises:
-            PassportNotFound, InvalidRequest, Forbidden, PassportExists, ModelNameTaken: as named.
+            PassportNotFound: there is no such passport.
+            InvalidRequest: the patched passport is not valid, or is revoked already.
+            Forbidden: it is another owner's model, or the patch changes an upstream and the actor is no admin.
+            PassportExists, ModelNameTaken: the new name is in use.
             RequestsInFlight: the patch revokes a node that requests run on.
         """
         if patch.get("status") != PassportStatus.REVOKED:
             return await self._change(actor, passport_id, patch, visible_owner, None)
         departure = Departure(actor, passport_id, visible_owner, "revoking")
-        return await self._departures.leave(
+        return await self._departures.run(
             departure, lambda drain: self._change(actor, passport_id, patch, visible_owner, drain)
         )
 
@@ -132,56 +179,56 @@ class PassportStore:
     ) -> Passport:
         async with self._database.transaction() as connection:
             row = await lock_passport(connection, passport_id, visible_owner)
-            former = read_passport(row)
-            closed = await self._departures.close(connection, drain)
-            _refuse_fixed(former, patch)
+            previous = read_passport(row)
+            ended = await self._departures.end_drain(connection, drain)
+            _refuse_fixed(previous, patch)
             stored = self._merge(row, patch, is_admin=visible_owner is None)
-            passport = await self._update(connection, former, patch, stored)
-            await release_names(connection, former)
-            await take_names(connection, passport)
-            if former.type is PassportType.COMPUTE:
+            passport = await self._update(connection, previous, patch, stored)
+            await release_names(connection, previous)
+            await claim_names(connection, passport)
+            if previous.type is PassportType.COMPUTE:
                 revoked = passport.status is PassportStatus.REVOKED
                 await record_event(connection, passport_id, EventType.REVOKED if revoked else EventType.UPDATED)
-            before = _comparable(former, StoredMetadata(row["metadata"], row["secrets"]))
+            before = _comparable(previous, StoredMetadata(row["metadata"], row["secrets"]))
             after = _comparable(passport, stored)
-            change = Change("passport.change", former.type.value, passport_id, before, after)
+            change = Change("passport.change", previous.type.value, passport_id, before, after)
             await record_change(connection, actor, change)
             await announce(connection)
         self._show(passport, stored)
-        self._departures.show(closed)
+        self._departures.apply(ended)
         return passport
 
     async def revoke(self, actor: Actor, passport_id: str, *, visible_owner: str | None) -> None:
-        """Revoke a passport for good; it stays readable, and its name is free again.
+        """Revoke a passport, which is final; it stays readable, and its name is free again.
 
         Raises:
-            PassportNotFound: there is none.
+            PassportNotFound: there is no such passport.
             RequestsInFlight: requests run on the node.
         """
         departure = Departure(actor, passport_id, visible_owner, "revoking")
-        await self._departures.leave(departure, lambda drain: self._revoke(actor, passport_id, visible_owner, drain))
+        await self._departures.run(departure, lambda drain: self._revoke(actor, passport_id, visible_owner, drain))
 
     async def _revoke(self, actor: Actor, passport_id: str, visible_owner: str | None, drain: Drain | None) -> None:
         async with self._database.transaction() as connection:
-            former = read_passport(await lock_passport(connection, passport_id, visible_owner))
-            if former.status is PassportStatus.REVOKED:
+            previous = read_passport(await lock_passport(connection, passport_id, visible_owner))
+            if previous.status is PassportStatus.REVOKED:
                 return
-            closed = await self._departures.close(connection, drain)
+            ended = await self._departures.end_drain(connection, drain)
             row = await connection.execute(update_passport(passport_id, status=PassportStatus.REVOKED.value))
             passport = read_passport(row.mappings().one())
-            await release_names(connection, former)
-            if former.type is PassportType.COMPUTE:
+            await release_names(connection, previous)
+            if previous.type is PassportType.COMPUTE:
                 await record_event(connection, passport_id, EventType.REVOKED)
-            await record_change(connection, actor, Change("passport.revoke", former.type.value, passport_id))
+            await record_change(connection, actor, Change("passport.revoke", previous.type.value, passport_id))
             await announce(connection)
         self._fleet.apply_passport(passport)
-        self._departures.show(closed)
+        self._departures.apply(ended)
 
     async def get(self, passport_id: str, *, visible_owner: str | None) -> Passport:
-        """Return a passport that is the owner's, or any model's; `visible_owner` None answers any.
+        """Return a passport that is the owner's, or any model's; `visible_owner` None returns any.
 
         Raises:
-            PassportNotFound: there is none.
+            PassportNotFound: there is no such passport, or it is another owner's.
         """
         async with self._database.transaction() as connection:
             passport = await get_passport(connection, passport_id)
@@ -190,7 +237,7 @@ class PassportStore:
         return passport
 
     async def search(self, search: PassportSearch) -> tuple[list[Passport], int]:
-        """Return a page of passports, and how many match in all."""
+        """Return a page of passports, and the number of all that match."""
         async with self._database.transaction() as connection:
             total = await connection.scalar(select(func.count()).select_from(passports).where(search.condition()))
             rows = await connection.execute(search.page())
@@ -204,7 +251,7 @@ class PassportStore:
         is_admin: bool,
         known: StoredMetadata = _NOTHING_STORED,
     ) -> StoredMetadata:
-        """Check metadata; URLs and the upstream are judged only where they differ from what is `known`."""
+        """Check metadata; URLs and the upstream are checked only where they differ from `known`."""
         stored = read_metadata(passport_type, raw)
         if passport_type is PassportType.MODEL and _upstream_of(stored) != _upstream_of(known):
             if not is_admin:
@@ -224,11 +271,11 @@ class PassportStore:
             raise InvalidRequest.at(path, str(error)) from None
 
     def _merge(self, row: RowMapping, patch: Mapping[str, Any], *, is_admin: bool) -> StoredMetadata:
-        former = StoredMetadata(row["metadata"], row["secrets"])
+        previous = StoredMetadata(row["metadata"], row["secrets"])
         if "metadata" not in patch:
-            return former
-        whole = {} if patch["metadata"] is None else merge_patch(whole_metadata(former), patch["metadata"])
-        return self._read_metadata(PassportType(row["type"]), whole, is_admin=is_admin, known=former)
+            return previous
+        whole = {} if patch["metadata"] is None else merge_patch(whole_metadata(previous), patch["metadata"])
+        return self._read_metadata(PassportType(row["type"]), whole, is_admin=is_admin, known=previous)
 
     def _show(self, passport: Passport, stored: StoredMetadata) -> None:
         self._fleet.apply_passport(passport)
@@ -250,15 +297,15 @@ class PassportStore:
         return await self._write_named(connection, statement, new.owner, new.type, new.name)
 
     async def _update(
-        self, connection: AsyncConnection, former: Passport, patch: Mapping[str, Any], stored: StoredMetadata
+        self, connection: AsyncConnection, previous: Passport, patch: Mapping[str, Any], stored: StoredMetadata
     ) -> Passport:
         changes = {key: value for key, value in patch.items() if key in {"name", "description", "version", "status"}}
         if "tags" in patch:
             changes["tags"] = patch["tags"] or []
-        statement = update_passport(former.id, metadata=stored.public, secrets=stored.secrets, **changes)
-        check_name(former.type, changes.get("name", former.name))
+        statement = update_passport(previous.id, metadata=stored.public, secrets=stored.secrets, **changes)
+        check_name(previous.type, changes.get("name", previous.name))
         return await self._write_named(
-            connection, statement, former.owner, former.type, changes.get("name", former.name)
+            connection, statement, previous.owner, previous.type, changes.get("name", previous.name)
         )
 
     async def _write_named(
@@ -287,10 +334,10 @@ def _upstream_of(stored: StoredMetadata) -> tuple[Any, Any]:
     return stored.public.get("upstream"), stored.secrets.get("upstreamApiKey")
 
 
-def _refuse_fixed(former: Passport, patch: Mapping[str, Any]) -> None:
-    if former.status is PassportStatus.REVOKED:
+def _refuse_fixed(previous: Passport, patch: Mapping[str, Any]) -> None:
+    if previous.status is PassportStatus.REVOKED:
         raise InvalidRequest.at("status", "This passport is revoked, for good. Register it again with POST /passports.")
-    for field, fixed in (("type", former.type.value), ("owner", former.owner)):
+    for field, fixed in (("type", previous.type.value), ("owner", previous.owner)):
         if field in patch and patch[field] != fixed:
             raise InvalidRequest.at(field, f"A passport's {field} is fixed; it stays {fixed!r}. Leave it out.")
     for field in ("name", "status"):
@@ -299,7 +346,7 @@ def _refuse_fixed(former: Passport, patch: Mapping[str, Any]) -> None:
 
 
 def _comparable(passport: Passport, stored: StoredMetadata) -> dict[str, Any]:
-    """Return what the audit trail hashes: all that can change, secrets among it."""
+    """Return the values that the audit trail hashes: all that can change, including secrets."""
     return {
         "name": passport.name,
         "description": passport.description,

@@ -1,7 +1,7 @@
-"""Which node may be sent a request, and how long it would have to wait there. Pure, beside the matching engine.
+"""Which node may get a request, and how long the request would wait there. Pure, over the matching engine.
 
-`rejection_reasons` of the matching engine says who could run a model; these rules say, of those, who may be given this
-request now: the node must name the model, be fresh (or live, if need be), have room, and suit the request's policy.
+The matching engine decides which nodes could run a model. These rules decide which of them may get this request now:
+the node must name the model, be fresh (or live, if none is fresh), have capacity, and meet the request's policy.
 Source: the contract's table "One clock, two questions", and the reliability page on the breaker.
 """
 
@@ -19,11 +19,11 @@ from lucid_compute.registry.matching_engine import Reason, ReasonCode, fit_reaso
 from lucid_compute.wire import write_money
 
 TIE_SHARE = 0.25
-ASSUMED_CONCURRENCY = 8  # of a node that names no maxConcurrency, to weigh its queue by
+ASSUMED_CONCURRENCY = 8  # of a node without maxConcurrency, to estimate the wait in its queue
 
 
 class RoutingPolicy(NamedTuple):
-    """What one request asks of the node that serves it; None asks nothing. `route_stale` allows nodes not fresh."""
+    """What one request requires of its node; None requires nothing. `route_stale` allows nodes that are not fresh."""
 
     allow_regions: frozenset[str] | None = None
     max_price_per_1k_tokens: Decimal | None = None
@@ -62,25 +62,26 @@ FARTHEST = _HOW_FAR[ReasonCode.MODEL_NOT_SERVED]
 
 
 def how_far(codes: Collection[ReasonCode]) -> int:
-    """Return how far a node is from being sent the request, by all that keeps it from it."""
+    """Return how far a node with these reasons is from getting the request: the index of its worst shortage."""
     return max(map(_HOW_FAR.__getitem__, codes))
 
 
 def shortage_of(nearest: int, policy: RoutingPolicy) -> Shortage:
-    """Return what there is too little of, when `nearest` is how far the nearest node is."""
+    """Return the shortage to report when `nearest` is the lowest `how_far` of all nodes."""
     shortage = _NEAREST_FIRST[nearest]
     if shortage is Shortage.NO_NODE and policy.node_ids is not None:
-        return Shortage.NO_NODE_SUITS  # the request named the nodes itself
+        return Shortage.NO_NODE_SUITS  # the request restricted the nodes itself
     return shortage
 
 
 class NodeUsage(NamedTuple):
-    """What a replica knows of a node beside its heartbeats.
+    """What a replica knows of a node apart from its heartbeats.
 
-    `in_flight` counts over all replicas; `blocked_seconds` is how long the breaker stays open, 0 when it is closed;
-    `full_seconds` how long it asked not to be sent anything, 0 when it did not; `latency_ms` is measured, None while no
-    measurement is young enough to count; `lacks` is the endpoint that was asked for, if the node said not to offer it,
-    "" if it said not to have the model at all.
+    - `in_flight`: its requests over all replicas.
+    - `blocked_seconds`: how long the breaker stays open; 0 when it is closed.
+    - `full_seconds`: how long the node asked to get no request; 0 when it did not.
+    - `latency_ms`: measured; None while no measurement is recent enough.
+    - `lacks`: the endpoint of the request if the node said that it does not offer it, "" if it does not have the model.
     """
 
     in_flight: int = 0
@@ -91,7 +92,7 @@ class NodeUsage(NamedTuple):
 
 
 class Stretch(NamedTuple):
-    """How many times its latency a request waits on a node: `idle` with none of ours there, and `each` more for each.
+    """The wait on a node as a multiple of its latency: `idle` without requests of ours, and `each` more for each.
 
     The expected wait is `latency_ms * (idle + in_flight * each)`.
     """
@@ -101,7 +102,7 @@ class Stretch(NamedTuple):
 
 
 def id_on_node(model: ModelPassport, node: NodeState) -> str:
-    """Return the id that the node knows the model by: as it declares it, else as it reports it, else its name."""
+    """Return the model's id on the node: the declared one, else the reported one, else the model's name."""
     names = model.known_as
     for names_of_node in (node.declared, node.last_heartbeat.heartbeat.available_models if node.last_heartbeat else ()):
         if names_of_node:
@@ -112,12 +113,12 @@ def id_on_node(model: ModelPassport, node: NodeState) -> str:
 
 
 def limit_of(node: NodeState) -> float:
-    """Return how many requests the node's passport says it takes at a time; infinite when it names no limit."""
+    """Return the node's limit of requests at a time by its passport; infinite when it names none."""
     return node.passport.max_concurrency or NO_LIMIT
 
 
 def is_at_capacity(limit: float, in_flight: int) -> bool:
-    """Return whether a node with this limit (`limit_of`) takes no further request."""
+    """Return whether a node with this limit (`limit_of`) has no capacity for another request."""
     return in_flight >= limit
 
 
@@ -139,10 +140,10 @@ def routing_reasons(
     live_since: datetime,
     of_kind: tuple[Reason, ...] | None = None,
 ) -> tuple[Reason, ...]:
-    """Return every rule that keeps a request of the model from the node; `of_kind` are its `kind_reasons`, if known.
+    """Return every failing rule for a request of the model on the node; `of_kind` are its `kind_reasons`, if known.
 
-    A node that is live and not fresh is kept out only by a policy without `route_stale`; that fresh ones come first is
-    the dispatcher's.
+    A node that is live and not fresh is refused only by a policy without `route_stale`. The dispatcher prefers fresh
+    nodes.
     """
     of_kind = kind_reasons(model, node) if of_kind is None else of_kind
     reasons = rejection_reasons(model, node, now, of_kind=of_kind)
@@ -153,7 +154,7 @@ def routing_reasons(
 
 
 def kind_reasons(model: ModelPassport, node: NodeState) -> tuple[Reason, ...]:
-    """Return why nodes of this kind get no request of the model: the same for all of one capability class."""
+    """Return why nodes like this get no request of the model; all nodes of one capability class have the same."""
     reasons = fit_reasons(model, node)
     if serves(model, node):
         return reasons
@@ -162,12 +163,12 @@ def kind_reasons(model: ModelPassport, node: NodeState) -> tuple[Reason, ...]:
 
 
 def stretch_of(node: NodeState) -> Stretch:
-    """Return how the node's queue, for each of its places, and the load it reports stretch its latency."""
+    """Return how much the node's reported load and its queue, per concurrent request, stretch its latency."""
     heartbeat = node.last_heartbeat.heartbeat if node.last_heartbeat else None
     waiting = (heartbeat.queue_depth or 0) if heartbeat else 0
     load = (heartbeat.load or 0.0) if heartbeat else 0.0
-    places = node.passport.max_concurrency or ASSUMED_CONCURRENCY
-    return Stretch((1.0 + load) * (1.0 + waiting / places), (1.0 + load) / places)
+    concurrency = node.passport.max_concurrency or ASSUMED_CONCURRENCY
+    return Stretch((1.0 + load) * (1.0 + waiting / concurrency), (1.0 + load) / concurrency)
 
 
 def _usage_reasons(model: ModelPassport, node: NodeState, usage: NodeUsage) -> list[Reason]:
@@ -192,7 +193,7 @@ def _usage_reasons(model: ModelPassport, node: NodeState, usage: NodeUsage) -> l
 def _policy_reasons(
     model: ModelPassport, node: NodeState, latency_ms: float | None, policy: RoutingPolicy
 ) -> list[Reason]:
-    """Return why the node does not suit the policy; none exactly when it `suits`."""
+    """Return why the node does not meet the policy; empty exactly when `suits` is true."""
     asked = (model, node, latency_ms, policy)
     return [explain(*asked) for holds, explain in _POLICY_RULES if not holds(*asked)]
 
@@ -206,7 +207,7 @@ def _is_in_region(_: ModelPassport, node: NodeState, __: float | None, policy: R
 
 
 def _is_affordable(model: ModelPassport, node: NodeState, _: float | None, policy: RoutingPolicy) -> bool:
-    """Return whether each kind of token costs at most what the policy allows for 1,000. No price is allowed."""
+    """Return whether both prices are within the policy's limit. A node without a price is affordable."""
     if policy.max_price_per_1k_tokens is None:
         return True
     price = node.passport.price_of(model.known_as)
@@ -248,4 +249,4 @@ _POLICY_RULES: tuple[tuple[_Predicate, _Explanation], ...] = (
     (_is_affordable, _price_reason),
     (_is_quick, _latency_reason),
 )
-"""What a policy asks, in the order of the reasons: the predicate that must hold, and the reason when it does not."""
+"""A policy's rules, in the order of the reasons: the predicate that must hold, and the reason when it does not."""

@@ -1,4 +1,4 @@
-"""Which nodes and models a list shows, and in which order: over the fleet in memory."""
+"""Filters and orders of lists of nodes and models, over the fleet in memory. `passport_store` lists passports."""
 
 from __future__ import annotations
 
@@ -21,28 +21,29 @@ _SORT_KEYS: dict[SortBy, Callable[[Passport], Any]] = {
     SortBy.UPDATED_AT: lambda passport: passport.updated_at,
     SortBy.NAME: lambda passport: passport.name,
 }
-_LEAST_OF_AN_ID = 8  # its first block: less would find ids in what was meant as a name
+_MIN_ID_CHARACTERS = 8  # an id's first block; a shorter text is probably part of a name
 
 
 def sorted_by(order: Order[SortBy], items: Iterable[Listed]) -> list[Listed]:
-    """Return the items in the order that was asked for; equal ones by id, in the same direction as Postgres does."""
+    """Return the items in this order; equal ones by ascending id, as in lists from Postgres."""
     key, is_descending = _SORT_KEYS[order.by], order.direction is SortOrder.DESCENDING
     by_id = sorted(items, key=lambda item: item.record.id)
     return sorted(by_id, key=lambda item: key(item.record), reverse=is_descending)
 
 
 def sort_nodes(fleet: Fleet, order: Order[NodeSortBy], nodes: Iterable[FleetNode]) -> list[FleetNode]:
-    """Return the nodes in the order that was asked for; those of which it is not known come last, either way."""
+    """Return the nodes in this order; nodes whose value is unknown come last, in both directions."""
     if order.by.value in _SORT_KEYS:
         return sorted_by(Order(SortBy(order.by.value), order.direction), nodes)
-    found = [(_measure(fleet, order.by, node), node) for node in sorted(nodes, key=lambda node: node.record.id)]
-    known = [(value, node) for value, node in found if value is not None]
+    by_id = sorted(nodes, key=lambda node: node.record.id)
+    values = [(_sort_value(fleet, order.by, node), node) for node in by_id]
+    known = [(value, node) for value, node in values if value is not None]
     known.sort(key=lambda pair: pair[0], reverse=order.direction is SortOrder.DESCENDING)
-    return [node for _, node in known] + [node for value, node in found if value is None]
+    return [node for _, node in known] + [node for value, node in values if value is None]
 
 
-def _measure(fleet: Fleet, by: NodeSortBy, node: FleetNode) -> float | None:
-    """Return what the node is ordered by; None when it was never heard, or does not tell."""
+def _sort_value(fleet: Fleet, by: NodeSortBy, node: FleetNode) -> float | None:
+    """Return the value that the node is sorted by; None when no heartbeat reported it."""
     if by is NodeSortBy.IN_FLIGHT:
         return fleet.in_flight(node.state.id)
     if (receipt := node.state.last_heartbeat) is None:
@@ -54,13 +55,13 @@ def _measure(fleet: Fleet, by: NodeSortBy, node: FleetNode) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class StatusFilter:
-    """Nodes of one status; without one, all that have not ended."""
+    """Matches nodes of one status; None matches all that have not ended."""
 
     status: NodeStatus | None
     live_since: datetime
 
     def matches(self, node: FleetNode) -> bool:
-        """Return whether the node is of the status that is looked for."""
+        """Return whether the node has the status."""
         if self.status is None:
             return not node.record.has_ended
         return node.state.status(self.live_since) is self.status
@@ -68,7 +69,7 @@ class StatusFilter:
 
 @dataclass(frozen=True, slots=True)
 class NodeSearch:
-    """What is looked for in a node; None looks for anything."""
+    """The criteria of a list of nodes; None matches all."""
 
     region: str | None
     runtime: str | None
@@ -78,7 +79,7 @@ class NodeSearch:
     text: str | None
 
     def matches(self, fleet: Fleet, node: FleetNode) -> bool:
-        """Return whether the node is all that is looked for."""
+        """Return whether the node meets all criteria."""
         passport = node.state.passport
         return (
             (self.region is None or passport.region == self.region)
@@ -90,16 +91,16 @@ class NodeSearch:
         )
 
     def _serves(self, fleet: Fleet, node: FleetNode) -> bool:
-        wanted = self.model or ""
-        if wanted in node.capability_class.named_models:
+        id_or_name = self.model or ""
+        if id_or_name in node.capability_class.named_models:
             return True
-        model = fleet.find_model(wanted)
+        model = fleet.find_model(id_or_name)
         return model is not None and serves(model, node.state)
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSearch:
-    """What is looked for in a model; None looks for anything. `tags` must all be there."""
+    """The criteria of a list of models; None matches all. A model must have all of `tags`."""
 
     format: ModelFormat | None
     runtime: str | None
@@ -109,7 +110,7 @@ class ModelSearch:
     text: str | None
 
     def matches(self, model: ModelPassport) -> bool:
-        """Return whether the model is all that is looked for."""
+        """Return whether the model meets all criteria."""
         return (
             (self.format is None or model.format is self.format)
             and (self.runtime is None or normalise_runtime(self.runtime) in wanted_runtimes(model))
@@ -128,9 +129,9 @@ class ModelSearch:
 def _mentions(passport: Passport, text: str | None) -> bool:
     if not text:
         return True
-    wanted = text.casefold()
+    text = text.casefold()
     return (
-        wanted in passport.name.casefold()
-        or wanted in (passport.description or "").casefold()
-        or (len(wanted) >= _LEAST_OF_AN_ID and passport.id.startswith(wanted))
+        text in passport.name.casefold()
+        or text in (passport.description or "").casefold()
+        or (len(text) >= _MIN_ID_CHARACTERS and passport.id.startswith(text))
     )

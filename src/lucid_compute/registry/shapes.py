@@ -1,4 +1,4 @@
-"""Nodes on the wire: heartbeat answers, health, declarations, drains, events."""
+"""Requests and responses about passports, models and nodes: health, declarations, drains and events."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _GUIDE_EXAMPLE: dict[str, Any] = {
 
 
 class PassportCreate(WireShape):
-    """A passport to be made. `metadata` is read by its type: ComputeMetadata, ModelMetadata, or anything at all."""
+    """A passport to create. Its type says how `metadata` is read: ComputeMetadata, ModelMetadata, or any JSON."""
 
     model_config = {"json_schema_extra": {"examples": [_GUIDE_EXAMPLE]}}
 
@@ -46,14 +46,14 @@ class PassportPatch(WireShape):
     description: Text | None = None
     version: Label | None = None
     tags: Tags | None = None
-    status: PassportStatus | None = Field(default=None, description="`revoked` is for good.")
+    status: PassportStatus | None = Field(default=None, description="`revoked` is final.")
     metadata: dict[str, Any] | None = None
     type: PassportType | None = Field(default=None, description="Fixed: accepted only as it is.")
     owner: Identifier | None = Field(default=None, description="Fixed: accepted only as it is.")
 
 
 class PassportView(AnswerShape):
-    """A passport as it is answered; secrets are left out of `metadata`."""
+    """A passport in a response; secrets are left out of `metadata`."""
 
     id: str
     type: PassportType
@@ -76,7 +76,7 @@ class PassportList(AnswerShape):
 
 
 class ModelView(PassportView):
-    """A model passport, and whether it can be run and reached right now."""
+    """A model passport: `available` if a node can run it right now, `served` if such a node also names the model."""
 
     available: bool
     served: bool
@@ -90,7 +90,7 @@ class ModelList(AnswerShape):
 
 
 class ReasonView(AnswerShape):
-    """One rule that a node fails, what it wants and what was found."""
+    """One rule that a node fails, the value that it requires and the value found."""
 
     code: str
     message: str
@@ -108,9 +108,9 @@ class NodeEligibility(AnswerShape):
 
 
 class ModelAvailability(AnswerShape):
-    """The matching engine's verdict on one model, explained. `nodes` are the caller's own, an admin's are all.
+    """Whether a model can be run right now, explained. `nodes` are the caller's own; an admin sees all.
 
-    Those with the fewest reasons come first. `summary` counts all nodes, whichever are listed.
+    Nodes with the fewest reasons come first. `summary` counts the reasons of all nodes, also of those not listed.
     """
 
     available: bool
@@ -122,7 +122,7 @@ class ModelAvailability(AnswerShape):
 
 
 class HeartbeatAnswer(AnswerShape):
-    """What a committed heartbeat is answered: until when it counts, when to send the next, whether to drain."""
+    """The response to a committed heartbeat: until when it counts, when to send the next one, whether to drain."""
 
     passport_id: str
     status: NodeStatus
@@ -134,7 +134,7 @@ class HeartbeatAnswer(AnswerShape):
 
 
 class ReportedState(AnswerShape):
-    """What the node's newest heartbeat says of itself; null is unknown."""
+    """What the node reports in its newest heartbeat; null is unknown."""
 
     status: ReportedStatus
     load: float | None
@@ -150,13 +150,13 @@ class ReportedState(AnswerShape):
     sequence: int | None
     sent_at: Instant | None
     clock_offset_seconds: float | None = Field(
-        description="How far the sender's clock is ahead of the database's, the way between them included."
+        description="How far the sender's clock is ahead of the database's, including the transmission."
     )
     detail: str | None
 
 
 class NodeHealth(AnswerShape):
-    """A node's health. Counts and latencies are of requests that this service routed; the node's own are `reported`."""
+    """A node's health. Counts and latencies are of requests that this service routed; `reported` has the node's own."""
 
     passport_id: str
     status: NodeStatus
@@ -198,7 +198,7 @@ class ModelDeclaration(WireShape):
 
 
 class DeclareModels(WireShape):
-    """The whole declaration of a node; it replaces the former one."""
+    """The complete declaration of a node; it replaces the previous one."""
 
     model_config = {
         "json_schema_extra": {
@@ -227,14 +227,14 @@ class ResolvedDeclaration(AnswerShape):
 
 
 class Declaration(AnswerShape):
-    """What a node declares."""
+    """The models that a node declares."""
 
     passport_id: str
     models: list[ResolvedDeclaration]
 
 
 class DrainAnswer(AnswerShape):
-    """How far a drain is: `drained` is true when it is safe to deregister."""
+    """The progress of a drain: `drained` is true when the node can be deregistered safely."""
 
     passport_id: str
     status: NodeStatus
@@ -243,7 +243,7 @@ class DrainAnswer(AnswerShape):
 
 
 class DeregisterAnswer(AnswerShape):
-    """The node is gone, for good."""
+    """The node was deregistered, which is final."""
 
     passport_id: str
     status: NodeStatus

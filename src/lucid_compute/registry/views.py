@@ -1,4 +1,4 @@
-"""What is shown of passports, nodes and models, and to whom."""
+"""Builds responses about passports, nodes and models; what they contain depends on the viewer."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from lucid_compute.registry.compute_registry import Health, JobStatistics
+from lucid_compute.registry.compute_registry import Health
 from lucid_compute.registry.domain.identity import Principal
 from lucid_compute.registry.domain.metadata import shown_metadata
-from lucid_compute.registry.domain.node_state import Heartbeat, NodeStatus, Receipt
+from lucid_compute.registry.domain.node_state import Heartbeat, JobStatistics, NodeStatus, Receipt
 from lucid_compute.registry.domain.passports import ModelFormat, ModelPassport, Passport
 from lucid_compute.registry.fleet.fleet import Fleet, FleetNode
 from lucid_compute.registry.matching_engine import (
@@ -42,19 +42,19 @@ _NODES_A_TURN = 500
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """Which nodes an explanation lists: those with one reason, and a page of them; None is all."""
+    """Which nodes an explanation lists: those with one reason, and one page of them; None is all."""
 
     reason: str | None
     page: PageRequest | None
 
 
 def view_passport(passport: Passport, viewer: Principal | None) -> PassportView:
-    """Return a passport; a model's owner and admins see all of its metadata but secrets."""
+    """Return a passport; only a model's owner and admins see all of its metadata. Secrets are never shown."""
     return PassportView(**_passport_fields(passport, viewer))
 
 
 def view_model(fleet: Fleet, model: ModelPassport, viewer: Principal | None, now: datetime) -> ModelView:
-    """Return a model passport and whether it can be run and reached right now."""
+    """Return a model passport, whether a node can run it right now, and whether one serves it."""
     fields = _passport_fields(model.record, viewer)
     return ModelView(
         **fields,
@@ -64,12 +64,12 @@ def view_model(fleet: Fleet, model: ModelPassport, viewer: Principal | None, now
 
 
 def view_node(health: Health, viewer: Principal, statistics: JobStatistics) -> NodeView:
-    """Return a node: its passport and its health."""
+    """Return a node's passport and health."""
     return NodeView(**_passport_fields(health.node.record, viewer), health=view_health(health, statistics))
 
 
 def view_health(health: Health, statistics: JobStatistics) -> NodeHealth:
-    """Return a node's health as the registry sees it, with what was counted of its jobs."""
+    """Return a node's health as the registry sees it, with the statistics of its jobs."""
     state, receipt = health.node.state, health.node.state.last_heartbeat
     return NodeHealth(
         passport_id=state.id,
@@ -92,7 +92,7 @@ def view_health(health: Health, statistics: JobStatistics) -> NodeHealth:
 
 
 def view_declaration(fleet: Fleet, node: FleetNode) -> Declaration:
-    """Return what a node declares, resolved to the models that there are right now."""
+    """Return a node's declaration, each entry with the model that it resolves to right now."""
     models = []
     for declared in node.state.declared.values():
         model = fleet.find_model(declared.id)
@@ -108,7 +108,7 @@ def view_declaration(fleet: Fleet, node: FleetNode) -> Declaration:
 
 
 def view_drain(fleet: Fleet, node: FleetNode) -> DrainAnswer:
-    """Return how far a drain is."""
+    """Return the progress of a drain."""
     return DrainAnswer(
         passport_id=node.state.id,
         status=NodeStatus.DRAINING,
@@ -120,39 +120,41 @@ def view_drain(fleet: Fleet, node: FleetNode) -> DrainAnswer:
 async def explain_availability(
     fleet: Fleet, model: ModelPassport, viewer: Principal | None, now: datetime, *, shown: Shown | None = None
 ) -> ModelAvailability:
-    """Return the verdict on a model with every reason of every node: the viewer's in full, all in sum.
+    """Return whether a model is available, with every reason of the viewer's nodes and a summary over all nodes.
 
     `shown` says which of the viewer's nodes are listed; None lists all.
     """
-    found: list[tuple[FleetNode, tuple[Reason, ...]]] = []
+    listed: list[tuple[FleetNode, tuple[Reason, ...]]] = []
     summary: Counter[str] = Counter()
-    wanted = None if shown is None else shown.reason
+    only_reason = None if shown is None else shown.reason
     async for node, reasons in _reasons_of_nodes(fleet, model, now):
         codes = {reason.code.value for reason in reasons}
         summary.update(codes)
         if (
             viewer is not None
             and viewer.visible_owner in (None, node.record.owner)
-            and (wanted is None or wanted in codes)
+            and (only_reason is None or only_reason in codes)
         ):
-            found.append((node, reasons))
-    found.sort(key=lambda pair: (pair[0].record.has_ended, len(pair[1])))
+            listed.append((node, reasons))
+    listed.sort(key=lambda pair: (pair[0].record.has_ended, len(pair[1])))
     page = None if shown is None else shown.page
-    answer = ModelAvailability(
+    availability = ModelAvailability(
         available=has_available_compute(model, fleet.candidates(model, now), now),
         served=has_serving_compute(model, fleet.serving_candidates(model, now), now),
         checked_at=now,
-        nodes=[_view_eligibility(*pair) for pair in (found if page is None else page.slice_of(found))],
+        nodes=[_view_eligibility(*pair) for pair in (listed if page is None else page.slice_of(listed))],
         summary=dict(summary),
     )
-    return answer if page is None else answer.model_copy(update={"pagination": page.pagination(len(found))})
+    if page is None:
+        return availability
+    return availability.model_copy(update={"pagination": page.pagination(len(listed))})
 
 
 async def _reasons_of_nodes(
     fleet: Fleet, model: ModelPassport, now: datetime
 ) -> AsyncIterator[tuple[FleetNode, tuple[Reason, ...]]]:
-    """Go through every node with the reasons against it; others are answered in between."""
-    fits: dict[int, tuple[Reason, ...]] = {}  # by capability class: its members fit alike
+    """Yield every node with the reasons against it; the event loop serves other requests in between."""
+    fits: dict[int, tuple[Reason, ...]] = {}  # by capability class: its nodes have the same
     async for node in in_turns(fleet.nodes() if model.format is not ModelFormat.API else (), _NODES_A_TURN):
         kind = id(node.capability_class)
         if kind not in fits:
@@ -187,15 +189,15 @@ def _age_seconds(receipt: Receipt | None, now: datetime) -> float | None:
 
 
 def view_reason(reason: Reason) -> ReasonView:
-    """Return one failing rule."""
+    """Return one failing rule as it is shown."""
     return ReasonView(code=reason.code.value, message=reason.message, wanted=reason.wanted, found=reason.found)
 
 
 def _view_report(receipt: Receipt) -> ReportedState:
     sent_at = receipt.heartbeat.sent_at
     offset = None if sent_at is None else round((sent_at - receipt.received_at).total_seconds(), 3)
-    said = {name: getattr(receipt.heartbeat, name) for name in ReportedState.model_fields if name in _SAID}
-    return ReportedState(**said, clock_offset_seconds=offset)
+    reported = {name: getattr(receipt.heartbeat, name) for name in ReportedState.model_fields if name in _REPORTED}
+    return ReportedState(**reported, clock_offset_seconds=offset)
 
 
-_SAID = frozenset(Heartbeat.model_fields)
+_REPORTED = frozenset(Heartbeat.model_fields)

@@ -17,7 +17,7 @@ from lucid_compute.accounting.jobs import Job, Outcome
 from lucid_compute.accounting.ledger import LostJobs
 from lucid_compute.accounting.ledger_sql import MARK_LOST
 from lucid_compute.postgres.database import Database, connect
-from lucid_compute.registry.compute_registry import JobStatistics
+from lucid_compute.registry.domain.node_state import JobStatistics
 from lucid_compute.server.settings import Settings
 from lucid_compute.wire import SortBy, SortOrder
 from tests.api import Api, error_code, open_api

@@ -27,7 +27,7 @@ FIELDS = [
 
 
 async def trail(api: Api, **query: Any) -> list[dict[str, Any]]:
-    """The trail, oldest first."""
+    """Return the trail, oldest first."""
     answer = await api.http.get("/audit", params={"perPage": 100, **query})
     assert answer.status_code == 200, answer.text
     return list(reversed(answer.json()["events"]))

@@ -1,4 +1,4 @@
-"""GET /models/{id}/availability: every failing rule of every node, and a verdict that is the filter's."""
+"""GET /models/{id}/availability: every failing rule of every node, and the same verdict as the filter's."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ async def fresh(api: Api, node: str) -> None:
 
 
 async def stale(api: Api, node: str) -> None:
-    """A node last heard of 40 s ago."""
+    """A node whose last heartbeat is 40 s old."""
     await api.beat(node)
     await let_pass(api, node, 40)
 
 
 async def silent(api: Api, node: str) -> None:
-    """A node never heard of."""
+    """A node that never sent a heartbeat."""
 
 
 async def unhealthy(api: Api, node: str) -> None:
-    """A node that says it is unhealthy."""
+    """A node that reports unhealthy."""
     await api.beat(node, status="unhealthy")
 
 
@@ -224,7 +224,7 @@ async def test_the_formats_runtimes_are_the_default(api: Api) -> None:
 
 
 async def test_an_explanation_is_read_page_by_page_and_by_reason(api: Api) -> None:
-    """Nodes that come closest stand first; the summary counts all of them, whichever are listed."""
+    """Nodes with the fewest reasons come first; the summary counts all nodes, also those not listed."""
     await api.add_model("m", minVramGb=100)
     far = await api.register("far", {"vram": "24GB", "runtimes": ["vllm"]})
     near = await api.register("near", {"vram": "200GB", "runtimes": ["vllm"]})

@@ -11,8 +11,10 @@ from typing import Any
 import httpx
 import pytest
 
-from lucid_compute.registry.departures import SETTLING_SECONDS, Drain
+from lucid_compute.postgres.database import connect
+from lucid_compute.registry.departures import SETTLING_SECONDS
 from lucid_compute.registry.fleet import change_feed as feed
+from lucid_compute.server.settings import Settings
 from tests.api import ADMIN_KEY, Api, error_code, open_api
 from tests.other_replicas import (
     APPLIED_EVERYTHING,
@@ -27,7 +29,7 @@ WAYS = ("deregister", "delete", "patch")
 
 
 async def leave(api: Api, node: str, way: str = "deregister", query: str = "") -> httpx.Response:
-    """Let the node go, in one of the three ways."""
+    """End the node, in one of the three ways."""
     if way == "deregister":
         return await api.http.post(f"/compute/deregister/{node}{query}")
     if way == "delete":
@@ -45,7 +47,7 @@ async def two_replicas(api: Api, database_url: str) -> AsyncIterator[Api]:
 
 
 async def until_true(holds: Any) -> None:
-    """Wait until a plain question is answered yes."""
+    """Wait until `holds` returns true."""
 
     async def is_so() -> bool:
         return bool(holds())
@@ -64,14 +66,14 @@ def is_draining(api: Api, node: str) -> bool:
 
 
 async def told(api: Api, node: str) -> list[tuple[str, str | None]]:
-    """The node's events, oldest first, with their reasons."""
+    """Return the node's events, oldest first, with their reasons."""
     events = (await api.http.get(f"/compute/events/{node}")).json()["events"]
     return [(event["type"], event["reason"]) for event in reversed(events)]
 
 
 @asynccontextmanager
 async def renewing(api: Api, replica_id: str, **lease: Any) -> AsyncIterator[None]:
-    """Let the other replica go on renewing its lease, saying the same each time."""
+    """Let the other replica renew its lease again and again, unchanged."""
 
     async def renew() -> None:
         while True:
@@ -84,18 +86,41 @@ async def renewing(api: Api, replica_id: str, **lease: Any) -> AsyncIterator[Non
     await asyncio.gather(task, return_exceptions=True)
 
 
-def overtake(monkeypatch: pytest.MonkeyPatch, api: Api, node: str, *statements: str) -> None:
-    """Let another replica resume the node, and more, just before the last transaction of its departure."""
-    departures = api.service.registry._departures
-    settle = departures._settle
-    resume = "UPDATE nodes SET draining_since = NULL, drain_xid = NULL WHERE passport_id = $1"
+@asynccontextmanager
+async def changing(api: Api, *statements: str, node: str) -> AsyncIterator[None]:
+    """Let another replica change the node in a transaction that is committed when the block ends."""
+    connection = await connect(api.service.database.url, application="lucid tests")
+    try:
+        async with connection.transaction():
+            for statement in statements:
+                await connection.execute(statement, node)
+            yield
+    finally:
+        await connection.close()
 
-    async def settle_and_be_overtaken(drain: Drain, wait_seconds: float) -> None:
-        await settle(drain, wait_seconds)
-        for statement in (resume, *statements):
-            await run_sql(api, statement, node)
 
-    monkeypatch.setattr(departures, "_settle", settle_and_be_overtaken)
+async def until_it_waits_for_a_row(api: Api) -> None:
+    """Wait until a transaction of the replica waits for a lock that `changing` holds."""
+
+    async def is_waiting() -> bool:
+        waiting = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        return bool(await run_sql(api, waiting))
+
+    await until(is_waiting)
+
+
+async def leave_and_be_overtaken(api: Api, node: str, *statements: str) -> httpx.Response:
+    """Let the node go, while another replica changes it just before the last transaction of its departure."""
+    api.service.fleet.replicas.begin(node)
+    leaving = asyncio.create_task(leave(api, node, query="?waitSeconds=30"))
+    await until_true(lambda: is_draining(api, node))
+    async with changing(api, *statements, node=node):
+        api.service.fleet.replicas.end(node)
+        await until_it_waits_for_a_row(api)
+    return await leaving
+
+
+RESUME = "UPDATE nodes SET draining_since = NULL, drain_xid = NULL WHERE passport_id = $1"
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -106,12 +131,12 @@ async def test_a_replica_that_is_alone_lets_an_idle_node_go_at_once(api: Api, wa
     assert time.monotonic() - began < SETTLING_SECONDS
     reason = "deregistering" if way == "deregister" else "revoking"
     assert (await told(api, node))[:2] == [("registered", None), ("draining", reason)]
-    assert not is_draining(api, node)  # the drain was over with the node: why it is unavailable is said once
+    assert not is_draining(api, node)  # the drain ended with the node, so its reasons name one cause
 
 
 @pytest.mark.parametrize("way", WAYS)
 async def test_requests_on_another_replica_keep_the_node(api: Api, database_url: str, way: str) -> None:
-    """That replica began its request before it could have heard of anything."""
+    """That replica began its request before it could know of the departure."""
     async with two_replicas(api, database_url) as other:
         node = await api.register()
         await until_known(other, node)
@@ -121,7 +146,7 @@ async def test_requests_on_another_replica_keep_the_node(api: Api, database_url:
         assert refused.json()["error"]["details"] == {"inFlight": 1}
         assert [event for event, _ in await told(api, node)] in (
             ["registered", "draining", "resumed"],
-            ["registered"],  # a lease had told of the request before
+            ["registered"],  # a lease reported the request before
         )
         await until_true(lambda: not is_draining(other, node))
         other.service.fleet.replicas.end(node)
@@ -148,7 +173,7 @@ async def test_no_replica_starts_a_request_from_the_moment_it_begins(api: Api, d
 async def test_a_replica_that_hears_of_a_drain_says_at_once_that_it_has_applied_it(
     api: Api, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It does not wait for its lease to be due: seldom, here, so that it shows."""
+    """It does not wait until its lease is due, which is seldom in this test."""
     async with two_replicas(api, database_url) as other:
         node = await api.register()
         await until_known(other, node)
@@ -160,7 +185,7 @@ async def test_a_replica_that_hears_of_a_drain_says_at_once_that_it_has_applied_
 
 
 async def test_it_waits_a_moment_for_a_replica_that_has_not_applied_the_drain(api: Api) -> None:
-    """With no request known and no waitSeconds; the request that the other one then tells of refuses it."""
+    """Without a known request and without waitSeconds. The other replica then reports a request, which refuses it."""
     node = await api.register()
     other = await add_lease(api, applied=APPLIED_NOTHING)
     leaving = asyncio.create_task(leave(api, node))
@@ -191,7 +216,7 @@ async def test_a_replica_that_lives_and_never_applies_the_drain_refuses_it(api: 
 
 
 async def test_a_replica_that_went_without_a_goodbye_holds_it_up_for_a_moment_only(api: Api) -> None:
-    """Its lease lasts on, and it ran nothing when it was last heard of."""
+    """Its lease has not run out, and it reported no request in it."""
     node = await api.register()
     await add_lease(api, applied=APPLIED_NOTHING)
     began = time.monotonic()
@@ -251,21 +276,18 @@ async def test_a_resume_meanwhile_calls_it_off(api: Api) -> None:
     assert [event for event, _ in await told(api, node)] == ["registered", "draining", "resumed"]
 
 
-async def test_a_resume_that_nobody_heard_of_yet_is_found_in_the_last_transaction(
-    api: Api, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Another replica committed it when this one had already seen the node drained."""
+async def test_a_resume_that_nobody_heard_of_yet_is_found_in_the_last_transaction(api: Api) -> None:
+    """Another replica commits it when this one has already seen the node drained."""
     node = await api.register()
-    overtake(monkeypatch, api, node)
-    refused = await leave(api, node)
+    refused = await leave_and_be_overtaken(api, node, RESUME)
     assert (refused.status_code, error_code(refused)) == (409, "REQUESTS_IN_FLIGHT")
 
 
-async def test_a_revocation_that_nobody_heard_of_yet_is_no_resume(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The drain was over with the node, which is as gone as was asked for."""
+async def test_a_revocation_that_nobody_heard_of_yet_is_no_resume(api: Api) -> None:
+    """The drain ended with the node, which is what the caller asked for."""
     node = await api.register()
-    overtake(monkeypatch, api, node, "UPDATE passports SET status = 'revoked', revision = revision + 1 WHERE id = $1")
-    assert (await leave(api, node)).status_code == 200
+    revoke = "UPDATE passports SET status = 'revoked', revision = revision + 1 WHERE id = $1"
+    assert (await leave_and_be_overtaken(api, node, RESUME, revoke)).status_code == 200
 
 
 async def test_two_calls_at_once_are_answered_the_same(api: Api) -> None:
@@ -291,7 +313,7 @@ async def test_a_force_meanwhile_ends_it_and_answers_both(api: Api) -> None:
 
 
 async def test_it_goes_on_when_its_caller_goes_away(api: Api) -> None:
-    """The client hung up while it waited: what it asked for is done when it can be."""
+    """The client hung up while it waited; the node ends when it can."""
     node = await api.register()
     api.service.fleet.replicas.begin(node)
     leaving = asyncio.create_task(leave(api, node, query="?waitSeconds=30"))
@@ -315,22 +337,21 @@ async def test_a_shutdown_in_the_middle_lets_the_node_go_on(api: Api) -> None:
     assert [event for event, _ in await told(api, node)] == ["registered", "draining", "resumed"]
 
 
-async def test_a_crash_in_the_middle_leaves_a_drain_that_says_why_and_leaving_again_works(
-    api: Api, database_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The drain is all that is left: it is an operator's to end, by another deregistration or by `resume`."""
-    node = await api.register()
-    departures = api.service.registry._departures
-    for step in ("_settle", "_give_up"):
-        monkeypatch.setattr(departures, step, _crash)
-    with pytest.raises(RuntimeError, match="crashed"):
-        await leave(api, node)
-    assert (await told(api, node))[-1] == ("draining", "deregistering")
+async def test_a_crash_in_the_middle_leaves_a_drain_that_says_why_and_leaving_again_works(database_url: str) -> None:
+    """The drain is all that is left: an operator ends it, by another deregistration or by `resume`.
+
+    The replica is cut off as a crash does it: its departure is cancelled, and it can't undo the drain.
+    """
+    async with open_api(database_url, Settings(bootstrap_admin_key=ADMIN_KEY, database_timeout_seconds=0.3)) as api:
+        node = await api.register()
+        api.service.fleet.replicas.begin(node)
+        leaving = asyncio.create_task(leave(api, node, query="?waitSeconds=30"))
+        await until_true(lambda: is_draining(api, node))
+        async with changing(api, "SELECT FROM nodes WHERE passport_id = $1 FOR UPDATE", node=node):
+            (task,) = (task for task in asyncio.all_tasks() if task.get_name() == f"departure of {node}")
+            task.cancel()
+            assert (await leaving).status_code == 503
+        assert (await told(api, node))[-1] == ("draining", "deregistering")
     async with open_api(database_url, api.service.settings) as after:
         assert (await after.health(node))["status"] == "draining"
-        assert (await leave(after.with_key(ADMIN_KEY), node)).status_code == 200
-
-
-async def _crash(*_: Any) -> None:
-    message = "crashed"
-    raise RuntimeError(message)
+        assert (await leave(after, node)).status_code == 200

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from lucid_compute.registry.domain.node_state import NodeState
+from lucid_compute.registry.matching_engine import is_healthy
 from lucid_compute.server.settings import Settings
 from tests.api import ADMIN_KEY, Api, error_code
 from tests.other_replicas import let_pass, run_sql, until
@@ -168,13 +170,17 @@ async def test_what_is_in_flight_is_what_this_service_routed(api: Api) -> None:
 
 async def test_a_deprecated_passport_is_a_reason(api: Api) -> None:
     node = await api.register()
+
+    def state_of() -> NodeState:
+        return api.service.fleet.get_node(node, owner=None).state
+
     await api.beat(node)
     await api.http.patch(f"/passports/{node}", json={"status": "deprecated"})
     assert await codes(api, node) == {"PASSPORT_INACTIVE"}
-    assert api.service.registry.is_healthy(node) is False
+    assert not is_healthy(state_of(), api.service.clock.now())
     await api.http.patch(f"/passports/{node}", json={"status": "active"})
     assert await codes(api, node) == set()
-    assert api.service.registry.is_healthy(node) is True
+    assert is_healthy(state_of(), api.service.clock.now())
 
 
 async def test_an_ended_node_has_no_health(api: Api) -> None:

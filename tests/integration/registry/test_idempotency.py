@@ -1,4 +1,4 @@
-"""Idempotency-Key on POST /passports: one row, whoever sends it how often."""
+"""Idempotency-Key on POST /passports: one row, however often the request is sent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every list: its envelope, its bounds, what lies past its end, and its order."""
+"""Every list: its envelope, its bounds, pages past its end, and its order."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ async def test_passports_are_found_by_type_status_tags_owner_and_text(api: Api) 
 
 
 async def test_nodes_can_be_ordered_by_what_they_do(api: Api) -> None:
-    """Load, queue, requests in flight and heartbeat; a node that was never heard is the last, either way."""
+    """Load, queue, requests in flight and heartbeat. A node without a heartbeat is last, in both directions."""
     nodes = [await api.register(f"node {number}") for number in range(4)]
     for number, node in enumerate(nodes[:3]):
         await api.beat(node, load=(0.5, 0.9, 0.1)[number], queueDepth=(2, 0, 7)[number])
@@ -172,7 +172,7 @@ async def test_nodes_can_be_ordered_by_what_they_do(api: Api) -> None:
 
 
 async def test_a_node_or_a_model_is_found_by_the_beginning_of_its_id(api: Api) -> None:
-    """Of at least its first block: less would find ids in what was meant as a name."""
+    """Of at least its first block; a shorter text is probably part of a name."""
     node, model = await api.register(), await api.add_model("m")
     for where, plural, wanted in (("/compute", "nodes", node), ("/models", "models", model)):
         for length, number in ((36, 1), (8, 1), (7, 0)):

@@ -1,4 +1,4 @@
-"""Passports: made, read, revoked, and what their metadata may hold."""
+"""Passports: create, read and revoke them, and what their metadata may contain."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def make(api: Api, type_: str, metadata: dict[str, Any] | None = None, **f
 
 
 def fault_paths(answer: Any) -> list[str]:
-    """The places that an INVALID_REQUEST names."""
+    """Return the paths of the faults of an INVALID_REQUEST."""
     assert answer.status_code == 422, answer.text
     assert error_code(answer) == "INVALID_REQUEST"
     faults = answer.json()["error"]["details"]["fields"]

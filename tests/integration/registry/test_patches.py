@@ -16,7 +16,7 @@ async def patch(api: Api, passport_id: str, body: Any) -> Any:
 
 
 async def patched(api: Api, passport_id: str, body: Any) -> Any:
-    """The passport after a patch that holds, which a new read answers alike."""
+    """Return the passport after an accepted patch; a new read returns the same."""
     answer = await patch(api, passport_id, body)
     assert answer.status_code == 200, answer.text
     assert (await api.http.get(f"/passports/{passport_id}")).json() == answer.json()
@@ -24,12 +24,12 @@ async def patched(api: Api, passport_id: str, body: Any) -> Any:
 
 
 async def secrets_of(api: Api, passport_id: str) -> Any:
-    """What is kept apart of a passport's metadata."""
+    """Return the stored secrets of a passport."""
     return (await run_sql(api, "SELECT secrets::text FROM passports WHERE id = $1", passport_id))[0][0]
 
 
 def first_fault(answer: Any) -> Any:
-    """The place that an INVALID_REQUEST names first."""
+    """Return the path of the first fault of an INVALID_REQUEST."""
     assert (answer.status_code, error_code(answer)) == (422, "INVALID_REQUEST"), answer.text
     return answer.json()["error"]["details"]["fields"][0]["path"]
 

@@ -1,4 +1,4 @@
-"""The sweep: it tells of transitions as events, and decides nothing."""
+"""The sweep records transitions as events, and decides nothing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from lucid_compute.registry.domain.node_state import Receipt
 from lucid_compute.registry.sweep import BRAKE_LIMIT, Brake
-from tests.api import Api
+from tests.api import Adjust, Api, without_sweeps
 from tests.factories import NOW
 from tests.other_replicas import run_sql
 
@@ -35,10 +35,10 @@ async def told(api: Api, node_id: str) -> list[str]:
     return [event["type"] for event in reversed(events)]
 
 
-@pytest.fixture(autouse=True)
-def no_sweep_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the replica's own sweep from running beside the test's."""
-    monkeypatch.setattr("lucid_compute.registry.sweep.SWEEP_SECONDS", 3600.0)
+@pytest.fixture
+def adjust() -> Adjust:
+    """The tests sweep themselves."""
+    return without_sweeps
 
 
 async def test_a_node_is_told_of_as_it_falls_silent_and_comes_back(api: Api) -> None:
@@ -61,7 +61,7 @@ async def test_a_node_is_told_of_as_it_falls_silent_and_comes_back(api: Api) -> 
 
 
 async def test_a_node_that_flaps_tells_of_little(api: Api) -> None:
-    """Of staleness no more after three events in ten minutes; the state that is read is the true one all the same."""
+    """No `stale` event after three events in ten minutes; health stays correct anyway."""
     node_id = await api.register()
     await api.beat(node_id)
     for seconds in (0, 36, 0, 36, 0, 36):
@@ -72,7 +72,7 @@ async def test_a_node_that_flaps_tells_of_little(api: Api) -> None:
 
 
 async def test_a_recovery_is_never_late(api: Api) -> None:
-    """However young the node and however much was told of it: its owner hears of it with the next sweep."""
+    """However new the node is and however many events it had: the next sweep records its recovery."""
     node_id = await api.register()
     await api.beat(node_id)
     for seconds in (0, 36, 121, 0):
@@ -82,7 +82,7 @@ async def test_a_recovery_is_never_late(api: Api) -> None:
 
 
 async def test_a_node_that_wavered_and_dies_is_called_unhealthy_in_time(api: Api) -> None:
-    """Staleness may not use up what a death needs."""
+    """`stale` events may not use up the allowance of `unhealthy` ones."""
     node_id = await api.register()
     await api.beat(node_id)
     for seconds in (0, 36, 0, 36, 121):
@@ -92,7 +92,7 @@ async def test_a_node_that_wavered_and_dies_is_called_unhealthy_in_time(api: Api
 
 
 async def test_a_node_that_dies_again_and_again_is_called_unhealthy_twice_in_ten_minutes(api: Api) -> None:
-    """And healthy after each; the next death is told of when the first is old enough, if it still holds."""
+    """And healthy after each. The next one is recorded when the first is old enough, if the node is still unhealthy."""
     node_id = await api.register()
     await api.beat(node_id)
     await sweep(api)
@@ -140,15 +140,15 @@ async def test_two_replicas_tell_of_a_transition_once(api: Api) -> None:
 
 
 def test_events_of_silence_wait_while_a_third_of_the_fleet_falls_silent() -> None:
-    """The fault is more likely ours; the brake lets go by itself, after five minutes at the latest."""
+    """The fault is more likely ours; the brake is released automatically, after five minutes at the latest."""
     brake = Brake()
-    heard, silent = timedelta(seconds=5), timedelta(seconds=50)
+    present, silent = timedelta(seconds=5), timedelta(seconds=50)
     assert not brake.watch([silent] * 9, NOW)
-    assert not brake.watch([heard] * 7 + [silent] * 3, NOW)
-    assert brake.watch([heard] * 6 + [silent] * 4, NOW)
+    assert not brake.watch([present] * 7 + [silent] * 3, NOW)
+    assert brake.watch([present] * 6 + [silent] * 4, NOW)
     later = NOW + timedelta(seconds=60)
-    assert brake.watch([heard] * 6 + [silent + timedelta(seconds=60)] * 4, later)
-    assert not brake.watch([heard] * 10, later)
+    assert brake.watch([present] * 6 + [silent + timedelta(seconds=60)] * 4, later)
+    assert not brake.watch([present] * 10, later)
     assert brake.watch([silent] * 10, later)
     too_late = later + BRAKE_LIMIT + timedelta(seconds=1)
     assert not brake.watch([silent + BRAKE_LIMIT] * 10, too_late)

@@ -6,10 +6,8 @@ import asyncio
 from typing import Any
 
 import httpx
-import pytest
 
 from lucid_compute.postgres.database import connect
-from lucid_compute.registry import heartbeat_writer
 from lucid_compute.server.settings import Settings
 from tests.api import ADMIN_KEY, Api, open_api
 
@@ -143,9 +141,9 @@ async def test_too_many_heartbeats_and_too_many_wrong_keys(database_url: str) ->
         assert (await api.http.get("/compute")).status_code == 200
 
 
-async def test_too_many_heartbeats_waiting_for_the_database(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_too_many_heartbeats_waiting_for_the_database(api: Api) -> None:
     node = await api.register()
-    monkeypatch.setattr(heartbeat_writer, "MAX_WAITING", 0)
+    api.service.heartbeats.max_waiting = 0
     answer = await api.beat(node)
     error_of(answer, 503, "OVERLOADED")
     assert int(answer.headers["retry-after"]) >= 1

@@ -14,7 +14,7 @@ from lucid_compute.registry.events import record_event
 from lucid_compute.server.settings import Settings
 from lucid_compute.webhooks import delivery as courier
 from lucid_compute.webhooks.outbox import WebhookOutbox
-from tests.api import Api, error_code, open_api
+from tests.api import Adjust, Api, error_code, open_api, without_sweeps
 from tests.authority import Authority
 from tests.fault_answers import BROKEN, Answer, endless_body, endless_header, redirect, respond
 from tests.fault_node import Behaviour, Ending, FaultNode
@@ -26,10 +26,15 @@ _hosts = (f"127.1.{third}.{fourth}" for third in itertools.count(1) for fourth i
 FAILS = Behaviour(answer=respond(status=500))
 
 
+@pytest.fixture
+def adjust() -> Adjust:
+    """The tests sweep themselves."""
+    return without_sweeps
+
+
 @pytest.fixture(autouse=True)
 def nothing_waits_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the replica's own sweep from running beside the test's, and let nothing wait long."""
-    monkeypatch.setattr("lucid_compute.registry.sweep.SWEEP_SECONDS", 3600.0)
+    """Let nothing wait long."""
     monkeypatch.setattr("lucid_compute.webhooks.sender.LOOK_SECONDS", 0.02)
     monkeypatch.setattr("lucid_compute.webhooks.rules.FIRST_RETRY_SECONDS", 0.05)
 
@@ -199,7 +204,7 @@ async def test_a_host_is_tested_once_in_ten_seconds(api: Api) -> None:
 
 async def test_two_replicas_send_everything_once(database_url: str, settings: Settings, api: Api) -> None:
     """A claim keeps the other one off; two hundred events of a hundred nodes, each node's in order."""
-    async with FaultNode() as receiver, open_api(database_url, settings) as other:
+    async with FaultNode() as receiver, open_api(database_url, settings, without_sweeps) as other:
         assert other.service.webhooks.sender is not api.service.webhooks.sender
         webhook = await make_webhook(api, receiver.url)
         nodes = await asyncio.gather(*(api.register(f"node {number}") for number in range(100)))
@@ -276,7 +281,10 @@ async def test_what_is_in_hand_is_laid_down_when_its_webhook_fails_or_the_servic
     """Nobody has to wait until its claim runs out, and it counts as no attempt."""
     nodes = [await api.register(f"node {number}") for number in range(30)]
     with a_busy_sender(api):
-        async with FaultNode(Behaviour(delay_seconds=600)) as receiver, open_api(database_url, settings):
+        async with (
+            FaultNode(Behaviour(delay_seconds=600)) as receiver,
+            open_api(database_url, settings, without_sweeps),
+        ):
             await make_webhook(api, receiver.url)
             await _tell(api, nodes, EventType.REVOKED)
             await receiver.until(lambda receiver: len(receiver.requests) == 8)

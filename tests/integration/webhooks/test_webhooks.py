@@ -11,7 +11,7 @@ from lucid_compute.registry.domain.event_types import EventType
 from lucid_compute.registry.events import record_event
 from lucid_compute.webhooks.outbox import WebhookOutbox
 from lucid_compute.webhooks.rules import BadSignature
-from tests.api import Api, error_code
+from tests.api import Adjust, Api, error_code, without_sweeps
 from tests.fault_node import FaultNode
 from tests.other_replicas import run_sql
 from tests.webhooks import deliveries_of, find_webhook, make_node, make_webhook, read, say, sweep, types_at
@@ -20,10 +20,15 @@ URL = "https://ops.example.com/lucid"
 ALL = ["model.available", "model.unavailable", "node.deregistered", "node.drained", "node.recovered", "node.unhealthy"]
 
 
+@pytest.fixture
+def adjust() -> Adjust:
+    """The tests sweep themselves."""
+    return without_sweeps
+
+
 @pytest.fixture(autouse=True)
-def no_sweep_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the replica's own sweep from running beside the test's, and let nothing wait long."""
-    monkeypatch.setattr("lucid_compute.registry.sweep.SWEEP_SECONDS", 3600.0)
+def nothing_waits_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let nothing wait long."""
     monkeypatch.setattr("lucid_compute.webhooks.sender.LOOK_SECONDS", 0.02)
 
 

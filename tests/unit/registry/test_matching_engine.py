@@ -1,4 +1,4 @@
-"""The matching engine on plain values: each rule of the models guide, on both sides of its edge."""
+"""The matching engine on plain values: each rule of the models guide, on both sides of its bound."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def codes(model_: ModelPassport, node_: NodeState) -> list[ReasonCode]:
     ],
 )
 def test_a_model_runs_where_it_shares_a_runtime(metadata: dict[str, Any], runtimes: list[str], expected: bool) -> None:
-    """The hard list decides, else the recommendation, else what the format can run on; spellings don't matter."""
+    """The listed runtimes decide, else the recommended one, else the format's; spellings don't matter."""
     assert runtime_compatible(model(metadata), node({"runtimes": runtimes})) is expected
 
 
@@ -60,7 +60,7 @@ def test_a_reported_runtime_counts_beside_the_registered_ones() -> None:
 
 
 def test_a_node_that_names_no_runtime_runs_only_the_models_it_declares_or_reports() -> None:
-    """Its word on a model is the only evidence there is."""
+    """What it declares or reports is the only evidence."""
     wanted = model(name="llama", metadata={"aliases": ["meta/llama"]})
     assert not runtime_compatible(wanted, node({"runtimes": []}, declared=[DeclaredModel("other")]))
     assert runtime_compatible(wanted, node({"runtimes": []}, declared=[DeclaredModel("meta/llama")]))
@@ -98,7 +98,7 @@ def test_vram_is_measured_against_the_declared_quantization(
 def test_context_is_the_declared_one_or_else_the_nodes(
     max_tokens: int | None, max_context: int | None, expected: bool
 ) -> None:
-    """`maxTokens` of this model goes before `maxContext`; neither is no limit."""
+    """`maxTokens` of this model overrides `maxContext`; without both there is no limit."""
     wanted = model({"contextLength": 8192}, name="m")
     declaring = node({"maxContext": max_context}, declared=[DeclaredModel("m", max_tokens)])
     assert hardware_compatible(wanted, declaring) is expected
@@ -130,7 +130,7 @@ def test_each_failing_rule_has_its_reason() -> None:
 
 
 def test_every_reason_is_listed_and_not_only_the_first() -> None:
-    """A person mends all of them at once."""
+    """An operator can fix all of them at once."""
     wanted = model({"minVramGb": 100, "contextLength": 4096, "runtimes": ["tgi"]})
     broken = node({"maxContext": 100}, age_seconds=99, draining_since=NOW, beat={"status": "unhealthy"})
     assert codes(wanted, broken) == [
@@ -147,7 +147,7 @@ def test_every_reason_is_listed_and_not_only_the_first() -> None:
 
 
 def test_reasons_and_predicates_are_one_verdict() -> None:
-    """No reasons exactly where the predicates hold, rule by rule."""
+    """There are no reasons exactly where the predicates hold, rule by rule."""
     wanted = model({"minVramGb": 40}, name="m")
     for candidate in (node(), node({"vram": "24GB"}), node(age_seconds=31), node({"runtimes": []})):
         fits = runtime_compatible(wanted, candidate) and hardware_compatible(wanted, candidate)

@@ -1,4 +1,4 @@
-"""Prices: what tokens cost on a node, to the last decimal, whichever model and however many."""
+"""Prices: what tokens cost on a node, exactly, for any model and any number of tokens."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ GUIDE = {"vram": 8, "inferenceUrl": "http://gpu"}
 def test_a_completed_job_costs_its_tokens_at_the_nodes_price(
     price: str | None, tokens: tuple[int | None, int | None], expected: str | None
 ) -> None:
-    """None where no price is named."""
+    """None without a price."""
     done = new_job()
     done.outcome, (done.tokens_in, done.tokens_out) = Outcome.COMPLETED, tokens
     assert charge(done, read_price(price)) == (None if expected is None else Decimal(expected))
@@ -86,7 +86,7 @@ def test_what_broke_off_is_billed_for_what_was_delivered_and_for_nothing_when_no
 
 
 def test_a_models_own_price_goes_before_the_nodes() -> None:
-    """The first of the model's id, name and aliases that has one."""
+    """The first of the model's id, name and aliases that has a price decides."""
     stored = {"n": {"inputPer1kTokens": "1", "outputPer1kTokens": "2"}}
     node = ComputePassport.read(compute_passport({"pricePer1kTokens": "9", "prices": stored}))
     mine, others = node.price_of(("id", "n", "alias")), node.price_of(("id", "x"))

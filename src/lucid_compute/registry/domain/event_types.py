@@ -1,4 +1,4 @@
-"""The names of events: what can happen to a node, and which of it webhooks are sent."""
+"""The types of events: those of nodes, and those that webhooks receive."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class EventType(StrEnum):
 
 
 class WebhookEvent(StrEnum):
-    """What a webhook can be told of."""
+    """An event that a webhook can receive."""
 
     NODE_UNHEALTHY = "node.unhealthy"
     NODE_RECOVERED = "node.recovered"

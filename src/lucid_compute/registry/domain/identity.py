@@ -1,4 +1,4 @@
-"""lucid_compute.registry.domain.identity."""
+"""Who calls the API: the scopes of keys, the principal of a request, and the actor of a change. Pure."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class Scope(StrEnum):
 
 
 class KeyLimits(WireShape):
-    """A key's own limits; what is null is unlimited."""
+    """A key's own limits; null is no limit."""
 
     requests_per_minute: PositiveCount | None = None
     tokens_per_minute: PositiveCount | None = None
 
 
 class Principal(NamedTuple):
-    """Who makes a request: a key, its owner, and what it may do."""
+    """The key that a request was sent with, its owner, and what it may do; `passport_id` binds it to one node."""
 
     key_id: str
     owner: str
@@ -38,30 +38,30 @@ class Principal(NamedTuple):
 
     @property
     def is_admin(self) -> bool:
-        """Return whether it may do everything."""
+        """Return whether the key may do everything."""
         return Scope.ADMIN in self.scopes
 
     @property
     def visible_owner(self) -> str | None:
-        """The owner whose things it sees; None is everyone's."""
+        """The only owner whose passports, jobs and webhooks it may see; None is all owners."""
         return None if self.is_admin else self.owner
 
     def require(self, allowed: Collection[Scope]) -> None:
         """Refuse a key that has none of the scopes.
 
         Raises:
-            Forbidden: naming the scopes that would do.
+            Forbidden: it has none of them; the error names those that are enough.
         """
         if self.scopes.isdisjoint(allowed):
-            wanted = " or ".join(sorted(allowed))
-            message = f"This key lacks the scope {wanted}. Ask an admin for a key that has it."
+            scopes = " or ".join(sorted(allowed))
+            message = f"This key lacks the scope {scopes}. Ask an admin for a key that has it."
             raise Forbidden(message, details={"wantedScopes": sorted(allowed), "scopes": sorted(self.scopes)})
 
     def require_node(self, passport_id: str) -> None:
         """Refuse a key that is bound to another node.
 
         Raises:
-            Forbidden: naming the node it is bound to.
+            Forbidden: it is bound to another node, which the error names.
         """
         if self.passport_id is not None and self.passport_id != passport_id:
             message = f"This key is bound to node {self.passport_id} and may change no other."
@@ -69,7 +69,7 @@ class Principal(NamedTuple):
 
 
 class Actor(NamedTuple):
-    """Who makes a change: the key, its owner, the address it came from, the request."""
+    """Who makes a change, for the audit trail: the key, its owner, the client's address, the request."""
 
     key_id: str | None
     owner: str | None

@@ -1,4 +1,4 @@
-"""A passport's metadata on its way in and out: checked by type, kept as written, secrets apart. Pure."""
+"""The metadata of passports: checked by type, stored as written, secrets apart, and shown to a viewer. Pure."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ _PRICES = "prices"
 
 
 class StoredMetadata(NamedTuple):
-    """What is kept: `public` as it was written, and `secrets`, which are never answered."""
+    """Metadata as it is stored: `public` as it was written, and `secrets`, which no response contains."""
 
     public: dict[str, Any]
     secrets: dict[str, Any]
 
 
 def read_metadata(passport_type: PassportType, raw: Mapping[str, Any]) -> StoredMetadata:
-    """Check metadata by its type and part it from its secrets.
+    """Check metadata by the type of its passport; return it with its secrets apart.
 
     Raises:
-        InvalidRequest: naming every fault below `metadata`.
+        InvalidRequest: it is not valid; the error names every fault below `metadata`.
     """
     shapes: dict[PassportType, type[_Metadata]] = {
         PassportType.COMPUTE: ComputeMetadata,
@@ -54,12 +54,12 @@ def read_metadata(passport_type: PassportType, raw: Mapping[str, Any]) -> Stored
     except ValidationError as error:
         raise InvalidRequest(faults_from(error.errors(include_url=False), "metadata")) from None
     if isinstance(checked, ComputeMetadata):
-        return _part_compute(checked, public)
-    return _part_model(public)
+        return _split_compute(checked, public)
+    return _split_model(public)
 
 
 def whole_metadata(stored: StoredMetadata) -> dict[str, Any]:
-    """Return metadata with its secrets in their places, as a merge patch meets it."""
+    """Return metadata with its secrets in their places, which a merge patch is applied to."""
     whole = dict(stored.public)
     if "inferenceKey" in stored.secrets:
         whole["inferenceKey"] = stored.secrets["inferenceKey"]
@@ -82,7 +82,7 @@ def merge_patch(target: Any, patch: Any) -> Any:
 
 
 def shown_metadata(passport_type: PassportType, public: Mapping[str, Any], *, to_everyone: bool) -> dict[str, Any]:
-    """Return metadata as it is shown: to its owner as written, to everyone only what the contract names."""
+    """Return metadata as it is shown: all of it, or with `to_everyone` only the keys that the contract names."""
     if passport_type is PassportType.COMPUTE:
         vram_gb = parse_vram_gb(public["vram"])
         return {**public, _VRAM_GB: int(vram_gb) if vram_gb.is_integer() else vram_gb}
@@ -92,10 +92,10 @@ def shown_metadata(passport_type: PassportType, public: Mapping[str, Any], *, to
 
 
 def check_name(passport_type: PassportType, name: str) -> None:
-    """Refuse a model's name that a path of the API would hide.
+    """Refuse a model's name that can't be told from a path of the API.
 
     Raises:
-        InvalidRequest: at `name`.
+        InvalidRequest: the name ends in `/availability`; the fault is at `name`.
     """
     if passport_type is PassportType.MODEL:
         try:
@@ -104,7 +104,7 @@ def check_name(passport_type: PassportType, name: str) -> None:
             raise InvalidRequest.at("name", str(error)) from None
 
 
-def _part_compute(checked: ComputeMetadata, public: dict[str, Any]) -> StoredMetadata:
+def _split_compute(checked: ComputeMetadata, public: dict[str, Any]) -> StoredMetadata:
     secrets = {}
     key = public.pop("inferenceKey", None)
     if key is not None:
@@ -118,7 +118,7 @@ def _part_compute(checked: ComputeMetadata, public: dict[str, Any]) -> StoredMet
     return StoredMetadata(public, secrets)
 
 
-def _part_model(public: dict[str, Any]) -> StoredMetadata:
+def _split_model(public: dict[str, Any]) -> StoredMetadata:
     upstream = public.get("upstream")
     if not upstream:
         return StoredMetadata(public, {})
@@ -157,7 +157,7 @@ ModelName = Annotated[Label, AfterValidator(_check_model_name)]
 
 
 class _Metadata(BaseModel):
-    """Metadata keeps keys that it does not know."""
+    """Metadata of a type that has a shape; unknown keys are kept."""
 
     model_config = ConfigDict(alias_generator=to_camel, frozen=True, extra="allow")
 
@@ -172,7 +172,7 @@ class RuntimeDescription(BaseModel):
 
 
 class ModelPrice(BaseModel):
-    """What tokens of one model cost on a node, in and out apart, in US dollars for 1,000."""
+    """The price of 1,000 tokens of one model on a node, in US dollars, for input and output."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -181,7 +181,7 @@ class ModelPrice(BaseModel):
 
 
 class ComputeMetadata(_Metadata):
-    """What a provider says of a node when it registers it."""
+    """What a provider states about a node when registering it."""
 
     gpu: Label | None = None
     vram: Vram
@@ -206,7 +206,7 @@ class ComputeMetadata(_Metadata):
 
 
 class Upstream(BaseModel):
-    """Where requests for a `format=api` model go."""
+    """The provider that requests for a `format=api` model are sent to."""
 
     model_config = ConfigDict(alias_generator=to_camel, frozen=True, extra="forbid")
 
@@ -216,7 +216,7 @@ class Upstream(BaseModel):
 
 
 class ModelMetadata(_Metadata):
-    """What a model needs of a node."""
+    """What a model requires of a node."""
 
     format: ModelFormat
     runtimes: Annotated[list[Label], Field(max_length=20)] | None = None

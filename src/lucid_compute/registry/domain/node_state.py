@@ -1,4 +1,4 @@
-"""What a node is doing: its heartbeat, its declaration, its lifecycle, and the status that follows from them. Pure."""
+"""What is known of a node: its heartbeat, declaration and jobs, and the status that follows from them. Pure."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NO_MODELS: Mapping[str, DeclaredModel] = {}
 
 
 class ReportedStatus(StrEnum):
-    """What a node may say of itself in a heartbeat."""
+    """The status that a node reports in a heartbeat."""
 
     HEALTHY = "healthy"
     UNHEALTHY = "unhealthy"
@@ -31,7 +31,7 @@ class ReportedStatus(StrEnum):
 
 
 class NodeStatus(StrEnum):
-    """What the registry says of a node."""
+    """The status of a node in the registry."""
 
     HEALTHY = "healthy"
     UNHEALTHY = "unhealthy"
@@ -40,7 +40,7 @@ class NodeStatus(StrEnum):
 
 
 class ReportedRuntime(ForgivingShape):
-    """The inference runtime that a node says it runs."""
+    """The inference runtime that a node reports."""
 
     name: Label
     version: Label | None = None
@@ -68,7 +68,7 @@ class Heartbeat(ForgivingShape):
         description="Ids of the models that are loaded now; replaces the last report."
     )
     queue_depth: Count | None = Field(description="Requests waiting on the node; null when unknown.")
-    boot_id: Label | None = Field(default=None, description="Made anew at each start of the sender.")
+    boot_id: Label | None = Field(default=None, description="A new one at each start of the sender.")
     sequence: Count | None = Field(default=None, description="Grows with each heartbeat of one bootId.")
     sent_at: Instant | None = Field(default=None, description="The sender's clock, used only to warn about skew.")
     in_flight: Count | None = None
@@ -90,7 +90,7 @@ class DeclaredModel(NamedTuple):
 
 
 class Receipt(NamedTuple):
-    """A heartbeat that Postgres holds, by the database's clock.
+    """A committed heartbeat, with times of the database's clock.
 
     `up_since` is the first heartbeat since the node was last unhealthy, None while it reports that it is.
     """
@@ -101,8 +101,19 @@ class Receipt(NamedTuple):
     revision: int
 
 
+class JobStatistics(NamedTuple):
+    """What a node did with the jobs that were routed to it: `jobs_completed` in its life, the rest in the last hour.
+
+    None is unknown: no job in that hour, or for `jobs_completed` a database that is away.
+    """
+
+    jobs_completed: int | None
+    avg_latency_ms: float | None
+    error_rate: float | None
+
+
 class NodeState(NamedTuple):
-    """A node at one moment: what it is, what its operator asked of it, and what it last said."""
+    """A node at one moment: its passport, what its operator asked of it, and its last heartbeat."""
 
     passport: ComputePassport
     declared: Mapping[str, DeclaredModel] = NO_MODELS
@@ -122,17 +133,17 @@ class NodeState(NamedTuple):
 
     @property
     def reported_models(self) -> frozenset[str]:
-        """The ids that the newest heartbeat says are loaded."""
+        """The ids of the models that the newest heartbeat reports as loaded."""
         return frozenset(self.last_heartbeat.heartbeat.available_models) if self.last_heartbeat else frozenset()
 
     @property
     def reported_status(self) -> ReportedStatus | None:
-        """What the newest heartbeat says; None when there was none."""
+        """The status in the newest heartbeat; None when there was none."""
         return self.last_heartbeat.heartbeat.status if self.last_heartbeat else None
 
     @property
     def is_draining(self) -> bool:
-        """Return whether its operator drains it, or it says so itself."""
+        """Return whether its operator drains it, or the node reports that it drains."""
         return self.draining_since is not None or self.reported_status is ReportedStatus.DRAINING
 
     def is_fresh(self, now: datetime) -> bool:
@@ -144,10 +155,8 @@ class NodeState(NamedTuple):
         return self.last_heartbeat is not None and self.last_heartbeat.received_at >= live_since
 
     def status(self, live_since: datetime) -> NodeStatus:
-        """Return what the registry says of this node; `live_since` as in `is_live`.
-
-        Asked of whole fleets: looking each thing up once halves its cost.
-        """
+        """Return the node's status; `live_since` as in `is_live`."""
+        # Called for complete fleets: looking each value up once halves the cost.
         if self.passport.record.has_ended:
             return NodeStatus.DEREGISTERED
         receipt = self.last_heartbeat

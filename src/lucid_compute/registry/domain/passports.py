@@ -1,4 +1,4 @@
-"""Passports: the durable identity of a node or a model, and how their metadata is read. Pure, without I/O."""
+"""Passports: the durable identity of nodes and models, and what their metadata says. Pure."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class PassportType(StrEnum):
 
 
 class PassportStatus(StrEnum):
-    """Whether a passport may be used; `revoked` is for good."""
+    """Whether a passport may be used; `revoked` is final."""
 
     ACTIVE = "active"
     DEPRECATED = "deprecated"
@@ -58,7 +58,7 @@ def parse_vram_gb(value: Any) -> float:
     """Return the gigabytes of `"80GB"`, `"80 GiB"`, `"81920MiB"` or a number of GB (1 GB = 1 GiB = 1024 MiB).
 
     Raises:
-        ValueError: it is none of these, or not above 0.
+        ValueError: it is none of these, not above 0, or above `MAX_VRAM_GB`.
     """
     if isinstance(value, str) and (match := _VRAM_TEXT.fullmatch(value)):
         vram_gb = float(match[1]) * _GB_PER_UNIT[match[2].upper()]
@@ -74,14 +74,14 @@ def parse_vram_gb(value: Any) -> float:
 
 
 def normalise_runtime(name: str) -> str:
-    """Return the name that runtimes are compared by: lower case, one spelling for each."""
+    """Return the runtime's name for comparison: lower case, one spelling for each runtime."""
     lowered = name.strip().lower()
     return _RUNTIME_SPELLINGS.get(lowered, lowered)
 
 
 @dataclass(frozen=True, slots=True)
 class Passport:
-    """A passport as it is stored: `metadata` as it was written, without secrets; `revision` grows with each write."""
+    """A stored passport: `metadata` as it was written, without secrets; `revision` grows with each write."""
 
     id: str
     type: PassportType
@@ -104,7 +104,7 @@ class Passport:
 
     @property
     def has_ended(self) -> bool:
-        """Return whether it was revoked or deregistered, for good; its name is free again."""
+        """Return whether it was revoked or deregistered, which is final; its name is free again."""
         return self.status is PassportStatus.REVOKED or self.deregistered_at is not None
 
 
@@ -112,8 +112,8 @@ class Passport:
 class ComputePassport:
     """A node's passport as the matching engine reads it.
 
-    `max_context` is in tokens and `max_concurrency` in requests at a time; None is no limit. `price` is of every model
-    that is not in `prices`, which are by the ids, names or aliases of models; None is no price.
+    `max_context` is in tokens, `max_concurrency` in requests at a time; None is no limit. `prices` is keyed by the ids,
+    names or aliases of models; `price` applies to all other models; None is no price.
     """
 
     record: Passport
@@ -132,7 +132,7 @@ class ComputePassport:
         return self.record.id
 
     def price_of(self, known_as: tuple[str, ...]) -> TokenPrice | None:
-        """Return what tokens of the model with these ids cost here; the first of them that has a price counts."""
+        """Return the price for the first of a model's ids that has one, else the node's own price."""
         if prices := self.prices:
             for name in known_as:
                 if name in prices:
@@ -160,8 +160,8 @@ class ComputePassport:
 class ModelPassport:
     """A model's passport as the matching engine reads it. `context_length` is in tokens.
 
-    `known_as` holds the ids that nodes declare it under and clients ask for it by: its passport id, and while it is
-    active its name and aliases. `min_vram_by_quantization` is keyed in lower case.
+    `known_as` holds the ids that nodes and clients may use for it: its passport id, and while it is active its name and
+    aliases. `min_vram_by_quantization` is keyed in lower case.
     """
 
     record: Passport
@@ -198,7 +198,7 @@ class ModelPassport:
 
 
 def model_names(record: Passport) -> tuple[str, ...]:
-    """Return the names that an active model takes in the namespace all owners share; none when it is not active."""
+    """Return the name and aliases of an active model, which are unique over all owners; none when it is not active."""
     if record.type is not PassportType.MODEL or not record.is_active:
         return ()
     return tuple(dict.fromkeys([record.name, *(record.metadata.get("aliases") or ())]))

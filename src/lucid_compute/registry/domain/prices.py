@@ -1,4 +1,4 @@
-"""What tokens cost on a node, exactly: a price for all of its models, or one for a model, in and out apart. Pure."""
+"""Exact prices of tokens on a node: one for all of its models, or one for a model, for input and output. Pure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OUTPUT_KEY = "outputPer1kTokens"
 
 
 class TokenPrice:
-    """The price of tokens in US dollars: for 1,000 that go in, and for 1,000 that come out."""
+    """The price in US dollars of 1,000 input tokens and of 1,000 output tokens."""
 
     __slots__ = ("_is_one", "_per_input", "_per_output", "input_per_1k", "output_per_1k")
 
@@ -29,23 +29,23 @@ class TokenPrice:
 
     @property
     def highest_per_1k(self) -> Decimal:
-        """The most that 1,000 tokens can cost, whichever they are: what a request's limit is held against."""
+        """The higher of both prices, which a request's price limit is compared with."""
         return max(self.input_per_1k, self.output_per_1k)
 
     def of(self, tokens_in: int, tokens_out: int) -> Decimal:
-        """Return what so many tokens cost, exactly."""
-        if self._is_one:  # a quarter of the time
+        """Return the exact price of so many input and output tokens."""
+        if self._is_one:  # takes a quarter of the time
             return EXACT.multiply(self._per_input, tokens_in + tokens_out)
         return EXACT.fma(self._per_input, tokens_in, EXACT.multiply(self._per_output, tokens_out))
 
 
 def read_price(per_1k: Any) -> TokenPrice | None:
-    """Return a node's one price for every token as it is stored; None when it names none."""
+    """Return the price that a node's passport stores for all tokens; None when it stores none."""
     return None if per_1k is None else TokenPrice(Decimal(per_1k), Decimal(per_1k))
 
 
 def read_prices(stored: Any) -> dict[str, TokenPrice]:
-    """Return prices by model; what an older version kept under that key without reading it is no price."""
+    """Return the stored prices by model, without values that older versions stored here unchecked."""
     if not isinstance(stored, Mapping):
         return {}
     prices = {}
@@ -58,8 +58,8 @@ def read_prices(stored: Any) -> dict[str, TokenPrice]:
 
 
 def total(amounts: Iterable[Decimal]) -> Decimal:
-    """Return the exact sum; 0 of nothing."""
-    whole = Decimal(0)
+    """Return the exact sum; 0 when there are no amounts."""
+    sum_ = Decimal(0)
     for amount in amounts:
-        whole = EXACT.add(whole, amount)
-    return whole
+        sum_ = EXACT.add(sum_, amount)
+    return sum_

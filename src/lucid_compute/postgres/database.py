@@ -126,7 +126,7 @@ class Database:
     ) -> None:
         """Prepare a pool of `pool_size` connections; none is opened yet."""
         self.url = normalise_url(url)
-        self._timeout_seconds = timeout_seconds
+        self.timeout_seconds = timeout_seconds
         self._engine: AsyncEngine = create_async_engine(
             "postgresql+asyncpg://",
             async_creator=lambda: connect(self.url, application=application),
@@ -145,7 +145,7 @@ class Database:
             DatabaseUnavailable: Postgres did not answer in time; whether the commit held is not known.
         """
         try:
-            async with asyncio.timeout(self._timeout_seconds), self._engine.begin() as connection:
+            async with asyncio.timeout(self.timeout_seconds), self._engine.begin() as connection:
                 yield connection
         except (OSError, TimeoutError, SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             if is_passing(error):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from enum import Enum
 
@@ -39,8 +39,16 @@ DEDICATED_CONNECTIONS = sum(purpose.most for purpose in Purpose)
 class DedicatedConnection:
     """One connection, opened when it is first used and again after it was lost or closed. One task uses it."""
 
-    def __init__(self, url: str, purpose: Purpose, *, session: str = "") -> None:
-        """`session` is SQL that is run whenever the connection is opened."""
+    def __init__(
+        self,
+        url: str,
+        purpose: Purpose,
+        *,
+        session: str = "",
+        connect: Callable[..., Awaitable[asyncpg.Connection[asyncpg.Record]]] = connect,
+    ) -> None:
+        """`session` is SQL that is run whenever the connection is opened, by `connect`."""
+        self._connect = connect
         self._url = url
         self._purpose = purpose
         self._session = session
@@ -79,5 +87,7 @@ class DedicatedConnection:
 
     async def _open(self) -> asyncpg.Connection[asyncpg.Record]:
         if self._connection is None or self._connection.is_closed():
-            self._connection = await connect(self._url, application=self._purpose.application, session=self._session)
+            self._connection = await self._connect(
+                self._url, application=self._purpose.application, session=self._session
+            )
         return self._connection

@@ -19,9 +19,14 @@ Written = list[tuple[str, datetime]]
 
 @pytest.fixture(autouse=True)
 def no_sweep_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the replica's own sweep from running beside the test's, and the test's future from being an outage."""
+    """Keep the replica's own sweep from running beside the test's."""
     monkeypatch.setattr("lucid_compute.registry.sweep.SWEEP_SECONDS", 3600.0)
-    monkeypatch.setattr("lucid_compute.registry.fleet.fleet.OUTAGE_AFTER", timedelta(days=1))
+
+
+@pytest.fixture(autouse=True)
+def the_future_is_no_outage(no_sweep_of_its_own: None, api: Api) -> None:
+    """Let the tests' instants lie ahead of the last renewal of the lease."""
+    api.service.fleet.outage_after = timedelta(days=1)
 
 
 def states_of(api: Api) -> NodeStates:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
-from lucid_compute.postgres import dedicated_connection
 from lucid_compute.postgres.database import connect
-from lucid_compute.registry.fleet import change_feed as feed
-from lucid_compute.registry.fleet import in_flight_broadcast as in_flight_news
+from lucid_compute.postgres.dedicated_connection import DedicatedConnection, Purpose
 from lucid_compute.registry.fleet.fleet import Fleet
 from lucid_compute.registry.fleet.in_flight_broadcast import (
     IN_FLIGHT_CHANNEL,
@@ -30,6 +28,7 @@ from tests.other_replicas import run_sql, until
 
 SOON_SECONDS = 0.3  # 25 ms, and a noisy machine
 OWN_ID = str(uuid4())
+Connect = Callable[..., Awaitable[Any]]
 
 
 class Heard:
@@ -59,9 +58,13 @@ async def listening(database_url: str) -> AsyncIterator[Heard]:
 
 
 @asynccontextmanager
-async def telling(database_url: str, fleet: Fleet, replica_id: str = OWN_ID) -> AsyncIterator[None]:
-    """Tell what the fleet counts for as long as the block runs."""
-    task = asyncio.create_task(InFlightBroadcast(database_url, fleet, replica_id=replica_id).run())
+async def telling(
+    database_url: str, fleet: Fleet, replica_id: str = OWN_ID, *, connect: Connect = connect
+) -> AsyncIterator[None]:
+    """Publish the fleet's counts for as long as the block runs."""
+    connection = DedicatedConnection(database_url, Purpose.IN_FLIGHT, connect=connect)
+    broadcast = InFlightBroadcast(connection, fleet, replica_id=replica_id, reconnect_seconds=0.05)
+    task = asyncio.create_task(broadcast.run())
     yield
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
@@ -96,9 +99,7 @@ async def connections(api: Api) -> list[Any]:
     )
 
 
-async def test_the_other_replica_counts_a_request_long_before_the_next_lease(
-    api: Api, database_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_other_replica_counts_a_request_long_before_the_next_lease(api: Api, database_url: str) -> None:
     """It begins here and is counted there, it ends here and is not; by leases alone it would take a second."""
     async with open_api(database_url, api.service.settings) as other:
         limited = await api.register("limited", {"maxConcurrency": 2})
@@ -110,7 +111,8 @@ async def test_the_other_replica_counts_a_request_long_before_the_next_lease(
             return is_known and (here.count(), there.count()) == (2, 2)
 
         await until(are_known)
-        monkeypatch.setattr(feed, "LEASE_RENEWAL_SECONDS", 30.0)
+        for replica in (api, other):
+            replica.service.feed.lease_renewal_seconds = 30.0
         await asyncio.sleep(1.2)  # the renewals that were due before
         async with telling(database_url, api.service.fleet, replica_id):
             for step, expected in ((here.begin, 1), (here.begin, 2), (here.end, 1), (here.end, 0)):
@@ -189,9 +191,7 @@ async def test_it_tells_again_after_its_connection_was_cut(api: Api, database_ur
         await until(is_told)
 
 
-async def test_it_goes_on_when_it_could_not_connect(
-    database_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_it_goes_on_when_it_could_not_connect(database_url: str, caplog: pytest.LogCaptureFixture) -> None:
     """Whatever it was; only what is no outage is logged."""
     fleet, (node,) = fleet_of(1)
     faults = [ConnectionRefusedError("away"), RuntimeError("odd")]
@@ -201,9 +201,7 @@ async def test_it_goes_on_when_it_could_not_connect(
             raise faults.pop(0)
         return await connect(*arguments, **options)
 
-    monkeypatch.setattr(dedicated_connection, "connect", connect_at_last)
-    monkeypatch.setattr(in_flight_news, "RECONNECT_SECONDS", 0.05)
-    async with listening(database_url) as heard, telling(database_url, fleet):
+    async with listening(database_url) as heard, telling(database_url, fleet, connect=connect_at_last):
 
         async def is_told() -> bool:
             fleet.replicas.begin(node)

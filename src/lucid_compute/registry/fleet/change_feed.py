@@ -143,6 +143,7 @@ class ChangeFeed:
         self.replica_id = replica_id
         self._own = own
         self._listens = listens
+        self.lease_renewal_seconds = LEASE_RENEWAL_SECONDS
         self.loaded = asyncio.Event()
         self._wake = asyncio.Event()
         self._caught_up = asyncio.Event()
@@ -283,7 +284,7 @@ class ChangeFeed:
         if outage is not None:
             self._note(Outage(outage["started_at"], outage["ended_at"]))
         self._fleet.lease_renewed_at = self._clock.now()
-        self._renewal_due = time.monotonic() + LEASE_RENEWAL_SECONDS
+        self._renewal_due = time.monotonic() + self.lease_renewal_seconds
 
     def _note(self, outage: Outage) -> None:
         """Hold an outage that is recorded; a restart too short for any node to go stale by it is not worth a word."""

@@ -107,6 +107,7 @@ class Fleet:
         self.replicas = Replicas()
         self.secrets = Credentials()
         self.outages: tuple[Outage, ...] = ()
+        self.outage_after = OUTAGE_AFTER
         self.lease_renewed_at: datetime | None = None
         self.changes = 0  # goes up with whatever a count of nodes or models could tell, but for time that passes
         self._nodes: dict[str, FleetNode] = {}
@@ -201,7 +202,7 @@ class Fleet:
     def outages_until(self, now: datetime) -> tuple[Outage, ...]:
         """Return the recorded outages, and the one that lasts while this replica's lease could not be renewed."""
         since = self.lease_renewed_at
-        if since is None or now - since <= OUTAGE_AFTER:
+        if since is None or now - since <= self.outage_after:
             return self.outages
         return merge_outages([*self.outages, Outage(since, now)])
 

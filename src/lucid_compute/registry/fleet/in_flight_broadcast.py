@@ -11,7 +11,7 @@ import logging
 from datetime import datetime
 
 from lucid_compute.postgres.database import is_passing
-from lucid_compute.postgres.dedicated_connection import DedicatedConnection, Purpose
+from lucid_compute.postgres.dedicated_connection import DedicatedConnection
 from lucid_compute.registry.fleet.fleet import Fleet
 from lucid_compute.registry.fleet.replicas import Replicas
 
@@ -32,11 +32,18 @@ _NOTIFY = """
 class InFlightBroadcast:
     """Tells the other replicas, forty times a second at most, how many requests this one has running on which node."""
 
-    def __init__(self, url: str, fleet: Fleet, *, replica_id: str) -> None:
-        """Tell through the database at `url` what `fleet` counts for the replica."""
+    def __init__(
+        self,
+        connection: DedicatedConnection,
+        fleet: Fleet,
+        *,
+        replica_id: str,
+        reconnect_seconds: float = RECONNECT_SECONDS,
+    ) -> None:
+        self._connection = connection
         self._fleet = fleet
         self._replica_id = replica_id
-        self._connection = DedicatedConnection(url, Purpose.IN_FLIGHT)
+        self._reconnect_seconds = reconnect_seconds
 
     async def run(self) -> None:
         """Tell for as long as this task runs. What could not be told is in the next lease."""
@@ -61,7 +68,7 @@ class InFlightBroadcast:
         except Exception as error:  # noqa: BLE001 - leases tell the same, a second later; the task goes on
             if not is_passing(error):
                 _log.exception("news of requests in flight could not be told")
-            await asyncio.sleep(RECONNECT_SECONDS)
+            await asyncio.sleep(self._reconnect_seconds)
 
 
 def hear(replicas: Replicas, message: str) -> None:

@@ -20,7 +20,7 @@ import asyncpg
 
 from lucid_compute.postgres.changes import CHANGES_CHANNEL, announce
 from lucid_compute.postgres.clock import DatabaseClock
-from lucid_compute.postgres.database import is_passing
+from lucid_compute.postgres.database import is_transient
 from lucid_compute.postgres.dedicated_connection import DedicatedConnection, Purpose
 from lucid_compute.registry.domain.node_state import FRESH_WINDOW
 from lucid_compute.registry.fleet.fleet import Fleet
@@ -180,7 +180,7 @@ class ChangeFeed:
                 async with self._connection.within(None) as connection:
                     await self._follow(connection)
             except Exception as error:  # noqa: BLE001 - a replica without its feed would serve what was, for good
-                if not is_passing(error):
+                if not is_transient(error):
                     _log.exception("the feed stumbled and starts over")
                 self._connection.terminate()  # its listeners are added again
                 await asyncio.sleep(RECONNECT_SECONDS)

@@ -10,7 +10,7 @@ import json
 import logging
 from datetime import datetime
 
-from lucid_compute.postgres.database import is_passing
+from lucid_compute.postgres.database import is_transient
 from lucid_compute.postgres.dedicated_connection import DedicatedConnection
 from lucid_compute.registry.fleet.fleet import Fleet
 from lucid_compute.registry.fleet.replicas import Replicas
@@ -66,7 +66,7 @@ class InFlightBroadcast:
             async with self._connection.within(TIMEOUT_SECONDS) as connection:
                 await connection.execute(_NOTIFY, IN_FLIGHT_CHANNEL, self._replica_id, counts)
         except Exception as error:  # noqa: BLE001 - leases tell the same, a second later; the task goes on
-            if not is_passing(error):
+            if not is_transient(error):
                 _log.exception("news of requests in flight could not be told")
             await asyncio.sleep(self._reconnect_seconds)
 

@@ -12,7 +12,7 @@ _log = logging.getLogger(__name__)
 
 
 async def run_periodically(work: Callable[[], Awaitable[object]], *, every_seconds: float, failed: str) -> None:
-    """Call `work` every `every_seconds` until this task is cancelled; when it raises, log `failed` and the traceback."""
+    """Call `work` every `every_seconds` until this task is cancelled; log `failed` and the traceback when it raises."""
     while True:
         await asyncio.sleep(every_seconds)
         try:

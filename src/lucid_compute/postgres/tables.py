@@ -280,7 +280,7 @@ jobs = Table(
     Index("jobs_faults_of_node_idx", "node_id", text("started_at DESC"), postgresql_where=text(JOB_IS_FAULT)),
 )
 
-# Sums over `jobs`, written in the statement that writes the rows, so they always agree. Updated in place, like heartbeats.
+# Sums over `jobs`, written in the statement that writes the rows, so they always agree. Updated in place.
 # `job_totals` counts every job that ended, `job_removals` those no longer in `jobs`. Rollups have the sums by minute.
 job_totals, job_removals = (
     Table(

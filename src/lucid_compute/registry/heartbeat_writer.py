@@ -230,7 +230,7 @@ class HeartbeatWriter:
             return
         if not is_transient(error):
             _log.error("heartbeats could not be written", exc_info=error)
-        self._own.doubt(waiting.heartbeat.passport_id for waiting in group)
+        self._own.mark_unsure(waiting.heartbeat.passport_id for waiting in group)
         self._fail(group, DatabaseUnavailable())
         if not isinstance(error, asyncpg.PostgresError):  # it does not answer: let nobody wait for the next time-out
             self._fail(self._take_all(), DatabaseUnavailable())

@@ -229,7 +229,7 @@ class Sweep:
             await announce(connection)
 
     async def _clean(self) -> None:
-        await self._keys.note_used()
+        await self._keys.record_used()
         async with self._database.transaction() as connection:
             for statement in _CLEAN:
                 await connection.execute(text(statement))

@@ -148,7 +148,7 @@ class FleetMachine(RuleBasedStateMachine):
         live_since = self.fleet.live_since(self.now)
         for node in self.fleet.nodes():
             if not node.state.is_live(live_since):
-                self.fleet.pass_over(node)
+                self.fleet.remove_from_rings(node)
                 self.passed_over.add(node.state.id)
 
     @invariant()

@@ -30,7 +30,7 @@ def test_their_repr_tells_how_many_and_no_secret() -> None:
     """It may stand in a log."""
     secrets = Credentials()
     secrets.apply("node", 1, KEY)
-    assert repr(secrets) == "Secrets(of 1 passports)"
+    assert repr(secrets) == "Credentials(of 1 passports)"
 
 
 def test_they_go_with_the_node_or_the_model() -> None:

@@ -106,7 +106,7 @@ class KeyStore:
             rows = await connection.execute(page.offset(offset).limit(limit))
             return [_view(row) for row in rows.mappings()], total or 0
 
-    async def note_used(self) -> None:
+    async def record_used(self) -> None:
         """Write down which keys were used since the last call, to the minute."""
         used, self._ring.used_ids = self._ring.used_ids, set()
         if used:

@@ -1,4 +1,4 @@
-"""Connections: none is left open by who gives up on opening it, and a replica has no more than it says."""
+"""Connections: one that is given up while it is opened is closed, and a replica has no more than it says."""
 
 from __future__ import annotations
 

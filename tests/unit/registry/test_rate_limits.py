@@ -1,4 +1,4 @@
-"""Rates: a burst, then a steady pace, and each replica its share."""
+"""Rate limits: a burst, then a steady pace; each replica has its share."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def clock() -> Clock:
 
 
 def test_a_node_has_a_burst_of_six_and_then_one_a_second(clock: Clock) -> None:
-    """The seventh at once is refused with the seconds to wait; another node is not touched by it."""
+    """The seventh at once is refused with the seconds to wait; another node is not affected."""
     rate = HeartbeatRate(1.0, clock)
     for _ in range(6):
         rate.spend("a")

@@ -1,4 +1,4 @@
-"""What this replica counts itself, what the others' leases say, and what they tell between two leases."""
+"""Requests in flight: this replica's own counts, those in other leases, and those published between two leases."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def seconds(count: float) -> datetime:
 
 
 def everyone(_: str) -> bool:
-    """Want news of every node."""
+    """Count every node as relevant."""
     return True
 
 
@@ -47,7 +47,7 @@ def test_requests_are_counted_from_begin_to_end_and_a_node_without_any_is_not_ke
 
 
 def test_alone_there_is_no_news() -> None:
-    """Nobody is there to be told."""
+    """No other replica is there to receive them."""
     replicas = Replicas()
     replicas.begin("a")
     replicas.end("a")
@@ -56,7 +56,7 @@ def test_alone_there_is_no_news() -> None:
 
 
 def test_news_are_what_changed_since_it_was_told() -> None:
-    """By the lease, or by former news; what changed back in between is none."""
+    """By the lease or by an earlier update; a count that changed back in between is left out."""
     replicas = Replicas()
     replicas.begin("before")
     replicas.apply("own", [lease()], NOW - LEASE)
@@ -80,7 +80,7 @@ def test_news_are_what_changed_since_it_was_told() -> None:
 
 
 def test_news_are_newer_than_the_lease_before_and_older_than_the_next() -> None:
-    """Whichever arrives first; news of a replica that is not known to live are left out."""
+    """Whichever arrives first; counts of a replica that is not known to be alive are ignored."""
     replicas = Replicas()
     replicas.apply_counts("other", seconds(1), {"a": 9})
     assert replicas.in_flight("a") == 0
@@ -101,7 +101,7 @@ def test_news_are_newer_than_the_lease_before_and_older_than_the_next() -> None:
 
 
 def test_late_news_do_not_make_a_node_drained() -> None:
-    """A lease says what was counted after a drain was applied; news of before it may arrive after it."""
+    """A lease has counts from after a drain was applied; an update from before it may arrive after it."""
     replicas = Replicas()
     replicas.apply("own", [lease({"a": 1})], NOW - LEASE)
     replicas.apply_counts("other", seconds(0.2), {"a": 0})

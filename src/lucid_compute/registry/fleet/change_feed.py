@@ -181,7 +181,7 @@ class ChangeFeed:
                     await self._follow(connection)
             except Exception as error:  # noqa: BLE001 - a replica without its feed would serve stale data forever
                 if not is_transient(error):
-                    _log.exception("the feed stumbled and starts over")
+                    _log.exception("the change feed failed and starts over")
                 self._connection.terminate()  # the next one gets its listeners again
                 await asyncio.sleep(RECONNECT_SECONDS)
 

@@ -68,7 +68,7 @@ class InFlightBroadcast:
                 await connection.execute(_NOTIFY, IN_FLIGHT_CHANNEL, self._replica_id, text)
         except Exception as error:  # noqa: BLE001 - the next lease has the same counts; the task goes on
             if not is_transient(error):
-                _log.exception("news of requests in flight could not be told")
+                _log.exception("in-flight counts could not be published")
             await asyncio.sleep(self._reconnect_seconds)
 
 
@@ -79,4 +79,4 @@ def receive(replicas: Replicas, message: str) -> None:
         counts = {str(node): int(count) for node, count in body["counts"].items()}
         replicas.apply_counts(body["replica"], datetime.fromisoformat(body["at"]), counts)
     except (AttributeError, KeyError, TypeError, ValueError):
-        _log.warning("news of requests in flight could not be read and are left out")
+        _log.warning("in-flight counts could not be read and are left out")

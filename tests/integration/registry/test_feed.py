@@ -143,7 +143,7 @@ async def test_a_drain_waits_for_a_replica_that_has_not_heard_of_it(api: Api, da
 
 
 async def test_an_outage_of_ours_is_recorded_and_taken_off_ages(database_url: str, settings: Settings) -> None:
-    """A restart after four minutes: a node last heard before it is live, not fresh, and its uptime leaves the outage out."""
+    """Four minutes away: a node last heard before it is live, not fresh, and its uptime leaves the outage out."""
     async with open_api(database_url, settings) as before:
         node_id = await before.register()
         await before.beat(node_id)

@@ -1,4 +1,4 @@
-"""Alembic's entry: on the connection that the service or `lucid db` opened, else on the database of the environment."""
+"""Alembic's entry: migrates on the connection of the service or of `lucid db`, else on the environment's database."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from lucid_compute.server.schema_tables import metadata
 
 
 def run_on(connection: Connection) -> None:
-    """Run what is asked for inside one transaction: a migration holds whole or not at all."""
+    """Run the migrations in one transaction, so that they are applied completely or not at all."""
     context.configure(connection=connection, target_metadata=metadata, transactional_ddl=True)
     with context.begin_transaction():
         context.run_migrations()
 
 
 def run_from_the_shell() -> None:
-    """Run it as `alembic` asks for it, on LUCID_DATABASE_URL or the data folder's Postgres.
+    """Run the `alembic` command on LUCID_DATABASE_URL, or on the Postgres of the data folder.
 
     Raises:
-        CommandError: with a sentence that says what to do.
+        CommandError: the database can't be used; the text says what to do.
     """
     fileConfig(context.config.config_file_name or "", disable_existing_loggers=False)
     try:
@@ -38,7 +38,7 @@ def run_from_the_shell() -> None:
 
 
 def print_sql() -> None:
-    """Print the statements of `alembic … --sql` and connect to nothing."""
+    """Print the statements of `alembic … --sql` without connecting."""
     context.configure(dialect_name="postgresql", target_metadata=metadata, transactional_ddl=True)
     with context.begin_transaction():
         context.run_migrations()

@@ -1,4 +1,4 @@
-"""The registry: passports, nodes, heartbeats, events, keys, the audit trail, and who serves."""
+"""The registry: passports, nodes, heartbeats, events, keys, the audit trail, and replicas with their outages."""
 
 from __future__ import annotations
 
@@ -211,7 +211,7 @@ audit_log
 
 
 def upgrade() -> None:
-    """Make every table."""
+    """Create every table."""
     for statement in _TABLES.split(";"):
         op.execute(statement)
     create_function, _, create_trigger = _AUDIT_IS_APPEND_ONLY.partition("$$;")
@@ -220,7 +220,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop every table with what it holds: there is no older version to keep it for."""
+    """Drop every table with its data: there is no older version that could use it."""
     for name in _NAMES.split():
         op.execute(f"DROP TABLE {name}")
     op.execute("DROP FUNCTION audit_log_is_append_only()")

@@ -96,13 +96,13 @@ CREATE TYPE job_row AS (
 
 
 def upgrade() -> None:
-    """Make the ledger's tables, and the type that its rows come as."""
+    """Create the ledger's tables, and the type of the rows that replicas send."""
     for statement in _STATEMENTS.split(";"):
         op.execute(statement)
 
 
 def downgrade() -> None:
-    """Drop the ledger with every job in it: the older version has no place for them."""
+    """Drop the ledger with every job: the older version has no tables for them."""
     op.execute("DROP TYPE job_row")
     for name in ("job_totals", "job_minutes", "jobs"):
         op.execute(f"DROP TABLE {name}")

@@ -146,7 +146,7 @@ def _gauge_table(tier: str, count: str, total: str, keys: str, options: str) -> 
 
 
 def upgrade() -> None:
-    """Make the tables, take in what the ledger holds, and drop the former sums by minute."""
+    """Create the tables, fill them from the ledger, and drop the previous sums by minute."""
     for statement in _STATEMENTS.split(";"):
         op.execute(statement)
     in_place = "WITH (fillfactor = 50)"
@@ -164,7 +164,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop the records, which the older version has no place for, and make the sums by minute anew."""
+    """Drop the records, for which the older version has no tables, and recreate the sums by minute."""
     tables = [f"{kind}_{tier}" for kind in ("job", "gauge") for tier in ("open", *_TIERS)]
     for name in (*tables, "gauge_flushes", "record_marks", "node_states"):
         op.execute(f"DROP TABLE {name}")

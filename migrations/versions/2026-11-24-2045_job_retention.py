@@ -1,4 +1,4 @@
-"""Job retention: what was removed of the ledger by node, and the jobs of a model found by an index."""
+"""Job retention: counts of removed jobs by node, and an index on the jobs of a model."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ CREATE INDEX jobs_newest_of_model_idx ON jobs (model_id, started_at DESC) INCLUD
 
 
 def upgrade() -> None:
-    """Make the table, empty since nothing was removed yet, and the index."""
+    """Create the table, empty because no job was removed yet, and the index."""
     for statement in _STATEMENTS.split(";"):
         op.execute(statement)
 
 
 def downgrade() -> None:
-    """Drop both; the sums count again what was removed, so lists say that there are more jobs than they show."""
+    """Drop both. Totals then include removed jobs, so lists name more jobs than they show."""
     op.execute("DROP INDEX jobs_newest_of_model_idx")
     op.execute("DROP TABLE job_removals")

@@ -1,4 +1,4 @@
-"""Signals: webhooks, the outbox of what they are to be told, and how available models were."""
+"""Signals: webhooks, the outbox of their deliveries, and the availability of models over time."""
 
 from __future__ import annotations
 
@@ -66,12 +66,12 @@ CREATE INDEX model_states_since_idx ON model_states (since)
 
 
 def upgrade() -> None:
-    """Make the tables, all of them empty."""
+    """Create the tables, all empty."""
     for statement in _STATEMENTS.split(";"):
         op.execute(statement)
 
 
 def downgrade() -> None:
-    """Drop them; what was still to be told is told no more."""
+    """Drop the tables; pending deliveries are lost."""
     for table in ("model_states", "webhook_deliveries", "webhooks"):
         op.execute(f"DROP TABLE {table}")

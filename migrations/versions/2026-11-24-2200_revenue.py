@@ -1,4 +1,4 @@
-"""Revenue: what is billed by day, node and model, closed periods that nobody can change, and terms of splitting."""
+"""Revenue: bills by day, node and model, closed periods that cannot be changed, and terms of splitting."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ _FROZEN = ("payout_periods", "payout_lines", "payout_terms")
 
 
 def upgrade() -> None:
-    """Make the tables, bill what is in the ledger, and refuse changes of what is closed."""
+    """Create the tables, bill the jobs in the ledger, and refuse changes of closed periods."""
     for statement in _STATEMENTS.split(";"):
         op.execute(statement)
     op.execute(_TAKE_IN_THE_LEDGER)
@@ -104,7 +104,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop all of it, closed periods among them: dump `payout_periods` and `payout_lines` first."""
+    """Drop all of it, including closed periods: dump `payout_periods` and `payout_lines` first."""
     for table in (*_FROZEN, "payout_open"):
         op.execute(f"DROP TABLE {table}")
     op.execute("DROP FUNCTION payouts_are_append_only()")

@@ -1,4 +1,4 @@
-"""Money: jobs make their lines themselves, whoever writes them, and nothing is added to what is closed."""
+"""Money: a trigger on jobs writes their revenue lines, and refuses additions to closed periods."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _ADD = f"ON CONFLICT ({_KEYS}) DO UPDATE SET " + ", ".join(
 
 
 def _bill(jobs: str) -> str:
-    """Lines are written in the order of their keys, so that replicas wait for one another and never in a circle."""
+    """Return the SQL that adds jobs to lines, in the order of their keys, so that replicas cannot deadlock."""
     return f"""
         INSERT INTO payout_open AS held ({_KEYS}, {_SUMS})
         SELECT {_KEYS}, {_SUMS} FROM ({_LINES_OF.format(jobs=jobs)}) lines ORDER BY {_KEYS} {_ADD}
@@ -115,7 +115,7 @@ CREATE TRIGGER payout_lines_are_complete AFTER INSERT ON payout_lines REFERENCIN
 
 
 def upgrade() -> None:
-    """Bill what was left out, and every job from now on in the statement that writes it."""
+    """Bill jobs that were left out, and from now on every job in the statement that writes it."""
     op.execute("LOCK TABLE jobs IN SHARE ROW EXCLUSIVE MODE")
     op.execute(_BILL_WHAT_WAS_LEFT_OUT)
     op.execute("CREATE INDEX payout_open_day_idx ON payout_open (day)")
@@ -128,7 +128,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Leave the lines to the replicas again."""
+    """Let replicas write the lines again."""
     op.execute("DROP INDEX payout_open_day_idx")
     op.execute("ALTER TABLE payout_terms DROP CONSTRAINT payout_terms_are_parts")
     for trigger, table in (

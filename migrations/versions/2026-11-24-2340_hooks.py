@@ -1,4 +1,4 @@
-"""Hooks: webhooks of all owners' nodes, of several nodes, and with a secret that is being changed."""
+"""Hooks: webhooks for nodes of all owners, for several nodes, and with a secret under rotation."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ ALTER TABLE webhooks DROP COLUMN all_owners, DROP COLUMN passport_ids, DROP COLU
 
 
 def upgrade() -> None:
-    """Give webhooks what they ask for; `passport_id` goes at once, because no release has had it."""
+    """Add the columns. `passport_id` is dropped at once, because no release had it."""
     for statement in _UP.split(";"):
         op.execute(statement)
 
 
 def downgrade() -> None:
-    """Take it away; a webhook that told of more than could be said before is told of nothing any more."""
+    """Drop the columns; webhooks that the older version cannot express are deleted."""
     for statement in _DOWN.split(";"):
         op.execute(statement)

@@ -1,4 +1,4 @@
-"""Refused: requests that no node was asked for, by the hour, cause, who asked and model."""
+"""Refused: requests refused before a node was asked, by hour, cause, owner and model."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ CREATE TABLE refusals (
 
 
 def upgrade() -> None:
-    """Keep them from now on."""
+    """Create the table."""
     op.execute(_UP)
 
 
 def downgrade() -> None:
-    """Forget them."""
+    """Drop the table."""
     op.execute("DROP TABLE refusals")

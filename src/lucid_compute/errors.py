@@ -1,17 +1,21 @@
-"""The error tree: every refusal a client can meet, with its code, its status and a sentence that says what to do.
+"""The error tree: every refusal that a client can receive, with its code, status and a sentence that says what to do.
 
 LucidError
 ├── InvalidRequest            422, 400 (not JSON)
 ├── Unauthorized              401
 ├── Forbidden                 403
 ├── NotFound                  404 PassportNotFound, NodeNotFound, ModelNotFound, KeyNotFound,
-│                                 WebhookNotFound, RouteNotFound
+│                                 WebhookNotFound, PeriodNotFound, RouteNotFound
 ├── MethodNotAllowed          405
-├── Conflict                  409 PassportExists, ModelNameTaken, IdempotencyConflict, RequestsInFlight
+├── Conflict                  409 PassportExists, ModelNameTaken, IdempotencyConflict, RequestsInFlight,
+│                                 PeriodConflict
 ├── NodeDeregistered          410
 ├── PayloadTooLarge           413
 ├── RateLimited               429
-└── Unavailable               503 Overloaded, DatabaseUnavailable
+├── NodeFailed                502
+├── Unavailable               503 Overloaded, DatabaseUnavailable, ModelUnavailable
+├── NodeTimeout               504
+└── RoutingLoop               508
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ from lucid_compute.wire import FieldFault
 
 
 class Shortage(StrEnum):
-    """Why a model could not be had, in one word: how near the nearest node came, the nearest first."""
+    """Why no node could serve a request, as one word: how far the best node came, the furthest first."""
 
     NODES_BUSY = "nodes_busy"
     NODES_FAILING = "nodes_failing"  # their breakers are open
@@ -36,7 +40,7 @@ class Shortage(StrEnum):
 
 
 class LucidError(Exception):
-    """A refusal in the contract's shape; subclasses fix its code and status."""
+    """A refusal in the contract's shape; subclasses set its code and status."""
 
     code: ClassVar[str] = "INTERNAL"
     status: ClassVar[int] = 500
@@ -51,16 +55,16 @@ class LucidError(Exception):
 
     @property
     def http_status(self) -> int:
-        """The status to answer with."""
+        """The status of the response."""
         return self.status
 
     @property
     def cause(self) -> str:
-        """What the loss ledger calls it, when a request is refused by it."""
+        """The cause under which the loss report counts a refused request."""
         return self.code.lower()
 
     def body(self) -> dict[str, Any]:
-        """The JSON body of the contract."""
+        """Return the response's JSON body, as in the contract."""
         return {
             "error": {"code": self.code, "message": self.message, "status": self.http_status, "details": self.details}
         }
@@ -73,7 +77,7 @@ class InvalidRequest(LucidError):
     status = 422
 
     def __init__(self, faults: Sequence[FieldFault], *, status: int = 422) -> None:
-        """Name every fault, the first one in the message too."""
+        """`details` lists every fault, and the message has the first one."""
         first = faults[0]
         more = f" ({len(faults) - 1} more in details.fields)" if len(faults) > 1 else ""
         where = f"{first.path}: " if first.path else ""
@@ -90,7 +94,7 @@ class InvalidRequest(LucidError):
 
     @classmethod
     def at(cls, path: str, message: str) -> InvalidRequest:
-        """One fault at one place."""
+        """Return an error with a single fault."""
         return cls([FieldFault(path, message)])
 
 
@@ -102,21 +106,21 @@ class Unauthorized(LucidError):
 
 
 class Forbidden(LucidError):
-    """The key is valid and may not do this."""
+    """The key is valid but may not do this."""
 
     code = "FORBIDDEN"
     status = 403
 
 
 class NotFound(LucidError):
-    """Nothing the caller may see is there."""
+    """The resource does not exist, or the caller may not see it."""
 
     code = "ROUTE_NOT_FOUND"
     status = 404
 
 
 class PassportNotFound(NotFound):
-    """No passport of that id is the caller's."""
+    """The caller has no passport with that id."""
 
     code = "PASSPORT_NOT_FOUND"
 
@@ -128,7 +132,7 @@ class PassportNotFound(NotFound):
 
 
 class NodeNotFound(NotFound):
-    """No compute passport of that id is the caller's."""
+    """The caller has no compute passport with that id."""
 
     code = "NODE_NOT_FOUND"
 
@@ -161,7 +165,7 @@ class KeyNotFound(NotFound):
 
 
 class WebhookNotFound(NotFound):
-    """No webhook of that id is the caller's."""
+    """The caller has no webhook with that id."""
 
     code = "WEBHOOK_NOT_FOUND"
 
@@ -171,30 +175,42 @@ class WebhookNotFound(NotFound):
         )
 
 
+class PeriodNotFound(NotFound):
+    """No closed period has that id."""
+
+    code = "PERIOD_NOT_FOUND"
+
+    def __init__(self, period_id: str) -> None:
+        super().__init__(
+            f"No closed period has the id {period_id!r}. GET /payouts/periods lists them.",
+            details={"periodId": period_id},
+        )
+
+
 class RouteNotFound(NotFound):
     """No route has that path."""
 
 
 class MethodNotAllowed(LucidError):
-    """The path exists, the method does not."""
+    """The path exists, but not with this method."""
 
     code = "METHOD_NOT_ALLOWED"
     status = 405
 
     def __init__(self, method: str, allowed: Iterable[str]) -> None:
-        """Name the method, and those that the path takes."""
+        """Name `method` and the methods of the path in the message."""
         self.allowed = ", ".join(sorted(allowed))
         super().__init__(f"{method} is not a method of this path; it takes {self.allowed}.")
 
 
 class Conflict(LucidError):
-    """The request is well formed and does not fit what is there."""
+    """The request is well formed, but conflicts with the current state."""
 
     status = 409
 
 
 class PassportExists(Conflict):
-    """The owner has a passport of that type and name already."""
+    """The owner already has a passport with that type and name."""
 
     code = "PASSPORT_EXISTS"
 
@@ -207,7 +223,7 @@ class PassportExists(Conflict):
 
 
 class ModelNameTaken(Conflict):
-    """An active model has that name or alias already."""
+    """An active model already has that name or alias."""
 
     code = "MODEL_NAME_TAKEN"
 
@@ -220,7 +236,7 @@ class ModelNameTaken(Conflict):
 
 
 class IdempotencyConflict(Conflict):
-    """An `Idempotency-Key` came again with another body."""
+    """An `Idempotency-Key` was sent again with another body."""
 
     code = "IDEMPOTENCY_CONFLICT"
 
@@ -232,7 +248,7 @@ class IdempotencyConflict(Conflict):
 
 
 class RequestsInFlight(Conflict):
-    """The node still serves requests."""
+    """Requests are still in flight on the node."""
 
     code = "REQUESTS_IN_FLIGHT"
 
@@ -246,8 +262,17 @@ class RequestsInFlight(Conflict):
         )
 
 
+class PeriodConflict(Conflict):
+    """The period to close leaves out days, or contains days that are already closed."""
+
+    code = "PERIOD_CONFLICT"
+
+    def __init__(self, message: str, starts_on: date) -> None:
+        super().__init__(message, details={"from": starts_on.isoformat()})
+
+
 class NodeDeregistered(LucidError):
-    """The node was deregistered or revoked, for good."""
+    """The node was deregistered or revoked, which is final."""
 
     code = "NODE_DEREGISTERED"
     status = 410
@@ -271,10 +296,27 @@ class PayloadTooLarge(LucidError):
 
 
 class RateLimited(LucidError):
-    """Too many requests; `Retry-After` says when to come again."""
+    """Too many requests; `Retry-After` says when to try again."""
 
     code = "RATE_LIMITED"
     status = 429
+
+
+class NodeFailed(LucidError):
+    """Every attempt on a node failed; `details.attempts` says how."""
+
+    code = "NODE_FAILED"
+    status = 502
+
+    def __init__(self, attempts: list[dict[str, Any]], *, why: str = "") -> None:
+        """`why` says why there was no further attempt, as a part of the message."""
+        count = f"{len(attempts)} attempts" if len(attempts) > 1 else "The only attempt"
+        last = attempts[-1]["reason"] if attempts else "unknown"
+        super().__init__(
+            f"{count} failed ({'the last with ' if len(attempts) > 1 else ''}{last}){why}. Nothing was delivered as a "
+            "whole; send the request again.",
+            details={"attempts": attempts},
+        )
 
 
 class Unavailable(LucidError):
@@ -285,11 +327,11 @@ class Unavailable(LucidError):
 
 
 class Overloaded(Unavailable):
-    """More work is waiting than can be done in time."""
+    """More work is waiting than can be completed in time."""
 
 
 class DatabaseUnavailable(Unavailable):
-    """Postgres does not answer."""
+    """Postgres does not respond."""
 
     code = "DATABASE_UNAVAILABLE"
 
@@ -301,46 +343,40 @@ class DatabaseUnavailable(Unavailable):
         )
 
 
-class PeriodNotFound(NotFound):
-    """No closed period has that id."""
+class ModelUnavailable(Unavailable):
+    """The model is known, but no node can get the request; `details.rejections` counts the reasons."""
 
-    code = "PERIOD_NOT_FOUND"
+    code = "MODEL_UNAVAILABLE"
 
-    def __init__(self, period_id: str) -> None:
+    def __init__(
+        self,
+        model: str,
+        rejections: Mapping[str, int],
+        shortage: Shortage,
+        *,
+        lacking: int = 0,
+        endpoint: str = "",
+    ) -> None:
+        """`rejections` counts nodes by reason; `lacking` nodes do not offer the model at `endpoint`."""
+        self._shortage = shortage
+        counted = ", ".join(f"{code} {count}" for code, count in rejections.items()) or "no node names it"
+        if lacking:
+            counted += f"; not offered at /v1/{endpoint} by {lacking} of them"
         super().__init__(
-            f"No closed period has the id {period_id!r}. GET /payouts/periods lists them.",
-            details={"periodId": period_id},
+            f"No node can serve {model!r} right now ({counted}). GET /models/{{idOrName}}/availability and POST "
+            "/match say more; send the request again after Retry-After seconds.",
+            details={"model": model, "rejections": dict(rejections)},
+            retry_after_seconds=5,
         )
 
-
-class PeriodConflict(Conflict):
-    """The period to be closed leaves days out, or holds some that are closed already."""
-
-    code = "PERIOD_CONFLICT"
-
-    def __init__(self, message: str, starts_on: date) -> None:
-        super().__init__(message, details={"from": starts_on.isoformat()})
-
-
-class NodeFailed(LucidError):
-    """Every attempt failed; `details.attempts` says how."""
-
-    code = "NODE_FAILED"
-    status = 502
-
-    def __init__(self, attempts: list[dict[str, Any]], *, why: str = "") -> None:
-        """Tell of the attempts; `why` there was none more."""
-        count = f"{len(attempts)} attempts" if len(attempts) > 1 else "The only attempt"
-        last = attempts[-1]["reason"] if attempts else "unknown"
-        super().__init__(
-            f"{count} failed ({'the last with ' if len(attempts) > 1 else ''}{last}){why}. Nothing was delivered as a "
-            "whole; send the request again.",
-            details={"attempts": attempts},
-        )
+    @property
+    def cause(self) -> str:
+        """The cause in the loss report: how far the best node came."""
+        return self._shortage
 
 
 class NodeTimeout(LucidError):
-    """The nodes that were tried did not answer in time; `details.attempts` says which."""
+    """The nodes that were tried did not respond in time; `details.attempts` names them."""
 
     code = "NODE_TIMEOUT"
     status = 504
@@ -364,35 +400,3 @@ class RoutingLoop(LucidError):
             "server itself: PATCH /passports/{id}.",
             details={"attempts": attempts},
         )
-
-
-class ModelUnavailable(Unavailable):
-    """The model is known, and no node may be sent the request; `details.rejections` counts the reasons."""
-
-    code = "MODEL_UNAVAILABLE"
-
-    def __init__(
-        self,
-        model: str,
-        rejections: Mapping[str, int],
-        shortage: Shortage,
-        *,
-        lacking: int = 0,
-        endpoint: str = "",
-    ) -> None:
-        """Count why not, a node once for each reason; `lacking` of them said not to offer the model at `endpoint`."""
-        self._shortage = shortage
-        counted = ", ".join(f"{code} {count}" for code, count in rejections.items()) or "no node names it"
-        if lacking:
-            counted += f"; not offered at /v1/{endpoint} by {lacking} of them"
-        super().__init__(
-            f"No node can serve {model!r} right now ({counted}). GET /models/{{idOrName}}/availability and POST "
-            "/match say more; send the request again after Retry-After seconds.",
-            details={"model": model, "rejections": dict(rejections)},
-            retry_after_seconds=5,
-        )
-
-    @property
-    def cause(self) -> str:
-        """What the loss ledger calls it: how near the nearest node came."""
-        return self._shortage

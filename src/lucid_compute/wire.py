@@ -1,4 +1,7 @@
-"""The scalar types of the wire: strict where Pydantic would guess, and with the bounds that Postgres can keep."""
+"""What every request and response shares: scalar types, base shapes, validation faults, paging, sorting, and back-off.
+
+Scalar types are strict where Pydantic would convert, and bounded by what Postgres can store.
+"""
 
 from __future__ import annotations
 
@@ -32,11 +35,11 @@ _MONEY_LIMIT = Decimal(1_000_000)
 _MONEY_DECIMALS = 12
 _MONEY_TEXT = re.compile(r"[0-9]{1,7}(\.[0-9]{1,12})?")
 _EXACT_FLOAT_DIGITS = 15
-_MOST_DOUBLINGS = 60  # more than any limit takes, and far fewer than a float does
+_MAX_DOUBLINGS = 60  # enough for any limit, and within the range of a float
 
 
 def write_instant(instant: datetime) -> str:
-    """Return RFC 3339 in UTC with milliseconds, as every instant stands on the wire."""
+    """Return RFC 3339 in UTC with milliseconds, the format of every instant in a response."""
     return instant.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
@@ -67,7 +70,7 @@ def _to_utc(value: datetime) -> datetime:
 
 
 def _read_whole(value: Any) -> Any:
-    """Return 3.0 as 3: JSON Schema counts it as an integer. Heartbeats do the same without a call on their way."""
+    """Return 3.0 as 3: JSON Schema counts it as an integer. Heartbeats do the same without a call, for speed."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -75,7 +78,7 @@ def read_money(value: Any) -> Decimal:
     """Return exact US dollars from a number or a decimal string.
 
     Raises:
-        ValueError: it is neither, is negative, or has more digits than are kept.
+        ValueError: `value` is neither, is negative, or has more digits than are stored.
     """
     if isinstance(value, bool) or not isinstance(value, int | float | str | Decimal):
         message = f"Send {_MONEY_EXAMPLE}."
@@ -100,7 +103,7 @@ def read_money(value: Any) -> Decimal:
 
 
 def write_money(amount: Decimal) -> str:
-    """Return the amount without an exponent, as many decimals as were sent."""
+    """Return the amount without an exponent, with as many decimals as were sent."""
     return format(amount, "f")
 
 
@@ -141,29 +144,29 @@ Identifier = Annotated[str, StringConstraints(pattern=r"^[^\x00]+$", min_length=
 def backoff_seconds(
     failures: int, *, first_seconds: float, longest_seconds: float = math.inf, jitter: float = 1.0
 ) -> float:
-    """Return how long to wait after so many failures in a row, from 1.
+    """Return the seconds to wait after `failures` in a row, counted from 1.
 
     The pause is `first_seconds` after one failure, doubles with each further one up to `longest_seconds`, and is then
     multiplied by `jitter`.
     """
-    doublings = min(max(failures - 1, 0), _MOST_DOUBLINGS)
+    doublings = min(max(failures - 1, 0), _MAX_DOUBLINGS)
     return min(first_seconds * 2.0**doublings, longest_seconds) * jitter
 
 
 class WireShape(BaseModel):
-    """A request of the wire: camelCase outside, snake_case inside, frozen, unknown fields rejected."""
+    """The base of requests: camelCase in JSON, snake_case in Python, frozen, unknown fields rejected."""
 
     model_config = ConfigDict(alias_generator=to_camel, frozen=True, extra="forbid", serialize_by_alias=True)
 
 
 class ForgivingShape(WireShape):
-    """A request that ignores what it does not know, so that a newer sender does not go dark on an older service."""
+    """A request that ignores unknown fields, so that newer senders work with an older service."""
 
     model_config = ConfigDict(extra="ignore")
 
 
 class AnswerShape(WireShape):
-    """An answer of the wire, made here by its Python names."""
+    """The base of responses, created by their Python names."""
 
     model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)
 
@@ -209,7 +212,7 @@ MAX_PER_PAGE = 100
 
 
 class Pagination(AnswerShape):
-    """Where a page stands in the whole list; pages count from 1."""
+    """The position of a page in the complete list; pages are counted from 1."""
 
     total: int
     page: int
@@ -226,7 +229,7 @@ class SortBy(StrEnum):
 
 
 class NodeSortBy(StrEnum):
-    """What a list of nodes is ordered by: as any list, or by what its nodes do now."""
+    """What a list of nodes is ordered by: like any list, or by the current state of its nodes."""
 
     CREATED_AT = "createdAt"
     UPDATED_AT = "updatedAt"

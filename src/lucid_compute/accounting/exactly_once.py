@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
-from lucid_compute.postgres.database import is_passing
+from lucid_compute.postgres.database import is_transient
 from lucid_compute.postgres.dedicated_connection import DedicatedConnection, Purpose
 
 LAST_FLUSH_SECONDS = 2.0
@@ -85,7 +85,7 @@ class ExactlyOnceFlushes:
             async with self._connection.within(self._timeout_seconds) as connection:
                 await connection.execute(self._statement, self._writer_id, number, rows)
         except Exception as error:  # noqa: BLE001 - whatever it is, the sums are kept or left out, and it is said
-            if is_passing(error):
+            if is_transient(error):
                 return False
             _log.error("%s were refused and are left out", self._of, exc_info=error)
         return True

@@ -19,7 +19,7 @@ from sqlalchemy import text
 from lucid_compute.accounting.jobs import Job, Outcome
 from lucid_compute.accounting.ledger_sql import COMMIT_JOBS, MARK_LOST
 from lucid_compute.accounting.rollups import JOIN_BY_HASH
-from lucid_compute.postgres.database import Database, is_passing
+from lucid_compute.postgres.database import Database, is_transient
 from lucid_compute.postgres.dedicated_connection import DedicatedConnection, Purpose
 
 MAX_TEXTS = 10_000  # remembered with their quotes
@@ -193,7 +193,7 @@ class JobLedger:
                 middle = len(batch) // 2
                 self._batches.extendleft((batch[middle:], batch[:middle]))
             return
-        if not (is_passing(error) or self._is_failing):
+        if not (is_transient(error) or self._is_failing):
             _log.error("jobs could not be written, and wait", exc_info=error)
         self._is_failing = True
         await asyncio.sleep(RECONNECT_SECONDS)

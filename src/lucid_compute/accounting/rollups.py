@@ -30,7 +30,7 @@ from lucid_compute.accounting.rollup_columns import (
     owner_scope,
 )
 from lucid_compute.accounting.timeline import EPOCH
-from lucid_compute.postgres.database import is_passing
+from lucid_compute.postgres.database import is_transient
 from lucid_compute.postgres.dedicated_connection import DedicatedConnection, Purpose
 
 JOB_KEYS = "bucket, scope_id, model_id"
@@ -207,7 +207,7 @@ class RollupKeeper:
                 if is_cleaning:
                     cleaning_due = loop.time() + CLEANING_SECONDS
             except Exception as error:  # noqa: BLE001 - a fault must not end the task: the next round does what this left
-                if not is_passing(error):
+                if not is_transient(error):
                     _log.exception("the records could not be moved on, and wait")
 
     async def keep(self, *, cleans: bool = True, now: datetime | None = None) -> None:

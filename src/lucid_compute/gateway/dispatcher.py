@@ -190,7 +190,7 @@ class Dispatcher:
         living = self._candidates(node_ids, wanted, self._fleet.live_since(now), dead)
         for node_id in dead:
             if (node := self._fleet.find_node(node_id)) is not None:
-                self._fleet.pass_over(node)
+                self._fleet.remove_from_rings(node)
         return living
 
     def _candidates(

@@ -1,4 +1,4 @@
-"""Wakes the other replicas: what is written here they read at once, and not only at the next poll of their feed."""
+"""NOTIFY for other replicas: it wakes their change feeds, so they read a change at once and not at the next poll."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _NOTIFY = f"NOTIFY {CHANGES_CHANNEL}"
 
 
 async def announce(connection: AsyncConnection | asyncpg.Connection[asyncpg.Record]) -> None:
-    """Wake the feed of every replica when the connection's transaction commits.
+    """Wake the change feed of every replica when the connection's transaction commits.
 
-    Call it in each transaction that changes what replicas hold in memory: passports, nodes and keys.
+    Call it in each transaction that changes what replicas keep in memory: passports, nodes and keys.
     """
     if isinstance(connection, AsyncConnection):
         await connection.execute(text(_NOTIFY))

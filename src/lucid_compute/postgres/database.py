@@ -1,4 +1,4 @@
-"""The database: how it is connected to, what a transaction is, and what its failures become."""
+"""Connections to Postgres: URLs, session settings, the pool with bounded transactions, and checks of a database."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from lucid_compute.errors import DatabaseUnavailable
 
 OLDEST_SERVER = (14, 0)
 CONNECT_TIMEOUT_SECONDS = 2.0
-PATIENT_TIMEOUT_SECONDS = 10.0
+SLOW_CONNECT_TIMEOUT_SECONDS = 10.0
 CLOSE_TIMEOUT_SECONDS = 0.2
 LOCK_TIMEOUT_SECONDS = 2.0
 
-# Set after connecting, since a session pool lets few start-up parameters through.
+# Set after connecting, because a session pool accepts few start-up parameters.
 _SESSION = """
     SET jit = off; SET timezone = 'UTC'; SET bytea_output = 'hex'; SET lock_timeout = {lock_timeout};
     SET idle_in_transaction_session_timeout = 10000;
     SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3;
 """
 
-# Classes of SQLSTATE that say "not now" and never "not so": connection, insufficient resources (a full disk among
-# them), operator intervention, system error, and a transaction that lost to another.
-_PASSING_SQLSTATES = ("08", "53", "57", "58", "40", "25006", "55P03")
+# Classes of SQLSTATE for faults that pass: connection, insufficient resources (such as a full disk), operator
+# intervention, system error, and a transaction that lost against another one.
+_TRANSIENT_SQLSTATES = ("08", "53", "57", "58", "40", "25006", "55P03")
 _CONNECTION_ERRORS = (
     OSError,
     TimeoutError,
@@ -41,14 +41,14 @@ _CONNECTION_ERRORS = (
 
 
 class DatabaseNotUsable(Exception):
-    """The database can't be used as it is configured; the text says what to change."""
+    """The database can't be used as configured; the text says what to change."""
 
 
 def normalise_url(url: str) -> str:
-    """Return the URL with the scheme that asyncpg takes, whichever Postgres scheme it came with.
+    """Return the URL with the scheme that asyncpg takes, for any Postgres scheme.
 
     Raises:
-        DatabaseNotUsable: it is not a Postgres URL.
+        DatabaseNotUsable: `url` is not a Postgres URL.
     """
     try:
         parts = urlsplit(url)
@@ -63,11 +63,11 @@ def normalise_url(url: str) -> str:
 
 
 class _Connection(asyncpg.Connection):
-    """A connection that takes no longer to close than a moment: one that hangs is cut off."""
+    """A connection whose `close` takes at most `CLOSE_TIMEOUT_SECONDS`, also when Postgres hangs."""
 
     async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - asyncpg's signature
-        """Say goodbye for a fifth of a second, then hang up."""
-        with suppress(TimeoutError):  # asyncpg has hung up by then
+        """Close politely for a fifth of a second, then cut the connection."""
+        with suppress(TimeoutError):  # asyncpg has cut the connection by then
             await super().close(timeout=min(timeout or CLOSE_TIMEOUT_SECONDS, CLOSE_TIMEOUT_SECONDS))
 
 
@@ -79,9 +79,9 @@ async def connect(
     lock_timeout_seconds: float = LOCK_TIMEOUT_SECONDS,
     timeout_seconds: float = CONNECT_TIMEOUT_SECONDS,
 ) -> asyncpg.Connection[asyncpg.Record]:
-    """Return an open connection; `session` is SQL that is run on it first.
+    """Return an open connection; `session` is SQL that runs on it first.
 
-    What a replica that vanished still held (a transaction, a lock) is given up by Postgres within seconds.
+    The session settings make Postgres end the transaction and the locks of a vanished replica within seconds.
     """
     connection = await asyncpg.connect(
         normalise_url(url),
@@ -91,24 +91,24 @@ async def connect(
     )
     try:
         await connection.execute(_SESSION.format(lock_timeout=int(lock_timeout_seconds * 1000)) + session)
-    except BaseException:  # cancelled among them: nobody else knows of it
+    except BaseException:  # also when cancelled: no one else can close it
         connection.terminate()
         raise
     return connection
 
 
-def is_passing(error: BaseException) -> bool:
-    """Return whether the error says that the database can't answer now, rather than that the statement is wrong."""
+def is_transient(error: BaseException) -> bool:
+    """Return whether the database can't respond now, as opposed to a statement that is wrong."""
     if isinstance(error, _CONNECTION_ERRORS):
         return True
     if isinstance(error, DBAPIError):
-        return error.connection_invalidated or is_passing(_original(error))
+        return error.connection_invalidated or is_transient(_original(error))
     sqlstate = getattr(error, "sqlstate", None) or ""
-    return sqlstate.startswith(_PASSING_SQLSTATES)
+    return sqlstate.startswith(_TRANSIENT_SQLSTATES)
 
 
 def constraint_of(error: DBAPIError) -> str | None:
-    """Return the name of the constraint that a statement violated; None when it was none."""
+    """Return the name of the constraint that a statement violated; None if the error is another one."""
     return getattr(_original(error), "constraint_name", None)
 
 
@@ -119,14 +119,14 @@ def _original(error: DBAPIError) -> BaseException:
 
 
 class Database:
-    """The pool for ordinary requests. Every transaction is bounded in time and fails as `DatabaseUnavailable`."""
+    """The connection pool for ordinary requests. Every transaction is bounded by `timeout_seconds`."""
 
     def __init__(
         self, url: str, *, application: str = "lucid", pool_size: int = 5, timeout_seconds: float = 2.0
     ) -> None:
-        """Prepare a pool of `pool_size` connections; none is opened yet."""
+        """Create a pool of `pool_size` connections; none is opened yet."""
         self.url = normalise_url(url)
-        self._timeout_seconds = timeout_seconds
+        self.timeout_seconds = timeout_seconds
         self._engine: AsyncEngine = create_async_engine(
             "postgresql+asyncpg://",
             async_creator=lambda: connect(self.url, application=application),
@@ -134,7 +134,7 @@ class Database:
             max_overflow=0,
             pool_timeout=timeout_seconds,
             pool_recycle=1800,
-            hide_parameters=True,  # they may hold a node's key, and errors are logged
+            hide_parameters=True,  # they may contain a node's key, and errors are logged
         )
 
     @asynccontextmanager
@@ -142,13 +142,13 @@ class Database:
         """Open a transaction that commits when the block ends, and rolls back when it raises.
 
         Raises:
-            DatabaseUnavailable: Postgres did not answer in time; whether the commit held is not known.
+            DatabaseUnavailable: Postgres did not respond in time; whether the commit succeeded is not known.
         """
         try:
-            async with asyncio.timeout(self._timeout_seconds), self._engine.begin() as connection:
+            async with asyncio.timeout(self.timeout_seconds), self._engine.begin() as connection:
                 yield connection
         except (OSError, TimeoutError, SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-            if is_passing(error):
+            if is_transient(error):
                 raise DatabaseUnavailable from error
             raise
 
@@ -158,17 +158,17 @@ class Database:
 
 
 async def check_usable(url: str) -> None:
-    """Refuse a database that is too old or stands behind a pool of transactions.
+    """Refuse a database that is too old, is not in UTF-8, or is behind a proxy that pools transactions.
 
-    A proxy that pools transactions hands another server process to each of them, so LISTEN and session locks silently
+    A proxy that pools transactions may give each of them another server process, so LISTEN and session locks silently
     fail. It shows when a second client, inside a transaction, is given the process that the first one just used.
 
     Raises:
-        DatabaseNotUsable: with a sentence that says what to change.
+        DatabaseNotUsable: the text says what to change.
     """
     try:
-        first = await connect(url, timeout_seconds=PATIENT_TIMEOUT_SECONDS)
-        second = await connect(url, timeout_seconds=PATIENT_TIMEOUT_SECONDS)
+        first = await connect(url, timeout_seconds=SLOW_CONNECT_TIMEOUT_SECONDS)
+        second = await connect(url, timeout_seconds=SLOW_CONNECT_TIMEOUT_SECONDS)
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         message = f"The database could not be reached ({error}). Is it running, and is LUCID_DATABASE_URL right?"
         raise DatabaseNotUsable(message) from error

@@ -1,4 +1,4 @@
-"""Periodic work in the background. A run that fails is logged, and the next run makes up for it."""
+"""Periodic background work. A failed run is logged; the next run catches up."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _log = logging.getLogger(__name__)
 
 
 async def run_periodically(work: Callable[[], Awaitable[object]], *, every_seconds: float, failed: str) -> None:
-    """Call `work` every `every_seconds` until this task is cancelled; log `failed` and the trace when it raises."""
+    """Call `work` every `every_seconds` until this task is cancelled; log `failed` and the traceback when it raises."""
     while True:
         await asyncio.sleep(every_seconds)
         try:
             await work()
         except DatabaseUnavailable:
             continue  # an outage is logged elsewhere
-        except Exception:  # noqa: BLE001 - a fault must end neither this task nor the service; its trace is logged
+        except Exception:  # noqa: BLE001 - a fault must not end this task; its traceback is logged
             _log.exception(failed)

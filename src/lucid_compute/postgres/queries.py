@@ -1,4 +1,4 @@
-"""lucid_compute.postgres.queries."""
+"""Parts of queries that several stores share: the order of a list, and the check of ids that Postgres compares."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from lucid_compute.wire import SortBy, SortOrder
 
 
 def in_order(columns: Mapping[SortBy, Any], tie: Any, sort_by: SortBy, sort_order: SortOrder) -> tuple[Any, Any]:
-    """Return an ORDER BY that is total: the column that is asked for, then `tie`."""
+    """Return the terms of a total ORDER BY: the column of `sort_by`, then `tie`, which is unique."""
     direction = asc if sort_order is SortOrder.ASCENDING else desc
     return direction(columns[sort_by]), tie
 
 
 def ids_are_uuids(*ids: str) -> bool:
-    """Return whether each id could be one of ours: a UUID in its canonical form."""
+    """Return whether each id is a UUID in canonical form. Others match no row, and Postgres refuses to compare them."""
     try:
         return all(str(UUID(id_)) == id_ for id_ in ids)
     except ValueError:

@@ -1,4 +1,4 @@
-"""The schema: bringing the database's tables to this version, one replica at a time."""
+"""Schema migrations: revisions, upgrade, downgrade and check, by one replica at a time."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import NullPool
 
 import lucid_compute
-from lucid_compute.postgres.database import PATIENT_TIMEOUT_SECONDS, DatabaseNotUsable, check_usable, connect
-from lucid_compute.postgres.embedded import visit
+from lucid_compute.postgres.database import SLOW_CONNECT_TIMEOUT_SECONDS, DatabaseNotUsable, check_usable, connect
+from lucid_compute.postgres.embedded import open_embedded_database
 
-SCHEMA_LOCK = 0x6C756369  # an advisory lock of our own: "luci"
+SCHEMA_LOCK = 0x6C756369  # the number of an advisory lock: "luci" in ASCII
 _VERSION_SQL = "SELECT version_num FROM alembic_version"
 
 
 @cache
 def migrations_folder() -> Path:
-    """Return the folder of the migrations: inside the package of a wheel, at the repository's top in a clone.
+    """Return the folder of the migrations: inside the package in a wheel, at the top of the repository in a clone.
 
     Raises:
-        DatabaseNotUsable: neither is there.
+        DatabaseNotUsable: neither folder exists.
     """
     package = Path(lucid_compute.__file__).parent
     of_wheel, of_clone = package / "migrations", package.parents[1] / "migrations"
@@ -46,14 +46,14 @@ def head_revision() -> str:
 
 
 async def revision_of(connection: AsyncConnection) -> str | None:
-    """Return the revision of the database that a connection leads to."""
+    """Return the revision of the connection's database."""
     revision: str | None = await connection.scalar(text(_VERSION_SQL))
     return revision
 
 
 async def current_revision(url: str) -> str | None:
-    """Return the revision that the database is at; None when it is empty."""
-    connection = await connect(url, timeout_seconds=PATIENT_TIMEOUT_SECONDS)
+    """Return the revision of the database; None when it is empty."""
+    connection = await connect(url, timeout_seconds=SLOW_CONNECT_TIMEOUT_SECONDS)
     try:
         if await connection.fetchval("SELECT to_regclass('alembic_version')") is None:
             return None
@@ -64,10 +64,10 @@ async def current_revision(url: str) -> str | None:
 
 
 async def upgrade(url: str, revision: str = "head") -> None:
-    """Bring the database up to `revision`; replicas that start together wait for the one that does it.
+    """Upgrade the database to `revision`; replicas that start together wait for the one that does it.
 
     Raises:
-        DatabaseNotUsable: a newer version than this one has migrated it, or there is no such revision.
+        DatabaseNotUsable: a newer version of the code has migrated the database, or there is no such revision.
     """
     if revision == "head" and await current_revision(url) == head_revision():
         return
@@ -75,16 +75,17 @@ async def upgrade(url: str, revision: str = "head") -> None:
 
 
 async def downgrade(url: str, revision: str) -> None:
-    """Take the database back to `revision` (`base`: to nothing)."""
+    """Downgrade the database to `revision`; `base` removes every table."""
     await _run(url, lambda config: command.downgrade(config, revision))
 
 
 async def adopt_restored_rows(url: str) -> None:
-    """Give rows of a dump from another cluster, whose transactions lie ahead of this one's, the present transaction.
+    """Assign the current transaction to restored rows whose transaction numbers are ahead of this cluster's.
 
-    Without it the feed would read them at every poll, and a drain among them would never be known as applied.
+    Such rows come from a dump of another cluster. Without this, the feed would read them at every poll, and a drain
+    among them would never count as applied.
     """
-    connection = await connect(url, lock_timeout_seconds=0, timeout_seconds=PATIENT_TIMEOUT_SECONDS)
+    connection = await connect(url, lock_timeout_seconds=0, timeout_seconds=SLOW_CONNECT_TIMEOUT_SECONDS)
     try:
         for table in ("passports", "nodes", "api_keys", "heartbeat_batches"):
             ahead = f"UPDATE {table} SET changed_xid = pg_current_xact_id() WHERE changed_xid > pg_current_xact_id()"
@@ -97,26 +98,27 @@ async def adopt_restored_rows(url: str) -> None:
 
 
 async def check(url: str) -> None:
-    """Refuse a database whose tables differ from what `tables` says.
+    """Refuse a database whose tables differ from `tables`.
 
     Raises:
-        DatabaseNotUsable: naming the differences.
+        DatabaseNotUsable: they differ; the text names the differences.
     """
     await _run(url, command.check)
 
 
 @contextmanager
 def open_database(url: str | None, data_dir: Path) -> Iterator[str]:
-    """Yield the URL of the database that a command works on: `url`, else that of the data folder's own Postgres.
+    """Yield the URL of a command's database: `url` if given, else that of the embedded Postgres in the data folder.
 
-    To be used in the main thread, without an event loop.
+    Call it in the main thread, without a running event loop.
 
     Raises:
-        DatabaseNotUsable, EmbeddedPostgresError: with a sentence that says what to do.
+        DatabaseNotUsable: the database can't be used; the text says what to change.
+        EmbeddedPostgresError: the embedded Postgres can't be started; the text says what to do.
     """
-    with nullcontext(url) if url else visit(data_dir) as there:
-        asyncio.run(check_usable(there))
-        yield there
+    with nullcontext(url) if url else open_embedded_database(data_dir) as database_url:
+        asyncio.run(check_usable(database_url))
+        yield database_url
 
 
 async def _run(url: str, step: Callable[[Config], object]) -> None:
@@ -124,14 +126,14 @@ async def _run(url: str, step: Callable[[Config], object]) -> None:
 
 
 async def run_locked(url: str, step: Callable[[Connection], object]) -> None:
-    """Take a step with the schema in one transaction, while every other replica waits.
+    """Run `step` in one transaction under the schema's advisory lock, so that only one replica migrates at a time.
 
     Raises:
-        DatabaseNotUsable: a newer version than this one has migrated it, or there is no such revision.
+        DatabaseNotUsable: a newer version of the code has migrated the database, or there is no such revision.
     """
     engine = create_async_engine(
         "postgresql+asyncpg://",
-        async_creator=lambda: connect(url, lock_timeout_seconds=0, timeout_seconds=PATIENT_TIMEOUT_SECONDS),
+        async_creator=lambda: connect(url, lock_timeout_seconds=0, timeout_seconds=SLOW_CONNECT_TIMEOUT_SECONDS),
         poolclass=NullPool,
     )
     try:
@@ -153,7 +155,7 @@ async def run_locked(url: str, step: Callable[[Connection], object]) -> None:
 
 
 def known_revisions() -> list[str]:
-    """Return every revision that this version knows, the newest first."""
+    """Return every revision that this version of the code knows, newest first."""
     return [script.revision for script in _scripts().walk_revisions()]
 
 

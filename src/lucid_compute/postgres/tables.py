@@ -1,6 +1,7 @@
-"""The tables. `revision` grows with each write of a row; `changed_xid` is the transaction that wrote it last.
+"""The tables of the registry and the job ledger, and the metadata that every `tables.py` adds to.
 
-The two serve the feed: `changed_xid` tells what a replica has not seen, `revision` which of two sights is newer.
+Two columns serve the change feed. `revision` grows with each write of a row, so that a replica can tell which of two
+copies is newer. `changed_xid` is the transaction of the last write, so that it can tell which rows it has not seen.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def _passport_id(**options: Any) -> Column[Any]:
 
 
 def _followed() -> tuple[Column[Any], Column[Any]]:
-    """Return the two columns of a row that the feed follows."""
+    """Return the two columns of a table that the change feed follows."""
     return (
         Column("revision", BigInteger, nullable=False, server_default=text("1")),
         Column("changed_xid", TransactionId, nullable=False, server_default=text("pg_current_xact_id()")),
@@ -123,7 +124,7 @@ nodes = Table(
     Index("nodes_changed_idx", "changed_xid"),
 )
 
-# Every heartbeat updates its row in place: room on each page and no index on what changes keep the update HOT.
+# Every heartbeat updates its row in place. Free space on each page, and no index on what changes, keep the update HOT.
 heartbeats = Table(
     "heartbeats",
     metadata,
@@ -146,7 +147,7 @@ node_boots = Table(
     _instant("first_seen_at", default=True),
 )
 
-# What each group commit changed, so that other replicas read those rows and not the whole of `heartbeats`.
+# The rows that each group commit changed, so that other replicas read those and not all of `heartbeats`.
 heartbeat_batches = Table(
     "heartbeat_batches",
     metadata,
@@ -245,7 +246,7 @@ outages = Table(
     Index("outages_ended_idx", "ended_at"),
 )
 
-# One row per attempt of a request on a node, and no foreign keys: the ledger outlives what it tells of. `running` rows
+# One row per attempt of a request on a node, without foreign keys: the ledger outlives nodes and models. `running` rows
 # are of jobs that took longer than a second, or whose replica died. A node's faults are few: they have small indexes.
 jobs = Table(
     "jobs",
@@ -279,8 +280,8 @@ jobs = Table(
     Index("jobs_faults_of_node_idx", "node_id", text("started_at DESC"), postgresql_where=text(JOB_IS_FAULT)),
 )
 
-# Sums over `jobs`, written in the statement that writes the rows: they always agree. Updated in place, as heartbeats.
-# Of every job that ended, and of those of them that are no longer in `jobs`; those by minute stand in `record_tables`.
+# Sums over `jobs`, written in the statement that writes the rows, so they always agree. Updated in place.
+# `job_totals` counts every job that ended, `job_removals` those no longer in `jobs`. Rollups have the sums by minute.
 job_totals, job_removals = (
     Table(
         name,

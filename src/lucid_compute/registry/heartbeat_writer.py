@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 
 from lucid_compute.errors import DatabaseUnavailable, InvalidRequest, Overloaded
 from lucid_compute.postgres.clock import DatabaseClock
-from lucid_compute.postgres.database import is_passing
+from lucid_compute.postgres.database import is_transient
 from lucid_compute.postgres.dedicated_connection import DedicatedConnection, Purpose
 from lucid_compute.registry.domain.node_state import Heartbeat, Receipt
 from lucid_compute.registry.fleet.change_feed import OwnHeartbeats
@@ -225,14 +225,14 @@ class HeartbeatWriter:
 
     async def _handle_failure(self, group: list[_Waiting], error: Exception) -> None:
         """Fail the group, or commit its halves to find the heartbeat that Postgres refuses."""
-        if isinstance(error, asyncpg.PostgresError) and not is_passing(error) and len(group) > 1:
+        if isinstance(error, asyncpg.PostgresError) and not is_transient(error) and len(group) > 1:
             middle = len(group) // 2
             await self._commit(group[:middle])
             await self._commit(group[middle:])
             return
-        if not is_passing(error):
+        if not is_transient(error):
             _log.error("heartbeats could not be written", exc_info=error)
-        self._own.doubt(waiting.heartbeat.passport_id for waiting in group)
+        self._own.mark_unsure(waiting.heartbeat.passport_id for waiting in group)
         self._fail(group, DatabaseUnavailable())
         if not isinstance(error, asyncpg.PostgresError):  # Postgres hangs: the others need not wait for a time-out too
             self._fail(self._clear(), DatabaseUnavailable())

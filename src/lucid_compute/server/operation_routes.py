@@ -32,13 +32,13 @@ async def get_readiness(
 ) -> Readiness:
     """Say that the database answers, its schema is this version's, and the fleet is loaded; else 503."""
     await replica.require_ready()
-    followed_at = key_ring.followed_at or clock.now()
+    synced_at = key_ring.synced_at or clock.now()
     return Readiness(
         status="ready",
         nodes=fleet.node_count(),
         models=len(fleet.models_newest_first()),
         replicas=fleet.replicas.count(),
-        feed_age_seconds=round(max((clock.now() - followed_at).total_seconds(), 0.0), 3),
+        feed_age_seconds=round(max((clock.now() - synced_at).total_seconds(), 0.0), 3),
     )
 
 

@@ -260,13 +260,13 @@ async def test_a_node_that_was_never_heard_has_no_uptime(api: Api) -> None:
         assert window["errorBudget"] is None
 
 
-async def test_the_database_away_is_said(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_database_away_is_said(api: Api) -> None:
     node = await api.register()
     locker = await connect(api.service.database.url)
     transaction = locker.transaction()
     await transaction.start()
     await locker.execute("LOCK job_open, node_states IN ACCESS EXCLUSIVE MODE")
-    monkeypatch.setattr(api.service.database, "_timeout_seconds", 0.3)
+    api.service.database.timeout_seconds = 0.3
     try:
         for path in ("metrics", f"metrics/{node}", "uptime", f"uptime/{node}"):
             answer = await api.http.get(f"/compute/{path}")

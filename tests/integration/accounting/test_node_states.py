@@ -24,9 +24,9 @@ def adjust() -> Adjust:
 
 
 @pytest.fixture(autouse=True)
-def no_outage(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the test's future from being an outage."""
-    monkeypatch.setattr("lucid_compute.registry.fleet.fleet.OUTAGE_AFTER", timedelta(days=1))
+def the_future_is_no_outage(api: Api) -> None:
+    """Let the tests' instants lie ahead of the last renewal of the lease."""
+    api.service.fleet.outage_after = timedelta(days=1)
 
 
 def states_of(api: Api) -> NodeStates:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import time
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +11,6 @@ import pytest
 from lucid_compute.egress import client as http_client
 from lucid_compute.egress.connection import Deadlines
 from lucid_compute.gateway import prober
-from lucid_compute.registry.keys import rate_limits
 from tests.api import Api, error_code
 from tests.authority import Authority
 from tests.fault_answers import BROKEN, Answer, endless_header, redirect, respond
@@ -198,7 +195,7 @@ async def test_tls_is_verified_and_told_of(authority: Authority, api: Api) -> No
         assert (found["code"], found["tls"]) == ("tls_failed", None)
 
 
-async def test_a_host_is_probed_once_in_ten_seconds(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_host_is_probed_once_in_ten_seconds(api: Api) -> None:
     async with node_that(models()) as server, node_that(models()) as other:
         node = await register(api, server.url)
         at_the_same_host = await register(api, f"{server.url}/elsewhere")
@@ -209,21 +206,6 @@ async def test_a_host_is_probed_once_in_ten_seconds(api: Api, monkeypatch: pytes
             assert 1 <= int(refused.headers["retry-after"]) <= 10
         await probe(api, await register(api, other.url))
         assert len(server.requests) == 1
-        monkeypatch.setattr(rate_limits, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + 11))
-        await probe(api, node)
-
-
-async def test_hosts_of_long_ago_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    throttle = rate_limits.Throttle()
-    for number in range(100):
-        throttle.wait_seconds(str(number), 10, 1)
-    throttle.forget_full(above=99)
-    assert throttle.wait_seconds("1", 10, 1) > 0
-    monkeypatch.setattr(rate_limits, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + 11))
-    throttle.forget_full(above=100)
-    assert len(throttle._full_at) == 100
-    throttle.forget_full(above=99)
-    assert not throttle._full_at
 
 
 async def test_more_probes_than_are_allowed_at_a_time_are_put_off(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ from tests.integration.accounting.test_payouts import tell
 from tests.integration.gateway.test_inference_limits import BODY, add_node, ask
 from tests.ledger import ended, new_job, read
 
-Recorder = Callable[[str], RefusalRecorder]
+Recorder = Callable[..., RefusalRecorder]
 
 
 @pytest.fixture
@@ -40,8 +40,8 @@ async def recorder() -> AsyncIterator[Recorder]:
     """Makes replicas' recorders, whose tasks do not run."""
     made: list[RefusalRecorder] = []
 
-    def make(url: str) -> RefusalRecorder:
-        made.append(RefusalRecorder(url, DatabaseClock()))
+    def make(url: str, clock: DatabaseClock | None = None) -> RefusalRecorder:
+        made.append(RefusalRecorder(url, clock or DatabaseClock()))
         return made[-1]
 
     yield make
@@ -113,18 +113,19 @@ async def test_a_flush_that_was_committed_unheard_is_not_added_again(
 
 
 async def test_each_hour_keeps_its_own_and_tells_only_so_many_kinds_apart(
-    database_url: str, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+    database_url: str, recorder: Recorder
 ) -> None:
     """Whoever asks for one model after another makes no rows without end."""
-    refusals, now = recorder(database_url), datetime(2026, 1, 1, 10, 59, 58, tzinfo=UTC)
-    monkeypatch.setattr(DatabaseClock, "now", lambda _: now)
+    clock = DatabaseClock(monotonic=lambda: 0.0)
+    clock.set(datetime(2026, 1, 1, 10, 59, 58, tzinfo=UTC))
+    refusals = recorder(database_url, clock)
     await refusals.flush()
     for _ in range(MAX_KINDS + 100):
         refusals.note("no_node", "acme", str(uuid4()))
     await refusals.flush()
     refusals.note("no_node", "acme", str(uuid4()))
     assert refusals._pause_seconds() == 2
-    now += timedelta(seconds=2)
+    clock.set(clock.now() + timedelta(seconds=2))
     await refusals.flush()
     known = str(uuid4())
     refusals.note("no_node", "acme", known)

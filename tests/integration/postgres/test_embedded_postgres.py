@@ -73,7 +73,7 @@ def ask(url: str, *statements: str) -> object:
 
 @contextmanager
 def a_service(data_dir: Path, system_dir: Path) -> Iterator[tuple[subprocess.Popen[str], int, str]]:
-    """Run Postgres below another process; answers that, the postmaster and the URL."""
+    """Run Postgres below another process; return that process, the postmaster and the URL."""
     command = [sys.executable, "-c", SERVICE, str(data_dir), str(system_dir)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as service:
         try:
@@ -86,7 +86,7 @@ def a_service(data_dir: Path, system_dir: Path) -> Iterator[tuple[subprocess.Pop
 
 
 def wait_until(holds: Callable[[], bool], timeout_seconds: float = 5.0) -> float:
-    """Return after how many seconds it held."""
+    """Wait until the condition holds; return the seconds it took."""
     started_at = time.monotonic()
     while not holds():
         assert time.monotonic() - started_at < timeout_seconds, "waited in vain"
@@ -121,7 +121,7 @@ def test_what_was_written_is_there_after_the_next_start(make: Callable[..., Embe
 
 
 def test_psql_takes_the_address_whatever_the_environment_says(make: Callable[..., EmbeddedPostgres]) -> None:
-    """A PGPORT of somebody else's leads neither the server nor a client astray; there is no TCP port."""
+    """A PGPORT in the environment misleads neither server nor client; there is no TCP port."""
     postgres = make()
     postgres.start()
     command = [str(find_binaries().bin_dir / "psql"), "-XAtd", postgres.url(), "-c", "SHOW listen_addresses"]
@@ -175,7 +175,7 @@ def test_a_start_right_after_a_kill_waits_for_the_old_postmaster(
 def test_a_stale_pid_file_that_names_a_living_process_does_not_stop_a_start(
     make: Callable[..., EmbeddedPostgres],
 ) -> None:
-    """Containers give the same small process ids again: the file's process may be anybody by now."""
+    """Containers give the same small process ids again: the file's process may be any by now."""
     postgres = make()
     postgres.start()
     postgres.stop()

@@ -74,7 +74,7 @@ async def test_replicas_that_start_together_migrate_once(empty_url: str) -> None
 
 
 async def test_the_audit_trail_can_only_grow(database_url: str) -> None:
-    """Neither an UPDATE nor a DELETE gets through, whoever tries."""
+    """Neither an UPDATE nor a DELETE gets through, from any client."""
     connection = await connect(database_url)
     try:
         for statement in ("UPDATE audit_log SET action = 'x'", "DELETE FROM audit_log", "TRUNCATE audit_log"):

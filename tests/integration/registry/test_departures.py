@@ -13,7 +13,6 @@ import pytest
 
 from lucid_compute.postgres.database import connect
 from lucid_compute.registry.departures import SETTLING_SECONDS
-from lucid_compute.registry.fleet import change_feed as feed
 from lucid_compute.server.settings import Settings
 from tests.api import ADMIN_KEY, Api, error_code, open_api
 from tests.other_replicas import (
@@ -170,14 +169,13 @@ async def test_no_replica_starts_a_request_from_the_moment_it_begins(api: Api, d
         await until_true(lambda: other.service.fleet.get_node(node, owner=None).record.has_ended)
 
 
-async def test_a_replica_that_hears_of_a_drain_says_at_once_that_it_has_applied_it(
-    api: Api, database_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_replica_that_hears_of_a_drain_says_at_once_that_it_has_applied_it(api: Api, database_url: str) -> None:
     """It does not wait until its lease is due, which is seldom in this test."""
     async with two_replicas(api, database_url) as other:
         node = await api.register()
         await until_known(other, node)
-        monkeypatch.setattr(feed, "LEASE_RENEWAL_SECONDS", 30.0)
+        for replica in (api, other):
+            replica.service.feed.lease_renewal_seconds = 30.0
         await asyncio.sleep(1.2)  # the renewals that were due before
         began = time.monotonic()
         assert (await leave(api, node)).status_code == 200

@@ -1,4 +1,4 @@
-"""The feed: nothing that commits is missed, in whatever order it commits and whoever is told."""
+"""The change feed: no commit is missed, in any order of commits, with and without notifications."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def eventually(condition: Callable[[], bool], within_seconds: float = WITH
 
 @asynccontextmanager
 async def deaf_replica(database_url: str) -> AsyncIterator[Api]:
-    """A replica that hears no notification, so that only its poll can tell it anything."""
+    """A replica that receives no notification, so that it only learns from its poll."""
     deaf = Settings(bootstrap_admin_key=ADMIN_KEY, feed_follows_notifications=False)
     async with open_api(database_url, deaf) as replica:
         yield replica
@@ -68,7 +68,7 @@ async def test_a_transaction_held_open_across_polls_is_seen_when_it_commits(api:
 
 
 async def test_a_transaction_that_rolls_back_leaves_nothing(api: Api, database_url: str) -> None:
-    """The mirror shows what is committed."""
+    """The fleet shows only what is committed."""
     connection = await connect(database_url)
     try:
         held = connection.transaction()
@@ -119,7 +119,7 @@ async def test_a_deaf_replica_follows_everything_by_its_poll(api: Api, database_
 
 
 async def test_what_another_replica_just_made_is_found_at_once(api: Api, database_url: str) -> None:
-    """A miss asks Postgres before it is answered: behind a balancer the next request may come here."""
+    """An unknown key is looked up in Postgres: behind a load balancer, the next request may come here."""
     async with deaf_replica(database_url) as other:
         node_id = await api.register()
         assert (await other.beat(node_id)).status_code == 200
@@ -143,7 +143,7 @@ async def test_a_drain_waits_for_a_replica_that_has_not_heard_of_it(api: Api, da
 
 
 async def test_an_outage_of_ours_is_recorded_and_taken_off_ages(database_url: str, settings: Settings) -> None:
-    """A restart after four minutes: a node last heard before it is live, not fresh, and its uptime leaves ours out."""
+    """Four minutes away: a node last heard before it is live, not fresh, and its uptime leaves the outage out."""
     async with open_api(database_url, settings) as before:
         node_id = await before.register()
         await before.beat(node_id)
@@ -172,7 +172,7 @@ async def test_a_restart_that_no_node_could_go_stale_in_is_no_warning(
     settings: Settings,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """It is recorded like every outage; whoever restarts a service in a terminal knows that it was away."""
+    """Each is recorded as an outage; only a long one is logged as a warning."""
     async with open_api(database_url, settings):
         pass
     connection = await connect(database_url)

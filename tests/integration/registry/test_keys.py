@@ -33,7 +33,7 @@ async def make(api: Api, **fields: Any) -> Any:
 
 
 async def status_with(api: Api, key: str) -> int:
-    """How a read with this key is answered."""
+    """Return the status of a read with this key."""
     return (await api.with_key(key).http.get("/compute")).status_code
 
 
@@ -218,7 +218,7 @@ async def change_row(api: Api, key_id: str, change: str) -> None:
 
 
 async def until_status(api: Api, key: str, status: int) -> None:
-    """Wait until a read with this key is answered so, two seconds at most."""
+    """Wait until a read with this key has this status, two seconds at most."""
 
     async def is_so() -> bool:
         headers = [(b"authorization", b"Bearer " + key.encode())]

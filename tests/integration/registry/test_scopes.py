@@ -75,7 +75,7 @@ TABLE = [
 
 
 async def make_what_the_table_names(api: Api) -> dict[str, str]:
-    """Make acme's node, agent and model; answer their ids by those words."""
+    """Create acme's node, agent and model; return their ids by those words."""
     node = {**NEW_NODE, "name": "node", "owner": "acme"}
     agent = {"name": "agent", "type": "agent", "owner": "acme"}
     model = {"name": "m", "type": "model", "owner": "acme", "metadata": {"format": "gguf"}}
@@ -100,7 +100,7 @@ async def test_each_scope_may_do_what_the_table_says_and_nothing_else(api: Api, 
 
 
 async def test_every_route_is_in_the_table(api: Api) -> None:
-    """A route without a row here would be one whose scope nobody checked."""
+    """The scope of a route without a row here would not be tested."""
 
     def shape(path: str) -> str:
         return "/".join("*" if part[:1] == "{" or part in {"m", "unknown"} else part for part in path.split("/"))

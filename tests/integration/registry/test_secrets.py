@@ -1,4 +1,4 @@
-"""Secrets of nodes and upstreams: every replica holds the newest ones soon, and none is ever shown."""
+"""Secrets of nodes and upstreams: every replica has the newest ones soon, and none is ever shown."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ async def another_replica(database_url: str, *, listens: bool) -> AsyncIterator[
 
 
 def held(replica: Api, passport_id: str) -> Mapping[str, Any]:
-    """What the replica asks the node or the upstream with."""
+    """Return the credentials that the replica uses for the node or the upstream."""
     return replica.service.fleet.secrets.of(passport_id)
 
 
@@ -48,7 +48,7 @@ async def patch(api: Api, passport_id: str, metadata: dict[str, Any]) -> None:
 async def test_every_replica_holds_a_nodes_key_its_rotation_and_its_removal(
     api: Api, database_url: str, *, listens: bool
 ) -> None:
-    """The replica that took the change has it at once, the other one within two seconds."""
+    """The replica that made the change has it at once, the other one within two seconds."""
     before = await api.register("before", {"inferenceKey": FIRST})
     async with another_replica(database_url, listens=listens) as other:
         assert held(other, before) == {"inferenceKey": FIRST}
@@ -78,7 +78,7 @@ async def test_every_replica_holds_a_models_upstream_key(api: Api, database_url:
 
 @pytest.mark.parametrize("call", ["deregister", "delete", "patch"])
 async def test_what_ended_has_no_secrets_on_any_replica(api: Api, database_url: str, call: str) -> None:
-    """A node or a model that is over is asked nothing any more."""
+    """A node or a model that has ended gets no more requests."""
     async with another_replica(database_url, listens=True) as other:
         upstream = {"url": "https://1.1.1.1/v1", "model": "m", "apiKey": FIRST}
         node = await api.register(metadata={"inferenceKey": FIRST})

@@ -108,7 +108,7 @@ def make(fleet: SmallFleet, clock: Clock, plans: list[Plan]) -> list[FleetNode]:
         )
         if plan.age_seconds is None:
             node.state = node.state._replace(last_heartbeat=None)
-            fleet.fleet.pass_over(node)
+            fleet.fleet.remove_from_rings(node)
         _end(fleet, node, plan.ends)
     for age in (61.0, 59.0, 30.0, 0.0):
         for number, plan in enumerate(plans):

@@ -1,4 +1,4 @@
-"""The fleet against the engine: whatever happens, in whatever order, the index answers what every node would."""
+"""The fleet against the engine: after any sequence of events, the index and the engine over every node agree."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ DECLARED = st.lists(
 
 
 class FleetMachine(RuleBasedStateMachine):
-    """Registers, beats, drains, declares, revokes and waits at random; the engine is asked over every node."""
+    """Registers, sends heartbeats, drains, declares, revokes and waits at random; the engine judges every node."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -148,7 +148,7 @@ class FleetMachine(RuleBasedStateMachine):
         live_since = self.fleet.live_since(self.now)
         for node in self.fleet.nodes():
             if not node.state.is_live(live_since):
-                self.fleet.pass_over(node)
+                self.fleet.remove_from_rings(node)
                 self.passed_over.add(node.state.id)
 
     @invariant()
@@ -177,7 +177,7 @@ class FleetMachine(RuleBasedStateMachine):
 
     @invariant()
     def rings_hold_the_nodes_that_fit_serve_and_are_healthy_if_fresh(self) -> None:
-        """A dead node that was passed over may be missing, until its next heartbeat."""
+        """A dead node that was removed from the rings may be missing, until its next heartbeat."""
         nodes = list(self.fleet.nodes())
         for model in self.fleet.models_newest_first():
             ring = self.fleet.ring_of(model)
@@ -222,7 +222,7 @@ TestFleetAgainstEngine.settings = settings(
 
 
 def test_an_older_sight_of_a_row_changes_nothing() -> None:
-    """The feed and the registry may tell of one row in any order."""
+    """The feed and the registry may apply changes of one row in any order."""
     fleet, record = Fleet(), compute_passport(revision=5)
     fleet.apply_passport(record)
     fleet.apply_receipt(record.id, receipt(revision=7, load=0.7))
@@ -247,7 +247,7 @@ def test_another_owners_node_is_not_there() -> None:
 
 
 def test_an_ended_node_is_gone_for_good() -> None:
-    """Revoked and deregistered nodes answer 410."""
+    """Revoked and deregistered nodes are refused with 410."""
     fleet = Fleet()
     for changes in ({"deregistered_at": NOW}, {"status": PassportStatus.REVOKED}):
         record = compute_passport(**changes)
@@ -295,7 +295,7 @@ def test_a_drain_is_done_when_every_live_replica_has_applied_it_and_runs_nothing
 
 
 def test_a_heartbeat_that_arrives_late_does_not_hide_a_fresher_one() -> None:
-    """Two alike nodes: the older heartbeat, told last, leaves the class as fresh as the newer one made it."""
+    """Two alike nodes: the older heartbeat, applied last, leaves the class as fresh as the newer one made it."""
     fleet = Fleet()
     wanted = passport(PassportType.MODEL, {"format": "safetensors"})
     fleet.apply_passport(wanted)

@@ -1,4 +1,4 @@
-"""Secrets as the fleet holds them: the newest only, and nothing after the node or the model is gone."""
+"""Secrets in the fleet: only the newest, and none after the node or the model has ended."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ KEY = {"inferenceKey": "told-to-nobody"}
 
 
 def test_an_older_sight_of_secrets_is_left_out_also_after_their_removal() -> None:
-    """The feed may bring what was true before a change that this replica made itself."""
+    """The feed may apply a row from before a change that this replica made itself."""
     secrets = Credentials()
     assert secrets.of("node") == {}
     secrets.apply("node", 3, {"inferenceKey": "new"})
@@ -27,14 +27,14 @@ def test_an_older_sight_of_secrets_is_left_out_also_after_their_removal() -> Non
 
 
 def test_their_repr_tells_how_many_and_no_secret() -> None:
-    """It may stand in a log."""
+    """It may appear in a log."""
     secrets = Credentials()
     secrets.apply("node", 1, KEY)
-    assert repr(secrets) == "Secrets(of 1 passports)"
+    assert repr(secrets) == "Credentials(of 1 passports)"
 
 
 def test_they_go_with_the_node_or_the_model() -> None:
-    """Return whether it was forgotten, not found by a load, or ended."""
+    """Because it was forgotten, was not in a load, or has ended."""
     fleet = Fleet()
     node, lost, ended = (compute_passport() for _ in range(3))
     model = passport(PassportType.MODEL, {"format": "api"})

@@ -13,7 +13,7 @@ from tests.factories import NOW
 
 @given(st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 9), st.sampled_from(["touch", "touch", "discard"]))))
 def test_the_newest_and_the_expired_are_those_of_a_plain_dict(steps: list[tuple[str, int, str]]) -> None:
-    """In whatever order keys are touched and taken out."""
+    """In any order of touches and removals."""
     order: FreshnessOrder[str] = FreshnessOrder()
     plain = {}
     for key, seconds, step in steps:

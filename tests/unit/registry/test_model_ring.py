@@ -16,7 +16,7 @@ ALL = 2**64
 
 
 def ring_of(node_ids: list[str]) -> NodeRing:
-    """A ring that was filled one by one."""
+    """Return a ring to which the nodes were added one at a time."""
     ring = NodeRing()
     for node_id in node_ids:
         ring.add(node_id)
@@ -25,7 +25,7 @@ def ring_of(node_ids: list[str]) -> NodeRing:
 
 @given(node_ids=st.lists(IDS), gone=st.lists(IDS), seed=st.integers())
 def test_the_order_in_which_nodes_came_and_went_does_not_show(node_ids: list[str], gone: list[str], seed: int) -> None:
-    """Two replicas hear of nodes in different orders, and agree."""
+    """Two replicas receive nodes in different orders, and agree."""
     shuffled = [*node_ids, *gone]
     Random(seed).shuffle(shuffled)
     first, second = ring_of([*gone, *node_ids]), ring_of(shuffled)
@@ -61,7 +61,7 @@ def test_a_session_prefers_every_node_once_and_its_home_first(node_ids: set[str]
 
 @given(node_ids=st.sets(IDS, min_size=1, max_size=NEIGHBOURS), place=st.integers(0, ALL - 1))
 def test_on_a_small_ring_the_order_of_the_others_stays_when_one_goes(node_ids: set[str], place: int) -> None:
-    """So a node that leaves moves its own sessions and nobody else's."""
+    """So a node that leaves moves only its own sessions."""
     ring = ring_of(sorted(node_ids))
     preferred = ring.of_session(place, len(node_ids))
     gone = preferred[len(preferred) // 2]
@@ -70,7 +70,7 @@ def test_on_a_small_ring_the_order_of_the_others_stays_when_one_goes(node_ids: s
 
 
 def test_all_are_picked_when_there_are_few_and_each_once_when_there_are_many() -> None:
-    """`some` answers all it has, or a sample without doubles."""
+    """`some` returns all nodes, or a sample without duplicates."""
     names = [f"node-{number}" for number in range(40)]
     few, many = ring_of(names[:8]), ring_of(names)
     assert few.some(8) == few.all()

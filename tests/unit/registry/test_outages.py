@@ -1,4 +1,4 @@
-"""Outages of the registry, and what they take off ages and uptimes."""
+"""Outages of the registry, and how they are left out of ages and uptimes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def outage(started_ago: float, lasted: float) -> Outage:
     ],
 )
 def test_our_outages_do_not_age_a_heartbeat(spans: list[tuple[int, int]], expected: int) -> None:
-    """The 120 seconds of a live node are seconds in which we could have heard it."""
+    """The 120 seconds of a live node are seconds in which a heartbeat could have been accepted."""
     merged = merge_outages(outage(*span) for span in spans)
     assert live_since(NOW, merged) == ago(expected)
 

@@ -1,4 +1,4 @@
-"""What this replica counts itself, what the others' leases say, and what they tell between two leases."""
+"""Requests in flight: this replica's own counts, those in other leases, and those published between two leases."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def seconds(count: float) -> datetime:
 
 
 def everyone(_: str) -> bool:
-    """Want news of every node."""
+    """Count every node as relevant."""
     return True
 
 
@@ -43,52 +43,52 @@ def test_requests_are_counted_from_begin_to_end_and_a_node_without_any_is_not_ke
     assert replicas.own_in_flight == {"a": 1}
     replicas.end("a")
     assert replicas.own_in_flight == {}
-    assert replicas.tell_all() == {}
+    assert replicas.counts_for_lease() == {}
 
 
 def test_alone_there_is_no_news() -> None:
-    """Nobody is there to be told."""
+    """No other replica is there to receive them."""
     replicas = Replicas()
     replicas.begin("a")
     replicas.end("a")
     assert not replicas.has_changed.is_set()
-    assert replicas.take_news(10, everyone) == {}
+    assert replicas.pop_changed_counts(10, everyone) == {}
 
 
 def test_news_are_what_changed_since_it_was_told() -> None:
-    """By the lease, or by former news; what changed back in between is none."""
+    """By the lease or by an earlier update; a count that changed back in between is left out."""
     replicas = Replicas()
     replicas.begin("before")
     replicas.apply("own", [lease()], NOW - LEASE)
-    assert replicas.tell_all() == {"before": 1}
+    assert replicas.counts_for_lease() == {"before": 1}
     replicas.begin("a")
     replicas.begin("unlimited")
     replicas.begin("brief")
     replicas.end("brief")
     replicas.end("before")
     assert replicas.has_changed.is_set()
-    assert replicas.take_news(10, lambda node: node != "unlimited") == {"a": 1, "before": 0}
+    assert replicas.pop_changed_counts(10, lambda node: node != "unlimited") == {"a": 1, "before": 0}
     assert not replicas.has_changed.is_set()
     replicas.begin("a")
     replicas.end("a")
-    assert replicas.take_news(10, everyone) == {}
+    assert replicas.pop_changed_counts(10, everyone) == {}
     for node in "abc":
         replicas.begin(node)
-    assert replicas.take_news(2, everyone) == {"a": 2, "b": 1}
+    assert replicas.pop_changed_counts(2, everyone) == {"a": 2, "b": 1}
     assert replicas.has_changed.is_set()
-    assert replicas.take_news(2, everyone) == {"c": 1}
+    assert replicas.pop_changed_counts(2, everyone) == {"c": 1}
 
 
 def test_news_are_newer_than_the_lease_before_and_older_than_the_next() -> None:
-    """Whichever arrives first; news of a replica that is not known to live are left out."""
+    """Whichever arrives first; counts of a replica that is not known to be alive are ignored."""
     replicas = Replicas()
-    replicas.apply_news("other", seconds(1), {"a": 9})
+    replicas.apply_counts("other", seconds(1), {"a": 9})
     assert replicas.in_flight("a") == 0
     replicas.apply("own", [lease({"a": 2, "b": 1})], NOW - LEASE)
-    replicas.apply_news("other", seconds(-0.1), {"a": 9})
+    replicas.apply_counts("other", seconds(-0.1), {"a": 9})
     assert replicas.in_flight("a") == 2
-    replicas.apply_news("other", seconds(0.2), {"a": 5, "c": 1})
-    replicas.apply_news("other", seconds(0.1), {"a": 9, "b": 0})
+    replicas.apply_counts("other", seconds(0.2), {"a": 5, "c": 1})
+    replicas.apply_counts("other", seconds(0.1), {"a": 9, "b": 0})
     assert [replicas.in_flight(node) for node in "abc"] == [5, 0, 1]
     replicas.apply("own", [lease({"a": 2, "b": 1})], NOW - LEASE)  # read again: it is the one from before
     assert [replicas.in_flight(node) for node in "abc"] == [5, 0, 1]
@@ -101,17 +101,17 @@ def test_news_are_newer_than_the_lease_before_and_older_than_the_next() -> None:
 
 
 def test_late_news_do_not_make_a_node_drained() -> None:
-    """A lease says what was counted after a drain was applied; news of before it may arrive after it."""
+    """A lease has counts from after a drain was applied; an update from before it may arrive after it."""
     replicas = Replicas()
     replicas.apply("own", [lease({"a": 1})], NOW - LEASE)
-    replicas.apply_news("other", seconds(0.2), {"a": 0})
+    replicas.apply_counts("other", seconds(0.2), {"a": 0})
     assert replicas.in_flight("a") == 0
     assert not replicas.are_idle_on("a")
     replicas.apply("own", [lease(at=seconds(1))], NOW - LEASE)
     assert replicas.are_idle_on("a")
-    replicas.apply_news("other", seconds(1.2), {"a": 1})
+    replicas.apply_counts("other", seconds(1.2), {"a": 1})
     assert not replicas.are_idle_on("a")
-    replicas.apply_news("other", seconds(1.3), {"a": 0})
+    replicas.apply_counts("other", seconds(1.3), {"a": 0})
     assert replicas.are_idle_on("a")
 
 
@@ -139,9 +139,9 @@ def test_a_nodes_own_drain_is_done_when_every_replica_has_read_what_this_one_had
     other = lease(applied=Snapshot.parse("100:105:100,102"))
     fleet.replicas.apply("own", [other], NOW - LEASE)
     assert not fleet.is_drained(node)
-    fleet.replicas.note_read(Snapshot.parse("90:95:"))
+    fleet.replicas.record_read(Snapshot.parse("90:95:"))
     assert not fleet.is_drained(node)
-    fleet.replicas.note_read(Snapshot.parse("102:106:103"))
+    fleet.replicas.record_read(Snapshot.parse("102:106:103"))
     for applied, is_drained in (
         ("100:105:100,102", False),
         ("100:106:100", False),

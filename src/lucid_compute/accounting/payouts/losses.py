@@ -25,7 +25,7 @@ from lucid_compute.accounting.payouts.revenue import (
     estimate,
 )
 from lucid_compute.accounting.payouts.sql import ATTEMPTS, LOSSES, REFUSALS, TYPICAL
-from lucid_compute.postgres.long_reads import LongTransactions
+from lucid_compute.postgres.long_transactions import LongTransactions
 from lucid_compute.registry.domain.prices import EXACT
 
 _Typicals = dict[tuple[str | None, str], Typical]

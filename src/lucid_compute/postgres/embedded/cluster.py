@@ -1,4 +1,4 @@
-"""Where the cluster of a data folder lives, who owns it, and how it is made: whole, or not at all."""
+"""The cluster of a data folder: where it is, who owns it, and how it is created (completely or not at all)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lucid_compute.postgres.embedded.binaries import (
     make_open_folder,
     reachable_binaries,
 )
-from lucid_compute.postgres.embedded.data_folder import explained
+from lucid_compute.postgres.embedded.data_folder import explain_os_errors
 from lucid_compute.postgres.embedded.processes import EmbeddedPostgresError, PostgresUser, find_user, user_of_uid
 from lucid_compute.postgres.embedded.socket_folder import open_socket_folder
 
@@ -28,19 +28,19 @@ QUOTED_BYTES = 4096
 
 
 class PostgresLog:
-    """One file that Postgres and initdb append to; the former one is kept beside it as `….1`."""
+    """The log file of Postgres and initdb; the previous one is kept as `….1`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._mark = 0
 
     def open(self) -> BinaryIO:
-        """Open it for a child to append to, readable by us alone."""
+        """Open the log for a child process to append to; only this user may read it."""
         file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         return os.fdopen(file, "ab")
 
     def mark(self) -> None:
-        """Begin an attempt: `tail` answers what was logged since; a log that grew too long makes way for a new one."""
+        """Begin an attempt: `tail` returns what was logged since. A log that grew too long is rotated."""
         size = self.path.stat().st_size if self.path.exists() else 0
         if size > MAX_BYTES:
             self.path.replace(f"{self.path}.1")
@@ -58,7 +58,7 @@ class PostgresLog:
         return "\n".join(text.strip().splitlines()[-QUOTED_LINES:])
 
     def error(self, what: str) -> EmbeddedPostgresError:
-        """Return an error that says `what` went wrong, why as far as the log tells, and where to read on."""
+        """Return an error that says `what` went wrong, with the end of the log and its path."""
         tail = self.tail()
         if "No space left on device" in tail:
             what = f"{what}: the disk is full, free some space and start again"
@@ -72,13 +72,13 @@ CLUSTERS_NAME = "clusters"  # in the system folder
 OWNER_SUFFIX = ".data-folder"  # of a file beside a cluster there
 INITDB_OPTIONS = (
     *("--username", "postgres", "--encoding", "UTF8", "--locale", "C"),
-    *("--auth", "trust", "--no-instructions"),  # the socket's folder is its owner's alone: that is the protection
+    *("--auth", "trust", "--no-instructions"),  # only the owner can enter the socket's folder: that is the protection
 )
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """A cluster that exists, its owner, binaries of its version that its owner can run, and where its socket goes."""
+    """An existing cluster, its owner, binaries of its version that its owner can run, and the folder of its socket."""
 
     path: Path
     user: PostgresUser
@@ -87,18 +87,19 @@ class Cluster:
 
 
 def open_cluster(data_dir: Path, run_as: str, system_dir: Path, log: PostgresLog, *, durable: bool) -> Cluster:
-    """Return the cluster of `data_dir`, made when there is none; the caller owns the data folder.
+    """Return the cluster of `data_dir`, created if there is none. The caller holds the lock of the data folder.
 
-    It is `data_dir/postgres`, and a link of that name into `system_dir` where we are root and the Postgres user can't
-    get through the folders above `data_dir`, which are never changed.
+    The cluster is `data_dir/postgres`. If this process is root and the Postgres user can't pass the folders above
+    `data_dir`, which are never changed, that name is a link into `system_dir`.
 
-    Raises: EmbeddedPostgresError with a sentence that says what to do.
+    Raises:
+        EmbeddedPostgresError: the cluster can't be used or created; the text says what to do.
     """
-    with explained(data_dir):
+    with explain_os_errors(data_dir):
         _remove_unfinished(data_dir, system_dir)
         link = data_dir / CLUSTER_NAME
         if os.path.lexists(link) and not _is_empty_folder(link):
-            path = _whole_cluster(link)
+            path = _resolve_cluster(link)
             _refuse_copied_link(data_dir, path, system_dir)
             user = _owner_of(path, data_dir)
             binaries = reachable_binaries(find_binaries(_major_of(path)), user, system_dir)
@@ -111,19 +112,19 @@ def open_cluster(data_dir: Path, run_as: str, system_dir: Path, log: PostgresLog
 
 
 def remove_cluster(data_dir: Path) -> None:
-    """Delete the cluster of a data folder wherever it lives: all its data is gone. For tests, and for starting over."""
+    """Delete the cluster of a data folder with all its data, for tests and for starting over."""
     link = data_dir / CLUSTER_NAME
     if os.path.lexists(link):
         _remove(link)
 
 
 def _major_of(path: Path) -> int:
-    """Return the version of Postgres that made a cluster."""
+    """Return the major version of Postgres that created a cluster."""
     return int((path / "PG_VERSION").read_text())
 
 
 def _owner_of(path: Path, data_dir: Path) -> PostgresUser:
-    """Return the user that a cluster runs as: its owner, whoever that is, for Postgres insists."""
+    """Return the owner of a cluster: Postgres runs only as that user."""
     owner_uid = path.stat().st_uid
     user = user_of_uid(owner_uid)
     if owner_uid == 0:
@@ -140,8 +141,12 @@ def _owner_of(path: Path, data_dir: Path) -> PostgresUser:
     raise EmbeddedPostgresError(msg)
 
 
-def _whole_cluster(link: Path) -> Path:
-    """Return the folder of the cluster. Raises: EmbeddedPostgresError when it is lost, or is something else."""
+def _resolve_cluster(link: Path) -> Path:
+    """Return the folder of the cluster.
+
+    Raises:
+        EmbeddedPostgresError: the folder is missing, or holds something else.
+    """
     try:
         path = link.resolve(strict=True)
     except FileNotFoundError as error:
@@ -154,9 +159,9 @@ def _whole_cluster(link: Path) -> Path:
 
 
 def _refuse_copied_link(data_dir: Path, path: Path, system_dir: Path) -> None:
-    """Keep two data folders from one cluster: copying a folder copies the link, and each would stop the other's.
+    """Refuse a data folder that is a copy of another one: the copied link leads to the same cluster.
 
-    Beside a cluster in `system_dir` stands whose it is, also for the person who wonders what may be deleted there.
+    A file next to each cluster in `system_dir` names its data folder. It also shows people what may be deleted there.
     """
     if path.parent != system_dir / CLUSTERS_NAME:
         return
@@ -172,12 +177,12 @@ def _refuse_copied_link(data_dir: Path, path: Path, system_dir: Path) -> None:
 
 
 def _is_empty_folder(path: Path) -> bool:
-    """Return whether `path` is a folder, no link, with nothing in it."""
+    """Return whether `path` is an empty folder and not a link."""
     return not path.is_symlink() and path.is_dir() and not any(path.iterdir())
 
 
 def _let_enter(user: PostgresUser, path: Path, data_dir: Path) -> bool:
-    """Let `user` enter `path` if search permission on the data folder is all that lacks; return whether it can."""
+    """Grant search permission on the data folder if only that is missing; return whether `user` can enter `path`."""
     if user.can_enter(path):
         return True
     if not user.is_another or not path.is_relative_to(data_dir) or not user.can_enter(data_dir.parent):
@@ -187,7 +192,7 @@ def _let_enter(user: PostgresUser, path: Path, data_dir: Path) -> bool:
 
 
 class _Initdb:
-    """How a cluster is made: by whom, with what."""
+    """A run of initdb: its user, binaries, log and options."""
 
     def __init__(self, user: PostgresUser, binaries: PostgresBinaries, log: PostgresLog, *, durable: bool) -> None:
         self.user = user
@@ -196,9 +201,10 @@ class _Initdb:
         self._options = INITDB_OPTIONS if durable else (*INITDB_OPTIONS, "--no-sync")
 
     def run(self, folder: Path) -> None:
-        """Make a cluster in `folder`, which is there, empty and the user's.
+        """Create a cluster in `folder`, which is empty and belongs to the user.
 
-        Raises: EmbeddedPostgresError with what initdb said.
+        Raises:
+            EmbeddedPostgresError: initdb failed; the text quotes its log.
         """
         self._log.mark()
         command = (self._binaries.initdb, "--pgdata", folder, *self._options)
@@ -206,7 +212,7 @@ class _Initdb:
             process = self.user.start(command, signal.SIGTERM, output)
         try:
             status = process.wait()
-        except BaseException:  # we are told to stop
+        except BaseException:  # the service is being stopped
             process.kill()
             process.wait()
             raise
@@ -216,9 +222,9 @@ class _Initdb:
 
 
 def _make_cluster(data_dir: Path, system_dir: Path, initdb: _Initdb) -> None:
-    """Make the cluster under a name of no meaning and give it its own when it is whole: a kill leaves litter at most.
+    """Create the cluster under a temporary name and rename it when complete, so a kill leaves only litter.
 
-    A new name each time: an initdb that lost its service may still be writing for a moment.
+    The name is new each time, because an initdb whose service was killed may still write for a moment.
     """
     unfinished = data_dir / f"{UNFINISHED_PREFIX}{secrets.token_hex(4)}"
     initdb.user.make_folder(unfinished)
@@ -233,21 +239,21 @@ def _make_cluster(data_dir: Path, system_dir: Path, initdb: _Initdb) -> None:
         if _is_empty_folder(data_dir / CLUSTER_NAME):
             (data_dir / CLUSTER_NAME).rmdir()
         unfinished.rename(data_dir / CLUSTER_NAME)
-    except BaseException:  # told to stop among them
+    except BaseException:  # also when the service is being stopped
         _remove(unfinished)
         raise
     _sync(data_dir)
 
 
 def _remove_unfinished(data_dir: Path, system_dir: Path) -> None:
-    """Remove what a start that was killed half-way left behind."""
+    """Remove what an interrupted start left."""
     for unfinished in data_dir.glob(f"{UNFINISHED_PREFIX}*"):
         if not unfinished.is_symlink() or unfinished.readlink().parent == system_dir / CLUSTERS_NAME:
             _remove(unfinished)
 
 
 def _remove(path: Path) -> None:
-    """Remove a folder, or a link and the folder it leads to; what can't be removed yet stays for the next start."""
+    """Remove a folder, or a link and its target. What can't be removed now stays for the next start."""
     folder = path.resolve()
     shutil.rmtree(folder, ignore_errors=True)
     if path.is_symlink():
@@ -256,7 +262,7 @@ def _remove(path: Path) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """Make a new name in `folder` survive a power cut."""
+    """Write the folder's entries to disk, so that a new name survives a power cut."""
     file = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):  # not every file system can

@@ -1,4 +1,4 @@
-"""The data folder: made when it is missing, and owned by one service at a time."""
+"""The data folder: created if missing, and locked by one service at a time."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ WAIT_FOR_OWNER_SECONDS = 5.0  # a service that is being killed holds its lock un
 
 
 def make_data_folder(data_dir: Path) -> Path:
-    """Make the data folder, ours alone, when it is missing; return its absolute path without links.
+    """Create the data folder if missing, accessible only to this user; return its absolute path without links.
 
-    Raises: EmbeddedPostgresError when it cannot be made or written.
+    Raises:
+        EmbeddedPostgresError: the folder can't be created or used.
     """
-    with explained(data_dir):
+    with explain_os_errors(data_dir):
         data_dir.parent.mkdir(parents=True, exist_ok=True)
         data_dir.mkdir(mode=0o700, exist_ok=True)
         return data_dir.resolve(strict=True)
 
 
 @contextmanager
-def explained(data_dir: Path) -> Iterator[None]:
-    """Turn the system's refusals inside into one sentence about the data folder."""
+def explain_os_errors(data_dir: Path) -> Iterator[None]:
+    """Turn an OSError of the block into an EmbeddedPostgresError about the data folder."""
     try:
         yield
     except OSError as error:
@@ -41,10 +42,10 @@ def explained(data_dir: Path) -> Iterator[None]:
 
 
 class DataFolderLock:
-    """The right to run Postgres on a data folder: this process's from `acquire` until `release` or its end.
+    """The right to run Postgres on a data folder. This process holds it from `acquire` to `release` or its end.
 
-    POSIX record locks belong to the process: forked workers don't hold it, so it dies with the supervisor alone. The
-    price: opening and closing the file a second time in the same process would drop it.
+    POSIX record locks belong to a process: forked workers don't hold them, so the lock ends with the supervisor. The
+    price: opening and closing the file a second time in the same process would release it.
     """
 
     def __init__(self, data_dir: Path) -> None:
@@ -52,31 +53,32 @@ class DataFolderLock:
         self._file: int | None = None
 
     def acquire(self, timeout_seconds: float = WAIT_FOR_OWNER_SECONDS) -> None:
-        """Hold the lock, waiting for an owner that is just ending; holding it already changes nothing.
+        """Acquire the lock, and wait for an owner that is just ending. Do nothing if it is already held.
 
-        Raises: EmbeddedPostgresError when another process owns the folder.
+        Raises:
+            EmbeddedPostgresError: another process holds the lock for longer than `timeout_seconds`.
         """
         if self._file is not None:
             return
-        with explained(self._data_dir):
+        with explain_os_errors(self._data_dir):
             file = os.open(self._data_dir / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             try:
                 self._wait(file, time.monotonic() + timeout_seconds)
                 os.ftruncate(file, 0)
                 os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
-            except BaseException:  # told to stop among them
+            except BaseException:  # also when the service is being stopped
                 os.close(file)
                 raise
         self._file = file
 
     def release(self) -> None:
-        """Let the next one have it. The file stays: removing it would let two processes lock two files of one name."""
+        """Release the lock. The file stays: if it were removed, two processes could lock two files of the same name."""
         if self._file is not None:
             os.close(self._file)
             self._file = None
 
     def _wait(self, file: int, deadline: float) -> None:
-        """Return with the lock held."""
+        """Wait until the lock is acquired."""
         while not _try_lock(file):
             if time.monotonic() > deadline:
                 owner = os.pread(file, 32, 0).decode("ascii", "replace").strip() or "unknown"
@@ -89,7 +91,7 @@ class DataFolderLock:
 
 
 def _try_lock(file: int) -> bool:
-    """Return whether the lock is ours now."""
+    """Try to acquire the lock; return whether it succeeded."""
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):  # POSIX lets a system choose between EAGAIN and EACCES

@@ -1,7 +1,7 @@
-"""Become another user, tie one's life to the parent's, then turn into a program: run by path, with the stdlib alone.
+"""A small program that switches to another user, arranges to end with its parent, and then runs a command.
 
-A program of its own instead of `preexec_fn`: that runs Python between fork and exec, which may deadlock (and from
-Python 3.12 on warns) when the parent has threads, as a test runner has. It costs 20 ms a start.
+It is run by its path and uses only the standard library. `preexec_fn` would run Python between fork and exec, which may
+deadlock (and warns from Python 3.12 on) when the parent has threads, as a test runner has. A start costs 20 ms.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import sys
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 CANNOT_LAUNCH = 126  # the shell's status for a program that was found and could not be run
-STAY = -1  # in place of a user id: stay who we are
+STAY = -1  # in place of a user id: don't switch
 CAN_ENTER = "--can-enter"  # in place of a program: succeed when every path after it can be entered or executed
 
 
 def die_with_parent(death_signal: int, parent_pid: int) -> None:
     """Have the kernel send `death_signal` to this process when the thread that forked it ends. Linux only.
 
-    A change of user clears the wish, so this comes after one. Elsewhere there is no such wish: the next start then
-    stops the Postgres that was left behind, and workers watch a socket of their supervisor's beside this.
+    A change of user clears this setting, so call it afterwards. Other systems have no such setting: there the next
+    start stops the Postgres that was left, and workers also watch a socket of their supervisor.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, death_signal, 0, 0, 0)
@@ -29,15 +29,15 @@ def die_with_parent(death_signal: int, parent_pid: int) -> None:
         os._exit(CANNOT_LAUNCH)
 
 
-def become(uid: int, gid: int) -> None:
-    """Give up this user for another one, for good."""
+def switch_user(uid: int, gid: int) -> None:
+    """Switch to another user, irrevocably."""
     os.setgroups([])
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)
 
 
 def launch(parent_pid: int, death_signal: int, command: list[str]) -> None:
-    """Turn into `command`, which gets `death_signal` when its parent ends."""
+    """Replace this process with `command`, which gets `death_signal` when its parent ends."""
     if death_signal != signal.SIGKILL:  # a shell's background jobs ignore SIGINT, and we must not until Postgres runs
         signal.signal(death_signal, signal.SIG_DFL)
     die_with_parent(death_signal, parent_pid)
@@ -46,12 +46,12 @@ def launch(parent_pid: int, death_signal: int, command: list[str]) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Do what `PARENT_PID DEATH_SIGNAL UID GID PROGRAM [ARGUMENT…]` asks; returns only when that is impossible."""
+    """Run the command of `PARENT_PID DEATH_SIGNAL UID GID PROGRAM [ARGUMENT…]`; return an exit status if that fails."""
     parent_pid, death_signal, uid, gid = map(int, arguments[:4])
     command = arguments[4:]
     try:
         if uid != STAY:
-            become(uid, gid)
+            switch_user(uid, gid)
         if command[0] == CAN_ENTER:
             return 0 if all(os.access(path, os.X_OK) for path in command[1:]) else 1
         launch(parent_pid, death_signal, command)

@@ -1,4 +1,4 @@
-"""The processes of the embedded Postgres: the user they run as, how they start, and how those left behind end."""
+"""The processes of the embedded Postgres: their user, their start, and the end of those that an earlier start left."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from typing import IO
 
 from lucid_compute.postgres.embedded import launcher
 
-# Its own environment, so that nobody's PGPORT, PGDATA or locale decides how the cluster is made or reached.
+# A separate environment, so that PGPORT, PGDATA and locale of the caller don't affect the cluster.
 POSTGRES_ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
 POLL_SECONDS = 0.01
 STATUS_LINE = 7  # of postmaster.pid, LOCK_FILE_LINE_PM_STATUS less one
 
 
 class EmbeddedPostgresError(Exception):
-    """The embedded Postgres cannot run; the text is a sentence that says why and what to do."""
+    """The embedded Postgres cannot run; the text says why and what to do."""
 
 
 @dataclass(frozen=True)
 class PostgresUser:
-    """The system user that Postgres runs as: another one when we are root (Postgres refuses root), else ourselves."""
+    """The system user that Postgres runs as: this process's user, or another one for root, which Postgres refuses."""
 
     name: str
     uid: int
@@ -37,15 +37,15 @@ class PostgresUser:
 
     @property
     def is_another(self) -> bool:
-        """Return whether processes have to change their user to become this one."""
+        """Return whether this is another user than that of this process."""
         return self.uid != os.geteuid()
 
     def start(
         self, command: Sequence[str | Path], death_signal: int, output: IO[bytes] | int
     ) -> subprocess.Popen[bytes]:
-        """Start `command` as this user, in a session of its own; it gets `death_signal` when our main thread ends."""
+        """Start `command` as this user, in a new session; it gets `death_signal` when the calling thread ends."""
         return subprocess.Popen(
-            self._launched(command, death_signal),
+            self._command_line(command, death_signal),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -57,7 +57,7 @@ class PostgresUser:
         """Return whether `command`, run as this user, exits 0."""
         return (
             subprocess.run(
-                self._launched(command, signal.SIGKILL),
+                self._command_line(command, signal.SIGKILL),
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 env=POSTGRES_ENVIRONMENT,
@@ -67,28 +67,29 @@ class PostgresUser:
         )
 
     def can_enter(self, *paths: Path) -> bool:
-        """Return whether this user can enter each of `paths`. It is tried as that user, so that ACLs count."""
+        """Return whether this user can enter each of `paths`; tried as that user, so that ACLs count."""
         if not self.is_another:
             return all(os.access(path, os.X_OK) for path in paths)
         return self.succeeds(launcher.CAN_ENTER, *paths)
 
     def make_folder(self, path: Path) -> None:
-        """Make a folder that is this user's alone."""
+        """Create a folder that only this user can enter."""
         path.mkdir(mode=0o700)
         if self.is_another:
             os.chown(path, self.uid, self.gid, follow_symlinks=False)
 
-    def _launched(self, command: Sequence[str | Path], death_signal: int) -> list[str]:
-        """Return the command line that becomes this user and then `command`."""
+    def _command_line(self, command: Sequence[str | Path], death_signal: int) -> list[str]:
+        """Return the command line that switches to this user and then runs `command`."""
         uid = self.uid if self.is_another else launcher.STAY
         launch = [sys.executable, "-I", "-S", launcher.__file__]
         return [*launch, *map(str, (os.getpid(), int(death_signal), uid, self.gid)), *map(str, command)]
 
 
 def find_user(name: str) -> PostgresUser:
-    """Return who Postgres runs as: `name` when we are root, else ourselves.
+    """Return the user that Postgres runs as: `name` if this process is root, else this process's user.
 
-    Raises: EmbeddedPostgresError when we are root and there is no such user, or it is root itself.
+    Raises:
+        EmbeddedPostgresError: this process is root, and `name` is unknown or root itself.
     """
     if os.geteuid() != 0:
         return user_of_uid(os.geteuid())
@@ -117,25 +118,26 @@ def user_of_uid(uid: int) -> PostgresUser:
 
 
 def cluster_name(cluster: Path) -> str:
-    """Return the `cluster_name` of a cluster: it stands in the title of each of its processes, and finds them."""
+    """Return the `cluster_name` of a cluster. It is in the title of each of its processes, to find them by."""
     return f"lucid-{sha256(os.fsencode(cluster)).hexdigest()[:16]}"
 
 
 def processes_of(cluster: Path) -> set[int]:
-    """Return the processes of any Postgres on `cluster`; zombies do not count. Linux only, elsewhere none.
+    """Return the processes of any Postgres on `cluster`, without zombies. Linux only; empty on other systems.
 
-    By command line, which everybody may read: root in a container may not read the folder of another user's process.
+    They are found by command line, which every user may read. Root in a container may not read the folders of another
+    user's process.
     """
     try:
         owner = cluster.stat().st_uid
-    except FileNotFoundError:  # a cluster that was removed under a running service
+    except FileNotFoundError:  # the cluster was removed while the service ran
         return set()
     folder, title = os.fsencode(cluster), f" {cluster_name(cluster)}: ".encode()
     return {pid for pid, words in _command_lines(owner) if folder in words or title in words[0]}
 
 
 def _command_lines(owner: int) -> Iterator[tuple[int, list[bytes]]]:
-    """Yield each process of `owner` that is called postgres, with the words of its command line."""
+    """Yield each process of `owner` named postgres, with the words of its command line."""
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             if entry.stat().st_uid == owner and (entry / "comm").read_bytes() == b"postgres\n":
@@ -143,7 +145,7 @@ def _command_lines(owner: int) -> Iterator[tuple[int, list[bytes]]]:
 
 
 def read_pid(lock_file: Path) -> int | None:
-    """Return the process that a lock file of Postgres names, which may be long gone; None without a readable file."""
+    """Return the process id in a lock file of Postgres, which may have ended; None without a readable file."""
     try:
         return int(lock_file.read_text().split("\n", 1)[0])
     except (OSError, ValueError):
@@ -151,7 +153,7 @@ def read_pid(lock_file: Path) -> int | None:
 
 
 def is_ready(cluster: Path, postmaster: int | None) -> bool:
-    """Return whether this postmaster takes connections: it writes so in its `postmaster.pid`."""
+    """Return whether this postmaster accepts connections, according to its `postmaster.pid`."""
     try:
         lines = (cluster / "postmaster.pid").read_text().splitlines()
     except OSError:
@@ -161,10 +163,10 @@ def is_ready(cluster: Path, postmaster: int | None) -> bool:
 
 
 def forget_reused_pids(*lock_files: Path) -> None:
-    """Remove each lock file whose process is no Postgres, or a zombie: a start would take it for a running one.
+    """Remove each lock file whose process is not Postgres, or is a zombie: a start would take it for a running one.
 
-    Containers reuse small process ids, and a first process that reaps nobody keeps zombies. To be called when
-    `end_leftovers` found nothing; does nothing where there is no /proc.
+    Containers reuse small process ids, and a first process that reaps no children keeps zombies. Call it after
+    `end_leftovers`. It does nothing where there is no /proc.
     """
     for file in lock_files:
         pid = read_pid(file)
@@ -180,12 +182,13 @@ def _is_living_postgres(stat: str) -> bool:
 
 
 def end_leftovers(cluster: Path, timeout_seconds: float) -> None:
-    """Return once no process of an earlier Postgres on `cluster` is left; only the owner of the data folder may ask.
+    """Wait until no process of an earlier Postgres on `cluster` is left. The caller holds the data folder's lock.
 
-    A postmaster that lost its service is told to shut down fast (it was by PDEATHSIG; a second time changes nothing).
-    Backends that lost their postmaster leave by themselves, but for those that are busy: these are ended.
+    A postmaster whose service ended gets the signal for a fast shutdown (as by PDEATHSIG; twice does no harm).
+    Backends without a postmaster exit automatically, except busy ones, which are ended.
 
-    Raises: EmbeddedPostgresError when one is still there after `timeout_seconds`.
+    Raises:
+        EmbeddedPostgresError: a process is still there after `timeout_seconds`.
     """
     started_at = time.monotonic()
     sent: set[int] = set()
@@ -202,14 +205,14 @@ def end_leftovers(cluster: Path, timeout_seconds: float) -> None:
 
 
 def _escalation(left: set[int], postmaster: int | None) -> tuple[tuple[int, float, set[int]], ...]:
-    """Return which signal is due after how many seconds, and to whom."""
+    """Return the signals to send: each with the seconds to wait before it, and the processes that get it."""
     if postmaster in left:  # it ends its own children; a fast shutdown writes a checkpoint, up to all shared buffers
         return (signal.SIGINT, 0.0, {postmaster}), (signal.SIGQUIT, 15.0, {postmaster}), (signal.SIGKILL, 20.0, left)
     return (signal.SIGQUIT, 0.5, left), (signal.SIGKILL, 2.0, left)
 
 
 def _send(signal_number: int, pids: set[int]) -> None:
-    """Send a signal to every process that is still there and ours to signal."""
+    """Send a signal to every process that still exists and that this user may signal."""
     for pid in pids:
         with suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signal_number)

@@ -1,4 +1,4 @@
-"""A Postgres of our own: one cluster in the data folder, reached by a Unix socket, a child of this very process."""
+"""The embedded Postgres server: a child of this process, on the data folder's cluster, reached by a Unix socket."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from lucid_compute.postgres.embedded.cluster import CLUSTER_NAME, Cluster, PostgresLog, open_cluster
-from lucid_compute.postgres.embedded.data_folder import DataFolderLock, explained, make_data_folder
+from lucid_compute.postgres.embedded.data_folder import DataFolderLock, explain_os_errors, make_data_folder
 from lucid_compute.postgres.embedded.processes import (
     POLL_SECONDS,
     EmbeddedPostgresError,
@@ -37,7 +37,7 @@ START_TIMEOUT_SECONDS = 120.0  # a recovery reads up to max_wal_size of log
 STOP_TIMEOUT_SECONDS = 30.0
 QUIT_SECONDS = 5.0
 RETRY_SECONDS = 0.1
-PASSING_SECONDS = 15.0
+TRANSIENT_SECONDS = 15.0
 SETTINGS = (
     "listen_addresses=",
     f"port={PORT}",
@@ -49,14 +49,14 @@ SETTINGS = (
     "logging_collector=off",
     "jit=off",  # compiling costs more than any query here
 )
-# What Postgres says of a predecessor that is not quite gone; after PASSING_SECONDS it is no longer believed.
-PASSING_TROUBLE = ("pre-existing shared memory block", '" already exists\n', "Address already in use")
+# Messages of Postgres while its predecessor is still ending; after TRANSIENT_SECONDS they count as errors.
+TRANSIENT_MESSAGES = ("pre-existing shared memory block", '" already exists\n', "Address already in use")
 
 
 class EmbeddedPostgres:
-    """One Postgres on one data folder: ready after `start`, gone after `stop`, and within seconds of our own death.
+    """One Postgres on one data folder: ready after `start`, ended after `stop` or within seconds of this process's end.
 
-    It is our direct child and shuts down fast when the thread that started it ends: start it in the main thread.
+    It is a direct child and shuts down when the thread that started it ends. So start it in the main thread.
     """
 
     def __init__(
@@ -67,10 +67,11 @@ class EmbeddedPostgres:
         *,
         system_dir: Path = SYSTEM_DIR,
     ) -> None:
-        """Touch nothing yet.
+        """Prepare; nothing is read or written yet.
 
-        `run_as` is who runs a new cluster when we are root; an existing one runs as its owner. `options` are settings
-        of Postgres as `name=value`, above our own. `system_dir` holds what that user can't reach elsewhere.
+        `run_as` is the user of a new cluster if this process is root; an existing cluster runs as its owner. `options`
+        are settings of Postgres as `name=value`, in addition to `SETTINGS`. `system_dir` holds what that user can't
+        reach elsewhere.
         """
         self._data_dir = data_dir
         self._run_as = run_as
@@ -85,7 +86,7 @@ class EmbeddedPostgres:
         """Start it."""
         try:
             self.start()
-        except BaseException:  # told to stop among them
+        except BaseException:  # also when the service is being stopped
             self.stop()
             raise
         return self
@@ -98,22 +99,23 @@ class EmbeddedPostgres:
 
     @property
     def data_dir(self) -> Path:
-        """The data folder; absolute and without links once it was claimed."""
+        """The data folder; absolute and without links after `claim`."""
         return self._data_dir
 
     @property
     def pid(self) -> int | None:
-        """The postmaster's process, None when none runs."""
+        """The postmaster's process id; None if it does not run."""
         return self._process.pid if self._process and self._process.poll() is None else None
 
     def poll(self) -> int | None:
-        """Return None while the postmaster runs (or was never started), else how it ended; this reaps it."""
+        """Return the postmaster's exit status; None while it runs or before it was started. This reaps it."""
         return self._process.poll() if self._process else None
 
     def claim(self) -> None:
-        """Make the data folder when it is missing and become its only owner, until `stop`; `start` does it as well.
+        """Create the data folder if missing, and lock it until `stop`; `start` does this as well.
 
-        Raises: EmbeddedPostgresError when another process owns it.
+        Raises:
+            EmbeddedPostgresError: another process holds the lock, or the folder can't be used.
         """
         if self._lock is None:
             self._data_dir = make_data_folder(self._data_dir)
@@ -123,9 +125,12 @@ class EmbeddedPostgres:
             self._log = PostgresLog(self._data_dir / LOG_NAME)
 
     def start(self, timeout_seconds: float = START_TIMEOUT_SECONDS) -> None:
-        """Return when Postgres takes connections; the first start makes the cluster, a running one is left alone.
+        """Start Postgres and wait until it accepts connections. The first start creates the cluster.
 
-        Raises: EmbeddedPostgresError with a sentence that says what to do.
+        A Postgres that already runs is left alone.
+
+        Raises:
+            EmbeddedPostgresError: Postgres can't be started; the text says what to do.
         """
         if self.pid is not None:
             return
@@ -139,9 +144,10 @@ class EmbeddedPostgres:
         self._run(self._cluster, deadline)
 
     def restart(self, timeout_seconds: float = START_TIMEOUT_SECONDS) -> None:
-        """Start again after the postmaster died, once nothing of it is left.
+        """Start again after the postmaster died, once none of its processes is left.
 
-        Raises: EmbeddedPostgresError when that does not work; it may be tried again.
+        Raises:
+            EmbeddedPostgresError: Postgres can't be started; a further call may succeed.
         """
         if self._cluster is None:
             self.start(timeout_seconds)
@@ -150,9 +156,9 @@ class EmbeddedPostgres:
         self._run(self._cluster, time.monotonic() + timeout_seconds)
 
     def stop(self, *, immediately: bool = False) -> None:
-        """Shut down, which ends every session and loses no commit, and give up the data folder.
+        """Shut down, end every session without losing a commit, and release the data folder.
 
-        `immediately` leaves a recovery to the next start.
+        With `immediately`, the next start has to recover.
         """
         self._end_process(immediately=immediately)
         if self._cluster is not None:
@@ -163,9 +169,10 @@ class EmbeddedPostgres:
             self._lock = None
 
     def url(self, database: str = "postgres") -> str:
-        """Return the URL of a database here, for asyncpg and psql alike.
+        """Return the URL of a database on this server, for asyncpg and psql.
 
-        Raises: EmbeddedPostgresError when it was not started.
+        Raises:
+            EmbeddedPostgresError: the server was not started.
         """
         if self._cluster is None:
             msg = "The embedded Postgres has no address before it was started."
@@ -173,26 +180,26 @@ class EmbeddedPostgres:
         return socket_url(self._cluster.socket_dir, database)
 
     def _run(self, cluster: Cluster, deadline: float) -> None:
-        """Start the postmaster and return when it takes connections."""
-        passing_until = min(deadline, time.monotonic() + PASSING_SECONDS)
+        """Start the postmaster and wait until it accepts connections; retry while its predecessor still ends."""
+        transient_until = min(deadline, time.monotonic() + TRANSIENT_SECONDS)
         while (failure := self._attempt(cluster, deadline)) is not None:
-            was_killed = self.poll() == -signal.SIGKILL  # by somebody else: that says nothing about the next attempt
+            was_killed = self.poll() == -signal.SIGKILL  # from outside: that says nothing about the next attempt
             error = self._log.error(failure)
             self._end_process(immediately=True)
-            is_passing = was_killed or any(words in str(error) for words in PASSING_TROUBLE)
-            if not is_passing or time.monotonic() > passing_until:
+            is_transient = was_killed or any(words in str(error) for words in TRANSIENT_MESSAGES)
+            if not is_transient or time.monotonic() > transient_until:
                 raise error
             time.sleep(RETRY_SECONDS)
 
     def _attempt(self, cluster: Cluster, deadline: float) -> str | None:
-        """Start the postmaster once; return None when it takes connections, else what went wrong."""
+        """Start the postmaster once; return None when it accepts connections, else what went wrong."""
         end_leftovers(cluster.path, deadline - time.monotonic())
         forget_reused_pids(cluster.path / "postmaster.pid", cluster.socket_dir / f"{SOCKET_NAME}.lock")
-        with explained(self._data_dir):
+        with explain_os_errors(self._data_dir):
             self._launch(cluster)
         try:
             return self._wait_until_ready(cluster, deadline)
-        except BaseException:  # we are told to stop
+        except BaseException:  # the service is being stopped
             self._end_process(immediately=True)
             raise
 
@@ -207,7 +214,7 @@ class EmbeddedPostgres:
             self._process = cluster.user.start(command, signal.SIGINT, output)
 
     def _wait_until_ready(self, cluster: Cluster, deadline: float) -> str | None:
-        """Return None when Postgres takes connections, else what went wrong."""
+        """Return None when Postgres accepts connections, else what went wrong."""
         while (status := self.poll()) is None:
             if is_ready(cluster.path, self.pid):
                 return None
@@ -217,7 +224,7 @@ class EmbeddedPostgres:
         return f"Postgres ended at its start (status {status})"
 
     def _end_process(self, *, immediately: bool) -> None:
-        """Return when neither the postmaster nor any process of it is left."""
+        """End the postmaster and wait until none of its processes is left."""
         steps = [(signal.SIGINT, STOP_TIMEOUT_SECONDS), (signal.SIGQUIT, QUIT_SECONDS), (signal.SIGKILL, QUIT_SECONDS)]
         for signal_number, timeout_seconds in steps[1:] if immediately else steps:
             if self._process is None or self._process.poll() is not None:
@@ -230,11 +237,13 @@ class EmbeddedPostgres:
 
 
 @contextmanager
-def visit(data_dir: Path) -> Iterator[str]:
-    """Return the URL of the database in a data folder, until the block's end; to be used in the main thread.
+def open_embedded_database(data_dir: Path) -> Iterator[str]:
+    """Yield the URL of the database in a data folder; its Postgres is started for the block if it does not run.
+
+    Call it in the main thread.
 
     Raises:
-        EmbeddedPostgresError: there is none, or it can't be reached, with a sentence that says what to do.
+        EmbeddedPostgresError: there is no database, or it can't be started; the text says what to do.
     """
     cluster = data_dir / CLUSTER_NAME
     if not cluster.exists():
@@ -244,15 +253,15 @@ def visit(data_dir: Path) -> Iterator[str]:
         )
         raise EmbeddedPostgresError(msg)
     folder = find_socket_folder(data_dir, cluster.resolve())
-    if _is_answered(folder / SOCKET_NAME):
+    if _is_listening(folder / SOCKET_NAME):
         yield socket_url(folder)
         return
     with EmbeddedPostgres(data_dir) as postgres:
         yield postgres.url()
 
 
-def _is_answered(path: Path) -> bool:
-    """Return whether somebody listens at the socket."""
+def _is_listening(path: Path) -> bool:
+    """Return whether a server listens on the socket."""
     with socket.socket(socket.AF_UNIX) as client:
         try:
             client.connect(str(path))

@@ -1,4 +1,4 @@
-"""The folder of the embedded Postgres's socket: the cluster itself where its path is short and plain enough."""
+"""The folder of the embedded Postgres's socket: the cluster itself, if its path is short and plain enough."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ LINK_NAME = "postgres.socket"
 
 
 def open_socket_folder(data_dir: Path, cluster: Path, user: PostgresUser) -> Path:
-    """Return a folder that is `user`'s alone and can hold the socket of `cluster`.
+    """Return a folder for the socket of `cluster` that only `user` can enter.
 
-    A path too long for a socket gets a folder in the system's temporary one; a link in the data folder remembers it,
-    so that a start after a kill finds it again.
+    If the cluster's path is too long for a socket, it is a folder in the system's temporary folder. A link in the data
+    folder names it, so that a start after a kill finds it again.
 
-    Raises: EmbeddedPostgresError when there is none.
+    Raises:
+        EmbeddedPostgresError: no folder with a short path can be created.
     """
     if _fits(cluster):
         return cluster
@@ -39,28 +40,28 @@ def open_socket_folder(data_dir: Path, cluster: Path, user: PostgresUser) -> Pat
 
 
 def find_socket_folder(data_dir: Path, cluster: Path) -> Path:
-    """Return where the socket of `cluster` is while its Postgres runs."""
+    """Return the folder of the socket of `cluster` while its Postgres runs."""
     link = data_dir / LINK_NAME
     return link.readlink() if link.is_symlink() else cluster
 
 
 def socket_url(folder: Path, database: str = "postgres") -> str:
-    """Return the URL of a database by the socket in `folder`, for asyncpg and psql alike."""
-    # With the port, because a PGPORT of the caller's environment would choose another socket.
+    """Return the URL of a database by the socket in `folder`, for asyncpg and psql."""
+    # With the port: a PGPORT in the caller's environment would choose another socket.
     return f"postgresql://postgres@/{quote(database, safe='')}?host={quote(str(folder))}&port={PORT}"
 
 
 def remove_socket_folder(data_dir: Path) -> None:
-    """Remove the folder that was made because the path was too long, if one was."""
+    """Remove the short folder that was created for the socket, if any."""
     link = data_dir / LINK_NAME
-    with suppress(OSError):  # litter at most
+    with suppress(OSError):  # it would only be litter
         folder = link.readlink()
         link.unlink()
         folder.rmdir()
 
 
 def _make_short_folder(user: PostgresUser) -> Path:
-    """Make a folder of a short path that `user` can reach."""
+    """Create a folder with a short path that `user` can enter."""
     for parent in dict.fromkeys((tempfile.gettempdir(), "/tmp")):  # noqa: S108 - made private by mkdtemp
         with suppress(OSError):
             folder = Path(tempfile.mkdtemp(prefix="lucid-", dir=parent))
@@ -82,7 +83,7 @@ def _fits(folder: Path) -> bool:
 
 
 def _is_private(folder: Path, user: PostgresUser) -> bool:
-    """Return whether `folder` is a real folder of `user`'s that nobody else may enter."""
+    """Return whether `folder` is a real folder that belongs to `user` and that no other user may enter."""
     try:
         status = folder.lstat()
     except OSError:

@@ -1,1 +1,1 @@
-"""Every node's current state in memory, and the feed that keeps it in step with Postgres."""
+"""Every node, model and key in memory, and the change feed that keeps them in step with Postgres."""

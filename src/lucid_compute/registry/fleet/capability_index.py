@@ -1,9 +1,9 @@
-"""Which nodes the matching engine has to look at, at a cost that follows the kinds of node and not the nodes.
+"""An index of the nodes that the matching engine has to judge. Its cost grows with the kinds of node, not with nodes.
 
-Nodes that look alike to the matching engine (runtimes, VRAM, context, declared and reported models) form one
-*capability class*. The engine decides once whether a class fits a model; a class counts while its freshest healthy
-member is fresh. Each class has one bit: a model's fitting classes and the classes that are fresh now are two integers.
-The bits that they share name the classes whose freshest member is a candidate. The engine then judges that node.
+Nodes that the matching engine can't tell apart (runtimes, VRAM, context, declared and reported models) form one
+*capability class*. The engine decides once whether a class fits a model. A class counts while its freshest healthy
+member is fresh. Each class has one bit, so a model's fitting classes and the classes that are fresh now are two
+integers. The bits that they share name the classes whose freshest member is a candidate. The engine judges that node.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 class FreshnessOrder(Generic[Key]):
-    """A dict from key to instant, kept oldest first.
+    """A dict from key to instant, ordered oldest first.
 
-    Heartbeats come nearly in order, so a touch is two dict operations; one that comes late (another replica took it)
-    only marks the order, and the next reader sorts it once. `newest` and `newest_at`, None when empty, are known
-    without sorting.
+    Heartbeats come nearly in order, so a touch is two dict operations. One that comes late, from another replica, only
+    marks the dict as unsorted; the next reader sorts it once. `newest` and `newest_at` need no sorting; they are None
+    when the dict is empty.
     """
 
     __slots__ = ("_instants", "_is_sorted", "newest", "newest_at")
@@ -39,38 +39,38 @@ class FreshnessOrder(Generic[Key]):
         self.newest_at: datetime | None = None
 
     def __len__(self) -> int:
-        """Return how many keys there are."""
+        """Return the number of keys."""
         return len(self._instants)
 
     def __contains__(self, key: Key) -> bool:
-        """Return whether the key is in the order."""
+        """Return whether the key is present."""
         return key in self._instants
 
     def __iter__(self) -> Iterator[Key]:
-        """Return every key, in no order that may be relied on."""
+        """Return an iterator over the keys, in no particular order."""
         return iter(self._instants)
 
     def touch(self, key: Key, at: datetime) -> bool:
-        """Put `key` at its place for `at`, wherever it was; return whether that moved `newest_at`."""
-        former = self._instants.pop(key, None)
+        """Set the instant of `key` to `at`; return whether `newest_at` changed."""
+        previous = self._instants.pop(key, None)
         self._instants[key] = at
         newest_at = self.newest_at
         if newest_at is None or at >= newest_at:
             self.newest, self.newest_at = key, at
         else:
             self._is_sorted = False
-            if former == newest_at:
+            if previous == newest_at:
                 self.newest, self.newest_at = max(self._instants.items(), key=itemgetter(1))
         return self.newest_at != newest_at
 
     def discard(self, key: Key) -> None:
-        """Take `key` out, if it is there."""
+        """Remove `key`, if present."""
         if self._instants.pop(key, None) == self.newest_at:
             self._sort()
             self.newest, self.newest_at = next(reversed(self._instants.items()), (None, None))
 
     def expire_before(self, instant: datetime) -> list[Key]:
-        """Take out and answer the keys last touched before `instant`."""
+        """Remove and return the keys last touched before `instant`."""
         self._sort()
         expired = []
         for key, at in self._instants.items():
@@ -94,9 +94,9 @@ Item = TypeVar("Item")
 
 
 class _Traits:
-    """The classes that differ only in the models they name: runtimes, VRAM and context are the same.
+    """What classes that differ only in the models they name have in common: runtimes, VRAM and context.
 
-    `fitting` holds the ids of the models that fit such a node where it names none of them.
+    `fitting` is the ids of the models that fit such a node when it names none of them.
     """
 
     __slots__ = ("bits", "fitting", "unnamed")
@@ -108,16 +108,16 @@ class _Traits:
 
 
 class CapabilityClass:
-    """Nodes that the matching engine can't tell apart but by their health.
+    """Nodes that the matching engine can tell apart only by their health.
 
     `healthy` orders the members that would be healthy if fresh by their newest heartbeat; `size` counts all members.
-    `rings` are those of the models that the class serves, and hold its healthy members.
+    `rings` are the rings of the models that the class serves; its healthy members are on them.
     """
 
     __slots__ = ("bit", "healthy", "key", "named_models", "representative", "rings", "size", "traits")
 
     def __init__(self, key: ClassKey, representative: NodeState, traits: _Traits, bit: int) -> None:
-        """Start with no member; `representative` stands for all of them when fit is decided."""
+        """Create a class without members; the engine judges `representative` for all of them."""
         self.key = key
         self.traits = traits
         self.representative = representative
@@ -128,14 +128,14 @@ class CapabilityClass:
         self.rings: dict[str, NodeRing] = {}
 
     def has_on_ring(self, node_id: str, model_id: str) -> bool:
-        """Return whether its member is on the model's ring, without the ring's hash and search."""
+        """Return whether a member is on the model's ring, without the ring's hash and search."""
         return model_id in self.rings and node_id in self.healthy
 
 
 class _ModelEntry:
-    """A model with the classes that fit it, and those of them that also declare or report it, as bits.
+    """A model with two sets of classes as bits: those that fit it, and those that also declare or report it.
 
-    `ring` holds the healthy members of the latter, whose heartbeats may have grown old since.
+    `ring` holds the healthy members of the second set, whose heartbeats may be stale by now.
     """
 
     __slots__ = ("fitting", "model", "ring", "serving")
@@ -147,18 +147,18 @@ class _ModelEntry:
         self.ring = NodeRing()
 
     def decide(self, capability_class: CapabilityClass) -> None:
-        """Let the matching engine say whether a class that names this model fits it."""
+        """Let the matching engine decide whether a class that names this model fits it."""
         bit = capability_class.bit
         fits = _fits(self.model, capability_class.representative)
         self.fitting = self.fitting | bit if fits else self.fitting & ~bit
         is_served = fits and serves(self.model, capability_class.representative)
         self.serving = self.serving | bit if is_served else self.serving & ~bit
         if is_served:
-            capability_class.rings[self.model.id] = self.ring  # a class that is new has no members to put there yet
+            capability_class.rings[self.model.id] = self.ring  # a new class has no members to add yet
 
 
 class CapabilityIndex:
-    """Every model against every capability class, kept up to date one change at a time."""
+    """Every model and every capability class, kept up to date one change at a time."""
 
     def __init__(self) -> None:
         self._classes: dict[ClassKey, CapabilityClass] = {}
@@ -169,15 +169,15 @@ class CapabilityIndex:
         self._fresh_order: FreshnessOrder[CapabilityClass] = FreshnessOrder()
         self._fresh_bits = 0
         self._free_bits: list[int] = []
-        self._class_at: dict[int, CapabilityClass] = {}  # by the place of its bit, the lowest is 1
+        self._class_at: dict[int, CapabilityClass] = {}  # by the position of its bit, the lowest is 1
 
     def __len__(self) -> int:
-        """Return how many capability classes there are."""
+        """Return the number of capability classes."""
         return len(self._classes)
 
     @staticmethod
     def key_of(node: NodeState) -> ClassKey:
-        """Return all that the matching engine reads of a node beside its health; the first three are its traits."""
+        """Return all that the matching engine reads of a node except its health; the first three are its traits."""
         return (
             node.runtimes,
             node.passport.vram_gb,
@@ -187,37 +187,37 @@ class CapabilityIndex:
         )
 
     def join(self, node: NodeState) -> CapabilityClass:
-        """Count the node as a member of its class, made when it is the first, and return the class."""
+        """Add the node to its class, created for its first member; return the class."""
         key = self.key_of(node)
-        found = self._classes.get(key) or self._add_class(key, node)
-        found.size += 1
-        return found
+        joined = self._classes.get(key) or self._add_class(key, node)
+        joined.size += 1
+        return joined
 
     def leave(self, node_id: str, capability_class: CapabilityClass) -> None:
-        """Take the node out of its class; the class goes with its last member."""
+        """Remove the node from its class, and the class with its last member."""
         self.set_unhealthy(node_id, capability_class)
         capability_class.size -= 1
         if capability_class.size == 0:
             self._drop_class(capability_class)
 
     def set_healthy(self, node_id: str, capability_class: CapabilityClass, received_at: datetime) -> None:
-        """Note a heartbeat of a member that is healthy for as long as it is fresh."""
+        """Record a heartbeat of a member that is healthy as long as it is fresh."""
         if node_id not in capability_class.healthy:
             for ring in capability_class.rings.values():
                 ring.add(node_id)
         if capability_class.healthy.touch(node_id, received_at):
-            self._follow_freshest(capability_class)
+            self._update_freshness(capability_class)
 
     def set_unhealthy(self, node_id: str, capability_class: CapabilityClass) -> None:
-        """Note that this member does not count, however fresh."""
+        """Record that this member is not healthy, however fresh."""
         if node_id in capability_class.healthy:
             for ring in capability_class.rings.values():
                 ring.discard(node_id)
             capability_class.healthy.discard(node_id)
-            self._follow_freshest(capability_class)
+            self._update_freshness(capability_class)
 
     def put_model(self, model: ModelPassport) -> None:
-        """Decide, once, which classes fit this model."""
+        """Add or replace the model, and decide once which classes fit it."""
         self.drop_model(model.id)
         entry = self._entries[model.id] = _ModelEntry(model)
         for name in model.known_as:
@@ -232,7 +232,7 @@ class CapabilityIndex:
         entry.ring.fill(node_id for c in naming if model.id in c.rings for node_id in c.healthy)
 
     def drop_model(self, model_id: str) -> None:
-        """Forget the model, if it is known."""
+        """Remove the model, if it is known."""
         entry = self._entries.pop(model_id, None)
         if entry is None:
             return
@@ -244,7 +244,7 @@ class CapabilityIndex:
             capability_class.rings.pop(model_id, None)
 
     def candidates(self, model_id: str, now: datetime) -> Iterator[str]:
-        """Yield the freshest healthy member of each class that fits the model and is fresh; none of an unknown model.
+        """Yield the freshest healthy member of each fresh class that fits the model; nothing for an unknown model.
 
         A caller that stops at the first node pays for one class, however many fit.
         """
@@ -252,16 +252,16 @@ class CapabilityIndex:
             yield from self._freshest_of(entry.fitting & self._fresh_at(now))
 
     def serving_candidates(self, model_id: str, now: datetime) -> Iterator[str]:
-        """Yield those of `candidates` that also declare or report the model."""
+        """Yield those `candidates` that also declare or report the model."""
         if (entry := self._entries.get(model_id)) is not None:
             yield from self._freshest_of(entry.serving & self._fresh_at(now))
 
     def ring_of(self, model_id: str) -> NodeRing:
-        """Return the nodes that fit the model, name it and would be healthy if fresh; none of a model that is gone."""
+        """Return the nodes that fit and name the model and would be healthy if fresh; empty for an unknown model."""
         entry = self._entries.get(model_id)
         return entry.ring if entry else NodeRing()
 
-    def _follow_freshest(self, capability_class: CapabilityClass) -> None:
+    def _update_freshness(self, capability_class: CapabilityClass) -> None:
         newest_at = capability_class.healthy.newest_at
         if newest_at is None:
             self._fresh_order.discard(capability_class)
@@ -273,11 +273,11 @@ class CapabilityIndex:
 
     def _freshest_of(self, bits: int) -> Iterator[str]:
         while bits:
-            place = bits.bit_length()
-            node_id = self._class_at[place].healthy.newest
+            position = bits.bit_length()
+            node_id = self._class_at[position].healthy.newest
             if node_id is not None:
                 yield node_id
-            bits ^= 1 << place - 1
+            bits ^= 1 << position - 1
 
     def _fresh_at(self, now: datetime) -> int:
         for capability_class in self._fresh_order.expire_before(now - FRESH_WINDOW):
@@ -320,7 +320,7 @@ def _fits(model: ModelPassport, node: NodeState) -> bool:
 
 
 def _discard_from(index: dict[str, set[Item]], name: str, item: Item) -> None:
-    """Take `item` out of the set at `name`, and the set with its last item."""
+    """Remove `item` from the set at `name`, and the set with its last item."""
     index[name].discard(item)
     if not index[name]:
         del index[name]

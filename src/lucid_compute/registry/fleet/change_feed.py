@@ -1,7 +1,7 @@
-"""The feed: keeps this replica's fleet and keys in step with Postgres, and this replica's lease alive.
+"""The change feed: keeps this replica's fleet and keys in step with Postgres, and renews this replica's lease.
 
-NOTIFY wakes it within milliseconds of a registration, a drain or a new key; a poll twice a second brings what
-notifications do not tell (heartbeats that other replicas took) and whatever a lost notification would have told.
+NOTIFY wakes it within milliseconds of a registration, a drain or a new key. A poll twice a second reads what has no
+notification (heartbeats that other replicas accepted), and makes up for lost notifications.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ import asyncpg
 
 from lucid_compute.postgres.changes import CHANGES_CHANNEL, announce
 from lucid_compute.postgres.clock import DatabaseClock
-from lucid_compute.postgres.database import is_passing
+from lucid_compute.postgres.database import is_transient
 from lucid_compute.postgres.dedicated_connection import DedicatedConnection, Purpose
 from lucid_compute.registry.domain.node_state import FRESH_WINDOW
 from lucid_compute.registry.fleet.fleet import Fleet
-from lucid_compute.registry.fleet.in_flight_broadcast import IN_FLIGHT_CHANNEL, hear
+from lucid_compute.registry.fleet.in_flight_broadcast import IN_FLIGHT_CHANNEL, receive
 from lucid_compute.registry.fleet.key_ring import KeyRing
 from lucid_compute.registry.fleet.replicas import LEASE, OUTAGE_AFTER, Outage, Snapshot, live_since
 from lucid_compute.registry.fleet.rows import read_key, read_lifecycle, read_passport, read_receipt, read_replica
@@ -32,24 +32,24 @@ from lucid_compute.web.turns import in_turns
 
 
 class OwnHeartbeats:
-    """Which heartbeats of Postgres this replica need not read back: its own, but those it is unsure of.
+    """Tells the feed which heartbeats it need not read back: those that this replica wrote, except doubtful ones.
 
-    After a commit that failed, or may have, the writer goes on under another id, so that one which commits late is read
-    as another's; `unsure_of` names the nodes of those that committed before that.
+    After a commit that failed, or may have failed, the writer continues under another id. So a batch that commits late
+    is read like another replica's. `unsure_of` names the nodes whose heartbeats have to be read back.
     """
 
     def __init__(self) -> None:
         self.writer_id = str(uuid4())
         self.unsure_of: set[str] = set()
 
-    def doubt(self, passport_ids: Iterable[str]) -> None:
-        """Read these nodes' heartbeats back, and whatever the former id still commits."""
+    def mark_unsure(self, passport_ids: Iterable[str]) -> None:
+        """Have these nodes' heartbeats read back, and all that is committed later under the previous id."""
         self.writer_id = str(uuid4())
         self.unsure_of.update(passport_ids)
 
 
 ENDED_NODES_KEPT = timedelta(hours=24)
-"""How long nodes that were deregistered or revoked still stand in explanations."""
+"""How long nodes that were deregistered or revoked still appear in explanations."""
 _MIRRORED = f"""
     p.type IN ('compute', 'model')
     AND (p.status <> 'revoked' AND p.deregistered_at IS NULL
@@ -61,7 +61,7 @@ _SERVICE = """
     UNION ALL SELECT 'replica', to_jsonb(r)::text FROM replicas r
     UNION ALL SELECT 'outage', to_jsonb(o)::text FROM outages o WHERE o.ended_at > now() - interval '30 days'
 """
-# Beside the row of the passport, whose revision is theirs: one that comes without them has none.
+# Secrets come with the row of their passport and have its revision. A passport that comes without them has none.
 _SECRETS = """
     SELECT 'secrets', jsonb_build_object('id', p.id, 'secrets', p.secrets)::text FROM passports p
     WHERE p.secrets <> '{}' AND p.type IN ('compute', 'model') AND p.status <> 'revoked' AND p.deregistered_at IS NULL
@@ -90,8 +90,8 @@ CHANGES = f"""
         UNION ALL SELECT unnest($3::uuid[])
     )
 """
-# How long no replica could renew its lease, in one statement with the renewal: an outage of ours when it is longer
-# than $5. A replica's lease is renewed only by a loop that runs and a database that commits, as heartbeats need.
+# Renews the lease, and records an outage when no replica renewed its lease for longer than $5. Renewing needs what
+# accepting heartbeats needs: a loop that runs and a database that commits.
 RENEW_LEASE = """
 WITH silent AS (
     SELECT max(seen_at) AS since FROM replicas
@@ -122,7 +122,7 @@ _ROWS_A_TURN = 100  # a millisecond or two
 
 
 class ChangeFeed:
-    """Follows Postgres for one replica. `listens` off leaves the poll alone to do it."""
+    """Follows Postgres for one replica. With `listens` off it only polls."""
 
     def __init__(
         self,
@@ -135,7 +135,7 @@ class ChangeFeed:
         own: OwnHeartbeats,
         listens: bool = True,
     ) -> None:
-        """Follow the database at `url` into `fleet` and `keys`; `own` are the heartbeats that need not be read back."""
+        """Apply changes in the database at `url` to `fleet` and `keys`; `own` says which heartbeats to leave out."""
         self._connection = DedicatedConnection(url, Purpose.FEED)
         self._fleet = fleet
         self._keys = keys
@@ -143,6 +143,7 @@ class ChangeFeed:
         self.replica_id = replica_id
         self._own = own
         self._listens = listens
+        self.lease_renewal_seconds = LEASE_RENEWAL_SECONDS
         self.loaded = asyncio.Event()
         self._wake = asyncio.Event()
         self._caught_up = asyncio.Event()
@@ -153,71 +154,71 @@ class ChangeFeed:
         self._last_catch_up = 0.0
 
     def is_current(self) -> bool:
-        """Return whether the fleet is loaded and no more than five seconds behind Postgres."""
-        followed_at = self._keys.followed_at
-        return followed_at is not None and self._clock.now() - followed_at <= CURRENT_WITHIN
+        """Return whether the fleet is loaded and at most five seconds behind Postgres."""
+        synced_at = self._keys.synced_at
+        return synced_at is not None and self._clock.now() - synced_at <= CURRENT_WITHIN
 
     def knows_replica(self, replica_id: str) -> bool:
-        """Return whether that is this replica, or another one that is alive."""
+        """Return whether the id is that of a live replica, this one included."""
         return replica_id == self.replica_id or any(o.id == replica_id for o in self._fleet.replicas.others())
 
     async def catch_up(self) -> None:
-        """Read Postgres now, for what another replica may have just written; callers at one time share one read."""
+        """Read Postgres now, for what another replica may have just written. Simultaneous callers share one read."""
         pause = self._last_catch_up + CATCH_UP_INTERVAL_SECONDS - time.monotonic()
         if pause > 0:
             await asyncio.sleep(pause)
-        caught_up = self._caught_up  # of the next read: one that runs already may have looked too early
+        caught_up = self._caught_up  # of the next read: one under way may have begun too early
         self._wake.set()
         with suppress(TimeoutError):
             await asyncio.wait_for(caught_up.wait(), CATCH_UP_TIMEOUT_SECONDS)
         self._last_catch_up = time.monotonic()
 
     async def run(self) -> None:
-        """Follow for as long as this task runs, through any outage of the database."""
+        """Follow Postgres until this task is cancelled, through any outage of the database."""
         while True:
             try:
                 async with self._connection.within(None) as connection:
                     await self._follow(connection)
-            except Exception as error:  # noqa: BLE001 - a replica without its feed would serve what was, for good
-                if not is_passing(error):
-                    _log.exception("the feed stumbled and starts over")
-                self._connection.terminate()  # its listeners are added again
+            except Exception as error:  # noqa: BLE001 - a replica without its feed would serve stale data forever
+                if not is_transient(error):
+                    _log.exception("the change feed failed and starts over")
+                self._connection.terminate()  # the next one gets its listeners again
                 await asyncio.sleep(RECONNECT_SECONDS)
 
     async def _follow(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
         if self._listens:
             await connection.add_listener(CHANGES_CHANNEL, lambda *_: self._wake.set())
-            await connection.add_listener(IN_FLIGHT_CHANNEL, lambda *told: hear(self._fleet.replicas, str(told[-1])))
+            await connection.add_listener(IN_FLIGHT_CHANNEL, lambda *call: receive(self._fleet.replicas, str(call[-1])))
         self._snapshot, self._renewal_due = None, 0.0
         self._clock.set(await connection.fetchval("SELECT clock_timestamp()"))
         while True:
             self._wake.clear()
             caught_up, self._caught_up = self._caught_up, asyncio.Event()
-            # First the lease: an outage that it records is read right after, and no node is called dead for our sake.
-            await self._keep_lease(connection)
+            # The lease first: an outage that it records is read right after, so no node counts as dead because of it.
+            await self._renew_due_lease(connection)
             await self._read(connection)
             caught_up.set()
             with suppress(TimeoutError):
-                # wait_for would lose a cancellation that comes together with the wake-up, and the replica never stop
+                # wait_for would lose a cancellation that comes together with the wake-up; the replica would not stop
                 async with asyncio.timeout(POLL_SECONDS):
                     await self._wake.wait()
 
     async def _read(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
-        found: Rows = {}
+        rows: Rows = {}
         for kind, body in await self._fetch(connection):
-            found.setdefault(kind, []).append(body)
-        now = datetime.fromisoformat(json.loads(found["now"][0]))
+            rows.setdefault(kind, []).append(body)
+        now = datetime.fromisoformat(json.loads(rows["now"][0]))
         self._clock.set(now)
-        await self._apply(found, now, connection)
+        await self._apply(rows, now, connection)
         if self._snapshot is None:
-            ids = {json.loads(body)["id"] for body in found.get("passport", ())}
+            ids = {json.loads(body)["id"] for body in rows.get("passport", ())}
             self._fleet.forget_all_but(ids, made_before=now)
-        self._snapshot = self._applied = json.loads(found["snapshot"][0])
-        self._applied_at = self._keys.followed_at = now
-        self._fleet.replicas.note_read(Snapshot.parse(self._applied))
+        self._snapshot = self._applied = json.loads(rows["snapshot"][0])
+        self._applied_at = self._keys.synced_at = now
+        self._fleet.replicas.record_read(Snapshot.parse(self._applied))
         self.loaded.set()
         if self._drains_seen:
-            await self._tell_of_drains(connection)
+            await self._publish_drains(connection)
 
     async def _fetch(self, connection: asyncpg.Connection[asyncpg.Record]) -> list[asyncpg.Record]:
         if self._snapshot is None:
@@ -229,27 +230,27 @@ class ChangeFeed:
         self._own.unsure_of.difference_update(unsure_of)
         return rows
 
-    async def _apply(self, found: Rows, now: datetime, connection: asyncpg.Connection[asyncpg.Record]) -> None:
-        """Show the fleet what was found, passports before what belongs to them, giving way to requests in between.
+    async def _apply(self, rows: Rows, now: datetime, connection: asyncpg.Connection[asyncpg.Record]) -> None:
+        """Apply the rows to fleet and keys, passports before what belongs to them; requests run in between.
 
-        A load of a large fleet takes seconds, and the lease is kept up meanwhile.
+        Loading a large fleet takes seconds, so the lease is renewed meanwhile.
         """
-        self._fleet.apply_outages([outage async for outage in _readable("outage", found, _read_outage)])
+        self._fleet.apply_outages([outage async for outage in _readable("outage", rows, _read_outage)])
         alive_since = live_since(now, self._fleet.outages, LEASE)
-        replicas = [replica async for replica in _readable("replica", found, read_replica)]
+        replicas = [replica async for replica in _readable("replica", rows, read_replica)]
         self._fleet.replicas.apply(self.replica_id, replicas, alive_since)
-        self._keys.apply([key async for key in _readable("key", found, read_key)])
-        secrets = dict([entry async for entry in _readable("secrets", found, _read_secrets)])
-        for kind, show in (
+        self._keys.apply([key async for key in _readable("key", rows, read_key)])
+        secrets = dict([entry async for entry in _readable("secrets", rows, _read_secrets)])
+        for kind, apply in (
             ("passport", lambda row: self._apply_passport(row, secrets)),
             ("node", self._apply_lifecycle),
             ("heartbeat", self._apply_heartbeat),
         ):
-            async for _ in _readable(kind, found, show):
-                await self._keep_lease(connection)
+            async for _ in _readable(kind, rows, apply):
+                await self._renew_due_lease(connection)
 
     def _apply_passport(self, row: dict[str, Any], secrets: Mapping[str, Mapping[str, Any]]) -> None:
-        """Show a passport and its secrets in one turn: no request meets a new URL with the former URL's key."""
+        """Apply a passport and its secrets in one turn, so no request uses a new URL with the previous URL's key."""
         passport = read_passport(row)
         self._fleet.apply_passport(passport)
         self._fleet.secrets.apply(passport.id, passport.revision, secrets.get(passport.id, {}))
@@ -264,45 +265,45 @@ class ChangeFeed:
         if receipt := read_receipt(row):
             self._fleet.apply_receipt(row["passport_id"], receipt)
 
-    async def _tell_of_drains(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
-        """Renew the lease at once, and wake whoever waits for this replica to have applied a drain."""
+    async def _publish_drains(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
+        """Renew the lease at once, and wake the replicas that wait for this one to apply a drain."""
         self._drains_seen = False
         if self._fleet.replicas.count() > 1:
             self._renewal_due = 0.0
-            await self._keep_lease(connection)
+            await self._renew_due_lease(connection)
             async with asyncio.timeout(QUERY_TIMEOUT_SECONDS):
                 await announce(connection)
 
-    async def _keep_lease(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
+    async def _renew_due_lease(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
         if time.monotonic() < self._renewal_due:
             return
-        running = self._fleet.replicas.tell_all()  # after `_applied` was: see `Replica`
+        in_flight = self._fleet.replicas.counts_for_lease()  # after `_applied` was set: see `ReplicaRecord`
         async with asyncio.timeout(QUERY_TIMEOUT_SECONDS):
-            lease = (self.replica_id, self._applied_at, self._applied, json.dumps(running), OUTAGE_AFTER)
+            lease = (self.replica_id, self._applied_at, self._applied, json.dumps(in_flight), OUTAGE_AFTER)
             outage = await connection.fetchrow(RENEW_LEASE, *lease)
         if outage is not None:
-            self._note(Outage(outage["started_at"], outage["ended_at"]))
+            self._record_outage(Outage(outage["started_at"], outage["ended_at"]))
         self._fleet.lease_renewed_at = self._clock.now()
-        self._renewal_due = time.monotonic() + LEASE_RENEWAL_SECONDS
+        self._renewal_due = time.monotonic() + self.lease_renewal_seconds
 
-    def _note(self, outage: Outage) -> None:
-        """Hold an outage that is recorded; a restart too short for any node to go stale by it is not worth a word."""
+    def _record_outage(self, outage: Outage) -> None:
+        """Apply a recorded outage, and log it unless it was too short for any node to become stale."""
         is_short = outage.ended_at - outage.started_at <= FRESH_WINDOW
         level = logging.DEBUG if is_short else logging.WARNING
         _log.log(level, "no replica could take heartbeats from %s to %s", *outage)
         self._fleet.apply_outages([*self._fleet.outages, outage])
 
 
-async def _readable(kind: str, found: Rows, read: Callable[[Any], Value]) -> AsyncIterator[Value]:
-    """Yield what `read` makes of each row of a kind, giving way to requests in between; its JSON is read just before.
+async def _readable(kind: str, rows: Rows, read: Callable[[Any], Value]) -> AsyncIterator[Value]:
+    """Yield `read(row)` for each row of a kind; requests run in between, and each row's JSON is parsed when needed.
 
-    A row that can't be read (written by a newer version, or by hand) is logged and left out, and holds up no other.
+    A row that can't be read (written by a newer version, or by hand) is logged and left out, without harm to others.
     """
-    async for body in in_turns(found.get(kind, ()), _ROWS_A_TURN):
+    async for body in in_turns(rows.get(kind, ()), _ROWS_A_TURN):
         row = json.loads(body)
         try:
             value = read(row)
-        except Exception as error:  # noqa: BLE001 - as above; neither the row nor the trace is logged: they hold secrets
+        except Exception as error:  # noqa: BLE001 - as above; row and traceback are not logged: they hold secrets
             id_, fault = row.get("id") or row.get("passport_id"), type(error).__name__
             _log.error("a %s could not be read and is left out: %s (%s)", kind, id_, fault)
         else:

@@ -1,6 +1,7 @@
-"""News of requests in flight: what a lease tells once a second, told at once where a node takes only so many requests.
+"""Broadcast of in-flight counts to other replicas, for nodes with a limit of concurrent requests.
 
-Sent by a task and a connection of its own, heard by the feed's. A replica that is alone sends nothing.
+Leases carry the same counts once a second, which is too late for a limit. A task with a dedicated connection publishes
+with NOTIFY, and the change feed's connection receives. A replica that is alone publishes nothing.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ import json
 import logging
 from datetime import datetime
 
-from lucid_compute.postgres.database import is_passing
-from lucid_compute.postgres.dedicated_connection import DedicatedConnection, Purpose
+from lucid_compute.postgres.database import is_transient
+from lucid_compute.postgres.dedicated_connection import DedicatedConnection
 from lucid_compute.registry.fleet.fleet import Fleet
 from lucid_compute.registry.fleet.replicas import Replicas
 
@@ -23,28 +24,35 @@ RECONNECT_SECONDS = 1.0
 
 _log = logging.getLogger(__name__)
 
-# Postgres says when, as it does for leases: so the two can be told apart by age.
+# The instant is Postgres's, as in leases, so that the newer of the two can be found.
 _NOTIFY = """
     SELECT pg_notify($1, json_build_object('replica', $2::text, 'at', clock_timestamp(), 'counts', $3::json)::text)
 """
 
 
 class InFlightBroadcast:
-    """Tells the other replicas, forty times a second at most, how many requests this one has running on which node."""
+    """Publishes this replica's requests in flight per node to the other replicas, at most forty times a second."""
 
-    def __init__(self, url: str, fleet: Fleet, *, replica_id: str) -> None:
-        """Tell through the database at `url` what `fleet` counts for the replica."""
+    def __init__(
+        self,
+        connection: DedicatedConnection,
+        fleet: Fleet,
+        *,
+        replica_id: str,
+        reconnect_seconds: float = RECONNECT_SECONDS,
+    ) -> None:
+        self._connection = connection
         self._fleet = fleet
         self._replica_id = replica_id
-        self._connection = DedicatedConnection(url, Purpose.IN_FLIGHT)
+        self._reconnect_seconds = reconnect_seconds
 
     async def run(self) -> None:
-        """Tell for as long as this task runs. What could not be told is in the next lease."""
+        """Publish until this task is cancelled. What could not be published is in the next lease."""
         try:
             while True:
                 await self._fleet.replicas.has_changed.wait()
-                if news := self._fleet.replicas.take_news(NODES_A_MESSAGE, self._has_limit):
-                    await self._tell(news)
+                if counts := self._fleet.replicas.pop_changed_counts(NODES_A_MESSAGE, self._has_limit):
+                    await self._publish(counts)
                 await asyncio.sleep(INTERVAL_SECONDS)
         finally:
             self._connection.terminate()
@@ -53,22 +61,22 @@ class InFlightBroadcast:
         node = self._fleet.find_node(passport_id)
         return node is not None and node.state.passport.max_concurrency is not None
 
-    async def _tell(self, news: dict[str, int]) -> None:
+    async def _publish(self, counts: dict[str, int]) -> None:
         try:
-            counts = json.dumps(news, separators=(",", ":"))
+            text = json.dumps(counts, separators=(",", ":"))
             async with self._connection.within(TIMEOUT_SECONDS) as connection:
-                await connection.execute(_NOTIFY, IN_FLIGHT_CHANNEL, self._replica_id, counts)
-        except Exception as error:  # noqa: BLE001 - leases tell the same, a second later; the task goes on
-            if not is_passing(error):
-                _log.exception("news of requests in flight could not be told")
-            await asyncio.sleep(RECONNECT_SECONDS)
+                await connection.execute(_NOTIFY, IN_FLIGHT_CHANNEL, self._replica_id, text)
+        except Exception as error:  # noqa: BLE001 - the next lease has the same counts; the task goes on
+            if not is_transient(error):
+                _log.exception("in-flight counts could not be published")
+            await asyncio.sleep(self._reconnect_seconds)
 
 
-def hear(replicas: Replicas, message: str) -> None:
-    """Show `replicas` what another one told; a message that can't be read is left out."""
+def receive(replicas: Replicas, message: str) -> None:
+    """Apply a message of another replica to `replicas`; one that can't be read is logged and left out."""
     try:
-        told = json.loads(message)
-        counts = {str(node): int(count) for node, count in told["counts"].items()}
-        replicas.apply_news(told["replica"], datetime.fromisoformat(told["at"]), counts)
+        body = json.loads(message)
+        counts = {str(node): int(count) for node, count in body["counts"].items()}
+        replicas.apply_counts(body["replica"], datetime.fromisoformat(body["at"]), counts)
     except (AttributeError, KeyError, TypeError, ValueError):
-        _log.warning("news of requests in flight could not be read and are left out")
+        _log.warning("in-flight counts could not be read and are left out")

@@ -1,7 +1,7 @@
-"""API keys in memory: what a key looks like, and who stands behind one. Pure but for the secrets' randomness.
+"""API keys in memory: their format, how new ones are generated, and who holds a key.
 
-A key reads `lk_live_<id 12>_<secret 32><checksum 6>`, all base62. Only the SHA-256 of the whole key is kept: at 190
-bits of secret no salt and no slow hash is needed. Source of the shape: the security page's section on keys.
+A key is `lk_live_<id 12>_<secret 32><checksum 6>`, all base62. Only the SHA-256 of the complete key is kept: a secret
+of 190 bits needs no salt and no slow hash. The security page describes the format.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from lucid_compute.registry.domain.identity import KeyLimits, Principal, Scope
 PREFIX = "lk_live_"
 TRUST_WITHOUT_DATABASE = timedelta(seconds=60)
 MAX_TOKEN_LENGTH = 512
-MAX_OPENED = 10_000
+MAX_CACHED = 10_000
 _ALPHABET = string.digits + string.ascii_uppercase + string.ascii_lowercase
 _KEY = re.compile(r"lk_live_([0-9A-Za-z]{12})_([0-9A-Za-z]{32})([0-9A-Za-z]{6})")
 _NO_DIGEST = sha256(b"no key has this digest").digest()
 
 
 class Secret(NamedTuple):
-    """A new key: its text, shown once, and what is kept of it."""
+    """A new key: its text, shown once, its id, and the digest that is stored."""
 
     text: str
     key_id: str
@@ -38,13 +38,13 @@ class Secret(NamedTuple):
 
     @property
     def last_four(self) -> str:
-        """What a list shows, so that a person can tell keys apart."""
+        """The last four characters, shown in lists so that people can tell keys apart."""
         return self.text[-4:]
 
 
 @dataclass(frozen=True, slots=True)
 class KeyRecord:
-    """A key as it is stored. `former_digest` stays valid until `former_valid_until` after a rotation."""
+    """A key as stored. After a rotation, `former_digest` stays valid until `former_valid_until`."""
 
     id: str
     owner: str
@@ -61,7 +61,7 @@ class KeyRecord:
 
 
 def make_secret(key_id: str | None = None) -> Secret:
-    """Make a new key, or a new secret for the key of that id."""
+    """Generate a new key, or a new secret for the key with that id."""
     key_id = key_id or _random(12)
     body = f"{key_id}_{_random(32)}"
     text = f"{PREFIX}{body}{_checksum(body)}"
@@ -69,89 +69,88 @@ def make_secret(key_id: str | None = None) -> Secret:
 
 
 def digest_of(token: str) -> bytes:
-    """Return what is kept of a key."""
+    """Return the digest of a key, which is what is stored."""
     return sha256(token.encode("utf-8", "surrogateescape")).digest()
 
 
 def is_well_formed(token: str) -> bool:
-    """Return whether the text could be a key of ours: its shape and its checksum are right."""
+    """Return whether the text has the format of a key and a right checksum."""
     match = _KEY.fullmatch(token)
     return match is not None and _checksum(f"{match[1]}_{match[2]}") == match[3]
 
 
 class KeyRing:
-    """Every key that is not revoked, as Postgres last told."""
+    """Every key as last read from Postgres; revoked ones are kept and never valid."""
 
     def __init__(self) -> None:
-        """Start without keys; nobody is known until the first load."""
-        self.followed_at: datetime | None = None
+        self.synced_at: datetime | None = None
         self.used_ids: set[str] = set()
         self._keys: dict[str, KeyRecord] = {}
         self._bootstrap: KeyRecord | None = None
-        self._opened: dict[bytes, tuple[KeyRecord, Principal]] = {}  # what each digest opened since keys last changed
+        self._cache: dict[bytes, tuple[KeyRecord, Principal]] = {}  # by digest, cleared when keys change
 
     def apply(self, keys: Iterable[KeyRecord]) -> None:
-        """Hold the keys that are newer than the ones held; a revoked one stays, so that no older sight revives it."""
+        """Apply the keys that are newer than the current ones. Revoked keys stay, so no older copy revives them."""
         for key in keys:
-            held = self._keys.get(key.id)
-            if held is None or key.revision > held.revision:
+            current = self._keys.get(key.id)
+            if current is None or key.revision > current.revision:
                 self._keys[key.id] = key
-                self._opened.clear()
+                self._cache.clear()
         live = (key for key in self._keys.values() if key.is_bootstrap and key.revoked_at is None)
         self._bootstrap = next(live, None)
 
     def authenticate(self, token: str | None, now: datetime) -> Principal:
-        """Return who holds `token`. An unknown key and a wrong secret cost the same.
+        """Return the principal of `token`. An unknown key and a wrong secret take the same time.
 
         Raises:
-            Unauthorized: no valid key.
-            DatabaseUnavailable: Postgres has not been read for a minute, so a revocation might have been missed.
+            Unauthorized: `token` is no valid key.
+            DatabaseUnavailable: Postgres has not been read for a minute, so a revocation may have been missed.
         """
         if not token:
             message = "Send a key: Authorization: Bearer lk_live_…"
             raise Unauthorized(message)
-        if self.followed_at is None or now - self.followed_at > TRUST_WITHOUT_DATABASE:
+        if self.synced_at is None or now - self.synced_at > TRUST_WITHOUT_DATABASE:
             raise DatabaseUnavailable
         digest = digest_of(token[:MAX_TOKEN_LENGTH])
-        opened = self._opened.get(digest)
-        if opened is not None and (opened[0].expires_at is None or now < opened[0].expires_at):
-            self.used_ids.add(opened[0].id)
-            return opened[1]
-        key, is_former = self._open(token, digest, now)
+        cached = self._cache.get(digest)
+        if cached is not None and (cached[0].expires_at is None or now < cached[0].expires_at):
+            self.used_ids.add(cached[0].id)
+            return cached[1]
+        key, is_former = self._find(token, digest, now)
         self.used_ids.add(key.id)
         principal = Principal(key.id, key.owner, key.scopes, key.passport_id, key.limits)
-        if not is_former:  # which is valid until an instant of its own
-            if len(self._opened) >= MAX_OPENED:
-                self._opened.clear()
-            self._opened[digest] = (key, principal)
+        if not is_former:  # a former secret ends earlier than its key
+            if len(self._cache) >= MAX_CACHED:
+                self._cache.clear()
+            self._cache[digest] = (key, principal)
         return principal
 
-    def _open(self, token: str, digest: bytes, now: datetime) -> tuple[KeyRecord, bool]:
-        """Return the key that `token` opens, and whether by the secret that it had before it was rotated.
+    def _find(self, token: str, digest: bytes, now: datetime) -> tuple[KeyRecord, bool]:
+        """Return the valid key of `token`, and whether `token` has its secret from before a rotation.
 
         Raises:
-            Unauthorized: it opens none.
+            Unauthorized: there is none.
         """
         match = _KEY.fullmatch(token) if len(token) <= MAX_TOKEN_LENGTH else None
         key = self._keys.get(match[1]) if match else None
-        if not _opens(key, digest, now):
-            key = self._bootstrap if _opens(self._bootstrap, digest, now) else None  # it may have any form
+        if not _matches(key, digest, now):
+            key = self._bootstrap if _matches(self._bootstrap, digest, now) else None  # it may have any format
         if key is None:
             message = "This key is not valid: it is mistyped, expired or revoked. Ask an admin for a new one."
             raise Unauthorized(message)
         return key, not compare_digest(digest, key.digest)
 
     def is_valid(self, key_id: str, now: datetime) -> bool:
-        """Return whether the key was neither revoked nor has expired: asked of requests that take long."""
+        """Return whether the key is neither revoked nor expired. Long requests are checked while they run."""
         key = self._keys.get(key_id)
         return key is not None and key.revoked_at is None and (key.expires_at is None or key.expires_at > now)
 
     def __len__(self) -> int:
-        """Return how many keys there are that are not revoked."""
+        """Return the number of keys that are not revoked."""
         return sum(key.revoked_at is None for key in self._keys.values())
 
 
-def _opens(key: KeyRecord | None, digest: bytes, now: datetime) -> bool:
+def _matches(key: KeyRecord | None, digest: bytes, now: datetime) -> bool:
     expected = key.digest if key else _NO_DIGEST
     former = key.former_digest if key and key.former_digest else _NO_DIGEST
     is_current = compare_digest(digest, expected)

@@ -1,4 +1,4 @@
-"""The nodes that serve one model, in the order of a hash, so that some can be picked at a cost that does not grow."""
+"""A hash ring of the nodes that serve one model: picks random nodes, or a session's nodes, at a fixed cost."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from collections.abc import Iterable
 from hashlib import blake2b
 from typing import TypeVar
 
-NEIGHBOURS = 16  # among which a session's node is chosen; a ring of no more is shared by all of them
+NEIGHBOURS = 16  # a session's node is chosen among so many; all sessions share a smaller ring
 _MIX = 0x9E3779B97F4A7C15  # odd: 2**64 divided by the golden ratio, as in Knuth's multiplicative hashing
 _MASK = 2**64 - 1
 Item = TypeVar("Item")
 
 
 def place_of(text: str) -> int:
-    """Return where a node's id or a session's name stands on every ring, the same on every replica."""
+    """Return the position of a node's id or a session's name on every ring, the same on every replica."""
     return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 
 
 class NodeRing:
     """Ids of nodes in the order of `place_of`.
 
-    Picking at random costs a fixed number of steps. A session's nodes are the same on every replica and for as long as
-    they serve: what node affinity needs.
+    Picking at random costs a fixed number of steps. A session's nodes are the same on every replica and as long as they
+    serve, which node affinity needs.
     """
 
     __slots__ = ("_node_ids", "_places")
@@ -33,7 +33,7 @@ class NodeRing:
         self._node_ids: list[str] = []
 
     def __len__(self) -> int:
-        """Return how many nodes there are."""
+        """Return the number of nodes."""
         return len(self._node_ids)
 
     def __contains__(self, node_id: str) -> bool:
@@ -41,13 +41,13 @@ class NodeRing:
         return self._find(place_of(node_id), node_id) is not None
 
     def fill(self, node_ids: Iterable[str]) -> None:
-        """Put these nodes, and no others, on the ring: one by one it would take eight times as long."""
+        """Replace the ring's nodes with these. Adding them one at a time would take eight times as long."""
         placed = sorted((place_of(node_id), node_id) for node_id in node_ids)
         self._places = [place for place, _ in placed]
         self._node_ids = [node_id for _, node_id in placed]
 
     def add(self, node_id: str) -> None:
-        """Put a node on the ring, if it is not there."""
+        """Add a node, unless it is on the ring."""
         place = place_of(node_id)
         if self._find(place, node_id) is None:
             at = bisect_left(self._places, place)
@@ -57,12 +57,12 @@ class NodeRing:
             self._node_ids.insert(at, node_id)
 
     def discard(self, node_id: str) -> None:
-        """Take a node off the ring, if it is there."""
+        """Remove a node, if it is on the ring."""
         if (at := self._find(place_of(node_id), node_id)) is not None:
             del self._places[at], self._node_ids[at]
 
     def some(self, count: int) -> list[str]:
-        """Return every node when there are at most `count`, else about so many at random, each once."""
+        """Return all nodes if there are at most `count`, else about `count` different ones at random."""
         node_ids = self._node_ids
         length = len(node_ids)
         if length <= count:
@@ -71,11 +71,11 @@ class NodeRing:
         return list({node_ids[int(pick() * length)] for _ in range(count)})
 
     def all(self) -> list[str]:
-        """Return every node, as of now."""
+        """Return a list of every node."""
         return list(self._node_ids)
 
     def onward_from(self, place: int, count: int) -> list[str]:
-        """Return `count` nodes, or all there are, in the ring's order from the first at or after `place`."""
+        """Return up to `count` nodes in the ring's order, from the first at or after `place`."""
         node_ids = self._node_ids
         return _onward(node_ids, bisect_left(self._places, place), count)
 
@@ -115,10 +115,10 @@ class NodeRing:
 
 
 def rendezvous(place: int, nodes: Iterable[tuple[int, str]]) -> list[str]:
-    """Return the ids of nodes, given with their places, in the order in which a session at `place` prefers them.
+    """Return the ids of `nodes`, given with their places, in the order in which a session at `place` prefers them.
 
-    Each pair of a session and a node has a rank of its own, so that a node that goes moves nobody else's sessions
-    (rendezvous hashing). One multiplication mixes well enough what is a hash already.
+    Each pair of a session and a node has its own rank, so a node that leaves moves only its own sessions (rendezvous
+    hashing). One multiplication mixes well enough, because places are hashes already.
     """
     ranked = [((node_place ^ place) * _MIX & _MASK, node_id) for node_place, node_id in nodes]
     ranked.sort()

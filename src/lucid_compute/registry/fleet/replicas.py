@@ -1,4 +1,4 @@
-"""Who else serves: the leases of all replicas as Postgres last told, and what this one has in flight itself."""
+"""The live replicas: their leases as last read from Postgres, requests in flight per node, and outages of them all."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class Snapshot(NamedTuple):
 
 
 class ReplicaRecord(NamedTuple):
-    """One replica's lease: alive at `seen_at`, everything visible in `applied` applied, requests running per node.
+    """One replica's lease: alive at `seen_at`, with all changes visible in `applied`, and its requests per node.
 
-    The requests were counted after that: one that is in no count was decided by what `applied` shows.
+    The requests were counted after `applied`. So a request that is in no count was decided with those changes known.
     """
 
     id: str
@@ -51,8 +51,8 @@ class ReplicaRecord(NamedTuple):
     in_flight: Mapping[str, int]
 
 
-class Sight:
-    """What had committed when this replica saw something: in the snapshot of its read number `due` at the latest."""
+class Checkpoint:
+    """What had committed when this replica received something: at the latest the snapshot of its read number `due`."""
 
     __slots__ = ("due", "snapshot")
 
@@ -62,15 +62,15 @@ class Sight:
 
 
 class Replicas:
-    """The other replicas' leases, and this one's own requests in flight."""
+    """The other replicas' leases and published counts, and this replica's own requests in flight."""
 
     def __init__(self) -> None:
         self.own_in_flight: dict[str, int] = {}
         self.has_changed = asyncio.Event()
         self._changed: dict[str, None] = {}
-        self._told: dict[str, int] = {}
+        self._published: dict[str, int] = {}
         self._others: tuple[ReplicaRecord, ...] = ()
-        self._news: dict[str, dict[str, tuple[datetime, int]]] = {}
+        self._updates: dict[str, dict[str, tuple[datetime, int]]] = {}
         self._elsewhere: dict[str, int] = {}
         self._applied: Snapshot | None = None
         self._reads = 0
@@ -78,14 +78,14 @@ class Replicas:
     # --- this replica's own requests
 
     def begin(self, passport_id: str) -> None:
-        """Count one more request on the node; in the turn of the loop that chose it, so that no drain slips between."""
+        """Count a request that begins on the node, in the loop turn that chose it, so that no drain comes between."""
         self.own_in_flight[passport_id] = self.own_in_flight.get(passport_id, 0) + 1
         if self._others:
             self._changed[passport_id] = None
             self.has_changed.set()
 
     def end(self, passport_id: str) -> None:
-        """Count one request less; a node without any is not counted at all."""
+        """Count a request that has ended on the node; a node without requests is left out."""
         left = self.own_in_flight.get(passport_id, 0) - 1
         if left > 0:
             self.own_in_flight[passport_id] = left
@@ -95,92 +95,94 @@ class Replicas:
             self._changed[passport_id] = None
             self.has_changed.set()
 
-    def tell_all(self) -> dict[str, int]:
-        """Return what runs on each node, for this replica's lease."""
-        self._told = {passport_id: count for passport_id, count in self.own_in_flight.items() if count}
-        return dict(self._told)
+    def counts_for_lease(self) -> dict[str, int]:
+        """Return the requests in flight per node, to be published in this replica's lease."""
+        self._published = {passport_id: count for passport_id, count in self.own_in_flight.items() if count}
+        return dict(self._published)
 
-    def take_news(self, limit: int, is_wanted: Callable[[str], bool]) -> dict[str, int]:
-        """Return the counts of `limit` wanted nodes at most that changed since they were told, the longest first."""
-        news: dict[str, int] = {}
-        while self._changed and len(news) < limit:
+    def pop_changed_counts(self, limit: int, is_relevant: Callable[[str], bool]) -> dict[str, int]:
+        """Return up to `limit` counts of relevant nodes that changed since they were published, oldest change first."""
+        counts: dict[str, int] = {}
+        while self._changed and len(counts) < limit:
             passport_id = next(iter(self._changed))
             del self._changed[passport_id]
             count = self.own_in_flight.get(passport_id, 0)
-            if count != self._told.get(passport_id, 0) and is_wanted(passport_id):
-                news[passport_id] = self._told[passport_id] = count
+            if count != self._published.get(passport_id, 0) and is_relevant(passport_id):
+                counts[passport_id] = self._published[passport_id] = count
         if not self._changed:
             self.has_changed.clear()
-        return news
+        return counts
 
-    # --- what the others tell
+    # --- what other replicas publish
 
     def apply(self, own_id: str, leases: Iterable[ReplicaRecord], alive_since: datetime) -> None:
-        """Hold the leases renewed at `alive_since` or later: a lease's length ago, outages of the registry left out."""
+        """Replace the leases by those renewed since `alive_since`: a lease's length ago, outages not counted."""
         self._others = tuple(lease for lease in leases if lease.id != own_id and lease.seen_at >= alive_since)
-        former, self._news, self._elsewhere = self._news, {}, {}
+        previous, self._updates, self._elsewhere = self._updates, {}, {}
         for lease in self._others:
-            news = {node: told for node, told in former.get(lease.id, {}).items() if told[0] > lease.seen_at}
-            self._news[lease.id] = news
-            for passport_id, count in {**lease.in_flight, **{node: told[1] for node, told in news.items()}}.items():
+            updates = {node: update for node, update in previous.get(lease.id, {}).items() if update[0] > lease.seen_at}
+            self._updates[lease.id] = updates
+            newest = {**lease.in_flight, **{node: count for node, (_, count) in updates.items()}}
+            for passport_id, count in newest.items():
                 self._add_elsewhere(passport_id, count)
 
-    def apply_news(self, replica_id: str, at: datetime, counts: Mapping[str, int]) -> None:
-        """Hold what a live replica told between two leases; the next one, renewed after `at`, is newer."""
+    def apply_counts(self, replica_id: str, at: datetime, counts: Mapping[str, int]) -> None:
+        """Apply counts that a live replica published between two leases; a lease renewed after `at` replaces them."""
         lease = next((other for other in self._others if other.id == replica_id), None)
         if lease is None:
             return
-        news = self._news[replica_id]
+        updates = self._updates[replica_id]
         for passport_id, count in counts.items():
-            told_at, former = news.get(passport_id, (lease.seen_at, lease.in_flight.get(passport_id, 0)))
-            if at > told_at:
-                news[passport_id] = (at, count)
-                self._add_elsewhere(passport_id, count - former)
+            counted_at, previous = updates.get(passport_id, (lease.seen_at, lease.in_flight.get(passport_id, 0)))
+            if at > counted_at:
+                updates[passport_id] = (at, count)
+                self._add_elsewhere(passport_id, count - previous)
 
-    def note_read(self, snapshot: Snapshot) -> None:
-        """Note that this replica has applied everything visible in `snapshot`."""
+    def record_read(self, snapshot: Snapshot) -> None:
+        """Record that this replica has applied everything visible in `snapshot`."""
         self._applied = snapshot
         self._reads += 1
 
-    # --- what follows
+    # --- queries
 
     def others(self) -> tuple[ReplicaRecord, ...]:
         """Return the leases of the other live replicas."""
         return self._others
 
     def count(self) -> int:
-        """Return how many replicas are alive, this one among them."""
+        """Return the number of live replicas, including this one."""
         return 1 + len(self._others)
 
     def in_flight(self, passport_id: str) -> int:
-        """Return how many requests run on the node, over all live replicas."""
+        """Return the number of requests in flight on the node, over all live replicas."""
         return self.own_in_flight.get(passport_id, 0) + self._elsewhere.get(passport_id, 0)
 
     def are_idle_on(self, passport_id: str) -> bool:
-        """Return whether no live replica counts a request on the node, neither in its lease nor in its news.
+        """Return whether no live replica counts a request on the node, in its lease or in a later update.
 
-        Only a lease says what was counted after what was applied: news that come late never stand in for it.
+        Only a lease says that its counts are newer than what the replica had applied; an update may be late. So an
+        update never overrides a count in a lease.
         """
         return not self.in_flight(passport_id) and not any(other.in_flight.get(passport_id) for other in self._others)
 
     def all_have_applied(self, xid: int | None) -> bool:
-        """Return whether every other live replica has applied transaction `xid`; this one applies its own and polls."""
+        """Return whether every other live replica has applied transaction `xid`. This one applies its own at once."""
         return xid is not None and all(xid in other.applied for other in self._others)
 
-    def sight(self) -> Sight:
-        """Mark what this replica has just seen; the read that runs may have begun before, and the next one not."""
-        return Sight(self._reads + 2)
+    def checkpoint(self) -> Checkpoint:
+        """Return a mark of what had committed by now. A read under way may have begun earlier, the next one has not."""
+        return Checkpoint(self._reads + 2)
 
-    def all_have_seen(self, sight: Sight | None) -> bool:
-        """Return whether every other live replica has applied what this one had seen at `sight`."""
-        if sight is None:
+    def all_have_reached(self, checkpoint: Checkpoint | None) -> bool:
+        """Return whether every other live replica has applied what had committed at `checkpoint`."""
+        if checkpoint is None:
             return False
         if not self._others:
             return True
-        if sight.snapshot is None and self._reads >= sight.due:
-            sight.snapshot = self._applied
-        seen = sight.snapshot
-        return seen is not None and all(other.applied.covers(seen) for other in self._others)
+        if checkpoint.snapshot is None and self._reads >= checkpoint.due:
+            checkpoint.snapshot = self._applied
+        snapshot = checkpoint.snapshot
+        return snapshot is not None and all(other.applied.covers(snapshot) for other in self._others)
 
     def _add_elsewhere(self, passport_id: str, count: int) -> None:
         if total := self._elsewhere.get(passport_id, 0) + count:
@@ -190,18 +192,18 @@ class Replicas:
 
 
 OUTAGE_AFTER = timedelta(seconds=3)
-"""A lease that was not renewed for longer than this was an outage."""
+"""When no lease was renewed for longer than this, it was an outage."""
 
 
 class Outage(NamedTuple):
-    """A span of time in which no replica could take heartbeats."""
+    """A span of time in which no replica could accept heartbeats."""
 
     started_at: datetime
     ended_at: datetime
 
 
 def merge_outages(outages: Iterable[Outage]) -> tuple[Outage, ...]:
-    """Return the same time without overlaps, oldest first."""
+    """Return the outages with overlapping ones merged, oldest first."""
     merged: list[Outage] = []
     for outage in sorted(outages):
         if merged and outage.started_at <= merged[-1].ended_at:
@@ -212,7 +214,7 @@ def merge_outages(outages: Iterable[Outage]) -> tuple[Outage, ...]:
 
 
 def live_since(now: datetime, merged: tuple[Outage, ...], window: timedelta = LIVE_WINDOW) -> datetime:
-    """Return the oldest instant a live node's heartbeat may have: `window` of time before `now` that was not ours."""
+    """Return the oldest instant of a live node's heartbeat: `window` before `now`, with outages not counted."""
     edge, remaining = now, window
     for outage in reversed(merged):
         span = edge - outage.ended_at
@@ -224,6 +226,6 @@ def live_since(now: datetime, merged: tuple[Outage, ...], window: timedelta = LI
 
 
 def seconds_lost(since: datetime, until: datetime, merged: tuple[Outage, ...]) -> float:
-    """Return how many seconds from `since` to `until` were outages of ours."""
+    """Return how many seconds from `since` to `until` were outages."""
     overlaps = (min(until, outage.ended_at) - max(since, outage.started_at) for outage in merged)
     return sum(max(overlap.total_seconds(), 0.0) for overlap in overlaps)

@@ -1,4 +1,4 @@
-"""Rows of Postgres read into the values that the rest of the code holds, whether they came as columns or as JSON."""
+"""Readers of Postgres rows, as columns or as JSON: they return passports, lifecycles, heartbeats, keys and leases."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lucid_compute.registry.fleet.replicas import ReplicaRecord, Snapshot
 
 Row = Mapping[str, Any] | RowMapping
 
-# What a heartbeat must say and may say null of; reports are kept without their nulls.
+# Required fields of a heartbeat that may be null; reports are stored without their nulls.
 _UNKNOWN = {"load": None, "queueDepth": None}
 
 
@@ -57,7 +57,7 @@ def read_lifecycle(row: Row) -> Lifecycle:
 
 
 def read_receipt(row: Row) -> Receipt | None:
-    """Read a row of `heartbeats`; None when the node has sent none yet."""
+    """Read a row of `heartbeats`; None if the node has not sent one yet."""
     if row["received_at"] is None:
         return None
     report = json.loads(row["report"]) if isinstance(row["report"], str) else row["report"]

@@ -16,7 +16,7 @@ from lucid_compute.registry.domain.identity import Actor
 from lucid_compute.registry.keys.shapes import AuditView
 from lucid_compute.wire import SortBy, SortOrder
 
-# A row is written once and never changed, and what names it is the action.
+# A row is written once and never changed; its action serves as its name.
 _SORT_COLUMNS = {
     SortBy.CREATED_AT: audit_log.c.at,
     SortBy.UPDATED_AT: audit_log.c.at,
@@ -25,7 +25,7 @@ _SORT_COLUMNS = {
 
 
 class Change(NamedTuple):
-    """What was done to what; `before` and `after` are hashed, never kept."""
+    """An action on a target; `before` and `after` are stored only as hashes."""
 
     action: str
     target_type: str
@@ -36,7 +36,7 @@ class Change(NamedTuple):
 
 
 async def record_change(connection: AsyncConnection, actor: Actor, change: Change) -> None:
-    """Write one row of the trail."""
+    """Write one row of the trail in the connection's transaction."""
     await connection.execute(
         insert(audit_log).values(
             actor_key_id=actor.key_id,
@@ -54,7 +54,7 @@ async def record_change(connection: AsyncConnection, actor: Actor, change: Chang
 
 
 class AuditTrail:
-    """Reads the trail; nothing can change it."""
+    """Reads the trail, which cannot be changed."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -62,7 +62,7 @@ class AuditTrail:
     async def list_page(
         self, *, target_id: str | None, sort_by: SortBy, sort_order: SortOrder, offset: int, limit: int
     ) -> tuple[list[AuditView], int]:
-        """Return a page of the trail, of one target or of all, and how many rows there are."""
+        """Return a page of the trail (of one target, or of all with None) and the total number of rows."""
         condition = audit_log.c.target_id == target_id if target_id is not None else text("true")
         tie = audit_log.c.id.desc() if sort_order is SortOrder.DESCENDING else audit_log.c.id
         page = select(audit_log).where(condition).order_by(*in_order(_SORT_COLUMNS, tie, sort_by, sort_order))

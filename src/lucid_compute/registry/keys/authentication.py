@@ -1,6 +1,6 @@
-"""Who makes a request: the key in its Authorization header, and whether its address has guessed too often.
+"""Authentication: the principal of an Authorization header, and the limit of failures per address.
 
-Also `Admission`, which holds a request of the two lanes while it is admitted.
+Also `Admission`, the state of a heartbeat or inference request while it is admitted.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ _MAX_ADDRESSES = 10_000
 
 
 class FailedAttempts:
-    """Counts failed authentications by address and minute. Loopback is exempt: it can read admin.key anyway."""
+    """Limits failed authentications per address and minute. Loopback is exempt: it can read admin.key anyway."""
 
     def __init__(self, per_minute: int) -> None:
         self._per_minute = per_minute
         self._minute = 0
         self._counts: dict[str, int] = {}
 
-    def note(self, address: str | None) -> None:
+    def record(self, address: str | None) -> None:
         """Count one failure.
 
         Raises:
-            RateLimited: it was one too many for this minute.
+            RateLimited: the address has exceeded the limit of this minute.
         """
         if not self._per_minute or address is None or address.startswith("127.") or address == "::1":
             return
@@ -50,45 +50,48 @@ class FailedAttempts:
 
 
 class Authenticator:
-    """Turns an Authorization header into a principal."""
+    """Finds the principal of an Authorization header."""
 
     def __init__(self, keys: KeyRing, feed: ChangeFeed, clock: DatabaseClock, failures_per_minute: int) -> None:
-        """Look keys up in `keys`, and once more after `feed` has caught up."""
+        """Look keys up in `keys`, and again after `feed` has caught up."""
         self._keys = keys
         self._feed = feed
         self._clock = clock
         self._failures = FailedAttempts(failures_per_minute)
 
     async def authenticate(self, authorization: str | None, address: str | None) -> Principal:
-        """Return who sends the header.
+        """Return the principal of the header's key.
 
         Raises:
-            Unauthorized: no valid key.
-            RateLimited: too many failures from this address.
+            Unauthorized: the header has no valid key.
+            RateLimited: too many failures came from this address.
+            DatabaseUnavailable: Postgres has not been read for a minute.
         """
         known = self.find_known(authorization, self._clock.now())
-        return known or await self._look_again(authorization, address)
+        return known or await self._authenticate_after_catch_up(authorization, address)
 
     def find_known(self, authorization: str | None, now: datetime) -> Principal | None:
-        """Return who sends the header; None when this replica knows no such key, which may be another's and new."""
+        """Return the principal of the header's key; None if this replica does not know the key, which may be new."""
         try:
             return self._keys.authenticate(bearer_token(authorization), now)
         except Unauthorized:
             return None
 
     async def await_key(self, admission: Admission, scope: Scope, _receive: Receive) -> None:
-        """Find out who sends a request whose key is not known here.
+        """Set the principal of a request whose key this replica does not know yet.
 
         Raises:
-            Unauthorized, RateLimited: as `authenticate`.
+            Unauthorized: the header has no valid key.
+            RateLimited: too many failures came from this address.
+            DatabaseUnavailable: Postgres has not been read for a minute.
         """
         client = scope.get("client")
-        admission.principal = await self._look_again(admission.authorization, client and client[0])
+        admission.principal = await self._authenticate_after_catch_up(admission.authorization, client and client[0])
 
-    async def _look_again(self, authorization: str | None, address: str | None) -> Principal:
-        """Return who sends a header that was refused: the key may be seconds old and another replica's.
+    async def _authenticate_after_catch_up(self, authorization: str | None, address: str | None) -> Principal:
+        """Return the principal of a key that was refused, after reading Postgres once.
 
-        So Postgres is asked once; this is the same for an unknown key and a wrong secret.
+        Another replica may have created the key seconds ago. An unknown key and a wrong secret are treated alike.
         """
         token = bearer_token(authorization)
         try:
@@ -96,21 +99,21 @@ class Authenticator:
                 await self._feed.catch_up()
             return self._keys.authenticate(token, self._clock.now())
         except Unauthorized:
-            self._failures.note(address)
+            self._failures.record(address)
             raise
 
 
 class Admission:
-    """A request on its way in: what was sent, and what is known of it so far, so that nothing is found out twice.
+    """A request that is being admitted: what was received and what is known of it, so that nothing is done twice.
 
-    `body` is None until it has come. Names of headers are in lower case.
+    `body` is None until it has been read. Names of headers are in lower case.
     """
 
     method = "POST"
     principal: Principal | None = None
 
     def __init__(self, path: str, headers: dict[bytes, bytes], body: bytes | None = None) -> None:
-        """Begin with a request that has no header twice."""
+        """Start with a request in which no header occurs twice."""
         self.path = path
         self.headers = headers
         self.body = body
@@ -119,7 +122,7 @@ class Admission:
 
     @classmethod
     def of_scope(cls, scope: Scope) -> Self:
-        """Return a raw ASGI request: the one that the fast path has begun to admit, if it has."""
+        """Return the admission of a raw ASGI request: the one that the fast path began, else a new one."""
         begun: Self | None = scope.get("extensions", {}).pop(HANDED_OVER, None)
         if begun is not None:
             return begun
@@ -130,18 +133,18 @@ class Admission:
 
 
 def authorization_of(scope: Scope, headers: Mapping[bytes, bytes]) -> str | None:
-    """Return the Authorization header of a raw ASGI request; None without one, or with two, which say two things."""
-    found = headers.get(b"authorization")
+    """Return the Authorization header of a raw ASGI request; None without one, or if there are two."""
+    value = headers.get(b"authorization")
     sent = scope["headers"]
-    if found is None or (len(headers) != len(sent) and sum(name == b"authorization" for name, _ in sent) > 1):
+    if value is None or (len(headers) != len(sent) and sum(name == b"authorization" for name, _ in sent) > 1):
         return None
-    return found.decode("latin-1")
+    return value.decode("latin-1")
 
 
 def bearer_token(authorization: str | None) -> str | None:
-    """Return the token of `Bearer …`; None when there is no such header.
+    """Return the token of `Bearer …`; None if the header is missing or has another form.
 
-    Headers are read as Latin-1; a bootstrap key may have any form, so what reads as UTF-8 is read so.
+    Headers are decoded as Latin-1. A bootstrap key may have any format, so valid UTF-8 is decoded again.
     """
     if authorization is None or authorization[:7].lower() != _BEARER:
         return None

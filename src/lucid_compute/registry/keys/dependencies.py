@@ -1,4 +1,4 @@
-"""lucid_compute.registry.keys.dependencies."""
+"""FastAPI dependencies that authenticate a request, check its scope, and name its actor for the audit trail."""
 
 from __future__ import annotations
 
@@ -28,7 +28,12 @@ async def get_principal(
     rates: Provided[KeyRates],
     _: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
 ) -> Principal:
-    """Return who makes the request, or refuse it with 401; or with 429, past the key's own limit."""
+    """Return the principal of the request's key, and count the request against the key's limit.
+
+    Raises:
+        Unauthorized: the request has no valid key.
+        RateLimited: the key's limit, or that of failures from the address, is reached.
+    """
     address = request.client.host if request.client else None
     authorization = authorization_of(request.scope, dict(request.scope["headers"]))
     principal = await authenticator.authenticate(authorization, address)
@@ -39,7 +44,12 @@ async def get_principal(
 async def find_principal(
     request: Request, authenticator: Provided[Authenticator], rates: Provided[KeyRates]
 ) -> Principal | None:
-    """Return who makes the request; None when it brings no key, 401 when it brings a wrong one."""
+    """Return the principal of the request's key; None if the request has no key.
+
+    Raises:
+        Unauthorized: the request's key is not valid.
+        RateLimited: the key's limit, or that of failures from the address, is reached.
+    """
     if request.headers.get("authorization") is None:
         return None
     return await get_principal(request, authenticator, rates, None)
@@ -62,10 +72,10 @@ Anyone = Annotated[Principal | None, Depends(find_principal)]
 
 
 def owner_of(principal: Principal, owner: str | None, what: str) -> str | None:
-    """Return whose things are asked for: those of `owner`, else one's own, None is everybody's.
+    """Return the owner to filter by: `owner`, else the principal's own. None, for admins, means all owners.
 
     Raises:
-        Forbidden: they are another's, and it is no admin who asks.
+        Forbidden: `owner` is another owner, and the principal is not an admin.
     """
     if owner is not None and not principal.is_admin and owner != principal.owner:
         raise Forbidden(f"Only an admin may read another owner's {what}. Leave owner out.")
@@ -73,7 +83,7 @@ def owner_of(principal: Principal, owner: str | None, what: str) -> str | None:
 
 
 async def get_actor(request: Request, principal: Annotated[Principal, Depends(get_principal)]) -> Actor:
-    """Return what the audit trail says of the caller."""
+    """Return the caller, as recorded in the audit trail."""
     address = request.client.host if request.client else None
     return Actor(principal.key_id, principal.owner, address, request.state.request_id)
 

@@ -1,10 +1,11 @@
-"""How often a node may beat, be probed, and a key may ask: one instant for each, in this replica's memory."""
+"""Rate limits in memory: per node (heartbeats), per host (probes) and per key (requests and tokens)."""
 
 from __future__ import annotations
 
 import math
 import random
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 from lucid_compute.errors import RateLimited
@@ -13,9 +14,9 @@ from lucid_compute.registry.fleet.replicas import Replicas
 
 
 def rate_limit_headers(allowances: list[Allowance]) -> list[tuple[bytes, bytes]]:
-    """Return what a key has left, as OpenAI's clients and as the IETF's draft read it.
+    """Return a key's allowances as headers, in the form of OpenAI's clients and in that of the IETF's draft.
 
-    `remaining` is what may be used at once: a twentieth of a minute's share at most, and more comes all the time.
+    `remaining` is what may be used at once: at most a twentieth of a minute's share. It is restored continuously.
     """
     headers = []
     for unit, limit, remaining, reset_seconds in allowances:
@@ -29,23 +30,26 @@ def rate_limit_headers(allowances: list[Allowance]) -> list[tuple[bytes, bytes]]
 HEARTBEAT_BURST = 6
 BURST_SHARE = 0.05
 PROBE_SECONDS = 10.0
-MAX_HOSTS = 1000  # remembered beyond their ten seconds
+MAX_HOSTS = 1000  # above this, hosts that may be probed again are forgotten
 RETRY_JITTER = 0.25
 _ROUNDING = 1e-6
+Clock = Callable[[], float]
+"""A monotonic clock, in seconds."""
 
 
 class Throttle:
-    """Lets each name through a burst of times and then once every so many seconds (the generic cell rate algorithm).
+    """Allows each name a burst, and then one use per interval (the generic cell rate algorithm).
 
-    What it remembers of a name is the instant at which its allowance is full again.
+    It keeps one instant per name: when the allowance is full again.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock = time.monotonic) -> None:
+        self._clock = clock
         self._full_at: dict[str, float] = {}
 
     def wait_seconds(self, name: str, interval_seconds: float, burst: float) -> float:
-        """Take one off the allowance and answer 0; or answer how long to wait, when there is none left."""
-        now = time.monotonic()
+        """Use one of the allowance and return 0, or return how long to wait when none is left."""
+        now = self._clock()
         full_at = max(self._full_at.get(name, 0.0), now) + interval_seconds
         if (wait := full_at - now - interval_seconds * burst) > 0:
             return wait
@@ -55,31 +59,30 @@ class Throttle:
     def forget_full(self, *, above: int) -> None:
         """Forget the names whose allowance is full, once more than `above` are known."""
         if len(self._full_at) > above:
-            now = time.monotonic()
+            now = self._clock()
             self._full_at = {name: full_at for name, full_at in self._full_at.items() if full_at > now}
 
     def charge(self, name: str, interval_seconds: float, count: float) -> None:
-        """Take `count` off the allowance, whether it is there or not."""
-        self._full_at[name] = max(self._full_at.get(name, 0.0), time.monotonic()) + interval_seconds * count
+        """Use `count` of the allowance, even if less is left."""
+        self._full_at[name] = max(self._full_at.get(name, 0.0), self._clock()) + interval_seconds * count
 
     def used(self, name: str, interval_seconds: float) -> float:
-        """Return how many have been taken off and not yet come back."""
-        return max(0.0, self._full_at.get(name, 0.0) - time.monotonic()) / interval_seconds
+        """Return how many uses have not yet been restored."""
+        return max(0.0, self._full_at.get(name, 0.0) - self._clock()) / interval_seconds
 
 
 class HeartbeatRate:
-    """Allows each node a burst of six heartbeats and then so many a second."""
+    """Allows each node a burst of six heartbeats and then `per_second`; 0 allows any number."""
 
-    def __init__(self, per_second: float) -> None:
-        """Allow `per_second` in the long run; 0 allows any number."""
+    def __init__(self, per_second: float, clock: Clock = time.monotonic) -> None:
         self._interval_seconds = 1 / per_second if per_second else 0.0
-        self._throttle = Throttle()
+        self._throttle = Throttle(clock)
 
     def spend(self, passport_id: str) -> None:
-        """Take one heartbeat off the node's allowance.
+        """Count one heartbeat of the node.
 
         Raises:
-            RateLimited: it has none left.
+            RateLimited: the node's allowance is used up.
         """
         if not self._interval_seconds:
             return
@@ -89,20 +92,20 @@ class HeartbeatRate:
 
 
 class ProbeRate:
-    """Allows a probe of each host every ten seconds, over all replicas in the long run.
+    """Allows one probe of each host every ten seconds on average, over all replicas.
 
-    Each replica counts for itself: of n of them each lets one through in n times ten seconds, so n may come at once.
+    Replicas do not share counts: each of n replicas allows one probe in n times ten seconds, so n may come at once.
     """
 
-    def __init__(self, replicas: Replicas) -> None:
+    def __init__(self, replicas: Replicas, clock: Clock = time.monotonic) -> None:
         self._replicas = replicas
-        self._throttle = Throttle()
+        self._throttle = Throttle(clock)
 
     def spend(self, host: str) -> None:
-        """Take the host's probe.
+        """Count one probe of the host.
 
         Raises:
-            RateLimited: it was taken already.
+            RateLimited: the host was probed within the interval.
         """
         if wait := self._throttle.wait_seconds(host, PROBE_SECONDS * self._replicas.count(), 1):
             message = "The service probes a host once in ten seconds. Ask again after Retry-After seconds."
@@ -123,21 +126,22 @@ class Allowance(NamedTuple):
 
 
 class KeyRates:
-    """Allows each key that has limits its share of requests and tokens: the limit over the live replicas.
+    """Allows each key with limits its share of requests and tokens: the limit divided by the number of live replicas.
 
-    The burst is a twentieth of a minute's share, so that no minute sees over 5 % more than the limit. Heartbeats are
-    exempt. Tokens are known only when a request has ended, so a key may begin while it owes none, and then owes.
+    The burst is a twentieth of a minute's share, so no minute exceeds the limit by more than 5 %. Heartbeats are
+    exempt. The tokens of a request are known only when it ends. So a key that owes none may begin a request, and the
+    allowance may become negative afterwards.
     """
 
-    def __init__(self, replicas: Replicas) -> None:
+    def __init__(self, replicas: Replicas, clock: Clock = time.monotonic) -> None:
         self._replicas = replicas
-        self._throttles = {"requests": Throttle(), "tokens": Throttle()}
+        self._throttles = {"requests": Throttle(clock), "tokens": Throttle(clock)}
 
     def spend_request(self, principal: Principal) -> None:
-        """Take one request off the key's allowance.
+        """Count one request of the key.
 
         Raises:
-            RateLimited: it has none left.
+            RateLimited: the key's allowance is used up.
         """
         limit = principal.limits.requests_per_minute if principal.limits else None
         if limit is None:
@@ -150,7 +154,7 @@ class KeyRates:
         """Refuse a key that owes tokens.
 
         Raises:
-            RateLimited: it does.
+            RateLimited: earlier requests used more tokens than the key is allowed by now.
         """
         limit = principal.limits.tokens_per_minute if principal.limits else None
         if limit is None:
@@ -161,7 +165,7 @@ class KeyRates:
             raise _limited(principal, limit, "tokens", owed * interval_seconds)
 
     def charge_tokens(self, principal: Principal, tokens: int) -> None:
-        """Take the tokens that a request has cost off the key's allowance, below nothing if need be."""
+        """Count the tokens that a request used; the allowance may become negative."""
         limit = principal.limits.tokens_per_minute if principal.limits else None
         if limit is not None and tokens:
             self._throttles["tokens"].charge(principal.key_id, self._pace(limit)[0], tokens)
@@ -179,7 +183,7 @@ class KeyRates:
         return Allowance(unit, limit, max(0, int(burst - used + _ROUNDING)), used * interval_seconds)
 
     def _pace(self, limit: int) -> tuple[float, float]:
-        """Return how many seconds apart one may come here, and how many at once."""
+        """Return the interval in seconds between two uses on this replica, and how many may come at once."""
         share = limit / self._replicas.count()
         return 60 / share, max(1.0, share * BURST_SHARE)
 

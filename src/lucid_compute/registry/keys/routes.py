@@ -1,4 +1,4 @@
-"""API keys and the audit trail over HTTP, for admins."""
+"""The routes of API keys and the audit trail, for admins."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ router = APIRouter(tags=["keys"])
 
 @router.post("/keys", status_code=201, response_model=NewKey, responses=declare(body=True))
 async def create_key(body: KeyCreate, key_store: Provided[KeyStore], _: Admin, actor: ActorDependency) -> NewKey:
-    """Make a key for an owner. Its secret is in this answer and nowhere else."""
+    """Create a key for an owner. Its secret is in this response and nowhere else."""
     return await key_store.create(actor, body)
 
 
@@ -33,7 +33,7 @@ async def list_keys(
     order: OrderDependency,
     owner: Annotated[Text | None, Query()] = None,
 ) -> KeyList:
-    """List the keys that are not revoked, without their secrets; `updatedAt` is when a key was last rotated."""
+    """List the keys that are not revoked, without their secrets; `updatedAt` is the last rotation."""
     keys, total = await key_store.list_page(
         owner=owner, sort_by=order.by, sort_order=order.direction, offset=page.offset, limit=page.per_page
     )
@@ -44,13 +44,13 @@ async def list_keys(
 async def rotate_key(
     key_id: str, key_store: Provided[KeyStore], _: Admin, actor: ActorDependency, body: KeyRotate | None = None
 ) -> NewKey:
-    """Give a key a new secret. The former one stays valid for 24 hours, or with `{"now": true}` ends at once."""
+    """Give a key a new secret. The previous one stays valid for 24 hours, or ends at once with `{"now": true}`."""
     return await key_store.rotate(actor, key_id, now=body.now if body else False)
 
 
 @router.delete("/keys/{key_id}", status_code=204, responses=declare(KeyNotFound))
 async def revoke_key(key_id: str, key_store: Provided[KeyStore], _: Admin, actor: ActorDependency) -> None:
-    """End a key at once, here and within two seconds everywhere."""
+    """Revoke a key: at once on this replica, within two seconds on all."""
     await key_store.revoke(actor, key_id)
 
 

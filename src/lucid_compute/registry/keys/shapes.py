@@ -1,4 +1,4 @@
-"""API keys and the audit trail on the wire."""
+"""Requests and responses of API keys and the audit trail."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lucid_compute.wire import AnswerShape, Flag, Identifier, Instant, Label, Pa
 
 
 class KeyCreate(WireShape):
-    """A key to be made."""
+    """A key to create."""
 
     model_config = {"json_schema_extra": {"examples": [{"name": "node 1", "owner": "acme", "scopes": ["compute"]}]}}
 
@@ -24,7 +24,7 @@ class KeyCreate(WireShape):
 
 
 class KeyRotate(WireShape):
-    """How to rotate: `now` ends the former secret at once, else it stays valid for 24 hours."""
+    """How to rotate: with `now` the previous secret ends at once, else it stays valid for 24 hours."""
 
     now: Flag = False
 
@@ -47,7 +47,7 @@ class KeyView(AnswerShape):
 
 
 class NewKey(KeyView):
-    """A key with its secret, shown this once."""
+    """A key with its secret, which is shown only once."""
 
     key: str
 
@@ -60,7 +60,7 @@ class KeyList(AnswerShape):
 
 
 class AuditView(AnswerShape):
-    """One change: who made it, to what, when, from where; hashes say what was there before and after."""
+    """One change: its actor, target, time and origin, with hashes of the state before and after."""
 
     id: str
     at: Instant

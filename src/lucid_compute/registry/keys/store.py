@@ -1,4 +1,4 @@
-"""API keys in Postgres: made, rotated, revoked, and the first admin key of an empty database."""
+"""API keys in Postgres: create, rotate, revoke and list them, and the first admin key of an empty database."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lucid_compute.registry.keys.shapes import KeyCreate, KeyView, NewKey
 from lucid_compute.wire import SortBy, SortOrder
 
 ROTATION_OVERLAP = timedelta(hours=24)
-BOOTSTRAP_LOCK = 0x6B657973  # an advisory lock of our own: "keys"
+BOOTSTRAP_LOCK = 0x6B657973  # the number of an advisory lock: "keys" in ASCII
 _SORT_COLUMNS = {
     SortBy.CREATED_AT: api_keys.c.created_at,
     SortBy.UPDATED_AT: func.coalesce(api_keys.c.rotated_at, api_keys.c.created_at),
@@ -32,17 +32,17 @@ _VIEW_COLUMNS = [api_keys.c[name] for name in KeyView.model_fields]
 
 
 class KeyStore:
-    """The only writer of keys; shows each change to `ring` at once."""
+    """The only writer of keys. Each change is applied to `ring` at once."""
 
     def __init__(self, database: Database, ring: KeyRing) -> None:
         self._database = database
         self._ring = ring
 
     async def create(self, actor: Actor, new: KeyCreate) -> NewKey:
-        """Make a key; its secret is in the answer and nowhere else.
+        """Create a key; its secret is in the return value and nowhere else.
 
         Raises:
-            InvalidRequest: it would be expired already, or is bound to a node that is not its owner's.
+            InvalidRequest: `expires_at` is past, or the key would be bound to a node of another owner.
         """
         secret = make_secret()
         async with self._database.transaction() as connection:
@@ -52,14 +52,14 @@ class KeyStore:
             details = {"owner": new.owner, "scopes": sorted(new.scopes)}
             await record_change(connection, actor, Change("key.create", "key", secret.key_id, details=details))
             await announce(connection)
-        return self._show_new(row, secret)
+        return self._apply_new(row, secret)
 
     async def rotate(self, actor: Actor, key_id: str, *, now: bool) -> NewKey:
-        """Give a key another secret; the former one stays valid for 24 hours, or ends at once with `now`.
+        """Give a key a new secret. The previous one stays valid for 24 hours, or ends at once with `now`.
 
         Raises:
-            KeyNotFound: there is none, or it is revoked.
-            InvalidRequest: it is the bootstrap key, whose secret is set from outside.
+            KeyNotFound: there is no such key, or it is revoked.
+            InvalidRequest: it is the bootstrap key, whose secret comes from the settings.
         """
         secret = make_secret(key_id)
         async with self._database.transaction() as connection:
@@ -77,13 +77,13 @@ class KeyStore:
             )
             await record_change(connection, actor, Change("key.rotate", "key", key_id, details={"now": now}))
             await announce(connection)
-        return self._show_new(row, secret)
+        return self._apply_new(row, secret)
 
     async def revoke(self, actor: Actor, key_id: str) -> None:
-        """End a key at once.
+        """Revoke a key at once.
 
         Raises:
-            KeyNotFound: there is none, or it is revoked.
+            KeyNotFound: there is no such key, or it is revoked.
         """
         async with self._database.transaction() as connection:
             await _lock(connection, key_id)
@@ -95,7 +95,7 @@ class KeyStore:
     async def list_page(
         self, *, owner: str | None, sort_by: SortBy, sort_order: SortOrder, offset: int, limit: int
     ) -> tuple[list[KeyView], int]:
-        """Return a page of the keys that are not revoked, and how many there are."""
+        """Return a page of the keys that are not revoked, and their total number."""
         conditions: list[ColumnElement[bool]] = [api_keys.c.revoked_at.is_(None)]
         if owner is not None:
             conditions.append(api_keys.c.owner == owner)
@@ -106,8 +106,8 @@ class KeyStore:
             rows = await connection.execute(page.offset(offset).limit(limit))
             return [_view(row) for row in rows.mappings()], total or 0
 
-    async def note_used(self) -> None:
-        """Write down which keys were used since the last call, to the minute."""
+    async def record_used(self) -> None:
+        """Store now as the time of last use of the keys that were used since the last call."""
         used, self._ring.used_ids = self._ring.used_ids, set()
         if used:
             async with self._database.transaction() as connection:
@@ -115,16 +115,16 @@ class KeyStore:
                     update(api_keys).where(api_keys.c.id.in_(used)).values(last_used_at=func.now())
                 )
 
-    def _show_new(self, row: RowMapping, secret: Secret) -> NewKey:
+    def _apply_new(self, row: RowMapping, secret: Secret) -> NewKey:
         self._ring.apply([read_key(row)])
         return NewKey(**_view(row).model_dump(), key=secret.text)
 
 
-async def bootstrap(database: Database, own_key: str | None, keep: Callable[[str], None]) -> str | None:
-    """See to it that there is an admin key: `own_key`, or on an empty database a new one, which is then answered.
+async def bootstrap(database: Database, own_key: str | None, save: Callable[[str], None]) -> str | None:
+    """Ensure that there is an admin key: `own_key`, or a new one for a database without keys. Return a new key.
 
-    Replicas that start together make one between them. `keep` gets a new key before it is committed, so that a kill
-    in between loses none that counts.
+    Replicas that start together create only one. `save` gets a new key before the commit, so that a kill in between
+    loses no valid key.
     """
     async with database.transaction() as connection:
         await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": BOOTSTRAP_LOCK})
@@ -137,12 +137,12 @@ async def bootstrap(database: Database, own_key: str | None, keep: Callable[[str
         await _insert(connection, secret, KeyCreate(name="first admin key", owner="admin", scopes=[Scope.ADMIN]))
         await record_change(connection, SYSTEM, Change("key.bootstrap", "key", secret.key_id))
         await announce(connection)
-        keep(secret.text)
+        save(secret.text)
         return secret.text
 
 
 async def is_valid(database: Database, key: str | None) -> bool:
-    """Return whether this database knows the key and has not revoked it."""
+    """Return whether the database has this key and it is not revoked."""
     if not key:
         return False
     known = select(api_keys.c.id).where(api_keys.c.digest == digest_of(key), api_keys.c.revoked_at.is_(None))
@@ -160,9 +160,9 @@ async def _set_bootstrap_key(connection: AsyncConnection, own_key: str) -> None:
         await _change(connection, former["id"], revoked_at=func.now())
     secret = Secret(own_key, f"bootstrap-{digest.hex()[:12]}", digest)
     revoked = api_keys.delete().where(api_keys.c.id == secret.key_id).returning(api_keys.c.revision)
-    held_elsewhere = await connection.scalar(revoked) or 0  # running replicas hold it revoked: be newer than that
+    revoked_revision = await connection.scalar(revoked) or 0  # running replicas know it as revoked: be newer
     new = KeyCreate(name="LUCID_BOOTSTRAP_ADMIN_KEY", owner="admin", scopes=[Scope.ADMIN])
-    await _insert(connection, secret, new, is_bootstrap=True, revision=held_elsewhere + 1)
+    await _insert(connection, secret, new, is_bootstrap=True, revision=revoked_revision + 1)
     await record_change(connection, SYSTEM, Change("key.bootstrap", "key", secret.key_id))
     await announce(connection)
 

@@ -95,8 +95,8 @@ class ServiceMetrics:
 
     def _measure(self) -> dict[str, float]:
         service = self._service
-        followed_at = service.keys.followed_at
-        age = (service.clock.now() - followed_at).total_seconds() if followed_at else float("nan")
+        synced_at = service.keys.synced_at
+        age = (service.clock.now() - synced_at).total_seconds() if synced_at else float("nan")
         return {
             "lucid_workers": 1,
             "lucid_inference_running": self._inference.running,

@@ -1,6 +1,6 @@
-"""Transactions that may take a minute, few at a time and on connections of their own: requests keep the pool.
+"""Transactions of up to a minute, few at a time and on dedicated connections, so that requests keep the pool.
 
-The reports of payouts and the closing of a period use them.
+Payout reports and the closing of a period use them.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from lucid_compute.postgres.database import Database
 from lucid_compute.postgres.dedicated_connection import Purpose
 
-LONGEST_SECONDS = 60.0  # closing three hundred thousand lines takes some three
+LONGEST_SECONDS = 60.0  # closing 300,000 lines takes about 3 s
 _PURPOSE = Purpose.LONG_TRANSACTIONS
 _ONE_SNAPSHOT = text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
 
 
 class LongTransactions:
-    """Opens long transactions on the database at `url`, two at a time; further ones wait for their turn."""
+    """Opens long transactions on the database at `url`: two at a time, further ones wait."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -29,10 +29,10 @@ class LongTransactions:
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection]:
-        """Open a transaction when it is its turn.
+        """Open a transaction as soon as fewer than two are open.
 
         Raises:
-            DatabaseUnavailable: it took more than a minute, or Postgres cannot be reached.
+            DatabaseUnavailable: the transaction took more than a minute, or Postgres cannot be reached.
         """
         async with self._turns:
             database = Database(
@@ -46,10 +46,10 @@ class LongTransactions:
 
     @asynccontextmanager
     async def snapshot(self) -> AsyncIterator[AsyncConnection]:
-        """Open a transaction in which every statement reads the database as of one instant, and none may write.
+        """Open a read-only transaction in which every statement sees the database as of the same instant.
 
         Raises:
-            DatabaseUnavailable: it took more than a minute, or Postgres cannot be reached.
+            DatabaseUnavailable: the transaction took more than a minute, or Postgres cannot be reached.
         """
         async with self.transaction() as connection:
             await connection.execute(_ONE_SNAPSHOT)

@@ -10,9 +10,10 @@ import httpx
 from fastapi import APIRouter
 from starlette.routing import BaseRoute
 
-from lucid_compute.server.app import LucidApp, create_app
+from lucid_compute.server.app import BuildReplica, LucidApp, create_app
 from lucid_compute.server.replica import Replica
 from lucid_compute.server.settings import Settings
+from lucid_compute.server.wiring import build_replica
 from tests.factories import GUIDE_PASSPORT
 from tests.postgres import ADMIN_KEY as ADMIN_KEY
 
@@ -76,9 +77,9 @@ class Api:
 
 
 @asynccontextmanager
-async def open_api(database_url: str, settings: Settings) -> AsyncIterator[Api]:
+async def open_api(database_url: str, settings: Settings, build: BuildReplica = build_replica) -> AsyncIterator[Api]:
     """Run one replica for as long as the block runs, on a clone of the template or what was one."""
-    app = create_app(settings, database_url)
+    app = create_app(settings, database_url, build=build)
     _share_routes(app.fastapi.router)
     async with app.fastapi.router.lifespan_context(app.fastapi):
         yield Api(app, ADMIN_KEY)

@@ -1,4 +1,4 @@
-"""Answers of the metrics routes, made of what was measured: JSON shapes, and the same as CSV."""
+"""Builds the responses of the metrics routes from rollups, as JSON shapes and as CSV."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from datetime import timedelta
 
 from fastapi import Response
 
-from lucid_compute.accounting.measured import Measured, StateRecord
-from lucid_compute.accounting.rollup_reader import Measurement
+from lucid_compute.accounting.measured import SpanMetrics, StateRollup
+from lucid_compute.accounting.rollup_reader import TimelineMetrics
 from lucid_compute.accounting.series import FAILURES, SERIES_NAMES, Figure, failures_of, figures_of
 from lucid_compute.accounting.shapes import ErrorBudget, NodeUptime, OutageView, SeriesAnswer, UptimeWindow
 from lucid_compute.accounting.timeline import STEPS, Timeline
@@ -21,16 +21,16 @@ WINDOW_LENGTHS = [timedelta(days=days) for days in WINDOWS]
 
 def view_series(
     timeline: Timeline,
-    measurement: Measurement,
+    metrics: TimelineMetrics,
     names: tuple[str, ...],
     *,
     passport_id: str | None = None,
     owner: str | None = None,
     model: str | None = None,
 ) -> SeriesAnswer:
-    """Return the named series over a timeline."""
-    steps = measurement.steps
-    whole = Measured()
+    """Return the named series over a timeline, with their totals."""
+    steps = metrics.steps
+    whole = SpanMetrics()
     for step in steps:
         whole.add(step)
     shown = [name for name in names if name != FAILURES]
@@ -48,22 +48,22 @@ def view_series(
         failures=_view_failures(steps, whole) if FAILURES in names else None,
         totals=figures_of(names, whole),
         failure_totals=dict(failures_of(whole) or {}) if FAILURES in names else None,
-        outages=[OutageView(started_at=outage.started_at, ended_at=outage.ended_at) for outage in measurement.outages],
+        outages=[OutageView(started_at=outage.started_at, ended_at=outage.ended_at) for outage in metrics.outages],
     )
 
 
-def _view_failures(steps: Iterable[Measured], whole: Measured) -> dict[str, list[int | None]]:
+def _view_failures(steps: Iterable[SpanMetrics], whole: SpanMetrics) -> dict[str, list[int | None]]:
     of_steps = [failures_of(step) for step in steps]
     reasons = sorted(failures_of(whole) or ())
     return {reason: [None if found is None else found.get(reason, 0) for found in of_steps] for reason in reasons}
 
 
-def view_windows(records: Sequence[StateRecord], target: float) -> list[UptimeWindow]:
+def view_windows(records: Sequence[StateRollup], target: float) -> list[UptimeWindow]:
     """Return the uptime of each of `WINDOWS`."""
     return [_view_window(days, record, target) for days, record in zip(WINDOWS, records, strict=True)]
 
 
-def _view_window(days: int, record: StateRecord, target: float) -> UptimeWindow:
+def _view_window(days: int, record: StateRollup, target: float) -> UptimeWindow:
     judged, unhealthy = record.judged_seconds, record.seconds.get("unhealthy", 0.0)
     allowed = (1 - target) * judged
     budget = ErrorBudget(

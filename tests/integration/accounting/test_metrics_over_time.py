@@ -91,7 +91,7 @@ async def test_jobs_are_counted_in_their_minutes_and_in_all(api: Api) -> None:
         assert series["latencyP50Ms"][step - 1] is series["errorRate"][step - 1] is None
         listed = (await api.http.get("/compute/jobs", params={"since": found["from"], "until": found["to"]})).json()
         assert listed["pagination"]["total"] == totals["requests"]
-        await api.service.record_keeper.keep()
+        await api.service.rollup_keeper.keep()
     assert not await run_sql(api, "SELECT FROM job_open")
 
 
@@ -133,7 +133,7 @@ async def test_a_fleet_is_ones_own_nodes_and_an_admins_is_everything(api: Api) -
         assert (await ask(acme))["totals"]["requests"] == 3
         assert (await ask(api))["totals"]["requests"] == 7
         assert (await ask(api, owner="globex"))["totals"]["requests"] == 3
-        await api.service.record_keeper.keep(now=datetime.now(UTC) + 5 * MINUTE)
+        await api.service.rollup_keeper.keep(now=datetime.now(UTC) + 5 * MINUTE)
     refused = await acme.http.get("/compute/metrics", params={"owner": "globex"})
     assert (refused.status_code, error_code(refused)) == (403, "FORBIDDEN")
     for path in ("metrics", "uptime"):
@@ -145,7 +145,7 @@ async def test_one_models_jobs_are_found_by_its_name(api: Api) -> None:
     model = await api.add_model("org/model")
     node = await api.register()
     await tell(api, ended(new_job(node_id=node, model_id=model)), ended(new_job(node_id=node)))
-    await api.service.record_keeper.keep(now=datetime.now(UTC) + 5 * MINUTE)
+    await api.service.rollup_keeper.keep(now=datetime.now(UTC) + 5 * MINUTE)
     for path in (f"/{node}", ""):
         assert (await ask(api, path, model="org/model"))["totals"]["requests"] == 1
         for unknown in ("unknown", "00000000-0000-0000-0000-000000000000", "ffffffff-ffff-ffff-ffff-ffffffffffff"):

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from lucid_compute.accounting.node_states import CLEAN_STATES, SEEN_FOR, NodeStates
+from lucid_compute.accounting.node_states import CLEAN_STATES, SETTLE_TIME, NodeStateRecorder
 from lucid_compute.registry.domain.node_state import Receipt
 from lucid_compute.registry.fleet.replicas import Outage
 from tests import factories
@@ -24,9 +24,9 @@ def no_sweep_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lucid_compute.registry.fleet.fleet.OUTAGE_AFTER", timedelta(days=1))
 
 
-def states_of(api: Api) -> NodeStates:
+def states_of(api: Api) -> NodeStateRecorder:
     """What a replica would follow with."""
-    return NodeStates(api.service.database, api.service.fleet)
+    return NodeStateRecorder(api.service.database, api.service.fleet)
 
 
 async def written(api: Api, node_id: str) -> Written:
@@ -43,10 +43,10 @@ def hear(api: Api, node_id: str, at: datetime, *, up_since: datetime | None, sta
     fleet.apply_receipt(node_id, Receipt(factories.heartbeat(node_id, status=status), at, up_since, revision))
 
 
-async def follow(states: NodeStates, at: datetime) -> None:
+async def follow(states: NodeStateRecorder, at: datetime) -> None:
     """Look twice, as a sweep does, the second time when what was seen first is due."""
     await states.follow(at)
-    await states.follow(at + SEEN_FOR)
+    await states.follow(at + SETTLE_TIME)
 
 
 async def test_states_are_written_with_the_instants_that_all_replicas_know(api: Api) -> None:
@@ -91,7 +91,7 @@ async def test_two_replicas_write_a_change_once_and_one_that_is_behind_writes_no
     hear(api, node_id, begin, up_since=begin)
     for states in (one, other):
         await states.follow(begin + timedelta(seconds=1))
-    due = begin + timedelta(seconds=1) + SEEN_FOR
+    due = begin + timedelta(seconds=1) + SETTLE_TIME
     await asyncio.gather(one.follow(due), other.follow(due))
     for states in (one, other):
         await states.follow(due)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from lucid_compute.accounting.overview import KEPT_SECONDS
+from lucid_compute.accounting.overview import CACHE_SECONDS
 from lucid_compute.postgres.database import connect
 from tests.api import Api, error_code
 from tests.other_replicas import let_pass, until
@@ -152,5 +152,5 @@ async def test_the_counts_are_answered_while_the_database_holds_the_records_back
         await connection.close()
     assert shown["nodes"]["healthy"] == 1
     assert shown["lastHour"] is None
-    await asyncio.sleep(KEPT_SECONDS)
+    await asyncio.sleep(CACHE_SECONDS)
     assert (await overview(api))["lastHour"] is not None

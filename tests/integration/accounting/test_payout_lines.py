@@ -16,7 +16,9 @@ from lucid_compute.accounting.payouts.revenue import PayoutsClose, Terms
 from lucid_compute.accounting.payouts.store import PayoutCloser
 from lucid_compute.accounting.retention import JobRetention
 from lucid_compute.postgres import schema
+from lucid_compute.server.replica import Replica
 from lucid_compute.server.settings import Settings
+from lucid_compute.server.wiring import build_replica
 from tests.api import Api, open_api
 from tests.integration.accounting.test_payouts import (
     DAY,
@@ -148,14 +150,21 @@ async def test_months_are_closed_when_they_are_due_by_one_of_all_replicas(api: A
 
 
 @pytest.mark.parametrize(("when", "closed"), [(PayoutsClose.MONTHLY, 3), (PayoutsClose.NEVER, 0)])
-async def test_a_service_closes_by_itself_unless_it_is_told_not_to(
-    database_url: str, settings: Settings, monkeypatch: pytest.MonkeyPatch, when: PayoutsClose, closed: int
+async def test_a_service_closes_automatically_unless_the_settings_say_never(
+    database_url: str, settings: Settings, when: PayoutsClose, closed: int
 ) -> None:
     """And it is ready either way."""
-    monkeypatch.setattr("lucid_compute.accounting.payouts.store.EVERY_SECONDS", 0.01)
+
+    def build(settings: Settings, url: str) -> Replica:
+        replica = build_replica(settings, url)
+        closer = replica.background["payouts"]
+        assert isinstance(closer, PayoutCloser)
+        closer.every_seconds = 0.01
+        return replica
+
     await read(database_url, _JOB.replace("'3 days'", "'100 days'"))
     changed = settings.model_copy(update={"payouts_close": when, "payouts_close_after_days": 0})
-    async with open_api(database_url, changed) as api:
+    async with open_api(database_url, changed, build) as api:
 
         async def are_closed() -> bool:
             listed = await api.http.get("/payouts/periods")

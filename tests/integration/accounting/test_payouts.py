@@ -17,7 +17,7 @@ import pytest
 
 from lucid_compute.accounting.jobs import Job, Outcome
 from lucid_compute.accounting.payouts.revenue import DEFAULT_TERMS, Terms
-from lucid_compute.accounting.payouts.store import note_terms
+from lucid_compute.accounting.payouts.store import record_terms
 from lucid_compute.accounting.retention import JobRetention
 from lucid_compute.registry.domain.prices import total
 from tests.api import Api, error_code
@@ -182,8 +182,8 @@ async def test_new_terms_hold_for_jobs_that_start_later(api: Api) -> None:
     there = await parties(api)
     before, after = job_of(there, "a", "theirs", FIRST, "1"), job_of(there, "a", "theirs", TODAY, "1")
     terms = Terms(5000, 0, 5000)
-    await note_terms(api.service.database, terms)
-    await note_terms(api.service.database, terms)
+    await record_terms(api.service.database, terms)
+    await record_terms(api.service.database, terms)
     assert len(await run_sql(api, "SELECT * FROM payout_terms")) == 2
     after.started_at = datetime.now(UTC) + timedelta(seconds=1)
     await tell(api, [before, after])

@@ -15,7 +15,7 @@ import pytest
 
 from lucid_compute.accounting.job_counts import JobFilter, count_jobs
 from lucid_compute.accounting.jobs import Job, Outcome
-from lucid_compute.accounting.measured import JobRecord
+from lucid_compute.accounting.measured import JobRollup
 from lucid_compute.accounting.retention import JobRetention
 from lucid_compute.accounting.rollup_columns import NARROW, WIDE, Width
 from lucid_compute.accounting.rollup_reader import RollupQuery, RollupReader
@@ -275,9 +275,9 @@ def _counted_states(
     return dict(counted), lost
 
 
-def _record_of(rows: list[Any]) -> JobRecord:
+def _record_of(rows: list[Any]) -> JobRollup:
     sums = sums_of(rows)
-    record = JobRecord(**{name: value for name, value in sums.items() if value is not None})
+    record = JobRollup(**{name: value for name, value in sums.items() if value is not None})
     record.spread, record.faults = Counter(record.spread), Counter(record.faults)
     return record
 

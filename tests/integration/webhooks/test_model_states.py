@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 
 from lucid_compute.registry.fleet.replicas import Outage
-from lucid_compute.webhooks.model_states import ModelStates
+from lucid_compute.webhooks.model_states import ModelStateRecorder
 from tests.api import Api
 from tests.other_replicas import run_sql
 from tests.webhooks import deliveries_of, make_webhook
@@ -21,9 +21,11 @@ def no_sweep_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lucid_compute.registry.sweep.SWEEP_SECONDS", 3600.0)
 
 
-async def look(api: Api, *, seconds: float = 6, is_doubtful: bool = False, states: ModelStates | None = None) -> None:
+async def look(
+    api: Api, *, seconds: float = 6, is_doubtful: bool = False, states: ModelStateRecorder | None = None
+) -> None:
     """Follow the models twice, `seconds` apart."""
-    own = next(follower for follower in api.service.sweep.followers if isinstance(follower, ModelStates))
+    own = next(follower for follower in api.service.sweep.followers if isinstance(follower, ModelStateRecorder))
     states, now = states or own, api.service.clock.now()
     await states.follow(now - timedelta(seconds=seconds), is_doubtful=is_doubtful)
     await states.follow(now, is_doubtful=is_doubtful)
@@ -108,11 +110,11 @@ async def test_two_replicas_tell_of_a_change_once(api: Api) -> None:
     """The second to look finds it written, and one that starts anew takes it from there."""
     webhook = await make_webhook(api, URL)
     _, node_id = await make_served_model(api)
-    other = ModelStates(api.service.database, api.service.fleet)
+    other = ModelStateRecorder(api.service.database, api.service.fleet)
     await turn(api, node_id, on=True)
     await look(api)
     await look(api, states=other)
-    await look(api, states=ModelStates(api.service.database, api.service.fleet))
+    await look(api, states=ModelStateRecorder(api.service.database, api.service.fleet))
     assert await told(api, webhook) == ["model.available"]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -12,26 +12,41 @@ import pytest
 from lucid_compute.registry.domain.event_types import EventType
 from lucid_compute.registry.events import record_event
 from lucid_compute.server.settings import Settings
-from lucid_compute.webhooks import delivery as courier
 from lucid_compute.webhooks.outbox import WebhookOutbox
-from tests.api import Api, error_code, open_api
+from tests.api import Api, error_code
 from tests.authority import Authority
 from tests.fault_answers import BROKEN, Answer, endless_body, endless_header, redirect, respond
 from tests.fault_node import Behaviour, Ending, FaultNode
 from tests.lucid_serve import eventually
 from tests.other_replicas import run_sql
-from tests.webhooks import deliveries_of, find_webhook, make_node, make_webhook, read, say, sweep, types_at
+from tests.webhooks import (
+    QUICK,
+    deliveries_of,
+    find_webhook,
+    make_node,
+    make_webhook,
+    open_quick,
+    read,
+    say,
+    sweep,
+    types_at,
+)
 
 _hosts = (f"127.1.{third}.{fourth}" for third in itertools.count(1) for fourth in range(1, 255))
 FAILS = Behaviour(answer=respond(status=500))
 
 
 @pytest.fixture(autouse=True)
-def nothing_waits_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the replica's own sweep from running beside the test's, and let nothing wait long."""
+def no_sweep_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the replica's own sweep from running beside the test's."""
     monkeypatch.setattr("lucid_compute.registry.sweep.SWEEP_SECONDS", 3600.0)
-    monkeypatch.setattr("lucid_compute.webhooks.sender.LOOK_SECONDS", 0.02)
-    monkeypatch.setattr("lucid_compute.webhooks.rules.FIRST_RETRY_SECONDS", 0.05)
+
+
+@pytest.fixture
+async def api(database_url: str, settings: Settings) -> AsyncIterator[Api]:
+    """A client of a replica that lets no delivery wait long."""
+    async with open_quick(database_url, settings) as opened:
+        yield opened
 
 
 async def drain_and_end(api: Api, node_id: str) -> None:
@@ -80,7 +95,7 @@ async def test_a_failed_delivery_holds_back_its_own_node_alone(api: Api) -> None
         receiver.behaviour, failed = Behaviour(), len(receiver.requests)
 
         async def is_over() -> bool:
-            return all(told["state"] == "delivered" for told in await deliveries_of(api, webhook["id"]))
+            return all(delivery["state"] == "delivered" for delivery in await deliveries_of(api, webhook["id"]))
 
         await eventually(is_over)
         events = [read(request, webhook["secret"]) for request in receiver.requests[failed:]]
@@ -104,7 +119,7 @@ async def test_a_webhook_is_disabled_after_a_day_of_failures_and_a_test_enables_
         await eventually(is_disabled)
         shown = await find_webhook(api, webhook["id"])
         assert shown["disabledReason"].startswith("Nothing could be delivered for a day; the last attempt came to 5xx.")
-        assert [told["state"] for told in await deliveries_of(api, webhook["id"])] == ["given_up", "given_up"]
+        assert [delivery["state"] for delivery in await deliveries_of(api, webhook["id"])] == ["given_up", "given_up"]
         await say(api, await make_node(api, "other"), seconds_ago=121)
         assert len(await deliveries_of(api, webhook["id"])) == 2
         receiver.behaviour = Behaviour()
@@ -148,10 +163,13 @@ SECRETS = "the receiver's own words"
     ],
 )
 async def test_a_test_says_what_came_of_it_and_nothing_of_the_answer(
-    api: Api, monkeypatch: pytest.MonkeyPatch, behaviour: Behaviour, result: str
+    database_url: str, settings: Settings, behaviour: Behaviour, result: str
 ) -> None:
-    monkeypatch.setattr(courier, "ATTEMPT_SECONDS", 0.3)
-    async with FaultNode(behaviour, host=next(_hosts)) as receiver:
+    limits = QUICK._replace(attempt_seconds=0.3)
+    async with (
+        open_quick(database_url, settings, limits) as api,
+        FaultNode(behaviour, host=next(_hosts)) as receiver,
+    ):
         webhook = await make_webhook(api, receiver.url)
         answer = await api.http.post(f"/webhooks/{webhook['id']}/test")
         assert answer.status_code == 200
@@ -159,8 +177,8 @@ async def test_a_test_says_what_came_of_it_and_nothing_of_the_answer(
         assert (answer.json()["result"], answer.json()["delivered"]) == (result, result == "2xx")
         await receiver.until(lambda receiver: not receiver.open_connections)
         assert len(receiver.requests) == 1
-    (told,) = await deliveries_of(api, webhook["id"])
-    assert (told["type"], told["passportId"], told["attempts"]) == ("webhook.test", None, 1)
+        (test,) = await deliveries_of(api, webhook["id"])
+        assert (test["type"], test["passportId"], test["attempts"]) == ("webhook.test", None, 1)
 
 
 async def test_a_name_that_leads_inside_is_not_gone_to(api: Api) -> None:
@@ -199,7 +217,7 @@ async def test_a_host_is_tested_once_in_ten_seconds(api: Api) -> None:
 
 async def test_two_replicas_send_everything_once(database_url: str, settings: Settings, api: Api) -> None:
     """A claim keeps the other one off; two hundred events of a hundred nodes, each node's in order."""
-    async with FaultNode() as receiver, open_api(database_url, settings) as other:
+    async with FaultNode() as receiver, open_quick(database_url, settings) as other:
         assert other.service.webhooks.sender is not api.service.webhooks.sender
         webhook = await make_webhook(api, receiver.url)
         nodes = await asyncio.gather(*(api.register(f"node {number}") for number in range(100)))
@@ -276,7 +294,7 @@ async def test_what_is_in_hand_is_laid_down_when_its_webhook_fails_or_the_servic
     """Nobody has to wait until its claim runs out, and it counts as no attempt."""
     nodes = [await api.register(f"node {number}") for number in range(30)]
     with a_busy_sender(api):
-        async with FaultNode(Behaviour(delay_seconds=600)) as receiver, open_api(database_url, settings):
+        async with FaultNode(Behaviour(delay_seconds=600)) as receiver, open_quick(database_url, settings):
             await make_webhook(api, receiver.url)
             await _tell(api, nodes, EventType.REVOKED)
             await receiver.until(lambda receiver: len(receiver.requests) == 8)
@@ -303,8 +321,8 @@ async def _tell(api: Api, nodes: list[str], event: EventType) -> None:
 def a_busy_sender(api: Api) -> Iterator[None]:
     """Keep the replica's own sender from claiming anything, as if all its places were taken."""
     sender = api.service.webhooks.sender
-    sender._under_way = {asyncio.create_task(asyncio.sleep(60)) for _ in range(64)}
+    sender._in_progress = {asyncio.create_task(asyncio.sleep(60)) for _ in range(64)}
     yield
-    taken, sender._under_way = sender._under_way, set()
+    taken, sender._in_progress = sender._in_progress, set()
     for task in taken:
         task.cancel()

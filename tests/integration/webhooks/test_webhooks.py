@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator
 
 import pytest
 
 from lucid_compute.errors import LucidError
 from lucid_compute.registry.domain.event_types import EventType
 from lucid_compute.registry.events import record_event
+from lucid_compute.server.settings import Settings
 from lucid_compute.webhooks.outbox import WebhookOutbox
 from lucid_compute.webhooks.rules import BadSignature
 from tests.api import Api, error_code
 from tests.fault_node import FaultNode
 from tests.other_replicas import run_sql
-from tests.webhooks import deliveries_of, find_webhook, make_node, make_webhook, read, say, sweep, types_at
+from tests.webhooks import (
+    QUICK,
+    deliveries_of,
+    find_webhook,
+    make_node,
+    make_webhook,
+    open_quick,
+    read,
+    say,
+    sweep,
+    types_at,
+)
 
 URL = "https://ops.example.com/lucid"
 ALL = ["model.available", "model.unavailable", "node.deregistered", "node.drained", "node.recovered", "node.unhealthy"]
@@ -22,9 +35,15 @@ ALL = ["model.available", "model.unavailable", "node.deregistered", "node.draine
 
 @pytest.fixture(autouse=True)
 def no_sweep_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the replica's own sweep from running beside the test's, and let nothing wait long."""
+    """Keep the replica's own sweep from running beside the test's."""
     monkeypatch.setattr("lucid_compute.registry.sweep.SWEEP_SECONDS", 3600.0)
-    monkeypatch.setattr("lucid_compute.webhooks.sender.LOOK_SECONDS", 0.02)
+
+
+@pytest.fixture
+async def api(database_url: str, settings: Settings) -> AsyncIterator[Api]:
+    """A client of a replica that lets no delivery wait long, and allows an owner four webhooks."""
+    async with open_quick(database_url, settings, QUICK._replace(per_owner=4)) as opened:
+        yield opened
 
 
 async def test_a_webhook_is_made_listed_and_deleted(api: Api) -> None:
@@ -73,9 +92,9 @@ async def test_a_webhook_that_can_not_be_is_refused(api: Api, body: dict[str, ob
     assert [fault["path"] for fault in answer.json()["error"]["details"]["fields"]] == [path]
 
 
-async def test_an_owner_has_fifty_webhooks_at_most(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lucid_compute.webhooks.store.MAX_WEBHOOKS", 1)
-    await make_webhook(api, URL)
+async def test_an_owner_has_a_limited_number_of_webhooks(api: Api) -> None:
+    for _ in range(4):
+        await make_webhook(api, URL)
     refused = await api.http.post("/webhooks", json={"url": URL})
     assert "Delete one first" in refused.text
     await make_webhook(api, URL, owner="acme")

@@ -97,7 +97,7 @@ class GaugeRecorder:
         await self._flushes.run(self.flush, lambda: FLUSH_SECONDS)
 
     async def flush(self) -> None:
-        """Write all samples. What the database does not take now is kept for the next call."""
+        """Write all samples. What the database can't store now is kept for the next call."""
         samples, self._samples = self._samples, {}
         keys = iter(sorted(samples))
         while part := list(islice(keys, NODES_A_FLUSH)):

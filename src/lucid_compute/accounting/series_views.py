@@ -58,13 +58,13 @@ def _view_failures(steps: Iterable[SpanMetrics], whole: SpanMetrics) -> dict[str
     return {reason: [None if found is None else found.get(reason, 0) for found in of_steps] for reason in reasons}
 
 
-def view_windows(records: Sequence[StateRollup], target: float) -> list[UptimeWindow]:
+def view_windows(rollups: Sequence[StateRollup], target: float) -> list[UptimeWindow]:
     """Return the uptime of each of `WINDOWS`."""
-    return [_view_window(days, record, target) for days, record in zip(WINDOWS, records, strict=True)]
+    return [_view_window(days, rollup, target) for days, rollup in zip(WINDOWS, rollups, strict=True)]
 
 
-def _view_window(days: int, record: StateRollup, target: float) -> UptimeWindow:
-    judged, unhealthy = record.judged_seconds, record.seconds.get("unhealthy", 0.0)
+def _view_window(days: int, rollup: StateRollup, target: float) -> UptimeWindow:
+    judged, unhealthy = rollup.judged_seconds, rollup.seconds.get("unhealthy", 0.0)
     allowed = (1 - target) * judged
     budget = ErrorBudget(
         allowed_seconds=round(allowed, 3),
@@ -73,20 +73,20 @@ def _view_window(days: int, record: StateRollup, target: float) -> UptimeWindow:
     )
     return UptimeWindow(
         days=days,
-        uptime=None if record.uptime is None else round(record.uptime, 6),
-        healthy_seconds=round(record.seconds.get("healthy", 0.0), 3),
+        uptime=None if rollup.uptime is None else round(rollup.uptime, 6),
+        healthy_seconds=round(rollup.seconds.get("healthy", 0.0), 3),
         unhealthy_seconds=round(unhealthy, 3),
-        draining_seconds=round(record.seconds.get("draining", 0.0), 3),
-        registry_outage_seconds=round(record.outage_seconds, 3),
+        draining_seconds=round(rollup.seconds.get("draining", 0.0), 3),
+        registry_outage_seconds=round(rollup.outage_seconds, 3),
         error_budget=budget if judged else None,
     )
 
 
-def write_series_csv(answer: SeriesAnswer) -> Response:
+def write_series_csv(report: SeriesAnswer) -> Response:
     """Return the series as CSV: a line for each step, a column for each series and each reason of failure."""
-    columns: dict[str, Sequence[Figure]] = {name: answer.series[name] for name in SERIES_NAMES if name in answer.series}
-    columns |= {f"{FAILURES}.{reason}": counts for reason, counts in (answer.failures or {}).items()}
-    lines = zip(map(write_instant, answer.times), *columns.values(), strict=True)
+    columns: dict[str, Sequence[Figure]] = {name: report.series[name] for name in SERIES_NAMES if name in report.series}
+    columns |= {f"{FAILURES}.{reason}": counts for reason, counts in (report.failures or {}).items()}
+    lines = zip(map(write_instant, report.times), *columns.values(), strict=True)
     return write_csv(["time", *columns], lines)
 
 

@@ -1,4 +1,4 @@
-"""Deliveries of webhooks to receivers that misbehave: tried again, in order, held back alone, given up after a day."""
+"""Deliveries to receivers that misbehave: retried in order, without delaying other nodes', given up after a day."""
 
 from __future__ import annotations
 
@@ -181,8 +181,8 @@ async def test_a_test_says_what_came_of_it_and_nothing_of_the_answer(
         assert (test["type"], test["passportId"], test["attempts"]) == ("webhook.test", None, 1)
 
 
-async def test_a_name_that_leads_inside_is_not_gone_to(api: Api) -> None:
-    """It is looked at whenever it is connected to, whatever it led to when the webhook was made."""
+async def test_a_name_that_resolves_to_an_inner_address_is_not_connected_to(api: Api) -> None:
+    """It is checked at each connection, because it may have resolved elsewhere when the webhook was created."""
 
     async def to_metadata(host: str, port: int) -> list[str]:
         return ["169.254.169.254"]
@@ -193,7 +193,7 @@ async def test_a_name_that_leads_inside_is_not_gone_to(api: Api) -> None:
     assert (answer["result"], answer["delivered"]) == ("address_refused", False)
 
 
-async def test_this_service_is_not_told_of_itself(api: Api) -> None:
+async def test_this_service_sends_nothing_to_itself(api: Api) -> None:
     """A webhook that leads back would have us write to ourselves."""
     api.service.gateway.own_endpoints.add(("127.0.0.1", 8123))
     webhook = await make_webhook(api, "http://127.0.0.1:8123/compute/heartbeat")

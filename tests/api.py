@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -10,12 +10,15 @@ import httpx
 from fastapi import APIRouter
 from starlette.routing import BaseRoute
 
-from lucid_compute.server.app import BuildReplica, LucidApp, create_app
+from lucid_compute.server.app import LucidApp, create_app
 from lucid_compute.server.replica import Replica
 from lucid_compute.server.settings import Settings
 from lucid_compute.server.wiring import build_replica
 from tests.factories import GUIDE_PASSPORT
 from tests.postgres import ADMIN_KEY as ADMIN_KEY
+
+Adjust = Callable[[Replica], Replica | None]
+"""Changes bounds of a replica's parts before it runs, or returns another replica in its place."""
 
 _routes: list[BaseRoute] = []
 
@@ -76,9 +79,23 @@ class Api:
         return health
 
 
+def leave_as_built(_: Replica) -> None:
+    """Change no bound."""
+
+
+def without_sweeps(replica: Replica) -> None:
+    """Let no sweep run beside the test's own."""
+    replica.sweep.interval_seconds = 3600.0
+
+
 @asynccontextmanager
-async def open_api(database_url: str, settings: Settings, build: BuildReplica = build_replica) -> AsyncIterator[Api]:
+async def open_api(database_url: str, settings: Settings, adjust: Adjust = leave_as_built) -> AsyncIterator[Api]:
     """Run one replica for as long as the block runs, on a clone of the template or what was one."""
+
+    def build(*arguments: Any) -> Replica:
+        replica = build_replica(*arguments)
+        return adjust(replica) or replica
+
     app = create_app(settings, database_url, build=build)
     _share_routes(app.fastapi.router)
     async with app.fastapi.router.lifespan_context(app.fastapi):

@@ -14,7 +14,7 @@ from _pytest.config import Config
 
 from lucid_compute.server.settings import Settings
 from tests import postgres
-from tests.api import ADMIN_KEY, Api, open_api
+from tests.api import ADMIN_KEY, Adjust, Api, leave_as_built, open_api
 from tests.authority import Authority, make_authority
 from tests.browser import MISSING, Chromium, find_chromium
 from tests.express_client import Entrance, FastPath
@@ -104,9 +104,15 @@ def settings() -> Settings:
 
 
 @pytest.fixture
-async def api(database_url: str, settings: Settings) -> AsyncIterator[Api]:
+def adjust() -> Adjust:
+    """Changes bounds of the replica under test before it runs; files of tests with other bounds override it."""
+    return leave_as_built
+
+
+@pytest.fixture
+async def api(database_url: str, settings: Settings, adjust: Adjust) -> AsyncIterator[Api]:
     """A client of one replica on a database of its own, with an admin's key."""
-    async with open_api(database_url, settings) as opened:
+    async with open_api(database_url, settings, adjust) as opened:
         yield opened
 
 

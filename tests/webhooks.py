@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -13,29 +11,26 @@ from lucid_compute.egress.policy import EgressPolicy
 from lucid_compute.registry.domain.node_state import Receipt
 from lucid_compute.registry.keys.rate_limits import ProbeRate
 from lucid_compute.server.replica import Replica
-from lucid_compute.server.settings import Settings
-from lucid_compute.server.wiring import build_replica
 from lucid_compute.webhooks.rules import WebhookLimits, verify
 from lucid_compute.webhooks.sender import build_webhooks
-from tests.api import Api, open_api
+from tests.api import Adjust, Api, without_sweeps
 from tests.fault_node import FaultNode, Request
 
 QUICK = WebhookLimits(poll_seconds=0.02, first_retry_seconds=0.05)
 
 
-@asynccontextmanager
-async def open_quick(database_url: str, settings: Settings, limits: WebhookLimits = QUICK) -> AsyncIterator[Api]:
-    """Run a replica whose webhooks have these limits."""
+def with_limits(limits: WebhookLimits = QUICK) -> Adjust:
+    """Return what gives a replica's webhooks these limits, and leaves sweeps to the test."""
 
-    def build(settings: Settings, database_url: str) -> Replica:
-        replica = build_replica(settings, database_url)
+    def adjust(replica: Replica) -> Replica:
+        without_sweeps(replica)
+        settings = replica.settings
         policy = EgressPolicy(allow_loopback=settings.is_bound_to_loopback, allowed=settings.egress_allow)
         spend, own_endpoints = ProbeRate(replica.fleet.replicas).spend, replica.gateway.own_endpoints
         parts = build_webhooks(replica.database, policy, replica.clock, own_endpoints, spend, limits=limits)
         return replace(replica, webhooks=parts)
 
-    async with open_api(database_url, settings, build) as api:
-        yield api
+    return adjust
 
 
 async def make_webhook(api: Api, url: str, **fields: Any) -> dict[str, Any]:

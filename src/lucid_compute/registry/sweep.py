@@ -1,10 +1,10 @@
-"""The sweep: records a node's transitions as events, by one replica at a time. It never decides a node's state.
+"""The sweep: records transitions of nodes as events, by one replica at a time. It never decides a node's state.
 
-Events of silence wait while so many nodes fall silent at once that the fault is more likely ours (the brake), and a
-node that flaps tells of bad news more rarely (the damping): in ten minutes it is called unhealthy twice at most, and
-stale no more once three events tell of its health. A recovery never waits, so there is at most one for each of these.
-Neither touches routing or status.
-Source: the reliability page, "Decisions taken from the failure model".
+- The brake: while many nodes fall silent at once, the fault is more likely ours, so events of silence wait.
+- The damping: within ten minutes a node that flaps gets two `unhealthy` events at most, and no `stale` event after
+  three events about its health. A recovery never waits, so there is at most one for each of these.
+
+Neither changes routing or status. Source: the reliability page, "Decisions taken from the failure model".
 """
 
 from __future__ import annotations
@@ -30,12 +30,11 @@ from lucid_compute.registry.idempotency import KEPT_HOURS
 from lucid_compute.registry.keys.store import KeyStore
 from lucid_compute.web.turns import in_batches, in_turns
 
-SWEEP_SECONDS = 2.0
 CLEANING_SECONDS = 60.0
 STALE_EVENT_AFTER = FRESH_WINDOW + timedelta(seconds=5)
 SWEEP_LOCK = 0x73776570  # an advisory lock of our own: "swep"
-DEATHS_TOLD = 2  # of a node in ten minutes
-CHANGES_BEFORE_STALENESS_WAITS = 3  # of a node in ten minutes
+MAX_UNHEALTHY_EVENTS = 2  # of a node in ten minutes
+HEALTH_EVENTS_BEFORE_STALE_WAITS = 3  # of a node in ten minutes
 BRAKE_FLEET = 10
 BRAKE_SHARE = 0.3
 BRAKE_WINDOW = timedelta(seconds=60)
@@ -50,8 +49,8 @@ _RECORD = text(f"""
                              CAST(:reasons AS text[])) AS w (passport_id, former, state, reason)
         WHERE w.state IN ('{EventType.HEALTHY}', '{EventType.DRAINING}', '{EventType.DRAINED}') OR (
             SELECT CASE w.state
-                WHEN '{EventType.UNHEALTHY}' THEN count(*) FILTER (WHERE e.type = w.state) < {DEATHS_TOLD}
-                ELSE count(*) < {CHANGES_BEFORE_STALENESS_WAITS}
+                WHEN '{EventType.UNHEALTHY}' THEN count(*) FILTER (WHERE e.type = w.state) < {MAX_UNHEALTHY_EVENTS}
+                ELSE count(*) < {HEALTH_EVENTS_BEFORE_STALE_WAITS}
             END
             FROM node_events e
             WHERE e.passport_id = w.passport_id AND e.at > now() - interval '10 minutes'
@@ -78,7 +77,7 @@ _CLEAN = (
 
 
 class Transition(NamedTuple):
-    """A state that a node is in and that no event tells of yet."""
+    """A state that a node is in and that is not recorded as an event yet; `former` is the recorded one."""
 
     passport_id: str
     former: str
@@ -88,7 +87,7 @@ class Transition(NamedTuple):
 
 
 class Brake:
-    """Holds events of silence back while more than 30 % of a fleet of ten or more fell silent within a minute."""
+    """Holds events of silence back while more than 30 % of a fleet of ten or more nodes fell silent within a minute."""
 
     def __init__(self) -> None:
         self.held_since: datetime | None = None
@@ -96,22 +95,20 @@ class Brake:
     def watch(self, ages: Iterable[timedelta], now: datetime) -> bool:
         """Apply the brake or release it, and return whether it is on; `ages` are of each node's newest heartbeat.
 
-        It is released when the nodes are heard again, when their silence is a minute old without more
-        following, and after five minutes at the latest.
+        It is released when the nodes send heartbeats again, when their silence is a minute old and no more nodes
+        follow, and after five minutes at the latest.
         """
-        known = list(ages)
-        fell_silent = sum(STALE_EVENT_AFTER < age <= STALE_EVENT_AFTER + self._window(now) for age in known)
-        if len(known) < BRAKE_FLEET or fell_silent <= BRAKE_SHARE * len(known):
+        ages = list(ages)
+        fell_silent = sum(STALE_EVENT_AFTER < age <= STALE_EVENT_AFTER + self._window(now) for age in ages)
+        if len(ages) < BRAKE_FLEET or fell_silent <= BRAKE_SHARE * len(ages):
             self.held_since = None
         elif self.held_since is None:
             self.held_since = now
-            _log.error(
-                "%d of %d nodes fell silent at once; the fault may be ours: events wait", fell_silent, len(known)
-            )
+            _log.error("%d of %d nodes fell silent at once; the fault may be ours: events wait", fell_silent, len(ages))
         return self.is_on(now)
 
     def is_on(self, now: datetime) -> bool:
-        """Return whether it was applied when it last watched, and less than five minutes ago."""
+        """Return whether `watch` last applied it, less than five minutes ago."""
         return self.held_since is not None and now - self.held_since <= BRAKE_LIMIT
 
     def _window(self, now: datetime) -> timedelta:
@@ -119,7 +116,7 @@ class Brake:
 
 
 def find_transition(fleet: Fleet, node: FleetNode, now: datetime, live_since: datetime) -> Transition | None:
-    """Return what the next event of the node would tell; None when the last one still holds."""
+    """Return the transition that the node's next event records; None when its last event still holds."""
     receipt = node.state.last_heartbeat
     status = node.state.status(live_since)
     if status is NodeStatus.DEREGISTERED or (receipt is None and status is not NodeStatus.DRAINING):
@@ -144,17 +141,17 @@ def find_transition(fleet: Fleet, node: FleetNode, now: datetime, live_since: da
 
 
 class SweepFollower(Protocol):
-    """Writes down what the fleet shows, each time after the sweep."""
+    """A writer of what the fleet shows, called after each sweep."""
 
     async def refresh(self) -> None:
-        """Once a minute: read what other replicas wrote, and delete what is old."""
+        """Read what other replicas wrote, and delete what is old; called once a minute."""
 
     async def follow(self, now: datetime, *, is_doubtful: bool) -> None:
-        """Write the changes that are due. `is_doubtful` while so many nodes are silent that the fault may be ours."""
+        """Write the changes that are due. `is_doubtful` is true while the brake is on: the fault may be ours."""
 
 
 class Sweep:
-    """Inspects the fleet every two seconds, unless another replica does, and then calls its followers."""
+    """Inspects the fleet every `interval_seconds`, unless another replica does, and then calls its followers."""
 
     def __init__(
         self,
@@ -163,12 +160,15 @@ class Sweep:
         clock: DatabaseClock,
         keys: KeyStore,
         followers: Sequence[SweepFollower],
+        *,
+        interval_seconds: float = 2.0,
     ) -> None:
         self._database = database
         self._fleet = fleet
         self._clock = clock
         self._keys = keys
         self.followers = followers
+        self.interval_seconds = interval_seconds
         self.brake = Brake()
 
     async def run(self) -> None:
@@ -176,15 +176,12 @@ class Sweep:
         cleaning_due = 0.0
         loop = asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(SWEEP_SECONDS)
+            await asyncio.sleep(self.interval_seconds)
             try:
-                transitions = await self.find_transitions()
-                async for batch in in_batches(transitions, _NODES_A_TURN):
+                async for batch in in_batches(await self.find_transitions(), _NODES_A_TURN):
                     await self.record(batch)
                 if loop.time() >= cleaning_due:
                     await self._clean()
-                    for follower in self.followers:
-                        await follower.refresh()
                     cleaning_due = loop.time() + CLEANING_SECONDS
                 now = self._clock.now()
                 for follower in self.followers:
@@ -195,23 +192,21 @@ class Sweep:
                 _log.exception("the sweep stumbled and goes on")
 
     async def find_transitions(self) -> list[Transition]:
-        """Return every transition that is due, giving way to requests in between."""
+        """Return every transition that is due; the event loop serves requests in between."""
         now = self._clock.now()
         live_since = self._fleet.live_since(now)
-        found, ages = [], []
+        transitions, ages = [], []
         async for node in in_turns(self._fleet.nodes(), _NODES_A_TURN):
-            if node.record.has_ended and now - node.record.updated_at > ENDED_NODES_KEPT:
-                self._fleet.forget_node(node)
             if node.state.last_heartbeat is not None and not node.record.has_ended:
                 ages.append(now - node.state.last_heartbeat.received_at)
             if transition := find_transition(self._fleet, node, now, live_since):
-                found.append(transition)
+                transitions.append(transition)
         if self.brake.watch(ages, now):
-            return [transition for transition in found if not transition.is_silence]
-        return found
+            return [transition for transition in transitions if not transition.is_silence]
+        return transitions
 
     async def record(self, transitions: Sequence[Transition]) -> None:
-        """Write an event for each, unless another replica sweeps right now or has written it."""
+        """Write an event for each, unless another replica sweeps now or has written it already."""
         if not transitions:
             return
         async with self._database.transaction() as connection:
@@ -229,7 +224,17 @@ class Sweep:
             await announce(connection)
 
     async def _clean(self) -> None:
+        """Do what is due once a minute."""
+        await self._forget_ended_nodes()
         await self._keys.note_used()
         async with self._database.transaction() as connection:
             for statement in _CLEAN:
                 await connection.execute(text(statement))
+        for follower in self.followers:
+            await follower.refresh()
+
+    async def _forget_ended_nodes(self) -> None:
+        now = self._clock.now()
+        async for node in in_turns(self._fleet.nodes(), _NODES_A_TURN):
+            if node.record.has_ended and now - node.record.updated_at > ENDED_NODES_KEPT:
+                self._fleet.forget_node(node)

@@ -35,7 +35,6 @@ from lucid_compute.web.provide import provide
 from lucid_compute.web.request_guard import RequestGuard
 from lucid_compute.webhooks import routes as webhook_routes
 
-BuildReplica = Callable[[Settings, str], Replica]
 EXPRESS = "lucid.express"  # in the lifespan's state: the lanes that a server may ask first, by path
 _DESCRIPTION = """\
 GPU owners register a node, their node sends heartbeats, declares its models, drains and leaves. Everyone can ask which
@@ -49,12 +48,14 @@ Send a key as `Authorization: Bearer lk_live_…`. Every error has the shape
 class LucidApp:
     """The whole application: a few paths go to their lanes, everything else to FastAPI."""
 
-    def __init__(self, settings: Settings, database_url: str, seat: WorkerSlot, build: BuildReplica) -> None:
+    def __init__(
+        self, settings: Settings, database_url: str, seat: WorkerSlot, build: Callable[[Settings, str], Replica]
+    ) -> None:
         """Put a replica together; nothing is connected to before its lifespan starts."""
         self._settings = settings
         self._database_url = database_url
         self._seat = seat
-        self._build = build
+        self._build_replica = build
         self._heartbeats: HeartbeatLane | None = None
         self._inference: InferenceLane | None = None
         self.fastapi = self._build_fastapi()
@@ -105,7 +106,7 @@ class LucidApp:
 
     @asynccontextmanager
     async def _lifespan(self, app: FastAPI) -> AsyncIterator[dict[str, FastPaths]]:
-        service = self._build(self._settings, self._database_url)
+        service = self._build_replica(self._settings, self._database_url)
         app.state.service = service
         provide(app, *service.parts())
         self._heartbeats = _build_heartbeat_lane(service)
@@ -145,7 +146,11 @@ def _build_inference_lane(service: Replica) -> InferenceLane:
 
 
 def create_app(
-    settings: Settings, database_url: str, seat: WorkerSlot | None = None, build: BuildReplica = build_replica
+    settings: Settings,
+    database_url: str,
+    seat: WorkerSlot | None = None,
+    *,
+    build: Callable[[Settings, str], Replica] = build_replica,
 ) -> LucidApp:
     """Return the application of one replica on the database at `database_url`, which is migrated already.
 

@@ -20,7 +20,6 @@ from lucid_compute.postgres.database import Database, connect
 from lucid_compute.registry.compute_registry import JobStatistics
 from lucid_compute.server.replica import Replica
 from lucid_compute.server.settings import Settings
-from lucid_compute.server.wiring import build_replica
 from lucid_compute.wire import SortBy, SortOrder
 from tests.api import Api, error_code, open_api
 from tests.ledger import all_written, ended, expect_sums, new_job
@@ -422,10 +421,10 @@ async def test_the_true_outcome_of_a_lost_job_wins(api: Api) -> None:
 
 
 async def test_queued_jobs_are_written_when_the_service_stops(database_url: str, settings: Settings) -> None:
-    def build(settings: Settings, url: str) -> Replica:
-        return replace(build_replica(settings, url), jobs=JobLedger(url, replica_id=str(uuid4()), flush_seconds=60.0))
+    def with_time_to_flush(replica: Replica) -> Replica:
+        return replace(replica, jobs=JobLedger(database_url, replica_id=str(uuid4()), flush_seconds=60.0))
 
-    async with open_api(database_url, settings, build) as api:
+    async with open_api(database_url, settings, with_time_to_flush) as api:
         for number in range(2000):
             api.service.jobs.finish(done(number))
         ledger = api.service.jobs

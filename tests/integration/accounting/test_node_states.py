@@ -11,16 +11,21 @@ from lucid_compute.accounting.node_states import CLEAN_STATES, SETTLE_TIME, Node
 from lucid_compute.registry.domain.node_state import Receipt
 from lucid_compute.registry.fleet.replicas import Outage
 from tests import factories
-from tests.api import Api
+from tests.api import Adjust, Api, without_sweeps
 from tests.other_replicas import run_sql
 
 Written = list[tuple[str, datetime]]
 
 
+@pytest.fixture
+def adjust() -> Adjust:
+    """The tests sweep themselves."""
+    return without_sweeps
+
+
 @pytest.fixture(autouse=True)
-def no_sweep_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the replica's own sweep from running beside the test's, and the test's future from being an outage."""
-    monkeypatch.setattr("lucid_compute.registry.sweep.SWEEP_SECONDS", 3600.0)
+def no_outage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the test's future from being an outage."""
     monkeypatch.setattr("lucid_compute.registry.fleet.fleet.OUTAGE_AFTER", timedelta(days=1))
 
 

@@ -18,7 +18,6 @@ from lucid_compute.accounting.retention import JobRetention
 from lucid_compute.postgres import schema
 from lucid_compute.server.replica import Replica
 from lucid_compute.server.settings import Settings
-from lucid_compute.server.wiring import build_replica
 from tests.api import Api, open_api
 from tests.integration.accounting.test_payouts import (
     DAY,
@@ -155,16 +154,14 @@ async def test_a_service_closes_automatically_unless_the_settings_say_never(
 ) -> None:
     """And it is ready either way."""
 
-    def build(settings: Settings, url: str) -> Replica:
-        replica = build_replica(settings, url)
+    def close_often(replica: Replica) -> None:
         closer = replica.background["payouts"]
         assert isinstance(closer, PayoutCloser)
         closer.every_seconds = 0.01
-        return replica
 
     await read(database_url, _JOB.replace("'3 days'", "'100 days'"))
     changed = settings.model_copy(update={"payouts_close": when, "payouts_close_after_days": 0})
-    async with open_api(database_url, changed, build) as api:
+    async with open_api(database_url, changed, close_often) as api:
 
         async def are_closed() -> bool:
             listed = await api.http.get("/payouts/periods")

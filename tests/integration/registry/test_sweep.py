@@ -9,7 +9,7 @@ import pytest
 
 from lucid_compute.registry.domain.node_state import Receipt
 from lucid_compute.registry.sweep import BRAKE_LIMIT, Brake
-from tests.api import Api
+from tests.api import Adjust, Api, without_sweeps
 from tests.factories import NOW
 from tests.other_replicas import run_sql
 
@@ -35,10 +35,10 @@ async def told(api: Api, node_id: str) -> list[str]:
     return [event["type"] for event in reversed(events)]
 
 
-@pytest.fixture(autouse=True)
-def no_sweep_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the replica's own sweep from running beside the test's."""
-    monkeypatch.setattr("lucid_compute.registry.sweep.SWEEP_SECONDS", 3600.0)
+@pytest.fixture
+def adjust() -> Adjust:
+    """The tests sweep themselves."""
+    return without_sweeps
 
 
 async def test_a_node_is_told_of_as_it_falls_silent_and_comes_back(api: Api) -> None:

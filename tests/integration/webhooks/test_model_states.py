@@ -8,17 +8,17 @@ import pytest
 
 from lucid_compute.registry.fleet.replicas import Outage
 from lucid_compute.webhooks.model_states import ModelStateRecorder
-from tests.api import Api
+from tests.api import Adjust, Api, without_sweeps
 from tests.other_replicas import run_sql
 from tests.webhooks import deliveries_of, make_webhook
 
 URL = "https://ops.example.com/lucid"
 
 
-@pytest.fixture(autouse=True)
-def no_sweep_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the replica's own sweep from running beside the test's."""
-    monkeypatch.setattr("lucid_compute.registry.sweep.SWEEP_SECONDS", 3600.0)
+@pytest.fixture
+def adjust() -> Adjust:
+    """The tests sweep themselves."""
+    return without_sweeps
 
 
 async def look(

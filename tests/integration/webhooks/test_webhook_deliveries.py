@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -13,7 +13,7 @@ from lucid_compute.registry.domain.event_types import EventType
 from lucid_compute.registry.events import record_event
 from lucid_compute.server.settings import Settings
 from lucid_compute.webhooks.outbox import WebhookOutbox
-from tests.api import Api, error_code
+from tests.api import Adjust, Api, error_code, open_api
 from tests.authority import Authority
 from tests.fault_answers import BROKEN, Answer, endless_body, endless_header, redirect, respond
 from tests.fault_node import Behaviour, Ending, FaultNode
@@ -25,28 +25,21 @@ from tests.webhooks import (
     find_webhook,
     make_node,
     make_webhook,
-    open_quick,
     read,
     say,
     sweep,
     types_at,
+    with_limits,
 )
 
 _hosts = (f"127.1.{third}.{fourth}" for third in itertools.count(1) for fourth in range(1, 255))
 FAILS = Behaviour(answer=respond(status=500))
 
 
-@pytest.fixture(autouse=True)
-def no_sweep_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the replica's own sweep from running beside the test's."""
-    monkeypatch.setattr("lucid_compute.registry.sweep.SWEEP_SECONDS", 3600.0)
-
-
 @pytest.fixture
-async def api(database_url: str, settings: Settings) -> AsyncIterator[Api]:
-    """A client of a replica that lets no delivery wait long."""
-    async with open_quick(database_url, settings) as opened:
-        yield opened
+def adjust() -> Adjust:
+    """No delivery waits long, and the tests sweep themselves."""
+    return with_limits()
 
 
 async def drain_and_end(api: Api, node_id: str) -> None:
@@ -167,7 +160,7 @@ async def test_a_test_says_what_came_of_it_and_nothing_of_the_answer(
 ) -> None:
     limits = QUICK._replace(attempt_seconds=0.3)
     async with (
-        open_quick(database_url, settings, limits) as api,
+        open_api(database_url, settings, with_limits(limits)) as api,
         FaultNode(behaviour, host=next(_hosts)) as receiver,
     ):
         webhook = await make_webhook(api, receiver.url)
@@ -217,7 +210,7 @@ async def test_a_host_is_tested_once_in_ten_seconds(api: Api) -> None:
 
 async def test_two_replicas_send_everything_once(database_url: str, settings: Settings, api: Api) -> None:
     """A claim keeps the other one off; two hundred events of a hundred nodes, each node's in order."""
-    async with FaultNode() as receiver, open_quick(database_url, settings) as other:
+    async with FaultNode() as receiver, open_api(database_url, settings, with_limits()) as other:
         assert other.service.webhooks.sender is not api.service.webhooks.sender
         webhook = await make_webhook(api, receiver.url)
         nodes = await asyncio.gather(*(api.register(f"node {number}") for number in range(100)))
@@ -294,7 +287,7 @@ async def test_what_is_in_hand_is_laid_down_when_its_webhook_fails_or_the_servic
     """Nobody has to wait until its claim runs out, and it counts as no attempt."""
     nodes = [await api.register(f"node {number}") for number in range(30)]
     with a_busy_sender(api):
-        async with FaultNode(Behaviour(delay_seconds=600)) as receiver, open_quick(database_url, settings):
+        async with FaultNode(Behaviour(delay_seconds=600)) as receiver, open_api(database_url, settings, with_limits()):
             await make_webhook(api, receiver.url)
             await _tell(api, nodes, EventType.REVOKED)
             await receiver.until(lambda receiver: len(receiver.requests) == 8)

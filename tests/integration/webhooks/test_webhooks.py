@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 
 import pytest
 
 from lucid_compute.errors import LucidError
 from lucid_compute.registry.domain.event_types import EventType
 from lucid_compute.registry.events import record_event
-from lucid_compute.server.settings import Settings
 from lucid_compute.webhooks.outbox import WebhookOutbox
 from lucid_compute.webhooks.rules import BadSignature
-from tests.api import Api, error_code
+from tests.api import Adjust, Api, error_code
 from tests.fault_node import FaultNode
 from tests.other_replicas import run_sql
 from tests.webhooks import (
@@ -22,28 +20,21 @@ from tests.webhooks import (
     find_webhook,
     make_node,
     make_webhook,
-    open_quick,
     read,
     say,
     sweep,
     types_at,
+    with_limits,
 )
 
 URL = "https://ops.example.com/lucid"
 ALL = ["model.available", "model.unavailable", "node.deregistered", "node.drained", "node.recovered", "node.unhealthy"]
 
 
-@pytest.fixture(autouse=True)
-def no_sweep_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the replica's own sweep from running beside the test's."""
-    monkeypatch.setattr("lucid_compute.registry.sweep.SWEEP_SECONDS", 3600.0)
-
-
 @pytest.fixture
-async def api(database_url: str, settings: Settings) -> AsyncIterator[Api]:
-    """A client of a replica that lets no delivery wait long, and allows an owner four webhooks."""
-    async with open_quick(database_url, settings, QUICK._replace(per_owner=4)) as opened:
-        yield opened
+def adjust() -> Adjust:
+    """No delivery waits long, an owner may have four webhooks, and the tests sweep themselves."""
+    return with_limits(QUICK._replace(per_owner=4))
 
 
 async def test_a_webhook_is_created_listed_and_deleted(api: Api) -> None:

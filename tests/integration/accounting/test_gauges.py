@@ -48,7 +48,7 @@ async def recorder() -> AsyncIterator[Recorder]:
 
 
 async def add_nodes(url: str, *owners: str) -> list[str]:
-    """Write a passport for each owner; answer their ids."""
+    """Write a passport for each owner; return their ids."""
     statement = "INSERT INTO passports (id, type, owner, name) VALUES ($1, 'compute', $2, $3) RETURNING id::text"
     return [(await read(url, statement, str(uuid4()), owner, str(uuid4())))[0][0] for owner in owners]
 
@@ -58,10 +58,8 @@ async def samples_of(url: str, table: str = "open", of: str = "node_id") -> dict
     return {str(row[of]): dict(row) for row in await read(url, f"SELECT * FROM gauge_{table} ORDER BY bucket")}
 
 
-async def test_a_node_that_tells_absurd_numbers_costs_nobody_their_samples(
-    database_url: str, recorder: Recorder
-) -> None:
-    """What no `real` can keep is kept as the nearest that it can."""
+async def test_absurd_numbers_of_one_node_cost_no_other_node_its_samples(database_url: str, recorder: Recorder) -> None:
+    """A number that no `real` can store is stored as the nearest one."""
     absurd, sound = await add_nodes(database_url, "acme", "acme")
     taken = recorder(database_url)
     at = datetime.now(UTC)

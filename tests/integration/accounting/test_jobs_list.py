@@ -1,4 +1,4 @@
-"""GET /compute/jobs, what the health of a node says of its jobs, and jobs whose replica died."""
+"""GET /compute/jobs, statistics of jobs in a node's health, and jobs whose replica died."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ async def test_an_owner_sees_the_jobs_of_its_own_nodes_and_never_who_asked(api: 
     assert (refused.status_code, error_code(refused)) == (403, "FORBIDDEN")
 
 
-async def test_another_owners_node_is_answered_as_a_missing_one(api: Api) -> None:
+async def test_another_owners_node_gives_the_same_response_as_a_missing_one(api: Api) -> None:
     acme = await api.new_key("acme", ["compute"])
     own, foreign = await acme.register("own"), await api.register("foreign")
     jobs = (done(1, node_id=own, node_owner="acme"), done(2, node_id=foreign, node_owner="admin"))
@@ -254,7 +254,7 @@ async def test_totals_from_the_sums_are_those_of_the_rows(api: Api) -> None:
 
 
 async def page_of(api: Api, wanted: JobFilter) -> tuple[list[Any], int]:
-    """The first five of what is looked for, and how many there are."""
+    """Return the first five jobs of a filter, and the number of all of them."""
     return await api.service.job_search.list_page(
         wanted, sort_by=SortBy.CREATED_AT, sort_order=SortOrder.DESCENDING, offset=0, limit=5, shows_consumer=False
     )
@@ -297,7 +297,7 @@ async def test_what_is_older_than_an_hour_counts_for_the_life_alone(api: Api) ->
     assert await figures(api, node) == (3, 250.25, 0.0)
 
 
-async def test_health_is_answered_from_memory_while_the_database_is_away(api: Api) -> None:
+async def test_health_comes_from_memory_while_the_database_is_unavailable(api: Api) -> None:
     """With what was last known of a node, or with null, never with 0."""
     node, never_asked = await api.register("node"), await api.register("other")
     await write(api, done(1, node_id=node))
@@ -311,7 +311,7 @@ async def test_health_is_answered_from_memory_while_the_database_is_away(api: Ap
     assert await figures(api, never_asked) == (0, None, None)
 
 
-async def test_a_database_that_does_not_answer_holds_health_up_once(api: Api) -> None:
+async def test_a_database_that_hangs_delays_health_once(api: Api) -> None:
     """For a second; the next requests get their response at once."""
     node = await api.register()
     locker = await connect(api.service.database.url)
@@ -365,7 +365,7 @@ async def mark_lost(api: Api) -> None:
 
 
 async def test_the_jobs_of_a_replica_that_died_are_lost(api: Api) -> None:
-    """A minute after it was last heard, and at once when nothing is known of it any more; a live one's run on."""
+    """A minute after it was last seen, or at once when it is unknown; jobs of a live replica go on."""
     alive, dead, forgotten = await add_lease(api), await add_lease(api), str(uuid4())
     jobs = {replica: await running_on(api, replica) for replica in (alive, dead, forgotten)}
     own, young = new_job(started_at=datetime.now(UTC) - timedelta(hours=1)), await running_on(api, dead, seconds_ago=40)

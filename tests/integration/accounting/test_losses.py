@@ -1,4 +1,4 @@
-"""The loss ledger: each failed request has one cause and one side, and with what was served they are all attempts."""
+"""The loss ledger: each failed request has one cause and one responsible party; with completed ones they add up."""
 
 from __future__ import annotations
 

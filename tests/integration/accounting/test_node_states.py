@@ -1,4 +1,4 @@
-"""The states that nodes were in: written once by whichever replica sees them, and read as uptime."""
+"""States of nodes: the first replica that sees a change writes it once, and uptime is computed from them."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ async def test_a_state_that_lasts_less_than_five_seconds_is_none(api: Api) -> No
     assert [state for state, _ in await written(api, node_id)] == ["healthy"]
 
 
-async def test_old_states_go_but_for_the_one_that_held_when_what_is_kept_began(api: Api) -> None:
+async def test_old_states_are_deleted_except_the_one_at_the_start_of_the_kept_time(api: Api) -> None:
     node_id = await api.register()
     for days, state in ((100, "healthy"), (95, "unhealthy"), (91, "healthy"), (10, "unhealthy")):
         await run_sql(

@@ -1,4 +1,4 @@
-"""Lines come of jobs alone, whoever writes these, and none of them is added, forged or lost."""
+"""Payout lines come from jobs alone, whichever replica writes these; none can be added, forged or lost."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ async def test_nothing_is_added_to_what_is_closed(api: Api) -> None:
 
 
 async def test_a_job_that_was_billed_keeps_its_price(api: Api) -> None:
-    """The ledger never tries; whoever does in SQL is refused."""
+    """The ledger never tries; SQL that does is refused."""
     await run_sql(api, _JOB)
     for change in ("price_usd = 9", "price_usd = NULL", "outcome = 'lost'", "node_owner = 'me'", "started_at = now()"):
         with pytest.raises(asyncpg.IntegrityConstraintViolationError, match="does not change"):

@@ -1,4 +1,4 @@
-"""Splits add up to the price, to the last decimal; every job that was not completed has one cause and one side."""
+"""Splits add up to the price, to the last decimal; every job that was not completed has one cause and one responsible party."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_terms_that_are_not_whole_say_so(terms: Terms) -> None:
     st.sampled_from([Outcome.FAILED, Outcome.REJECTED, Outcome.CANCELLED, Outcome.LOST]),
     st.one_of(st.none(), st.text(), st.sampled_from([*FaultKind, *CutReason, "http_500", "internal"])),
 )
-def test_whatever_ended_a_job_has_one_cause_and_one_side(outcome: Outcome, reason: str | None) -> None:
+def test_whatever_ended_a_job_has_one_cause_and_one_responsible_party(outcome: Outcome, reason: str | None) -> None:
     """Also a reason that only a newer version knows."""
     found = cause_of(outcome, reason)
     assert found.name
@@ -90,7 +90,7 @@ def test_whatever_ended_a_job_has_one_cause_and_one_side(outcome: Outcome, reaso
         (Outcome.LOST, None, "replica_lost", ResponsibleParty.US),
     ],
 )
-def test_blame_is_as_documented(outcome: Outcome, reason: str | None, cause: str, side: ResponsibleParty) -> None:
+def test_causes_are_as_documented(outcome: Outcome, reason: str | None, cause: str, side: ResponsibleParty) -> None:
     assert cause_of(outcome, reason) == (cause, side)
 
 
@@ -108,7 +108,7 @@ def test_blame_is_as_documented(outcome: Outcome, reason: str | None, cause: str
         (ResponsibleParty.CLIENT, ("unauthorized", "forbidden", "body_too_slow"), False),
     ],
 )
-def test_blame_for_a_refusal_is_as_documented(
+def test_causes_of_refusals_are_as_documented(
     side: ResponsibleParty, causes: tuple[str, ...], is_in_order: bool
 ) -> None:
     for cause in causes:
@@ -117,12 +117,12 @@ def test_blame_for_a_refusal_is_as_documented(
 
 
 def test_no_shortage_is_left_out() -> None:
-    """Only what the request asked for itself is its client's fault."""
+    """The client is responsible only for what its request asked for."""
     of_clients = {shortage for shortage in Shortage if cause_of_refusal(shortage).party is ResponsibleParty.CLIENT}
     assert of_clients == {Shortage.NO_NODE_SUITS}
 
 
-def test_an_estimate_takes_known_tokens_in_and_typical_ones_out_and_leaves_out_what_was_billed() -> None:
+def test_an_estimate_uses_known_tokens_in_and_average_tokens_out_minus_what_was_billed() -> None:
     typical = BilledTotals(jobs=10, tokens_in=1000, tokens_out=3000, gross_usd=Decimal("0.4"))  # 0.0001 a token
     assert estimate(UnfinishedJobs(2, 0, 0, Decimal(0)), typical) == Decimal("0.08")
     assert estimate(UnfinishedJobs(2, 1, 500, Decimal(0)), typical) == Decimal("0.12")

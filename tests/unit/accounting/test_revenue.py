@@ -1,4 +1,4 @@
-"""Splits add up to the price, to the last decimal; every job that was not completed has one cause and one responsible party."""
+"""Splits add up exactly to the price; every job that was not completed has one cause and one responsible party."""
 
 from __future__ import annotations
 

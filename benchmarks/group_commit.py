@@ -89,7 +89,7 @@ async def _single(url: str, connections: int) -> Any:
 async def _grouped(url: str) -> Any:
     fleet = Fleet()
     gauges = GaugeRecorder(url, fleet, replica_id=str(uuid4()))
-    writer = HeartbeatWriter(url, fleet, DatabaseClock(), own=OwnHeartbeats(), on_commit=gauges.note)
+    writer = HeartbeatWriter(url, fleet, DatabaseClock(), own=OwnHeartbeats(), on_commit=gauges.record)
     task = asyncio.create_task(writer.run())
     yield writer.write
     task.cancel()

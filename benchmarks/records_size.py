@@ -87,7 +87,7 @@ def _time_notes() -> None:
 def _time_round(gauges: GaugeRecorder, beats: list[Heartbeat], at: datetime) -> float:
     began = time.perf_counter()
     for beat in beats:
-        gauges.note(beat, at)
+        gauges.record(beat, at)
     return time.perf_counter() - began
 
 

@@ -17,8 +17,8 @@ from lucid_compute.server.wiring import build_replica
 from tests.factories import GUIDE_PASSPORT
 from tests.postgres import ADMIN_KEY as ADMIN_KEY
 
-Adjust = Callable[[Replica], None]
-"""Changes the bounds of a replica's parts before it runs."""
+Adjust = Callable[[Replica], Replica | None]
+"""Changes bounds of a replica's parts before it runs, or returns another replica in its place."""
 
 _routes: list[BaseRoute] = []
 
@@ -94,8 +94,7 @@ async def open_api(database_url: str, settings: Settings, adjust: Adjust = leave
 
     def build(*arguments: Any) -> Replica:
         replica = build_replica(*arguments)
-        adjust(replica)
-        return replica
+        return adjust(replica) or replica
 
     app = create_app(settings, database_url, build=build)
     _share_routes(app.fastapi.router)

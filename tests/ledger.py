@@ -1,4 +1,4 @@
-"""Jobs for tests, a ledger that runs, and the one check of it: rows and sums agree with what was told."""
+"""Jobs for tests, a running ledger, and its check: rows and sums agree with the jobs that were given to it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from decimal import ROUND_FLOOR, Context, Decimal
 from typing import Any, NamedTuple
 from uuid import uuid4
 
+import asyncpg
 import pytest
 
 from lucid_compute.accounting.jobs import Job, Outcome
@@ -22,6 +23,7 @@ from lucid_compute.accounting.measured import BUCKETS, FIRST_MS, GROWTH
 from lucid_compute.accounting.payouts.revenue import Terms
 from lucid_compute.accounting.rollup_columns import ALL_NODES, JOB_COLUMNS, NARROW, UPSTREAM, Width, owner_scope
 from lucid_compute.postgres.database import connect
+from lucid_compute.postgres.dedicated_connection import DedicatedConnection, Purpose
 from lucid_compute.registry.domain.prices import EXACT, total
 
 MODEL_ID = str(uuid4())
@@ -41,8 +43,25 @@ AWKWARD = [
 ]
 
 
+class LosesReplies(DedicatedConnection):
+    """A connection that breaks after each of the first commits, before the writer has their reply."""
+
+    def __init__(self, url: str, purpose: Purpose, *, losses: int) -> None:
+        super().__init__(url, purpose)
+        self.losses = losses
+
+    @asynccontextmanager
+    async def within(self, seconds: float | None) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
+        """Yield the connection; raise after the block has committed."""
+        async with super().within(seconds) as connection:
+            yield connection
+        if self.losses:
+            self.losses -= 1
+            raise ConnectionResetError
+
+
 def new_job(**changes: Any) -> Job:
-    """A job that was just dispatched, with `changes`."""
+    """Return a job that was just dispatched, with `changes`."""
     fields: dict[str, Any] = {
         "id": str(uuid4()),
         "attempt": 1,
@@ -60,7 +79,7 @@ def new_job(**changes: Any) -> Job:
 
 
 def ended(job: Job, outcome: Outcome = Outcome.COMPLETED, **changes: Any) -> Job:
-    """The job as it ended; what it cost and took is filled in."""
+    """Return the job as it ended, with its tokens, price and durations."""
     job.outcome = outcome
     job.status = 200
     job.first_byte_ms, job.latency_ms = 12.5, 250.25
@@ -71,7 +90,7 @@ def ended(job: Job, outcome: Outcome = Outcome.COMPLETED, **changes: Any) -> Job
 
 
 def random_job(chance: random.Random, nodes: list[str | None]) -> Job:
-    """A job of any kind that ended, on one of the nodes, within the last few minutes."""
+    """Return a job with any outcome on one of the nodes, from the last few minutes."""
     node = chance.choice(nodes)
     job = new_job(
         node_id=node,
@@ -94,8 +113,8 @@ def random_job(chance: random.Random, nodes: list[str | None]) -> Job:
 
 @asynccontextmanager
 async def ledger_on(url: str, **options: Any) -> AsyncIterator[JobLedger]:
-    """A ledger whose task runs; it has written everything, or given up, when the block has ended."""
-    ledger = JobLedger(url, **{"replica_id": str(uuid4()), **options})
+    """Run a ledger. At the end of the block it has written everything, or given up after a minute."""
+    ledger = JobLedger(url, **{"replica_id": str(uuid4()), "flush_seconds": 60.0, **options})
     task = asyncio.create_task(ledger.run())
     await asyncio.sleep(0)  # it has begun: a task that is cancelled before writes nothing
     try:
@@ -106,9 +125,9 @@ async def ledger_on(url: str, **options: Any) -> AsyncIterator[JobLedger]:
 
 
 async def all_written(*ledgers: JobLedger, deadline_seconds: float = 60.0) -> None:
-    """Wait until nothing waits any more."""
+    """Wait until the ledgers have committed everything."""
     async with asyncio.timeout(deadline_seconds):
-        while any(ledger.waiting for ledger in ledgers):  # noqa: ASYNC110 - the ledger tells nobody
+        while any(ledger.waiting for ledger in ledgers):  # noqa: ASYNC110 - the ledger has no event for it
             await asyncio.sleep(0.005)
 
 
@@ -121,9 +140,9 @@ async def read(url: str, statement: str, *arguments: Any) -> list[Any]:
         await connection.close()
 
 
-async def expect(url: str, told: Iterable[Job]) -> None:
-    """Fail unless the rows are exactly what was told, and the sums exactly those of the rows."""
-    jobs = {(job.id, job.attempt): job for job in told}
+async def expect(url: str, expected: Iterable[Job]) -> None:
+    """Fail unless the rows are exactly the expected jobs, and the sums exactly those of the rows."""
+    jobs = {(job.id, job.attempt): job for job in expected}
     rows = {(str(row["id"]), row["attempt"]): row for row in await read(url, "SELECT * FROM jobs")}
     assert rows.keys() == jobs.keys()
     for key, job in jobs.items():
@@ -151,33 +170,33 @@ async def expect_sums(url: str) -> None:
     # a node has one owner; these tests give it several
     counted = [(row[0], *row[2:]) for row in await read(url, totals)]
     assert [(row[0], *row[2:]) for row in await read(url, held)] == counted
-    await expect_records(url)
+    await expect_rollups(url)
     await expect_payouts(url)
 
 
 async def expect_payouts(url: str) -> None:
     """Fail unless each line of the payouts, closed or not, is exactly the sum of its jobs."""
-    told: dict[Any, list[Any]] = {}
+    by_jobs: dict[Any, list[Any]] = {}
     terms = [tuple(row) for row in await read(url, "SELECT * FROM payout_terms ORDER BY since")]
     for row in await read(url, f"{ENDED_ROWS} AND price_usd IS NOT NULL AND node_id IS NOT NULL"):
         shares = split(row["price_usd"], Terms(*max(term for term in terms if term[0] <= row["started_at"])[1:]))
-        told.setdefault((row["node_id"], row["started_at"].date(), row["model_id"], row["node_owner"]), []).append(
+        by_jobs.setdefault((row["node_id"], row["started_at"].date(), row["model_id"], row["node_owner"]), []).append(
             (1, row["tokens_in"] or 0, row["tokens_out"] or 0, row["price_usd"], shares.model_owner, shares.protocol)
         )
     names = "node_id, day, model_id, node_owner, jobs, tokens_in, tokens_out, gross_usd, model_owner_usd, protocol_usd"
-    held: dict[Any, list[Any]] = {}
+    stored: dict[Any, list[Any]] = {}
     for row in await read(url, f"SELECT {names} FROM payout_open UNION ALL SELECT {names} FROM payout_lines"):
-        held.setdefault(tuple(row)[:4], []).append(tuple(row)[4:])
+        stored.setdefault(tuple(row)[:4], []).append(tuple(row)[4:])
     summed = [
         {key: [total(map(Decimal, column)) for column in zip(*rows, strict=True)] for key, rows in each.items()}
-        for each in (told, held)
+        for each in (by_jobs, stored)
     ]
     assert summed[0] == summed[1]
 
 
-async def expect_records(url: str) -> None:
-    """Fail unless the records of minutes, open or not, are exactly the sums of the jobs by their node and model."""
-    told = {key: sums_of(rows) for key, rows in _by_minute(await read(url, ENDED_ROWS)).items()}
+async def expect_rollups(url: str) -> None:
+    """Fail unless the rollups of minutes, open or not, are exactly the sums of the jobs by node and model."""
+    expected = {key: sums_of(rows) for key, rows in _by_minute(await read(url, ENDED_ROWS)).items()}
     columns = ", ".join(_COLUMNS)
     parts = await read(
         url,
@@ -187,10 +206,10 @@ async def expect_records(url: str) -> None:
         f"(SELECT {owner_scope('coalesce(node_owner, $1)')} FROM jobs)",
         "",
     )
-    held: dict[Any, dict[str, Any]] = {}
+    stored: dict[Any, dict[str, Any]] = {}
     for part in parts:
-        add_record(held.setdefault(tuple(part)[:3], {}), part)
-    assert held == told
+        add_rollup(stored.setdefault(tuple(part)[:3], {}), part)
+    assert stored == expected
 
 
 ENDED_ROWS = "SELECT * FROM jobs WHERE outcome NOT IN ('running', 'lost')"
@@ -206,7 +225,7 @@ def _by_minute(rows: Iterable[Any]) -> dict[Any, list[Any]]:
 
 
 def sums_of(rows: Iterable[Any]) -> dict[str, Any]:
-    """What the record of these jobs has to be, counted one by one; a histogram by bucket, faults by name."""
+    """Return the rollup that these jobs must have, counted one by one; a histogram by bucket, faults by name."""
     record: dict[str, Any] = {}
     for row in rows:
         is_completed = row["outcome"] == "completed"
@@ -221,7 +240,7 @@ def sums_of(rows: Iterable[Any]) -> dict[str, Any]:
                 spread.append((kind * BUCKETS + bucket_of(milliseconds)) << NARROW.bits | 1)
         part["spread"] = spread or None
         part["faults"] = None if is_completed else json.dumps({f"{row['outcome']}:{_reason(row)}": 1})
-        add_record(record, part)
+        add_rollup(record, part)
     return record
 
 
@@ -229,8 +248,8 @@ def _reason(row: Any) -> str:
     return "unknown" if row["reason"] is None else str(row["reason"])
 
 
-def add_record(held: dict[str, Any], part: Any, width: Width = NARROW) -> None:
-    """Add one record to another, in plain Python; null gives way."""
+def add_rollup(held: dict[str, Any], part: Any, width: Width = NARROW) -> None:
+    """Add one rollup to another, in plain Python; a known value replaces null."""
     for name in _COLUMNS:
         value = part[name]
         if value is None:
@@ -246,7 +265,7 @@ def add_record(held: dict[str, Any], part: Any, width: Width = NARROW) -> None:
 
 
 def bucket_of(duration_ms: float) -> int:
-    """The bucket that a duration belongs to, in plain Python."""
+    """Return the bucket that a duration belongs to, in plain Python."""
     if duration_ms <= FIRST_MS:
         return 0
     return min(math.ceil(math.log(duration_ms / FIRST_MS) / math.log(GROWTH)), BUCKETS - 1)
@@ -261,7 +280,7 @@ class Shares(NamedTuple):
 
 
 def split(price: Decimal, terms: Terms, *, has_model_owner: bool = True) -> Shares:
-    """Who gets what of a price, in plain Python; without an owner of the model its part is the provider's."""
+    """Return the parts of a price, in plain Python; the part of a model without an owner is the provider's."""
     model_owner = _share(price, terms.model_owner_bps) if has_model_owner else Decimal(0)
     protocol = _share(price, terms.protocol_bps)
     return Shares(EXACT.subtract(price, EXACT.add(model_owner, protocol)), model_owner, protocol)

@@ -1,4 +1,4 @@
-"""The reconciliation of the records: minutes, hours and days against the ledger's rows, counted one by one."""
+"""The reconciliation of rollups: minutes, hours and days against the ledger's rows, counted one by one."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from datetime import datetime
 from typing import Any
 
 from lucid_compute.accounting.rollup_columns import ALL_NODES, NARROW, UPSTREAM, WIDE, owner_scope
-from tests.ledger import ENDED_ROWS, add_record, read, sums_of
+from tests.ledger import ENDED_ROWS, add_rollup, read, sums_of
 
 
 async def expect_tiers(url: str) -> None:
-    """Fail unless minutes, hours and days, each with what is open, are what the ledger says: of nodes, owners, all."""
+    """Fail unless minutes, hours and days, each with open rollups, equal the ledger's rows."""
     rows = await read(url, ENDED_ROWS)
     owners = await _scopes_of(url, {row["node_owner"] for row in rows if row["node_owner"]})
     marks = (await read(url, "SELECT * FROM record_marks"))[0]
@@ -21,24 +21,24 @@ async def expect_tiers(url: str) -> None:
         ("hours", "hour", WIDE, marks["hours_until"]),
         ("days", "day", WIDE, marks["days_until"]),
     ):
-        told: dict[Any, list[Any]] = {}
+        expected: dict[Any, list[Any]] = {}
         for row in rows:
             bucket = _floor(row["started_at"], span)
             if until is None or bucket < until:
                 for scope, model in _keys(row, owners):
-                    told.setdefault((bucket, scope, model), []).append(row)
-        held: dict[Any, Any] = {}
+                    expected.setdefault((bucket, scope, model), []).append(row)
+        stored: dict[Any, Any] = {}
         for row in await read(url, f"SELECT * FROM job_{tier}"):
             key = (row["bucket"], str(row["scope_id"]), str(row["model_id"]))
-            add_record(held.setdefault(key, {}), row, width)
+            add_rollup(stored.setdefault(key, {}), row, width)
         for row in still_open:
             bucket = _floor(row["bucket"], span)
             if until is None or bucket < until:
                 for scope, model in _keys(row, owners):
-                    add_record(held.setdefault((bucket, scope, model), {}), row)
-        assert held.keys() == told.keys(), tier
-        for key, jobs in told.items():
-            assert held[key] == sums_of(jobs), (tier, key)
+                    add_rollup(stored.setdefault((bucket, scope, model), {}), row)
+        assert stored.keys() == expected.keys(), tier
+        for key, jobs in expected.items():
+            assert stored[key] == sums_of(jobs), (tier, key)
 
 
 def _keys(row: Any, owners: dict[str, str]) -> Iterable[tuple[str, str]]:
@@ -56,5 +56,5 @@ def _floor(instant: datetime, span: str) -> datetime:
 
 
 async def _scopes_of(url: str, owners: Iterable[str]) -> dict[str, str]:
-    """The scope of each owner."""
+    """Return the scope of each owner."""
     return {owner: str((await read(url, f"SELECT {owner_scope('$1::text')}", owner))[0][0]) for owner in owners}

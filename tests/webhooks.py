@@ -1,19 +1,40 @@
-"""Webhooks below a test: a receiver on a real socket, and a fleet whose nodes fall silent and come back at will."""
+"""Webhooks for tests: a replica that waits for nothing long, and nodes that become silent and come back on request."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from lucid_compute.egress.policy import EgressPolicy
 from lucid_compute.registry.domain.node_state import Receipt
-from lucid_compute.webhooks.rules import verify
-from tests.api import Api
+from lucid_compute.registry.keys.rate_limits import ProbeRate
+from lucid_compute.server.replica import Replica
+from lucid_compute.webhooks.rules import WebhookLimits, verify
+from lucid_compute.webhooks.sender import build_webhooks
+from tests.api import Adjust, Api, without_sweeps
 from tests.fault_node import FaultNode, Request
+
+QUICK = WebhookLimits(poll_seconds=0.02, first_retry_seconds=0.05)
+
+
+def with_limits(limits: WebhookLimits = QUICK) -> Adjust:
+    """Return what gives a replica's webhooks these limits, and leaves sweeps to the test."""
+
+    def adjust(replica: Replica) -> Replica:
+        without_sweeps(replica)
+        settings = replica.settings
+        policy = EgressPolicy(allow_loopback=settings.is_bound_to_loopback, allowed=settings.egress_allow)
+        spend, own_endpoints = ProbeRate(replica.fleet.replicas).spend, replica.gateway.own_endpoints
+        parts = build_webhooks(replica.database, policy, replica.clock, own_endpoints, spend, limits=limits)
+        return replace(replica, webhooks=parts)
+
+    return adjust
 
 
 async def make_webhook(api: Api, url: str, **fields: Any) -> dict[str, Any]:
-    """Make a webhook; return it with its secret."""
+    """Create a webhook; return it with its secret."""
     made = await api.http.post("/webhooks", json={"url": url, **fields})
     assert made.status_code == 201, made.text
     webhook: dict[str, Any] = made.json()
@@ -21,14 +42,14 @@ async def make_webhook(api: Api, url: str, **fields: Any) -> dict[str, Any]:
 
 
 async def find_webhook(api: Api, webhook_id: str) -> dict[str, Any]:
-    """The webhook as its list shows it."""
+    """Return the webhook as its list shows it."""
     listed = (await api.http.get("/webhooks", params={"perPage": 100})).json()["webhooks"]
     found: dict[str, Any] = next(webhook for webhook in listed if webhook["id"] == webhook_id)
     return found
 
 
 async def deliveries_of(api: Api, webhook_id: str) -> list[dict[str, Any]]:
-    """What the webhook was told or waits for, oldest first."""
+    """Return the webhook's deliveries, sent or waiting, oldest first."""
     answer = await api.http.get(f"/webhooks/{webhook_id}/deliveries", params={"perPage": 100, "sortOrder": "asc"})
     assert answer.status_code == 200, answer.text
     found: list[dict[str, Any]] = answer.json()["deliveries"]
@@ -46,13 +67,13 @@ async def say(api: Api, node_id: str, *, seconds_ago: float) -> None:
 
 
 async def sweep(api: Api) -> None:
-    """Sweep once, and wait for the feed to bring what was recorded."""
+    """Sweep once, and wait until the feed has applied what was recorded."""
     await api.service.sweep.record(await api.service.sweep.find_transitions())
     await api.service.feed.catch_up()
 
 
 async def make_node(api: Api, name: str = "my-gpu-node") -> str:
-    """Register a node that is healthy, and told of; return its id."""
+    """Register a node that is healthy, with its event; return its id."""
     node_id = await api.register(name)
     await api.beat(node_id)
     await sweep(api)
@@ -60,7 +81,7 @@ async def make_node(api: Api, name: str = "my-gpu-node") -> str:
 
 
 def read(request: Request, secret: str) -> dict[str, Any]:
-    """The event that a receiver got, its signature checked."""
+    """Check the signature of a received request and return its event."""
     verify(secret, request.body, request.headers["lucid-signature"], datetime.now(UTC))
     event: dict[str, Any] = json.loads(request.body)
     assert request.headers["lucid-event"] == event["type"]
@@ -69,5 +90,5 @@ def read(request: Request, secret: str) -> dict[str, Any]:
 
 
 def types_at(receiver: FaultNode) -> list[str]:
-    """The types of the events that came, in their order."""
+    """Return the types of the received events, in their order."""
     return [request.headers["lucid-event"] for request in receiver.requests]

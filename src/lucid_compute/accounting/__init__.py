@@ -1,1 +1,1 @@
-"""Accounting: the job ledger, rollups over time, and what is built on them: metrics, overview, payouts."""
+"""Accounting: the job ledger, rollups by minute, hour and day, and what reads them: metrics, overview, payouts."""

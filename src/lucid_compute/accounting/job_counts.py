@@ -1,9 +1,9 @@
-"""Counts jobs exactly, however many there are: by sums where they tell, else by the rows of a few hours at most.
+"""Counts jobs exactly, however many there are: from sums where possible, else from the rows of a few hours at most.
 
-Life-long sums (`job_totals`) know of nodes and outcomes. Of spans of time and of models the records know: whole days,
-then whole hours and minutes of what is not added up yet (docs/adr/0012-records.md). What lies between a bound and the
-next whole record is counted row by row. Rows that are removed are older than all that stay: nothing before
-the oldest row is counted.
+`job_totals` has the sums of all time by node and outcome. For spans of time and models, rollups are added: whole days,
+then whole hours and minutes that are in no day yet (docs/adr/0012-records.md). Jobs between a bound of the span and the
+next whole rollup are counted row by row. Removed rows are older than all others, so nothing before the oldest row is
+counted.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from lucid_compute.accounting.rollup_reader import Tier
 from lucid_compute.accounting.timeline import EPOCH
 from lucid_compute.postgres.tables import JOB_IS_FAULT, job_removals, job_totals, jobs
 
-# Literals, as in the indexes that hold only such rows.
+# Literals, as in the partial indexes: else Postgres would not use these.
 IS_OPEN: ColumnElement[bool] = literal_column("(outcome IN ('running', 'lost'))", Boolean)
 _IS_FAULT: ColumnElement[bool] = literal_column(f"({JOB_IS_FAULT})", Boolean)
 UNFINISHED = (Outcome.RUNNING, Outcome.LOST)
@@ -46,7 +46,7 @@ UNFINISHED = (Outcome.RUNNING, Outcome.LOST)
 
 @dataclass(frozen=True, slots=True)
 class JobFilter:
-    """What is looked for; None looks for anything. From `since` on, before `until`; models by ids, perhaps none."""
+    """Which jobs to list or count; None sets no condition. `since` is included, `until` is not."""
 
     owner: str | None = None
     node_id: str | None = None
@@ -57,7 +57,7 @@ class JobFilter:
 
     @property
     def is_summed(self) -> bool:
-        """Return whether the sums tell how many there are, without counting rows."""
+        """Return whether `job_totals` has the number, so that no rows need to be counted."""
         return (self.model_ids, self.since, self.until) == (None, None, None)
 
     def condition(self) -> ColumnElement[bool]:
@@ -78,7 +78,7 @@ class JobFilter:
         return and_(*conditions)
 
     def scope(self, columns: Any) -> ColumnElement[bool]:
-        """Return the WHERE clause over `jobs` or `job_totals` that says whose they are."""
+        """Return the WHERE clause over `jobs` or `job_totals` for the owner and the node."""
         conditions: list[ColumnElement[bool]] = [true()]
         if self.owner is not None:
             conditions.append(columns.node_owner == self.owner)
@@ -95,38 +95,38 @@ _KEPT = text("""
 """)
 
 
-class Piece(NamedTuple):
-    """A span of time, without `until`, that records of one length tell whole; `tier` None: that rows tell."""
+class SpanPiece(NamedTuple):
+    """A span of time up to `until` that whole rollups of one tier cover; with `tier` None its rows are counted."""
 
     tier: Tier | None
     since: datetime
     until: datetime
 
 
-async def count_jobs(connection: AsyncConnection, wanted: JobFilter) -> int:
-    """Return how many there are, in one statement: a job that is moved meanwhile counts once."""
-    if wanted.is_summed:
-        parts = list(_life_long_sums(wanted))
-    elif wanted.outcome in UNFINISHED:
-        parts = [_rows(wanted)]
+async def count_jobs(connection: AsyncConnection, job_filter: JobFilter) -> int:
+    """Return the number of jobs, by one statement, so that a job that is moved meanwhile counts once."""
+    if job_filter.is_summed:
+        parts = list(_all_time_sums(job_filter))
+    elif job_filter.outcome in UNFINISHED:
+        parts = [_rows(job_filter)]
     else:
         oldest, first_day, days_until, hours_until = (await connection.execute(_KEPT)).one()
         if oldest is None:
             return 0
-        since, until = max(wanted.since or oldest, oldest), wanted.until or _FOREVER
+        since, until = max(job_filter.since or oldest, oldest), job_filter.until or _FOREVER
         pieces = split_span(since, until, first_day=first_day, days_until=days_until, hours_until=hours_until)
-        parts = [part for piece in pieces for part in _parts_of(piece, wanted)]
+        parts = [part for piece in pieces for part in _parts_of(piece, job_filter)]
     return int(await connection.scalar(select(reduce(add, parts))) or 0) if parts else 0
 
 
 def split_span(
     since: datetime, until: datetime, *, first_day: datetime | None, days_until: datetime, hours_until: datetime
-) -> list[Piece]:
-    """Return a span as pieces in order: days are read up to `days_until`, hours up to `hours_until`, then minutes.
+) -> list[SpanPiece]:
+    """Split a span into pieces in order: days up to `days_until`, hours up to `hours_until`, then minutes.
 
-    So nothing is read that may be kept no longer, but for days before `first_day`.
+    So no rollup is read that may be deleted already; days begin at `first_day`.
     """
-    found, cursor = [], since
+    pieces, cursor = [], since
     for tier, first, last in (
         (Tier.DAYS, first_day or days_until, days_until),
         (Tier.HOURS, days_until, hours_until),
@@ -135,12 +135,12 @@ def split_span(
         begin, end = _ceil(max(first, cursor), tier.length), _floor(min(last, until), tier.length)
         if begin < end:
             if cursor < begin:
-                found.append(Piece(None, cursor, begin))
-            found.append(Piece(tier, begin, end))
+                pieces.append(SpanPiece(None, cursor, begin))
+            pieces.append(SpanPiece(tier, begin, end))
             cursor = end
     if cursor < until:
-        found.append(Piece(None, cursor, until))
-    return found
+        pieces.append(SpanPiece(None, cursor, until))
+    return pieces
 
 
 def _floor(instant: datetime, length: timedelta) -> datetime:
@@ -151,79 +151,81 @@ def _ceil(instant: datetime, length: timedelta) -> datetime:
     return EPOCH - (EPOCH - instant) // length * length
 
 
-def _parts_of(piece: Piece, wanted: JobFilter) -> Iterator[ScalarSelect[Any]]:
-    """Yield the counts that a piece is made of: its records, what is not moved yet, and what is in no record."""
-    rows = _rows_between(wanted, piece)
+def _parts_of(piece: SpanPiece, job_filter: JobFilter) -> Iterator[ScalarSelect[Any]]:
+    """Yield the counts that add up to a piece: rollups, jobs that are not moved yet, and jobs that have not ended."""
+    rows = _rows_between(job_filter, piece)
     if piece.tier is None:
         yield rows.scalar_subquery()
         return
-    if wanted.outcome is None:
+    if job_filter.outcome is None:
         yield rows.where(IS_OPEN).scalar_subquery()
-    values: dict[str, Any] = {"owner": wanted.owner, "node": wanted.node_id, "models": wanted.model_ids}
+    values: dict[str, Any] = {"owner": job_filter.owner, "node": job_filter.node_id, "models": job_filter.model_ids}
     values |= {"since": piece.since, "until": piece.until}
-    for statement in (_records_sql(piece.tier, wanted), _open_sql(wanted)):
+    for statement in (_rollups_sql(piece.tier, job_filter), _open_sql(job_filter)):
         used: list[BindParameter[Any]] = [
             bindparam(name, value, unique=True) for name, value in values.items() if f":{name} " in statement
         ]
         yield text(statement).bindparams(*used).columns(n=BigInteger).scalar_subquery()
 
 
-def _records_sql(tier: Tier, wanted: JobFilter) -> str:
-    """Return the statement that counts by records; each is looked up by its key, as `record_read_sql` does."""
+def _rollups_sql(tier: Tier, job_filter: JobFilter) -> str:
+    """Return the statement that counts by rollups; each is looked up by its key, as in `rollup_reader`."""
     table = f"job_{tier.value}"
-    if wanted.node_id is not None:
+    if job_filter.node_id is not None:
         scope = "CAST(:node AS uuid)"
     else:
-        scope = f"'{ALL_NODES}'::uuid" if wanted.owner is None else owner_scope("CAST(:owner AS text)")
-    if wanted.model_ids is not None:
+        scope = f"'{ALL_NODES}'::uuid" if job_filter.owner is None else owner_scope("CAST(:owner AS text)")
+    if job_filter.model_ids is not None:
         model = "AND model_id = ANY(CAST(:models AS uuid[]))"
     else:
-        model = "" if wanted.node_id is not None else f"AND model_id = '{UPSTREAM}'"
+        model = "" if job_filter.node_id is not None else f"AND model_id = '{UPSTREAM}'"
     last = f"(SELECT max(bucket) FROM {table} WHERE bucket < CAST(:until AS timestamptz))"
     return f"""
         SELECT coalesce(sum(r.n), 0)::int8 AS n
         FROM generate_series(CAST(:since AS timestamptz), {last}, interval '1 {tier.value}') AS at, LATERAL (
-            SELECT {_ended(wanted)} AS n FROM {table} WHERE bucket = at AND scope_id = {scope} {model} OFFSET 0
+            SELECT {_ended(job_filter)} AS n FROM {table} WHERE bucket = at AND scope_id = {scope} {model} OFFSET 0
         ) r
     """
 
 
-def _open_sql(wanted: JobFilter) -> str:
-    """Return the statement that counts what the ledger has added since records were moved."""
+def _open_sql(job_filter: JobFilter) -> str:
+    """Return the statement that counts the jobs that are not moved to rollups yet."""
     conditions = ["bucket >= CAST(:since AS timestamptz)", "bucket < CAST(:until AS timestamptz)"]
-    if wanted.node_id is not None:
+    if job_filter.node_id is not None:
         conditions.append("node_id = CAST(:node AS uuid)")
-    if wanted.owner is not None:
+    if job_filter.owner is not None:
         conditions.append(f"node_owner = CAST(:owner AS text) AND node_id <> '{UPSTREAM}'")
-    if wanted.model_ids is not None:
+    if job_filter.model_ids is not None:
         conditions.append("model_id = ANY(CAST(:models AS uuid[]))")
-    return f"SELECT coalesce(sum({_ended(wanted)}), 0)::int8 AS n FROM job_open WHERE {' AND '.join(conditions)}"
+    return f"SELECT coalesce(sum({_ended(job_filter)}), 0)::int8 AS n FROM job_open WHERE {' AND '.join(conditions)}"
 
 
-def _ended(wanted: JobFilter) -> str:
-    return " + ".join(outcome.value for outcome in _SUMMED if wanted.outcome in {None, outcome})
+def _ended(job_filter: JobFilter) -> str:
+    return " + ".join(outcome.value for outcome in _SUMMED if job_filter.outcome in {None, outcome})
 
 
-def _rows_between(wanted: JobFilter, piece: Piece) -> Select[int]:
-    span = JobFilter(wanted.owner, wanted.node_id, wanted.outcome, wanted.model_ids, piece.since, piece.until)
+def _rows_between(job_filter: JobFilter, piece: SpanPiece) -> Select[int]:
+    span = JobFilter(
+        job_filter.owner, job_filter.node_id, job_filter.outcome, job_filter.model_ids, piece.since, piece.until
+    )
     return select(func.count()).select_from(jobs).where(span.condition())
 
 
-def _rows(wanted: JobFilter) -> ScalarSelect[Any]:
-    return select(func.count()).select_from(jobs).where(wanted.condition()).scalar_subquery()
+def _rows(job_filter: JobFilter) -> ScalarSelect[Any]:
+    return select(func.count()).select_from(jobs).where(job_filter.condition()).scalar_subquery()
 
 
-def _life_long_sums(wanted: JobFilter) -> Iterator[ScalarSelect[Any]]:
-    """Yield the sums of nodes' jobs that ended, less what was removed, and the numbers of those that are in no sum.
+def _all_time_sums(job_filter: JobFilter) -> Iterator[ScalarSelect[Any]]:
+    """Yield the sums of nodes' ended jobs, minus the removed ones, and the numbers of jobs that are in no sum.
 
-    Those run or are lost, or were on no node.
+    Jobs that run, are lost, or ran on no node are in no sum.
     """
-    is_everyones = wanted.owner is None and wanted.node_id is None
-    rows = select(func.count()).select_from(jobs).where(wanted.condition())
-    names = [outcome.value for outcome in _SUMMED if wanted.outcome in {None, outcome}]
+    is_everyones = job_filter.owner is None and job_filter.node_id is None
+    rows = select(func.count()).select_from(jobs).where(job_filter.condition())
+    names = [outcome.value for outcome in _SUMMED if job_filter.outcome in {None, outcome}]
     for sign, sums in ((1, job_totals), (-1, job_removals)) if names else ():
         total = func.coalesce(func.sum(reduce(add, [sums.c[name] for name in names])), 0)
-        yield select(sign * total).where(wanted.scope(sums.c)).scalar_subquery()
+        yield select(sign * total).where(job_filter.scope(sums.c)).scalar_subquery()
     if len(names) != 1:
         yield rows.where(IS_OPEN, jobs.c.node_id.is_not(None)).scalar_subquery()
     if is_everyones:

@@ -1,4 +1,4 @@
-"""Jobs over HTTP: what was routed to one's nodes, and what became of it."""
+"""The route that lists jobs: the attempts on an owner's nodes, with their outcomes."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ async def list_jobs(
     passport_id: Annotated[Text | None, Query(alias="passportId", description="The node.")] = None,
     model: Annotated[Text | None, Query(description="The model's id, name or alias.")] = None,
     outcome: Annotated[Outcome | None, Query(description="How they ended.")] = None,
-    since: Annotated[Instant | None, Query(description="The oldest start that is wanted.")] = None,
-    until: Annotated[Instant | None, Query(description="Those that started before.")] = None,
+    since: Annotated[Instant | None, Query(description="Jobs that started at this instant or later.")] = None,
+    until: Annotated[Instant | None, Query(description="Jobs that started before this instant.")] = None,
     owner: Annotated[Text | None, Query(description="Another owner than the key's; admins only.")] = None,
 ) -> JobList:
-    """List the attempts that were made on one's own nodes, an admin's are all. `name` sorts by the model.
+    """List the attempts on your nodes; an admin sees all. `name` sorts by the model.
 
-    Each attempt of a request is a job of its own, with the request's id. One is listed some hundredths of a second
-    after it ended; one that takes longer than a second already while it runs.
+    Each attempt of a request is a job, with the request's id. It is listed a few hundredths of a second after it has
+    ended. One that takes longer than a second is listed while it runs.
     """
     whose = owner_of(principal, owner, "jobs")
     if passport_id is not None:
         await registry.get_passport(passport_id, visible_owner=principal.visible_owner)
-    wanted = JobFilter(
+    job_filter = JobFilter(
         owner=whose,
         node_id=passport_id,
         outcome=outcome,
@@ -54,7 +54,7 @@ async def list_jobs(
         until=until,
     )
     jobs, total = await job_search.list_page(
-        wanted,
+        job_filter,
         sort_by=order.by,
         sort_order=order.direction,
         offset=page.offset,
@@ -65,6 +65,6 @@ async def list_jobs(
 
 
 async def _find_models(fleet: Fleet, job_search: JobSearch, named: str) -> list[str]:
-    """Return the ids of the models that this names: one by its alias, all that have or had it by their name."""
+    """Return the ids of the models with this id, name or alias; models that had the name and were deleted, too."""
     known = fleet.find_model(named)
     return sorted({*await job_search.find_model_ids(named), *([known.id] if known else ())})

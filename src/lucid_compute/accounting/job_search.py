@@ -1,4 +1,4 @@
-"""Reads the job ledger: pages of jobs with exact totals, however many there are, and what nodes have done of late."""
+"""Reads the job ledger: pages of jobs with exact totals, and statistics of nodes for the last hour."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 from sqlalchemy import RowMapping, collate, or_, select, text
 
 from lucid_compute.accounting.job_counts import JobFilter, count_jobs
-from lucid_compute.accounting.ledger_sql import STATISTICS
 from lucid_compute.accounting.shapes import JobView
 from lucid_compute.errors import DatabaseUnavailable
 from lucid_compute.postgres.database import Database
@@ -21,9 +20,9 @@ from lucid_compute.registry.domain.passports import PassportType
 from lucid_compute.wire import SortBy, SortOrder, write_money
 
 STATISTICS_TIMEOUT_SECONDS = 1.0
-ASK_AGAIN_SECONDS = 2.0
-MAX_KNOWN = 20_000
-# A job is named by its model; what changes of it is when it ends.
+PAUSE_AFTER_FAILURE_SECONDS = 2.0
+MAX_CACHED = 20_000
+# Sorting by name sorts by the model.
 _SORT_COLUMNS = {
     SortBy.CREATED_AT: jobs.c.started_at,
     SortBy.UPDATED_AT: jobs.c.started_at,
@@ -31,18 +30,38 @@ _SORT_COLUMNS = {
 }
 _UNKNOWN = JobStatistics(None, None, None)
 
+# Statistics of each node of :ids, in one query for a page of a list. The last hour is 60 whole minutes and the current
+# one. Each minute is looked up by its key (OFFSET prevents another plan): rollups are stored by time, not by node.
+_STATISTICS = """
+SELECT n.id::text, coalesce(t.completed, 0) AS jobs_completed, h.completed, h.failed, h.latency_us
+FROM unnest(CAST(:ids AS uuid[])) AS n (id)
+LEFT JOIN job_totals t ON t.node_id = n.id
+LEFT JOIN LATERAL (
+    SELECT sum(completed)::int8 AS completed, sum(failed)::int8 AS failed, sum(latency_us)::int8 AS latency_us
+    FROM (
+        SELECT completed, failed, latency_us FROM job_open
+        WHERE node_id = n.id AND bucket >= date_trunc('minute', now()) - interval '1 hour'
+        UNION ALL
+        SELECT m.* FROM generate_series(0, 60) AS ago, LATERAL (
+            SELECT completed, failed, latency_us FROM job_minutes
+            WHERE bucket = date_trunc('minute', now()) - ago * interval '1 minute' AND scope_id = n.id OFFSET 0
+        ) m
+    ) minutes
+) h ON true
+"""
+
 
 class JobSearch:
-    """Reads jobs and their sums."""
+    """Reads jobs and their sums. Statistics are cached for the time that the database is unavailable."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._known: dict[str, JobStatistics] = {}
-        self._ask_again_at = 0.0
+        self._cached: dict[str, JobStatistics] = {}
+        self._query_again_at = 0.0
 
     async def list_page(
         self,
-        wanted: JobFilter,
+        job_filter: JobFilter,
         *,
         sort_by: SortBy,
         sort_order: SortOrder,
@@ -50,20 +69,22 @@ class JobSearch:
         limit: int,
         shows_consumer: bool,
     ) -> tuple[list[JobView], int]:
-        """Return a page of the jobs that are looked for, and how many there are in all."""
+        """Return a page of the jobs that the filter selects, and the number of all of them."""
         async with self._database.transaction() as connection:
-            total = await count_jobs(connection, wanted)
+            total = await count_jobs(connection, job_filter)
             shown = min(limit, total - offset)
-            if shown <= 0:  # a look past the end would read all of them
+            if shown <= 0:  # a query past the end would read all rows
                 return [], total
-            is_late = offset > total // 2  # what stands before a page is read: from the end it is less
-            page = select(jobs).where(wanted.condition()).order_by(*_order(sort_by, sort_order, is_reversed=is_late))
+            is_late = offset > total // 2  # Postgres reads all rows before a page: from the end these are fewer
+            page = (
+                select(jobs).where(job_filter.condition()).order_by(*_order(sort_by, sort_order, is_reversed=is_late))
+            )
             first = total - offset - shown if is_late else offset
             rows = [*(await connection.execute(page.offset(first).limit(shown))).mappings()]
             return [_view(row, shows_consumer=shows_consumer) for row in (rows[::-1] if is_late else rows)], total
 
     async def find_model_ids(self, named: str) -> list[str]:
-        """Return the ids of the models that have this id or this name, also of those that ended; none is none."""
+        """Return the ids of the models with this id or name, deleted ones too; an empty list if there are none."""
         has_name = passports.c.name == named
         is_it = or_(has_name, passports.c.id == named) if ids_are_uuids(named) else has_name
         ids = select(passports.c.id).where(passports.c.type == PassportType.MODEL.value, is_it)
@@ -71,38 +92,38 @@ class JobSearch:
             return [*await connection.scalars(ids)]
 
     async def statistics(self, node_ids: Sequence[str]) -> dict[str, JobStatistics]:
-        """Return what each of the nodes has done, in one query; nothing at all is 0 jobs and else unknown.
+        """Return the statistics of each of the nodes, in one query. A node without jobs has 0 jobs and no averages.
 
         Raises:
-            DatabaseUnavailable: as named.
+            DatabaseUnavailable: the database can't be reached.
         """
         async with self._database.transaction() as connection:
-            rows = await connection.execute(text(STATISTICS), {"ids": list(node_ids)})
+            rows = await connection.execute(text(_STATISTICS), {"ids": list(node_ids)})
             return {row["id"]: _read_statistics(row) for row in rows.mappings()}
 
     async def last_statistics(self, node_ids: Sequence[str]) -> dict[str, JobStatistics]:
-        """Return the same, and while the database is away what was last known of each node; never wait long."""
-        if node_ids and time.monotonic() >= self._ask_again_at:
+        """Return the same, or the cached values while the database is unavailable. This takes a second at most."""
+        if node_ids and time.monotonic() >= self._query_again_at:
             try:
                 async with asyncio.timeout(STATISTICS_TIMEOUT_SECONDS):
-                    found = await self.statistics(node_ids)
+                    statistics = await self.statistics(node_ids)
             except (DatabaseUnavailable, TimeoutError):
-                self._ask_again_at = time.monotonic() + ASK_AGAIN_SECONDS
+                self._query_again_at = time.monotonic() + PAUSE_AFTER_FAILURE_SECONDS
             else:
-                self._remember(found)
-                return found
-        return {node_id: self._known.get(node_id, _UNKNOWN) for node_id in node_ids}
+                self._cache(statistics)
+                return statistics
+        return {node_id: self._cached.get(node_id, _UNKNOWN) for node_id in node_ids}
 
-    def _remember(self, found: dict[str, JobStatistics]) -> None:
+    def _cache(self, found: dict[str, JobStatistics]) -> None:
         for node_id, statistics in found.items():
-            self._known.pop(node_id, None)
-            self._known[node_id] = statistics  # the ones last read stand last
-        for node_id in list(self._known)[: max(len(self._known) - MAX_KNOWN, 0)]:
-            del self._known[node_id]
+            self._cached.pop(node_id, None)
+            self._cached[node_id] = statistics  # at the end: the oldest are dropped first
+        for node_id in list(self._cached)[: max(len(self._cached) - MAX_CACHED, 0)]:
+            del self._cached[node_id]
 
 
 def _order(sort_by: SortBy, sort_order: SortOrder, *, is_reversed: bool) -> tuple[Any, ...]:
-    """Return an ORDER BY that is total, or the very opposite one."""
+    """Return a total ORDER BY, or exactly the opposite one."""
     if not is_reversed:
         return *in_order(_SORT_COLUMNS, jobs.c.id, sort_by, sort_order), jobs.c.attempt
     other = SortOrder.ASCENDING if sort_order is SortOrder.DESCENDING else SortOrder.DESCENDING

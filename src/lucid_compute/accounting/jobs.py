@@ -1,4 +1,4 @@
-"""Jobs: what the ledger keeps of each time that a request is sent to a node, from dispatch to outcome. Pure."""
+"""Jobs: one attempt of a request on a node, from dispatch to outcome, as the ledger stores it. Pure."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ class Outcome(StrEnum):
 
     RUNNING = "running"
     COMPLETED = "completed"
-    FAILED = "failed"  # the node's fault: `reason` says which
-    REJECTED = "rejected"  # the client's own: the node answered 400, 413 or 422
+    FAILED = "failed"  # by the node: `reason` says why
+    REJECTED = "rejected"  # by the client: the node's response was 400, 413 or 422
     CANCELLED = "cancelled"  # the client left, or its key was revoked
-    LOST = "lost"  # the replica that ran it died, so nobody knows
+    LOST = "lost"  # its replica died, so the outcome is unknown
 
 
 class Job:
-    """One attempt of one request on one node. Made when it is dispatched; what is known later is filled in.
+    """One attempt of one request on one node. It is created at dispatch, and the outcome is filled in later.
 
     `id` is the request's, shared by its attempts, which count from 1. `node_id` and `node_owner` are None for a model
-    that is served by its upstream. `consumer` owns the key `key_id` that asked. Durations are in milliseconds from
-    `started_at`, which is the database's clock. `are_tokens_counted`: by us, because the node did not say.
+    that its upstream serves. `consumer` owns the key `key_id` that sent the request. Durations are in milliseconds from
+    `started_at`, which is the database's time. `are_tokens_counted`: we counted the tokens, as the node did not say.
     """
 
     __slots__ = (
@@ -53,7 +53,7 @@ class Job:
     def __init__(
         self,
         *,
-        id: str,  # noqa: A002 - the ledger's word
+        id: str,  # noqa: A002 - the column's name
         attempt: int,
         model_id: str,
         model_name: str,

@@ -1,4 +1,4 @@
-"""Records: what was measured in a span of time, as sums that can be added to others. Pure."""
+"""Rollups in memory: the sums of jobs, heartbeats and states of a span, which can be added to others. Pure."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ BUCKETS = 256
 
 
 def estimate_ms(bucket: int) -> float:
-    """Return the duration that stands for a bucket."""
+    """Return the duration in milliseconds that represents a bucket of a histogram."""
     return FIRST_MS * GROWTH**bucket * 2 / (1 + GROWTH) if bucket else FIRST_MS
 
 
 def percentile_ms(counts: Mapping[int, int], share: float) -> float | None:
-    """Return the duration that `share` (0 to 1) of all are not above, by nearest rank; None without any."""
+    """Return the percentile `share` (0 to 1) of a histogram in milliseconds, by nearest rank; None if it is empty."""
     total = sum(counts.values())
     if not total:
         return None
@@ -32,17 +32,17 @@ def percentile_ms(counts: Mapping[int, int], share: float) -> float | None:
 
 
 def _plus(one: int | None, other: int | None) -> int | None:
-    """Return the sum; None is unknown and gives way."""
+    """Return the sum of what is known; None is unknown."""
     return one + other if one is not None and other is not None else other if one is None else one
 
 
 @dataclass(slots=True)
-class JobRecord:
+class JobRollup:
     """The jobs that started in a span and have ended; None is unknown. Latencies are of completed jobs.
 
-    `spread` counts durations by their bucket of `latency_histogram`: latencies by the bucket itself, first bytes by
-    that plus `BUCKETS`. `faults` counts the jobs that were not completed by outcome and reason, `failed:http_503`.
-    `priced` is how many of all had a price.
+    `spread` is two histograms: it counts latencies by bucket, and times to the first byte by bucket plus `BUCKETS`.
+    `faults` counts jobs that were not completed by outcome and reason, such as `failed:http_503`. `priced` is the
+    number of jobs with a price.
     """
 
     completed: int = 0
@@ -60,18 +60,18 @@ class JobRecord:
 
     @property
     def ended(self) -> int:
-        """Return how many there are."""
+        """Return the number of jobs."""
         return self.completed + self.failed + self.rejected + self.cancelled
 
     @property
     def latencies(self) -> dict[int, int]:
         """The histogram of latencies."""
-        return {place: count for place, count in self.spread.items() if place < BUCKETS}
+        return {bucket: count for bucket, count in self.spread.items() if bucket < BUCKETS}
 
     @property
     def first_bytes(self) -> dict[int, int]:
         """The histogram of times to the first byte."""
-        return {place - BUCKETS: count for place, count in self.spread.items() if place >= BUCKETS}
+        return {bucket - BUCKETS: count for bucket, count in self.spread.items() if bucket >= BUCKETS}
 
     def latency_ms(self, share: float) -> float | None:
         """Return a percentile of latency, within 5 %; None without any."""
@@ -81,8 +81,8 @@ class JobRecord:
         """Return a percentile of the time to the first byte, within 5 %; None without any."""
         return percentile_ms(self.first_bytes, share)
 
-    def add(self, other: JobRecord) -> None:
-        """Take in the jobs of another span."""
+    def add(self, other: JobRollup) -> None:
+        """Add the jobs of another span."""
         self.completed += other.completed
         self.failed += other.failed
         self.rejected += other.rejected
@@ -100,7 +100,7 @@ class JobRecord:
 
 @dataclass(slots=True)
 class Gauge:
-    """Samples of one thing: how many told of it, their sum and the highest."""
+    """The samples of one gauge: their number, sum and highest value."""
 
     count: int = 0
     total: float = 0.0
@@ -108,11 +108,11 @@ class Gauge:
 
     @property
     def average(self) -> float | None:
-        """The average; None when no sample told of it."""
+        """The average; None without samples."""
         return self.total / self.count if self.count else None
 
     def add(self, other: Gauge) -> None:
-        """Take in further samples."""
+        """Add further samples."""
         self.count += other.count
         self.total += other.total
         if other.highest is not None and (self.highest is None or other.highest > self.highest):
@@ -120,28 +120,28 @@ class Gauge:
 
 
 @dataclass(slots=True)
-class GaugeRecord:
-    """The heartbeats of a span, and what they told, by the gauge's name."""
+class GaugeRollup:
+    """The number of heartbeats of a span, and their gauges by name."""
 
     samples: int = 0
     gauges: dict[str, Gauge] = field(default_factory=dict)
 
     def gauge(self, name: str) -> Gauge:
-        """Return a gauge; one without samples when no heartbeat told of it."""
+        """Return a gauge; one without samples when no heartbeat reported it."""
         return self.gauges.get(name) or Gauge()
 
-    def add(self, other: GaugeRecord) -> None:
-        """Take in the heartbeats of another span."""
+    def add(self, other: GaugeRollup) -> None:
+        """Add the heartbeats of another span."""
         self.samples += other.samples
         for name, gauge in other.gauges.items():
             self.gauges.setdefault(name, Gauge()).add(gauge)
 
 
 @dataclass(slots=True)
-class StateRecord:
-    """How long nodes were in each state, in seconds of one node, outages of the registry left out.
+class StateRollup:
+    """How long nodes were in each state, in seconds of one node each, without outages of the registry.
 
-    `outage_seconds` is how long of the span such outages were, `known_seconds` of how much of it states are kept.
+    `outage_seconds` is how much of the span was such an outage, `known_seconds` for how much of it states are known.
     """
 
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
@@ -150,17 +150,17 @@ class StateRecord:
 
     @property
     def uptime(self) -> float | None:
-        """The share of time that nodes were healthy; drains are left out. None when nothing is known."""
-        judged = self.judged_seconds
-        return self.seconds["healthy"] / judged if judged else None
+        """The share of time that nodes were healthy, without drains; None when nothing is known."""
+        known = self.judged_seconds
+        return self.seconds["healthy"] / known if known else None
 
     @property
     def judged_seconds(self) -> float:
-        """Return how long nodes were healthy or unhealthy."""
+        """Return how long nodes were healthy or unhealthy, in seconds."""
         return self.seconds["healthy"] + self.seconds["unhealthy"]
 
-    def add(self, other: StateRecord) -> None:
-        """Take in another span."""
+    def add(self, other: StateRollup) -> None:
+        """Add another span."""
         for state, seconds in other.seconds.items():
             self.seconds[state] += seconds
         self.outage_seconds += other.outage_seconds
@@ -168,27 +168,27 @@ class StateRecord:
 
 
 @dataclass(slots=True)
-class Measured:
-    """All that is known of one span, of which `seconds` have passed; None where nothing was measured."""
+class SpanMetrics:
+    """The rollups of one span, of which `seconds` have passed; None where nothing was measured."""
 
     seconds: float = 0.0
-    jobs: JobRecord | None = None
-    gauges: GaugeRecord | None = None
-    states: StateRecord = field(default_factory=StateRecord)
+    jobs: JobRollup | None = None
+    gauges: GaugeRollup | None = None
+    states: StateRollup = field(default_factory=StateRollup)
 
-    def add(self, other: Measured) -> None:
-        """Take in another span."""
+    def add(self, other: SpanMetrics) -> None:
+        """Add another span."""
         self.seconds += other.seconds
         self.states.add(other.states)
         if other.jobs is not None:
-            self.jobs = self.jobs or JobRecord()
+            self.jobs = self.jobs or JobRollup()
             self.jobs.add(other.jobs)
         if other.gauges is not None:
-            self.gauges = self.gauges or GaugeRecord()
+            self.gauges = self.gauges or GaugeRollup()
             self.gauges.add(other.gauges)
 
 
 def read_faults(faults: Mapping[str, int], outcome: str) -> dict[str, int]:
-    """Return the reasons of one outcome, with how many there were of each."""
+    """Return how many jobs had each reason of one outcome."""
     start = f"{outcome}:"
     return {fault.removeprefix(start): count for fault, count in faults.items() if fault.startswith(start)}

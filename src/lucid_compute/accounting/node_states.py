@@ -1,7 +1,7 @@
-"""The states that nodes were in, change by change: what uptime is computed from.
+"""Records each change of a node's state in `node_states`: uptime is computed from these rows.
 
-Each replica watches the fleet; whichever sees a change first writes it, by the instants that all of them know. Events
-tell less: they are damped, wait for the brake, and name staleness too.
+Each replica watches the fleet, and the first that sees a change writes it, with an instant that all replicas know.
+Events can't be used for uptime: they are damped and delayed, and include staleness.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from lucid_compute.registry.fleet.fleet import Fleet, FleetNode
 from lucid_compute.registry.fleet.replicas import seconds_lost
 from lucid_compute.web.turns import in_batches, in_turns
 
-SEEN_FOR = timedelta(seconds=5)
-"""A state is written when it has lasted so long: by then every replica knows what any of them took."""
+SETTLE_TIME = timedelta(seconds=5)
+"""A state is written when it has lasted this long: by then all replicas know the heartbeats of each other."""
 
 STATES_LOCK = 0x73746174  # an advisory lock of our own: "stat"
 _NODES_A_TURN = 1000
@@ -33,7 +33,7 @@ _LAST = text("""
     ) held ON true
 """)
 
-# A change that is older than the last one written was seen by a replica that is behind, and is left out.
+# A change that is older than the last written one comes from a replica that is behind: it is ignored.
 _RECORD = text("""
     INSERT INTO node_states (node_id, since, state, owner)
     SELECT c.node_id, c.since, c.state, c.owner
@@ -45,7 +45,7 @@ _RECORD = text("""
     WHERE held.since IS NULL OR (held.since < c.since AND held.state <> c.state)
 """)
 
-# $1: how many days are kept, and of each node the state that it was in when they began.
+# $1: how many days are kept. The state of each node at the start of that time is kept too.
 CLEAN_STATES = """
     DELETE FROM node_states s USING (SELECT now() - $1 * interval '1 day' AS kept_since) k
     WHERE s.since < k.kept_since AND EXISTS (
@@ -55,7 +55,7 @@ CLEAN_STATES = """
 
 
 class StateChange(NamedTuple):
-    """A node's status since an instant."""
+    """A node's new status, and since when it has it."""
 
     node_id: str
     since: datetime
@@ -63,8 +63,8 @@ class StateChange(NamedTuple):
     owner: str
 
 
-class NodeStates:
-    """Writes down what status nodes have, as one replica sees the fleet."""
+class NodeStateRecorder:
+    """Records changes of nodes' states, as one replica sees the fleet. The sweep calls it."""
 
     def __init__(self, database: Database, fleet: Fleet) -> None:
         self._database = database
@@ -73,10 +73,10 @@ class NodeStates:
         self._seen: dict[str, StateChange] = {}
 
     async def refresh(self) -> None:
-        """Read what is written, by other replicas too: at the start, and once a minute.
+        """Read the last states in the database, which other replicas write too. It is called once a minute.
 
         Raises:
-            DatabaseUnavailable: as named.
+            DatabaseUnavailable: the database can't be reached.
         """
         written: dict[str, StateChange] = {}
         node_ids = [node.state.id for node in self._fleet.nodes()]
@@ -90,42 +90,42 @@ class NodeStates:
         """Write every change that has lasted five seconds and is not written yet.
 
         Raises:
-            DatabaseUnavailable: as named; the next call writes what this one did not.
+            DatabaseUnavailable: the database can't be reached; the next call writes what this one did not.
         """
         changes = await self.find_changes(now)
         async for batch in in_batches(changes, _NODES_A_TURN):
             await self._record(batch)
 
     async def find_changes(self, now: datetime) -> list[StateChange]:
-        """Return the changes that are due; a state is first seen in one call and due in a later one."""
+        """Return the changes that are due: first seen in an earlier call, and settled now."""
         live_since = self._fleet.live_since(now)
-        found = []
+        due = []
         async for node in in_turns(self._fleet.nodes(), _NODES_A_TURN):
             if node.state.last_heartbeat is None:
                 continue
             node_id, status = node.state.id, node.state.status(live_since)
-            held = self._written.get(node_id)
-            if held is not None and held.state == status:
+            written = self._written.get(node_id)
+            if written is not None and written.state == status:
                 self._seen.pop(node_id, None)
                 continue
             seen = self._seen.get(node_id)
             if seen is None or seen.state != status:
                 seen = self._seen[node_id] = StateChange(node_id, now, status.value, node.record.owner)
-            if now - seen.since >= SEEN_FOR:
-                found.append(seen._replace(since=self._since(node, status, seen.since, held)))
-        return found
+            if now - seen.since >= SETTLE_TIME:
+                due.append(seen._replace(since=self._since(node, status, seen.since, written)))
+        return due
 
-    def _since(self, node: FleetNode, status: NodeStatus, seen_at: datetime, held: StateChange | None) -> datetime:
-        """Return since when the node has its status: an instant that all replicas know, or else when it was seen."""
+    def _since(self, node: FleetNode, status: NodeStatus, seen_at: datetime, written: StateChange | None) -> datetime:
+        """Return since when the node has its status: an instant that all replicas know, else when this one saw it."""
         since = _known_since(node, status, self._fleet)
-        if since is None or since > seen_at or (held is not None and since <= held.since):
+        if since is None or since > seen_at or (written is not None and since <= written.since):
             return seen_at
         return since
 
     async def _record(self, changes: Sequence[StateChange]) -> None:
         async with self._database.transaction() as connection:
             if not await connection.scalar(text(f"SELECT pg_try_advisory_xact_lock({STATES_LOCK})")):
-                return  # another replica writes them; this one looks again
+                return  # another replica writes them; this one reads them next time
             await _insert(connection, changes)
         for change in changes:
             self._written[change.node_id] = change
@@ -139,19 +139,19 @@ async def _insert(connection: AsyncConnection, changes: Iterable[StateChange]) -
 
 
 def _known_since(node: FleetNode, status: NodeStatus, fleet: Fleet) -> datetime | None:
-    receipt = node.state.last_heartbeat
-    if receipt is None:
+    heartbeat = node.state.last_heartbeat
+    if heartbeat is None:
         return None
     if status is NodeStatus.HEALTHY:
-        return receipt.up_since
+        return heartbeat.up_since
     if status is NodeStatus.DRAINING:
-        return node.state.draining_since or receipt.received_at
-    if status is NodeStatus.UNHEALTHY and receipt.heartbeat.status is ReportedStatus.HEALTHY:
-        silent_at = receipt.received_at + LIVE_WINDOW
-        for _ in range(8):  # an outage within the two minutes makes them longer, and may bring the next one into them
-            lost = seconds_lost(receipt.received_at, silent_at, fleet.outages)
-            if (longer := receipt.received_at + LIVE_WINDOW + timedelta(seconds=lost)) == silent_at:
+        return node.state.draining_since or heartbeat.received_at
+    if status is NodeStatus.UNHEALTHY and heartbeat.heartbeat.status is ReportedStatus.HEALTHY:
+        silent_at = heartbeat.received_at + LIVE_WINDOW
+        for _ in range(8):  # an outage within the window extends it, which may add another outage
+            lost = seconds_lost(heartbeat.received_at, silent_at, fleet.outages)
+            if (longer := heartbeat.received_at + LIVE_WINDOW + timedelta(seconds=lost)) == silent_at:
                 break
             silent_at = longer
         return silent_at
-    return receipt.received_at if status is NodeStatus.UNHEALTHY else None
+    return heartbeat.received_at if status is NodeStatus.UNHEALTHY else None

@@ -1,4 +1,4 @@
-"""The fleet at a glance, counted once for all who look: once a second at most, and anew when the fleet changes."""
+"""The overview of the fleet and its route. Overviews are cached for a second, or until the fleet changes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Response
 
-from lucid_compute.accounting.measured import Measured
+from lucid_compute.accounting.measured import SpanMetrics
 from lucid_compute.accounting.rollup_reader import RollupQuery, RollupReader
 from lucid_compute.accounting.series import figures_of
 from lucid_compute.accounting.shapes import HourTotals, ModelCounts, NodeCounts, OutageView, Overview
@@ -28,7 +28,7 @@ from lucid_compute.web.provide import Provided
 from lucid_compute.web.turns import in_batches
 from lucid_compute.wire import Text
 
-KEPT_SECONDS = 1.0
+CACHE_SECONDS = 1.0
 _NODES_A_TURN = 2000
 _TOTALS = {
     "requests": "requests",
@@ -44,57 +44,57 @@ _TOTALS = {
 
 
 @dataclass(slots=True)
-class Glance:
-    """An overview as it is sent, and the ETag that names it."""
+class RenderedOverview:
+    """The JSON of an overview, and its ETag."""
 
     body: bytes
     etag: str
 
 
 @dataclass(slots=True)
-class _Count:
-    """One owner's overview, on its way or done."""
+class _Entry:
+    """The cached overview of one owner, or the task that computes it."""
 
-    task: asyncio.Task[Glance]
+    task: asyncio.Task[RenderedOverview]
     changes: int
     done_at: float | None = None
 
-    def holds(self, changes: int, at: float) -> bool:
-        """Return whether it may be answered to one who asks now."""
-        return self.changes == changes and (self.done_at is None or at - self.done_at < KEPT_SECONDS)
+    def is_current(self, changes: int, at: float) -> bool:
+        """Return whether a request may get this overview at `at`, when the fleet has this number of changes."""
+        return self.changes == changes and (self.done_at is None or at - self.done_at < CACHE_SECONDS)
 
 
-class Overviews:
-    """The overviews of whoever looked during the last second: many tabs cost one count. One event loop owns it."""
+class OverviewCache:
+    """Caches the overviews of the last second by owner, so that many open dashboards cost one computation."""
 
-    def __init__(self, fleet: Fleet, clock: DatabaseClock, records: RollupReader) -> None:
-        self._fleet, self._clock, self._records = fleet, clock, records
-        self._counts: dict[str | None, _Count] = {}
+    def __init__(self, fleet: Fleet, clock: DatabaseClock, rollups: RollupReader) -> None:
+        self._fleet, self._clock, self._rollups = fleet, clock, rollups
+        self._entries: dict[str | None, _Entry] = {}
 
-    async def get(self, owner: str | None) -> Glance:
-        """Return an owner's overview, None is everyone's: a second old at most, and never older than a change."""
+    async def get(self, owner: str | None) -> RenderedOverview:
+        """Return an owner's overview, or everyone's for None: at most a second old, and never older than a change."""
         at, changes = asyncio.get_running_loop().time(), self._fleet.changes
-        count = self._counts.get(owner)
-        if count is None or not count.holds(changes, at):
-            self._forget_old(at)
-            count = self._counts[owner] = _Count(asyncio.create_task(self._count(owner)), changes)
-            count.task.add_done_callback(lambda _: self._note(owner, count))
-        return await asyncio.shield(count.task)
+        entry = self._entries.get(owner)
+        if entry is None or not entry.is_current(changes, at):
+            self._evict(at)
+            entry = self._entries[owner] = _Entry(asyncio.create_task(self._render(owner)), changes)
+            entry.task.add_done_callback(lambda _: self._finish(owner, entry))
+        return await asyncio.shield(entry.task)
 
-    def _note(self, owner: str | None, count: _Count) -> None:
-        """A count that failed is not kept: the next one who asks has it tried again."""
-        count.done_at = asyncio.get_running_loop().time()
-        if (count.task.cancelled() or count.task.exception()) and self._counts.get(owner) is count:
-            del self._counts[owner]
+    def _finish(self, owner: str | None, entry: _Entry) -> None:
+        """Start the time of an entry. A failed one is dropped: the next request tries again."""
+        entry.done_at = asyncio.get_running_loop().time()
+        if (entry.task.cancelled() or entry.task.exception()) and self._entries.get(owner) is entry:
+            del self._entries[owner]
 
-    def _forget_old(self, at: float) -> None:
-        done = [owner for owner, count in self._counts.items() if count.done_at and at - count.done_at >= KEPT_SECONDS]
-        for owner in done:
-            del self._counts[owner]
+    def _evict(self, at: float) -> None:
+        old = [owner for owner, entry in self._entries.items() if entry.done_at and at - entry.done_at >= CACHE_SECONDS]
+        for owner in old:
+            del self._entries[owner]
 
-    async def _count(self, owner: str | None) -> Glance:
+    async def _render(self, owner: str | None) -> RenderedOverview:
         body = (await self._view(owner)).model_dump_json().encode()
-        return Glance(body, f'W/"{hashlib.sha256(body).hexdigest()[:24]}"')
+        return RenderedOverview(body, f'W/"{hashlib.sha256(body).hexdigest()[:24]}"')
 
     async def _view(self, owner: str | None) -> Overview:
         now, fleet = self._clock.now(), self._fleet
@@ -107,14 +107,14 @@ class Overviews:
             models=_count_models(fleet, now),
             in_flight=sum(fleet.in_flight(node.state.id) for node in nodes),
             replicas=fleet.replicas.count(),
-            last_hour=await _read_last_hour(self._records, owner, now),
+            last_hour=await _read_last_hour(self._rollups, owner, now),
             outage_since=renewed_at if renewed_at is not None and now - renewed_at > OUTAGE_AFTER else None,
             outages=[OutageView(started_at=outage.started_at, ended_at=outage.ended_at) for outage in recent],
         )
 
 
 async def _count_nodes(fleet: Fleet, nodes: list[FleetNode], now: datetime) -> NodeCounts:
-    """Count nodes by their status; others are answered in between."""
+    """Count nodes by their status, in batches, so that other requests run in between."""
     live_since, fresh_since = fleet.live_since(now), now - FRESH_WINDOW
     found: Counter[NodeStatus] = Counter()
     fresh = 0
@@ -142,13 +142,13 @@ def _count_models(fleet: Fleet, now: datetime) -> ModelCounts:
     )
 
 
-async def _read_last_hour(records: RollupReader, owner: str | None, now: datetime) -> HourTotals | None:
+async def _read_last_hour(rollups: RollupReader, owner: str | None, now: datetime) -> HourTotals | None:
     timeline = Timeline.around(now - timedelta(hours=1), now, STEPS["1m"])
     try:
-        steps = await records.measure_jobs(RollupQuery(owner=owner), timeline, now=now)
+        steps = await rollups.measure_jobs(RollupQuery(owner=owner), timeline, now=now)
     except DatabaseUnavailable:
         return None
-    whole = Measured()
+    whole = SpanMetrics()
     for step in steps:
         whole.add(step)
     figures = figures_of(tuple(_TOTALS.values()), whole)
@@ -161,20 +161,20 @@ _UNCHANGED: dict[int | str, dict[str, Any]] = {304: {"description": "Nothing cha
 
 @router.get("/overview", response_model=Overview, responses={**declare(), **_UNCHANGED})
 async def get_overview(
-    overviews: Provided[Overviews],
+    cache: Provided[OverviewCache],
     principal: Reader,
     owner: Annotated[Text | None, Query(description="Another owner than the key's; admins only.")] = None,
     known: Annotated[str | None, Header(alias="If-None-Match", include_in_schema=False)] = None,
 ) -> Response:
-    """Read how the fleet is right now, in one small answer: one's own nodes, an admin's are all; and every model.
+    """Read the state of the fleet now: your nodes, or all nodes for an admin, and all models.
 
-    It is counted once a second at most, however many ask, and at once when a node or a model changes. It carries an
-    ETag: sent back as `If-None-Match`, it is answered 304 for as long as nothing has changed.
+    It is computed once a second at most, and again at once when a node or a model changes. The response has an ETag:
+    sent back as `If-None-Match`, it gives 304 while nothing has changed.
     """
     if owner is not None and not principal.is_admin and owner != principal.owner:
         raise Forbidden("Only an admin may look at another owner's nodes. Leave owner out.")
-    glance = await overviews.get(owner or principal.visible_owner)
-    headers = {"ETag": glance.etag, "Cache-Control": "no-store"}
-    if known == glance.etag:
+    overview = await cache.get(owner or principal.visible_owner)
+    headers = {"ETag": overview.etag, "Cache-Control": "no-store"}
+    if known == overview.etag:
         return Response(status_code=304, headers=headers)
-    return Response(glance.body, media_type="application/json", headers=headers)
+    return Response(overview.body, media_type="application/json", headers=headers)

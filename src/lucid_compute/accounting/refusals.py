@@ -1,7 +1,7 @@
-"""Requests that were refused before any node was asked: added up in memory, and flushed as sums, each sum once.
+"""Counts requests that were refused before they reached a node: sums in memory, flushed to Postgres exactly once.
 
-Such a request is no job, so no ledger hears of it. It may cost next to nothing, for most are refused when there is too
-much to do: a kill of this replica loses those of the last seconds.
+Such a request is no job, so it is not in the ledger. Counting must cost almost nothing, because most requests are
+refused under overload: a kill of this replica loses the counts of the last seconds.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from uuid import uuid4
 from lucid_compute.accounting.exactly_once import ONCE, ExactlyOnceFlushes
 from lucid_compute.accounting.rollup_columns import UPSTREAM
 from lucid_compute.postgres.clock import DatabaseClock
-from lucid_compute.postgres.dedicated_connection import Purpose
+from lucid_compute.postgres.dedicated_connection import DedicatedConnection, Purpose
 
 FLUSH_SECONDS = 5.0
 MAX_KINDS = 5000
 NOBODY = ""
-"""Stands for the owner of a request whose key is not known."""
+"""The owner of a request whose key is unknown."""
 
 NO_MODEL = UPSTREAM
-"""Stands for the model of a request that names none that is known."""
+"""The model of a request that names no known model."""
 
 _HOUR = 3600
 Kind = tuple[str, str, str]
@@ -40,56 +40,57 @@ ON CONFLICT (hour, consumer, model_id, cause) DO UPDATE SET requests = held.requ
 
 
 class RefusalRecorder:
-    """Counts what one replica refuses, by hour, cause, the owner who asked and the model.
+    """Counts the requests that one replica refuses, by hour, cause, owner of the key, and model.
 
-    In an hour it tells at most `MAX_KINDS` apart; of those beyond only the cause is kept.
+    It keeps at most `MAX_KINDS` combinations an hour; beyond them it counts by cause alone.
     """
 
     def __init__(self, url: str, clock: DatabaseClock, *, timeout_seconds: float = 2.0) -> None:
-        """Flush to the database at `url`, whose clock says what hour it is."""
+        """Flush to the database at `url`. `clock` decides which hour a request counts in."""
         self._clock = clock
-        self._counts: dict[Kind, int] = {}  # of this hour; what is flushed stays, at 0, so that kinds can be told
+        self._counts: dict[
+            Kind, int
+        ] = {}  # of this hour; flushed ones stay, at 0, so that they count towards MAX_KINDS
         self._hour = _hour_of(clock.now())
         self._flushes = ExactlyOnceFlushes(
-            url,
-            Purpose.REFUSALS,
+            DedicatedConnection(url, Purpose.REFUSALS),
             FLUSH_REFUSALS,
             writer_id=str(uuid4()),
             of="refused requests",
             timeout_seconds=timeout_seconds,
         )
 
-    def note(self, cause: str, owner: str = NOBODY, model_id: str = NO_MODEL) -> None:
+    def count(self, cause: str, owner: str = NOBODY, model_id: str = NO_MODEL) -> None:
         """Count a request that was refused."""
         kind = (cause, owner, model_id)
         try:
             self._counts[kind] += 1
         except KeyError:
-            self._begin(kind)
+            self._count_new(kind)
 
     async def run(self) -> None:
-        """Flush every five seconds, and when an hour ends, while this task runs; once more when it is cancelled."""
+        """Flush every five seconds and at the end of each hour until this task is cancelled, and then once more."""
         await self._flushes.run(self.flush, self._pause_seconds)
 
     async def flush(self) -> None:
-        """Write what is held, as far as the database takes it now.
+        """Write the counts that the database takes now.
 
-        While an earlier flush waits nothing more of its hour is taken, so that a long outage fills no memory.
+        While an earlier flush waits, nothing more of its hour is queued: a long outage must not fill the memory.
         """
         hour = _hour_of(self._clock.now())
         if hour != self._hour or not self._flushes:
-            self._take()
+            self._queue_counts()
         if hour != self._hour:
             self._counts.clear()
             self._hour = hour
         await self._flushes.write()
 
-    def _begin(self, kind: Kind) -> None:
+    def _count_new(self, kind: Kind) -> None:
         if len(self._counts) >= MAX_KINDS:
             kind = (kind[0], NOBODY, NO_MODEL)
         self._counts[kind] = self._counts.get(kind, 0) + 1
 
-    def _take(self) -> None:
+    def _queue_counts(self) -> None:
         rows = [
             {"second": self._hour, "consumer": owner, "model_id": model_id, "cause": cause, "requests": requests}
             for (cause, owner, model_id), requests in self._counts.items()

@@ -1,8 +1,8 @@
-"""Lets go of old jobs and of old refusals: rows leave the ledger in small batches, the sums of jobs stay.
+"""Deletes old jobs and refusals in small batches. The sums of jobs stay.
 
-Each batch is a transaction of its own, short enough that no request waits for it, and skips rows that another holds.
-One replica at a time works, for half of its time at most, so that the database has as much for everybody else. What was
-let go is counted by node in `job_removals`, in the statement that lets go: so the totals of lists stay exact.
+Each batch is a short transaction that skips locked rows, so that no request waits for it. One replica deletes at a
+time, for half of the time at most, so that the database has room for other work. The statement that deletes jobs also
+counts them by node in `job_removals`: so the totals of lists stay exact.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from lucid_compute.postgres.database import Database
 from lucid_compute.postgres.periodic import run_periodically
 
 EVERY_SECONDS = 60.0
-BATCH = 2000  # rows: some 30 ms
+BATCH = 2000  # rows: about 30 ms
 RETENTION_LOCK = 0x6A6F6273  # an advisory lock of our own: "jobs"
 
-# Jobs whose payouts are not closed stay, with all that started later: until then every cent of theirs has to trace to
-# them, however long nobody closes anything.
+# Jobs whose payouts are not closed stay, and so do all later jobs: until a period is closed, every cent of it must be
+# traceable to jobs.
 #
-# A job that runs was given up long before it is a day old, and is in no sum; neither is one that is lost.
+# Jobs that run or are lost are in no sum, so they are not counted. No job runs for as long as a day.
 _REMOVE = text("""
     WITH gone AS (
         DELETE FROM jobs WHERE (id, attempt) IN (
@@ -45,7 +45,7 @@ _REMOVE = text("""
     SELECT count(*) FROM gone
 """)
 
-# Of requests that were refused the hours are kept as long.
+# Hours of refused requests are kept as long as jobs.
 _REMOVE_REFUSALS = text("""
     WITH gone AS (
         DELETE FROM refusals WHERE ctid = ANY(ARRAY(
@@ -58,18 +58,18 @@ _REMOVE_REFUSALS = text("""
 
 
 class JobRetention:
-    """Removes what is older than `days` and of days whose payouts are closed; with 0 it removes nothing."""
+    """Removes refusals, and jobs whose payouts are closed, when they are older than `days`; 0 removes nothing."""
 
     def __init__(self, database: Database, *, days: int) -> None:
         self._database = database
         self._days = days
 
     async def run(self) -> None:
-        """Look once a minute, for as long as this task runs."""
+        """Remove old rows once a minute, until this task is cancelled."""
         await run_periodically(self.remove_all, every_seconds=EVERY_SECONDS, failed="old jobs could not be removed")
 
     async def remove_all(self, batch: int = BATCH) -> int:
-        """Remove every job that is too old, and return how many: none when another replica is at it."""
+        """Remove everything that is too old and return the number of jobs: 0 while another replica removes them."""
         await self._remove(_REMOVE_REFUSALS, batch)
         return await self._remove(_REMOVE, batch)
 

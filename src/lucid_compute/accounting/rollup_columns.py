@@ -1,8 +1,8 @@
-"""What a record keeps of a span of time, column by column, and how two records become one: in SQL, made here.
+"""The columns of rollups, and the SQL that adds rollups up.
 
-A record is a row of sums over jobs (`job_…`) or over samples of heartbeats (`gauge_…`) by its bucket, the start of a
-minute, an hour or a day. Records are added up when a replica writes them, when minutes become hours, and when they are
-read, always by these rules.
+A rollup is a row of sums of jobs (`job_…`) or of heartbeats' samples (`gauge_…`). Its `bucket` is the start of a
+minute, an hour or a day. Rollups are added up when a replica writes them, when minutes become hours, and when they are
+read, always by the rules of this file.
 """
 
 from __future__ import annotations
@@ -12,43 +12,43 @@ from enum import Enum
 from typing import NamedTuple
 
 UPSTREAM = "00000000-0000-0000-0000-000000000000"
-"""Stands for the node of jobs that an upstream served, and for the model of records of all models together."""
+"""The node of jobs that an upstream served, and the model of rollups of all models together."""
 
 ALL_NODES = "ffffffff-ffff-ffff-ffff-ffffffffffff"
-"""The scope of records of everything; an owner's is `owner_scope`, a node's is its id."""
+"""The scope of rollups of everything. An owner's scope is `owner_scope`, a node's is its id."""
 
 
 class Merge(Enum):
-    """How two values of a column become one; null is unknown, and gives way to what is known."""
+    """How two values of a column are merged. Null is unknown: a known value replaces it."""
 
     SUM = "sum"
     MAX = "max"
-    SPREAD = "spread"  # a histogram: each element holds a bucket in its high bits and a count in its low ones
+    SPREAD = "spread"  # a histogram: the high bits of an element are the bucket, the low bits the count
     FAULTS = "faults"  # an object of counts by outcome and reason
 
 
 class Width(NamedTuple):
-    """How a histogram's elements are kept: the array's type, the bits of a count, and where counts stop."""
+    """The layout of a histogram's elements: the array's type, and the number of bits of a count."""
 
     type: str
     bits: int
 
     @property
     def most(self) -> int:
-        """The largest count of one element."""
+        """The highest count of one element; counts stop there."""
         return (1 << self.bits) - 1
 
 
-NARROW = Width("integer", 22)  # of a minute: 4 million of one bucket, and half the room
+NARROW = Width("integer", 22)  # of a minute: up to 4 million in one bucket, in half the space
 WIDE = Width("bigint", 48)
 
 
-LOOSE_PLACES = 48
-"""A histogram that is longer than this is put in order when something is added to it."""
+MAX_UNMERGED_ELEMENTS = 48
+"""A longer histogram is merged when something is added to it; a shorter one may have a bucket twice."""
 
 
-class RecordColumn(NamedTuple):
-    """One column: its type in the records of a minute, and in longer ones."""
+class RollupColumn(NamedTuple):
+    """One column: its name, merge rule, and type in rollups of a minute and in longer ones."""
 
     name: str
     merge: Merge
@@ -56,22 +56,22 @@ class RecordColumn(NamedTuple):
     long_type: str
 
     def sql_type(self, width: Width) -> str:
-        """Return the type in records whose histograms are so wide."""
+        """Return the column's type in rollups whose histograms have this width."""
         return self.type if width is NARROW else self.long_type
 
 
 JOB_COLUMNS = (
     *(
-        RecordColumn(name, Merge.SUM, "integer", "bigint")
+        RollupColumn(name, Merge.SUM, "integer", "bigint")
         for name in ("completed", "failed", "rejected", "cancelled", "priced")
     ),
     *(
-        RecordColumn(name, Merge.SUM, "bigint", "bigint")
+        RollupColumn(name, Merge.SUM, "bigint", "bigint")
         for name in ("latency_us", "first_byte_us", "tokens_in", "tokens_out")
     ),
-    RecordColumn("revenue_usd", Merge.SUM, "numeric", "numeric"),
-    RecordColumn("spread", Merge.SPREAD, "integer[]", "bigint[]"),
-    RecordColumn("faults", Merge.FAULTS, "jsonb", "jsonb"),
+    RollupColumn("revenue_usd", Merge.SUM, "numeric", "numeric"),
+    RollupColumn("spread", Merge.SPREAD, "integer[]", "bigint[]"),
+    RollupColumn("faults", Merge.FAULTS, "jsonb", "jsonb"),
 )
 JOB_COUNTS = ("completed", "failed", "rejected", "cancelled", "priced")
 
@@ -85,22 +85,22 @@ GAUGES = (
     "gpu_memory_total_mb",
 )
 GAUGE_COLUMNS = (
-    RecordColumn("samples", Merge.SUM, "integer", "bigint"),
-    *(RecordColumn(f"{name}_sum", Merge.SUM, "real", "double precision") for name in GAUGES),
-    *(RecordColumn(f"{name}_max", Merge.MAX, "real", "real") for name in GAUGES),
-    *(RecordColumn(f"{name}_count", Merge.SUM, "integer", "bigint") for name in GAUGES),
+    RollupColumn("samples", Merge.SUM, "integer", "bigint"),
+    *(RollupColumn(f"{name}_sum", Merge.SUM, "real", "double precision") for name in GAUGES),
+    *(RollupColumn(f"{name}_max", Merge.MAX, "real", "real") for name in GAUGES),
+    *(RollupColumn(f"{name}_count", Merge.SUM, "integer", "bigint") for name in GAUGES),
 )
 
 
-def names(columns: Iterable[RecordColumn]) -> str:
-    """Return the columns' names, as a list in SQL."""
+def names(columns: Iterable[RollupColumn]) -> str:
+    """Return the columns' names as an SQL list."""
     return ", ".join(column.name for column in columns)
 
 
-def add_up(columns: tuple[RecordColumn, ...], keys: str, *, source: str, into: str, from_: Width, to: Width) -> str:
-    """Return CTEs that end in one called `into`: the rows of the relation `source` added up by `keys`.
+def add_up(columns: tuple[RollupColumn, ...], keys: str, *, source: str, into: str, from_: Width, to: Width) -> str:
+    """Return CTEs; the last one, `into`, has the rows of the relation `source` added up by `keys`.
 
-    Each row's histogram is as wide as `from_` says, those that come out as `to` says.
+    `from_` is the width of the source's histograms, `to` that of the result's.
     """
     sums = ", ".join(
         f"{column.merge.value}({column.name})::{column.sql_type(to)} AS {column.name}"
@@ -126,17 +126,17 @@ def add_up(columns: tuple[RecordColumn, ...], keys: str, *, source: str, into: s
     return ", ".join(steps)
 
 
-def add_to_held(columns: tuple[RecordColumn, ...], width: Width) -> str:
-    """Return the SET clause of an upsert into `… AS held` that adds what comes to what is there."""
+def add_to_held(columns: tuple[RollupColumn, ...], width: Width) -> str:
+    """Return the SET clause of an upsert into `… AS held` that adds the new row to the stored one."""
     return ", ".join(f"{column.name} = {_added(column, width)}" for column in columns)
 
 
 def owner_scope(owner: str) -> str:
-    """Answer, in SQL, the scope of an owner whose name `owner` is in SQL."""
+    """Return the SQL expression of an owner's scope; `owner` is the SQL expression of the owner's name."""
     return f"md5('owner:' || {owner})::uuid"
 
 
-def _added(column: RecordColumn, width: Width) -> str:
+def _added(column: RollupColumn, width: Width) -> str:
     held, new = f"held.{column.name}", f"excluded.{column.name}"
     if column.merge is Merge.MAX:
         return f"greatest({held}, {new})"
@@ -145,8 +145,10 @@ def _added(column: RecordColumn, width: Width) -> str:
     if column.merge is Merge.SPREAD:
         grouped = f"SELECT {_counted(width, width)} AS e FROM unnest({held} || {new}) v GROUP BY v >> {width.bits}"
         whole = f"SELECT array_agg(e) FROM ({grouped}) s"
-        # A bucket may stand twice, and is added up when it is read: doing it here each time costs more than the rest.
-        merged = f"SELECT CASE WHEN cardinality({held}) < {LOOSE_PLACES} THEN {held} || {new} ELSE ({whole}) END"
+        # A bucket may be there twice until it is read: merging each time would cost more than all the rest.
+        merged = (
+            f"SELECT CASE WHEN cardinality({held}) < {MAX_UNMERGED_ELEMENTS} THEN {held} || {new} ELSE ({whole}) END"
+        )
     else:
         both = f"SELECT * FROM jsonb_each_text({held}) UNION ALL SELECT * FROM jsonb_each_text({new})"
         counted = f"SELECT b.key, sum(b.value::bigint) AS n FROM ({both}) b GROUP BY b.key"
@@ -155,6 +157,6 @@ def _added(column: RecordColumn, width: Width) -> str:
 
 
 def _counted(from_: Width, to: Width) -> str:
-    """Return the element that stands for all `v` of one place of a histogram."""
+    """Return the element that is the sum of all elements `v` of one bucket."""
     count = f"least(sum(v & {from_.most}), {to.most})::{to.type}"
     return f"((v >> {from_.bits})::{to.type} << {to.bits} | {count})"

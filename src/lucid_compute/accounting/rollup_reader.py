@@ -1,6 +1,6 @@
-"""Reads the records of a node, an owner or all: what was measured in each step of a timeline.
+"""Reads the rollups of a node, an owner or everything, for each step of a timeline.
 
-What has been added up is read as it is, the rest from the shorter records: each job counts once at every instant.
+What is not in longer rollups yet is read from shorter ones, so that each job counts exactly once at any time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import RowMapping, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from lucid_compute.accounting.measured import Gauge, GaugeRecord, JobRecord, Measured, StateRecord
+from lucid_compute.accounting.measured import Gauge, GaugeRollup, JobRollup, SpanMetrics, StateRollup
 from lucid_compute.accounting.rollup_columns import (
     ALL_NODES,
     GAUGE_COLUMNS,
@@ -26,7 +26,7 @@ from lucid_compute.accounting.rollup_columns import (
     UPSTREAM,
     WIDE,
     Merge,
-    RecordColumn,
+    RollupColumn,
     add_up,
     owner_scope,
 )
@@ -37,7 +37,7 @@ from lucid_compute.registry.fleet.replicas import Outage, merge_outages
 
 
 class RollupScope(Enum):
-    """Whose records are read."""
+    """Whose rollups are read."""
 
     NODE = "node"
     OWNER = "owner"
@@ -45,7 +45,7 @@ class RollupScope(Enum):
 
 
 class Tier(Enum):
-    """How long the records are that are read first."""
+    """The length of rollups."""
 
     MINUTES = "minutes"
     HOURS = "hours"
@@ -53,7 +53,7 @@ class Tier(Enum):
 
     @property
     def length(self) -> timedelta:
-        """Return how long one is."""
+        """Return the length as a span of time."""
         return timedelta(**{self.value: 1})
 
 
@@ -67,7 +67,7 @@ _OPEN_OF = {
     RollupScope.OWNER: f"node_owner = CAST(:owner AS text) AND node_id <> '{UPSTREAM}'",
     RollupScope.ALL: "true",
 }
-# Which tables hold the rest of what a longer one has not got yet, and from which mark on.
+# The tables to read for each tier, and the mark from which on a shorter table has what the longer one lacks.
 _SHORTER = {
     Tier.MINUTES: ((Tier.MINUTES, None),),
     Tier.HOURS: ((Tier.HOURS, None), (Tier.MINUTES, "hours_until")),
@@ -77,9 +77,9 @@ _SHORTER = {
 
 @cache
 def jobs_sql(scope: RollupScope, tier: Tier, *, of_model: bool) -> str:
-    """Return the statement that reads jobs: of `:node_id` or `:owner`, by `:since`, `:until`, `:step`, `:model_id`.
+    """Return the statement that reads jobs by `:since`, `:until`, `:step`, and `:node_id`, `:owner` or `:model_id`.
 
-    Owners and all have a record of all models together; a node has one for each.
+    Owners, and everything, have rollups of all models together; a node has only one for each model.
     """
     if of_model:
         model = "AND model_id = CAST(:model_id AS uuid)"
@@ -93,22 +93,22 @@ def jobs_sql(scope: RollupScope, tier: Tier, *, of_model: bool) -> str:
 
 @cache
 def gauges_sql(scope: RollupScope, tier: Tier) -> str:
-    """Return the statement that reads samples of heartbeats, by the same names."""
+    """Return the statement that reads samples of heartbeats, with the same parameters."""
     return _select_of("gauge", GAUGE_COLUMNS, tier, f"scope_id = {_SCOPE_IDS[scope]}", _OPEN_OF[scope])
 
 
-def _select_of(kind: str, columns: tuple[RecordColumn, ...], tier: Tier, is_wanted: str, is_wanted_open: str) -> str:
+def _select_of(kind: str, columns: tuple[RollupColumn, ...], tier: Tier, condition: str, open_condition: str) -> str:
     narrow, wide = _widened(columns), ", ".join(column.name for column in columns)
-    of_open = f"bucket >= :since AND bucket < :until AND {is_wanted_open}"
+    of_open = f"bucket >= :since AND bucket < :until AND {open_condition}"
     parts = [f"SELECT bucket, {narrow} FROM {kind}_open WHERE {of_open}"]
     for shorter, mark in _SHORTER[tier]:
         table = f"{kind}_{shorter.value}"
         shown = narrow if shorter is Tier.MINUTES else wide
-        # Each is looked up by its key (OFFSET keeps the lookup one): records stand in the order of time.
+        # Each bucket is looked up by its key (OFFSET prevents another plan): rollups are stored by time.
         parts.append(f"""
             SELECT r.* FROM generate_series({_first(table, mark)}, CAST(:until AS timestamptz) - interval '1 second',
                 interval '1 {shorter.value}') AS at, LATERAL (
-                SELECT bucket, {shown} FROM {table} WHERE bucket = at AND {is_wanted}
+                SELECT bucket, {shown} FROM {table} WHERE bucket = at AND {condition}
                 OFFSET 0
             ) r
         """)
@@ -124,13 +124,13 @@ def _select_of(kind: str, columns: tuple[RecordColumn, ...], tier: Tier, is_want
 
 
 def _first(table: str, mark: str | None) -> str:
-    """Return where to begin in a table: at the mark up to which longer records hold it, not before its first row."""
+    """Return where to begin in a table: at the mark up to which longer rollups have it, not before its first row."""
     since = f"greatest(CAST(:since AS timestamptz), (SELECT min(bucket) FROM {table}))"
     return since if mark is None else f"greatest({since}, (SELECT {mark} FROM record_marks))"
 
 
-def _widened(columns: tuple[RecordColumn, ...]) -> str:
-    """Return the columns of a record of a minute as longer ones have them."""
+def _widened(columns: tuple[RollupColumn, ...]) -> str:
+    """Return the columns of a minute's rollup, converted to the types of longer ones."""
     element = f"(v >> {NARROW.bits})::bigint << {WIDE.bits} | (v & {NARROW.most})"
     spread = f"(SELECT array_agg({element}) FROM unnest(spread) v) AS spread"
     return ", ".join(spread if column.merge is Merge.SPREAD else column.name for column in columns)
@@ -149,9 +149,9 @@ _PASSPORTS_OF = {
 
 
 def _sums(states: str, keys: str) -> str:
-    """Return the statement that adds the changes of `states` up, by the spans between the instants `:cuts`.
+    """Return the statement that adds up the changes of `states` by the spans between the instants `:cuts`.
 
-    A fleet's month has hundreds of thousands of changes; Postgres adds them up to a few rows a span.
+    A fleet has hundreds of thousands of changes a month; Postgres reduces them to a few rows a span.
     """
     return f"""
         WITH states AS ({states}), spans AS (
@@ -183,7 +183,7 @@ STATE_SUMS = {
     )
     for scope in RollupScope
 }
-"""What changes of state add up to in each span between `:cuts`, which are the instants from `:since` to `:until`."""
+"""Reads the sum of changes of state in each span between `:cuts`, the instants from `:since` to `:until`."""
 STATE_SUMS_OF_NODES = _sums(
     """
         SELECT n.id AS node_id, CAST(:since AS timestamptz) AS since, held.state
@@ -196,14 +196,14 @@ STATE_SUMS_OF_NODES = _sums(
     """,
     "node_id,",
 )
-"""The same of each of `:ids`."""
+"""Reads the same for each of the nodes `:ids`."""
 _PLAIN = [column.name for column in JOB_COLUMNS if column.name not in {"spread", "faults"}]
 _OUTAGES = text("SELECT started_at, ended_at FROM outages WHERE ended_at > :since AND started_at < :until")
 _BEGAN = text("SELECT began_at FROM record_marks")
 
 
 class RollupQuery(NamedTuple):
-    """Whose records: a node's, an owner's nodes', or, with neither, those of all nodes and upstreams; of one model."""
+    """Which rollups: a node's, an owner's nodes', or with neither everyone's and those of upstreams; of one model."""
 
     node_id: str | None = None
     owner: str | None = None
@@ -211,44 +211,44 @@ class RollupQuery(NamedTuple):
 
     @property
     def scope(self) -> RollupScope:
-        """Which of the three it is."""
+        """Whether a node, an owner or everything is read."""
         if self.node_id is not None:
             return RollupScope.NODE
         return RollupScope.ALL if self.owner is None else RollupScope.OWNER
 
 
-class Measurement(NamedTuple):
-    """What was measured in each step of a timeline, and when the registry itself was away meanwhile."""
+class TimelineMetrics(NamedTuple):
+    """The metrics of each step of a timeline, and the registry's own outages in that time."""
 
-    steps: list[Measured]
+    steps: list[SpanMetrics]
     outages: tuple[Outage, ...]
 
 
 class RollupReader:
-    """Reads records from Postgres."""
+    """Reads rollups and states of nodes from Postgres."""
 
     def __init__(self, database: Database, retention: Retention) -> None:
-        """Read from `database`, which keeps records for as long as `retention` says."""
+        """Read from `database`, which keeps rollups for as long as `retention` says."""
         self._database = database
         self._retention = retention
 
     async def measure(
-        self, wanted: RollupQuery, timeline: Timeline, *, now: datetime, known_since: datetime | None
-    ) -> Measurement:
-        """Return what was measured in each step. Nothing is known of jobs before `known_since` and after `now`.
+        self, query: RollupQuery, timeline: Timeline, *, now: datetime, known_since: datetime | None
+    ) -> TimelineMetrics:
+        """Return the metrics of each step. Before `known_since` and after `now` jobs are unknown, which is not 0.
 
         Raises:
-            DatabaseUnavailable: as named.
+            DatabaseUnavailable: the database can't be reached.
         """
         tier = _tier_of(timeline.step)
         until = max(min(timeline.until, now + timeline.step), timeline.since)
-        values = {"since": timeline.since, "until": until, "step": timeline.step, **wanted._asdict()}
+        values = {"since": timeline.since, "until": until, "step": timeline.step, **query._asdict()}
         async with self._database.transaction() as connection:
             began_at = await connection.scalar(_BEGAN)
-            jobs = await _read(connection, jobs_sql(wanted.scope, tier, of_model=wanted.model_id is not None), values)
-            gauges = await _read(connection, gauges_sql(wanted.scope, tier), values)
+            jobs = await _read(connection, jobs_sql(query.scope, tier, of_model=query.model_id is not None), values)
+            gauges = await _read(connection, gauges_sql(query.scope, tier), values)
             outages = await _read_outages(connection, timeline.since, until)
-            states = await _read_states(connection, wanted, [min(edge, now) for edge in timeline.edges()], outages)
+            states = await _read_states(connection, query, [min(edge, now) for edge in timeline.edges()], outages)
         began_at = max(began_at, known_since or began_at)
         jobs_since, states_since = (max(began_at, self._kept_since(kept, now)) for kept in (tier, Tier.HOURS))
         steps = []
@@ -261,16 +261,16 @@ class RollupReader:
             if start in gauges:
                 step.gauges = _read_gauges(gauges[start])
             steps.append(step)
-        return Measurement(steps, outages)
+        return TimelineMetrics(steps, outages)
 
-    async def measure_jobs(self, wanted: RollupQuery, timeline: Timeline, *, now: datetime) -> list[Measured]:
-        """Return the jobs of each step alone, at the cost of one look.
+    async def measure_jobs(self, query: RollupQuery, timeline: Timeline, *, now: datetime) -> list[SpanMetrics]:
+        """Return the jobs of each step, without gauges and states, by one statement.
 
         Raises:
-            DatabaseUnavailable: as named.
+            DatabaseUnavailable: the database can't be reached.
         """
-        values = {"since": timeline.since, "until": timeline.until, "step": timeline.step, **wanted._asdict()}
-        statement = jobs_sql(wanted.scope, _tier_of(timeline.step), of_model=wanted.model_id is not None)
+        values = {"since": timeline.since, "until": timeline.until, "step": timeline.step, **query._asdict()}
+        statement = jobs_sql(query.scope, _tier_of(timeline.step), of_model=query.model_id is not None)
         async with self._database.transaction() as connection:
             jobs = await _read(connection, statement, values)
         steps = [_known_part(start, start + timeline.step, start, now) for start in timeline.starts()]
@@ -279,25 +279,25 @@ class RollupReader:
                 step.jobs = _read_jobs(jobs[start])
         return steps
 
-    async def states(self, wanted: RollupQuery, lengths: Sequence[timedelta], *, now: datetime) -> list[StateRecord]:
+    async def states(self, query: RollupQuery, lengths: Sequence[timedelta], *, now: datetime) -> list[StateRollup]:
         """Return how long nodes were in each state in the last `lengths` of time.
 
         Raises:
-            DatabaseUnavailable: as named.
+            DatabaseUnavailable: the database can't be reached.
         """
         edges = _edges_of(lengths, now)
         async with self._database.transaction() as connection:
             outages = await _read_outages(connection, edges[0], now)
-            states = await _read_states(connection, wanted, edges, outages)
+            states = await _read_states(connection, query, edges, outages)
         return _windows_of(states, edges, lengths)
 
     async def states_of_nodes(
         self, node_ids: Sequence[str], lengths: Sequence[timedelta], *, now: datetime
-    ) -> dict[str, list[StateRecord]]:
-        """Return `states` of each of the nodes, in one look.
+    ) -> dict[str, list[StateRollup]]:
+        """Return the same for each of the nodes, by one statement.
 
         Raises:
-            DatabaseUnavailable: as named.
+            DatabaseUnavailable: the database can't be reached.
         """
         edges = _edges_of(lengths, now)
         sums: dict[str, list[StateSum]] = {node_id: [] for node_id in node_ids}
@@ -320,14 +320,14 @@ class RollupReader:
 
 
 def _tier_of(step: timedelta) -> Tier:
-    """Return the longest records that fit into the step."""
+    """Return the longest tier that fits into the step."""
     return next(tier for tier in (Tier.DAYS, Tier.HOURS, Tier.MINUTES) if step >= tier.length)
 
 
-def _known_part(start: datetime, end: datetime, since: datetime, now: datetime) -> Measured:
-    """Return a step of which jobs are known from `since` until `now`: none there is one that none started in."""
+def _known_part(start: datetime, end: datetime, since: datetime, now: datetime) -> SpanMetrics:
+    """Return a step whose jobs are known from `since` until `now`: no jobs, or unknown outside of that time."""
     seconds = _seconds_between(max(start, since), min(end, now))
-    return Measured(seconds, JobRecord()) if seconds else Measured()
+    return SpanMetrics(seconds, JobRollup()) if seconds else SpanMetrics()
 
 
 def _seconds_between(since: datetime, until: datetime) -> float:
@@ -335,8 +335,8 @@ def _seconds_between(since: datetime, until: datetime) -> float:
 
 
 async def _read(connection: AsyncConnection, statement: str, values: dict[str, Any]) -> dict[datetime, RowMapping]:
-    found = await connection.execute(text(statement), values)
-    return {row["bucket"]: row for row in found.mappings()}
+    rows = await connection.execute(text(statement), values)
+    return {row["bucket"]: row for row in rows.mappings()}
 
 
 def _edges_of(lengths: Sequence[timedelta], now: datetime) -> list[datetime]:
@@ -344,12 +344,12 @@ def _edges_of(lengths: Sequence[timedelta], now: datetime) -> list[datetime]:
 
 
 def _windows_of(
-    states: Sequence[StateRecord], edges: Sequence[datetime], lengths: Sequence[timedelta]
-) -> list[StateRecord]:
-    """Return the windows that end where the last of the states does, each as long as one of `lengths`."""
+    states: Sequence[StateRollup], edges: Sequence[datetime], lengths: Sequence[timedelta]
+) -> list[StateRollup]:
+    """Return the windows that end with the last edge and have these `lengths`."""
     windows = []
     for length in lengths:
-        window = StateRecord()
+        window = StateRollup()
         for start, state in zip(edges, states, strict=False):
             if start >= edges[-1] - length:
                 window.add(state)
@@ -358,26 +358,26 @@ def _windows_of(
 
 
 async def _read_states(
-    connection: AsyncConnection, wanted: RollupQuery, edges: Sequence[datetime], outages: tuple[Outage, ...]
-) -> list[StateRecord]:
+    connection: AsyncConnection, query: RollupQuery, edges: Sequence[datetime], outages: tuple[Outage, ...]
+) -> list[StateRollup]:
     cuts = cut(edges, outages)
-    values = {"since": cuts[0], "until": cuts[-1], "cuts": cuts, "node_id": wanted.node_id, "owner": wanted.owner}
-    found = await connection.execute(text(STATE_SUMS[wanted.scope]), values) if len(cuts) > 1 else ()
-    return integrate([StateSum(*row) for row in found], edges, outages)
+    values = {"since": cuts[0], "until": cuts[-1], "cuts": cuts, "node_id": query.node_id, "owner": query.owner}
+    rows = await connection.execute(text(STATE_SUMS[query.scope]), values) if len(cuts) > 1 else ()
+    return integrate([StateSum(*row) for row in rows], edges, outages)
 
 
 async def _read_outages(connection: AsyncConnection, since: datetime, until: datetime) -> tuple[Outage, ...]:
-    found = await connection.execute(_OUTAGES, {"since": since, "until": until})
-    return merge_outages(Outage(*row) for row in found)
+    rows = await connection.execute(_OUTAGES, {"since": since, "until": until})
+    return merge_outages(Outage(*row) for row in rows)
 
 
-def _read_jobs(row: RowMapping) -> JobRecord:
-    record = JobRecord(**{name: row[name] for name in _PLAIN})
-    record.spread = Counter({element >> WIDE.bits: element & WIDE.most for element in row["spread"] or ()})
-    record.faults = Counter(json.loads(row["faults"]) if row["faults"] else {})
-    return record
+def _read_jobs(row: RowMapping) -> JobRollup:
+    rollup = JobRollup(**{name: row[name] for name in _PLAIN})
+    rollup.spread = Counter({element >> WIDE.bits: element & WIDE.most for element in row["spread"] or ()})
+    rollup.faults = Counter(json.loads(row["faults"]) if row["faults"] else {})
+    return rollup
 
 
-def _read_gauges(row: RowMapping) -> GaugeRecord:
+def _read_gauges(row: RowMapping) -> GaugeRollup:
     gauges = {name: Gauge(row[f"{name}_count"] or 0, row[f"{name}_sum"] or 0.0, row[f"{name}_max"]) for name in GAUGES}
-    return GaugeRecord(row["samples"], {name: gauge for name, gauge in gauges.items() if gauge.count})
+    return GaugeRollup(row["samples"], {name: gauge for name, gauge in gauges.items() if gauge.count})

@@ -1,7 +1,7 @@
-"""The statements that move records on: what is open becomes minutes, minutes become hours, hours become days.
+"""Moves rollups on: open ones become minutes, minutes become hours, hours become days; deletes old ones.
 
-Whatever a statement adds somewhere it takes from what it deletes, or from what a mark says was never added, in the same
-transaction: so nothing counts twice and nothing is lost (docs/adr/0012-records.md).
+A statement adds only what it deletes elsewhere, or what `record_marks` says was not added yet, in one transaction. So
+nothing counts twice and nothing is lost (docs/adr/0012-records.md).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lucid_compute.accounting.rollup_columns import (
     NARROW,
     UPSTREAM,
     WIDE,
-    RecordColumn,
+    RollupColumn,
     Width,
     add_to_held,
     add_up,
@@ -35,7 +35,7 @@ from lucid_compute.postgres.dedicated_connection import DedicatedConnection, Pur
 
 JOB_KEYS = "bucket, scope_id, model_id"
 GAUGE_KEYS = "bucket, scope_id"
-# A job counts for its node by its model, and for its owner and for all by its model and by all models together.
+# A job counts for its node by model; for its owner, and for everything, by model and for all models together.
 _BY_MODEL = f"unnest(ARRAY[model_id, '{UPSTREAM}'::uuid]) AS m (model_id)"
 SCOPED_JOBS = f"""
     SELECT bucket, node_id AS scope_id, model_id, {names(JOB_COLUMNS)} FROM moved
@@ -50,16 +50,16 @@ SCOPED_GAUGES = f"""
 """
 
 
-class RecordKind:
-    """The statements for one kind of record, `job` or `gauge`: its open, minute, hour and day tables."""
+class RollupKind:
+    """The statements for one kind of rollup, `job` or `gauge`: its open, minute, hour and day tables."""
 
-    def __init__(self, name: str, columns: tuple[RecordColumn, ...], keys: str, scoped: str) -> None:
+    def __init__(self, name: str, columns: tuple[RollupColumn, ...], keys: str, scoped: str) -> None:
         self.name = name
         self.columns = columns
         self.keys = keys
-        # $1: minutes that began before are over. $2: how many rows at most, so that no backlog is too large for one
-        # statement. One that comes late, when its hour or its day was added up already, is added there too. A row that
-        # a replica adds to just now is waited for, and moved as it then is or the next time. Answers how many it moved.
+        # $1: minutes that began before are over. $2: the highest number of rows, so that no backlog is too large for
+        # one statement. A late row, whose hour or day is added up already, is added there too. If a replica is adding
+        # to a row, the statement waits, and moves the row then or the next time. It returns how many rows it moved.
         self.move = f"""
             WITH moved AS (
                 DELETE FROM {name}_open
@@ -93,7 +93,7 @@ class RecordKind:
         return add_up(self.columns, self.keys, source=source, into=into, from_=from_, to=to)
 
     def _insert(self, tier: str, width: Width) -> str:
-        """Return the statement that adds the rows of the relation `tier` to the table of that name."""
+        """Return the statement that adds the rows of the relation `tier` to the table of that tier."""
         return f"""
             INSERT INTO {self.name}_{tier} AS held ({self.keys}, {names(self.columns)})
             SELECT {self.keys}, {names(self.columns)} FROM {tier} ORDER BY {self.keys}
@@ -111,9 +111,9 @@ class RecordKind:
         """
 
 
-JOBS = RecordKind("job", JOB_COLUMNS, JOB_KEYS, SCOPED_JOBS)
-GAUGE_RECORDS = RecordKind("gauge", GAUGE_COLUMNS, GAUGE_KEYS, SCOPED_GAUGES)
-KINDS = (JOBS, GAUGE_RECORDS)
+JOB_ROLLUPS = RollupKind("job", JOB_COLUMNS, JOB_KEYS, SCOPED_JOBS)
+GAUGE_ROLLUPS = RollupKind("gauge", GAUGE_COLUMNS, GAUGE_KEYS, SCOPED_GAUGES)
+KINDS = (JOB_ROLLUPS, GAUGE_ROLLUPS)
 FLUSH_GAUGES = f"""
 WITH {ONCE}
 INSERT INTO gauge_open AS held (bucket, node_id, node_owner, {names(GAUGE_COLUMNS)})
@@ -125,14 +125,14 @@ WHERE EXISTS (SELECT FROM once)
 ORDER BY p.id, s.second
 ON CONFLICT (node_id, bucket) DO UPDATE SET {add_to_held(GAUGE_COLUMNS, NARROW)}
 """
-# $1: everything before is added up, or there was nothing to add up.
+# $1: everything before it is added up.
 HOURS_ARE_DONE = "UPDATE record_marks SET hours_until = $1 WHERE hours_until < $1"
 DAYS_ARE_DONE = "UPDATE record_marks SET days_until = $1 WHERE days_until < $1"
 HOURS_UNTIL = "SELECT hours_until FROM record_marks"
 
 
 def _next(span: str, mark: str, tier: str) -> str:
-    """Return the statement that finds the first hour or day before $1 to add up; those without records are passed."""
+    """Return the statement that finds the first hour or day before $1 to add up; empty ones are skipped."""
     first = "SELECT min(bucket) FROM {kind}_{tier} WHERE bucket >= {mark} AND bucket < $1"
     of_each = (f"({first.format(kind=kind.name, tier=tier, mark=mark)})" for kind in KINDS)
     return f"SELECT date_trunc('{span}', least({', '.join(of_each)})) FROM record_marks"
@@ -143,10 +143,11 @@ NEXT_DAY = _next("day", "days_until", "hours")
 
 
 class Cleaning(NamedTuple):
-    """Two statements: up to where the next part of a table from $2 on may go, $1 units being kept, and its deletion.
+    """Two statements that delete one part of a table: `find` returns its end, `delete` deletes up to that.
 
-    They are two so that Postgres plans the second with the instant before its eyes: it can't know what a bound that is
-    computed comes to, and would read the whole table. What was just deleted lies before $2, and is not looked at again.
+    `find` takes how many units are kept ($1) and the end of the previous part ($2), so that Postgres does not read
+    deleted rows again. `delete` takes the end as an argument: with a computed bound Postgres would plan to read the
+    whole table.
     """
 
     find: str
@@ -154,33 +155,33 @@ class Cleaning(NamedTuple):
 
 
 def _clean(table: str, unit: str, a_turn: str, limit: str) -> Cleaning:
-    """Return the statements for a table of which no more than `a_turn` goes at a time, and nothing from `limit` on."""
+    """Return the statements for a table: they delete a span of `a_turn` at most, and nothing from `limit` on."""
     oldest = f"(SELECT min(bucket) FROM {table} WHERE bucket >= $2) + interval '{a_turn}'"
     find = f"SELECT least(now() - $1 * interval '1 {unit}', {oldest}, {limit})"
     return Cleaning(find, f"DELETE FROM {table} WHERE bucket < $1 AND bucket >= $2")
 
 
-# How many hours minutes are kept, days hours are, days days are. What was not added up yet is kept longer.
+# Minutes are kept for some hours, hours and days for some days. What is not added up yet is kept longer.
 CLEAN_MINUTES = tuple(_clean(f"{kind.name}_minutes", "hour", "1 hour", f"({HOURS_UNTIL})") for kind in KINDS)
 CLEAN_HOURS = tuple(
     _clean(f"{kind.name}_hours", "day", "1 day", "(SELECT days_until FROM record_marks)") for kind in KINDS
 )
 CLEAN_DAYS = tuple(_clean(f"{kind.name}_days", "day", "30 days", "now()") for kind in KINDS)
 CLEAN_FLUSHES = "DELETE FROM gauge_flushes WHERE at < now() - interval '1 day'"
-# What is added up has no statistics: Postgres may take ten thousand rows for ten, and compare each with each.
+# CTEs have no statistics: Postgres may expect ten rows where there are ten thousand, and compare each with each.
 JOIN_BY_HASH = "SET enable_nestloop = off"
 KEEP_SECONDS = 20.0
 CLEANING_SECONDS = 60.0
-ROUND_SECONDS = 300.0  # adding an hour of ten thousand busy nodes up takes twenty
-ROWS_A_MOVE = 100_000  # some four seconds; what a fleet of ten thousand leaves in a minute, or in ten of them
-RECORDS_LOCK = 0x7265636F  # an advisory lock of our own: "reco"
-MINUTE_IS_OVER_AFTER = timedelta(minutes=1)  # what comes even later is moved later
+RUN_SECONDS = 300.0  # adding up an hour of ten thousand busy nodes takes twenty
+ROWS_A_MOVE = 100_000  # about four seconds: the rows of a fleet of ten thousand in one to ten minutes
+ROLLUPS_LOCK = 0x7265636F  # an advisory lock of our own: "reco"
+MINUTE_IS_OVER_AFTER = timedelta(minutes=1)  # later rows are moved later
 HOUR_IS_OVER_AFTER = timedelta(minutes=3)
 _log = logging.getLogger(__name__)
 
 
 class Retention(NamedTuple):
-    """How long records are kept: by the minute in hours, by the hour and by the day in days."""
+    """How long rollups are kept: minutes for some hours, hours and days for some days."""
 
     minutes_hours: int
     hours_days: int
@@ -188,15 +189,15 @@ class Retention(NamedTuple):
 
 
 class RollupKeeper:
-    """Keeps the records of all replicas in order, while no other replica does."""
+    """Moves and deletes the rollups of all replicas, while no other replica does it."""
 
     def __init__(self, url: str, retention: Retention, *, rows_a_move: int = ROWS_A_MOVE) -> None:
-        self._connection = DedicatedConnection(url, Purpose.RECORD_KEEPER, session=JOIN_BY_HASH)
+        self._connection = DedicatedConnection(url, Purpose.ROLLUP_KEEPER, session=JOIN_BY_HASH)
         self._retention = retention
         self._rows_a_move = rows_a_move
 
     async def run(self) -> None:
-        """Keep them for as long as this task runs."""
+        """Work until this task is cancelled."""
         cleaning_due = 0.0
         loop = asyncio.get_running_loop()
         while True:
@@ -206,21 +207,21 @@ class RollupKeeper:
                 await self.keep(cleans=is_cleaning)
                 if is_cleaning:
                     cleaning_due = loop.time() + CLEANING_SECONDS
-            except Exception as error:  # noqa: BLE001 - a fault must not end the task: the next round does what this left
+            except Exception as error:  # noqa: BLE001 - a fault must not end the task: the next run does what this one left
                 if not is_transient(error):
                     _log.exception("the records could not be moved on, and wait")
 
     async def keep(self, *, cleans: bool = True, now: datetime | None = None) -> None:
-        """Move on what is due at `now`, the database's unless named; does nothing while another replica does it."""
+        """Move what is due at `now` (the database's now by default). Do nothing while another replica works."""
         try:
-            async with self._connection.within(ROUND_SECONDS) as connection:
-                if not await connection.fetchval("SELECT pg_try_advisory_lock($1)", RECORDS_LOCK):
+            async with self._connection.within(RUN_SECONDS) as connection:
+                if not await connection.fetchval("SELECT pg_try_advisory_lock($1)", ROLLUPS_LOCK):
                     return
                 await self._keep(connection, now or await connection.fetchval("SELECT now()"))
                 if cleans:
                     await self._clean(connection)
         finally:
-            await self._connection.close()  # and with it the lock
+            await self._connection.close()  # this releases the lock
 
     async def _keep(self, connection: asyncpg.Connection[asyncpg.Record], now: datetime) -> None:
         over_before = (now - MINUTE_IS_OVER_AFTER).replace(second=0, microsecond=0)
@@ -231,7 +232,7 @@ class RollupKeeper:
         await self._add_up_days(connection, (await connection.fetchval(HOURS_UNTIL)).replace(hour=0))
 
     async def _add_up_hours(self, connection: asyncpg.Connection[asyncpg.Record], until: datetime) -> None:
-        """Add up every whole hour before `until`, each in a transaction that also says that it is done."""
+        """Add up every whole hour before `until`, each in a transaction that also raises the mark."""
         while (hour := await connection.fetchval(NEXT_HOUR, until)) is not None:
             async with connection.transaction():
                 for kind in KINDS:
@@ -248,7 +249,7 @@ class RollupKeeper:
         await connection.execute(DAYS_ARE_DONE, until)
 
     async def _clean(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
-        """Delete what is kept no longer, part by part, for a tenth of the time at most; the next time goes on."""
+        """Delete old rows part by part, for a tenth of the time at most; the next call continues."""
         loop = asyncio.get_running_loop()
         until = loop.time() + CLEANING_SECONDS / 10
         for cleanings, kept in zip((CLEAN_MINUTES, CLEAN_HOURS, CLEAN_DAYS), self._retention, strict=True):

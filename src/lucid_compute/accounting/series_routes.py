@@ -1,4 +1,4 @@
-"""Metrics over time: what happened on nodes, by the minute, hour or day. `GET /metrics`, Prometheus's, is elsewhere."""
+"""The routes of metrics over time and uptime. Prometheus's `GET /metrics` is in `server/operation_routes.py`."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ Step = Literal["auto", "1m", "5m", "1h", "1d"]
 
 @dataclass(frozen=True, slots=True)
 class MetricsQuery:
-    """Which span, in which steps, and which series of it."""
+    """The requested span, its steps, and the names of series."""
 
     since: str
     until: str | None
@@ -59,7 +59,7 @@ class MetricsQuery:
     series: tuple[str, ...]
 
     def timeline(self, now: datetime) -> Timeline:
-        """Return the steps that hold the span.
+        """Return the whole steps that cover the span.
 
         Raises:
             InvalidRequest: a moment can't be read, the span ends before it begins, or there would be too many steps.
@@ -91,10 +91,10 @@ async def get_query(
         Query(description=f"Names, separated by commas; all, when it is left out: {', '.join(SERIES_NAMES)}."),
     ] = None,
 ) -> MetricsQuery:
-    """Return what is asked.
+    """Return the query parameters of the metrics routes.
 
     Raises:
-        InvalidRequest: there is no such series.
+        InvalidRequest: a series does not exist.
     """
     return MetricsQuery(from_, to, step, _read_names(series))
 
@@ -121,13 +121,13 @@ def _read_moment(name: str, moment: str, now: datetime) -> datetime:
     except (OverflowError, ValidationError):
         message = "Send an RFC 3339 instant such as 2026-01-31T12:00:00Z, or how long ago: -90m, -1h, -7d."
         raise InvalidRequest.at(f"query.{name}", message) from None
-    if instant < EPOCH:  # Python's first years can't be told to Postgres in every time zone
+    if instant < EPOCH:  # asyncpg can't send Python's first years in every time zone
         raise InvalidRequest.at(f"query.{name}", "Send an instant from 1970 on.")
     return instant
 
 
 class UptimeTarget(NamedTuple):
-    """The share of time that a node should be healthy, between 0 and 1, unless a request names another one."""
+    """The share of time, from 0 to 1, that nodes should be healthy. A request may name another one."""
 
     share: float
 
@@ -145,7 +145,7 @@ Target = Annotated[
 @router.get("/metrics", response_model=SeriesAnswer, responses={**declare(), **CSV_RESPONSE})
 async def get_fleet_metrics(
     clock: Provided[DatabaseClock],
-    records: Provided[RollupReader],
+    rollups: Provided[RollupReader],
     fleet: Provided[Fleet],
     principal: Reader,
     query: MetricsQueryDependency,
@@ -153,13 +153,13 @@ async def get_fleet_metrics(
     model: Model = None,
     owner: Owner = None,
 ) -> SeriesAnswer | Response:
-    """Read what happened on all of one's own nodes together; an admin's are all, and models' upstreams with them.
+    """Read the metrics of all your nodes together; an admin sees all nodes and models' upstreams.
 
-    Gauges are averages over the nodes' heartbeats, `…Max` the highest of any. A job counts in the minute in which it
-    started, as soon as it has ended, so that counts are those of `GET /compute/jobs` with the same span.
+    Gauges are averages over the nodes' heartbeats, `…Max` is the highest value. A job counts in the minute in which it
+    started, as soon as it has ended. So counts equal those of `GET /compute/jobs` for the same span.
     """
-    wanted = RollupQuery(owner=owner_of(principal, owner, "metrics"), model_id=_model_id(fleet, model))
-    return await _answer(clock, records, wanted, query, is_csv=is_csv)
+    rollup_query = RollupQuery(owner=owner_of(principal, owner, "metrics"), model_id=_model_id(fleet, model))
+    return await _read_series(clock, rollups, rollup_query, query, is_csv=is_csv)
 
 
 @router.get("/metrics/{passport_id}", response_model=SeriesAnswer, responses={**declare(NodeNotFound), **CSV_RESPONSE})
@@ -167,24 +167,24 @@ async def get_node_metrics(
     passport_id: str,
     registry: Provided[ComputeRegistry],
     clock: Provided[DatabaseClock],
-    records: Provided[RollupReader],
+    rollups: Provided[RollupReader],
     fleet: Provided[Fleet],
     principal: Reader,
     query: MetricsQueryDependency,
     is_csv: CsvDependency,
     model: Model = None,
 ) -> SeriesAnswer | Response:
-    """Read what happened on a node; an ended one's records stay readable for as long as they are kept."""
+    """Read the metrics of a node. Those of a deregistered node can be read for as long as they are kept."""
     node = await registry.get_passport(passport_id, visible_owner=principal.visible_owner)
-    wanted = RollupQuery(node_id=node.id, model_id=_model_id(fleet, model))
-    return await _answer(clock, records, wanted, query, is_csv=is_csv, node=node)
+    rollup_query = RollupQuery(node_id=node.id, model_id=_model_id(fleet, model))
+    return await _read_series(clock, rollups, rollup_query, query, is_csv=is_csv, node=node)
 
 
 @router.get("/uptime", response_model=FleetUptime, responses={**declare(), **CSV_RESPONSE})
 async def get_fleet_uptime(
     uptime_target: Provided[UptimeTarget],
     fleet: Provided[Fleet],
-    records: Provided[RollupReader],
+    rollups: Provided[RollupReader],
     clock: Provided[DatabaseClock],
     principal: Reader,
     page: PageDependency,
@@ -193,17 +193,17 @@ async def get_fleet_uptime(
     target: Target = None,
     owner: Owner = None,
 ) -> FleetUptime | Response:
-    """Read the uptime of one's own nodes over 1, 7 and 30 days, with what is left of their error budgets.
+    """Read the uptime of your nodes over 1, 7 and 30 days, with the rest of their error budgets.
 
-    As CSV the page of nodes alone.
+    The CSV has the page of nodes alone.
     """
     whose, aim = owner_of(principal, owner, "metrics"), target or uptime_target.share
     nodes = [node for node in fleet.nodes(owner=whose) if not node.record.has_ended]
     shown = [node.record for node in page.slice_of(sorted_by(order, nodes))]
-    uptimes = await _uptimes(clock, records, shown, aim)
+    uptimes = await _uptimes(clock, rollups, shown, aim)
     if is_csv:
         return write_uptime_csv(uptimes)
-    together = await records.states(RollupQuery(owner=whose), WINDOW_LENGTHS, now=clock.now())
+    together = await rollups.states(RollupQuery(owner=whose), WINDOW_LENGTHS, now=clock.now())
     return FleetUptime(
         owner=whose,
         target=aim,
@@ -219,25 +219,25 @@ async def get_node_uptime(
     registry: Provided[ComputeRegistry],
     uptime_target: Provided[UptimeTarget],
     clock: Provided[DatabaseClock],
-    records: Provided[RollupReader],
+    rollups: Provided[RollupReader],
     principal: Reader,
     is_csv: CsvDependency,
     target: Target = None,
 ) -> NodeUptime | Response:
-    """Read a node's uptime over 1, 7 and 30 days, with what is left of its error budget.
+    """Read a node's uptime over 1, 7 and 30 days, with the rest of its error budget.
 
-    Uptime is healthy time over healthy and unhealthy time: drains, outages of the registry and what lies before the
-    first heartbeat are left out.
+    Uptime is healthy time divided by healthy and unhealthy time. Drains, outages of the registry, and the time before
+    the first heartbeat do not count.
     """
     node = await registry.get_passport(passport_id, visible_owner=principal.visible_owner)
-    (uptime,) = await _uptimes(clock, records, [node], target or uptime_target.share)
+    (uptime,) = await _uptimes(clock, rollups, [node], target or uptime_target.share)
     return write_uptime_csv([uptime]) if is_csv else uptime
 
 
-async def _answer(
+async def _read_series(
     clock: DatabaseClock,
-    records: RollupReader,
-    wanted: RollupQuery,
+    rollups: RollupReader,
+    rollup_query: RollupQuery,
     query: MetricsQuery,
     *,
     is_csv: bool,
@@ -246,19 +246,19 @@ async def _answer(
     now = clock.now()
     timeline = query.timeline(now)
     known_since = None if node is None else node.created_at
-    measurement = await records.measure(wanted, timeline, now=now, known_since=known_since)
-    owner = wanted.owner if node is None else node.owner
-    answer = view_series(
-        timeline, measurement, query.series, passport_id=wanted.node_id, owner=owner, model=wanted.model_id
+    metrics = await rollups.measure(rollup_query, timeline, now=now, known_since=known_since)
+    owner = rollup_query.owner if node is None else node.owner
+    series = view_series(
+        timeline, metrics, query.series, passport_id=rollup_query.node_id, owner=owner, model=rollup_query.model_id
     )
-    return write_series_csv(answer) if is_csv else answer
+    return write_series_csv(series) if is_csv else series
 
 
 async def _uptimes(
-    clock: DatabaseClock, records: RollupReader, nodes: list[Passport], target: float
+    clock: DatabaseClock, rollups: RollupReader, nodes: list[Passport], target: float
 ) -> list[NodeUptime]:
     now = clock.now()
-    found = await records.states_of_nodes([node.id for node in nodes], WINDOW_LENGTHS, now=now)
+    found = await rollups.states_of_nodes([node.id for node in nodes], WINDOW_LENGTHS, now=now)
     return [
         NodeUptime(passport_id=node.id, name=node.name, target=target, windows=view_windows(found[node.id], target))
         for node in nodes
@@ -266,7 +266,7 @@ async def _uptimes(
 
 
 def _model_id(fleet: Fleet, model: str | None) -> str | None:
-    """Return the model's id; that of no model when there is none, so that nothing is counted."""
+    """Return the model's id; an unused id when there is no such model, so that nothing is counted."""
     if model is None:
         return None
     known = fleet.find_model(model)

@@ -1,4 +1,4 @@
-"""Answers of the metrics routes, made of what was measured: JSON shapes, and the same as CSV."""
+"""Builds the responses of the metrics routes from rollups, as JSON shapes and as CSV."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from datetime import timedelta
 
 from fastapi import Response
 
-from lucid_compute.accounting.measured import Measured, StateRecord
-from lucid_compute.accounting.rollup_reader import Measurement
+from lucid_compute.accounting.measured import SpanMetrics, StateRollup
+from lucid_compute.accounting.rollup_reader import TimelineMetrics
 from lucid_compute.accounting.series import FAILURES, SERIES_NAMES, Figure, failures_of, figures_of
 from lucid_compute.accounting.shapes import ErrorBudget, NodeUptime, OutageView, SeriesAnswer, UptimeWindow
 from lucid_compute.accounting.timeline import STEPS, Timeline
@@ -21,16 +21,16 @@ WINDOW_LENGTHS = [timedelta(days=days) for days in WINDOWS]
 
 def view_series(
     timeline: Timeline,
-    measurement: Measurement,
+    metrics: TimelineMetrics,
     names: tuple[str, ...],
     *,
     passport_id: str | None = None,
     owner: str | None = None,
     model: str | None = None,
 ) -> SeriesAnswer:
-    """Return the named series over a timeline."""
-    steps = measurement.steps
-    whole = Measured()
+    """Return the named series over a timeline, with their totals."""
+    steps = metrics.steps
+    whole = SpanMetrics()
     for step in steps:
         whole.add(step)
     shown = [name for name in names if name != FAILURES]
@@ -48,23 +48,23 @@ def view_series(
         failures=_view_failures(steps, whole) if FAILURES in names else None,
         totals=figures_of(names, whole),
         failure_totals=dict(failures_of(whole) or {}) if FAILURES in names else None,
-        outages=[OutageView(started_at=outage.started_at, ended_at=outage.ended_at) for outage in measurement.outages],
+        outages=[OutageView(started_at=outage.started_at, ended_at=outage.ended_at) for outage in metrics.outages],
     )
 
 
-def _view_failures(steps: Iterable[Measured], whole: Measured) -> dict[str, list[int | None]]:
+def _view_failures(steps: Iterable[SpanMetrics], whole: SpanMetrics) -> dict[str, list[int | None]]:
     of_steps = [failures_of(step) for step in steps]
     reasons = sorted(failures_of(whole) or ())
     return {reason: [None if found is None else found.get(reason, 0) for found in of_steps] for reason in reasons}
 
 
-def view_windows(records: Sequence[StateRecord], target: float) -> list[UptimeWindow]:
+def view_windows(rollups: Sequence[StateRollup], target: float) -> list[UptimeWindow]:
     """Return the uptime of each of `WINDOWS`."""
-    return [_view_window(days, record, target) for days, record in zip(WINDOWS, records, strict=True)]
+    return [_view_window(days, rollup, target) for days, rollup in zip(WINDOWS, rollups, strict=True)]
 
 
-def _view_window(days: int, record: StateRecord, target: float) -> UptimeWindow:
-    judged, unhealthy = record.judged_seconds, record.seconds.get("unhealthy", 0.0)
+def _view_window(days: int, rollup: StateRollup, target: float) -> UptimeWindow:
+    judged, unhealthy = rollup.judged_seconds, rollup.seconds.get("unhealthy", 0.0)
     allowed = (1 - target) * judged
     budget = ErrorBudget(
         allowed_seconds=round(allowed, 3),
@@ -73,20 +73,20 @@ def _view_window(days: int, record: StateRecord, target: float) -> UptimeWindow:
     )
     return UptimeWindow(
         days=days,
-        uptime=None if record.uptime is None else round(record.uptime, 6),
-        healthy_seconds=round(record.seconds.get("healthy", 0.0), 3),
+        uptime=None if rollup.uptime is None else round(rollup.uptime, 6),
+        healthy_seconds=round(rollup.seconds.get("healthy", 0.0), 3),
         unhealthy_seconds=round(unhealthy, 3),
-        draining_seconds=round(record.seconds.get("draining", 0.0), 3),
-        registry_outage_seconds=round(record.outage_seconds, 3),
+        draining_seconds=round(rollup.seconds.get("draining", 0.0), 3),
+        registry_outage_seconds=round(rollup.outage_seconds, 3),
         error_budget=budget if judged else None,
     )
 
 
-def write_series_csv(answer: SeriesAnswer) -> Response:
+def write_series_csv(report: SeriesAnswer) -> Response:
     """Return the series as CSV: a line for each step, a column for each series and each reason of failure."""
-    columns: dict[str, Sequence[Figure]] = {name: answer.series[name] for name in SERIES_NAMES if name in answer.series}
-    columns |= {f"{FAILURES}.{reason}": counts for reason, counts in (answer.failures or {}).items()}
-    lines = zip(map(write_instant, answer.times), *columns.values(), strict=True)
+    columns: dict[str, Sequence[Figure]] = {name: report.series[name] for name in SERIES_NAMES if name in report.series}
+    columns |= {f"{FAILURES}.{reason}": counts for reason, counts in (report.failures or {}).items()}
+    lines = zip(map(write_instant, report.times), *columns.values(), strict=True)
     return write_csv(["time", *columns], lines)
 
 

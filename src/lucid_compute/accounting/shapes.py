@@ -1,27 +1,26 @@
-"""Metrics over time on the wire: series in steps, uptimes and error budgets. Null is unknown, never 0."""
+"""Responses of the metrics, uptime, job and overview routes. Null is unknown, never 0."""
 
 from __future__ import annotations
 
 from pydantic import Field
 
 from lucid_compute.accounting.jobs import Outcome
+from lucid_compute.accounting.series import Figure
 from lucid_compute.wire import AnswerShape, Instant, Pagination
-
-Figure = int | float | str | None
 
 
 class OutageView(AnswerShape):
-    """A span in which the registry itself could not take heartbeats: ours, and left out of every uptime."""
+    """A span in which the registry itself could not receive heartbeats. It does not count in any uptime."""
 
     started_at: Instant
     ended_at: Instant
 
 
 class SeriesAnswer(AnswerShape):
-    """What was measured, step by step; each list has a figure for each of `times`, the start of a step.
+    """Metrics in steps. Each list has a value for each of `times`, which are the starts of the steps.
 
-    `totals` are of all steps together: percentiles are those of all jobs, not averages of the steps'. `failures` are
-    jobs that a node failed, by reason. Null is unknown: not measured, kept no longer, or yet to come.
+    `totals` are of all steps together: percentiles are of all jobs, not averages of the steps. `failures` counts jobs
+    that a node failed, by reason. Null is unknown: not measured, deleted, or in the future.
     """
 
     passport_id: str | None = Field(description="The node; null for a fleet.")
@@ -33,23 +32,24 @@ class SeriesAnswer(AnswerShape):
     step_seconds: int
     times: list[Instant]
     series: dict[str, list[Figure]]
-    failures: dict[str, list[int | None]] | None = Field(description="By reason; null when it was not asked for.")
+    failures: dict[str, list[int | None]] | None = Field(description="By reason; null when it was not requested.")
     totals: dict[str, Figure]
     failure_totals: dict[str, int] | None
     outages: list[OutageView] = Field(description="The registry's own, within the span.")
 
 
 class ErrorBudget(AnswerShape):
-    """How long the node may be unhealthy in the window and still reach the target, and how much of that is used."""
+    """How long the node may be unhealthy in the window to reach the target, and how much of that is used."""
 
     allowed_seconds: float
     used_seconds: float
-    remaining: float | None = Field(description="The share that is left; below 0 it is overspent.")
+    remaining: float | None = Field(description="The share that is left; below 0 the target is missed.")
 
 
 class UptimeWindow(AnswerShape):
-    """One window that ends now. Time that was the registry's outage, a drain, or before the first heartbeat is no part
-    of uptime: it is healthy time over healthy and unhealthy time.
+    """One window that ends now. Uptime is healthy time divided by healthy and unhealthy time.
+
+    Outages of the registry, drains, and the time before the first heartbeat do not count.
     """
 
     days: int
@@ -71,7 +71,7 @@ class NodeUptime(AnswerShape):
 
 
 class FleetUptime(AnswerShape):
-    """The uptime of nodes: `windows` of all of them, by the time of one node each, and a page of them, newest first."""
+    """The uptime of nodes: `windows` of all of them together, and a page of nodes, newest first."""
 
     owner: str | None
     target: float
@@ -81,7 +81,7 @@ class FleetUptime(AnswerShape):
 
 
 class JobView(AnswerShape):
-    """One attempt of one request on one node; `attempt` counts the request's from 1. Null is unknown, or not yet."""
+    """One attempt of one request on one node; `attempt` counts from 1. Null is unknown, or not known yet."""
 
     id: str
     attempt: int
@@ -91,7 +91,7 @@ class JobView(AnswerShape):
     model: str
     outcome: Outcome
     reason: str | None
-    status: int | None = Field(description="What the node answered.")
+    status: int | None = Field(description="The status of the node's response.")
     endpoint: str
     stream: bool
     tokens_in: int | None
@@ -102,8 +102,8 @@ class JobView(AnswerShape):
     latency_ms: float | None
     started_at: Instant
     created_at: Instant = Field(description="The same as `startedAt`: what lists are ordered by.")
-    consumer: str | None = Field(description="Whose key asked; admins only.")
-    key_id: str | None = Field(description="The key that asked; admins only.")
+    consumer: str | None = Field(description="The owner of the key that sent the request; admins only.")
+    key_id: str | None = Field(description="The key that sent the request; admins only.")
 
 
 class JobList(AnswerShape):
@@ -114,7 +114,7 @@ class JobList(AnswerShape):
 
 
 class NodeCounts(AnswerShape):
-    """How many nodes there are that have not ended, by their status; `fresh` ones count for `available`."""
+    """Numbers of nodes by status, without deregistered ones. Only `fresh` nodes make a model `available`."""
 
     total: int
     healthy: int
@@ -124,7 +124,7 @@ class NodeCounts(AnswerShape):
 
 
 class ModelCounts(AnswerShape):
-    """How many models there are, whoever owns them, and how many can be run and reached right now."""
+    """Numbers of models of all owners: all, those that a node can run now, and those that are served now."""
 
     total: int
     available: int
@@ -132,7 +132,7 @@ class ModelCounts(AnswerShape):
 
 
 class HourTotals(AnswerShape):
-    """The last hour's requests that have ended. Null is unknown, or none to be measured."""
+    """The requests of the last hour that have ended. Null is unknown, or there was nothing to measure."""
 
     requests: int
     completed: int
@@ -146,13 +146,15 @@ class HourTotals(AnswerShape):
 
 
 class Overview(AnswerShape):
-    """What one sees of the fleet right now: a provider its own nodes, an admin all."""
+    """The fleet now: a provider sees its own nodes, an admin all."""
 
     owner: str | None = Field(description="Whose nodes; null for everyone's.")
     nodes: NodeCounts
     models: ModelCounts
-    in_flight: int = Field(description="Requests that run on these nodes through any replica.")
+    in_flight: int = Field(description="Requests in flight on these nodes, through any replica.")
     replicas: int = Field(description="Replicas of the service that are alive.")
-    last_hour: HourTotals | None = Field(description="Null only while the database is away.")
-    outage_since: Instant | None = Field(description="Since when the registry itself can't take heartbeats, if so.")
+    last_hour: HourTotals | None = Field(description="Null only while the database is unavailable.")
+    outage_since: Instant | None = Field(
+        description="Since when the registry itself can't receive heartbeats; null if it can."
+    )
     outages: list[OutageView] = Field(description="The registry's own, of the last day, newest first.")

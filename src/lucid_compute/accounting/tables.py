@@ -1,6 +1,6 @@
-"""The tables of the records: sums over jobs and samples of heartbeats by minute, hour and day, and states of nodes.
+"""The tables of the rollups: sums of jobs and of heartbeats' samples by minute, hour and day, and states of nodes.
 
-No foreign keys where there are many rows: the records outlive what they tell of, as the ledger does.
+There are no foreign keys to passports: rollups outlive nodes and models, as the ledger does.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from lucid_compute.accounting.rollup_columns import (
     JOB_COUNTS,
     NARROW,
     WIDE,
-    RecordColumn,
+    RollupColumn,
     Width,
 )
 from lucid_compute.postgres.tables import metadata
@@ -42,14 +42,14 @@ def _bucket() -> Column[Any]:
     return Column("bucket", DateTime(timezone=True), primary_key=True)
 
 
-def _values(columns: tuple[RecordColumn, ...], width: Width) -> list[Column[Any]]:
+def _values(columns: tuple[RollupColumn, ...], width: Width) -> list[Column[Any]]:
     return [
         Column(column.name, _TYPES[column.sql_type(width)], nullable=column.name not in _ALWAYS_KNOWN)
         for column in columns
     ]
 
 
-# What the minutes that are not over have so far: few rows, each updated in place again and again.
+# The minutes that are not moved yet: few rows, each updated in place many times.
 job_open = Table(
     "job_open",
     metadata,
@@ -70,12 +70,12 @@ gauge_open = Table(
     postgresql_with={"fillfactor": "50"},
 )
 
-# Written once and read by their keys, which begin with time: new rows lie together, and so do those to be deleted.
+# Written once and read by their keys, which begin with time: new rows are stored together, and so are old ones.
 for _tier, _width in (("minutes", NARROW), ("hours", WIDE), ("days", WIDE)):
     Table(f"job_{_tier}", metadata, _bucket(), _key("scope_id"), _key("model_id"), *_values(JOB_COLUMNS, _width))
     Table(f"gauge_{_tier}", metadata, _bucket(), _key("scope_id"), *_values(GAUGE_COLUMNS, _width))
 
-# The last flush of each writer, of samples or of what else a replica adds up (`numbered_flushes`).
+# The last flush of each writer, of samples or of refusals (`exactly_once`).
 gauge_flushes = Table(
     "gauge_flushes",
     metadata,
@@ -84,7 +84,7 @@ gauge_flushes = Table(
     Column("at", DateTime(timezone=True), nullable=False, server_default=func.now()),
 )
 
-# One row: since when there are records, and up to where minutes and hours have been added up.
+# One row: since when there are rollups, and up to where minutes and hours have been added up.
 record_marks = Table(
     "record_marks",
     metadata,
@@ -94,7 +94,7 @@ record_marks = Table(
     Column("days_until", DateTime(timezone=True), nullable=False),
 )
 
-# A row for each change of a node's status: what uptime is computed from. Events tell less: they are damped, and wait.
+# A row for each change of a node's status: uptime is computed from these.
 node_states = Table(
     "node_states",
     metadata,

@@ -1,4 +1,4 @@
-"""Time in steps, and what changes of state over it add up to. Pure."""
+"""Timelines of equal steps, and the time that nodes were in each state within steps. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import NamedTuple
 
-from lucid_compute.accounting.measured import StateRecord
+from lucid_compute.accounting.measured import StateRollup
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 STEPS = {"1m": timedelta(minutes=1), "5m": timedelta(minutes=5), "1h": timedelta(hours=1), "1d": timedelta(days=1)}
@@ -26,7 +26,7 @@ class Timeline(NamedTuple):
 
     @classmethod
     def around(cls, since: datetime, until: datetime, step: timedelta) -> Timeline:
-        """Return the whole steps that hold the span; none when it is empty."""
+        """Return the whole steps that cover the span; no steps when it is empty."""
         first = EPOCH + (since - EPOCH) // step * step
         if until <= since:
             return cls(first, first, step)
@@ -52,9 +52,10 @@ def auto_step(since: datetime, until: datetime) -> timedelta:
 
 
 class StateSum(NamedTuple):
-    """What changes of state within one span between two instants add up to, over nodes.
+    """The sum of all nodes' changes of state within one span between two instants.
 
-    `change` more nodes (or fewer) are in `state` when the span ends; within it, their changes made `node_seconds`.
+    At the end of the span, `change` more nodes (or fewer) are in `state` than at its start. Within the span these
+    changes add `node_seconds` to the time in that state.
     """
 
     span: int
@@ -64,19 +65,19 @@ class StateSum(NamedTuple):
 
 
 def cut(edges: Sequence[datetime], outages: Iterable[tuple[datetime, datetime]]) -> list[datetime]:
-    """Return the rising instants between which nothing but states changes: edges of steps, bounds of outages."""
+    """Return the instants, in order, that divide time for `integrate`: edges of steps and bounds of outages."""
     bounds = {bound for outage in outages for bound in outage if edges[0] < bound < edges[-1]}
     return sorted({*edges, *bounds})
 
 
 def integrate(
     sums: Iterable[StateSum], edges: Sequence[datetime], outages: Sequence[tuple[datetime, datetime]]
-) -> list[StateRecord]:
-    """Return for each step between two edges how long nodes were in each state, time of `outages` left out.
+) -> list[StateRollup]:
+    """Return for each step between two edges how long nodes were in each state, without the time of `outages`.
 
-    `edges` rise; `outages` are merged and in order; `sums` are by the spans between the instants of `cut`.
+    `edges` are in order; `outages` are merged and in order; `sums` are by the spans between the instants of `cut`.
     """
-    records = [StateRecord() for _ in edges[1:]]
+    rollups = [StateRollup() for _ in edges[1:]]
     by_span: defaultdict[int, list[StateSum]] = defaultdict(list)
     for each in sums:
         by_span[each.span].append(each)
@@ -85,14 +86,14 @@ def integrate(
     for span, (start, end) in enumerate(pairwise(cut(edges, outages))):
         while outage < len(outages) and outages[outage][1] <= start:
             outage += 1
-        record, seconds = records[bisect_right(edges, start) - 1], (end - start).total_seconds()
-        if is_away := outage < len(outages) and outages[outage][0] <= start:
-            record.outage_seconds += seconds
+        rollup, seconds = rollups[bisect_right(edges, start) - 1], (end - start).total_seconds()
+        if is_outage := outage < len(outages) and outages[outage][0] <= start:
+            rollup.outage_seconds += seconds
         else:
             for state, count in counts.items():
-                record.seconds[state] += count * seconds
+                rollup.seconds[state] += count * seconds
         for _, state, change, node_seconds in by_span[span]:
             counts[state] += change
-            if not is_away:
-                record.seconds[state] += node_seconds
-    return records
+            if not is_outage:
+                rollup.seconds[state] += node_seconds
+    return rollups

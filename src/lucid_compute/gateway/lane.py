@@ -215,7 +215,7 @@ class InferenceLane:
         self.outcomes[outcome] += 1
         if admission.exchange.job is None and not isinstance(ended, RoutingLoop):
             owner = NOBODY if admission.principal is None else admission.principal.owner
-            self._refusals.note(cause, owner, admission.model_id)
+            self._refusals.count(cause, owner, admission.model_id)
 
     def _refuse(self, admission: InferenceAdmission, error: Exception) -> Response:
         """Count a request that is refused before anything was sent to its client; return the response."""
@@ -372,7 +372,7 @@ class InferenceLane:
         """Count a request that is one too many; return its response, nearly all of which is ready."""
         status, ours, body = self._overloaded
         self.outcomes[Overloaded.code] += 1
-        self._refusals.note(Overloaded.code.lower())
+        self._refusals.count(Overloaded.code.lower())
         return status, [*ours, (b"x-request-id", request_id_of(headers).encode())], body
 
     def _end(self, exchange: ExpressExchange, ending: Ending) -> None:

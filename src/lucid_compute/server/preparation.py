@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lucid_compute.accounting.payouts.revenue import DEFAULT_TERMS, Terms
-from lucid_compute.accounting.payouts.store import note_terms
+from lucid_compute.accounting.payouts.store import record_terms
 from lucid_compute.postgres import schema
 from lucid_compute.postgres.database import Database, check_usable
 from lucid_compute.registry.keys import store as key_store
@@ -37,7 +37,7 @@ async def prepare(
     file = AdminKeyFile(data_dir / ADMIN_KEY_FILE)
     database = Database(database_url, pool_size=1, timeout_seconds=30)
     try:
-        await note_terms(database, terms)
+        await record_terms(database, terms)
         admin_key = await key_store.bootstrap(database, bootstrap_admin_key, file.write)
         is_kept = await key_store.is_valid(database, file.read())
     finally:

@@ -12,7 +12,7 @@ from typing import Protocol
 from lucid_compute.accounting.gauges import GaugeRecorder
 from lucid_compute.accounting.job_search import JobSearch
 from lucid_compute.accounting.ledger import JobLedger
-from lucid_compute.accounting.overview import Overviews
+from lucid_compute.accounting.overview import OverviewCache
 from lucid_compute.accounting.payouts.store import PayoutStore
 from lucid_compute.accounting.refusals import RefusalRecorder
 from lucid_compute.accounting.rollup_reader import RollupReader
@@ -65,9 +65,9 @@ class Replica:
     heartbeats: HeartbeatWriter
     gauges: GaugeRecorder
     refusals: RefusalRecorder
-    record_keeper: RollupKeeper
-    records: RollupReader
-    overviews: Overviews
+    rollup_keeper: RollupKeeper
+    rollups: RollupReader
+    overviews: OverviewCache
     sweep: Sweep
     registry: ComputeRegistry
     passports: PassportStore
@@ -105,7 +105,7 @@ class Replica:
             self.payouts,
             self.prober,
             self.rates,
-            self.records,
+            self.rollups,
             self.registry,
             self.settings,
             self.webhooks.store,
@@ -134,7 +134,7 @@ async def running(service: Replica) -> AsyncIterator[None]:
         heartbeats=service.heartbeats,
         sweep=service.sweep,
         watchdog=service.watchdog,
-        records=service.record_keeper,
+        rollups=service.rollup_keeper,
         webhooks=service.webhooks.sender,
         **service.background,
     )

@@ -9,8 +9,8 @@ from uuid import uuid4
 from lucid_compute.accounting.gauges import GaugeRecorder
 from lucid_compute.accounting.job_search import JobSearch
 from lucid_compute.accounting.ledger import JobLedger, LostJobs
-from lucid_compute.accounting.node_states import NodeStates
-from lucid_compute.accounting.overview import Overviews
+from lucid_compute.accounting.node_states import NodeStateRecorder
+from lucid_compute.accounting.overview import OverviewCache
 from lucid_compute.accounting.payouts.store import PayoutCloser, PayoutStore
 from lucid_compute.accounting.refusals import RefusalRecorder
 from lucid_compute.accounting.retention import JobRetention
@@ -45,7 +45,7 @@ from lucid_compute.registry.passport_store import PassportStore
 from lucid_compute.registry.sweep import Sweep, SweepFollower
 from lucid_compute.server.replica import BackgroundTask, Replica
 from lucid_compute.server.settings import Settings
-from lucid_compute.webhooks.model_states import ModelStates
+from lucid_compute.webhooks.model_states import ModelStateRecorder
 from lucid_compute.webhooks.sender import build_webhooks
 
 
@@ -69,7 +69,7 @@ def build_replica(settings: Settings, database_url: str) -> Replica:
     feed, heartbeats, gauges = _build_followers(shared)
     context, spend = _build_gateway_context(shared), ProbeRate(fleet.replicas).spend
     retention, key_store, payouts = _retention(settings), KeyStore(database, keys), PayoutStore(database)
-    records, job_search = RollupReader(database, retention), JobSearch(database)
+    rollups, job_search = RollupReader(database, retention), JobSearch(database)
     return Replica(
         settings=settings,
         database=database,
@@ -79,9 +79,9 @@ def build_replica(settings: Settings, database_url: str) -> Replica:
         feed=feed,
         heartbeats=heartbeats,
         gauges=gauges,
-        record_keeper=RollupKeeper(database_url, retention),
-        records=records,
-        overviews=Overviews(fleet, clock, records),
+        rollup_keeper=RollupKeeper(database_url, retention),
+        rollups=rollups,
+        overviews=OverviewCache(fleet, clock, rollups),
         sweep=_build_sweep(shared, key_store),
         registry=_build_registry(shared, feed, heartbeats, job_search),
         passports=PassportStore(database, fleet, shared.policy),
@@ -104,7 +104,11 @@ def build_replica(settings: Settings, database_url: str) -> Replica:
 
 def _build_sweep(shared: _SharedParts, keys: KeyStore) -> Sweep:
     database, fleet = shared.database, shared.fleet
-    followers: list[SweepFollower] = [LostJobs(database), NodeStates(database, fleet), ModelStates(database, fleet)]
+    followers: list[SweepFollower] = [
+        LostJobs(database),
+        NodeStateRecorder(database, fleet),
+        ModelStateRecorder(database, fleet),
+    ]
     return Sweep(database, fleet, shared.clock, keys, followers)
 
 
@@ -139,7 +143,7 @@ def _build_followers(shared: _SharedParts) -> tuple[ChangeFeed, HeartbeatWriter,
     listens = settings.feed_follows_notifications
     feed = ChangeFeed(url, fleet, keys, clock, replica_id=replica_id, own=own, listens=listens)
     gauges = GaugeRecorder(url, fleet, replica_id=replica_id, timeout_seconds=timeout)
-    return feed, HeartbeatWriter(url, fleet, clock, own=own, on_commit=gauges.note, timeout_seconds=timeout), gauges
+    return feed, HeartbeatWriter(url, fleet, clock, own=own, on_commit=gauges.record, timeout_seconds=timeout), gauges
 
 
 def _build_background(shared: _SharedParts, payouts: PayoutStore) -> Mapping[str, BackgroundTask]:

@@ -1,1 +1,1 @@
-"""Webhooks on their way out: claimed from the outbox, signed, sent through `egress`, tried again."""
+"""Webhooks: events are written to an outbox with their transaction, then claimed, signed, sent and retried."""

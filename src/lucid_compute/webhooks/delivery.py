@@ -1,6 +1,6 @@
-"""One HTTP delivery of one event to one webhook, and its outcome. Nothing of the response is passed on.
+"""Delivers one event to one webhook over HTTP and returns the outcome, never the response itself.
 
-It goes where requests to nodes go: through `egress`, which checks every address, follows no redirect and reads no body.
+Deliveries go through `egress`, as requests to nodes do: it checks every address, follows no redirect and reads no body.
 """
 
 from __future__ import annotations
@@ -17,29 +17,35 @@ from lucid_compute.egress.faults import EgressFault, FaultKind
 from lucid_compute.egress.policy import EgressPolicy, ProviderUrl
 from lucid_compute.postgres.clock import DatabaseClock
 from lucid_compute.webhooks.outbox import Delivery, DeliveryResult
-from lucid_compute.webhooks.rules import check_webhook_url, sign, target_of
+from lucid_compute.webhooks.rules import LIMITS, check_webhook_url, request_target, sign
 
-ATTEMPT_SECONDS = 10.0
 TIMEOUT = "timeout"
-_DEADLINES = Deadlines(answer_seconds=ATTEMPT_SECONDS, total_seconds=ATTEMPT_SECONDS)
 _DELIVERED = 2  # hundreds
 
 
 class Deliverer:
     """Delivers events for one replica, each on a connection of its own."""
 
-    def __init__(self, policy: EgressPolicy, clock: DatabaseClock, own_endpoints: set[tuple[str, int]]) -> None:
-        """Go where `policy` allows, and never to `own_endpoints`; sign by `clock`."""
+    def __init__(
+        self,
+        policy: EgressPolicy,
+        clock: DatabaseClock,
+        own_endpoints: set[tuple[str, int]],
+        attempt_seconds: float = LIMITS.attempt_seconds,
+    ) -> None:
+        """Connect to what `policy` allows except `own_endpoints`. An attempt may take `attempt_seconds`."""
         self._policy = policy
         self._clock = clock
+        self._attempt_seconds = attempt_seconds
+        self._deadlines = Deadlines(answer_seconds=attempt_seconds, total_seconds=attempt_seconds)
         self._client = HttpClient(policy)
         self._client.own_endpoints = own_endpoints
 
     async def deliver(self, delivery: Delivery) -> DeliveryResult:
-        """Send the event and return the outcome, within ten seconds."""
+        """Send the event once and return the outcome, within the time that an attempt may take."""
         began = time.monotonic()
         try:
-            async with asyncio.timeout(ATTEMPT_SECONDS):
+            async with asyncio.timeout(self._attempt_seconds):
                 hundreds = await self._send(delivery) // 100
         except EgressFault as fault:
             return DeliveryResult(is_delivered=False, result=fault.reason, milliseconds=_ms_since(began))
@@ -55,7 +61,7 @@ class Deliverer:
         body = json.dumps(delivery.event, ensure_ascii=False, separators=(",", ":")).encode()
         connection = await self._client.connect(url, StatusConnection)
         try:
-            connection.send(self._head(delivery, url, body), body, _DEADLINES, wants_stream=False)
+            connection.send(self._head(delivery, url, body), body, self._deadlines, wants_stream=False)
             await connection.receive()
             return connection.status
         finally:
@@ -64,7 +70,7 @@ class Deliverer:
 
     def _head(self, delivery: Delivery, url: ProviderUrl, body: bytes) -> bytes:
         lines = [
-            f"POST {target_of(delivery.url)} HTTP/1.1",
+            f"POST {request_target(delivery.url)} HTTP/1.1",
             f"Host: {url.authority}",
             "Content-Type: application/json",
             "Accept-Encoding: identity",

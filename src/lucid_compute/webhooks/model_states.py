@@ -1,6 +1,7 @@
-"""How available models were, as webhooks are told: the sweep asks the matching engine, damped as nodes' events are.
+"""Records when models become available or unavailable, and enqueues the webhooks' events for it.
 
-`/models` decides by itself and at once; nothing here is asked what a model is.
+The sweep calls the matching engine for each model. Short and frequent changes are damped, as those of nodes are. No
+other part reads these states: `/models` calls the matching engine itself.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from lucid_compute.registry.fleet.fleet import Fleet
 from lucid_compute.registry.matching_engine import has_available_compute
 from lucid_compute.web.turns import in_batches
 
-SEEN_FOR = timedelta(seconds=5)
-"""A change is told of when it has lasted so long."""
+SETTLE_TIME = timedelta(seconds=5)
+"""A change is recorded when it has lasted this long."""
 
-AFTER_OUR_OUTAGE = timedelta(seconds=60)
-"""So long after an outage of the registry nothing is called unavailable: nodes have to be heard again first."""
+OUTAGE_GRACE = timedelta(seconds=60)
+"""For this long after an outage of the registry no model becomes unavailable: nodes have to send heartbeats first."""
 
-CHANGES_BEFORE_BAD_NEWS_WAITS = 3  # of a model in ten minutes
+MAX_RECENT_CHANGES = 3  # of a model in ten minutes; a further change to unavailable waits
 MODELS_LOCK = 0x6D6F6465  # an advisory lock of our own: "mode"
 _MODELS_A_TURN = 1000
 
@@ -59,7 +60,7 @@ _RECORD = text(f"""
     {ENQUEUE}
 """)
 
-# Of each model the newest row stays, however old.
+# The newest row of each model is kept, however old it is.
 CLEAN_MODEL_STATES = """
     DELETE FROM model_states s WHERE s.since < now() - interval '90 days' AND EXISTS (
         SELECT FROM model_states n WHERE n.model_id = s.model_id AND n.since > s.since
@@ -68,15 +69,15 @@ CLEAN_MODEL_STATES = """
 
 
 class ModelChange(NamedTuple):
-    """What a model is since an instant, and no row says yet."""
+    """A change of a model's availability that is not recorded yet."""
 
     model_id: str
     is_available: bool
     since: datetime
 
 
-class ModelStates:
-    """Writes down which models became available or unavailable, as one replica sees the fleet."""
+class ModelStateRecorder:
+    """Records changes of models' availability, as one replica sees the fleet. The sweep calls it."""
 
     def __init__(self, database: Database, fleet: Fleet) -> None:
         self._database = database
@@ -85,7 +86,7 @@ class ModelStates:
         self._seen: dict[str, ModelChange] = {}
 
     async def refresh(self) -> None:
-        """Forget what was read, because other replicas write too and models leave; delete what is old."""
+        """Delete old rows and forget what was read: other replicas write too, and models are deleted."""
         async with self._database.transaction() as connection:
             await connection.execute(text(CLEAN_MODEL_STATES))
         known = {model.id for model in self._fleet.models_newest_first()}
@@ -93,20 +94,20 @@ class ModelStates:
         self._seen = {model_id: seen for model_id, seen in self._seen.items() if model_id in known}
 
     async def follow(self, now: datetime, *, is_doubtful: bool) -> None:
-        """Write every change that has lasted, and have webhooks told; while it `is_doubtful` none for the worse.
+        """Record every change that has lasted, with its event. While `is_doubtful` no model becomes unavailable.
 
         Raises:
-            DatabaseUnavailable: as named; the next call writes what this one did not.
+            DatabaseUnavailable: the database can't be reached; the next call records what this one did not.
         """
         changes = await self.find_changes(now)
-        if is_doubtful := is_doubtful or self._is_back_since_shortly(now):
+        if is_doubtful := is_doubtful or self._had_recent_outage(now):
             changes = [change for change in changes if change.is_available or not self._written.get(change.model_id)]
         async for batch in in_batches(changes, _MODELS_A_TURN):
             await self._record(batch, is_doubtful=is_doubtful)
 
     async def find_changes(self, now: datetime) -> list[ModelChange]:
-        """Return the changes that are due; one is first seen in one call and due in a later one."""
-        found = []
+        """Return the changes that are due: first seen in an earlier call, and settled now."""
+        due = []
         models = [model for model in self._fleet.models_newest_first() if model.format is not ModelFormat.API]
         async for batch in in_batches(models, _MODELS_A_TURN):
             for model in batch:
@@ -119,35 +120,35 @@ class ModelStates:
                 seen = self._seen.get(model.id)
                 if seen is None or seen.is_available is not is_available:
                     seen = self._seen[model.id] = ModelChange(model.id, is_available, now)
-                if now - seen.since >= SEEN_FOR:
-                    found.append(seen)
-        return found
+                if now - seen.since >= SETTLE_TIME:
+                    due.append(seen)
+        return due
 
-    def _is_back_since_shortly(self, now: datetime) -> bool:
+    def _had_recent_outage(self, now: datetime) -> bool:
         outages = self._fleet.outages_until(now)
-        return bool(outages) and now - outages[-1].ended_at < AFTER_OUR_OUTAGE
+        return bool(outages) and now - outages[-1].ended_at < OUTAGE_GRACE
 
     async def _record(self, changes: Sequence[ModelChange], *, is_doubtful: bool) -> None:
         async with self._database.transaction() as connection:
             if not await connection.scalar(text(f"SELECT pg_try_advisory_xact_lock({MODELS_LOCK})")):
-                return  # another replica writes them; this one looks again
+                return  # another replica records them; this one reads them next time
             rows = await connection.execute(_LAST, {"ids": [change.model_id for change in changes]})
-            held = {model_id: (is_available, lately) for model_id, is_available, lately in rows}
-            due = [change for change in changes if _is_due(change, *held.get(change.model_id, (None, 0)))]
-            if is_doubtful:  # where a model begins is written all the same
-                due = [change for change in due if change.is_available or change.model_id not in held]
+            last = {model_id: (is_available, recent) for model_id, is_available, recent in rows}
+            due = [change for change in changes if _is_due(change, *last.get(change.model_id, (None, 0)))]
+            if is_doubtful:  # a model's first state is recorded anyway
+                due = [change for change in due if change.is_available or change.model_id not in last]
             if due:
-                await _insert(connection, due, set(held))
-        self._written |= {model_id: is_available for model_id, (is_available, _) in held.items()}
+                await _insert(connection, due, set(last))
+        self._written |= {model_id: is_available for model_id, (is_available, _) in last.items()}
         for change in due:
             self._written[change.model_id] = change.is_available
             self._seen.pop(change.model_id, None)
 
 
-def _is_due(change: ModelChange, held: bool | None, lately: int) -> bool:
-    """Return whether a change is to be told of now; good news never waits, and there is one at most for each bad."""
-    return held is None or (
-        held is not change.is_available and (change.is_available or lately < CHANGES_BEFORE_BAD_NEWS_WAITS)
+def _is_due(change: ModelChange, was_available: bool | None, recent_changes: int) -> bool:
+    """Return whether to record a change now. A change to available never waits."""
+    return was_available is None or (
+        was_available is not change.is_available and (change.is_available or recent_changes < MAX_RECENT_CHANGES)
     )
 
 

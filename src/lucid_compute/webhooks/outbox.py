@@ -1,8 +1,8 @@
-"""The outbox of webhooks: filled in the transactions that write events, and emptied by whichever replica claims a row.
+"""The outbox of webhooks: transactions that write events fill it, and every replica claims deliveries from it.
 
-Of one node's deliveries to one webhook only the first that waits can be claimed, so that they arrive in order; a failed
-one holds back those behind it, and none of other nodes. A claim runs out by itself: what a replica that was killed had
-in hand is sent again, so a receiver may see an event twice, each time under the same id.
+Only the oldest waiting delivery of one node to one webhook can be claimed, so deliveries arrive in order. A failed one
+holds back the later ones of its node, and none of other nodes. A claim expires automatically: the deliveries of a
+replica that was killed are sent again. So a receiver may get an event twice, with the same id.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from typing import Any, NamedTuple
 from sqlalchemy import text
 
 from lucid_compute.postgres.database import Database
-from lucid_compute.webhooks.rules import TRIED_FOR
+from lucid_compute.webhooks.rules import RETRY_WINDOW
 from lucid_compute.wire import write_instant
 
 CLAIM_SECONDS = 30
 CLAIMED_AT_A_TIME = 128  # of one webhook, by all replicas
-KEPT_DAYS = 7
-ATTEMPTS_SHOWN = 10
+RETENTION_DAYS = 7
+ATTEMPTS_KEPT = 10
 SECRETS = """ARRAY[w.secret] || CASE WHEN w.former_secret_until > now() THEN ARRAY[w.former_secret] ELSE '{}' END"""
-# The claimed ones come first, so that they take their places among those that a webhook may have claimed. One that
-# fails is tried with a single delivery at a time, and all that fail together have room for few. The last conditions are
-# judged again on a row that another replica has claimed meanwhile.
+# Claimed deliveries come first, so that they count towards the number that a webhook may have claimed. A failing
+# webhook is tried with one delivery at a time, and all failing ones together have room for a few. Postgres evaluates
+# the last conditions again on a row that another replica has claimed meanwhile.
 _CLAIM = text(f"""
     WITH heads AS (
         SELECT DISTINCT ON (webhook_id, subject_id) position, webhook_id, next_attempt_at,
@@ -63,7 +63,7 @@ _RELEASE = text("""
     FROM unnest(CAST(:positions AS bigint[]), CAST(:attempts AS integer[])) AS c (position, attempts)
     WHERE d.position = c.position AND d.attempts = c.attempts AND d.state = 'waiting'
 """)
-# Webhooks are locked in one order, or two replicas could wait for each other.
+# Webhooks are locked in the order of their ids, or two replicas could wait for each other.
 _SUCCEED = text("""
     WITH ended AS (
         UPDATE webhook_deliveries d
@@ -78,7 +78,7 @@ _SUCCEED = text("""
         ORDER BY id FOR UPDATE
     )
 """)
-_DAY_AGO = f"now() - interval '{TRIED_FOR.total_seconds():.0f} seconds'"
+_DAY_AGO = f"now() - interval '{RETRY_WINDOW.total_seconds():.0f} seconds'"
 _FAIL = text(f"""
     WITH failed AS (
         UPDATE webhook_deliveries
@@ -99,7 +99,7 @@ _GIVE_UP = text("""
     UPDATE webhook_deliveries SET state = 'given_up', ended_at = now(), claimed_until = NULL
     WHERE webhook_id = :webhook_id AND state = 'waiting'
 """)
-# Of a webhook that fails the age is known from `failing_since`: the oldest tells whether sending keeps up.
+# `oldest_seconds` shows whether sending keeps up. Failing webhooks are left out: `failing_since` tells about them.
 _BACKLOG = text("""
     SELECT count(*) AS waiting,
         coalesce(extract(epoch FROM now() - min(d.occurred_at) FILTER (WHERE w.failing_since IS NULL)), 0)::float8
@@ -109,11 +109,11 @@ _BACKLOG = text("""
     FROM webhook_deliveries d JOIN webhooks w ON w.id = d.webhook_id WHERE d.state = 'waiting'
 """)
 _FORGET = text("UPDATE webhooks SET former_secret = NULL WHERE former_secret_until <= now() AND former_secret > ''")
-_CLEAN = text(f"DELETE FROM webhook_deliveries WHERE ended_at < now() - interval '{KEPT_DAYS} days'")
+_CLEAN = text(f"DELETE FROM webhook_deliveries WHERE ended_at < now() - interval '{RETENTION_DAYS} days'")
 
 
 class DeliveryResult(NamedTuple):
-    """What an attempt came to: the class of the status or why there was none, never anything of the answer."""
+    """The outcome of an attempt: the class of the status, such as `2xx`, or why there is none, such as `timeout`."""
 
     is_delivered: bool
     result: str
@@ -121,7 +121,7 @@ class DeliveryResult(NamedTuple):
 
 
 class Backlog(NamedTuple):
-    """How many deliveries wait, how old the oldest is of a webhook that is not failing; and webhooks in trouble."""
+    """How many deliveries wait, the age of the oldest whose webhook is not failing, and how many webhooks fail."""
 
     waiting: int
     oldest_seconds: float
@@ -147,7 +147,7 @@ class Delivery(NamedTuple):
 
     @property
     def event(self) -> dict[str, Any]:
-        """What the receiver reads, the same in each attempt."""
+        """The body of the delivery, the same in each attempt."""
         return {
             "id": self.event_id,
             "type": self.type,
@@ -157,23 +157,23 @@ class Delivery(NamedTuple):
         }
 
 
-def note_attempt(former: list[dict[str, Any]], verdict: DeliveryResult, now: datetime) -> list[dict[str, Any]]:
-    """Return the last attempts with this one before them."""
-    noted = {"at": write_instant(now), "result": verdict.result, "milliseconds": verdict.milliseconds}
-    return [noted, *former][:ATTEMPTS_SHOWN]
+def with_attempt(earlier: list[dict[str, Any]], result: DeliveryResult, now: datetime) -> list[dict[str, Any]]:
+    """Return the last ten attempts, newest first: this one and earlier ones."""
+    attempt = {"at": write_instant(now), "result": result.result, "milliseconds": result.milliseconds}
+    return [attempt, *earlier][:ATTEMPTS_KEPT]
 
 
 class WebhookOutbox:
-    """What is to be sent, for one replica."""
+    """Claims deliveries for one replica, and records their outcomes."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def claim(self, room: int, failing_room: int) -> list[Delivery]:
-        """Take up to `room` deliveries that are due, and `failing_room` of webhooks that fail; they are kept for 30 s.
+        """Claim up to `room` due deliveries, and up to `failing_room` of failing webhooks, for 30 s.
 
         Raises:
-            DatabaseUnavailable: as named.
+            DatabaseUnavailable: the database can't be reached.
         """
         async with self._database.transaction() as connection:
             rows = await connection.execute(_CLAIM, {"room": room, "failing_room": failing_room})
@@ -183,7 +183,7 @@ class WebhookOutbox:
         """Release claimed deliveries that were never started, so that any replica can claim them.
 
         Raises:
-            DatabaseUnavailable: as named; the claims then run out.
+            DatabaseUnavailable: the database can't be reached; the claims then expire.
         """
         values = {
             "positions": [each.position for each in deliveries],
@@ -192,26 +192,26 @@ class WebhookOutbox:
         async with self._database.transaction() as connection:
             await connection.execute(_RELEASE, values)
 
-    async def succeed(self, brought: Sequence[tuple[Delivery, str]]) -> None:
-        """End deliveries that their receivers have taken, each with its last attempts.
+    async def succeed(self, delivered: Sequence[tuple[Delivery, str]]) -> None:
+        """Record deliveries that their receivers have accepted, each with its last attempts.
 
         Raises:
-            DatabaseUnavailable: as named; the events are then sent again.
+            DatabaseUnavailable: the database can't be reached; the events are then sent again.
         """
         values = {
-            "positions": [delivery.position for delivery, _ in brought],
-            "last_attempts": [last_attempts for _, last_attempts in brought],
+            "positions": [delivery.position for delivery, _ in delivered],
+            "last_attempts": [last_attempts for _, last_attempts in delivered],
         }
         async with self._database.transaction() as connection:
             await connection.execute(_SUCCEED, values)
 
     async def fail(self, delivery: Delivery, last_attempts: str, *, wait_seconds: float, reason: str) -> bool:
-        """Put a delivery off, or give it up after a day; return whether its webhook is disabled now, with `reason`.
+        """Postpone a delivery, or give it up after a day. Return whether this disabled its webhook, with `reason`.
 
-        A webhook is disabled when nothing was delivered for a day, and what waits for it is given up.
+        A webhook is disabled when nothing was delivered for a day. All its waiting deliveries are then given up.
 
         Raises:
-            DatabaseUnavailable: as named; the event is then sent again.
+            DatabaseUnavailable: the database can't be reached; the event is then sent again.
         """
         values = {
             "position": delivery.position,
@@ -227,19 +227,19 @@ class WebhookOutbox:
         return is_disabled
 
     async def count_backlog(self) -> Backlog:
-        """Return what waits, and how many webhooks fail.
+        """Return how much waits for all replicas, and how many webhooks fail.
 
         Raises:
-            DatabaseUnavailable: as named.
+            DatabaseUnavailable: the database can't be reached.
         """
         async with self._database.transaction() as connection:
             return Backlog(*(await connection.execute(_BACKLOG)).one())
 
     async def clean(self) -> None:
-        """Drop what ended a week ago, and former secrets that sign no more.
+        """Delete deliveries that ended a week ago, and previous secrets that have expired.
 
         Raises:
-            DatabaseUnavailable: as named.
+            DatabaseUnavailable: the database can't be reached.
         """
         async with self._database.transaction() as connection:
             await connection.execute(_CLEAN)

@@ -1,4 +1,4 @@
-"""Webhooks over HTTP: an owner's own, made, listed, tested and deleted."""
+"""The webhook routes: owners create, list, rotate, test and delete their webhooks."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ router = APIRouter(prefix="/webhooks", tags=["webhooks"])
 async def create_webhook(
     body: WebhookCreate, webhook_store: Provided[WebhookStore], principal: ComputeWriter, actor: ActorDependency
 ) -> NewWebhook:
-    """Be told of what happens to one's nodes and models, by POST to a URL. The secret is in this answer alone.
+    """Create a webhook: events of your nodes and models are sent by POST to a URL. Only this response has the secret.
 
-    Each delivery carries `Lucid-Signature: t=<seconds>,v1=<HMAC-SHA256 of "<seconds>.<body>">` and comes at least once,
-    a node's in order. One that fails is tried again for a day, with growing pauses.
+    Each delivery carries `Lucid-Signature: t=<seconds>,v1=<HMAC-SHA256 of "<seconds>.<body>">`. It arrives at least
+    once, and those of one node arrive in order. A failed one is tried again for a day, with growing pauses.
     """
     owner = _owner(principal, body.owner) or principal.owner
     if body.all_owners:
@@ -50,8 +50,8 @@ async def list_webhooks(
     order: OrderDependency,
     owner: Annotated[Text | None, Query(description="Another owner than the key's; admins only.")] = None,
 ) -> WebhookList:
-    """List one's own webhooks without their secrets, an admin's are all; `name` sorts by the URL."""
-    found, total = await webhook_store.list_page(
+    """List your webhooks without their secrets; an admin sees all. `name` sorts by the URL."""
+    webhooks, total = await webhook_store.list_page(
         owner=_owner(principal, owner) or principal.visible_owner,
         visible_owner=principal.visible_owner,
         sort_by=order.by,
@@ -59,14 +59,14 @@ async def list_webhooks(
         offset=page.offset,
         limit=page.per_page,
     )
-    return WebhookList(webhooks=found, pagination=page.pagination(total))
+    return WebhookList(webhooks=webhooks, pagination=page.pagination(total))
 
 
 @router.delete("/{webhook_id}", status_code=204, responses=declare(WebhookNotFound))
 async def delete_webhook(
     webhook_id: str, webhook_store: Provided[WebhookStore], principal: ComputeWriter, actor: ActorDependency
 ) -> None:
-    """End a webhook; what waits for it is not sent."""
+    """Delete a webhook. Its waiting deliveries are not sent."""
     _refuse_bound(principal)
     await webhook_store.delete(actor, webhook_id, visible_owner=principal.visible_owner)
 
@@ -79,9 +79,9 @@ async def rotate_webhook(
     actor: ActorDependency,
     body: WebhookRotate | None = None,
 ) -> NewWebhook:
-    """Give a webhook a new secret, which is in this answer alone. For 24 hours the former one signs as well.
+    """Give a webhook a new secret. Only this response has it. For 24 hours the previous secret signs as well.
 
-    So long `Lucid-Signature` has two `v1`, the new one first; with `{"now": true}` the former ends at once.
+    In that time `Lucid-Signature` has two `v1`, the new one first. With `{"now": true}` the previous one ends at once.
     """
     _refuse_bound(principal)
     return await webhook_store.rotate(
@@ -93,18 +93,18 @@ async def rotate_webhook(
 async def test_webhook(
     webhook_id: str, tester: Provided[WebhookTester], principal: ComputeWriter, actor: ActorDependency
 ) -> WebhookTest:
-    """Send a `webhook.test` at once and say what came of it; one that is delivered enables a disabled webhook again.
+    """Send a `webhook.test` at once and return the outcome. A delivered test enables a disabled webhook.
 
-    A host is tested once in ten seconds; it takes 10 s at most.
+    A host can be tested once in ten seconds. The test takes 10 s at most.
     """
     _refuse_bound(principal)
-    test, verdict = await tester.test(actor, webhook_id, visible_owner=principal.visible_owner)
-    message = "The receiver took it." if verdict.is_delivered else f"It was not delivered: {verdict.result}."
+    test, outcome = await tester.test(actor, webhook_id, visible_owner=principal.visible_owner)
+    message = "The receiver took it." if outcome.is_delivered else f"It was not delivered: {outcome.result}."
     return WebhookTest(
         event_id=test.event_id,
-        delivered=verdict.is_delivered,
-        result=verdict.result,
-        milliseconds=verdict.milliseconds,
+        delivered=outcome.is_delivered,
+        result=outcome.result,
+        milliseconds=outcome.milliseconds,
         message=message,
     )
 
@@ -117,12 +117,12 @@ async def list_deliveries(
     page: PageDependency,
     order: OrderDependency,
 ) -> DeliveryList:
-    """List what a webhook was told in the last seven days or waits for, with the last attempts of each.
+    """List the deliveries of a webhook that wait or ended in the last seven days, with the last attempts of each.
 
     `name` sorts by the type, `updatedAt` by the end or the next attempt.
     """
     _refuse_bound(principal)
-    found, total = await webhook_store.list_deliveries(
+    deliveries, total = await webhook_store.list_deliveries(
         webhook_id,
         visible_owner=principal.visible_owner,
         sort_by=order.by,
@@ -130,7 +130,7 @@ async def list_deliveries(
         offset=page.offset,
         limit=page.per_page,
     )
-    return DeliveryList(deliveries=found, pagination=page.pagination(total))
+    return DeliveryList(deliveries=deliveries, pagination=page.pagination(total))
 
 
 def _owner(principal: Principal, owner: str | None) -> str | None:

@@ -1,4 +1,4 @@
-"""Webhooks on the wire: what to be told of and where, and what became of it."""
+"""Requests and responses of the webhook routes, and the message that a receiver gets."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ MAX_PASSPORTS = 100  # of a webhook
 
 
 class WebhookStatus(StrEnum):
-    """Whether a webhook is told of anything."""
+    """Whether a webhook gets events."""
 
     ACTIVE = "active"
     DISABLED = "disabled"
 
 
 class DeliveryState(StrEnum):
-    """What became of a delivery."""
+    """The state of a delivery."""
 
     WAITING = "waiting"
     DELIVERED = "delivered"
@@ -30,7 +30,7 @@ class DeliveryState(StrEnum):
 
 
 class WebhookCreate(WireShape):
-    """A webhook to be made. Without `events` it is told of all that there are now."""
+    """A webhook to create. Without `events` it gets all kinds of events that exist now."""
 
     model_config = {
         "json_schema_extra": {
@@ -43,14 +43,14 @@ class WebhookCreate(WireShape):
     )
     events: Annotated[list[WebhookEvent], Field(min_length=1, max_length=32)] | None = None
     passport_ids: Annotated[list[Identifier], Field(min_length=1, max_length=MAX_PASSPORTS)] | None = Field(
-        default=None, description="Tell of these nodes and models alone."
+        default=None, description="Send events of these nodes and models alone."
     )
     owner: Identifier | None = Field(default=None, description="Another owner than the key's; admins only.")
-    all_owners: Flag = Field(default=False, description="Tell of every owner's nodes and models; admins only.")
+    all_owners: Flag = Field(default=False, description="Send events of every owner's nodes and models; admins only.")
 
 
 class WebhookRotate(WireShape):
-    """How to rotate: `now` ends the former secret at once, else it signs as well for 24 hours."""
+    """How to rotate: with `now` the previous secret ends at once, else it signs as well for 24 hours."""
 
     now: Flag = False
 
@@ -72,7 +72,7 @@ class WebhookView(AnswerShape):
 
 
 class NewWebhook(WebhookView):
-    """A webhook with the secret that its deliveries are signed with, shown this once."""
+    """A webhook with the secret that signs its deliveries. The secret is shown once."""
 
     secret: str
 
@@ -93,11 +93,11 @@ class DeliveryAttempt(AnswerShape):
 
 
 class DeliveryView(AnswerShape):
-    """An event on its way to a webhook. `id` is the event's, the same in each attempt and for each webhook."""
+    """The delivery of an event to a webhook. `id` is the event's, the same in each attempt and for each webhook."""
 
     id: str
     type: str
-    passport_id: str | None = Field(description="The node or the model; null of a test.")
+    passport_id: str | None = Field(description="The node or the model; null for a test.")
     occurred_at: Instant
     state: DeliveryState
     attempts: int
@@ -113,20 +113,20 @@ class DeliveryList(AnswerShape):
 
 
 class WebhookMessage(AnswerShape):
-    """What a receiver is told: an event, the same in each attempt and for each webhook."""
+    """The message that a receiver gets: an event, the same in each attempt and for each webhook."""
 
     id: str
     type: str
     occurred_at: Instant
-    passport_id: str = Field(description="The node or the model; of a test the webhook.")
-    owner: str | None = Field(default=None, description="Whose it is; null of a test.")
+    passport_id: str = Field(description="The node or the model; in a test the webhook.")
+    owner: str | None = Field(default=None, description="The owner of the node or model; null in a test.")
     name: str | None = None
     reason: str | None = None
     details: dict[str, Any] = {}
 
 
 class WebhookTest(AnswerShape):
-    """What came of a test."""
+    """The outcome of a test."""
 
     event_id: str
     delivered: bool

@@ -1,4 +1,4 @@
-"""Webhooks in Postgres: made, listed, tested, deleted. What is sent to them is the outbox's."""
+"""Webhooks in Postgres: create, list, rotate, test and delete them. The outbox holds what is sent to them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,14 @@ from lucid_compute.registry.domain.event_types import WebhookEvent
 from lucid_compute.registry.domain.identity import Actor
 from lucid_compute.registry.keys.audit import Change, record_change
 from lucid_compute.webhooks.outbox import SECRETS, Delivery
-from lucid_compute.webhooks.rules import FORMER_SECRET_SIGNS_FOR, SECRET_PREFIX, TEST_EVENT, check_webhook_url, masked
+from lucid_compute.webhooks.rules import (
+    FORMER_SECRET_SIGNS_FOR,
+    LIMITS,
+    SECRET_PREFIX,
+    TEST_EVENT,
+    check_webhook_url,
+    masked,
+)
 from lucid_compute.webhooks.shapes import (
     DeliveryState,
     DeliveryView,
@@ -31,7 +38,6 @@ from lucid_compute.webhooks.shapes import (
 from lucid_compute.webhooks.tables import webhook_deliveries, webhooks
 from lucid_compute.wire import SortBy, SortOrder
 
-MAX_WEBHOOKS = 50  # of an owner
 _SECRETS_OF = text(f"SELECT {SECRETS} FROM webhooks w WHERE w.id = CAST(:id AS uuid)")
 _SORT_COLUMNS = {
     SortBy.CREATED_AT: webhooks.c.created_at,
@@ -46,18 +52,18 @@ _DELIVERY_COLUMNS = {
 
 
 class WebhookStore:
-    """The only writer of webhooks; `visible_owner` is the only owner whose webhooks there are, None is any."""
+    """The only writer of webhooks. Methods see the webhooks of `visible_owner` alone; None sees all."""
 
-    def __init__(self, database: Database, policy: EgressPolicy) -> None:
-        """Write to `database` what `policy` allows to connect to."""
+    def __init__(self, database: Database, policy: EgressPolicy, max_per_owner: int = LIMITS.per_owner) -> None:
         self._database = database
         self._policy = policy
+        self._max_per_owner = max_per_owner
 
     async def create(self, actor: Actor, new: WebhookCreate, owner: str) -> NewWebhook:
-        """Make a webhook of `owner`; its secret is in the answer and in no other.
+        """Create a webhook of `owner` and return it with its secret, which no other method returns.
 
         Raises:
-            InvalidRequest: its URL is none that may be called, its passport none of the owner's, or it is one too many.
+            InvalidRequest: the URL is not allowed, a passport is not the owner's, or the owner has too many webhooks.
         """
         try:
             check_webhook_url(self._policy, new.url)
@@ -65,7 +71,7 @@ class WebhookStore:
             raise InvalidRequest.at("url", str(error)) from None
         secret = _make_secret()
         async with self._database.transaction() as connection:
-            await _check_room(connection, owner)
+            await _check_room(connection, owner, self._max_per_owner)
             passport_ids = await _check_passports(connection, new, owner)
             statement = insert(webhooks).values(
                 id=str(uuid4()),
@@ -82,10 +88,10 @@ class WebhookStore:
         return NewWebhook(**_view(row).model_dump(), secret=secret)
 
     async def rotate(self, actor: Actor, webhook_id: str, *, visible_owner: str | None, now: bool) -> NewWebhook:
-        """Give a webhook another secret; the former one signs as well for a day, or with `now` no more.
+        """Give a webhook a new secret. The previous one signs as well for a day, or with `now` no longer.
 
         Raises:
-            WebhookNotFound: there is none.
+            WebhookNotFound: there is no such webhook.
         """
         secret = _make_secret()
         former: dict[str, Any] = {"former_secret": None, "former_secret_until": None}
@@ -112,7 +118,7 @@ class WebhookStore:
         offset: int,
         limit: int,
     ) -> tuple[list[WebhookView], int]:
-        """Return a page of the owner's webhooks, and how many there are; `owner` None lists all."""
+        """Return a page of the owner's webhooks and the number of all of them; `owner` None lists everyone's."""
         condition: ColumnElement[bool] = true() if owner is None else webhooks.c.owner == owner
         if visible_owner is not None:
             condition &= ~webhooks.c.all_owners
@@ -132,10 +138,10 @@ class WebhookStore:
         offset: int,
         limit: int,
     ) -> tuple[list[DeliveryView], int]:
-        """Return a page of what a webhook was told or waits for, and how many of these there are.
+        """Return a page of a webhook's deliveries, sent or waiting, and the number of all of them.
 
         Raises:
-            WebhookNotFound: there is none.
+            WebhookNotFound: there is no such webhook.
         """
         condition = webhook_deliveries.c.webhook_id == webhook_id
         position = webhook_deliveries.c.position
@@ -149,10 +155,10 @@ class WebhookStore:
             return [_view_delivery(row) for row in rows], total or 0
 
     async def delete(self, actor: Actor, webhook_id: str, *, visible_owner: str | None) -> None:
-        """End a webhook; nothing that waits for it is sent.
+        """Delete a webhook and its waiting deliveries.
 
         Raises:
-            WebhookNotFound: there is none.
+            WebhookNotFound: there is no such webhook.
         """
         async with self._database.transaction() as connection:
             await _get(connection, webhook_id, visible_owner)
@@ -160,10 +166,10 @@ class WebhookStore:
             await record_change(connection, actor, Change("webhook.delete", "webhook", webhook_id))
 
     async def prepare_test(self, webhook_id: str, *, visible_owner: str | None) -> Delivery:
-        """Return a test of a webhook, which no outbox knows of yet.
+        """Return a test delivery for a webhook. Nothing is written before `record_test`.
 
         Raises:
-            WebhookNotFound: there is none.
+            WebhookNotFound: there is no such webhook.
         """
         async with self._database.transaction() as connection:
             row = await _get(connection, webhook_id, visible_owner)
@@ -183,7 +189,7 @@ class WebhookStore:
             )
 
     async def record_test(self, actor: Actor, test: Delivery, last_attempts: str, *, is_delivered: bool) -> None:
-        """Write down what came of a test; one that was delivered enables its webhook again."""
+        """Record the outcome of a test. A delivered test enables its webhook again."""
         state = DeliveryState.DELIVERED if is_delivered else DeliveryState.GIVEN_UP
         async with self._database.transaction() as connection:
             where = webhooks.c.id == test.webhook_id
@@ -221,20 +227,20 @@ async def _get(connection: AsyncConnection, webhook_id: str, visible_owner: str 
     return row
 
 
-async def _check_room(connection: AsyncConnection, owner: str) -> None:
-    there = await connection.scalar(select(func.count()).select_from(webhooks).where(webhooks.c.owner == owner))
-    if (there or 0) >= MAX_WEBHOOKS:
-        raise InvalidRequest.at("owner", f"{owner!r} has {MAX_WEBHOOKS} webhooks already. Delete one first.")
+async def _check_room(connection: AsyncConnection, owner: str, most: int) -> None:
+    count = await connection.scalar(select(func.count()).select_from(webhooks).where(webhooks.c.owner == owner))
+    if (count or 0) >= most:
+        raise InvalidRequest.at("owner", f"{owner!r} has {most} webhooks already. Delete one first.")
 
 
 async def _check_passports(connection: AsyncConnection, new: WebhookCreate, owner: str) -> list[str] | None:
-    """Return the nodes and models to tell of alone; None when there is no such wish."""
+    """Return the ids of the nodes and models that the webhook is limited to; None when it is not limited."""
     if new.passport_ids is None:
         return None
-    is_told_of = passports.c.id.in_(filter(ids_are_uuids, new.passport_ids)) & passports.c.type.in_(
+    is_allowed = passports.c.id.in_(filter(ids_are_uuids, new.passport_ids)) & passports.c.type.in_(
         ("compute", "model")
     )
-    rows = await connection.execute(select(passports.c.id, passports.c.owner).where(is_told_of))
+    rows = await connection.execute(select(passports.c.id, passports.c.owner).where(is_allowed))
     found = {str(passport_id) for passport_id, its_owner in rows if new.all_owners or its_owner == owner}
     for position, passport_id in enumerate(new.passport_ids):
         if passport_id not in found:

@@ -1,4 +1,4 @@
-"""The tables of webhooks: who is told of what, and the outbox of what is still to be told."""
+"""The tables of webhooks: subscriptions, the outbox of deliveries, and changes of models' availability."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ webhooks = Table(
     Index("webhooks_all_owners_idx", "id", postgresql_where=text("all_owners")),
 )
 
-# A row for each event and webhook, written with the event. Of one node's or model's that wait the first is due alone.
+# A row for each event and webhook, written with the event. Only the oldest waiting row of a node or model can be due.
 webhook_deliveries = Table(
     "webhook_deliveries",
     metadata,
@@ -73,7 +73,7 @@ webhook_deliveries = Table(
     Index("webhook_deliveries_ended_idx", "ended_at"),
 )
 
-# A row for each change of a model's availability that was told of; the first of a model only says where it began.
+# A row for each change of a model's availability that became an event. A model's first row is where it began: no event.
 model_states = Table(
     "model_states",
     metadata,

@@ -1,4 +1,4 @@
-"""Whatever is killed while requests are billed: each job that is there is in the payouts once, and none that is not."""
+"""Processes are killed while requests are billed: each job of the ledger is in the payouts exactly once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two services, three replicas, one Postgres: whatever is killed in mid-flow, the records stay the ledger's sums."""
+"""Two services, three replicas, one Postgres: processes are killed, and rollups stay the exact sums of the ledger."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Webhooks of real services that are killed: what happened to a node is told all the same, and by one id."""
+"""Webhooks of real services that are killed: events are sent anyway, with the same id."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ async def test_a_delivery_outlives_the_replica_that_had_it_in_hand(database_url:
         assert {(event["type"], event["passportId"]) for event in events} == {("node.unhealthy", node_id)}
         assert len({event["id"] for event in events}) == 1
         async with survivor.client() as client:
-            (told,) = (await client.get(f"/webhooks/{webhook['id']}/deliveries")).json()["deliveries"]
-        assert told["id"] == events[0]["id"]
+            (delivery,) = (await client.get(f"/webhooks/{webhook['id']}/deliveries")).json()["deliveries"]
+        assert delivery["id"] == events[0]["id"]
 
 
-async def test_what_happened_before_a_restart_is_told_after_it(database_url: str, receiver: FaultNode) -> None:
+async def test_events_from_before_a_restart_are_sent_after_it(database_url: str, receiver: FaultNode) -> None:
     """The receiver is away and the service is killed; when both are back the event comes."""
     await receiver.stop()
     with serving(database_url) as served:
@@ -63,7 +63,7 @@ async def test_what_happened_before_a_restart_is_told_after_it(database_url: str
 
             async def has_failed() -> bool:
                 found = (await client.get(f"/webhooks/{webhook['id']}/deliveries")).json()["deliveries"]
-                return any(told["lastAttempts"] for told in found)
+                return any(delivery["lastAttempts"] for delivery in found)
 
             async with asyncio.timeout(PATIENCE_SECONDS):
                 while not await has_failed():  # noqa: ASYNC110 - the service says it when it is asked

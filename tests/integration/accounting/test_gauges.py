@@ -1,4 +1,4 @@
-"""Samples of heartbeats: flushed as sums, each once, whatever becomes of the answer, and added up like the rest."""
+"""Samples of heartbeats: flushed as sums, exactly once even if a reply is lost, and added up as other rollups are."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from uuid import uuid4
 
 import pytest
 
-from lucid_compute.accounting.exactly_once import ExactlyOnceFlushes
 from lucid_compute.accounting.gauges import NODES_A_FLUSH, GaugeRecorder
 from lucid_compute.accounting.rollup_columns import ALL_NODES, GAUGES, owner_scope
 from lucid_compute.accounting.rollups import Retention, RollupKeeper
+from lucid_compute.postgres.dedicated_connection import DedicatedConnection, Purpose
 from lucid_compute.registry.fleet.fleet import Fleet
 from tests import factories
-from tests.ledger import read
+from tests.ledger import LosesReplies, read
 
 GPUS = [
     {"index": 0, "utilization": 0.5, "memoryUsedMb": 1000, "memoryTotalMb": 4000},
@@ -30,7 +30,7 @@ KILL = """
 """
 
 
-Recorder = Callable[[str], GaugeRecorder]
+Recorder = Callable[..., GaugeRecorder]
 
 
 @pytest.fixture
@@ -38,8 +38,8 @@ async def recorder() -> AsyncIterator[Recorder]:
     """Makes replicas' recorders, whose tasks do not run."""
     made: list[GaugeRecorder] = []
 
-    def make(url: str) -> GaugeRecorder:
-        made.append(GaugeRecorder(url, Fleet(), replica_id=str(uuid4())))
+    def make(url: str, connection: DedicatedConnection | None = None) -> GaugeRecorder:
+        made.append(GaugeRecorder(url, Fleet(), replica_id=str(uuid4()), connection=connection))
         return made[-1]
 
     yield make
@@ -48,7 +48,7 @@ async def recorder() -> AsyncIterator[Recorder]:
 
 
 async def add_nodes(url: str, *owners: str) -> list[str]:
-    """Write a passport for each owner; answer their ids."""
+    """Write a passport for each owner; return their ids."""
     statement = "INSERT INTO passports (id, type, owner, name) VALUES ($1, 'compute', $2, $3) RETURNING id::text"
     return [(await read(url, statement, str(uuid4()), owner, str(uuid4())))[0][0] for owner in owners]
 
@@ -58,17 +58,15 @@ async def samples_of(url: str, table: str = "open", of: str = "node_id") -> dict
     return {str(row[of]): dict(row) for row in await read(url, f"SELECT * FROM gauge_{table} ORDER BY bucket")}
 
 
-async def test_a_node_that_tells_absurd_numbers_costs_nobody_their_samples(
-    database_url: str, recorder: Recorder
-) -> None:
-    """What no `real` can keep is kept as the nearest that it can."""
+async def test_absurd_numbers_of_one_node_cost_no_other_node_its_samples(database_url: str, recorder: Recorder) -> None:
+    """A number that no `real` can store is stored as the nearest one."""
     absurd, sound = await add_nodes(database_url, "acme", "acme")
     taken = recorder(database_url)
     at = datetime.now(UTC)
     for memory in (1e15, 1e-308, 5e-324, 0.0):
         gpus = [{"index": 0, "utilization": 5e-324, "memoryUsedMb": memory, "memoryTotalMb": 1e15}] * 64
-        taken.note(factories.heartbeat(absurd, load=2.2250738585072014e-308, gpus=gpus), at)
-    taken.note(factories.heartbeat(sound, load=0.5), at)
+        taken.record(factories.heartbeat(absurd, load=2.2250738585072014e-308, gpus=gpus), at)
+    taken.record(factories.heartbeat(sound, load=0.5), at)
     await taken.flush()
     rows = await samples_of(database_url)
     assert (rows[sound]["load_sum"], rows[absurd]["samples"]) == (0.5, 4)
@@ -82,8 +80,8 @@ async def test_a_minutes_heartbeats_become_sums_and_what_is_unknown_stays_so(
     gauges = recorder(database_url)
     at = datetime.now(UTC)
     for load, queue in ((0.25, 3), (0.75, None), (None, 5)):
-        gauges.note(factories.heartbeat(node, load=load, queueDepth=queue, gpus=GPUS), at)
-    gauges.note(factories.heartbeat(silent, load=None, queueDepth=None), at)
+        gauges.record(factories.heartbeat(node, load=load, queueDepth=queue, gpus=GPUS), at)
+    gauges.record(factories.heartbeat(silent, load=None, queueDepth=None), at)
     await gauges.flush()
     rows = await samples_of(database_url)
     row = rows[node]
@@ -98,31 +96,18 @@ async def test_a_minutes_heartbeats_become_sums_and_what_is_unknown_stays_so(
     assert [rows[silent][f"{name}_sum"] for name in GAUGES if name != "in_flight"] == [None] * 6
 
 
-async def test_a_flush_that_was_committed_unheard_is_not_added_again(
-    database_url: str, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The commit held and its answer was lost; meanwhile the minute was moved on, too."""
+async def test_a_flush_whose_reply_was_lost_is_not_added_again(database_url: str, recorder: Recorder) -> None:
+    """It was committed, and meanwhile the minute was moved, too."""
     (node,) = await add_nodes(database_url, "acme")
-    gauges = recorder(database_url)
-    write = ExactlyOnceFlushes._write
-    lost = 2
-
-    async def commit_and_lose_the_answer(self: ExactlyOnceFlushes, number: int, rows: str) -> bool:
-        nonlocal lost
-        is_done = await write(self, number, rows)
-        if is_done and lost:
-            lost -= 1
-            return False
-        return is_done
-
-    monkeypatch.setattr(ExactlyOnceFlushes, "_write", commit_and_lose_the_answer)
+    connection = LosesReplies(database_url, Purpose.SAMPLES, losses=2)
+    gauges = recorder(database_url, connection)
     keeper = RollupKeeper(database_url, Retention(48, 90, 1000))
     for _ in range(3):
-        gauges.note(factories.heartbeat(node, load=0.5), datetime.now(UTC) - timedelta(minutes=5))
+        gauges.record(factories.heartbeat(node, load=0.5), datetime.now(UTC) - timedelta(minutes=5))
         await gauges.flush()
         await keeper.keep(cleans=False)
     await gauges.flush()
-    assert lost == 0
+    assert connection.losses == 0
     rows = await samples_of(database_url, "minutes", "scope_id")
     assert rows[node]["samples"] == rows[ALL_NODES]["samples"] == 3
 
@@ -140,7 +125,7 @@ async def test_no_sample_counts_twice_or_is_lost_while_connections_are_killed(
     for turn in range(60):
         for _ in range(20):
             ago = timedelta(hours=chance.choice([0, 0, 1, 30]), minutes=chance.uniform(2, 5))
-            chance.choice(replicas).note(factories.heartbeat(chance.choice(nodes), load=0.5), now - ago)
+            chance.choice(replicas).record(factories.heartbeat(chance.choice(nodes), load=0.5), now - ago)
             noted += 1
         flushing = [asyncio.create_task(replica.flush()) for replica in replicas]
         await asyncio.sleep(chance.uniform(0, 0.01))
@@ -171,7 +156,7 @@ async def test_a_large_fleet_is_flushed_in_parts(database_url: str, recorder: Re
     for number in range(NODES_A_FLUSH):
         at = datetime.now(UTC) - timedelta(minutes=number)
         for node in nodes:
-            gauges.note(factories.heartbeat(node), at)
+            gauges.record(factories.heartbeat(node), at)
     async with asyncio.timeout(60):
         while not gauges._flushes.number or gauges._flushes:  # a busy machine may take longer than a flush may
             await gauges.flush()
@@ -184,13 +169,13 @@ async def test_samples_wait_for_a_database_that_is_away_and_are_flushed_at_the_e
 ) -> None:
     (node,) = await add_nodes(database_url, "acme")
     away = recorder("postgresql://nobody@127.0.0.1:1/none")
-    away.note(factories.heartbeat(node), datetime.now(UTC))
+    away.record(factories.heartbeat(node), datetime.now(UTC))
     await away.flush()
     assert len(away._flushes) == 1
     there = recorder(database_url)
     task = asyncio.create_task(there.run())
     await asyncio.sleep(0)
-    there.note(factories.heartbeat(node), datetime.now(UTC))
+    there.record(factories.heartbeat(node), datetime.now(UTC))
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert (await samples_of(database_url))[node]["samples"] == 1
@@ -198,7 +183,7 @@ async def test_samples_wait_for_a_database_that_is_away_and_are_flushed_at_the_e
 
 async def test_samples_of_a_node_that_was_never_registered_are_left_out(database_url: str, recorder: Recorder) -> None:
     gauges = recorder(database_url)
-    gauges.note(factories.heartbeat(str(uuid4())), datetime.now(UTC))
+    gauges.record(factories.heartbeat(str(uuid4())), datetime.now(UTC))
     await gauges.flush()
     assert not gauges._flushes
     assert not await samples_of(database_url)

@@ -1,35 +1,32 @@
-"""The job ledger: what is told becomes a row and a part of the sums, once, whatever breaks in between."""
+"""The job ledger: each job becomes a row and a part of the sums, exactly once, whatever fails in between."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise, zip_longest
 from uuid import uuid4
 
+import asyncpg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lucid_compute.accounting import ledger as job_ledger
 from lucid_compute.accounting.jobs import Job, Outcome
 from lucid_compute.accounting.ledger import GROUP_SECONDS, MAX_BATCH, MAX_WAITING, JobLedger, RowWriter
 from lucid_compute.postgres import schema
 from lucid_compute.postgres.database import connect
-from tests.ledger import all_written, ended, expect, expect_sums, ledger_on, new_job, random_job, read
+from lucid_compute.postgres.dedicated_connection import DedicatedConnection, Purpose
+from tests.ledger import LosesReplies, all_written, ended, expect, expect_sums, ledger_on, new_job, random_job, read
 
 KILL = """
     SELECT pg_terminate_backend(pid) FROM pg_stat_activity
     WHERE datname = current_database() AND application_name = 'lucid jobs'
 """
-
-
-@pytest.fixture(autouse=True)
-def time_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a ledger that ends take its time, on a machine that is busy with other tests."""
-    monkeypatch.setattr(job_ledger, "FLUSH_SECONDS", 60.0)
 
 
 async def kill_connections(url: str, seconds: float, chance: random.Random) -> None:
@@ -44,7 +41,7 @@ async def kill_connections(url: str, seconds: float, chance: random.Random) -> N
         await connection.close()
 
 
-async def tell(ledger: JobLedger, jobs: list[Job], chance: random.Random) -> None:
+async def write(ledger: JobLedger, jobs: list[Job], chance: random.Random) -> None:
     """Have the jobs begin (some of them) and finish, in bursts of any size."""
     running: list[Job] = []
     for job in jobs:
@@ -79,7 +76,7 @@ async def test_rows_and_sums_agree_after_any_batches(database_url: str, seed: in
     nodes = [None, *(str(uuid4()) for _ in range(7))]
     jobs = [random_job(chance, nodes) for _ in range(3 * MAX_BATCH)]
     async with ledger_on(database_url) as ledger:
-        await tell(ledger, jobs, chance)
+        await write(ledger, jobs, chance)
         await all_written(ledger)
         await expect(database_url, jobs)
 
@@ -91,7 +88,7 @@ async def test_nothing_is_lost_or_counted_twice_when_connections_are_killed(data
     jobs = [[random_job(chance, nodes) for _ in range(4000)] for _ in range(2)]
     async with ledger_on(database_url) as one, ledger_on(database_url) as other:
         killing = asyncio.create_task(kill_connections(database_url, 4.0, chance))
-        await asyncio.gather(tell(one, jobs[0], chance), tell(other, jobs[1], chance))
+        await asyncio.gather(write(one, jobs[0], chance), write(other, jobs[1], chance))
         while not killing.done():
             jobs[0].append(random_job(chance, nodes))
             one.finish(jobs[0][-1])
@@ -100,53 +97,51 @@ async def test_nothing_is_lost_or_counted_twice_when_connections_are_killed(data
         await expect(database_url, [*jobs[0], *jobs[1]])
 
 
-async def test_what_comes_together_is_written_together(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+class Timed(DedicatedConnection):
+    """A connection that records when it is used."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url, Purpose.JOBS)
+        self.used_at: list[float] = []
+
+    @asynccontextmanager
+    async def within(self, seconds: float | None) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
+        """Record the time and yield the connection."""
+        self.used_at.append(asyncio.get_running_loop().time())
+        async with super().within(seconds) as connection:
+            yield connection
+
+
+async def test_jobs_are_written_in_batches(database_url: str) -> None:
     """At most one batch in 10 ms unless more than a batch waits, and none longer than its bound."""
-    execute = JobLedger._execute
-    batches: list[tuple[float, int]] = []
-
-    async def note(ledger: JobLedger, batch: list[str]) -> None:
-        batches.append((asyncio.get_running_loop().time(), len(batch)))
-        await execute(ledger, batch)
-
-    monkeypatch.setattr(JobLedger, "_execute", note)
-    async with ledger_on(database_url) as ledger:
+    connection = Timed(database_url)
+    async with ledger_on(database_url, connection=connection) as ledger:
         for _ in range(300):
             ledger.finish(ended(new_job()))
             await asyncio.sleep(0.001)
         await all_written(ledger)
-        pauses = [after - before for (before, _), (after, _) in pairwise(batches)]
+        pauses = [after - before for before, after in pairwise(connection.used_at)]
         assert min(pauses) > GROUP_SECONDS * 0.95
         for _ in range(3 * MAX_BATCH):
             ledger.finish(ended(new_job()))
         await all_written(ledger)
-    assert sum(length for _, length in batches) == 300 + 3 * MAX_BATCH
-    assert max(length for _, length in batches) == MAX_BATCH
+    rows = await read(database_url, "SELECT count(*) FROM jobs GROUP BY xmin")  # by the transaction that wrote them
+    lengths = [row[0] for row in rows]
+    assert sum(lengths) == 300 + 3 * MAX_BATCH
+    assert max(lengths) == MAX_BATCH
 
 
-async def test_a_batch_that_was_committed_unheard_is_not_counted_again(
-    database_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The commit held, its answer was lost, and the batch is written again as it was."""
-    execute = JobLedger._execute
-    answers_to_lose = 3
-
-    async def commit_and_lose_the_answer(ledger: JobLedger, batch: list[str]) -> None:
-        nonlocal answers_to_lose
-        await execute(ledger, batch)
-        if answers_to_lose:
-            answers_to_lose -= 1
-            raise ConnectionResetError
-
-    monkeypatch.setattr(JobLedger, "_execute", commit_and_lose_the_answer)
+async def test_a_batch_whose_reply_was_lost_is_not_counted_again(database_url: str) -> None:
+    """It was committed, and is written again unchanged."""
+    connection = LosesReplies(database_url, Purpose.JOBS, losses=3)
     chance = random.Random(1)
     nodes = [str(uuid4()) for _ in range(3)]
     jobs = [random_job(chance, list(nodes)) for _ in range(40)]
-    async with ledger_on(database_url) as ledger:
-        await tell(ledger, jobs, chance)
+    async with ledger_on(database_url, connection=connection) as ledger:
+        await write(ledger, jobs, chance)
         await all_written(ledger)
         await expect(database_url, jobs)
-    assert answers_to_lose == 0
+    assert connection.losses == 0
 
 
 async def test_a_statement_that_takes_too_long_is_tried_again_and_counts_once(database_url: str) -> None:
@@ -183,7 +178,7 @@ async def test_a_row_that_cannot_be_keeps_no_other_from_being_written(
         assert any(job.id in record.getMessage() for record in caplog.records if record.levelno == logging.ERROR)
 
 
-async def test_the_same_job_told_twice_counts_once(database_url: str) -> None:
+async def test_the_same_job_written_twice_counts_once(database_url: str) -> None:
     """In one batch, where Postgres refuses the second row, and in two."""
     job = ended(new_job())
     async with ledger_on(database_url) as ledger:
@@ -217,7 +212,7 @@ async def test_a_job_that_ends_before_its_beginning_was_written_is_one_row(datab
         ledger.finish(ended(job))
         assert ledger.waiting == 1
         ledger.begin(ended(job))
-        ledger.begin(late := ended(new_job()))  # looked at too late: it has ended
+        ledger.begin(late := ended(new_job()))  # too late: it has ended
         assert (ledger.waiting, late.is_written) == (1, False)
         await all_written(ledger)
         await expect(database_url, [job])
@@ -227,25 +222,22 @@ async def test_what_waits_is_written_when_the_task_is_cancelled(database_url: st
     """In the middle of a statement too; nothing waits and nothing is missing afterwards."""
     chance = random.Random(3)
     nodes = [str(uuid4()) for _ in range(3)]
-    told: list[Job] = []
+    written: list[Job] = []
     for pause in (0.0, 0.001, 0.004, 0.01, 0.03):
         async with ledger_on(database_url) as ledger:
             await asyncio.sleep(0.01)
             jobs = [random_job(chance, list(nodes)) for _ in range(2 * MAX_BATCH + 7)]
-            await tell(ledger, jobs, chance)
-            told += jobs
+            await write(ledger, jobs, chance)
+            written += jobs
             await asyncio.sleep(pause)
         assert ledger.waiting == 0
-    await expect(database_url, told)
+    await expect(database_url, written)
 
 
-async def test_the_end_comes_in_time_when_the_database_is_away(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """And says how many jobs it cost."""
-    monkeypatch.setattr(job_ledger, "FLUSH_SECONDS", 0.3)
+async def test_the_end_comes_in_time_when_the_database_is_away(caplog: pytest.LogCaptureFixture) -> None:
+    """And the log says how many jobs are lost."""
     began = asyncio.get_running_loop().time()
-    async with ledger_on("postgresql://nobody@127.0.0.1:1/none") as ledger:
+    async with ledger_on("postgresql://nobody@127.0.0.1:1/none", flush_seconds=0.3) as ledger:
         ledger.finish(ended(new_job()))
         await asyncio.sleep(0.01)
     assert asyncio.get_running_loop().time() - began < 5
@@ -295,7 +287,7 @@ async def test_migrations_go_down_and_up_on_a_filled_ledger(database_url: str) -
     chance = random.Random(0)
     for _ in range(2):
         async with ledger_on(database_url) as ledger:
-            await tell(ledger, [random_job(chance, [None, str(uuid4())]) for _ in range(50)], chance)
+            await write(ledger, [random_job(chance, [None, str(uuid4())]) for _ in range(50)], chance)
         assert await read(database_url, "SELECT FROM jobs")
         await schema.downgrade(database_url, "registry")
         assert await read(database_url, "SELECT FROM pg_class WHERE relname LIKE 'job%'") == []

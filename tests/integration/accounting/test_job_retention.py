@@ -1,4 +1,4 @@
-"""Old jobs leave the ledger in batches; sums, totals of lists and what a node has done stay as they were."""
+"""Old jobs are deleted in batches; sums, totals of lists and statistics of nodes stay unchanged."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ async def write(url: str, jobs: list[Job]) -> None:
 
 
 async def check_totals(database: Database, jobs: list[Job]) -> None:
-    """Whatever is asked for, the list has exactly these jobs and says how many."""
+    """With any filter the list has exactly these jobs, and their number."""
     search = JobSearch(database)
     for owner, node, outcome in product([None, "acme"], [None, NODES[0], NODES[2]], [None, *Outcome]):
         wanted = JobFilter(owner=owner, node_id=node, outcome=outcome)
@@ -115,7 +115,7 @@ async def test_nothing_waits_for_it(database_url: str, database: Database) -> No
         await other.close()
 
 
-async def test_a_job_that_is_told_of_after_its_guess_was_removed_is_counted_once(
+async def test_a_job_that_ends_after_its_lost_row_was_removed_is_counted_once(
     database_url: str, database: Database
 ) -> None:
     """Lost jobs are in no sum. The true outcome comes in, and goes again, with its sums."""

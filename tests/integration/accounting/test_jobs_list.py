@@ -1,8 +1,9 @@
-"""GET /compute/jobs, what the health of a node says of its jobs, and jobs whose replica died."""
+"""GET /compute/jobs, statistics of jobs in a node's health, and jobs whose replica died."""
 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from itertools import product
@@ -12,12 +13,12 @@ from uuid import uuid4
 import pytest
 
 from lucid_compute.accounting.job_counts import JobFilter
-from lucid_compute.accounting.job_search import MAX_KNOWN, JobSearch
+from lucid_compute.accounting.job_search import MAX_CACHED, STATISTICS_TIMEOUT_SECONDS, JobSearch
 from lucid_compute.accounting.jobs import Job, Outcome
-from lucid_compute.accounting.ledger import LostJobs
-from lucid_compute.accounting.ledger_sql import MARK_LOST
+from lucid_compute.accounting.ledger import MARK_LOST, JobLedger, LostJobs
 from lucid_compute.postgres.database import Database, connect
 from lucid_compute.registry.domain.node_state import JobStatistics
+from lucid_compute.server.replica import Replica
 from lucid_compute.server.settings import Settings
 from lucid_compute.wire import SortBy, SortOrder
 from tests.api import Api, error_code, open_api
@@ -50,7 +51,7 @@ FIELDS = [
 ]
 
 
-async def tell(api: Api, *jobs: Job) -> None:
+async def write(api: Api, *jobs: Job) -> None:
     """Have the jobs written: those that run as such."""
     for job in jobs:
         if job.outcome is Outcome.RUNNING:
@@ -86,7 +87,7 @@ async def test_a_job_is_shown_with_every_field(api: Api) -> None:
     node, model_id = await api.register(), str(uuid4())
     job = ended(new_job(node_id=node, node_owner="admin", model_id=model_id, started_at=NOW, is_stream=True))
     job.price_usd, job.are_tokens_counted = Decimal("2E-7"), True
-    await tell(api, job)
+    await write(api, job)
     (shown,) = (await listed(api))["jobs"]
     assert sorted(shown) == sorted(FIELDS)
     started_at = NOW.isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -116,7 +117,7 @@ async def test_a_job_is_shown_with_every_field(api: Api) -> None:
 
 
 async def test_what_is_not_known_of_a_running_job_is_null(api: Api) -> None:
-    await tell(api, done(1, outcome=Outcome.RUNNING))
+    await write(api, done(1, outcome=Outcome.RUNNING))
     (shown,) = (await listed(api))["jobs"]
     unknown = {"reason", "status", "tokensIn", "tokensOut", "priceUsd", "firstByteMs", "latencyMs"}
     assert {name for name in FIELDS if shown[name] is None} == unknown
@@ -126,7 +127,7 @@ async def test_what_is_not_known_of_a_running_job_is_null(api: Api) -> None:
 async def test_an_owner_sees_the_jobs_of_its_own_nodes_and_never_who_asked(api: Api) -> None:
     acme = await api.new_key("acme", ["passports:read"])
     rival = await api.new_key("rival", ["compute"])
-    await tell(
+    await write(
         api,
         done(1, node_owner="acme", consumer="rival"),
         done(2, node_owner="rival", consumer="acme"),
@@ -143,11 +144,11 @@ async def test_an_owner_sees_the_jobs_of_its_own_nodes_and_never_who_asked(api: 
     assert (refused.status_code, error_code(refused)) == (403, "FORBIDDEN")
 
 
-async def test_another_owners_node_is_answered_as_a_missing_one(api: Api) -> None:
+async def test_another_owners_node_gives_the_same_response_as_a_missing_one(api: Api) -> None:
     acme = await api.new_key("acme", ["compute"])
     own, foreign = await acme.register("own"), await api.register("foreign")
     jobs = (done(1, node_id=own, node_owner="acme"), done(2, node_id=foreign, node_owner="admin"))
-    await tell(api, *jobs, done(3, node_id=own, node_owner="acme", attempt=2))
+    await write(api, *jobs, done(3, node_id=own, node_owner="acme", attempt=2))
     assert [job[-1] for job in await ids(acme, passportId=own)] == ["1", "3"]
     assert [job[-1] for job in await ids(api, passportId=foreign)] == ["2"]
     answers = [await acme.http.get(f"/compute/jobs?passportId={node}") for node in (foreign, str(uuid4()), "nonsense")]
@@ -169,7 +170,7 @@ async def test_jobs_are_found_by_model_outcome_and_time(api: Api) -> None:
     former_id = await api.add_model("org/named")
     assert (await api.http.delete(f"/passports/{former_id}")).status_code == 204
     model_id = await api.add_model("org/named", aliases=["alias"])
-    await tell(
+    await write(
         api,
         done(1, model_id=model_id, model_name="org/named", seconds_ago=30),
         done(2, outcome=Outcome.FAILED, seconds_ago=20),
@@ -204,7 +205,7 @@ async def test_jobs_are_ordered_and_paged_as_every_list_is(api: Api) -> None:
     names = ["b", "B", "a", "ä", "_", "Z"]
     same_instant = [done(number, model_name=name, seconds_ago=3) for number, name in enumerate(names)]
     retried = [done(9, attempt=attempt, seconds_ago=9, model_name="m") for attempt in (2, 1, 3)]
-    await tell(api, *same_instant, *retried)
+    await write(api, *same_instant, *retried)
     whole = (await listed(api))["jobs"]
     assert [(job["id"][-1], job["attempt"]) for job in whole] == [
         *((str(n), 1) for n in range(6)),
@@ -237,7 +238,7 @@ async def test_totals_from_the_sums_are_those_of_the_rows(api: Api) -> None:
         for _ in range(1 + number % 3):
             number += 1
             job = done(number, outcome=outcome, node_id=node, node_owner=owner)
-            await tell(api, job)
+            await write(api, job)
     for owner, looked_for, outcome in product(("acme", "rival", "none", None), (*nodes, None), (*Outcome, None)):
         _, total = await page_of(api, JobFilter(owner=owner, node_id=looked_for, outcome=outcome))
         rows = await run_sql(
@@ -253,7 +254,7 @@ async def test_totals_from_the_sums_are_those_of_the_rows(api: Api) -> None:
 
 
 async def page_of(api: Api, wanted: JobFilter) -> tuple[list[Any], int]:
-    """The first five of what is looked for, and how many there are."""
+    """Return the first five jobs of a filter, and the number of all of them."""
     return await api.service.job_search.list_page(
         wanted, sort_by=SortBy.CREATED_AT, sort_order=SortOrder.DESCENDING, offset=0, limit=5, shows_consumer=False
     )
@@ -274,15 +275,15 @@ async def test_health_counts_what_was_routed_to_the_node(api: Api) -> None:
     """Completed jobs of its life; latency and errors of the last hour; rejected and cancelled ones are nobody's."""
     node, other = await api.register("node"), await api.register("other")
     assert await figures(api, node) == (0, None, None)
-    await tell(api, done(1, node_id=other), done(2, node_id=None, node_owner=None))
+    await write(api, done(1, node_id=other), done(2, node_id=None, node_owner=None))
     assert await figures(api, node) == (0, None, None)
-    await tell(api, done(3, node_id=node, outcome=Outcome.REJECTED), done(4, node_id=node, outcome=Outcome.CANCELLED))
+    await write(api, done(3, node_id=node, outcome=Outcome.REJECTED), done(4, node_id=node, outcome=Outcome.CANCELLED))
     assert await figures(api, node) == (0, None, None)
-    await tell(api, done(5, node_id=node, outcome=Outcome.FAILED))
+    await write(api, done(5, node_id=node, outcome=Outcome.FAILED))
     assert await figures(api, node) == (0, None, 1.0)
     jobs = [done(number, node_id=node, seconds_ago=60 * number) for number in (6, 7)]
     jobs[0].latency_ms, jobs[1].latency_ms = 100.0, 201.0
-    await tell(api, *jobs, done(8, node_id=node, outcome=Outcome.RUNNING))
+    await write(api, *jobs, done(8, node_id=node, outcome=Outcome.RUNNING))
     completed, latency_ms, error_rate = await figures(api, node)
     assert (completed, latency_ms) == (2, 150.5)
     assert error_rate == pytest.approx(1 / 3)
@@ -290,50 +291,51 @@ async def test_health_counts_what_was_routed_to_the_node(api: Api) -> None:
 
 async def test_what_is_older_than_an_hour_counts_for_the_life_alone(api: Api) -> None:
     node = await api.register()
-    await tell(api, done(1, node_id=node, seconds_ago=3700), done(2, node_id=node, seconds_ago=10**6))
+    await write(api, done(1, node_id=node, seconds_ago=3700), done(2, node_id=node, seconds_ago=10**6))
     assert await figures(api, node) == (2, None, None)
-    await tell(api, done(3, node_id=node, seconds_ago=1800))
+    await write(api, done(3, node_id=node, seconds_ago=1800))
     assert await figures(api, node) == (3, 250.25, 0.0)
 
 
-async def test_health_is_answered_from_memory_while_the_database_is_away(api: Api) -> None:
+async def test_health_comes_from_memory_while_the_database_is_unavailable(api: Api) -> None:
     """With what was last known of a node, or with null, never with 0."""
     node, never_asked = await api.register("node"), await api.register("other")
-    await tell(api, done(1, node_id=node))
+    await write(api, done(1, node_id=node))
     assert (await api.health(node))["jobsCompleted"] == 1
     search = api.service.job_search
     there, search._database = search._database, Database("postgresql://nobody@127.0.0.1:1/none")
     assert await figures(api, node) == (1, 250.25, 0.0)
     assert await figures(api, never_asked) == (None, None, None)
     search._database = there
-    search._ask_again_at = 0.0
+    search._query_again_at = 0.0
     assert await figures(api, never_asked) == (0, None, None)
 
 
-async def test_a_database_that_does_not_answer_holds_health_up_once(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For a second; who comes soon after is answered at once."""
-    monkeypatch.setattr("lucid_compute.accounting.job_search.ASK_AGAIN_SECONDS", 60.0)
+async def test_a_database_that_hangs_delays_health_once(api: Api) -> None:
+    """For a second; the next requests get their response at once."""
     node = await api.register()
-    asked: list[list[str]] = []
-
-    async def hang(node_ids: list[str]) -> dict[str, JobStatistics]:
-        asked.append(node_ids)
-        await asyncio.sleep(60)
-        return {}
-
-    monkeypatch.setattr(api.service.job_search, "statistics", hang)
-    async with asyncio.timeout(4):
-        for _ in range(3):
-            assert (await api.health(node))["jobsCompleted"] is None
-    assert asked == [[node]]
+    locker = await connect(api.service.database.url)
+    transaction = locker.transaction()
+    await transaction.start()
+    await locker.execute("LOCK job_totals")
+    clock = asyncio.get_running_loop().time
+    seconds = []
+    for _ in range(3):
+        began = clock()
+        assert (await api.health(node))["jobsCompleted"] is None
+        seconds.append(clock() - began)
+    await transaction.rollback()
+    await locker.close()
+    assert min(seconds[0], STATISTICS_TIMEOUT_SECONDS) == STATISTICS_TIMEOUT_SECONDS
+    assert max(seconds[1:]) < STATISTICS_TIMEOUT_SECONDS
 
 
 def test_what_is_remembered_of_nodes_is_bounded() -> None:
     search = JobSearch(Database("postgresql://nobody@127.0.0.1:1/none"))
-    for start in range(0, 2 * MAX_KNOWN, 1000):
-        search._remember({str(number): JobStatistics(number, None, None) for number in range(start, start + 1000)})
-    assert len(search._known) == MAX_KNOWN
-    assert str(2 * MAX_KNOWN - 1) in search._known
+    for start in range(0, 2 * MAX_CACHED, 1000):
+        search._cache({str(number): JobStatistics(number, None, None) for number in range(start, start + 1000)})
+    assert len(search._cached) == MAX_CACHED
+    assert str(2 * MAX_CACHED - 1) in search._cached
 
 
 async def outcome_of(api: Api, job: Job) -> str:
@@ -345,7 +347,7 @@ async def outcome_of(api: Api, job: Job) -> str:
 async def running_on(api: Api, replica_id: str, *, seconds_ago: float = 100.0) -> Job:
     """A job that another replica said it runs, so many seconds ago."""
     job = new_job(started_at=datetime.now(UTC) - timedelta(seconds=seconds_ago))
-    await tell(api, job)
+    await write(api, job)
     await run_sql(api, "UPDATE jobs SET replica_id = $1 WHERE id = $2", replica_id, job.id)
     return job
 
@@ -363,11 +365,11 @@ async def mark_lost(api: Api) -> None:
 
 
 async def test_the_jobs_of_a_replica_that_died_are_lost(api: Api) -> None:
-    """A minute after it was last heard, and at once when nothing is known of it any more; a live one's run on."""
+    """A minute after it was last seen, or at once when it is unknown; jobs of a live replica go on."""
     alive, dead, forgotten = await add_lease(api), await add_lease(api), str(uuid4())
     jobs = {replica: await running_on(api, replica) for replica in (alive, dead, forgotten)}
     own, young = new_job(started_at=datetime.now(UTC) - timedelta(hours=1)), await running_on(api, dead, seconds_ago=40)
-    await tell(api, own)
+    await write(api, own)
     await silence(api, alive, 40)
     await silence(api, dead, 40)
     await mark_lost(api)
@@ -404,25 +406,25 @@ async def test_the_true_outcome_of_a_lost_job_wins(api: Api) -> None:
     dead = await add_lease(api)
     node = await api.register()
     job = new_job(node_id=node, started_at=datetime.now(UTC) - timedelta(seconds=100))
-    await tell(api, job)
+    await write(api, job)
     await run_sql(api, "UPDATE jobs SET replica_id = $1", dead)
     await silence(api, dead, 100)
     await mark_lost(api)
     assert await ids(api, outcome="lost") == [job.id]
-    await tell(api, ended(job))
+    await write(api, ended(job))
     assert await ids(api, outcome="completed") == [job.id]
     assert await ids(api, outcome="lost") == []
     await expect_sums(api.service.database.url)
-    await tell(api, ended(job, Outcome.FAILED))
+    await write(api, ended(job, Outcome.FAILED))
     assert (await api.health(node))["jobsCompleted"] == 1
     await expect_sums(api.service.database.url)
 
 
-async def test_what_was_told_is_written_when_the_service_stops(
-    database_url: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("lucid_compute.accounting.ledger.FLUSH_SECONDS", 60.0)
-    async with open_api(database_url, settings) as api:
+async def test_queued_jobs_are_written_when_the_service_stops(database_url: str, settings: Settings) -> None:
+    def with_time_to_flush(replica: Replica) -> Replica:
+        return replace(replica, jobs=JobLedger(database_url, replica_id=str(uuid4()), flush_seconds=60.0))
+
+    async with open_api(database_url, settings, with_time_to_flush) as api:
         for number in range(2000):
             api.service.jobs.finish(done(number))
         ledger = api.service.jobs

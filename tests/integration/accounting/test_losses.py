@@ -1,4 +1,4 @@
-"""The loss ledger: each failed request has one cause and one side, and with what was served they are all attempts."""
+"""The loss ledger: each failed request has one cause and one responsible party; with completed ones they add up."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from uuid import uuid4
 
 from lucid_compute.accounting.jobs import Job, Outcome
-from lucid_compute.accounting.payouts.losses import Losses
+from lucid_compute.accounting.payouts.losses import LossSummary
 from tests.api import Api, error_code
 from tests.integration.accounting.test_payouts import tell
 from tests.ledger import all_written, ended, ledger_on, new_job
@@ -173,4 +173,4 @@ async def test_a_span_that_would_be_too_long_to_count_is_refused(api: Api) -> No
 
 
 def test_nothing_is_lost_of_nothing() -> None:
-    assert Losses(0, 0, {}).completed == 0
+    assert LossSummary(0, 0, {}).completed == 0

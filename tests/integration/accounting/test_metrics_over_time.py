@@ -1,4 +1,4 @@
-"""Metrics over time over HTTP: what was told is answered step by step, and what was not measured is null."""
+"""Metrics over time over HTTP: values by steps, and null where nothing was measured."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import pytest
 
 from lucid_compute.accounting.jobs import Job, Outcome
 from lucid_compute.postgres.database import connect
-from tests.api import Api, error_code
+from lucid_compute.server.settings import Settings
+from tests.api import Api, error_code, open_api
 from tests.ledger import all_written, ended, new_job
 from tests.other_replicas import run_sql
 
@@ -32,7 +33,7 @@ async def tell(api: Api, *jobs: Job) -> None:
 
 
 async def ask(api: Api, path: str = "", **query: Any) -> dict[str, Any]:
-    """The metrics that are asked for; `from_` stands for `from`."""
+    """Request metrics; `from_` is sent as `from`."""
     params = {name.rstrip("_"): value for name, value in query.items()}
     answer = await api.http.get(f"/compute/metrics{path}", params=params)
     assert answer.status_code == 200, answer.text
@@ -91,7 +92,7 @@ async def test_jobs_are_counted_in_their_minutes_and_in_all(api: Api) -> None:
         assert series["latencyP50Ms"][step - 1] is series["errorRate"][step - 1] is None
         listed = (await api.http.get("/compute/jobs", params={"since": found["from"], "until": found["to"]})).json()
         assert listed["pagination"]["total"] == totals["requests"]
-        await api.service.record_keeper.keep()
+        await api.service.rollup_keeper.keep()
     assert not await run_sql(api, "SELECT FROM job_open")
 
 
@@ -105,7 +106,7 @@ async def test_nothing_is_known_of_before_the_node_was_there_nor_of_what_is_to_c
     assert set(found["series"]["load"]) == {None}
 
 
-async def test_heartbeats_are_averaged_and_null_where_nothing_was_told(api: Api) -> None:
+async def test_heartbeats_are_averaged_and_null_where_nothing_was_reported(api: Api) -> None:
     node = await api.register()
     await api.beat(node, load=0.2, queueDepth=4, inFlight=2)
     await api.beat(node, load=0.6, gpus=[{"index": 0, "utilization": 0.9, "memoryUsedMb": 10, "memoryTotalMb": 20}])
@@ -133,7 +134,7 @@ async def test_a_fleet_is_ones_own_nodes_and_an_admins_is_everything(api: Api) -
         assert (await ask(acme))["totals"]["requests"] == 3
         assert (await ask(api))["totals"]["requests"] == 7
         assert (await ask(api, owner="globex"))["totals"]["requests"] == 3
-        await api.service.record_keeper.keep(now=datetime.now(UTC) + 5 * MINUTE)
+        await api.service.rollup_keeper.keep(now=datetime.now(UTC) + 5 * MINUTE)
     refused = await acme.http.get("/compute/metrics", params={"owner": "globex"})
     assert (refused.status_code, error_code(refused)) == (403, "FORBIDDEN")
     for path in ("metrics", "uptime"):
@@ -145,7 +146,7 @@ async def test_one_models_jobs_are_found_by_its_name(api: Api) -> None:
     model = await api.add_model("org/model")
     node = await api.register()
     await tell(api, ended(new_job(node_id=node, model_id=model)), ended(new_job(node_id=node)))
-    await api.service.record_keeper.keep(now=datetime.now(UTC) + 5 * MINUTE)
+    await api.service.rollup_keeper.keep(now=datetime.now(UTC) + 5 * MINUTE)
     for path in (f"/{node}", ""):
         assert (await ask(api, path, model="org/model"))["totals"]["requests"] == 1
         for unknown in ("unknown", "00000000-0000-0000-0000-000000000000", "ffffffff-ffff-ffff-ffff-ffffffffffff"):
@@ -172,16 +173,14 @@ async def test_one_models_jobs_are_found_by_its_name(api: Api) -> None:
         ({"step": "2m"}, "query.step"),
     ],
 )
-async def test_what_cannot_be_answered_is_refused_with_what_to_send(
-    api: Api, query: dict[str, str], field: str
-) -> None:
+async def test_an_invalid_query_is_refused_with_what_to_send(api: Api, query: dict[str, str], field: str) -> None:
     answer = await api.http.get("/compute/metrics", params=query)
     assert (answer.status_code, error_code(answer)) == (422, "INVALID_REQUEST")
     assert answer.json()["error"]["details"]["fields"][0]["path"] == field
 
 
 @pytest.mark.parametrize("year", ["1970", "9999"])
-async def test_a_span_of_another_age_is_answered_with_nulls(api: Api, year: str) -> None:
+async def test_a_span_without_data_gives_nulls(api: Api, year: str) -> None:
     await api.register()
     found = await ask(api, from_=f"{year}-01-01T00:00:00Z", to=f"{year}-01-01T00:05:00Z", step="1m")
     assert len(found["times"]) == 5
@@ -253,25 +252,25 @@ async def test_nodes_are_counted_over_the_time_of_which_their_states_are_kept(ap
         assert found["series"]["requests"][0] is None
 
 
-async def test_a_node_that_was_never_heard_has_no_uptime(api: Api) -> None:
+async def test_a_node_without_a_heartbeat_has_no_uptime(api: Api) -> None:
     node = await api.register()
     for window in (await api.http.get(f"/compute/uptime/{node}")).json()["windows"]:
         assert window["uptime"] is None
         assert window["errorBudget"] is None
 
 
-async def test_the_database_away_is_said(api: Api) -> None:
-    node = await api.register()
-    locker = await connect(api.service.database.url)
+async def test_an_unavailable_database_gives_503(database_url: str, settings: Settings) -> None:
+    locker = await connect(database_url)
     transaction = locker.transaction()
     await transaction.start()
-    await locker.execute("LOCK job_open, node_states IN ACCESS EXCLUSIVE MODE")
-    api.service.database.timeout_seconds = 0.3
     try:
-        for path in ("metrics", f"metrics/{node}", "uptime", f"uptime/{node}"):
-            answer = await api.http.get(f"/compute/{path}")
-            assert (answer.status_code, error_code(answer)) == (503, "DATABASE_UNAVAILABLE")
-            assert "retry-after" in answer.headers
+        async with open_api(database_url, settings.model_copy(update={"database_timeout_seconds": 1.0})) as api:
+            node = await api.register()
+            await locker.execute("LOCK job_open, node_states IN ACCESS EXCLUSIVE MODE")
+            for path in ("metrics", f"metrics/{node}", "uptime", f"uptime/{node}"):
+                answer = await api.http.get(f"/compute/{path}")
+                assert (answer.status_code, error_code(answer)) == (503, "DATABASE_UNAVAILABLE")
+                assert "retry-after" in answer.headers
     finally:
         await transaction.rollback()
         await locker.close()

@@ -1,4 +1,4 @@
-"""The states that nodes were in: written once by whichever replica sees them, and read as uptime."""
+"""States of nodes: the first replica that sees a change writes it once, and uptime is computed from them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from lucid_compute.accounting.node_states import CLEAN_STATES, SEEN_FOR, NodeStates
+from lucid_compute.accounting.node_states import CLEAN_STATES, SETTLE_TIME, NodeStateRecorder
 from lucid_compute.registry.domain.node_state import Receipt
 from lucid_compute.registry.fleet.replicas import Outage
 from tests import factories
@@ -29,9 +29,9 @@ def the_future_is_no_outage(api: Api) -> None:
     api.service.fleet.outage_after = timedelta(days=1)
 
 
-def states_of(api: Api) -> NodeStates:
+def states_of(api: Api) -> NodeStateRecorder:
     """What a replica would follow with."""
-    return NodeStates(api.service.database, api.service.fleet)
+    return NodeStateRecorder(api.service.database, api.service.fleet)
 
 
 async def written(api: Api, node_id: str) -> Written:
@@ -48,10 +48,10 @@ def hear(api: Api, node_id: str, at: datetime, *, up_since: datetime | None, sta
     fleet.apply_receipt(node_id, Receipt(factories.heartbeat(node_id, status=status), at, up_since, revision))
 
 
-async def follow(states: NodeStates, at: datetime) -> None:
+async def follow(states: NodeStateRecorder, at: datetime) -> None:
     """Look twice, as a sweep does, the second time when what was seen first is due."""
     await states.follow(at)
-    await states.follow(at + SEEN_FOR)
+    await states.follow(at + SETTLE_TIME)
 
 
 async def test_states_are_written_with_the_instants_that_all_replicas_know(api: Api) -> None:
@@ -96,7 +96,7 @@ async def test_two_replicas_write_a_change_once_and_one_that_is_behind_writes_no
     hear(api, node_id, begin, up_since=begin)
     for states in (one, other):
         await states.follow(begin + timedelta(seconds=1))
-    due = begin + timedelta(seconds=1) + SEEN_FOR
+    due = begin + timedelta(seconds=1) + SETTLE_TIME
     await asyncio.gather(one.follow(due), other.follow(due))
     for states in (one, other):
         await states.follow(due)
@@ -147,7 +147,7 @@ async def test_a_state_that_lasts_less_than_five_seconds_is_none(api: Api) -> No
     assert [state for state, _ in await written(api, node_id)] == ["healthy"]
 
 
-async def test_old_states_go_but_for_the_one_that_held_when_what_is_kept_began(api: Api) -> None:
+async def test_old_states_are_deleted_except_the_one_at_the_start_of_the_kept_time(api: Api) -> None:
     node_id = await api.register()
     for days, state in ((100, "healthy"), (95, "unhealthy"), (91, "healthy"), (10, "unhealthy")):
         await run_sql(

@@ -1,11 +1,11 @@
-"""The fleet at a glance: its counts are those of the lists, and an unchanged answer is not sent twice."""
+"""The overview of the fleet: its counts equal those of the lists, and an unchanged one is not sent twice."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import Any
 
-from lucid_compute.accounting.overview import KEPT_SECONDS
+from lucid_compute.accounting.overview import CACHE_SECONDS
 from lucid_compute.postgres.database import connect
 from tests.api import Api, error_code
 from tests.other_replicas import let_pass, until
@@ -83,8 +83,8 @@ async def test_a_key_without_the_scope_is_refused(api: Api) -> None:
     assert (await api.with_key(None).http.get("/compute/overview")).status_code == 401
 
 
-async def test_an_unchanged_overview_is_answered_without_a_body(api: Api) -> None:
-    """Whoever asks every few seconds is told in a few bytes that nothing happened; and of what did, at once."""
+async def test_an_unchanged_overview_gives_304_without_a_body(api: Api) -> None:
+    """A client that polls gets a few bytes while nothing changes, and each change at once."""
     node = await api.register()
     etag = (await api.http.get("/compute/overview")).headers["etag"]
     again = await api.http.get("/compute/overview", headers={"If-None-Match": etag})
@@ -96,8 +96,8 @@ async def test_an_unchanged_overview_is_answered_without_a_body(api: Api) -> Non
     assert changed.headers["etag"] != etag
 
 
-async def test_many_who_look_cost_one_count(api: Api) -> None:
-    """Whoever asks within a second gets the same answer; what changes in the fleet is in the next one all the same."""
+async def test_many_clients_cost_one_computation(api: Api) -> None:
+    """Requests within a second get the same overview, but a change of the fleet is in the next one anyway."""
     node = await api.register("the node", VRAM)
     await api.service.feed.catch_up()
     glances = await asyncio.gather(*(api.service.overviews.get(None) for _ in range(20)))
@@ -140,7 +140,7 @@ async def test_the_last_hours_totals_are_those_of_the_records(api: Api) -> None:
     assert {name: hour[name] for name in totals} == totals
 
 
-async def test_the_counts_are_answered_while_the_database_holds_the_records_back(api: Api, database_url: str) -> None:
+async def test_the_counts_are_available_while_the_database_hangs(api: Api, database_url: str) -> None:
     """Counts come from memory; only the totals are unknown then."""
     await api.beat(await api.register())
     connection = await connect(database_url, application="lucid tests")
@@ -152,5 +152,5 @@ async def test_the_counts_are_answered_while_the_database_holds_the_records_back
         await connection.close()
     assert shown["nodes"]["healthy"] == 1
     assert shown["lastHour"] is None
-    await asyncio.sleep(KEPT_SECONDS)
+    await asyncio.sleep(CACHE_SECONDS)
     assert (await overview(api))["lastHour"] is not None

@@ -1,4 +1,4 @@
-"""Lines come of jobs alone, whoever writes these, and none of them is added, forged or lost."""
+"""Payout lines come from jobs alone, whichever replica writes these; none can be added, forged or lost."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from lucid_compute.accounting.payouts.revenue import PayoutsClose, Terms
 from lucid_compute.accounting.payouts.store import PayoutCloser
 from lucid_compute.accounting.retention import JobRetention
 from lucid_compute.postgres import schema
+from lucid_compute.server.replica import Replica
 from lucid_compute.server.settings import Settings
 from tests.api import Api, open_api
 from tests.integration.accounting.test_payouts import (
@@ -90,7 +91,7 @@ async def test_nothing_is_added_to_what_is_closed(api: Api) -> None:
 
 
 async def test_a_job_that_was_billed_keeps_its_price(api: Api) -> None:
-    """The ledger never tries; whoever does in SQL is refused."""
+    """The ledger never tries; SQL that does is refused."""
     await run_sql(api, _JOB)
     for change in ("price_usd = 9", "price_usd = NULL", "outcome = 'lost'", "node_owner = 'me'", "started_at = now()"):
         with pytest.raises(asyncpg.IntegrityConstraintViolationError, match="does not change"):
@@ -148,14 +149,19 @@ async def test_months_are_closed_when_they_are_due_by_one_of_all_replicas(api: A
 
 
 @pytest.mark.parametrize(("when", "closed"), [(PayoutsClose.MONTHLY, 3), (PayoutsClose.NEVER, 0)])
-async def test_a_service_closes_by_itself_unless_it_is_told_not_to(
-    database_url: str, settings: Settings, monkeypatch: pytest.MonkeyPatch, when: PayoutsClose, closed: int
+async def test_a_service_closes_automatically_unless_the_settings_say_never(
+    database_url: str, settings: Settings, when: PayoutsClose, closed: int
 ) -> None:
     """And it is ready either way."""
-    monkeypatch.setattr("lucid_compute.accounting.payouts.store.EVERY_SECONDS", 0.01)
+
+    def close_often(replica: Replica) -> None:
+        closer = replica.background["payouts"]
+        assert isinstance(closer, PayoutCloser)
+        closer.every_seconds = 0.01
+
     await read(database_url, _JOB.replace("'3 days'", "'100 days'"))
     changed = settings.model_copy(update={"payouts_close": when, "payouts_close_after_days": 0})
-    async with open_api(database_url, changed) as api:
+    async with open_api(database_url, changed, close_often) as api:
 
         async def are_closed() -> bool:
             listed = await api.http.get("/payouts/periods")

@@ -1,4 +1,4 @@
-"""The billing that runs inside Postgres: the code shows the text that a migrated database has."""
+"""The triggers that bill jobs: their definition in the code equals that of a migrated database."""
 
 from __future__ import annotations
 

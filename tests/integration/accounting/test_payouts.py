@@ -1,4 +1,4 @@
-"""Payouts over HTTP: every amount traces to jobs, adds up exactly, is its owner's to see, and once closed stays."""
+"""Payouts over HTTP: amounts are traceable to jobs, exact, visible to their owner alone, and final once closed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 
 from lucid_compute.accounting.jobs import Job, Outcome
 from lucid_compute.accounting.payouts.revenue import DEFAULT_TERMS, Terms
-from lucid_compute.accounting.payouts.store import note_terms
+from lucid_compute.accounting.payouts.store import record_terms
 from lucid_compute.accounting.retention import JobRetention
 from lucid_compute.registry.domain.prices import total
 from tests.api import Api, error_code
@@ -89,7 +89,7 @@ async def tell(api: Api, jobs: Sequence[Job]) -> None:
 
 
 async def ask(api: Api, path: str = "", **query: Any) -> dict[str, Any]:
-    """The payouts that are asked for, of the days of the tests."""
+    """Request payouts of the days of the tests."""
     span = {"from": str(FIRST), "to": str(TODAY + 2 * DAY)} if "/periods" not in path else {}
     answer = await api.http.get(f"/payouts{path}", params={**span, **query})
     assert answer.status_code == 200, answer.text
@@ -98,7 +98,7 @@ async def ask(api: Api, path: str = "", **query: Any) -> dict[str, Any]:
 
 
 async def close(api: Api, since: date, until: date) -> Any:
-    """Close a period; the answer as it came."""
+    """Close a period; return the raw response."""
     return await api.http.post("/payouts/periods", json={"from": str(since), "to": str(until)})
 
 
@@ -147,7 +147,7 @@ async def test_every_cent_is_somebodys_and_traces_to_jobs(api: Api) -> None:
     await expect_payouts(api.service.database.url)
 
 
-async def test_an_owner_sees_its_own_parts_and_nobodys_nodes(api: Api) -> None:
+async def test_an_owner_sees_its_own_parts_and_no_other_owners_nodes(api: Api) -> None:
     there = await parties(api)
     jobs = some_jobs(there, 100)
     await tell(api, jobs)
@@ -173,7 +173,7 @@ async def test_a_model_without_a_passport_leaves_its_part_to_the_provider(api: A
     assert amounts(await ask(api)) == {("acme", "provider"): Decimal("0.9"), (None, "protocol"): Decimal("0.1")}
 
 
-async def test_what_an_upstream_served_has_no_price_and_is_nobodys(api: Api) -> None:
+async def test_what_an_upstream_served_has_no_price_and_is_in_no_payout(api: Api) -> None:
     await tell(api, [ended(new_job(node_id=None, node_owner=None), price_usd=None)])
     assert await ask(api) == {**await ask(api), "totals": [], "lines": []}
 
@@ -182,8 +182,8 @@ async def test_new_terms_hold_for_jobs_that_start_later(api: Api) -> None:
     there = await parties(api)
     before, after = job_of(there, "a", "theirs", FIRST, "1"), job_of(there, "a", "theirs", TODAY, "1")
     terms = Terms(5000, 0, 5000)
-    await note_terms(api.service.database, terms)
-    await note_terms(api.service.database, terms)
+    await record_terms(api.service.database, terms)
+    await record_terms(api.service.database, terms)
     assert len(await run_sql(api, "SELECT * FROM payout_terms")) == 2
     after.started_at = datetime.now(UTC) + timedelta(seconds=1)
     await tell(api, [before, after])
@@ -278,8 +278,8 @@ async def test_periods_follow_one_another_and_are_over(api: Api) -> None:
 
 
 @pytest.mark.parametrize("table", ["payout_periods", "payout_lines", "payout_terms"])
-async def test_nobody_changes_what_is_closed(api: Api, table: str) -> None:
-    """Neither an UPDATE nor a DELETE gets through, whoever tries."""
+async def test_what_is_closed_can_not_be_changed(api: Api, table: str) -> None:
+    """Postgres refuses every UPDATE and DELETE."""
     for statement in (f"UPDATE {table} SET {{}} = {{}}", f"DELETE FROM {table}", f"TRUNCATE {table}"):
         column = {"payout_periods": "closed_by", "payout_lines": "jobs", "payout_terms": "provider_bps"}[table]
         with pytest.raises(asyncpg.RaiseError, match="append-only"):

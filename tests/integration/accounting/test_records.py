@@ -1,4 +1,4 @@
-"""The records: whatever is moved on, by whom and when, every job counts once, and all add up to the ledger."""
+"""Rollups: every job counts once at any time, however far rollups are moved, and all add up to the ledger."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 from lucid_compute.accounting.job_counts import JobFilter, count_jobs
 from lucid_compute.accounting.jobs import Job, Outcome
-from lucid_compute.accounting.measured import JobRecord
+from lucid_compute.accounting.measured import JobRollup
 from lucid_compute.accounting.retention import JobRetention
 from lucid_compute.accounting.rollup_columns import NARROW, WIDE, Width
 from lucid_compute.accounting.rollup_reader import RollupQuery, RollupReader
@@ -48,7 +48,7 @@ def job_ago(chance: random.Random, ago: timedelta) -> Job:
 
 
 async def keep(url: str, *, until: timedelta = timedelta(0), rows_a_move: int = 37) -> None:
-    """Move the records on, as at `until` from now; so few rows at a time that a minute takes several."""
+    """Move the rollups on, as at `until` from now; so few rows at a time that a minute takes several."""
     await RollupKeeper(url, KEEP_ALL, rows_a_move=rows_a_move).keep(cleans=False, now=datetime.now(UTC) + until)
 
 
@@ -71,7 +71,7 @@ async def test_every_record_is_the_sum_of_its_jobs_whenever_they_come(database_u
 
 
 async def test_a_backlog_is_moved_by_parts_that_each_hold(database_url: str) -> None:
-    """One that is larger than a round has time for, as after a migration of a large ledger, is moved all the same."""
+    """One that is larger than a round has time for, as after a migration of a large ledger, is moved anyway."""
     chance = random.Random(3)
     async with ledger_on(database_url) as ledger:
         for _ in range(300):
@@ -125,7 +125,7 @@ async def test_no_job_is_lost_or_counts_twice_while_everything_is_killed(databas
 
 @pytest.mark.parametrize("step", STEPS)
 async def test_what_is_read_is_the_sum_of_the_ledger_in_every_step(database_url: str, step: str) -> None:
-    """However far the records were moved on; for a node, an owner, all, and of one model."""
+    """However far rollups were moved; for a node, an owner, all, and of one model."""
     chance = random.Random(11)
     database = Database(database_url)
     reader = RollupReader(database, KEEP_ALL)
@@ -163,7 +163,7 @@ async def test_what_is_read_is_the_sum_of_the_ledger_in_every_step(database_url:
 
 @pytest.mark.parametrize("seed", range(2))
 async def test_a_list_of_jobs_counts_what_its_filter_finds(database_url: str, seed: int) -> None:
-    """By any span, model, node, owner and outcome, however far records were moved, and after rows were removed."""
+    """By any span, model, node, owner and outcome, however far rollups were moved, and after rows were removed."""
     chance = random.Random(seed)
     database, oldest = Database(database_url), timedelta(days=4)
     async with ledger_on(database_url) as ledger:
@@ -275,9 +275,9 @@ def _counted_states(
     return dict(counted), lost
 
 
-def _record_of(rows: list[Any]) -> JobRecord:
+def _record_of(rows: list[Any]) -> JobRollup:
     sums = sums_of(rows)
-    record = JobRecord(**{name: value for name, value in sums.items() if value is not None})
+    record = JobRollup(**{name: value for name, value in sums.items() if value is not None})
     record.spread, record.faults = Counter(record.spread), Counter(record.faults)
     return record
 

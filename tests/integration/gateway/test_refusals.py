@@ -76,7 +76,7 @@ async def test_no_refusal_counts_twice_or_is_lost_while_connections_are_killed(
     for turn in range(60):
         for _ in range(20):
             kind = (chance.choice(["overloaded", "no_node"]), chance.choice(["acme", NOBODY]), chance.choice(models))
-            chance.choice(replicas).note(*kind)
+            chance.choice(replicas).count(*kind)
             told[kind] += 1
         flushing = [asyncio.create_task(replica.flush()) for replica in replicas]
         await asyncio.sleep(chance.uniform(0, 0.01))
@@ -105,7 +105,7 @@ async def test_a_flush_that_was_committed_unheard_is_not_added_again(
     monkeypatch.setattr(ExactlyOnceFlushes, "_write", commit_and_lose_the_answer)
     refusals = recorder(database_url)
     for _ in range(4):
-        refusals.note("overloaded")
+        refusals.count("overloaded")
         await refusals.flush()
     await refusals.flush()
     assert lost < 0
@@ -121,14 +121,14 @@ async def test_each_hour_keeps_its_own_and_tells_only_so_many_kinds_apart(
     refusals = recorder(database_url, clock)
     await refusals.flush()
     for _ in range(MAX_KINDS + 100):
-        refusals.note("no_node", "acme", str(uuid4()))
+        refusals.count("no_node", "acme", str(uuid4()))
     await refusals.flush()
-    refusals.note("no_node", "acme", str(uuid4()))
+    refusals.count("no_node", "acme", str(uuid4()))
     assert refusals._pause_seconds() == 2
     clock.set(clock.now() + timedelta(seconds=2))
     await refusals.flush()
     known = str(uuid4())
-    refusals.note("no_node", "acme", known)
+    refusals.count("no_node", "acme", known)
     await refusals.flush()
     kept = await read(database_url, "SELECT hour, count(*), sum(requests) FROM refusals GROUP BY 1 ORDER BY 1")
     assert [(row[0].hour, row[1], row[2]) for row in kept] == [(10, MAX_KINDS + 1, MAX_KINDS + 101), (11, 1, 1)]
@@ -141,13 +141,13 @@ async def test_refusals_wait_for_a_database_that_is_away_without_filling_memory_
 ) -> None:
     away = recorder("postgresql://nobody@127.0.0.1:1/none")
     for _ in range(5):
-        away.note("overloaded")
+        away.count("overloaded")
         await away.flush()
     assert len(away._flushes) == 1
     there = recorder(database_url)
     task = asyncio.create_task(there.run())
     await asyncio.sleep(0)
-    there.note("overloaded")
+    there.count("overloaded")
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert sum((await rows(database_url)).values()) == 1
@@ -261,7 +261,7 @@ async def test_a_refusal_is_worth_what_such_a_request_typically_earns(api: Api) 
         ("invalid_request", model),
         ("no_upstream", upstream),
     ):
-        api.service.refusals.note(cause, "consumer", of)
+        api.service.refusals.count(cause, "consumer", of)
     await refused(api)
     found = {each["cause"]: each for each in (await losses(api))["losses"]}
     assert {cause: (Decimal(each["unearnedUsd"]), each["unestimated"]) for cause, each in found.items()} == {
@@ -277,7 +277,7 @@ async def test_a_refusal_is_worth_what_such_a_request_typically_earns(api: Api) 
 async def test_a_cause_that_failed_and_refused_requests_is_one_line(api: Api) -> None:
     """In both it is the same side's fault."""
     await tell(api, [ended(new_job(), Outcome.CANCELLED, reason="client_left", price_usd=None)])
-    api.service.refusals.note("client_left", "acme")
+    api.service.refusals.count("client_left", "acme")
     await refused(api)
     (line,) = (await losses(api))["losses"]
     assert (line["cause"], line["requests"], line["refused"]) == ("client_left", 1, 1)
@@ -286,8 +286,8 @@ async def test_a_cause_that_failed_and_refused_requests_is_one_line(api: Api) ->
 async def test_an_owner_sees_its_own_refused_requests_and_those_for_its_models_and_no_others(api: Api) -> None:
     consumer, maker, stranger = [await api.new_key(owner, ["compute", "passports:write"]) for owner in "cms"]
     model = await maker.add_model("m")
-    api.service.refusals.note("nodes_busy", "c", model)
-    api.service.refusals.note("overloaded")
+    api.service.refusals.count("nodes_busy", "c", model)
+    api.service.refusals.count("overloaded")
     assert await refused(consumer) == await refused(maker) == {("nodes_busy", "provider"): 1}
     assert await refused(stranger) == {}
     assert await refused(api) == {("nodes_busy", "provider"): 1, ("overloaded", "us"): 1}

@@ -45,10 +45,10 @@ async def test_a_replica_that_does_everything_at_once_opens_the_connections_that
         await stack.enter_async_context(locker.transaction())
         await locker.execute("LOCK TABLE gauge_open")  # the record keeper and the samples wait for it
         assert (await api.beat(node)).status_code == 200
-        service.refusals.note("no_model")
+        service.refusals.count("no_model")
         service.jobs.finish(new_job())
         service.fleet.replicas.begin(node)
-        busy = [asyncio.create_task(work()) for work in (service.record_keeper.keep, service.gauges.flush)]
+        busy = [asyncio.create_task(work()) for work in (service.rollup_keeper.keep, service.gauges.flush)]
         await service.refusals.flush()
         for _ in range(Purpose.LONG_TRANSACTIONS.most):
             await stack.enter_async_context(service.payouts.long_transactions.transaction())

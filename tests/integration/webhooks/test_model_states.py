@@ -1,4 +1,4 @@
-"""Models that become available and unavailable, as webhooks are told: what lasts, and three changes in ten minutes."""
+"""Events of models that become available or unavailable: lasting changes, and at most three in ten minutes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 
 from lucid_compute.registry.fleet.replicas import Outage
-from lucid_compute.webhooks.model_states import ModelStates
+from lucid_compute.webhooks.model_states import ModelStateRecorder
 from tests.api import Adjust, Api, without_sweeps
 from tests.other_replicas import run_sql
 from tests.webhooks import deliveries_of, make_webhook
@@ -21,15 +21,17 @@ def adjust() -> Adjust:
     return without_sweeps
 
 
-async def look(api: Api, *, seconds: float = 6, is_doubtful: bool = False, states: ModelStates | None = None) -> None:
+async def look(
+    api: Api, *, seconds: float = 6, is_doubtful: bool = False, states: ModelStateRecorder | None = None
+) -> None:
     """Follow the models twice, `seconds` apart."""
-    own = next(follower for follower in api.service.sweep.followers if isinstance(follower, ModelStates))
+    own = next(follower for follower in api.service.sweep.followers if isinstance(follower, ModelStateRecorder))
     states, now = states or own, api.service.clock.now()
     await states.follow(now - timedelta(seconds=seconds), is_doubtful=is_doubtful)
     await states.follow(now, is_doubtful=is_doubtful)
 
 
-async def told(api: Api, webhook: dict[str, str]) -> list[str]:
+async def types_of(api: Api, webhook: dict[str, str]) -> list[str]:
     """The types of the events for the webhook, oldest first."""
     return [delivery["type"] for delivery in await deliveries_of(api, webhook["id"])]
 
@@ -48,34 +50,34 @@ async def turn(api: Api, node_id: str, *, on: bool) -> None:
     await api.beat(node_id, status="healthy" if on else "unhealthy")
 
 
-async def test_a_model_that_comes_and_goes_is_told_of(api: Api) -> None:
+async def test_a_model_that_comes_and_goes_gives_events(api: Api) -> None:
     """Where it begins is no news; models that are always available and those of other owners are none either."""
     webhook = await make_webhook(api, URL)
     acme = await api.new_key("acme", ["compute"])
     others = await make_webhook(acme, URL)
     await api.add_model("always", "api")
     model_id, node_id = await make_served_model(api)
-    assert await told(api, webhook) == []
+    assert await types_of(api, webhook) == []
     await turn(api, node_id, on=True)
     await look(api)
     await look(api)
-    assert await told(api, webhook) == ["model.available"]
+    assert await types_of(api, webhook) == ["model.available"]
     await turn(api, node_id, on=False)
     await look(api)
-    assert await told(api, webhook) == ["model.available", "model.unavailable"]
+    assert await types_of(api, webhook) == ["model.available", "model.unavailable"]
     assert {delivery["passportId"] for delivery in await deliveries_of(api, webhook["id"])} == {model_id}
-    assert await told(api, others) == []
+    assert await types_of(api, others) == []
 
 
-async def test_a_change_that_does_not_last_is_not_told_of(api: Api) -> None:
+async def test_a_change_that_does_not_last_gives_no_event(api: Api) -> None:
     webhook = await make_webhook(api, URL)
     _, node_id = await make_served_model(api)
     await turn(api, node_id, on=True)
     await look(api, seconds=4)
-    assert await told(api, webhook) == []
+    assert await types_of(api, webhook) == []
     await turn(api, node_id, on=False)
     await look(api)
-    assert await told(api, webhook) == []
+    assert await types_of(api, webhook) == []
 
 
 async def test_a_model_that_flaps_tells_of_three_changes_in_ten_minutes(api: Api) -> None:
@@ -85,10 +87,10 @@ async def test_a_model_that_flaps_tells_of_three_changes_in_ten_minutes(api: Api
     for on in (True, False, True, False):
         await turn(api, node_id, on=on)
         await look(api)
-    assert await told(api, webhook) == ["model.available", "model.unavailable", "model.available"]
+    assert await types_of(api, webhook) == ["model.available", "model.unavailable", "model.available"]
     await run_sql(api, "UPDATE model_states SET since = since - interval '11 minutes'")
     await look(api)
-    assert (await told(api, webhook))[3:] == ["model.unavailable"]
+    assert (await types_of(api, webhook))[3:] == ["model.unavailable"]
 
 
 async def test_a_model_that_is_available_again_is_told_of_in_time(api: Api) -> None:
@@ -101,19 +103,19 @@ async def test_a_model_that_is_available_again_is_told_of_in_time(api: Api) -> N
     for on in (False, True, False, True, False, True):
         await turn(api, node_id, on=on)
         await look(api)
-    assert (await told(api, webhook))[1:] == ["model.unavailable", "model.available"] * 2
+    assert (await types_of(api, webhook))[1:] == ["model.unavailable", "model.available"] * 2
 
 
 async def test_two_replicas_tell_of_a_change_once(api: Api) -> None:
     """The second to look finds it written, and one that starts anew takes it from there."""
     webhook = await make_webhook(api, URL)
     _, node_id = await make_served_model(api)
-    other = ModelStates(api.service.database, api.service.fleet)
+    other = ModelStateRecorder(api.service.database, api.service.fleet)
     await turn(api, node_id, on=True)
     await look(api)
     await look(api, states=other)
-    await look(api, states=ModelStates(api.service.database, api.service.fleet))
-    assert await told(api, webhook) == ["model.available"]
+    await look(api, states=ModelStateRecorder(api.service.database, api.service.fleet))
+    assert await types_of(api, webhook) == ["model.available"]
 
 
 async def test_nothing_is_called_unavailable_while_the_fault_may_be_ours(api: Api) -> None:
@@ -122,16 +124,16 @@ async def test_nothing_is_called_unavailable_while_the_fault_may_be_ours(api: Ap
     _, node_id = await make_served_model(api)
     await turn(api, node_id, on=True)
     await look(api, is_doubtful=True)
-    assert await told(api, webhook) == ["model.available"]
+    assert await types_of(api, webhook) == ["model.available"]
     await turn(api, node_id, on=False)
     await look(api, is_doubtful=True)
     now = api.service.clock.now()
     api.service.fleet.outages = (Outage(now - timedelta(seconds=50), now - timedelta(seconds=40)),)
     await look(api)
-    assert await told(api, webhook) == ["model.available"]
+    assert await types_of(api, webhook) == ["model.available"]
     api.service.fleet.outages = (Outage(now - timedelta(seconds=90), now - timedelta(seconds=80)),)
     await look(api)
-    assert await told(api, webhook) == ["model.available", "model.unavailable"]
+    assert await types_of(api, webhook) == ["model.available", "model.unavailable"]
 
 
 async def test_a_model_that_is_revoked_is_told_of_no_more(api: Api) -> None:
@@ -140,4 +142,4 @@ async def test_a_model_that_is_revoked_is_told_of_no_more(api: Api) -> None:
     await turn(api, node_id, on=True)
     await api.http.delete(f"/passports/{model_id}")
     await look(api)
-    assert await told(api, webhook) == []
+    assert await types_of(api, webhook) == []

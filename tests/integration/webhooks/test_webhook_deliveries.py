@@ -1,4 +1,4 @@
-"""Deliveries of webhooks to receivers that misbehave: tried again, in order, held back alone, given up after a day."""
+"""Deliveries to receivers that misbehave: retried in order, without delaying other nodes', given up after a day."""
 
 from __future__ import annotations
 
@@ -12,15 +12,25 @@ import pytest
 from lucid_compute.registry.domain.event_types import EventType
 from lucid_compute.registry.events import record_event
 from lucid_compute.server.settings import Settings
-from lucid_compute.webhooks import delivery as courier
 from lucid_compute.webhooks.outbox import WebhookOutbox
-from tests.api import Adjust, Api, error_code, open_api, without_sweeps
+from tests.api import Adjust, Api, error_code, open_api
 from tests.authority import Authority
 from tests.fault_answers import BROKEN, Answer, endless_body, endless_header, redirect, respond
 from tests.fault_node import Behaviour, Ending, FaultNode
 from tests.lucid_serve import eventually
 from tests.other_replicas import run_sql
-from tests.webhooks import deliveries_of, find_webhook, make_node, make_webhook, read, say, sweep, types_at
+from tests.webhooks import (
+    QUICK,
+    deliveries_of,
+    find_webhook,
+    make_node,
+    make_webhook,
+    read,
+    say,
+    sweep,
+    types_at,
+    with_limits,
+)
 
 _hosts = (f"127.1.{third}.{fourth}" for third in itertools.count(1) for fourth in range(1, 255))
 FAILS = Behaviour(answer=respond(status=500))
@@ -28,15 +38,8 @@ FAILS = Behaviour(answer=respond(status=500))
 
 @pytest.fixture
 def adjust() -> Adjust:
-    """The tests sweep themselves."""
-    return without_sweeps
-
-
-@pytest.fixture(autouse=True)
-def nothing_waits_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let nothing wait long."""
-    monkeypatch.setattr("lucid_compute.webhooks.sender.LOOK_SECONDS", 0.02)
-    monkeypatch.setattr("lucid_compute.webhooks.rules.FIRST_RETRY_SECONDS", 0.05)
+    """No delivery waits long, and the tests sweep themselves."""
+    return with_limits()
 
 
 async def drain_and_end(api: Api, node_id: str) -> None:
@@ -85,7 +88,7 @@ async def test_a_failed_delivery_holds_back_its_own_node_alone(api: Api) -> None
         receiver.behaviour, failed = Behaviour(), len(receiver.requests)
 
         async def is_over() -> bool:
-            return all(told["state"] == "delivered" for told in await deliveries_of(api, webhook["id"]))
+            return all(delivery["state"] == "delivered" for delivery in await deliveries_of(api, webhook["id"]))
 
         await eventually(is_over)
         events = [read(request, webhook["secret"]) for request in receiver.requests[failed:]]
@@ -109,7 +112,7 @@ async def test_a_webhook_is_disabled_after_a_day_of_failures_and_a_test_enables_
         await eventually(is_disabled)
         shown = await find_webhook(api, webhook["id"])
         assert shown["disabledReason"].startswith("Nothing could be delivered for a day; the last attempt came to 5xx.")
-        assert [told["state"] for told in await deliveries_of(api, webhook["id"])] == ["given_up", "given_up"]
+        assert [delivery["state"] for delivery in await deliveries_of(api, webhook["id"])] == ["given_up", "given_up"]
         await say(api, await make_node(api, "other"), seconds_ago=121)
         assert len(await deliveries_of(api, webhook["id"])) == 2
         receiver.behaviour = Behaviour()
@@ -153,10 +156,13 @@ SECRETS = "the receiver's own words"
     ],
 )
 async def test_a_test_says_what_came_of_it_and_nothing_of_the_answer(
-    api: Api, monkeypatch: pytest.MonkeyPatch, behaviour: Behaviour, result: str
+    database_url: str, settings: Settings, behaviour: Behaviour, result: str
 ) -> None:
-    monkeypatch.setattr(courier, "ATTEMPT_SECONDS", 0.3)
-    async with FaultNode(behaviour, host=next(_hosts)) as receiver:
+    limits = QUICK._replace(attempt_seconds=0.3)
+    async with (
+        open_api(database_url, settings, with_limits(limits)) as api,
+        FaultNode(behaviour, host=next(_hosts)) as receiver,
+    ):
         webhook = await make_webhook(api, receiver.url)
         answer = await api.http.post(f"/webhooks/{webhook['id']}/test")
         assert answer.status_code == 200
@@ -164,12 +170,12 @@ async def test_a_test_says_what_came_of_it_and_nothing_of_the_answer(
         assert (answer.json()["result"], answer.json()["delivered"]) == (result, result == "2xx")
         await receiver.until(lambda receiver: not receiver.open_connections)
         assert len(receiver.requests) == 1
-    (told,) = await deliveries_of(api, webhook["id"])
-    assert (told["type"], told["passportId"], told["attempts"]) == ("webhook.test", None, 1)
+        (test,) = await deliveries_of(api, webhook["id"])
+        assert (test["type"], test["passportId"], test["attempts"]) == ("webhook.test", None, 1)
 
 
-async def test_a_name_that_leads_inside_is_not_gone_to(api: Api) -> None:
-    """It is looked at whenever it is connected to, whatever it led to when the webhook was made."""
+async def test_a_name_that_resolves_to_an_inner_address_is_not_connected_to(api: Api) -> None:
+    """It is checked at each connection, because it may have resolved elsewhere when the webhook was created."""
 
     async def to_metadata(host: str, port: int) -> list[str]:
         return ["169.254.169.254"]
@@ -180,7 +186,7 @@ async def test_a_name_that_leads_inside_is_not_gone_to(api: Api) -> None:
     assert (answer["result"], answer["delivered"]) == ("address_refused", False)
 
 
-async def test_this_service_is_not_told_of_itself(api: Api) -> None:
+async def test_this_service_sends_nothing_to_itself(api: Api) -> None:
     """A webhook that leads back would have us write to ourselves."""
     api.service.gateway.own_endpoints.add(("127.0.0.1", 8123))
     webhook = await make_webhook(api, "http://127.0.0.1:8123/compute/heartbeat")
@@ -204,7 +210,7 @@ async def test_a_host_is_tested_once_in_ten_seconds(api: Api) -> None:
 
 async def test_two_replicas_send_everything_once(database_url: str, settings: Settings, api: Api) -> None:
     """A claim keeps the other one off; two hundred events of a hundred nodes, each node's in order."""
-    async with FaultNode() as receiver, open_api(database_url, settings, without_sweeps) as other:
+    async with FaultNode() as receiver, open_api(database_url, settings, with_limits()) as other:
         assert other.service.webhooks.sender is not api.service.webhooks.sender
         webhook = await make_webhook(api, receiver.url)
         nodes = await asyncio.gather(*(api.register(f"node {number}") for number in range(100)))
@@ -281,10 +287,7 @@ async def test_what_is_in_hand_is_laid_down_when_its_webhook_fails_or_the_servic
     """Nobody has to wait until its claim runs out, and it counts as no attempt."""
     nodes = [await api.register(f"node {number}") for number in range(30)]
     with a_busy_sender(api):
-        async with (
-            FaultNode(Behaviour(delay_seconds=600)) as receiver,
-            open_api(database_url, settings, without_sweeps),
-        ):
+        async with FaultNode(Behaviour(delay_seconds=600)) as receiver, open_api(database_url, settings, with_limits()):
             await make_webhook(api, receiver.url)
             await _tell(api, nodes, EventType.REVOKED)
             await receiver.until(lambda receiver: len(receiver.requests) == 8)
@@ -311,8 +314,8 @@ async def _tell(api: Api, nodes: list[str], event: EventType) -> None:
 def a_busy_sender(api: Api) -> Iterator[None]:
     """Keep the replica's own sender from claiming anything, as if all its places were taken."""
     sender = api.service.webhooks.sender
-    sender._under_way = {asyncio.create_task(asyncio.sleep(60)) for _ in range(64)}
+    sender._in_progress = {asyncio.create_task(asyncio.sleep(60)) for _ in range(64)}
     yield
-    taken, sender._under_way = sender._under_way, set()
+    taken, sender._in_progress = sender._in_progress, set()
     for task in taken:
         task.cancel()

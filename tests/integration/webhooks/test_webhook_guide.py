@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lucid_compute.registry.domain.event_types import WebhookEvent
-from lucid_compute.webhooks.rules import sign
-from lucid_compute.webhooks.store import MAX_WEBHOOKS
+from lucid_compute.webhooks.rules import LIMITS, sign
 from tests import ROOT
 
 PAGE = (ROOT / "docs" / "webhooks.md").read_text()
@@ -58,4 +57,4 @@ def test_the_pages_check_in_a_shell_believes_ours_and_no_other(tmp_path: Path) -
 def test_the_page_names_every_event_and_no_other() -> None:
     table = PAGE.split("| event | when |", 1)[1].split("\n\n", 1)[0]
     assert set(re.findall(r"`((?:node|model)\.\w+)`", table)) == set(WebhookEvent)
-    assert f"An owner has {MAX_WEBHOOKS} at most" in PAGE
+    assert f"An owner has {LIMITS.per_owner} at most" in PAGE

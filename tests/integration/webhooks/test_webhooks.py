@@ -1,4 +1,4 @@
-"""Webhooks: who may have one, what it is told of, signed and in order."""
+"""Webhooks: who may create one, which events it gets, their signatures and order."""
 
 from __future__ import annotations
 
@@ -11,10 +11,21 @@ from lucid_compute.registry.domain.event_types import EventType
 from lucid_compute.registry.events import record_event
 from lucid_compute.webhooks.outbox import WebhookOutbox
 from lucid_compute.webhooks.rules import BadSignature
-from tests.api import Adjust, Api, error_code, without_sweeps
+from tests.api import Adjust, Api, error_code
 from tests.fault_node import FaultNode
 from tests.other_replicas import run_sql
-from tests.webhooks import deliveries_of, find_webhook, make_node, make_webhook, read, say, sweep, types_at
+from tests.webhooks import (
+    QUICK,
+    deliveries_of,
+    find_webhook,
+    make_node,
+    make_webhook,
+    read,
+    say,
+    sweep,
+    types_at,
+    with_limits,
+)
 
 URL = "https://ops.example.com/lucid"
 ALL = ["model.available", "model.unavailable", "node.deregistered", "node.drained", "node.recovered", "node.unhealthy"]
@@ -22,17 +33,11 @@ ALL = ["model.available", "model.unavailable", "node.deregistered", "node.draine
 
 @pytest.fixture
 def adjust() -> Adjust:
-    """The tests sweep themselves."""
-    return without_sweeps
+    """No delivery waits long, an owner may have four webhooks, and the tests sweep themselves."""
+    return with_limits(QUICK._replace(per_owner=4))
 
 
-@pytest.fixture(autouse=True)
-def nothing_waits_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let nothing wait long."""
-    monkeypatch.setattr("lucid_compute.webhooks.sender.LOOK_SECONDS", 0.02)
-
-
-async def test_a_webhook_is_made_listed_and_deleted(api: Api) -> None:
+async def test_a_webhook_is_created_listed_and_deleted(api: Api) -> None:
     """Its secret is in the first answer and nowhere else, not even in the audit trail."""
     made = await make_webhook(api, URL)
     secret = made.pop("secret")
@@ -78,16 +83,16 @@ async def test_a_webhook_that_can_not_be_is_refused(api: Api, body: dict[str, ob
     assert [fault["path"] for fault in answer.json()["error"]["details"]["fields"]] == [path]
 
 
-async def test_an_owner_has_fifty_webhooks_at_most(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lucid_compute.webhooks.store.MAX_WEBHOOKS", 1)
-    await make_webhook(api, URL)
+async def test_an_owner_has_a_limited_number_of_webhooks(api: Api) -> None:
+    for _ in range(4):
+        await make_webhook(api, URL)
     refused = await api.http.post("/webhooks", json={"url": URL})
     assert "Delete one first" in refused.text
     await make_webhook(api, URL, owner="acme")
 
 
-async def test_a_node_that_falls_silent_and_comes_back_is_told_of(api: Api) -> None:
-    """Once each, with a signature of this webhook's secret; a first heartbeat is no news."""
+async def test_a_node_that_becomes_silent_and_comes_back_gives_two_events(api: Api) -> None:
+    """Each is sent once and signed with this webhook's secret; a first heartbeat gives no event."""
     async with FaultNode() as receiver:
         webhook = await make_webhook(api, f"{receiver.url}/hooks/v1/")
         node_id = await make_node(api)
@@ -103,12 +108,12 @@ async def test_a_node_that_falls_silent_and_comes_back_is_told_of(api: Api) -> N
     assert fell["name"] == "my-gpu-node"
     assert (fell["reason"], fell["details"]) == ("no heartbeat for 121 s", {"from": "healthy"})
     assert (came_back["type"], came_back["reason"]) == ("node.recovered", None)
-    told = await deliveries_of(api, webhook["id"])
-    assert [delivery["id"] for delivery in told] == [fell["id"], came_back["id"]]
-    assert {(delivery["state"], delivery["attempts"], delivery["nextAttemptAt"]) for delivery in told} == {
+    deliveries = await deliveries_of(api, webhook["id"])
+    assert [delivery["id"] for delivery in deliveries] == [fell["id"], came_back["id"]]
+    assert {(delivery["state"], delivery["attempts"], delivery["nextAttemptAt"]) for delivery in deliveries} == {
         ("delivered", 1, None)
     }
-    assert [attempt["result"] for delivery in told for attempt in delivery["lastAttempts"]] == ["2xx", "2xx"]
+    assert [attempt["result"] for delivery in deliveries for attempt in delivery["lastAttempts"]] == ["2xx", "2xx"]
 
 
 async def test_staleness_is_no_news_and_hides_no_recovery(api: Api) -> None:
@@ -128,7 +133,7 @@ async def test_staleness_is_no_news_and_hides_no_recovery(api: Api) -> None:
     assert [delivery["type"] for delivery in await deliveries_of(api, webhook["id"])] == ["node.recovered"]
 
 
-async def test_a_drain_and_the_end_of_a_node_are_told_of(api: Api) -> None:
+async def test_a_drain_and_a_deregistration_give_events(api: Api) -> None:
     """Drained once nothing runs on it; deregistered and revoked nodes both as deregistered, for they are gone."""
     async with FaultNode() as receiver:
         await make_webhook(api, receiver.url)
@@ -141,7 +146,7 @@ async def test_a_drain_and_the_end_of_a_node_are_told_of(api: Api) -> None:
         assert sorted(types_at(receiver)) == ["node.deregistered", "node.deregistered", "node.drained"]
 
 
-async def test_a_webhook_is_told_of_what_it_asked_for_alone(api: Api) -> None:
+async def test_a_webhook_gets_only_the_events_that_it_names(api: Api) -> None:
     """By events, by node, and never of another owner's."""
     async with FaultNode() as receiver:
         node_id, other = await make_node(api), await make_node(api, "other")
@@ -157,7 +162,7 @@ async def test_a_webhook_is_told_of_what_it_asked_for_alone(api: Api) -> None:
         assert json.loads(receiver.requests[0].body)["passportId"] == node_id
 
 
-async def test_two_webhooks_are_told_of_one_event_by_one_id(api: Api) -> None:
+async def test_two_webhooks_get_one_event_with_the_same_id(api: Api) -> None:
     """A receiver that gets both can tell."""
     one, other = await make_webhook(api, URL), await make_webhook(api, URL)
     await say(api, await make_node(api), seconds_ago=121)
@@ -165,7 +170,7 @@ async def test_two_webhooks_are_told_of_one_event_by_one_id(api: Api) -> None:
     assert len(ids) == 1
 
 
-async def test_an_event_that_is_rolled_back_is_told_to_nobody(api: Api) -> None:
+async def test_an_event_that_is_rolled_back_is_not_sent(api: Api) -> None:
     """The outbox is written in the event's own transaction."""
     webhook, node_id = await make_webhook(api, URL), await make_node(api)
 
@@ -241,8 +246,8 @@ async def test_a_webhook_of_an_admin_may_tell_of_every_owners_nodes(api: Api) ->
     for node_id in node_ids.values():
         for seconds in (121, 0):
             await say(api, node_id, seconds_ago=seconds)
-    assert [told["passportId"] for told in await deliveries_of(api, own["id"])] == [node_ids["admin"]] * 2
-    assert [told["passportId"] for told in await deliveries_of(api, narrowed["id"])] == [node_ids["acme"]]
+    assert [delivery["passportId"] for delivery in await deliveries_of(api, own["id"])] == [node_ids["admin"]] * 2
+    assert [delivery["passportId"] for delivery in await deliveries_of(api, narrowed["id"])] == [node_ids["acme"]]
     assert len(await deliveries_of(api, everyones["id"])) == 4
     owners = await run_sql(api, "SELECT DISTINCT subject_id::text, payload->>'owner' FROM webhook_deliveries")
     assert {owner: subject_id for subject_id, owner in owners} == node_ids
@@ -265,7 +270,7 @@ async def test_a_webhook_may_tell_of_several_nodes_and_of_nobody_elses(api: Api)
     assert sorted(webhook["passportIds"]) == sorted(nodes[:2])
     for node_id in nodes:
         await say(api, node_id, seconds_ago=121)
-    assert {told["passportId"] for told in await deliveries_of(acme, webhook["id"])} == set(nodes[:2])
+    assert {delivery["passportId"] for delivery in await deliveries_of(acme, webhook["id"])} == set(nodes[:2])
     others = {"url": URL, "passportIds": [nodes[0], await api.register()]}
     refused = await acme.http.post("/webhooks", json=others)
     assert [fault["path"] for fault in refused.json()["error"]["details"]["fields"]] == ["passportIds.1"]

@@ -1,4 +1,4 @@
-"""Splits add up to the price, to the last decimal; every job that was not completed has one cause and one side."""
+"""Splits add up exactly to the price; every job that was not completed has one cause and one responsible party."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from lucid_compute.accounting.jobs import Outcome
 from lucid_compute.accounting.payouts.revenue import (
     ALL_BPS,
-    Side,
+    BilledTotals,
+    ResponsibleParty,
     Terms,
-    Typical,
-    Unearned,
-    blame,
-    blame_refusal,
+    UnfinishedJobs,
+    cause_of,
+    cause_of_refusal,
     could_be_served,
     estimate,
 )
@@ -63,64 +63,70 @@ def test_terms_that_are_not_whole_say_so(terms: Terms) -> None:
     st.sampled_from([Outcome.FAILED, Outcome.REJECTED, Outcome.CANCELLED, Outcome.LOST]),
     st.one_of(st.none(), st.text(), st.sampled_from([*FaultKind, *CutReason, "http_500", "internal"])),
 )
-def test_whatever_ended_a_job_has_one_cause_and_one_side(outcome: Outcome, reason: str | None) -> None:
+def test_whatever_ended_a_job_has_one_cause_and_one_responsible_party(outcome: Outcome, reason: str | None) -> None:
     """Also a reason that only a newer version knows."""
-    found = blame(outcome, reason)
-    assert found.cause
-    assert found.side in Side
+    found = cause_of(outcome, reason)
+    assert found.name
+    assert found.party in ResponsibleParty
 
 
 @pytest.mark.parametrize(
     ("outcome", "reason", "cause", "side"),
     [
-        (Outcome.FAILED, "http_503", "http_503", Side.PROVIDER),
-        (Outcome.FAILED, "first_byte_timeout", "first_byte_timeout", Side.PROVIDER),
-        (Outcome.FAILED, "answer_timeout", "answer_timeout", Side.PROVIDER),
-        (Outcome.FAILED, "broken_stream", "broken_stream", Side.PROVIDER),
-        (Outcome.FAILED, "connect_failed", "connect_failed", Side.NETWORK),
-        (Outcome.FAILED, "connection_lost", "connection_lost", Side.NETWORK),
-        (Outcome.FAILED, "internal", "internal", Side.US),
-        (Outcome.CANCELLED, "client_left", "client_left", Side.CLIENT),
-        (Outcome.CANCELLED, "key_revoked", "key_revoked", Side.CLIENT),
-        (Outcome.CANCELLED, "shutdown", "shutdown", Side.US),
-        (Outcome.REJECTED, "http_400", "http_400", Side.CLIENT),
-        (Outcome.REJECTED, None, "refused", Side.CLIENT),
-        (Outcome.REJECTED, "endpoint_not_offered", "endpoint_not_offered", Side.PROVIDER),
-        (Outcome.REJECTED, "model_not_offered", "model_not_offered", Side.PROVIDER),
-        (Outcome.LOST, None, "replica_lost", Side.US),
+        (Outcome.FAILED, "http_503", "http_503", ResponsibleParty.PROVIDER),
+        (Outcome.FAILED, "first_byte_timeout", "first_byte_timeout", ResponsibleParty.PROVIDER),
+        (Outcome.FAILED, "answer_timeout", "answer_timeout", ResponsibleParty.PROVIDER),
+        (Outcome.FAILED, "broken_stream", "broken_stream", ResponsibleParty.PROVIDER),
+        (Outcome.FAILED, "connect_failed", "connect_failed", ResponsibleParty.NETWORK),
+        (Outcome.FAILED, "connection_lost", "connection_lost", ResponsibleParty.NETWORK),
+        (Outcome.FAILED, "internal", "internal", ResponsibleParty.US),
+        (Outcome.CANCELLED, "client_left", "client_left", ResponsibleParty.CLIENT),
+        (Outcome.CANCELLED, "key_revoked", "key_revoked", ResponsibleParty.CLIENT),
+        (Outcome.CANCELLED, "shutdown", "shutdown", ResponsibleParty.US),
+        (Outcome.REJECTED, "http_400", "http_400", ResponsibleParty.CLIENT),
+        (Outcome.REJECTED, None, "refused", ResponsibleParty.CLIENT),
+        (Outcome.REJECTED, "endpoint_not_offered", "endpoint_not_offered", ResponsibleParty.PROVIDER),
+        (Outcome.REJECTED, "model_not_offered", "model_not_offered", ResponsibleParty.PROVIDER),
+        (Outcome.LOST, None, "replica_lost", ResponsibleParty.US),
     ],
 )
-def test_blame_is_as_documented(outcome: Outcome, reason: str | None, cause: str, side: Side) -> None:
-    assert blame(outcome, reason) == (cause, side)
+def test_causes_are_as_documented(outcome: Outcome, reason: str | None, cause: str, side: ResponsibleParty) -> None:
+    assert cause_of(outcome, reason) == (cause, side)
 
 
 @pytest.mark.parametrize(
     ("side", "causes", "is_in_order"),
     [
-        (Side.PROVIDER, ("nodes_busy", "nodes_failing", "no_healthy_node", "no_node"), True),
-        (Side.US, ("no_upstream", "overloaded", "database_unavailable", "internal", "shutdown"), True),
-        (Side.CLIENT, ("no_node_suits", "rate_limited", "client_left", "key_revoked"), True),
-        (Side.CLIENT, ("invalid_request", "payload_too_large", "method_not_allowed", "model_not_found"), False),
-        (Side.CLIENT, ("unauthorized", "forbidden", "body_too_slow"), False),
+        (ResponsibleParty.PROVIDER, ("nodes_busy", "nodes_failing", "no_healthy_node", "no_node"), True),
+        (ResponsibleParty.US, ("no_upstream", "overloaded", "database_unavailable", "internal", "shutdown"), True),
+        (ResponsibleParty.CLIENT, ("no_node_suits", "rate_limited", "client_left", "key_revoked"), True),
+        (
+            ResponsibleParty.CLIENT,
+            ("invalid_request", "payload_too_large", "method_not_allowed", "model_not_found"),
+            False,
+        ),
+        (ResponsibleParty.CLIENT, ("unauthorized", "forbidden", "body_too_slow"), False),
     ],
 )
-def test_blame_for_a_refusal_is_as_documented(side: Side, causes: tuple[str, ...], is_in_order: bool) -> None:
+def test_causes_of_refusals_are_as_documented(
+    side: ResponsibleParty, causes: tuple[str, ...], is_in_order: bool
+) -> None:
     for cause in causes:
-        assert blame_refusal(cause) == (cause, side)
+        assert cause_of_refusal(cause) == (cause, side)
         assert could_be_served(cause) is is_in_order
 
 
 def test_no_shortage_is_left_out() -> None:
-    """Only what the request asked for itself is its client's fault."""
-    of_clients = {shortage for shortage in Shortage if blame_refusal(shortage).side is Side.CLIENT}
+    """The client is responsible only for what its request asked for."""
+    of_clients = {shortage for shortage in Shortage if cause_of_refusal(shortage).party is ResponsibleParty.CLIENT}
     assert of_clients == {Shortage.NO_NODE_SUITS}
 
 
-def test_an_estimate_takes_known_tokens_in_and_typical_ones_out_and_leaves_out_what_was_billed() -> None:
-    typical = Typical(jobs=10, tokens_in=1000, tokens_out=3000, gross_usd=Decimal("0.4"))  # 0.0001 a token
-    assert estimate(Unearned(2, 0, 0, Decimal(0)), typical) == Decimal("0.08")
-    assert estimate(Unearned(2, 1, 500, Decimal(0)), typical) == Decimal("0.12")
-    assert estimate(Unearned(2, 1, 500, Decimal("0.02")), typical) == Decimal("0.1")
-    assert estimate(Unearned(1, 0, 0, Decimal(9)), typical) == 0
-    assert estimate(Unearned(1, 0, 0, Decimal(0)), None) is None
-    assert estimate(Unearned(1, 0, 0, Decimal(0)), Typical(1, 0, 0, Decimal(0))) == 0
+def test_an_estimate_uses_known_tokens_in_and_average_tokens_out_minus_what_was_billed() -> None:
+    typical = BilledTotals(jobs=10, tokens_in=1000, tokens_out=3000, gross_usd=Decimal("0.4"))  # 0.0001 a token
+    assert estimate(UnfinishedJobs(2, 0, 0, Decimal(0)), typical) == Decimal("0.08")
+    assert estimate(UnfinishedJobs(2, 1, 500, Decimal(0)), typical) == Decimal("0.12")
+    assert estimate(UnfinishedJobs(2, 1, 500, Decimal("0.02")), typical) == Decimal("0.1")
+    assert estimate(UnfinishedJobs(1, 0, 0, Decimal(9)), typical) == 0
+    assert estimate(UnfinishedJobs(1, 0, 0, Decimal(0)), None) is None
+    assert estimate(UnfinishedJobs(1, 0, 0, Decimal(0)), BilledTotals(1, 0, 0, Decimal(0))) == 0

@@ -1,4 +1,4 @@
-"""Timelines: whole steps that hold a span, and what changes of state add up to in each of them."""
+"""Timelines: whole steps that cover a span, and the time in each state within each step."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from tests.factories import NOW
 
 
 def delivery(webhook_id: str, position: int) -> Delivery:
-    """A delivery that was claimed."""
+    """Return a claimed delivery."""
     return Delivery(
         position=position, attempts=1, event_id="e", subject_id=str(position), type="node.unhealthy", occurred_at=NOW,
         payload={}, last_attempts=[], webhook_id=webhook_id, url="https://host/", secrets=["s"],
@@ -17,20 +17,20 @@ def delivery(webhook_id: str, position: int) -> Delivery:
 
 
 def started(claimed: ClaimedDeliveries, now: float = 0.0) -> list[tuple[str, int]]:
-    """All that can be started."""
+    """Start all deliveries that can be started; return them."""
     found = []
     while (each := claimed.start(now)) is not None:
         found.append((each.webhook_id, each.position))
     return found
 
 
-def test_webhooks_take_turns_and_have_eight_under_way() -> None:
-    """One that has much to be told keeps none of the others waiting."""
+def test_webhooks_take_turns_and_have_eight_deliveries_in_progress() -> None:
+    """A webhook with many events does not delay the others."""
     claimed = ClaimedDeliveries(10.0)
     claimed.add([*(delivery("a", position) for position in range(20)), delivery("b", 100)], now=0.0)
-    taken = started(claimed)
-    assert taken[:3] == [("a", 0), ("b", 100), ("a", 1)]
-    assert taken == [("a", 0), ("b", 100), *(("a", position) for position in range(1, MAX_OF_ONE_WEBHOOK))]
+    first = started(claimed)
+    assert first[:3] == [("a", 0), ("b", 100), ("a", 1)]
+    assert first == [("a", 0), ("b", 100), *(("a", position) for position in range(1, MAX_OF_ONE_WEBHOOK))]
     assert len(claimed) == 20 - MAX_OF_ONE_WEBHOOK
     claimed.finish(delivery("a", 3))
     assert started(claimed) == [("a", MAX_OF_ONE_WEBHOOK)]

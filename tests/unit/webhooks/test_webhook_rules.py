@@ -10,7 +10,15 @@ import pytest
 
 from lucid_compute.client import read_webhook
 from lucid_compute.egress.policy import EgressPolicy
-from lucid_compute.webhooks.rules import BadSignature, check_webhook_url, masked, retry_seconds, sign, target_of, verify
+from lucid_compute.webhooks.rules import (
+    BadSignature,
+    check_webhook_url,
+    masked,
+    request_target,
+    retry_seconds,
+    sign,
+    verify,
+)
 from tests.factories import NOW
 
 
@@ -76,7 +84,7 @@ def test_while_a_secret_is_changed_both_sign() -> None:
 def test_path_and_query_are_sent_as_they_were_written(url: str, target: str) -> None:
     """With the slash and the /v1 at its end, which a provider's URL would lose."""
     check_webhook_url(EgressPolicy(), url)
-    assert target_of(url) == target
+    assert request_target(url) == target
 
 
 @pytest.mark.parametrize(

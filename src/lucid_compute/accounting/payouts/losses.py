@@ -1,7 +1,7 @@
-"""The loss ledger: what was not completed, the causes, the sides at fault, and what it would have earned.
+"""The loss ledger: attempts that were not completed, their causes and responsible parties, and what they cost.
 
-Attempts are read from the job ledger in one snapshot, so that they add up to it exactly, and beside them the requests
-that were refused before a node was asked. It reaches as far back as jobs are kept.
+Attempts are read from the job ledger in one snapshot, so that they add up to it exactly. Requests that were refused
+before they reached a node are read with them. It reaches as far back as jobs are kept.
 """
 
 from __future__ import annotations
@@ -15,29 +15,28 @@ from sqlalchemy import RowMapping, text
 
 from lucid_compute.accounting.jobs import Outcome
 from lucid_compute.accounting.payouts.revenue import (
-    Blame,
-    Side,
-    Typical,
-    Unearned,
-    blame,
-    blame_refusal,
+    BilledTotals,
+    LossCause,
+    ResponsibleParty,
+    UnfinishedJobs,
+    cause_of,
+    cause_of_refusal,
     could_be_served,
     estimate,
 )
-from lucid_compute.accounting.payouts.sql import ATTEMPTS, LOSSES, REFUSALS, TYPICAL
+from lucid_compute.accounting.payouts.sql import ATTEMPTS, BILLED_TOTALS, LOSSES, REFUSALS
 from lucid_compute.postgres.long_transactions import LongTransactions
 from lucid_compute.registry.domain.prices import EXACT
 
-_Typicals = dict[tuple[str | None, str], Typical]
+_BilledByModel = dict[tuple[str | None, str], BilledTotals]
 
 
 @dataclass(slots=True)
 class Loss:
-    """What was lost by one cause: `requests` that failed, `retried` attempts that another one took the place of.
+    """The losses by one cause: `requests` that failed, `retried` attempts that were repeated, and `refused` requests.
 
-    `refused` requests were no attempt. `unearned_usd` is what requests would have earned, `passed_on_usd` what the
-    retried attempts would have, here instead of elsewhere; `unestimated` is of how many of all nothing is known to
-    estimate by.
+    `unearned_usd` estimates what the requests would have earned, `passed_on_usd` what the retried attempts would have
+    earned on their node. `unestimated` is how many of all these have no estimate.
     """
 
     requests: int = 0
@@ -48,10 +47,10 @@ class Loss:
     unestimated: int = 0
 
     def add(self, jobs: int, worth: Decimal | None, *, is_last: bool) -> None:
-        """Take in further attempts, with what they are estimated to be worth."""
+        """Add attempts that are estimated to be worth so many US dollars."""
         if is_last:
             self.requests += jobs
-            self._miss(jobs, worth)
+            self._add_unearned(jobs, worth)
         else:
             self.retried += jobs
             if worth is None:
@@ -59,12 +58,12 @@ class Loss:
             else:
                 self.passed_on_usd = EXACT.add(self.passed_on_usd, worth)
 
-    def refuse(self, requests: int, worth: Decimal | None) -> None:
-        """Take in further requests that no node was asked for."""
+    def add_refused(self, requests: int, worth: Decimal | None) -> None:
+        """Add requests that were refused before they reached a node."""
         self.refused += requests
-        self._miss(requests, worth)
+        self._add_unearned(requests, worth)
 
-    def _miss(self, requests: int, worth: Decimal | None) -> None:
+    def _add_unearned(self, requests: int, worth: Decimal | None) -> None:
         if worth is None:
             self.unestimated += requests
         else:
@@ -72,20 +71,20 @@ class Loss:
 
 
 @dataclass(frozen=True, slots=True)
-class Losses:
-    """All attempts of some days: `attempts` are those `completed`, those `running`, and those of `by_blame`.
+class LossSummary:
+    """All attempts of some days: `attempts` is the sum of `completed`, `running` and the attempts of `by_cause`.
 
-    By blame stands also what was refused, which is no attempt.
+    `by_cause` also has refused requests, which are no attempts.
     """
 
     attempts: int
     running: int
-    by_blame: dict[Blame, Loss]
+    by_cause: dict[LossCause, Loss]
 
     @property
     def completed(self) -> int:
-        """Return how many were completed."""
-        return self.attempts - self.running - sum(loss.requests + loss.retried for loss in self.by_blame.values())
+        """Return how many attempts were completed."""
+        return self.attempts - self.running - sum(loss.requests + loss.retried for loss in self.by_cause.values())
 
 
 class LossReader:
@@ -94,57 +93,61 @@ class LossReader:
     def __init__(self, transactions: LongTransactions) -> None:
         self._transactions = transactions
 
-    async def read(self, since: date, until: date, *, owner: str | None) -> Losses:
-        """Return what was lost of the jobs that started on these days on the owner's nodes; None is everybody's.
+    async def read(self, since: date, until: date, *, owner: str | None) -> LossSummary:
+        """Return the losses of jobs that started on these days on the owner's nodes; None is everyone's.
 
-        And what was refused on these days of the requests of the owner, and of those for its models.
+        Refused requests of these days are included if the owner sent them or they were for its models.
         """
         span = {"since": _midnight(since), "until": _midnight(until), "owner": owner}
         async with self._transactions.snapshot() as connection:
             attempts = await connection.scalar(text(ATTEMPTS), span)
-            found = [*(await connection.execute(text(LOSSES), span)).mappings()]
+            losses = [*(await connection.execute(text(LOSSES), span)).mappings()]
             refused = [*(await connection.execute(text(REFUSALS), span)).mappings()]
-            of = {
-                "nodes": sorted({row["node_id"] for row in found} - {None}),
-                "models": sorted({row["model_id"] for row in (*found, *refused)}),
+            ids = {
+                "nodes": sorted({row["node_id"] for row in losses} - {None}),
+                "models": sorted({row["model_id"] for row in (*losses, *refused)}),
             }
-            known = [*(await connection.execute(text(TYPICAL), {**of, "since": since, "until": until})).mappings()]
-        typical = _typical(known)
-        losses = _add_up(int(attempts or 0), found, typical)
-        _add_refused(losses, refused, typical)
-        return losses
+            rows = [
+                *(await connection.execute(text(BILLED_TOTALS), {**ids, "since": since, "until": until})).mappings()
+            ]
+        billed = _read_billed_totals(rows)
+        summary = _add_up(int(attempts or 0), losses, billed)
+        _add_refused(summary, refused, billed)
+        return summary
 
 
-def _add_refused(losses: Losses, refused: Iterable[RowMapping], typical: _Typicals) -> None:
+def _add_refused(summary: LossSummary, refused: Iterable[RowMapping], billed: _BilledByModel) -> None:
     for row in refused:
-        cause, requests = blame_refusal(row["cause"]), row["requests"]
-        worth = estimate(Unearned(requests, 0, 0, Decimal(0)), typical.get((None, row["model_id"])))
-        if row["has_upstream"] or not could_be_served(cause.cause):
+        cause, requests = cause_of_refusal(row["cause"]), row["requests"]
+        worth = estimate(UnfinishedJobs(requests, 0, 0, Decimal(0)), billed.get((None, row["model_id"])))
+        if row["has_upstream"] or not could_be_served(cause.name):
             worth = Decimal(0)
-        losses.by_blame.setdefault(cause, Loss()).refuse(requests, worth)
+        summary.by_cause.setdefault(cause, Loss()).add_refused(requests, worth)
 
 
-def _add_up(attempts: int, found: Iterable[RowMapping], typical: _Typicals) -> Losses:
-    running, by_blame = 0, dict[Blame, Loss]()
-    for row in found:
+def _add_up(attempts: int, losses: Iterable[RowMapping], billed: _BilledByModel) -> LossSummary:
+    running, by_cause = 0, dict[LossCause, Loss]()
+    for row in losses:
         outcome, node_id, model_id = Outcome(row["outcome"]), row["node_id"], row["model_id"]
         if outcome is Outcome.RUNNING:
             running += row["jobs"]
             continue
-        cause = blame(outcome, row["reason"])
-        unearned = Unearned(row["jobs"], row["jobs_with_tokens"], row["tokens_in"], row["billed_usd"])
-        worth = estimate(unearned, typical.get((node_id, model_id)) or typical.get((None, model_id)))
-        if node_id is None or (outcome is Outcome.REJECTED and cause.side is Side.CLIENT):
-            worth = Decimal(0)  # an upstream has no price, and what is wrong in itself could not be served
-        by_blame.setdefault(cause, Loss()).add(row["jobs"], worth, is_last=row["is_last"])
-    return Losses(attempts, running, by_blame)
+        cause = cause_of(outcome, row["reason"])
+        unfinished = UnfinishedJobs(row["jobs"], row["jobs_with_tokens"], row["tokens_in"], row["billed_usd"])
+        worth = estimate(unfinished, billed.get((node_id, model_id)) or billed.get((None, model_id)))
+        if node_id is None or (outcome is Outcome.REJECTED and cause.party is ResponsibleParty.CLIENT):
+            worth = Decimal(0)  # upstreams have no price, and a request that is wrong could not be served
+        by_cause.setdefault(cause, Loss()).add(row["jobs"], worth, is_last=row["is_last"])
+    return LossSummary(attempts, running, by_cause)
 
 
-def _typical(known: Iterable[RowMapping]) -> _Typicals:
-    """Return what jobs typically come to, by node and model, and by model on all nodes, under None."""
+def _read_billed_totals(rows: Iterable[RowMapping]) -> _BilledByModel:
+    """Return the totals of billed jobs by node and model, and by model on all nodes under None."""
     return {
-        (row["node_id"], row["model_id"]): Typical(row["jobs"], row["tokens_in"], row["tokens_out"], row["gross_usd"])
-        for row in known
+        (row["node_id"], row["model_id"]): BilledTotals(
+            row["jobs"], row["tokens_in"], row["tokens_out"], row["gross_usd"]
+        )
+        for row in rows
     }
 
 

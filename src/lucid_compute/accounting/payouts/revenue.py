@@ -1,7 +1,7 @@
-"""What is billed, who gets what of it, and who is to blame for what was not earned. Pure.
+"""Rules of revenue: which jobs are billed, how prices are split, who is responsible for what was not earned. Pure.
 
-A job's price is split by basis points into exact decimals: the model's owner's and the protocol's parts are cut off
-after twelve decimals, and the provider gets all the rest, so that the three always add up to the price.
+A job's price is split by basis points into exact decimals. The parts of the model's owner and of the protocol are cut
+off after twelve decimals, and the provider gets the rest, so that the three always add up to the price.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ _ENDED_BEFORE_DELIVERY = frozenset({Outcome.FAILED, Outcome.CANCELLED, Outcome.R
 
 
 class Role(StrEnum):
-    """Why somebody gets a part of a job's price."""
+    """The role in which an owner gets a part of a job's price."""
 
     PROVIDER = "provider"
     MODEL_OWNER = "model_owner"
     PROTOCOL = "protocol"
 
 
-class Side(StrEnum):
-    """Who is at fault that a request was not completed."""
+class ResponsibleParty(StrEnum):
+    """Who is responsible that a request was not completed; `us` is this service."""
 
     PROVIDER = "provider"
     NETWORK = "network"
@@ -40,7 +40,7 @@ class Side(StrEnum):
 
 
 class Terms(NamedTuple):
-    """How prices are split, in basis points of which there are `ALL_BPS` in all."""
+    """How prices are split, in basis points: `ALL_BPS` are the whole price."""
 
     provider_bps: int = 7000
     model_owner_bps: int = 2000
@@ -48,39 +48,39 @@ class Terms(NamedTuple):
 
     @property
     def are_whole(self) -> bool:
-        """Return whether each is a part and together they are all of it."""
+        """Return whether no part is negative and together they are the whole price."""
         return min(self) >= 0 and sum(self) == ALL_BPS
 
 
 DEFAULT_TERMS = Terms()
 
 
-class Blame(NamedTuple):
-    """Why a job was not completed, in one word, and whose fault that is."""
+class LossCause(NamedTuple):
+    """Why a job was not completed, in one word, and who is responsible."""
 
-    cause: str
-    side: Side
+    name: str
+    party: ResponsibleParty
 
 
 def is_billable(outcome: Outcome, tokens_out: int) -> bool:
-    """Return whether a job has a price: it was completed, or broke off after it had delivered a part of its answer."""
+    """Return whether a job has a price: it was completed, or ended after it had delivered a part of its response."""
     return outcome is Outcome.COMPLETED or (tokens_out > 0 and outcome in _ENDED_BEFORE_DELIVERY)
 
 
-# Reasons of the job ledger that say whose fault it is; any other is of the side that its outcome points to.
-_SIDE_OF_OUTCOME = {
-    Outcome.FAILED: Side.PROVIDER,
-    Outcome.REJECTED: Side.CLIENT,
-    Outcome.CANCELLED: Side.CLIENT,
-    Outcome.LOST: Side.US,
+# Reasons of the job ledger that decide who is responsible; for other reasons the outcome decides.
+_PARTY_OF_OUTCOME = {
+    Outcome.FAILED: ResponsibleParty.PROVIDER,
+    Outcome.REJECTED: ResponsibleParty.CLIENT,
+    Outcome.CANCELLED: ResponsibleParty.CLIENT,
+    Outcome.LOST: ResponsibleParty.US,
 }
-_SIDE_OF_REASON = {
-    "connect_failed": Side.NETWORK,  # nobody listens, or nobody answers: from here both look alike
-    "connection_lost": Side.NETWORK,
-    "endpoint_not_offered": Side.PROVIDER,
-    "model_not_offered": Side.PROVIDER,
-    "internal": Side.US,
-    "shutdown": Side.US,
+_PARTY_OF_REASON = {
+    "connect_failed": ResponsibleParty.NETWORK,  # no listener or no reply: the gateway can't tell which
+    "connection_lost": ResponsibleParty.NETWORK,
+    "endpoint_not_offered": ResponsibleParty.PROVIDER,
+    "model_not_offered": ResponsibleParty.PROVIDER,
+    "internal": ResponsibleParty.US,
+    "shutdown": ResponsibleParty.US,
 }
 _CAUSE_OF_OUTCOME = {
     Outcome.FAILED: "unknown",
@@ -90,26 +90,26 @@ _CAUSE_OF_OUTCOME = {
 }
 
 
-def blame(outcome: Outcome, reason: str | None) -> Blame:
-    """Return the one cause and the one side at fault of a job that ended otherwise than completed."""
+def cause_of(outcome: Outcome, reason: str | None) -> LossCause:
+    """Return the cause and the responsible party of a job that ended, but was not completed."""
     if outcome is Outcome.LOST or not reason:
-        return Blame(_CAUSE_OF_OUTCOME[outcome], _SIDE_OF_OUTCOME[outcome])
-    return Blame(reason, _SIDE_OF_REASON.get(reason, _SIDE_OF_OUTCOME[outcome]))
+        return LossCause(_CAUSE_OF_OUTCOME[outcome], _PARTY_OF_OUTCOME[outcome])
+    return LossCause(reason, _PARTY_OF_REASON.get(reason, _PARTY_OF_OUTCOME[outcome]))
 
 
-# Causes of requests that were refused before a node was asked; what is not named here is the client's own fault.
-_SIDE_OF_REFUSAL: dict[str, Side] = {
-    Shortage.NODES_BUSY: Side.PROVIDER,
-    Shortage.NODES_FAILING: Side.PROVIDER,
-    Shortage.NO_HEALTHY_NODE: Side.PROVIDER,
-    Shortage.NO_NODE: Side.PROVIDER,
-    Shortage.NO_UPSTREAM: Side.US,
-    "overloaded": Side.US,
-    "database_unavailable": Side.US,
-    "internal": Side.US,
-    "shutdown": Side.US,
+# Causes of requests that were refused before they reached a node; for all others the client is responsible.
+_PARTY_OF_REFUSAL: dict[str, ResponsibleParty] = {
+    Shortage.NODES_BUSY: ResponsibleParty.PROVIDER,
+    Shortage.NODES_FAILING: ResponsibleParty.PROVIDER,
+    Shortage.NO_HEALTHY_NODE: ResponsibleParty.PROVIDER,
+    Shortage.NO_NODE: ResponsibleParty.PROVIDER,
+    Shortage.NO_UPSTREAM: ResponsibleParty.US,
+    "overloaded": ResponsibleParty.US,
+    "database_unavailable": ResponsibleParty.US,
+    "internal": ResponsibleParty.US,
+    "shutdown": ResponsibleParty.US,
 }
-_NOT_IN_ORDER = frozenset(
+_INVALID = frozenset(
     {
         "invalid_request",
         "body_too_slow",
@@ -122,18 +122,18 @@ _NOT_IN_ORDER = frozenset(
 )
 
 
-def blame_refusal(cause: str) -> Blame:
-    """Return the one cause and the one side at fault of a request that was refused before a node was asked."""
-    return Blame(cause, _SIDE_OF_REFUSAL.get(cause, Side.CLIENT))
+def cause_of_refusal(cause: str) -> LossCause:
+    """Return the cause and the responsible party of a request that was refused before it reached a node."""
+    return LossCause(cause, _PARTY_OF_REFUSAL.get(cause, ResponsibleParty.CLIENT))
 
 
 def could_be_served(cause: str) -> bool:
-    """Return whether a request that was refused for this cause was in order, and would have earned something."""
-    return cause not in _NOT_IN_ORDER
+    """Return whether a request that was refused for this cause was valid, and would have earned something."""
+    return cause not in _INVALID
 
 
-class Typical(NamedTuple):
-    """What billed jobs of a model came to: how many, their tokens and what was charged for them."""
+class BilledTotals(NamedTuple):
+    """The totals of the billed jobs of a model: their number, their tokens and what was charged."""
 
     jobs: int
     tokens_in: int
@@ -141,8 +141,11 @@ class Typical(NamedTuple):
     gross_usd: Decimal
 
 
-class Unearned(NamedTuple):
-    """Jobs of one kind that were not completed: how many, those with known tokens in, these, and what was billed."""
+class UnfinishedJobs(NamedTuple):
+    """Jobs of one kind that were not completed, and what was billed for them.
+
+    `tokens_in` is the sum of the `jobs_with_tokens`; of the other jobs the tokens are unknown.
+    """
 
     jobs: int
     jobs_with_tokens: int
@@ -150,26 +153,26 @@ class Unearned(NamedTuple):
     billed_usd: Decimal
 
 
-def estimate(unearned: Unearned, typical: Typical | None) -> Decimal | None:
-    """Return about what jobs would have earned beyond what was billed, never below 0; None when nothing is typical.
+def estimate(jobs: UnfinishedJobs, billed: BilledTotals | None) -> Decimal | None:
+    """Return an estimate of what jobs would have earned beyond what was billed; None without billed jobs of the model.
 
-    Their own tokens where they are known, else a typical job's, and a typical job's tokens out, at the typical price of
-    a token. An estimate, cut off after twelve decimals.
+    It multiplies the average price of a token by the jobs' own tokens in where they are known, else the average, and by
+    the average tokens out. It is never below 0, in US dollars, cut off after twelve decimals.
     """
-    if typical is None or not typical.jobs:
+    if billed is None or not billed.jobs:
         return None
-    tokens = typical.tokens_in + typical.tokens_out
+    tokens = billed.tokens_in + billed.tokens_out
     if not tokens:
         return Decimal(0)
-    without = unearned.jobs - unearned.jobs_with_tokens
-    expected = unearned.tokens_in * typical.jobs + without * typical.tokens_in + unearned.jobs * typical.tokens_out
-    worth = _CUTTING_OFF.divide(EXACT.multiply(typical.gross_usd, expected), Decimal(tokens * typical.jobs))
-    rest = max(_CUTTING_OFF.subtract(worth, unearned.billed_usd), Decimal(0))
+    without = jobs.jobs - jobs.jobs_with_tokens
+    expected = jobs.tokens_in * billed.jobs + without * billed.tokens_in + jobs.jobs * billed.tokens_out
+    worth = _CUTTING_OFF.divide(EXACT.multiply(billed.gross_usd, expected), Decimal(tokens * billed.jobs))
+    rest = max(_CUTTING_OFF.subtract(worth, jobs.billed_usd), Decimal(0))
     return rest.quantize(_SHARE_STEP, context=_CUTTING_OFF)
 
 
 class PayoutsClose(StrEnum):
-    """When periods are closed without being asked for."""
+    """When periods are closed automatically."""
 
     MONTHLY = "monthly"
     NEVER = "never"
@@ -183,9 +186,9 @@ class ClosingSpan(NamedTuple):
 
 
 def month_due(last_end: date | None, first_open: date | None, today: date, *, after_days: int) -> ClosingSpan | None:
-    """Return the next span to close, which ends with a month that is over for `after_days`; None when none is due.
+    """Return the next span to close: it ends with a month that has been over for `after_days`. None if none is due.
 
-    It begins where the last period ended (`last_end`), the first one with the month of the first open line.
+    It begins where the last period ended (`last_end`); the first one begins with the month of the first open line.
     """
     if last_end is None and first_open is None:
         return None

@@ -1,4 +1,4 @@
-"""Payouts over HTTP: who gets what, periods that are closed for good, and what was lost by whose fault."""
+"""The payout routes: what owners have earned, closed periods, and losses with who is responsible."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Owner = Annotated[Text | None, Query(description="Another owner than the key's; 
 
 
 class Days(NamedTuple):
-    """A span of days in UTC, without `until`."""
+    """A span of days in UTC; `until` is not included."""
 
     since: date
     until: date
@@ -38,10 +38,10 @@ async def get_days(
     ),
     to: Annotated[Day | None, Query(description="The day after the last one; tomorrow if it is left out.")] = None,
 ) -> Days:
-    """Return the days that are asked for.
+    """Return the requested days; by default this month up to today.
 
     Raises:
-        InvalidRequest: there are none.
+        InvalidRequest: the span has no day.
     """
     today = clock.now().date()
     return _days("query", from_ or today.replace(day=1), to or today + timedelta(days=1))
@@ -58,10 +58,10 @@ async def get_payouts(
     is_csv: CsvDependency,
     owner: Owner = None,
 ) -> PayoutReport | Response:
-    """Read what was earned with the jobs that started on these days, closed or not; an admin's are everybody's.
+    """Read what was earned with the jobs that started on these days, closed or not; an admin sees everyone's.
 
-    As CSV a statement: a line for each day, and the totals, which are their exact sums. A line adds up the jobs that
-    `GET /compute/jobs` lists with a price for that node, model and day.
+    The CSV is a statement: a line for each day, and totals that are the exact sums of the lines. A line adds up the
+    jobs that `GET /compute/jobs` lists with a price for that node, model and day.
     """
     whose = owner_of(principal, owner, "payouts")
     if is_csv:
@@ -78,17 +78,17 @@ async def get_losses(
     is_csv: CsvDependency,
     owner: Owner = None,
 ) -> LossReport | Response:
-    """Read what was not completed of the requests of these days on one's own nodes: by which cause, by whose fault.
+    """Read which requests of these days on your nodes were not completed: by cause, and by who is responsible.
 
-    A request that failed counts once, by its last attempt; an attempt that another node made up for stands under
-    `retried`. What was refused before any node was asked stands under `refused`: of one's own requests, and of those
-    for one's own models. It reaches as far back as jobs are kept.
+    A failed request counts once, by its last attempt. An attempt that was retried on another node counts as `retried`.
+    A request that was refused before it reached a node counts as `refused`, if you sent it or it was for your model.
+    This reaches as far back as jobs are kept.
     """
     whose = owner_of(principal, owner, "losses")
     if (days.until - days.since).days > LOSSES_DAYS:
         raise InvalidRequest.at("query.to", f"Send a span of {LOSSES_DAYS} days at most.")
-    losses = await payout_store.losses.read(*days, owner=whose)
-    report = view_losses(losses, since=days.since, until=days.until, owner=whose)
+    summary = await payout_store.losses.read(*days, owner=whose)
+    report = view_losses(summary, since=days.since, until=days.until, owner=whose)
     return write_losses(report) if is_csv else report
 
 
@@ -98,9 +98,9 @@ async def get_losses(
 async def close_period(
     body: PeriodClose, payout_store: Provided[PayoutStore], _: Admin, actor: ActorDependency, response: Response
 ) -> PeriodView:
-    """Close a period for good; a repetition answers 200 and the same. It begins where the last one ended.
+    """Close a period, which is final. It begins where the last one ended. A repetition returns 200 and the same period.
 
-    It holds what is billed until then and was in no period; what comes later is the next one's.
+    It holds what was billed before its end and is in no other period. What is billed later belongs to the next one.
     """
     days = _days("", body.from_, body.to)
     period, is_new = await payout_store.close(actor, *days)
@@ -125,9 +125,9 @@ async def list_periods(
 async def get_period(
     period_id: str, payout_store: Provided[PayoutStore], principal: Reader, is_csv: CsvDependency, owner: Owner = None
 ) -> PayoutReport | Response:
-    """Read one's own part of a closed period, an admin everybody's: the same for ever, also when its jobs are gone.
+    """Read your part of a closed period; an admin sees everyone's. It never changes, even when its jobs are deleted.
 
-    A line whose day is before the period is of jobs that came after their own had been closed.
+    A line with a day before the period is of jobs that were recorded after their own period had been closed.
     """
     whose = owner_of(principal, owner, "payouts")
     period = await payout_store.period(period_id)

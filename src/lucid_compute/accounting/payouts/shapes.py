@@ -1,15 +1,15 @@
-"""Payouts on the wire: who gets what, closed periods, and what was lost. Amounts are exact US dollars, as text."""
+"""Requests and responses of the payout routes. Amounts are exact US dollars, as text."""
 
 from __future__ import annotations
 
 from pydantic import Field
 
-from lucid_compute.accounting.payouts.revenue import Role, Side
+from lucid_compute.accounting.payouts.revenue import ResponsibleParty, Role
 from lucid_compute.wire import AnswerShape, Day, Instant, Pagination, WireShape
 
 
 class PeriodClose(WireShape):
-    """A period to be closed: whole days in UTC."""
+    """A period to close: whole days in UTC."""
 
     model_config = {"json_schema_extra": {"examples": [{"from": "2026-01-01", "to": "2026-02-01"}]}}
 
@@ -18,14 +18,14 @@ class PeriodClose(WireShape):
 
 
 class PeriodView(AnswerShape):
-    """A closed period; nothing of it changes any more."""
+    """A closed period. It never changes."""
 
     id: str
     from_: Day = Field(alias="from")
     to: Day
     closed_at: Instant
     created_at: Instant = Field(description="The same as `closedAt`: what lists are ordered by.")
-    closed_by: str | None = Field(description="Whose key closed it; admins only.")
+    closed_by: str | None = Field(description="The owner of the key that closed it; admins only.")
 
 
 class PeriodList(AnswerShape):
@@ -36,7 +36,7 @@ class PeriodList(AnswerShape):
 
 
 class TermsView(AnswerShape):
-    """How prices of jobs that start from `since` on are split, in basis points: 10,000 are all."""
+    """How prices of jobs that start at `since` or later are split, in basis points: 10,000 are the whole price."""
 
     since: Instant
     provider_bps: int
@@ -52,14 +52,14 @@ class PayoutTotal(AnswerShape):
     jobs: int
     tokens_in: int
     tokens_out: int
-    gross_usd: str = Field(description="What was charged for these jobs, of which others get a part too.")
+    gross_usd: str = Field(description="What was charged for these jobs; others get a part of it.")
     amount_usd: str
 
 
 class PayoutLine(PayoutTotal):
-    """What it gets for the jobs of one model, a provider's on one node."""
+    """What an owner gets for the jobs of one model; a provider's lines are also by node."""
 
-    passport_id: str | None = Field(description="The node; null but for its provider.")
+    passport_id: str | None = Field(description="The node; null unless the role is provider.")
     node: str | None
     model_id: str
     model: str
@@ -70,9 +70,9 @@ class PayoutReport(AnswerShape):
 
     from_: Day = Field(alias="from")
     to: Day = Field(description="The day after the last one.")
-    owner: str | None = Field(description="Whose; null for everybody's.")
-    period: PeriodView | None = Field(description="The closed period, when that was asked for.")
-    terms: list[TermsView] = Field(description="The terms that held on these days, the newest first.")
+    owner: str | None = Field(description="Whose; null for everyone's.")
+    period: PeriodView | None = Field(description="The closed period, if one was requested.")
+    terms: list[TermsView] = Field(description="The terms that were valid on these days, newest first.")
     totals: list[PayoutTotal]
     lines: list[PayoutLine] | None = Field(
         description="Null when there are over 20,000: an admin names an owner to see its lines."
@@ -80,27 +80,27 @@ class PayoutReport(AnswerShape):
 
 
 class SideTotal(AnswerShape):
-    """What was lost by the fault of one side. An estimate is of what would have been charged beyond what was."""
+    """The losses that one party is responsible for. Estimates are of what would have been charged in addition."""
 
-    side: Side = Field(description="The provider, the network, the client, or this service (`us`).")
-    requests: int = Field(description="Requests that failed by it.")
-    retried: int = Field(description="Attempts that failed by it and were made again elsewhere.")
-    refused: int = Field(description="Requests that were refused by it before any node was asked: no attempts.")
+    side: ResponsibleParty = Field(description="The provider, the network, the client, or this service (`us`).")
+    requests: int = Field(description="Requests that failed.")
+    retried: int = Field(description="Attempts that failed and were retried elsewhere.")
+    refused: int = Field(description="Requests that were refused before they reached a node: no attempts.")
     unearned_usd: str = Field(description="Estimate of what the requests would have earned, failed or refused.")
     passed_on_usd: str = Field(description="Estimate of what the attempts would have earned here.")
-    unestimated: int = Field(description="Of all of these, those that nothing is known of to estimate by.")
+    unestimated: int = Field(description="Of all of these, those without an estimate.")
 
 
 class LossView(SideTotal):
-    """What was lost by one cause, which is one side's fault."""
+    """The losses by one cause, which one party is responsible for."""
 
     cause: str = Field(examples=["http_503", "nodes_busy"])
 
 
 class LossReport(AnswerShape):
-    """The loss ledger of some days: `attempts` is `completed` and `running`, and all of `requests` and `retried`.
+    """The loss ledger of some days: `attempts` is the sum of `completed`, `running`, `requests` and `retried`.
 
-    What was refused is no attempt, and stands beside them.
+    Refused requests are no attempts, and are not in that sum.
     """
 
     from_: Day = Field(alias="from")
@@ -109,5 +109,5 @@ class LossReport(AnswerShape):
     attempts: int
     completed: int
     running: int
-    losses: list[LossView] = Field(description="By cause and side, the most requests lost first.")
+    losses: list[LossView] = Field(description="By cause and responsible party, most lost requests first.")
     sides: list[SideTotal]

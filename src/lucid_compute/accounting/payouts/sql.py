@@ -1,4 +1,8 @@
-"""The statements of the payouts: who gets what of which days, and the closing of a period."""
+"""The SQL of payouts: the statements that read and close them, and the definition of the triggers that bill jobs.
+
+Migrations create the triggers. `FUNCTIONS` and `TRIGGERS` show the current definition, and a test compares it with the
+database, so that the code of billing can be read here.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ _COUNTED = """sum(jobs)::bigint AS jobs, sum(tokens_in)::bigint AS tokens_in, su
     sum(gross_usd) AS gross_usd"""
 _PARTED = "sum(model_owner_usd) AS model_owner_usd, sum(protocol_usd) AS protocol_usd"
 
-# A passport's owner never changes and passports are never removed, so an open line needs to keep neither it nor names.
+# A passport's owner never changes and passports are never removed, so open lines need no copy of owners and names.
 _OPEN = f"""
     SELECT NULL::uuid AS period_id, {KEYS}, {SUMS}, NULL::text AS held_node, NULL::text AS held_model,
         NULL::text AS held_owner
@@ -34,12 +38,12 @@ _IS_ITS = "(CAST(:owner AS text) IS NULL OR node_owner = :owner)"
 _PROVIDERS_USD = "gross_usd - protocol_usd - CASE WHEN model_owner IS NULL THEN 0 ELSE model_owner_usd END"
 
 
-class Reading(NamedTuple):
-    """The statements that read payouts: of some days or of a period, day by day or not.
+class PayoutQueries(NamedTuple):
+    """The statements that read the payouts of some days or of a period, day by day or not.
 
-    `parties` answers what owners get in each role, with totals unless it is day by day: of nodes only these, for
-    whose node it was is the business of its owner alone. `nodes` answers providers' lines, of which there are many,
-    and `size` how many, up to :most.
+    `parties` returns what owners get in each role, without naming nodes, because only a node's owner may see which node
+    it was; and their totals, unless it is day by day. `nodes` returns the providers' lines, and `size` their number, up
+    to :most.
     """
 
     parties: str
@@ -50,14 +54,14 @@ class Reading(NamedTuple):
 _SUMMED = f"max(held_model) AS held_model, max(held_owner) AS held_owner, {_COUNTED}, {_PARTED}"
 
 
-def _reading(raw: str, keys: str) -> Reading:
-    """Return the statements over the lines of `raw`; each reads them once, and adds up before it looks at names.
+def _queries(raw: str, keys: str) -> PayoutQueries:
+    """Return the statements over the lines of `raw`. Each reads them once, and adds up before it joins names.
 
-    What is closed keeps its names in the statement of its period; elsewhere things are called as they are now.
+    The report of a closed period has the names of that time; other reports have the current names.
     """
     grouped = f"FROM ({raw}) raw WHERE {_IS_ITS} GROUP BY {keys} node_id, model_id, node_owner"
     size = f"SELECT count(*) FROM (SELECT {grouped} LIMIT :most) lines"
-    return Reading(_parties(raw, keys), _nodes(raw, keys, grouped), size)
+    return PayoutQueries(_parties(raw, keys), _nodes(raw, keys, grouped), size)
 
 
 def _parties(raw: str, keys: str) -> str:
@@ -110,11 +114,11 @@ def _name(passport: str, held: str, raw: str) -> str:
 
 
 _DAILY = "day, period_id,"
-OF_DAYS, DAILY_OF_DAYS = _reading(_OF_DAYS, ""), _reading(_OF_DAYS, _DAILY)
-OF_PERIOD, DAILY_OF_PERIOD = _reading(_OF_PERIOD, ""), _reading(_OF_PERIOD, _DAILY)
+OF_DAYS, DAILY_OF_DAYS = _queries(_OF_DAYS, ""), _queries(_OF_DAYS, _DAILY)
+OF_PERIOD, DAILY_OF_PERIOD = _queries(_OF_PERIOD, ""), _queries(_OF_PERIOD, _DAILY)
 
-# What moves on is locked in the order in which the ledger writes, so that the two wait for one another and never in a
-# circle. A job that comes later makes an open line again, of its own day: the next period's.
+# Open lines are locked in the order in which the ledger writes them, so that there is no deadlock. A later job makes a
+# new open line of its own day, which belongs to the next period.
 LOCK_OPEN = f"SELECT count(*) FROM (SELECT FROM payout_open WHERE day < :until ORDER BY {KEYS} FOR UPDATE) locked"
 MOVE_OPEN = f"""
     WITH moved AS (DELETE FROM payout_open WHERE day < :until RETURNING *)
@@ -123,22 +127,22 @@ MOVE_OPEN = f"""
     FROM moved LEFT JOIN passports n ON n.id = node_id LEFT JOIN passports m ON m.id = model_id
 """
 
-# What billed jobs of :models came to of late, to estimate by: on each of :nodes, and under null on all nodes.
-_OF_LATE = f"""
+# For estimates: the totals of billed jobs of :models in the last 30 days, on each of :nodes, and on all under null.
+_RECENT = f"""
     SELECT node_id, model_id, {_COUNTED} FROM {{table}}
     WHERE day >= CAST(:since AS date) - 30 AND day < :until AND model_id = ANY(CAST(:models AS uuid[]))
     GROUP BY node_id, model_id
 """
-TYPICAL = f"""
+BILLED_TOTALS = f"""
     WITH lines AS MATERIALIZED (
-        {_OF_LATE.format(table="payout_open")} UNION ALL {_OF_LATE.format(table="payout_lines")}
+        {_RECENT.format(table="payout_open")} UNION ALL {_RECENT.format(table="payout_lines")}
     )
     SELECT NULL AS node_id, model_id::text, {_COUNTED} FROM lines GROUP BY model_id
     UNION ALL SELECT node_id::text, model_id::text, {_COUNTED} FROM lines
     WHERE node_id = ANY(CAST(:nodes AS uuid[])) GROUP BY node_id, model_id
 """
 
-# Attempts that were not completed; of a request the last one counts, the others were made up for by trying again.
+# Attempts that were not completed. `is_last` is the last attempt of a request; the others were retried.
 LOSSES = """
     SELECT node_id::text, model_id::text, outcome, reason, is_last, count(*) AS jobs,
         count(tokens_in) AS jobs_with_tokens, coalesce(sum(tokens_in), 0)::bigint AS tokens_in,
@@ -150,7 +154,7 @@ LOSSES = """
         AND (CAST(:owner AS text) IS NULL OR node_owner = :owner)
     GROUP BY 1, 2, 3, 4, 5
 """
-# Requests that no node was asked for: an owner's own, and those of its models.
+# Requests that were refused before they reached a node: those that the owner sent, and those for its models.
 REFUSALS = """
     SELECT model_id::text, cause, coalesce(m.metadata->>'format' = 'api', false) AS has_upstream,
         sum(requests)::bigint AS requests
@@ -164,10 +168,10 @@ ATTEMPTS = """
         AND (CAST(:owner AS text) IS NULL OR node_owner = :owner)
 """
 
-# The triggers as a migrated database has them: a test compares the two. Migrations make them; change both together.
+# The triggers as a migrated database has them. A change needs a migration too: a test compares both.
 
-# What the jobs of `{jobs}` come to by line, each split by the terms that held when it started: as `revenue.split`. A
-# product with a decimal is exact in Postgres, a quotient is not.
+# The lines of the jobs `{jobs}`, each split by the terms that were valid when it started. Multiplication by a decimal
+# is exact in Postgres, division is not.
 _LINES_OF = """
     SELECT node_id, (started_at AT TIME ZONE 'UTC')::date AS day, model_id, coalesce(node_owner, '') AS node_owner,
         count(*) AS jobs, coalesce(sum(tokens_in), 0) AS tokens_in, coalesce(sum(tokens_out), 0) AS tokens_out,
@@ -190,7 +194,7 @@ _ADD = f"ON CONFLICT ({KEYS}) DO UPDATE SET " + ", ".join(
 
 
 def _bill(jobs: str) -> str:
-    """Return the statement that adds jobs to their lines, in the order of the keys: replicas never wait in a circle."""
+    """Return the statement that adds jobs to their lines, in the order of the keys, so that there is no deadlock."""
     return f"""
         INSERT INTO payout_open AS held ({KEYS}, {SUMS})
         SELECT {KEYS}, {SUMS} FROM ({_LINES_OF.format(jobs=jobs)}) lines ORDER BY {KEYS} {_ADD}
@@ -216,7 +220,7 @@ BEGIN
     RETURN NULL;
 END
 """
-# A period gets its lines in the transaction that makes it.
+# A period gets its lines in the transaction that creates it.
 _REFUSE_LATE_LINES = """
 BEGIN
     IF EXISTS (
@@ -234,7 +238,7 @@ FUNCTIONS = {
     "payout_period_is_open": _REFUSE_LATE_LINES,
     "payouts_are_append_only": "BEGIN RAISE EXCEPTION 'closed periods and terms are append-only'; END",
 }
-"""The bodies of the trigger functions, in PL/pgSQL."""
+"""The bodies of the trigger functions, in PL/pgSQL; compared with the database by a test."""
 
 _FROZEN = ("payout_periods", "payout_lines", "payout_terms")
 TRIGGERS = {
@@ -257,4 +261,4 @@ TRIGGERS = {
         for table in _FROZEN
     },
 }
-"""The triggers of `jobs` and of the payouts' tables: when each fires, and what it calls."""
+"""The triggers of `jobs` and of the payouts' tables; compared with the database by a test."""

@@ -1,4 +1,4 @@
-"""Payouts in Postgres: what each owner gets of which days, periods that are closed for good, the terms of splitting."""
+"""Payouts in Postgres: reads what owners have earned, closes periods, and records the terms of splitting."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lucid_compute.accounting.payouts.sql import (
     MOVE_OPEN,
     OF_DAYS,
     OF_PERIOD,
-    Reading,
+    PayoutQueries,
 )
 from lucid_compute.accounting.payouts.tables import payout_open, payout_periods, payout_terms
 from lucid_compute.errors import InvalidRequest, PeriodConflict, PeriodNotFound
@@ -45,7 +45,7 @@ _SORT_COLUMNS = {
 
 
 class Period(NamedTuple):
-    """A closed period: from the first day on, until before the last one."""
+    """A closed period: from the day `starts_on` up to the day before `ends_on`."""
 
     id: str
     starts_on: date
@@ -54,10 +54,10 @@ class Period(NamedTuple):
     closed_by: str
 
 
-class Line(NamedTuple):
-    """What one owner gets in one role for the jobs of one model, a provider's on one node; of all of them in a total.
+class EarningsLine(NamedTuple):
+    """What one owner gets in one role for the jobs of one model, a provider also by node; or the total of such lines.
 
-    `day` and `period_id` are None where days are added up; `period_id` also while the day is open.
+    `day` and `period_id` are None where days are added up; `period_id` is also None while the day is open.
     """
 
     role: Role
@@ -75,26 +75,26 @@ class Line(NamedTuple):
     period_id: str | None = None
 
 
-class Sums(NamedTuple):
-    """Totals by owner and role, and the lines that they are the sums of; None when these are too many to show."""
+class Earnings(NamedTuple):
+    """Totals by owner and role, and their lines; `lines` is None when there are too many to show."""
 
-    totals: list[Line]
-    lines: list[Line] | None
+    totals: list[EarningsLine]
+    lines: list[EarningsLine] | None
 
 
 class PayoutStore:
-    """Reads payouts, and closes periods; `losses` is what was not earned."""
+    """Reads payouts and closes periods; `losses` reads what was not earned."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self.long_transactions = LongTransactions(database.url)
         self.losses = LossReader(self.long_transactions)
 
-    async def sums(self, since: date, until: date, *, owner: str | None) -> Sums:
-        """Return what was earned with the jobs that started on these days; `owner` None is everybody."""
+    async def sums(self, since: date, until: date, *, owner: str | None) -> Earnings:
+        """Return what was earned with the jobs that started on these days; `owner` None is everyone."""
         return await self._sums(OF_DAYS, owner, {"since": since, "until": until})
 
-    async def daily(self, since: date, until: date, *, owner: str | None) -> list[Line]:
+    async def daily(self, since: date, until: date, *, owner: str | None) -> list[EarningsLine]:
         """Return the same day by day.
 
         Raises:
@@ -102,11 +102,11 @@ class PayoutStore:
         """
         return await self._daily(DAILY_OF_DAYS, owner, {"since": since, "until": until})
 
-    async def sums_of(self, period: Period, *, owner: str | None) -> Sums:
-        """Return what was frozen when the period was closed: always the same."""
+    async def sums_of(self, period: Period, *, owner: str | None) -> Earnings:
+        """Return what a closed period holds; this never changes."""
         return await self._sums(OF_PERIOD, owner, {"period_id": period.id})
 
-    async def daily_of(self, period: Period, *, owner: str | None) -> list[Line]:
+    async def daily_of(self, period: Period, *, owner: str | None) -> list[EarningsLine]:
         """Return the same day by day.
 
         Raises:
@@ -115,33 +115,33 @@ class PayoutStore:
         return await self._daily(DAILY_OF_PERIOD, owner, {"period_id": period.id})
 
     async def terms(self, since: date, until: date) -> list[tuple[datetime, Terms]]:
-        """Return the terms that held on these days, the newest first, each with since when."""
+        """Return the terms that were valid on these days, newest first, each with its start."""
         newest_first = select(payout_terms).where(payout_terms.c.since < until).order_by(payout_terms.c.since.desc())
-        found = []
+        terms = []
         async with self._database.transaction() as connection:
             for at, *bps in await connection.execute(newest_first):
-                found.append((at, Terms(*bps)))
+                terms.append((at, Terms(*bps)))
                 if at.date() <= since:
                     break
-        return found
+        return terms
 
     async def period(self, period_id: str) -> Period:
         """Return a closed period.
 
         Raises:
-            PeriodNotFound: there is none.
+            PeriodNotFound: there is no such period.
         """
         if ids_are_uuids(period_id):
             async with self._database.transaction() as connection:
-                found = await connection.execute(select(payout_periods).where(payout_periods.c.id == period_id))
-                if (row := found.one_or_none()) is not None:
+                rows = await connection.execute(select(payout_periods).where(payout_periods.c.id == period_id))
+                if (row := rows.one_or_none()) is not None:
                     return Period(*row)
         raise PeriodNotFound(period_id)
 
     async def list_periods(
         self, *, sort_by: SortBy, sort_order: SortOrder, offset: int, limit: int
     ) -> tuple[list[Period], int]:
-        """Return a page of the closed periods, and how many there are."""
+        """Return a page of the closed periods, and the number of all of them."""
         order = in_order(_SORT_COLUMNS, payout_periods.c.id, sort_by, sort_order)
         async with self._database.transaction() as connection:
             total = await connection.scalar(select(func.count()).select_from(payout_periods))
@@ -149,53 +149,53 @@ class PayoutStore:
             return [Period(*row) for row in rows], total or 0
 
     async def close(self, actor: Actor, since: date, until: date) -> tuple[Period, bool]:
-        """Close the period for good, and return it, and whether that was done just now.
+        """Close the period, which is final. Return it, and whether this call closed it.
 
         Raises:
-            InvalidRequest: it is not over.
+            InvalidRequest: the period is not over.
             PeriodConflict: it does not begin where the last one ended.
-            DatabaseUnavailable: whether it was closed is not known; close it again.
+            DatabaseUnavailable: it is not known whether the period was closed; call this again.
         """
         async with self.long_transactions.transaction() as connection:
             await connection.execute(text(f"SELECT pg_advisory_xact_lock({PAYOUTS_LOCK})"))
-            if (there := await _find_same(connection, since, until)) is not None:
-                return there, False
+            if (closed := await _find_same(connection, since, until)) is not None:
+                return closed, False
             await _check(connection, since, until)
             return await _close(connection, actor, since, until), True
 
-    async def _sums(self, reading: Reading, owner: str | None, of: dict[str, Any]) -> Sums:
-        parties, nodes = await self._read(reading, MAX_SHOWN, owner, of)
+    async def _sums(self, queries: PayoutQueries, owner: str | None, span: dict[str, Any]) -> Earnings:
+        parties, nodes = await self._read(queries, MAX_SHOWN, owner, span)
         totals = [line for line in parties if line.model_id is None]
         lines = [line for line in parties if line.model_id is not None]
-        return Sums(sorted(totals, key=_order), None if nodes is None else sorted(lines + nodes, key=_order))
+        return Earnings(sorted(totals, key=_order), None if nodes is None else sorted(lines + nodes, key=_order))
 
-    async def _daily(self, reading: Reading, owner: str | None, of: dict[str, Any]) -> list[Line]:
-        parties, nodes = await self._read(reading, MAX_LINES, owner, of)
+    async def _daily(self, queries: PayoutQueries, owner: str | None, span: dict[str, Any]) -> list[EarningsLine]:
+        parties, nodes = await self._read(queries, MAX_LINES, owner, span)
         if nodes is None:
             message = f"That is more than {MAX_LINES} lines. Name an owner, or take a shorter span."
             raise InvalidRequest.at("query.owner", message)
         return sorted(parties + nodes, key=_order)
 
     async def _read(
-        self, reading: Reading, most: int, owner: str | None, of: dict[str, Any]
-    ) -> tuple[list[Line], list[Line] | None]:
-        """Return what stands by roles, and providers' lines, None when all are more than `most`; of one snapshot."""
-        values = {**of, "owner": owner}
+        self, queries: PayoutQueries, most: int, owner: str | None, span: dict[str, Any]
+    ) -> tuple[list[EarningsLine], list[EarningsLine] | None]:
+        """Return lines by role and providers' lines, from one snapshot; None for these if all are more than `most`."""
+        values = {**span, "owner": owner}
         async with self.long_transactions.snapshot() as connection:
-            parties = [_line(row) for row in (await connection.execute(text(reading.parties), values)).mappings()]
-            count = await connection.scalar(text(reading.size), {**values, "most": most + 1})
+            parties = [_line(row) for row in (await connection.execute(text(queries.parties), values)).mappings()]
+            count = await connection.scalar(text(queries.size), {**values, "most": most + 1})
             if (count or 0) + sum(line.model_id is not None for line in parties) > most:
                 return parties, None
-            return parties, [_line(row) for row in (await connection.execute(text(reading.nodes), values)).mappings()]
+            return parties, [_line(row) for row in (await connection.execute(text(queries.nodes), values)).mappings()]
 
 
-async def note_terms(database: Database, terms: Terms) -> None:
-    """Have jobs that start from now on split by `terms`, if they are not those that hold already."""
+async def record_terms(database: Database, terms: Terms) -> None:
+    """Split the prices of jobs that start from now on by `terms`, if these are not the current terms."""
     async with database.transaction() as connection:
         await connection.execute(text(f"SELECT pg_advisory_xact_lock({PAYOUTS_LOCK})"))
         newest = select(payout_terms).order_by(payout_terms.c.since.desc()).limit(1)
-        _, *held = (await connection.execute(newest)).one()
-        if Terms(*held) != terms:
+        _, *current = (await connection.execute(newest)).one()
+        if Terms(*current) != terms:
             await connection.execute(insert(payout_terms).values(**terms._asdict()))
 
 
@@ -219,8 +219,8 @@ async def _check(connection: AsyncConnection, since: date, until: date) -> None:
 
 async def _close(connection: AsyncConnection, actor: Actor, since: date, until: date) -> Period:
     values = {"id": str(uuid4()), "starts_on": since, "ends_on": until, "closed_by": actor.owner or "lucid"}
-    made = await connection.execute(insert(payout_periods).values(**values).returning(payout_periods))
-    period = Period(*made.one())
+    inserted = await connection.execute(insert(payout_periods).values(**values).returning(payout_periods))
+    period = Period(*inserted.one())
     await connection.execute(text(LOCK_OPEN), {"until": until})
     await connection.execute(text(MOVE_OPEN), {"until": until, "period_id": period.id})
     details = {"from": since.isoformat(), "to": until.isoformat()}
@@ -228,48 +228,56 @@ async def _close(connection: AsyncConnection, actor: Actor, since: date, until: 
     return period
 
 
-def _order(line: Line) -> tuple[object, ...]:
-    """By owner, the protocol last, then by role, and lines by day, period, node and model."""
+def _order(line: EarningsLine) -> tuple[object, ...]:
+    """Return the sort key: by owner with the protocol last, by role, then by day, period, node and model."""
     day = line.day or date.min
     whose = (line.owner is None, line.owner or "", _ROLES.index(line.role))
     return (*whose, day, line.period_id or "", line.node_id or "", line.model_id or "")
 
 
-def _line(row: RowMapping) -> Line:
+def _line(row: RowMapping) -> EarningsLine:
     period_id = row.get("period_id")
-    return Line(
+    return EarningsLine(
         role=Role(row["role"]),
-        **{name: row[name] for name in Line._fields if name in row and name not in {"role", "period_id"}},
+        **{name: row[name] for name in EarningsLine._fields if name in row and name not in {"role", "period_id"}},
         period_id=None if period_id is None else str(period_id),
     )
 
 
-EVERY_SECONDS = 300.0
 _log = logging.getLogger(__name__)
 _NOW_DAY = literal_column("(now() AT TIME ZONE 'UTC')::date", Date)
 
 
 class PayoutCloser:
-    """Closes every month that has been over for `after_days`, unless `when` says never."""
+    """Closes every month that has been over for `after_days`, unless `when` is never."""
 
-    def __init__(self, database: Database, store: PayoutStore, *, when: PayoutsClose, after_days: int) -> None:
+    def __init__(
+        self,
+        database: Database,
+        store: PayoutStore,
+        *,
+        when: PayoutsClose,
+        after_days: int,
+        every_seconds: float = 300.0,
+    ) -> None:
+        self.every_seconds = every_seconds
         self._database = database
         self._store = store
         self._when = when
         self._after_days = after_days
 
     async def run(self) -> None:
-        """Look every five minutes, for as long as this task runs."""
-        await run_periodically(self.close_due, every_seconds=EVERY_SECONDS, failed="payouts could not be closed")
+        """Close what is due every five minutes, until this task is cancelled."""
+        await run_periodically(self.close_due, every_seconds=self.every_seconds, failed="payouts could not be closed")
 
     async def close_due(self) -> int:
-        """Close what is due, a month at a time, and return how many; one that another closes meanwhile is not ours."""
+        """Close what is due, a month at a time. Return how many periods this call closed."""
         closed = 0
         while self._when is PayoutsClose.MONTHLY and (span := await self._next()) is not None:
             try:
                 period, is_new = await self._store.close(SYSTEM, *span)
             except PeriodConflict:
-                continue  # closed by hand just now, otherwise than by months: look again
+                continue  # an admin has just closed another span: look again
             closed += is_new
             _log.info("payouts from %s until before %s are closed: %s", *span, period.id)
         return closed

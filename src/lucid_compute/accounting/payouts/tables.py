@@ -1,6 +1,6 @@
-"""The tables of the payouts: what is billed and not closed yet, closed periods and their lines, terms, and refusals.
+"""The tables of payouts: open lines, closed periods and their lines, terms of splitting, and refused requests.
 
-What is closed is never changed again: triggers refuse it. No foreign keys to passports, as in the ledger.
+Triggers refuse every change of what is closed. There are no foreign keys to passports, as in the ledger.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def _id(name: str, **options: Any) -> Column[Any]:
 
 
 def _keys() -> tuple[Column[Any], ...]:
-    """Return what a line is about: jobs of one UTC day, by when they started, of one model on one node."""
+    """Return the key columns of a line: jobs that started on one UTC day, of one model on one node."""
     return (
         _id("node_id", primary_key=True),
         Column("day", Date, primary_key=True),
@@ -32,7 +32,7 @@ def _keys() -> tuple[Column[Any], ...]:
 
 
 def _sums() -> tuple[Column[Any], ...]:
-    """Return a line's sums; the provider's part is what the other two leave of `gross_usd`."""
+    """Return the sum columns of a line. The provider's part is what the other two parts leave of `gross_usd`."""
     counts = ("jobs", "tokens_in", "tokens_out")
     amounts = ("gross_usd", "model_owner_usd", "protocol_usd")
     return (
@@ -41,8 +41,7 @@ def _sums() -> tuple[Column[Any], ...]:
     )
 
 
-# Made by a trigger of `jobs` alone, in the statement that writes them, and updated in place; closing a period moves
-# lines out of it.
+# Only a trigger of `jobs` writes these lines, in the statement that writes the jobs. Closing a period moves lines away.
 payout_open = Table(
     "payout_open",
     metadata,
@@ -65,7 +64,7 @@ payout_periods = Table(
     Index("payout_periods_end_key", "ends_on", unique=True),
 )
 
-# Names and the model's owner as they were when the period was closed, so that a statement is the same for ever.
+# Names and the model's owner are of the time when the period was closed, so that a statement never changes.
 payout_lines = Table(
     "payout_lines",
     metadata,
@@ -80,7 +79,7 @@ payout_lines = Table(
     Index("payout_lines_model_owner_idx", "model_owner", "day"),
 )
 
-# A price is split by the terms that held when its job started.
+# A price is split by the terms that were valid when its job started.
 payout_terms = Table(
     "payout_terms",
     metadata,
@@ -90,8 +89,8 @@ payout_terms = Table(
     CheckConstraint(TERMS_ARE_PARTS, name="payout_terms_are_parts"),
 )
 
-# Requests that no node was asked for, by the hour: `consumer` is empty when nobody knows who asked, and `model_id` all
-# zeros when no model is known. A refusal's side and worth are told when it is read.
+# Requests that were refused before they reached a node, by hour. `consumer` is empty when the key is unknown,
+# `model_id` all zeros when the model is. Who is responsible, and the estimate, are computed when rows are read.
 refusals = Table(
     "refusals",
     metadata,

@@ -1,4 +1,4 @@
-"""Answers of the payout routes, made of lines and losses: JSON shapes, and the same as CSV."""
+"""Builds the responses of the payout routes from lines and losses, as JSON shapes and as CSV."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from itertools import groupby
 
 from fastapi import Response
 
-from lucid_compute.accounting.payouts.losses import Loss, Losses
-from lucid_compute.accounting.payouts.revenue import Blame, Role, Side, Terms
+from lucid_compute.accounting.payouts.losses import Loss, LossSummary
+from lucid_compute.accounting.payouts.revenue import LossCause, ResponsibleParty, Role, Terms
 from lucid_compute.accounting.payouts.shapes import (
     LossReport,
     LossView,
@@ -20,7 +20,7 @@ from lucid_compute.accounting.payouts.shapes import (
     SideTotal,
     TermsView,
 )
-from lucid_compute.accounting.payouts.store import Line, Period, Sums
+from lucid_compute.accounting.payouts.store import Earnings, EarningsLine, Period
 from lucid_compute.registry.domain.prices import total
 from lucid_compute.web.csv import write_csv
 from lucid_compute.wire import write_money
@@ -31,7 +31,7 @@ _LOSS_TITLES = ["kind", "side", "cause", "requests", "retried", "refused", "unea
 
 
 def view_report(
-    sums: Sums,
+    sums: Earnings,
     terms: Iterable[tuple[datetime, Terms]],
     *,
     since: date,
@@ -45,7 +45,7 @@ def view_report(
         to=until,
         owner=owner,
         period=period,
-        terms=[TermsView(since=at, **held._asdict()) for at, held in terms],
+        terms=[TermsView(since=at, **each._asdict()) for at, each in terms],
         totals=[_sums(line.owner, line.role, [line]) for line in sums.totals],
         lines=None if sums.lines is None else [_view_line(line) for line in sums.lines],
     )
@@ -63,8 +63,8 @@ def view_period(period: Period, *, shows_closer: bool) -> PeriodView:
     )
 
 
-def write_statement(lines: Sequence[Line]) -> Response:
-    """Return daily lines as CSV, and below them the total of each owner in each role, which is their exact sum."""
+def write_statement(lines: Sequence[EarningsLine]) -> Response:
+    """Return daily lines as CSV, and below them the total of each owner in each role: the exact sum of its lines."""
     rows: list[list[object]] = [
         [
             *("line", line.day, line.owner, line.role.value, line.node_id, line.node_name, line.model_id),
@@ -79,23 +79,25 @@ def write_statement(lines: Sequence[Line]) -> Response:
     return write_csv(_PAYOUT_TITLES, rows)
 
 
-def view_losses(losses: Losses, *, since: date, until: date, owner: str | None) -> LossReport:
-    """Return what was lost, by cause and by side."""
-    ordered = sorted(losses.by_blame.items(), key=lambda item: _lost_first(*item))
+def view_losses(summary: LossSummary, *, since: date, until: date, owner: str | None) -> LossReport:
+    """Return the losses by cause and by responsible party."""
+    ordered = sorted(summary.by_cause.items(), key=lambda item: _lost_first(*item))
     return LossReport(
         from_=since,
         to=until,
         owner=owner,
-        attempts=losses.attempts,
-        completed=losses.completed,
-        running=losses.running,
+        attempts=summary.attempts,
+        completed=summary.completed,
+        running=summary.running,
         losses=[_view_loss(cause, loss) for cause, loss in ordered],
-        sides=[_view_side(side, [loss for cause, loss in ordered if cause.side is side]) for side in Side],
+        sides=[
+            _view_party(party, [loss for cause, loss in ordered if cause.party is party]) for party in ResponsibleParty
+        ],
     )
 
 
 def write_losses(report: LossReport) -> Response:
-    """Return losses as CSV, and below them the total of each side."""
+    """Return losses as CSV, and below them the total of each responsible party."""
     rows = [
         [
             *("line" if isinstance(each, LossView) else "total", each.side.value),
@@ -107,7 +109,7 @@ def write_losses(report: LossReport) -> Response:
     return write_csv(_LOSS_TITLES, rows)
 
 
-def _view_line(line: Line) -> PayoutLine:
+def _view_line(line: EarningsLine) -> PayoutLine:
     return PayoutLine(
         **_sums(line.owner, line.role, [line]).model_dump(),
         passport_id=line.node_id,
@@ -117,14 +119,14 @@ def _view_line(line: Line) -> PayoutLine:
     )
 
 
-def _totals(lines: Iterable[Line]) -> list[PayoutTotal]:
-    def owner_and_role(line: Line) -> tuple[str | None, Role]:
+def _totals(lines: Iterable[EarningsLine]) -> list[PayoutTotal]:
+    def owner_and_role(line: EarningsLine) -> tuple[str | None, Role]:
         return line.owner, line.role
 
     return [_sums(*key, [*each]) for key, each in groupby(lines, key=owner_and_role)]
 
 
-def _sums(owner: str | None, role: Role, lines: Sequence[Line]) -> PayoutTotal:
+def _sums(owner: str | None, role: Role, lines: Sequence[EarningsLine]) -> PayoutTotal:
     return PayoutTotal(
         owner=owner,
         role=role,
@@ -136,17 +138,17 @@ def _sums(owner: str | None, role: Role, lines: Sequence[Line]) -> PayoutTotal:
     )
 
 
-def _lost_first(cause: Blame, loss: Loss) -> tuple[int, int, Blame]:
+def _lost_first(cause: LossCause, loss: Loss) -> tuple[int, int, LossCause]:
     return -loss.requests - loss.refused, -loss.retried, cause
 
 
-def _view_loss(cause: Blame, loss: Loss) -> LossView:
-    return LossView(cause=cause.cause, **_view_side(cause.side, [loss]).model_dump())
+def _view_loss(cause: LossCause, loss: Loss) -> LossView:
+    return LossView(cause=cause.name, **_view_party(cause.party, [loss]).model_dump())
 
 
-def _view_side(side: Side, losses: Sequence[Loss]) -> SideTotal:
+def _view_party(party: ResponsibleParty, losses: Sequence[Loss]) -> SideTotal:
     return SideTotal(
-        side=side,
+        side=party,
         requests=sum(loss.requests for loss in losses),
         retried=sum(loss.retried for loss in losses),
         refused=sum(loss.refused for loss in losses),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import NamedTuple
 
-from lucid_compute.egress.connection import READ_BYTES, Deadlines, HttpConnection
+from lucid_compute.egress.connection import READ_BYTES, RESPONSE_LIMITS, Deadlines, HttpConnection, ResponseLimits
 from lucid_compute.egress.faults import EgressFault, FaultKind
 
 JSON_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
@@ -50,9 +50,16 @@ class Wire(asyncio.Transport):
 class Exchange:
     """A connection, with a request under way if it asks."""
 
-    def __init__(self, *, wants_stream: bool = False, deadlines: Deadlines | None = None, asks: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        wants_stream: bool = False,
+        deadlines: Deadlines | None = None,
+        limits: ResponseLimits = RESPONSE_LIMITS,
+        asks: bool = True,
+    ) -> None:
         self.view = memoryview(bytearray(READ_BYTES))
-        self.connection, self.wire = HttpConnection(self.view), Wire()
+        self.connection, self.wire = HttpConnection(self.view, limits=limits), Wire()
         self.connection.connection_made(self.wire)
         if asks:
             self.ask(wants_stream=wants_stream, deadlines=deadlines)
@@ -93,9 +100,9 @@ class Exchange:
         return Outcome(connection.status, body, None, is_reusable=connection.is_reusable)
 
 
-async def exchange(*pieces: bytes, wants_stream: bool = False) -> Outcome:
-    """Feed the pieces, then the end, and return what came of it; reusable is what it was before the end."""
-    exchanged = Exchange(wants_stream=wants_stream)
+async def exchange(*pieces: bytes, wants_stream: bool = False, limits: ResponseLimits = RESPONSE_LIMITS) -> Outcome:
+    """Feed the pieces, then the end; return the outcome, `is_reusable` as it was before the end."""
+    exchanged = Exchange(wants_stream=wants_stream, limits=limits)
     exchanged.feed(*pieces)
     is_reusable = exchanged.connection.is_reusable
     exchanged.end()

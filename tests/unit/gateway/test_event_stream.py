@@ -51,7 +51,7 @@ def pass_on(*blocks: bytes, endpoint: str = CHAT, withholds: bool = True) -> See
     stream = EventStream(endpoint, withholds_usage=withholds)
     output = b""
     for block in blocks:
-        output += stream.take_in(block)
+        output += stream.feed(block)
         if stream.has_ended or stream.failed:
             break
     else:
@@ -262,7 +262,7 @@ def test_an_event_may_have_a_megabyte_and_no_more() -> None:
         assert pass_on(*blocks, DONE).output == large + DONE
     stream = EventStream(CHAT, withholds_usage=True)
     for _ in range(MAX_EVENT_BYTES // 1024):
-        assert stream.take_in(b"x" * 1024) == b""
+        assert stream.feed(b"x" * 1024) == b""
     with pytest.raises(EgressFault) as caught:
-        stream.take_in(b"x")
+        stream.feed(b"x")
     assert caught.value.kind is FaultKind.BAD_RESPONSE

@@ -280,12 +280,13 @@ class InferenceLane:
                 admission.span.end(running.cut)
 
     async def _admit(self, admission: InferenceAdmission, scope: Scope, running: TaskRequest) -> GatewayRequest:
-        while not isinstance(request := self.admit(admission, self._clock.now()), GatewayRequest):
+        """Return the admitted request, after awaiting whatever it needs."""
+        while not isinstance(admitted := self.admit(admission, self._clock.now()), GatewayRequest):
             if admission.principal is not None:
                 self._watch(admission.principal, running)
-            await request(admission, scope, running.receive)
-        self._watch(request.principal, running)
-        return request
+            await admitted(admission, scope, running.receive)
+        self._watch(admitted.principal, running)
+        return admitted
 
     async def _serve(
         self, request: GatewayRequest, admission: InferenceAdmission, running: TaskRequest, send: Send
@@ -409,9 +410,9 @@ class InferenceLane:
             client.answer(*_refusal_of(request, error))
 
 
-def _session_of(headers: dict[bytes, bytes], request: InferenceRequest, principal: Principal) -> str | None:
+def _session_of(headers: dict[bytes, bytes], inference: InferenceRequest, principal: Principal) -> str | None:
     """Return the request's session, separate for each owner; None when it names none."""
-    session = headers.get(SESSION_HEADER, b"")[:MAX_SESSION_BYTES].decode("latin-1") or request.session
+    session = headers.get(SESSION_HEADER, b"")[:MAX_SESSION_BYTES].decode("latin-1") or inference.session
     return session and f"{principal.owner} {session}"
 
 

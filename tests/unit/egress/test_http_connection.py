@@ -53,7 +53,11 @@ async def test_a_trailer_and_an_interim_answer_say_nothing_of_the_answer() -> No
 @pytest.mark.parametrize("name", BROKEN)
 async def test_what_is_no_answer_is_a_bad_response_however_it_is_split(name: str) -> None:
     for pieces in splits(BROKEN[name]):
-        assert (await exchange(*pieces))[2:] == (FaultKind.BAD_RESPONSE, False)
+        exchanged = Exchange()
+        exchanged.feed(*pieces)
+        exchanged.end()
+        assert (await exchanged.outcome())[2:] == (FaultKind.BAD_RESPONSE, False)
+        assert exchanged.wire.is_aborted
 
 
 @pytest.mark.parametrize("name", SURPLUS)

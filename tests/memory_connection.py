@@ -1,4 +1,4 @@
-"""One connection to a provider without a socket: what is fed to it is what it reads."""
+"""One connection to a provider without a socket: it reads what the test feeds to it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Outcome(NamedTuple):
 
 
 class Wire(asyncio.Transport):
-    """Takes everything, and remembers what was done to it."""
+    """A transport that accepts every write and records the calls."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Wire(asyncio.Transport):
 
 
 class Exchange:
-    """A connection, with a request under way if it asks."""
+    """A connection, with a request in flight if it `asks`."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class Exchange:
         self.connection.send(head, b"{}", deadlines or Deadlines(), wants_stream=wants_stream)
 
     def feed(self, *pieces: bytes) -> int:
-        """Read the pieces as the loop would, until the connection is aborted; return how many bytes were taken."""
+        """Feed the pieces as the loop would, until the connection is aborted; return how many bytes were accepted."""
         fed = 0
         for piece in pieces:
             for start in range(0, len(piece), READ_BYTES):
@@ -86,7 +86,7 @@ class Exchange:
         self.connection.connection_lost(error)
 
     async def outcome(self) -> Outcome:
-        """Read what there is to be read."""
+        """Read the response."""
         connection = self.connection
         body = b""
         try:

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
 class Fault(NamedTuple):
-    """What a node does, to a stream or to a whole answer, and what the loss ledger has to make of it."""
+    """A node's behaviour, for a stream or not, and the cause and side that the loss ledger must name."""
 
     behaviour: Behaviour
     cause: str

@@ -1,4 +1,4 @@
-"""Faults of ours while a request is served: its client is told what can be, once, and the ledger whose fault it is."""
+"""Faults of this service while it serves a request: the client gets one error, and the ledger names the cause."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Client:
         return {"type": "http.request", "body": self._body, "more_body": False}
 
     async def send(self, message: Any) -> None:
-        """Take a part of the answer."""
+        """Record a part of the response."""
         if message["type"] == self._breaks_at:
             raise RuntimeError("the connection is broken")
         self.sent.append(message)
@@ -50,7 +50,7 @@ class Client:
 
     @property
     def heads(self) -> int:
-        """Return how many answers were begun."""
+        """Return how many responses were begun."""
         return sum(message["type"] == "http.response.start" for message in self.sent)
 
 
@@ -70,7 +70,7 @@ def failing_stream(blocks: int) -> type[EventStream]:
 
 
 async def ask(api: Api, client: Client) -> list[dict[str, Any]]:
-    """Have the client answered; return the jobs in the ledger."""
+    """Serve the client; return the jobs in the ledger."""
     assert api.app._inference is not None
     await api.app._inference(client.scope, client.receive, client.send)
     jobs: list[dict[str, Any]] = []

@@ -68,7 +68,7 @@ async def test_more_than_it_takes_is_refused_at_once_while_heartbeats_get_throug
 
 
 async def test_both_entrances_refuse_alike(api: Api) -> None:
-    """Status, headers but the request's own id, body and count are the same; and the fast path refuses by itself."""
+    """Status, headers except the request's id, body and count are the same; the fast path refuses without a task."""
     fast, lane = FastPath(api.app), api.app._inference
     assert lane is not None
     await api.add_model("tiny", "gguf")

@@ -1,4 +1,4 @@
-"""Probes: the service goes to a node itself, and tells its owner what came of it and nothing of what the node said."""
+"""Probes: the service asks a node itself, and reports the outcome to its owner without quoting the node."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def register(api: Api, url: str, *declared: str, **metadata: Any) -> str:
 
 
 async def probe(api: Api, node: str) -> dict[str, Any]:
-    """Probe a node, which has to be answered with 200 and without a word of the node's own."""
+    """Probe a node; the response must be 200 and quote nothing of the node."""
     answer = await api.http.post(f"/compute/probe/{node}")
     assert answer.status_code == 200, answer.text
     assert SECRET not in answer.text

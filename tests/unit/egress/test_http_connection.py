@@ -1,4 +1,4 @@
-"""One answer of a provider, fed by hand: whatever its bytes are and however they are split, it is read or refused."""
+"""One response of a provider, fed by hand: whatever its bytes and however they are split, it is read or refused."""
 
 from __future__ import annotations
 

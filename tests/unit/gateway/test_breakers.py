@@ -68,7 +68,7 @@ def test_failures_of_requests_sent_before_it_opened_do_not_prolong_it() -> None:
 
 
 def test_one_request_is_tried_when_its_time_is_over() -> None:
-    """While the trial runs nobody else is sent there; when it takes too long, one more is."""
+    """While the trial runs no other request is sent; if it takes too long, one more is."""
     breaker, at = opened()
     breaker.start(at + 30, TRIAL_SECONDS)
     assert breaker.blocked_seconds(at + 31) == TRIAL_SECONDS - 1
@@ -128,7 +128,7 @@ def test_a_trial_is_not_ended_by_the_client_of_another_request() -> None:
 
 
 def test_others_are_sent_requests_once_a_trial_is_being_answered() -> None:
-    """A stream may take half an hour; what comes meanwhile is no trial and blocks nobody."""
+    """A stream may take half an hour; requests in the meantime are no trials and block no others."""
     breaker, at = opened()
     breaker.start(at + 30, TRIAL_SECONDS)
     breaker.begin_response()
@@ -142,7 +142,7 @@ def test_others_are_sent_requests_once_a_trial_is_being_answered() -> None:
 
 
 def test_a_node_that_begins_answers_and_never_ends_one_is_blocked_again_for_twice_as_long() -> None:
-    """To begin is not to have served: the failures before are forgotten only with a whole answer."""
+    """The failures before are forgotten only after a complete response."""
     breaker, at = opened()
     number = breaker.start(at + 30, TRIAL_SECONDS)
     breaker.begin_response()

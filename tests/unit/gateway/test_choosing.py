@@ -68,7 +68,7 @@ async def test_the_one_node_of_many_that_will_do_is_found() -> None:
 
 
 async def test_a_drain_while_many_nodes_are_looked_at_is_not_missed() -> None:
-    """The search lets others be answered in between: a node that left meanwhile is not chosen."""
+    """The search gives way to other requests: a node that left in the meantime is not chosen."""
     fleet = SmallFleet()
     fleet.add_nodes(1100, metadata={"region": "us"}, age_seconds=60)
     eu = RoutingPolicy(allow_regions=frozenset({"eu"}))

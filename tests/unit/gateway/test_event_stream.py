@@ -1,4 +1,4 @@
-"""A node's stream on its way to the client: whole events, the answer to our own question withheld, its end known."""
+"""A node's stream on its way to the client: complete events, usage withheld if only we asked, its end recognised."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_it_does_not_matter_how_a_stream_is_cut_into_blocks(endpoint: str, strea
 
 @pytest.mark.parametrize("name", STREAMS)
 def test_without_our_question_every_event_goes_on_as_it_came(name: str) -> None:
-    """But for a fault of the node, and an event that was never completed."""
+    """Except a fault of the node, and an event that was never completed."""
     stream = STREAMS[name]
     seen = pass_on(stream, withholds=False)
     if name == "end without a blank line":

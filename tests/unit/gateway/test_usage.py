@@ -1,4 +1,4 @@
-"""Usage found in an answer's bytes, and tokens counted where a node says nothing of them."""
+"""Usage found in a response's bytes, and tokens counted where the node reports none."""
 
 from __future__ import annotations
 

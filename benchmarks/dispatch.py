@@ -76,19 +76,19 @@ def _sessions(model: ModelPassport, policy: RoutingPolicy) -> list[Criteria]:
     return [Criteria(model, policy, session=f"acme user-{number}") for number in range(SESSIONS)]
 
 
-async def _choose(dispatcher: Dispatcher, wanted: Criteria, now: datetime) -> object:
+async def _choose(dispatcher: Dispatcher, criteria: Criteria, now: datetime) -> object:
     """Choose as the gateway does."""
-    return dispatcher.find_quickly(wanted, now) or await dispatcher.find(wanted, now)
+    return dispatcher.find_quickly(criteria, now) or await dispatcher.find(criteria, now)
 
 
-def _time_quick(dispatcher: Dispatcher, all_wanted: list[Criteria]) -> str:
+def _time_quick(dispatcher: Dispatcher, all_criteria: list[Criteria]) -> str:
     """Return the median microseconds of a choice."""
     seconds = []
     for _ in range(REPEATS):
-        requests = [wanted for wanted, _ in zip(cycle(all_wanted), range(CHOICES), strict=False)]
+        requests = [criteria for criteria, _ in zip(cycle(all_criteria), range(CHOICES), strict=False)]
         began = time.process_time()
-        for wanted in requests:
-            dispatcher.find_quickly(wanted, NOW)
+        for criteria in requests:
+            dispatcher.find_quickly(criteria, NOW)
         seconds.append((time.process_time() - began) / CHOICES)
     return f"{median(seconds) * 1e6:,.1f}"
 
@@ -120,10 +120,10 @@ def _fill(size: int) -> Fleet:
 
 def _acquaint(fleet: Fleet) -> Dispatcher:
     """Return a dispatcher that has measured every node."""
-    traffic, random = FleetStats(fleet), Random(1)
+    stats, random = FleetStats(fleet), Random(1)
     for node in fleet.nodes():
-        traffic.note_latency(node.state.id, (MODEL, False), random.uniform(20, 200))
-    return Dispatcher(fleet, traffic)
+        stats.record_latency(node.state.id, (MODEL, False), random.uniform(20, 200))
+    return Dispatcher(fleet, stats)
 
 
 def _passport(passport_id: str, passport_type: PassportType, metadata: dict[str, object]) -> Passport:

@@ -1,4 +1,4 @@
-"""For tests of the way out: a client that is tended, an exchange with it, and both of the loops it has to work on."""
+"""For tests of the egress client: a client whose limits are enforced, an exchange with it, and both event loops."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import Any, NamedTuple
 import pytest
 import uvloop
 
-from lucid_compute.egress.client import HttpClient, Resolver
-from lucid_compute.egress.connection import Deadlines
+from lucid_compute.egress.client import CLIENT_LIMITS, ClientLimits, HttpClient, Resolver
+from lucid_compute.egress.connection import RESPONSE_LIMITS, Deadlines, ResponseLimits
 from lucid_compute.egress.faults import EgressFault, FaultKind
 from lucid_compute.egress.policy import EgressPolicy, ProviderUrl
 
 LOOPBACK = EgressPolicy(allow_loopback=True)
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: node\r\n"
-TEND_SECONDS = 0.01
+ENFORCE_SECONDS = 0.01
 TEST_SECONDS = 20.0
 
 
 class Outcome(NamedTuple):
-    """What came of an exchange: `fault` is None when it went well."""
+    """The outcome of an exchange; `fault` is None if it succeeded."""
 
     status: int
     body: bytes
@@ -32,7 +32,7 @@ class Outcome(NamedTuple):
 
 
 def on_both_loops(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """Run a test on asyncio's own loop, and on uvloop as the service does; it fails when it hangs."""
+    """Run a test on asyncio's own loop and on uvloop, as the service does; it fails if it hangs."""
 
     def run(new_loop: Callable[[], asyncio.AbstractEventLoop], **arguments: Any) -> None:
         with asyncio.Runner(loop_factory=new_loop) as runner:
@@ -49,23 +49,29 @@ def on_both_loops(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..
 
 
 @asynccontextmanager
-async def tended_client(policy: EgressPolicy = LOOPBACK, resolver: Resolver | None = None) -> AsyncIterator[HttpClient]:
-    """Open a client, tend it as the watchdog does but more often, and close it."""
-    client = HttpClient(policy, resolver)
+async def open_client(
+    policy: EgressPolicy = LOOPBACK,
+    resolver: Resolver | None = None,
+    *,
+    limits: ClientLimits = CLIENT_LIMITS,
+    response_limits: ResponseLimits = RESPONSE_LIMITS,
+) -> AsyncIterator[HttpClient]:
+    """Open a client, enforce its limits as the watchdog does but more often, and close it."""
+    client = HttpClient(policy, resolver, limits=limits, response_limits=response_limits)
 
-    async def tend() -> None:
+    async def enforce() -> None:
         while True:
-            await asyncio.sleep(TEND_SECONDS)
-            client.tend()
+            await asyncio.sleep(ENFORCE_SECONDS)
+            client.enforce_limits()
 
-    tending = asyncio.ensure_future(tend())
+    enforcing = asyncio.ensure_future(enforce())
     try:
         yield client
     finally:
-        tending.cancel()
-        await asyncio.wait([tending])
+        enforcing.cancel()
+        await asyncio.wait([enforcing])
         client.close()
-        await asyncio.sleep(TEND_SECONDS)  # what was closed is let go
+        await asyncio.sleep(ENFORCE_SECONDS)  # for the connections to close
 
 
 async def ask(
@@ -81,7 +87,7 @@ async def ask(
     target = LOOPBACK.check_url(url) if isinstance(url, str) else url
     read = b""
     try:
-        connection = client.take_idle(target) or await client.connect(target)
+        connection = client.acquire_idle(target) or await client.connect(target)
     except EgressFault as fault:
         return Outcome(0, b"", fault.kind, fault.message)
     try:
@@ -93,5 +99,5 @@ async def ask(
     except EgressFault as fault:
         return Outcome(connection.status, read, fault.kind, fault.message)
     finally:
-        client.give_back(target, connection)
+        client.release(target, connection)
     return Outcome(connection.status, read)

@@ -1,4 +1,4 @@
-"""Answers of a node, right and wrong ones, byte for byte as they stand on the wire: what a `FaultNode` gives."""
+"""Responses of a node, valid and invalid ones, byte for byte as on the wire, for a `FaultNode`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EVENTS = "text/event-stream"
 
 
 class Answer(NamedTuple):
-    """The bytes of an answer, exactly as they are to stand on the wire."""
+    """The exact bytes of a response."""
 
     head: Pieces
     body: Pieces = b""
@@ -25,31 +25,31 @@ class Answer(NamedTuple):
 def respond(
     body: bytes = b'{"ok":true}', *headers: str, status: int = 200, content_type: str = JSON, length: int | None = None
 ) -> Answer:
-    """Return with `body` and its length, or the `length` to lie with."""
+    """Return a response with `body`, and its length or a false `length`."""
     said = len(body) if length is None else length
     return Answer(_head(status, content_type, f"Content-Length: {said}", *headers), body)
 
 
 def respond_in_chunks(*parts: bytes, status: int = 200, content_type: str = EVENTS, ends: bool = True) -> Answer:
-    """Return in chunks, each a write of its own; without the last one when it does not end."""
+    """Return a response in chunks, each a separate write; without the last one unless it `ends`."""
     frames = [b"%x\r\n%b\r\n" % (len(part), part) for part in parts] + [b"0\r\n\r\n"] * ends
     return Answer(_head(status, content_type, "Transfer-Encoding: chunked"), lambda: iter(frames))
 
 
 def respond_until_close(body: Pieces, content_type: str = EVENTS) -> Answer:
-    """Return without a length; the connection's end is the body's, so give `Ending.CLOSE` with it."""
+    """Return a response without a length: the connection's end ends it, so use it with `Ending.CLOSE`."""
     return Answer(_head(200, content_type), body)
 
 
 def chat_stream(*texts: str, done: bool = True) -> Answer:
-    """Return a stream of chat completion events, one for each text, and `[DONE]` if it is to be done."""
+    """Return a stream of chat completion events, one for each text, and `[DONE]` if `done`."""
     choices = [[{"index": 0, "delta": {"content": text}, "finish_reason": None}] for text in texts]
     events = [json.dumps({"object": "chat.completion.chunk", "choices": choice}) for choice in choices]
     return respond_in_chunks(*(f"data: {event}\n\n".encode() for event in [*events, *["[DONE]"] * done]))
 
 
 def unfinished_chat(*texts: str) -> Answer:
-    """Return such a stream without the last chunk, which would say that nothing more comes."""
+    """Return such a stream without the last chunk, which would end the response."""
     answer = chat_stream(*texts, done=False)
     assert callable(answer.body)
     frames = [*answer.body()][:-1]  # type: ignore[misc]
@@ -57,33 +57,33 @@ def unfinished_chat(*texts: str) -> Answer:
 
 
 def redirect(location: str, status: int = 302) -> Answer:
-    """Send the client elsewhere."""
+    """Return a redirect."""
     return respond(b"", f"Location: {location}", status=status)
 
 
 def gzip_bomb(megabytes: int = 64) -> Answer:
-    """Return zeros, compressed although nobody asked for that."""
+    """Return zeros, compressed although the request forbids it."""
     return respond(gzip.compress(bytes(megabytes << 20), 9), "Content-Encoding: gzip")
 
 
 def endless_header() -> Answer:
-    """Begin a header that never ends."""
+    """Return a response with a header that never ends."""
     return Answer(lambda: chain([b"HTTP/1.1 200 OK\r\nX-Endless: "], repeat(b"a" * 4096)))
 
 
 def endless_headers() -> Answer:
-    """Send headers for ever, a hundred at a time."""
+    """Return a response with endless headers, a hundred at a time."""
     return Answer(lambda: chain([b"HTTP/1.1 200 OK\r\n"], repeat(b"X-Endless: a\r\n" * 100)))
 
 
 def endless_trailer() -> Answer:
-    """End an answer in chunks with a header that never ends."""
+    """Return a response in chunks whose trailer never ends."""
     head = _head(200, JSON, "Transfer-Encoding: chunked")
     return Answer(head, lambda: chain([b"2\r\n{}\r\n0\r\nX-Endless: "], repeat(b"a" * 4096)))
 
 
 def endless_body(content_type: str = JSON, piece: bytes = b" " * 16384) -> Answer:
-    """Send chunks for ever."""
+    """Return a response with endless chunks."""
     frame = b"%x\r\n%b\r\n" % (len(piece), piece)
     return Answer(_head(200, content_type, "Transfer-Encoding: chunked"), lambda: repeat(frame))
 
@@ -92,7 +92,7 @@ def _head(status: int, content_type: str, *headers: str) -> bytes:
     return "\r\n".join([f"HTTP/1.1 {status} Said", f"Content-Type: {content_type}", *headers, "", ""]).encode()
 
 
-# What is no answer, or one that two readers could read in two ways.
+# What is no response, or one that two parsers could read differently.
 _OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 BROKEN: dict[str, bytes] = {
     "garbage": b"\x16\x03\x01\x02\x00 what is this\r\n\r\n",
@@ -126,7 +126,7 @@ BROKEN: dict[str, bytes] = {
     "a status of two digits": b"HTTP/1.1 20 OK\r\nContent-Length: 2\r\n\r\n{}",
     "HTTP/1.2": b"HTTP/1.2 200 OK\r\nContent-Length: 2\r\n\r\n{}",
 }
-# A good answer of two bytes, or of none to 204, and more than that.
+# A valid response of two bytes, or of none with 204, followed by surplus bytes.
 SURPLUS: dict[str, bytes] = {
     "a body where there is none": b"HTTP/1.1 204 No Content\r\nContent-Length: 2\r\n\r\n{}",
     "a shorter length": _OK + b"Content-Length: 2\r\n\r\n{}, {}",

@@ -1,4 +1,4 @@
-"""A node that misbehaves as told, on a real socket; with an upstream, a proxy that spoils a real node's answers.
+"""A node that misbehaves as configured, on a real socket; with an upstream, a proxy that damages its responses.
 
     async with FaultNode(Behaviour(delay_seconds=1)) as node:     # at node.url: answers {"ok":true}, a second late
         node.behaviour = Behaviour(answer=redirect("http://elsewhere:8080/"))  # the requests from now on
@@ -40,7 +40,7 @@ _POLL_SECONDS = 0.005
 
 
 class Ending(Enum):
-    """What becomes of a connection when an answer is over or cut. Cut and kept means silent: nothing comes any more."""
+    """What happens to a connection after a response, complete or cut. A cut one that is kept open stays silent."""
 
     KEEP = "keep"
     CLOSE = "close"  # FIN
@@ -48,7 +48,7 @@ class Ending(Enum):
 
 
 class Request(NamedTuple):
-    """A request as it came; `connection` counts from 1, header names are in lower case."""
+    """A received request; `connection` counts from 1, header names are in lower case."""
 
     connection: int
     method: str
@@ -60,7 +60,7 @@ class Request(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Behaviour:
-    """How one request is answered, in the order of these fields.
+    """How one request is served, in the order of these fields.
 
     Pauses are in seconds, and may be `math.inf`. The body's bytes are counted as they stand on the wire, chunk sizes
     among them. `greeting` belongs to the connection: it is taken from the node's `behaviour` when one is accepted.
@@ -92,7 +92,7 @@ class FaultNode:
         host: str = "127.0.0.1",
         accepts: bool = True,
     ) -> None:
-        """Behave; pass on to the node at the URL `upstream`; let even connects wait for ever unless it `accepts`."""
+        """`upstream`: the URL of a node to pass requests on to. `accepts`: if False, even connects wait for ever."""
         self.behaviour = behaviour or Behaviour()
         self.script: list[Behaviour] = []
         self.by_path: dict[str, Behaviour] = {}
@@ -106,7 +106,7 @@ class FaultNode:
 
     @property
     def url(self) -> str:
-        """Where it listens, without a path."""
+        """The URL where it listens, without a path."""
         host = f"[{self._host}]" if ":" in self._host else self._host
         return f"{'https' if self._tls else 'http'}://{host}:{self.port}"
 
@@ -130,7 +130,7 @@ class FaultNode:
             filler.connect_ex((self._host, self.port))
 
     async def stop(self, *, resets: bool = True) -> None:
-        """Listen no more and end every connection."""
+        """Stop listening and end every connection."""
         if self._server is not None:
             self._server.close()
         for closing in self._sockets:
@@ -139,7 +139,7 @@ class FaultNode:
         await self.hang_up(Ending.RESET if resets else Ending.CLOSE)
 
     async def hang_up(self, ending: Ending = Ending.RESET) -> None:
-        """End every connection, whatever it is doing."""
+        """End every connection at once."""
         tasks = [*self._open]
         for task, writer in self._open.items():
             _end(writer, ending)
@@ -198,7 +198,7 @@ class FaultNode:
 
 
 class _Reader(asyncio.StreamReader):
-    """Cancels the connection's task when its client has hung up."""
+    """Cancels the connection's task when its client disconnects."""
 
     task: asyncio.Task[None] | None = None
 
@@ -225,7 +225,7 @@ async def _read_request(reader: asyncio.StreamReader, number: int, idle_seconds:
 
 @asynccontextmanager
 async def _ask(url: str, request: Request) -> AsyncIterator[Answer]:
-    """Pass a request on to the real node; its answer's body comes as it comes."""
+    """Pass a request on to the real node; stream its response's body."""
     parts = urlsplit(url)
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port, limit=_MAX_HEAD)
     try:
@@ -248,7 +248,7 @@ async def _ask(url: str, request: Request) -> AsyncIterator[Answer]:
 
 
 async def _deliver(writer: asyncio.StreamWriter, behaviour: Behaviour, answer: Answer) -> Ending:
-    """Write an answer as the behaviour says, and return what becomes of the connection."""
+    """Write a response as the behaviour says; return what happens to the connection."""
     await _pause(behaviour.delay_seconds)
     head = behaviour.cut_head_after, behaviour.drip_head_seconds, behaviour.drip_bytes
     body = behaviour.cut_body_after, behaviour.drip_body_seconds, behaviour.drip_bytes
@@ -264,7 +264,7 @@ async def _deliver(writer: asyncio.StreamWriter, behaviour: Behaviour, answer: A
 async def _write(
     writer: asyncio.StreamWriter, pieces: Pieces, cut_after: int | None, drip_seconds: float, drip_bytes: int
 ) -> bool:
-    """Write, and return whether that was all: False when it was cut."""
+    """Write the pieces; return False if they were cut."""
     left = math.inf if cut_after is None else cut_after
     async for piece in _each(pieces):
         for drop in [piece[i : i + drip_bytes] for i in range(0, len(piece), drip_bytes)] if drip_seconds else [piece]:

@@ -1,4 +1,4 @@
-"""A gateway below a test: nodes that send heartbeats, a key that may only infer, and OpenAI's own client."""
+"""A gateway for tests: nodes that send heartbeats, a key with the scope inference:run, and OpenAI's own client."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ QUESTION: list[Any] = [{"role": "user", "content": "go on"}]
 
 
 class Gateway:
-    """One service, spoken to as its admin (`admin`), and with a key of the scope inference:run (`key`, `openai`)."""
+    """One service, with clients for its admin (`admin`) and for a key of the scope inference:run (`raw`, `openai`)."""
 
     def __init__(self, served: Served, admin: httpx.AsyncClient, key: str) -> None:
         self.served = served
@@ -37,7 +37,7 @@ class Gateway:
         self._earned_at = -RETRIES_LAST_SECONDS
 
     def openai_with(self, key: str, timeout_seconds: float = 30.0) -> openai.AsyncOpenAI:
-        """Return OpenAI's client with `key`; it tries nothing twice."""
+        """Return OpenAI's client with `key`; it retries nothing."""
         http_client = openai.DefaultAsyncHttpx2Client(trust_env=False)
         url = f"{self.served.url}/v1"
         return openai.AsyncOpenAI(
@@ -66,7 +66,7 @@ class Gateway:
         return str((await self.admin.get(f"/models/{model}")).json()["id"])
 
     async def add_node(self, url: str, *models: str, beat: dict[str, Any] | None = None, **metadata: Any) -> str:
-        """Register a node at `url` that reports `models`, and send a heartbeat: it is fresh for 30 s. Answer its id."""
+        """Register a node at `url` that reports `models`, send a heartbeat, and return its id. It is fresh for 30 s."""
         known = {"gpu": "none", "vram": "80GB", "runtimes": ["llama.cpp"], "inferenceUrl": url, **metadata}
         node = await self._post("/passports", {"name": uuid4().hex, "type": "compute", "metadata": known})
         await self.beat(node["id"], *models, **(beat or {}))
@@ -100,7 +100,7 @@ class Gateway:
         return matched
 
     async def comes_to(self, model: str, holds: Callable[[dict[str, Any]], bool]) -> None:
-        """Wait until what /match answers `holds`, which may be about what another replica has just been told."""
+        """Wait until the response of /match `holds`, for example after another replica has received a change."""
 
         async def does() -> bool:
             answer = await self.raw.post("/match", json={"model": model})
@@ -122,11 +122,11 @@ class Gateway:
         return found
 
     async def chat(self, model: str, **body: Any) -> httpx.Response:
-        """Ask for a chat and answer the raw response."""
+        """Ask for a chat and return the raw response."""
         return await self.raw.post("/v1/chat/completions", json={"model": model, "messages": QUESTION, **body})
 
     async def earn_retries(self) -> None:
-        """Send so many requests that a tenth of them, which may be tried again in that minute, is enough for a test."""
+        """Send so many requests that the retry budget, a tenth of them, is enough for a test."""
         if time.monotonic() - self._earned_at < RETRIES_LAST_SECONDS:
             return
         async with FaultNode(Behaviour(answer=chat_answer())) as node:
@@ -140,12 +140,12 @@ class Gateway:
     async def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         answer = await self.admin.post(path, json=body)
         assert answer.status_code in {200, 201}, answer.text
-        told: dict[str, Any] = answer.json()
-        return told
+        created: dict[str, Any] = answer.json()
+        return created
 
 
 class BusyNode(NamedTuple):
-    """A node that one request runs on, for as long as the client does not leave."""
+    """A node on which one request runs until the client leaves."""
 
     id: str
     request: asyncio.Task[Any]
@@ -153,7 +153,7 @@ class BusyNode(NamedTuple):
 
 @asynccontextmanager
 async def open_gateway(served: Served) -> AsyncIterator[Gateway]:
-    """Speak to a service with a new key, for as long as the block runs."""
+    """Open clients of a service, with a new key, while the block runs."""
     async with served.client() as admin:
         body = {"name": "inference only", "owner": CONSUMER, "scopes": ["inference:run"]}
         key = (await admin.post("/keys", json=body)).json()["key"]
@@ -165,7 +165,7 @@ async def open_gateway(served: Served) -> AsyncIterator[Gateway]:
 
 
 def chat_answer(text: str = "said", tokens_in: int = 3, tokens_out: int = 2) -> Answer:
-    """Return a whole chat as a node does that counts its tokens."""
+    """Return a complete chat response with its usage."""
     choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
     usage = {"prompt_tokens": tokens_in, "completion_tokens": tokens_out, "total_tokens": tokens_in + tokens_out}
     body = {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice], "usage": usage}
@@ -173,7 +173,7 @@ def chat_answer(text: str = "said", tokens_in: int = 3, tokens_out: int = 2) -> 
 
 
 def text_of(chunks: Sequence[Any]) -> str:
-    """Return what the chunks of a streamed chat say together."""
+    """Return the text of a streamed chat's chunks."""
     return "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
 
 

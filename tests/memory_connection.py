@@ -1,11 +1,11 @@
-"""One connection to a provider without a socket: what is fed to it is what it reads."""
+"""One connection to a provider without a socket: it reads what the test feeds to it."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import NamedTuple
 
-from lucid_compute.egress.connection import READ_BYTES, Deadlines, HttpConnection
+from lucid_compute.egress.connection import READ_BYTES, RESPONSE_LIMITS, Deadlines, HttpConnection, ResponseLimits
 from lucid_compute.egress.faults import EgressFault, FaultKind
 
 JSON_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
@@ -23,7 +23,7 @@ class Outcome(NamedTuple):
 
 
 class Wire(asyncio.Transport):
-    """Takes everything, and remembers what was done to it."""
+    """A transport that accepts every write and records the calls."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,11 +48,18 @@ class Wire(asyncio.Transport):
 
 
 class Exchange:
-    """A connection, with a request under way if it asks."""
+    """A connection, with a request in flight if it `asks`."""
 
-    def __init__(self, *, wants_stream: bool = False, deadlines: Deadlines | None = None, asks: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        wants_stream: bool = False,
+        deadlines: Deadlines | None = None,
+        limits: ResponseLimits = RESPONSE_LIMITS,
+        asks: bool = True,
+    ) -> None:
         self.view = memoryview(bytearray(READ_BYTES))
-        self.connection, self.wire = HttpConnection(self.view), Wire()
+        self.connection, self.wire = HttpConnection(self.view, limits=limits), Wire()
         self.connection.connection_made(self.wire)
         if asks:
             self.ask(wants_stream=wants_stream, deadlines=deadlines)
@@ -62,7 +69,7 @@ class Exchange:
         self.connection.send(head, b"{}", deadlines or Deadlines(), wants_stream=wants_stream)
 
     def feed(self, *pieces: bytes) -> int:
-        """Read the pieces as the loop would, until the connection is aborted; return how many bytes were taken."""
+        """Feed the pieces as the loop would, until the connection is aborted; return how many bytes were accepted."""
         fed = 0
         for piece in pieces:
             for start in range(0, len(piece), READ_BYTES):
@@ -79,7 +86,7 @@ class Exchange:
         self.connection.connection_lost(error)
 
     async def outcome(self) -> Outcome:
-        """Read what there is to be read."""
+        """Read the response."""
         connection = self.connection
         body = b""
         try:
@@ -93,9 +100,9 @@ class Exchange:
         return Outcome(connection.status, body, None, is_reusable=connection.is_reusable)
 
 
-async def exchange(*pieces: bytes, wants_stream: bool = False) -> Outcome:
-    """Feed the pieces, then the end, and return what came of it; reusable is what it was before the end."""
-    exchanged = Exchange(wants_stream=wants_stream)
+async def exchange(*pieces: bytes, wants_stream: bool = False, limits: ResponseLimits = RESPONSE_LIMITS) -> Outcome:
+    """Feed the pieces, then the end; return the outcome, `is_reusable` as it was before the end."""
+    exchanged = Exchange(wants_stream=wants_stream, limits=limits)
     exchanged.feed(*pieces)
     is_reusable = exchanged.connection.is_reusable
     exchanged.end()

@@ -1,15 +1,12 @@
-"""Small fleets for tests of dispatch: nodes that serve a model, and a clock that only moves when it is told to."""
+"""Small fleets for tests of dispatch: nodes that serve a model, and a clock that moves only when the test says so."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime, timedelta
+from random import Random
 from typing import Any
 
-import pytest
-
-from lucid_compute.gateway import dispatcher
-from lucid_compute.gateway import node_stats as traffic
 from lucid_compute.gateway.dispatcher import Dispatcher
 from lucid_compute.gateway.node_stats import FleetStats
 from lucid_compute.gateway.request import Criteria
@@ -20,13 +17,13 @@ from tests.factories import NOW, compute_passport, passport, receipt
 
 
 class Clock:
-    """Stands in for the module `time`."""
+    """A monotonic clock that stands still until the test moves it."""
 
     def __init__(self) -> None:
         self._now = 5000.0
 
     def monotonic(self) -> float:
-        """Return the instant that the test has come to."""
+        """Return the clock's instant, in seconds."""
         return self._now
 
     def pass_seconds(self, seconds: float) -> None:
@@ -34,21 +31,14 @@ class Clock:
         self._now += seconds
 
 
-def stop_clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """Let what is learnt of nodes grow old only when the test says so."""
-    clock = Clock()
-    for module in (dispatcher, traffic):
-        monkeypatch.setattr(module, "time", clock)
-    return clock
-
-
 class SmallFleet:
     """A fleet of nodes that all report the models, with one replica's dispatcher."""
 
-    def __init__(self, models: Iterable[str] = ("model",)) -> None:
+    def __init__(self, models: Iterable[str] = ("model",), chance: Random | None = None) -> None:
         self.fleet = Fleet()
-        self.traffic = FleetStats(self.fleet)
-        self.dispatcher = Dispatcher(self.fleet, self.traffic)
+        self.clock = Clock()
+        self.stats = FleetStats(self.fleet, self.clock.monotonic)
+        self.dispatcher = Dispatcher(self.fleet, self.stats, chance)
         self.now: datetime = NOW
         self._revision = 1
         for name in models:
@@ -60,7 +50,7 @@ class SmallFleet:
         """The first of the models."""
         return self.fleet.models_newest_first()[0]
 
-    def wanted(self, policy: RoutingPolicy = NO_POLICY, **changes: Any) -> Criteria:
+    def criteria(self, policy: RoutingPolicy = NO_POLICY, **changes: Any) -> Criteria:
         """A request of the model."""
         return Criteria(self.model, policy, **changes)
 
@@ -87,12 +77,12 @@ class SmallFleet:
 
     def fail(self, node: FleetNode) -> bool:
         """Send the node a request, which it fails; return whether that opened its breaker."""
-        return self.traffic.note_failure(node, self.traffic.note_start(node.state.id))
+        return self.stats.record_failure(node, self.stats.record_start(node.state.id))
 
     def wait(self, seconds: float) -> None:
         """Let the database's clock go on."""
         self.now += timedelta(seconds=seconds)
 
-    async def choose(self, wanted: Criteria) -> FleetNode | None:
+    async def choose(self, criteria: Criteria) -> FleetNode | None:
         """Choose as the gateway does."""
-        return self.dispatcher.find_quickly(wanted, self.now) or await self.dispatcher.find(wanted, self.now)
+        return self.dispatcher.find_quickly(criteria, self.now) or await self.dispatcher.find(criteria, self.now)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -22,17 +21,6 @@ from tests.lucid_serve import Served, eventually, folder, serving, serving_on_a_
 FIRST_BYTE_SECONDS = 1.0
 ANSWER_SECONDS = 3.0
 SLOW_READER_SECONDS = 2.0
-# `lucid serve` with the one bound that is no setting and that no test can wait for.
-_IMPATIENT = f"""
-from lucid_compute.gateway import watchdog
-watchdog.SLOW_READER_SECONDS = {SLOW_READER_SECONDS}
-from lucid_compute.cli.main import main
-main()
-"""
-
-
-class _Impatient(Served):
-    command = (sys.executable, "-c", _IMPATIENT, "serve")
 
 
 @pytest.fixture(scope="session")
@@ -43,8 +31,9 @@ def gateway_service(postgres_and_template: tuple[str, str]) -> Iterator[Served]:
         "FIRST_BYTE_TIMEOUT_SECONDS": str(FIRST_BYTE_SECONDS),
         "BETWEEN_BYTES_TIMEOUT_SECONDS": str(FIRST_BYTE_SECONDS),
         "ANSWER_TIMEOUT_SECONDS": str(ANSWER_SECONDS),
+        "SLOW_READER_SECONDS": str(SLOW_READER_SECONDS),
     }
-    with folder() as made, _Impatient(made, url, **settings) as served:
+    with folder() as made, Served(made, url, **settings) as served:
         yield served
     asyncio.run(postgres.drop(url))
 

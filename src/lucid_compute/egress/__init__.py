@@ -1,1 +1,1 @@
-"""Egress: the one way out to providers, which trusts neither their names nor their answers."""
+"""Egress: all HTTP connections from this service to providers, whose names and responses are not trusted."""

@@ -1,8 +1,8 @@
-"""One HTTP/1.1 connection to a provider: writes a request, takes in one answer within limits, and can be used again.
+"""One HTTP/1.1 connection to a provider: writes a request, reads one response within limits, and can be used again.
 
-Written by hand on httptools because forwarding is what a gateway spends its time on (docs/adr/0009-own-http-client.md).
-Nothing here trusts the answer: sizes are bounded, what is not asked for ends the connection, and whatever goes wrong
-becomes an `EgressFault`.
+Written on httptools because a gateway spends most of its time forwarding (docs/adr/0009-own-http-client.md). The
+response is not trusted: sizes are bounded, unsolicited data ends the connection, and any failure becomes an
+`EgressFault`.
 """
 
 from __future__ import annotations
@@ -17,16 +17,29 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 from lucid_compute.egress.faults import EgressFault, FaultKind
 from lucid_compute.egress.write_batching import WriteBatch
 
-MAX_ANSWER_BYTES = 16 * 1024 * 1024
-MAX_STREAM_BYTES = 64 * 1024 * 1024
-MAX_PARTS = 64  # of a body, each of which takes some 50 bytes besides its own; more are joined
+MAX_PARTS = 64  # of a body; each takes some 50 bytes more than its data, so further ones are joined
 _STREAM = b"text/event-stream"
-_MINDED = frozenset({b"content-type", b"content-length", b"transfer-encoding", b"content-encoding", b"retry-after"})
-_CONTINUE, _SWITCHING, _OK = 100, 101, 200  # plain numbers, because HTTPStatus costs a look-up each time
+_RELEVANT_HEADERS = frozenset(
+    {b"content-type", b"content-length", b"transfer-encoding", b"content-encoding", b"retry-after"}
+)
+_CONTINUE, _SWITCHING, _OK = 100, 101, 200  # plain numbers: HTTPStatus costs a look-up each time
 
 
-class IncomingAnswer:
-    """One answer: `status`, `content_type`, and the body in parts. `is_whole`: it has ended as HTTP says it must."""
+class ResponseLimits(NamedTuple):
+    """The longest bodies, in bytes: of a response, and of a stream that was asked for."""
+
+    max_body_bytes: int = 16 * 1024 * 1024
+    max_stream_bytes: int = 64 * 1024 * 1024
+
+
+RESPONSE_LIMITS = ResponseLimits()
+
+
+class IncomingResponse:
+    """One response as httptools parses it: `status`, `content_type`, and the body in parts.
+
+    `is_whole`: it has ended as HTTP requires. `has_received`: at least one byte of it has come.
+    """
 
     __slots__ = (
         "_body_bytes",
@@ -36,11 +49,13 @@ class IncomingAnswer:
         "_is_framed",
         "_joins_after",
         "_keeps_alive",
+        "_max_body_bytes",
+        "_max_stream_bytes",
         "_parts",
         "_wants_stream",
         "content_type",
         "has_head",
-        "heard",
+        "has_received",
         "is_stream",
         "is_whole",
         "parser",
@@ -49,6 +64,8 @@ class IncomingAnswer:
     )
 
     parser: HttpResponseParser
+    _max_body_bytes: int
+    _max_stream_bytes: int
 
     def _start(self, *, wants_stream: bool) -> None:
         self._fault: EgressFault | None = None
@@ -56,21 +73,21 @@ class IncomingAnswer:
         self._head_bytes = self._body_bytes = self._buffered = 0
         self._joins_after = MAX_PARTS
         self._wants_stream = wants_stream
-        self._is_framed = self.has_head = self.heard = self.is_whole = self.is_stream = False
+        self._is_framed = self.has_head = self.has_received = self.is_whole = self.is_stream = False
         self.status = 0
         self.content_type = b""
         self.retry_after = b""
 
     def on_message_begin(self) -> None:
-        """Stop the parser when a second answer begins: nobody asked for it, and the next request must not get it."""
+        """Stop the parser when a second response begins: it is unsolicited, and the next request must not get it."""
         if self.is_whole:
             self._refuse("The node answered more than it was asked.")
             raise ValueError
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Look at the few headers that matter."""
+        """Read the few headers that matter."""
         lowered = name.lower()
-        if lowered not in _MINDED or self.has_head:  # a trailer says nothing
+        if lowered not in _RELEVANT_HEADERS or self.has_head:  # trailers are ignored
             return
         if lowered == b"content-type":
             self.content_type = value
@@ -85,9 +102,9 @@ class IncomingAnswer:
             self._is_framed = True
 
     def on_headers_complete(self) -> None:
-        """Know what kind of answer it is."""
+        """Read the status, and decide whether the response is a stream."""
         status = self.status = self.parser.get_status_code()
-        if status < _OK:  # 100 Continue and the like: the answer is still to come
+        if status < _OK:  # interim, such as 100 Continue: the response is still to come
             self.content_type = self.retry_after = b""
             self._is_framed = False
             if status < _CONTINUE or status == _SWITCHING:
@@ -97,17 +114,19 @@ class IncomingAnswer:
         self.is_stream = self._wants_stream and status == _OK and self.content_type[: len(_STREAM)].lower() == _STREAM
 
     def on_body(self, part: bytes) -> None:
-        """Keep a part of the body."""
+        """Keep a part of the body, unless it exceeds the limit."""
         self._parts.append(part)
         self._buffered += len(part)
         self._body_bytes += len(part)
-        if self._body_bytes > MAX_ANSWER_BYTES and (not self.is_stream or self._body_bytes > MAX_STREAM_BYTES):
+        if self._body_bytes > self._max_body_bytes and (
+            not self.is_stream or self._body_bytes > self._max_stream_bytes
+        ):
             self._refuse("The node's answer is longer than it may be.")
 
     def on_message_complete(self) -> None:
-        """End the answer, unless it only said that one will come."""
+        """End the response, unless it was an interim one."""
         self.is_whole = self.status >= _OK
-        self._keeps_alive = self.parser.should_keep_alive()  # the parser knows it only now
+        self._keeps_alive = self.parser.should_keep_alive()  # known only at the end
 
     def _refuse(self, message: str) -> None:
         if self._fault is None:
@@ -115,15 +134,15 @@ class IncomingAnswer:
 
 
 MAX_HEAD_BYTES = 32 * 1024
-MAX_BUFFERED_BYTES = 16 * 1024  # of a stream whose reader is slow; one more read of the socket may come on top
-READ_BYTES = 32 * 1024  # of the socket at once; asyncio and uvloop would take 256 KiB
+MAX_BUFFERED_BYTES = 16 * 1024  # of a stream with a slow reader; one read of the socket may be added
+READ_BYTES = 32 * 1024  # of the socket at once; by default asyncio and uvloop read 256 KiB
 _NEVER = float("inf")
 
 
 class Deadlines(NamedTuple):
     """How long a provider may take, in seconds: to a stream's first byte, between two reads, and in total.
 
-    `answer_seconds` is for an answer that is not a stream, from the request to its last byte.
+    `answer_seconds` is for a response without a stream, from the request to its last byte.
     """
 
     first_byte_seconds: float = 120.0
@@ -132,20 +151,19 @@ class Deadlines(NamedTuple):
     answer_seconds: float = 600.0
 
 
-class HttpConnection(IncomingAnswer, asyncio.BufferedProtocol):
-    """A connection and the answer it is taking in: `status`, `content_type`, and the body in parts.
+class HttpConnection(IncomingResponse, asyncio.BufferedProtocol):
+    """A connection and the response that it is reading.
 
-    `is_whole` says that the answer has ended as HTTP says it must. `on_ready`, when it is set, is called in place of
-    waking who awaits `receive`.
+    `on_ready`, if it is set, is called when something can be read, instead of waking the task that awaits `receive`.
     """
 
     __slots__ = (
         "_is_in_use",
         "_is_paused",
-        "_late_writes",
         "_transport",
         "_view",
         "_waiter",
+        "_write_batch",
         "between_seconds",
         "due_at",
         "is_lost",
@@ -156,13 +174,13 @@ class HttpConnection(IncomingAnswer, asyncio.BufferedProtocol):
         "used",
     )
 
-    def __init__(self, view: memoryview, late_writes: WriteBatch | None = None) -> None:
-        """Not connected yet. Reads go into `view`, which all the connections of one loop may share.
-
-        Requests are written at once, or with `late_writes`.
-        """
+    def __init__(
+        self, view: memoryview, write_batch: WriteBatch | None = None, limits: ResponseLimits = RESPONSE_LIMITS
+    ) -> None:
+        """`view`: the read buffer, which all connections of one loop may share. `write_batch`: None writes at once."""
+        self._max_body_bytes, self._max_stream_bytes = limits
         self._view = view
-        self._late_writes = late_writes
+        self._write_batch = write_batch
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[None] | None = None
         self.on_ready: Callable[[], None] | None = None
@@ -176,13 +194,13 @@ class HttpConnection(IncomingAnswer, asyncio.BufferedProtocol):
 
     @property
     def is_reusable(self) -> bool:
-        """Return whether another request may be written: the answer is whole and neither side closed or will."""
+        """Return whether another request may be written: the response is complete, and neither side closes."""
         if not self.is_whole or not self._keeps_alive or self.is_lost or self._transport is None:
             return False
-        return not self._transport.get_write_buffer_size()  # else it answered before it had read the request
+        return not self._transport.get_write_buffer_size()  # else the node responded before it had read the request
 
     def send(self, head: bytes, body: bytes, deadlines: Deadlines, *, wants_stream: bool) -> None:
-        """Write a request, its head without the length; what comes from now on is its answer."""
+        """Write a request; `head` lacks the length. What is received from now on is the response."""
         self._start(wants_stream=wants_stream)
         self._is_in_use = True
         self.used += 1
@@ -194,32 +212,32 @@ class HttpConnection(IncomingAnswer, asyncio.BufferedProtocol):
             self._fault = EgressFault(FaultKind.CONNECTION_LOST, "The node closed the connection.")
             return
         request = b"%bContent-Length: %d\r\n\r\n%b" % (head, len(body), body)
-        if self._late_writes is None:
+        if self._write_batch is None:
             self._transport.write(request)
         else:
-            self._late_writes.write(self._transport, request)
+            self._write_batch.write(self._transport, request)
 
     async def receive(self) -> bytes:
-        """Return what has come of the body: all of it, or of a stream what there is; empty when it is over.
+        """Return the complete body, or of a stream what has arrived; empty at the end.
 
         Raises:
-            EgressFault: the answer broke off, broke a rule or came too late.
+            EgressFault: the response broke off, broke a rule or came too late.
         """
         while not self.is_ready:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
-        return self.take()
+        return self.read_available()
 
     @property
     def is_ready(self) -> bool:
-        """Return whether there is something to take: the whole answer, a part of a stream, or what went wrong."""
+        """Return whether there is something to read: the complete response, a part of a stream, or a fault."""
         return self.is_whole or self._fault is not None or (self.is_stream and bool(self._parts))
 
-    def take(self) -> bytes:
-        """Return as `receive` does what is there, for one whom `on_ready` has called.
+    def read_available(self) -> bytes:
+        """Return what `receive` would return, without waiting; for use in `on_ready`.
 
         Raises:
-            EgressFault: as `receive`.
+            EgressFault: the response broke off, broke a rule or came too late.
         """
         parts = self._parts
         if self._fault is not None and not (self.is_whole or (self.is_stream and parts)):
@@ -233,27 +251,27 @@ class HttpConnection(IncomingAnswer, asyncio.BufferedProtocol):
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def release(self) -> None:
-        """Belong to nobody: whatever comes now is not asked for, and ends the connection."""
+        """End the use by a request: data that arrives now is unsolicited and ends the connection."""
         self._is_in_use = False
         self.on_ready = None
         self._parts = []
-        self._fault = None  # whose traceback holds this connection and the request
+        self._fault = None  # its traceback holds this connection and the request
 
     def fail(self, fault: EgressFault) -> None:
-        """End the exchange and the connection with `fault`, unless it is over already."""
+        """End the response with `fault`, unless it is complete, and close the connection."""
         if self._fault is None and not self.is_whole:
             self._fault = fault
         self.abort()
         self._wake()
 
     def abort(self) -> None:
-        """Close at once."""
+        """Close the connection at once."""
         self.is_lost = True
         if self._transport is not None:
             self._transport.abort()
 
     def overdue(self, now: float) -> EgressFault | None:
-        """Return what the provider is late with at `now` (`time.monotonic`); None when nothing is."""
+        """Return the deadline that the provider has missed at `now` (`time.monotonic`); None when it missed none."""
         if self.is_whole:
             return None
         if now >= self.total_due_at:
@@ -266,24 +284,24 @@ class HttpConnection(IncomingAnswer, asyncio.BufferedProtocol):
             return EgressFault(FaultKind.IDLE_TIMEOUT, "The stream fell silent for too long.")
         return None
 
-    # --- asyncio's side
+    # --- called by asyncio
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Hold the transport, until it is lost."""
+        """Keep the transport until the connection is lost."""
         self._transport = cast("asyncio.Transport", transport)
         self.parser = HttpResponseParser(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio asks so
-        """Lend the place to read into; what is read there is taken in before anything else is read."""
+        """Return the read buffer. It is parsed before the loop reads anything else."""
         return self._view
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Take in a part of the answer."""
+        """Parse a part of the response."""
         if not self._is_in_use or self.is_whole:
-            self.abort()  # nobody asked: it would be read as the next answer
+            self.abort()  # unsolicited: it would be read as the next response
             return
         self.last_read_at = time.monotonic()
-        self.heard = True
+        self.has_received = True
         had_head, body_bytes = self.has_head, self._body_bytes
         try:
             self.parser.feed_data(self._view[:nbytes])
@@ -296,7 +314,7 @@ class HttpConnection(IncomingAnswer, asyncio.BufferedProtocol):
         else:
             self._head_bytes = 0
         if len(self._parts) > self._joins_after:
-            joined = self._joins_after - MAX_PARTS  # the parts that are joined already
+            joined = self._joins_after - MAX_PARTS  # parts that are joined already
             self._parts[joined:] = [b"".join(self._parts[joined:])]
             self._joins_after += 1
         if self._fault is not None:
@@ -310,12 +328,12 @@ class HttpConnection(IncomingAnswer, asyncio.BufferedProtocol):
                 self._transport.pause_reading()
 
     def eof_received(self) -> bool:
-        """Close our side too; over TLS that takes its time, in which nobody may write a request."""
+        """Close our side too. Over TLS that takes a while, in which no request may be written."""
         self.is_lost = True
         return False
 
     def connection_lost(self, error: Exception | None) -> None:
-        """End what was going on: well only if the answer's length was its connection's."""
+        """End the response: successfully only if the connection's end marks the body's end."""
         self.is_lost = True
         if self._is_in_use and not self.is_whole and self._fault is None:
             if error is None and self.has_head and not self._is_framed:
@@ -325,9 +343,9 @@ class HttpConnection(IncomingAnswer, asyncio.BufferedProtocol):
         self._wake()
         if self._transport is not None:
             self._transport = None
-            del self.parser  # it and this connection hold each other, and would until garbage is collected
+            del self.parser  # a cycle, which only garbage collection would free
 
-    # --- inside
+    # --- internal
 
     def _resume(self) -> None:
         self._is_paused = False

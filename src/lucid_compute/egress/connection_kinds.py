@@ -1,4 +1,4 @@
-"""A connection that remembers what was agreed when it was made: for probes, which tell of it."""
+"""Connections for special requests: probes, which report the TLS session, and webhooks, which need only a status."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from lucid_compute.egress.connection import HttpConnection
 
 
 class TlsSession(NamedTuple):
-    """The TLS version, and when the peer's certificate ends; None where it does not say so readably."""
+    """The TLS version, and when the peer's certificate expires; None if that is unreadable."""
 
     version: str
     certificate_expires_at: datetime | None
 
 
-class ObservedConnection(HttpConnection):
+class ProbeConnection(HttpConnection):
     """A connection whose `tls` is its TLS session, None over plain http."""
 
     __slots__ = ("tls",)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Hold the transport, and note what TLS agreed on."""
+        """Keep the transport and the TLS session."""
         super().connection_made(transport)
         self.tls = _session_of(transport)
 
@@ -43,21 +43,21 @@ def _instant(text: str | None) -> datetime | None:
         return None
 
 
-class StatusConnection(HttpConnection):
-    """A connection whose answer is whole with its head; what comes behind it is dropped, and it is used once."""
+class HeadOnlyConnection(HttpConnection):
+    """A connection for one request, whose response is complete with its head; the body is dropped."""
 
     __slots__ = ()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Look at none: how the body is written does not matter."""
+        """Ignore it: the body's framing does not matter."""
 
     def on_headers_complete(self) -> None:
-        """End the answer here, unless another head follows."""
+        """End the response, unless it is an interim one."""
         super().on_headers_complete()
         self.is_whole = self.has_head
 
     def on_body(self, part: bytes) -> None:
-        """Drop it."""
+        """Drop the body."""
 
     def _refuse(self, message: str) -> None:
         if not self.has_head:

@@ -1,4 +1,4 @@
-"""What can go wrong on the way to a provider, told apart by whose fault it is and what to do next."""
+"""Failures of requests to providers, by responsible party and by what to do next."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class FaultKind(StrEnum):
-    """Why an exchange with a provider failed; the values stand in the job ledger and in metrics."""
+    """Why a request to a provider failed. The values are in the job ledger and in metrics."""
 
     ADDRESS_REFUSED = "address_refused"  # the egress policy denies where the name leads
     ROUTING_LOOP = "routing_loop"  # it leads back to this service
@@ -15,12 +15,12 @@ class FaultKind(StrEnum):
     TLS_FAILED = "tls_failed"
     CONNECTION_LOST = "connection_lost"
     FIRST_BYTE_TIMEOUT = "first_byte_timeout"  # of a stream
-    ANSWER_TIMEOUT = "answer_timeout"  # of a whole answer
+    ANSWER_TIMEOUT = "answer_timeout"  # of a response without a stream
     IDLE_TIMEOUT = "idle_timeout"
     TOTAL_TIMEOUT = "total_timeout"
     BAD_RESPONSE = "bad_response"  # not HTTP, not the content that was asked for, or over a limit
-    BAD_STATUS = "bad_status"  # an HTTP status that is not the client's fault
-    BROKEN_STREAM = "broken_stream"  # the stream said itself that it failed, or ended without saying that it is done
+    BAD_STATUS = "bad_status"  # an HTTP status for which the client is not responsible
+    BROKEN_STREAM = "broken_stream"  # it reported an error, or ended without saying that it is done
 
 
 TIMEOUTS = frozenset(
@@ -29,7 +29,7 @@ TIMEOUTS = frozenset(
 
 
 class EgressFault(Exception):
-    """An exchange with a provider failed. The text is for the provider's owner and the log, and quotes no secret."""
+    """A request to a provider failed. The message is for the provider's owner and the log; it quotes no secret."""
 
     def __init__(self, kind: FaultKind, message: str) -> None:
         super().__init__(message)
@@ -38,19 +38,19 @@ class EgressFault(Exception):
 
     @property
     def reason(self) -> str:
-        """What the job ledger says of it."""
+        """The reason in the job ledger."""
         return self.kind.value
 
 
 class ConnectTimedOut(EgressFault):
-    """No address of a provider answered the connection in time."""
+    """No address of a provider accepted the connection in time."""
 
     def __init__(self, authority: str) -> None:
         super().__init__(FaultKind.CONNECT_FAILED, f"{authority} did not answer the connection.")
 
 
 class BadStatus(EgressFault):
-    """A provider answered a status that is its own fault."""
+    """A provider responded with a status for which it is responsible."""
 
     def __init__(self, status: int) -> None:
         super().__init__(FaultKind.BAD_STATUS, f"The node answered status {status}.")
@@ -58,12 +58,12 @@ class BadStatus(EgressFault):
 
     @property
     def reason(self) -> str:
-        """Such as `http_503`."""
+        """The reason in the job ledger, such as `http_503`."""
         return f"http_{self.status}" if 300 <= self.status < 600 else "http_other"  # noqa: PLR2004 - bounded: it is a label too
 
 
 class NotOffered(BadStatus):
-    """A provider answered that it has no such endpoint, or no such model; it may be as healthy as any."""
+    """A provider responded that it lacks the endpoint, or the model if `is_model`. It may be healthy."""
 
     def __init__(self, status: int, *, is_model: bool) -> None:
         super().__init__(status)
@@ -71,5 +71,5 @@ class NotOffered(BadStatus):
 
     @property
     def reason(self) -> str:
-        """Which of the two."""
+        """The reason in the job ledger."""
         return "model_not_offered" if self.is_model else "endpoint_not_offered"

@@ -1,7 +1,7 @@
 """Which provider URLs may be registered and which addresses may be connected to: pure rules, no DNS and no I/O.
 
-A URL is checked when it is registered or changed (`EgressPolicy.check_url`); a name says nothing about where it leads,
-so every address it resolves to is checked again at each connect (`EgressPolicy.check_address`).
+A URL is checked when it is registered or changed (`EgressPolicy.check_url`). A name may resolve to any address, so each
+address is checked again at every connect (`EgressPolicy.check_address`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Network = IPv4Network | IPv6Network
 
 MAX_URL_CHARACTERS = 2048
 DEFAULT_PORTS = {"http": 80, "https": 443}
-# Control planes and databases that answer whoever reaches them: Docker and etcd, MySQL, PostgreSQL, Redis,
+# Control planes and databases that often need no credentials: Docker and etcd, MySQL, PostgreSQL, Redis,
 # the Kubernetes API, Elasticsearch, the kubelet, memcached, MongoDB.
 DENIED_PORTS = frozenset({*range(2375, 2381), 3306, 5432, 6379, 6443, 9200, 10250, 11211, 27017})
 
@@ -28,13 +28,13 @@ METADATA_NAMES = frozenset(
 
 
 def _networks(kind: str, texts: str) -> tuple[tuple[Network, str], ...]:
-    """Pair each network with the words a refusal calls it by."""
+    """Pair each network with its name in refusals."""
     return tuple((ip_network(text), kind) for text in texts.split())
 
 
 _LOOPBACK = _networks("loopback", "127.0.0.0/8 ::1/128")
 _METADATA = "the metadata services of cloud machines"
-# No allow list opens these. Azure's wire server lies in public space, Alibaba's and Oracle's metadata in shared space,
+# No allow list opens these. Azure's wire server is in public space, Alibaba's and Oracle's metadata in shared space,
 # AWS's (EC2, EKS), Google's and Scaleway's IPv6 ones in ULA.
 _NEVER = (
     *_networks("the link-local range", "169.254.0.0/16 fe80::/10"),
@@ -77,7 +77,7 @@ _ENTRY = re.compile(rf"(?:\[(.+)]|([0-9.]+(?:/[0-9]+)?)|([^\[\]]+/[0-9]+))(?::{_
 
 @dataclass(frozen=True, slots=True)
 class ProviderUrl:
-    """A provider's URL in its parts, already checked; `parse_provider_url` makes it."""
+    """A provider's URL in parts. Its syntax is checked: create it with `parse_provider_url`."""
 
     scheme: str
     host: str  # a name or an address in lower case, IPv6 without brackets
@@ -98,17 +98,17 @@ class ProviderUrl:
 
     @property
     def known_addresses(self) -> tuple[Address, ...]:
-        """The addresses that the host means without asking DNS: the literal one, loopback for localhost, or none."""
+        """The addresses of the host that need no DNS: the literal one, loopback for localhost, or none."""
         if self.literal_address is not None:
             return (self.literal_address,)
         return LOOPBACK_ADDRESSES if self.host in LOOPBACK_NAMES or self.host.endswith(".localhost") else ()
 
 
 def parse_provider_url(text: str, *, require_https: bool = False) -> ProviderUrl:
-    """Read a provider's URL once, strictly enough that no other reader finds another host or port in it.
+    """Parse a provider's URL, strictly enough that no other parser finds another host or port in it.
 
     Raises:
-        ValueError: a sentence that says what is wrong and what to send; it quotes neither user name nor password.
+        ValueError: the URL is invalid. The message says what to send, and quotes neither user name nor password.
     """
     _check_characters(text)
     match = re.fullmatch(r"(https?)://([^/]*)(.*)", text, re.IGNORECASE)
@@ -140,29 +140,29 @@ class AllowedNetwork:
 
 
 def parse_allowed_networks(text: str) -> tuple[AllowedNetwork, ...]:
-    """Read `LUCID_EGRESS_ALLOW`: networks separated by commas, each with a port or a range of ports if wanted.
+    """Parse `LUCID_EGRESS_ALLOW`: networks separated by commas, each with an optional port or range of ports.
 
-    Loopback may be listed without effect, because `EgressPolicy.allow_loopback` alone decides about it.
+    Loopback has no effect here: `EgressPolicy.allow_loopback` alone decides about it.
 
     Raises:
-        ValueError: a sentence that quotes the entry and says how to write it.
+        ValueError: an entry is invalid. The message quotes it and says how to write it.
     """
     return tuple(_parse_allowed_network(entry.strip()) for entry in text.split(",")) if text.strip() else ()
 
 
 @dataclass(frozen=True, slots=True)
 class EgressPolicy:
-    """What this service may connect to on a provider's word."""
+    """Which of the URLs and addresses that providers name this service may connect to."""
 
     allow_loopback: bool = False  # True only while the service itself listens on loopback alone
-    allowed: tuple[AllowedNetwork, ...] = ()  # what the operator opens although it is not public
+    allowed: tuple[AllowedNetwork, ...] = ()  # private networks that the operator opens
     require_https: bool = False
 
     def check_url(self, text: str) -> ProviderUrl:
-        """Read a provider's URL and check all that is known of it before its name is resolved.
+        """Parse a provider's URL and check everything that needs no DNS.
 
         Raises:
-            ValueError: a sentence that tells the provider what to send or what the operator can allow.
+            ValueError: the URL is refused. The message says what to send, or what the operator can allow.
         """
         url = parse_provider_url(text, require_https=self.require_https)
         _check_port(url.port)
@@ -171,10 +171,10 @@ class EgressPolicy:
         return url
 
     def check_address(self, address: Address, port: int) -> None:
-        """Return if this service may connect to `address` at `port`; ask for every address a name resolves to.
+        """Check that this service may connect to `address` at `port`; to be called for every address of a name.
 
         Raises:
-            ValueError: a sentence that tells the provider what to do.
+            ValueError: the address is refused. The message says what to do.
         """
         _check_port(port)
         address = _plain(address)
@@ -196,7 +196,7 @@ class EgressPolicy:
 
 
 def _check_characters(text: str) -> None:
-    """Refuse an over-long URL and the characters that URL readers disagree about."""
+    """Refuse an over-long URL and the characters that URL parsers interpret differently."""
     if len(text) > MAX_URL_CHARACTERS:
         raise ValueError(f"The URL is longer than {MAX_URL_CHARACTERS} characters; send a shorter one.")
     for pattern, sentence in _FORBIDDEN_CHARACTERS:
@@ -221,14 +221,14 @@ def _parse_authority(authority: str, default_port: int) -> tuple[str, int]:
 
 
 def _check_port(port: int) -> None:
-    """Refuse the ports where nothing is served over HTTP and much else is."""
+    """Refuse ports where usually other protocols than HTTP are served."""
     if port not in DEFAULT_PORTS.values() and (port not in range(1024, 65536) or port in DENIED_PORTS):
         denied = "2375-2380, 3306, 5432, 6379, 6443, 9200, 10250, 11211 and 27017"
         raise ValueError(f"Port {port} is refused; use 443, 80 or 1024-65535 except {denied}.")
 
 
 def _find_literal_address(host: str) -> Address | None:
-    """Return the address that `host` is, None for a name that may be looked up."""
+    """Return the address that `host` is; None for a name, which needs DNS."""
     try:
         if host.startswith("["):
             return IPv6Address(host[1:-1])
@@ -244,7 +244,7 @@ def _find_literal_address(host: str) -> Address | None:
 
 
 def _parse_base_path(path: str) -> str:
-    """Return the path without a slash and a /v1 at its end."""
+    """Return the path without a final slash and /v1."""
     path = path.removesuffix("/")
     if not _SEGMENTS.fullmatch(path):
         raise ValueError("The path has an empty part or a character that is not allowed there; send one like /v1.")
@@ -254,7 +254,7 @@ def _parse_base_path(path: str) -> str:
 
 
 def _parse_allowed_network(entry: str) -> AllowedNetwork:
-    """Read one entry of `LUCID_EGRESS_ALLOW`."""
+    """Parse one entry of `LUCID_EGRESS_ALLOW`."""
     match = _ENTRY.fullmatch(entry)
     bracketed, ipv4, ipv6, first, last = match.groups() if match else (None,) * 5
     try:
@@ -271,17 +271,17 @@ def _parse_allowed_network(entry: str) -> AllowedNetwork:
 
 
 def _plain(address: Address) -> Address:
-    """Return the address without a zone, an IPv4-mapped one as the IPv4 address it stands for."""
+    """Return the address without a zone, and an IPv4-mapped one as its IPv4 address."""
     return address if isinstance(address, IPv4Address) else address.ipv4_mapped or IPv6Address(int(address))
 
 
 def _find_kind(table: tuple[tuple[Network, str], ...], address: Address) -> str | None:
-    """Return what the table calls the first network that holds `address`."""
+    """Return the name of the first network in the table that contains `address`."""
     return next((kind for network, kind in table if address in network), None)
 
 
 def _carried_ipv4(address: Address) -> tuple[IPv4Address, ...]:
-    """Return the IPv4 addresses inside a tunnel's or a translator's address, none for an ordinary one."""
+    """Return the IPv4 addresses that a tunnel's or translator's address contains; none for an ordinary address."""
     if isinstance(address, IPv4Address):
         return ()
     if any(address in network for network in _IPV4_LAST):

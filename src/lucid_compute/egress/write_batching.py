@@ -1,8 +1,8 @@
-"""Writes that are made together when the loop has read what there was to read.
+"""Write batching: writes are made together at the end of the event loop's turn.
 
-A write to a peer that sleeps wakes it, which costs more than the write: 9 of 48 µs of a small proxied request. Made one
-right after the other, all but the first find the peer awake. Nobody waits longer for it: the loop's turn ends anyway.
-Whoever writes to a transport in another way, or closes it, has to `flush` before.
+A write to a peer that sleeps wakes it, which costs more than the write: 9 of 48 µs of a small proxied request. In a
+batch, all writes except the first find the peer awake. No write is delayed beyond the current turn. Before you write to
+a transport directly, or close it, call `flush`.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ import asyncio
 
 
 class WriteBatch:
-    """What is still to be written in this turn of one loop."""
+    """The writes of one event loop's current turn."""
 
     def __init__(self) -> None:
         self._waiting: list[tuple[asyncio.WriteTransport, bytes]] = []
 
     def write(self, transport: asyncio.WriteTransport, data: bytes) -> None:
-        """Have `data` written to the transport in this turn, unless it is closed by then."""
+        """Write `data` to the transport at the end of this turn, unless it is closed by then."""
         if not self._waiting:
             asyncio.get_running_loop().call_soon(self.flush)
         self._waiting.append((transport, data))
 
     def flush(self) -> None:
-        """Write what waits."""
+        """Make all waiting writes."""
         waiting, self._waiting = self._waiting, []
         for transport, data in waiting:
             if not transport.is_closing():
                 try:
                     transport.write(data)
-                except RuntimeError:  # its end was written already; the others must have theirs all the same
+                except RuntimeError:  # its end was written already; the other transports must still get their data
                     transport.abort()

@@ -1,4 +1,4 @@
-"""One attempt to have a request served: sent to one node, its answer judged, passed on and entered in the ledger."""
+"""One attempt to serve a request: send it to a node, judge the response, pass it on, write the job to the ledger."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from lucid_compute.errors import InvalidRequest
 from lucid_compute.gateway.context import GatewayContext
 from lucid_compute.gateway.event_stream import EventStream
 from lucid_compute.gateway.node_stats import ANY_ENDPOINT
-from lucid_compute.gateway.request import Call, RunningRequest
+from lucid_compute.gateway.request import GatewayRequest, RunningRequest
 from lucid_compute.gateway.tracing import end_attempt
 from lucid_compute.gateway.upstreams import Target
-from lucid_compute.gateway.usage import Usage, believe, charge, count_answer, count_request, find_usage
+from lucid_compute.gateway.usage import Usage, charge, count_request, count_response, find_usage, plausible_usage
 from lucid_compute.registry.fleet.fleet import FleetNode
 from lucid_compute.registry.routing_rules import id_on_node
 from lucid_compute.web.lanes import CutReason
@@ -31,7 +31,7 @@ CLIENTS_OWN = frozenset({400, 413, 422})
 NOT_OFFERED = frozenset({404, 405, 501})
 # How servers say that they have not loaded a model: OpenAI's code; vLLM's, SGLang's, Ollama's and llama-swap's words.
 _NO_MODEL = re.compile(rb'(?is)"model_not_found"|\bmodel\b.{1,600}?(?:not found|does not exist|not available)')
-_LOOKED_AT_BYTES = 4096  # of a refusal, which is a sentence
+_SEARCHED_BYTES = 4096  # of a refusal, which is a sentence
 FULL_SECONDS = 1.0
 MAX_FULL_SECONDS = 30.0
 JSON = b"application/json"
@@ -39,14 +39,14 @@ OK, MULTIPLE_CHOICES = 200, 300  # plain numbers, because HTTPStatus costs a loo
 
 
 class NodeResponse(NamedTuple):
-    """A whole answer to be passed on."""
+    """A complete response to be passed on."""
 
     status: int
     body: bytes
 
     @property
     def refusal(self) -> InvalidRequest | None:
-        """What to say in place of a node that refused the request and did not say why; None when it said."""
+        """The error for a refusal in which the node gave no reason; None when it gave one."""
         if self.body:
             return None
         sentence = f"The node refused the request with status {self.status} and did not say why."
@@ -54,82 +54,84 @@ class NodeResponse(NamedTuple):
 
 
 class Attempt:
-    """The attempt `number` (from 1) of a call, on `node`, or on the model's upstream when it is None."""
+    """The attempt `number` (from 1) of a request, on `node`, or on the model's upstream when it is None."""
 
     __slots__ = (
         "_began_at",
-        "_call",
+        "_context",
         "_job",
         "_node",
         "_node_id",
         "_number",
+        "_number_on_node",
         "_passport",
+        "_request",
         "_span",
         "_stream",
-        "_tools",
-        "_turn",
     )
 
-    def __init__(self, tools: GatewayContext, call: Call, node: FleetNode | None, number: int, now: datetime) -> None:
-        """Dispatch it at `now`, by the database's clock; nothing is sent yet."""
-        self._tools = tools
-        self._call = call
+    def __init__(
+        self, context: GatewayContext, request: GatewayRequest, node: FleetNode | None, number: int, now: datetime
+    ) -> None:
+        """Create its job, dispatched at `now` by the database's clock; nothing is sent yet."""
+        self._context = context
+        self._request = request
         self._node = node
-        # As it was when the node was chosen: its price was held against the request's limit then.
+        # As of the choice of the node, when its price was compared with the request's limit.
         passport = self._passport = None if node is None else node.state.passport
         self._node_id = None if passport is None else passport.id
         self._number = number
-        self._turn = 0  # its number among the node's requests
+        self._number_on_node = 0  # from `FleetStats.record_start`
         self._stream: EventStream | None = None
-        self._span = None if call.span is None else call.span.child("attempt", is_outgoing=True)
+        self._span = None if request.span is None else request.span.child("attempt", is_outgoing=True)
         self._began_at = time.monotonic()
-        self._job = call.exchange.job = Job(
-            id=call.job_id,
+        self._job = request.running.job = Job(
+            id=request.job_id,
             attempt=number,
-            model_id=call.model.id,
-            model_name=call.model.record.name,
+            model_id=request.model.id,
+            model_name=request.model.record.name,
             node_id=self._node_id,
             node_owner=None if node is None else node.record.owner,
-            key_id=call.principal.key_id,
-            consumer=call.principal.owner,
-            endpoint=call.request.endpoint,
-            is_stream=call.request.is_stream,
+            key_id=request.principal.key_id,
+            consumer=request.principal.owner,
+            endpoint=request.inference.endpoint,
+            is_stream=request.inference.is_stream,
             started_at=now,
         )
 
     def begin(self) -> None:
-        """Count the request on its node."""
+        """Count the request as in flight on its node."""
         if self._node_id is not None:
-            self._tools.fleet.replicas.begin(self._node_id)
-            self._turn = self._tools.traffic.note_start(self._node_id)
+            self._context.fleet.replicas.begin(self._node_id)
+            self._number_on_node = self._context.stats.record_start(self._node_id)
 
     def target(self) -> Target:
-        """Return where it is to be sent.
+        """Return where the request is sent.
 
         Raises:
-            EgressFault: nowhere that this service may call.
+            EgressFault: the egress policy forbids the URL, or the model has no upstream.
         """
-        targets = self._tools.targets
+        upstreams = self._context.upstreams
         if self._node is not None:
-            return targets.of_node(self._node)
-        target = targets.of_upstream(self._call.model)
+            return upstreams.of_node(self._node)
+        target = upstreams.of_api_model(self._request.model)
         if target is None:
             raise EgressFault(FaultKind.NAME_UNKNOWN, "The model has no upstream.")
         return target
 
     def send(self, connection: HttpConnection, target: Target) -> None:
-        """Write the request; what the connection takes in from now on is its answer."""
-        request = self._call.request
-        head = target.head(request.endpoint, self._call.job_id)
+        """Write the request; what the connection receives from now on is the response."""
+        inference = self._request.inference
+        head = target.head(inference.endpoint, self._request.job_id)
         if self._span is not None:
             head += b"traceparent: %b\r\n" % self._span.traceparent
-        connection.send(head, self._body(), self._tools.deadlines, wants_stream=request.is_stream)
+        connection.send(head, self._body(), self._context.deadlines, wants_stream=inference.is_stream)
 
     def judge(self, connection: HttpConnection, body: bytes) -> NodeResponse:
-        """Return what a whole answer means to the client, and enter it.
+        """Return what a complete response means to the client, and record it in the job.
 
         Raises:
-            EgressFault: it is one to try the next node after.
+            EgressFault: the node failed; the next one may be tried.
         """
         status, job = connection.status, self._job
         job.status = status
@@ -138,223 +140,223 @@ class Attempt:
             job.outcome, job.reason = Outcome.REJECTED, f"http_{status}"
             return NodeResponse(status, body if is_json and body else b"")
         if status in NOT_OFFERED:
-            raise self._learn_lack(status, body)
+            raise self._record_lack(status, body)
         if not OK <= status < MULTIPLE_CHOICES:
-            self._learn_from(status, connection.retry_after)
+            self._record_full(status, connection.retry_after)
             raise BadStatus(status)
         if not is_json or not body:
             raise EgressFault(FaultKind.BAD_RESPONSE, "The node's answer is not JSON.")
-        self.note_first_byte()
-        self.enter(find_usage(body), body)
+        self.record_first_byte()
+        self.record_tokens(find_usage(body), body)
         job.outcome = Outcome.COMPLETED
         return NodeResponse(status, body)
 
-    def note_first_byte(self) -> None:
-        """Enter how long the answer took to begin, and let choices of a node learn from it."""
+    def record_first_byte(self) -> None:
+        """Record how long the response took to begin, for the job and for the next choices of a node."""
         job = self._job
         job.first_byte_ms = (time.monotonic() - self._began_at) * 1000
         if self._node_id is not None:
-            self._tools.traffic.note_latency(self._node_id, self._call.wanted.kind, job.first_byte_ms)
+            self._context.stats.record_latency(self._node_id, self._request.criteria.kind, job.first_byte_ms)
 
-    def enter(self, usage: Usage | None, body: bytes = b"") -> None:
-        """Enter the tokens: the node's word if it can be so, else our count of what was delivered."""
+    def record_tokens(self, usage: Usage | None, body: bytes = b"") -> None:
+        """Record the tokens: the node's numbers if they are plausible, else our count of what was delivered."""
         job, stream = self._job, self._stream
-        usage = believe(usage, self._call.request)
+        usage = plausible_usage(usage, self._request.inference)
         job.are_tokens_counted = usage is None or usage.tokens_in is None
         if usage is None:
-            delivered = max(stream.pieces, 0) if stream is not None else count_answer(body)
+            delivered = max(stream.pieces, 0) if stream is not None else count_response(body)
             usage = Usage(None, delivered)
-        job.tokens_in = count_request(self._call.request) if usage.tokens_in is None else usage.tokens_in
+        job.tokens_in = count_request(self._request.inference) if usage.tokens_in is None else usage.tokens_in
         job.tokens_out = usage.tokens_out
 
-    def note_success(self) -> None:
-        """Note that the node did what it was asked, or told the client that it could not have."""
+    def record_success(self) -> None:
+        """Record that the node served the request, or refused it as the client's fault."""
         if self._node_id is not None:
-            self._tools.traffic.note_success(self._node_id)
+            self._context.stats.record_success(self._node_id)
 
-    def note_fault(self, fault: EgressFault) -> None:
-        """Note that the node failed, or can't do what was asked, and what was delivered until then."""
+    def record_fault(self, fault: EgressFault) -> None:
+        """Record that the node failed or does not offer what was asked, and what was delivered until then."""
         job = self._job
         job.outcome, job.reason = Outcome.FAILED, fault.reason
         if isinstance(fault, NotOffered):
             job.outcome = Outcome.REJECTED
         if self._node is not None and self._node_id is not None:
             if isinstance(fault, NotOffered) or job.status == HTTPStatus.TOO_MANY_REQUESTS:
-                self._tools.traffic.note_nothing(self._node_id, self._turn)
+                self._context.stats.record_inconclusive(self._node_id, self._number_on_node)
             else:
-                self._tools.traffic.note_failure(self._node, self._turn)
-        if self._stream is not None and self._call.has_begun:
-            self.enter(self._stream.usage)
+                self._context.stats.record_failure(self._node, self._number_on_node)
+        if self._stream is not None and self._request.has_begun:
+            self.record_tokens(self._stream.usage)
 
-    def note_cancelled(self, reason: CutReason) -> None:
-        """Note that it was ended from our side or the client's, which says nothing of the node."""
+    def record_cancelled(self, reason: CutReason) -> None:
+        """Record that the client or this service ended the request, which is no evidence about the node."""
         self._job.outcome, self._job.reason = Outcome.CANCELLED, reason
         if self._node_id is not None:
-            self._tools.traffic.note_nothing(self._node_id, self._turn)
+            self._context.stats.record_inconclusive(self._node_id, self._number_on_node)
 
-    def note_broken(self) -> None:
-        """Note that we failed ourselves."""
+    def record_internal_error(self) -> None:
+        """Record that this service failed."""
         self._job.outcome, self._job.reason = Outcome.FAILED, "internal"
 
     def close(self) -> None:
-        """Count it no longer, and hand the job to the ledger and the tally, its price and the call's cost settled."""
+        """End the attempt: compute its price and tokens, and pass the job to the ledger and the metrics."""
         self._uncount()
         job = self._job
-        if job.outcome is Outcome.CANCELLED and self._stream is not None and self._call.has_begun:
-            self.enter(self._stream.usage)
+        if job.outcome is Outcome.CANCELLED and self._stream is not None and self._request.has_begun:
+            self.record_tokens(self._stream.usage)
         job.latency_ms = (time.monotonic() - self._began_at) * 1000
         if job.tokens_in is not None:
-            self._call.tokens += job.tokens_in + (job.tokens_out or 0)
+            self._request.tokens += job.tokens_in + (job.tokens_out or 0)
             if self._passport is not None:  # an upstream names no price
-                job.price_usd = charge(job, self._passport.price_of(self._call.model.known_as))
-        self._tools.ledger.finish(job)
-        self._tools.tally.note(job)
+                job.price_usd = charge(job, self._passport.price_of(self._request.model.known_as))
+        self._context.ledger.finish(job)
+        self._context.metrics.record(job)
         if self._span is not None:
             end_attempt(self._span, job)
 
     @property
     def can_be_undone(self) -> bool:
-        """Return whether no ledger has heard of it: what ran for so long has reached the node, and died with it."""
+        """Return whether the ledger lacks the job. One in the ledger ran so long that the node had received it."""
         return not self._job.is_written
 
     def undo(self) -> None:
-        """Take back that it was begun: it never reached the node, and no ledger hears of it."""
+        """Undo `begin`: the request never reached the node, and nothing is written to the ledger."""
         self._uncount()
-        self._call.exchange.job = None
+        self._request.running.job = None
         if self._node_id is not None:
-            self._tools.traffic.note_nothing(self._node_id, self._turn)
+            self._context.stats.record_inconclusive(self._node_id, self._number_on_node)
 
     # --- inside
 
     def _uncount(self) -> None:
         if self._node_id is not None:
-            self._tools.fleet.replicas.end(self._node_id)
+            self._context.fleet.replicas.end(self._node_id)
 
     def _body(self) -> bytes:
-        model = self._call.model
+        model = self._request.model
         if self._node is not None:
-            return self._call.request.body_for(id_on_node(model, self._node.state))
-        return self._call.request.body_for(model.record.metadata["upstream"].get("model") or model.record.name)
+            return self._request.inference.body_for(id_on_node(model, self._node.state))
+        return self._request.inference.body_for(model.record.metadata["upstream"].get("model") or model.record.name)
 
-    def _learn_from(self, status: int, retry_after: bytes) -> None:
+    def _record_full(self, status: int, retry_after: bytes) -> None:
         if self._node_id is None:
             return
         if status == HTTPStatus.TOO_MANY_REQUESTS:
             seconds = float(retry_after) if retry_after.isdigit() else FULL_SECONDS
-            self._tools.traffic.note_full(self._node_id, min(seconds, MAX_FULL_SECONDS))
+            self._context.stats.record_full(self._node_id, min(seconds, MAX_FULL_SECONDS))
 
-    def _learn_lack(self, status: int, body: bytes) -> NotOffered:
-        """Learn that the node does not offer what was asked for, and answer that as a fault.
+    def _record_lack(self, status: int, body: bytes) -> NotOffered:
+        """Record that the node does not offer what was asked for; return that as a fault.
 
-        It is learnt of this model alone: another one of the node may well be served at the endpoint, and a client that
-        asks a chat model for embeddings takes them from nobody.
+        It is recorded for this model alone: the node may serve other models at the endpoint. So a client that asks a
+        chat model for embeddings takes them from no other model.
         """
-        request = self._call.request
-        fault = NotOffered(status, is_model=_NO_MODEL.search(body[:_LOOKED_AT_BYTES]) is not None)
-        if self._node_id is not None and not request.names_stored:
-            endpoint = ANY_ENDPOINT if fault.is_model else request.endpoint
-            self._tools.traffic.note_lack(self._node_id, endpoint, self._call.model.id)
+        inference = self._request.inference
+        fault = NotOffered(status, is_model=_NO_MODEL.search(body[:_SEARCHED_BYTES]) is not None)
+        if self._node_id is not None and not inference.names_stored:
+            endpoint = ANY_ENDPOINT if fault.is_model else inference.endpoint
+            self._context.stats.record_lack(self._node_id, endpoint, self._request.model.id)
         return fault
 
 
-def was_closed_before(connection: HttpConnection, fault: EgressFault) -> bool:
-    """Return whether the node closed the connection while it was idle, before it saw the request: nobody's failure."""
-    return fault.kind is FaultKind.CONNECTION_LOST and not (connection.has_head or connection.heard)
+def was_closed_while_idle(connection: HttpConnection, fault: EgressFault) -> bool:
+    """Return whether the node closed the idle connection before it read the request, which is no failure."""
+    return fault.kind is FaultKind.CONNECTION_LOST and not (connection.has_head or connection.has_received)
 
 
-class Ready(NamedTuple):
-    """A node that a request can be sent to at once."""
+class ReadyNode(NamedTuple):
+    """A node with an idle connection: a request can be sent to it at once."""
 
     node: FleetNode
     target: Target
     connection: HttpConnection
 
 
-class HandedOver(NamedTuple):
-    """How a request ends that goes on in a task; `failed` is the node that was tried first and how it failed."""
+class NeedsTask(NamedTuple):
+    """The ending of a fast-path request that continues in a task; `failed` is the first node and its fault, if any."""
 
     failed: tuple[FleetNode, EgressFault] | None
 
 
-Ending = NodeResponse | HandedOver | CutReason | Exception
-OnEnd = Callable[["ExpressExchange", Ending], None]
+Ending = NodeResponse | NeedsTask | CutReason | Exception
+OnEnd = Callable[["TasklessRequest", Ending], None]
 
 
-class ExpressExchange(RunningRequest):
-    """One request without a task. It ends once, and tells `on_end` how."""
+class TasklessRequest(RunningRequest):
+    """A request of the fast path, served without a task. It ends once, and then calls `on_end` with its ending."""
 
-    __slots__ = ("_attempt", "_on_end", "_ready", "_tools", "call")
+    __slots__ = ("_attempt", "_context", "_on_end", "_ready", "request")
 
-    call: Call
-    _ready: Ready
+    request: GatewayRequest
+    _ready: ReadyNode
 
-    def __init__(self, tools: GatewayContext, on_end: OnEnd) -> None:
+    def __init__(self, context: GatewayContext, on_end: OnEnd) -> None:
         super().__init__()
         self.has_body = True
-        self._tools = tools
+        self._context = context
         self._on_end = on_end
         self._attempt: Attempt | None = None
 
     @property
     def node_id(self) -> str:
-        """Who is asked."""
+        """The node that serves the request."""
         return self._ready.node.state.id
 
-    def start(self, call: Call, ready: Ready, now: datetime) -> None:
-        """Send the call to the node."""
-        self.call = call
+    def start(self, request: GatewayRequest, ready: ReadyNode, now: datetime) -> None:
+        """Send the request to the node."""
+        self.request = request
         self._ready = ready
-        attempt = self._attempt = Attempt(self._tools, call, ready.node, 1, now)
+        attempt = self._attempt = Attempt(self._context, request, ready.node, 1, now)
         attempt.begin()
-        ready.connection.on_ready = self._take_in
+        ready.connection.on_ready = self._receive
         attempt.send(ready.connection, ready.target)
 
     def leave(self) -> None:
-        """End it because its client left."""
+        """End the request because its client disconnected."""
         self.end(CutReason.CLIENT_LEFT)
 
     def end(self, reason: CutReason) -> None:
-        """End it from our side, or because the client left: the node is hung up on at once."""
+        """End the request before its response is complete: close the connection to the node at once."""
         attempt = self._attempt
         if attempt is not None:
             self.cut = reason
-            attempt.note_cancelled(reason)
+            attempt.record_cancelled(reason)
             self._finish(attempt)
-            self._tell(reason)
+            self._report(reason)
 
-    def _take_in(self) -> None:
-        """Take the node's answer, or its failure. Nothing may be raised: a transport calls this."""
+    def _receive(self) -> None:
+        """Read the node's response or its failure. This must not raise, because a transport calls it."""
         attempt, connection = self._attempt, self._ready.connection
         if attempt is None or not connection.is_ready:
             return
         ending: Ending
         try:
-            ending = attempt.judge(connection, connection.take())
-            attempt.note_success()
+            ending = attempt.judge(connection, connection.read_available())
+            attempt.record_success()
         except EgressFault as fault:
-            if was_closed_before(connection, fault) and attempt.can_be_undone:
+            if was_closed_while_idle(connection, fault) and attempt.can_be_undone:
                 self._attempt = connection.on_ready = None
                 attempt.undo()
-                self.call.mistrusts_idle = True
-                self._tools.client.give_back(self._ready.target.url, connection)
-                self._tell(HandedOver(None))
+                self.request.avoids_idle = True
+                self._context.client.release(self._ready.target.url, connection)
+                self._report(NeedsTask(None))
                 return
-            attempt.note_fault(fault)
-            ending = HandedOver((self._ready.node, fault.with_traceback(None)))  # which holds this frame
-        except Exception as error:  # noqa: BLE001 - answered as the ordinary lane answers its own failures
-            attempt.note_broken()
+            attempt.record_fault(fault)
+            ending = NeedsTask((self._ready.node, fault.with_traceback(None)))  # its traceback holds this frame
+        except Exception as error:  # noqa: BLE001 - becomes the same response as in a task
+            attempt.record_internal_error()
             ending = error
         self._finish(attempt)
-        self._tell(ending)
+        self._report(ending)
 
-    def _tell(self, ending: Ending) -> None:
+    def _report(self, ending: Ending) -> None:
         self._on_end(self, ending)
-        del self.call  # it holds this too, and both would stay until garbage is collected
+        del self.request  # a cycle, which only garbage collection would free
 
     def _finish(self, attempt: Attempt) -> None:
-        self._attempt = self._ready.connection.on_ready = None  # they hold this, and would until garbage is collected
+        self._attempt = self._ready.connection.on_ready = None  # a cycle, which only garbage collection would free
         attempt.close()
-        self._tools.client.give_back(self._ready.target.url, self._ready.connection)
+        self._context.client.release(self._ready.target.url, self._ready.connection)
 
 
 END_SECONDS = 1.0
@@ -362,48 +364,48 @@ _EVENTS = b"text/event-stream; charset=utf-8"
 
 
 class TaskAttempt(Attempt):
-    """An `Attempt` that takes its own steps."""
+    """An `Attempt` that a task runs."""
 
     __slots__ = ()
 
     async def run(self) -> None:
-        """Return the call.
+        """Serve the request.
 
         Raises:
-            EgressFault: the node failed; whether the client has got a part of its answer is `call.has_begun`.
+            EgressFault: the node failed; `request.has_begun` says whether the client has a part of its response.
         """
         self.begin()
         try:
-            answer = await self._talk()
-            self.note_success()
+            response = await self._send_and_receive()
+            self.record_success()
         except EgressFault as fault:
-            self.note_fault(fault)
+            self.record_fault(fault)
             raise
         except asyncio.CancelledError:
-            self.note_cancelled(self._call.exchange.cut or CutReason.SHUTDOWN)
+            self.record_cancelled(self._request.running.cut or CutReason.SHUTDOWN)
             raise
         except Exception:  # a fault of ours, and the job says so
-            self.note_broken()
+            self.record_internal_error()
             raise
         finally:
             self.close()
-        if answer is not None:
-            if answer.refusal is not None:
-                raise answer.refusal
-            await self._call.start(answer.status, JSON, self._node_id, self._number, len(answer.body))
-            await self._call.write(answer.body, more=False)
+        if response is not None:
+            if response.refusal is not None:
+                raise response.refusal
+            await self._request.start(response.status, JSON, self._node_id, self._number, len(response.body))
+            await self._request.write(response.body, more=False)
 
-    async def _talk(self) -> NodeResponse | None:
-        """Return what the node answers as a whole; None when it was a stream, which is passed on already."""
+    async def _send_and_receive(self) -> NodeResponse | None:
+        """Return the node's complete response; None for a stream, which has been passed on already."""
         target = self.target()
-        client = self._tools.client
-        if not self._call.mistrusts_idle and (connection := client.take_idle(target.url)) is not None:
+        client = self._context.client
+        if not self._request.avoids_idle and (connection := client.acquire_idle(target.url)) is not None:
             try:
                 return await self._exchange(connection, target)
             except EgressFault as fault:
-                if not was_closed_before(connection, fault):
+                if not was_closed_while_idle(connection, fault):
                     raise
-                self._call.mistrusts_idle = True
+                self._request.avoids_idle = True
         return await self._exchange(await client.connect(target.url), target)
 
     async def _exchange(self, connection: HttpConnection, target: Target) -> NodeResponse | None:
@@ -415,16 +417,18 @@ class TaskAttempt(Attempt):
                 return None
             return self.judge(connection, block)
         finally:
-            self._tools.client.give_back(target.url, connection)
+            self._context.client.release(target.url, connection)
 
     async def _relay(self, connection: HttpConnection, block: bytes) -> None:
-        """Pass a stream on, event by event, until the node has said that it is done."""
-        call = self._call
-        stream = self._stream = EventStream(call.request.endpoint, withholds_usage=call.request.adds_usage)
+        """Pass a stream on, event by event, until the node says that it is done."""
+        request = self._request
+        stream = self._stream = self._context.event_stream(
+            request.inference.endpoint, withholds_usage=request.inference.adds_usage
+        )
         self._job.status = connection.status
         while block:
-            events = stream.take_in(block)
-            if stream.failed and not call.has_begun:
+            events = stream.feed(block)
+            if stream.failed and not request.has_begun:
                 break
             if events:
                 is_over = stream.has_ended and connection.is_whole
@@ -432,7 +436,7 @@ class TaskAttempt(Attempt):
                 if is_over:
                     break
                 if stream.has_ended:
-                    await call.write(b"", more=False)
+                    await request.write(b"", more=False)
                     await _await_end(connection)
                     break
             if stream.failed:
@@ -442,21 +446,21 @@ class TaskAttempt(Attempt):
             await self._end(stream)
         if stream.failed:
             raise EgressFault(FaultKind.BROKEN_STREAM, "The node's stream told of an error.")
-        self.enter(stream.usage)
+        self.record_tokens(stream.usage)
         self._job.outcome = Outcome.REJECTED if stream.is_refused else Outcome.COMPLETED
 
     async def _pass_on(self, events: bytes, *, more: bool) -> None:
-        call = self._call
-        if not call.has_begun:
-            self.note_first_byte()
-            await call.start(OK, _EVENTS, self._node_id, self._number)
-        await call.write(events, more=more)
+        request = self._request
+        if not request.has_begun:
+            self.record_first_byte()
+            await request.start(OK, _EVENTS, self._node_id, self._number)
+        await request.write(events, more=more)
 
     async def _end(self, stream: EventStream) -> None:
-        """End a stream whose node has closed the answer.
+        """End a stream after the node's response has ended.
 
         Raises:
-            EgressFault: it never said that it was done.
+            EgressFault: the node never said that the stream is done.
         """
         rest = stream.finish()
         if not stream.has_ended:
@@ -465,7 +469,7 @@ class TaskAttempt(Attempt):
 
 
 async def _await_end(connection: HttpConnection) -> None:
-    """Let the node close a stream that is done, so that the connection can be used again; for a second at most."""
+    """Wait up to a second for the end of a finished response, so that the connection can be used again."""
     connection.total_due_at = time.monotonic() + END_SECONDS
     with suppress(EgressFault):
         while await connection.receive():

@@ -1,4 +1,4 @@
-"""Keeping requests from nodes that fail, and retries from making an outage worse.
+"""Circuit breakers keep requests from failing nodes; a retry budget keeps retries from making an outage worse.
 
 Source: the reliability page: five consecutive failures open a node's breaker for 30 s, doubled each time, with one
 trial; never for more than half of a model's nodes; retries are a tenth of a minute's requests, and never under ten.
@@ -19,17 +19,17 @@ _WINDOW_SECONDS = 60
 
 
 class Breaker:
-    """Whether one node may be sent requests. `now` is `time.monotonic`'s.
+    """The circuit breaker of one node. `now` is an instant of `time.monotonic`.
 
-    Each request has the number that `start` gave it: a trial belongs to one request, and a failure of one that was sent
-    before the breaker opened says nothing of the node since.
-    While it is closed all have the same one, `newest`.
+    `start` gives each request a number. A trial belongs to one request. The failure of a request sent before the
+    breaker opened is no evidence about the node since then. While the breaker is closed, all requests have the same
+    number, `newest`.
     """
 
     __slots__ = (
-        "_answers",
         "_opened_after",
         "_opened_times",
+        "_responds",
         "_trial",
         "_trial_until",
         "failures",
@@ -42,46 +42,46 @@ class Breaker:
         self.open_until = 0.0
         self.newest = 0
         self._opened_times = 0
-        self._opened_after = 0  # the newest request when it opened last
+        self._opened_after = 0  # the newest request when the breaker last opened
         self._trial = 0
         self._trial_until = 0.0
-        self._answers = False  # whether the node began to answer since it opened
+        self._responds = False  # whether the node began a response since the breaker opened
 
     def blocked_seconds(self, now: float) -> float:
-        """Return how long no request may be sent; 0 when one may, though perhaps as a trial."""
+        """Return for how many seconds no request may be sent; 0 when one may, perhaps as a trial."""
         return max(self.open_until, self._trial_until) - now if max(self.open_until, self._trial_until) > now else 0.0
 
     def start(self, now: float, trial_seconds: float) -> int:
-        """Note that a request is sent, and return its number.
+        """Record that a request is sent; return its number.
 
-        After an opening it is a trial, and the only request until it ended or the node began to answer.
+        After the breaker opened the request is a trial: no other is sent until it ends or the node begins to respond.
         """
         if self._opened_times:
             self.newest += 1
-            if now >= self.open_until and not self._answers:
+            if now >= self.open_until and not self._responds:
                 self._trial, self._trial_until = self.newest, now + trial_seconds
         return self.newest
 
-    def answer(self) -> None:
-        """Note that the node began to answer: others are sent requests again, and not only when a long stream ends.
+    def begin_response(self) -> None:
+        """Record that the node began to respond: other requests may be sent, even while a long stream runs.
 
-        What failed is not forgotten before an answer is whole: should the node fail now, it opens at once.
+        Failures count until a response is complete: if the node fails now, the breaker opens at once.
         """
-        self._answers = True
+        self._responds = True
         self.open_until = self._trial_until = 0.0
 
     def succeed(self) -> None:
-        """Close it."""
+        """Close the breaker: the node completed a request."""
         self.failures = self._opened_times = 0
         self.open_until = self._trial_until = 0.0
 
     def withdraw(self, number: int) -> None:
-        """Note that a request ended without saying anything of the node."""
+        """Record that a request ended without evidence about the node."""
         if number == self._trial:
             self._trial_until = 0.0
 
     def fail(self, now: float, may_open: Callable[[], bool], number: int) -> bool:
-        """Count a failure; open when there were enough and `may_open` agrees. Answer whether it opened."""
+        """Count a failure; open after enough of them if `may_open` agrees. Return whether the breaker opened."""
         if self._opened_times and number <= self._opened_after:
             return False
         self.failures += 1
@@ -95,17 +95,17 @@ class Breaker:
         )
         self._opened_after = self.newest
         self._trial_until = 0.0
-        self._answers = False
+        self._responds = False
         return True
 
 
 class RetryBudget:
-    """Second and third attempts of one replica: at most a tenth of the requests of the last minute, but ten always."""
+    """Retries of one replica: at most a tenth of the requests of the last minute, and never fewer than ten."""
 
     def __init__(self) -> None:
-        self._seconds: list[list[int]] = []  # each with requests or retries: which, how many requests, how many retries
+        self._seconds: list[list[int]] = []  # each: the second, its requests, its retries
 
-    def note_request(self, now: float) -> None:
+    def count_request(self, now: float) -> None:
         """Count a request."""
         seconds = self._seconds
         if seconds and seconds[-1][0] == int(now):
@@ -113,8 +113,8 @@ class RetryBudget:
         else:
             self._begin_second(now)[1] += 1
 
-    def take(self, now: float) -> bool:
-        """Take a retry; return False when none is left."""
+    def spend(self, now: float) -> bool:
+        """Spend one retry; return False when none is left."""
         seconds = self._seconds
         this = seconds[-1] if seconds and seconds[-1][0] == int(now) else self._begin_second(now)
         recent = [second for second in seconds if second[0] > this[0] - _WINDOW_SECONDS]

@@ -1,4 +1,4 @@
-"""What attempts to serve a request work with."""
+"""The parts of a replica that the gateway works with."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import NamedTuple
 from lucid_compute.accounting.ledger import JobLedger
 from lucid_compute.egress.client import HttpClient
 from lucid_compute.egress.connection import Deadlines
+from lucid_compute.gateway.event_stream import EventStream
 from lucid_compute.gateway.node_stats import FleetStats
 from lucid_compute.gateway.request_metrics import RequestMetrics
 from lucid_compute.gateway.tracing import Tracer
@@ -16,14 +17,15 @@ from lucid_compute.registry.fleet.fleet import Fleet
 
 
 class GatewayContext(NamedTuple):
-    """One replica's fleet and clock, its way out and what it knows of nodes, the ledger and the tally."""
+    """The collaborators of every attempt to serve a request."""
 
     fleet: Fleet
     clock: DatabaseClock
     client: HttpClient
-    targets: Upstreams
-    traffic: FleetStats
+    upstreams: Upstreams
+    stats: FleetStats
     ledger: JobLedger
     deadlines: Deadlines
-    tally: RequestMetrics
+    metrics: RequestMetrics
     tracer: Tracer | None = None
+    event_stream: type[EventStream] = EventStream

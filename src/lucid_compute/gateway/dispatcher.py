@@ -1,16 +1,15 @@
-"""Choosing a node: of those that the rules let serve a request, the one where it would wait least.
+"""Choosing a node: of those that may serve a request, the one with the least expected wait.
 
-The rules are `routing_rules`'; here is what a replica knows beside them (latency it measured, breakers, requests in
-flight) and how few nodes it has to look at. A model's ring holds nodes that fit, name it and were healthy, so only what
-changes by the moment is asked of each: is its heartbeat young enough, has it room, does it suit the request.
+`routing_rules` decides which nodes may serve. This file adds what one replica measured (latencies, breakers, requests
+in flight) and inspects as few nodes as possible. A model's ring holds nodes that fit, name it and were healthy, so only
+what changes quickly is checked here: is the heartbeat fresh, has the node room, does it suit the request.
 """
 
 from __future__ import annotations
 
-import random
-import time
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from random import Random
 
 from lucid_compute.gateway.node_stats import FleetStats
 from lucid_compute.gateway.request import Criteria
@@ -21,14 +20,14 @@ from lucid_compute.registry.matching_engine import has_serving_compute
 from lucid_compute.registry.routing_rules import NO_POLICY, TIE_SHARE, NodeUsage, is_at_capacity, suits
 from lucid_compute.web.turns import in_batches
 
-FEW = 16  # nodes that are all looked at
-EXPLORED = 64  # of more than that, by a request that explores
-SAMPLE = 8  # of more than that: twice as many cost twice the time, nearly all of it waiting for memory
-AFFINE_NODES = 3  # how many nodes a session tries before it goes where it waits least
+FEW = 16  # up to so many nodes are all inspected
+EXPLORED = 64  # of more nodes, inspected by a request that explores
+SAMPLE = 8  # of more nodes, inspected by any other: twice as many take twice the time, nearly all of it memory
+AFFINE_NODES = 3  # of a session, tried before the node with the least wait
 AFFINE_WAIT = 2.0  # how long a session waits for its own node, as a multiple of the least wait
-AFFINE_SLACK_MS = 30.0  # or how much longer than that: a warm prefix saves more, and noise of a few ms moves nobody
-_ROUNDS = 3  # of samples, before every node is looked at
-_AFFINE_LOOKS = (AFFINE_NODES, 12, 64)  # for a session's own nodes; more where none of the first suits its policy
+AFFINE_SLACK_MS = 30.0  # or so much longer: a warm prefix saves more, and noise of a few ms moves no session
+_ROUNDS = 3  # of samples, before every node is inspected
+_AFFINE_COUNTS = (AFFINE_NODES, 12, 64)  # of a session's own nodes; more where none of the first suits its policy
 _NODES_A_TURN = 500
 
 Candidate = tuple[float, FleetNode]
@@ -37,157 +36,165 @@ Candidate = tuple[float, FleetNode]
 class Dispatcher:
     """Chooses nodes for one replica."""
 
-    def __init__(self, fleet: Fleet, traffic: FleetStats) -> None:
-        """Look at `fleet`, and at what `traffic` knows of its nodes."""
+    def __init__(self, fleet: Fleet, stats: FleetStats, chance: Random | None = None) -> None:
         self._fleet = fleet
-        self._traffic = traffic
+        self._stats = stats
+        self._monotonic = stats.monotonic
+        self._chance = chance or Random()  # noqa: S311 - it breaks ties, and makes no secret
 
-    def find_quickly(self, wanted: Criteria, now: datetime) -> FleetNode | None:
-        """Return the node to send the request to; None when a few looks found none.
+    def find_quickly(self, criteria: Criteria, now: datetime) -> FleetNode | None:
+        """Return the node to send the request to; None when a quick search found none.
 
-        Where there are more than `FEW` nodes, `SAMPLE` of them are looked at, at random: the best of eight is among the
-        best quarter of any fleet nine times in ten, and no two replicas run for the same one.
+        Of more than `FEW` nodes, `SAMPLE` random ones are inspected: the best of eight is among the best quarter of any
+        fleet nine times in ten, and replicas do not all choose the same node.
         """
-        ring = self._fleet.ring_of(wanted.model)
-        if len(ring) > FEW and wanted.policy.node_ids is None:
-            return self._best_of_some(ring, wanted, now)
-        node_ids = ring.all() if wanted.policy.node_ids is None else self._in_order(ring, wanted)
+        ring = self._fleet.ring_of(criteria.model)
+        if len(ring) > FEW and criteria.policy.node_ids is None:
+            return self._best_of_some(ring, criteria, now)
+        node_ids = ring.all() if criteria.policy.node_ids is None else self._in_order(ring, criteria)
         silent: list[str] = []
-        candidates = self._candidates(node_ids, wanted, now - FRESH_WINDOW, silent)
+        candidates = self._candidates(node_ids, criteria, now - FRESH_WINDOW, silent)
         if silent:
-            living = self._living(silent, wanted, now)
-            if not candidates and wanted.policy.route_stale:
+            living = self._living(silent, criteria, now)
+            if not candidates and criteria.policy.route_stale:
                 candidates = living
         if not candidates:
             return None
-        if wanted.session is None or wanted.policy.node_ids is not None:
-            return self._choose(candidates, candidates, wanted)
-        return self._choose_own(candidates, ring, place_of(wanted.session), wanted)
+        if criteria.session is None or criteria.policy.node_ids is not None:
+            return self._choose(candidates, candidates, criteria)
+        return self._choose_own(candidates, ring, place_of(criteria.session), criteria)
 
-    async def find(self, wanted: Criteria, now: datetime) -> FleetNode | None:
-        """Return the node to send the request to, looking at every one: fresh ones first; None when there is none."""
+    async def find(self, criteria: Criteria, now: datetime) -> FleetNode | None:
+        """Return the node to send the request to after inspecting all, fresh ones first; None when there is none."""
         silent: list[str] = []
-        node_ids = self._in_order(self._fleet.ring_of(wanted.model), wanted)
+        node_ids = self._in_order(self._fleet.ring_of(criteria.model), criteria)
         async for some in in_batches(node_ids, _NODES_A_TURN):
-            if fresh := _still_on_ring(self._candidates(some, wanted, now - FRESH_WINDOW, silent), wanted):
-                return _least_wait(fresh, fresh if wanted.session else ())
+            if fresh := _still_on_ring(self._candidates(some, criteria, now - FRESH_WINDOW, silent), criteria):
+                return self._least_wait(fresh, fresh if criteria.session else ())
         async for some in in_batches(silent, _NODES_A_TURN):
-            living = _still_on_ring(self._living(some, wanted, now), wanted)
-            if living and wanted.policy.route_stale:
-                return _least_wait(living, living if wanted.session else ())
-        return self._least_blocked(wanted, now)
+            living = _still_on_ring(self._living(some, criteria, now), criteria)
+            if living and criteria.policy.route_stale:
+                return self._least_wait(living, living if criteria.session else ())
+        return self._least_blocked(criteria, now)
 
-    def usage_of(self, node: FleetNode, wanted: Criteria) -> NodeUsage:
-        """Return what this replica knows of a node, as the rules read it."""
-        in_flight, now = self._fleet.in_flight(node.state.id), time.monotonic()
-        known = self._traffic.nodes.get(node.state.id)
-        if known is None:
+    def usage_of(self, node: FleetNode, criteria: Criteria) -> NodeUsage:
+        """Return what this replica measured of a node, in the form that the rules read."""
+        in_flight, now = self._fleet.in_flight(node.state.id), self._monotonic()
+        node_stats = self._stats.nodes.get(node.state.id)
+        if node_stats is None:
             return NodeUsage(in_flight)
         return NodeUsage(
             in_flight,
-            known.breaker.blocked_seconds(now),
-            max(0.0, known.full_until - now),
-            known.latency_ms(wanted.kind, now),
-            known.lack_of(wanted, now),
+            node_stats.breaker.blocked_seconds(now),
+            max(0.0, node_stats.full_until - now),
+            node_stats.latency_ms(criteria.kind, now),
+            node_stats.lack_of(criteria, now),
         )
 
-    def wait_ms(self, node: FleetNode, wanted: Criteria) -> float:
-        """Return the expected wait on a node, as choices weigh it."""
-        known, kind = self._traffic.find(node.state.id), wanted.kind
-        typical_ms, in_flight = self._traffic.typical_ms(kind), self._fleet.in_flight(node.state.id)
-        return known.wait_ms(kind, in_flight, typical_ms, time.monotonic()) if known else typical_ms
+    def wait_ms(self, node: FleetNode, criteria: Criteria) -> float:
+        """Return the expected wait on a node in milliseconds."""
+        node_stats, kind = self._stats.track(node.state.id), criteria.kind
+        typical_ms, in_flight = self._stats.typical_ms(kind), self._fleet.in_flight(node.state.id)
+        return node_stats.wait_ms(kind, in_flight, typical_ms, self._monotonic()) if node_stats else typical_ms
 
-    def _best_of_some(self, ring: NodeRing, wanted: Criteria, now: datetime) -> FleetNode | None:
-        """Return the best of a few nodes, or the session's own; None when none of them will do."""
+    def _best_of_some(self, ring: NodeRing, criteria: Criteria, now: datetime) -> FleetNode | None:
+        """Return the best of a few nodes, or the session's own; None when none of them may serve."""
         silent: list[str] = []
         candidates: list[Candidate] = []
         for _ in range(_ROUNDS):
-            if candidates := self._candidates(ring.some(SAMPLE), wanted, now - FRESH_WINDOW, silent):
+            if candidates := self._candidates(ring.some(SAMPLE), criteria, now - FRESH_WINDOW, silent):
                 break
         is_any_fresh = True
         if silent:
-            living = self._living(silent, wanted, now)
-            if not candidates and wanted.policy.route_stale:
-                is_any_fresh = has_serving_compute(wanted.model, self._fleet.serving_candidates(wanted.model, now), now)
+            living = self._living(silent, criteria, now)
+            if not candidates and criteria.policy.route_stale:
+                is_any_fresh = has_serving_compute(
+                    criteria.model, self._fleet.serving_candidates(criteria.model, now), now
+                )
                 candidates = [] if is_any_fresh else living
-        if not candidates or wanted.session is None:
-            return self._choose(candidates, (), wanted, (ring, now - FRESH_WINDOW)) if candidates else None
-        place = place_of(wanted.session)
+        if not candidates or criteria.session is None:
+            return self._choose(candidates, (), criteria, (ring, now - FRESH_WINDOW)) if candidates else None
+        place = place_of(criteria.session)
         if is_any_fresh and (home := ring.home_of(place)) is not None:
-            at_home = self._candidates((home,), wanted, now - FRESH_WINDOW, silent)
+            at_home = self._candidates((home,), criteria, now - FRESH_WINDOW, silent)
             if at_home and at_home[0][0] <= _longest_wait(candidates):
-                self._traffic.count_request(wanted.kind)
+                self._stats.count_request(criteria.kind)
                 return at_home[0][1]
-        own = self._own(ring, place, wanted, now, are_fresh=is_any_fresh)
-        return self._choose(candidates, own, wanted) if own else None
+        own = self._own(ring, place, criteria, now, are_fresh=is_any_fresh)
+        return self._choose(candidates, own, criteria) if own else None
 
     def _choose(
         self,
         candidates: list[Candidate],
         own: Sequence[Candidate],
-        wanted: Criteria,
+        criteria: Criteria,
         some_of: tuple[NodeRing, datetime] | None = None,
     ) -> FleetNode:
-        """Return one of the candidates, or of the session's own nodes; now and then not by what is known of it.
+        """Return one of the candidates, or of the session's own nodes; now and then an idle one, to measure it.
 
-        Else a node that was slow once would be sent nothing, and nobody learn that it is slow no more. Where the
-        candidates are only some of a ring, more of it are looked at for that: those heard of since then.
+        Otherwise a node that was slow once would be sent no request, and this replica would never measure that it has
+        recovered. `some_of` names the ring that the candidates are a sample of, and since when its nodes are fresh:
+        an exploration inspects more of that ring.
         """
-        traffic, kind = self._traffic, wanted.kind
-        chosen = _least_wait(candidates, own if wanted.session else ())
-        wanted.explores = False
-        if traffic.count_request(kind):
+        stats, kind = self._stats, criteria.kind
+        chosen = self._least_wait(candidates, own if criteria.session else ())
+        criteria.is_exploration = False
+        if stats.count_request(kind):
             if some_of is not None:
                 ring, since = some_of
-                candidates = self._candidates(ring.some(EXPLORED), wanted, since, [])
-            explored = traffic.stalest(kind, [node for _, node in (own[:1] if wanted.session else candidates)])
-            traffic.note_exploring(kind)  # also when there is nothing to explore: then it is not looked for each time
+                candidates = self._candidates(ring.some(EXPLORED), criteria, since, [])
+            explored = stats.least_recently_measured(
+                kind, [node for _, node in (own[:1] if criteria.session else candidates)]
+            )
+            stats.record_exploration(kind)  # even if no node is idle: then the next request need not search
             if explored is not None and explored is not chosen:
-                wanted.explores = True
+                criteria.is_exploration = True
                 return explored
         return chosen
 
-    def _choose_own(self, candidates: list[Candidate], ring: NodeRing, place: int, wanted: Criteria) -> FleetNode:
-        """Return the session's own node, of candidates that are all there are; the order of others only if need be."""
+    def _choose_own(self, candidates: list[Candidate], ring: NodeRing, place: int, criteria: Criteria) -> FleetNode:
+        """Return the session's own node; `candidates` are all nodes of the ring that may serve."""
         home = self._fleet.find_node(ring.home_of(place) or "")
         longest = _longest_wait(candidates)
         for wait, node in candidates:
             if node is home and wait <= longest:
-                self._traffic.count_request(wanted.kind)
+                self._stats.count_request(criteria.kind)
                 return node
         by_id = {candidate[1].state.id: candidate for candidate in candidates}
         own = [by_id[node_id] for node_id in ring.of_session(place, len(ring)) if node_id in by_id]
-        return self._choose(candidates, own, wanted)
+        return self._choose(candidates, own, criteria)
 
-    def _own(self, ring: NodeRing, place: int, wanted: Criteria, now: datetime, *, are_fresh: bool) -> list[Candidate]:
-        """Return the session's own nodes that may take the request, the first one before the next."""
-        for count in _AFFINE_LOOKS:
+    def _own(
+        self, ring: NodeRing, place: int, criteria: Criteria, now: datetime, *, are_fresh: bool
+    ) -> list[Candidate]:
+        """Return the session's own nodes that may take the request, in their order of preference."""
+        for count in _AFFINE_COUNTS:
             silent: list[str] = []
-            own = self._candidates(ring.of_session(place, count), wanted, now - FRESH_WINDOW, silent)
+            own = self._candidates(ring.of_session(place, count), criteria, now - FRESH_WINDOW, silent)
             if not are_fresh:
-                own = self._living(silent, wanted, now)
+                own = self._living(silent, criteria, now)
             if own:
                 return own
         return []
 
-    def _in_order(self, ring: NodeRing, wanted: Criteria) -> list[str]:
-        """Return all nodes that come into question, in the order of the request's session, else from any of them on.
+    def _in_order(self, ring: NodeRing, criteria: Criteria) -> list[str]:
+        """Return all eligible nodes in the order of the request's session; without one, from a random node on.
 
-        Not always from the same one: then the first ones would be worked hard and the last ones never.
+        Starting at the same node each time would overload the first nodes and never use the last.
         """
-        place = random.getrandbits(64) if wanted.session is None else place_of(wanted.session)
-        named = wanted.policy.node_ids
+        place = self._chance.getrandbits(64) if criteria.session is None else place_of(criteria.session)
+        named = criteria.policy.node_ids
         if named is None:
-            in_order = ring.onward_from if wanted.session is None else ring.of_session
+            in_order = ring.onward_from if criteria.session is None else ring.of_session
             return in_order(place, len(ring))
         nodes = filter(None, map(self._fleet.find_node, named))
-        node_ids = [node.state.id for node in nodes if _is_on_ring(node, wanted)]
+        node_ids = [node.state.id for node in nodes if _is_on_ring(node, criteria)]
         return rendezvous(place, [(place_of(node_id), node_id) for node_id in node_ids])
 
-    def _living(self, node_ids: Iterable[str], wanted: Criteria, now: datetime) -> list[Candidate]:
-        """Return the live nodes that may take the request, each with its wait; those not live leave the rings."""
+    def _living(self, node_ids: Iterable[str], criteria: Criteria, now: datetime) -> list[Candidate]:
+        """Return the live nodes that may take the request, each with its wait; remove dead ones from the rings."""
         dead: list[str] = []
-        living = self._candidates(node_ids, wanted, self._fleet.live_since(now), dead)
+        living = self._candidates(node_ids, criteria, self._fleet.live_since(now), dead)
         for node_id in dead:
             if (node := self._fleet.find_node(node_id)) is not None:
                 self._fleet.remove_from_rings(node)
@@ -196,85 +203,84 @@ class Dispatcher:
     def _candidates(
         self,
         node_ids: Iterable[str],
-        wanted: Criteria,
+        criteria: Criteria,
         since: datetime,
         older: list[str],
         *,
         minds_breaker: bool = True,
     ) -> list[Candidate]:
-        """Return the nodes heard of at `since` or later that may take the request, each with its wait.
+        """Return the nodes with a heartbeat at `since` or later that may take the request, each with its wait.
 
-        Those that were last heard of before that are put into `older`. Hot: each line costs a tenth of a microsecond.
+        Nodes with an older heartbeat are appended to `older`. Hot: each line costs a tenth of a microsecond.
         """
-        traffic, count_in_flight = self._traffic, self._fleet.replicas.in_flight
-        kind, policy, tried = wanted.kind, wanted.policy, wanted.tried
-        look_up, typical_ms, now = traffic.nodes.get, traffic.typical_ms(kind), time.monotonic()
+        stats, count_in_flight = self._stats, self._fleet.replicas.in_flight
+        kind, policy, tried = criteria.kind, criteria.policy, criteria.tried
+        look_up, typical_ms, now = stats.nodes.get, stats.typical_ms(kind), self._monotonic()
         found = []
         for node_id in node_ids:
-            known = look_up(node_id) or traffic.find(node_id)
-            if known is None:
+            node_stats = look_up(node_id) or stats.track(node_id)
+            if node_stats is None:
                 continue
-            node = known.node
-            if known.state is not node.state:
-                known.read()
-            if known.received_at < since:
+            node = node_stats.node
+            if node_stats.state is not node.state:
+                node_stats.read_state()
+            if node_stats.received_at < since:
                 older.append(node_id)
                 continue
             in_flight = count_in_flight(node_id)
-            if is_at_capacity(known.limit, in_flight) or node_id in tried:
+            if is_at_capacity(node_stats.limit, in_flight) or node_id in tried:
                 continue
-            if known.has_doubts:
-                known.forget_old_doubts(now)
-                if not known.may_serve(wanted, now, minds_breaker=minds_breaker):
+            if node_stats.has_doubts:
+                node_stats.forget_old_doubts(now)
+                if not node_stats.may_serve(criteria, now, minds_breaker=minds_breaker):
                     continue
-            if policy is NO_POLICY or suits(wanted.model, node.state, known.latency_ms(kind, now), policy):
-                found.append((known.wait_ms(kind, in_flight, typical_ms, now), node))
+            if policy is NO_POLICY or suits(criteria.model, node.state, node_stats.latency_ms(kind, now), policy):
+                found.append((node_stats.wait_ms(kind, in_flight, typical_ms, now), node))
         return found
 
-    def _least_blocked(self, wanted: Criteria, now: datetime) -> FleetNode | None:
-        """Return the blocked node to try first, when the breakers hold more than half of a model's nodes.
+    def _least_blocked(self, criteria: Criteria, now: datetime) -> FleetNode | None:
+        """Return the blocked node to try first, if breakers block more than half of a model's live nodes; else None.
 
-        They open for half of them at most; that more are blocked is because others went away since.
+        Breakers open for at most half of a model's nodes. More are blocked only if other nodes have left since.
         """
-        blocked = [node.state.id for node in self._traffic.blocked_on(wanted.model.id)]
+        blocked = [node.state.id for node in self._stats.blocked_on(criteria.model.id)]
         live_since = self._fleet.live_since(now)
-        since = live_since if wanted.policy.route_stale else now - FRESH_WINDOW
-        free = [node for _, node in self._candidates(blocked, wanted, since, [], minds_breaker=False)]
+        since = live_since if criteria.policy.route_stale else now - FRESH_WINDOW
+        free = [node for _, node in self._candidates(blocked, criteria, since, [], minds_breaker=False)]
         if not free:
             return None
-        nodes = map(self._fleet.find_node, self._fleet.ring_of(wanted.model).all())
+        nodes = map(self._fleet.find_node, self._fleet.ring_of(criteria.model).all())
         live_count = sum(node is not None and node.state.is_live(live_since) for node in nodes)
         if len(blocked) * 2 <= live_count:
             return None
-        return min(free, key=lambda node: self._traffic.blocked_seconds(node.state.id))
+        return min(free, key=lambda node: self._stats.blocked_seconds(node.state.id))
+
+    def _least_wait(self, candidates: list[Candidate], own: Sequence[Candidate] = ()) -> FleetNode:
+        """Return the first of the session's own nodes unless its wait is far longer, else a node with the least wait.
+
+        The latter is a random node of those whose wait is at most a quarter longer than the least.
+        """
+        least = min([wait for wait, _ in candidates])
+        if own:
+            longest = _longest_wait(candidates)
+            for wait, node in own[:AFFINE_NODES]:
+                if wait <= longest:
+                    return node
+        longest = least * (1.0 + TIE_SHARE)
+        tied = [node for wait, node in candidates if wait <= longest]
+        return tied[int(self._chance.random() * len(tied))]
 
 
-def _still_on_ring(candidates: list[Candidate], wanted: Criteria) -> list[Candidate]:
-    """Return the nodes without those that left the ring while others were answered: they may be draining."""
-    return [candidate for candidate in candidates if _is_on_ring(candidate[1], wanted)]
+def _still_on_ring(candidates: list[Candidate], criteria: Criteria) -> list[Candidate]:
+    """Return the candidates still on the ring: a node that left during the search may be draining."""
+    return [candidate for candidate in candidates if _is_on_ring(candidate[1], criteria)]
 
 
-def _is_on_ring(node: FleetNode, wanted: Criteria) -> bool:
-    return node.capability_class.has_on_ring(node.state.id, wanted.model.id)
-
-
-def _least_wait(candidates: list[Candidate], own: Sequence[Candidate] = ()) -> FleetNode:
-    """Return the first of the session's own nodes unless it would wait far longer there, else one with the least wait.
-
-    That is a node at random among those whose wait is at most a quarter longer than the least.
-    """
-    least = min([wait for wait, _ in candidates])
-    if own:
-        longest = _longest_wait(candidates)
-        for wait, node in own[:AFFINE_NODES]:
-            if wait <= longest:
-                return node
-    longest = least * (1.0 + TIE_SHARE)
-    tied = [node for wait, node in candidates if wait <= longest]
-    return tied[int(random.random() * len(tied))]  # noqa: S311 - a tie is broken, no secret made
+def _is_on_ring(node: FleetNode, criteria: Criteria) -> bool:
+    return node.capability_class.has_on_ring(node.state.id, criteria.model.id)
 
 
 def _longest_wait(candidates: list[Candidate]) -> float:
-    """Return how long a session waits for a node of its own before it goes where it would wait least."""
+    """Return how many milliseconds a session may wait for a node of its own instead of the node with the least wait."""
     least = min([wait for wait, _ in candidates])
     return max(least * AFFINE_WAIT, least + AFFINE_SLACK_MS)

@@ -1,6 +1,6 @@
-"""A node's event stream on its way to the client: whole events only, its usage read, its end known.
+"""A node's event stream on its way to the client: passes on complete events, reads the usage, recognises the end.
 
-Works on blocks of bytes, each with many events when the node is fast: per event nothing is done but in C.
+It works on blocks of bytes, each with many events when the node is fast: work per event is done only in C.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ MAX_EVENT_BYTES = 1024 * 1024
 _EVENT_ENDS = re.compile(rb"(?<=\n\n)|(?<=\n\r\n)")
 _NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
 _DONE = re.compile(rb"(?:^|\n)data: ?\[DONE\]")
-# A quote inside JSON text is escaped and so is a line's end: what begins a line, or is a quoted key, is no text.
+# Inside JSON text quotes and line ends are escaped: what begins a line, or is a quoted key, is not text.
 _ERROR = re.compile(
     rb'(?:^|\n)(?P<event>data: ?\{\s*"(?:error"\s*:\s*[{"]|(?:object|type)"\s*:\s*"error")'
     rb"|event: ?error\r?\n|error: ?\{)"  # the last is llama.cpp's of 2024, and its forks'
@@ -26,7 +26,7 @@ _RESPONSE_END = re.compile(rb'"type"\s*:\s*"response\.(completed|incomplete|fail
 _CODE = re.compile(rb'"code"\s*:\s*"?(\d{3})\b')
 _CLIENTS_OWN = frozenset({b"400", b"413", b"422"})
 _DONE_BYTES = 32
-# What stands before a piece of text in the events of an endpoint: each is about one token.
+# What precedes a piece of text in the events of an endpoint: each piece is about one token.
 _PIECES: dict[str, tuple[bytes, ...]] = {
     "chat/completions": (b'content":"', b'"arguments":"'),  # also reasoning_content
     "completions": (b'"text":"',),
@@ -37,11 +37,12 @@ _STYLE = re.compile(rb'data: ?\{\s*"[^"]*":( ?)')
 
 
 class EventStream:
-    """Takes in blocks and gives back what may be passed on.
+    """Parses blocks of a stream and returns what may be passed on.
 
-    `has_ended`: the node said that it is done. `failed`: an event of the node, which is not passed on, said that it
-    can't go on. `is_refused`: it said that the request is at fault.
-    `pieces` counts what was passed on of the text, which is about a token each.
+    - `has_ended`: the node said that it is done.
+    - `failed`: the node reported an error of its own; that event is not passed on.
+    - `is_refused`: the node reported that the request is invalid.
+    - `pieces`: how many pieces of text were passed on, each about one token.
     """
 
     __slots__ = (
@@ -58,7 +59,7 @@ class EventStream:
     )
 
     def __init__(self, endpoint: str, *, withholds_usage: bool) -> None:
-        """Start at the beginning. `withholds_usage`: we asked for it and the client did not."""
+        """`withholds_usage`: the gateway asked for the usage and the client did not."""
         self._endpoint = endpoint
         self._withholds_usage = withholds_usage
         self._rest = bytearray()
@@ -68,28 +69,28 @@ class EventStream:
         self.pieces = 0
         self._pieces: tuple[bytes, ...] = ()
 
-    def take_in(self, block: bytes) -> bytes:
-        """Return the whole events that `block` completes, without a usage that nobody asked for.
+    def feed(self, block: bytes) -> bytes:
+        """Return the events that `block` completes, without a usage that the client did not ask for.
 
         Raises:
-            EgressFault: an event is longer than it may be.
+            EgressFault: an event is over 1 MiB.
         """
         if self._rest or (block[-2:] != b"\n\n" and block[-4:] != b"\r\n\r\n"):
             block = self._complete(block)
-        return self._look_at(block) if block else b""
+        return self._inspect(block) if block else b""
 
     def finish(self) -> bytes:
-        """Return what is left when the node has ended without a blank line, if it is a whole event."""
+        """Return the rest if the node ended without a blank line and the rest is a complete event."""
         rest = bytes(self._rest)
         self._rest.clear()
         if _DONE.search(self._last):
-            self.has_ended = True  # with something behind it
+            self.has_ended = True  # data followed it in the last block
         if not rest.strip():
             return rest  # half of a blank line
-        return self._look_at(rest.rstrip() + b"\n\n") if _DONE.search(rest) else b""
+        return self._inspect(rest.rstrip() + b"\n\n") if _DONE.search(rest) else b""
 
     def _complete(self, block: bytes) -> bytes:
-        """Return the whole events so far, and keep the rest. Only what is new is searched: it may come in bytes."""
+        """Return the complete events, and keep the rest. Only new bytes are searched: they may come one by one."""
         rest = self._rest
         start = max(0, len(rest) - 2)
         rest += block
@@ -101,7 +102,7 @@ class EventStream:
             raise EgressFault(FaultKind.BAD_RESPONSE, f"An event of the stream is over {MAX_EVENT_BYTES} bytes.")
         return events
 
-    def _look_at(self, block: bytes) -> bytes:
+    def _inspect(self, block: bytes) -> bytes:
         if block.find(b'"usage"') >= 0:
             block = self._read_usage(block)
         if b"[DONE]" in block[-_DONE_BYTES:] and _DONE.search(block, max(0, len(block) - _DONE_BYTES - 2)):
@@ -112,13 +113,13 @@ class EventStream:
                 block = self._stop_at(block, end.start())
         if block.find(b"error") >= 0 and (found := _ERROR.search(block)):
             block = self._stop_at(block, found.start("event"))
-        for piece in self._pieces or self._know_pieces(block):
+        for piece in self._pieces or self._learn_style(block):
             self.pieces += block.count(piece)
         self._last = block
         return block
 
     def _stop_at(self, block: bytes, at: int) -> bytes:
-        """Return what comes before the node's error; or all, when that is the client's own, which it should see."""
+        """Return what precedes the node's error, or the complete block if the client is responsible for the error."""
         before = b""
         for event in _EVENT_ENDS.split(block):
             if len(before) + len(event) > at:
@@ -131,19 +132,21 @@ class EventStream:
         self.failed, self.has_ended = True, False
         return before
 
-    def _know_pieces(self, block: bytes) -> tuple[bytes, ...]:
-        """Return what stands before each piece of text, as this node writes JSON; nothing before it has written any."""
+    def _learn_style(self, block: bytes) -> tuple[bytes, ...]:
+        """Return what precedes each piece of text as this node formats JSON; nothing before its first event."""
         if (style := _STYLE.search(block)) is None:
             return ()
         no_piece, self._pieces = _NO_PIECE, _PIECES.get(self._endpoint, ())
         if style[1]:
             no_piece = no_piece.replace(b":", b": ")
             self._pieces = tuple(piece.replace(b":", b": ") for piece in self._pieces)
-        self.pieces -= block.count(no_piece, style.start(), block.find(b"\n", style.end()))  # it only names the role
+        self.pieces -= block.count(
+            no_piece, style.start(), block.find(b"\n", style.end())
+        )  # the first chunk only names the role
         return self._pieces
 
     def _read_usage(self, block: bytes) -> bytes:
-        """Return the block without events that hold nothing but a usage which the client did not ask for."""
+        """Return the block without events that contain only a usage which the client did not ask for."""
         self.usage = find_usage(block) or self.usage
         if not self._withholds_usage or not _NO_CHOICES.search(block):
             return block
@@ -152,12 +155,12 @@ class EventStream:
 
 
 def _blank_lines_of(event: bytes) -> bytes:
-    """Return what stands before an event: half of a blank line that was cut in two belongs to the one before."""
+    """Return the line ends before an event: half of a blank line that was cut in two belongs to the previous event."""
     return event[: len(event) - len(event.lstrip(b"\r\n"))]
 
 
 def error_event(endpoint: str, error: dict[str, Any]) -> bytes:
-    """Return the event that ends a broken stream, as OpenAI's clients raise it."""
+    """Return the event that ends a broken stream; OpenAI's clients raise it as an error."""
     if endpoint == "responses":
         flat = {name: error["error"].get(name) for name in ("code", "message", "param")}
         return b"event: error\ndata: " + json.dumps({"type": "error", **flat, **error}).encode() + b"\n\n"

@@ -37,13 +37,13 @@ async def match(
     model = fleet.get_model(body.model)
     policy = NO_POLICY if body.lucid is None else policy_of(body.lucid)
     session = f"{principal.owner} {body.user}" if body.user else None
-    wanted = Criteria(model, policy, session=session)
+    criteria = Criteria(model, policy, session=session)
     now = clock.now()
     dispatcher = gateway.dispatcher
-    ranking = await rank(fleet, dispatcher, wanted, now)
+    ranking = await rank(fleet, dispatcher, criteria, now)
     shortlist = [_view(ranked) for ranked in ranking.shortlist]
     chosen = shortlist[0] if shortlist else None
-    if session is not None and (node := dispatcher.find_quickly(wanted, now)) is not None:
+    if session is not None and (node := dispatcher.find_quickly(criteria, now)) is not None:
         chosen = next((view for view in shortlist if view.passport_id == node.state.id), chosen)
     return MatchAnswer(
         model=model.record.name,

@@ -1,9 +1,9 @@
-"""What this replica learnt of each node by sending it requests: how fast it answers, and whether it fails."""
+"""What this replica measured of each node by sending it requests: how fast it responds, and whether it fails."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from operator import itemgetter
 
@@ -13,29 +13,28 @@ from lucid_compute.registry.fleet.fleet import Fleet, FleetNode
 from lucid_compute.registry.routing_rules import limit_of, stretch_of
 
 NEWEST_WEIGHT = 0.2
-BETTER_WEIGHT = 0.5  # of one that is better than what was known: what made the node slow seems to be over
-BETTER_SECONDS = 10.0  # after which such a one counts for all
-EXPLORE_EVERY = 50  # requests of a kind: one of them may go to a node that would not be chosen by what is known of it
-EXPLORE_SECONDS = 0.1  # and at most one in so long
+BETTER_WEIGHT = 0.5  # of a latency below the known one: what made the node slow seems to be over
+BETTER_SECONDS = 10.0  # after which a better latency replaces the known one
+EXPLORE_EVERY = 50  # requests of a kind, of which one may go to a node that its statistics would not choose
+EXPLORE_SECONDS = 0.1  # between two explorations of a kind, at least
 FORGET_SECONDS = 60.0
 TRIAL_SECONDS = 30.0
-UNMEASURED_MS = 100.0  # as a model on a GPU; only its proportion to the slack of sessions matters
+UNMEASURED_MS = 100.0  # as of a model on a GPU; only its proportion to the slack of sessions matters
 SHUN_SECONDS = 1.0
-SHUN_FACTOR = 100.0  # a node that fails at once has nothing in flight, and would draw every request to it
+SHUN_FACTOR = 100.0  # a node that fails at once has nothing in flight, and would attract every request
 LACK_SECONDS = 60.0  # after which a node is asked again for what it did not offer
-ANY_ENDPOINT = ""  # of a model that the node does not have
+ANY_ENDPOINT = ""  # in `lacks`: the node does not have the model at all
 Kind = tuple[str, bool]
 _NEVER = datetime.min.replace(tzinfo=UTC)
 
 
 class NodeStats:
-    """One node: its breaker, until when it said to be full, what it lacks and its latencies.
+    """Statistics of one node: its breaker, until when it is full, what it lacks, and its latencies.
 
-    `lacks` says until when an endpoint, or `ANY_ENDPOINT`, is taken not to be offered for a model, by its id.
-
-    `has_doubts` while any of the first three may keep a request from it. One that failed is shunned for a second: the
-    last choice. Beside that, what choices weigh of `state`, so that it is read once for each heartbeat and not at each
-    look.
+    - `lacks`: until when an endpoint, or `ANY_ENDPOINT`, counts as not offered for a model (by its id).
+    - `has_doubts`: the breaker, `full_until` or `lacks` may keep a request from the node.
+    - `shunned_until`: a node that failed is the last choice for a second.
+    - `received_at`, `limit`, `stretch`: read from `state` once per heartbeat instead of once per request.
     """
 
     __slots__ = (
@@ -59,43 +58,44 @@ class NodeStats:
         self.lacks: dict[tuple[str, str], float] = {}
         self.has_doubts = False
         self.latencies: dict[Kind, tuple[float, float]] = {}
-        self.read()
+        self.read_state()
 
-    def read(self) -> None:
-        """Hold what choices weigh of the node's state as it is now: how old its heartbeat is, and what it takes."""
+    def read_state(self) -> None:
+        """Read the age of the heartbeat, the limit and the stretch from the node's current state."""
         state = self.state = self.node.state
         self.received_at = state.last_heartbeat.received_at if state.last_heartbeat else _NEVER
         self.limit = limit_of(state)
         self.stretch = stretch_of(state)
 
-    def may_serve(self, wanted: Criteria, now: float, *, minds_breaker: bool = True) -> bool:
-        """Return whether nothing that was learnt keeps the request from the node; `now` is `time.monotonic`'s."""
-        if self.full_until > now or (self.lacks and self.lack_of(wanted, now) is not None):
+    def may_serve(self, criteria: Criteria, now: float, *, minds_breaker: bool = True) -> bool:
+        """Return whether the node may be sent the request; `now` is an instant of `time.monotonic`."""
+        if self.full_until > now or (self.lacks and self.lack_of(criteria, now) is not None):
             return False
         return not minds_breaker or not self.breaker.failures or not self.breaker.blocked_seconds(now)
 
-    def lack_of(self, wanted: Criteria, now: float) -> str | None:
-        """Return what of the wanted the node does not offer, an endpoint or `ANY_ENDPOINT`; None when nothing."""
-        for endpoint in (wanted.endpoint, ANY_ENDPOINT):
-            if self.lacks.get((endpoint, wanted.model.id), 0.0) > now:
+    def lack_of(self, criteria: Criteria, now: float) -> str | None:
+        """Return what the node does not offer: the endpoint, or `ANY_ENDPOINT`; None when it lacks nothing."""
+        for endpoint in (criteria.endpoint, ANY_ENDPOINT):
+            if self.lacks.get((endpoint, criteria.model.id), 0.0) > now:
                 return endpoint
         return None
 
     def forget_old_doubts(self, now: float) -> None:
-        """Forget what the node did not offer long ago, and drop `has_doubts` when nothing stands against it now."""
+        """Forget what the node lacked too long ago, and clear `has_doubts` when no doubt is left."""
         if self.lacks:
             self.lacks = {key: until for key, until in self.lacks.items() if until > now}
         self.has_doubts = self.full_until > now or bool(self.lacks or self.breaker.failures)
 
     def latency_ms(self, kind: Kind, now: float) -> float | None:
-        """Return the time to the first byte of such requests; None before the first, and when the last is long ago."""
-        known = self.latencies.get(kind)
-        return known[0] if known and now - known[1] < FORGET_SECONDS else None
+        """Return the time to the first byte of such requests; None when none was measured in the last minute."""
+        measured = self.latencies.get(kind)
+        return measured[0] if measured and now - measured[1] < FORGET_SECONDS else None
 
     def wait_ms(self, kind: Kind, in_flight: int, typical_ms: float, now: float) -> float:
-        """Return the expected wait, by the latency that was measured, less and less as that grows old.
+        """Return the expected wait in milliseconds.
 
-        After a minute, and before the first measurement, a node counts as typical.
+        The measured latency counts less as it ages. After a minute, and before the first measurement, the node counts
+        as typical.
         """
         measured = self.latencies.get(kind)
         latency_ms = typical_ms
@@ -108,7 +108,7 @@ class NodeStats:
 
 
 class KindStats:
-    """Requests that take alike long: how long typically, how many came since one explored, and when that was."""
+    """Requests of one model, streamed or not: their typical latency, and when and how long ago one explored."""
 
     __slots__ = ("explored_at", "typical_ms", "unexplored")
 
@@ -119,85 +119,85 @@ class KindStats:
 
 
 class FleetStats:
-    """What one replica knows of every node that it sent requests to, or thought of sending them to."""
+    """Statistics of every node that this replica considered for a request, or sent one."""
 
-    def __init__(self, fleet: Fleet) -> None:
-        """Know nothing yet of the nodes of `fleet`."""
+    def __init__(self, fleet: Fleet, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self.monotonic = monotonic
         self._fleet = fleet
         self.nodes: dict[str, NodeStats] = {}
         self._kinds: dict[Kind, KindStats] = {}
         self._open: set[str] = set()
 
-    def find(self, node_id: str) -> NodeStats | None:
-        """Return what is known of a node, from now on something; None when there is no such node."""
-        known = self.nodes.get(node_id)
-        if known is None and (node := self._fleet.find_node(node_id)) is not None:
-            known = self.nodes[node_id] = NodeStats(node)
-        elif known is not None and known.state is not known.node.state:
-            known.read()
-        return known
+    def track(self, node_id: str) -> NodeStats | None:
+        """Return the statistics of a node, starting them if there are none; None when there is no such node."""
+        stats = self.nodes.get(node_id)
+        if stats is None and (node := self._fleet.find_node(node_id)) is not None:
+            stats = self.nodes[node_id] = NodeStats(node)
+        elif stats is not None and stats.state is not stats.node.state:
+            stats.read_state()
+        return stats
 
     def typical_ms(self, kind: Kind) -> float:
-        """Return the latency to expect of a node that was not measured, or long ago."""
-        known = self._kinds.get(kind)
-        return known.typical_ms if known is not None else UNMEASURED_MS
+        """Return the latency to expect of a node that was not measured in the last minute."""
+        stats = self._kinds.get(kind)
+        return stats.typical_ms if stats is not None else UNMEASURED_MS
 
     def count_request(self, kind: Kind) -> bool:
-        """Count a request; return whether it may explore: see how a node does by now that others are preferred to."""
-        known = self._kinds.get(kind)
-        if known is None:
+        """Count a request; return whether it may explore, that is measure a node that is not the best known."""
+        stats = self._kinds.get(kind)
+        if stats is None:
             return False
-        known.unexplored += 1
-        return known.unexplored > EXPLORE_EVERY and time.monotonic() - known.explored_at >= EXPLORE_SECONDS
+        stats.unexplored += 1
+        return stats.unexplored > EXPLORE_EVERY and self.monotonic() - stats.explored_at >= EXPLORE_SECONDS
 
-    def stalest(self, kind: Kind, nodes: Iterable[FleetNode]) -> FleetNode | None:
-        """Return the node, of those on which nothing runs, that was measured the longest ago or never."""
+    def least_recently_measured(self, kind: Kind, nodes: Iterable[FleetNode]) -> FleetNode | None:
+        """Return the idle node that was never measured, or the longest ago; None when no node is idle."""
         nothing = (0.0, 0.0)
-        in_flight, now = self._fleet.in_flight, time.monotonic()
+        in_flight, now = self._fleet.in_flight, self.monotonic()
         idle = []
         for node in nodes:
-            known = self.nodes[node.state.id]
-            if now >= known.shunned_until and not in_flight(node.state.id):
-                idle.append((known.latencies.get(kind, nothing)[1], node))
+            stats = self.nodes[node.state.id]
+            if now >= stats.shunned_until and not in_flight(node.state.id):
+                idle.append((stats.latencies.get(kind, nothing)[1], node))
         return min(idle, key=itemgetter(0))[1] if idle else None
 
-    def note_exploring(self, kind: Kind) -> None:
-        """Note that a request explores."""
-        known = self._kinds[kind]
-        known.unexplored, known.explored_at = 0, time.monotonic()
+    def record_exploration(self, kind: Kind) -> None:
+        """Record that a request explores now."""
+        stats = self._kinds[kind]
+        stats.unexplored, stats.explored_at = 0, self.monotonic()
 
-    def put_off_exploring(self, kind: Kind) -> None:
-        """Note that it was not sent: the next one explores."""
-        if (known := self._kinds.get(kind)) is not None:
-            known.unexplored, known.explored_at = EXPLORE_EVERY, 0.0
+    def postpone_exploration(self, kind: Kind) -> None:
+        """Let the next request explore: the last exploration was not sent."""
+        if (stats := self._kinds.get(kind)) is not None:
+            stats.unexplored, stats.explored_at = EXPLORE_EVERY, 0.0
 
     def blocked_seconds(self, node_id: str) -> float:
-        """Return how long the node's breaker stays open; 0 when it is closed."""
-        known = self.nodes.get(node_id)
-        return known.breaker.blocked_seconds(time.monotonic()) if known else 0.0
+        """Return for how many seconds the node's breaker stays open; 0 when it is closed."""
+        stats = self.nodes.get(node_id)
+        return stats.breaker.blocked_seconds(self.monotonic()) if stats else 0.0
 
     def blocked_on(self, model_id: str) -> list[FleetNode]:
         """Return the nodes of a model's ring whose breakers are open or on trial."""
-        now = time.monotonic()
-        known = (self.nodes[node_id] for node_id in self._open)
-        nodes = (each.node for each in known if each.breaker.blocked_seconds(now))
+        now = self.monotonic()
+        stats = (self.nodes[node_id] for node_id in self._open)
+        nodes = (each.node for each in stats if each.breaker.blocked_seconds(now))
         return [node for node in nodes if node.capability_class.has_on_ring(node.state.id, model_id)]
 
-    def note_latency(self, node_id: str, kind: Kind, latency_ms: float) -> None:
-        """Learn from one first byte: the newest counts for a fifth, or for half and more if it is better."""
-        now = time.monotonic()
-        if (known := self.find(node_id)) is not None:
+    def record_latency(self, node_id: str, kind: Kind, latency_ms: float) -> None:
+        """Record the time to a first byte: the newest counts for a fifth, a better one for half or more."""
+        now = self.monotonic()
+        if (stats := self.track(node_id)) is not None:
             smooth = latency_ms
-            former = known.latencies.get(kind)
-            if former is not None:
-                is_better = latency_ms < former[0]
-                weight = 1.0 - (now - former[1]) / (BETTER_SECONDS if is_better else FORGET_SECONDS)
+            previous = stats.latencies.get(kind)
+            if previous is not None:
+                is_better = latency_ms < previous[0]
+                weight = 1.0 - (now - previous[1]) / (BETTER_SECONDS if is_better else FORGET_SECONDS)
                 if weight > 0:
                     weight *= 1.0 - (BETTER_WEIGHT if is_better else NEWEST_WEIGHT)
-                    smooth += (former[0] - latency_ms) * weight
-            known.latencies[kind] = (smooth, now)
-            if known.breaker.failures:
-                known.breaker.answer()
+                    smooth += (previous[0] - latency_ms) * weight
+            stats.latencies[kind] = (smooth, now)
+            if stats.breaker.failures:
+                stats.breaker.begin_response()
                 self._open.discard(node_id)
         typical = self._kinds.get(kind)
         if typical is None:
@@ -205,69 +205,69 @@ class FleetStats:
             typical.typical_ms = latency_ms
         typical.typical_ms += (latency_ms - typical.typical_ms) * NEWEST_WEIGHT
 
-    def note_start(self, node_id: str) -> int:
-        """Note that a request is sent to the node, and return its number, to be told with what became of it."""
-        known = self.nodes.get(node_id)
-        if known is None:
+    def record_start(self, node_id: str) -> int:
+        """Record that a request is sent to the node; return its number, to be passed with its outcome."""
+        stats = self.nodes.get(node_id)
+        if stats is None:
             return 0
-        breaker = known.breaker
-        return breaker.start(time.monotonic(), TRIAL_SECONDS) if breaker.failures else breaker.newest
+        breaker = stats.breaker
+        return breaker.start(self.monotonic(), TRIAL_SECONDS) if breaker.failures else breaker.newest
 
-    def note_success(self, node_id: str) -> None:
-        """Note that the node did what it was asked, or told the client that it could not have."""
-        known = self.nodes.get(node_id)
-        if known is not None and known.breaker.failures:
-            known.breaker.succeed()
+    def record_success(self, node_id: str) -> None:
+        """Record that the node served the request, or refused it as the client's fault."""
+        stats = self.nodes.get(node_id)
+        if stats is not None and stats.breaker.failures:
+            stats.breaker.succeed()
             self._open.discard(node_id)
 
-    def note_nothing(self, node_id: str, number: int) -> None:
-        """Note that the request of this number ended without telling anything of the node: its client left."""
-        known = self.nodes.get(node_id)
-        if known is not None:
-            known.breaker.withdraw(number)
+    def record_inconclusive(self, node_id: str, number: int) -> None:
+        """Record that request `number` ended without evidence about the node, because its client left."""
+        stats = self.nodes.get(node_id)
+        if stats is not None:
+            stats.breaker.withdraw(number)
 
-    def note_failure(self, node: FleetNode, number: int) -> bool:
-        """Note that the node failed the request of this number; return whether that opened its breaker."""
+    def record_failure(self, node: FleetNode, number: int) -> bool:
+        """Record that the node failed request `number`; return whether that opened its breaker."""
         node_id = node.state.id
-        if (known := self.find(node_id)) is None:
+        if (stats := self.track(node_id)) is None:
             return False
-        known.has_doubts = True
-        breaker, now = known.breaker, time.monotonic()
-        known.shunned_until = now + SHUN_SECONDS
+        stats.has_doubts = True
+        breaker, now = stats.breaker, self.monotonic()
+        stats.shunned_until = now + SHUN_SECONDS
         opened = breaker.fail(now, lambda: self._may_open(node), number)
         if opened:
             self._open.add(node_id)
         return opened
 
-    def note_full(self, node_id: str, seconds: float) -> None:
-        """Note that the node said to be full: it is given no more requests for a while."""
-        if (known := self.find(node_id)) is not None:
-            known.full_until = time.monotonic() + seconds
-            known.has_doubts = True
+    def record_full(self, node_id: str, seconds: float) -> None:
+        """Send the node no requests for `seconds`: it said that it is full."""
+        if (stats := self.track(node_id)) is not None:
+            stats.full_until = self.monotonic() + seconds
+            stats.has_doubts = True
 
-    def note_lack(self, node_id: str, endpoint: str, model_id: str) -> None:
-        """Note that the node does not offer a model at an endpoint, or at `ANY_ENDPOINT`."""
-        if (known := self.find(node_id)) is not None:
-            known.lacks[endpoint, model_id] = time.monotonic() + LACK_SECONDS
-            known.has_doubts = True
+    def record_lack(self, node_id: str, endpoint: str, model_id: str) -> None:
+        """Record that the node does not offer a model at an endpoint, or at `ANY_ENDPOINT`."""
+        if (stats := self.track(node_id)) is not None:
+            stats.lacks[endpoint, model_id] = self.monotonic() + LACK_SECONDS
+            stats.has_doubts = True
 
     def open_count(self) -> int:
         """Return how many nodes' breakers are open or on trial."""
         return len(self._open)
 
     def forget_ended(self) -> None:
-        """Drop what is known of nodes and models that are gone, and what nodes did not offer long ago."""
-        now = time.monotonic()
-        for node_id in [id_ for id_, known in self.nodes.items() if self._fleet.find_node(id_) is not known.node]:
+        """Drop the statistics of deleted nodes and models, and what nodes lacked too long ago."""
+        now = self.monotonic()
+        for node_id in [id_ for id_, stats in self.nodes.items() if self._fleet.find_node(id_) is not stats.node]:
             del self.nodes[node_id]
             self._open.discard(node_id)
         gone = [kind for kind in self._kinds if self._fleet.find_model(kind[0]) is None]
         for kind in gone:
             del self._kinds[kind]
-        for known in self.nodes.values():
-            known.forget_old_doubts(now)
+        for stats in self.nodes.values():
+            stats.forget_old_doubts(now)
             for kind in gone:
-                known.latencies.pop(kind, None)
+                stats.latencies.pop(kind, None)
 
     def _may_open(self, node: FleetNode) -> bool:
         """Return whether no model would have more than half of its nodes blocked if this one was."""

@@ -1,7 +1,7 @@
-"""Probes: the service goes to a node itself and asks which models it serves, over the same way as requests go.
+"""Probes: the service asks a node which models it serves, over the same egress client that serves requests.
 
-What the node answers stays here. Who asked is told a code, a sentence of ours, and which of the names that we knew
-before are in the node's list. Source: the security page, "Probes".
+The node's response is not passed on. The caller gets a code, a sentence of ours, and which of the model names that the
+registry knew already are in the node's list. Source: the security page, "Probes".
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from lucid_compute.egress.client import HttpClient
 from lucid_compute.egress.connection import Deadlines, HttpConnection
-from lucid_compute.egress.connection_kinds import ObservedConnection, TlsSession
+from lucid_compute.egress.connection_kinds import ProbeConnection, TlsSession
 from lucid_compute.egress.faults import ConnectTimedOut, EgressFault, FaultKind
 from lucid_compute.errors import Overloaded, RoutingLoop
 from lucid_compute.gateway.shapes import ProbeCode
@@ -25,13 +25,13 @@ from lucid_compute.registry.fleet.fleet import FleetNode
 ANSWER_SECONDS = 5.0
 MAX_LIST_BYTES = 1024 * 1024
 MAX_PROBES = 64  # at a time
-_DEADLINES = Deadlines(answer_seconds=ANSWER_SECONDS, total_seconds=ANSWER_SECONDS)
+DEADLINES = Deadlines(answer_seconds=ANSWER_SECONDS, total_seconds=ANSWER_SECONDS)
 _RUNTIMES = {"vllm": "vllm", "sglang": "sglang", "llamacpp": "llama.cpp", "library": "ollama"}
 _KEY_REFUSED = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 
 
 class ListedModel(BaseModel):
-    """An entry of a list of models in OpenAI's shape; what else it says is ignored."""
+    """An entry of a list of models in OpenAI's shape; other fields are ignored."""
 
     id: str
     owned_by: object = None
@@ -59,7 +59,7 @@ class ListedModels(BaseModel):
 
 
 class ProbeResult(NamedTuple):
-    """What came of a probe; None is what it did not come to."""
+    """The outcome of a probe; fields of steps that it did not reach are None."""
 
     code: ProbeCode
     message: str
@@ -78,7 +78,7 @@ class ProbeResult(NamedTuple):
 
 
 class ProbeFault(Exception):
-    """A node answered something that is no list of models."""
+    """A node responded with something other than a list of models."""
 
     def __init__(self, code: ProbeCode, message: str) -> None:
         super().__init__(message)
@@ -89,69 +89,80 @@ class ProbeFault(Exception):
 class Prober:
     """Probes nodes, a bounded number at a time."""
 
-    def __init__(self, targets: Upstreams, client: HttpClient, spend: Callable[[str], None]) -> None:
-        """Go out by `client`; `spend` takes a host's allowance and raises when it has none left."""
-        self._targets = targets
+    def __init__(
+        self,
+        upstreams: Upstreams,
+        client: HttpClient,
+        spend: Callable[[str], None],
+        *,
+        deadlines: Deadlines = DEADLINES,
+        max_probes: int = MAX_PROBES,
+    ) -> None:
+        """`spend` subtracts a probe from a host's allowance, or raises RateLimited when none is left."""
+        self._upstreams = upstreams
         self._client = client
         self._spend = spend
+        self._deadlines = deadlines
+        self._max_probes = max_probes
         self._running = 0
 
     async def probe(self, node: FleetNode) -> ProbeResult:
-        """Go to the node and answer what came of it.
+        """Probe the node and return the outcome.
 
         Raises:
-            RateLimited: its host was probed only just.
-            Overloaded: too many probes are under way.
+            RateLimited: its host was probed less than ten seconds ago.
+            Overloaded: too many probes run.
         """
         try:
-            target = self._targets.of_node(node)
+            target = self._upstreams.of_node(node)
         except EgressFault as fault:
             return ProbeResult(_code_of(fault), fault.message)
-        if self._running >= MAX_PROBES:
+        if self._running >= self._max_probes:
             message = "Many nodes are being probed right now. Ask again after Retry-After seconds."
             raise Overloaded(message, retry_after_seconds=1)
         self._spend(target.url.host)
         self._running += 1
         try:
-            return await self._go_to(target, sorted({*node.state.declared, *node.state.reported_models}))
+            return await self._connect_and_ask(target, sorted({*node.state.declared, *node.state.reported_models}))
         finally:
             self._running -= 1
 
-    async def _go_to(self, target: Target, wanted: list[str]) -> ProbeResult:
+    async def _connect_and_ask(self, target: Target, expected: list[str]) -> ProbeResult:
         began = time.monotonic()
         try:
-            connection = await self._client.connect(target.url, ObservedConnection)
+            connection = await self._client.connect(target.url, ProbeConnection)
         except EgressFault as fault:
             return ProbeResult(_code_of(fault), fault.message)
         try:
-            tls = connection.tls if isinstance(connection, ObservedConnection) else None
-            finding = ProbeResult(ProbeCode.OK, "", connect_ms=_ms_since(began), tls=tls)
-            return await _ask(connection, target, wanted, finding)
+            tls = connection.tls if isinstance(connection, ProbeConnection) else None
+            result = ProbeResult(ProbeCode.OK, "", connect_ms=_ms_since(began), tls=tls)
+            return await self._ask(connection, target, expected, result)
         finally:
-            self._client.give_back(target.url, connection)
+            self._client.release(target.url, connection)
+
+    async def _ask(
+        self, connection: HttpConnection, target: Target, expected: list[str], result: ProbeResult
+    ) -> ProbeResult:
+        """Return the result completed with what the node says of its models."""
+        sent_at = time.monotonic()
+        try:
+            connection.send(target.model_list_head(), b"", self._deadlines, wants_stream=False)
+            body = await connection.receive()
+        except EgressFault as fault:
+            return result._replace(code=_code_of(fault), message=fault.message, http_status=connection.status or None)
+        result = result._replace(http_status=connection.status, answer_ms=_ms_since(sent_at))
+        try:
+            models = _parse_list(connection.status, body)
+        except ProbeFault as fault:
+            return result._replace(code=fault.code, message=fault.message)
+        return _compare(models, expected, result)
 
 
-async def _ask(connection: HttpConnection, target: Target, wanted: list[str], finding: ProbeResult) -> ProbeResult:
-    """Return the finding with what the node says of its models."""
-    asked = time.monotonic()
-    try:
-        connection.send(target.listing_head(), b"", _DEADLINES, wants_stream=False)
-        body = await connection.receive()
-    except EgressFault as fault:
-        return finding._replace(code=_code_of(fault), message=fault.message, http_status=connection.status or None)
-    finding = finding._replace(http_status=connection.status, answer_ms=_ms_since(asked))
-    try:
-        models = _read(connection.status, body)
-    except ProbeFault as fault:
-        return finding._replace(code=fault.code, message=fault.message)
-    return _compare(models, wanted, finding)
-
-
-def _read(status: int, body: bytes) -> ListedModels:
-    """Read the node's list.
+def _parse_list(status: int, body: bytes) -> ListedModels:
+    """Return the node's list of models.
 
     Raises:
-        ProbeFault: it is none.
+        ProbeFault: the response is none.
     """
     if status == RoutingLoop.status:
         raise ProbeFault(ProbeCode.ROUTING_LOOP, "The URL leads back to this service.")
@@ -171,15 +182,15 @@ def _read(status: int, body: bytes) -> ListedModels:
         raise ProbeFault(ProbeCode.NOT_JSON, "The node's answer is no list of models in JSON.") from None
 
 
-def _compare(models: ListedModels, wanted: list[str], finding: ProbeResult) -> ProbeResult:
-    missing = tuple(model for model in wanted if not models.lists(model))
-    listed = tuple(model for model in wanted if model not in missing)
+def _compare(models: ListedModels, expected: list[str], result: ProbeResult) -> ProbeResult:
+    missing = tuple(model for model in expected if not models.lists(model))
+    listed = tuple(model for model in expected if model not in missing)
     code, message = ProbeCode.OK, "The node answers, and lists every model that it declares or reports."
     if missing:
         code, message = ProbeCode.MODEL_MISSING, f"The node answers, and does not list {', '.join(missing)}."
-    elif not wanted:
+    elif not expected:
         message = "The node answers; it declares and reports no model yet."
-    return finding._replace(code=code, message=message, runtime=models.runtime, listed=listed, missing=missing)
+    return result._replace(code=code, message=message, runtime=models.runtime, listed=listed, missing=missing)
 
 
 def _code_of(fault: EgressFault) -> ProbeCode:

@@ -1,4 +1,4 @@
-"""A ranking without a request: who may serve a model, best first, and why the others may not."""
+"""A ranking of all nodes for a request: which may serve it, best first, and why the others may not."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ class Ranked(NamedTuple):
 
 
 class Ranking(NamedTuple):
-    """Nodes in the order they would be chosen in, fresh ones first; and the others with every reason.
+    """The nodes that may serve, fresh ones first, then by expected wait; and the others with every reason.
 
-    `shortage` is why there is none, if there is none.
+    `shortage` says why no node may serve, if none may.
     """
 
     shortlist: list[Ranked]
     rejected: list[tuple[FleetNode, tuple[Reason, ...]]]
     rejections: Counter[str]
-    lacking: int  # nodes that said not to offer what is asked for
+    lacking: int  # nodes that said that they do not offer the model or endpoint
     shortage: Shortage
 
 
-async def rank(fleet: Fleet, dispatcher: Dispatcher, wanted: Criteria, now: datetime) -> Ranking:
-    """Ask the rules about every node, giving way to requests in between."""
+async def rank(fleet: Fleet, dispatcher: Dispatcher, criteria: Criteria, now: datetime) -> Ranking:
+    """Return the ranking of every node. The event loop serves other requests in between."""
     shortlist: list[Ranked] = []
     rejected: list[tuple[FleetNode, tuple[Reason, ...]]] = []
     rejections: Counter[ReasonCode] = Counter()
@@ -60,10 +60,10 @@ async def rank(fleet: Fleet, dispatcher: Dispatcher, wanted: Criteria, now: date
     async for node in in_turns(fleet.nodes(), _NODES_A_TURN):
         of_kind = of_kinds.get(node.capability_class)
         if of_kind is None:
-            of_kind = of_kinds[node.capability_class] = kind_reasons(wanted.model, node.state)
-        usage = dispatcher.usage_of(node, wanted)
+            of_kind = of_kinds[node.capability_class] = kind_reasons(criteria.model, node.state)
+        usage = dispatcher.usage_of(node, criteria)
         reasons = routing_reasons(
-            wanted.model, node.state, usage, wanted.policy, now=now, live_since=live_since, of_kind=of_kind
+            criteria.model, node.state, usage, criteria.policy, now=now, live_since=live_since, of_kind=of_kind
         )
         lacking += usage.lacks is not None
         if reasons:
@@ -72,15 +72,15 @@ async def rank(fleet: Fleet, dispatcher: Dispatcher, wanted: Criteria, now: date
             rejections.update(codes)
             rejected.append((node, reasons))
         else:
-            is_fresh = is_healthy(node.state, now)  # nothing speaks against it, except perhaps its age
-            shortlist.append(Ranked(node, dispatcher.wait_ms(node, wanted), is_fresh, usage))
+            is_fresh = is_healthy(node.state, now)  # no rule forbids it, but its heartbeat may be old
+            shortlist.append(Ranked(node, dispatcher.wait_ms(node, criteria), is_fresh, usage))
     best = nsmallest(MAX_LISTED, shortlist, key=lambda ranked: (not ranked.is_fresh, ranked.wait_ms))
     worst = nsmallest(MAX_LISTED, rejected, key=_nearest_first)
     counted = Counter({code.value: count for code, count in rejections.items()})
-    return Ranking(best, worst, counted, lacking, shortage_of(nearest, wanted.policy))
+    return Ranking(best, worst, counted, lacking, shortage_of(nearest, criteria.policy))
 
 
 def _nearest_first(entry: tuple[FleetNode, tuple[Reason, ...]]) -> tuple[bool, bool, int]:
-    """Order those that name the model by how few rules they fail, then the others, then those that have ended."""
+    """Sort nodes that name the model by how few rules they fail, then the others, then deregistered ones."""
     node, reasons = entry
     return node.record.has_ended, any(reason.code is ReasonCode.MODEL_NOT_SERVED for reason in reasons), len(reasons)

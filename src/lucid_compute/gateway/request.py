@@ -1,4 +1,4 @@
-"""One request of a client as the gateway serves it, and what is answered to it."""
+"""One client request as the gateway serves it: its state while it runs, the criteria for its node, its response."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ from lucid_compute.web.lanes import CutReason, Headers, Send
 
 
 class RunningRequest:
-    """One request under way. `cut` says why it was ended, None while it was not.
+    """The state of a request that runs, as the watchdog inspects it.
 
-    `key_id` is empty until it is known who asks. `has_body` once the request is whole, `has_begun` once its answer has;
-    `sending_since` is when the client was last sent something that it has not taken, 0 when it has; `job` is the
-    attempt that runs or ran last.
+    - `key_id`: empty until the request is authenticated.
+    - `has_body`: the request has arrived completely. `has_begun`: its response has begun.
+    - `sending_since`: when a write began that the client has not read yet; 0 when it has read everything.
+    - `job`: the attempt that runs or ran last.
+    - `cut`: why the service ended the request; None while it has not.
     """
 
     __slots__ = ("cut", "has_begun", "has_body", "job", "key_id", "sending_since", "started_at")
@@ -37,23 +39,23 @@ class RunningRequest:
         self.has_body = self.has_begun = False
 
     def end(self, reason: CutReason) -> None:
-        """End it from our side."""
+        """End the request before its response is complete."""
         raise NotImplementedError
 
     def watch(self) -> None:
-        """Notice from now on when the client leaves."""
+        """End the request from now on when the client disconnects."""
 
     def settle(self) -> None:
-        """Note that the client has its whole answer: to leave is its right, and nothing is ended by it."""
+        """Mark the response as complete: the client may disconnect without ending anything."""
 
 
 class TaskRequest(RunningRequest):
-    """A request that a task serves. `give_up` ends the answer with an error, None before anything can be answered."""
+    """A request that a task serves. `give_up` ends the response with an error; None until the request is admitted."""
 
     __slots__ = ("_task", "_watcher", "give_up", "receive")
 
     def __init__(self, receive: Callable[[], Awaitable[Any]]) -> None:
-        """Begin in the task that serves it; `receive` answers ASGI's messages of the client."""
+        """Create it in the task that serves it. `receive` returns the client's ASGI messages."""
         super().__init__()
         self.receive = receive
         self.give_up: Callable[[LucidError], Awaitable[None]] | None = None
@@ -61,37 +63,37 @@ class TaskRequest(RunningRequest):
         self._watcher: asyncio.Task[None] | None = None
 
     def end(self, reason: CutReason) -> None:
-        """End it: whatever it waits for is cancelled."""
+        """End the request: cancel its task."""
         if self.cut is None and self._task is not None:
             self.cut = reason
             self._task.cancel()
 
     def settle(self) -> None:
-        """Note that the client has its whole answer: to leave is its right, and nothing is ended by it."""
+        """Mark the response as complete: the client may disconnect without ending anything."""
         self._task = None
 
     def watch(self) -> None:
-        """Notice from now on when the client leaves."""
+        """End the request from now on when the client disconnects."""
         if self._watcher is None:
-            self._watcher = asyncio.create_task(self._await_leaving())
+            self._watcher = asyncio.create_task(self._await_disconnect())
 
     def close(self) -> None:
-        """Watch no longer, and let go of what would hold the request in a circle until garbage is collected."""
+        """Stop watching, and break the reference cycles that would keep the request until garbage collection."""
         if self._watcher is not None:
             self._watcher.cancel()
             self._watcher = None
         self.give_up = self._task = None
 
-    async def _await_leaving(self) -> None:
+    async def _await_disconnect(self) -> None:
         while (await self.receive())["type"] != "http.disconnect":
             pass
         self.end(CutReason.CLIENT_LEFT)
 
 
 class Criteria:
-    """A model at an endpoint, the request's policy, its session's name, and the nodes that were tried already."""
+    """The criteria for choosing a node: model, endpoint, the request's policy, its session, and nodes already tried."""
 
-    __slots__ = ("endpoint", "explores", "is_stream", "kind", "model", "policy", "session", "tried")
+    __slots__ = ("endpoint", "is_exploration", "is_stream", "kind", "model", "policy", "session", "tried")
 
     def __init__(
         self,
@@ -107,77 +109,81 @@ class Criteria:
         self.endpoint = endpoint
         self.session = session
         self.is_stream = is_stream
-        self.kind = (model.id, is_stream)  # of requests that take alike long
+        self.kind = (model.id, is_stream)  # requests of one kind have similar latencies
         self.tried: Collection[str] = ()
-        self.explores = False  # whether the node was chosen to see how it does by now
+        self.is_exploration = False  # whether the node was chosen to measure it
 
 
 _VARIANT = 0b10 << 62  # RFC 9562's, in the upper bits of the id's second half
 
 
 def new_job_id() -> str:
-    """Return a new id, a UUID of version 7: those made one after another stand together in the ledger's index."""
+    """Return a new UUID of version 7: ids made one after another are neighbours in the ledger's index."""
     ms, rest = time.time_ns() // 1_000_000, getrandbits(74)
     low = rest >> 12 | _VARIANT
     return f"{ms >> 16:08x}-{ms & 0xFFFF:04x}-7{rest & 0xFFF:03x}-{low >> 48:04x}-{low & 0xFFFFFFFFFFFF:012x}"
 
 
-class Call:
-    """A request, who makes it, and how to answer. `tokens` is what it has cost so far.
+class GatewayRequest:
+    """An admitted request: what it asks, who makes it, and its response.
 
-    `headers` are added to every answer. `span` is None of a request that is not traced. `mistrusts_idle` once it was
-    sent on an idle connection that was found closed: from then on new ones are made, so no node gets it a third time.
+    - `inference`: the OpenAI request. `running`: its state at the entrance that serves it.
+    - `headers`: added to every response.
+    - `span`: None if the request is not traced.
+    - `tokens`: what it has cost so far.
+    - `avoids_idle`: an idle connection turned out to be closed, so the next attempts open new ones. Otherwise a node
+      could receive the request a third time.
     """
 
     __slots__ = (
-        "exchange",
+        "avoids_idle",
+        "criteria",
         "headers",
+        "inference",
         "job_id",
-        "mistrusts_idle",
         "model",
         "principal",
-        "request",
+        "running",
         "send",
         "span",
         "tokens",
-        "wanted",
     )
 
     send: Send
 
     def __init__(
-        self, principal: Principal, request: InferenceRequest, model: ModelPassport, exchange: RunningRequest
+        self, principal: Principal, inference: InferenceRequest, model: ModelPassport, running: RunningRequest
     ) -> None:
         self.principal = principal
-        self.request = request
+        self.inference = inference
         self.model = model
-        self.exchange = exchange
+        self.running = running
         self.job_id = ""
         self.headers: Headers = []
         self.span: Span | None = None
         self.tokens = 0
-        self.mistrusts_idle = False
-        self.wanted = Criteria(model, request.policy, endpoint=request.endpoint, is_stream=request.is_stream)
+        self.avoids_idle = False
+        self.criteria = Criteria(model, inference.policy, endpoint=inference.endpoint, is_stream=inference.is_stream)
 
     def identify(self, job_id: str, session: str | None, headers: Headers) -> None:
-        """Give it its id in the ledger, the session that ties it to a node, and the headers of every answer."""
+        """Set the job's id, the session that ties the request to a node, and the headers of every response."""
         self.job_id = job_id
-        self.wanted.session = session
+        self.criteria.session = session
         self.headers = headers
 
-    def attach(self, exchange: RunningRequest, send: Send) -> None:
-        """Have it answered by `send`, which takes ASGI's messages, and `exchange` stand for it from now on."""
-        exchange.job = self.exchange.job
-        self.exchange = exchange
+    def attach(self, running: RunningRequest, send: Send) -> None:
+        """Serve it from now on as `running`, and respond through `send`, which takes ASGI messages."""
+        running.job = self.running.job
+        self.running = running
         self.send = send
 
     @property
     def has_begun(self) -> bool:
-        """Return whether the client has a part of its answer."""
-        return self.exchange.has_begun
+        """Return whether the client has received a part of its response."""
+        return self.running.has_begun
 
-    def answer_headers(self, content_type: bytes, node_id: str | None, attempt: int, length: int) -> Headers:
-        """Return the headers of an answer by a node; a `length` below 0 is not known."""
+    def response_headers(self, content_type: bytes, node_id: str | None, attempt: int, length: int) -> Headers:
+        """Return the headers of a node's response; a `length` below 0 means that it is unknown."""
         headers = [
             (b"content-type", content_type),
             (b"x-lucid-job", self.job_id.encode()),
@@ -192,16 +198,16 @@ class Call:
     async def start(
         self, status: int, content_type: bytes, node_id: str | None, attempt: int, length: int = -1
     ) -> None:
-        """Begin the answer; `length` below 0 is not known."""
-        self.exchange.has_begun = True
-        headers = self.answer_headers(content_type, node_id, attempt, length)
+        """Begin the response; a `length` below 0 means that it is unknown."""
+        self.running.has_begun = True
+        headers = self.response_headers(content_type, node_id, attempt, length)
         await self.send({"type": "http.response.start", "status": status, "headers": headers})
 
     async def write(self, body: bytes, *, more: bool) -> None:
-        """Send a part of the answer; waits while the client does not read."""
-        exchange = self.exchange
-        exchange.sending_since = time.monotonic()
+        """Send a part of the response; wait while the client does not read."""
+        running = self.running
+        running.sending_since = time.monotonic()
         await self.send({"type": "http.response.body", "body": body, "more_body": more})
-        exchange.sending_since = 0.0
+        running.sending_since = 0.0
         if not more:
-            exchange.settle()
+            running.settle()

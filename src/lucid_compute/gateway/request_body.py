@@ -1,10 +1,10 @@
-"""An OpenAI request as the gateway sees it: the few fields it reads, and bytes that go on unchanged but for three.
+"""An OpenAI request: the few fields that the gateway reads, and the bytes of its body, with at most three changes.
 
-The model's name becomes the one the node knows, `lucid` is taken out, and `stream_options.include_usage` may be added.
-Every other field keeps the bytes that the client wrote, down to the way that its numbers are written.
+The model's name becomes the one that the node knows, `lucid` is removed, and `stream_options.include_usage` may be
+added. Every other field keeps the client's bytes, including the format of its numbers.
 
-What the gateway reads may stand once: a key twice there, or inside of it, would be read differently by two readers. All
-else is the node's to read; to look for keys that stand twice in it would take as long as all that the gateway does.
+A key that the gateway reads may occur only once, because parsers choose differently between duplicates. Other fields
+are not checked for duplicate keys: that would take as long as everything else that the gateway does.
 """
 
 from __future__ import annotations
@@ -25,21 +25,22 @@ from lucid_compute.wire import FieldFault, faults_from
 USAGE_ENDPOINTS = frozenset({"chat/completions", "completions"})
 _LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens", "n")
 _READ = ("model", "stream", "stream_options", "user", "prompt_cache_key", "lucid", *_LIMITS)
-_OBJECTS = ("stream_options", "lucid")  # of these, what is in them is read too
+_OBJECTS = ("stream_options", "lucid")  # the gateway reads their fields too
 # Inside JSON text a quote is escaped, so nothing in a prompt looks like a key. This takes a microsecond for 2 KB.
 _KEYS = re.compile(rb'"(%b)"\s*:' % "|".join((*_READ, "include_usage")).encode())
 _MODEL = re.compile(rb'"model"\s*:\s*("(?:[^"\\]|\\.)*")')
-_ESCAPED = re.compile(rb"\\u00[567]")  # how an escape of each sign of these names begins
+_ESCAPED = re.compile(rb"\\u00[567]")  # how the escape of any letter of these names begins
 _SPACE = re.compile(r"[ \t\n\r]*")
 _ASK_FOR_USAGE = b',"stream_options":{"include_usage":true}}'
 _NOT_JSON = "json_invalid"
-_LOOKED_AT_BYTES = 65_536  # of what can't be understood
+_SEARCHED_BYTES = 65_536  # of an invalid body
 
 
 class InferenceRequest:
-    """One request. `adds_usage` says that the stream's usage is asked for although the client did not.
+    """One OpenAI request, parsed.
 
-    `max_tokens_out` is how many tokens the answer may have in all its choices; None where the client does not say.
+    `adds_usage`: the gateway asks for the stream's usage and the client did not. `max_tokens_out`: how many tokens the
+    response may have in all its choices; None if the client does not say.
     """
 
     __slots__ = (
@@ -56,17 +57,17 @@ class InferenceRequest:
     )
 
     def __init__(self, endpoint: str, body: bytes) -> None:
-        """Read a request's body.
+        """Parse a request's body.
 
         Raises:
-            InvalidRequest: it is not JSON (400), or what the gateway reads of it is not as it must be (422).
+            InvalidRequest: the body is not JSON (400), or a field that the gateway reads is invalid (422).
         """
-        read = _read(body)
-        if (b"N" in body and b"NaN" in body) or (b"I" in body and b"Infinity" in body):  # one sign is soon looked for
+        read = _parse(body)
+        if (b"N" in body and b"NaN" in body) or (b"I" in body and b"Infinity" in body):  # one letter is found faster
             _refuse_constants(body)
         self._is_plain = _is_plain(body)
         if not self._is_plain:
-            _members(body)  # perhaps a key stands twice, and two readers would choose differently
+            _members(body)  # refuses a duplicate key
         self.endpoint = endpoint
         self.model = read.model
         self.is_stream = read.stream is True
@@ -84,46 +85,46 @@ class InferenceRequest:
 
     def body_for(self, model_id: str) -> bytes:
         """Return the body for a node that knows the model as `model_id`."""
-        found = self._bodies.get(model_id)
-        if found is None:
-            found = self._bodies[model_id] = self._with_model(model_id)
-        return found
+        body = self._bodies.get(model_id)
+        if body is None:
+            body = self._bodies[model_id] = self._with_model(model_id)
+        return body
 
     @property
     def names_stored(self) -> bool:
-        """Return whether it may name an answer that a node has stored, which others answer 404 for."""
+        """Return whether it may name a response that one node has stored; the others respond with 404."""
         return self.endpoint == "responses" and b"previous_response_id" in self._body
 
     @property
     def size(self) -> int:
-        """Return how many bytes the body has."""
+        """Return the body's length in bytes."""
         return len(self._body)
 
     def text(self, most: int) -> bytes:
-        """Return the first `most` bytes of the body, to be counted."""
+        """Return the first `most` bytes of the body, for counting tokens."""
         return self._body[:most]
 
     def _with_model(self, model_id: str) -> bytes:
         body = self._body
-        found = _MODEL.search(body) if self._is_plain else None
-        if found is None:
+        name = _MODEL.search(body) if self._is_plain else None
+        if name is None:
             return _rewrite(body, {"model": _dump(model_id)})
-        return b"".join((body[: found.start(1)], _dump(model_id).encode(), body[found.end(1) :]))
+        return b"".join((body[: name.start(1)], _dump(model_id).encode(), body[name.end(1) :]))
 
 
 def model_named_in(body: bytes) -> str:
-    """Return the model that a body seems to name which can't be understood; empty when it seems to name none."""
-    found = _MODEL.search(body, 0, _LOOKED_AT_BYTES)
-    if found is None:
+    """Return the model that an invalid body seems to name; empty when it seems to name none."""
+    name = _MODEL.search(body, 0, _SEARCHED_BYTES)
+    if name is None:
         return ""
     try:
-        return str(json.loads(found[1]))
+        return str(json.loads(name[1]))
     except ValueError:
         return ""
 
 
 def policy_of(wire: RequestPolicy) -> RoutingPolicy:
-    """Return the policy that a request's `lucid` stands for."""
+    """Return the routing policy of a request's `lucid`."""
     return RoutingPolicy(
         None if wire.allow_regions is None else frozenset(wire.allow_regions),
         wire.max_price_per_1k_tokens,
@@ -133,7 +134,7 @@ def policy_of(wire: RequestPolicy) -> RoutingPolicy:
     )
 
 
-def _read(body: bytes) -> InferenceBody:
+def _parse(body: bytes) -> InferenceBody:
     try:
         return InferenceBody.model_validate_json(body)
     except ValidationError as error:
@@ -143,7 +144,7 @@ def _read(body: bytes) -> InferenceBody:
 
 
 def _most_tokens(endpoint: str, read: InferenceBody) -> int | None:
-    """Return how many tokens an answer may have; of completions it depends on how many prompts there are."""
+    """Return how many tokens a response may have; None for completions, which may have several prompts."""
     if endpoint == "completions":
         return None
     limits = (read.max_completion_tokens, read.max_tokens, read.max_output_tokens)
@@ -152,10 +153,10 @@ def _most_tokens(endpoint: str, read: InferenceBody) -> int | None:
 
 
 def _refuse_constants(body: bytes) -> None:
-    """Refuse NaN and infinities wherever they stand as numbers: Pydantic takes them, and JSON has none.
+    """Refuse NaN and infinities as numbers: Pydantic accepts them, JSON does not.
 
     Raises:
-        InvalidRequest: as named.
+        InvalidRequest: a number is NaN or infinite.
     """
     try:
         from_json(body, allow_inf_nan=False, cache_strings="none")
@@ -165,13 +166,13 @@ def _refuse_constants(body: bytes) -> None:
 
 
 def _is_plain(body: bytes) -> bool:
-    """Return whether each key that the gateway reads is there at most once, and no escape hides another."""
+    """Return whether each key that the gateway reads occurs at most once, and none is hidden in an escape."""
     keys = _KEYS.findall(body)
     return len(keys) == len(set(keys)) and (b"\\" not in body or _ESCAPED.search(body) is None)
 
 
 def _without_ours(body: bytes, read: InferenceBody, *, adds_usage: bool) -> bytes:
-    """Return the body without `lucid`, and asking for usage if it is to be added."""
+    """Return the body without `lucid`, and with a request for usage if `adds_usage`."""
     has_options = "stream_options" in read.model_fields_set
     values: dict[str, str | None] = {"lucid": None} if "lucid" in read.model_fields_set else {}
     if adds_usage and has_options:
@@ -182,7 +183,7 @@ def _without_ours(body: bytes, read: InferenceBody, *, adds_usage: bool) -> byte
 
 
 def _rewrite(body: bytes, values: Mapping[str, str | None]) -> bytes:
-    """Return the body with these values in place of the former, or without the field where the value is None."""
+    """Return the body with these values replaced; a field whose value is None is removed."""
     text, members = _members(body)
     kept = []
     for name, key_at, value_at, end_at in members:
@@ -193,10 +194,10 @@ def _rewrite(body: bytes, values: Mapping[str, str | None]) -> bytes:
 
 
 def _members(body: bytes) -> tuple[str, list[tuple[str, int, int, int]]]:
-    """Return the body's text, and of each of its fields the name, where it begins, where its value begins, and the end.
+    """Return the body's text, and each field's name and the positions of its key, its value and its end.
 
     Raises:
-        InvalidRequest: what the gateway reads stands there twice.
+        InvalidRequest: a key that the gateway reads occurs twice.
     """
     members: list[tuple[str, int, int, int]] = []
     read: set[str] = set()
@@ -220,16 +221,16 @@ def _members(body: bytes) -> tuple[str, list[tuple[str, int, int, int]]]:
 
 
 def _skip_space(text: str, at: int) -> int:
-    found = _SPACE.match(text, at)
-    return found.end() if found else at
+    space = _SPACE.match(text, at)
+    return space.end() if space else at
 
 
 def _refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
         names = [name for name, _ in pairs]
         raise _twice(next(name for name in names if names.count(name) > 1))
-    return found
+    return fields
 
 
 def _twice(name: str) -> InvalidRequest:

@@ -1,8 +1,8 @@
-"""What became of jobs, by model, for Prometheus: counted where a job ends, in a third of a microsecond.
+"""Counts of ended jobs by model, for Prometheus. Counting one takes a third of a microsecond.
 
-A histogram of the metrics library takes twice as long and there would be two of them, so the counts are kept here and
-read when they are asked for. Models that come when `MAX_MODELS` are known are counted together: a label that
-clients or owners choose must not make series without end.
+A histogram of the metrics library takes twice as long, and two would be needed, so the counts are kept here and read
+on demand. Models beyond the first `MAX_MODELS` are counted together: a label that clients or owners choose must not
+create series without bound.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _FIRST_TOKEN_BOUNDS_MS = tuple(bound * 1000 for bound in FIRST_TOKEN_BOUNDS)
 
 
 class ModelMetrics:
-    """The jobs of one model. Counts of `durations` and `first_tokens` are by bucket, the last without a bound."""
+    """Counts of one model's jobs. `durations` and `first_tokens` are counts by bucket; the last bucket has no bound."""
 
     __slots__ = (
         "duration_ms",
@@ -45,34 +45,34 @@ class ModelMetrics:
 
 
 class RequestMetrics:
-    """The jobs that ended in this replica."""
+    """Counts of the jobs that ended in this replica."""
 
     def __init__(self) -> None:
         self._by_name: dict[str, ModelMetrics] = {}
         self._other = ModelMetrics(OTHER)
 
-    def note(self, job: Job) -> None:
-        """Count a job that has ended; nothing of it changes any more."""
-        tally = self._by_name.get(job.model_name) or self._find(job.model_name)
+    def record(self, job: Job) -> None:
+        """Count a job that has ended."""
+        model = self._by_name.get(job.model_name) or self._find(job.model_name)
         outcome = job.outcome
-        tally.outcomes[outcome] += 1
+        model.outcomes[outcome] += 1
         if job.tokens_in is not None:
-            tally.tokens_in += job.tokens_in
-            tally.tokens_out += job.tokens_out or 0
+            model.tokens_in += job.tokens_in
+            model.tokens_out += job.tokens_out or 0
         if outcome is Outcome.COMPLETED and job.latency_ms is not None:
-            tally.durations[bisect_left(_DURATION_BOUNDS_MS, job.latency_ms)] += 1
-            tally.duration_ms += job.latency_ms
+            model.durations[bisect_left(_DURATION_BOUNDS_MS, job.latency_ms)] += 1
+            model.duration_ms += job.latency_ms
             if job.is_stream and job.first_byte_ms is not None:
-                tally.first_tokens[bisect_left(_FIRST_TOKEN_BOUNDS_MS, job.first_byte_ms)] += 1
-                tally.first_token_ms += job.first_byte_ms
+                model.first_tokens[bisect_left(_FIRST_TOKEN_BOUNDS_MS, job.first_byte_ms)] += 1
+                model.first_token_ms += job.first_byte_ms
 
-    def tallies(self) -> Iterator[ModelMetrics]:
-        """Yield what is counted of each model, and of all others together."""
+    def models(self) -> Iterator[ModelMetrics]:
+        """Yield the counts of each model, and those of all others together."""
         yield from self._by_name.values()
         yield self._other
 
     def _find(self, model_name: str) -> ModelMetrics:
         if len(self._by_name) >= MAX_MODELS or model_name == OTHER:
             return self._other
-        tally = self._by_name[model_name] = ModelMetrics(model_name)
-        return tally
+        model = self._by_name[model_name] = ModelMetrics(model_name)
+        return model

@@ -1,4 +1,4 @@
-"""What of an inference request the gateway reads, and the shapes of `POST /match`, on the wire."""
+"""The shapes of inference requests, `POST /match`, `GET /v1/models` and `POST /compute/probe` on the wire."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ModelId = Annotated[str, Field(min_length=1, max_length=512)]
 
 
 class RequestPolicy(WireShape):
-    """`lucid` in a request: what it asks of the node that serves it. Null or absent asks nothing."""
+    """`lucid` in a request: its requirements for the node. Null or absent requires nothing."""
 
     allow_regions: Annotated[list[Label], Field(max_length=100)] | None = Field(
         default=None, description="Only nodes of these regions; one that names no region is left out."
@@ -43,7 +43,7 @@ class RequestPolicy(WireShape):
 
 
 class InferenceBody(BaseModel):
-    """What is read of an OpenAI request; every other field passes through untouched."""
+    """The fields of an OpenAI request that the gateway reads; every other field passes through unchanged."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 

@@ -1,4 +1,4 @@
-"""What the gateway asks of traces. Who makes them is not its business: nobody, unless there is a collector."""
+"""Traces of requests: the interface that the gateway uses, and its implementation over OpenTelemetry (OTLP)."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ from lucid_compute.registry.fleet.fleet import FleetNode
 
 
 class Span(Protocol):
-    """A part of a request's way, from when it is made until `end`."""
+    """A span of a request's trace, from its creation until `end`."""
 
     @property
     def traceparent(self) -> bytes:
-        """The header by which the next one on the way joins in: W3C Trace Context."""
+        """The `traceparent` header for the next service: W3C Trace Context."""
 
     def child(self, name: str, *, is_outgoing: bool = False) -> Span:
-        """Begin a part of this one; `is_outgoing` when another service does it."""
+        """Begin a child span; `is_outgoing` when another service does the work."""
 
-    def note(self, facts: Mapping[str, str | int | float | None]) -> None:
-        """Add what became known; None is left out."""
+    def set_attributes(self, attributes: Mapping[str, str | int | float | None]) -> None:
+        """Set these attributes, except those whose value is None."""
 
     def end(self, error: str | None = None) -> None:
-        """End it, well or with an error in a word; what was ended before stays as it is."""
+        """End the span, with an error's name if it failed. A span that has ended does not change."""
 
 
 class Tracer(Protocol):
-    """Makes the spans of one replica."""
+    """Begins the spans of one replica."""
 
     def begin(self, name: str, headers: Mapping[bytes, bytes]) -> Span:
-        """Begin the span of a request that came with `headers`, in its sender's trace if they name one."""
+        """Begin the span of a request with these headers, in its sender's trace if they name one."""
 
     async def close(self) -> None:
-        """Send what is left, within a moment."""
+        """Send the remaining spans, for two seconds at most."""
 
 
 CLOSING_SECONDS = 2.0
@@ -54,7 +54,7 @@ _HEADERS = ("traceparent", "tracestate")
 
 
 class OtlpSpan:
-    """A span of OpenTelemetry's."""
+    """A span of OpenTelemetry."""
 
     __slots__ = ("_span", "_tracer")
 
@@ -64,24 +64,24 @@ class OtlpSpan:
 
     @property
     def traceparent(self) -> bytes:
-        """The header by which the next one on the way joins in: W3C Trace Context, version 00."""
+        """The `traceparent` header for the next service: W3C Trace Context, version 00."""
         context = self._span.get_span_context()
         return b"00-%032x-%016x-%02x" % (context.trace_id, context.span_id, context.trace_flags)
 
     def child(self, name: str, *, is_outgoing: bool = False) -> OtlpSpan:
-        """Begin a part of this one; `is_outgoing` when another service does it."""
+        """Begin a child span; `is_outgoing` when another service does the work."""
         kind = SpanKind.CLIENT if is_outgoing else SpanKind.INTERNAL
         parent = trace.set_span_in_context(self._span)
         return OtlpSpan(self._tracer, self._tracer.start_span(name, context=parent, kind=kind))
 
-    def note(self, facts: Mapping[str, str | int | float | None]) -> None:
-        """Add what became known; None is left out."""
-        for name, fact in facts.items():
-            if fact is not None:
-                self._span.set_attribute(name, fact)
+    def set_attributes(self, attributes: Mapping[str, str | int | float | None]) -> None:
+        """Set these attributes, except those whose value is None."""
+        for name, value in attributes.items():
+            if value is not None:
+                self._span.set_attribute(name, value)
 
     def end(self, error: str | None = None) -> None:
-        """End it, well or with an error in a word; what was ended before stays as it is."""
+        """End the span, with an error's name if it failed. A span that has ended does not change."""
         if not self._span.is_recording():
             return
         if error is not None:
@@ -91,10 +91,10 @@ class OtlpSpan:
 
 
 class OtlpTracer:
-    """Makes the spans of one replica, and sends them."""
+    """Begins the spans of one replica, and sends them to a collector."""
 
     def __init__(self, endpoint: str, share: float, replica_id: str) -> None:
-        """Send to the collector at `endpoint`; trace a `share` of the requests whose sender has not decided."""
+        """`share`: the part, 0 to 1, of the requests whose sender did not decide about a trace that is traced."""
         service = {"service.name": "lucid-compute", "service.version": __version__, "service.instance.id": replica_id}
         sampler = ParentBased(TraceIdRatioBased(share))
         self._provider = TracerProvider(sampler, Resource.create(service), shutdown_on_exit=False)
@@ -104,27 +104,27 @@ class OtlpTracer:
         self._propagator = TraceContextTextMapPropagator()
 
     def begin(self, name: str, headers: Mapping[bytes, bytes]) -> OtlpSpan:
-        """Begin the span of a request that came with `headers`, in its sender's trace if they name one."""
+        """Begin the span of a request with these headers, in its sender's trace if they name one."""
         sent = {key: headers[key.encode()].decode("latin-1") for key in _HEADERS if key.encode() in headers}
         parent = self._propagator.extract(sent) if sent else None
         return OtlpSpan(self._tracer, self._tracer.start_span(name, context=parent, kind=SpanKind.SERVER))
 
     async def close(self) -> None:
-        """Send what is left, for two seconds at most: a collector that hangs must not hold up the end."""
+        """Send the remaining spans, for two seconds at most: a collector that hangs must not delay the shutdown."""
         closing = threading.Thread(target=self._provider.shutdown, daemon=True)
         closing.start()
         await asyncio.to_thread(closing.join, CLOSING_SECONDS)
 
 
 def end_choice(span: Span, node: FleetNode | None) -> None:
-    """End the span of a choice that found `node`; None is the model's upstream."""
-    span.note({"lucid.node.id": None if node is None else node.state.id})
+    """End the span of a choice of `node`; None is the model's upstream."""
+    span.set_attributes({"lucid.node.id": None if node is None else node.state.id})
     span.end()
 
 
 def end_attempt(span: Span, job: Job) -> None:
-    """End the span of an attempt with what its job says; only a node's failure is an error."""
-    span.note(
+    """End the span of an attempt with its job's facts; only a node's failure is an error."""
+    span.set_attributes(
         {
             "gen_ai.request.model": job.model_name,
             "gen_ai.usage.input_tokens": job.tokens_in,

@@ -1,4 +1,4 @@
-"""Where requests go: a node's or an upstream's URL, read and judged once, and the head of a request to it."""
+"""Where requests are sent: the checked URL of a node or of an API model's upstream, and the head of a request to it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ JOB_HEADER = b"x-request-id: "
 
 
 class Target(NamedTuple):
-    """A provider to send requests to. `heads` keeps each endpoint's head, all of it but the request's id."""
+    """A node or upstream to send requests to. `heads` caches each endpoint's head without the request's id."""
 
     url: ProviderUrl
     bearer: str | None
@@ -22,15 +22,15 @@ class Target(NamedTuple):
     heads: dict[str, bytes]
 
     def head(self, endpoint: str, job_id: str) -> bytes:
-        """Return the head of a request to `/v1/{endpoint}`; nothing of the client's own head is in it."""
+        """Return the head of a request to `/v1/{endpoint}`; it contains nothing of the client's head."""
         head = self.heads.get(endpoint)
         if head is None:
             kind = ("Content-Type: application/json", "Accept: application/json, text/event-stream")
             head = self.heads[endpoint] = self._head("POST", endpoint, *kind) + JOB_HEADER
         return b"%b%b\r\n" % (head, job_id.encode())
 
-    def listing_head(self) -> bytes:
-        """Return the head of a question for the models that are served, `GET /v1/models`."""
+    def model_list_head(self) -> bytes:
+        """Return the head of `GET /v1/models`, which lists the models that are served."""
         return self._head("GET", "models", "Accept: application/json")
 
     def _head(self, method: str, endpoint: str, *kind: str) -> bytes:
@@ -47,54 +47,55 @@ class Target(NamedTuple):
         return "\r\n".join([*lines, ""]).encode()
 
 
-class _Known(NamedTuple):
+class _CachedTarget(NamedTuple):
     revision: int
     secrets: Any
     target: Target | EgressFault
 
 
 class Upstreams:
-    """The targets of nodes and upstreams, made again when a passport or its secret changes."""
+    """The targets of nodes and of API models, cached until the passport or its credentials change."""
 
     def __init__(self, fleet: Fleet, policy: EgressPolicy, replica_id: str) -> None:
-        """Judge URLs by `policy`; `replica_id` is how a request that comes back to us is recognised."""
+        """`replica_id` is sent with each request, so that one that comes back is recognised."""
         self._fleet = fleet
         self._policy = policy
         self._replica_id = replica_id
-        self._known: dict[str, _Known] = {}
+        self._cached: dict[str, _CachedTarget] = {}
 
     def of_node(self, node: FleetNode) -> Target:
-        """Return where the node is.
+        """Return the target of a node.
 
         Raises:
-            EgressFault: its URL is not one that this service may call.
+            EgressFault: the egress policy forbids its URL.
         """
         return self._find(node.record, "inferenceKey")
 
-    def of_upstream(self, model: ModelPassport) -> Target | None:
-        """Return where an API model is served; None when nobody has said.
+    def of_api_model(self, model: ModelPassport) -> Target | None:
+        """Return the target of an API model; None when its passport names no upstream.
 
         Raises:
-            EgressFault: as `of_node`.
+            EgressFault: the egress policy forbids its URL.
         """
         return self._find(model.record, "upstreamApiKey") if model.record.metadata.get("upstream") else None
 
     def forget_ended(self) -> None:
-        """Drop what is known of passports that are gone."""
+        """Drop the targets of deleted passports."""
         find_node, find_model = self._fleet.find_node, self._fleet.find_model
-        for passport_id in [id_ for id_ in self._known if find_node(id_) is None and find_model(id_) is None]:
-            del self._known[passport_id]
+        for passport_id in [id_ for id_ in self._cached if find_node(id_) is None and find_model(id_) is None]:
+            del self._cached[passport_id]
 
     def _find(self, record: Passport, secret: str) -> Target:
         secrets = self._fleet.secrets.of(record.id)
-        known = self._known.get(record.id)
-        if known is None or known.revision != record.revision or known.secrets is not secrets:
-            known = self._known[record.id] = _Known(record.revision, secrets, self._make(record, secrets.get(secret)))
-        if isinstance(known.target, EgressFault):
-            raise EgressFault(known.target.kind, known.target.message)
-        return known.target
+        cached = self._cached.get(record.id)
+        if cached is None or cached.revision != record.revision or cached.secrets is not secrets:
+            target = self._build(record, secrets.get(secret))
+            cached = self._cached[record.id] = _CachedTarget(record.revision, secrets, target)
+        if isinstance(cached.target, EgressFault):
+            raise EgressFault(cached.target.kind, cached.target.message)
+        return cached.target
 
-    def _make(self, record: Passport, bearer: str | None) -> Target | EgressFault:
+    def _build(self, record: Passport, bearer: str | None) -> Target | EgressFault:
         upstream = record.metadata.get("upstream")
         text = upstream["url"] if upstream else record.metadata["inferenceUrl"]
         try:

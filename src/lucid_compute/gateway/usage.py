@@ -1,4 +1,4 @@
-"""What an answer says of the tokens it took, found in its bytes without reading the whole of it."""
+"""Token usage: found in a response's bytes without parsing all of it, checked, counted where missing, and priced."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lucid_compute.gateway.request_body import InferenceRequest
 from lucid_compute.registry.domain.prices import TokenPrice
 
 _USAGE = re.compile(rb'"usage"\s*:\s*\{')
-# Whole numbers of up to eight digits; null says nothing, and anything else under the key is no number of tokens.
+# Whole numbers of up to eight digits. Null counts as absent; anything else under the key is invalid.
 _NUMBER = rb'"(?!\s*:\s*null)\s*:\s*(?:(\d{1,8})(?:\.0+)?(?![\d.eE]))?'
 _TOKENS_IN = re.compile(rb'"(?:prompt|input)_tokens' + _NUMBER)
 _TOKENS_OUT = re.compile(rb'"(?:completion|output)_tokens' + _NUMBER)
@@ -21,51 +21,52 @@ _WORD = re.compile(rb"[A-Za-z0-9\x80-\xff]{1,6}|[^\sA-Za-z0-9\x80-\xff]")
 
 
 class Usage(NamedTuple):
-    """Tokens in and out; None where the answer does not say."""
+    """Tokens in and out; None where the response does not say."""
 
     tokens_in: int | None
     tokens_out: int | None
 
 
-def find_usage(answer: bytes) -> Usage | None:
-    """Return what the last `usage` of a JSON answer or of a stream's event says; None when there is none to be read.
+def find_usage(response: bytes) -> Usage | None:
+    """Return the last `usage` of a JSON response or of a stream's event; None when there is no valid one.
 
-    What is no number of tokens (negative, a fraction, text, over eight digits) spoils all of it. A quote inside a JSON
-    string is escaped, so `"usage":{` can only be a key.
+    An invalid number of tokens (negative, a fraction, text, over eight digits) makes all of it invalid. A quote inside
+    a JSON string is escaped, so `"usage":{` can only be a key.
     """
-    at = answer.rfind(b'"usage"')
+    at = response.rfind(b'"usage"')
     while at >= 0:
-        if _USAGE.match(answer, at):
-            tokens_in, tokens_out = _TOKENS_IN.search(answer, at), _TOKENS_OUT.search(answer, at)
+        if _USAGE.match(response, at):
+            tokens_in, tokens_out = _TOKENS_IN.search(response, at), _TOKENS_OUT.search(response, at)
             if (tokens_in and tokens_in[1] is None) or (tokens_out and tokens_out[1] is None):
                 return None
             if tokens_in or tokens_out:
                 return Usage(int(tokens_in[1]) if tokens_in else None, int(tokens_out[1]) if tokens_out else 0)
-        at = answer.rfind(b'"usage"', 0, at)
+        at = response.rfind(b'"usage"', 0, at)
     return None
 
 
 def count_tokens(text: bytes) -> int:
-    """Return about how many tokens a text is, for want of its tokenizer: runs of up to six letters, and signs."""
+    """Return an estimate of a text's tokens without its tokenizer: runs of up to six letters, and signs."""
     return sum(1 for _ in _WORD.finditer(text))
 
 
-COUNTED_BYTES = 1024 * 1024  # of a request or an answer; counting what is longer would hold others up
-UNSEEN_TOKENS = 1_000_000  # of a request, beyond its bytes: what stands behind the URLs of pictures
+COUNTED_BYTES = 1024 * 1024  # of a request or a response; counting more would delay other requests
+UNSEEN_TOKENS = 1_000_000  # of a request, beyond its bytes: pictures are given as URLs
 
 
 def charge(job: Job, price: TokenPrice | None) -> Decimal | None:
-    """Return the job's price in USD: its tokens, in and out, exactly; None without a price or anything to bill."""
+    """Return the job's exact price in USD; None without a price per token, or when the job is not billable."""
     tokens_out = job.tokens_out or 0
     if price is None or not is_billable(job.outcome, tokens_out):
         return None
     return price.of(job.tokens_in or 0, tokens_out)
 
 
-def believe(usage: Usage | None, request: InferenceRequest) -> Usage | None:
-    """Return what a node says of the tokens, and None when it can't be so: they are counted then.
+def plausible_usage(usage: Usage | None, request: InferenceRequest) -> Usage | None:
+    """Return a node's usage if it is plausible; else None, and the tokens are counted here.
 
-    No token in is shorter than a byte, but for pictures and a template; none out is beyond what was asked for.
+    An input token has at least one byte, except for pictures and the chat template. Output tokens cannot exceed the
+    request's limit.
     """
     if usage is None or (usage.tokens_in or 0) > request.size + UNSEEN_TOKENS:
         return None
@@ -74,12 +75,12 @@ def believe(usage: Usage | None, request: InferenceRequest) -> Usage | None:
 
 
 def count_request(request: InferenceRequest) -> int:
-    """Return about how many tokens a request's text is."""
+    """Return an estimate of the tokens of a request's text."""
     return count_tokens(request.text(COUNTED_BYTES))
 
 
-def count_answer(body: bytes) -> int:
-    """Return about how many tokens the text of a whole answer is; 0 when it has none, as embeddings."""
+def count_response(body: bytes) -> int:
+    """Return an estimate of the tokens of a complete response's text; 0 without text, as for embeddings."""
     if len(body) > COUNTED_BYTES:
         return count_tokens(body[:COUNTED_BYTES])
     try:

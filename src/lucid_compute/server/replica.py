@@ -149,7 +149,7 @@ async def running(service: Replica) -> AsyncIterator[None]:
             for task in group:
                 task.cancel()
             await asyncio.gather(*group, return_exceptions=True)
-        if (tracer := service.gateway.tools.tracer) is not None:
+        if (tracer := service.gateway.context.tracer) is not None:
             await tracer.close()
         await service.database.close()
 

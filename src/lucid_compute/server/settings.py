@@ -89,6 +89,9 @@ class Settings(BaseSettings):
         default=600.0, gt=0, description="Longest wait for a whole answer that is not a stream."
     )
     total_timeout_seconds: float = Field(default=1800.0, gt=0, description="Longest stream from a node.")
+    slow_reader_seconds: float = Field(
+        default=60.0, gt=0, description="How long a client may leave its response unread before it is disconnected."
+    )
     require_https_nodes: bool = Field(default=False, description="Refuse provider URLs that are not https.")
     egress_allow: Annotated[tuple[AllowedNetwork, ...], NoDecode] = Field(
         default=(),

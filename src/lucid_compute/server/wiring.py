@@ -95,8 +95,8 @@ def build_replica(settings: Settings, database_url: str) -> Replica:
         refusals=RefusalRecorder(database_url, clock, timeout_seconds=settings.database_timeout_seconds),
         rates=KeyRates(fleet.replicas),
         gateway=Gateway(context),
-        prober=Prober(context.targets, context.client, spend),
-        watchdog=Watchdog(keys, context),
+        prober=Prober(context.upstreams, context.client, spend),
+        watchdog=Watchdog(keys, context, slow_reader_seconds=settings.slow_reader_seconds),
         webhooks=build_webhooks(database, shared.policy, clock, context.client.own_endpoints, spend),
         background=_build_background(shared, payouts),
     )
@@ -164,8 +164,8 @@ def _build_gateway_context(shared: _SharedParts) -> GatewayContext:
         fleet=fleet,
         clock=clock,
         client=HttpClient(policy),
-        targets=Upstreams(fleet, policy, replica_id),
-        traffic=FleetStats(fleet),
+        upstreams=Upstreams(fleet, policy, replica_id),
+        stats=FleetStats(fleet),
         ledger=JobLedger(url, replica_id=replica_id, timeout_seconds=settings.database_timeout_seconds),
         deadlines=Deadlines(
             first_byte_seconds=settings.first_byte_timeout_seconds,
@@ -173,7 +173,7 @@ def _build_gateway_context(shared: _SharedParts) -> GatewayContext:
             total_seconds=settings.total_timeout_seconds,
             answer_seconds=settings.answer_timeout_seconds,
         ),
-        tally=RequestMetrics(),
+        metrics=RequestMetrics(),
         tracer=_build_tracer(settings, replica_id),
     )
 

@@ -12,7 +12,7 @@ import time
 from lucid_compute import __version__
 from lucid_compute.egress.client import HttpClient
 from lucid_compute.egress.connection import Deadlines
-from lucid_compute.egress.connection_kinds import StatusConnection
+from lucid_compute.egress.connection_kinds import HeadOnlyConnection
 from lucid_compute.egress.faults import EgressFault, FaultKind
 from lucid_compute.egress.policy import EgressPolicy, ProviderUrl
 from lucid_compute.postgres.clock import DatabaseClock
@@ -59,14 +59,14 @@ class Deliverer:
         except ValueError as error:
             raise EgressFault(FaultKind.ADDRESS_REFUSED, str(error)) from None
         body = json.dumps(delivery.event, ensure_ascii=False, separators=(",", ":")).encode()
-        connection = await self._client.connect(url, StatusConnection)
+        connection = await self._client.connect(url, HeadOnlyConnection)
         try:
             connection.send(self._head(delivery, url, body), body, self._deadlines, wants_stream=False)
             await connection.receive()
             return connection.status
         finally:
             connection.abort()
-            self._client.give_back(url, connection)
+            self._client.release(url, connection)
 
     def _head(self, delivery: Delivery, url: ProviderUrl, body: bytes) -> bytes:
         lines = [

@@ -1,4 +1,4 @@
-"""Requests that are refused over real sockets are told of as losses, whichever worker refused them, and outlive it."""
+"""Refused requests over real sockets are reported as losses, whichever worker refused them, also after its end."""
 
 from __future__ import annotations
 

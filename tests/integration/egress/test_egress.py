@@ -10,13 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from lucid_compute.egress import client as http_client
-from lucid_compute.egress import connection as incoming_answer
-from lucid_compute.egress.connection import MAX_ANSWER_BYTES, MAX_BUFFERED_BYTES, MAX_HEAD_BYTES, READ_BYTES, Deadlines
+from lucid_compute.egress.client import ClientLimits
+from lucid_compute.egress.connection import (
+    MAX_BUFFERED_BYTES,
+    MAX_HEAD_BYTES,
+    READ_BYTES,
+    RESPONSE_LIMITS,
+    Deadlines,
+    ResponseLimits,
+)
 from lucid_compute.egress.faults import FaultKind
-from tests.egress import HEAD, LOOPBACK, Outcome, ask, on_both_loops, tended_client
+from tests.egress import HEAD, LOOPBACK, Outcome, ask, on_both_loops, open_client
 from tests.fault_answers import (
-    BROKEN,
     EVENTS,
     SURPLUS,
     Answer,
@@ -41,7 +46,7 @@ LOST, BAD = FaultKind.CONNECTION_LOST, FaultKind.BAD_RESPONSE
 
 @on_both_loops
 async def test_requests_share_a_connection_while_the_node_keeps_it() -> None:
-    async with FaultNode() as node, tended_client() as client:
+    async with FaultNode() as node, open_client() as client:
         assert [await ask(client, node.url, body=b"%d" % number) for number in range(3)] == [OK] * 3
         assert node.connections == node.open_connections == 1
         assert [request.body for request in node.requests] == [b"0", b"1", b"2"]
@@ -65,7 +70,7 @@ async def test_requests_share_a_connection_while_the_node_keeps_it() -> None:
     ],
 )
 async def test_a_connection_that_ends_or_says_too_much_is_not_used_again(behaviour: Behaviour) -> None:
-    async with FaultNode(behaviour) as node, tended_client() as client:
+    async with FaultNode(behaviour) as node, open_client() as client:
         for number in (1, 2, 3):
             assert await ask(client, node.url) == OK
             await node.until(lambda node: not node.open_connections)
@@ -74,7 +79,7 @@ async def test_a_connection_that_ends_or_says_too_much_is_not_used_again(behavio
 
 @on_both_loops
 async def test_what_a_node_adds_to_one_answer_never_reaches_another_request() -> None:
-    async with FaultNode() as node, tended_client() as client:
+    async with FaultNode() as node, open_client() as client:
         for name, data in SURPLUS.items():
             node.script.append(Behaviour(answer=Answer(data)))
             first = await ask(client, node.url)
@@ -85,40 +90,31 @@ async def test_what_a_node_adds_to_one_answer_never_reaches_another_request() ->
 
 
 @on_both_loops
-async def test_connections_are_bounded_in_age_idle_time_and_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with FaultNode() as node, tended_client() as client:
-        monkeypatch.setattr(http_client, "MAX_AGE_SECONDS", 0.1)
-        await ask(client, node.url)
-        await asyncio.sleep(0.11)
-        await ask(client, node.url)
-        await node.until(lambda node: (node.connections, node.open_connections) == (2, 1))
-        monkeypatch.setattr(http_client, "MAX_AGE_SECONDS", 300)
-        monkeypatch.setattr(http_client, "MAX_IDLE_SECONDS", 0.1)
-        await node.until(lambda node: not node.open_connections)
-        monkeypatch.setattr(http_client, "MAX_IDLE_SECONDS", 60)
-        monkeypatch.setattr(http_client, "MAX_IDLE_PER_ORIGIN", 2)
-        assert await asyncio.gather(*[ask(client, node.url) for _ in range(5)]) == [OK] * 5
-        await node.until(lambda node: (node.connections, node.open_connections) == (7, 2))
+async def test_connections_are_bounded_in_age_idle_time_and_number() -> None:
+    async with FaultNode() as node:
+        async with open_client(limits=ClientLimits(max_age_seconds=0.1)) as client:
+            await ask(client, node.url)
+            await asyncio.sleep(0.11)
+            await ask(client, node.url)
+            await node.until(lambda node: (node.connections, node.open_connections) == (2, 1))
+        async with open_client(limits=ClientLimits(max_idle_seconds=0.1)) as client:
+            assert await ask(client, node.url) == OK
+            await node.until(lambda node: (node.connections, node.open_connections) == (3, 0))
+        async with open_client(limits=ClientLimits(max_idle_per_origin=2)) as client:
+            assert await asyncio.gather(*[ask(client, node.url) for _ in range(5)]) == [OK] * 5
+            await node.until(lambda node: (node.connections, node.open_connections) == (8, 2))
 
 
 @on_both_loops
 async def test_a_connection_that_is_given_back_twice_is_lent_to_one_request() -> None:
-    async with FaultNode() as node, tended_client() as client:
+    async with FaultNode() as node, open_client() as client:
         url = LOOPBACK.check_url(node.url)
         assert await ask(client, url) == OK
-        connection = client.take_idle(url)
+        connection = client.acquire_idle(url)
         assert connection is not None
-        client.give_back(url, connection)
-        client.give_back(url, connection)
-        assert [client.take_idle(url), client.take_idle(url)] == [connection, None]
-
-
-@on_both_loops
-@pytest.mark.parametrize("name", [*BROKEN])
-async def test_what_is_no_answer_is_a_bad_response_and_ends_its_connection(name: str) -> None:
-    async with FaultNode(Behaviour(answer=Answer(BROKEN[name]))) as node, tended_client() as client:
-        assert (await ask(client, node.url)).fault is BAD
-        await node.until(lambda node: not node.open_connections)
+        client.release(url, connection)
+        client.release(url, connection)
+        assert [client.acquire_idle(url), client.acquire_idle(url)] == [connection, None]
 
 
 ENDLESS = {
@@ -133,34 +129,23 @@ ENDLESS = {
 
 @on_both_loops
 @pytest.mark.parametrize("name", [*ENDLESS])
-async def test_an_answer_without_end_is_cut_at_its_limit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(incoming_answer, "MAX_ANSWER_BYTES", 1024 * 1024)
-    async with FaultNode(Behaviour(answer=ENDLESS[name])) as node, tended_client() as client:
+async def test_an_answer_without_end_is_cut_at_its_limit(name: str) -> None:
+    limits = ResponseLimits(max_body_bytes=1024 * 1024)
+    async with FaultNode(Behaviour(answer=ENDLESS[name])) as node, open_client(response_limits=limits) as client:
         assert (await ask(client, node.url)).fault is BAD
         await node.until(lambda node: not node.open_connections)
 
 
 @on_both_loops
 async def test_a_head_of_32_kib_an_answer_of_16_mib_and_a_long_stream_are_read() -> None:
-    async with FaultNode() as node, tended_client() as client:
+    async with FaultNode() as node, open_client() as client:
         node.behaviour = Behaviour(answer=respond(b"{}", "X: " + "a" * (MAX_HEAD_BYTES - 200)))
         assert await ask(client, node.url) == Outcome(200, b"{}")
-        node.behaviour = Behaviour(answer=respond(b" " * MAX_ANSWER_BYTES))
-        assert len((await ask(client, node.url)).body) == MAX_ANSWER_BYTES
+        node.behaviour = Behaviour(answer=respond(b" " * RESPONSE_LIMITS.max_body_bytes))
+        assert len((await ask(client, node.url)).body) == RESPONSE_LIMITS.max_body_bytes
         node.behaviour = Behaviour(answer=respond_in_chunks(*[b" " * 200_000] * 90))
         assert len((await ask(client, node.url, wants_stream=True)).body) == 18_000_000
         assert node.connections == 1
-
-
-@on_both_loops
-async def test_a_stream_is_cut_at_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(incoming_answer, "MAX_ANSWER_BYTES", 100_000)
-    monkeypatch.setattr(incoming_answer, "MAX_STREAM_BYTES", 300_000)
-    async with FaultNode(Behaviour(answer=endless_body(EVENTS))) as node, tended_client() as client:
-        outcome = await ask(client, node.url, wants_stream=True)
-        assert outcome.fault is BAD
-        assert 200_000 < len(outcome.body) < 400_000
-        await node.until(lambda node: not node.open_connections)
 
 
 FIRST, WHOLE = FaultKind.FIRST_BYTE_TIMEOUT, FaultKind.ANSWER_TIMEOUT
@@ -181,7 +166,7 @@ LATE = {  # what the node does, whether a stream is asked for, the deadline and 
 async def test_a_node_that_is_late_is_given_up_at_its_deadline(name: str) -> None:
     behaviour, wants_stream, limit, fault = LATE[name]
     answer = chat_stream("a", "b") if wants_stream else respond()
-    async with FaultNode(replace(behaviour, answer=answer)) as node, tended_client() as client:
+    async with FaultNode(replace(behaviour, answer=answer)) as node, open_client() as client:
         began_at = time.monotonic()
         deadlines = Deadlines(**limit)
         assert (await ask(client, node.url, wants_stream=wants_stream, deadlines=deadlines)).fault is fault
@@ -202,7 +187,7 @@ BREAKS = {
 @pytest.mark.parametrize("ending", [Ending.CLOSE, Ending.RESET])
 @pytest.mark.parametrize("name", [*BREAKS])
 async def test_a_node_that_dies_is_noticed_at_once(name: str, ending: Ending) -> None:
-    async with FaultNode() as node, tended_client() as client:
+    async with FaultNode() as node, open_client() as client:
         for wants_stream in (False, True):
             node.behaviour = replace(BREAKS[name], ending=ending)
             async with asyncio.timeout(1):
@@ -212,7 +197,7 @@ async def test_a_node_that_dies_is_noticed_at_once(name: str, ending: Ending) ->
 
 @on_both_loops
 async def test_an_answer_up_to_the_end_of_its_connection_is_whole_unless_that_was_reset() -> None:
-    async with FaultNode() as node, tended_client() as client:
+    async with FaultNode() as node, open_client() as client:
         for ending, fault in ((Ending.CLOSE, None), (Ending.RESET, LOST)):
             node.behaviour = Behaviour(answer=respond_until_close(b"{}"), surplus_after_seconds=0.05, ending=ending)
             assert (await ask(client, node.url)).fault == fault
@@ -226,7 +211,7 @@ async def test_an_answer_up_to_the_end_of_its_connection_is_whole_unless_that_wa
 
 @on_both_loops
 async def test_a_slow_reader_holds_the_node_back_with_little_in_memory() -> None:
-    async with FaultNode(Behaviour(answer=endless_body(EVENTS))) as node, tended_client() as client:
+    async with FaultNode(Behaviour(answer=endless_body(EVENTS))) as node, open_client() as client:
         url = LOOPBACK.check_url(node.url)
         connection = await client.connect(url)
         connection.send(HEAD, b"{}", Deadlines(between_seconds=0.2), wants_stream=True)
@@ -237,13 +222,13 @@ async def test_a_slow_reader_holds_the_node_back_with_little_in_memory() -> None
         read = 0
         while read < 8 * 1024 * 1024:
             read += len(await connection.receive())
-        client.give_back(url, connection)
+        client.release(url, connection)
         await node.until(lambda node: not node.open_connections)
 
 
 @on_both_loops
 async def test_no_redirect_is_followed() -> None:
-    async with FaultNode() as elsewhere, FaultNode() as node, tended_client() as client:
+    async with FaultNode() as elsewhere, FaultNode() as node, open_client() as client:
         for status in (301, 302, 303, 307, 308):
             node.behaviour = Behaviour(answer=redirect(f"{elsewhere.url}/v1", status))
             assert (await ask(client, node.url)).status == status
@@ -260,7 +245,7 @@ async def test_proxies_and_netrc_of_the_environment_are_ignored(
         monkeypatch.setenv("HOME", str(tmp_path))
         for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
             monkeypatch.setenv(name, proxy.url)
-        async with tended_client() as client:
+        async with open_client() as client:
             assert await ask(client, node.url) == OK
         assert proxy.connections == 0
         assert node.requests[0].head == HEAD + b"Content-Length: 2\r\n\r\n"
@@ -268,7 +253,7 @@ async def test_proxies_and_netrc_of_the_environment_are_ignored(
 
 @on_both_loops
 async def test_a_request_that_is_given_up_frees_its_connection() -> None:
-    async with FaultNode(Behaviour(delay_seconds=math.inf)) as node, tended_client() as client:
+    async with FaultNode(Behaviour(delay_seconds=math.inf)) as node, open_client() as client:
         asking = [asyncio.ensure_future(ask(client, node.url)) for _ in range(20)]
         await node.until(lambda node: len(node.requests) == 20)
         for task in asking:

@@ -16,11 +16,10 @@ from typing import Any, Self
 
 import pytest
 
-from lucid_compute.egress import client as http_client
-from lucid_compute.egress.client import HttpClient, SystemResolver
+from lucid_compute.egress.client import ClientLimits, HttpClient, SystemResolver
 from lucid_compute.egress.faults import EgressFault, FaultKind
 from lucid_compute.egress.policy import Address, EgressPolicy, ProviderUrl, parse_provider_url
-from tests.egress import LOOPBACK, Outcome, ask, on_both_loops, tended_client
+from tests.egress import LOOPBACK, Outcome, ask, on_both_loops, open_client
 from tests.fault_node import FaultNode
 
 OK = Outcome(200, b'{"ok":true}')
@@ -76,7 +75,7 @@ class TwoNodes:
 async def test_a_name_that_leads_elsewhere_the_next_moment_is_connected_to_where_it_was_checked() -> None:
     for answers in ([[ALLOWED], [DENIED]], [[DENIED], [ALLOWED]], [[ALLOWED], [ALLOWED, DENIED]]):
         dns = Dns(*answers)
-        async with TwoNodes() as nodes, tended_client(nodes.policy, dns) as client:
+        async with TwoNodes() as nodes, open_client(nodes.policy, dns) as client:
             for turn in range(6):
                 outcome = await ask(client, nodes.url)
                 is_denied = DENIED in answers[turn % 2]
@@ -89,7 +88,7 @@ async def test_a_name_that_leads_elsewhere_the_next_moment_is_connected_to_where
 @on_both_loops
 async def test_one_denied_address_among_allowed_ones_refuses_the_name() -> None:
     for answer in ([ALLOWED, DENIED], [DENIED, ALLOWED], [*["127.0.0.3"] * 40, DENIED], ["169.254.169.254", ALLOWED]):
-        async with TwoNodes() as nodes, tended_client(nodes.policy, Dns(answer)) as client:
+        async with TwoNodes() as nodes, open_client(nodes.policy, Dns(answer)) as client:
             assert (await ask(client, nodes.url)).fault is REFUSED
             assert (nodes.allowed.connections, nodes.denied.connections) == (0, 0)
 
@@ -99,19 +98,18 @@ async def test_one_denied_address_among_allowed_ones_refuses_the_name() -> None:
     "error", [socket.gaierror(-2, "Name or service not known"), UnicodeError("label too long"), [], ["no address"]]
 )
 async def test_a_name_without_an_address_is_unknown(error: Any) -> None:
-    async with tended_client(LOOPBACK, Dns(error)) as client:
+    async with open_client(LOOPBACK, Dns(error)) as client:
         outcome = await ask(client, "http://gpu.example:8080")
         assert (outcome.fault, outcome.message) == (UNKNOWN, "gpu.example does not resolve.")
 
 
 @on_both_loops
-async def test_a_resolver_that_never_answers_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_resolver_that_never_answers_is_not_waited_for() -> None:
     async def never(host: str, port: int) -> Sequence[str]:
         await asyncio.Event().wait()
         return []
 
-    monkeypatch.setattr(http_client, "CONNECT_SECONDS", 0.1)
-    async with tended_client(LOOPBACK, never) as client:
+    async with open_client(LOOPBACK, never, limits=ClientLimits(connect_seconds=0.1)) as client:
         assert (await ask(client, "http://gpu.example:8080")).fault is UNKNOWN
 
 
@@ -139,8 +137,7 @@ async def test_a_name_whose_servers_never_answer_holds_up_one_thread_and_no_othe
             raise socket.gaierror(-3, "Temporary failure in name resolution")
         return getaddrinfo("127.0.0.1", *arguments, **options)
 
-    monkeypatch.setattr(http_client, "CONNECT_SECONDS", 0.2)
-    async with FaultNode() as node, tended_client() as client:
+    async with FaultNode() as node, open_client(limits=ClientLimits(connect_seconds=0.2)) as client:
         monkeypatch.setattr(socket, "getaddrinfo", slow)
         late = await asyncio.gather(*[ask(client, f"http://slow.example:{node.port}") for _ in range(100)])
         assert {outcome.message for outcome in late} == {"slow.example did not resolve in time."}
@@ -152,13 +149,13 @@ async def test_a_name_whose_servers_never_answer_holds_up_one_thread_and_no_othe
 
 @on_both_loops
 async def test_ipv6_and_mapped_addresses_are_connected_to() -> None:
-    async with FaultNode(host="::1") as node, tended_client() as client:
+    async with FaultNode(host="::1") as node, open_client() as client:
         assert node.url.startswith("http://[::1]:")
         assert await ask(client, node.url) == OK
-    async with FaultNode() as node, tended_client(LOOPBACK, Dns(["::ffff:127.0.0.1"])) as client:
+    async with FaultNode() as node, open_client(LOOPBACK, Dns(["::ffff:127.0.0.1"])) as client:
         for host in ("[::ffff:127.0.0.1]", "gpu.example"):
             assert await ask(client, f"http://{host}:{node.port}") == OK
-    async with TwoNodes() as nodes, tended_client(nodes.policy, Dns([f"::ffff:{DENIED}"])) as client:
+    async with TwoNodes() as nodes, open_client(nodes.policy, Dns([f"::ffff:{DENIED}"])) as client:
         assert (await ask(client, nodes.url)).fault is REFUSED
         assert nodes.denied.connections == 0
 
@@ -166,7 +163,7 @@ async def test_ipv6_and_mapped_addresses_are_connected_to() -> None:
 @on_both_loops
 async def test_localhost_means_loopback_without_asking_dns() -> None:
     dns = Dns([DENIED])
-    async with FaultNode() as node, tended_client(LOOPBACK, dns) as client:
+    async with FaultNode() as node, open_client(LOOPBACK, dns) as client:
         assert await ask(client, f"http://localhost:{node.port}") == OK
         assert dns.asked == 0
 
@@ -176,28 +173,28 @@ async def test_localhost_means_loopback_without_asking_dns() -> None:
 async def test_what_leads_back_to_the_service_is_a_routing_loop(own: str) -> None:
     async with FaultNode() as node:
         for answer in (["127.0.0.1"], ["::ffff:127.0.0.1"], ["::ffff:7f00:1"], ["127.0.0.9", "127.0.0.1"]):
-            async with tended_client(LOOPBACK, Dns(answer)) as client:
+            async with open_client(LOOPBACK, Dns(answer)) as client:
                 client.own_endpoints.add((own, node.port))
                 for host in ("gpu.example", "localhost", "127.0.0.1", "[::ffff:127.0.0.1]"):
                     assert (await ask(client, f"http://{host}:{node.port}")).fault is LOOP
         assert node.connections == 0
-        async with tended_client() as client:
+        async with open_client() as client:
             client.own_endpoints.add((own, node.port + 1))
             assert await ask(client, node.url) == OK
 
 
 @on_both_loops
-async def test_an_address_that_does_not_answer_leaves_time_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_client, "CONNECT_SECONDS", 1.0)
+async def test_an_address_that_does_not_answer_leaves_time_for_the_next() -> None:
+    limits = ClientLimits(connect_seconds=1.0)
     async with FaultNode(accepts=False) as silent, FaultNode(host=DENIED) as node:
         await node.stop()
         node.port = silent.port
         await node.start()
         began_at = time.monotonic()
-        async with tended_client(LOOPBACK, Dns(["127.0.0.3", ALLOWED, DENIED])) as client:
+        async with open_client(LOOPBACK, Dns(["127.0.0.3", ALLOWED, DENIED]), limits=limits) as client:
             assert await ask(client, f"http://gpu.example:{silent.port}") == OK
             assert time.monotonic() - began_at > 0.4
-        async with tended_client(LOOPBACK, Dns([ALLOWED])) as client:
+        async with open_client(LOOPBACK, Dns([ALLOWED]), limits=limits) as client:
             assert (await ask(client, f"http://gpu.example:{silent.port}")).fault is FaultKind.CONNECT_FAILED
             assert 1.4 < time.monotonic() - began_at < 3
 
@@ -206,7 +203,7 @@ async def test_an_address_that_does_not_answer_leaves_time_for_the_next(monkeypa
 async def test_a_closed_port_is_a_failed_connect_and_nothing_is_left_of_it() -> None:
     async with FaultNode() as node:
         await node.stop()
-        async with tended_client() as client:
+        async with open_client() as client:
             assert (await ask(client, node.url)).fault is FaultKind.CONNECT_FAILED
             await node.start()
             assert await ask(client, node.url) == OK
@@ -223,7 +220,7 @@ async def test_a_failed_connect_is_let_go_without_the_garbage_collector() -> Non
             await client.connect(url)
         return weakref.ref(body)
 
-    async with FaultNode() as node, tended_client(LOOPBACK, Dns([ALLOWED, "127.0.0.3"])) as client:
+    async with FaultNode() as node, open_client(LOOPBACK, Dns([ALLOWED, "127.0.0.3"])) as client:
         await node.stop()
         gc.collect()
         gc.disable()
@@ -252,7 +249,7 @@ async def test_a_connection_that_ends_up_elsewhere_is_not_used(
     class Gone(asyncio.Transport):
         """Has no peer any more."""
 
-    async with TwoNodes() as nodes, tended_client(LOOPBACK, Dns([ALLOWED])) as client:
+    async with TwoNodes() as nodes, open_client(LOOPBACK, Dns([ALLOWED])) as client:
         monkeypatch.setattr(loop, "create_connection", astray)
         outcome = await ask(client, nodes.url)
         assert outcome.fault is (FaultKind.CONNECT_FAILED if has_gone else REFUSED)

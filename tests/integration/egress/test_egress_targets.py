@@ -8,7 +8,7 @@ from lucid_compute.egress.faults import EgressFault, FaultKind
 from lucid_compute.egress.policy import EgressPolicy
 from lucid_compute.gateway.upstreams import Upstreams
 from lucid_compute.registry.fleet.fleet import Fleet
-from tests.egress import LOOPBACK, Outcome, ask, on_both_loops, tended_client
+from tests.egress import LOOPBACK, Outcome, ask, on_both_loops, open_client
 from tests.factories import compute_passport
 from tests.fault_node import FaultNode
 
@@ -30,7 +30,7 @@ def test_a_key_that_would_add_to_the_head_of_a_request_is_refused(bearer: str) -
 @on_both_loops
 async def test_a_request_has_the_headers_of_the_service_and_no_others() -> None:
     fleet = Fleet()
-    async with FaultNode() as server, tended_client() as client:
+    async with FaultNode() as server, open_client() as client:
         record = compute_passport({"inferenceUrl": f"{server.url}/llama/v1"})
         fleet.apply_passport(record)
         fleet.secrets.apply(record.id, 1, {"inferenceKey": "secret key"})

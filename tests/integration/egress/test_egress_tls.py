@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 import pytest
 
-from lucid_compute.egress import client as http_client
+from lucid_compute.egress.client import ClientLimits
 from lucid_compute.egress.connection import MAX_BUFFERED_BYTES, READ_BYTES, Deadlines
 from lucid_compute.egress.faults import FaultKind
 from tests.authority import Authority
-from tests.egress import HEAD, LOOPBACK, Outcome, ask, on_both_loops, tended_client
+from tests.egress import HEAD, LOOPBACK, Outcome, ask, on_both_loops, open_client
 from tests.fault_answers import EVENTS, Answer, endless_body, respond, respond_in_chunks
 from tests.fault_node import Behaviour, Ending, FaultNode
 
@@ -30,7 +30,7 @@ async def test_a_node_that_proves_its_name_is_asked_for_it_and_answers_over_tls(
     asked: list[str | None] = []
     tls = authority.issue(f"DNS:{NAME}", "IP:127.0.0.1")
     tls.sni_callback = lambda _, name, __: asked.append(name)
-    async with FaultNode(tls=tls) as node, tended_client(LOOPBACK, to_loopback) as client:
+    async with FaultNode(tls=tls) as node, open_client(LOOPBACK, to_loopback) as client:
         for _ in range(3):
             assert await ask(client, f"https://{NAME}:{node.port}") == OK
         assert (asked, node.connections) == ([NAME], 1)
@@ -43,7 +43,7 @@ async def test_a_node_that_proves_its_name_is_asked_for_it_and_answers_over_tls(
     "names", [("DNS:other.example",), ("DNS:*.example.com",), ("DNS:127.0.0.1",), ("IP:127.0.0.2",)]
 )
 async def test_a_node_with_the_certificate_of_another_is_refused(authority: Authority, names: tuple[str, ...]) -> None:
-    async with FaultNode(tls=authority.issue(*names)) as node, tended_client(LOOPBACK, to_loopback) as client:
+    async with FaultNode(tls=authority.issue(*names)) as node, open_client(LOOPBACK, to_loopback) as client:
         for host in (NAME, "127.0.0.1"):
             outcome = await ask(client, f"https://{host}:{node.port}")
             assert outcome.fault is FaultKind.TLS_FAILED
@@ -55,7 +55,7 @@ async def test_a_node_with_the_certificate_of_another_is_refused(authority: Auth
 @on_both_loops
 async def test_a_certificate_that_nobody_trusted_signed_is_refused(authority: Authority) -> None:
     tls = authority.issue(f"DNS:{NAME}", is_signed=False)
-    async with FaultNode(tls=tls) as node, tended_client(LOOPBACK, to_loopback) as client:
+    async with FaultNode(tls=tls) as node, open_client(LOOPBACK, to_loopback) as client:
         outcome = await ask(client, f"https://{NAME}:{node.port}")
         assert outcome.fault is FaultKind.TLS_FAILED
         assert "self-signed" in outcome.message.replace("self signed", "self-signed")
@@ -68,14 +68,13 @@ async def test_a_node_that_speaks_no_tls_is_refused() -> None:
         Behaviour(greeting=b"HTTP/1.1 400 No TLS\r\n\r\n"),
         Behaviour(greeting=b"SSH-2.0-OpenSSH_9.9\r\n"),
     ):
-        async with FaultNode(behaviour) as node, tended_client() as client:
+        async with FaultNode(behaviour) as node, open_client() as client:
             assert (await ask(client, f"https://127.0.0.1:{node.port}")).fault is FaultKind.TLS_FAILED
 
 
 @on_both_loops
-async def test_a_tls_handshake_that_never_ends_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_client, "TLS_SECONDS", 0.2)
-    async with FaultNode() as node, tended_client() as client:
+async def test_a_tls_handshake_that_never_ends_is_cut() -> None:
+    async with FaultNode() as node, open_client(limits=ClientLimits(tls_seconds=0.2)) as client:
         began_at = time.monotonic()
         outcome = await ask(client, f"https://127.0.0.1:{node.port}")
         assert (outcome.fault, "TLS" in outcome.message) == (FaultKind.TLS_FAILED, True)
@@ -86,7 +85,7 @@ async def test_a_tls_handshake_that_never_ends_is_cut(monkeypatch: pytest.Monkey
 @on_both_loops
 async def test_answers_over_tls_keep_to_the_same_rules(authority: Authority) -> None:
     tls = authority.issue("IP:127.0.0.1")
-    async with FaultNode(tls=tls) as node, tended_client() as client:
+    async with FaultNode(tls=tls) as node, open_client() as client:
         node.behaviour = Behaviour(answer=respond(b" " * 3_000_000))
         assert len((await ask(client, node.url)).body) == 3_000_000
         node.behaviour = Behaviour(answer=respond_in_chunks(*[b" " * 100_000] * 30))
@@ -104,7 +103,7 @@ async def test_answers_over_tls_keep_to_the_same_rules(authority: Authority) -> 
 @on_both_loops
 async def test_a_slow_reader_holds_the_node_back_over_tls_too(authority: Authority) -> None:
     tls = authority.issue("IP:127.0.0.1")
-    async with FaultNode(Behaviour(answer=endless_body(EVENTS)), tls=tls) as node, tended_client() as client:
+    async with FaultNode(Behaviour(answer=endless_body(EVENTS)), tls=tls) as node, open_client() as client:
         url = LOOPBACK.check_url(node.url)
         connection = await client.connect(url)
         connection.send(HEAD, b"{}", Deadlines(), wants_stream=True)
@@ -113,5 +112,5 @@ async def test_a_slow_reader_holds_the_node_back_over_tls_too(authority: Authori
         read = 0
         while read < 4 * 1024 * 1024:
             read += len(await connection.receive())
-        client.give_back(url, connection)
+        client.release(url, connection)
         await node.until(lambda node: not node.open_connections)

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tests.egress import LOOPBACK, Outcome, ask, on_both_loops, tended_client
+from tests.egress import LOOPBACK, Outcome, ask, on_both_loops, open_client
 from tests.fault_answers import Answer, chat_stream, endless_body, respond, respond_in_chunks
 from tests.fault_node import Behaviour, Ending, FaultNode
 
@@ -104,7 +104,7 @@ async def test_a_node_that_accepts_nothing_lets_clients_wait() -> None:
 @on_both_loops
 async def test_a_proxy_passes_requests_and_answers_on_as_they_are() -> None:
     stream = chat_stream(*"abc")
-    async with FaultNode() as upstream, FaultNode(upstream=upstream.url) as proxy, tended_client() as client:
+    async with FaultNode() as upstream, FaultNode(upstream=upstream.url) as proxy, open_client() as client:
         for answer, body in ((respond(b"x" * 3_000_000), b"x" * 3_000_000), (respond_in_chunks(b"a", b"b"), b"ab")):
             upstream.behaviour = Behaviour(answer=answer)
             assert await ask(client, proxy.url, body=b"question") == Outcome(200, body)
@@ -141,7 +141,7 @@ async def test_a_proxy_dies_as_its_upstream_does_and_hangs_up_when_its_client_do
             answer = await read_all(proxy)
             assert answer is None if read is None else (answer or b"").endswith(b"\r\n\r\n{")
         upstream.behaviour = Behaviour(answer=endless_body())
-        async with tended_client() as client:
+        async with open_client() as client:
             connection = await client.connect(LOOPBACK.check_url(proxy.url))
             await proxy.until(lambda node: node.open_connections == 1)
             connection.abort()

@@ -1,4 +1,4 @@
-"""Faults of ours while a request is served: its client is told what can be, once, and the ledger whose fault it is."""
+"""Faults of this service while it serves a request: the client gets one error, and the ledger names the cause."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from tests.integration.gateway.test_inference_limits import BODY, add_node
 from tests.lucid_serve import eventually
 
 TEXTS = ("one", " two", " three", " four")
-_take_in = EventStream.take_in
 
 
 class Client:
@@ -41,7 +40,7 @@ class Client:
         return {"type": "http.request", "body": self._body, "more_body": False}
 
     async def send(self, message: Any) -> None:
-        """Take a part of the answer."""
+        """Record a part of the response."""
         if message["type"] == self._breaks_at:
             raise RuntimeError("the connection is broken")
         self.sent.append(message)
@@ -51,25 +50,27 @@ class Client:
 
     @property
     def heads(self) -> int:
-        """Return how many answers were begun."""
+        """Return how many responses were begun."""
         return sum(message["type"] == "http.response.start" for message in self.sent)
 
 
-def fail_after(monkeypatch: pytest.MonkeyPatch, blocks: int) -> None:
-    """Let the gateway have a fault that shows after so many blocks of a stream."""
-    left = [blocks]
+def failing_stream(blocks: int) -> type[EventStream]:
+    """Return an event stream with a fault of ours, which shows after so many blocks."""
 
-    def take_in(stream: EventStream, block: bytes) -> bytes:
-        if not left[0]:
-            raise KeyError("a fault of ours")
-        left[0] -= 1
-        return _take_in(stream, block)
+    class FailingStream(EventStream):
+        fed = 0
 
-    monkeypatch.setattr(EventStream, "take_in", take_in)
+        def feed(self, block: bytes) -> bytes:
+            if self.fed == blocks:
+                raise KeyError("a fault of ours")
+            self.fed += 1
+            return super().feed(block)
+
+    return FailingStream
 
 
 async def ask(api: Api, client: Client) -> list[dict[str, Any]]:
-    """Have the client answered; return the jobs in the ledger."""
+    """Serve the client; return the jobs in the ledger."""
     assert api.app._inference is not None
     await api.app._inference(client.scope, client.receive, client.send)
     jobs: list[dict[str, Any]] = []
@@ -84,10 +85,11 @@ async def ask(api: Api, client: Client) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("blocks", [0, 1])
 async def test_a_fault_of_ours_ends_a_stream_with_an_event_and_is_ours_in_the_ledger(
-    api: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, blocks: int
+    api: Api, caplog: pytest.LogCaptureFixture, blocks: int
 ) -> None:
     """Before anything was sent it is a 500; after that no second head comes, and no [DONE]."""
-    fail_after(monkeypatch, blocks)
+    gateway = api.service.gateway
+    gateway.context = gateway.context._replace(event_stream=failing_stream(blocks))
     async with FaultNode(Behaviour(answer=chat_stream(*TEXTS), drip_body_seconds=0.02, drip_bytes=200)) as node:
         await add_node(api, node)
         client = Client(json.dumps({**BODY, "stream": True}).encode())
@@ -107,7 +109,7 @@ async def test_a_fault_of_ours_ends_a_stream_with_an_event_and_is_ours_in_the_le
     )
     assert (job["outcome"], job["reason"]) == ("failed", "internal")
     assert api.app._inference is not None
-    assert api.app._inference.running == 0
+    assert api.app._inference.running_count == 0
 
 
 async def test_an_answer_that_can_not_be_ended_is_aborted(api: Api, caplog: pytest.LogCaptureFixture) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 import httpx
 import pytest
 
-from lucid_compute.gateway import gateway
 from lucid_compute.gateway.ranking import Ranking, rank
 from lucid_compute.server.settings import Settings
 from tests.api import ADMIN_KEY, Api, open_api
@@ -69,7 +68,7 @@ async def test_more_than_it_takes_is_refused_at_once_while_heartbeats_get_throug
 
 
 async def test_both_entrances_refuse_alike(api: Api) -> None:
-    """Status, headers but the request's own id, body and count are the same; and the fast path refuses by itself."""
+    """Status, headers except the request's id, body and count are the same; the fast path refuses without a task."""
     fast, lane = FastPath(api.app), api.app._inference
     assert lane is not None
     await api.add_model("tiny", "gguf")
@@ -179,19 +178,17 @@ async def test_a_model_that_nobody_serves_is_unavailable_with_the_reasons(api: A
     assert error["details"]["rejections"] == {"MODEL_NOT_SERVED": 1}
 
 
-async def test_requests_that_nobody_can_serve_share_one_look_at_the_fleet(
-    api: Api, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Forty at once, of which one leaves: each is told the same; another endpoint or policy is another question."""
-    looks = 0
+async def test_requests_that_no_node_can_serve_share_one_ranking_of_the_fleet(api: Api) -> None:
+    """Forty at once, one of which leaves, get the same response; another endpoint or policy needs another."""
+    rankings = 0
 
     async def counted(*arguments: Any) -> Ranking:
-        nonlocal looks
-        looks += 1
+        nonlocal rankings
+        rankings += 1
         await asyncio.sleep(0.05)
         return await rank(*arguments)
 
-    monkeypatch.setattr(gateway, "rank", counted)
+    api.service.gateway.rank = counted
     await api.add_model("tiny", "gguf")
     await api.beat(await api.register("other", {"runtimes": ["llama.cpp"]}), availableModels=["another"])
     asked = [asyncio.create_task(ask(api)) for _ in range(40)]
@@ -201,7 +198,7 @@ async def test_requests_that_nobody_can_serve_share_one_look_at_the_fleet(
     assert {answer.status_code for answer in answers} == {503}
     told = [answer.json()["error"]["details"]["rejections"] for answer in answers]
     assert told == [{"MODEL_NOT_SERVED": 1}] * 39
-    assert looks == 1
+    assert rankings == 1
     assert (await api.http.post("/v1/embeddings", json=BODY)).status_code == 503
     assert (await ask(api, lucid={"allowRegions": ["eu"]})).status_code == 503
-    assert looks == 3
+    assert rankings == 3

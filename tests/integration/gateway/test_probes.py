@@ -1,4 +1,4 @@
-"""Probes: the service goes to a node itself, and tells its owner what came of it and nothing of what the node said."""
+"""Probes: the service asks a node itself, and reports the outcome to its owner without quoting the node."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from lucid_compute.egress import client as http_client
+from lucid_compute.egress.client import ClientLimits, HttpClient
 from lucid_compute.egress.connection import Deadlines
-from lucid_compute.gateway import prober
+from lucid_compute.gateway.prober import Prober
 from tests.api import Api, error_code
 from tests.authority import Authority
+from tests.egress import LOOPBACK
 from tests.fault_answers import BROKEN, Answer, endless_header, redirect, respond
 from tests.fault_node import Behaviour, Ending, FaultNode
 
@@ -40,12 +41,19 @@ async def register(api: Api, url: str, *declared: str, **metadata: Any) -> str:
 
 
 async def probe(api: Api, node: str) -> dict[str, Any]:
-    """Probe a node, which has to be answered with 200 and without a word of the node's own."""
+    """Probe a node; the response must be 200 and quote nothing of the node."""
     answer = await api.http.post(f"/compute/probe/{node}")
     assert answer.status_code == 200, answer.text
     assert SECRET not in answer.text
     found: dict[str, Any] = answer.json()
     return found
+
+
+def change_prober(api: Api, limits: ClientLimits | None = None, **changes: Any) -> None:
+    """Let the service probe within other limits."""
+    prober = api.service.prober
+    client = prober._client if limits is None else HttpClient(LOOPBACK, limits=limits)
+    api.app.fastapi.state.parts[Prober] = Prober(prober._upstreams, client, prober._spend, **changes)
 
 
 async def test_a_node_that_lists_its_models_is_reachable(api: Api) -> None:
@@ -133,24 +141,24 @@ async def test_an_answer_that_is_no_list_is_told_apart(api: Api, answer: Answer,
         assert len(server.requests) == 1
 
 
-async def test_a_node_that_hangs_up_or_says_nothing_is_told_apart(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_node_that_hangs_up_or_says_nothing_is_told_apart(api: Api) -> None:
     async with node_that(cut_head_after=3, ending=Ending.RESET) as server:
         assert (await probe(api, await register(api, server.url)))["code"] == "connection_lost"
-    monkeypatch.setattr(prober, "_DEADLINES", Deadlines(answer_seconds=0.1, total_seconds=0.1))
+    change_prober(api, deadlines=Deadlines(answer_seconds=0.1, total_seconds=0.1))
     async with node_that(delay_seconds=60) as server:
         found = await probe(api, await register(api, server.url))
         assert (found["code"], found["answerMs"]) == ("first_byte_timeout", None)
         assert found["connectMs"] is not None
 
 
-async def test_a_node_that_cannot_be_connected_to_is_told_apart(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_node_that_cannot_be_connected_to_is_told_apart(api: Api) -> None:
     async with node_that() as server:
         gone = await register(api, server.url)
     found = await probe(api, gone)
     assert (found["code"], found["connectMs"], found["httpStatus"]) == ("connect_failed", None, None)
     unknown = await register(api, "http://no-such-host.invalid:8080")
     assert (await probe(api, unknown))["code"] == "name_unknown"
-    monkeypatch.setattr(http_client, "CONNECT_SECONDS", 0.1)
+    change_prober(api, ClientLimits(connect_seconds=0.1))
     async with FaultNode(accepts=False, host=next(_hosts)) as server:
         silent = await register(api, server.url)
         assert (await probe(api, silent))["code"] == "connect_timed_out"
@@ -208,8 +216,8 @@ async def test_a_host_is_probed_once_in_ten_seconds(api: Api) -> None:
         assert len(server.requests) == 1
 
 
-async def test_more_probes_than_are_allowed_at_a_time_are_put_off(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prober, "MAX_PROBES", 0)
+async def test_more_probes_than_are_allowed_at_a_time_are_put_off(api: Api) -> None:
+    change_prober(api, max_probes=0)
     refused = await api.http.post(f"/compute/probe/{await register(api, f'http://{next(_hosts)}:8080')}")
     assert (refused.status_code, error_code(refused)) == (503, "OVERLOADED")
 

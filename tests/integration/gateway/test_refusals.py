@@ -241,7 +241,7 @@ async def test_what_is_refused_because_too_much_runs_is_ours_in_both_lanes(datab
     settings = Settings(bootstrap_admin_key=ADMIN_KEY, inference_max_concurrency=1)
     async with open_api(database_url, settings) as api:
         assert api.app._inference is not None
-        api.app._inference.running = 1
+        api.app._inference.running_count = 1
         assert (await ask(api)).status_code == 503
         assert api.app._inference.take(client := Client(), b"/v1/chat/completions", {}, b"{}") is None
         assert await client.told == 503

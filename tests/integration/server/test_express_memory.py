@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from lucid_compute.gateway.attempt import ExpressExchange
-from lucid_compute.gateway.request import Call, RunningRequest
+from lucid_compute.gateway.attempt import TasklessRequest
+from lucid_compute.gateway.request import GatewayRequest, RunningRequest
 from tests.api import ADMIN_KEY, Api
 from tests.express_client import Client
 from tests.fault_answers import respond
@@ -42,7 +42,7 @@ async def node(api: Api) -> AsyncIterator[FaultNode]:
 
 def left() -> list[object]:
     """Return the requests that are still in memory."""
-    return [known for known in gc.get_objects() if isinstance(known, Call | RunningRequest)]
+    return [known for known in gc.get_objects() if isinstance(known, GatewayRequest | RunningRequest)]
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ async def test_a_request_of_the_express_lane_is_freed_when_it_ends(
     gc.collect()
     assert api.app._inference is not None
     exchange = api.app._inference.take(client, b"/v1/chat/completions", HEADERS, json.dumps(BODY).encode())
-    assert isinstance(exchange, ExpressExchange)
+    assert isinstance(exchange, TasklessRequest)
     if told == "hung up":
         exchange.leave()
     assert await client.told == told

@@ -67,9 +67,9 @@ async def test_names_follow_the_conventions_of_prometheus(api: Api) -> None:
 
 async def test_series_stay_few_whatever_comes(api: Api) -> None:
     """Ten thousand names of models, every route with many statuses, unknown paths, odd methods."""
-    tally, metrics = api.service.gateway.tools.tally, api.app.fastapi.state.metrics
+    tally, metrics = api.service.gateway.context.metrics, api.app.fastapi.state.metrics
     for number in range(10_000):
-        tally.note(job(f"model {number}", outcome=list(Outcome)[1 + number % 4]))
+        tally.record(job(f"model {number}", outcome=list(Outcome)[1 + number % 4]))
     document = (await api.http.get("/openapi.json")).json()
     for path, operations in document["paths"].items():
         for method in operations:

@@ -1,11 +1,10 @@
-"""One answer of a provider, fed by hand: whatever its bytes are and however they are split, it is read or refused."""
+"""One response of a provider, fed by hand: whatever its bytes and however they are split, it is read or refused."""
 
 from __future__ import annotations
 
 import pytest
 
-from lucid_compute.egress import connection as incoming_answer
-from lucid_compute.egress.connection import MAX_HEAD_BYTES, READ_BYTES
+from lucid_compute.egress.connection import MAX_HEAD_BYTES, READ_BYTES, ResponseLimits
 from lucid_compute.egress.faults import FaultKind
 from tests.fault_answers import BROKEN, SURPLUS
 from tests.memory_connection import CHUNKED, JSON_HEAD, SMALL, Exchange, Outcome, exchange, splits
@@ -54,7 +53,11 @@ async def test_a_trailer_and_an_interim_answer_say_nothing_of_the_answer() -> No
 @pytest.mark.parametrize("name", BROKEN)
 async def test_what_is_no_answer_is_a_bad_response_however_it_is_split(name: str) -> None:
     for pieces in splits(BROKEN[name]):
-        assert (await exchange(*pieces))[2:] == (FaultKind.BAD_RESPONSE, False)
+        exchanged = Exchange()
+        exchanged.feed(*pieces)
+        exchanged.end()
+        assert (await exchanged.outcome())[2:] == (FaultKind.BAD_RESPONSE, False)
+        assert exchanged.wire.is_aborted
 
 
 @pytest.mark.parametrize("name", SURPLUS)
@@ -155,11 +158,8 @@ async def test_what_says_nothing_without_end_is_cut_soon(name: str, *, wants_str
 
 
 @pytest.mark.parametrize("framing", ["length", "chunks", "end"])
-async def test_an_answer_and_a_stream_have_their_limits_to_the_byte(
-    framing: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(incoming_answer, "MAX_ANSWER_BYTES", 1000)
-    monkeypatch.setattr(incoming_answer, "MAX_STREAM_BYTES", 3000)
+async def test_an_answer_and_a_stream_have_their_limits_to_the_byte(framing: str) -> None:
+    limits = ResponseLimits(max_body_bytes=1000, max_stream_bytes=3000)
     for kind, wants_stream, limit in ((b"a/json", True, 1000), (b"text/event-stream", False, 1000), (b"", True, 3000)):
         for size, fault in ((limit, None), (limit + 1, FaultKind.BAD_RESPONSE)):
             head = b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\n" % (kind or b"Text/Event-Stream")
@@ -167,7 +167,7 @@ async def test_an_answer_and_a_stream_have_their_limits_to_the_byte(
                 pieces = [head, b"Transfer-Encoding: chunked\r\n\r\n", *[b"1\r\na\r\n"] * size, b"0\r\n\r\n"]
             else:
                 pieces = [head, b"Content-Length: %d\r\n\r\n" % size if framing == "length" else b"\r\n", b"a" * size]
-            outcome = await exchange(*pieces, wants_stream=wants_stream)
+            outcome = await exchange(*pieces, wants_stream=wants_stream, limits=limits)
             assert outcome.fault is fault
             assert len(outcome.body) == size or fault
 

@@ -9,15 +9,9 @@ from hypothesis import strategies as st
 from lucid_compute.gateway.breakers import FAILURES_TO_OPEN, MAX_OPEN_SECONDS, Breaker, RetryBudget
 from lucid_compute.gateway.node_stats import TRIAL_SECONDS
 from lucid_compute.registry.fleet.fleet import FleetNode
-from tests.small_fleets import Clock, SmallFleet, stop_clock
+from tests.small_fleets import SmallFleet
 
 NOW = 1000.0
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """A clock that stands still."""
-    return stop_clock(monkeypatch)
 
 
 def yes() -> bool:
@@ -74,7 +68,7 @@ def test_failures_of_requests_sent_before_it_opened_do_not_prolong_it() -> None:
 
 
 def test_one_request_is_tried_when_its_time_is_over() -> None:
-    """While the trial runs nobody else is sent there; when it takes too long, one more is."""
+    """While the trial runs no other request is sent; if it takes too long, one more is."""
     breaker, at = opened()
     breaker.start(at + 30, TRIAL_SECONDS)
     assert breaker.blocked_seconds(at + 31) == TRIAL_SECONDS - 1
@@ -134,10 +128,10 @@ def test_a_trial_is_not_ended_by_the_client_of_another_request() -> None:
 
 
 def test_others_are_sent_requests_once_a_trial_is_being_answered() -> None:
-    """A stream may take half an hour; what comes meanwhile is no trial and blocks nobody."""
+    """A stream may take half an hour; requests in the meantime are no trials and block no others."""
     breaker, at = opened()
     breaker.start(at + 30, TRIAL_SECONDS)
-    breaker.answer()
+    breaker.begin_response()
     assert breaker.blocked_seconds(at + 31) == 0
     for second in range(32, 40):
         breaker.start(at + second, TRIAL_SECONDS)
@@ -148,19 +142,19 @@ def test_others_are_sent_requests_once_a_trial_is_being_answered() -> None:
 
 
 def test_a_node_that_begins_answers_and_never_ends_one_is_blocked_again_for_twice_as_long() -> None:
-    """To begin is not to have served: the failures before are forgotten only with a whole answer."""
+    """The failures before are forgotten only after a complete response."""
     breaker, at = opened()
     number = breaker.start(at + 30, TRIAL_SECONDS)
-    breaker.answer()
+    breaker.begin_response()
     assert breaker.fail(at + 31, yes, number)
     assert breaker.blocked_seconds(at + 31) == 60
     breaker.start(at + 91, TRIAL_SECONDS)
     assert breaker.blocked_seconds(at + 92) > 0
     closed = Breaker()
     for _ in range(FAILURES_TO_OPEN - 1):
-        closed.answer()
+        closed.begin_response()
         assert not closed.fail(NOW, yes, closed.newest)
-    closed.answer()
+    closed.begin_response()
     assert closed.fail(NOW, yes, closed.newest)
 
 
@@ -192,7 +186,7 @@ def fail(fleet: SmallFleet, node: FleetNode, times: int = FAILURES_TO_OPEN) -> b
     """Let the node fail so often; whether its breaker is open then."""
     for _ in range(times):
         fleet.fail(node)
-    return fleet.traffic.blocked_seconds(node.state.id) > 0
+    return fleet.stats.blocked_seconds(node.state.id) > 0
 
 
 @pytest.mark.parametrize(("count", "most"), [(1, 0), (2, 1), (3, 1), (4, 2), (5, 2)])
@@ -201,7 +195,7 @@ def test_at_most_half_of_a_models_nodes_are_blocked(count: int, most: int) -> No
     fleet = SmallFleet()
     nodes = fleet.add_nodes(count)
     assert [fail(fleet, node) for node in nodes] == [True] * most + [False] * (count - most)
-    assert fleet.traffic.open_count() == most
+    assert fleet.stats.open_count() == most
 
 
 def test_the_half_is_of_each_model_that_the_node_serves() -> None:
@@ -213,47 +207,47 @@ def test_the_half_is_of_each_model_that_the_node_serves() -> None:
     assert [fail(fleet, node) for node in nodes] == [True, True, True, False, False, False]
 
 
-def test_a_node_that_recovers_makes_room_for_another(clock: Clock) -> None:
+def test_a_node_that_recovers_makes_room_for_another() -> None:
     """Only those that are blocked right now count."""
     fleet = SmallFleet()
     first, second, _ = fleet.add_nodes(3)
     assert fail(fleet, first)
     assert not fail(fleet, second)
-    fleet.traffic.note_success(first.state.id)
+    fleet.stats.record_success(first.state.id)
     assert fail(fleet, second, times=1)
-    fleet.traffic.note_success(second.state.id)
+    fleet.stats.record_success(second.state.id)
     assert fail(fleet, first)
-    clock.pass_seconds(31)
+    fleet.clock.pass_seconds(31)
     assert fail(fleet, second)
 
 
-def test_a_trial_counts_as_blocked(clock: Clock) -> None:
+def test_a_trial_counts_as_blocked() -> None:
     """While one of two nodes is on trial, the other one stays open."""
     fleet = SmallFleet()
     first, second = fleet.add_nodes(2)
     fail(fleet, first)
-    clock.pass_seconds(31)
-    fleet.traffic.note_start(first.state.id)
-    assert fleet.traffic.blocked_seconds(first.state.id) > 0
+    fleet.clock.pass_seconds(31)
+    fleet.stats.record_start(first.state.id)
+    assert fleet.stats.blocked_seconds(first.state.id) > 0
     assert not fail(fleet, second)
 
 
-def test_a_streams_first_chunk_ends_the_trial_for_the_others(clock: Clock) -> None:
+def test_a_streams_first_chunk_ends_the_trial_for_the_others() -> None:
     """And an operator no longer sees the breaker as open; the trial that breaks off then opens it again."""
     fleet = SmallFleet()
     first, _ = fleet.add_nodes(2)
     fail(fleet, first)
-    clock.pass_seconds(31)
-    number = fleet.traffic.note_start(first.state.id)
-    other = fleet.traffic.note_start(first.state.id)
-    fleet.traffic.note_latency(first.state.id, fleet.wanted(is_stream=True).kind, 20.0)
-    assert fleet.traffic.blocked_seconds(first.state.id) == 0
-    assert fleet.traffic.open_count() == 0
-    fleet.traffic.note_nothing(first.state.id, other)
-    assert fleet.traffic.blocked_seconds(first.state.id) == 0
-    assert fleet.traffic.note_failure(first, number)
-    assert fleet.traffic.blocked_seconds(first.state.id) == 60
-    assert fleet.traffic.open_count() == 1
+    fleet.clock.pass_seconds(31)
+    number = fleet.stats.record_start(first.state.id)
+    other = fleet.stats.record_start(first.state.id)
+    fleet.stats.record_latency(first.state.id, fleet.criteria(is_stream=True).kind, 20.0)
+    assert fleet.stats.blocked_seconds(first.state.id) == 0
+    assert fleet.stats.open_count() == 0
+    fleet.stats.record_inconclusive(first.state.id, other)
+    assert fleet.stats.blocked_seconds(first.state.id) == 0
+    assert fleet.stats.record_failure(first, number)
+    assert fleet.stats.blocked_seconds(first.state.id) == 60
+    assert fleet.stats.open_count() == 1
 
 
 def test_nodes_that_are_gone_are_forgotten_with_their_breakers() -> None:
@@ -262,9 +256,9 @@ def test_nodes_that_are_gone_are_forgotten_with_their_breakers() -> None:
     first, *_ = fleet.add_nodes(2)
     fail(fleet, first)
     fleet.fleet.forget_node(first)
-    fleet.traffic.forget_ended()
-    assert fleet.traffic.open_count() == 0
-    assert fleet.traffic.find(first.state.id) is None
+    fleet.stats.forget_ended()
+    assert fleet.stats.open_count() == 0
+    assert fleet.stats.track(first.state.id) is None
     assert not fleet.fail(first)
 
 
@@ -274,10 +268,10 @@ def test_nodes_that_are_gone_are_forgotten_with_their_breakers() -> None:
 def test_ten_retries_are_always_there_within_a_minute() -> None:
     """Also for one request; the eleventh waits until the first are a minute old."""
     budget = RetryBudget()
-    budget.note_request(NOW)
-    assert sum(budget.take(NOW) for _ in range(50)) == 10
-    assert not budget.take(NOW + 59)
-    assert sum(budget.take(NOW + 60) for _ in range(50)) == 10
+    budget.count_request(NOW)
+    assert sum(budget.spend(NOW) for _ in range(50)) == 10
+    assert not budget.spend(NOW + 59)
+    assert sum(budget.spend(NOW + 60) for _ in range(50)) == 10
 
 
 @pytest.mark.parametrize(("requests", "retries"), [(0, 10), (99, 10), (100, 10), (109, 10), (110, 11), (1000, 100)])
@@ -285,18 +279,18 @@ def test_beyond_that_a_tenth_of_the_last_minutes_requests_may_be_repeated(reques
     """Never more than a tenth: 109 requests give ten."""
     budget = RetryBudget()
     for number in range(requests):
-        budget.note_request(NOW + number * 50 / max(requests, 1))
-    assert sum(budget.take(NOW + 50) for _ in range(500)) == retries
+        budget.count_request(NOW + number * 50 / max(requests, 1))
+    assert sum(budget.spend(NOW + 50) for _ in range(500)) == retries
 
 
 def test_requests_of_more_than_a_minute_ago_earn_nothing() -> None:
     """A burst is forgotten, and with it its retries."""
     budget = RetryBudget()
     for _ in range(1000):
-        budget.note_request(NOW)
-    assert sum(budget.take(NOW + 59) for _ in range(500)) == 100
-    assert sum(budget.take(NOW + 61) for _ in range(500)) == 0
-    assert sum(budget.take(NOW + 119) for _ in range(500)) == 10
+        budget.count_request(NOW)
+    assert sum(budget.spend(NOW + 59) for _ in range(500)) == 100
+    assert sum(budget.spend(NOW + 61) for _ in range(500)) == 0
+    assert sum(budget.spend(NOW + 119) for _ in range(500)) == 10
 
 
 @settings(max_examples=50, deadline=None)
@@ -309,10 +303,10 @@ def test_no_minute_has_more_retries_than_its_share(steps: list[tuple[float, int,
     for wait, asked, failed in steps:
         now += wait
         for _ in range(asked):
-            budget.note_request(now)
+            budget.count_request(now)
             requests.append(now)
         for _ in range(failed):
-            if budget.take(now):
+            if budget.spend(now):
                 retries.append(now)
                 recent = sum(now - at <= 60 for at in requests)
                 assert sum(now - at < 59 for at in retries) <= max(10, recent / 10)

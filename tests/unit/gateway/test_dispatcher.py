@@ -7,7 +7,6 @@ from dataclasses import replace
 from decimal import Decimal
 from typing import NamedTuple
 
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -19,7 +18,7 @@ from lucid_compute.registry.fleet.replicas import LEASE, ReplicaRecord, Snapshot
 from lucid_compute.registry.matching_engine import ReasonCode
 from lucid_compute.registry.routing_rules import NO_POLICY, RoutingPolicy, routing_reasons
 from tests.factories import NOW
-from tests.small_fleets import Clock, SmallFleet, stop_clock
+from tests.small_fleets import SmallFleet
 
 MAX_NODES = 40
 
@@ -98,7 +97,7 @@ REQUESTS = st.builds(
 )
 
 
-def make(fleet: SmallFleet, clock: Clock, plans: list[Plan]) -> list[FleetNode]:
+def make(fleet: SmallFleet, plans: list[Plan]) -> list[FleetNode]:
     """Make the nodes; what was learnt of them long ago first."""
     for number, plan in enumerate(plans):
         metadata = {"region": plan.region, "pricePer1kTokens": plan.price, "maxConcurrency": plan.limit}
@@ -113,10 +112,10 @@ def make(fleet: SmallFleet, clock: Clock, plans: list[Plan]) -> list[FleetNode]:
     for age in (61.0, 59.0, 30.0, 0.0):
         for number, plan in enumerate(plans):
             if plan.latency_age == age and plan.latency_ms is not None:
-                fleet.traffic.note_latency(f"node-{number:02}", fleet.wanted().kind, plan.latency_ms)
-        clock.pass_seconds({61.0: 2.0, 59.0: 29.0, 30.0: 30.0, 0.0: 0.0}[age])
+                fleet.stats.record_latency(f"node-{number:02}", fleet.criteria().kind, plan.latency_ms)
+        fleet.clock.pass_seconds({61.0: 2.0, 59.0: 29.0, 30.0: 30.0, 0.0: 0.0}[age])
     for number, plan in enumerate(plans):
-        _trouble(fleet, clock, f"node-{number:02}", plan.trouble)
+        _trouble(fleet, f"node-{number:02}", plan.trouble)
         for _ in range(plan.in_flight):
             fleet.fleet.replicas.begin(f"node-{number:02}")
     counts = {f"node-{number:02}": plan.elsewhere for number, plan in enumerate(plans)}
@@ -136,42 +135,44 @@ def _end(fleet: SmallFleet, node: FleetNode, ends: str | None) -> None:
         fleet.fleet.apply_passport(replace(record, status=PassportStatus.DEPRECATED, revision=record.revision + 1))
 
 
-def _trouble(fleet: SmallFleet, clock: Clock, node_id: str, trouble: str | None) -> None:
-    traffic = fleet.traffic
-    known = traffic.find(node_id)
+def _trouble(fleet: SmallFleet, node_id: str, trouble: str | None) -> None:
+    stats = fleet.stats
+    known = stats.track(node_id)
     assert known is not None
     if trouble in {"blocked", "on trial", "failed once"}:
         known.has_doubts = True
         for _ in range(1 if trouble == "failed once" else 5):
-            known.breaker.fail(clock.monotonic() - (31 if trouble == "on trial" else len(node_id)), lambda: True, 0)
+            known.breaker.fail(
+                fleet.clock.monotonic() - (31 if trouble == "on trial" else len(node_id)), lambda: True, 0
+            )
         if trouble != "failed once":
-            traffic._open.add(node_id)
+            stats._open.add(node_id)
         if trouble == "on trial":
-            traffic.note_start(node_id)
+            stats.record_start(node_id)
     elif trouble == "full":
-        traffic.note_full(node_id, 5)
+        stats.record_full(node_id, 5)
     elif trouble == "lacks":
-        traffic.note_lack(node_id, "responses", fleet.model.id)
+        stats.record_lack(node_id, "responses", fleet.model.id)
 
 
-def reasons_against(fleet: SmallFleet, node: FleetNode, wanted: Criteria) -> set[ReasonCode]:
+def reasons_against(fleet: SmallFleet, node: FleetNode, criteria: Criteria) -> set[ReasonCode]:
     """What the rules say against the node."""
     live_since = fleet.fleet.live_since(fleet.now)
-    usage = fleet.dispatcher.usage_of(node, wanted)
-    reasons = routing_reasons(wanted.model, node.state, usage, wanted.policy, now=fleet.now, live_since=live_since)
+    usage = fleet.dispatcher.usage_of(node, criteria)
+    reasons = routing_reasons(criteria.model, node.state, usage, criteria.policy, now=fleet.now, live_since=live_since)
     return {reason.code for reason in reasons}
 
 
-def may_be_tried_blocked(fleet: SmallFleet, nodes: list[FleetNode], wanted: Criteria) -> set[str]:
+def may_be_tried_blocked(fleet: SmallFleet, nodes: list[FleetNode], criteria: Criteria) -> set[str]:
     """The documented exception: more than half of the model's nodes are blocked, because others went away."""
-    live = [node for node in nodes if not reasons_against(fleet, node, fleet.wanted()) - _OF_ITS_USE]
-    blocked = [node for node in live if fleet.traffic.blocked_seconds(node.state.id) > 0]
+    live = [node for node in nodes if not reasons_against(fleet, node, fleet.criteria()) - _OF_ITS_USE]
+    blocked = [node for node in live if fleet.stats.blocked_seconds(node.state.id) > 0]
     if len(blocked) * 2 <= len(live):
         return set()
     return {
         node.state.id
         for node in blocked
-        if node.state.id not in wanted.tried and reasons_against(fleet, node, wanted) == {ReasonCode.BREAKER_OPEN}
+        if node.state.id not in criteria.tried and reasons_against(fleet, node, criteria) == {ReasonCode.BREAKER_OPEN}
     }
 
 
@@ -182,24 +183,21 @@ _OF_ITS_USE = {ReasonCode.BREAKER_OPEN, ReasonCode.AT_CAPACITY}
     max_examples=200, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(plans=PLANS, asked=REQUESTS)
-def test_a_choice_is_allowed_and_fresh_if_any_fresh_one_is(
-    monkeypatch: pytest.MonkeyPatch, plans: list[Plan], asked: Request
-) -> None:
+def test_a_choice_is_allowed_and_fresh_if_any_fresh_one_is(plans: list[Plan], asked: Request) -> None:
     """And there is none exactly when the rules allow none."""
-    clock = stop_clock(monkeypatch)
     fleet = SmallFleet()
-    nodes = make(fleet, clock, plans)
-    wanted = fleet.wanted(asked.policy, session=asked.session, endpoint=asked.endpoint)
-    tried = wanted.tried = asked.tried
+    nodes = make(fleet, plans)
+    criteria = fleet.criteria(asked.policy, session=asked.session, endpoint=asked.endpoint)
+    tried = criteria.tried = asked.tried
     policy = asked.policy
-    allowed = [node for node in nodes if node.state.id not in tried and not reasons_against(fleet, node, wanted)]
+    allowed = [node for node in nodes if node.state.id not in tried and not reasons_against(fleet, node, criteria)]
     best = {node.state.id for node in allowed if node.state.is_fresh(fleet.now)}
     best = best or {node.state.id for node in allowed}
-    exception = set() if allowed else may_be_tried_blocked(fleet, nodes, wanted)
+    exception = set() if allowed else may_be_tried_blocked(fleet, nodes, criteria)
     is_exact = len(fleet.fleet.ring_of(fleet.model)) <= FEW or policy.node_ids is not None
     for _ in range(2):
-        quick = fleet.dispatcher.find_quickly(wanted, fleet.now)
+        quick = fleet.dispatcher.find_quickly(criteria, fleet.now)
         assert quick is None or quick.state.id in best
         assert quick is not None or not best or not is_exact
-        full = asyncio.run(fleet.dispatcher.find(wanted, fleet.now))
+        full = asyncio.run(fleet.dispatcher.find(criteria, fleet.now))
         assert full.state.id in (best or exception) if full else not (best or exception)

@@ -1,4 +1,4 @@
-"""A node's stream on its way to the client: whole events, the answer to our own question withheld, its end known."""
+"""A node's stream on its way to the client: complete events, usage withheld if only we asked, its end recognised."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def pass_on(*blocks: bytes, endpoint: str = CHAT, withholds: bool = True) -> See
     stream = EventStream(endpoint, withholds_usage=withholds)
     output = b""
     for block in blocks:
-        output += stream.take_in(block)
+        output += stream.feed(block)
         if stream.has_ended or stream.failed:
             break
     else:
@@ -126,7 +126,7 @@ def test_it_does_not_matter_how_a_stream_is_cut_into_blocks(endpoint: str, strea
 
 @pytest.mark.parametrize("name", STREAMS)
 def test_without_our_question_every_event_goes_on_as_it_came(name: str) -> None:
-    """But for a fault of the node, and an event that was never completed."""
+    """Except a fault of the node, and an event that was never completed."""
     stream = STREAMS[name]
     seen = pass_on(stream, withholds=False)
     if name == "end without a blank line":
@@ -262,7 +262,7 @@ def test_an_event_may_have_a_megabyte_and_no_more() -> None:
         assert pass_on(*blocks, DONE).output == large + DONE
     stream = EventStream(CHAT, withholds_usage=True)
     for _ in range(MAX_EVENT_BYTES // 1024):
-        assert stream.take_in(b"x" * 1024) == b""
+        assert stream.feed(b"x" * 1024) == b""
     with pytest.raises(EgressFault) as caught:
-        stream.take_in(b"x")
+        stream.feed(b"x")
     assert caught.value.kind is FaultKind.BAD_RESPONSE

@@ -51,6 +51,6 @@ def test_it_is_understood_as_by_a_reader_of_every_event(
     stream = (b"".join(events) + end).replace(b"\n", line_end)
     edges = sorted({0, *(cut for cut in cuts if cut < len(stream)), len(stream)})
     taker = EventStream(CHAT, withholds_usage=withholds)
-    output = b"".join(taker.take_in(stream[a:b]) for a, b in pairwise(edges)) + taker.finish()
+    output = b"".join(taker.feed(stream[a:b]) for a, b in pairwise(edges)) + taker.finish()
     assert output == (kept + end).replace(b"\n", line_end)
     assert (taker.usage, taker.has_ended, taker.failed) == (usage, bool(end), False)

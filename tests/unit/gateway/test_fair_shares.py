@@ -13,18 +13,12 @@ import pytest
 from lucid_compute.gateway.dispatcher import Dispatcher
 from lucid_compute.gateway.node_stats import FleetStats
 from lucid_compute.registry.fleet.fleet import FleetNode
-from tests.small_fleets import Clock, SmallFleet, stop_clock
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """A clock that stands still."""
-    return stop_clock(monkeypatch)
+from tests.small_fleets import SmallFleet
 
 
 def choose(fleet: SmallFleet) -> FleetNode:
     """Choose a node for a request without a wish."""
-    node = fleet.dispatcher.find_quickly(fleet.wanted(), fleet.now)
+    node = fleet.dispatcher.find_quickly(fleet.criteria(), fleet.now)
     assert node is not None
     return node
 
@@ -35,7 +29,7 @@ def serve(fleet: SmallFleet, latency_ms: dict[str, float], count: int) -> Counte
     for _ in range(count):
         node_id = choose(fleet).state.id
         served[node_id] += 1
-        fleet.traffic.note_latency(node_id, fleet.wanted().kind, latency_ms[node_id])
+        fleet.stats.record_latency(node_id, fleet.criteria().kind, latency_ms[node_id])
     return served
 
 
@@ -97,7 +91,7 @@ def test_requests_that_other_replicas_have_there_count() -> None:
     assert {choose(fleet) for _ in range(50)} == {second}
 
 
-def test_a_node_twice_as_slow_gets_fewer_and_still_some(clock: Clock) -> None:
+def test_a_node_twice_as_slow_gets_fewer_and_still_some() -> None:
     """Ten minutes of one request each second: it is tried again within each minute, and no more."""
     fleet = SmallFleet()
     nodes = [node.state.id for node in fleet.add_nodes(4)]
@@ -105,7 +99,7 @@ def test_a_node_twice_as_slow_gets_fewer_and_still_some(clock: Clock) -> None:
     served: Counter[str] = Counter()
     for _ in range(600):
         served += serve(fleet, latency_ms, 1)
-        clock.pass_seconds(1)
+        fleet.clock.pass_seconds(1)
     assert 8 <= served[nodes[0]] <= 60
     assert all(served[node] > 100 for node in nodes[1:])
 
@@ -115,7 +109,7 @@ def test_a_slow_node_takes_its_part_when_the_fast_ones_have_much_to_do() -> None
     fleet = SmallFleet()
     nodes = [node.state.id for node in fleet.add_nodes(4)]
     for node_id in nodes:
-        fleet.traffic.note_latency(node_id, fleet.wanted().kind, 100.0 if node_id == nodes[0] else 50.0)
+        fleet.stats.record_latency(node_id, fleet.criteria().kind, 100.0 if node_id == nodes[0] else 50.0)
     for _ in range(400):
         fleet.fleet.replicas.begin(choose(fleet).state.id)
     running = fleet.fleet.replicas.own_in_flight
@@ -124,39 +118,39 @@ def test_a_slow_node_takes_its_part_when_the_fast_ones_have_much_to_do() -> None
 
 
 @pytest.mark.parametrize("bad_answers", [1, 50])
-def test_a_node_that_was_slow_once_has_its_full_part_again_within_two_minutes(clock: Clock, bad_answers: int) -> None:
+def test_a_node_that_was_slow_once_has_its_full_part_again_within_two_minutes(bad_answers: int) -> None:
     """However slow it was and for how long: a minute after the last of that, one good answer clears it."""
     fleet = SmallFleet()
     nodes = [node.state.id for node in fleet.add_nodes(4)]
     for _ in range(bad_answers):
-        fleet.traffic.note_latency(nodes[0], fleet.wanted().kind, 30_000.0)
+        fleet.stats.record_latency(nodes[0], fleet.criteria().kind, 30_000.0)
     latency_ms = dict.fromkeys(nodes, 50.0)
     for _ in range(120):
         serve(fleet, latency_ms, 5)
-        clock.pass_seconds(1)
+        fleet.clock.pass_seconds(1)
     counts = serve(fleet, latency_ms, 2000)
     assert counts[nodes[0]] > 350
 
 
-def test_a_latency_of_long_ago_keeps_no_policy_away(clock: Clock) -> None:
+def test_a_latency_of_long_ago_keeps_no_policy_away() -> None:
     """Only requests that mind it would measure the node again: it must not be shut out for good."""
     fleet = SmallFleet()
     node = fleet.add_node()
-    wanted = fleet.wanted()
-    fleet.traffic.note_latency(node.state.id, wanted.kind, 900.0)
-    assert fleet.dispatcher.usage_of(node, wanted).latency_ms == 900
-    clock.pass_seconds(59)
-    assert fleet.dispatcher.usage_of(node, wanted).latency_ms == 900
-    clock.pass_seconds(2)
-    assert fleet.dispatcher.usage_of(node, wanted).latency_ms is None
+    criteria = fleet.criteria()
+    fleet.stats.record_latency(node.state.id, criteria.kind, 900.0)
+    assert fleet.dispatcher.usage_of(node, criteria).latency_ms == 900
+    fleet.clock.pass_seconds(59)
+    assert fleet.dispatcher.usage_of(node, criteria).latency_ms == 900
+    fleet.clock.pass_seconds(2)
+    assert fleet.dispatcher.usage_of(node, criteria).latency_ms is None
 
 
 def test_streams_and_whole_answers_are_measured_apart() -> None:
     """A whole answer takes as long as a stream's last byte."""
     fleet = SmallFleet()
     first, second = fleet.add_nodes(2)
-    fleet.traffic.note_latency(first.state.id, fleet.wanted(is_stream=True).kind, 900.0)
-    fleet.traffic.note_latency(second.state.id, fleet.wanted(is_stream=True).kind, 10.0)
+    fleet.stats.record_latency(first.state.id, fleet.criteria(is_stream=True).kind, 900.0)
+    fleet.stats.record_latency(second.state.id, fleet.criteria(is_stream=True).kind, 10.0)
     assert {choose(fleet) for _ in range(50)} == {first, second}
 
 
@@ -170,7 +164,7 @@ def test_replicas_that_choose_at_once_choose_different_nodes(count: int) -> None
     """Two hundred of them, none knowing of another's request: a node gets its part, and few more."""
     fleet = SmallFleet()
     fleet.add_nodes(count)
-    chosen = [replica.find_quickly(fleet.wanted(), fleet.now) for replica in replicas(fleet, 200)]
+    chosen = [replica.find_quickly(fleet.criteria(), fleet.now) for replica in replicas(fleet, 200)]
     assert max(Counter(chosen).values()) < 200 / count + 9 * (200 / count) ** 0.5
 
 
@@ -179,7 +173,7 @@ def test_replicas_do_not_all_run_for_the_best_of_many_nodes() -> None:
     fleet = SmallFleet()
     fleet.add_nodes(99, load=1.0)
     idle = fleet.add_node()
-    chosen = [replica.find_quickly(fleet.wanted(), fleet.now) for replica in replicas(fleet, 300)]
+    chosen = [replica.find_quickly(fleet.criteria(), fleet.now) for replica in replicas(fleet, 300)]
     assert 1 <= chosen.count(idle) < 75
     assert len(set(chosen)) > 50
 
@@ -188,12 +182,12 @@ async def test_a_search_through_many_nodes_does_not_always_begin_at_the_same_one
     """One in sixty is in the region: nearly all choices look through the ring, and all those nodes get some."""
     fleet = SmallFleet()
     fleet.add_nodes(2950, metadata={"region": "us"})
-    wanted = [node.state.id for node in fleet.add_nodes(50, metadata={"region": "eu"})]
-    policy = fleet.wanted().policy._replace(allow_regions=frozenset({"eu"}))
+    criteria = [node.state.id for node in fleet.add_nodes(50, metadata={"region": "eu"})]
+    policy = fleet.criteria().policy._replace(allow_regions=frozenset({"eu"}))
     counts: Counter[str] = Counter()
     for _ in range(1500):
-        node = await fleet.choose(fleet.wanted(policy))
+        node = await fleet.choose(fleet.criteria(policy))
         assert node is not None
         counts[node.state.id] += 1
-    assert set(counts) == set(wanted)
+    assert set(counts) == set(criteria)
     assert max(counts.values()) < 150

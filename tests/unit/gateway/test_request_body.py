@@ -1,4 +1,4 @@
-"""A request's body: everything arrives as it was written, but for the model's id, `lucid` and the stream's usage."""
+"""A request's body: everything arrives as it was written, except the model's id, `lucid` and the stream's usage."""
 
 from __future__ import annotations
 
@@ -321,7 +321,7 @@ def test_names_with_a_nul_are_names_that_nobody_has() -> None:
     ],
 )
 def test_what_the_gateway_reads_and_can_not_use_is_a_422_that_says_where(body: bytes, path: str) -> None:
-    """A key that stands twice would be read differently by two readers."""
+    """Two parsers would read a duplicate key differently."""
     with pytest.raises(InvalidRequest) as caught:
         read(body)
     assert caught.value.http_status == 422

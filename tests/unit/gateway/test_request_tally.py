@@ -25,8 +25,8 @@ def tally_of(*jobs: Job) -> ModelMetrics:
     """What is counted of the first model."""
     tally = RequestMetrics()
     for each in jobs:
-        tally.note(each)
-    return next(tally.tallies())
+        tally.record(each)
+    return next(tally.models())
 
 
 def test_a_job_is_counted_by_outcome_tokens_and_duration() -> None:
@@ -54,9 +54,9 @@ def test_a_hundred_thousand_models_are_a_few_and_the_others() -> None:
     """Nothing is lost, and nothing is kept of the names."""
     tally = RequestMetrics()
     for number in range(100_000):
-        tally.note(job(f"model {number}"))
-    tally.note(job(OTHER))
-    found = list(tally.tallies())
+        tally.record(job(f"model {number}"))
+    tally.record(job(OTHER))
+    found = list(tally.models())
     assert len(found) == MAX_MODELS + 1
     assert found[-1].model_name == OTHER
     assert sum(each.outcomes[Outcome.COMPLETED] for each in found) == 100_001

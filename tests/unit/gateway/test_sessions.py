@@ -17,7 +17,7 @@ from lucid_compute.registry.fleet.fleet import FleetNode, Lifecycle
 from lucid_compute.registry.fleet.node_ring import NEIGHBOURS
 from lucid_compute.registry.routing_rules import NO_POLICY, RoutingPolicy
 from tests.factories import NOW
-from tests.small_fleets import SmallFleet, stop_clock
+from tests.small_fleets import SmallFleet
 
 SIZES = [2, 10, 16, 17, 100]
 NAMES = [f"acme user-{number}" for number in range(100)]
@@ -41,7 +41,7 @@ async def homes(fleet: SmallFleet, policy: RoutingPolicy = NO_POLICY) -> dict[st
     """Which node each session's request goes to."""
     found: dict[str, str] = {}
     for name in NAMES:
-        node = await fleet.choose(fleet.wanted(policy, session=name))
+        node = await fleet.choose(fleet.criteria(policy, session=name))
         assert node is not None
         found[name] = node.state.id
     return found
@@ -64,7 +64,7 @@ async def test_sessions_are_spread_evenly_over_the_nodes(count: int, seed: int) 
     fleet = build([str(UUID(int=Random(seed * 1000 + number).getrandbits(128))) for number in range(count)])
     counts: Counter[FleetNode | None] = Counter()
     for number in range(300 * count):
-        counts[fleet.dispatcher.find_quickly(fleet.wanted(session=f"acme user-{number}"), fleet.now)] += 1
+        counts[fleet.dispatcher.find_quickly(fleet.criteria(session=f"acme user-{number}"), fleet.now)] += 1
     assert max(counts.values()) < 300 * (1.35 if count <= NEIGHBOURS else 2.2)
     assert min(counts[node] for node in fleet.fleet.nodes()) > 300 * (0.7 if count <= NEIGHBOURS else 0.2)
 
@@ -91,44 +91,44 @@ async def test_only_the_sessions_of_a_node_that_goes_move_and_they_come_back_wit
 async def test_a_session_leaves_a_node_that_is_full_or_failed_it_for_the_next(count: int) -> None:
     """And all its requests go to the same other node meanwhile."""
     fleet = build(ids(count), metadata={"maxConcurrency": 1})
-    home = await fleet.choose(fleet.wanted(session=NAMES[0]))
+    home = await fleet.choose(fleet.criteria(session=NAMES[0]))
     assert home is not None
     fleet.fleet.replicas.begin(home.state.id)
-    others = {await fleet.choose(fleet.wanted(session=NAMES[0])) for _ in range(20)}
+    others = {await fleet.choose(fleet.criteria(session=NAMES[0])) for _ in range(20)}
     assert len(others) == 1
     assert home not in others
     fleet.fleet.replicas.end(home.state.id)
-    wanted = fleet.wanted(session=NAMES[0])
-    wanted.tried = {home.state.id}
-    assert {await fleet.choose(wanted)} == others
+    criteria = fleet.criteria(session=NAMES[0])
+    criteria.tried = {home.state.id}
+    assert {await fleet.choose(criteria)} == others
 
 
 @pytest.mark.parametrize("count", SIZES)
 async def test_a_session_waits_up_to_twice_as_long_for_its_own_node(count: int) -> None:
     """With eight places, eight requests there double the wait, and a ninth is too much."""
     fleet = build(ids(count), metadata={"maxConcurrency": 16})
-    home = await fleet.choose(fleet.wanted(session=NAMES[0]))
+    home = await fleet.choose(fleet.criteria(session=NAMES[0]))
     assert home is not None
     for _ in range(16 - 1):
         fleet.fleet.replicas.begin(home.state.id)
-        assert await fleet.choose(fleet.wanted(session=NAMES[0])) is home
+        assert await fleet.choose(fleet.criteria(session=NAMES[0])) is home
     fleet.fleet.replicas.end(home.state.id)
     fleet.beat(home.state.id, load=0.2)
-    assert await fleet.choose(fleet.wanted(session=NAMES[0])) is not home
+    assert await fleet.choose(fleet.criteria(session=NAMES[0])) is not home
 
 
 @pytest.mark.parametrize("count", SIZES)
 async def test_noise_of_a_few_milliseconds_moves_no_session(count: int) -> None:
     """First bytes of 2 ms here and 25 ms there are no reason to give up a warm prefix; 33 ms are."""
     fleet = build(ids(count))
-    wanted = fleet.wanted(session=NAMES[0])
-    home = await fleet.choose(wanted)
+    criteria = fleet.criteria(session=NAMES[0])
+    home = await fleet.choose(criteria)
     assert home is not None
     for latency_ms, stays in ((25.0, True), (40.0, False)):
-        fleet.traffic.nodes.clear()
+        fleet.stats.nodes.clear()
         for node_id in ids(count):
-            fleet.traffic.note_latency(node_id, wanted.kind, latency_ms if node_id == home.state.id else 2.0)
-        assert (await fleet.choose(wanted) is home) is stays
+            fleet.stats.record_latency(node_id, criteria.kind, latency_ms if node_id == home.state.id else 2.0)
+        assert (await fleet.choose(criteria) is home) is stays
 
 
 @settings(
@@ -140,22 +140,21 @@ async def test_noise_of_a_few_milliseconds_moves_no_session(count: int) -> None:
     name=st.sampled_from(NAMES),
 )
 async def test_a_session_gives_up_its_node_only_for_a_wait_that_is_much_shorter(
-    monkeypatch: pytest.MonkeyPatch, latencies_ms: list[float], running: list[int], name: str
+    latencies_ms: list[float], running: list[int], name: str
 ) -> None:
     """More than twice as long and more than the slack longer, whatever nodes do; and else never."""
-    stop_clock(monkeypatch)
     fleet = build(ids(len(latencies_ms)))
-    wanted = fleet.wanted(session=name)
-    home = await fleet.choose(wanted)
+    criteria = fleet.criteria(session=name)
+    home = await fleet.choose(criteria)
     assert home is not None
     for node_id, latency_ms, count in zip(ids(len(latencies_ms)), latencies_ms, running, strict=False):
-        fleet.traffic.note_latency(node_id, wanted.kind, latency_ms)
+        fleet.stats.record_latency(node_id, criteria.kind, latency_ms)
         for _ in range(count):
             fleet.fleet.replicas.begin(node_id)
-    waits = {node.state.id: fleet.dispatcher.wait_ms(node, wanted) for node in fleet.fleet.nodes()}
+    waits = {node.state.id: fleet.dispatcher.wait_ms(node, criteria) for node in fleet.fleet.nodes()}
     least = min(waits.values())
     longest = max(least * AFFINE_WAIT, least + AFFINE_SLACK_MS)
-    chosen = await fleet.choose(wanted)
+    chosen = await fleet.choose(criteria)
     assert chosen is not None
     assert (chosen is home) is (waits[home.state.id] <= longest)
     assert waits[chosen.state.id] <= longest
@@ -189,4 +188,4 @@ async def test_sessions_stay_while_every_node_is_silent(count: int) -> None:
 async def test_requests_without_a_session_do_not_stick() -> None:
     """They go to any of the nodes that are as good."""
     fleet = build(ids(10))
-    assert len({await fleet.choose(fleet.wanted()) for _ in range(200)}) == 10
+    assert len({await fleet.choose(fleet.criteria()) for _ in range(200)}) == 10

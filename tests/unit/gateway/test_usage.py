@@ -1,4 +1,4 @@
-"""Usage found in an answer's bytes, and tokens counted where a node says nothing of them."""
+"""Usage found in a response's bytes, and tokens counted where the node reports none."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from lucid_compute.gateway.request_body import InferenceRequest
 from lucid_compute.gateway.usage import (
     UNSEEN_TOKENS,
     Usage,
-    believe,
-    count_answer,
     count_request,
+    count_response,
     count_tokens,
     find_usage,
+    plausible_usage,
 )
 
 TRICKS = [
@@ -120,14 +120,14 @@ def test_tokens_are_about_six_letters_or_a_sign(text: bytes, expected: int) -> N
 )
 def test_an_answer_without_usage_is_counted_by_its_text(answer: Any, expected: int) -> None:
     """Any JSON, also one that is not OpenAI's, has a count."""
-    assert count_answer(json.dumps(answer).encode()) == expected
+    assert count_response(json.dumps(answer).encode()) == expected
 
 
 def test_what_is_no_json_counts_nothing_and_what_is_huge_is_counted_in_part() -> None:
     """Counting must not hold others up."""
-    assert count_answer(b"\xff{") == 0
-    assert count_answer(b'{"choices":' + b"[" * 5000 + b"]" * 5000 + b"}") == 0
-    assert 0 < count_answer(b'{"choices":"' + b"word " * 1_000_000 + b'"}') < 300_000
+    assert count_response(b"\xff{") == 0
+    assert count_response(b'{"choices":' + b"[" * 5000 + b"]" * 5000 + b"}") == 0
+    assert 0 < count_response(b'{"choices":"' + b"word " * 1_000_000 + b'"}') < 300_000
     body = json.dumps({"model": "a", "messages": [{"role": "user", "content": "word " * 1_000_000}]}).encode()
     assert 0 < count_request(InferenceRequest("chat/completions", body)) < 300_000
 
@@ -151,13 +151,13 @@ def test_what_is_no_json_counts_nothing_and_what_is_huge_is_counted_in_part() ->
 def test_no_more_tokens_are_believed_than_the_client_allowed(limits: Any, tokens_out: int, is_believed: bool) -> None:
     request = InferenceRequest("chat/completions", json.dumps({"model": "m", **limits}).encode())
     said = Usage(3, tokens_out)
-    assert believe(said, request) == (said if is_believed else None)
+    assert plausible_usage(said, request) == (said if is_believed else None)
 
 
 def test_no_more_tokens_in_are_believed_than_a_request_can_have() -> None:
     """Each prompt of a completion has its own answer, so a limit says nothing there of all of them."""
     request = InferenceRequest("completions", b'{"model":"m","prompt":["a","b"],"max_tokens":1}')
     most = request.size + UNSEEN_TOKENS
-    assert believe(Usage(most, 2), request) == Usage(most, 2)
-    assert believe(Usage(most + 1, 2), request) is None
-    assert believe(None, request) is None
+    assert plausible_usage(Usage(most, 2), request) == Usage(most, 2)
+    assert plausible_usage(Usage(most + 1, 2), request) is None
+    assert plausible_usage(None, request) is None

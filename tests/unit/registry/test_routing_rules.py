@@ -212,8 +212,8 @@ async def test_a_ranking_says_of_every_node_what_the_rules_say() -> None:
     silent = fleet.add_node(age_seconds=60)
     draining, dead = fleet.add_node(), fleet.add_node(age_seconds=130)
     fleet.fleet.apply_lifecycle(Lifecycle(draining.state.id, {}, NOW, 1, "draining", 1))
-    fleet.traffic.note_full(dead.state.id, 5)
-    ranking = await rank(fleet.fleet, fleet.dispatcher, fleet.wanted(), fleet.now)
+    fleet.stats.record_full(dead.state.id, 5)
+    ranking = await rank(fleet.fleet, fleet.dispatcher, fleet.criteria(), fleet.now)
     assert [ranked.node for ranked in ranking.shortlist] == [quick, slow, silent]
     assert [ranked.is_fresh for ranked in ranking.shortlist] == [True, True, False]
     assert ranking.shortlist[0].wait_ms == pytest.approx(UNMEASURED_MS * 1.1)
@@ -232,7 +232,7 @@ async def test_a_shortage_is_called_by_how_near_the_nearest_node_came() -> None:
     fleet = SmallFleet()
 
     async def shortage(**policy: Any) -> Shortage:
-        return (await rank(fleet.fleet, fleet.dispatcher, fleet.wanted(RoutingPolicy(**policy)), fleet.now)).shortage
+        return (await rank(fleet.fleet, fleet.dispatcher, fleet.criteria(RoutingPolicy(**policy)), fleet.now)).shortage
 
     assert await shortage() is Shortage.NO_NODE
     fleet.add_node(serves=())
@@ -247,7 +247,7 @@ async def test_a_shortage_is_called_by_how_near_the_nearest_node_came() -> None:
         pass
     assert await shortage(allow_regions=frozenset({"us"})) is Shortage.NODES_FAILING
     busy = fleet.add_node(metadata={"region": "us"})
-    fleet.traffic.note_full(busy.state.id, 5)
+    fleet.stats.record_full(busy.state.id, 5)
     assert await shortage(allow_regions=frozenset({"us"})) is Shortage.NODES_BUSY
 
 
@@ -256,6 +256,6 @@ async def test_a_ranking_lists_a_hundred_and_counts_all() -> None:
     fleet = SmallFleet()
     fleet.add_nodes(150)
     fleet.add_nodes(1200, serves=())
-    ranking = await rank(fleet.fleet, fleet.dispatcher, fleet.wanted(), fleet.now)
+    ranking = await rank(fleet.fleet, fleet.dispatcher, fleet.criteria(), fleet.now)
     assert len(ranking.shortlist) == len(ranking.rejected) == 100
     assert ranking.rejections == {"MODEL_NOT_SERVED": 1200}

@@ -74,7 +74,7 @@ class ServiceMetrics:
         """Return what this worker counted since it began, and what it measures now."""
         gateway, sender = self._service.gateway, self._service.webhooks.sender
         models: Tally = {}
-        for tally in gateway.tools.tally.tallies():
+        for tally in gateway.context.metrics.models():
             models[tally.model_name,] = model_numbers(tally)
             if tally.model_name != OTHER:
                 self._named_at.setdefault(tally.model_name, now)
@@ -99,8 +99,8 @@ class ServiceMetrics:
         age = (service.clock.now() - synced_at).total_seconds() if synced_at else float("nan")
         return {
             "lucid_workers": 1,
-            "lucid_inference_running": self._inference.running,
-            "lucid_breakers_open": service.gateway.tools.traffic.open_count(),
+            "lucid_inference_running": self._inference.running_count,
+            "lucid_breakers_open": service.gateway.context.stats.open_count(),
             "lucid_jobs_waiting": service.jobs.waiting,
             "lucid_feed_age_seconds": age,
             "lucid_loop_lag_seconds": service.watchdog.lag_seconds,

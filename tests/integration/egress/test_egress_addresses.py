@@ -47,8 +47,8 @@ class DenyingPolicy(EgressPolicy):
     """Denies one address of this machine: where both nodes can listen, the service's own policy allows all or none."""
 
     def check_address(self, address: Address, port: int) -> None:
-        """Refuse `DENIED` too."""
-        if str(address) == DENIED:
+        """Refuse `DENIED` too, and the IPv6 address that means the same."""
+        if str(getattr(address, "ipv4_mapped", None) or address) == DENIED:
             raise ValueError(f"{DENIED} is denied.")
         super().check_address(address, port)
 

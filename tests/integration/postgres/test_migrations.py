@@ -37,7 +37,7 @@ async def test_rows_of_any_landed_revision_live_on(empty_url: str, settings: Set
     assert sum(line["gross_usd"] for line in after["payout_open"]) == sum(job["price_usd"] for job in after["jobs"])
     await schema.downgrade(empty_url, revision)
     assert await all_rows(empty_url) == before
-    await schema.upgrade(empty_url)
+    await prepare(empty_url, data_dir=Path("/nonexistent"), bootstrap_admin_key=ADMIN_KEY)
     async with open_api(empty_url, settings) as api:
         node = (await api.http.get(f"/passports/{NODE}")).json()
         assert (node["owner"], node["name"], node["tags"]) == ("olga", "rack-1", ["eu"])

@@ -55,7 +55,7 @@ def run(command: Callable[..., Any]) -> int:
     """Run a Typer application, print an error if there is one, and return the exit status."""
     _prepare_streams()
     try:
-        status = command(standalone_mode=False)
+        status = command(prog_name="lucid", standalone_mode=False)
         sys.stdout.flush()
     except CommandFailed as failure:
         return _end(failure.sentence, failure.status)

@@ -91,6 +91,21 @@ def leads_somewhere(folder: Path, path: str, anchor: str = "") -> bool:
     return anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+def paths_of_the_map() -> list[str]:
+    """Return what the map names, as paths of the repository: a deeper indentation is inside the folder above it."""
+    (block,) = re.findall(r"^```\n(alembic\.ini.*?)^```$", README.read_text(), re.MULTILINE | re.DOTALL)
+    paths: list[str] = []
+    folders: dict[int, str] = {}
+    for line in block.splitlines():
+        indentation = len(line) - len(line.lstrip())
+        above = next((folders[depth] for depth in sorted(folders, reverse=True) if depth < indentation), "")
+        names = re.split(r" {3,}", line.strip())[0].split()
+        folders = {depth: folder for depth, folder in folders.items() if depth < indentation}
+        folders[indentation] = above + names[-1]
+        paths += [above + name for name in names]
+    return paths
+
+
 def test_every_file_that_the_readme_points_to_is_there() -> None:
     """Links and the map name what exists."""
     text = README.read_text()
@@ -98,16 +113,12 @@ def test_every_file_that_the_readme_points_to_is_there() -> None:
     links = re.findall(r"\]\(([^)]+)\)", text)
     assert links
     assert [link for link in links if not leads_somewhere(folder, *link.split("#"))] == []
-    of_package = text.split("src/lucid_compute/\n", 1)[1].split("```", 1)[0]
-    named = re.findall(r"(?<!\S)(\w+(?:\.py|/))(?=\s|$)", of_package)
-    places = (folder / "src" / "lucid_compute", folder, folder / "tests")
-    assert [name for name in named if not any((place / name).exists() for place in places)] == []
+    assert [path for path in paths_of_the_map() if not (folder / path).exists()] == []
 
 
-def test_the_map_of_the_readme_has_every_room_and_every_file_of_the_ground() -> None:
-    """Whoever looks for something finds its place there."""
+def test_the_map_of_the_readme_has_every_package_and_every_file_beside_them() -> None:
+    """A reader who looks for something finds its place there."""
     package = README.parent / "src" / "lucid_compute"
-    the_map = README.read_text().split("src/lucid_compute/\n", 1)[1].split("```", 1)[0]
-    rooms = {f"{path.name}/" for path in package.iterdir() if (path / "__init__.py").exists()}
-    ground = {path.name for path in package.glob("*.py") if path.name != "__init__.py"}
-    assert rooms | ground <= set(the_map.split())
+    packages = {f"{path.name}/" for path in package.iterdir() if (path / "__init__.py").exists()}
+    files = {path.name for path in package.glob("*.py") if path.name != "__init__.py"}
+    assert {f"src/lucid_compute/{name}" for name in packages | files} <= set(paths_of_the_map())

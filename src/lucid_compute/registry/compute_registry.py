@@ -95,7 +95,7 @@ class ComputeRegistry:
         """
         self._heartbeats.submit(heartbeat, on_done)
 
-    async def record_heartbeat(self, heartbeat: Heartbeat) -> Receipt:
+    async def beat(self, heartbeat: Heartbeat) -> Receipt:
         """Commit one heartbeat and return its receipt; if it is a repeat, return the node's newest receipt.
 
         Raises:
@@ -146,6 +146,10 @@ class ComputeRegistry:
             return self._fleet.get_node(passport_id, owner=visible_owner).record
         return await self._read_passport(passport_id, visible_owner)
 
+    def is_healthy(self, node: FleetNode, now: datetime | None = None) -> bool:
+        """Return whether the node is healthy: the models guide's `isHealthy`; `now` None is this moment."""
+        return is_healthy(node.state, now or self._clock.now())
+
     def health(self, node: FleetNode, now: datetime | None = None) -> Health:
         """Return a node's health, with every reason why it is not healthy; `now` None is this moment."""
         now = now or self._clock.now()
@@ -157,7 +161,7 @@ class ComputeRegistry:
             uptime_seconds=_uptime_seconds(fleet, node, now),
             in_flight=fleet.in_flight(state.id),
             is_drained=fleet.is_drained(node),
-            reasons=() if is_healthy(state, now) else health_reasons(state, now),
+            reasons=() if self.is_healthy(node, now) else health_reasons(state, now),
         )
 
     async def statistics(self, nodes: Sequence[FleetNode]) -> dict[str, JobStatistics]:

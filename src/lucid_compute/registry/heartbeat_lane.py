@@ -204,7 +204,7 @@ class HeartbeatLane:
         if not admission.is_repeated:
             while not isinstance(heartbeat := self.admit(admission, self._clock.now()), Heartbeat):
                 await heartbeat(admission, scope, receive)
-            return self.accept(admission.node, await self._registry.record_heartbeat(heartbeat))
+            return self.accept(admission.node, await self._registry.beat(heartbeat))
         return self.accept(admission.node, await self._registry.newest_receipt(admission.node.state.id))
 
     async def _await_body(self, admission: HeartbeatAdmission, _scope: Scope, receive: Receive) -> None:

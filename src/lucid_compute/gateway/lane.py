@@ -330,7 +330,7 @@ class InferenceLane:
 
     # --- the fast path
 
-    def take(
+    def accept(
         self, client: FastPathClient, path: bytes, headers: dict[bytes, bytes], body: bytes
     ) -> ExpressExchange | None:
         """Send a request to a node, refuse it, or pass it on, with what was found, to be served in a task.
@@ -355,7 +355,7 @@ class InferenceLane:
             return None
         if ready is None or not isinstance(call, Call):
             self._release(admission)
-            client.go_on(admission)
+            client.pass_on(admission)
             return None
         self.express += 1
         self._watch(call.principal, exchange)
@@ -382,7 +382,7 @@ class InferenceLane:
         self._release(admission)
         if isinstance(ending, HandedOver):
             admission.ending = ending
-            client.go_on(admission)
+            client.pass_on(admission)
             return
         self._charge(call)
         if isinstance(ending, NodeResponse) and ending.body:

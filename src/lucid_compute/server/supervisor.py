@@ -82,9 +82,9 @@ class Supervisor:
             self._postgres.start()
         url, data_dir = self._database()
         self._report = prepare_in_child(self._service.prepare, self._settings, url, data_dir)
-        board = SharedSlots(self._settings.workers)
+        slots = SharedSlots(self._settings.workers)
         self._workers = [
-            Worker(partial(self._serve_in_worker, board.seat(number))) for number in range(self._settings.workers)
+            Worker(partial(self._serve_in_worker, slots.of_worker(number))) for number in range(self._settings.workers)
         ]
 
     def _database(self) -> tuple[str, Path]:
@@ -97,9 +97,9 @@ class Supervisor:
         url = self._settings.database_url
         return url.get_secret_value() if url else "", data_dir
 
-    def _serve_in_worker(self, seat: WorkerSlot, channel: socket.socket) -> int:
+    def _serve_in_worker(self, slot: WorkerSlot, channel: socket.socket) -> int:
         """Be a worker."""
-        app = self._service.create_app(self._settings, self._database()[0], seat)
+        app = self._service.create_app(self._settings, self._database()[0], slot)
         return serve(app, self._sockets, channel, self._settings)
 
     def _watch(self) -> None:

@@ -242,7 +242,7 @@ async def test_what_is_refused_because_too_much_runs_is_ours_in_both_lanes(datab
         assert api.app._inference is not None
         api.app._inference.running = 1
         assert (await ask(api)).status_code == 503
-        assert api.app._inference.take(client := Client(), b"/v1/chat/completions", {}, b"{}") is None
+        assert api.app._inference.accept(client := Client(), b"/v1/chat/completions", {}, b"{}") is None
         assert await client.told == 503
         assert await refused(api) == {("overloaded", "us"): 2}
         assert await rows(database_url) == {("overloaded", NOBODY, NO_MODEL): 2}

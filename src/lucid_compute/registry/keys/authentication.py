@@ -18,7 +18,7 @@ from lucid_compute.postgres.clock import DatabaseClock
 from lucid_compute.registry.domain.identity import Principal
 from lucid_compute.registry.fleet.change_feed import ChangeFeed
 from lucid_compute.registry.fleet.key_ring import KeyRing, is_well_formed
-from lucid_compute.web.lanes import HANDED_OVER
+from lucid_compute.web.lanes import PASSED_ON
 
 _BEARER = "bearer "
 _MAX_ADDRESSES = 10_000
@@ -120,7 +120,7 @@ class Admission:
     @classmethod
     def of_scope(cls, scope: Scope) -> Self:
         """Return a raw ASGI request: the one that the fast path has begun to admit, if it has."""
-        begun: Self | None = scope.get("extensions", {}).pop(HANDED_OVER, None)
+        begun: Self | None = scope.get("extensions", {}).pop(PASSED_ON, None)
         if begun is not None:
             return begun
         headers = dict(scope["headers"])

@@ -127,7 +127,8 @@ class FastPathProtocol(HttpProtocol):
         """Start with nothing received."""
         super().connection_made(transport)
         self._socket = transport  # without the cork: a response is written in one piece
-        self._writes, self._reader = _shared_by(self.server_state)
+        shared = _shared_by(self.server_state)
+        self._writes, self._reader = shared.writes, shared.reader
         self._lanes: FastPaths = self.app_state.get(FAST_PATHS, {})
         self._accepted: FastPathRequest | None = None
         self._request = self._held = b""  # the accepted or incomplete request, and what followed it

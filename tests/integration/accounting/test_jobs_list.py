@@ -54,10 +54,10 @@ async def tell(api: Api, *jobs: Job) -> None:
     """Have the jobs written: those that run as such."""
     for job in jobs:
         if job.outcome is Outcome.RUNNING:
-            api.service.jobs.begin(job)
+            api.replica.jobs.begin(job)
         else:
-            api.service.jobs.finish(job)
-    await all_written(api.service.jobs)
+            api.replica.jobs.finish(job)
+    await all_written(api.replica.jobs)
 
 
 async def listed(api: Api, **query: Any) -> dict[str, Any]:
@@ -249,12 +249,12 @@ async def test_totals_from_the_sums_are_those_of_the_rows(api: Api) -> None:
             outcome,
         )
         assert total == rows[0][0], (owner, looked_for, outcome)
-    await expect_sums(api.service.database.url)
+    await expect_sums(api.replica.database.url)
 
 
 async def page_of(api: Api, wanted: JobFilter) -> tuple[list[Any], int]:
     """The first five of what is looked for, and how many there are."""
-    return await api.service.job_search.list_page(
+    return await api.replica.job_search.list_page(
         wanted, sort_by=SortBy.CREATED_AT, sort_order=SortOrder.DESCENDING, offset=0, limit=5, shows_consumer=False
     )
 
@@ -301,7 +301,7 @@ async def test_health_is_answered_from_memory_while_the_database_is_away(api: Ap
     node, never_asked = await api.register("node"), await api.register("other")
     await tell(api, done(1, node_id=node))
     assert (await api.health(node))["jobsCompleted"] == 1
-    search = api.service.job_search
+    search = api.replica.job_search
     there, search._database = search._database, Database("postgresql://nobody@127.0.0.1:1/none")
     assert await figures(api, node) == (1, 250.25, 0.0)
     assert await figures(api, never_asked) == (None, None, None)
@@ -321,7 +321,7 @@ async def test_a_database_that_does_not_answer_holds_health_up_once(api: Api, mo
         await asyncio.sleep(60)
         return {}
 
-    monkeypatch.setattr(api.service.job_search, "statistics", hang)
+    monkeypatch.setattr(api.replica.job_search, "statistics", hang)
     async with asyncio.timeout(4):
         for _ in range(3):
             assert (await api.health(node))["jobsCompleted"] is None
@@ -359,7 +359,7 @@ async def silence(api: Api, replica_id: str, seconds: float) -> None:
 async def mark_lost(api: Api) -> None:
     """Let the sweep close what is lost; an outage that this busy machine itself recorded does not count."""
     await run_sql(api, "DELETE FROM outages")
-    await LostJobs(api.service.database).refresh()
+    await LostJobs(api.replica.database).refresh()
 
 
 async def test_the_jobs_of_a_replica_that_died_are_lost(api: Api) -> None:
@@ -376,7 +376,7 @@ async def test_the_jobs_of_a_replica_that_died_are_lost(api: Api) -> None:
     await mark_lost(api)
     assert [await outcome_of(api, job) for job in (jobs[alive], own, young)] == ["running"] * 3
     assert [await outcome_of(api, jobs[replica]) for replica in (dead, forgotten)] == ["lost", "lost"]
-    await expect_sums(api.service.database.url)
+    await expect_sums(api.replica.database.url)
 
 
 async def test_no_job_is_lost_for_an_outage_of_ours(api: Api) -> None:
@@ -384,7 +384,7 @@ async def test_no_job_is_lost_for_an_outage_of_ours(api: Api) -> None:
     dead = await add_lease(api)
     job = await running_on(api, dead)
     await silence(api, dead, 600)
-    connection = await connect(api.service.database.url)
+    connection = await connect(api.replica.database.url)
     outage = "INSERT INTO outages (started_at, ended_at) VALUES (now() - interval '1 hour', now() - interval '50 s')"
     for hindrance in (outage, "UPDATE replicas SET seen_at = least(seen_at, now() - interval '5 seconds')", None):
         transaction = connection.transaction()
@@ -412,10 +412,10 @@ async def test_the_true_outcome_of_a_lost_job_wins(api: Api) -> None:
     await tell(api, ended(job))
     assert await ids(api, outcome="completed") == [job.id]
     assert await ids(api, outcome="lost") == []
-    await expect_sums(api.service.database.url)
+    await expect_sums(api.replica.database.url)
     await tell(api, ended(job, Outcome.FAILED))
     assert (await api.health(node))["jobsCompleted"] == 1
-    await expect_sums(api.service.database.url)
+    await expect_sums(api.replica.database.url)
 
 
 async def test_what_was_told_is_written_when_the_service_stops(
@@ -424,8 +424,8 @@ async def test_what_was_told_is_written_when_the_service_stops(
     monkeypatch.setattr("lucid_compute.accounting.ledger.FLUSH_SECONDS", 60.0)
     async with open_api(database_url, settings) as api:
         for number in range(2000):
-            api.service.jobs.finish(done(number))
-        ledger = api.service.jobs
+            api.replica.jobs.finish(done(number))
+        ledger = api.replica.jobs
     assert ledger.waiting == 0
     async with open_api(database_url, settings) as api:
         assert (await listed(api))["pagination"]["total"] == 2000

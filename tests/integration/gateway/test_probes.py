@@ -165,14 +165,14 @@ async def test_an_address_that_the_policy_denies_is_never_connected_to(api: Api)
     async def to_metadata(_: str, __: int) -> list[str]:
         return ["169.254.169.254"]
 
-    api.service.prober._client._resolve = to_metadata
+    api.replica.prober._client._resolve = to_metadata
     found = await probe(api, node)
     assert (found["code"], found["connectMs"]) == ("address_refused", None)
 
 
 async def test_a_node_at_the_services_own_address_is_a_loop(api: Api) -> None:
     node = await register(api, "http://127.0.0.1:8123")
-    api.service.prober._client.own_endpoints.add(("127.0.0.1", 8123))
+    api.replica.prober._client.own_endpoints.add(("127.0.0.1", 8123))
     assert (await probe(api, node))["code"] == "routing_loop"
 
 

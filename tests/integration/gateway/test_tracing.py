@@ -125,7 +125,7 @@ async def test_without_a_collector_nothing_is_traced_and_no_node_is_told(api: Ap
         await serve_a_model(api, node.url)
         assert (await ask(api, traceparent=SENDER)).status_code == 200
         assert "traceparent" not in node.requests[-1].headers
-    assert api.service.gateway.tools.tracer is None
+    assert api.replica.gateway.tools.tracer is None
 
 
 async def test_a_share_is_traced_and_a_collector_that_is_away_holds_nobody_up(database_url: str) -> None:

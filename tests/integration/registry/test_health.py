@@ -160,7 +160,7 @@ async def test_an_outage_of_the_registry_is_taken_off_the_longer_age_and_uptime_
 async def test_what_is_in_flight_is_what_this_service_routed(api: Api) -> None:
     node = await api.register()
     await api.beat(node, inFlight=9, jobsCompleted=100, avgLatencyMs=5)
-    api.service.fleet.replicas.own_in_flight[node] = 2
+    api.replica.fleet.replicas.own_in_flight[node] = 2
     health = await api.health(node)
     assert (health["inFlight"], health["jobsCompleted"], health["avgLatencyMs"]) == (2, 0, None)
     assert (health["reported"]["inFlight"], health["reported"]["jobsCompleted"]) == (9, 100)
@@ -171,10 +171,10 @@ async def test_a_deprecated_passport_is_a_reason(api: Api) -> None:
     await api.beat(node)
     await api.http.patch(f"/passports/{node}", json={"status": "deprecated"})
     assert await codes(api, node) == {"PASSPORT_INACTIVE"}
-    assert api.service.registry.is_healthy(node) is False
+    assert api.replica.registry.is_healthy(node) is False
     await api.http.patch(f"/passports/{node}", json={"status": "active"})
     assert await codes(api, node) == set()
-    assert api.service.registry.is_healthy(node) is True
+    assert api.replica.registry.is_healthy(node) is True
 
 
 async def test_an_ended_node_has_no_health(api: Api) -> None:

@@ -25,7 +25,7 @@ async def test_two_boots_that_race_leave_the_living_one_in(api: Api, database_ur
     """The old boot's late heartbeat loses to the new boot's, however their transactions lie."""
     node_id = await api.register()
     assert (await api.beat(node_id, bootId="old", sequence=4)).status_code == 200
-    writer = api.service.heartbeats._own.writer_id
+    writer = api.replica.heartbeats._own.writer_id
     young, late = await connect(database_url), await connect(database_url)
     try:
         held = young.transaction()
@@ -49,10 +49,10 @@ async def test_two_replicas_that_take_the_same_nodes_do_not_deadlock(
     """Groups lock their rows in one order, whatever order the heartbeats came in."""
     nodes = [await api.register(f"node-{number}") for number in range(30)]
     async with open_api(database_url, settings) as other:
-        await other.service.feed.catch_up()
+        await other.replica.feed.catch_up()
 
-        async def beat_all(replica: Api, order: list[str]) -> None:
-            writer = replica.service.heartbeats
+        async def beat_all(sender: Api, order: list[str]) -> None:
+            writer = sender.replica.heartbeats
             for _ in range(10):
                 await asyncio.gather(*(writer.write(heartbeat(node_id)) for node_id in order))
 
@@ -64,7 +64,7 @@ async def test_a_heartbeat_whose_acknowledgement_was_lost_is_read_back(
 ) -> None:
     """It was committed and answered 503; this replica learns of it all the same, and a repeat is answered."""
     node_id = await api.register()
-    writer = api.service.heartbeats
+    writer = api.replica.heartbeats
     execute = writer._execute
 
     async def commit_and_lose(group: list[object]) -> list[object]:
@@ -76,7 +76,7 @@ async def test_a_heartbeat_whose_acknowledgement_was_lost_is_read_back(
         assert (await api.beat(node_id, bootId="b", sequence=1)).status_code == 503
     again = await api.beat(node_id, bootId="b", sequence=1)
     assert again.status_code == 200
-    state = api.service.fleet.get_node(node_id, owner=None).state
+    state = api.replica.fleet.get_node(node_id, owner=None).state
     assert state.last_heartbeat is not None
     assert state.last_heartbeat.heartbeat.sequence == 1
 
@@ -89,8 +89,8 @@ async def test_a_writer_that_stumbles_refuses_and_goes_on(api: Api, monkeypatch:
         raise RuntimeError
 
     with monkeypatch.context() as broken:
-        broken.setattr(api.service.fleet, "apply_receipt", stumble)
+        broken.setattr(api.replica.fleet, "apply_receipt", stumble)
         with pytest.raises(DatabaseUnavailable):
-            await asyncio.wait_for(api.service.heartbeats.write(heartbeat(node_id)), 5)
+            await asyncio.wait_for(api.replica.heartbeats.write(heartbeat(node_id)), 5)
     assert (await api.beat(node_id)).status_code == 200
     assert (await api.http.get("/readyz")).status_code == 200

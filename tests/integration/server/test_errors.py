@@ -97,7 +97,7 @@ async def test_conflicts(api: Api) -> None:
         again = await api.http.post("/passports", json={**NODE, "name": name}, headers={"Idempotency-Key": "k"})
         assert again.status_code == status
     error_of(again, 409, "IDEMPOTENCY_CONFLICT")
-    api.service.fleet.replicas.own_in_flight[node] = 4
+    api.replica.fleet.replicas.own_in_flight[node] = 4
     busy = await api.http.post(f"/compute/deregister/{node}")
     assert error_of(busy, 409, "REQUESTS_IN_FLIGHT")["details"] == {"inFlight": 4}
 

@@ -67,7 +67,7 @@ async def test_names_follow_the_conventions_of_prometheus(api: Api) -> None:
 
 async def test_series_stay_few_whatever_comes(api: Api) -> None:
     """Ten thousand names of models, every route with many statuses, unknown paths, odd methods."""
-    tally, metrics = api.service.gateway.tools.tally, api.app.fastapi.state.metrics
+    tally, metrics = api.replica.gateway.tools.tally, api.app.fastapi.state.metrics
     for number in range(10_000):
         tally.note(job(f"model {number}", outcome=list(Outcome)[1 + number % 4]))
     document = (await api.http.get("/openapi.json")).json()
@@ -102,7 +102,7 @@ async def test_series_stay_few_whatever_comes(api: Api) -> None:
         body = {"model": f"unknown {number}", "messages": [{"role": "user", "content": "x"}]}
         await api.http.post("/v1/chat/completions", json=body)
     for reason in FaultKind:
-        api.service.gateway.faults[str(reason)] += 1
+        api.replica.gateway.faults[str(reason)] += 1
     for code in {found.code for found in _errors(LucidError)}:
         for lane in (api.app._heartbeats, api.app._inference):
             assert lane is not None

@@ -1,4 +1,4 @@
-"""Every table in one `metadata`, which Alembic compares a database with. A new file of tables is named here."""
+"""All tables in one `metadata`, which Alembic compares with a database. Add each new file of tables here."""
 
 from __future__ import annotations
 
@@ -9,4 +9,4 @@ from lucid_compute.webhooks import tables as webhook_tables
 
 metadata = tables.metadata
 
-_KNOWN = (payout_tables, record_tables, webhook_tables)  # each adds its tables to `metadata` when it is imported
+_KNOWN = (payout_tables, record_tables, webhook_tables)  # each adds its tables to `metadata` on import

@@ -12,7 +12,7 @@ from lucid_compute.errors import DatabaseUnavailable, NodeDeregistered, NodeNotF
 from lucid_compute.postgres.changes import announce
 from lucid_compute.postgres.clock import DatabaseClock
 from lucid_compute.postgres.database import Database
-from lucid_compute.registry import locks as passport_rows
+from lucid_compute.registry import locks
 from lucid_compute.registry.departures import Departure, Departures, Drain
 from lucid_compute.registry.domain.event_types import EventType
 from lucid_compute.registry.domain.identity import Actor
@@ -262,7 +262,7 @@ class ComputeRegistry:
     async def _read_passport(self, passport_id: str, visible_owner: str | None) -> Passport:
         try:
             async with self._database.transaction() as connection:
-                passport = await passport_rows.get_passport(connection, passport_id)
+                passport = await locks.get_passport(connection, passport_id)
         except PassportNotFound:
             raise NodeNotFound(passport_id) from None
         if passport.type is not PassportType.COMPUTE or visible_owner not in (None, passport.owner):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from lucid_compute.accounting import tables as record_tables
+from lucid_compute.accounting import tables as accounting_tables
 from lucid_compute.accounting.payouts import tables as payout_tables
 from lucid_compute.postgres import tables
 from lucid_compute.webhooks import tables as webhook_tables
 
 metadata = tables.metadata
 
-_KNOWN = (payout_tables, record_tables, webhook_tables)  # each adds its tables to `metadata` on import
+_KNOWN = (payout_tables, accounting_tables, webhook_tables)  # each adds its tables to `metadata` on import

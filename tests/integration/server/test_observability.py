@@ -94,7 +94,7 @@ async def test_series_stay_few_whatever_comes(api: Api) -> None:
                 503,
                 504,
             ):
-                metrics.http.note(method.upper(), path, status, 0.1)
+                metrics.http.count(method.upper(), path, status, 0.1)
     for number in range(100):
         await api.http.get(f"/nowhere/{number}")
         await api.http.request(f"ODD{number}", "/models")

@@ -69,9 +69,9 @@ def test_counts_are_added_up_and_gauges_are_of_those_that_live() -> None:
     also = WorkerCounts(now - 1, {"x": {("b",): [5, 6]}}, {"lucid_jobs_waiting": 4, "lucid_feed_age_seconds": 0.5})
     ended = WorkerCounts(now - LIVE_SECONDS, {"x": {("a",): [10, 20]}}, {"lucid_jobs_waiting": 1000})
     merged = merge([lives, also, ended], now)
-    assert merged.tallies == {"x": {("a",): [11, 22], ("b",): [5, 6]}}
+    assert merged.counts == {"x": {("a",): [11, 22], ("b",): [5, 6]}}
     assert merged.gauges == {"lucid_jobs_waiting": 7, "lucid_feed_age_seconds": 0.5}
-    assert lives.tallies == {"x": {("a",): [1, 2]}}
+    assert lives.counts == {"x": {("a",): [1, 2]}}
 
 
 def test_models_of_all_workers_are_as_few_as_those_of_one() -> None:
@@ -87,7 +87,7 @@ def test_models_of_all_workers_are_as_few_as_those_of_one() -> None:
     ]
     merged = merge(parts, 1.0)
     assert set(merged.named_at) == {f"{place}-{number}" for place in range(4) for number in range(MAX_MODELS // 4)}
-    models = merged.tallies[MODELS]
+    models = merged.counts[MODELS]
     assert models[OTHER,] == [400.0 + 3 * MAX_MODELS]
     assert len(models) == MAX_MODELS + 1
     assert merge([merge(parts[:2], 1.0), merge(parts[2:], 1.0)], 1.0) == merged

@@ -71,21 +71,21 @@ class WorkerCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield every metric, also those without a count yet."""
-        for tally, (name, text, labels) in _COUNTERS.items():
+        for count_name, (name, text, labels) in _COUNTERS.items():
             family = CounterMetricFamily(name, text, labels=labels)
-            for values, (count,) in self._merged.tallies.get(tally, {}).items():
+            for values, (count,) in self._merged.counts.get(count_name, {}).items():
                 family.add_metric(values, count)
             yield family
         for name, text in _GAUGES.items():
             if (value := self._merged.gauges.get(name)) is not None:
                 yield GaugeMetricFamily(name, text, value)
         yield self._http_durations()
-        yield from self._of_models(self._merged.tallies.get(MODELS, {}))
+        yield from self._of_models(self._merged.counts.get(MODELS, {}))
 
     def _http_durations(self) -> Metric:
         name = "lucid_http_request_duration_seconds"
         durations = HistogramMetricFamily(name, "Time from the request to the end of its answer", labels=["route"])
-        for route, numbers in self._merged.tallies.get("http_durations", {}).items():
+        for route, numbers in self._merged.counts.get("http_durations", {}).items():
             _add_histogram(durations, route, BOUNDS, numbers)
         return durations
 

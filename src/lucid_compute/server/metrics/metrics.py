@@ -23,7 +23,7 @@ from lucid_compute.registry.heartbeat_lane import HeartbeatLane
 from lucid_compute.server.metrics.exposition import FleetCollector, WorkerCollector, model_numbers
 from lucid_compute.server.metrics.http_middleware import HttpMetrics
 from lucid_compute.server.metrics.shared_memory import Slot, WorkerSlot
-from lucid_compute.server.metrics.worker_counts import MODELS, Tally, WorkerCounts, merge
+from lucid_compute.server.metrics.worker_counts import MODELS, Counts, WorkerCounts, merge
 from lucid_compute.server.replica import Replica
 from lucid_compute.webhooks.outbox import Backlog
 
@@ -72,12 +72,12 @@ class ServiceMetrics:
     def _count(self, now: float) -> WorkerCounts:
         """Return what this worker counted since its start, and what it measures now."""
         gateway, sender = self._replica.gateway, self._replica.webhooks.sender
-        models: Tally = {}
+        models: Counts = {}
         for model in gateway.tools.tally.tallies():
             models[model.model_name,] = model_numbers(model)
             if model.model_name != OTHER:
                 self._named_at.setdefault(model.model_name, now)
-        tallies: dict[str, Tally] = {
+        counts: dict[str, Counts] = {
             MODELS: models,
             "heartbeats": _by_label(self._heartbeats.outcomes),
             "requests": _by_label(self._inference.outcomes),
@@ -90,7 +90,7 @@ class ServiceMetrics:
             "http_statuses": self.http.statuses,
             "http_durations": self.http.durations,
         }
-        return WorkerCounts(now, tallies, self._measure(), self._named_at)
+        return WorkerCounts(now, counts, self._measure(), self._named_at)
 
     def _measure(self) -> dict[str, float]:
         replica = self._replica
@@ -126,5 +126,5 @@ def _read(slot: Slot) -> WorkerCounts | None:
     return None if text is None else WorkerCounts.from_bytes(text)
 
 
-def _by_label(counts: Mapping[str, int]) -> Tally:
+def _by_label(counts: Mapping[str, int]) -> Counts:
     return {(name.lower(),): [float(count)] for name, count in counts.items()}

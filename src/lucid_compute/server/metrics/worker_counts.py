@@ -26,7 +26,7 @@ SUMMED = frozenset(
 """Gauges that are added up over the workers; of all others the greatest is shown."""
 
 Labels = tuple[str, ...]
-Tally = dict[Labels, list[float]]
+Counts = dict[Labels, list[float]]
 
 
 @dataclass
@@ -37,22 +37,20 @@ class WorkerCounts:
     """
 
     at: float
-    tallies: dict[str, Tally] = field(default_factory=dict)
+    counts: dict[str, Counts] = field(default_factory=dict)
     gauges: dict[str, float] = field(default_factory=dict)
     named_at: dict[str, float] = field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
         """Return them as JSON."""
-        tallies = {
-            name: [[*labels, numbers] for labels, numbers in tally.items()] for name, tally in self.tallies.items()
-        }
-        return json.dumps([self.at, tallies, self.gauges, self.named_at], separators=(",", ":")).encode()
+        counts = {name: [[*labels, numbers] for labels, numbers in one.items()] for name, one in self.counts.items()}
+        return json.dumps([self.at, counts, self.gauges, self.named_at], separators=(",", ":")).encode()
 
     @classmethod
     def from_bytes(cls, text: bytes) -> WorkerCounts:
         """Return what `to_bytes` wrote."""
-        at, tallies, gauges, named_at = json.loads(text)
-        read = {name: {tuple(row[:-1]): row[-1] for row in rows} for name, rows in tallies.items()}
+        at, counts, gauges, named_at = json.loads(text)
+        read = {name: {tuple(row[:-1]): row[-1] for row in rows} for name, rows in counts.items()}
         return cls(at, read, gauges, named_at)
 
 
@@ -64,8 +62,8 @@ def merge(parts: Iterable[WorkerCounts], now: float) -> WorkerCounts:
     merged = WorkerCounts(now)
     measured: dict[str, list[float]] = {}
     for part in parts:
-        for name, tally in part.tallies.items():
-            _add(merged.tallies.setdefault(name, {}), tally)
+        for name, one in part.counts.items():
+            _add(merged.counts.setdefault(name, {}), one)
         for name, at in part.named_at.items():
             merged.named_at[name] = min(at, merged.named_at.get(name, math.inf))
         if now - part.at < LIVE_SECONDS:
@@ -76,8 +74,8 @@ def merge(parts: Iterable[WorkerCounts], now: float) -> WorkerCounts:
     return merged
 
 
-def _add(sums: Tally, tally: Mapping[Labels, list[float]]) -> None:
-    for labels, numbers in tally.items():
+def _add(sums: Counts, more: Mapping[Labels, list[float]]) -> None:
+    for labels, numbers in more.items():
         known = sums.get(labels)
         sums[labels] = [*numbers] if known is None else [a + b for a, b in zip(known, numbers, strict=True)]
 
@@ -91,7 +89,7 @@ def _merge_gauge(name: str, values: list[float]) -> float:
 def _fold_models(merged: WorkerCounts) -> None:
     """Count the models beyond MAX_MODELS, by their age, as others."""
     by_age = sorted(merged.named_at, key=lambda name: (merged.named_at[name], name))
-    models = merged.tallies.get(MODELS, {})
+    models = merged.counts.get(MODELS, {})
     for name in by_age[MAX_MODELS:]:
         del merged.named_at[name]
         if (numbers := models.pop((name,), None)) is not None:

@@ -28,13 +28,14 @@ test: install-dev  ## run every test, on an embedded Postgres or on LUCID_TEST_D
 test-unit: install-dev  ## run the unit tests, which need no Postgres
 	@$(BIN)/python -m pytest -q -n 2 --dist worksteal tests/unit $(ARGS)
 
-check: install-dev  ## lint, format check, types, house rules
+check: install-dev  ## lint, format check, types, unused code, layout rules
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/vulture
 	@$(BIN)/python -m pytest -q tests/test_house_rules.py
 
-format: install-dev  ## rewrite the code in the house's format
+format: install-dev  ## rewrite the code in the project's format
 	@$(BIN)/ruff check --fix-only .
 	@$(BIN)/ruff format .
 

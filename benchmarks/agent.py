@@ -74,7 +74,7 @@ def agent(registry: Server, url: str, log: Path, prepares: str = "") -> Iterator
 
 
 def beats_of(registry: Server) -> int:
-    """Return how many heartbeats the agent at work has sent."""
+    """Return how many heartbeats the agent has sent."""
     nodes = registry.call("GET", "/compute?search=bench")["nodes"]
     reported = nodes[0]["health"]["reported"] if nodes else None
     return int(reported["sequence"]) if reported else 0

@@ -1,4 +1,4 @@
-"""An inference server as an agent sees it: vLLM's answers, growing counters, now and then an outage or another model.
+"""An inference server as an agent sees it: vLLM's responses, growing counters, sometimes an outage or another model.
 
 Run by `benchmarks.agent` with the descriptor of a listening socket.
 """
@@ -21,7 +21,7 @@ _LABELS = 'engine="0",model_name="bench-model"'
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
-    """Return the paths that tell vLLM from others and how it is; everything else is 404."""
+    """Serve the paths by which an agent recognises vLLM and reads its state; everything else is 404."""
     while (await receive()).get("more_body"):
         pass
     status, body = _answer(scope["path"])
@@ -45,7 +45,7 @@ def _model(looks: int) -> dict[str, Any]:
 
 
 def _metrics(looks: int) -> str:
-    """Return as many lines as vLLM has, of which few matter."""
+    """Return as many lines of metrics as vLLM has; few of them matter."""
     known = {
         "num_requests_running": 3,
         "num_requests_waiting": 1,

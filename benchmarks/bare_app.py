@@ -1,4 +1,4 @@
-"""The least that answers a POST on uvicorn: reads the body, sends one of the size that its path names. `/232`, say."""
+"""The smallest app for a POST on uvicorn: reads the body, and sends as many bytes as its path says, such as `/232`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _JSON = (b"content-type", b"application/json")
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
-    """Return after reading the whole request; nothing is looked at."""
+    """Read the complete request without a check, and respond."""
     while (await receive()).get("more_body"):
         pass
     body = b" " * int(scope["path"][1:])

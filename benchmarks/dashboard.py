@@ -1,4 +1,4 @@
-"""The claim: the dashboard's first view over 10,000 nodes is there within 300 ms.
+"""The claim: the dashboard's first view over 10,000 nodes appears within 300 ms.
 
 A real Chromium opens `/dashboard` with a key, on a real `lucid serve` with 10,000 nodes of 2,000 kinds and 1,000
 models, while every node sends its heartbeats. Timed by the page itself, from the navigation's start until the frame

@@ -1,4 +1,4 @@
-"""Whole fleets written to Postgres in a few statements, as if each node had been registered and had sent heartbeats."""
+"""Writes complete fleets to Postgres in a few statements, as if each node had registered and sent heartbeats."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def node_id(number: int) -> str:
 
 
 def plain_nodes(count: int) -> list[NodeRow]:
-    """Return nodes that are all alike."""
+    """Return equal nodes."""
     metadata = {"vram": "80GB", "inferenceUrl": "http://node:8080", "runtimes": ["vllm"]}
     return [NodeRow(node_id(number), metadata) for number in range(count)]
 

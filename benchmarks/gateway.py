@@ -42,7 +42,7 @@ class Measure(NamedTuple):
     is_paced: bool = False
 
     def spec(self, target: Target, seconds: float) -> Spec:
-        """Return what is sent to the target."""
+        """Return the request for the target."""
         content = "At a slow and paced rate." if self.is_paced else "Say something."
         request = request_for(target.key, content=content, stream=self.chunks > 0)
         return Spec(list(target.ports), request, self.chunks, self.is_paced, self.connections, seconds)
@@ -127,7 +127,7 @@ def _send(spec: Spec) -> GatewayLoad:
 
 
 def _figure(round_: Round, name: str, column: str) -> float:
-    """Return what stands in the column for this target and round."""
+    """Return the text of the column for this target and round."""
     load, cpu_seconds = round_[name]
     direct = round_[DIRECT].load
     return {

@@ -1,6 +1,6 @@
-"""The backend behind the gateway benchmark: chat completions from bytes made beforehand, on a bare uvloop protocol.
+"""The backend behind the gateway benchmark: chat completions from prepared bytes, on a bare uvloop protocol.
 
-One process serves every port, and each port stands for a node. A request whose body has `"stream": true` is answered
+One process serves every port, and each port is a node. A request whose body has `"stream": true` is answered
 with a stream; one whose body has the word `paced` anywhere gets it at the pace of a busy GPU, one that has the words
 `at length` a long one at once, and one with `ponder` a completion after a while. Run by `benchmarks.gateway_targets`;
 `benchmarks.gateway_load` knows by the constants what a right answer is.
@@ -36,7 +36,7 @@ _STREAM_HEAD = (
 
 
 def word(number: int) -> str:
-    """Return the text that the chunk with this number carries."""
+    """Return the text of the chunk with this number."""
     return f" word{number}"
 
 

@@ -1,4 +1,4 @@
-"""The load of the gateway benchmark: one process, raw sockets on uvloop, every answer checked before it counts.
+"""The load of the gateway benchmark: one process, raw sockets on uvloop, every response checked before it counts.
 
 Run by `benchmarks.gateway`, which writes a `Spec` to its standard input as JSON and reads what was found as JSON. The
 first answer on each connection is parsed whole; of the others every stream is taken out of its HTTP chunks and its
@@ -77,7 +77,7 @@ class Tally:
         self.is_drained = asyncio.Event()
 
     def begin(self) -> bytes | None:
-        """Return the next request, which is now under way; None when the load is over."""
+        """Return the next request and count it as under way; None when the load is over."""
         if self.is_over:
             return None
         self.under_way += 1
@@ -114,7 +114,7 @@ class Tally:
         self.example = self.example or example
 
     def found(self, began: float) -> GatewayLoad:
-        """Return what was found."""
+        """Return the result."""
         ordered = sorted(self.latencies) or [float("nan")]
         p50, p99 = (ordered[int(len(ordered) * share)] * 1000 for share in (0.5, 0.99))
         took = max(self.last_at - began, 1e-9)

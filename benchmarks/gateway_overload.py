@@ -1,4 +1,4 @@
-"""The claim: offered twice what it takes, the gateway serves nearly as much as at its peak, and refuses the rest soon.
+"""The claim: at twice its capacity, the gateway serves nearly as much as at its peak, and refuses the rest soon.
 
 The peak is found by a closed loop; then twice as much is offered by an open one (`benchmarks.open_loop`), while nodes
 send heartbeats. First with nodes that take a while and a limit that they fit, as in use: there the goals have to be
@@ -88,7 +88,7 @@ def _run(module: str, spec: object) -> Any:
 
 
 def _print_goal(name: str, figure: float, goal: float, *, is_least: bool = False) -> None:
-    is_met = figure >= goal if is_least else not figure > goal  # there may have been nobody, and no figure
+    is_met = figure >= goal if is_least else not figure > goal  # without requests there is no figure
     said = f"goal: at {'least' if is_least else 'most'} {goal:g}"
     print(f"    {name:<32}{figure:>10.3f}   {said}{'' if is_met else '   MISSED'}")
 

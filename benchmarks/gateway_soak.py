@@ -114,7 +114,7 @@ def _clients(plan: Plan, outcomes: Counter[str]) -> Iterator[subprocess.Popen[st
 
 
 def _cool_down(server: Server, before: Look) -> Look:
-    """Return what is held once nothing is asked any more: until it is no more than before, or for a minute or so."""
+    """Return what is held after the load, once it is no more than before, or after about a minute."""
     deadline = time.monotonic() + COOL_SECONDS
     while True:
         time.sleep(1)

@@ -99,7 +99,7 @@ def lucid(ports: Sequence[int], **settings: str) -> Iterator[Target]:
 
 @contextmanager
 def vllm_router(ports: Sequence[int]) -> Iterator[Target]:
-    """Run vllm-router with its own defaults, but for the policy and the log, which says nothing of each request.
+    """Run vllm-router with its own defaults, except the policy and the log, which omits single requests.
 
     Raises:
         Skipped: it can't be installed, or it does not route.
@@ -157,7 +157,7 @@ def _heartbeats(server: Server, nodes: list[str]) -> Iterator[None]:
 
 
 def _first_refusal(port: int, key: str) -> str:
-    """Return how a completion is refused, after a few tries; nothing once it is answered."""
+    """Return the refusal of a completion after a few tries; nothing once one succeeds."""
     said = ""
 
     def is_settled() -> bool:
@@ -202,7 +202,7 @@ def _install() -> None:
 
 
 def _wait_for_peer(process: subprocess.Popen[bytes], port: int) -> None:
-    """Return once the router listens, has ended, or has had its time."""
+    """Wait until the router listens, has ended, or the time is over."""
     with suppress(TimeoutError):
         wait_until(lambda: process.poll() is not None or _listens(port), ROUTER_TIMEOUT_SECONDS)
 

@@ -1,4 +1,4 @@
-"""The claim behind the group commit: 64 senders get many times the heartbeats a second of one UPDATE each.
+"""The claim behind the group commit: for 64 senders it commits many times the heartbeats of one UPDATE each.
 
 The same heartbeats, each answered after its commit, on the same embedded Postgres (fsync on), in alternating rounds:
 an UPDATE and a commit of its own for each, over one connection and over 16; and the service's `HeartbeatWriter`, which
@@ -97,7 +97,7 @@ async def _grouped(url: str) -> Any:
 
 
 async def _rate(write: Write, nodes: list[NodeRow]) -> float:
-    """Return how many heartbeats a second the senders get answered."""
+    """Return the senders' committed heartbeats a second."""
     answered, ends_at = 0, time.perf_counter() + ROUND_SECONDS
 
     async def send(first: int) -> None:

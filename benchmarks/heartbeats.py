@@ -80,7 +80,7 @@ def _for_bare(requests: Requests, size: int) -> Requests:
 
 
 async def _look(url: str) -> tuple[str, int]:
-    """Return how durable Postgres is set to be, and how many heartbeats it has taken."""
+    """Return Postgres's setting of durability, and how many heartbeats it has committed."""
     connection = await connect(url)
     try:
         names = ("fsync", "synchronous_commit", "full_page_writes")

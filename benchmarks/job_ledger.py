@@ -135,7 +135,7 @@ async def _sustain(ledger: JobLedger) -> None:
     for job in jobs:
         ledger.finish(job)
     began, used = time.perf_counter(), time.process_time()
-    while ledger.waiting:  # noqa: ASYNC110 - the ledger tells nobody
+    while ledger.waiting:  # noqa: ASYNC110 - the ledger has no event for it
         await asyncio.sleep(0.01)
     took = time.perf_counter() - began
     print(f"{'rows written, with all that waited':<44}{len(jobs) / took:>10,.0f} rows/s")
@@ -145,17 +145,17 @@ async def _sustain(ledger: JobLedger) -> None:
 async def _keep_pace(ledger: JobLedger) -> None:
     """Finish jobs at a steady rate, as requests would, and the same without telling; the difference is the share."""
     used = {False: 0.0, True: 0.0}
-    for is_told in (False, True) * 3:
+    for is_recorded in (False, True) * 3:
         due, before = time.perf_counter(), time.process_time()
         ends_at = due + SECONDS / 3
         while due < ends_at:
             due += TICK_SECONDS
             for _ in range(RATE // 1000):
                 job = _new_job()
-                if is_told:
+                if is_recorded:
                     ledger.finish(job)
             await asyncio.sleep(max(due - time.perf_counter(), 0.0))
-        used[is_told] += time.process_time() - before
+        used[is_recorded] += time.process_time() - before
     share = (used[True] - used[False]) / SECONDS
     print(f"{f'share of this core at {RATE:,} jobs/s':<44}{share * 100:>10.1f} %")
 

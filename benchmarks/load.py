@@ -55,7 +55,7 @@ class Load(NamedTuple):
 
     @property
     def per_second(self) -> float:
-        """Return a second."""
+        """Return the rate a second."""
         return self.requests / self.seconds
 
 

@@ -1,4 +1,4 @@
-"""A load generator in one process: raw sockets on uvloop, bytes made beforehand, answers parsed no further than needed.
+"""A load generator in one process: raw sockets on uvloop, prepared bytes, responses parsed no further than needed.
 
 Run by `benchmarks.load`. Measured on a core of its own, it keeps the bare app as busy as wrk does (55,000 requests/s).
 """

@@ -1,4 +1,4 @@
-"""An open-loop generator: requests at instants that were fixed beforehand, whether or not former ones were answered.
+"""An open-loop generator: requests at fixed instants, whether or not the previous ones have ended.
 
 Latencies count from the scheduled instant, so a server that stalls is charged for everyone who came meanwhile: those
 wait for one of the connections, in their order. Run by `benchmarks.gateway_overload`, which writes a `Schedule` to its

@@ -52,7 +52,7 @@ def main() -> None:
 async def _measure(url: str) -> None:
     await schema.upgrade(url)
     connection = await connect(url)
-    # Lines come of jobs alone, but for a session without triggers.
+    # Only a session without triggers can write lines without jobs.
     for statement in (_NODES, _MODELS, "SET session_replication_role = replica", _LINES, _FAILURES):
         await connection.execute(statement)
     await connection.execute("ANALYZE")

@@ -1,4 +1,4 @@
-"""A small fleet that is good to look at: nodes and models of three owners, and a day of records."""
+"""A small fleet for pictures: nodes and models of three owners, and a day of records."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The servers that are measured: a real `lucid serve` on its embedded Postgres, and the bare app, each on one core."""
+"""The measured servers: a real `lucid serve` on its embedded Postgres, and the bare app, each on one core."""
 
 from __future__ import annotations
 
@@ -46,16 +46,16 @@ def on_core(core: int | None) -> Iterator[None]:
     if core is None:
         yield
         return
-    former = os.sched_getaffinity(0)
+    previous = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {core})
     try:
         yield
     finally:
-        os.sched_setaffinity(0, former)
+        os.sched_setaffinity(0, previous)
 
 
 def describe_cores() -> str:
-    """Answer, in words, which process runs where."""
+    """Return a text that says which process runs on which core."""
     if SERVER_CORE is None:
         return "nothing is pinned: this machine has one core, or can't pin"
     return f"server worker on core {SERVER_CORE}; load and Postgres on core {LOAD_CORE}"
@@ -70,7 +70,7 @@ class Server:
     start_seconds: float = 0.0
 
     def memory_mb(self) -> float:
-        """Return the resident memory of the process that answers."""
+        """Return the resident memory of the serving process."""
         status = Path(f"/proc/{self.worker_pid}/status").read_text()
         match = re.search(r"VmRSS:\s+(\d+) kB", status)
         return int(match[1]) / 1024 if match else float("nan")
@@ -155,7 +155,7 @@ def bare_server() -> Iterator[Server]:
 
 
 def wait_until(condition: Callable[[], bool], timeout_seconds: float = START_TIMEOUT_SECONDS) -> None:
-    """Return when the condition holds.
+    """Wait until the condition holds.
 
     Raises:
         TimeoutError: it does not within `timeout_seconds`.
@@ -168,7 +168,7 @@ def wait_until(condition: Callable[[], bool], timeout_seconds: float = START_TIM
 
 
 def wait_for_quiet(timeout_seconds: float = 15.0) -> None:
-    """Return when nothing else keeps this machine busy, or after `timeout_seconds`."""
+    """Wait until nothing else keeps this machine busy, at most `timeout_seconds`."""
     with suppress(TimeoutError):
         wait_until(_is_quiet, timeout_seconds)
 
@@ -177,7 +177,7 @@ def _is_quiet() -> bool:
     """Return whether the cores were idle nearly all of half a second."""
     before = _ticks()
     time.sleep(0.5)
-    spent = [after - former for former, after in zip(before, _ticks(), strict=True)]
+    spent = [after - earlier for earlier, after in zip(before, _ticks(), strict=True)]
     return sum(spent[3:5]) > QUIET_SHARE * sum(spent)
 
 
@@ -193,7 +193,7 @@ def _answers(port: int) -> bool:
 
 
 def _read_port(process: subprocess.Popen[str]) -> int:
-    """Return the port in the banner, which comes when the service is ready, and read the banner to its end."""
+    """Read the banner, which comes when the service is ready; return its port."""
     port = 0
     for line in process.stdout or ():
         if match := _LISTENS.search(line):
@@ -205,7 +205,7 @@ def _read_port(process: subprocess.Popen[str]) -> int:
 
 
 def _worker_of(supervisor_pid: int) -> int:
-    """Return the supervisor's child that is no Postgres: forked, so its command line is the supervisor's."""
+    """Return the forked child of the supervisor, whose command line is the supervisor's."""
     children = Path(f"/proc/{supervisor_pid}/task/{supervisor_pid}/children").read_text().split()
     command = Path(f"/proc/{supervisor_pid}/cmdline").read_bytes()
     return next(int(pid) for pid in children if Path(f"/proc/{pid}/cmdline").read_bytes() == command)

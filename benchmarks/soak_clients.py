@@ -176,7 +176,7 @@ class Clients:
 
 
 async def _read_answer(reader: asyncio.StreamReader) -> bytes:
-    """Return the bytes of one answer; of a long stream only its beginning and its end, which is what is looked at."""
+    """Return the bytes of one response; of a long stream only the checked parts, its beginning and its end."""
     answer = await reader.readuntil(b"\r\n\r\n")
     if b"transfer-encoding: chunked" not in answer.lower():
         while find_body(answer) is None:

@@ -23,7 +23,7 @@ class MortalNode:
 
     @property
     def is_alive(self) -> bool:
-        """Return whether it runs."""
+        """Return whether the node runs."""
         return self._process is not None
 
     def start(self) -> None:

@@ -1,4 +1,4 @@
-"""`make demo`: the service, three agents and three inference servers, alive on this machine for a minute and a half.
+"""`make demo`: the service, three agents and three inference servers on this machine for a minute and a half.
 
-Talks to the service as anybody would: by the SDK, the command line and OpenAI's client.
+It uses the service as a user does: through the SDK, the command line and OpenAI's client.
 """

@@ -3,7 +3,7 @@
 import signal
 import sys
 
-# Imports take more than a second, and Ctrl-C meanwhile is an end and no traceback: nothing runs yet.
+# Imports take more than a second. Ctrl-C meanwhile ends the demo without a traceback; nothing runs yet.
 signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from demo.run import main  # noqa: E402 - after the above

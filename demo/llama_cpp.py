@@ -1,4 +1,4 @@
-"""llama.cpp's own server on a small model: for the demo, and for the tests that want a real inference server.
+"""llama.cpp's own server on a small model, for the demo and for tests that need a real inference server.
 
 By hand: `python -m demo.llama_cpp tiny.gguf my-model --port 8080`; the model comes from `python -m demo.tiny_gguf`.
 """
@@ -20,15 +20,14 @@ def server_command(
 ) -> list[str]:
     """Return the command for a server of one model; port 0 is a free one.
 
-    `tells`: with /metrics and /slots; `embeds`: it answers embeddings, and chats besides.
+    `tells`: with /metrics and /slots; `embeds`: with embeddings beside chats.
     """
-    # -P: this folder holds a `requests` of ours, which is not the one that others mean.
-    command = [sys.executable, "-P", __file__, str(gguf), model, "--port", str(port), "--slots", str(slots)]
+    command = [sys.executable, __file__, str(gguf), model, "--port", str(port), "--slots", str(slots)]
     return [*command, *([] if tells else ["--silent"]), *(["--embeds"] if embeds else [])]
 
 
 def main() -> None:
-    """Serve, say where, and go on until a signal ends this process."""
+    """Serve, print the address, and run until a signal."""
     parser = argparse.ArgumentParser(description="Serve a model by llama.cpp's own server.")
     parser.add_argument("gguf", help="the model's file")
     parser.add_argument("model", help="the name that it is served under")
@@ -36,17 +35,17 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=2, help="requests at a time")
     parser.add_argument("--silent", action="store_true", help="without /metrics and /slots")
     parser.add_argument("--embeds", action="store_true", help="answer embeddings, too")
-    told = parser.parse_args()
+    options = parser.parse_args()
 
-    import xllamacpp  # type: ignore[import-untyped] # noqa: PLC0415 - whoever only wants the command has no need of it
+    import xllamacpp  # type: ignore[import-untyped] # noqa: PLC0415 - not needed for the command alone
 
     params = xllamacpp.CommonParams()
-    params.model.path, params.model_alias = told.gguf, {told.model}
-    params.hostnames, params.port = ["127.0.0.1"], told.port
-    params.n_parallel, params.n_ctx = told.slots, told.slots * CONTEXT_OF_A_SLOT
+    params.model.path, params.model_alias = options.gguf, {options.model}
+    params.hostnames, params.port = ["127.0.0.1"], options.port
+    params.n_parallel, params.n_ctx = options.slots, options.slots * CONTEXT_OF_A_SLOT
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
-    params.endpoint_metrics = params.endpoint_slots = not told.silent
-    if told.embeds:
+    params.endpoint_metrics = params.endpoint_slots = not options.silent
+    if options.embeds:
         params.embedding = True
         params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
     server = xllamacpp.Server(params)

@@ -19,8 +19,8 @@ WIDTH = 64  # one dimension for each word of the sentence, and some to spare
 HEADS = 2
 FEED_FORWARD = 32
 SPECIAL = ("<unk>", "<s>", "</s>")
-BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))  # SentencePiece spells with these what it has no word for
-CERTAINTY = 16.0  # the next word's logit above all others': at any sane temperature it is the one
+BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))  # SentencePiece spells unknown words with these
+CERTAINTY = 16.0  # the next word's logit above all others', so that it wins at any usual temperature
 CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
 
 Matrix = NDArray[np.float32]
@@ -29,8 +29,8 @@ Matrix = NDArray[np.float32]
 def write_tiny_gguf(path: Path, name: str = "tiny-reciter") -> None:
     """Write the model: one layer that changes nothing, between embeddings that name the place in the sentence.
 
-    Every token but the sentence's words stands at place 0, so whatever is asked, the answer begins with the second
-    word and goes round.
+    Every token except the sentence's words has place 0. So each answer begins with the second word, and repeats the
+    sentence.
     """
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name(name)
@@ -52,7 +52,7 @@ def write_tiny_gguf(path: Path, name: str = "tiny-reciter") -> None:
 
 
 def _words() -> list[str]:
-    """Return each word of the sentence as a token of its own, a repeated one once more under another spelling."""
+    """Return each word of the sentence as a token of its own, a repeated one with another spelling."""
     words: list[str] = []
     for word in WORDS:
         spelled = f"\u2581{word}"

@@ -1,6 +1,6 @@
-"""Install what a lock names, and a project, into a virtual environment, or say in one sentence what is wrong.
+"""Install the packages of a lock file, and a project, into a virtual environment; print one sentence on a failure.
 
-`make run` and `make demo` may be started side by side on a fresh clone: the second waits for the first.
+`make run` and `make demo` may be started at the same time on a fresh clone: the second waits for the first.
 """
 
 import fcntl
@@ -15,9 +15,9 @@ OLDEST = (3, 11)
 
 
 def main(folder: Path, lock: Path, stamp: Path, *projects: Path) -> int:
-    """Touch `stamp` when all of `lock` is in `folder`, which is made if it is not whole; return the exit status.
+    """Touch `stamp` when all of `lock` is in `folder`, which is created if it is incomplete; return the exit status.
 
-    `projects` are folders that are installed beside it, to be run from where they are.
+    `projects` are folders that are installed too, as editable.
     """
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     if sys.version_info < OLDEST:
@@ -28,12 +28,12 @@ def main(folder: Path, lock: Path, stamp: Path, *projects: Path) -> int:
             f"apt-get install python{version}-venv (Debian, Ubuntu), then run make again"
         )
     wait_for_others()
-    said = [lock, *(project / "pyproject.toml" for project in projects)]
-    if stamp.exists() and stamp.stat().st_mtime >= max(path.stat().st_mtime for path in said):
+    sources = [lock, *(project / "pyproject.toml" for project in projects)]
+    if stamp.exists() and stamp.stat().st_mtime >= max(path.stat().st_mtime for path in sources):
         return 0
     print(f"installing what {lock.name} names into {folder.name}, over the network", flush=True)
     try:
-        if not (folder / "bin" / "pip").exists():  # pip comes last, so what has it is whole
+        if not (folder / "bin" / "pip").exists():  # pip comes last, so a folder with it is complete
             venv.EnvBuilder(with_pip=True, clear=True, symlinks=True).create(folder)
     except (OSError, subprocess.CalledProcessError) as error:
         return refuse(
@@ -53,7 +53,7 @@ def main(folder: Path, lock: Path, stamp: Path, *projects: Path) -> int:
 
 
 def wait_for_others() -> None:
-    """Return when nobody else installs in this folder; the kernel lets go of it when this process ends."""
+    """Wait until no other process installs in this folder; the kernel releases the lock when this process ends."""
     here = os.open(".", os.O_RDONLY)
     try:
         fcntl.flock(here, fcntl.LOCK_EX | fcntl.LOCK_NB)

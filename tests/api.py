@@ -36,10 +36,10 @@ class Api:
         self.http = httpx.AsyncClient(transport=transport, base_url="http://lucid", headers=headers)
 
     @property
-    def service(self) -> Replica:
-        """The replica's insides, for tests that look at them."""
-        service: Replica = self.app.fastapi.state.service
-        return service
+    def replica(self) -> Replica:
+        """The replica's parts, for tests that inspect them."""
+        replica: Replica = self.app.fastapi.state.replica
+        return replica
 
     def with_key(self, key: str | None) -> Api:
         """The same replica, spoken to with another key."""

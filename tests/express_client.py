@@ -12,7 +12,7 @@ from lucid_compute.gateway.lane import ENDPOINTS, InferenceAdmission
 from lucid_compute.registry.heartbeat_lane import PATH
 from lucid_compute.server.app import LucidApp
 from lucid_compute.server.fast_path import MAX_REQUEST_BYTES
-from lucid_compute.web.lanes import HANDED_OVER
+from lucid_compute.web.lanes import PASSED_ON
 from tests.api import Api
 
 
@@ -28,7 +28,7 @@ class Client:
         """Take a response, of which only the status is kept."""
         self.told.set_result(response[0])
 
-    def go_on(self, begun: object) -> None:
+    def pass_on(self, begun: object) -> None:
         """Drop what was begun."""
         assert isinstance(begun, InferenceAdmission)
         if begun.ending is None:
@@ -51,7 +51,7 @@ class _Connection(Client):
     def answer(self, *response: Any) -> None:
         self.told.set_result(response)
 
-    def go_on(self, begun: object) -> None:
+    def pass_on(self, begun: object) -> None:
         self.told.set_result(begun)
 
 
@@ -75,14 +75,14 @@ class FastPath(httpx.AsyncBaseTransport):
             assert lane is not None
             headers = {name.lower(): value for name, value in request.headers.raw}
             client = _Connection()
-            lane.take(client, request.url.raw_path, headers, body)
+            lane.accept(client, request.url.raw_path, headers, body)
             told: Any = await client.told
             if isinstance(told, tuple):
                 self.responses += 1
                 status, sent, body = told
                 return httpx.Response(status, headers=sent, content=body)
             self.passed_on += 1
-            extensions = {HANDED_OVER: told}
+            extensions = {PASSED_ON: told}
 
         async def app(scope: Any, receive: Any, send: Any) -> None:
             await self._app({**scope, "extensions": extensions}, receive, send)

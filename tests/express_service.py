@@ -1,4 +1,4 @@
-"""A server with the express lane's protocol, before a lane that answers when the test says so."""
+"""A server with the fast path's protocol and short deadlines, before a lane that responds when the test says so."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from typing import Any
 
 import uvicorn
 
-from lucid_compute.server.app import EXPRESS
+from lucid_compute.server.app import FAST_PATHS
 from lucid_compute.server.fast_path import FastPathProtocol
+from lucid_compute.server.http_protocol import ConnectionLimits
 from tests.lucid_serve import eventually
 from tests.raw_client import PATIENCE_SECONDS
 
+SECONDS = 1.0  # of each deadline
 LARGE = 16_000_000  # as long as an answer may be, and far more than sockets hold
 WAITS, AT_ONCE, LONG, FULL = "/v1/waits", "/v1/at-once", "/v1/long", "/v1/full"
 
@@ -23,52 +25,58 @@ def post(path: str, body: bytes = b"{}") -> bytes:
     return b"POST %b HTTP/1.1\r\nHost: lucid\r\nContent-Length: %d\r\n\r\n%b" % (path.encode(), len(body), body)
 
 
-class Taken:
-    """A request that the lane has taken, in place of an exchange."""
+class HastyProtocol(FastPathProtocol):
+    """The protocol with short deadlines."""
+
+    limits = ConnectionLimits(SECONDS, SECONDS, SECONDS, sweep_seconds=0.05)
+
+
+class Accepted:
+    """A request that the lane has accepted, in place of an exchange."""
 
     def __init__(self, lane: Lane, client: FastPathProtocol) -> None:
         self._lane, self._client = lane, client
 
     def leave(self) -> None:
         """End as an exchange does whose client left."""
-        self._lane.taken.remove(self)
+        self._lane.accepted.remove(self)
         self._lane.left += 1
         self._client.hang_up()
 
     def answer(self, body: bytes) -> None:
-        """Have it answered."""
-        self._lane.taken.remove(self)
+        """Respond to it."""
+        self._lane.accepted.remove(self)
         self._client.answer(200, [(b"content-length", b"%d" % len(body))], body)
 
 
 class Lane:
-    """Takes requests to two paths: one is answered with its own body, the other when the test says so."""
+    """Accepts requests to two paths: it responds to one with its own body, to the other when the test says so."""
 
     def __init__(self) -> None:
-        self.taken: list[Taken] = []
+        self.accepted: list[Accepted] = []
         self.left = 0
 
-    def take(
+    def accept(
         self,
         client: FastPathProtocol,
         path: bytes,
         headers: dict[bytes, bytes],  # noqa: ARG002 - as the real one's
         body: bytes,
-    ) -> Taken | None:
-        """Take a request, or refuse what is for a third path."""
+    ) -> Accepted | None:
+        """Accept a request, or refuse one to a third path."""
         if path.decode() == FULL:
             client.answer(503, [(b"content-length", b"4")], b"full")
             return None
-        taken = Taken(self, client)
-        self.taken.append(taken)
+        accepted = Accepted(self, client)
+        self.accepted.append(accepted)
         if path.decode() == AT_ONCE:
-            asyncio.get_running_loop().call_soon(taken.answer, body)
-        return taken
+            asyncio.get_running_loop().call_soon(accepted.answer, body)
+        return accepted
 
     def answer_all(self, body: bytes) -> None:
-        """Return all that wait, in one turn of the loop."""
-        for taken in [*self.taken]:
-            taken.answer(body)
+        """Respond to all that wait, in one turn of the loop."""
+        for accepted in [*self.accepted]:
+            accepted.answer(body)
 
 
 class Service:
@@ -84,7 +92,7 @@ class Service:
             self._serve,
             interface="asgi3",
             loop="uvloop",
-            http=FastPathProtocol,
+            http=HastyProtocol,
             ws="none",
             lifespan="on",
             log_config=None,
@@ -105,7 +113,7 @@ class Service:
         """Return once so many requests wait in the lane."""
 
         async def does() -> bool:
-            return len(self.lane.taken) == count
+            return len(self.lane.accepted) == count
 
         await eventually(does)
 
@@ -117,11 +125,11 @@ class Service:
         return sum(len(connection._request) + len(connection._held) for connection in connections)
 
     def answer_all(self, body: bytes = b"waited") -> None:
-        """Return all that wait, in one turn of the loop."""
+        """Respond to all that wait, in one turn of the loop."""
         self._loop.call_soon_threadsafe(self.lane.answer_all, body)
 
     def answer_and_shut_down(self) -> None:
-        """Return all that wait, and tell every connection in the same turn to end."""
+        """Respond to all that wait, and shut down every connection in the same turn."""
 
         def both() -> None:
             self.lane.answer_all(b"waited")
@@ -155,7 +163,7 @@ class Service:
     async def _live(self, scope: Any, receive: Any, send: Any) -> None:
         self._loop = asyncio.get_running_loop()
         self._loop.set_exception_handler(lambda _, context: self.faults.append(context))
-        scope["state"][EXPRESS] = {path.encode(): self.lane for path in (WAITS, AT_ONCE, FULL)}
+        scope["state"][FAST_PATHS] = {path.encode(): self.lane for path in (WAITS, AT_ONCE, FULL)}
         await receive()
         await send({"type": "lifespan.startup.complete"})
         self._started.set()

@@ -17,7 +17,7 @@ APPLIED_EVERYTHING = "1000000000:1000000000:"
 
 async def run_sql(api: Api, statement: str, *arguments: Any) -> list[Any]:
     """Run one statement on a connection of its own; return its rows."""
-    connection = await connect(api.service.database.url, application="lucid tests")
+    connection = await connect(api.replica.database.url, application="lucid tests")
     try:
         return list(await connection.fetch(statement, *arguments))
     finally:
@@ -49,7 +49,7 @@ async def let_pass(api: Api, passport_id: str, seconds: float) -> None:
 async def add_lease(api: Api, *, applied: str = APPLIED_EVERYTHING, in_flight: dict[str, int] | None = None) -> str:
     """Let another replica live for the next ten seconds; return its id once this replica has seen it."""
     replica_id = str(uuid4())
-    seen = api.service.fleet.replicas.count()
+    seen = api.replica.fleet.replicas.count()
     await run_sql(
         api,
         "INSERT INTO replicas (id, applied_snapshot, in_flight) VALUES ($1, $2, $3::jsonb)",
@@ -59,7 +59,7 @@ async def add_lease(api: Api, *, applied: str = APPLIED_EVERYTHING, in_flight: d
     )
 
     async def is_seen() -> bool:
-        return api.service.fleet.replicas.count() > seen
+        return api.replica.fleet.replicas.count() > seen
 
     await until(is_seen)
     return replica_id

@@ -51,7 +51,7 @@ async def answer(scope: dict[str, Any], database_url: str) -> str:
         await connection.close()
 
 
-def create_app(_settings: Settings, database_url: str, _seat: WorkerSlot) -> Callable[..., Awaitable[None]]:
+def create_app(_settings: Settings, database_url: str, _slot: WorkerSlot) -> Callable[..., Awaitable[None]]:
     """Return the application; BROKEN breaks its lifespan."""
 
     async def app(scope: dict[str, Any], receive: Callable[..., Any], send: Callable[..., Any]) -> None:

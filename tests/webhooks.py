@@ -58,18 +58,18 @@ async def deliveries_of(api: Api, webhook_id: str) -> list[dict[str, Any]]:
 
 async def say(api: Api, node_id: str, *, seconds_ago: float) -> None:
     """Make the node's newest heartbeat so old, in this replica's memory, and sweep once."""
-    fleet = api.service.fleet
+    fleet = api.replica.fleet
     receipt = fleet.get_node(node_id, owner=None).state.last_heartbeat
     assert receipt is not None
-    received_at = api.service.clock.now() - timedelta(seconds=seconds_ago)
+    received_at = api.replica.clock.now() - timedelta(seconds=seconds_ago)
     fleet.apply_receipt(node_id, Receipt(receipt.heartbeat, received_at, received_at, receipt.revision + 1))
     await sweep(api)
 
 
 async def sweep(api: Api) -> None:
     """Sweep once, and wait until the feed has applied what was recorded."""
-    await api.service.sweep.record(await api.service.sweep.find_transitions())
-    await api.service.feed.catch_up()
+    await api.replica.sweep.record(await api.replica.sweep.find_transitions())
+    await api.replica.feed.catch_up()
 
 
 async def make_node(api: Api, name: str = "my-gpu-node") -> str:

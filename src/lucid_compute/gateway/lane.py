@@ -342,7 +342,7 @@ class InferenceLane:
 
     # --- the fast path
 
-    def take(
+    def accept(
         self, client: FastPathClient, path: bytes, headers: dict[bytes, bytes], body: bytes
     ) -> TasklessRequest | None:
         """Send a request to a node, refuse it, or pass it on to a task with what is known of it.
@@ -367,7 +367,7 @@ class InferenceLane:
             return None
         if ready is None or not isinstance(request, GatewayRequest):
             self._release(admission)
-            client.go_on(admission)
+            client.pass_on(admission)
             return None
         self.express += 1
         self._watch(request.principal, running)
@@ -394,7 +394,7 @@ class InferenceLane:
         self._release(admission)
         if isinstance(ending, NeedsTask):
             admission.ending = ending
-            client.go_on(admission)
+            client.pass_on(admission)
             return
         self._charge(request)
         if isinstance(ending, NodeResponse) and ending.body:

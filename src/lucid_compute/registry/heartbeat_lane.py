@@ -80,11 +80,11 @@ class HeartbeatAdmission(Admission):
             return
         if outcome is None:
             self.is_repeated = True
-            client.go_on(self)
+            client.pass_on(self)
         elif isinstance(outcome, Exception):
             self._lane.refuse(client, outcome)
         else:
-            client.answer(*self._lane.accept(self.node, outcome))
+            client.answer(*self._lane.count_accepted(self.node, outcome))
 
 
 Wait = Callable[[HeartbeatAdmission, Scope, Receive], Awaitable[None]]
@@ -157,7 +157,7 @@ class HeartbeatLane:
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    def take(
+    def accept(
         self, client: FastPathClient, _path: bytes, headers: dict[bytes, bytes], body: bytes
     ) -> HeartbeatAdmission | None:
         """Admit a heartbeat on the fast path and queue it for a commit, refuse it, or pass its admission on to ASGI."""
@@ -172,10 +172,10 @@ class HeartbeatLane:
         except Exception as error:  # noqa: BLE001 - as above
             self.refuse(client, error)
         else:
-            client.go_on(admission)
+            client.pass_on(admission)
         return None
 
-    def accept(self, node: FleetNode, receipt: Receipt) -> Response:
+    def count_accepted(self, node: FleetNode, receipt: Receipt) -> Response:
         """Count a committed heartbeat; return its response."""
         self.outcomes["ACCEPTED"] += 1
         body = self._body_of(node, receipt)
@@ -204,8 +204,8 @@ class HeartbeatLane:
         if not admission.is_repeated:
             while not isinstance(heartbeat := self.admit(admission, self._clock.now()), Heartbeat):
                 await heartbeat(admission, scope, receive)
-            return self.accept(admission.node, await self._registry.beat(heartbeat))
-        return self.accept(admission.node, await self._registry.newest_receipt(admission.node.state.id))
+            return self.count_accepted(admission.node, await self._registry.beat(heartbeat))
+        return self.count_accepted(admission.node, await self._registry.newest_receipt(admission.node.state.id))
 
     async def _await_body(self, admission: HeartbeatAdmission, _scope: Scope, receive: Receive) -> None:
         admission.body = await read_body(receive, admission.headers)

@@ -1,4 +1,4 @@
-"""The ASGI application of one replica: FastAPI's routes, and the heartbeats' fast lane beside them."""
+"""The ASGI application of one replica: FastAPI's routes, and the lanes of heartbeats and inference before them."""
 
 from __future__ import annotations
 
@@ -10,14 +10,11 @@ from fastapi import FastAPI
 from starlette.types import Receive, Scope, Send
 
 import lucid_compute
-from lucid_compute.accounting import job_routes
-from lucid_compute.accounting import overview as overview_routes
-from lucid_compute.accounting import series_routes as metrics_routes
+from lucid_compute.accounting import job_routes, overview, series_routes
 from lucid_compute.accounting.payouts import routes as payout_routes
 from lucid_compute.gateway import match_routes, openai_routes, probe_routes
 from lucid_compute.gateway.lane import ENDPOINTS, InferenceLane
-from lucid_compute.registry import heartbeat_lane, model_routes, passport_routes
-from lucid_compute.registry import node_routes as compute_routes
+from lucid_compute.registry import heartbeat_lane, model_routes, node_routes, passport_routes
 from lucid_compute.registry.heartbeat_lane import HeartbeatLane
 from lucid_compute.registry.keys import routes as key_routes
 from lucid_compute.server import openapi, operation_routes
@@ -29,13 +26,13 @@ from lucid_compute.server.metrics.shared_memory import SharedSlots, WorkerSlot
 from lucid_compute.server.replica import Replica, running
 from lucid_compute.server.settings import Settings
 from lucid_compute.server.wiring import build_replica
-from lucid_compute.web import errors as error_responses
+from lucid_compute.web import errors
 from lucid_compute.web.lanes import FastPath, FastPaths
 from lucid_compute.web.provide import provide
 from lucid_compute.web.request_guard import RequestGuard
 from lucid_compute.webhooks import routes as webhook_routes
 
-EXPRESS = "lucid.express"  # in the lifespan's state: the lanes that a server may ask first, by path
+FAST_PATHS = "lucid.fast_paths"  # in the lifespan's state: the lanes to which a server may offer requests, by path
 _DESCRIPTION = """\
 GPU owners register a node, their node sends heartbeats, declares its models, drains and leaves. Everyone can ask which
 models can be served right now, and why one can't.
@@ -46,22 +43,21 @@ Send a key as `Authorization: Bearer lk_live_…`. Every error has the shape
 
 
 class LucidApp:
-    """The whole application: a few paths go to their lanes, everything else to FastAPI."""
+    """The complete application: the lanes serve a few paths, FastAPI all others. Its lifespan builds the replica."""
 
     def __init__(
-        self, settings: Settings, database_url: str, seat: WorkerSlot, build: Callable[[Settings, str], Replica]
+        self, settings: Settings, database_url: str, slot: WorkerSlot, build: Callable[[Settings, str], Replica]
     ) -> None:
-        """Put a replica together; nothing is connected to before its lifespan starts."""
         self._settings = settings
         self._database_url = database_url
-        self._seat = seat
+        self._slot = slot
         self._build_replica = build
         self._heartbeats: HeartbeatLane | None = None
         self._inference: InferenceLane | None = None
         self.fastapi = self._build_fastapi()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Return one request, or run the lifespan."""
+        """Serve one request, or run the lifespan."""
         path = scope["path"] if scope["type"] == "http" else ""
         if path == heartbeat_lane.PATH and self._heartbeats is not None:
             await self._heartbeats(scope, receive, send)
@@ -80,15 +76,15 @@ class LucidApp:
             redirect_slashes=False,
             redoc_url=None,
         )
-        error_responses.install(app)
+        errors.install(app)
         openapi.install(app)
         for routes in (
             passport_routes,
-            compute_routes,
-            overview_routes,
+            node_routes,
+            overview,
             probe_routes,
             job_routes,
-            metrics_routes,
+            series_routes,
             payout_routes,
             model_routes,
             openai_routes,
@@ -106,54 +102,54 @@ class LucidApp:
 
     @asynccontextmanager
     async def _lifespan(self, app: FastAPI) -> AsyncIterator[dict[str, FastPaths]]:
-        service = self._build_replica(self._settings, self._database_url)
-        app.state.service = service
-        provide(app, *service.parts())
-        self._heartbeats = _build_heartbeat_lane(service)
-        self._inference = inference = _build_inference_lane(service)
-        app.state.metrics = metrics = ServiceMetrics(service, self._heartbeats, inference, self._seat)
+        replica = self._build_replica(self._settings, self._database_url)
+        app.state.replica = replica
+        provide(app, *replica.parts())
+        self._heartbeats = _build_heartbeat_lane(replica)
+        self._inference = inference = _build_inference_lane(replica)
+        app.state.metrics = metrics = ServiceMetrics(replica, self._heartbeats, inference, self._slot)
         lanes: dict[bytes, FastPath] = {path.encode(): inference for path in ENDPOINTS}
         lanes[heartbeat_lane.PATH.encode()] = self._heartbeats
-        async with running(service):
+        async with running(replica):
             writing = asyncio.create_task(metrics.run(), name="metrics")
             try:
-                yield {EXPRESS: lanes}
+                yield {FAST_PATHS: lanes}
             finally:
                 writing.cancel()
                 inference.close()
 
 
-def _build_heartbeat_lane(service: Replica) -> HeartbeatLane:
+def _build_heartbeat_lane(replica: Replica) -> HeartbeatLane:
     return HeartbeatLane(
-        service.authenticator,
-        service.fleet,
-        service.clock,
-        service.registry,
-        max_per_second=service.settings.heartbeat_max_per_second,
+        replica.authenticator,
+        replica.fleet,
+        replica.clock,
+        replica.registry,
+        max_per_second=replica.settings.heartbeat_max_per_second,
     )
 
 
-def _build_inference_lane(service: Replica) -> InferenceLane:
+def _build_inference_lane(replica: Replica) -> InferenceLane:
     return InferenceLane(
-        service.authenticator,
-        service.feed,
-        service.rates,
-        service.gateway,
-        watchdog=service.watchdog,
-        refusals=service.refusals,
-        max_running=service.settings.inference_max_concurrency,
+        replica.authenticator,
+        replica.feed,
+        replica.rates,
+        replica.gateway,
+        watchdog=replica.watchdog,
+        refusals=replica.refusals,
+        max_running=replica.settings.inference_max_concurrency,
     )
 
 
 def create_app(
     settings: Settings,
     database_url: str,
-    seat: WorkerSlot | None = None,
+    slot: WorkerSlot | None = None,
     *,
     build: Callable[[Settings, str], Replica] = build_replica,
 ) -> LucidApp:
     """Return the application of one replica on the database at `database_url`, which is migrated already.
 
-    At its `seat` it shows other workers what it counts; without one it is alone.
+    Other workers see its metrics in `slot`; without one it is the only worker.
     """
-    return LucidApp(settings, database_url, seat or SharedSlots(1).seat(0), build)
+    return LucidApp(settings, database_url, slot or SharedSlots(1).of_worker(0), build)

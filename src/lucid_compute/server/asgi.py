@@ -1,6 +1,6 @@
-"""The service for an ASGI server of the operator's own: `uvicorn --factory lucid_compute.server.asgi:create`.
+"""The service for any ASGI server: `uvicorn --factory lucid_compute.server.asgi:create`.
 
-`lucid serve` does more: it replaces workers and a Postgres that died, and answers heartbeats on a faster path.
+`lucid serve` does more: it restarts workers and Postgres, and serves heartbeats and completions on a fast path.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from lucid_compute.server.settings import Settings, SettingsNotUsable, read_sett
 # The server decides where to listen. Nodes on this machine are allowed only if LUCID_HOST says that it is loopback.
 ANY_ADDRESS = "0.0.0.0"  # noqa: S104 - compared, not bound
 MIN_CONNECTIONS = 100
-CONNECTIONS_BESIDE_POOL = DEDICATED_CONNECTIONS + 1  # of a worker; Postgres may not know yet that one was cut
+CONNECTIONS_BESIDE_POOL = (
+    DEDICATED_CONNECTIONS + 1
+)  # of a worker; one more, since Postgres may not have noticed yet that one was cut
 CONNECTIONS_FOR_OTHERS = 20  # psql, the preparation, Postgres's own reserve
 
 log = logging.getLogger(__name__)
@@ -30,7 +32,7 @@ def create() -> PreparedApp:
     """Return the application, with the settings of the environment.
 
     Raises:
-        SystemExit: a setting can't be used, with a sentence for each.
+        SystemExit: settings are not usable, with a sentence for each.
     """
     try:
         settings = read_settings()
@@ -42,10 +44,10 @@ def create() -> PreparedApp:
 
 
 class PreparedApp:
-    """One replica; its lifespan prepares the database, LUCID_DATABASE_URL or else a Postgres that it runs.
+    """One replica. Its lifespan prepares the database: that of LUCID_DATABASE_URL, else an embedded Postgres.
 
-    Replicas may start together: one migrates, the others wait. The embedded Postgres has one process, in whose main
-    thread the lifespan runs; several need a LUCID_DATABASE_URL.
+    Replicas may start together: one migrates, the others wait. With the embedded Postgres there is one process, and
+    the lifespan runs in its main thread; several processes need a LUCID_DATABASE_URL.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -53,7 +55,7 @@ class PreparedApp:
         self._app: LucidApp | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Return one request, or run the lifespan."""
+        """Serve one request, or run the lifespan."""
         if scope["type"] == "lifespan":
             await self._live(scope, receive, send)
         elif self._app is None:
@@ -65,7 +67,7 @@ class PreparedApp:
         """Run the lifespan; a database that can't be used ends it with one sentence."""
         try:
             with _database(self._settings) as url:
-                _say(await self._prepare(url))
+                _print_admin_key(await self._prepare(url))
                 self._app = create_app(self._settings, url)
                 await self._app(scope, receive, send)
         except Exception as error:
@@ -85,7 +87,7 @@ class PreparedApp:
 
 
 def embedded_postgres(settings: Settings) -> EmbeddedPostgres | None:
-    """Return the Postgres to run, None when there is a database to use."""
+    """Return the Postgres to run; None when the settings name a database."""
     if settings.database_url is not None:
         return None
     per_worker = settings.database_pool_size + CONNECTIONS_BESIDE_POOL
@@ -97,7 +99,7 @@ def embedded_postgres(settings: Settings) -> EmbeddedPostgres | None:
 
 @contextmanager
 def _database(settings: Settings) -> Iterator[str]:
-    """Yield the URL of the database; one of our own runs until the block ends."""
+    """Yield the URL of the database; an embedded Postgres runs until the block ends."""
     postgres = embedded_postgres(settings)
     if postgres is None:
         yield settings.database_url.get_secret_value() if settings.database_url else ""
@@ -106,8 +108,8 @@ def _database(settings: Settings) -> Iterator[str]:
         yield postgres.url()
 
 
-def _say(prepared: Prepared) -> None:
-    """Show the first admin key once, on stdout as `lucid serve` does; logs are kept for too long."""
+def _print_admin_key(prepared: Prepared) -> None:
+    """Print the first admin key once, on stdout as `lucid serve` does. Logs would keep it too long."""
     if prepared.admin_key is not None:
         kept = f"kept in {prepared.admin_key_file}" if prepared.admin_key_file else "keep it"
         print(f"admin key  {prepared.admin_key} (shown this once, {kept})", flush=True)  # noqa: T201 - not for a log

@@ -1,198 +1,228 @@
-"""One connection: what the express lane takes is served without uvicorn's cycle and task, all else by uvicorn."""
+"""A connection's fast path: requests that a lane accepts are served without uvicorn's cycle and task.
+
+uvicorn serves all others. See docs/adr/0013-express-lane.md.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from http import HTTPStatus
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+from uvicorn.server import ServerState
 
 from lucid_compute.egress.write_batching import WriteBatch
-from lucid_compute.server.app import EXPRESS
+from lucid_compute.server.app import FAST_PATHS
 from lucid_compute.server.http_protocol import UNKNOWN, HttpProtocol
-from lucid_compute.web.lanes import HANDED_OVER, FastPathRequest, FastPaths, Headers
+from lucid_compute.web.lanes import PASSED_ON, FastPathRequest, FastPaths, Headers
 
-# A request with one of these is not what it seems: it comes in parts, waits for a word of ours, or changes protocol.
+MAX_REQUEST_BYTES = 64 * 1024
+MAX_HELD_BYTES = 64 * 1024
+BODY_SECONDS = 0.5  # after the headers; uvicorn waits for a body that takes longer
+_BEGINNINGS = (b"POST /v1/", b"POST /compute/heartbeat ")  # of the requests that lanes accept
+# With one of these headers a body comes in chunks, the client waits for an interim response, or the protocol changes.
 _UNUSUAL = frozenset({b"transfer-encoding", b"expect", b"upgrade"})
 
 
-class WholeRequest(NamedTuple):
-    """A request of HTTP/1.1 after which the connection stays open. Names of headers are in lower case."""
+class CompleteRequest(NamedTuple):
+    """An HTTP/1.1 request after which the connection stays open. Names of headers are in lower case."""
 
     path: bytes
     headers: dict[bytes, bytes]
     body: bytes
 
 
-class WholeRequestReader:
-    """Reads such requests one after another; what is not one leaves nothing behind."""
+class CompleteRequestReader:
+    """Reads complete requests, one in each call. It keeps nothing of other input, so connections can share it."""
 
     def __init__(self) -> None:
         self._headers: dict[bytes, bytes] = {}
         self._urls: list[bytes] = []
         self._parts: list[bytes] = []
-        self._is_fit = self._is_over = False
+        self._is_eligible = self._is_complete = False
         self._begun = 0
-        self.on_header = self._headers.__setitem__  # as the parser's callback, without a frame for each header
+        self.on_header = self._headers.__setitem__  # the parser calls it without a frame of Python
         self.on_url = self._urls.append
         self.on_body = self._parts.append
         self._parser = HttpRequestParser(self)
 
     def on_message_begin(self) -> None:
-        """Count it: of a request behind the first, a letter may be all that has come."""
+        """Count the requests: of a second one there may be a single letter."""
         self._begun += 1
 
     def on_headers_complete(self) -> None:
-        """Note that the headers are whole, and whether they are of a request that can be served here."""
-        parser = self._parser  # it has forgotten both when the request is over
-        self._is_fit = parser.should_keep_alive() and parser.get_http_version() == "1.1"
+        """Record whether the headers are of a request that can be served here."""
+        parser = self._parser  # it forgets both at the end of the request
+        self._is_eligible = parser.should_keep_alive() and parser.get_http_version() == "1.1"
 
     def on_message_complete(self) -> None:
-        """Note that the request is whole."""
-        self._is_over = True
+        """Record that the request is complete."""
+        self._is_complete = True
 
-    def read(self, data: bytes) -> WholeRequest | int | None:
-        """Return the request that `data` is, or how many bytes of its body are missing; None for anything else."""
+    def read(self, data: bytes) -> CompleteRequest | int | None:
+        """Return the request in `data`, or the number of bytes that its body lacks; None for anything else."""
         try:
             self._parser.feed_data(data)
-            found = self._found(data)
+            result = self._result(data)
         except (HttpParserError, HttpParserUpgrade):
-            found = None
-        if not isinstance(found, WholeRequest):
-            self._parser = HttpRequestParser(self)  # it may be in the middle of something
+            result = None
+        if not isinstance(result, CompleteRequest):
+            self._parser = HttpRequestParser(self)  # the old one may be in the middle of a request
         self._headers.clear()
         self._urls.clear()
         self._parts.clear()
-        self._is_fit = self._is_over = False
+        self._is_eligible = self._is_complete = False
         self._begun = 0
-        return found
+        return result
 
-    def _found(self, data: bytes) -> WholeRequest | int | None:
+    def _result(self, data: bytes) -> CompleteRequest | int | None:
         parts = self._parts
-        if not self._is_fit or self._begun != 1:
+        if not self._is_eligible or self._begun != 1:
             return None
         headers = {name.lower(): value for name, value in self._headers.items()}
-        # Nor is one in which a header stands twice, in whatever case: which of the two counts is said in one place.
+        # A repeated header, in any case, is left to uvicorn too, so that one place decides which of the two counts.
         if not _UNUSUAL.isdisjoint(headers) or len(headers) != data.count(b"\r\n", 0, data.find(b"\r\n\r\n")):
             return None
-        if not self._is_over:
+        if not self._is_complete:
             return int(headers.get(b"content-length", b"0")) - sum(map(len, parts))
-        return WholeRequest(self._urls[0], headers, parts[0] if len(parts) == 1 else b"".join(parts))
+        return CompleteRequest(self._urls[0], headers, parts[0] if len(parts) == 1 else b"".join(parts))
 
 
-MAX_REQUEST_BYTES = 64 * 1024
-MAX_HELD_BYTES = 64 * 1024
-BODY_SECONDS = 0.5  # after the headers; a body that takes longer is uvicorn's to wait for
-_BEGINNINGS = (b"POST /v1/", b"POST /compute/heartbeat ")  # of what there are lanes for
-_late_writes = WriteBatch()
-_reader = WholeRequestReader()  # each worker's: it reads a request in one call, so connections can share it
+class _Shared(NamedTuple):
+    """What the connections of one server, and so of one worker, share."""
+
+    writes: WriteBatch
+    reader: CompleteRequestReader
+
+
+_shared: WeakKeyDictionary[ServerState, _Shared] = WeakKeyDictionary()
+
+
+def _shared_by(server: ServerState) -> _Shared:
+    if (shared := _shared.get(server)) is None:
+        shared = _shared[server] = _Shared(WriteBatch(), CompleteRequestReader())
+    return shared
 
 
 class FastPathProtocol(HttpProtocol):
-    """A `GuardedProtocol` whose requests to some paths may be served at once; to that end it is an `ExpressClient`."""
+    """An `HttpProtocol` that offers complete requests to the lanes of their paths; to them it is a `FastPathClient`."""
 
-    __slots__ = ("_closes_after", "_held", "_is_resting", "_lanes", "_missing", "_request", "_socket", "_taken")
+    __slots__ = (
+        "_accepted",
+        "_closes_after",
+        "_held",
+        "_is_idle",
+        "_lanes",
+        "_missing",
+        "_reader",
+        "_request",
+        "_socket",
+        "_writes",
+    )
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
-        """Begin."""
+        """Start with nothing received."""
         super().connection_made(transport)
-        self._socket = transport  # without the cork: an answer is written as a whole
-        self._lanes: FastPaths = self.app_state.get(EXPRESS, {})
-        self._taken: FastPathRequest | None = None
-        self._request = self._held = b""  # the request that is served or not whole, and what came after it
-        self._missing = 0  # bytes of a request's body, while nobody knows of it yet
-        self._closes_after = self._is_resting = False
+        self._socket = transport  # without the cork: a response is written in one piece
+        shared = _shared_by(self.server_state)
+        self._writes, self._reader = shared.writes, shared.reader
+        self._lanes: FastPaths = self.app_state.get(FAST_PATHS, {})
+        self._accepted: FastPathRequest | None = None
+        self._request = self._held = b""  # the accepted or incomplete request, and what followed it
+        self._missing = 0  # bytes of the incomplete request's body
+        self._closes_after = self._is_idle = False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End what is served."""
-        if self._taken is not None:
-            self._taken.leave()
+        """Tell the lane that the client left."""
+        if self._accepted is not None:
+            self._accepted.leave()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Serve a request at once, or feed uvicorn; what comes while one is served waits."""
-        if self._taken is not None:
+        """Offer a request to its lane, or feed uvicorn. Bytes that arrive while the lane serves one are held."""
+        if self._accepted is not None:
             self._held += data
             if len(self._held) > MAX_HELD_BYTES:
-                self.flow.pause_reading()  # and from then on it is not noticed when the client leaves
+                self.flow.pause_reading()  # from then on nobody notices when the client leaves
             return
         if self._missing > len(data):
             self._request += data
             self._missing -= len(data)
             return
-        if self._is_resting or self._missing:
+        if self._is_idle or self._missing:
             self._deadlines.clear(self)
             data = self._request + data if self._missing else data
-            self._is_resting, self._missing, self._request = False, 0, b""
-        if not (data.startswith(_BEGINNINGS) and self._take(data)):
+            self._is_idle, self._missing, self._request = False, 0, b""
+        if not (data.startswith(_BEGINNINGS) and self._offer(data)):
             super().data_received(data)
 
     def run_out_of_time(self) -> None:
-        """Feed uvicorn a request whose body does not come, which has deadlines of its own for that."""
+        """Feed uvicorn a request whose body is late; uvicorn's side has its own deadlines."""
         if self._missing:
             self._leave_to_uvicorn()
         else:
             super().run_out_of_time()
 
     def shutdown(self) -> None:
-        """Close, after the answer that is awaited."""
-        if self._taken is not None:
+        """Close, after the response to an accepted request."""
+        if self._accepted is not None:
             self._closes_after = True
             return
         if self._missing:
             self._leave_to_uvicorn()
-        _late_writes.flush()
+        self._writes.flush()
         super().shutdown()
 
-    # --- what the express lane calls
+    # --- called by lanes
 
     def answer(self, status: int, headers: Headers, body: bytes) -> None:
-        """Write an answer."""
+        """Write the response."""
         lines = [STATUS_LINE[status]]
         for name, value in (*self.server_state.default_headers, *headers):
             lines += (name, b": ", value, b"\r\n")
         if self._closes_after:
             lines.append(b"connection: close\r\n")
         lines += (b"\r\n", body)
-        _late_writes.write(self._socket, b"".join(lines))
+        self._writes.write(self._socket, b"".join(lines))
         self.server_state.total_requests += 1
-        self._taken, self._request = None, b""
+        self._accepted, self._request = None, b""
         if self._closes_after:
             self.loop.call_soon(self._socket.close)
         elif self._held:
-            self._take_held()
+            self._feed_held()
         else:
-            self._is_resting = True
+            self._is_idle = True
             self._unread_bytes = UNKNOWN
             self._deadlines.set(self, self.timeout_keep_alive)
 
-    def go_on(self, begun: object) -> None:
-        """Feed uvicorn the request; its lane finds in the scope what was begun."""
-        self._taken = None
+    def pass_on(self, begun: object) -> None:
+        """Feed uvicorn the request; the lane's ASGI entrance finds `begun` in the scope."""
+        self._accepted = None
         usual = self._extensions
-        self._extensions = {**usual, HANDED_OVER: begun}
+        self._extensions = {**usual, PASSED_ON: begun}
         request, self._request = self._request, b""
         super().data_received(request)
         self._extensions = usual
         if self._closes_after:
             super().shutdown()
         if self._held:
-            self._take_held()
+            self._feed_held()
 
     def hang_up(self) -> None:
-        """Close without an answer."""
-        self._taken = None
+        """Close without a response."""
+        self._accepted = None
         self._socket.abort()
 
-    # --- inside
+    # --- private
 
-    def _take(self, data: bytes) -> bool:
-        """Return whether a lane took the request, or its rest is awaited. A lane may respond or pass it on at once."""
+    def _offer(self, data: bytes) -> bool:
+        """Return whether a lane accepted the request, which it may finish at once, or its body is awaited."""
         if len(data) > MAX_REQUEST_BYTES or not self._is_between_requests:
             return False
-        request = _reader.read(data)
+        request = self._reader.read(data)
         if request is None:
             return False
         if isinstance(request, int):
@@ -203,11 +233,11 @@ class FastPathProtocol(HttpProtocol):
         self._deadlines.clear(self)
         self._unset_keepalive_if_required()
         self._request = data
-        self._taken = lane.take(self, *request)
+        self._accepted = lane.accept(self, *request)
         return True
 
     def _await_body(self, data: bytes, missing: int) -> bool:
-        """Wait a moment for the body, which many clients send in a packet of its own, unless it is a long one."""
+        """Wait a moment for the body, unless it is long: many clients send it in a packet of its own."""
         if len(data) + missing > MAX_REQUEST_BYTES:
             return False
         self._request, self._missing = data, missing
@@ -216,7 +246,7 @@ class FastPathProtocol(HttpProtocol):
         return True
 
     def _refuse(self, status: HTTPStatus) -> None:
-        _late_writes.flush()  # an answer may be among them, which comes first
+        self._writes.flush()  # a response among them comes first
         super()._refuse(status)
 
     def _leave_to_uvicorn(self) -> None:
@@ -226,7 +256,7 @@ class FastPathProtocol(HttpProtocol):
 
     @property
     def _is_between_requests(self) -> bool:
-        """Return whether uvicorn expects a request's first byte, and the client reads what it is sent."""
+        """Return whether uvicorn expects a request's first byte, and the client reads what we write."""
         cycle = self.cycle
         if self._is_leaving or self._idle_bytes or self.flow.write_paused or self._socket.is_closing():
             return False
@@ -234,7 +264,7 @@ class FastPathProtocol(HttpProtocol):
             return True
         return cycle.response_complete and not cycle.more_body and cycle.scope is self.scope and not self.pipeline
 
-    def _take_held(self) -> None:
+    def _feed_held(self) -> None:
         held, self._held = self._held, b""
         self.flow.resume_reading()
         self.data_received(held)

@@ -1,4 +1,4 @@
-"""The log: one JSON object a line on standard error, whatever a message holds."""
+"""The log: one JSON object in each line on standard error."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class JsonLines(logging.Formatter):
 
 
 def configure_log(level: str) -> None:
-    """Log from `level` on: our own words, and of libraries only what is a warning or worse."""
+    """Log our own messages from `level` on, and those of libraries from warnings on."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)

@@ -1,4 +1,4 @@
-"""The OpenAPI document: FastAPI's, with the fast lanes beside its routes."""
+"""The OpenAPI document: FastAPI's, with the paths that lanes serve added."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def lane_operations() -> dict[str, dict[str, Any]]:
 
 
 def respond(description: str, model: str) -> dict[str, Any]:
-    """Return how a response of a named shape is described."""
+    """Return the description of a response whose body is the schema `model`."""
     schema = {"$ref": REFERENCE.format(model=model)}
     return {"description": description, "content": {"application/json": {"schema": schema}}}
 
@@ -102,7 +102,7 @@ def _heartbeat_operation() -> dict[str, Any]:
 
 
 def install(app: FastAPI) -> None:
-    """Make `app` answer the whole document, built once."""
+    """Make `app` return the complete document, which is built once."""
     app.openapi = lambda: app.openapi_schema or _build(app)  # type: ignore[method-assign]
 
 
@@ -121,9 +121,9 @@ def _build(app: FastAPI) -> dict[str, Any]:
     for path, operations in document["paths"].items():
         if path.startswith(PREFIX):
             for operation in operations.values():
-                _wear_openais_shape(operation)
+                _use_openai_errors(operation)
     for operation in (op for path in document["paths"].values() for op in path.values()):
-        _drop_fastapis_own_422(operation)
+        _drop_default_422(operation)
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
     app.openapi_schema = document
@@ -131,7 +131,7 @@ def _build(app: FastAPI) -> dict[str, Any]:
 
 
 def _describe_metadata(schemas: dict[str, Any]) -> None:
-    """Show what a passport's metadata may say by its type; any other type takes anything."""
+    """Describe a passport's metadata by its type; other types accept anything."""
     shapes = (ComputeMetadata, ModelMetadata)
     for shape in shapes:
         schemas.update(_schemas(shape))
@@ -140,8 +140,8 @@ def _describe_metadata(schemas: dict[str, Any]) -> None:
     schemas["PassportCreate"]["properties"]["metadata"] = described
 
 
-def _wear_openais_shape(operation: dict[str, Any]) -> None:
-    """Name the shape that errors below `/v1` have."""
+def _use_openai_errors(operation: dict[str, Any]) -> None:
+    """Give errors below `/v1` OpenAI's shape."""
     for status, response in operation["responses"].items():
         if not status.startswith("2"):
             operation["responses"][status] = respond(response["description"], "OpenAiErrorAnswer")
@@ -153,8 +153,8 @@ def _schemas(model: type[BaseModel]) -> dict[str, Any]:
     return {**schema.pop("$defs", {}), model.__name__: schema}
 
 
-def _drop_fastapis_own_422(operation: dict[str, Any]) -> None:
-    """Take out the 422 that FastAPI adds by itself in its own shape, where the route declares none."""
+def _drop_default_422(operation: dict[str, Any]) -> None:
+    """Remove the 422 in FastAPI's own shape, which it adds where the route declares none."""
     declared = operation.get("responses", {}).get("422", {})
     if "HTTPValidationError" in str(declared):
         del operation["responses"]["422"]

@@ -1,4 +1,4 @@
-"""What operators and their machines ask: is it up, is it ready, what does it count."""
+"""Routes for operators: liveness, readiness and metrics."""
 
 from __future__ import annotations
 
@@ -58,4 +58,4 @@ async def get_metrics(request: Request, settings: Provided[Settings], caller: An
             raise Unauthorized(message)
         caller.require(ADMINS)
     metrics: ServiceMetrics = request.app.state.metrics
-    return Response(metrics.answer(), media_type=CONTENT_TYPE_LATEST)
+    return Response(metrics.exposition(), media_type=CONTENT_TYPE_LATEST)

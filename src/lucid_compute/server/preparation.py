@@ -1,4 +1,4 @@
-"""What happens once before any replica serves: the schema is brought up, and an admin key is there."""
+"""Prepares the database before any replica serves: migrations, an admin key, and the terms of payouts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ADMIN_KEY_FILE = "admin.key"
 
 
 class Prepared(NamedTuple):
-    """`admin_key` is set only when it was made just now; `admin_key_file` is the file that keeps one which is valid."""
+    """`admin_key` is set only if it was just created; `admin_key_file` is the file with a valid one."""
 
     admin_key: str | None
     admin_key_file: Path | None
@@ -26,10 +26,10 @@ class Prepared(NamedTuple):
 async def prepare(
     database_url: str, *, data_dir: Path, bootstrap_admin_key: str | None, terms: Terms = DEFAULT_TERMS
 ) -> Prepared:
-    """Migrate, one replica at a time, and see to it that there is an admin key and that prices are split by `terms`.
+    """Migrate, one replica at a time, and make sure that there is an admin key and that prices are split by `terms`.
 
     Raises:
-        DatabaseNotUsable: with a sentence that says what to change.
+        DatabaseNotUsable: the database can't be used; a sentence says what to change.
     """
     await check_usable(database_url)
     await schema.upgrade(database_url)
@@ -46,7 +46,7 @@ async def prepare(
 
 
 def sentence_of(error: Exception) -> str:
-    """Return an error of the preparation in one sentence; our own have one that says what to do."""
+    """Return one sentence about an error of the preparation; our own errors say what to do."""
     text = (str(error).strip().splitlines() or [type(error).__name__])[0]
     if type(error).__module__.startswith("lucid_compute."):
         return text
@@ -59,13 +59,13 @@ def sentence_of(error: Exception) -> str:
 
 
 class AdminKeyFile:
-    """The file that keeps the first admin key where only its owner can read it."""
+    """The file with the first admin key, which only its owner can read."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def read(self) -> str | None:
-        """Return the key that the file keeps; None when there is none to read."""
+        """Return the key in the file; None when it can't be read."""
         try:
             return self.path.read_text().strip()
         except (OSError, UnicodeDecodeError):

@@ -1,6 +1,6 @@
-"""The step between Postgres and the workers: a short-lived child prepares the database and reports over a pipe.
+"""Runs the preparation in a short-lived child process, which reports over a pipe.
 
-A child, because the supervisor forks its workers later and must never have had an event loop or a thread.
+It is a child because the supervisor forks workers later, and must never have had an event loop or a thread.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ log = logging.getLogger(__name__)
 
 
 class PreparationResult(Protocol):
-    """What a preparation answers: the admin key when it was made just now, and the file that keeps it."""
+    """The result of a preparation: the admin key if it was just created, and the file with it."""
 
     @property
     def admin_key(self) -> str | None:
-        """The key, None when there was one already."""
+        """The key; None when there was one already."""
 
     @property
     def admin_key_file(self) -> Path | None:
-        """Where it is kept, None when it is not."""
+        """The file with it; None when there is none."""
 
 
 class Prepare(Protocol):
@@ -39,20 +39,21 @@ class Prepare(Protocol):
     async def __call__(
         self, database_url: str, *, data_dir: Path, bootstrap_admin_key: str | None, terms: Terms
     ) -> PreparationResult:
-        """Return when the database can be served from."""
+        """Return when the database is ready."""
 
 
 class Report(NamedTuple):
-    """A `Prepared` that came through the pipe."""
+    """A `PreparationResult` that came through the pipe."""
 
     admin_key: str | None
     admin_key_file: Path | None
 
 
 def prepare_in_child(prepare: Prepare, settings: Settings, database_url: str, data_dir: Path) -> Report:
-    """Run `prepare` in a child and answer its report.
+    """Run `prepare` in a child and return its report.
 
-    Raises: ServiceError with one sentence when it failed.
+    Raises:
+        ServiceError: it failed; the text is one sentence.
     """
     key = settings.bootstrap_admin_key
 
@@ -69,7 +70,7 @@ def prepare_in_child(prepare: Prepare, settings: Settings, database_url: str, da
     def child() -> int:
         try:
             report = asyncio.run(run())
-        except Exception as error:  # whatever it is, the operator gets one sentence
+        except Exception as error:  # of any kind: the operator gets one sentence
             log.debug("the preparation failed", exc_info=True)
             report = {"error": sentence_of(error)}
         os.write(writer, json.dumps(report).encode())
@@ -85,7 +86,7 @@ def _read_report(pid: int, reader: int) -> Report:
     try:
         with os.fdopen(reader, "rb") as pipe:
             text = pipe.read()
-    except BaseException:  # we are told to stop
+    except BaseException:  # such as StopRequested
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         raise

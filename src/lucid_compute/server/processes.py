@@ -1,4 +1,4 @@
-"""Children of the supervisor made by fork: they share what it imported, die when it dies and end by status alone."""
+"""Forked children of the supervisor, and its signals. Children share its imports and die when it dies."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class ServiceError(Exception):
 
 
 def fork(body: Callable[[], int]) -> int:
-    """Run `body` in a new process, which ends with the status it answers; return the process. No thread may run.
+    """Run `body` in a new process, which ends with the status that it returns; return its id. No thread may run.
 
-    The child gets SIGKILL when this process ends, is stopped by SIGTERM, and ignores a terminal's Ctrl-C and hang-up,
+    The child gets SIGKILL when this process ends, and SIGTERM stops it. It ignores a terminal's Ctrl-C and hang-up,
     which reach the whole group: the supervisor decides what they mean.
     """
     parent_pid = os.getpid()
-    _flush()  # else what is buffered would be written twice
+    _flush()  # otherwise buffered output would be written twice
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # our handlers must not run in the child
     try:
         pid = os.fork()
@@ -41,7 +41,7 @@ def fork(body: Callable[[], int]) -> int:
 
 
 def reap(pid: int) -> int | None:
-    """Return None while the child runs, else how it ended: its status, or minus the signal; asked once after that."""
+    """Return None while the child runs, else its status, or minus the signal that ended it; not callable after that."""
     ended, status = os.waitpid(pid, os.WNOHANG)
     return os.waitstatus_to_exitcode(status) if ended else None
 
@@ -56,7 +56,7 @@ def ending(code: int) -> str:
 
 
 def _live(body: Callable[[], int], parent_pid: int, mask: set[signal.Signals | int]) -> None:
-    """Be the child; never returns, so that nothing of the supervisor's stack is ever run twice."""
+    """Run as the child. It never returns, so that nothing of the supervisor's stack runs twice."""
     status = 1
     try:
         die_with_parent(signal.SIGKILL, parent_pid)
@@ -74,7 +74,7 @@ def _live(body: Callable[[], int], parent_pid: int, mask: set[signal.Signals | i
 
 
 def _forget_handlers(mask: set[signal.Signals | int]) -> None:
-    """Give up the supervisor's way of taking signals for a child's."""
+    """Replace the supervisor's signal handlers by a child's."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -84,14 +84,14 @@ def _forget_handlers(mask: set[signal.Signals | int]) -> None:
 
 
 def _flush() -> None:
-    """Write out what is buffered, to whoever still reads."""
+    """Write buffered output, if it still has a reader."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()
 
 
 class StopRequested(BaseException):
-    """A stop signal came inside `StopSignals.interrupting`. No Exception, as KeyboardInterrupt is none."""
+    """A stop signal came inside `StopSignals.interrupting`. Like KeyboardInterrupt, it is no Exception."""
 
 
 class StopSignals:
@@ -111,14 +111,14 @@ class StopSignals:
         for number in STOP_SIGNALS:
             if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
                 continue  # nohup
-            self._handlers[number] = signal.signal(number, self._note)
+            self._handlers[number] = signal.signal(number, self._receive)
         self._handlers[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda *_: None)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Give the signals back."""
+        """Restore the previous handlers."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._wakeup)
@@ -127,7 +127,7 @@ class StopSignals:
 
     @contextmanager
     def interrupting(self, known: int = 0) -> Iterator[None]:
-        """Have a signal raise StopRequested inside, also one that came before it, but for the first `known`."""
+        """Raise StopRequested at a signal inside the block, or before it unless among the first `known`."""
         self._interrupts = True
         try:
             if len(self.received) > known:
@@ -142,9 +142,9 @@ class StopSignals:
         if self._reader in readable:
             os.read(self._reader, 4096)
 
-    def _note(self, number: int, _frame: FrameType | None) -> None:
-        """Take one signal."""
+    def _receive(self, number: int, _frame: FrameType | None) -> None:
+        """Record one signal."""
         self.received.append(number)
         if self._interrupts:
-            self._interrupts = False  # the next one must not break off the cleaning up
+            self._interrupts = False  # the next one must not interrupt the cleanup
             raise StopRequested

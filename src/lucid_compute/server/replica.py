@@ -46,7 +46,7 @@ _log = logging.getLogger(__name__)
 
 
 class BackgroundTask(Protocol):
-    """A part that works for as long as its task runs."""
+    """A part that works as long as its task runs."""
 
     async def run(self) -> None:
         """Work until it is cancelled."""
@@ -54,7 +54,7 @@ class BackgroundTask(Protocol):
 
 @dataclass(frozen=True)
 class Replica:
-    """Everything that one replica holds; `background` holds the other tasks, by name."""
+    """The parts of one replica. `background` has the tasks that no route needs, by name."""
 
     settings: Settings
     database: Database
@@ -87,7 +87,7 @@ class Replica:
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     def parts(self) -> list[object]:
-        """Return what routes may ask for by its type."""
+        """Return the parts that routes may ask for by type."""
         return [
             self,
             self.authenticator,
@@ -114,10 +114,11 @@ class Replica:
         ]
 
     async def require_ready(self) -> None:
-        """Refuse unless the database answers, its schema is this version's, and the fleet is loaded and followed.
+        """Check that the replica can serve.
 
         Raises:
-            DatabaseUnavailable: one of them is not so.
+            DatabaseUnavailable: the database does not answer, its schema is another version's, the fleet is not loaded
+                or not followed, or a task ended.
         """
         if not self.feed.is_current() or any(task.done() for task in self.tasks):
             raise DatabaseUnavailable
@@ -127,31 +128,31 @@ class Replica:
 
 
 @asynccontextmanager
-async def running(service: Replica) -> AsyncIterator[None]:
-    """Run the replica's tasks for as long as the block runs; it begins when the fleet is loaded."""
+async def running(replica: Replica) -> AsyncIterator[None]:
+    """Run the replica's tasks until the end of the block, which begins when the fleet is loaded."""
     tasks = _start(
-        feed=service.feed,
-        heartbeats=service.heartbeats,
-        sweep=service.sweep,
-        watchdog=service.watchdog,
-        rollups=service.rollup_keeper,
-        webhooks=service.webhooks.sender,
-        **service.background,
+        feed=replica.feed,
+        heartbeats=replica.heartbeats,
+        sweep=replica.sweep,
+        watchdog=replica.watchdog,
+        rollups=replica.rollup_keeper,
+        webhooks=replica.webhooks.sender,
+        **replica.background,
     )
-    # The last to end: they write what the others tell them.
-    writers = _start(jobs=service.jobs, gauges=service.gauges, refusals=service.refusals)
-    service.tasks.extend([*tasks, *writers])
+    # They end last, since they write what the other tasks produce.
+    writers = _start(jobs=replica.jobs, gauges=replica.gauges, refusals=replica.refusals)
+    replica.tasks.extend([*tasks, *writers])
     try:
-        await _wait_until_loaded(service)
+        await _wait_until_loaded(replica)
         yield
     finally:
         for group in (tasks, writers):
             for task in group:
                 task.cancel()
             await asyncio.gather(*group, return_exceptions=True)
-        if (tracer := service.gateway.context.tracer) is not None:
+        if (tracer := replica.gateway.context.tracer) is not None:
             await tracer.close()
-        await service.database.close()
+        await replica.database.close()
 
 
 def _start(**named: BackgroundTask) -> list[asyncio.Task[None]]:
@@ -161,10 +162,10 @@ def _start(**named: BackgroundTask) -> list[asyncio.Task[None]]:
     return tasks
 
 
-async def _wait_until_loaded(service: Replica) -> None:
-    """Wait for the first load of the fleet, a minute at most: then serve and let /readyz say what is missing."""
+async def _wait_until_loaded(replica: Replica) -> None:
+    """Wait for the first load of the fleet, at most a minute; after that serve anyway, with /readyz at 503."""
     with suppress(TimeoutError):
-        await asyncio.wait_for(service.feed.loaded.wait(), _LOAD_DEADLINE_SECONDS)
+        await asyncio.wait_for(replica.feed.loaded.wait(), _LOAD_DEADLINE_SECONDS)
 
 
 def _log_end(task: asyncio.Task[None]) -> None:

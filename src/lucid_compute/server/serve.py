@@ -1,4 +1,4 @@
-"""`lucid serve`: what the service is made of, put together and run."""
+"""`lucid serve`: builds the supervisor from the settings and runs it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from lucid_compute.server.supervisor import ServedProgram, Supervisor
 
 
 def run_service(settings: Settings) -> int:
-    """Serve until SIGTERM or SIGINT, on `settings.database_url` or on a Postgres of our own; return the exit status.
+    """Serve until SIGTERM or SIGINT, on `settings.database_url` or on an embedded Postgres; return the exit status.
 
-    To be called in the main thread of the outermost process, which has no event loop and no other thread.
+    Call it in the main thread of a process without an event loop and without other threads.
     """
     configure_log(settings.log_level)
     _allow_many_sockets()
@@ -24,7 +24,7 @@ def run_service(settings: Settings) -> int:
 
 
 def _allow_many_sockets() -> None:
-    """Open as many files as the system allows: each node that beats holds a socket, and the usual limit is 1,024."""
+    """Allow as many open files as the system does: each node holds a socket, and the usual limit is 1,024."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(ValueError, OSError):  # macOS says "unlimited" and takes no such number
+    with suppress(ValueError, OSError):  # macOS says "unlimited" and accepts no such number
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -1,4 +1,4 @@
-"""Every setting of the service: the one file of the API that reads the environment."""
+"""All settings of the service, read from the environment."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
 class Settings(BaseSettings):
-    """The settings of one `lucid serve`, read from `LUCID_…` variables; the command line's flags go before them."""
+    """The settings of one `lucid serve`, from `LUCID_…` variables; flags of the command line go before them."""
 
     model_config = SettingsConfigDict(env_prefix="LUCID_", env_ignore_empty=True, extra="ignore", frozen=True)
 
@@ -168,7 +168,7 @@ class Settings(BaseSettings):
     @field_validator("otlp_endpoint")
     @classmethod
     def _can_be_traced(cls, value: str | None) -> str | None:
-        """Refuse to promise traces without the packages that make them."""
+        """Refuse traces without the packages that make them."""
         if value is not None and not all(map(_is_installed, _TRACING_PACKAGES)):
             raise ValueError(
                 "Install lucid-compute[tracing] to send traces (make install-tracing in a checkout), or leave it unset."
@@ -184,7 +184,7 @@ class Settings(BaseSettings):
     @field_validator("revenue_protocol_bps")
     @classmethod
     def _parts_are_whole(cls, value: int, info: ValidationInfo) -> int:
-        """Refuse parts of a price that are not all of it; the last of them is blamed."""
+        """Refuse parts of a price that do not add up to it; the fault is reported at the last one."""
         provider_bps, model_owner_bps = (
             info.data.get(f"revenue_{name}_bps", 0) for name in ("provider", "model_owner")
         )
@@ -204,14 +204,14 @@ class Settings(BaseSettings):
 
 
 class SettingsNotUsable(Exception):
-    """Settings can't be used as they are; the text has one line for each of them."""
+    """Settings are refused; the text has one line for each of them."""
 
 
 def read_settings(**flags: Any) -> Settings:
     """Return the settings of the environment; `flags` go before them.
 
     Raises:
-        SettingsNotUsable: with a sentence for each setting that is refused, and never its value.
+        SettingsNotUsable: settings are refused; the text has a sentence for each, without its value.
     """
     try:
         return Settings(**flags)
@@ -228,5 +228,5 @@ def _fault_sentence(fault: ErrorDetails) -> str:
 def _is_installed(package: str) -> bool:
     try:
         return find_spec(package) is not None
-    except ModuleNotFoundError:  # not even what it would lie in
+    except ModuleNotFoundError:  # not even its parent package is installed
         return False

@@ -15,9 +15,10 @@ NOT_ON_THIS_MACHINE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 def listen(host: str, port: int) -> list[socket.socket]:
     """Return a listening socket for each address of `host`, all on one port; port 0 takes a free one.
 
-    They listen from now on, so that the port is ours: who connects before the first worker is ready waits for it.
+    They listen from now on, so the port is reserved: clients that connect before the first worker is ready wait for it.
 
-    Raises: ServiceError with a sentence about the port or the host.
+    Raises:
+        ServiceError: the port or the host can't be used.
     """
     addresses = _addresses(host, port)
     sockets: list[socket.socket] = []
@@ -38,7 +39,7 @@ def listen(host: str, port: int) -> list[socket.socket]:
 
 
 def close(sockets: list[socket.socket]) -> None:
-    """Close every socket; who connects from now on is refused once no worker has it open."""
+    """Close every socket; new clients are refused once no worker has it open."""
     for sock in sockets:
         with suppress(OSError):
             sock.close()
@@ -59,12 +60,12 @@ def _listen(family: int, address: tuple[str, int, *tuple[int, ...]], *, alone: b
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6 and not alone:  # alone, `::` serves IPv4 too where the system lets it
+        if family == socket.AF_INET6 and not alone:  # alone, `::` serves IPv4 too where the system allows it
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind(address)
         sock.listen(BACKLOG)
         sock.settimeout(0.0)
-    except BaseException:  # told to stop among them
+    except BaseException:  # also StopRequested
         sock.close()
         raise
     return sock

@@ -26,7 +26,7 @@ from lucid_compute.server.settings import Settings
 from lucid_compute.server.sockets import close, listen
 from lucid_compute.server.worker import Application, Worker, serve
 
-LOOK_SECONDS = 1.0  # signals wake the supervisor; this is for what sends none
+CHECK_SECONDS = 1.0  # signals wake the supervisor; this is for events without one
 KILL_AFTER_GRACE_SECONDS = 5.0  # closing the lifespan comes after the grace
 MAX_POSTGRES_PAUSE_SECONDS = 30.0
 
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 class ServedProgram(NamedTuple):
-    """What is served: how its database is prepared and how a worker makes its application."""
+    """The program that is served: how its database is prepared, and how a worker builds its application."""
 
     prepare: Prepare
     create_app: Callable[[Settings, str, WorkerSlot], Application]
@@ -45,9 +45,9 @@ class ServedProgram(NamedTuple):
 class Supervisor:
     """One `lucid serve`: Postgres (unless there is a database URL), and `settings.workers` workers on one port."""
 
-    def __init__(self, settings: Settings, service: ServedProgram, postgres: EmbeddedPostgres | None) -> None:
+    def __init__(self, settings: Settings, program: ServedProgram, postgres: EmbeddedPostgres | None) -> None:
         self._settings = settings
-        self._service = service
+        self._program = program
         self._postgres = postgres
         self._postgres_due_at = 0.0
         self._postgres_pause_seconds = 0.0
@@ -74,17 +74,17 @@ class Supervisor:
         return 128 + self._signals.received[-1] if was_forced else status
 
     def _start(self) -> None:
-        """Come up in an order in which what is most likely to be refused is asked first."""
+        """Start in an order in which the likeliest failures come first."""
         if self._postgres is not None:
             self._postgres.claim()
         self._sockets = listen(self._settings.host, self._settings.port)
         if self._postgres is not None:
             self._postgres.start()
         url, data_dir = self._database()
-        self._report = prepare_in_child(self._service.prepare, self._settings, url, data_dir)
-        board = SharedSlots(self._settings.workers)
+        self._report = prepare_in_child(self._program.prepare, self._settings, url, data_dir)
+        slots = SharedSlots(self._settings.workers)
         self._workers = [
-            Worker(partial(self._serve_in_worker, board.seat(number))) for number in range(self._settings.workers)
+            Worker(partial(self._serve_in_worker, slots.of_worker(number))) for number in range(self._settings.workers)
         ]
 
     def _database(self) -> tuple[str, Path]:
@@ -92,21 +92,21 @@ class Supervisor:
         if self._postgres is not None:
             return self._postgres.url(), self._postgres.data_dir
         data_dir = self._settings.data_dir.absolute()
-        with suppress(OSError):  # only the first admin key needs it; who writes that says what is wrong
+        with suppress(OSError):  # only the first admin key needs it, and writing that reports the error
             data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         url = self._settings.database_url
         return url.get_secret_value() if url else "", data_dir
 
-    def _serve_in_worker(self, seat: WorkerSlot, channel: socket.socket) -> int:
-        """Be a worker."""
-        app = self._service.create_app(self._settings, self._database()[0], seat)
+    def _serve_in_worker(self, slot: WorkerSlot, channel: socket.socket) -> int:
+        """Run as a worker."""
+        app = self._program.create_app(self._settings, self._database()[0], slot)
         return serve(app, self._sockets, channel, self._settings)
 
     def _watch(self) -> None:
-        """Keep everything running until a signal comes."""
+        """Keep everything running until a signal."""
         while not self._signals.received:
             now = time.monotonic()
-            self._tend_postgres(now)
+            self._restart_postgres(now)
             for worker in self._workers:
                 worker.tend(now, self._workers)
             if self._report is not None and any(worker.is_ready for worker in self._workers):
@@ -115,16 +115,16 @@ class Supervisor:
             self._signals.wait(self._pause_seconds(now), self._channels())
 
     def _channels(self) -> list[int]:
-        """Return where workers will say that they are ready."""
+        """Return the files on which workers report that they are ready."""
         return [worker.channel.fileno() for worker in self._workers if worker.channel is not None]
 
     def _pause_seconds(self, now: float) -> float:
-        """Return how long there is nothing to do but wait."""
+        """Return how long there is nothing to do."""
         due = [worker.due_at for worker in self._workers if worker.due_at is not None]
-        return min([LOOK_SECONDS, *(max(at - now, 0.0) for at in due)])
+        return min([CHECK_SECONDS, *(max(at - now, 0.0) for at in due)])
 
-    def _tend_postgres(self, now: float) -> None:
-        """Start Postgres again when it died, after ever longer pauses when that fails; workers answer 503 so long."""
+    def _restart_postgres(self, now: float) -> None:
+        """Restart a Postgres that died, after ever longer pauses when that fails; meanwhile workers respond 503."""
         if self._postgres is None or self._postgres.poll() is None or now < self._postgres_due_at:
             return
         log.warning("Postgres ended (status %s); starting it again", self._postgres.poll())
@@ -134,12 +134,12 @@ class Supervisor:
         except EmbeddedPostgresError as error:
             self._postgres_pause_seconds = min(2 * self._postgres_pause_seconds + 1.0, MAX_POSTGRES_PAUSE_SECONDS)
             self._postgres_due_at = time.monotonic() + self._postgres_pause_seconds
-            log.error("%s", error)  # noqa: TRY400 - the sentence is all there is to say
+            log.error("%s", error)  # noqa: TRY400 - the sentence says all
         else:
             self._postgres_pause_seconds = 0.0
 
     def _announce(self, report: Report) -> None:
-        """Say once, to a person, where the service is and how to call it."""
+        """Print once where the service is and how to call it."""
         banner = Banner(
             host=self._settings.host,
             port=self._sockets[0].getsockname()[1],
@@ -148,7 +148,7 @@ class Supervisor:
             admin_key_file=report.admin_key_file,
             has_bootstrap_key=self._settings.bootstrap_admin_key is not None,
         )
-        with suppress(OSError):  # nobody reads: a closed terminal is no reason to stop
+        with suppress(OSError):  # a closed terminal is no reason to stop
             print(banner.text(), flush=True)
 
     def _stop(self) -> bool:
@@ -163,7 +163,7 @@ class Supervisor:
         return len(self._signals.received) > known
 
     def _wait_for_workers(self, known: int) -> None:
-        """Return when no worker is left; a further signal, or too long a wait, kills those that are."""
+        """Return when no worker is left; a further signal, or the end of the grace, kills the others."""
         deadline = time.monotonic() + self._settings.shutdown_grace_seconds + KILL_AFTER_GRACE_SECONDS
         is_killing = False
         while True:
@@ -175,7 +175,7 @@ class Supervisor:
                 is_killing = True
                 for worker in self._workers:
                     worker.send(signal.SIGKILL)
-            self._signals.wait(LOOK_SECONDS)
+            self._signals.wait(CHECK_SECONDS)
 
     def _stop_postgres(self, postgres: EmbeddedPostgres) -> None:
         """Stop Postgres, at once when a further signal comes."""
@@ -186,12 +186,12 @@ class Supervisor:
             except StopRequested:
                 postgres.stop(immediately=True)
         except EmbeddedPostgresError as error:
-            log.error("%s", error)  # noqa: TRY400 - the sentence is all there is to say
+            log.error("%s", error)  # noqa: TRY400 - the sentence says all
 
 
 @dataclass(frozen=True)
 class Banner:
-    """What there is to say; `admin_key` is there only when it was made just now, or is the operator's own."""
+    """The first lines of output; `admin_key` is set only if it was just created."""
 
     host: str
     port: int
@@ -201,7 +201,7 @@ class Banner:
     has_bootstrap_key: bool
 
     def text(self) -> str:
-        """Return the lines, the last of them a call that works when it is pasted."""
+        """Return the lines; the last one is a call that works when it is pasted."""
         near = _url(WILDCARDS.get(self.host, self.host), self.port)
         key, header = self._key()
         lines = [
@@ -219,7 +219,7 @@ class Banner:
         return "\n".join(lines)
 
     def _key(self) -> tuple[str, str]:
-        """Return what to say of the admin key, and the header for a shell."""
+        """Return a text about the admin key, and the header for a shell."""
         if self.has_bootstrap_key:
             return "from LUCID_BOOTSTRAP_ADMIN_KEY", '"Authorization: Bearer $LUCID_BOOTSTRAP_ADMIN_KEY"'
         if self.admin_key:

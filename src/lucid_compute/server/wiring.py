@@ -50,7 +50,7 @@ from lucid_compute.webhooks.sender import build_webhooks
 
 
 class _SharedParts(NamedTuple):
-    """What the parts of a replica share."""
+    """Parts that several others are built from."""
 
     settings: Settings
     url: str
@@ -63,7 +63,7 @@ class _SharedParts(NamedTuple):
 
 
 def build_replica(settings: Settings, database_url: str) -> Replica:
-    """Put one replica together on the database at `database_url`; nothing is connected to yet."""
+    """Return one replica on the database at `database_url`; it opens no connection yet."""
     shared = _build_shared_parts(settings, database_url)
     database, clock, fleet, keys = shared.database, shared.clock, shared.fleet, shared.keys
     feed, heartbeats, gauges = _build_followers(shared)
@@ -137,7 +137,7 @@ def _build_shared_parts(settings: Settings, url: str) -> _SharedParts:
 
 
 def _build_followers(shared: _SharedParts) -> tuple[ChangeFeed, HeartbeatWriter, GaugeRecorder]:
-    """Return what keeps the fleet in memory in step with Postgres, what writes heartbeats, and what samples them."""
+    """Return the feed that follows Postgres, the writer of heartbeats, and the recorder of their samples."""
     settings, url, replica_id, _, clock, fleet, keys, _ = shared
     own, timeout = OwnHeartbeats(), settings.database_timeout_seconds
     listens = settings.feed_follows_notifications
@@ -147,7 +147,7 @@ def _build_followers(shared: _SharedParts) -> tuple[ChangeFeed, HeartbeatWriter,
 
 
 def _build_background(shared: _SharedParts, payouts: PayoutStore) -> Mapping[str, BackgroundTask]:
-    """Return what tells other replicas of requests under way, closes payouts, and later deletes their jobs."""
+    """Return the tasks that no route needs: broadcast in-flight counts, close payouts, delete old jobs."""
     settings, database = shared.settings, shared.database
     when, after_days = settings.payouts_close, settings.payouts_close_after_days
     in_flight = DedicatedConnection(shared.url, Purpose.IN_FLIGHT)
@@ -179,16 +179,16 @@ def _build_gateway_context(shared: _SharedParts) -> GatewayContext:
 
 
 def _build_tracer(settings: Settings, replica_id: str) -> Tracer | None:
-    """Return what makes traces; None when the operator wants none, which costs nothing."""
+    """Return the tracer; None, which costs nothing, without a collector."""
     if settings.otlp_endpoint is None:
         return None
-    from lucid_compute.gateway.tracing import OtlpTracer  # noqa: PLC0415 - the packages that it needs are an extra
+    from lucid_compute.gateway.tracing import OtlpTracer  # noqa: PLC0415 - it needs the packages of an extra
 
     return OtlpTracer(settings.otlp_endpoint, settings.trace_share, replica_id)
 
 
 def _retention(settings: Settings) -> Retention:
-    """Return how long records are kept by these settings."""
+    """Return how long the settings keep records."""
     return Retention(
         settings.records_minutes_kept_hours, settings.records_hours_kept_days, settings.records_days_kept_days
     )

@@ -1,4 +1,4 @@
-"""One worker: uvicorn on inherited sockets, which says when it is ready, and how the supervisor keeps one running."""
+"""One worker: uvicorn on inherited sockets; and `Worker`, with which the supervisor keeps it running."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ log = logging.getLogger(__name__)
 
 
 class WorkerServer(uvicorn.Server):
-    """uvicorn, but: it tells `channel` when it serves, ends when that is closed, and ends with status 0 on SIGTERM."""
+    """uvicorn that reports on `channel` when it serves, ends when that closes, and ends with status 0 on SIGTERM."""
 
     def __init__(self, config: uvicorn.Config, channel: socket.socket) -> None:
         super().__init__(config)
         self._channel = channel
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start the lifespan and the listeners; until then SIGTERM ends the process, there is nothing to finish."""
+        """Start the lifespan and the listeners. Until then SIGTERM ends the process: there is nothing to finish."""
         await super().startup(sockets)
         _collect_rarely()
         signal.signal(signal.SIGTERM, self.handle_exit)
@@ -47,11 +47,11 @@ class WorkerServer(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Take no signal: uvicorn's own would raise SIGTERM again when all is done, and end with status 143."""
+        """Install no handler: uvicorn's own would raise SIGTERM again at the end, and exit with status 143."""
         yield
 
     def _end_without_supervisor(self) -> None:
-        """End at once: nothing is ever sent to us, so the channel can be read only when the supervisor is gone.
+        """End at once. Nothing is ever sent to us, so the channel is readable only when the supervisor is gone.
 
         On Linux the kernel kills us first.
         """
@@ -59,9 +59,9 @@ class WorkerServer(uvicorn.Server):
 
 
 def _collect_rarely() -> None:
-    """Let the garbage collector leave alone what was made at start, and look at the rest less often.
+    """Exclude objects of the start from garbage collection, and collect the others less often.
 
-    The fleet makes it look at every node again and again: p99 of heartbeats was 49 to 88 ms, and is 5 to 14 so.
+    Otherwise it visits every node of the fleet again and again: p99 of heartbeats was 49 to 88 ms, and is 5 to 14 ms.
     """
     gc.collect()
     gc.freeze()
@@ -69,7 +69,7 @@ def _collect_rarely() -> None:
 
 
 def serve(app: Application, sockets: list[socket.socket], channel: socket.socket, settings: Settings) -> int:
-    """Serve `app` until SIGTERM, and then for the grace of `settings` what already runs; return the exit status."""
+    """Serve `app` until SIGTERM, then finish running requests within the settings' grace; return the exit status."""
     config = uvicorn.Config(
         app,
         loop="uvloop",
@@ -88,10 +88,10 @@ def serve(app: Application, sockets: list[socket.socket], channel: socket.socket
 
 
 class Worker:
-    """A place for one worker: `tend` fills it again whenever its process has ended."""
+    """The process of one worker; `tend` starts another one whenever it has ended."""
 
     def __init__(self, body: Callable[[socket.socket], int]) -> None:
-        """`body` is what the process does; it gets the channel to tell on that it is ready."""
+        """`body` runs in the process; it gets the channel on which it reports that it is ready."""
         self._body = body
         self._pid: int | None = None
         self._channel: socket.socket | None = None
@@ -101,28 +101,29 @@ class Worker:
 
     @property
     def is_alive(self) -> bool:
-        """Return whether a process fills the place, as far as was noticed."""
+        """Return whether a process runs, as far as was noticed."""
         return self._pid is not None
 
     @property
     def is_ready(self) -> bool:
-        """Return whether its process has said that it serves."""
+        """Return whether the process has reported that it serves."""
         return self._ready_at is not None
 
     @property
     def due_at(self) -> float | None:
-        """When the place is to be filled again; None while it is."""
+        """When the next process starts; None while one runs."""
         return None if self.is_alive else self._due_at
 
     @property
     def channel(self) -> socket.socket | None:
-        """What becomes readable when the process is ready; None when there is nothing to wait for."""
+        """The socket that becomes readable when the process is ready; None when there is nothing to wait for."""
         return self._channel if self.is_alive and not self.is_ready else None
 
     def tend(self, now: float, others: list[Worker]) -> None:
-        """Notice readiness and death, and fill an empty place that is due; `now` is the monotonic clock's.
+        """Notice readiness and end, and start the next process when it is due; `now` is the monotonic clock's.
 
-        Raises: ServiceError when the worker died again and again as soon as it was started.
+        Raises:
+            ServiceError: the worker ended MAX_QUICK_DEATHS times in a row right after its start.
         """
         self.notice_ready(now)
         if self.is_alive and (code := self.notice_end()) is not None:
@@ -131,14 +132,14 @@ class Worker:
             self._start(others)
 
     def notice_ready(self, now: float) -> None:
-        """Remember when the process said that it serves."""
+        """Record when the process reported that it serves."""
         if self.channel is not None:
             with suppress(BlockingIOError, ConnectionError):
                 if self.channel.recv(1) == READY:
                     self._ready_at = now
 
     def notice_end(self) -> int | None:
-        """Return None while the process runs, else how it ended; the place is empty then."""
+        """Return None while the process runs, else how it ended, once."""
         if self._pid is None or (code := reap(self._pid)) is None:
             return None
         self._pid = None
@@ -151,13 +152,13 @@ class Worker:
             os.kill(self._pid, signal_number)
 
     def close_channel(self) -> None:
-        """Close our end of the channel: in the supervisor when the worker ended, in every other worker at once."""
+        """Close our end of the channel: in the supervisor when the worker ended, in each other worker at its start."""
         if self._channel is not None:
             self._channel.close()
             self._channel = None
 
     def _plan_next(self, code: int, now: float) -> None:
-        """Decide when the place is filled again, if ever."""
+        """Decide when the next process starts, if at all."""
         is_quick = self._ready_at is None or now - self._ready_at < QUICK_DEATH_SECONDS
         self._quick_deaths = self._quick_deaths + 1 if is_quick else 0
         self._ready_at = None
@@ -172,14 +173,14 @@ class Worker:
         log.warning("a worker ended (%s); the next one starts in %.1f s", ending(code), pause_seconds)
 
     def _start(self, others: list[Worker]) -> None:
-        """Fork a process into this place."""
+        """Fork the process."""
         ours, theirs = socket.socketpair()
         ours.settimeout(0.0)
         theirs.settimeout(0.0)
 
         def child() -> int:
             ours.close()
-            for other in others:  # a copy of their end here would keep them from seeing the supervisor go
+            for other in others:  # a copy of their end here would hide from them that the supervisor is gone
                 other.close_channel()
             return self._body(theirs)
 

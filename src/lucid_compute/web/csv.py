@@ -1,4 +1,4 @@
-"""Answers as CSV, for spreadsheets: who wants one, and how it is written."""
+"""Responses as CSV for spreadsheets: when a request wants one, and how it is written."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from fastapi import Depends, Header, Query, Response
 
 CSV = "text/csv; charset=utf-8"
-_BEGIN_FORMULAS = frozenset("=+-@\t\r\n＝＋－＠")  # noqa: RUF001 - spreadsheets of East Asia take the wide ones as well
+_BEGIN_FORMULAS = frozenset("=+-@\t\r\n＝＋－＠")  # noqa: RUF001 - spreadsheets of East Asia accept the wide ones as well
 CSV_RESPONSE: dict[int | str, dict[str, Any]] = {200: {"content": {"text/csv": {"schema": {"type": "string"}}}}}
 
 Format = Literal["json", "csv"]
@@ -20,7 +20,7 @@ async def wants_csv(
     format_: Annotated[Format | None, Query(alias="format", description="Goes before `Accept`.")] = None,
     accept: Annotated[str | None, Header(include_in_schema=False)] = None,
 ) -> bool:
-    """Return whether the answer is to be CSV: by `format`, else by `Accept: text/csv`."""
+    """Return whether the response is CSV: by `format`, else by `Accept: text/csv`."""
     return format_ == "csv" if format_ is not None else (accept or "").strip().startswith("text/csv")
 
 
@@ -28,7 +28,7 @@ CsvDependency = Annotated[bool, Depends(wants_csv)]
 
 
 def write_csv(head: Sequence[str], lines: Iterable[Sequence[object]]) -> Response:
-    """Return lines of cells below a line of titles."""
+    """Return a CSV response: the titles in `head`, then the lines of cells."""
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(head)
@@ -37,5 +37,5 @@ def write_csv(head: Sequence[str], lines: Iterable[Sequence[object]]) -> Respons
 
 
 def _escape(cell: object) -> object:
-    """Return a cell that no spreadsheet takes for a formula: names are anyone's."""
+    """Return a cell that no spreadsheet reads as a formula: owners choose names freely."""
     return f"'{cell}" if isinstance(cell, str) and cell[:1] in _BEGIN_FORMULAS else cell

@@ -1,4 +1,4 @@
-"""Errors on their way out: one shape for all, declared in the OpenAPI document, and never an internal text."""
+"""Error responses: one shape for all, declared in the OpenAPI document, without internal texts."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ _TYPES = {
 
 
 def openai_body(error: LucidError) -> dict[str, Any]:
-    """Return the body of an error in OpenAI's shape; `details` is ours beside it."""
+    """Return the body of an error in OpenAI's shape, with our `details` added."""
     status = error.http_status
-    fallback = "invalid_request_error" if status < 500 else "server_error"  # noqa: PLR2004 - where servers' faults begin
+    fallback = "invalid_request_error" if status < 500 else "server_error"  # noqa: PLR2004 - from here on it is the server's fault
     fields = error.details.get("fields") or [{}]
     return {
         "error": {
@@ -70,13 +70,13 @@ class ErrorDescription(AnswerShape):
 
 
 class ErrorAnswer(AnswerShape):
-    """The body of every refusal."""
+    """The body of every error response."""
 
     error: ErrorDescription
 
 
 def declare(*errors: type[LucidError], body: bool = False, key: bool = True) -> dict[int | str, dict[str, Any]]:
-    """Return `responses=` for a route: the errors named, and those that every route of its kind can meet."""
+    """Return `responses=` for a route: the given errors, and those that every route of its kind can raise."""
     every: list[type[LucidError]] = [*errors, InvalidRequest, RateLimited, DatabaseUnavailable]
     if key:
         every += [Unauthorized, Forbidden]
@@ -93,7 +93,7 @@ def declare(*errors: type[LucidError], body: bool = False, key: bool = True) -> 
 
 
 def headers_of(error: LucidError) -> dict[str, str]:
-    """Return the headers that go with an error."""
+    """Return the headers of an error response."""
     headers = {}
     if error.retry_after_seconds is not None:
         headers["Retry-After"] = str(error.retry_after_seconds)
@@ -105,7 +105,7 @@ def headers_of(error: LucidError) -> dict[str, str]:
 
 
 def install(app: FastAPI) -> None:
-    """Return every exception of `app` in the contract's shape."""
+    """Make `app` respond to every exception in the contract's shape."""
     app.add_exception_handler(LucidError, _answer_lucid_error)
     app.add_exception_handler(RequestValidationError, _answer_validation_error)
     app.add_exception_handler(HTTPException, _answer_http_exception)
@@ -113,13 +113,13 @@ def install(app: FastAPI) -> None:
 
 
 def answer(error: LucidError, *, path: str = "") -> JSONResponse:
-    """Return the response to one error, below `/v1` in OpenAI's shape."""
+    """Return the response to an error; for a `path` below `/v1` in OpenAI's shape."""
     body = openai_body(error) if path.startswith(PREFIX) else error.body()
     return JSONResponse(body, status_code=error.http_status, headers=headers_of(error))
 
 
 def log_unexpected(method: str, path: str, error: Exception, request_id: str | None) -> LucidError:
-    """Log a fault of ours; return what may be said of it, without its text."""
+    """Log an unexpected error; return one without its text for the client."""
     _log.error("%s %s failed", method, path, exc_info=error, extra={"request_id": request_id})
     return LucidError("Something went wrong here, not in your request. It is logged under the request id.")
 
@@ -152,12 +152,12 @@ async def _answer_unexpected(request: Request, error: Exception) -> JSONResponse
 
 
 def _methods_of(request: Request) -> set[str]:
-    """Return every method of the path: Starlette names those of the first route alone."""
+    """Return every method of the path; Starlette names only those of the first route."""
     routes = request.app.routes
     scopes = [{**request.scope, "method": method} for method in _METHODS]
     return {scope["method"] for scope in scopes if any(route.matches(scope)[0] is Match.FULL for route in routes)}
 
 
 def _strip_body(loc: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Name a fault of the body by its path alone; one of the query or a header keeps where it is."""
+    """Return the location of a fault without the word `body`; those of queries and headers keep theirs."""
     return loc[1:] if loc and loc[0] == "body" else loc

@@ -1,4 +1,4 @@
-"""The fast path: what a server's connection and the lanes, each of some paths, know of each other."""
+"""The fast path's contract between a server's connections and the lanes, each of which serves some paths."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from enum import StrEnum
 from typing import Any, Protocol
 
+PASSED_ON = "lucid.passed_on"  # in scope["extensions"]: the admission that the fast path began and passes on
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
+Response = tuple[int, Headers, bytes]  # status, headers and body
 
 
 class CutReason(StrEnum):
-    """Why a request was ended from our side; the values stand in the job ledger."""
+    """Why the service ended a request; the values are in the job ledger."""
 
     CLIENT_LEFT = "client_left"
     CLIENT_TOO_SLOW = "client_too_slow"
@@ -20,19 +22,15 @@ class CutReason(StrEnum):
     SHUTDOWN = "shutdown"
 
 
-HANDED_OVER = "lucid.handed_over"  # in scope["extensions"]: the admission that the fast path began and passes on
-Response = tuple[int, Headers, bytes]  # status, headers and body
-
-
 class FastPathClient(Protocol):
-    """A connection that sent one complete request. One of the three is called, once, perhaps before `take` returns."""
+    """A connection that sent one complete request. One method is called, once, perhaps before `accept` returns."""
 
     server: tuple[str, int | None] | None
 
     def answer(self, status: int, headers: Headers, body: bytes) -> None:
         """Write the response; its length is among the headers."""
 
-    def go_on(self, begun: object) -> None:
+    def pass_on(self, begun: object) -> None:
         """Pass the request on to the lane's ASGI entrance, which finds `begun` in the scope."""
 
     def hang_up(self) -> None:
@@ -40,19 +38,19 @@ class FastPathClient(Protocol):
 
 
 class FastPathRequest(Protocol):
-    """A request that was taken."""
+    """A request that a lane accepted and has not answered yet."""
 
     def leave(self) -> None:
-        """Note that its client left."""
+        """Handle that the client left."""
 
 
 class FastPath(Protocol):
-    """Serves requests that came whole, without a task."""
+    """A lane's entrance for complete requests, which it serves without a task."""
 
-    def take(
+    def accept(
         self, client: FastPathClient, path: bytes, headers: dict[bytes, bytes], body: bytes
     ) -> FastPathRequest | None:
-        """Take a request. Return it while it waits; None when it was answered or passed on already."""
+        """Accept a request. Return it while it waits; None when it was answered or passed on already."""
 
 
 FastPaths = Mapping[bytes, FastPath]  # by path

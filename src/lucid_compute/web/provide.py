@@ -1,4 +1,4 @@
-"""The parts of a replica that routes ask for: `fleet: Provided[Fleet]` is the `Fleet` of the replica that serves."""
+"""Dependency injection by type: `fleet: Provided[Fleet]` gives a route the `Fleet` of its replica."""
 
 from __future__ import annotations
 

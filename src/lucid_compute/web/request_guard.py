@@ -1,4 +1,4 @@
-"""What every request passes before FastAPI sees it: an id, a bounded and whole body, and JSON that can be kept."""
+"""ASGI middleware before FastAPI: gives each request an id, reads its body within limits, and checks its JSON."""
 
 from __future__ import annotations
 
@@ -15,38 +15,48 @@ from lucid_compute.web.strict_json import read_strictly
 from lucid_compute.wire import FieldFault
 
 MAX_BODY_BYTES = 1024 * 1024
-BODY_DEADLINE_SECONDS = 30.0
+BODY_SECONDS = 30.0
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _JSON_HEADER = (b"content-type", b"application/json")
 
 
 class ClientLeft(Exception):
-    """The client closed the connection before its request was whole."""
+    """The client closed the connection before its request was complete."""
 
 
-async def read_body(receive: Receive, headers: dict[bytes, bytes], limit_bytes: int = MAX_BODY_BYTES) -> bytes:
-    """Return the whole body.
+async def read_body(
+    receive: Receive,
+    headers: dict[bytes, bytes],
+    limit_bytes: int = MAX_BODY_BYTES,
+    deadline_seconds: float = BODY_SECONDS,
+) -> bytes:
+    """Return the complete body.
 
     Raises:
-        PayloadTooLarge: it is over `limit_bytes`, or says that it will be.
-        InvalidRequest: it did not come within 30 s.
-        ClientLeft: the client went away.
+        PayloadTooLarge: it is over `limit_bytes`, or its Content-Length is.
+        InvalidRequest: it did not come within `deadline_seconds`.
+        ClientLeft: the client closed the connection.
     """
     try:
-        async with asyncio.timeout(BODY_DEADLINE_SECONDS):
+        async with asyncio.timeout(deadline_seconds):
             return await read_body_undisturbed(receive, headers, limit_bytes)
     except TimeoutError:
-        raise body_too_slow() from None
+        raise body_too_slow(deadline_seconds) from None
 
 
-def body_too_slow() -> InvalidRequest:
-    """Return what is said of a body that does not come."""
-    fault = FieldFault("", f"The body did not come within {BODY_DEADLINE_SECONDS:.0f} s. Send it again, faster.")
+def body_too_slow(deadline_seconds: float = BODY_SECONDS) -> InvalidRequest:
+    """Return the refusal of a request whose body does not come."""
+    fault = FieldFault("", f"The body did not come within {deadline_seconds:.0f} s. Send it again, faster.")
     return InvalidRequest([fault], status=400)
 
 
 async def read_body_undisturbed(receive: Receive, headers: dict[bytes, bytes], limit_bytes: int) -> bytes:
-    """Return the whole body, for a caller that keeps its deadline itself; raises as `read_body` does, but for that."""
+    """Return the complete body, without a deadline.
+
+    Raises:
+        PayloadTooLarge: it is over `limit_bytes`, or its Content-Length is.
+        ClientLeft: the client closed the connection.
+    """
     declared = headers.get(b"content-length", b"0")
     if declared.isdigit() and int(declared) > limit_bytes:
         raise PayloadTooLarge(limit_bytes)
@@ -65,13 +75,14 @@ async def read_body_undisturbed(receive: Receive, headers: dict[bytes, bytes], l
 
 
 class RequestGuard:
-    """ASGI middleware. Any body is read as JSON, whatever its Content-Type says: no route takes anything else."""
+    """ASGI middleware. It reads any body as JSON, whatever its Content-Type: no route accepts anything else."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, body_seconds: float = BODY_SECONDS) -> None:
         self._app = app
+        self._body_seconds = body_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a sound request through; return an unsound one."""
+        """Pass a valid request on; refuse an invalid one."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -80,7 +91,7 @@ class RequestGuard:
         scope["state"] = {**scope.get("state", {}), "request_id": request_id}
         send = _with_request_id(send, request_id)
         try:
-            body = await read_body(receive, headers)
+            body = await read_body(receive, headers, deadline_seconds=self._body_seconds)
             if body:
                 read_strictly(body)
                 scope["headers"] = [*(pair for pair in scope["headers"] if pair[0] != b"content-type"), _JSON_HEADER]
@@ -93,7 +104,7 @@ class RequestGuard:
 
 
 class _Replay:
-    """Gives a body that was read already, then whatever else the server says."""
+    """Receives the body that was read already, then the server's further messages."""
 
     def __init__(self, body: bytes, receive: Receive) -> None:
         self._message: Message | None = {"type": "http.request", "body": body, "more_body": False}
@@ -105,7 +116,7 @@ class _Replay:
 
 
 def request_id_of(headers: dict[bytes, bytes]) -> str:
-    """Return the caller's X-Request-Id when it is fit to be logged, else a new one."""
+    """Return the caller's X-Request-Id if it is safe to log, else a new one."""
     sent = headers.get(b"x-request-id", b"")
     return sent.decode() if REQUEST_ID.fullmatch(sent) else uuid4().hex
 

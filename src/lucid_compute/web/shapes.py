@@ -1,4 +1,4 @@
-"""What operators and their machines are answered, on the wire."""
+"""Response bodies of the routes for operators."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Liveness(AnswerShape):
 
 
 class Readiness(AnswerShape):
-    """The replica can serve. `feed_age_seconds` is how far its memory is behind Postgres at most."""
+    """The replica can serve. `feed_age_seconds` is the longest time that its memory may be behind Postgres."""
 
     status: Literal["ready"]
     nodes: int

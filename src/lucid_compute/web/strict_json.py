@@ -1,4 +1,4 @@
-"""JSON read strictly: what Python's reader would let pass and Postgres or a client could not hold is refused here."""
+"""A strict JSON reader: it refuses what Python accepts and Postgres or a client can't hold."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def read_strictly(body: bytes) -> Any:
 
 
 class _Refused(NamedTuple):
-    """A value that can't be kept, in its place until `_check` comes by and knows where that is."""
+    """Stands for a refused value until `_check` finds it and knows its path."""
 
     message: str
     key: str | None = None
@@ -70,12 +70,12 @@ def _too_large(digits: str) -> _Refused:
 
 
 def _read_object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | _Refused:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    value = dict(pairs)
+    if len(value) < len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
         return _Refused("This key stands twice in one object. Send it once.", twice)
-    return found
+    return value
 
 
 def _check(value: Any, path: str, depth: int) -> None:
@@ -112,7 +112,7 @@ def _below(path: str, key: str) -> str:
 
 
 def _shown(path: str) -> str:
-    """Return a path that can itself be answered."""
+    """Return a path that is valid text for a response."""
     return path.encode("utf-8", "backslashreplace").decode().replace("\x00", "\\u0000")[:200]
 
 

@@ -1,4 +1,4 @@
-"""Long loops that give way to the event loop, so that requests are served in between."""
+"""Long loops that yield to the event loop, so that requests are served in between."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import TypeVar
 Item = TypeVar("Item")
 
 
-class in_batches(AsyncIterator[Sequence[Item]]):  # noqa: N801 - it is used as a function
-    """Yield the items `size` at a time; the event loop has a turn between two batches.
+class in_batches(AsyncIterator[Sequence[Item]]):  # noqa: N801 - used as a function
+    """Yield the items `size` at a time; the event loop runs other tasks between two batches.
 
-    A class, since a loop that ends early would leave a generator for the event loop to close.
+    It is a class because a generator that is left early has to be closed by the event loop.
     """
 
     __slots__ = ("_items", "_size", "_start")
@@ -34,9 +34,9 @@ class in_batches(AsyncIterator[Sequence[Item]]):  # noqa: N801 - it is used as a
 
 
 async def in_turns(items: Iterable[Item], size: int) -> AsyncIterator[Item]:
-    """Yield the items one by one; the event loop has a turn after every `size` of them.
+    """Yield the items one by one; the event loop runs other tasks after every `size` of them.
 
-    The items are copied first: what changes meanwhile is not seen.
+    The items are copied first, so later changes are not seen.
     """
     async for batch in in_batches(list(items), size):
         for item in batch:

@@ -55,10 +55,10 @@ async def write(api: Api, *jobs: Job) -> None:
     """Have the jobs written: those that run as such."""
     for job in jobs:
         if job.outcome is Outcome.RUNNING:
-            api.service.jobs.begin(job)
+            api.replica.jobs.begin(job)
         else:
-            api.service.jobs.finish(job)
-    await all_written(api.service.jobs)
+            api.replica.jobs.finish(job)
+    await all_written(api.replica.jobs)
 
 
 async def listed(api: Api, **query: Any) -> dict[str, Any]:
@@ -250,12 +250,12 @@ async def test_totals_from_the_sums_are_those_of_the_rows(api: Api) -> None:
             outcome,
         )
         assert total == rows[0][0], (owner, looked_for, outcome)
-    await expect_sums(api.service.database.url)
+    await expect_sums(api.replica.database.url)
 
 
 async def page_of(api: Api, wanted: JobFilter) -> tuple[list[Any], int]:
     """Return the first five jobs of a filter, and the number of all of them."""
-    return await api.service.job_search.list_page(
+    return await api.replica.job_search.list_page(
         wanted, sort_by=SortBy.CREATED_AT, sort_order=SortOrder.DESCENDING, offset=0, limit=5, shows_consumer=False
     )
 
@@ -302,7 +302,7 @@ async def test_health_comes_from_memory_while_the_database_is_unavailable(api: A
     node, never_asked = await api.register("node"), await api.register("other")
     await write(api, done(1, node_id=node))
     assert (await api.health(node))["jobsCompleted"] == 1
-    search = api.service.job_search
+    search = api.replica.job_search
     there, search._database = search._database, Database("postgresql://nobody@127.0.0.1:1/none")
     assert await figures(api, node) == (1, 250.25, 0.0)
     assert await figures(api, never_asked) == (None, None, None)
@@ -314,7 +314,7 @@ async def test_health_comes_from_memory_while_the_database_is_unavailable(api: A
 async def test_a_database_that_hangs_delays_health_once(api: Api) -> None:
     """For a second; the next requests get their response at once."""
     node = await api.register()
-    locker = await connect(api.service.database.url)
+    locker = await connect(api.replica.database.url)
     transaction = locker.transaction()
     await transaction.start()
     await locker.execute("LOCK job_totals")
@@ -361,7 +361,7 @@ async def silence(api: Api, replica_id: str, seconds: float) -> None:
 async def mark_lost(api: Api) -> None:
     """Let the sweep close what is lost; an outage that this busy machine itself recorded does not count."""
     await run_sql(api, "DELETE FROM outages")
-    await LostJobs(api.service.database).refresh()
+    await LostJobs(api.replica.database).refresh()
 
 
 async def test_the_jobs_of_a_replica_that_died_are_lost(api: Api) -> None:
@@ -378,7 +378,7 @@ async def test_the_jobs_of_a_replica_that_died_are_lost(api: Api) -> None:
     await mark_lost(api)
     assert [await outcome_of(api, job) for job in (jobs[alive], own, young)] == ["running"] * 3
     assert [await outcome_of(api, jobs[replica]) for replica in (dead, forgotten)] == ["lost", "lost"]
-    await expect_sums(api.service.database.url)
+    await expect_sums(api.replica.database.url)
 
 
 async def test_no_job_is_lost_for_an_outage_of_ours(api: Api) -> None:
@@ -386,7 +386,7 @@ async def test_no_job_is_lost_for_an_outage_of_ours(api: Api) -> None:
     dead = await add_lease(api)
     job = await running_on(api, dead)
     await silence(api, dead, 600)
-    connection = await connect(api.service.database.url)
+    connection = await connect(api.replica.database.url)
     outage = "INSERT INTO outages (started_at, ended_at) VALUES (now() - interval '1 hour', now() - interval '50 s')"
     for hindrance in (outage, "UPDATE replicas SET seen_at = least(seen_at, now() - interval '5 seconds')", None):
         transaction = connection.transaction()
@@ -414,10 +414,10 @@ async def test_the_true_outcome_of_a_lost_job_wins(api: Api) -> None:
     await write(api, ended(job))
     assert await ids(api, outcome="completed") == [job.id]
     assert await ids(api, outcome="lost") == []
-    await expect_sums(api.service.database.url)
+    await expect_sums(api.replica.database.url)
     await write(api, ended(job, Outcome.FAILED))
     assert (await api.health(node))["jobsCompleted"] == 1
-    await expect_sums(api.service.database.url)
+    await expect_sums(api.replica.database.url)
 
 
 async def test_queued_jobs_are_written_when_the_service_stops(database_url: str, settings: Settings) -> None:
@@ -426,8 +426,8 @@ async def test_queued_jobs_are_written_when_the_service_stops(database_url: str,
 
     async with open_api(database_url, settings, with_time_to_flush) as api:
         for number in range(2000):
-            api.service.jobs.finish(done(number))
-        ledger = api.service.jobs
+            api.replica.jobs.finish(done(number))
+        ledger = api.replica.jobs
     assert ledger.waiting == 0
     async with open_api(database_url, settings) as api:
         assert (await listed(api))["pagination"]["total"] == 2000

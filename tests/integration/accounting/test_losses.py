@@ -67,8 +67,8 @@ async def test_completed_running_failed_and_retried_are_exactly_all_attempts(api
     requests = [a_request(chance, nodes) for _ in range(200)]
     jobs = [job for request in requests for job in request]
     await tell(api, jobs)
-    api.service.jobs.begin(new_job(node_id=next(iter(nodes)), node_owner="acme"))
-    await all_written(api.service.jobs)
+    api.replica.jobs.begin(new_job(node_id=next(iter(nodes)), node_owner="acme"))
+    await all_written(api.replica.jobs)
     report = await losses(api)
     assert report["running"] == 1
     assert report["completed"] == sum(job.outcome is Outcome.COMPLETED for job in jobs)
@@ -95,7 +95,7 @@ async def test_completed_running_failed_and_retried_are_exactly_all_attempts(api
 
 async def test_all_that_is_counted_is_of_one_instant(api: Api) -> None:
     """While requests fail, none of them is ever taken for one that was served, or for one that never was."""
-    async with ledger_on(api.service.database.url) as ledger:
+    async with ledger_on(api.replica.database.url) as ledger:
         for _ in range(60):
             for _ in range(20):
                 ledger.finish(ended(new_job(), Outcome.FAILED, reason="http_500", price_usd=None))
@@ -146,9 +146,9 @@ async def test_a_loss_is_worth_what_such_a_request_typically_earns_there_and_wha
 
 async def test_losses_of_a_replica_that_died_are_ours(api: Api) -> None:
     job = new_job(node_owner="acme")
-    api.service.jobs.begin(job)
-    await all_written(api.service.jobs)
-    async with api.service.database.transaction() as connection:
+    api.replica.jobs.begin(job)
+    await all_written(api.replica.jobs)
+    async with api.replica.database.transaction() as connection:
         await connection.exec_driver_sql("UPDATE jobs SET outcome = 'lost'")
     report = await losses(api)
     assert [(each["cause"], each["side"], each["requests"]) for each in report["losses"]] == [("replica_lost", "us", 1)]

@@ -28,8 +28,8 @@ def minutes_ago(minutes: float) -> datetime:
 async def tell(api: Api, *jobs: Job) -> None:
     """Have the ledger write the jobs."""
     for job in jobs:
-        api.service.jobs.finish(job)
-    await all_written(api.service.jobs)
+        api.replica.jobs.finish(job)
+    await all_written(api.replica.jobs)
 
 
 async def ask(api: Api, path: str = "", **query: Any) -> dict[str, Any]:
@@ -44,7 +44,7 @@ async def ask(api: Api, path: str = "", **query: Any) -> dict[str, Any]:
 async def age_records(api: Api, node_id: str) -> None:
     """Let records, and the node, be a day old, as if all had been there before."""
     await run_sql(api, "UPDATE record_marks SET began_at = now() - interval '1 day'")
-    node = api.service.fleet.get_node(node_id, owner=None)
+    node = api.replica.fleet.get_node(node_id, owner=None)
     object.__setattr__(node.state.passport.record, "created_at", minutes_ago(60 * 24))
 
 
@@ -92,7 +92,7 @@ async def test_jobs_are_counted_in_their_minutes_and_in_all(api: Api) -> None:
         assert series["latencyP50Ms"][step - 1] is series["errorRate"][step - 1] is None
         listed = (await api.http.get("/compute/jobs", params={"since": found["from"], "until": found["to"]})).json()
         assert listed["pagination"]["total"] == totals["requests"]
-        await api.service.rollup_keeper.keep()
+        await api.replica.rollup_keeper.keep()
     assert not await run_sql(api, "SELECT FROM job_open")
 
 
@@ -111,7 +111,7 @@ async def test_heartbeats_are_averaged_and_null_where_nothing_was_reported(api: 
     await api.beat(node, load=0.2, queueDepth=4, inFlight=2)
     await api.beat(node, load=0.6, gpus=[{"index": 0, "utilization": 0.9, "memoryUsedMb": 10, "memoryTotalMb": 20}])
     await api.beat(node, load=None, queueDepth=None)
-    await api.service.gauges.flush()
+    await api.replica.gauges.flush()
     for path in (f"/{node}", ""):
         totals = (await ask(api, path, from_="-5m"))["totals"]
         assert totals["heartbeats"] == 3
@@ -134,7 +134,7 @@ async def test_a_fleet_is_ones_own_nodes_and_an_admins_is_everything(api: Api) -
         assert (await ask(acme))["totals"]["requests"] == 3
         assert (await ask(api))["totals"]["requests"] == 7
         assert (await ask(api, owner="globex"))["totals"]["requests"] == 3
-        await api.service.rollup_keeper.keep(now=datetime.now(UTC) + 5 * MINUTE)
+        await api.replica.rollup_keeper.keep(now=datetime.now(UTC) + 5 * MINUTE)
     refused = await acme.http.get("/compute/metrics", params={"owner": "globex"})
     assert (refused.status_code, error_code(refused)) == (403, "FORBIDDEN")
     for path in ("metrics", "uptime"):
@@ -146,7 +146,7 @@ async def test_one_models_jobs_are_found_by_its_name(api: Api) -> None:
     model = await api.add_model("org/model")
     node = await api.register()
     await tell(api, ended(new_job(node_id=node, model_id=model)), ended(new_job(node_id=node)))
-    await api.service.rollup_keeper.keep(now=datetime.now(UTC) + 5 * MINUTE)
+    await api.replica.rollup_keeper.keep(now=datetime.now(UTC) + 5 * MINUTE)
     for path in (f"/{node}", ""):
         assert (await ask(api, path, model="org/model"))["totals"]["requests"] == 1
         for unknown in ("unknown", "00000000-0000-0000-0000-000000000000", "ffffffff-ffff-ffff-ffff-ffffffffffff"):
@@ -242,7 +242,7 @@ async def test_nodes_are_counted_over_the_time_of_which_their_states_are_kept(ap
     node = await api.register()
     await run_sql(api, "UPDATE record_marks SET began_at = now() - interval '5 days'")
     object.__setattr__(
-        api.service.fleet.get_node(node, owner=None).state.passport.record, "created_at", minutes_ago(7200)
+        api.replica.fleet.get_node(node, owner=None).state.passport.record, "created_at", minutes_ago(7200)
     )
     await run_sql(api, "INSERT INTO node_states VALUES ($1, now() - interval '4 days', 'healthy', 'acme')", node)
     for path in (f"/{node}", ""):

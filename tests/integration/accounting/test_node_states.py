@@ -26,12 +26,12 @@ def adjust() -> Adjust:
 @pytest.fixture(autouse=True)
 def the_future_is_no_outage(api: Api) -> None:
     """Let the tests' instants lie ahead of the last renewal of the lease."""
-    api.service.fleet.outage_after = timedelta(days=1)
+    api.replica.fleet.outage_after = timedelta(days=1)
 
 
 def states_of(api: Api) -> NodeStateRecorder:
     """What a replica would follow with."""
-    return NodeStateRecorder(api.service.database, api.service.fleet)
+    return NodeStateRecorder(api.replica.database, api.replica.fleet)
 
 
 async def written(api: Api, node_id: str) -> Written:
@@ -42,7 +42,7 @@ async def written(api: Api, node_id: str) -> Written:
 
 def hear(api: Api, node_id: str, at: datetime, *, up_since: datetime | None, status: str = "healthy") -> None:
     """Let the node's newest heartbeat be of `at`."""
-    fleet = api.service.fleet
+    fleet = api.replica.fleet
     held = fleet.get_node(node_id, owner=None).state.last_heartbeat
     revision = held.revision + 1 if held else 1
     fleet.apply_receipt(node_id, Receipt(factories.heartbeat(node_id, status=status), at, up_since, revision))
@@ -56,7 +56,7 @@ async def follow(states: NodeStateRecorder, at: datetime) -> None:
 
 async def test_states_are_written_with_the_instants_that_all_replicas_know(api: Api) -> None:
     node_id = await api.register()
-    states, begin = states_of(api), api.service.clock.now()
+    states, begin = states_of(api), api.replica.clock.now()
     await follow(states, begin)
     assert await written(api, node_id) == []
     heard, silent = begin + timedelta(seconds=10), begin + timedelta(seconds=130)
@@ -77,12 +77,12 @@ async def test_states_are_written_with_the_instants_that_all_replicas_know(api: 
 
 async def test_an_outage_of_ours_puts_off_when_a_silent_node_is_unhealthy(api: Api) -> None:
     node_id = await api.register()
-    states, begin = states_of(api), api.service.clock.now()
+    states, begin = states_of(api), api.replica.clock.now()
     hear(api, node_id, begin, up_since=begin)
     await follow(states, begin + timedelta(seconds=1))
     away = [Outage(begin + timedelta(seconds=60), begin + timedelta(seconds=100))]
     away += [Outage(begin + timedelta(seconds=140), begin + timedelta(seconds=240))]
-    api.service.fleet.apply_outages(away)
+    api.replica.fleet.apply_outages(away)
     found: Written = []
     await states.find_changes(begin + timedelta(seconds=300))
     for change in await states.find_changes(begin + timedelta(seconds=306)):
@@ -92,7 +92,7 @@ async def test_an_outage_of_ours_puts_off_when_a_silent_node_is_unhealthy(api: A
 
 async def test_two_replicas_write_a_change_once_and_one_that_is_behind_writes_nothing(api: Api) -> None:
     node_id = await api.register()
-    one, other, begin = states_of(api), states_of(api), api.service.clock.now()
+    one, other, begin = states_of(api), states_of(api), api.replica.clock.now()
     hear(api, node_id, begin, up_since=begin)
     for states in (one, other):
         await states.follow(begin + timedelta(seconds=1))
@@ -121,7 +121,7 @@ async def test_two_replicas_write_a_change_once_and_one_that_is_behind_writes_no
 async def test_what_a_dead_replica_did_not_write_another_does(api: Api) -> None:
     """It wrote that the node was unhealthy, and died before it came back."""
     node_id = await api.register()
-    states, begin = states_of(api), api.service.clock.now()
+    states, begin = states_of(api), api.replica.clock.now()
     hear(api, node_id, begin, up_since=begin)
     await follow(states, begin + timedelta(seconds=1))
     await run_sql(
@@ -137,7 +137,7 @@ async def test_what_a_dead_replica_did_not_write_another_does(api: Api) -> None:
 
 async def test_a_state_that_lasts_less_than_five_seconds_is_none(api: Api) -> None:
     node_id = await api.register()
-    states, begin = states_of(api), api.service.clock.now()
+    states, begin = states_of(api), api.replica.clock.now()
     hear(api, node_id, begin, up_since=begin)
     await follow(states, begin + timedelta(seconds=1))
     hear(api, node_id, begin, up_since=None, status="unhealthy")

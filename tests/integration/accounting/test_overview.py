@@ -99,11 +99,11 @@ async def test_an_unchanged_overview_gives_304_without_a_body(api: Api) -> None:
 async def test_many_clients_cost_one_computation(api: Api) -> None:
     """Requests within a second get the same overview, but a change of the fleet is in the next one anyway."""
     node = await api.register("the node", VRAM)
-    await api.service.feed.catch_up()
-    glances = await asyncio.gather(*(api.service.overviews.get(None) for _ in range(20)))
-    assert await api.service.overviews.get(None) is glances[0]
+    await api.replica.feed.catch_up()
+    glances = await asyncio.gather(*(api.replica.overviews.get(None) for _ in range(20)))
+    assert await api.replica.overviews.get(None) is glances[0]
     assert {id(glance) for glance in glances} == {id(glances[0])}
-    assert await api.service.overviews.get("acme") is not glances[0]
+    assert await api.replica.overviews.get("acme") is not glances[0]
     for change, counts in (
         (api.beat(node), {"healthy": 1, "unhealthy": 0, "draining": 0}),
         (api.http.post(f"/compute/drain/{node}"), {"healthy": 0, "unhealthy": 0, "draining": 1}),

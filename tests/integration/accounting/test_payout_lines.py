@@ -58,7 +58,7 @@ async def test_a_job_that_an_older_replica_writes_is_billed_once(api: Api, state
     for _ in range(3):
         await run_sql(api, statement)
     assert await run_sql(api, "SELECT sum(jobs) FROM payout_open") == [(3,)]
-    await expect_payouts(api.service.database.url)
+    await expect_payouts(api.replica.database.url)
 
 
 async def test_migrating_bills_what_was_left_out(database_url: str) -> None:
@@ -97,13 +97,13 @@ async def test_a_job_that_was_billed_keeps_its_price(api: Api) -> None:
         with pytest.raises(asyncpg.IntegrityConstraintViolationError, match="does not change"):
             await run_sql(api, f"UPDATE jobs SET {change}")
     await run_sql(api, "UPDATE jobs SET reason = 'looked at'")
-    await expect_payouts(api.service.database.url)
+    await expect_payouts(api.replica.database.url)
 
 
 async def test_jobs_stay_until_their_payouts_are_closed(api: Api) -> None:
     """However old they are; and a job that came late stays until it is in a period too."""
     there = await parties(api)
-    retention = JobRetention(api.service.database, days=2)
+    retention = JobRetention(api.replica.database, days=2)
     await tell(api, [*some_jobs(there, 50, days=4), *(_unpriced(FIRST + number * DAY) for number in range(4))])
     assert await retention.remove_all() == 0
     assert (await close(api, FIRST, FIRST + 2 * DAY)).status_code == 201
@@ -111,7 +111,7 @@ async def test_jobs_stay_until_their_payouts_are_closed(api: Api) -> None:
     before = await _count(api, "true")
     removed = await retention.remove_all()
     assert 0 < removed < before
-    assert await read(api.service.database.url, f"{ENDED_ROWS} AND started_at < $1", _at(FIRST + DAY)) == []
+    assert await read(api.replica.database.url, f"{ENDED_ROWS} AND started_at < $1", _at(FIRST + DAY)) == []
     assert await _count(api, "true") == before - removed
     assert (await close(api, FIRST + 2 * DAY, FIRST + 4 * DAY)).status_code == 201
     assert await retention.remove_all() == before - removed
@@ -134,7 +134,7 @@ async def test_months_are_closed_when_they_are_due_by_one_of_all_replicas(api: A
     first = TODAY.replace(day=1) - timedelta(days=70)
     jobs = [job_of(there, "a", "mine", first + number * DAY, "1") for number in range(0, 70, 5)]
     await tell(api, [*jobs, job_of(there, "a", "mine", TODAY, "1")])
-    database, store = api.service.database, api.service.payouts
+    database, store = api.replica.database, api.replica.payouts
     closers = [PayoutCloser(database, store, when=PayoutsClose.MONTHLY, after_days=0) for _ in range(2)]
     closed = await asyncio.gather(*(closer.close_due() for closer in closers))
     periods = (await api.http.get("/payouts/periods?sortBy=name&sortOrder=asc")).json()["periods"]
@@ -175,11 +175,11 @@ async def test_a_service_closes_automatically_unless_the_settings_say_never(
 async def test_a_lost_job_is_billed_when_its_outcome_comes_from_an_older_replica(api: Api) -> None:
     there = await parties(api)
     job = new_job(node_id=there.nodes["a"], node_owner="acme", model_id=there.models["mine"], id=str(uuid4()))
-    api.service.jobs.begin(job)
-    await all_written(api.service.jobs)
+    api.replica.jobs.begin(job)
+    await all_written(api.replica.jobs)
     await run_sql(api, "UPDATE jobs SET outcome = 'lost'")
     await run_sql(api, "UPDATE jobs SET outcome = 'completed', price_usd = 1, tokens_in = 1, tokens_out = 1")
-    await expect_payouts(api.service.database.url)
+    await expect_payouts(api.replica.database.url)
     assert await run_sql(api, "SELECT gross_usd FROM payout_open") == [(Decimal(1),)]
 
 
@@ -201,7 +201,7 @@ async def test_postgres_splits_as_python_does_whatever_the_price_and_the_terms(
     jobs = [job_of(there, "a", "mine", FIRST, str(price)) for price in EXTREMES]
     jobs += [job_of(there, "g", "theirs", FIRST + number * DAY, str(price)) for number, price in enumerate(EXTREMES)]
     await tell(api, jobs)
-    await expect_payouts(api.service.database.url)
+    await expect_payouts(api.replica.database.url)
     report = await ask(api, to=str(FIRST + 30 * DAY))
     assert {key: amount for key, amount in amounts(report).items() if amount} == {
         key: amount for key, amount in told(there, jobs, Terms(*terms)).items() if amount

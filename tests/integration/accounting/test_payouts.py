@@ -84,8 +84,8 @@ def some_jobs(there: Parties, count: int, *, first: date = FIRST, days: int = 8)
 async def tell(api: Api, jobs: Sequence[Job]) -> None:
     """Have the ledger write the jobs."""
     for job in jobs:
-        api.service.jobs.finish(job)
-    await all_written(api.service.jobs)
+        api.replica.jobs.finish(job)
+    await all_written(api.replica.jobs)
 
 
 async def ask(api: Api, path: str = "", **query: Any) -> dict[str, Any]:
@@ -144,7 +144,7 @@ async def test_every_cent_is_somebodys_and_traces_to_jobs(api: Api) -> None:
             )
             prices = [job["priceUsd"] for job in listed.json()["jobs"] if job["priceUsd"] is not None]
             assert (len(prices), total(map(Decimal, prices))) == (line["jobs"], Decimal(line["grossUsd"]))
-    await expect_payouts(api.service.database.url)
+    await expect_payouts(api.replica.database.url)
 
 
 async def test_an_owner_sees_its_own_parts_and_no_other_owners_nodes(api: Api) -> None:
@@ -182,8 +182,8 @@ async def test_new_terms_hold_for_jobs_that_start_later(api: Api) -> None:
     there = await parties(api)
     before, after = job_of(there, "a", "theirs", FIRST, "1"), job_of(there, "a", "theirs", TODAY, "1")
     terms = Terms(5000, 0, 5000)
-    await record_terms(api.service.database, terms)
-    await record_terms(api.service.database, terms)
+    await record_terms(api.replica.database, terms)
+    await record_terms(api.replica.database, terms)
     assert len(await run_sql(api, "SELECT * FROM payout_terms")) == 2
     after.started_at = datetime.now(UTC) + timedelta(seconds=1)
     await tell(api, [before, after])
@@ -194,7 +194,7 @@ async def test_new_terms_hold_for_jobs_that_start_later(api: Api) -> None:
         (None, "protocol"): Decimal("0.6"),
     }
     assert [each["providerBps"] for each in report["terms"]] == [5000, 7000]
-    await expect_payouts(api.service.database.url)
+    await expect_payouts(api.replica.database.url)
 
 
 @pytest.mark.parametrize("asks", [{"params": {"format": "csv"}}, {"headers": {"Accept": "text/csv"}}])
@@ -228,7 +228,7 @@ async def test_a_closed_period_stays_as_it_is_and_what_comes_late_is_the_next_on
     frozen = await ask(api, path)
     statement = (await api.http.get(f"/payouts{path}?format=csv")).text
     assert amounts(frozen) == told(there, jobs)
-    retention = JobRetention(api.service.database, days=1)
+    retention = JobRetention(api.replica.database, days=1)
     assert await retention.remove_all() == 100
     await tell(api, late)
     await api.http.patch(f"/passports/{there.nodes['a']}", json={"name": "renamed"})
@@ -289,7 +289,7 @@ async def test_what_is_closed_can_not_be_changed(api: Api, table: str) -> None:
 async def test_nothing_is_lost_or_paid_twice_while_periods_are_closed_under_the_ledger(api: Api) -> None:
     """Two replicas write to days that two others close, while their connections are killed."""
     there = await parties(api)
-    url = api.service.database.url
+    url = api.replica.database.url
     jobs = [*some_jobs(there, 3000, days=6)]
     finished = 0
 
@@ -332,8 +332,8 @@ async def test_nothing_is_lost_or_paid_twice_while_periods_are_closed_under_the_
 async def test_a_lost_job_is_paid_when_its_true_outcome_comes_and_only_then(api: Api) -> None:
     there = await parties(api)
     job = new_job(node_id=there.nodes["a"], node_owner="acme", model_id=there.models["mine"], model_name="mine")
-    api.service.jobs.begin(job)
-    await all_written(api.service.jobs)
+    api.replica.jobs.begin(job)
+    await all_written(api.replica.jobs)
     await run_sql(api, "UPDATE jobs SET outcome = 'lost'")
     assert (await ask(api))["lines"] == []
     for _ in range(2):

@@ -88,7 +88,7 @@ async def test_a_fault_of_ours_ends_a_stream_with_an_event_and_is_ours_in_the_le
     api: Api, caplog: pytest.LogCaptureFixture, blocks: int
 ) -> None:
     """Before anything was sent it is a 500; after that no second head comes, and no [DONE]."""
-    gateway = api.service.gateway
+    gateway = api.replica.gateway
     gateway.context = gateway.context._replace(event_stream=failing_stream(blocks))
     async with FaultNode(Behaviour(answer=chat_stream(*TEXTS), drip_body_seconds=0.02, drip_bytes=200)) as node:
         await add_node(api, node)

@@ -188,7 +188,7 @@ async def test_requests_that_no_node_can_serve_share_one_ranking_of_the_fleet(ap
         await asyncio.sleep(0.05)
         return await rank(*arguments)
 
-    api.service.gateway.rank = counted
+    api.replica.gateway.rank = counted
     await api.add_model("tiny", "gguf")
     await api.beat(await api.register("other", {"runtimes": ["llama.cpp"]}), availableModels=["another"])
     asked = [asyncio.create_task(ask(api)) for _ in range(40)]

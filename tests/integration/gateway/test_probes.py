@@ -51,7 +51,7 @@ async def probe(api: Api, node: str) -> dict[str, Any]:
 
 def change_prober(api: Api, limits: ClientLimits | None = None, **changes: Any) -> None:
     """Let the service probe within other limits."""
-    prober = api.service.prober
+    prober = api.replica.prober
     client = prober._client if limits is None else HttpClient(LOOPBACK, limits=limits)
     api.app.fastapi.state.parts[Prober] = Prober(prober._upstreams, client, prober._spend, **changes)
 
@@ -170,14 +170,14 @@ async def test_an_address_that_the_policy_denies_is_never_connected_to(api: Api)
     async def to_metadata(_: str, __: int) -> list[str]:
         return ["169.254.169.254"]
 
-    api.service.prober._client._resolve = to_metadata
+    api.replica.prober._client._resolve = to_metadata
     found = await probe(api, node)
     assert (found["code"], found["connectMs"]) == ("address_refused", None)
 
 
 async def test_a_node_at_the_services_own_address_is_a_loop(api: Api) -> None:
     node = await register(api, "http://127.0.0.1:8123")
-    api.service.prober._client.own_endpoints.add(("127.0.0.1", 8123))
+    api.replica.prober._client.own_endpoints.add(("127.0.0.1", 8123))
     assert (await probe(api, node))["code"] == "routing_loop"
 
 

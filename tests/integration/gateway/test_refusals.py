@@ -51,7 +51,7 @@ async def recorder() -> AsyncIterator[Recorder]:
 
 async def refused(api: Api, **query: Any) -> dict[tuple[str, str], int]:
     """What was refused, by cause and side."""
-    await api.service.refusals.flush()
+    await api.replica.refusals.flush()
     report = await losses(api, **query)
     assert sum(each["refused"] for each in report["losses"]) == sum(each["refused"] for each in report["sides"])
     return {(each["cause"], each["side"]): each["refused"] for each in report["losses"] if each["refused"]}
@@ -166,7 +166,7 @@ async def test_each_refusal_has_one_cause_and_one_side_and_is_one_outcome(
     await api.beat(busy, availableModels=["busy"])
     await api.beat(full, availableModels=["dear"])
     await api.beat(await api.register("ill", {}), availableModels=["silent"], status="unhealthy")
-    api.service.fleet.replicas.begin(busy)
+    api.replica.fleet.replicas.begin(busy)
     limited = await api.new_key("acme", ["inference:run"], limits={"requestsPerMinute": 1})
     for model, policy in {
         "busy": {},
@@ -196,7 +196,7 @@ async def test_each_refusal_has_one_cause_and_one_side_and_is_one_outcome(
         raise KeyError("a fault of ours")
 
     with monkeypatch.context() as patch:
-        patch.setattr(api.service.fleet, "find_model", break_down)
+        patch.setattr(api.replica.fleet, "find_model", break_down)
         await ask(api)
     assert await refused(api) == {
         ("nodes_busy", "provider"): 1,
@@ -230,8 +230,8 @@ async def test_what_failed_on_a_node_is_not_refused_as_well(api: Api) -> None:
         assert (await ask(api)).status_code == 502
         node.behaviour = Behaviour(answer=chat_answer())
         assert (await ask(api)).status_code == 200
-        await api.service.feed.catch_up()
-        hop = {HOP_HEADER: api.service.feed.replica_id}
+        await api.replica.feed.catch_up()
+        hop = {HOP_HEADER: api.replica.feed.replica_id}
         assert (await api.http.post("/v1/chat/completions", json=BODY, headers=hop)).status_code == 508
     assert await refused(api) == {}
     assert sum(each["requests"] for each in (await losses(api))["losses"]) == 1
@@ -243,7 +243,7 @@ async def test_what_is_refused_because_too_much_runs_is_ours_in_both_lanes(datab
         assert api.app._inference is not None
         api.app._inference.running_count = 1
         assert (await ask(api)).status_code == 503
-        assert api.app._inference.take(client := Client(), b"/v1/chat/completions", {}, b"{}") is None
+        assert api.app._inference.accept(client := Client(), b"/v1/chat/completions", {}, b"{}") is None
         assert await client.told == 503
         assert await refused(api) == {("overloaded", "us"): 2}
         assert await rows(database_url) == {("overloaded", NOBODY, NO_MODEL): 2}
@@ -261,7 +261,7 @@ async def test_a_refusal_is_worth_what_such_a_request_typically_earns(api: Api) 
         ("invalid_request", model),
         ("no_upstream", upstream),
     ):
-        api.service.refusals.count(cause, "consumer", of)
+        api.replica.refusals.count(cause, "consumer", of)
     await refused(api)
     found = {each["cause"]: each for each in (await losses(api))["losses"]}
     assert {cause: (Decimal(each["unearnedUsd"]), each["unestimated"]) for cause, each in found.items()} == {
@@ -277,7 +277,7 @@ async def test_a_refusal_is_worth_what_such_a_request_typically_earns(api: Api) 
 async def test_a_cause_that_failed_and_refused_requests_is_one_line(api: Api) -> None:
     """In both it is the same side's fault."""
     await tell(api, [ended(new_job(), Outcome.CANCELLED, reason="client_left", price_usd=None)])
-    api.service.refusals.count("client_left", "acme")
+    api.replica.refusals.count("client_left", "acme")
     await refused(api)
     (line,) = (await losses(api))["losses"]
     assert (line["cause"], line["requests"], line["refused"]) == ("client_left", 1, 1)
@@ -286,8 +286,8 @@ async def test_a_cause_that_failed_and_refused_requests_is_one_line(api: Api) ->
 async def test_an_owner_sees_its_own_refused_requests_and_those_for_its_models_and_no_others(api: Api) -> None:
     consumer, maker, stranger = [await api.new_key(owner, ["compute", "passports:write"]) for owner in "cms"]
     model = await maker.add_model("m")
-    api.service.refusals.count("nodes_busy", "c", model)
-    api.service.refusals.count("overloaded")
+    api.replica.refusals.count("nodes_busy", "c", model)
+    api.replica.refusals.count("overloaded")
     assert await refused(consumer) == await refused(maker) == {("nodes_busy", "provider"): 1}
     assert await refused(stranger) == {}
     assert await refused(api) == {("nodes_busy", "provider"): 1, ("overloaded", "us"): 1}
@@ -296,6 +296,6 @@ async def test_an_owner_sees_its_own_refused_requests_and_those_for_its_models_a
 async def test_refusals_leave_with_the_jobs_of_their_days(api: Api) -> None:
     statement = "INSERT INTO refusals SELECT now() - $1 * interval '1 hour', '', $2, 'no_node', 1"
     for hours in (*range(47, 50), *range(500, 520)):
-        await read(api.service.database.url, statement, hours, NO_MODEL)
-    await JobRetention(api.service.database, days=2).remove_all(batch=5)
-    assert sum((await rows(api.service.database.url)).values()) == 1
+        await read(api.replica.database.url, statement, hours, NO_MODEL)
+    await JobRetention(api.replica.database, days=2).remove_all(batch=5)
+    assert sum((await rows(api.replica.database.url)).values()) == 1

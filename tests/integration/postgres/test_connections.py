@@ -38,28 +38,28 @@ async def test_a_replica_that_does_everything_at_once_opens_the_connections_that
 ) -> None:
     node = await api.register("limited", {"maxConcurrency": 2})
     await add_lease(api)
-    service = api.service
+    replica = api.replica
     async with AsyncExitStack() as stack:
         locker = await database.connect(database_url, application="lucid tests")
         stack.push_async_callback(locker.close)
         await stack.enter_async_context(locker.transaction())
         await locker.execute("LOCK TABLE gauge_open")  # the record keeper and the samples wait for it
         assert (await api.beat(node)).status_code == 200
-        service.refusals.count("no_model")
-        service.jobs.finish(new_job())
-        service.fleet.replicas.begin(node)
-        busy = [asyncio.create_task(work()) for work in (service.rollup_keeper.keep, service.gauges.flush)]
-        await service.refusals.flush()
+        replica.refusals.count("no_model")
+        replica.jobs.finish(new_job())
+        replica.fleet.replicas.begin(node)
+        busy = [asyncio.create_task(work()) for work in (replica.rollup_keeper.keep, replica.gauges.flush)]
+        await replica.refusals.flush()
         for _ in range(Purpose.LONG_TRANSACTIONS.most):
-            await stack.enter_async_context(service.payouts.long_transactions.transaction())
-        waiting = asyncio.create_task(service.payouts.losses.read(*[service.clock.now().date()] * 2, owner=None))
+            await stack.enter_async_context(replica.payouts.long_transactions.transaction())
+        waiting = asyncio.create_task(replica.payouts.losses.read(*[replica.clock.now().date()] * 2, owner=None))
         await asyncio.sleep(0.5)
 
         found = Counter(row["application_name"] for row in await read(database_url, OPEN))
         dedicated = {name: count for name, count in found.items() if name not in {"lucid", "lucid tests"}}
         assert dedicated == {purpose.application: purpose.most for purpose in Purpose}
         assert sum(dedicated.values()) == DEDICATED_CONNECTIONS
-        assert found["lucid"] <= service.settings.database_pool_size
+        assert found["lucid"] <= replica.settings.database_pool_size
     await asyncio.gather(waiting, *busy, return_exceptions=True)
 
 

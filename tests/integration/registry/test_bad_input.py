@@ -247,8 +247,8 @@ def strange_paths() -> Iterator[tuple[str, str]]:
 
 
 async def test_a_strange_id_in_a_path_is_not_found(api: Api) -> None:
-    service = api.service
-    service.feed.catch_up = no_wait  # type: ignore[method-assign] # nothing of another replica's is looked for here
+    replica = api.replica
+    replica.feed.catch_up = no_wait  # type: ignore[method-assign] # nothing of another replica's is looked for here
     for method, path in strange_paths():
         answer = await api.http.request(method, path)
         assert answer.status_code in {404, 405, 422}, (method, path, answer.text[:300])

@@ -39,9 +39,9 @@ async def leave(api: Api, node: str, way: str = "deregister", query: str = "") -
 @asynccontextmanager
 async def two_replicas(api: Api, database_url: str) -> AsyncIterator[Api]:
     """The other one of two replicas that know of each other."""
-    async with open_api(database_url, api.service.settings) as other:
+    async with open_api(database_url, api.replica.settings) as other:
         for one in (api, other):
-            await until_true(lambda one=one: one.service.fleet.replicas.count() == 2)
+            await until_true(lambda one=one: one.replica.fleet.replicas.count() == 2)
         yield other
 
 
@@ -56,12 +56,12 @@ async def until_true(holds: Any) -> None:
 
 async def until_known(api: Api, node: str) -> None:
     """Wait until the replica has the node in its fleet."""
-    await until_true(lambda: api.service.fleet.find_node(node) is not None)
+    await until_true(lambda: api.replica.fleet.find_node(node) is not None)
 
 
 def is_draining(api: Api, node: str) -> bool:
     """Return whether the replica starts no request on the node."""
-    return api.service.fleet.get_node(node, owner=None).state.is_draining
+    return api.replica.fleet.get_node(node, owner=None).state.is_draining
 
 
 async def told(api: Api, node: str) -> list[tuple[str, str | None]]:
@@ -88,7 +88,7 @@ async def renewing(api: Api, replica_id: str, **lease: Any) -> AsyncIterator[Non
 @asynccontextmanager
 async def changing(api: Api, *statements: str, node: str) -> AsyncIterator[None]:
     """Let another replica change the node in a transaction that is committed when the block ends."""
-    connection = await connect(api.service.database.url, application="lucid tests")
+    connection = await connect(api.replica.database.url, application="lucid tests")
     try:
         async with connection.transaction():
             for statement in statements:
@@ -110,11 +110,11 @@ async def until_it_waits_for_a_row(api: Api) -> None:
 
 async def leave_and_be_overtaken(api: Api, node: str, *statements: str) -> httpx.Response:
     """Let the node go, while another replica changes it just before the last transaction of its departure."""
-    api.service.fleet.replicas.begin(node)
+    api.replica.fleet.replicas.begin(node)
     leaving = asyncio.create_task(leave(api, node, query="?waitSeconds=30"))
     await until_true(lambda: is_draining(api, node))
     async with changing(api, *statements, node=node):
-        api.service.fleet.replicas.end(node)
+        api.replica.fleet.replicas.end(node)
         await until_it_waits_for_a_row(api)
     return await leaving
 
@@ -139,7 +139,7 @@ async def test_requests_on_another_replica_keep_the_node(api: Api, database_url:
     async with two_replicas(api, database_url) as other:
         node = await api.register()
         await until_known(other, node)
-        other.service.fleet.replicas.begin(node)
+        other.replica.fleet.replicas.begin(node)
         refused = await leave(api, node, way)
         assert (refused.status_code, error_code(refused)) == (409, "REQUESTS_IN_FLIGHT")
         assert refused.json()["error"]["details"] == {"inFlight": 1}
@@ -148,8 +148,8 @@ async def test_requests_on_another_replica_keep_the_node(api: Api, database_url:
             ["registered"],  # a lease reported the request before
         )
         await until_true(lambda: not is_draining(other, node))
-        other.service.fleet.replicas.end(node)
-        await until_true(lambda: api.service.fleet.in_flight(node) == 0)
+        other.replica.fleet.replicas.end(node)
+        await until_true(lambda: api.replica.fleet.in_flight(node) == 0)
         assert (await leave(api, node, way)).is_success
 
 
@@ -158,15 +158,15 @@ async def test_no_replica_starts_a_request_from_the_moment_it_begins(api: Api, d
     async with two_replicas(api, database_url) as other:
         node = await api.register()
         await until_known(other, node)
-        other.service.fleet.replicas.begin(node)
+        other.replica.fleet.replicas.begin(node)
         leaving = asyncio.create_task(leave(api, node, query="?waitSeconds=30"))
         await until_true(lambda: is_draining(api, node) and is_draining(other, node))
         await asyncio.sleep(0.3)
         assert not leaving.done()
-        other.service.fleet.replicas.end(node)
+        other.replica.fleet.replicas.end(node)
         async with asyncio.timeout(6):
             assert (await leaving).status_code == 200
-        await until_true(lambda: other.service.fleet.get_node(node, owner=None).record.has_ended)
+        await until_true(lambda: other.replica.fleet.get_node(node, owner=None).record.has_ended)
 
 
 async def test_a_replica_that_hears_of_a_drain_says_at_once_that_it_has_applied_it(api: Api, database_url: str) -> None:
@@ -175,7 +175,7 @@ async def test_a_replica_that_hears_of_a_drain_says_at_once_that_it_has_applied_
         node = await api.register()
         await until_known(other, node)
         for replica in (api, other):
-            replica.service.feed.lease_renewal_seconds = 30.0
+            replica.replica.feed.lease_renewal_seconds = 30.0
         await asyncio.sleep(1.2)  # the renewals that were due before
         began = time.monotonic()
         assert (await leave(api, node)).status_code == 200
@@ -196,7 +196,7 @@ async def test_it_waits_a_moment_for_a_replica_that_has_not_applied_the_drain(ap
     assert (refused.status_code, refused.json()["error"]["details"]) == (409, {"inFlight": 1})
     assert not is_draining(api, node)
     await change_lease(api, other, applied=APPLIED_EVERYTHING)
-    await until_true(lambda: api.service.fleet.in_flight(node) == 0)
+    await until_true(lambda: api.replica.fleet.in_flight(node) == 0)
     assert (await leave(api, node)).status_code == 200
 
 
@@ -225,11 +225,11 @@ async def test_a_replica_that_went_without_a_goodbye_holds_it_up_for_a_moment_on
 @pytest.mark.parametrize("way", ["delete", "patch"])
 async def test_a_revocation_is_as_careful(api: Api, way: str) -> None:
     node = await api.register()
-    api.service.fleet.replicas.begin(node)
+    api.replica.fleet.replicas.begin(node)
     refused = await leave(api, node, way)
     assert (refused.status_code, error_code(refused)) == (409, "REQUESTS_IN_FLIGHT")
     assert await told(api, node) == [("registered", None)]  # what is known to run refuses it before anything changes
-    api.service.fleet.replicas.end(node)
+    api.replica.fleet.replicas.end(node)
     other = await add_lease(api, applied=APPLIED_NOTHING)
     leaving = asyncio.create_task(leave(api, node, way))
     await until_true(lambda: is_draining(api, node))
@@ -243,18 +243,18 @@ async def test_a_revocation_is_as_careful(api: Api, way: str) -> None:
 async def test_an_operators_own_drain_outlives_a_refusal(api: Api) -> None:
     node = await api.register()
     await api.http.post(f"/compute/drain/{node}")
-    api.service.fleet.replicas.begin(node)
+    api.replica.fleet.replicas.begin(node)
     assert (await leave(api, node, query="?waitSeconds=0.2")).status_code == 409
     assert is_draining(api, node)
     assert await told(api, node) == [("registered", None), ("draining", "drained by its operator")]
-    api.service.fleet.replicas.end(node)
+    api.replica.fleet.replicas.end(node)
     assert (await leave(api, node)).status_code == 200
 
 
 async def test_a_drain_of_its_own_is_over_after_a_refusal(api: Api) -> None:
     node = await api.register()
     await api.beat(node)
-    api.service.fleet.replicas.begin(node)
+    api.replica.fleet.replicas.begin(node)
     leaving = asyncio.create_task(leave(api, node, query="?waitSeconds=0.3"))
     await until_true(lambda: is_draining(api, node))
     assert (await leaving).status_code == 409
@@ -265,7 +265,7 @@ async def test_a_drain_of_its_own_is_over_after_a_refusal(api: Api) -> None:
 async def test_a_resume_meanwhile_calls_it_off(api: Api) -> None:
     """Requests may have begun since: it is refused at once, and the node goes on."""
     node = await api.register()
-    api.service.fleet.replicas.begin(node)
+    api.replica.fleet.replicas.begin(node)
     leaving = asyncio.create_task(leave(api, node, query="?waitSeconds=30"))
     await until_true(lambda: is_draining(api, node))
     await api.http.post(f"/compute/resume/{node}")
@@ -290,10 +290,10 @@ async def test_a_revocation_that_nobody_heard_of_yet_is_no_resume(api: Api) -> N
 
 async def test_two_calls_at_once_are_answered_the_same(api: Api) -> None:
     node = await api.register()
-    api.service.fleet.replicas.begin(node)
+    api.replica.fleet.replicas.begin(node)
     leaving = [asyncio.create_task(leave(api, node, query="?waitSeconds=30")) for _ in range(3)]
     await until_true(lambda: is_draining(api, node))
-    api.service.fleet.replicas.end(node)
+    api.replica.fleet.replicas.end(node)
     answers = [await task for task in leaving]
     assert {answer.status_code for answer in answers} == {200}
     assert {answer.text for answer in answers} == {(await leave(api, node)).text}
@@ -302,7 +302,7 @@ async def test_two_calls_at_once_are_answered_the_same(api: Api) -> None:
 
 async def test_a_force_meanwhile_ends_it_and_answers_both(api: Api) -> None:
     node = await api.register()
-    api.service.fleet.replicas.begin(node)
+    api.replica.fleet.replicas.begin(node)
     leaving = asyncio.create_task(leave(api, node, query="?waitSeconds=30"))
     await until_true(lambda: is_draining(api, node))
     assert (await leave(api, node, query="?force=true")).status_code == 200
@@ -313,19 +313,19 @@ async def test_a_force_meanwhile_ends_it_and_answers_both(api: Api) -> None:
 async def test_it_goes_on_when_its_caller_goes_away(api: Api) -> None:
     """The client hung up while it waited; the node ends when it can."""
     node = await api.register()
-    api.service.fleet.replicas.begin(node)
+    api.replica.fleet.replicas.begin(node)
     leaving = asyncio.create_task(leave(api, node, query="?waitSeconds=30"))
     await until_true(lambda: is_draining(api, node))
     leaving.cancel()
     await asyncio.gather(leaving, return_exceptions=True)
     assert is_draining(api, node)
-    api.service.fleet.replicas.end(node)
-    await until_true(lambda: api.service.fleet.get_node(node, owner=None).record.has_ended)
+    api.replica.fleet.replicas.end(node)
+    await until_true(lambda: api.replica.fleet.get_node(node, owner=None).record.has_ended)
 
 
 async def test_a_shutdown_in_the_middle_lets_the_node_go_on(api: Api) -> None:
     node = await api.register()
-    api.service.fleet.replicas.begin(node)
+    api.replica.fleet.replicas.begin(node)
     leaving = asyncio.create_task(leave(api, node, query="?waitSeconds=30"))
     await until_true(lambda: is_draining(api, node))
     (task,) = (task for task in asyncio.all_tasks() if task.get_name() == f"departure of {node}")
@@ -342,7 +342,7 @@ async def test_a_crash_in_the_middle_leaves_a_drain_that_says_why_and_leaving_ag
     """
     async with open_api(database_url, Settings(bootstrap_admin_key=ADMIN_KEY, database_timeout_seconds=0.3)) as api:
         node = await api.register()
-        api.service.fleet.replicas.begin(node)
+        api.replica.fleet.replicas.begin(node)
         leaving = asyncio.create_task(leave(api, node, query="?waitSeconds=30"))
         await until_true(lambda: is_draining(api, node))
         async with changing(api, "SELECT FROM nodes WHERE passport_id = $1 FOR UPDATE", node=node):
@@ -350,6 +350,6 @@ async def test_a_crash_in_the_middle_leaves_a_drain_that_says_why_and_leaving_ag
             task.cancel()
             assert (await leaving).status_code == 503
         assert (await told(api, node))[-1] == ("draining", "deregistering")
-    async with open_api(database_url, api.service.settings) as after:
+    async with open_api(database_url, api.replica.settings) as after:
         assert (await after.health(node))["status"] == "draining"
         assert (await leave(after, node)).status_code == 200

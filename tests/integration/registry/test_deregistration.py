@@ -50,7 +50,7 @@ async def test_its_name_can_be_registered_again_and_gets_a_new_id(api: Api) -> N
 
 async def test_requests_in_flight_here_or_elsewhere_refuse_it(api: Api) -> None:
     node = await api.register()
-    api.service.fleet.replicas.own_in_flight[node] = 1
+    api.replica.fleet.replicas.own_in_flight[node] = 1
     await add_lease(api, in_flight={node: 2})
     refused = await api.http.post(f"/compute/deregister/{node}")
     assert (refused.status_code, error_code(refused)) == (409, "REQUESTS_IN_FLIGHT")
@@ -60,7 +60,7 @@ async def test_requests_in_flight_here_or_elsewhere_refuse_it(api: Api) -> None:
 
 async def test_force_does_not_wait(api: Api) -> None:
     node = await api.register()
-    api.service.fleet.replicas.own_in_flight[node] = 1
+    api.replica.fleet.replicas.own_in_flight[node] = 1
     forced = await api.http.post(f"/compute/deregister/{node}?force=true")
     assert (forced.status_code, forced.json()["status"]) == (200, "deregistered")
     again = await api.http.post(f"/compute/deregister/{node}")
@@ -84,7 +84,7 @@ async def test_wait_seconds_waits_for_what_runs_and_no_longer(api: Api) -> None:
 
 async def test_wait_seconds_that_pass_in_vain_refuse_it(api: Api) -> None:
     node = await api.register()
-    api.service.fleet.replicas.own_in_flight[node] = 1
+    api.replica.fleet.replicas.own_in_flight[node] = 1
     refused = await api.http.post(f"/compute/deregister/{node}?waitSeconds=0.15")
     assert (refused.status_code, error_code(refused)) == (409, "REQUESTS_IN_FLIGHT")
     assert (await api.beat(node)).status_code == 200

@@ -82,11 +82,11 @@ async def test_resume_does_not_end_a_drain_that_the_node_reports(api: Api) -> No
 async def test_requests_in_flight_here_hold_drained_back(api: Api) -> None:
     node = await api.register()
     for _ in range(3):
-        api.service.fleet.replicas.begin(node)
+        api.replica.fleet.replicas.begin(node)
     answer = await drain(api, node)
     assert (answer["inFlight"], answer["drained"]) == (3, False)
     for _ in range(3):
-        api.service.fleet.replicas.end(node)
+        api.replica.fleet.replicas.end(node)
     assert await drain(api, node) == {**answer, "inFlight": 0, "drained": True}
 
 
@@ -138,7 +138,7 @@ async def test_what_happened_to_a_node_is_told_by_its_events(api: Api) -> None:
     await api.beat(node, bootId="two", sequence=1)
     await api.http.put(f"/compute/models/{node}", json={"models": [{"id": "m"}]})
     await drain(api, node)
-    await api.service.sweep.record(await api.service.sweep.find_transitions())
+    await api.replica.sweep.record(await api.replica.sweep.find_transitions())
     await api.http.post(f"/compute/resume/{node}")
     await api.http.patch(f"/passports/{node}", json={"description": "x"})
     await api.http.post(f"/compute/deregister/{node}")

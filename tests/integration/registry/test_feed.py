@@ -50,7 +50,7 @@ async def insert_node(connection: asyncpg.Connection[asyncpg.Record], name: str)
 
 async def test_a_transaction_held_open_across_polls_is_seen_when_it_commits(api: Api, database_url: str) -> None:
     """Rows that commit out of order are not skipped: the old transaction's come after the young one's."""
-    fleet = api.service.fleet
+    fleet = api.replica.fleet
     slow, quick = await connect(database_url), await connect(database_url)
     try:
         held = slow.transaction()
@@ -76,8 +76,8 @@ async def test_a_transaction_that_rolls_back_leaves_nothing(api: Api, database_u
         gone = await insert_node(connection, "gone")
         await held.rollback()
         kept = await insert_node(connection, "kept")
-        await eventually(lambda: api.service.fleet.find_node(kept) is not None)
-        assert api.service.fleet.find_node(gone) is None
+        await eventually(lambda: api.replica.fleet.find_node(kept) is not None)
+        assert api.replica.fleet.find_node(gone) is None
     finally:
         await connection.close()
 
@@ -85,7 +85,7 @@ async def test_a_transaction_that_rolls_back_leaves_nothing(api: Api, database_u
 async def test_a_deaf_replica_follows_everything_by_its_poll(api: Api, database_url: str) -> None:
     """Registrations, heartbeats, declarations, drains, keys and ends reach it without one notification."""
     async with deaf_replica(database_url) as other:
-        fleet = other.service.fleet
+        fleet = other.replica.fleet
         made = await api.http.post("/passports", json=GUIDE_PASSPORT)
         node_id = made.json()["id"]
         await eventually(lambda: fleet.find_node(node_id) is not None)
@@ -100,7 +100,7 @@ async def test_a_deaf_replica_follows_everything_by_its_poll(api: Api, database_
 
         await api.http.post(f"/compute/drain/{node_id}")
         await eventually(lambda: node.state.is_draining)
-        await eventually(lambda: other.service.fleet.is_drained(node))
+        await eventually(lambda: other.replica.fleet.is_drained(node))
         await api.http.post(f"/compute/resume/{node_id}")
         await eventually(lambda: not node.state.is_draining)
 
@@ -133,13 +133,13 @@ async def test_a_drain_waits_for_a_replica_that_has_not_heard_of_it(api: Api, da
     """With a second replica alive, `drained` turns true only when that one has applied the drain."""
     async with deaf_replica(database_url) as other:
         node_id = await api.register()
-        await eventually(lambda: api.service.fleet.replicas.count() == 2)
-        await eventually(lambda: other.service.fleet.find_node(node_id) is not None)
+        await eventually(lambda: api.replica.fleet.replicas.count() == 2)
+        await eventually(lambda: other.replica.fleet.find_node(node_id) is not None)
         answer = (await api.http.post(f"/compute/drain/{node_id}")).json()
         assert answer["drained"] is False
-        node = api.service.fleet.get_node(node_id, owner=None)
-        await eventually(lambda: api.service.fleet.is_drained(node))
-        assert other.service.fleet.get_node(node_id, owner=None).state.is_draining
+        node = api.replica.fleet.get_node(node_id, owner=None)
+        await eventually(lambda: api.replica.fleet.is_drained(node))
+        assert other.replica.fleet.get_node(node_id, owner=None).state.is_draining
 
 
 async def test_an_outage_of_ours_is_recorded_and_taken_off_ages(database_url: str, settings: Settings) -> None:
@@ -153,7 +153,7 @@ async def test_an_outage_of_ours_is_recorded_and_taken_off_ages(database_url: st
         await connection.execute("UPDATE heartbeats SET up_since = received_at - interval '10 seconds'")
         await connection.execute("UPDATE replicas SET seen_at = seen_at - interval '240 seconds'")
         async with open_api(database_url, settings) as after:
-            await eventually(lambda: bool(after.service.fleet.outages))
+            await eventually(lambda: bool(after.replica.fleet.outages))
             health = await after.health(node_id)
             assert health["status"] == "healthy"
             assert health["fresh"] is False
@@ -181,7 +181,7 @@ async def test_a_restart_that_no_node_could_go_stale_in_is_no_warning(
     finally:
         await connection.close()
     async with open_api(database_url, settings) as after:
-        await eventually(lambda: bool(after.service.fleet.outages))
+        await eventually(lambda: bool(after.replica.fleet.outages))
     told = [record.levelname for record in caplog.records if "no replica could take heartbeats" in record.message]
     assert ("WARNING" in told) is is_worth_a_warning
 
@@ -195,7 +195,7 @@ async def test_a_row_that_cannot_be_read_holds_up_no_other(api: Api, database_ur
                VALUES (gen_random_uuid(), 'compute', 'acme', 'odd', '{"vram": {"unheard": "of"}}')"""
         )
         kept = await insert_node(connection, "kept")
-        await eventually(lambda: api.service.fleet.find_node(kept) is not None)
+        await eventually(lambda: api.replica.fleet.find_node(kept) is not None)
         assert (await api.http.get("/readyz")).status_code == 200
     finally:
         await connection.close()

@@ -162,7 +162,7 @@ async def test_an_outage_of_the_registry_is_taken_off_the_longer_age_and_uptime_
 async def test_what_is_in_flight_is_what_this_service_routed(api: Api) -> None:
     node = await api.register()
     await api.beat(node, inFlight=9, jobsCompleted=100, avgLatencyMs=5)
-    api.service.fleet.replicas.own_in_flight[node] = 2
+    api.replica.fleet.replicas.own_in_flight[node] = 2
     health = await api.health(node)
     assert (health["inFlight"], health["jobsCompleted"], health["avgLatencyMs"]) == (2, 0, None)
     assert (health["reported"]["inFlight"], health["reported"]["jobsCompleted"]) == (9, 100)
@@ -172,15 +172,15 @@ async def test_a_deprecated_passport_is_a_reason(api: Api) -> None:
     node = await api.register()
 
     def state_of() -> NodeState:
-        return api.service.fleet.get_node(node, owner=None).state
+        return api.replica.fleet.get_node(node, owner=None).state
 
     await api.beat(node)
     await api.http.patch(f"/passports/{node}", json={"status": "deprecated"})
     assert await codes(api, node) == {"PASSPORT_INACTIVE"}
-    assert not is_healthy(state_of(), api.service.clock.now())
+    assert not is_healthy(state_of(), api.replica.clock.now())
     await api.http.patch(f"/passports/{node}", json={"status": "active"})
     assert await codes(api, node) == set()
-    assert is_healthy(state_of(), api.service.clock.now())
+    assert is_healthy(state_of(), api.replica.clock.now())
 
 
 async def test_an_ended_node_has_no_health(api: Api) -> None:

@@ -27,7 +27,7 @@ async def test_two_boots_that_race_leave_the_living_one_in(api: Api, database_ur
     """The old boot's late heartbeat loses to the new boot's, also when their transactions overlap."""
     node_id = await api.register()
     assert (await api.beat(node_id, bootId="old", sequence=4)).status_code == 200
-    writer = api.service.heartbeats._own.writer_id
+    writer = api.replica.heartbeats._own.writer_id
     young, late = await connect(database_url), await connect(database_url)
     try:
         held = young.transaction()
@@ -51,10 +51,10 @@ async def test_two_replicas_that_take_the_same_nodes_do_not_deadlock(
     """Groups lock their rows in one order, whatever order the heartbeats came in."""
     nodes = [await api.register(f"node-{number}") for number in range(30)]
     async with open_api(database_url, settings) as other:
-        await other.service.feed.catch_up()
+        await other.replica.feed.catch_up()
 
-        async def beat_all(replica: Api, order: list[str]) -> None:
-            writer = replica.service.heartbeats
+        async def beat_all(sender: Api, order: list[str]) -> None:
+            writer = sender.replica.heartbeats
             for _ in range(10):
                 await asyncio.gather(*(writer.write(heartbeat(node_id)) for node_id in order))
 
@@ -66,7 +66,7 @@ async def test_a_heartbeat_whose_acknowledgement_was_lost_is_read_back(
 ) -> None:
     """It was committed and answered with 503. This replica reads it back, and answers a repeat."""
     node_id = await api.register()
-    writer = api.service.heartbeats
+    writer = api.replica.heartbeats
     execute = writer._execute
 
     async def commit_and_lose(group: list[object]) -> list[object]:
@@ -78,7 +78,7 @@ async def test_a_heartbeat_whose_acknowledgement_was_lost_is_read_back(
         assert (await api.beat(node_id, bootId="b", sequence=1)).status_code == 503
     again = await api.beat(node_id, bootId="b", sequence=1)
     assert again.status_code == 200
-    state = api.service.fleet.get_node(node_id, owner=None).state
+    state = api.replica.fleet.get_node(node_id, owner=None).state
     assert state.last_heartbeat is not None
     assert state.last_heartbeat.heartbeat.sequence == 1
 
@@ -91,7 +91,7 @@ async def test_a_writer_that_stumbles_refuses_and_goes_on(api: Api) -> None:
         if faults:
             raise faults.pop()
 
-    service = api.service
+    service = api.replica
     own, url = OwnHeartbeats(), service.database.url
     writer = HeartbeatWriter(url, service.fleet, service.clock, own=own, on_commit=stumble_once)
     running = asyncio.create_task(writer.run())

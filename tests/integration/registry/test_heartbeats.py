@@ -201,7 +201,7 @@ async def test_of_many_at_once_the_highest_sequence_stands(api: Api) -> None:
 
 
 async def test_a_retry_that_reaches_another_replica_is_a_repetition_there(api: Api, settings: Settings) -> None:
-    async with open_api(api.service.database.url, settings) as other:
+    async with open_api(api.replica.database.url, settings) as other:
         for number in range(5):
             node = await api.register(f"node {number}")
             first = await api.beat(node, bootId="b", sequence=1)

@@ -101,20 +101,20 @@ async def connections(api: Api) -> list[Any]:
 
 async def test_the_other_replica_counts_a_request_long_before_the_next_lease(api: Api, database_url: str) -> None:
     """It begins here and is counted there, it ends here and is not; by leases alone it would take a second."""
-    async with open_api(database_url, api.service.settings) as other:
+    async with open_api(database_url, api.replica.settings) as other:
         limited = await api.register("limited", {"maxConcurrency": 2})
-        here, there = api.service.fleet.replicas, other.service.fleet.replicas
-        replica_id = api.service.feed.replica_id
+        here, there = api.replica.fleet.replicas, other.replica.fleet.replicas
+        replica_id = api.replica.feed.replica_id
 
         async def are_known() -> bool:
-            is_known = other.service.fleet.find_node(limited) is not None
+            is_known = other.replica.fleet.find_node(limited) is not None
             return is_known and (here.count(), there.count()) == (2, 2)
 
         await until(are_known)
         for replica in (api, other):
-            replica.service.feed.lease_renewal_seconds = 30.0
+            replica.replica.feed.lease_renewal_seconds = 30.0
         await asyncio.sleep(1.2)  # the renewals that were due before
-        async with publishing(database_url, api.service.fleet, replica_id):
+        async with publishing(database_url, api.replica.fleet, replica_id):
             for step, expected in ((here.begin, 1), (here.begin, 2), (here.end, 1), (here.end, 0)):
                 step(limited)
 

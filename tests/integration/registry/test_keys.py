@@ -194,7 +194,7 @@ async def test_a_keys_limits_are_kept(api: Api) -> None:
 async def test_changing_the_bootstrap_key_revokes_the_former_and_changing_it_back_restores_it(api: Api) -> None:
     other = "another admin key, any form ✓"
     for new, former in ((other, ADMIN_KEY), (ADMIN_KEY, other), (other, ADMIN_KEY)):
-        url = api.service.database.url
+        url = api.replica.database.url
         await prepare(url, data_dir=Path("/nonexistent"), bootstrap_admin_key=new)
         await until_status(api, former, 401)
         await until_status(api, new, 200)

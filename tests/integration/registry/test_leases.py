@@ -19,7 +19,7 @@ async def sees_two(api: Api) -> None:
     """Wait until the replica knows that it is one of two."""
 
     async def is_so() -> bool:
-        return api.service.fleet.replicas.count() == 2
+        return api.replica.fleet.replicas.count() == 2
 
     await until(is_so)
 
@@ -33,10 +33,10 @@ async def now_visible(api: Api) -> str:
 async def test_a_lease_counts_requests_after_what_it_says_was_applied(api: Api, database_url: str) -> None:
     """A request that a replica begins just before it applies a drain is in the first lease that names the drain."""
     node = await api.register()
-    async with open_api(database_url, api.service.settings) as other:
+    async with open_api(database_url, api.replica.settings) as other:
         await sees_two(api)
         await sees_two(other)
-        fleet, began = other.service.fleet, asyncio.Event()
+        fleet, began = other.replica.fleet, asyncio.Event()
         apply_lifecycle = fleet.apply_lifecycle
 
         def begin_and_apply(lifecycle: Lifecycle) -> None:
@@ -47,14 +47,14 @@ async def test_a_lease_counts_requests_after_what_it_says_was_applied(api: Api, 
 
         fleet.apply_lifecycle = begin_and_apply  # type: ignore[method-assign]
         assert (await api.http.post(f"/compute/drain/{node}")).json()["drained"] is False
-        here = api.service.fleet.get_node(node, owner=None)
+        here = api.replica.fleet.get_node(node, owner=None)
         connection = await connect(database_url)
         try:
             deadline = asyncio.get_running_loop().time() + OBSERVED_SECONDS
             while asyncio.get_running_loop().time() < deadline:
-                for applied, in_flight in await connection.fetch(_OTHER_LEASES, api.service.feed.replica_id):
+                for applied, in_flight in await connection.fetch(_OTHER_LEASES, api.replica.feed.replica_id):
                     assert here.drain_xid not in Snapshot.parse(applied) or json.loads(in_flight) == {node: 1}
-                assert not api.service.fleet.is_drained(here)
+                assert not api.replica.fleet.is_drained(here)
                 await asyncio.sleep(0.01)
         finally:
             await connection.close()
@@ -62,7 +62,7 @@ async def test_a_lease_counts_requests_after_what_it_says_was_applied(api: Api, 
         fleet.replicas.end(node)
 
         async def is_drained() -> bool:
-            return api.service.fleet.is_drained(here)
+            return api.replica.fleet.is_drained(here)
 
         await until(is_drained)
 
@@ -72,7 +72,7 @@ async def test_a_node_that_drains_itself_is_drained_when_every_replica_has_appli
 ) -> None:
     """Here the one that took the heartbeat, there the one that read it."""
     node = await api.register()
-    async with open_api(database_url, api.service.settings) as other:
+    async with open_api(database_url, api.replica.settings) as other:
         await sees_two(api)
         await sees_two(other)
         await api.beat(node, status="draining")
@@ -82,7 +82,7 @@ async def test_a_node_that_drains_itself_is_drained_when_every_replica_has_appli
             return bool((await api.health(node))["drained"] and (await other.health(node))["drained"])
 
         await until(are_agreed)
-        other.service.fleet.replicas.begin(node)
+        other.replica.fleet.replicas.begin(node)
 
         async def is_seen() -> bool:
             return bool((await api.health(node))["inFlight"] == 1)

@@ -250,14 +250,14 @@ async def test_a_revoked_passport_is_revoked_for_good(api: Api) -> None:
 
 async def test_a_node_with_requests_in_flight_is_not_revoked(api: Api) -> None:
     node = await api.register()
-    api.service.fleet.replicas.own_in_flight[node] = 2
+    api.replica.fleet.replicas.own_in_flight[node] = 2
     for refused in (
         await api.http.delete(f"/passports/{node}"),
         await api.http.patch(f"/passports/{node}", json={"status": "revoked"}),
     ):
         assert (refused.status_code, error_code(refused)) == (409, "REQUESTS_IN_FLIGHT")
         assert refused.json()["error"]["details"] == {"inFlight": 2}
-    api.service.fleet.replicas.own_in_flight[node] = 0
+    api.replica.fleet.replicas.own_in_flight[node] = 0
     assert (await api.http.delete(f"/passports/{node}")).status_code == 204
 
 

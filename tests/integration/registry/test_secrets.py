@@ -26,7 +26,7 @@ async def another_replica(database_url: str, *, listens: bool) -> AsyncIterator[
 
 def held(replica: Api, passport_id: str) -> Mapping[str, Any]:
     """Return the credentials that the replica uses for the node or the upstream."""
-    return replica.service.fleet.secrets.of(passport_id)
+    return replica.replica.fleet.secrets.of(passport_id)
 
 
 async def until_held(replica: Api, passport_id: str, expected: Mapping[str, Any]) -> None:
@@ -126,7 +126,7 @@ async def test_no_answer_no_record_and_no_line_of_the_log_shows_a_secret(
         odd = "UPDATE passports SET secrets = $2::jsonb, revision = 9, changed_xid = pg_current_xact_id() WHERE id = $1"
         await run_sql(api, odd, node, f'"{SECOND}"')
         await until_held(other, node, {})
-        fleet = other.service.fleet
+        fleet = other.replica.fleet
         paths = ("/passports", f"/passports/{node}", "/compute", f"/compute/health/{node}", "/audit", "/metrics")
         shown = [(await other.http.get(path)).text for path in paths]
         shown += [caplog.text, repr(fleet.secrets), repr(fleet.get_node(node, owner=None).record)]

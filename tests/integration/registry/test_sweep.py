@@ -16,17 +16,17 @@ from tests.other_replicas import run_sql
 
 def age(api: Api, node_id: str, seconds: float) -> None:
     """Make the node's newest heartbeat so old, in this replica's memory."""
-    fleet = api.service.fleet
+    fleet = api.replica.fleet
     receipt = fleet.get_node(node_id, owner=None).state.last_heartbeat
     assert receipt is not None
-    received_at = api.service.clock.now() - timedelta(seconds=seconds)
+    received_at = api.replica.clock.now() - timedelta(seconds=seconds)
     fleet.apply_receipt(node_id, Receipt(receipt.heartbeat, received_at, received_at, receipt.revision + 1))
 
 
 async def sweep(api: Api) -> None:
     """Sweep once, and wait for the feed to bring what was recorded."""
-    await api.service.sweep.record(await api.service.sweep.find_transitions())
-    await api.service.feed.catch_up()
+    await api.replica.sweep.record(await api.replica.sweep.find_transitions())
+    await api.replica.feed.catch_up()
 
 
 async def told(api: Api, node_id: str) -> list[str]:
@@ -122,7 +122,7 @@ async def test_a_node_that_reports_draining_is_told_of(api: Api) -> None:
     node_id = await api.register()
     await api.beat(node_id)
     await sweep(api)
-    api.service.fleet.replicas.own_in_flight[node_id] = 1
+    api.replica.fleet.replicas.own_in_flight[node_id] = 1
     await api.beat(node_id, status="draining")
     await sweep(api)
     events = (await api.http.get(f"/compute/events/{node_id}")).json()["events"]
@@ -133,9 +133,9 @@ async def test_two_replicas_tell_of_a_transition_once(api: Api) -> None:
     """Both see it; one event is written."""
     node_id = await api.register()
     await api.beat(node_id)
-    transitions = await api.service.sweep.find_transitions()
+    transitions = await api.replica.sweep.find_transitions()
     assert len(transitions) == 1
-    await asyncio.gather(*(api.service.sweep.record(transitions) for _ in range(4)))
+    await asyncio.gather(*(api.replica.sweep.record(transitions) for _ in range(4)))
     assert await told(api, node_id) == ["registered", "healthy"]
 
 

@@ -95,7 +95,7 @@ async def test_conflicts(api: Api) -> None:
         again = await api.http.post("/passports", json={**NODE, "name": name}, headers={"Idempotency-Key": "k"})
         assert again.status_code == status
     error_of(again, 409, "IDEMPOTENCY_CONFLICT")
-    api.service.fleet.replicas.own_in_flight[node] = 4
+    api.replica.fleet.replicas.own_in_flight[node] = 4
     busy = await api.http.post(f"/compute/deregister/{node}")
     assert error_of(busy, 409, "REQUESTS_IN_FLIGHT")["details"] == {"inFlight": 4}
 
@@ -143,7 +143,7 @@ async def test_too_many_heartbeats_and_too_many_wrong_keys(database_url: str) ->
 
 async def test_too_many_heartbeats_waiting_for_the_database(api: Api) -> None:
     node = await api.register()
-    api.service.heartbeats.max_waiting = 0
+    api.replica.heartbeats.max_waiting = 0
     answer = await api.beat(node)
     error_of(answer, 503, "OVERLOADED")
     assert int(answer.headers["retry-after"]) >= 1

@@ -65,7 +65,7 @@ async def test_a_request_of_the_express_lane_is_freed_when_it_ends(
     client = Client()
     gc.collect()
     assert api.app._inference is not None
-    exchange = api.app._inference.take(client, b"/v1/chat/completions", HEADERS, json.dumps(BODY).encode())
+    exchange = api.app._inference.accept(client, b"/v1/chat/completions", HEADERS, json.dumps(BODY).encode())
     assert isinstance(exchange, TasklessRequest)
     if told == "hung up":
         exchange.leave()

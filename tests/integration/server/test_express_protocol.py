@@ -1,4 +1,4 @@
-"""The express lane's protocol over real sockets: what clients send, and when, and what they read of it."""
+"""The fast path over real sockets: what clients send, and when, and what they read of it."""
 
 from __future__ import annotations
 
@@ -9,27 +9,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import pytest
 
-from lucid_compute.egress.write_batching import WriteBatch
-from lucid_compute.server import fast_path as express_protocol
-from lucid_compute.server import http_protocol as guarded_protocol
-from lucid_compute.server.fast_path import WholeRequestReader
-from tests.express_service import AT_ONCE, FULL, LARGE, LONG, WAITS, Service, post
+from tests.express_service import AT_ONCE, FULL, LARGE, LONG, SECONDS, WAITS, Service, post
 from tests.lucid_serve import eventually
 from tests.raw_client import PATIENCE_SECONDS, Client, assert_refused
 
-SECONDS = 1.0
 Opener = Callable[[], Awaitable[Client]]
 
 
 @pytest.fixture
-def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
+def service() -> Iterator[Service]:
     """A server whose deadlines are short."""
-    monkeypatch.setattr(guarded_protocol, "HEAD_SECONDS", SECONDS)
-    monkeypatch.setattr(guarded_protocol, "GOODBYE_SECONDS", SECONDS)
-    monkeypatch.setattr(guarded_protocol, "READ_SECONDS", SECONDS)
-    monkeypatch.setattr(guarded_protocol, "SWEEP_SECONDS", 0.05)
-    monkeypatch.setattr(express_protocol, "_late_writes", WriteBatch())  # a loop's, and each test has its own
-    monkeypatch.setattr(express_protocol, "_reader", WholeRequestReader())
     started = Service()
     yield started
     started.stop()

@@ -12,9 +12,7 @@ from typing import Any
 import pytest
 import uvicorn
 
-from lucid_compute.server import http_protocol as guarded_protocol
-from lucid_compute.server.http_protocol import ABORT, HttpProtocol
-from lucid_compute.web import request_guard
+from lucid_compute.server.http_protocol import ABORT, ConnectionLimits, HttpProtocol
 from lucid_compute.web.request_guard import RequestGuard
 from tests.lucid_serve import wait_until
 from tests.raw_client import Client, assert_refused
@@ -23,6 +21,12 @@ SECONDS = 1.0
 GET = b"GET / HTTP/1.1\r\nHost: lucid\r\n\r\n"
 HALF_A_HEAD = b"GET / HTTP/1.1\r\nHost: lucid\r\n"
 HEADER = b"X-Filler: " + b"x" * 1000 + b"\r\n"
+
+
+class HastyProtocol(HttpProtocol):
+    """The protocol with short deadlines."""
+
+    limits = ConnectionLimits(head_seconds=SECONDS, goodbye_seconds=2 * SECONDS, sweep_seconds=0.05)
 
 
 class Service:
@@ -34,7 +38,7 @@ class Service:
         config = uvicorn.Config(
             RequestGuardBut("/early", "/endless"),
             loop="uvloop",
-            http=HttpProtocol,
+            http=HastyProtocol,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -58,14 +62,14 @@ class Service:
 
 
 class RequestGuardBut:
-    """The application as it stands behind the request guard, but for a few paths that read no body."""
+    """The application behind the request guard, except a few paths that read no body."""
 
     def __init__(self, *paths: str) -> None:
         self._paths = paths
-        self._guarded = RequestGuard(answer)
+        self._guarded = RequestGuard(answer, body_seconds=SECONDS)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Return one request."""
+        """Serve one request."""
         await (answer if scope["path"] in self._paths else self._guarded)(scope, receive, send)
 
 
@@ -87,12 +91,8 @@ async def answer(scope: Any, receive: Any, send: Any) -> None:
 
 
 @pytest.fixture
-def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
+def service() -> Iterator[Service]:
     """A server whose deadlines are short."""
-    monkeypatch.setattr(guarded_protocol, "HEAD_SECONDS", SECONDS)
-    monkeypatch.setattr(guarded_protocol, "GOODBYE_SECONDS", 2 * SECONDS)
-    monkeypatch.setattr(guarded_protocol, "SWEEP_SECONDS", 0.05)
-    monkeypatch.setattr(request_guard, "BODY_DEADLINE_SECONDS", SECONDS)
     started = Service()
     yield started
     started.stop()

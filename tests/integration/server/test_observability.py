@@ -67,7 +67,7 @@ async def test_names_follow_the_conventions_of_prometheus(api: Api) -> None:
 
 async def test_series_stay_few_whatever_comes(api: Api) -> None:
     """Ten thousand names of models, every route with many statuses, unknown paths, odd methods."""
-    tally, metrics = api.service.gateway.context.metrics, api.app.fastapi.state.metrics
+    tally, metrics = api.replica.gateway.context.metrics, api.app.fastapi.state.metrics
     for number in range(10_000):
         tally.record(job(f"model {number}", outcome=list(Outcome)[1 + number % 4]))
     document = (await api.http.get("/openapi.json")).json()
@@ -94,7 +94,7 @@ async def test_series_stay_few_whatever_comes(api: Api) -> None:
                 503,
                 504,
             ):
-                metrics.http.note(method.upper(), path, status, 0.1)
+                metrics.http.count(method.upper(), path, status, 0.1)
     for number in range(100):
         await api.http.get(f"/nowhere/{number}")
         await api.http.request(f"ODD{number}", "/models")
@@ -102,7 +102,7 @@ async def test_series_stay_few_whatever_comes(api: Api) -> None:
         body = {"model": f"unknown {number}", "messages": [{"role": "user", "content": "x"}]}
         await api.http.post("/v1/chat/completions", json=body)
     for reason in FaultKind:
-        api.service.gateway.faults[str(reason)] += 1
+        api.replica.gateway.faults[str(reason)] += 1
     for code in {found.code for found in _errors(LucidError)}:
         for lane in (api.app._heartbeats, api.app._inference):
             assert lane is not None

@@ -25,8 +25,8 @@ async def look(
     api: Api, *, seconds: float = 6, is_doubtful: bool = False, states: ModelStateRecorder | None = None
 ) -> None:
     """Follow the models twice, `seconds` apart."""
-    own = next(follower for follower in api.service.sweep.followers if isinstance(follower, ModelStateRecorder))
-    states, now = states or own, api.service.clock.now()
+    own = next(follower for follower in api.replica.sweep.followers if isinstance(follower, ModelStateRecorder))
+    states, now = states or own, api.replica.clock.now()
     await states.follow(now - timedelta(seconds=seconds), is_doubtful=is_doubtful)
     await states.follow(now, is_doubtful=is_doubtful)
 
@@ -38,7 +38,7 @@ async def types_of(api: Api, webhook: dict[str, str]) -> list[str]:
 
 async def make_served_model(api: Api) -> tuple[str, str]:
     """Make a model and a node that can run it and is not heard yet; answer their ids, once the first is known of."""
-    api.service.fleet.outages = ()  # before this replica began there was none, which counts as one
+    api.replica.fleet.outages = ()  # before this replica began there was none, which counts as one
     model_id = await api.add_model("m", "gguf")
     node_id = await api.register("n", {"runtimes": ["llama.cpp"]})
     await look(api)
@@ -110,11 +110,11 @@ async def test_two_replicas_tell_of_a_change_once(api: Api) -> None:
     """The second to look finds it written, and one that starts anew takes it from there."""
     webhook = await make_webhook(api, URL)
     _, node_id = await make_served_model(api)
-    other = ModelStateRecorder(api.service.database, api.service.fleet)
+    other = ModelStateRecorder(api.replica.database, api.replica.fleet)
     await turn(api, node_id, on=True)
     await look(api)
     await look(api, states=other)
-    await look(api, states=ModelStateRecorder(api.service.database, api.service.fleet))
+    await look(api, states=ModelStateRecorder(api.replica.database, api.replica.fleet))
     assert await types_of(api, webhook) == ["model.available"]
 
 
@@ -127,11 +127,11 @@ async def test_nothing_is_called_unavailable_while_the_fault_may_be_ours(api: Ap
     assert await types_of(api, webhook) == ["model.available"]
     await turn(api, node_id, on=False)
     await look(api, is_doubtful=True)
-    now = api.service.clock.now()
-    api.service.fleet.outages = (Outage(now - timedelta(seconds=50), now - timedelta(seconds=40)),)
+    now = api.replica.clock.now()
+    api.replica.fleet.outages = (Outage(now - timedelta(seconds=50), now - timedelta(seconds=40)),)
     await look(api)
     assert await types_of(api, webhook) == ["model.available"]
-    api.service.fleet.outages = (Outage(now - timedelta(seconds=90), now - timedelta(seconds=80)),)
+    api.replica.fleet.outages = (Outage(now - timedelta(seconds=90), now - timedelta(seconds=80)),)
     await look(api)
     assert await types_of(api, webhook) == ["model.available", "model.unavailable"]
 

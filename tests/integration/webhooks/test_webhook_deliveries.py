@@ -181,14 +181,14 @@ async def test_a_name_that_resolves_to_an_inner_address_is_not_connected_to(api:
         return ["169.254.169.254"]
 
     webhook = await make_webhook(api, "https://rebound.example/")
-    api.service.webhooks.tester._deliverer._client._resolve = to_metadata
+    api.replica.webhooks.tester._deliverer._client._resolve = to_metadata
     answer = (await api.http.post(f"/webhooks/{webhook['id']}/test")).json()
     assert (answer["result"], answer["delivered"]) == ("address_refused", False)
 
 
 async def test_this_service_sends_nothing_to_itself(api: Api) -> None:
     """A webhook that leads back would have us write to ourselves."""
-    api.service.gateway.own_endpoints.add(("127.0.0.1", 8123))
+    api.replica.gateway.own_endpoints.add(("127.0.0.1", 8123))
     webhook = await make_webhook(api, "http://127.0.0.1:8123/compute/heartbeat")
     assert (await api.http.post(f"/webhooks/{webhook['id']}/test")).json()["result"] == "routing_loop"
 
@@ -211,7 +211,7 @@ async def test_a_host_is_tested_once_in_ten_seconds(api: Api) -> None:
 async def test_two_replicas_send_everything_once(database_url: str, settings: Settings, api: Api) -> None:
     """A claim keeps the other one off; two hundred events of a hundred nodes, each node's in order."""
     async with FaultNode() as receiver, open_api(database_url, settings, with_limits()) as other:
-        assert other.service.webhooks.sender is not api.service.webhooks.sender
+        assert other.replica.webhooks.sender is not api.replica.webhooks.sender
         webhook = await make_webhook(api, receiver.url)
         nodes = await asyncio.gather(*(api.register(f"node {number}") for number in range(100)))
         for event in (EventType.REVOKED, EventType.DEREGISTERED):
@@ -227,7 +227,7 @@ async def test_two_replicas_send_everything_once(database_url: str, settings: Se
 
 async def test_what_a_killed_replica_had_in_hand_is_sent_by_another(api: Api) -> None:
     """Its claim runs out; until then nobody has the delivery, nor the next one of the node."""
-    killed = WebhookOutbox(api.service.database)
+    killed = WebhookOutbox(api.replica.database)
     async with FaultNode() as receiver:
         with a_busy_sender(api):
             webhook = await make_webhook(api, receiver.url)
@@ -243,7 +243,7 @@ async def test_what_a_killed_replica_had_in_hand_is_sent_by_another(api: Api) ->
 
 async def test_a_webhook_that_fails_is_tried_with_one_delivery_at_a_time(api: Api) -> None:
     """Its other nodes wait, so that a receiver that hangs takes few of this service's places."""
-    outbox, nodes = WebhookOutbox(api.service.database), [await api.register(f"node {number}") for number in range(20)]
+    outbox, nodes = WebhookOutbox(api.replica.database), [await api.register(f"node {number}") for number in range(20)]
     await make_webhook(api, "http://127.0.0.1:1025/")
     with a_busy_sender(api):
         await run_sql(api, "UPDATE webhooks SET failing_since = now()")
@@ -260,7 +260,7 @@ async def test_a_receiver_gets_eight_deliveries_at_a_time(api: Api) -> None:
         await make_webhook(api, receiver.url)
         await _tell(api, nodes, EventType.REVOKED)
         await receiver.until(lambda receiver: len(receiver.requests) == 8)
-        assert api.service.webhooks.sender.running == 8
+        assert api.replica.webhooks.sender.running == 8
         assert receiver.open_connections == 8
 
 
@@ -278,7 +278,7 @@ async def test_receivers_that_hang_leave_places_to_the_others(api: Api) -> None:
         await make_webhook(api, receiver.url)
         await _tell(api, [await api.register("other")], EventType.REVOKED)
         await receiver.until(lambda receiver: len(receiver.requests) == 1)
-        assert api.service.webhooks.sender.running <= 32 + 1
+        assert api.replica.webhooks.sender.running <= 32 + 1
 
 
 async def test_what_is_in_hand_is_laid_down_when_its_webhook_fails_or_the_service_stops(
@@ -306,14 +306,14 @@ async def test_what_is_in_hand_is_laid_down_when_its_webhook_fails_or_the_servic
 async def _tell(api: Api, nodes: list[str], event: EventType) -> None:
     """Write an event of each node, each in a transaction of its own."""
     for node_id in nodes:
-        async with api.service.database.transaction() as connection:
+        async with api.replica.database.transaction() as connection:
             await record_event(connection, node_id, event)
 
 
 @contextmanager
 def a_busy_sender(api: Api) -> Iterator[None]:
     """Keep the replica's own sender from claiming anything, as if all its places were taken."""
-    sender = api.service.webhooks.sender
+    sender = api.replica.webhooks.sender
     sender._in_progress = {asyncio.create_task(asyncio.sleep(60)) for _ in range(64)}
     yield
     taken, sender._in_progress = sender._in_progress, set()

@@ -124,11 +124,11 @@ async def test_staleness_is_no_news_and_hides_no_recovery(api: Api) -> None:
     assert await deliveries_of(api, webhook["id"]) == []
     await run_sql(api, "UPDATE node_events SET at = at - interval '1 hour'")
     for state in ("unhealthy", "stale"):
-        async with api.service.database.transaction() as connection:
+        async with api.replica.database.transaction() as connection:
             await record_event(connection, node_id, EventType(state))
     stale = "recorded_state = 'stale', revision = revision + 1, changed_xid = pg_current_xact_id()"
     await run_sql(api, f"UPDATE nodes SET {stale}")
-    await api.service.feed.catch_up()
+    await api.replica.feed.catch_up()
     await say(api, node_id, seconds_ago=0)
     assert [delivery["type"] for delivery in await deliveries_of(api, webhook["id"])] == ["node.recovered"]
 
@@ -175,7 +175,7 @@ async def test_an_event_that_is_rolled_back_is_not_sent(api: Api) -> None:
     webhook, node_id = await make_webhook(api, URL), await make_node(api)
 
     async def fail() -> None:
-        async with api.service.database.transaction() as connection:
+        async with api.replica.database.transaction() as connection:
             await record_event(connection, node_id, EventType.DEREGISTERED)
             raise LucidError("rolled back")
 
@@ -288,7 +288,7 @@ async def test_a_secret_that_is_rotated_leaves_a_day_to_change_over(api: Api) ->
         for secret in (webhook["secret"], rotated["secret"]):
             read(receiver.requests[0], secret)
         await run_sql(api, "UPDATE webhooks SET former_secret_until = now()")
-        await WebhookOutbox(api.service.database).clean()  # nor is it kept any longer
+        await WebhookOutbox(api.replica.database).clean()  # nor is it kept any longer
         assert [tuple(row) for row in await run_sql(api, "SELECT former_secret FROM webhooks")] == [(None,)]
         await say(api, node_id, seconds_ago=0)
         await receiver.until(lambda receiver: len(receiver.requests) == 2)

@@ -1,4 +1,4 @@
-"""What GuardedProtocol takes from uvicorn, name by name: when one is gone or means something else, this says which."""
+"""What HttpProtocol takes from uvicorn, name by name: when one is gone or means something else, this says which."""
 
 from __future__ import annotations
 
@@ -78,12 +78,12 @@ async def config() -> AsyncIterator[uvicorn.Config]:
 def test_uvicorn_still_calls_what_is_overridden(name: str, parameters: list[str]) -> None:
     """The methods exist under these names, with these parameters."""
     method = getattr(HttpToolsProtocol, name, None)
-    assert method is not None, f"uvicorn's HttpToolsProtocol has no {name} any more: GuardedProtocol overrides nothing"
+    assert method is not None, f"uvicorn's HttpToolsProtocol has no {name} any more: HttpProtocol overrides nothing"
     assert list(signature(method).parameters) == parameters
 
 
 async def test_uvicorn_still_has_the_attributes_that_are_read(config: uvicorn.Config) -> None:
-    """They say of half a request what GuardedProtocol understands by them."""
+    """They say of half a request what HttpProtocol understands by them."""
     protocol, transport = HttpToolsProtocol(config, ServerState(), {}), Transport()
     protocol.connection_made(transport)
     assert not has_cycle(protocol), "there is no cycle before the first headers are whole"

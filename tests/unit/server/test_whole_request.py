@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lucid_compute.server.fast_path import WholeRequest, WholeRequestReader
+from lucid_compute.server.fast_path import CompleteRequest, CompleteRequestReader
 
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: lucid\r\nAuthorization: Bearer k\r\n"
 BODY = b'{"model": "m"}'
@@ -37,30 +37,30 @@ NOT_ONE = {
 def test_a_whole_request_is_read() -> None:
     """Path, headers by their names in lower case, body."""
     expected = {b"host": b"lucid", b"authorization": b"Bearer k", b"content-length": b"14"}
-    assert WholeRequestReader().read(WHOLE) == WholeRequest(b"/v1/chat/completions", expected, BODY)
+    assert CompleteRequestReader().read(WHOLE) == CompleteRequest(b"/v1/chat/completions", expected, BODY)
 
 
 @pytest.mark.parametrize("data", NOT_ONE.values(), ids=NOT_ONE)
 def test_anything_else_is_left_and_leaves_nothing_behind(data: bytes) -> None:
     """The next whole request is read as if nothing had been."""
-    reader = WholeRequestReader()
+    reader = CompleteRequestReader()
     assert reader.read(data) is None
-    assert isinstance(reader.read(WHOLE), WholeRequest)
+    assert isinstance(reader.read(WHOLE), CompleteRequest)
 
 
 @given(st.integers(1, len(BODY)))
 def test_what_is_missing_of_a_body_is_counted(missing: int) -> None:
     """The headers are whole, so it is known how much comes."""
-    reader = WholeRequestReader()
+    reader = CompleteRequestReader()
     assert reader.read(WHOLE[:-missing]) == missing
-    assert isinstance(reader.read(WHOLE), WholeRequest)
+    assert isinstance(reader.read(WHOLE), CompleteRequest)
 
 
 @given(st.lists(st.binary(max_size=200), max_size=5))
 def test_no_bytes_harm_the_reader(noise: list[bytes]) -> None:
     """Whatever it is fed, it answers, and reads the next request right."""
-    reader = WholeRequestReader()
+    reader = CompleteRequestReader()
     for data in noise:
         reader.read(b"POST /v1/" + data)
         reader.read(data)
-    assert isinstance(reader.read(WHOLE), WholeRequest)
+    assert isinstance(reader.read(WHOLE), CompleteRequest)

@@ -18,7 +18,7 @@ from lucid_compute.postgres.clock import DatabaseClock
 from lucid_compute.registry.domain.identity import Principal
 from lucid_compute.registry.fleet.change_feed import ChangeFeed
 from lucid_compute.registry.fleet.key_ring import KeyRing, is_well_formed
-from lucid_compute.web.lanes import HANDED_OVER
+from lucid_compute.web.lanes import PASSED_ON
 
 _BEARER = "bearer "
 _MAX_ADDRESSES = 10_000
@@ -123,7 +123,7 @@ class Admission:
     @classmethod
     def of_scope(cls, scope: Scope) -> Self:
         """Return the admission of a raw ASGI request: the one that the fast path began, else a new one."""
-        begun: Self | None = scope.get("extensions", {}).pop(HANDED_OVER, None)
+        begun: Self | None = scope.get("extensions", {}).pop(PASSED_ON, None)
         if begun is not None:
             return begun
         headers = dict(scope["headers"])

@@ -1,4 +1,4 @@
-"""The dashboard's page and files. They hold nothing of anyone: what they show, they ask the API for, with a key."""
+"""The dashboard's page and files. They contain no data: the page requests it from the API, with a key."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ SiteDependency = Annotated[Site, Depends(get_site)]
 
 @router.api_route("/assets/{rest:path}", methods=_METHODS)
 async def get_asset(rest: str, request: Request, site: SiteDependency) -> Response:
-    """Return a file that the page is made of, by the page's digest and the file's name."""
+    """Return a file of the page, by the page's digest and the file's name."""
     digest, _, name = rest.partition("/")
     if (asset := site.find(digest, name)) is None:
         message = f"The dashboard has no file {rest!r}. Load the page anew."
         raise RouteNotFound(message)
-    return _answer(request, asset)
+    return _respond(request, asset)
 
 
 @router.api_route("", methods=_METHODS)
 @router.api_route("/{path:path}", methods=_METHODS)
 async def get_page(request: Request, site: SiteDependency) -> Response:
-    """Return the page; the part of it that an address names is for the page itself to show."""
+    """Return the page, for any path: the page itself shows the part that the path names."""
     if request.headers.get("if-none-match") == site.etag:
         return Response(status_code=304, headers=dict(site.index.headers))
-    return _answer(request, site.index)
+    return _respond(request, site.index)
 
 
-def _answer(request: Request, sent: Asset) -> Response:
-    """Return the file, packed for whoever unpacks it."""
+def _respond(request: Request, asset: Asset) -> Response:
+    """Return the file, compressed if the browser accepts that."""
     if "gzip" in request.headers.get("accept-encoding", ""):
-        return Response(sent.packed, headers={**sent.headers, "Content-Encoding": "gzip"})
-    return Response(sent.body, headers=dict(sent.headers))
+        return Response(asset.compressed, headers={**asset.headers, "Content-Encoding": "gzip"})
+    return Response(asset.body, headers=dict(asset.headers))

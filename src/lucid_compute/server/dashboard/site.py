@@ -1,4 +1,4 @@
-"""The dashboard's files as they are sent: read once, packed once, under an address that changes with their contents."""
+"""The dashboard's files as they are sent: read and compressed once, under an address that changes with them."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ _HEADERS = {
 
 
 class Asset(NamedTuple):
-    """A file as it is sent: as it is, and packed."""
+    """A file as it is sent: plain and compressed."""
 
     body: bytes
-    packed: bytes
+    compressed: bytes
     headers: Mapping[str, str]
 
 
@@ -55,46 +55,46 @@ class Site:
 
     @property
     def etag(self) -> str:
-        """Names this very version of the page."""
+        """Identifies this version of the page."""
         return f'"{self.digest}"'
 
     def find(self, digest: str, name: str) -> Asset | None:
-        """Return a file of the page; None when there is none. It is kept for good only under the digest of today.
+        """Return a file of the page; None when there is none. Browsers may keep it only under the present digest.
 
-        During an update a page of another version may ask: it gets what there is, and keeps none of it.
+        During an update, pages of another version get this version's file, and do not keep it.
         """
         if (asset := self._assets.get(name)) is None:
             return None
-        kept = "public, max-age=31536000, immutable" if digest == self.digest else "no-store"
-        return asset._replace(headers={**asset.headers, "Cache-Control": kept})
+        cache_control = "public, max-age=31536000, immutable" if digest == self.digest else "no-store"
+        return asset._replace(headers={**asset.headers, "Cache-Control": cache_control})
 
 
 def _read(folder: Traversable, prefix: str = "") -> list[tuple[str, bytes]]:
-    found: list[tuple[str, bytes]] = []
+    contents: list[tuple[str, bytes]] = []
     for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
         if entry.is_dir():
-            found += _read(entry, f"{prefix}{entry.name}/")
+            contents += _read(entry, f"{prefix}{entry.name}/")
         else:
-            found.append((f"{prefix}{entry.name}", entry.read_bytes()))
-    return found
+            contents.append((f"{prefix}{entry.name}", entry.read_bytes()))
+    return contents
 
 
 def _digest_of(contents: Mapping[str, bytes]) -> str:
-    whole = hashlib.sha256()
+    digest = hashlib.sha256()
     for name, body in sorted(contents.items()):
-        whole.update(f"{name}\0{len(body)}\0".encode())
-        whole.update(body)
-    return whole.hexdigest()[:16]
+        digest.update(f"{name}\0{len(body)}\0".encode())
+        digest.update(body)
+    return digest.hexdigest()[:16]
 
 
 def _preloads(contents: Mapping[str, bytes]) -> str:
-    """Return links to every module: they are fetched at once, and not one after the other as imports name them."""
+    """Return links to every module, so that the browser fetches them at once, not import after import."""
     modules = [name for name in contents if name.endswith(".js") and name not in _LOADED_BY_TAG]
     return "\n    ".join(f'<link rel="modulepreload" href="{{{{assets}}}}/{name}">' for name in modules)
 
 
 def _policy_of(html: str) -> str:
-    """Return the content security policy: nothing but our own files, and the one inline import map by its hash."""
+    """Return the content security policy: only our own files, and the inline import map by its hash."""
     maps = _IMPORT_MAP.findall(html)
     hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in maps)
     return (

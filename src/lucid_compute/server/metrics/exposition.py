@@ -1,8 +1,8 @@
-"""Prometheus metrics of what the workers counted and measured, once it is merged."""
+"""Prometheus collectors for the merged metrics of all workers, and for the fleet."""
 
 from __future__ import annotations
 
-from collections import Counter as Tally
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
@@ -14,7 +14,7 @@ from lucid_compute.accounting.jobs import Outcome
 from lucid_compute.gateway.request_metrics import DURATION_BOUNDS, FIRST_TOKEN_BOUNDS, ModelMetrics
 from lucid_compute.registry.domain.node_state import NodeStatus
 from lucid_compute.registry.matching_engine import has_available_compute
-from lucid_compute.server.metrics import http_middleware as http_tally
+from lucid_compute.server.metrics.http_middleware import BOUNDS
 from lucid_compute.server.metrics.worker_counts import MODELS, Labels, WorkerCounts
 from lucid_compute.server.replica import Replica
 
@@ -22,7 +22,7 @@ _ENDED = (Outcome.COMPLETED, Outcome.FAILED, Outcome.REJECTED, Outcome.CANCELLED
 _MODEL = ["model_name"]  # as vLLM and the Gateway API Inference Extension call it
 _DURATIONS = slice(len(_ENDED) + 2, len(_ENDED) + 2 + len(DURATION_BOUNDS) + 2)
 _FIRST_TOKENS = slice(_DURATIONS.stop, None)
-# By the name of its tally: the metric's own name, what it says, its labels.
+# By the name in WorkerCounts: the metric's name, its help text, its labels.
 _COUNTERS = {
     "heartbeats": ("lucid_heartbeats", "Heartbeats answered, by outcome", ["outcome"]),
     "requests": ("lucid_inference_requests", "Requests below /v1, by outcome", ["outcome"]),
@@ -55,38 +55,38 @@ _GAUGES = {
 }
 
 
-def model_numbers(tally: ModelMetrics) -> list[float]:
-    """Return what is counted of a model, in the order in which it is read here."""
-    ended = [tally.outcomes[outcome] for outcome in _ENDED]
-    durations = [*tally.durations, tally.duration_ms / 1000]
-    first_tokens = [*tally.first_tokens, tally.first_token_ms / 1000]
-    return [*ended, tally.tokens_in, tally.tokens_out, *durations, *first_tokens]
+def model_numbers(model: ModelMetrics) -> list[float]:
+    """Return the counts of a model in the order in which `WorkerCollector` reads them."""
+    ended = [model.outcomes[outcome] for outcome in _ENDED]
+    durations = [*model.durations, model.duration_ms / 1000]
+    first_tokens = [*model.first_tokens, model.first_token_ms / 1000]
+    return [*ended, model.tokens_in, model.tokens_out, *durations, *first_tokens]
 
 
 class WorkerCollector(Collector):
-    """Shows what was merged."""
+    """Shows merged counts and gauges."""
 
     def __init__(self, merged: WorkerCounts) -> None:
         self._merged = merged
 
     def collect(self) -> Iterator[Metric]:
-        """Yield every metric, also those that nothing was counted for yet."""
-        for tally, (name, text, labels) in _COUNTERS.items():
+        """Yield every metric, also those without a count yet."""
+        for count_name, (name, text, labels) in _COUNTERS.items():
             family = CounterMetricFamily(name, text, labels=labels)
-            for values, (count,) in self._merged.tallies.get(tally, {}).items():
+            for values, (count,) in self._merged.counts.get(count_name, {}).items():
                 family.add_metric(values, count)
             yield family
         for name, text in _GAUGES.items():
             if (value := self._merged.gauges.get(name)) is not None:
                 yield GaugeMetricFamily(name, text, value)
         yield self._http_durations()
-        yield from self._of_models(self._merged.tallies.get(MODELS, {}))
+        yield from self._of_models(self._merged.counts.get(MODELS, {}))
 
     def _http_durations(self) -> Metric:
         name = "lucid_http_request_duration_seconds"
         durations = HistogramMetricFamily(name, "Time from the request to the end of its answer", labels=["route"])
-        for route, numbers in self._merged.tallies.get("http_durations", {}).items():
-            _add_histogram(durations, route, http_tally.BOUNDS, numbers)
+        for route, numbers in self._merged.counts.get("http_durations", {}).items():
+            _add_histogram(durations, route, BOUNDS, numbers)
         return durations
 
     @staticmethod
@@ -119,22 +119,22 @@ class WorkerCollector(Collector):
 def _add_histogram(
     family: HistogramMetricFamily, labels: Sequence[str], bounds: Sequence[float], numbers: Sequence[float]
 ) -> None:
-    """Add counts by bucket, and the sum behind them, as Prometheus has them: of each bucket and of all before it."""
+    """Add counts by bucket, which Prometheus wants cumulative; the last number is the sum of the values."""
     *counts, total = numbers
     family.add_metric(labels, list(zip([*map(str, bounds), "+Inf"], accumulate(counts), strict=True)), total)
 
 
 class FleetCollector(Collector):
-    """Reads the fleet when Prometheus asks."""
+    """Reads the fleet at each scrape."""
 
-    def __init__(self, service: Replica) -> None:
-        self._service = service
+    def __init__(self, replica: Replica) -> None:
+        self._replica = replica
 
     def collect(self) -> Iterator[Metric]:
-        """Yield what the fleet is like right now."""
-        now, fleet = self._service.clock.now(), self._service.fleet
+        """Yield the metrics of the fleet now."""
+        now, fleet = self._replica.clock.now(), self._replica.fleet
         yield self._nodes()
-        available = Tally(
+        available = Counter(
             has_available_compute(model, fleet.candidates(model, now), now) for model in fleet.models_newest_first()
         )
         models = GaugeMetricFamily("lucid_models", "Models, by whether they can be run right now", labels=["available"])
@@ -152,9 +152,9 @@ class FleetCollector(Collector):
         yield build
 
     def _nodes(self) -> GaugeMetricFamily:
-        fleet = self._service.fleet
-        live_since = fleet.live_since(self._service.clock.now())
-        states = Tally(node.state.status(live_since) for node in fleet.nodes())
+        fleet = self._replica.fleet
+        live_since = fleet.live_since(self._replica.clock.now())
+        states = Counter(node.state.status(live_since) for node in fleet.nodes())
         nodes = GaugeMetricFamily("lucid_nodes", "Nodes, by status", labels=["status"])
         for status in NodeStatus:
             nodes.add_metric([status.value], states[status])

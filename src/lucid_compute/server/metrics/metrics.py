@@ -1,10 +1,10 @@
-"""Prometheus metrics of the whole service: every worker of one `lucid serve`, whichever of them is asked.
+"""Prometheus metrics of all workers of one `lucid serve`; each worker can return them.
 
-Each worker writes what it counted to the board once a second and whenever it is asked; who is asked answers what is on
-the board, all places together, and never what was not written there first. So counters never get less, not even when a
-worker is killed: it takes along what it counted since it last wrote, which nobody has seen.
+Each worker publishes what it counted in shared memory, once a second and before it responds to a scrape. A response
+contains only what is published, so counters never decrease, not even when a worker is killed: counts that it had not
+published were never shown.
 
-The number of series is bounded: routes, codes, states, and few models' names.
+The number of series is bounded: routes, codes, states, and a limited number of model names.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from lucid_compute.registry.heartbeat_lane import HeartbeatLane
 from lucid_compute.server.metrics.exposition import FleetCollector, WorkerCollector, model_numbers
 from lucid_compute.server.metrics.http_middleware import HttpMetrics
 from lucid_compute.server.metrics.shared_memory import Slot, WorkerSlot
-from lucid_compute.server.metrics.worker_counts import MODELS, Tally, WorkerCounts, merge
+from lucid_compute.server.metrics.worker_counts import MODELS, Counts, WorkerCounts, merge
 from lucid_compute.server.replica import Replica
 from lucid_compute.webhooks.outbox import Backlog
 
@@ -33,52 +33,51 @@ _log = logging.getLogger(__name__)
 
 
 class ServiceMetrics:
-    """What one worker counts, and what all of them answer."""
+    """What this worker counts, and the sums of all workers. It adds to what an earlier worker left in `slot`."""
 
-    def __init__(self, service: Replica, heartbeats: HeartbeatLane, inference: InferenceLane, seat: WorkerSlot) -> None:
-        """Count on from what a former worker at this seat left; the lanes' tallies are read when they are asked for."""
+    def __init__(self, replica: Replica, heartbeats: HeartbeatLane, inference: InferenceLane, slot: WorkerSlot) -> None:
         self.http = HttpMetrics()
-        self._service = service
+        self._replica = replica
         self._heartbeats = heartbeats
         self._inference = inference
-        self._seat = seat
-        left = _read(seat.own)
+        self._slot = slot
+        left = _read(slot.own)
         self._left = WorkerCounts(0.0) if left is None else replace(left, gauges={})
         self._named_at: dict[str, float] = {}
         self._registry = CollectorRegistry()
-        self._registry.register(FleetCollector(service))
+        self._registry.register(FleetCollector(replica))
 
     async def run(self) -> None:
-        """Write to the board for as long as this task runs."""
+        """Publish what this worker counted, once a second."""
         while True:
             try:
                 self.write()
             except Exception:  # noqa: BLE001 - a fault in counting must not end the task; its trace is logged
-                _log.exception("what this worker counted could not be shown")
+                _log.exception("the metrics of this worker could not be published")
             await asyncio.sleep(WRITE_SECONDS)
 
     def write(self) -> None:
-        """Show the other workers what this one counted."""
+        """Publish what this worker backlog."""
         now = time.monotonic()
-        self._seat.own.write(merge([self._left, self._count(now)], now).to_bytes())
+        self._slot.own.write(merge([self._left, self._count(now)], now).to_bytes())
 
-    def answer(self) -> bytes:
-        """Return what all workers counted, as text for Prometheus."""
+    def exposition(self) -> bytes:
+        """Return the metrics of all workers as text for Prometheus."""
         self.write()
-        shown = [counts for place in self._seat.places if (counts := _read(place)) is not None]
+        published = [counts for slot in self._slot.all if (counts := _read(slot)) is not None]
         registry = CollectorRegistry()
-        registry.register(WorkerCollector(merge(shown, time.monotonic())))
+        registry.register(WorkerCollector(merge(published, time.monotonic())))
         return generate_latest(self._registry) + generate_latest(registry)
 
     def _count(self, now: float) -> WorkerCounts:
-        """Return what this worker counted since it began, and what it measures now."""
-        gateway, sender = self._service.gateway, self._service.webhooks.sender
-        models: Tally = {}
-        for tally in gateway.context.metrics.models():
-            models[tally.model_name,] = model_numbers(tally)
-            if tally.model_name != OTHER:
-                self._named_at.setdefault(tally.model_name, now)
-        tallies: dict[str, Tally] = {
+        """Return what this worker counted since its start, and what it measures now."""
+        gateway, sender = self._replica.gateway, self._replica.webhooks.sender
+        models: Counts = {}
+        for model in gateway.context.metrics.models():
+            models[model.model_name,] = model_numbers(model)
+            if model.model_name != OTHER:
+                self._named_at.setdefault(model.model_name, now)
+        counts: dict[str, Counts] = {
             MODELS: models,
             "heartbeats": _by_label(self._heartbeats.outcomes),
             "requests": _by_label(self._inference.outcomes),
@@ -91,41 +90,41 @@ class ServiceMetrics:
             "http_statuses": self.http.statuses,
             "http_durations": self.http.durations,
         }
-        return WorkerCounts(now, tallies, self._measure(), self._named_at)
+        return WorkerCounts(now, counts, self._measure(), self._named_at)
 
     def _measure(self) -> dict[str, float]:
-        service = self._service
-        synced_at = service.keys.synced_at
-        age = (service.clock.now() - synced_at).total_seconds() if synced_at else float("nan")
+        replica = self._replica
+        synced_at = replica.keys.synced_at
+        age = (replica.clock.now() - synced_at).total_seconds() if synced_at else float("nan")
         return {
             "lucid_workers": 1,
             "lucid_inference_running": self._inference.running_count,
-            "lucid_breakers_open": service.gateway.context.stats.open_count(),
-            "lucid_jobs_waiting": service.jobs.waiting,
+            "lucid_breakers_open": replica.gateway.context.stats.open_count(),
+            "lucid_jobs_waiting": replica.jobs.waiting,
             "lucid_feed_age_seconds": age,
-            "lucid_loop_lag_seconds": service.watchdog.lag_seconds,
+            "lucid_loop_lag_seconds": replica.watchdog.lag_seconds,
             "lucid_loop_tasks": len(asyncio.all_tasks()),
-            "lucid_silence_brake": float(service.sweep.brake.held_since is not None),
-            "lucid_webhook_deliveries_running": service.webhooks.sender.running,
-            **_backlog(service.webhooks.sender.backlog),
+            "lucid_silence_brake": float(replica.sweep.brake.held_since is not None),
+            "lucid_webhook_deliveries_running": replica.webhooks.sender.running,
+            **_backlog(replica.webhooks.sender.backlog),
         }
 
 
-def _backlog(counted: Backlog | None) -> dict[str, float]:
-    if counted is None:
+def _backlog(backlog: Backlog | None) -> dict[str, float]:
+    if backlog is None:
         return {}
     return {
-        "lucid_webhook_deliveries_waiting": counted.waiting,
-        "lucid_webhook_oldest_waiting_seconds": counted.oldest_seconds,
-        "lucid_webhooks_failing": counted.failing,
-        "lucid_webhooks_disabled": counted.disabled,
+        "lucid_webhook_deliveries_waiting": backlog.waiting,
+        "lucid_webhook_oldest_waiting_seconds": backlog.oldest_seconds,
+        "lucid_webhooks_failing": backlog.failing,
+        "lucid_webhooks_disabled": backlog.disabled,
     }
 
 
-def _read(place: Slot) -> WorkerCounts | None:
-    text = place.read()
+def _read(slot: Slot) -> WorkerCounts | None:
+    text = slot.read()
     return None if text is None else WorkerCounts.from_bytes(text)
 
 
-def _by_label(counts: Mapping[str, int]) -> Tally:
+def _by_label(counts: Mapping[str, int]) -> Counts:
     return {(name.lower(),): [float(count)] for name, count in counts.items()}

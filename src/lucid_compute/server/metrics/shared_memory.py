@@ -1,8 +1,8 @@
-"""The board on which the workers of one `lucid serve` show each other what they counted: memory that they share.
+"""Shared memory in which the workers of one `lucid serve` publish their metrics to each other.
 
-Each worker has a place and writes to no other, so nothing is ever locked, and none waits for another. A place holds two
-texts, the newest and the one before; a worker that is killed while it writes leaves the newest as it was. What is in a
-place outlives its worker, and the next one there counts on from it: so what was once answered never gets less.
+Each worker has a slot and writes to no other, so there are no locks and no waiting. A slot holds two texts, the newest
+and the previous: a worker that is killed while it writes leaves the newest one intact. A slot outlives its worker, and
+the next worker counts on from it, so counters never decrease. See docs/adr/0017-shared-memory-metrics.md.
 """
 
 from __future__ import annotations
@@ -10,60 +10,58 @@ from __future__ import annotations
 import mmap
 import struct
 import zlib
+from typing import NamedTuple
 
-PLACE_BYTES = 512 * 1024  # of address space: memory is taken by what is written, some tens of kilobytes
-_HALF_BYTES = PLACE_BYTES // 2 - 64
+SLOT_BYTES = 512 * 1024  # of address space; only what is written, some tens of kilobytes, occupies memory
+_HALF_BYTES = SLOT_BYTES // 2 - 64
 _HEAD = struct.Struct("<II")  # the text's length and its checksum
 _TRIES = 5
 
 
 class SharedSlots:
-    """The places of all workers; to be made before they are forked."""
+    """The slots of all workers. Create it before the workers are forked."""
 
-    def __init__(self, places: int) -> None:
-        """Make so many places, with nothing in them."""
-        self._memory = mmap.mmap(-1, places * PLACE_BYTES)
-        self._places = [Slot(self._memory, number * PLACE_BYTES) for number in range(places)]
+    def __init__(self, count: int) -> None:
+        memory = mmap.mmap(-1, count * SLOT_BYTES)
+        self._slots = [Slot(memory, number * SLOT_BYTES) for number in range(count)]
 
-    def seat(self, number: int) -> WorkerSlot:
-        """Return the seat of one worker."""
-        return WorkerSlot(self._places, number)
+    def of_worker(self, number: int) -> WorkerSlot:
+        """Return the slots as the worker with this number sees them, counted from 0."""
+        return WorkerSlot(own=self._slots[number], all=self._slots)
 
 
-class WorkerSlot:
-    """The board as one worker sees it: its own place, and all of them."""
+class WorkerSlot(NamedTuple):
+    """The slots as one worker sees them: its own, which it writes, and all, which it reads."""
 
-    def __init__(self, places: list[Slot], number: int) -> None:
-        self.own = places[number]
-        self.places = places
+    own: Slot
+    all: list[Slot]
 
 
 class Slot:
-    """What one worker shows."""
+    """What one worker published."""
 
     def __init__(self, memory: mmap.mmap, offset: int) -> None:
-        """Show nothing yet that is not there already."""
         self._memory = memory
         self._offset = offset
-        # An item of a memoryview is written in one piece; `struct` writes zeros first, which a reader may see, and a
-        # worker that is killed would leave.
+        # An item of a memoryview is written in one piece. `struct` writes zeros first: a reader could see them, and a
+        # worker that is killed would leave them.
         self._number = memoryview(memory)[offset : offset + 8].cast("Q")
 
     def write(self, text: bytes) -> None:
-        """Show `text` in place of what was shown; only the worker of this place may.
+        """Replace what is published; only the slot's own worker may.
 
         Raises:
-            ValueError: it is too long.
+            ValueError: `text` is longer than half a slot.
         """
         if len(text) > _HALF_BYTES - _HEAD.size:
-            raise ValueError(f"{len(text)} bytes are too many for a place of the board")
+            raise ValueError(f"{len(text)} bytes do not fit in a slot of the shared memory")
         number = self._number[0] + 1
         start = self._start(number)
         self._memory[start : start + _HEAD.size + len(text)] = _HEAD.pack(len(text), zlib.crc32(text)) + text
         self._number[0] = number
 
     def read(self) -> bytes | None:
-        """Return what is shown; None when nothing is."""
+        """Return what is published; None when nothing is."""
         for _ in range(_TRIES):
             number = self._number[0]
             if number == 0:
@@ -73,7 +71,7 @@ class Slot:
             text = self._memory[start + _HEAD.size : start + _HEAD.size + min(length, _HALF_BYTES)]
             if zlib.crc32(text) == checksum:
                 return text
-        return None  # written faster than it is read, which no worker does
+        return None  # it was overwritten during each try, which no worker does
 
     def _start(self, number: int) -> int:
         return self._offset + 64 + (number % 2) * _HALF_BYTES

@@ -1,6 +1,6 @@
-"""What one worker counted and measured, in a form that workers show each other and that adds up. Pure.
+"""What one worker counted and measured, as workers publish it to each other, and the sum over workers. Pure.
 
-Counts only grow, and are kept when a worker ends; what is measured counts only while its worker lives.
+Counts only grow, and are kept when a worker ends. Gauges are ignored once their worker is gone.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from lucid_compute.gateway.request_metrics import MAX_MODELS, OTHER
 
-MODELS = "models"  # the one of the tallies whose labels owners choose
+MODELS = "models"  # the counts whose labels owners choose
 LIVE_SECONDS = 5.0
 SUMMED = frozenset(
     {
@@ -23,75 +23,73 @@ SUMMED = frozenset(
         "lucid_workers",
     }
 )
-"""Of these the workers' are added up; of all others the greatest counts."""
+"""Gauges that are added up over the workers; of all others the greatest is shown."""
 
 Labels = tuple[str, ...]
-Tally = dict[Labels, list[float]]
+Counts = dict[Labels, list[float]]
 
 
 @dataclass
 class WorkerCounts:
-    """The tallies by name, each a list of numbers by labels; the gauges; when each model was first named; as of when.
+    """Counts by name, as lists of numbers by labels; gauges; when each model was first named; when this was read.
 
-    Instants are the monotonic clock's, which the workers of a machine share.
+    Instants are of the monotonic clock, which the workers of a machine share.
     """
 
     at: float
-    tallies: dict[str, Tally] = field(default_factory=dict)
+    counts: dict[str, Counts] = field(default_factory=dict)
     gauges: dict[str, float] = field(default_factory=dict)
     named_at: dict[str, float] = field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
-        """Write them down."""
-        tallies = {
-            name: [[*labels, numbers] for labels, numbers in tally.items()] for name, tally in self.tallies.items()
-        }
-        return json.dumps([self.at, tallies, self.gauges, self.named_at], separators=(",", ":")).encode()
+        """Return them as JSON."""
+        counts = {name: [[*labels, numbers] for labels, numbers in one.items()] for name, one in self.counts.items()}
+        return json.dumps([self.at, counts, self.gauges, self.named_at], separators=(",", ":")).encode()
 
     @classmethod
     def from_bytes(cls, text: bytes) -> WorkerCounts:
-        """Read what `to_bytes` wrote."""
-        at, tallies, gauges, named_at = json.loads(text)
-        read = {name: {tuple(row[:-1]): row[-1] for row in rows} for name, rows in tallies.items()}
+        """Return what `to_bytes` wrote."""
+        at, counts, gauges, named_at = json.loads(text)
+        read = {name: {tuple(row[:-1]): row[-1] for row in rows} for name, rows in counts.items()}
         return cls(at, read, gauges, named_at)
 
 
 def merge(parts: Iterable[WorkerCounts], now: float) -> WorkerCounts:
-    """Return what all counted together, and what those that live measure; it has as few models as one of them.
+    """Return the sums of all counts and the gauges of the workers that live, with at most MAX_MODELS model names.
 
-    Of models the first that were named keep their names. Who was named stays so, because later ones come behind.
+    The models that were named first keep their names, so a model that was shown once stays.
     """
     merged = WorkerCounts(now)
     measured: dict[str, list[float]] = {}
     for part in parts:
-        for name, tally in part.tallies.items():
-            _add(merged.tallies.setdefault(name, {}), tally)
+        for name, one in part.counts.items():
+            _add(merged.counts.setdefault(name, {}), one)
         for name, at in part.named_at.items():
             merged.named_at[name] = min(at, merged.named_at.get(name, math.inf))
         if now - part.at < LIVE_SECONDS:
             for name, value in part.gauges.items():
                 measured.setdefault(name, []).append(value)
-    merged.gauges = {name: _one_of(name, values) for name, values in measured.items()}
+    merged.gauges = {name: _merge_gauge(name, values) for name, values in measured.items()}
     _fold_models(merged)
     return merged
 
 
-def _add(sums: Tally, tally: Mapping[Labels, list[float]]) -> None:
-    for labels, numbers in tally.items():
-        there = sums.get(labels)
-        sums[labels] = [*numbers] if there is None else [a + b for a, b in zip(there, numbers, strict=True)]
+def _add(sums: Counts, more: Mapping[Labels, list[float]]) -> None:
+    for labels, numbers in more.items():
+        known = sums.get(labels)
+        sums[labels] = [*numbers] if known is None else [a + b for a, b in zip(known, numbers, strict=True)]
 
 
-def _one_of(name: str, values: list[float]) -> float:
+def _merge_gauge(name: str, values: list[float]) -> float:
     if name in SUMMED:
         return sum(values)
     return max((value for value in values if not math.isnan(value)), default=math.nan)
 
 
 def _fold_models(merged: WorkerCounts) -> None:
-    """Count the models that came when there were enough with the others."""
+    """Count the models beyond MAX_MODELS, by their age, as others."""
     by_age = sorted(merged.named_at, key=lambda name: (merged.named_at[name], name))
-    models = merged.tallies.get(MODELS, {})
+    models = merged.counts.get(MODELS, {})
     for name in by_age[MAX_MODELS:]:
         del merged.named_at[name]
         if (numbers := models.pop((name,), None)) is not None:

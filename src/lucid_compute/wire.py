@@ -165,7 +165,7 @@ class ForgivingShape(WireShape):
     model_config = ConfigDict(extra="ignore")
 
 
-class AnswerShape(WireShape):
+class ResponseShape(WireShape):
     """The base of responses, created by their Python names."""
 
     model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)
@@ -211,7 +211,7 @@ DEFAULT_PER_PAGE = 20
 MAX_PER_PAGE = 100
 
 
-class Pagination(AnswerShape):
+class Pagination(ResponseShape):
     """The position of a page in the complete list; pages are counted from 1."""
 
     total: int

@@ -6,17 +6,17 @@ from pydantic import Field
 
 from lucid_compute.accounting.jobs import Outcome
 from lucid_compute.accounting.series import Figure
-from lucid_compute.wire import AnswerShape, Instant, Pagination
+from lucid_compute.wire import Instant, Pagination, ResponseShape
 
 
-class OutageView(AnswerShape):
+class OutageView(ResponseShape):
     """A span in which the registry itself could not receive heartbeats. It does not count in any uptime."""
 
     started_at: Instant
     ended_at: Instant
 
 
-class SeriesAnswer(AnswerShape):
+class SeriesAnswer(ResponseShape):
     """Metrics in steps. Each list has a value for each of `times`, which are the starts of the steps.
 
     `totals` are of all steps together: percentiles are of all jobs, not averages of the steps. `failures` counts jobs
@@ -38,7 +38,7 @@ class SeriesAnswer(AnswerShape):
     outages: list[OutageView] = Field(description="The registry's own, within the span.")
 
 
-class ErrorBudget(AnswerShape):
+class ErrorBudget(ResponseShape):
     """How long the node may be unhealthy in the window to reach the target, and how much of that is used."""
 
     allowed_seconds: float
@@ -46,7 +46,7 @@ class ErrorBudget(AnswerShape):
     remaining: float | None = Field(description="The share that is left; below 0 the target is missed.")
 
 
-class UptimeWindow(AnswerShape):
+class UptimeWindow(ResponseShape):
     """One window that ends now. Uptime is healthy time divided by healthy and unhealthy time.
 
     Outages of the registry, drains, and the time before the first heartbeat do not count.
@@ -61,7 +61,7 @@ class UptimeWindow(AnswerShape):
     error_budget: ErrorBudget | None = Field(description="Null when nothing is known.")
 
 
-class NodeUptime(AnswerShape):
+class NodeUptime(ResponseShape):
     """A node's uptime over one, seven and thirty days."""
 
     passport_id: str
@@ -70,7 +70,7 @@ class NodeUptime(AnswerShape):
     windows: list[UptimeWindow]
 
 
-class FleetUptime(AnswerShape):
+class FleetUptime(ResponseShape):
     """The uptime of nodes: `windows` of all of them together, and a page of nodes, newest first."""
 
     owner: str | None
@@ -80,7 +80,7 @@ class FleetUptime(AnswerShape):
     pagination: Pagination
 
 
-class JobView(AnswerShape):
+class JobView(ResponseShape):
     """One attempt of one request on one node; `attempt` counts from 1. Null is unknown, or not known yet."""
 
     id: str
@@ -106,14 +106,14 @@ class JobView(AnswerShape):
     key_id: str | None = Field(description="The key that sent the request; admins only.")
 
 
-class JobList(AnswerShape):
+class JobList(ResponseShape):
     """A page of jobs, newest first."""
 
     jobs: list[JobView]
     pagination: Pagination
 
 
-class NodeCounts(AnswerShape):
+class NodeCounts(ResponseShape):
     """Numbers of nodes by status, without deregistered ones. Only `fresh` nodes make a model `available`."""
 
     total: int
@@ -123,7 +123,7 @@ class NodeCounts(AnswerShape):
     fresh: int
 
 
-class ModelCounts(AnswerShape):
+class ModelCounts(ResponseShape):
     """Numbers of models of all owners: all, those that a node can run now, and those that are served now."""
 
     total: int
@@ -131,7 +131,7 @@ class ModelCounts(AnswerShape):
     served: int
 
 
-class HourTotals(AnswerShape):
+class HourTotals(ResponseShape):
     """The requests of the last hour that have ended. Null is unknown, or there was nothing to measure."""
 
     requests: int
@@ -145,7 +145,7 @@ class HourTotals(AnswerShape):
     revenue_usd: str | None = Field(description="Exact US dollars.")
 
 
-class Overview(AnswerShape):
+class Overview(ResponseShape):
     """The fleet now: a provider sees its own nodes, an admin all."""
 
     owner: str | None = Field(description="Whose nodes; null for everyone's.")

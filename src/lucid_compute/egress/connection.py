@@ -178,7 +178,8 @@ class HttpConnection(IncomingResponse, asyncio.BufferedProtocol):
         self, view: memoryview, write_batch: WriteBatch | None = None, limits: ResponseLimits = RESPONSE_LIMITS
     ) -> None:
         """`view`: the read buffer, which all connections of one loop may share. `write_batch`: None writes at once."""
-        self._max_body_bytes, self._max_stream_bytes = limits
+        self._max_body_bytes = limits.max_body_bytes
+        self._max_stream_bytes = limits.max_stream_bytes
         self._view = view
         self._write_batch = write_batch
         self._transport: asyncio.Transport | None = None

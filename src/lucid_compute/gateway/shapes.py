@@ -9,7 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from lucid_compute.registry.shapes import ModelView, ReasonView
 from lucid_compute.wire import (
-    AnswerShape,
     Flag,
     Identifier,
     Instant,
@@ -17,6 +16,7 @@ from lucid_compute.wire import (
     Money,
     NonNegative,
     Pagination,
+    ResponseShape,
     Text,
     WireShape,
 )
@@ -69,7 +69,7 @@ class MatchRequest(WireShape):
     lucid: RequestPolicy | None = None
 
 
-class RankedNode(AnswerShape):
+class RankedNode(ResponseShape):
     """A node that may serve the request. Scores are expected waits in milliseconds: less is better."""
 
     passport_id: str
@@ -83,7 +83,7 @@ class RankedNode(AnswerShape):
     region: str | None
 
 
-class RejectedNode(AnswerShape):
+class RejectedNode(ResponseShape):
     """A node that may not, with every reason."""
 
     passport_id: str
@@ -91,7 +91,7 @@ class RejectedNode(AnswerShape):
     reasons: list[ReasonView]
 
 
-class MatchAnswer(AnswerShape):
+class MatchAnswer(ResponseShape):
     """A ranking without a request being sent. `rejections` counts nodes by reason, over all that were looked at."""
 
     model: str
@@ -165,14 +165,14 @@ class ProbeCode(StrEnum):
     NOT_JSON = "not_json"  # no list of models in JSON
 
 
-class TlsView(AnswerShape):
+class TlsView(ResponseShape):
     """The TLS session in which a node answered; its certificate was verified for the URL's host."""
 
     version: str
     certificate_expires_at: Instant | None
 
 
-class ProbeAnswer(AnswerShape):
+class ProbeAnswer(ResponseShape):
     """What the service found at a node's `inferenceUrl`. Nothing of the node's own answer is quoted."""
 
     passport_id: str

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from lucid_compute.registry.domain.node_state import GpuReading, NodeStatus, ReportedRuntime, ReportedStatus
 from lucid_compute.registry.domain.passports import PassportStatus, PassportType
-from lucid_compute.wire import AnswerShape, Identifier, Instant, Label, Pagination, PositiveCount, Text, WireShape
+from lucid_compute.wire import Identifier, Instant, Label, Pagination, PositiveCount, ResponseShape, Text, WireShape
 
 Tags = Annotated[list[Label], Field(max_length=50)]
 _GUIDE_EXAMPLE: dict[str, Any] = {
@@ -52,7 +52,7 @@ class PassportPatch(WireShape):
     owner: Identifier | None = Field(default=None, description="Fixed: accepted only as it is.")
 
 
-class PassportView(AnswerShape):
+class PassportView(ResponseShape):
     """A passport in a response; secrets are left out of `metadata`."""
 
     id: str
@@ -68,7 +68,7 @@ class PassportView(AnswerShape):
     updated_at: Instant
 
 
-class PassportList(AnswerShape):
+class PassportList(ResponseShape):
     """A page of passports."""
 
     passports: list[PassportView]
@@ -82,14 +82,14 @@ class ModelView(PassportView):
     served: bool
 
 
-class ModelList(AnswerShape):
+class ModelList(ResponseShape):
     """A page of models."""
 
     models: list[ModelView]
     pagination: Pagination
 
 
-class ReasonView(AnswerShape):
+class ReasonView(ResponseShape):
     """One rule that a node fails, the value that it requires and the value found."""
 
     code: str
@@ -98,7 +98,7 @@ class ReasonView(AnswerShape):
     found: Any
 
 
-class NodeEligibility(AnswerShape):
+class NodeEligibility(ResponseShape):
     """Whether one node could run the model right now, and every reason why not."""
 
     passport_id: str
@@ -107,7 +107,7 @@ class NodeEligibility(AnswerShape):
     reasons: list[ReasonView]
 
 
-class ModelAvailability(AnswerShape):
+class ModelAvailability(ResponseShape):
     """Whether a model can be run right now, explained. `nodes` are the caller's own; an admin sees all.
 
     Nodes with the fewest reasons come first. `summary` counts the reasons of all nodes, also of those not listed.
@@ -121,7 +121,7 @@ class ModelAvailability(AnswerShape):
     pagination: Pagination | None = Field(default=None, description="Of `nodes`, when a page is asked for.")
 
 
-class HeartbeatAnswer(AnswerShape):
+class HeartbeatAnswer(ResponseShape):
     """The response to a committed heartbeat: until when it counts, when to send the next one, whether to drain."""
 
     passport_id: str
@@ -133,7 +133,7 @@ class HeartbeatAnswer(AnswerShape):
     drain: bool
 
 
-class ReportedState(AnswerShape):
+class ReportedState(ResponseShape):
     """What the node reports in its newest heartbeat; null is unknown."""
 
     status: ReportedStatus
@@ -155,7 +155,7 @@ class ReportedState(AnswerShape):
     detail: str | None
 
 
-class NodeHealth(AnswerShape):
+class NodeHealth(ResponseShape):
     """A node's health. Counts and latencies are of requests that this service routed; `reported` has the node's own."""
 
     passport_id: str
@@ -182,7 +182,7 @@ class NodeView(PassportView):
     health: NodeHealth
 
 
-class NodeList(AnswerShape):
+class NodeList(ResponseShape):
     """A page of nodes."""
 
     nodes: list[NodeView]
@@ -217,7 +217,7 @@ class DeclareModels(WireShape):
     models: Annotated[list[ModelDeclaration], Field(max_length=1000)]
 
 
-class ResolvedDeclaration(AnswerShape):
+class ResolvedDeclaration(ResponseShape):
     """A declared model with the model passport it resolves to right now, null when there is none yet."""
 
     id: str
@@ -226,14 +226,14 @@ class ResolvedDeclaration(AnswerShape):
     model_passport_id: str | None
 
 
-class Declaration(AnswerShape):
+class Declaration(ResponseShape):
     """The models that a node declares."""
 
     passport_id: str
     models: list[ResolvedDeclaration]
 
 
-class DrainAnswer(AnswerShape):
+class DrainAnswer(ResponseShape):
     """The progress of a drain: `drained` is true when the node can be deregistered safely."""
 
     passport_id: str
@@ -242,14 +242,14 @@ class DrainAnswer(AnswerShape):
     drained: bool
 
 
-class DeregisterAnswer(AnswerShape):
+class DeregisterAnswer(ResponseShape):
     """The node was deregistered, which is final."""
 
     passport_id: str
     status: NodeStatus
 
 
-class EventView(AnswerShape):
+class EventView(ResponseShape):
     """Something that happened to a node."""
 
     id: str
@@ -260,7 +260,7 @@ class EventView(AnswerShape):
     details: dict[str, Any]
 
 
-class EventList(AnswerShape):
+class EventList(ResponseShape):
     """A page of events, newest first."""
 
     events: list[EventView]

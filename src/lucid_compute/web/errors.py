@@ -23,7 +23,7 @@ from lucid_compute.errors import (
     RouteNotFound,
     Unauthorized,
 )
-from lucid_compute.wire import AnswerShape, faults_from
+from lucid_compute.wire import ResponseShape, faults_from
 
 PREFIX = "/v1/"
 _TYPES = {
@@ -60,7 +60,7 @@ _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _log = logging.getLogger(__name__)
 
 
-class ErrorDescription(AnswerShape):
+class ErrorDescription(ResponseShape):
     """What went wrong and what to do about it."""
 
     code: str
@@ -69,7 +69,7 @@ class ErrorDescription(AnswerShape):
     details: dict[str, Any]
 
 
-class ErrorAnswer(AnswerShape):
+class ErrorAnswer(ResponseShape):
     """The body of every error response."""
 
     error: ErrorDescription

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Literal
 
-from lucid_compute.wire import AnswerShape
+from lucid_compute.wire import ResponseShape
 
 
-class Liveness(AnswerShape):
+class Liveness(ResponseShape):
     """The process runs."""
 
     status: Literal["ok"]
 
 
-class Readiness(AnswerShape):
+class Readiness(ResponseShape):
     """The replica can serve. `feed_age_seconds` is the longest time that its memory may be behind Postgres."""
 
     status: Literal["ready"]

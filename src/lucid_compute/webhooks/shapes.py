@@ -9,7 +9,7 @@ from pydantic import Field, StringConstraints
 
 from lucid_compute.egress.policy import MAX_URL_CHARACTERS
 from lucid_compute.registry.domain.event_types import WebhookEvent
-from lucid_compute.wire import AnswerShape, Flag, Identifier, Instant, Pagination, WireShape
+from lucid_compute.wire import Flag, Identifier, Instant, Pagination, ResponseShape, WireShape
 
 MAX_PASSPORTS = 100  # of a webhook
 
@@ -55,7 +55,7 @@ class WebhookRotate(WireShape):
     now: Flag = False
 
 
-class WebhookView(AnswerShape):
+class WebhookView(ResponseShape):
     """A webhook without its secret."""
 
     id: str
@@ -77,14 +77,14 @@ class NewWebhook(WebhookView):
     secret: str
 
 
-class WebhookList(AnswerShape):
+class WebhookList(ResponseShape):
     """A page of webhooks."""
 
     webhooks: list[WebhookView]
     pagination: Pagination
 
 
-class DeliveryAttempt(AnswerShape):
+class DeliveryAttempt(ResponseShape):
     """One attempt. `result` is the class of the status, such as `2xx`, or why there was none: `connect_failed`."""
 
     at: Instant
@@ -92,7 +92,7 @@ class DeliveryAttempt(AnswerShape):
     milliseconds: float
 
 
-class DeliveryView(AnswerShape):
+class DeliveryView(ResponseShape):
     """The delivery of an event to a webhook. `id` is the event's, the same in each attempt and for each webhook."""
 
     id: str
@@ -105,14 +105,14 @@ class DeliveryView(AnswerShape):
     last_attempts: list[DeliveryAttempt] = Field(description="The last ten, newest first.")
 
 
-class DeliveryList(AnswerShape):
+class DeliveryList(ResponseShape):
     """A page of deliveries, newest first."""
 
     deliveries: list[DeliveryView]
     pagination: Pagination
 
 
-class WebhookMessage(AnswerShape):
+class WebhookMessage(ResponseShape):
     """The message that a receiver gets: an event, the same in each attempt and for each webhook."""
 
     id: str
@@ -125,7 +125,7 @@ class WebhookMessage(AnswerShape):
     details: dict[str, Any] = {}
 
 
-class WebhookTest(AnswerShape):
+class WebhookTest(ResponseShape):
     """The outcome of a test."""
 
     event_id: str

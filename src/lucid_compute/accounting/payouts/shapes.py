@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from lucid_compute.accounting.payouts.revenue import ResponsibleParty, Role
-from lucid_compute.wire import AnswerShape, Day, Instant, Pagination, WireShape
+from lucid_compute.wire import Day, Instant, Pagination, ResponseShape, WireShape
 
 
 class PeriodClose(WireShape):
@@ -17,7 +17,7 @@ class PeriodClose(WireShape):
     to: Day = Field(description="The day after the last one; today at the latest.")
 
 
-class PeriodView(AnswerShape):
+class PeriodView(ResponseShape):
     """A closed period. It never changes."""
 
     id: str
@@ -28,14 +28,14 @@ class PeriodView(AnswerShape):
     closed_by: str | None = Field(description="The owner of the key that closed it; admins only.")
 
 
-class PeriodList(AnswerShape):
+class PeriodList(ResponseShape):
     """A page of closed periods, the last one first."""
 
     periods: list[PeriodView]
     pagination: Pagination
 
 
-class TermsView(AnswerShape):
+class TermsView(ResponseShape):
     """How prices of jobs that start at `since` or later are split, in basis points: 10,000 are the whole price."""
 
     since: Instant
@@ -44,7 +44,7 @@ class TermsView(AnswerShape):
     protocol_bps: int
 
 
-class PayoutTotal(AnswerShape):
+class PayoutTotal(ResponseShape):
     """What one owner gets in one role: the sum of its lines."""
 
     owner: str | None = Field(description="Null for the protocol.")
@@ -65,7 +65,7 @@ class PayoutLine(PayoutTotal):
     model: str
 
 
-class PayoutReport(AnswerShape):
+class PayoutReport(ResponseShape):
     """What was earned with the jobs that started in a span of days, or what a closed period holds."""
 
     from_: Day = Field(alias="from")
@@ -79,7 +79,7 @@ class PayoutReport(AnswerShape):
     )
 
 
-class SideTotal(AnswerShape):
+class SideTotal(ResponseShape):
     """The losses that one party is responsible for. Estimates are of what would have been charged in addition."""
 
     side: ResponsibleParty = Field(description="The provider, the network, the client, or this service (`us`).")
@@ -97,7 +97,7 @@ class LossView(SideTotal):
     cause: str = Field(examples=["http_503", "nodes_busy"])
 
 
-class LossReport(AnswerShape):
+class LossReport(ResponseShape):
     """The loss ledger of some days: `attempts` is the sum of `completed`, `running`, `requests` and `retried`.
 
     Refused requests are no attempts, and are not in that sum.

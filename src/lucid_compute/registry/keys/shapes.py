@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from lucid_compute.registry.domain.identity import KeyLimits, Scope
-from lucid_compute.wire import AnswerShape, Flag, Identifier, Instant, Label, Pagination, WireShape
+from lucid_compute.wire import Flag, Identifier, Instant, Label, Pagination, ResponseShape, WireShape
 
 
 class KeyCreate(WireShape):
@@ -29,7 +29,7 @@ class KeyRotate(WireShape):
     now: Flag = False
 
 
-class KeyView(AnswerShape):
+class KeyView(ResponseShape):
     """A key without its secret."""
 
     id: str
@@ -52,14 +52,14 @@ class NewKey(KeyView):
     key: str
 
 
-class KeyList(AnswerShape):
+class KeyList(ResponseShape):
     """A page of keys."""
 
     keys: list[KeyView]
     pagination: Pagination
 
 
-class AuditView(AnswerShape):
+class AuditView(ResponseShape):
     """One change: its actor, target, time and origin, with hashes of the state before and after."""
 
     id: str
@@ -76,7 +76,7 @@ class AuditView(AnswerShape):
     details: dict[str, Any]
 
 
-class AuditList(AnswerShape):
+class AuditList(ResponseShape):
     """A page of the audit trail, newest first."""
 
     events: list[AuditView]

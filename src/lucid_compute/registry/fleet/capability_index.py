@@ -244,17 +244,17 @@ class CapabilityIndex:
             capability_class.rings.pop(model_id, None)
 
     def candidates(self, model_id: str, now: datetime) -> Iterator[str]:
-        """Yield the freshest healthy member of each fresh class that fits the model; nothing for an unknown model.
+        """Return the freshest healthy member of each fresh class that fits the model; none of an unknown model.
 
         A caller that stops at the first node pays for one class, however many fit.
         """
-        if (entry := self._entries.get(model_id)) is not None:
-            yield from self._freshest_of(entry.fitting & self._fresh_at(now))
+        entry = self._entries.get(model_id)
+        return self._freshest_of(0 if entry is None else entry.fitting & self._fresh_at(now))
 
     def serving_candidates(self, model_id: str, now: datetime) -> Iterator[str]:
-        """Yield those `candidates` that also declare or report the model."""
-        if (entry := self._entries.get(model_id)) is not None:
-            yield from self._freshest_of(entry.serving & self._fresh_at(now))
+        """Return those `candidates` that also declare or report the model."""
+        entry = self._entries.get(model_id)
+        return self._freshest_of(0 if entry is None else entry.serving & self._fresh_at(now))
 
     def ring_of(self, model_id: str) -> NodeRing:
         """Return the nodes that fit and name the model and would be healthy if fresh; empty for an unknown model."""

@@ -13,7 +13,7 @@ import pytest
 from lucid_compute.server.dashboard.site import Site
 from tests.test_house_rules import MAX_FILE_LINES, SOURCE
 
-STATIC = SOURCE / "dashboard" / "static"
+STATIC = SOURCE / "server" / "dashboard" / "static"
 VENDOR = STATIC / "vendor"
 OURS = sorted(path for path in STATIC.iterdir() if path.suffix == ".js")
 

@@ -73,7 +73,7 @@ async def test_a_provider_sees_what_it_earned_and_an_admin_closes_a_period(gatew
     assert "No period is closed" in (await lucid("payouts", "periods")).out
     days = ("--from", "2026-01-01", "--to", "2026-02-01")
     unasked = await lucid("payouts", "close", *days)
-    assert (unasked.status, "say --yes" in unasked.sentence) == (2, True)
+    assert (unasked.status, "Pass --yes" in unasked.sentence) == (2, True)
     closed = await lucid("payouts", "close", *days, "--yes", "--json")
     assert (closed.json["from"], closed.json["to"]) == ("2026-01-01", "2026-02-01")
     assert (await lucid("payouts", "close", "--from", "2026-03-01", "--to", "2026-04-01", "--yes")).status == 1

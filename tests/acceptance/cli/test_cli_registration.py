@@ -57,7 +57,7 @@ async def test_metadata_comes_from_the_line_a_file_or_stdin(lucid: CommandLine) 
         (("--metadata", "nowhere.json"), "nowhere.json: No such file or directory"),
         (("--metadata", "-"), "stdin is no JSON"),
         (("--metadata", "{}", "--set", "novalue"), "write KEY=VALUE"),
-        (("--metadata", '{"a": 1}', "--set", "a.b=1"), "a is no object"),
+        (("--metadata", '{"a": 1}', "--set", "a.b=1"), "a is not an object"),
         (("--type", "gpu"), "--type"),
     ],
 )

@@ -189,8 +189,9 @@ class KeyRates:
 
 
 def _limited(principal: Principal, limit: int, unit: str, wait_seconds: float) -> RateLimited:
-    message = f"This key may use {limit} {unit} a minute. Come again after Retry-After seconds."
     jitter = 1 + random.random() * RETRY_JITTER  # noqa: S311 - jitter, not a secret
-    error = RateLimited(message, retry_after_seconds=max(1, math.ceil(wait_seconds * jitter)))
+    seconds = max(1, math.ceil(wait_seconds * jitter))
+    message = f"This key's limit of {limit} {unit} a minute is reached. Retry in {seconds} s."
+    error = RateLimited(message, retry_after_seconds=seconds)
     error.details = {"unit": unit, "limitPerMinute": limit}
     return error

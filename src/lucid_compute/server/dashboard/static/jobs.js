@@ -14,7 +14,7 @@ export function Jobs({ api, query }) {
   const last = usePolled((signal) => api.get("/compute/jobs", { ...query, perPage: LAST }, signal), SECONDS * 2, about);
   return html`<${Fragment}>
     <${Card} title="Requests running now">
-      <${Shown} of=${running} lines=${2}>${(data) => html`<${Table} caption="Requests running now" columns=${RUNNING} rows=${data.jobs} keyOf=${keyOf} empty=${html`<${Empty} title="None, or none that has taken longer than a second." />`} />`}</${Shown}>
+      <${Shown} of=${running} lines=${2}>${(data) => html`<${Table} caption="Requests running now" columns=${RUNNING} rows=${data.jobs} keyOf=${keyOf} empty=${html`<${Empty} title="No request has been running for more than 1 s." />`} />`}</${Shown}>
     </${Card}>
     <${Card} title="Last requests">
       <${Shown} of=${last} lines=${3}>${(data) => html`<${Table} caption="Last requests" columns=${ENDED} rows=${data.jobs} keyOf=${keyOf} empty=${html`<${Empty} title="No request was sent to it yet." />`} />`}</${Shown}>

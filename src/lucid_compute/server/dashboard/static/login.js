@@ -25,7 +25,7 @@ export function Login({ reason, onKey }) {
 
   return html`<div class="login"><form class="card" onSubmit=${enter} autocomplete="off">
     <h1>Log in</h1>
-    <p>With a key of yours. A provider sees its own nodes, an admin sees all.</p>
+    <p>Use your API key. A provider sees its own nodes, an admin sees all.</p>
     <label for="key">Key</label>
     <input id="key" ref=${field} type=${isShown ? "text" : "password"} autocomplete="off" autocapitalize="none" spellcheck=${false}
       placeholder="lk_live_…" aria-invalid=${message ? "true" : undefined} aria-describedby=${message ? "key-fault" : "key-note"} />

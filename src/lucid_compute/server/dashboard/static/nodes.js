@@ -68,7 +68,7 @@ function Filters({ filters, sort, isAdmin }) {
   return html`<form class="filters" role="search" aria-label="Filter nodes" onSubmit=${(event) => event.preventDefault()}>
     <${Typed} name="search" label="Name or id" value=${filters.search} />
     <div class="field"><label for="filter-status">Status</label><select id="filter-status" value=${filters.status} onChange=${(event) => changeQuery({ status: event.currentTarget.value, page: "" })}>
-      <option value="">any but ended</option>${STATUSES.map((status) => html`<option value=${status} key=${status}>${status}</option>`)}
+      <option value="">all except deregistered</option>${STATUSES.map((status) => html`<option value=${status} key=${status}>${status}</option>`)}
     </select></div>
     <${Typed} name="gpu" label="GPU" value=${filters.gpu} />
     <${Typed} name="region" label="Region" value=${filters.region} />

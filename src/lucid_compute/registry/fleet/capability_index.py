@@ -168,6 +168,7 @@ class CapabilityIndex:
         self._models_known_as: dict[str, set[str]] = {}
         self._fresh_order: FreshnessOrder[CapabilityClass] = FreshnessOrder()
         self._fresh_bits = 0
+        self._expired_at: datetime | None = None  # the instant for which classes that are no longer fresh are removed
         self._free_bits: list[int] = []
         self._class_at: dict[int, CapabilityClass] = {}  # by the position of its bit, the lowest is 1
 
@@ -262,6 +263,7 @@ class CapabilityIndex:
         return entry.ring if entry else NodeRing()
 
     def _update_freshness(self, capability_class: CapabilityClass) -> None:
+        self._expired_at = None
         newest_at = capability_class.healthy.newest_at
         if newest_at is None:
             self._fresh_order.discard(capability_class)
@@ -280,8 +282,10 @@ class CapabilityIndex:
             bits ^= 1 << position - 1
 
     def _fresh_at(self, now: datetime) -> int:
-        for capability_class in self._fresh_order.expire_before(now - FRESH_WINDOW):
-            self._fresh_bits &= ~capability_class.bit
+        if now != self._expired_at:  # a list asks for each of its models at the same instant
+            for capability_class in self._fresh_order.expire_before(now - FRESH_WINDOW):
+                self._fresh_bits &= ~capability_class.bit
+            self._expired_at = now
         return self._fresh_bits
 
     def _add_class(self, key: ClassKey, node: NodeState) -> CapabilityClass:

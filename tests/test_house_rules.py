@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
@@ -203,6 +204,14 @@ def test_a_library_is_imported_by_its_keepers_only() -> None:
             if keepers is not None and package not in keepers:
                 offenders.append(f"{module_of(path)} imports {imported}")
     report(sorted(offenders), "Only these packages may import it (KEEPERS):")
+
+
+def test_the_service_starts_without_its_extras() -> None:
+    """`make run` installs requirements/runtime.txt alone: the packages of an extra are imported when they are used."""
+    missing = "sys.modules['opentelemetry.sdk'] = sys.modules['opentelemetry.exporter'] = None"
+    script = f"import sys; {missing}; import lucid_compute.server.serve, lucid_compute.cli.main"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
 
 
 def test_pure_files_import_pydantic_at_most() -> None:

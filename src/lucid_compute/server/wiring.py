@@ -182,7 +182,7 @@ def _build_tracer(settings: Settings, replica_id: str) -> Tracer | None:
     """Return the tracer; None, which costs nothing, without a collector."""
     if settings.otlp_endpoint is None:
         return None
-    from lucid_compute.gateway.tracing import OtlpTracer  # noqa: PLC0415 - it needs the packages of an extra
+    from lucid_compute.gateway.otlp_tracer import OtlpTracer  # noqa: PLC0415 - it needs the packages of an extra
 
     return OtlpTracer(settings.otlp_endpoint, settings.trace_share, replica_id)
 

@@ -180,7 +180,7 @@ _OF_ITS_USE = {ReasonCode.BREAKER_OPEN, ReasonCode.AT_CAPACITY}
 
 
 @settings(
-    max_examples=200, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(plans=PLANS, asked=REQUESTS)
 def test_a_choice_is_allowed_and_fresh_if_any_fresh_one_is(plans: list[Plan], asked: Request) -> None:

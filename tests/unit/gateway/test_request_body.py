@@ -169,7 +169,7 @@ def bodies(draw: st.DrawFn) -> bytes:
     return text.encode()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(body=bodies(), target=st.sampled_from(["a", "b", 'quoted "b"', "ünï"]))
 @example(body=b'{"mod\\u0065l":"a","m":{"model":"a"}}', target="b")
 @example(body=b'{"m":{"model":"a"},"\\u006D\\u006Fdel":"a"}', target="b")
@@ -239,7 +239,7 @@ def test_what_is_no_number_in_json_is_a_400_wherever_it_stands(around: str, cons
 JSON_LIKE = st.text(alphabet='NaInfity-:,[]{}" \\e19')
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(
     texts=st.lists(st.one_of(JSON_LIKE, st.sampled_from([": NaN,", "[Infinity]", '":NaN'])), max_size=4), data=st.data()
 )

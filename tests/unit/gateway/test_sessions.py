@@ -57,7 +57,7 @@ async def test_every_replica_sends_a_session_to_the_same_node(count: int) -> Non
 
 @pytest.mark.parametrize(
     ("count", "seed"),
-    [*product([2, 3, 5, 10, 16, 17], range(10)), *product([100], range(3))],  # three seeds are 300 nodes as well
+    [*product([2, 3, 5, 10, 16, 17, 100], range(10))],
 )
 async def test_sessions_are_spread_evenly_over_the_nodes(count: int, seed: int) -> None:
     """Hundreds for each of them, whatever their ids: none has twice its share, and on small rings none half."""

@@ -80,7 +80,12 @@ def is_available_on(model: ModelPassport, node: NodeState, now: datetime) -> boo
 
 def has_available_compute(model: ModelPassport, nodes: Iterable[NodeState], now: datetime) -> bool:
     """Return whether any of `nodes` could run the model right now; stops at the first. API models always run."""
-    return model.format is ModelFormat.API or any(is_available_on(model, node, now) for node in nodes)
+    if model.format is ModelFormat.API:
+        return True
+    for node in nodes:  # noqa: SIM110 - a generator would cost as much as the judgement
+        if is_available_on(model, node, now):
+            return True
+    return False
 
 
 def has_serving_compute(model: ModelPassport, nodes: Iterable[NodeState], now: datetime) -> bool:

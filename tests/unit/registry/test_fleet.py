@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -336,3 +340,44 @@ def test_a_model_that_comes_after_a_kind_of_node_is_gone_does_not_fit_its_succes
     wanted = passport(PassportType.MODEL, {"format": "safetensors", "minVramGb": 40})
     fleet.apply_passport(wanted)
     assert not is_available(fleet, fleet.get_model(wanted.id), NOW)
+
+
+def test_a_node_of_a_new_kind_costs_the_same_whatever_kinds_and_models_there_are() -> None:
+    """Each node names a model of its own, as one with its own LoRA does: no other model and no other kind is judged."""
+    costs = [_cost_of_a_kind(models, kinds) for models, kinds in ((10, 10), (200, 10), (10, 200))]
+    assert costs == costs[:1] * 3
+
+
+def _cost_of_a_kind(models: int, kinds: int) -> int:
+    fleet = Fleet()
+    for number in range(models):
+        record = passport(PassportType.MODEL, {"format": "safetensors"}, id=f"model-{number}", name=f"model-{number}")
+        fleet.apply_passport(record)
+    for number in range(kinds):
+        _add_kind(fleet, number)
+    return _lines_run(partial(_add_kind, fleet, kinds))
+
+
+def _add_kind(fleet: Fleet, number: int) -> None:
+    record = compute_passport(id=f"node-{number}")
+    fleet.apply_passport(record)
+    declared = {"model-1": DeclaredModel("model-1"), f"lora-{number}": DeclaredModel(f"lora-{number}")}
+    fleet.apply_lifecycle(Lifecycle(record.id, declared, None, None, "registered", 1))
+    fleet.apply_receipt(record.id, receipt())
+
+
+def _lines_run(work: Callable[[], None]) -> int:
+    count = 0
+
+    def trace(_: FrameType, event: str, __: object) -> Callable[..., Any]:
+        nonlocal count
+        count += event == "line"
+        return trace
+
+    previous = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        work()
+    finally:
+        sys.settrace(previous)
+    return count

@@ -2,109 +2,73 @@
 
 Nodes that the matching engine can't tell apart (runtimes, VRAM, context, declared and reported models) form one
 *capability class*. The engine decides once whether a class fits a model. A class counts while its freshest healthy
-member is fresh. Each class has one bit, so a model's fitting classes and the classes that are fresh now are two
-integers. The bits that they share name the classes whose freshest member is a candidate. The engine judges that node.
+member is fresh. Classes that differ only in the models that they name share their *traits*; models that ask the same
+of a node that does not name them share a *need*.
+
+Each traits has one bit, and each class has one bit among those of its traits. So the traits that meet a need, the
+classes that name a model, and what is fresh now are integers. The bits that they share name the classes whose freshest
+member is a candidate. The engine judges that node. A new class changes integers of its own traits and of the models
+that it names, and no others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from datetime import datetime
-from operator import itemgetter
 from typing import Generic, TypeVar
 
 from lucid_compute.registry.domain.node_state import FRESH_WINDOW, NodeState
 from lucid_compute.registry.domain.passports import ModelPassport
+from lucid_compute.registry.fleet.freshness import ExpiryQueue, FreshnessOrder
 from lucid_compute.registry.fleet.node_ring import NodeRing
-from lucid_compute.registry.matching_engine import hardware_compatible, runtime_compatible, serves
-
-Key = TypeVar("Key", bound=Hashable)
-
-
-class FreshnessOrder(Generic[Key]):
-    """A dict from key to instant, ordered oldest first.
-
-    Heartbeats come nearly in order, so a touch is two dict operations. One that comes late, from another replica, only
-    marks the dict as unsorted; the next reader sorts it once. `newest` and `newest_at` need no sorting; they are None
-    when the dict is empty.
-    """
-
-    __slots__ = ("_instants", "_is_sorted", "newest", "newest_at")
-
-    def __init__(self) -> None:
-        self._instants: dict[Key, datetime] = {}
-        self._is_sorted = True
-        self.newest: Key | None = None
-        self.newest_at: datetime | None = None
-
-    def __len__(self) -> int:
-        """Return the number of keys."""
-        return len(self._instants)
-
-    def __contains__(self, key: Key) -> bool:
-        """Return whether the key is present."""
-        return key in self._instants
-
-    def __iter__(self) -> Iterator[Key]:
-        """Return an iterator over the keys, in no particular order."""
-        return iter(self._instants)
-
-    def touch(self, key: Key, at: datetime) -> bool:
-        """Set the instant of `key` to `at`; return whether `newest_at` changed."""
-        previous = self._instants.pop(key, None)
-        self._instants[key] = at
-        newest_at = self.newest_at
-        if newest_at is None or at >= newest_at:
-            self.newest, self.newest_at = key, at
-        else:
-            self._is_sorted = False
-            if previous == newest_at:
-                self.newest, self.newest_at = max(self._instants.items(), key=itemgetter(1))
-        return self.newest_at != newest_at
-
-    def discard(self, key: Key) -> None:
-        """Remove `key`, if present."""
-        if self._instants.pop(key, None) == self.newest_at:
-            self._sort()
-            self.newest, self.newest_at = next(reversed(self._instants.items()), (None, None))
-
-    def expire_before(self, instant: datetime) -> list[Key]:
-        """Remove and return the keys last touched before `instant`."""
-        self._sort()
-        expired = []
-        for key, at in self._instants.items():
-            if at >= instant:
-                break
-            expired.append(key)
-        for key in expired:
-            del self._instants[key]
-        if not self._instants:
-            self.newest = self.newest_at = None
-        return expired
-
-    def _sort(self) -> None:
-        if not self._is_sorted:
-            self._instants = dict(sorted(self._instants.items(), key=itemgetter(1)))
-            self._is_sorted = True
-
+from lucid_compute.registry.matching_engine import (
+    hardware_compatible,
+    minimum_vram_gb,
+    runtime_compatible,
+    serves,
+    wanted_runtimes,
+)
 
 ClassKey = tuple[object, ...]
+NeedKey = tuple[object, ...]
 Item = TypeVar("Item")
+
+
+class _BitTable(Generic[Item]):
+    """Items by the position of their bit, the lowest is 1. The bit of a removed item is given to a later one."""
+
+    __slots__ = ("_free_bits", "at")
+
+    def __init__(self) -> None:
+        self.at: dict[int, Item] = {}
+        self._free_bits: list[int] = []
+
+    def add(self, item: Item) -> int:
+        """Return the bit of a new item."""
+        bit = self._free_bits.pop() if self._free_bits else 1 << len(self.at)
+        self.at[bit.bit_length()] = item
+        return bit
+
+    def remove(self, bit: int) -> None:
+        """Free the bit of an item."""
+        del self.at[bit.bit_length()]
+        self._free_bits.append(bit)
 
 
 class _Traits:
     """What classes that differ only in the models they name have in common: runtimes, VRAM and context.
 
-    `fitting` is the ids of the models that fit such a node when it names none of them.
+    `unnamed` is such a node that names no model; `fresh` has the bits of the classes with a fresh member.
     """
 
-    __slots__ = ("bits", "fitting", "unnamed")
+    __slots__ = ("bit", "classes", "fresh", "unnamed")
 
     def __init__(self, node: NodeState) -> None:
         self.unnamed = NodeState(passport=replace(node.passport, runtimes=node.runtimes))
-        self.bits = 0
-        self.fitting: set[str] = set()
+        self.classes: _BitTable[CapabilityClass] = _BitTable()
+        self.fresh = 0
+        self.bit = 0
 
 
 class CapabilityClass:
@@ -116,13 +80,13 @@ class CapabilityClass:
 
     __slots__ = ("bit", "healthy", "key", "named_models", "representative", "rings", "size", "traits")
 
-    def __init__(self, key: ClassKey, representative: NodeState, traits: _Traits, bit: int) -> None:
+    def __init__(self, key: ClassKey, representative: NodeState, traits: _Traits) -> None:
         """Create a class without members; the engine judges `representative` for all of them."""
         self.key = key
         self.traits = traits
         self.representative = representative
         self.named_models = frozenset(representative.declared) | representative.reported_models
-        self.bit = bit
+        self.bit = traits.classes.add(self)
         self.size = 0
         self.healthy: FreshnessOrder[str] = FreshnessOrder()
         self.rings: dict[str, NodeRing] = {}
@@ -132,29 +96,65 @@ class CapabilityClass:
         return model_id in self.rings and node_id in self.healthy
 
 
-class _ModelEntry:
-    """A model with two sets of classes as bits: those that fit it, and those that also declare or report it.
+class _Need:
+    """What `size` models ask of a node that does not name them; `met_by` has the bits of the traits that meet it."""
 
-    `ring` holds the healthy members of the second set, whose heartbeats may be stale by now.
-    """
-
-    __slots__ = ("fitting", "model", "ring", "serving")
+    __slots__ = ("met_by", "model", "size")
 
     def __init__(self, model: ModelPassport) -> None:
+        """Create a need that no traits meet yet; the engine judges `model` for all its models."""
         self.model = model
-        self.fitting = 0
-        self.serving = 0
+        self.met_by = 0
+        self.size = 0
+
+    def decide(self, traits: _Traits) -> None:
+        """Let the matching engine decide whether these traits meet the need."""
+        self.met_by = self.met_by | traits.bit if _fits(self.model, traits.unnamed) else self.met_by & ~traits.bit
+
+
+class _ModelEntry:
+    """A model, what it asks of nodes that do not name it, and the classes that name it.
+
+    `naming` has the bits of the classes that name the model and of those that also fit it, by traits; `served_by` the
+    bits of the traits of the latter. `ring` holds the healthy members of the latter; their heartbeats may be stale.
+    """
+
+    __slots__ = ("model", "naming", "need", "ring", "served_by")
+
+    def __init__(self, model: ModelPassport, need: _Need) -> None:
+        self.model = model
+        self.need = need
+        self.naming: dict[_Traits, tuple[int, int]] = {}
+        self.served_by = 0
         self.ring = NodeRing()
 
-    def decide(self, capability_class: CapabilityClass) -> None:
+    def add(self, named_by: CapabilityClass) -> None:
         """Let the matching engine decide whether a class that names this model fits it."""
-        bit = capability_class.bit
-        fits = _fits(self.model, capability_class.representative)
-        self.fitting = self.fitting | bit if fits else self.fitting & ~bit
-        is_served = fits and serves(self.model, capability_class.representative)
-        self.serving = self.serving | bit if is_served else self.serving & ~bit
-        if is_served:
-            capability_class.rings[self.model.id] = self.ring  # a new class has no members to add yet
+        naming, serving = self.naming.get(named_by.traits, (0, 0))
+        if _fits(self.model, named_by.representative) and serves(self.model, named_by.representative):
+            serving |= named_by.bit
+            self.served_by |= named_by.traits.bit
+            named_by.rings[self.model.id] = self.ring  # a new class has no members to add yet
+        self.naming[named_by.traits] = naming | named_by.bit, serving
+
+    def remove(self, dropped: CapabilityClass) -> None:
+        """Forget a class that named this model."""
+        traits = dropped.traits
+        naming, serving = (bits & ~dropped.bit for bits in self.naming.pop(traits, (0, 0)))
+        if naming:
+            self.naming[traits] = naming, serving
+        if not serving:
+            self.served_by &= ~traits.bit
+
+    def fitting(self, traits: _Traits) -> int:
+        """Return the bits of the fresh classes of these traits that fit the model."""
+        unnamed = traits.fresh if self.need.met_by & traits.bit else 0
+        naming = self.naming.get(traits)
+        return unnamed if naming is None else unnamed & ~naming[0] | naming[1] & traits.fresh
+
+    def serving(self, traits: _Traits) -> int:
+        """Return the bits of the fresh classes of these traits that fit the model and name it."""
+        return self.naming[traits][1] & traits.fresh
 
 
 class CapabilityIndex:
@@ -163,14 +163,14 @@ class CapabilityIndex:
     def __init__(self) -> None:
         self._classes: dict[ClassKey, CapabilityClass] = {}
         self._traits: dict[ClassKey, _Traits] = {}
+        self._bits: _BitTable[_Traits] = _BitTable()
         self._entries: dict[str, _ModelEntry] = {}
+        self._needs: dict[NeedKey, _Need] = {}
         self._classes_naming: dict[str, set[CapabilityClass]] = {}
         self._models_known_as: dict[str, set[str]] = {}
-        self._fresh_order: FreshnessOrder[CapabilityClass] = FreshnessOrder()
-        self._fresh_bits = 0
+        self._expiry: ExpiryQueue[CapabilityClass] = ExpiryQueue()
+        self._fresh_traits = 0
         self._expired_at: datetime | None = None  # the instant for which classes that are no longer fresh are removed
-        self._free_bits: list[int] = []
-        self._class_at: dict[int, CapabilityClass] = {}  # by the position of its bit, the lowest is 1
 
     def __len__(self) -> int:
         """Return the number of capability classes."""
@@ -218,18 +218,16 @@ class CapabilityIndex:
             self._update_freshness(capability_class)
 
     def put_model(self, model: ModelPassport) -> None:
-        """Add or replace the model, and decide once which classes fit it."""
+        """Add or replace the model, and decide once which traits and which classes that name it fit it."""
         self.drop_model(model.id)
-        entry = self._entries[model.id] = _ModelEntry(model)
+        need = self._needs.get(_need_key(model)) or self._add_need(model)
+        need.size += 1
+        entry = self._entries[model.id] = _ModelEntry(model, need)
         for name in model.known_as:
             self._models_known_as.setdefault(name, set()).add(model.id)
-        for traits in self._traits.values():
-            if _fits(model, traits.unnamed):
-                traits.fitting.add(model.id)
-                entry.fitting |= traits.bits
-        naming = {c for name in model.known_as for c in self._classes_naming.get(name, ())}
+        naming = self._naming(model)
         for capability_class in naming:
-            entry.decide(capability_class)
+            entry.add(capability_class)
         entry.ring.fill(node_id for c in naming if model.id in c.rings for node_id in c.healthy)
 
     def drop_model(self, model_id: str) -> None:
@@ -237,11 +235,12 @@ class CapabilityIndex:
         entry = self._entries.pop(model_id, None)
         if entry is None:
             return
+        entry.need.size -= 1
+        if not entry.need.size:
+            del self._needs[_need_key(entry.model)]
         for name in entry.model.known_as:
             _discard_from(self._models_known_as, name, model_id)
-        for traits in self._traits.values():
-            traits.fitting.discard(model_id)
-        for capability_class in {c for name in entry.model.known_as for c in self._classes_naming.get(name, ())}:
+        for capability_class in self._naming(entry.model):
             capability_class.rings.pop(model_id, None)
 
     def candidates(self, model_id: str, now: datetime) -> Iterator[str]:
@@ -249,78 +248,110 @@ class CapabilityIndex:
 
         A caller that stops at the first node pays for one class, however many fit.
         """
+        fresh = self._fresh_at(now)
         entry = self._entries.get(model_id)
-        return self._freshest_of(0 if entry is None else entry.fitting & self._fresh_at(now))
+        return (
+            iter(()) if entry is None else self._freshest((entry.need.met_by | entry.served_by) & fresh, entry.fitting)
+        )
 
     def serving_candidates(self, model_id: str, now: datetime) -> Iterator[str]:
         """Return those `candidates` that also declare or report the model."""
+        fresh = self._fresh_at(now)
         entry = self._entries.get(model_id)
-        return self._freshest_of(0 if entry is None else entry.serving & self._fresh_at(now))
+        return iter(()) if entry is None else self._freshest(entry.served_by & fresh, entry.serving)
 
     def ring_of(self, model_id: str) -> NodeRing:
         """Return the nodes that fit and name the model and would be healthy if fresh; empty for an unknown model."""
         entry = self._entries.get(model_id)
         return entry.ring if entry else NodeRing()
 
+    def _freshest(self, traits_bits: int, classes_of: Callable[[_Traits], int]) -> Iterator[str]:
+        while traits_bits:
+            position = traits_bits.bit_length()
+            traits_bits ^= 1 << position - 1
+            traits = self._bits.at[position]
+            bits = classes_of(traits)
+            while bits:
+                position = bits.bit_length()
+                bits ^= 1 << position - 1
+                node_id = traits.classes.at[position].healthy.newest
+                if node_id is not None:
+                    yield node_id
+
     def _update_freshness(self, capability_class: CapabilityClass) -> None:
         self._expired_at = None
         newest_at = capability_class.healthy.newest_at
         if newest_at is None:
-            self._fresh_order.discard(capability_class)
-            self._fresh_bits &= ~capability_class.bit
+            self._expiry.discard(capability_class)
+            self._set_stale(capability_class)
             return
-        self._fresh_order.touch(capability_class, newest_at)
-        if not self._fresh_bits & capability_class.bit:
-            self._fresh_bits |= capability_class.bit
+        self._expiry.touch(capability_class, newest_at)
+        traits = capability_class.traits
+        if not traits.fresh & capability_class.bit:
+            traits.fresh |= capability_class.bit
+            self._fresh_traits |= traits.bit
 
-    def _freshest_of(self, bits: int) -> Iterator[str]:
-        while bits:
-            position = bits.bit_length()
-            node_id = self._class_at[position].healthy.newest
-            if node_id is not None:
-                yield node_id
-            bits ^= 1 << position - 1
+    def _set_stale(self, capability_class: CapabilityClass) -> None:
+        traits = capability_class.traits
+        traits.fresh &= ~capability_class.bit
+        if not traits.fresh:
+            self._fresh_traits &= ~traits.bit
 
     def _fresh_at(self, now: datetime) -> int:
         if now != self._expired_at:  # a list asks for each of its models at the same instant
-            for capability_class in self._fresh_order.expire_before(now - FRESH_WINDOW):
-                self._fresh_bits &= ~capability_class.bit
+            for capability_class in self._expiry.expire_before(now - FRESH_WINDOW):
+                self._set_stale(capability_class)
             self._expired_at = now
-        return self._fresh_bits
+        return self._fresh_traits
+
+    def _naming(self, model: ModelPassport) -> set[CapabilityClass]:
+        return {c for name in model.known_as for c in self._classes_naming.get(name, ())}
+
+    def _named(self, names: Iterable[str]) -> set[str]:
+        return {model_id for name in names for model_id in self._models_known_as.get(name, ())}
 
     def _add_class(self, key: ClassKey, node: NodeState) -> CapabilityClass:
-        bit = self._free_bits.pop() if self._free_bits else 1 << len(self._classes)
         traits = self._traits.get(key[:3]) or self._add_traits(key[:3], node)
-        traits.bits |= bit
-        added = self._classes[key] = self._class_at[bit.bit_length()] = CapabilityClass(key, node, traits, bit)
-        for model_id in traits.fitting:
-            self._entries[model_id].fitting |= bit
+        added = self._classes[key] = CapabilityClass(key, node, traits)
         for name in added.named_models:
             self._classes_naming.setdefault(name, set()).add(added)
-            for model_id in self._models_known_as.get(name, ()):
-                self._entries[model_id].decide(added)
+        for model_id in self._named(added.named_models):
+            self._entries[model_id].add(added)
         return added
 
     def _add_traits(self, key: ClassKey, node: NodeState) -> _Traits:
         traits = self._traits[key] = _Traits(node)
-        traits.fitting = {i for i, entry in self._entries.items() if _fits(entry.model, traits.unnamed)}
+        traits.bit = self._bits.add(traits)
+        for need in self._needs.values():
+            need.decide(traits)
         return traits
 
+    def _add_need(self, model: ModelPassport) -> _Need:
+        need = self._needs[_need_key(model)] = _Need(model)
+        for traits in self._traits.values():
+            need.decide(traits)
+        return need
+
     def _drop_class(self, dropped: CapabilityClass) -> None:
-        del self._classes[dropped.key], self._class_at[dropped.bit.bit_length()]
-        dropped.traits.bits &= ~dropped.bit
-        if not dropped.traits.bits:
-            del self._traits[dropped.key[:3]]
+        del self._classes[dropped.key]
         for name in dropped.named_models:
             _discard_from(self._classes_naming, name, dropped)
-        for entry in self._entries.values():
-            entry.fitting &= ~dropped.bit
-            entry.serving &= ~dropped.bit
-        self._free_bits.append(dropped.bit)
+        for model_id in self._named(dropped.named_models):
+            self._entries[model_id].remove(dropped)
+        traits = dropped.traits
+        traits.classes.remove(dropped.bit)
+        if not traits.classes.at:
+            del self._traits[dropped.key[:3]]
+            self._bits.remove(traits.bit)
 
 
 def _fits(model: ModelPassport, node: NodeState) -> bool:
     return runtime_compatible(model, node) and hardware_compatible(model, node)
+
+
+def _need_key(model: ModelPassport) -> NeedKey:
+    """Return all that the matching engine reads of a model to judge a node that does not name it."""
+    return wanted_runtimes(model), minimum_vram_gb(model, None), model.context_length
 
 
 def _discard_from(index: dict[str, set[Item]], name: str, item: Item) -> None:

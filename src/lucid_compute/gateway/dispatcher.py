@@ -277,7 +277,7 @@ def _still_on_ring(candidates: list[Candidate], criteria: Criteria) -> list[Cand
 
 
 def _is_on_ring(node: FleetNode, criteria: Criteria) -> bool:
-    return node.capability_class.has_on_ring(node.state.id, criteria.model.id)
+    return node.capability_class.has_on_ring(node, criteria.model.id)
 
 
 def _longest_wait(candidates: list[Candidate]) -> float:

@@ -181,7 +181,7 @@ class FleetStats:
         now = self.monotonic()
         stats = (self.nodes[node_id] for node_id in self._open)
         nodes = (each.node for each in stats if each.breaker.blocked_seconds(now))
-        return [node for node in nodes if node.capability_class.has_on_ring(node.state.id, model_id)]
+        return [node for node in nodes if node.capability_class.has_on_ring(node, model_id)]
 
     def record_latency(self, node_id: str, kind: Kind, latency_ms: float) -> None:
         """Record the time to a first byte: the newest counts for a fifth, a better one for half or more."""

@@ -124,9 +124,12 @@ def health_reasons(node: NodeState, now: datetime) -> tuple[Reason, ...]:
 
 def declaration_of(model: ModelPassport, node: NodeState) -> DeclaredModel | None:
     """Return the node's declaration of the model, looked up by id, then name, then aliases; None: it declares none."""
-    if not node.declared:
-        return None
-    return next((node.declared[name] for name in model.known_as if name in node.declared), None)
+    declared = node.declared
+    if declared:
+        for name in model.known_as:
+            if name in declared:
+                return declared[name]
+    return None
 
 
 def wanted_runtimes(model: ModelPassport) -> frozenset[str]:

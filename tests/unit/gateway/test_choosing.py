@@ -162,6 +162,6 @@ async def test_a_model_that_changed_lets_go_of_the_nodes_that_no_longer_fit() ->
     for revision, minimum_gb, expected in ((2, 200, None), (3, 40, node), (4, 200, None)):
         changed = replace(record, metadata={**record.metadata, "minVramGb": minimum_gb}, revision=revision)
         fleet.fleet.apply_passport(changed)
-        assert node.capability_class.has_on_ring(node.state.id, record.id) is (expected is not None)
+        assert node.capability_class.has_on_ring(node, record.id) is (expected is not None)
         for policy in (NO_POLICY, named):
             assert await fleet.choose(fleet.criteria(policy)) is expected

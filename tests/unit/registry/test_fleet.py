@@ -192,7 +192,7 @@ class FleetMachine(RuleBasedStateMachine):
             for node in nodes:
                 is_on_ring = node.state.id in set(ring.all())
                 assert (node.state.id in ring) is is_on_ring
-                assert node.capability_class.has_on_ring(node.state.id, model.id) is is_on_ring
+                assert node.capability_class.has_on_ring(node, model.id) is is_on_ring
 
 
 def is_available(fleet: Fleet, model: ModelPassport, now: datetime) -> bool:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from datetime import datetime
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from lucid_compute.registry.domain.node_state import FRESH_WINDOW, NodeState
 from lucid_compute.registry.domain.passports import ModelPassport
@@ -29,6 +29,16 @@ from lucid_compute.registry.matching_engine import (
     serves,
     wanted_runtimes,
 )
+
+
+class Member(Protocol):
+    """A node of the fleet, by identity; `state` is replaced, and is current whenever the index is asked."""
+
+    state: NodeState
+
+    def __hash__(self) -> int:
+        """Return the hash of its identity."""
+
 
 ClassKey = tuple[object, ...]
 NeedKey = tuple[object, ...]
@@ -88,12 +98,12 @@ class CapabilityClass:
         self.named_models = frozenset(representative.declared) | representative.reported_models
         self.bit = traits.classes.add(self)
         self.size = 0
-        self.healthy: FreshnessOrder[str] = FreshnessOrder()
+        self.healthy: FreshnessOrder[Member] = FreshnessOrder()
         self.rings: dict[str, NodeRing] = {}
 
-    def has_on_ring(self, node_id: str, model_id: str) -> bool:
+    def has_on_ring(self, member: Member, model_id: str) -> bool:
         """Return whether a member is on the model's ring, without the ring's hash and search."""
-        return model_id in self.rings and node_id in self.healthy
+        return model_id in self.rings and member in self.healthy
 
 
 class _Need:
@@ -170,7 +180,7 @@ class CapabilityIndex:
         self._models_known_as: dict[str, set[str]] = {}
         self._expiry: ExpiryQueue[CapabilityClass] = ExpiryQueue()
         self._fresh_traits = 0
-        self._expired_at: datetime | None = None  # the instant for which classes that are no longer fresh are removed
+        self._expired_at: datetime | None = None  # a list asks for each of its models at the same instant
 
     def __len__(self) -> int:
         """Return the number of capability classes."""
@@ -194,27 +204,27 @@ class CapabilityIndex:
         joined.size += 1
         return joined
 
-    def leave(self, node_id: str, capability_class: CapabilityClass) -> None:
+    def leave(self, member: Member, capability_class: CapabilityClass) -> None:
         """Remove the node from its class, and the class with its last member."""
-        self.set_unhealthy(node_id, capability_class)
+        self.set_unhealthy(member, capability_class)
         capability_class.size -= 1
         if capability_class.size == 0:
             self._drop_class(capability_class)
 
-    def set_healthy(self, node_id: str, capability_class: CapabilityClass, received_at: datetime) -> None:
+    def set_healthy(self, member: Member, capability_class: CapabilityClass, received_at: datetime) -> None:
         """Record a heartbeat of a member that is healthy as long as it is fresh."""
-        if node_id not in capability_class.healthy:
+        if member not in capability_class.healthy:
             for ring in capability_class.rings.values():
-                ring.add(node_id)
-        if capability_class.healthy.touch(node_id, received_at):
+                ring.add(member.state.id)
+        if capability_class.healthy.touch(member, received_at):
             self._update_freshness(capability_class)
 
-    def set_unhealthy(self, node_id: str, capability_class: CapabilityClass) -> None:
+    def set_unhealthy(self, member: Member, capability_class: CapabilityClass) -> None:
         """Record that this member is not healthy, however fresh."""
-        if node_id in capability_class.healthy:
+        if member in capability_class.healthy:
             for ring in capability_class.rings.values():
-                ring.discard(node_id)
-            capability_class.healthy.discard(node_id)
+                ring.discard(member.state.id)
+            capability_class.healthy.discard(member)
             self._update_freshness(capability_class)
 
     def put_model(self, model: ModelPassport) -> None:
@@ -228,7 +238,7 @@ class CapabilityIndex:
         naming = self._naming(model)
         for capability_class in naming:
             entry.add(capability_class)
-        entry.ring.fill(node_id for c in naming if model.id in c.rings for node_id in c.healthy)
+        entry.ring.fill(member.state.id for c in naming if model.id in c.rings for member in c.healthy)
 
     def drop_model(self, model_id: str) -> None:
         """Remove the model, if it is known."""
@@ -243,29 +253,29 @@ class CapabilityIndex:
         for capability_class in self._naming(entry.model):
             capability_class.rings.pop(model_id, None)
 
-    def candidates(self, model_id: str, now: datetime) -> Iterator[str]:
+    def candidates(self, model_id: str, now: datetime) -> Iterator[NodeState]:
         """Return the freshest healthy member of each fresh class that fits the model; none of an unknown model.
 
         A caller that stops at the first node pays for one class, however many fit.
         """
-        fresh = self._fresh_at(now)
+        fresh = self._fresh_traits if now == self._expired_at else self._fresh_at(now)
         entry = self._entries.get(model_id)
-        return (
-            iter(()) if entry is None else self._freshest((entry.need.met_by | entry.served_by) & fresh, entry.fitting)
-        )
+        bits = 0 if entry is None else (entry.need.met_by | entry.served_by) & fresh
+        return self._freshest(bits, entry.fitting) if entry and bits else iter(())
 
-    def serving_candidates(self, model_id: str, now: datetime) -> Iterator[str]:
+    def serving_candidates(self, model_id: str, now: datetime) -> Iterator[NodeState]:
         """Return those `candidates` that also declare or report the model."""
-        fresh = self._fresh_at(now)
+        fresh = self._fresh_traits if now == self._expired_at else self._fresh_at(now)
         entry = self._entries.get(model_id)
-        return iter(()) if entry is None else self._freshest(entry.served_by & fresh, entry.serving)
+        bits = 0 if entry is None else entry.served_by & fresh
+        return self._freshest(bits, entry.serving) if entry and bits else iter(())
 
     def ring_of(self, model_id: str) -> NodeRing:
         """Return the nodes that fit and name the model and would be healthy if fresh; empty for an unknown model."""
         entry = self._entries.get(model_id)
         return entry.ring if entry else NodeRing()
 
-    def _freshest(self, traits_bits: int, classes_of: Callable[[_Traits], int]) -> Iterator[str]:
+    def _freshest(self, traits_bits: int, classes_of: Callable[[_Traits], int]) -> Iterator[NodeState]:
         while traits_bits:
             position = traits_bits.bit_length()
             traits_bits ^= 1 << position - 1
@@ -274,9 +284,9 @@ class CapabilityIndex:
             while bits:
                 position = bits.bit_length()
                 bits ^= 1 << position - 1
-                node_id = traits.classes.at[position].healthy.newest
-                if node_id is not None:
-                    yield node_id
+                member = traits.classes.at[position].healthy.newest
+                if member is not None:
+                    yield member.state
 
     def _update_freshness(self, capability_class: CapabilityClass) -> None:
         self._expired_at = None
@@ -298,10 +308,9 @@ class CapabilityIndex:
             self._fresh_traits &= ~traits.bit
 
     def _fresh_at(self, now: datetime) -> int:
-        if now != self._expired_at:  # a list asks for each of its models at the same instant
-            for capability_class in self._expiry.expire_before(now - FRESH_WINDOW):
-                self._set_stale(capability_class)
-            self._expired_at = now
+        for capability_class in self._expiry.expire_before(now - FRESH_WINDOW):
+            self._set_stale(capability_class)
+        self._expired_at = now
         return self._fresh_traits
 
     def _naming(self, model: ModelPassport) -> set[CapabilityClass]:

@@ -253,11 +253,11 @@ class Fleet:
 
         Nodes are looked up one at a time, when the engine asks for the next.
         """
-        return (self._nodes[node_id].state for node_id in self._index.candidates(model.id, now))
+        return self._index.candidates(model.record.id, now)
 
     def serving_candidates(self, model: ModelPassport, now: datetime) -> Iterator[NodeState]:
         """Return those `candidates` that declare or report the model, for `has_serving_compute` to judge."""
-        return (self._nodes[node_id].state for node_id in self._index.serving_candidates(model.id, now))
+        return self._index.serving_candidates(model.record.id, now)
 
     def ring_of(self, model: ModelPassport) -> NodeRing:
         """Return the nodes that the gateway may consider for the model, fresh or not.
@@ -268,7 +268,7 @@ class Fleet:
 
     def remove_from_rings(self, node: FleetNode) -> None:
         """Remove a node that has become silent from every ring, until its next heartbeat."""
-        self._index.set_unhealthy(node.state.id, node.capability_class)
+        self._index.set_unhealthy(node, node.capability_class)
 
     def class_count(self) -> int:
         """Return the number of capability classes."""
@@ -290,7 +290,7 @@ class Fleet:
         """Remove a node that ended long ago."""
         self.changes += 1
         self.secrets.forget(node.record.id)
-        self._index.leave(node.record.id, node.capability_class)
+        self._index.leave(node, node.capability_class)
         del self._nodes[node.record.id]
         del self._nodes_by_owner[node.record.owner][node.record.id]
 
@@ -337,16 +337,16 @@ class Fleet:
         self.changes += 1
         node.state = state
         if self._index.key_of(state) != node.capability_class.key:
-            self._index.leave(state.id, node.capability_class)
+            self._index.leave(node, node.capability_class)
             node.capability_class = self._index.join(state)
         self._update_health(node)
 
     def _update_health(self, node: FleetNode) -> None:
         state = node.state
         if state.last_heartbeat is not None and is_healthy(state, state.last_heartbeat.received_at):
-            self._index.set_healthy(state.id, node.capability_class, state.last_heartbeat.received_at)
+            self._index.set_healthy(node, node.capability_class, state.last_heartbeat.received_at)
         else:
-            self._index.set_unhealthy(state.id, node.capability_class)
+            self._index.set_unhealthy(node, node.capability_class)
 
 
 def _looks_alike(previous: Receipt, receipt: Receipt) -> bool:

@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import NullPool
 
 import lucid_compute
+from lucid_compute.postgres.changes import adopt_rows
 from lucid_compute.postgres.database import SLOW_CONNECT_TIMEOUT_SECONDS, DatabaseNotUsable, check_usable, connect
 from lucid_compute.postgres.embedded import open_embedded_database
 
@@ -80,19 +81,10 @@ async def downgrade(url: str, revision: str) -> None:
 
 
 async def adopt_restored_rows(url: str) -> None:
-    """Assign the current transaction to restored rows whose transaction numbers are ahead of this cluster's.
-
-    Such rows come from a dump of another cluster. Without this, the feed would read them at every poll, and a drain
-    among them would never count as applied.
-    """
+    """Call `adopt_rows` on a connection of its own."""
     connection = await connect(url, lock_timeout_seconds=0, timeout_seconds=SLOW_CONNECT_TIMEOUT_SECONDS)
     try:
-        for table in ("passports", "nodes", "api_keys", "heartbeat_batches"):
-            ahead = f"UPDATE {table} SET changed_xid = pg_current_xact_id() WHERE changed_xid > pg_current_xact_id()"
-            await connection.execute(ahead)
-        await connection.execute(
-            "UPDATE nodes SET drain_xid = pg_current_xact_id() WHERE drain_xid > pg_current_xact_id()"
-        )
+        await adopt_rows(connection)
     finally:
         await connection.close()
 

@@ -79,18 +79,18 @@ EVERYTHING = f"""
         WHERE h.received_at IS NOT NULL AND {_MIRRORED}
 """
 # Exactly what the snapshot $1 did not show, by the index: what a long transaction anywhere holds open costs nothing.
-_UNSEEN = (
+UNSEEN = (
     "(changed_xid >= pg_snapshot_xmax($1::text::pg_snapshot) "
     "OR changed_xid = ANY(ARRAY(SELECT pg_snapshot_xip($1::text::pg_snapshot))))"
 )
 CHANGES = f"""
     {_SERVICE}
-    UNION ALL SELECT 'key', to_jsonb(k)::text FROM api_keys k WHERE {_UNSEEN}
-    UNION ALL SELECT 'passport', (to_jsonb(p) - 'secrets')::text FROM passports p WHERE {_UNSEEN}
-    UNION ALL {_SECRETS} AND {_UNSEEN}
-    UNION ALL SELECT 'node', to_jsonb(n)::text FROM nodes n WHERE {_UNSEEN}
+    UNION ALL SELECT 'key', to_jsonb(k)::text FROM api_keys k WHERE {UNSEEN}
+    UNION ALL SELECT 'passport', (to_jsonb(p) - 'secrets')::text FROM passports p WHERE {UNSEEN}
+    UNION ALL {_SECRETS} AND {UNSEEN}
+    UNION ALL SELECT 'node', to_jsonb(n)::text FROM nodes n WHERE {UNSEEN}
     UNION ALL SELECT 'heartbeat', to_jsonb(h)::text FROM heartbeats h WHERE h.passport_id IN (
-        SELECT unnest(b.passport_ids) FROM heartbeat_batches b WHERE {_UNSEEN} AND b.replica_id <> $2
+        SELECT unnest(b.passport_ids) FROM heartbeat_batches b WHERE {UNSEEN} AND b.replica_id <> $2
         UNION ALL SELECT unnest($3::uuid[])
     )
 """

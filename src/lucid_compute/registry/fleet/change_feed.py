@@ -169,6 +169,7 @@ class ChangeFeed:
         self._listens = listens
         self.lease_renewal_seconds = LEASE_RENEWAL_SECONDS
         self.loaded = asyncio.Event()
+        self.trouble: Exception | None = None  # why the last connection ended
         self._wake = asyncio.Event()
         self._caught_up = asyncio.Event()
         self._snapshot: str | None = None
@@ -213,6 +214,7 @@ class ChangeFeed:
                 async with self._connection.within(None) as connection:
                     await self._follow(connection)
             except Exception as error:  # noqa: BLE001 - a replica without its feed would serve stale data forever
+                self.trouble = error
                 if not is_transient(error):
                     _log.exception("the change feed failed and starts over")
                 self._connection.terminate()  # the next one gets its listeners again

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 import asyncpg
-from sqlalchemy import event
+from sqlalchemy import event, text
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -197,6 +197,11 @@ class Database:
     async def close(self) -> None:
         """Close every connection."""
         await self._engine.dispose()
+
+
+async def write_nothing(connection: AsyncConnection) -> None:
+    """Execute a write of no row, which a session that is read-only refuses. Nothing waits for its lock."""
+    await connection.execute(text("UPDATE replicas SET seen_at = seen_at WHERE false"))
 
 
 def explain_unavailable(error: BaseException | None) -> str:

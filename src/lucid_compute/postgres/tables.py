@@ -76,7 +76,7 @@ def _followed() -> tuple[Column[Any], Column[Any]]:
 
 
 # One row. A migration that older replicas can't live with names its own revision there.
-schema_compatibility = Table(
+Table(
     "schema_compatibility",
     metadata,
     Column("only_row", Boolean, primary_key=True, server_default=text("true")),

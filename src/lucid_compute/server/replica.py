@@ -9,8 +9,6 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from sqlalchemy import text
-
 from lucid_compute.accounting.gauges import GaugeRecorder
 from lucid_compute.accounting.job_search import JobSearch
 from lucid_compute.accounting.ledger import JobLedger
@@ -26,7 +24,7 @@ from lucid_compute.gateway.prober import Prober
 from lucid_compute.gateway.watchdog import Watchdog
 from lucid_compute.postgres import schema
 from lucid_compute.postgres.clock import DatabaseClock
-from lucid_compute.postgres.database import Database, explain_unavailable
+from lucid_compute.postgres.database import Database, explain_unavailable, write_nothing
 from lucid_compute.registry.compute_registry import ComputeRegistry
 from lucid_compute.registry.events import NodeEvents
 from lucid_compute.registry.fleet.change_feed import ChangeFeed
@@ -44,8 +42,6 @@ from lucid_compute.webhooks.sender import WebhookParts
 
 _LOAD_DEADLINE_SECONDS = 60.0
 
-# Refused in a session that is read-only; else it takes no lock that anything waits for.
-_WRITE_NOTHING = text("UPDATE replicas SET seen_at = seen_at WHERE false")
 _log = logging.getLogger(__name__)
 
 
@@ -132,7 +128,7 @@ class Replica:
             raise NotReady(f"For over five seconds it could not write to the database and read it. {reason}")
         try:
             async with self.database.transaction() as connection:
-                await connection.execute(_WRITE_NOTHING)
+                await write_nothing(connection)
                 misfit = await schema.find_misfit(connection)
         except DatabaseUnavailable as error:
             raise NotReady(explain_unavailable(error)) from error

@@ -176,6 +176,7 @@ class ChangeFeed:
         self._identity: Identity = ()
         self._file: str | None = None
         self._progress: Progress | None = None
+        self._progress_at = 0.0
         self._lease: datetime | None = None
         self._applied, self._applied_at = _NOTHING_APPLIED, _NEVER
         self._renewal_due = 0.0
@@ -242,7 +243,8 @@ class ChangeFeed:
         self._renewal_due = 0.0
         await self._set_clock(await connection.fetchval("SELECT clock_timestamp()"))
         identity, progress = await read_identity(connection), self._progress
-        if progress is None or not await continues(connection, self.replica_id, identity, progress):
+        away = timedelta(seconds=time.monotonic() - self._progress_at)
+        if progress is None or not await continues(connection, self.replica_id, identity, progress, away=away):
             await self._start_over(connection)
         self._identity = identity
 
@@ -289,7 +291,8 @@ class ChangeFeed:
         snapshot = Snapshot.parse(self._applied)
         self._fleet.replicas.record_read(snapshot)
         if self._lease is not None:
-            self._progress = Progress(self._identity, snapshot, self._applied_at, time.monotonic(), self._lease)
+            self._progress = Progress(self._identity, snapshot, self._applied_at, self._lease)
+            self._progress_at = time.monotonic()
 
     async def _fetch(self, connection: asyncpg.Connection[asyncpg.Record], unsure_of: Iterable[str]) -> Rows:
         """Return the JSON of everything, or of what has changed, by kind; set the clock."""

@@ -6,7 +6,6 @@ URL leads to another server. Then revisions and transaction ids say nothing abou
 
 from __future__ import annotations
 
-import time
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
@@ -39,7 +38,6 @@ class Progress(NamedTuple):
     identity: Identity
     snapshot: Snapshot
     read_at: datetime
-    read_at_monotonic: float
     lease: datetime
 
 
@@ -49,16 +47,21 @@ async def read_identity(connection: asyncpg.Connection[asyncpg.Record]) -> Ident
 
 
 async def continues(
-    connection: asyncpg.Connection[asyncpg.Record], replica_id: str, identity: Identity, progress: Progress
+    connection: asyncpg.Connection[asyncpg.Record],
+    replica_id: str,
+    identity: Identity,
+    progress: Progress,
+    *,
+    away: timedelta,
 ) -> bool:
-    """Return whether the replica can read on where it stopped: nothing that it has read is lost, or too long ago."""
+    """Return whether the replica can read on where it stopped: nothing that it has read is lost, or too long ago.
+
+    `away` is how long ago that was by this machine's clock, as Postgres's may have stepped.
+    """
     if any(None not in pair and pair[0] != pair[1] for pair in zip(identity, progress.identity, strict=True)):
         return False
     ((snapshot, now, lease),) = await connection.fetch(_NOW, replica_id)
-    is_recent = (
-        now - progress.read_at <= RESUME_WITHIN
-        and time.monotonic() - progress.read_at_monotonic <= RESUME_WITHIN.total_seconds()
-    )
+    is_recent = max(now - progress.read_at, away) <= RESUME_WITHIN
     has_all = Snapshot.parse(snapshot).covers(progress.snapshot) and lease is not None and lease >= progress.lease
     return is_recent and has_all
 

@@ -17,8 +17,10 @@ from lucid_compute.server.schema_tables import metadata
 
 
 def run_on(connection: Connection) -> None:
-    """Run the migrations in one transaction, so that they are applied completely or not at all."""
-    context.configure(connection=connection, target_metadata=metadata, transactional_ddl=True)
+    """Run each migration in a transaction of its own, so that no lock is held while later ones work."""
+    context.configure(
+        connection=connection, target_metadata=metadata, transactional_ddl=True, transaction_per_migration=True
+    )
     with context.begin_transaction():
         context.run_migrations()
 
@@ -39,7 +41,9 @@ def run_from_the_shell() -> None:
 
 def print_sql() -> None:
     """Print the statements of `alembic … --sql` without connecting."""
-    context.configure(dialect_name="postgresql", target_metadata=metadata, transactional_ddl=True)
+    context.configure(
+        dialect_name="postgresql", target_metadata=metadata, transactional_ddl=True, transaction_per_migration=True
+    )
     with context.begin_transaction():
         context.run_migrations()
 

@@ -91,6 +91,8 @@ INSERT INTO webhooks (id, owner, url, secret, events, all_owners, former_secret)
 INSERT INTO refusals (hour, consumer, model_id, cause, requests)
     VALUES (date_trunc('hour', now()), 'carl', '{MODEL}', 'no_capacity', 9);
 """,
+    # replicas only read its table
+    "compatible": "SELECT FROM schema_compatibility",
 }
 LANDED = tuple(ROWS)
 

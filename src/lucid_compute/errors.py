@@ -343,6 +343,15 @@ class DatabaseUnavailable(Unavailable):
         )
 
 
+class NotReady(Unavailable):
+    """This replica can't serve as it should; the message says why."""
+
+    code = "DATABASE_UNAVAILABLE"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"This replica is not ready. {reason}", retry_after_seconds=1)
+
+
 class ModelUnavailable(Unavailable):
     """The model is known, but no node can get the request; `details.rejections` counts the reasons."""
 

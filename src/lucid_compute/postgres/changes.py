@@ -1,4 +1,4 @@
-"""NOTIFY for other replicas: it wakes their change feeds, so they read a change at once and not at the next poll."""
+"""What change feeds follow: NOTIFY, so that they read a change at once, and the numbers of the rows' transactions."""
 
 from __future__ import annotations
 
@@ -19,3 +19,15 @@ async def announce(connection: AsyncConnection | asyncpg.Connection[asyncpg.Reco
         await connection.execute(text(_NOTIFY))
     else:
         await connection.execute(_NOTIFY)
+
+
+async def adopt_rows(connection: asyncpg.Connection[asyncpg.Record]) -> None:
+    """Assign the current transaction to rows whose transaction numbers are ahead of this cluster's.
+
+    Such rows come from a dump of another cluster. Without this, the feed would read them at every poll, and a drain
+    among them would never count as applied.
+    """
+    for table in ("passports", "nodes", "api_keys", "heartbeat_batches"):
+        ahead = f"UPDATE {table} SET changed_xid = pg_current_xact_id() WHERE changed_xid > pg_current_xact_id()"
+        await connection.execute(ahead)
+    await connection.execute("UPDATE nodes SET drain_xid = pg_current_xact_id() WHERE drain_xid > pg_current_xact_id()")

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
+from sqlalchemy import event, text
+from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from lucid_compute.errors import DatabaseUnavailable
+from lucid_compute.postgres.connection_url import ConnectionTarget, Server, normalise_url, read_target
+from lucid_compute.postgres.connection_url import DatabaseNotUsable as DatabaseNotUsable
 
 OLDEST_SERVER = (14, 0)
 CONNECT_TIMEOUT_SECONDS = 2.0
@@ -30,6 +35,8 @@ _SESSION = """
 # Classes of SQLSTATE for faults that pass: connection, insufficient resources (such as a full disk), operator
 # intervention, system error, and a transaction that lost against another one.
 _TRANSIENT_SQLSTATES = ("08", "53", "57", "58", "40", "25006", "55P03")
+# Faults after which a session is of no more use: the server shuts down, or it takes no writes (any more).
+_LOST_SESSION_SQLSTATES = ("25006", "57P0")
 _CONNECTION_ERRORS = (
     OSError,
     TimeoutError,
@@ -38,28 +45,10 @@ _CONNECTION_ERRORS = (
     asyncpg.PostgresConnectionError,
     PoolTimeoutError,
 )
-
-
-class DatabaseNotUsable(Exception):
-    """The database can't be used as configured; the text says what to change."""
-
-
-def normalise_url(url: str) -> str:
-    """Return the URL with the scheme that asyncpg takes, for any Postgres scheme.
-
-    Raises:
-        DatabaseNotUsable: `url` is not a Postgres URL.
-    """
-    try:
-        parts = urlsplit(url)
-        _ = parts.port
-    except ValueError:
-        message = "LUCID_DATABASE_URL can't be read. Percent-encode its password: %2F stands for /, %23 for #."
-        raise DatabaseNotUsable(message) from None
-    if parts.scheme.split("+")[0] not in {"postgres", "postgresql"}:
-        message = "LUCID_DATABASE_URL must look like postgresql://user:password@host:5432/database."
-        raise DatabaseNotUsable(message)
-    return urlunsplit(parts._replace(scheme="postgresql"))
+# What a call of the driver may raise.
+_DRIVER_ERRORS = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+_log = logging.getLogger(__name__)
+_last_used: dict[str, Server] = {}
 
 
 class _Connection(asyncpg.Connection):
@@ -79,22 +68,58 @@ async def connect(
     lock_timeout_seconds: float = LOCK_TIMEOUT_SECONDS,
     timeout_seconds: float = CONNECT_TIMEOUT_SECONDS,
 ) -> asyncpg.Connection[asyncpg.Record]:
-    """Return an open connection; `session` is SQL that runs on it first.
+    """Return an open connection to the first server that takes writes; `session` is SQL that runs on it first.
 
-    The session settings make Postgres end the transaction and the locks of a vanished replica within seconds.
+    Each server gets a part of `timeout_seconds`, so that one that does not answer leaves time for the next. The session
+    settings make Postgres end the transaction and the locks of a vanished replica within seconds.
     """
-    connection = await asyncpg.connect(
-        normalise_url(url),
-        timeout=timeout_seconds,
-        server_settings={"application_name": application},
-        connection_class=_Connection,
-    )
+    target = read_target(url)
+    if target.application_prefix:
+        application = f"{target.application_prefix} {application}"
+    if target.search_path is not None:
+        session = f"SET search_path = {_quote(target.search_path)}; {session}"
+    connection = await _connect_to_any(target, application, target.connect_timeout_seconds or timeout_seconds)
     try:
         await connection.execute(_SESSION.format(lock_timeout=int(lock_timeout_seconds * 1000)) + session)
     except BaseException:  # also when cancelled: no one else can close it
         connection.terminate()
         raise
     return connection
+
+
+def _quote(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+async def _connect_to_any(
+    target: ConnectionTarget, application: str, timeout_seconds: float
+) -> asyncpg.Connection[asyncpg.Record]:
+    """Return a connection to the first server that can be used, beginning with the one that could be used last.
+
+    Raises:
+        Exception: the error of the last server that was tried.
+    """
+    last_used = _last_used.get(target.url)
+    servers = sorted(target.servers, key=lambda server: server != last_used)
+    for left in range(len(servers), 0, -1):
+        server, began = servers[-left], time.monotonic()
+        try:
+            connection = await asyncpg.connect(
+                target.url,
+                host=server.host,
+                port=server.port,
+                timeout=timeout_seconds / left,
+                server_settings={"application_name": application},
+                connection_class=_Connection,
+            )
+        except Exception as error:
+            if left == 1 or not is_transient(error):
+                raise
+            timeout_seconds -= time.monotonic() - began
+        else:
+            _last_used[target.url] = server
+            return connection
+    raise AssertionError  # there is a server
 
 
 def is_transient(error: BaseException) -> bool:
@@ -112,14 +137,30 @@ def constraint_of(error: DBAPIError) -> str | None:
     return getattr(_original(error), "constraint_name", None)
 
 
+def sqlstate_of(error: BaseException) -> str:
+    """Return Postgres's code of the error; an empty text if it did not come from Postgres."""
+    original = _original(error) if isinstance(error, DBAPIError) else error.__cause__ or error
+    return getattr(original, "sqlstate", None) or ""
+
+
 def _original(error: DBAPIError) -> BaseException:
     """Return asyncpg's own exception behind SQLAlchemy's and its dialect's."""
     original: BaseException = error.orig or error
     return original.__cause__ or original
 
 
+def _drop_lost_sessions(context: ExceptionContext) -> None:
+    """Have SQLAlchemy drop the pool's sessions whose server is gone or has become a standby."""
+    is_lost = sqlstate_of(context.original_exception).startswith(_LOST_SESSION_SQLSTATES)
+    context.is_disconnect = context.is_disconnect or is_lost
+
+
 class Database:
-    """The connection pool for ordinary requests. Every transaction is bounded by `timeout_seconds`."""
+    """The connection pool for ordinary requests. Every transaction is bounded by `timeout_seconds`.
+
+    When Postgres says that it shuts down or takes no writes, every connection of the pool is replaced before its next
+    use: the others lead to the same server.
+    """
 
     def __init__(
         self, url: str, *, application: str = "lucid", pool_size: int = 5, timeout_seconds: float = 2.0
@@ -136,6 +177,7 @@ class Database:
             pool_recycle=1800,
             hide_parameters=True,  # they may contain a node's key, and errors are logged
         )
+        event.listen(self._engine.sync_engine, "handle_error", _drop_lost_sessions)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection]:
@@ -147,7 +189,7 @@ class Database:
         try:
             async with asyncio.timeout(self.timeout_seconds), self._engine.begin() as connection:
                 yield connection
-        except (OSError, TimeoutError, SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except (SQLAlchemyError, *_DRIVER_ERRORS) as error:
             if is_transient(error):
                 raise DatabaseUnavailable from error
             raise
@@ -155,6 +197,22 @@ class Database:
     async def close(self) -> None:
         """Close every connection."""
         await self._engine.dispose()
+
+
+async def write_nothing(connection: AsyncConnection) -> None:
+    """Execute a write of no row, which a session that is read-only refuses. Nothing waits for its lock."""
+    await connection.execute(text("UPDATE replicas SET seen_at = seen_at WHERE false"))
+
+
+def explain_unavailable(error: BaseException | None) -> str:
+    """Return a sentence about why the database could not be used; `error` may be what the driver raised."""
+    cause = error.__cause__ if isinstance(error, DatabaseUnavailable) else error
+    original = _original(cause) if isinstance(cause, DBAPIError) else cause
+    if isinstance(original, asyncpg.TargetServerAttributeNotMatched) or getattr(original, "sqlstate", "") == "25006":
+        return "The database takes no writes: it is a standby, or default_transaction_read_only is on."
+    if isinstance(original, asyncpg.PostgresError):
+        return f"The database says: {original.message}."
+    return "The database does not answer in time."
 
 
 async def check_usable(url: str) -> None:
@@ -169,9 +227,10 @@ async def check_usable(url: str) -> None:
     try:
         first = await connect(url, timeout_seconds=SLOW_CONNECT_TIMEOUT_SECONDS)
         second = await connect(url, timeout_seconds=SLOW_CONNECT_TIMEOUT_SECONDS)
-    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        message = f"The database could not be reached ({error}). Is it running, and is LUCID_DATABASE_URL right?"
-        raise DatabaseNotUsable(message) from error
+    except _DRIVER_ERRORS as error:
+        raise DatabaseNotUsable(_explain(error)) from error
+    for note in read_target(url).notes:
+        _log.info(note)
     try:
         await _refuse_old_server(first)
         await _refuse_transaction_pool(first, second)
@@ -179,6 +238,19 @@ async def check_usable(url: str) -> None:
     finally:
         await first.close()
         await second.close()
+
+
+def _explain(error: Exception) -> str:
+    """Return a sentence about a database that can't be connected to."""
+    if isinstance(error, asyncpg.TargetServerAttributeNotMatched):
+        return (
+            "Every server that LUCID_DATABASE_URL names is read-only or a standby, and the service writes. Name the "
+            "primary too, and look at default_transaction_read_only."
+        )
+    if isinstance(error, asyncpg.UndefinedObjectError | asyncpg.CantChangeRuntimeParamError | asyncpg.ProtocolError):
+        return f"LUCID_DATABASE_URL has a word that Postgres refuses ({error}). Remove it from the URL."
+    reason = str(error) or type(error).__name__
+    return f"The database could not be reached ({reason}). Is it running, and is LUCID_DATABASE_URL right?"
 
 
 async def _refuse_old_server(connection: asyncpg.Connection[asyncpg.Record]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache
@@ -13,15 +15,30 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import NullPool
 
 import lucid_compute
-from lucid_compute.postgres.database import SLOW_CONNECT_TIMEOUT_SECONDS, DatabaseNotUsable, check_usable, connect
+from lucid_compute.postgres.changes import adopt_rows
+from lucid_compute.postgres.database import (
+    SLOW_CONNECT_TIMEOUT_SECONDS,
+    DatabaseNotUsable,
+    check_usable,
+    connect,
+    sqlstate_of,
+)
 from lucid_compute.postgres.embedded import open_embedded_database
 
 SCHEMA_LOCK = 0x6C756369  # the number of an advisory lock: "luci" in ASCII
+MIGRATION_PATIENCE_SECONDS = 300.0
 _VERSION_SQL = "SELECT version_num FROM alembic_version"
+_HAS_COMPATIBILITY_SQL = "SELECT to_regclass('schema_compatibility') IS NOT NULL"
+_OLDEST_SQL = "SELECT oldest_revision FROM schema_compatibility"
+_LOCK_SQLSTATES = {"55P03", "40P01"}  # a lock was not granted in time, or granting it would be a deadlock
+_POLL_SECONDS = 0.05
+_RETRY_SECONDS = 0.5
+_log = logging.getLogger(__name__)
 
 
 @cache
@@ -42,36 +59,77 @@ def migrations_folder() -> Path:
 @cache
 def head_revision() -> str:
     """Return the revision that this version of the code needs."""
-    return str(_scripts().get_current_head())
+    return known_revisions()[0]
 
 
-async def revision_of(connection: AsyncConnection) -> str | None:
-    """Return the revision of the connection's database."""
+async def find_misfit(connection: AsyncConnection) -> str | None:
+    """Return why this version can't serve on the connection's database, as a sentence; None when it can."""
     revision: str | None = await connection.scalar(text(_VERSION_SQL))
-    return revision
+    if revision == head_revision():
+        return None
+    oldest: str | None = None
+    if await connection.scalar(text(_HAS_COMPATIBILITY_SQL)):
+        oldest = await connection.scalar(text(_OLDEST_SQL))
+    return judge_revision(revision, oldest)
+
+
+def judge_revision(revision: str | None, oldest: str | None) -> str | None:
+    """Return why this version can't serve on a database at `revision`, as a sentence; None when it can.
+
+    It can serve at its own revision, and ahead of it as long as it knows `oldest`, the oldest revision that can serve.
+    """
+    known = known_revisions()
+    if revision == known[0]:
+        return None
+    if revision is None or revision in known:
+        return f"The database is at {revision or 'no revision'}. This version needs {known[0]}: `lucid db upgrade`."
+    if oldest in known:
+        return None
+    return (
+        f"A newer version of lucid-compute has migrated this database: it is at {revision}, and "
+        f"{lucid_compute.__version__} knows up to {known[0]}. Install the newer version, or restore a backup from "
+        "before."
+    )
 
 
 async def current_revision(url: str) -> str | None:
     """Return the revision of the database; None when it is empty."""
+    return (await _read_revisions(url))[0]
+
+
+async def _read_revisions(url: str) -> tuple[str | None, str | None]:
+    """Return the database's revision, and the oldest that can serve on it; None for what it does not say."""
     connection = await connect(url, timeout_seconds=SLOW_CONNECT_TIMEOUT_SECONDS)
     try:
-        if await connection.fetchval("SELECT to_regclass('alembic_version')") is None:
-            return None
-        revision: str | None = await connection.fetchval(_VERSION_SQL)
-        return revision
+        revision = oldest = None
+        if await connection.fetchval("SELECT to_regclass('alembic_version')") is not None:
+            revision = await connection.fetchval(_VERSION_SQL)
+        if await connection.fetchval(_HAS_COMPATIBILITY_SQL):
+            oldest = await connection.fetchval(_OLDEST_SQL)
+        return revision, oldest
     finally:
         await connection.close()
 
 
-async def upgrade(url: str, revision: str = "head") -> None:
+async def upgrade(url: str, revision: str = "head", *, patience_seconds: float = MIGRATION_PATIENCE_SECONDS) -> None:
     """Upgrade the database to `revision`; replicas that start together wait for the one that does it.
 
+    A database that a newer version has migrated is left alone if this version can still serve on it.
+
     Raises:
-        DatabaseNotUsable: a newer version of the code has migrated the database, or there is no such revision.
+        DatabaseNotUsable: this version can't serve on what a newer version has made of the database, there is no such
+            revision, or a table was locked for longer than `patience_seconds`.
     """
-    if revision == "head" and await current_revision(url) == head_revision():
-        return
-    await _run(url, lambda config: command.upgrade(config, revision))
+    if revision == "head":
+        at, oldest = await _read_revisions(url)
+        if at == head_revision():
+            return
+        if at is not None and at not in known_revisions():
+            if misfit := judge_revision(at, oldest):
+                raise DatabaseNotUsable(misfit)
+            _log.info("a newer version has migrated the database to %s; this version still serves on it", at)
+            return
+    await _run(url, lambda config: command.upgrade(config, revision), patience_seconds)
 
 
 async def downgrade(url: str, revision: str) -> None:
@@ -80,19 +138,10 @@ async def downgrade(url: str, revision: str) -> None:
 
 
 async def adopt_restored_rows(url: str) -> None:
-    """Assign the current transaction to restored rows whose transaction numbers are ahead of this cluster's.
-
-    Such rows come from a dump of another cluster. Without this, the feed would read them at every poll, and a drain
-    among them would never count as applied.
-    """
+    """Call `adopt_rows` on a connection of its own."""
     connection = await connect(url, lock_timeout_seconds=0, timeout_seconds=SLOW_CONNECT_TIMEOUT_SECONDS)
     try:
-        for table in ("passports", "nodes", "api_keys", "heartbeat_batches"):
-            ahead = f"UPDATE {table} SET changed_xid = pg_current_xact_id() WHERE changed_xid > pg_current_xact_id()"
-            await connection.execute(ahead)
-        await connection.execute(
-            "UPDATE nodes SET drain_xid = pg_current_xact_id() WHERE drain_xid > pg_current_xact_id()"
-        )
+        await adopt_rows(connection)
     finally:
         await connection.close()
 
@@ -121,39 +170,75 @@ def open_database(url: str | None, data_dir: Path) -> Iterator[str]:
         yield database_url
 
 
-async def _run(url: str, step: Callable[[Config], object]) -> None:
-    await run_locked(url, lambda connection: step(_config(connection)))
+async def _run(
+    url: str, step: Callable[[Config], object], patience_seconds: float = MIGRATION_PATIENCE_SECONDS
+) -> None:
+    await run_locked(url, lambda connection: step(_config(connection)), patience_seconds=patience_seconds)
 
 
-async def run_locked(url: str, step: Callable[[Connection], object]) -> None:
-    """Run `step` in one transaction under the schema's advisory lock, so that only one replica migrates at a time.
+async def run_locked(
+    url: str, step: Callable[[Connection], object], *, patience_seconds: float = MIGRATION_PATIENCE_SECONDS
+) -> None:
+    """Run `step` under the schema's advisory lock, so that only one replica migrates at a time.
+
+    `step` waits a second for each lock of a table, because requests queue up behind it. Then what it has not committed
+    is undone, and it is run again, for `patience_seconds` in all.
 
     Raises:
-        DatabaseNotUsable: a newer version of the code has migrated the database, or there is no such revision.
+        DatabaseNotUsable: a newer version of the code has migrated the database, there is no such revision, or another
+            transaction has held a table for too long.
     """
     engine = create_async_engine(
         "postgresql+asyncpg://",
-        async_creator=lambda: connect(url, lock_timeout_seconds=0, timeout_seconds=SLOW_CONNECT_TIMEOUT_SECONDS),
+        async_creator=lambda: connect(url, lock_timeout_seconds=1, timeout_seconds=SLOW_CONNECT_TIMEOUT_SECONDS),
         poolclass=NullPool,
     )
     try:
-        async with engine.begin() as connection:
-            await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": SCHEMA_LOCK})
-            await connection.run_sync(step)
+        async with engine.connect() as connection:
+            await _take_turn(connection)
+            await _run_patiently(connection, step, patience_seconds)
     except CommandError as error:
-        at = await current_revision(url)
-        if at is None or at in known_revisions():
-            raise DatabaseNotUsable(f"{str(error).rstrip('.')}.") from error
-        message = (
-            f"A newer version of lucid-compute has migrated this database: it is at {at}, and "
-            f"{lucid_compute.__version__} knows up to {head_revision()}. Install the newer version, or restore a "
-            "backup from before."
-        )
-        raise DatabaseNotUsable(message) from error
+        at, oldest = await _read_revisions(url)
+        misfit = None if at is None or at in known_revisions() else judge_revision(at, oldest)
+        raise DatabaseNotUsable(misfit or f"{str(error).rstrip('.')}.") from error
     finally:
         await engine.dispose()
 
 
+async def _take_turn(connection: AsyncConnection) -> None:
+    """Wait for the schema's lock, which the session then holds until it ends.
+
+    It asks again and again: a session that waited inside a statement would hold up CREATE INDEX CONCURRENTLY.
+    """
+    while not await connection.scalar(text(f"SELECT pg_try_advisory_lock({SCHEMA_LOCK})")):
+        await connection.rollback()
+        await asyncio.sleep(_POLL_SECONDS)
+    await connection.commit()
+
+
+async def _run_patiently(connection: AsyncConnection, step: Callable[[Connection], object], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            await connection.run_sync(step)
+            await connection.commit()
+        except DBAPIError as error:
+            await connection.rollback()
+            if sqlstate_of(error) not in _LOCK_SQLSTATES:
+                raise
+            if time.monotonic() >= deadline:
+                message = (
+                    "Another transaction holds a table that is to be migrated. Find it in pg_stat_activity, end it and "
+                    "start again. Revisions that were reached stay."
+                )
+                raise DatabaseNotUsable(message) from error
+            _log.info("a migration waits for another transaction, and is tried again")
+            await asyncio.sleep(_RETRY_SECONDS)
+        else:
+            return
+
+
+@cache
 def known_revisions() -> list[str]:
     """Return every revision that this version of the code knows, newest first."""
     return [script.revision for script in _scripts().walk_revisions()]

@@ -75,6 +75,14 @@ def _followed() -> tuple[Column[Any], Column[Any]]:
     )
 
 
+# One row. A migration that older replicas can't live with names its own revision there.
+Table(
+    "schema_compatibility",
+    metadata,
+    Column("only_row", Boolean, primary_key=True, server_default=text("true")),
+    Column("oldest_revision", Text, nullable=False),
+)
+
 passports = Table(
     "passports",
     metadata,

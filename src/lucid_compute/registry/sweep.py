@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from typing import NamedTuple, Protocol
 
 from sqlalchemy import text
@@ -26,11 +27,11 @@ from lucid_compute.registry.domain.node_state import FRESH_WINDOW, NodeStatus
 from lucid_compute.registry.events import ENQUEUE_NODE_EVENTS
 from lucid_compute.registry.fleet.change_feed import ENDED_NODES_KEPT
 from lucid_compute.registry.fleet.fleet import Fleet, FleetNode
-from lucid_compute.registry.idempotency import KEPT_HOURS
+from lucid_compute.registry.fleet.replicas import silence_since
 from lucid_compute.registry.keys.store import KeyStore
 from lucid_compute.web.turns import in_batches, in_turns
 
-CLEANING_SECONDS = 60.0
+UPKEEP_SECONDS = 60.0
 STALE_EVENT_AFTER = FRESH_WINDOW + timedelta(seconds=5)
 SWEEP_LOCK = 0x73776570  # an advisory lock of our own: "swep"
 MAX_UNHEALTHY_EVENTS = 2  # of a node in ten minutes
@@ -43,8 +44,14 @@ BRAKE_LIMIT = timedelta(minutes=5)
 _log = logging.getLogger(__name__)
 _NODES_A_TURN = 1000
 
+# The passport is locked before its node, as departures do. A passport that is locked now may be about to end: its node
+# waits for the next sweep. So no state is recorded after the end, and neither waits for the other.
 _RECORD = text(f"""
-    WITH due AS (
+    WITH living AS (
+        SELECT id FROM passports
+        WHERE id = ANY(CAST(:ids AS uuid[])) AND status <> 'revoked' AND deregistered_at IS NULL
+        FOR KEY SHARE SKIP LOCKED
+    ), due AS (
         SELECT * FROM unnest(CAST(:ids AS uuid[]), CAST(:previous AS text[]), CAST(:states AS text[]),
                              CAST(:reasons AS text[])) AS w (passport_id, previous, state, reason)
         WHERE w.state IN ('{EventType.HEALTHY}', '{EventType.DRAINING}', '{EventType.DRAINED}') OR (
@@ -58,7 +65,8 @@ _RECORD = text(f"""
         )
     ), changed AS (
         UPDATE nodes n SET recorded_state = w.state, revision = n.revision + 1, changed_xid = pg_current_xact_id()
-        FROM due w WHERE n.passport_id = w.passport_id AND n.recorded_state = w.previous
+        FROM due w JOIN living l ON l.id = w.passport_id
+        WHERE n.passport_id = w.passport_id AND n.recorded_state = w.previous
         RETURNING n.passport_id, w.previous, w.state, w.reason
     ), recorded AS (
         INSERT INTO node_events (passport_id, type, reason, details)
@@ -68,12 +76,6 @@ _RECORD = text(f"""
     )
     {ENQUEUE_NODE_EVENTS}
 """)
-
-_CLEAN = (
-    "DELETE FROM heartbeat_batches WHERE at < now() - interval '5 minutes'",
-    f"DELETE FROM idempotency_keys WHERE created_at < now() - interval '{KEPT_HOURS} hours'",
-    "DELETE FROM replicas WHERE seen_at < now() - interval '1 hour' AND seen_at < (SELECT max(seen_at) FROM replicas)",
-)
 
 
 class Transition(NamedTuple):
@@ -93,7 +95,9 @@ class Brake:
         self.held_since: datetime | None = None
 
     def watch(self, ages: Iterable[timedelta], now: datetime) -> bool:
-        """Apply the brake or release it, and return whether it is on; `ages` are of each node's newest heartbeat.
+        """Apply the brake or release it, and return whether it is on; `ages` are how long each node has been silent.
+
+        The registry's own outages are not in the ages.
 
         It is released when the nodes send heartbeats again, when their silence is a minute old and no more nodes
         follow, and after five minutes at the latest.
@@ -115,13 +119,18 @@ class Brake:
         return BRAKE_WINDOW + (now - self.held_since if self.held_since else timedelta(0))
 
 
-def find_transition(fleet: Fleet, node: FleetNode, now: datetime, live_since: datetime) -> Transition | None:
-    """Return the transition that the node's next event records; None when its last event still holds."""
+def find_transition(
+    fleet: Fleet, node: FleetNode, now: datetime, *, live_since: datetime, silence: timedelta
+) -> Transition | None:
+    """Return the transition that the node's next event records; None when its last event still holds.
+
+    `silence` is how long the node has been silent, outages of the registry left out.
+    """
     receipt = node.state.last_heartbeat
     status = node.state.status(live_since)
     if status is NodeStatus.DEREGISTERED or (receipt is None and status is not NodeStatus.DRAINING):
         return None
-    silent_for = now - receipt.received_at if receipt else timedelta(0)
+    age = now - receipt.received_at if receipt else timedelta(0)
     is_silence = False
     reason: str | None = None
     if status is NodeStatus.DRAINING:
@@ -129,13 +138,13 @@ def find_transition(fleet: Fleet, node: FleetNode, now: datetime, live_since: da
         reason = "reported by the node" if node.state.draining_since is None else None
     elif status is NodeStatus.UNHEALTHY:
         state, is_silence = EventType.UNHEALTHY, not node.state.is_live(live_since)
-        reason = f"no heartbeat for {silent_for.total_seconds():.0f} s" if is_silence else "reported by the node"
-    elif silent_for > STALE_EVENT_AFTER:
+        reason = f"no heartbeat for {age.total_seconds():.0f} s" if is_silence else "reported by the node"
+    elif silence > STALE_EVENT_AFTER:
         state, is_silence = EventType.STALE, True
-        reason = f"no heartbeat for {silent_for.total_seconds():.0f} s"
+        reason = f"no heartbeat for {age.total_seconds():.0f} s"
     else:
         state = EventType.HEALTHY
-    if state == node.recorded_state or (state is EventType.HEALTHY and silent_for > FRESH_WINDOW):
+    if state == node.recorded_state or (state is EventType.HEALTHY and age > FRESH_WINDOW):
         return None
     return Transition(node.state.id, node.recorded_state, state.value, reason, is_silence)
 
@@ -144,7 +153,7 @@ class SweepFollower(Protocol):
     """A writer of what the fleet shows, called after each sweep."""
 
     async def refresh(self) -> None:
-        """Read what other replicas wrote, and delete what is old; called once a minute."""
+        """Read what other replicas wrote; called once a minute."""
 
     async def follow(self, now: datetime, *, is_doubtful: bool) -> None:
         """Write the changes that are due. `is_doubtful` is true while the brake is on: the fault may be ours."""
@@ -170,38 +179,56 @@ class Sweep:
         self.followers = followers
         self.interval_seconds = interval_seconds
         self.brake = Brake()
+        self._failing: set[str] = set()
 
     async def run(self) -> None:
-        """Sweep for as long as this task runs."""
-        cleaning_due = 0.0
+        """Sweep for as long as this task runs. A step that fails holds no other up, and is tried again."""
+        upkeep_due = 0.0
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(self.interval_seconds)
-            try:
-                async for batch in in_batches(await self.find_transitions(), _NODES_A_TURN):
-                    await self.record(batch)
-                if loop.time() >= cleaning_due:
-                    await self._clean()
-                    cleaning_due = loop.time() + CLEANING_SECONDS
-                now = self._clock.now()
+            await self._attempt("events", self.sweep)
+            if loop.time() >= upkeep_due:
+                upkeep_due = loop.time() + UPKEEP_SECONDS
+                await self._attempt("ended nodes", self._forget_ended_nodes)
+                await self._attempt("last use of keys", self._keys.record_used)
                 for follower in self.followers:
-                    await follower.follow(now, is_doubtful=self.brake.is_on(now))
-            except DatabaseUnavailable:
-                continue
-            except Exception:  # noqa: BLE001 - a fault must end neither the sweep nor the service; its trace is logged
-                _log.exception("the sweep stumbled and goes on")
+                    await self._attempt(f"refresh of {type(follower).__name__}", follower.refresh)
+            now = self._clock.now()
+            for follower in self.followers:
+                follow = partial(follower.follow, now, is_doubtful=self.brake.is_on(now))
+                await self._attempt(type(follower).__name__, follow)
+
+    async def sweep(self) -> None:
+        """Record every transition that is due."""
+        async for batch in in_batches(await self.find_transitions(), _NODES_A_TURN):
+            await self.record(batch)
+
+    async def _attempt(self, name: str, step: Callable[[], Awaitable[object]]) -> None:
+        """Run a step, and log its failure: a database that does not respond once, until the step succeeds again."""
+        try:
+            await step()
+            self._failing.discard(name)
+        except DatabaseUnavailable as error:
+            if name not in self._failing:
+                _log.warning("the sweep could not do its step %r: %r", name, error.__cause__ or error)
+            self._failing.add(name)
+        except Exception:  # noqa: BLE001 - a fault must end neither the sweep nor the service; its trace is logged
+            _log.exception("the sweep stumbled in its step %r and goes on", name)
 
     async def find_transitions(self) -> list[Transition]:
         """Return every transition that is due; the event loop serves requests in between."""
         now = self._clock.now()
-        live_since = self._fleet.live_since(now)
-        transitions, ages = [], []
+        live_since, outages = self._fleet.live_since(now), self._fleet.outages_until(now)
+        transitions, silences = [], []
         async for node in in_turns(self._fleet.nodes(), _NODES_A_TURN):
-            if node.state.last_heartbeat is not None and not node.record.has_ended:
-                ages.append(now - node.state.last_heartbeat.received_at)
-            if transition := find_transition(self._fleet, node, now, live_since):
+            receipt, silence = node.state.last_heartbeat, timedelta(0)
+            if receipt is not None and not node.record.has_ended:
+                silence = silence_since(receipt.received_at, now, outages)
+                silences.append(silence)
+            if transition := find_transition(self._fleet, node, now, live_since=live_since, silence=silence):
                 transitions.append(transition)
-        if self.brake.watch(ages, now):
+        if self.brake.watch(silences, now):
             return [transition for transition in transitions if not transition.is_silence]
         return transitions
 
@@ -222,16 +249,6 @@ class Sweep:
                 },
             )
             await announce(connection)
-
-    async def _clean(self) -> None:
-        """Do what is due once a minute."""
-        await self._forget_ended_nodes()
-        await self._keys.record_used()
-        async with self._database.transaction() as connection:
-            for statement in _CLEAN:
-                await connection.execute(text(statement))
-        for follower in self.followers:
-            await follower.refresh()
 
     async def _forget_ended_nodes(self) -> None:
         now = self._clock.now()

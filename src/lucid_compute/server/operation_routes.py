@@ -7,8 +7,8 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from lucid_compute.errors import DatabaseUnavailable, Forbidden, Unauthorized
 from lucid_compute.postgres.clock import DatabaseClock
+from lucid_compute.registry.fleet.change_feed import ChangeFeed
 from lucid_compute.registry.fleet.fleet import Fleet
-from lucid_compute.registry.fleet.key_ring import KeyRing
 from lucid_compute.registry.keys.dependencies import ADMINS, Anyone
 from lucid_compute.server.metrics.metrics import ServiceMetrics
 from lucid_compute.server.replica import Replica
@@ -28,17 +28,17 @@ async def get_liveness() -> Liveness:
 
 @router.get("/readyz", response_model=Readiness, responses=declare(DatabaseUnavailable, key=False))
 async def get_readiness(
-    replica: Provided[Replica], key_ring: Provided[KeyRing], clock: Provided[DatabaseClock], fleet: Provided[Fleet]
+    replica: Provided[Replica], feed: Provided[ChangeFeed], clock: Provided[DatabaseClock], fleet: Provided[Fleet]
 ) -> Readiness:
     """Say that the database answers, its schema is this version's, and the fleet is loaded; else 503."""
     await replica.require_ready()
-    synced_at = key_ring.synced_at or clock.now()
+    read_at = feed.read_at or clock.now()
     return Readiness(
         status="ready",
         nodes=fleet.node_count(),
         models=len(fleet.models_newest_first()),
         replicas=fleet.replicas.count(),
-        feed_age_seconds=round(max((clock.now() - synced_at).total_seconds(), 0.0), 3),
+        feed_age_seconds=round(max((clock.now() - read_at).total_seconds(), 0.0), 3),
     )
 
 

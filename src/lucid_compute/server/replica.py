@@ -18,13 +18,13 @@ from lucid_compute.accounting.refusals import RefusalRecorder
 from lucid_compute.accounting.rollup_reader import RollupReader
 from lucid_compute.accounting.rollups import RollupKeeper
 from lucid_compute.accounting.series_routes import UptimeTarget
-from lucid_compute.errors import DatabaseUnavailable
+from lucid_compute.errors import DatabaseUnavailable, NotReady
 from lucid_compute.gateway.gateway import Gateway
 from lucid_compute.gateway.prober import Prober
 from lucid_compute.gateway.watchdog import Watchdog
 from lucid_compute.postgres import schema
 from lucid_compute.postgres.clock import DatabaseClock
-from lucid_compute.postgres.database import Database
+from lucid_compute.postgres.database import Database, explain_unavailable, write_nothing
 from lucid_compute.registry.compute_registry import ComputeRegistry
 from lucid_compute.registry.events import NodeEvents
 from lucid_compute.registry.fleet.change_feed import ChangeFeed
@@ -114,17 +114,26 @@ class Replica:
         ]
 
     async def require_ready(self) -> None:
-        """Check that the replica can serve.
+        """Check that the replica can serve, and that the database takes writes.
 
         Raises:
-            DatabaseUnavailable: the database does not answer, its schema is another version's, the fleet is not loaded
-                or not followed, or a task ended.
+            NotReady: it can't; the text says why.
         """
-        if not self.feed.is_current() or any(task.done() for task in self.tasks):
-            raise DatabaseUnavailable
-        async with self.database.transaction() as connection:
-            if await schema.revision_of(connection) != schema.head_revision():
-                raise DatabaseUnavailable
+        if (ended := next((task for task in self.tasks if task.done()), None)) is not None:
+            raise NotReady(f"Its task {ended.get_name()!r} ended; its log says why. Restart it.")
+        if not self.feed.loaded.is_set():
+            raise NotReady("It still loads the fleet.")
+        if not self.feed.is_current():
+            reason = explain_unavailable(self.feed.trouble)
+            raise NotReady(f"For over five seconds it could not write to the database and read it. {reason}")
+        try:
+            async with self.database.transaction() as connection:
+                await write_nothing(connection)
+                misfit = await schema.find_misfit(connection)
+        except DatabaseUnavailable as error:
+            raise NotReady(explain_unavailable(error)) from error
+        if misfit is not None:
+            raise NotReady(misfit)
 
 
 @asynccontextmanager

@@ -31,7 +31,7 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = Field(
         default=None,
         description="Postgres to use, as postgresql://user:password@host/database (a session connection, not a "
-        "transaction pool). Unset: the embedded Postgres in the data folder.",
+        "transaction pool); several servers as host1:5432,host2:5432. Unset: the embedded Postgres in the data folder.",
     )
     bootstrap_admin_key: SecretStr | None = Field(
         default=None,

@@ -30,6 +30,7 @@ from lucid_compute.gateway.watchdog import Watchdog
 from lucid_compute.postgres.clock import DatabaseClock
 from lucid_compute.postgres.database import Database
 from lucid_compute.postgres.dedicated_connection import DedicatedConnection, Purpose
+from lucid_compute.registry.cleaning import Cleaner
 from lucid_compute.registry.compute_registry import ComputeRegistry
 from lucid_compute.registry.events import NodeEvents
 from lucid_compute.registry.fleet.change_feed import ChangeFeed, OwnHeartbeats
@@ -147,13 +148,14 @@ def _build_followers(shared: _SharedParts) -> tuple[ChangeFeed, HeartbeatWriter,
 
 
 def _build_background(shared: _SharedParts, payouts: PayoutStore) -> Mapping[str, BackgroundTask]:
-    """Return the tasks that no route needs: broadcast in-flight counts, close payouts, delete old jobs."""
+    """Return the tasks that no route needs: broadcast in-flight counts, close payouts, delete old rows."""
     settings, database = shared.settings, shared.database
     when, after_days = settings.payouts_close, settings.payouts_close_after_days
     in_flight = DedicatedConnection(shared.url, Purpose.IN_FLIGHT)
     return {
         "in-flight broadcast": InFlightBroadcast(in_flight, shared.fleet, replica_id=shared.replica_id),
         "payouts": PayoutCloser(database, payouts, when=when, after_days=after_days),
+        "cleaning": Cleaner(database),
         "job retention": JobRetention(database, days=settings.job_retention_days),
     }
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+from sqlalchemy import Connection, text
 
 from lucid_compute.postgres import schema
 from lucid_compute.postgres.database import DatabaseNotUsable, check_usable, connect
@@ -90,9 +91,106 @@ async def test_a_database_of_a_newer_version_is_refused_with_what_to_do(database
         await schema.downgrade(database_url, "mistyped")
     connection = await connect(database_url)
     await connection.execute("UPDATE alembic_version SET version_num = 'of_tomorrow'")
+    await connection.execute("UPDATE schema_compatibility SET oldest_revision = 'of_tomorrow'")
     await connection.close()
     with pytest.raises(DatabaseNotUsable, match=r"newer version .* at of_tomorrow, .* Install the newer version"):
         await schema.upgrade(database_url)
+
+
+async def test_a_newer_database_that_this_version_can_serve_on_is_left_alone(
+    database_url: str, settings: Settings
+) -> None:
+    """A replica of the older version that restarts while the new one rolls out starts, and is ready."""
+    connection = await connect(database_url)
+    await connection.execute("UPDATE alembic_version SET version_num = 'of_tomorrow'")
+    await connection.close()
+    await prepare(database_url, data_dir=Path("/nonexistent"), bootstrap_admin_key=ADMIN_KEY)
+    async with open_api(database_url, settings) as api:
+        assert (await api.http.get("/readyz")).status_code == 200
+        assert (await api.beat(await api.register())).status_code == 200
+    assert await schema.current_revision(database_url) == "of_tomorrow"
+
+
+@pytest.mark.parametrize(
+    ("revision", "oldest", "says"),
+    [
+        ("compatible", "compatible", None),
+        ("of_tomorrow", "compatible", None),
+        ("of_tomorrow", "registry", None),
+        ("of_tomorrow", "of_today", "newer version"),
+        ("of_tomorrow", None, "newer version"),
+        ("refused", None, "lucid db upgrade"),
+        ("registry", "registry", "lucid db upgrade"),
+        (None, None, "lucid db upgrade"),
+    ],
+)
+def test_a_version_serves_at_its_revision_and_ahead_of_it_while_it_is_not_too_old(
+    revision: str | None, oldest: str | None, says: str | None
+) -> None:
+    """`oldest` is the oldest revision whose replicas can serve: a version that knows it is new enough."""
+    revision = schema.head_revision() if revision == "compatible" else revision
+    misfit = schema.judge_revision(revision, oldest)
+    assert misfit is None if says is None else says in str(misfit)
+
+
+async def test_each_migration_commits_before_the_next(empty_url: str) -> None:
+    """One that can't have its lock undoes none before it, and holds no lock of its own meanwhile."""
+    await schema.upgrade(empty_url, "signals")
+    connection = await connect(empty_url)
+    try:
+        async with connection.transaction():
+            await connection.execute("LOCK TABLE webhooks IN ACCESS SHARE MODE")
+            with pytest.raises(DatabaseNotUsable, match=r"pg_stat_activity, end it .* reached stay"):
+                await schema.upgrade(empty_url, patience_seconds=0)
+            assert await schema.current_revision(empty_url) == "money"
+        await schema.upgrade(empty_url)
+        assert await schema.current_revision(empty_url) == schema.head_revision()
+        await schema.check(empty_url)
+    finally:
+        await connection.close()
+
+
+async def test_a_migration_waits_a_second_for_a_lock_and_tries_again(database_url: str) -> None:
+    """Meanwhile requests that queued up behind it run."""
+    connection, tries = await connect(database_url), asyncio.Event()
+
+    def add_column(there: Connection) -> None:
+        there.execute(text("SET LOCAL lock_timeout = 100"))
+        there.execute(text("CREATE TABLE IF NOT EXISTS half_done (n int)"))
+        tries.set()
+        there.execute(text("ALTER TABLE webhooks ADD COLUMN added int"))
+
+    try:
+        async with connection.transaction():
+            await connection.execute("LOCK TABLE webhooks IN ACCESS SHARE MODE")
+            migrating = asyncio.create_task(schema.run_locked(database_url, add_column))
+            for _ in range(2):
+                tries.clear()
+                await asyncio.wait_for(tries.wait(), 20)
+            assert await connection.fetchval("SELECT to_regclass('half_done')") is None
+        await migrating
+        assert await connection.fetchval("SELECT count(added) FROM webhooks") == 0
+    finally:
+        await connection.close()
+
+
+async def test_an_index_is_built_while_other_replicas_wait_for_their_turn(database_url: str) -> None:
+    """CREATE INDEX CONCURRENTLY waits for every statement that runs: no replica may wait inside one."""
+    is_building = asyncio.Event()
+
+    def build(there: Connection) -> None:
+        is_building.set()
+        there.commit()
+        there.execution_options(isolation_level="AUTOCOMMIT")
+        there.execute(text("SELECT pg_sleep(0.3)"))
+        there.execute(text("CREATE INDEX CONCURRENTLY IF NOT EXISTS built ON passports (name)"))
+
+    async def wait_for_turn() -> None:
+        await is_building.wait()
+        await schema.run_locked(database_url, lambda _: None)
+
+    async with asyncio.timeout(30):
+        await asyncio.gather(schema.run_locked(database_url, build), wait_for_turn(), wait_for_turn())
 
 
 async def test_a_database_that_is_not_there_is_named() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from datetime import datetime
+from functools import partial
+from uuid import uuid4
 
 import pytest
 
@@ -15,6 +17,7 @@ from lucid_compute.registry.heartbeat_writer import COMMIT_HEARTBEATS, Heartbeat
 from lucid_compute.server.settings import Settings
 from tests.api import Api, open_api
 from tests.factories import NOW, heartbeat
+from tests.other_replicas import run_sql, until
 
 
 def report(node_id: str, boot: str, sequence: int) -> str:
@@ -43,6 +46,43 @@ async def test_two_boots_that_race_leave_the_living_one_in(api: Api, database_ur
         await late.close()
     assert (await api.beat(node_id, bootId="new", sequence=2)).status_code == 200
     assert (await api.beat(node_id, bootId="old", sequence=6)).status_code == 422
+
+
+@pytest.mark.parametrize(
+    ("own", "status"),
+    [({"load": 0.9}, 200), ({"bootId": "old", "sequence": 5, "load": 0.9}, 422)],
+    ids=["without a boot it is written", "of the former boot it is refused"],
+)
+async def test_a_heartbeat_that_lost_a_race_for_its_row_is_judged_again(
+    api: Api, database_url: str, own: dict[str, object], status: int
+) -> None:
+    """It was judged before another replica's commit, and wrote nothing: its answer says what became of it."""
+    node_id = await api.register()
+    assert (await api.beat(node_id, load=0.1, bootId="old", sequence=4)).status_code == 200
+    other = await connect(database_url)
+    try:
+        async with other.transaction():
+            await other.fetch(COMMIT_HEARTBEATS, report(node_id, "new", 1), NOW, str(uuid4()))
+            racing = asyncio.create_task(api.beat(node_id, **own))
+            await until(partial(waits_for_a_lock, api))
+        assert (await racing).status_code == status
+        written = await other.fetchval("SELECT report->>'load' FROM heartbeats WHERE passport_id = $1", node_id)
+    finally:
+        await other.close()
+    is_taken = status == 200
+    assert (float(written) == 0.9) is is_taken
+    await api.replica.feed.catch_up()
+    assert ((await api.health(node_id))["load"] == 0.9) is is_taken
+
+
+async def waits_for_a_lock(api: Api) -> bool:
+    """Whether the writer of heartbeats waits for another transaction."""
+    rows = await run_sql(
+        api,
+        "SELECT FROM pg_stat_activity WHERE datname = current_database() "
+        "AND application_name = 'lucid heartbeats' AND wait_event_type = 'Lock'",
+    )
+    return bool(rows)
 
 
 async def test_two_replicas_that_take_the_same_nodes_do_not_deadlock(

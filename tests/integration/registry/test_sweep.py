@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 
+from lucid_compute.errors import DatabaseUnavailable
+from lucid_compute.postgres.database import Database, connect
 from lucid_compute.registry.domain.node_state import Receipt
-from lucid_compute.registry.sweep import BRAKE_LIMIT, Brake
+from lucid_compute.registry.fleet.replicas import Outage
+from lucid_compute.registry.keys.store import KeyStore
+from lucid_compute.registry.sweep import BRAKE_FLEET, BRAKE_LIMIT, Brake, Sweep
 from tests.api import Adjust, Api, without_sweeps
 from tests.factories import NOW
 from tests.other_replicas import run_sql
@@ -137,6 +141,107 @@ async def test_two_replicas_tell_of_a_transition_once(api: Api) -> None:
     assert len(transitions) == 1
     await asyncio.gather(*(api.replica.sweep.record(transitions) for _ in range(4)))
     assert await told(api, node_id) == ["registered", "healthy"]
+
+
+async def test_a_node_that_departs_during_a_sweep_gets_no_event_after_its_end(api: Api, database_url: str) -> None:
+    """The sweep does not wait for the departure's locks, and the departure not for the sweep's: no deadlock."""
+    node_id = await api.register()
+    await api.beat(node_id)
+    await sweep(api)
+    age(api, node_id, 121)
+    transitions = await api.replica.sweep.find_transitions()
+    assert [transition.state for transition in transitions] == ["unhealthy"]
+    connection = await connect(database_url)
+    try:
+        async with connection.transaction():
+            await connection.execute("SELECT FROM passports WHERE id = $1 FOR UPDATE", node_id)
+            async with asyncio.timeout(1):
+                await api.replica.sweep.record(transitions)
+            await connection.execute("SELECT FROM nodes WHERE passport_id = $1 FOR UPDATE", node_id)
+            await connection.execute("UPDATE passports SET deregistered_at = now() WHERE id = $1", node_id)
+        await api.replica.sweep.record(transitions)
+    finally:
+        await connection.close()
+    assert await told(api, node_id) == ["registered", "healthy"]
+
+
+async def test_an_outage_of_ours_is_told_of_by_no_node(api: Api) -> None:
+    """Nodes that were silent only while we were away are neither stale nor counted by the brake; late ones are."""
+    nodes = [await api.register(f"node-{number}") for number in range(BRAKE_FLEET)]
+    for node_id in nodes:
+        await api.beat(node_id)
+    await sweep(api)
+    for node_id in nodes:
+        age(api, node_id, 309)
+    now = api.replica.clock.now()
+    api.replica.fleet.apply_outages([Outage(now - timedelta(seconds=305), now - timedelta(seconds=5))])
+    assert await api.replica.sweep.find_transitions() == []
+    assert not api.replica.sweep.brake.is_on(now)
+    assert (await api.health(nodes[0]))["fresh"] is False
+
+    age(api, nodes[0], 341)
+    late = await api.replica.sweep.find_transitions()
+    assert [(transition.passport_id, transition.state) for transition in late] == [(nodes[0], "stale")]
+    for node_id in nodes[1:5]:
+        age(api, node_id, 341)
+    assert await api.replica.sweep.find_transitions() == []
+    assert api.replica.sweep.brake.is_on(now)
+
+
+async def test_a_step_that_fails_holds_no_other_up(api: Api, caplog: pytest.LogCaptureFixture) -> None:
+    """A follower that can't reach the database is logged once; events, and the followers after it, go on."""
+    followed = asyncio.Event()
+
+    class Unreachable:
+        async def refresh(self) -> None:
+            raise DatabaseUnavailable
+
+        async def follow(self, now: datetime, *, is_doubtful: bool) -> None:  # noqa: ARG002 - a follower's signature
+            raise DatabaseUnavailable
+
+    class Next:
+        async def refresh(self) -> None:
+            pass
+
+        async def follow(self, now: datetime, *, is_doubtful: bool) -> None:  # noqa: ARG002 - a follower's signature
+            rounds.append(now)
+            if len(rounds) > 2:
+                followed.set()
+
+    rounds: list[datetime] = []
+    node_id = await api.register()
+    await api.beat(node_id)
+    replica = api.replica
+    own = Sweep(
+        replica.database,
+        replica.fleet,
+        replica.clock,
+        replica.key_store,
+        [Unreachable(), Next()],
+        interval_seconds=0.01,
+    )
+    task = asyncio.create_task(own.run())
+    async with asyncio.timeout(10):
+        await followed.wait()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert await told(api, node_id) == ["registered", "healthy"]
+    assert sum("'Unreachable'" in record.message for record in caplog.records) == 1
+
+
+async def test_keys_used_are_stored_however_many_they_are_and_not_lost_by_a_failure(api: Api) -> None:
+    """More than a statement has parameters. When the database can't be reached, the next call stores them."""
+    made = await api.http.post("/keys", json={"name": "k", "owner": "acme", "scopes": ["compute"]})
+    ring, key_id = api.replica.keys, made.json()["id"]
+    ring.used_ids = {key_id, *(f"key-{number}" for number in range(40_000))}
+    gone = KeyStore(Database("postgresql://nobody@127.0.0.1:1/none"), ring)
+    with pytest.raises(DatabaseUnavailable):
+        await gone.record_used()
+    assert key_id in ring.used_ids
+    await api.replica.key_store.record_used()
+    assert not ring.used_ids
+    keys = (await api.http.get("/keys", params={"owner": "acme"})).json()["keys"]
+    assert keys[0]["lastUsedAt"] is not None
 
 
 def test_events_of_silence_wait_while_a_third_of_the_fleet_falls_silent() -> None:

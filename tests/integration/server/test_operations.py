@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -38,12 +39,25 @@ async def test_readyz_says_what_the_replica_holds(api: Api) -> None:
     assert 0 <= ready["feedAgeSeconds"] < 5
 
 
-async def test_readyz_refuses_another_versions_schema(api: Api) -> None:
+async def test_readyz_refuses_a_schema_that_this_version_can_not_serve_on(api: Api) -> None:
     await run_sql(api, "UPDATE alembic_version SET version_num = 'another'")
+    assert (await api.http.get("/readyz")).status_code == 200
+    await run_sql(api, "UPDATE schema_compatibility SET oldest_revision = 'another'")
     answer = await api.http.get("/readyz")
     assert (answer.status_code, error_code(answer)) == (503, "DATABASE_UNAVAILABLE")
+    assert "Install the newer version" in answer.json()["error"]["message"]
     assert int(answer.headers["retry-after"]) >= 1
     assert (await api.http.get("/healthz")).status_code == 200
+    await run_sql(api, "UPDATE alembic_version SET version_num = 'registry'")
+    assert "lucid db upgrade" in (await api.http.get("/readyz")).json()["error"]["message"]
+
+
+async def test_readyz_refuses_a_replica_whose_task_ended(api: Api) -> None:
+    api.replica.tasks[0].cancel()
+    await asyncio.gather(api.replica.tasks[0], return_exceptions=True)
+    answer = await api.http.get("/readyz")
+    assert answer.status_code == 503
+    assert api.replica.tasks[0].get_name() in answer.json()["error"]["message"]
 
 
 async def test_metrics_count_nodes_heartbeats_and_requests_without_naming_any(api: Api) -> None:

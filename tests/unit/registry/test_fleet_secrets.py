@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import timedelta
 
 from lucid_compute.registry.domain.passports import PassportStatus, PassportType
 from lucid_compute.registry.fleet.fleet import Credentials, Fleet
@@ -42,7 +41,8 @@ def test_they_go_with_the_node_or_the_model() -> None:
         fleet.apply_passport(record)
         fleet.secrets.apply(record.id, record.revision, KEY)
     fleet.forget_node(fleet.get_node(node.id, owner=None))
-    fleet.forget_all_but({ended.id, model.id}, made_before=NOW + timedelta(days=1))
+    fleet.begin_load()
+    fleet.end_load({ended.id, model.id})
     fleet.apply_passport(replace(ended, deregistered_at=NOW, revision=ended.revision + 1))
     assert [bool(fleet.secrets.of(record.id)) for record in (node, lost, ended, model)] == [False, False, False, True]
     fleet.apply_passport(replace(model, status=PassportStatus.REVOKED, revision=model.revision + 1))

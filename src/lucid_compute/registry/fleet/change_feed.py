@@ -18,15 +18,16 @@ from uuid import uuid4
 
 import asyncpg
 
-from lucid_compute.postgres.changes import CHANGES_CHANNEL, announce
+from lucid_compute.postgres.changes import CHANGES_CHANNEL, adopt_rows, announce
 from lucid_compute.postgres.clock import DatabaseClock
 from lucid_compute.postgres.database import is_transient
 from lucid_compute.postgres.dedicated_connection import DedicatedConnection, Purpose
-from lucid_compute.registry.domain.node_state import FRESH_WINDOW
-from lucid_compute.registry.fleet.fleet import Fleet
+from lucid_compute.registry.domain.node_state import FRESH_WINDOW, Receipt
+from lucid_compute.registry.fleet.continuity import Identity, Progress, continues, read_identity
+from lucid_compute.registry.fleet.fleet import Fleet, clipped
 from lucid_compute.registry.fleet.in_flight_broadcast import IN_FLIGHT_CHANNEL, receive
 from lucid_compute.registry.fleet.key_ring import KeyRing
-from lucid_compute.registry.fleet.replicas import LEASE, OUTAGE_AFTER, Outage, Snapshot, live_since
+from lucid_compute.registry.fleet.replicas import CLOCK_SLACK, LEASE, OUTAGE_AFTER, Outage, Snapshot, live_since
 from lucid_compute.registry.fleet.rows import read_key, read_lifecycle, read_passport, read_receipt, read_replica
 from lucid_compute.web.turns import in_turns
 
@@ -48,6 +49,7 @@ class OwnHeartbeats:
         self.unsure_of.update(passport_ids)
 
 
+_SLACK = f"interval '{CLOCK_SLACK.total_seconds()} seconds'"
 ENDED_NODES_KEPT = timedelta(hours=24)
 """How long nodes that were deregistered or revoked still appear in explanations."""
 _MIRRORED = f"""
@@ -58,6 +60,7 @@ _MIRRORED = f"""
 _SERVICE = """
     SELECT 'snapshot' AS kind, to_jsonb(pg_current_snapshot()::text)::text AS body
     UNION ALL SELECT 'now', to_jsonb(clock_timestamp())::text
+    UNION ALL SELECT 'file', to_jsonb(pg_relation_filenode('passports'))::text
     UNION ALL SELECT 'replica', to_jsonb(r)::text FROM replicas r
     UNION ALL SELECT 'outage', to_jsonb(o)::text FROM outages o WHERE o.ended_at > now() - interval '30 days'
 """
@@ -75,35 +78,56 @@ EVERYTHING = f"""
     UNION ALL SELECT 'heartbeat', to_jsonb(h)::text FROM heartbeats h JOIN passports p ON p.id = h.passport_id
         WHERE h.received_at IS NOT NULL AND {_MIRRORED}
 """
-_UNSEEN = (
-    "changed_xid >= pg_snapshot_xmin($1::text::pg_snapshot) "
-    "AND NOT pg_visible_in_snapshot(changed_xid, $1::text::pg_snapshot)"
+# Exactly what the snapshot $1 did not show, by the index: what a long transaction anywhere holds open costs nothing.
+UNSEEN = (
+    "(changed_xid >= pg_snapshot_xmax($1::text::pg_snapshot) "
+    "OR changed_xid = ANY(ARRAY(SELECT pg_snapshot_xip($1::text::pg_snapshot))))"
 )
 CHANGES = f"""
     {_SERVICE}
-    UNION ALL SELECT 'key', to_jsonb(k)::text FROM api_keys k WHERE {_UNSEEN}
-    UNION ALL SELECT 'passport', (to_jsonb(p) - 'secrets')::text FROM passports p WHERE {_UNSEEN}
-    UNION ALL {_SECRETS} AND {_UNSEEN}
-    UNION ALL SELECT 'node', to_jsonb(n)::text FROM nodes n WHERE {_UNSEEN}
+    UNION ALL SELECT 'key', to_jsonb(k)::text FROM api_keys k WHERE {UNSEEN}
+    UNION ALL SELECT 'passport', (to_jsonb(p) - 'secrets')::text FROM passports p WHERE {UNSEEN}
+    UNION ALL {_SECRETS} AND {UNSEEN}
+    UNION ALL SELECT 'node', to_jsonb(n)::text FROM nodes n WHERE {UNSEEN}
     UNION ALL SELECT 'heartbeat', to_jsonb(h)::text FROM heartbeats h WHERE h.passport_id IN (
-        SELECT unnest(b.passport_ids) FROM heartbeat_batches b WHERE {_UNSEEN} AND b.replica_id <> $2
+        SELECT unnest(b.passport_ids) FROM heartbeat_batches b WHERE {UNSEEN} AND b.replica_id <> $2
         UNION ALL SELECT unnest($3::uuid[])
     )
 """
 # Renews the lease, and records an outage when no replica renewed its lease for longer than $5. Renewing needs what
-# accepting heartbeats needs: a loop that runs and a database that commits.
+# accepting heartbeats needs: a loop that runs and a database that commits. $6 is the last renewal that this replica
+# knows of: a standby that was promoted may have lost it.
 RENEW_LEASE = """
 WITH silent AS (
-    SELECT max(seen_at) AS since FROM replicas
+    SELECT max(at) AS since FROM (
+        SELECT seen_at AS at FROM replicas
+        UNION ALL SELECT least($6, clock_timestamp()) WHERE $6::timestamptz IS NOT NULL
+    ) known
 ), renewed AS (
     INSERT INTO replicas (id, seen_at, applied_at, applied_snapshot, in_flight)
     VALUES ($1, clock_timestamp(), $2, $3, $4::jsonb)
     ON CONFLICT (id) DO UPDATE SET
         seen_at = clock_timestamp(), applied_at = $2, applied_snapshot = $3, in_flight = $4::jsonb
+    RETURNING seen_at
+), recorded AS (
+    INSERT INTO outages (started_at, ended_at)
+    SELECT since, clock_timestamp() FROM silent WHERE clock_timestamp() - since > $5::interval
+    RETURNING started_at, ended_at
 )
-INSERT INTO outages (started_at, ended_at)
-SELECT since, clock_timestamp() FROM silent WHERE clock_timestamp() - since > $5::interval
-RETURNING started_at, ended_at
+SELECT seen_at, started_at, ended_at FROM renewed LEFT JOIN recorded ON true
+"""
+# When the clock stepped back: no lease was renewed later than now, and no outage ended later. A replica that died would
+# else count as alive, and its outages as outages of ours, for as long as the step was.
+CLIP_TO_NOW = f"""
+WITH leases AS (
+    UPDATE replicas SET seen_at = clock_timestamp() WHERE id IN (
+        SELECT id FROM replicas WHERE seen_at > clock_timestamp() + {_SLACK} FOR UPDATE SKIP LOCKED
+    )
+), unborn AS (
+    DELETE FROM outages WHERE started_at > clock_timestamp()
+)
+UPDATE outages SET ended_at = clock_timestamp()
+WHERE ended_at > clock_timestamp() + {_SLACK} AND started_at <= clock_timestamp()
 """
 POLL_SECONDS = 0.5
 LEASE_RENEWAL_SECONDS = 1.0
@@ -145,18 +169,29 @@ class ChangeFeed:
         self._listens = listens
         self.lease_renewal_seconds = LEASE_RENEWAL_SECONDS
         self.loaded = asyncio.Event()
+        self.trouble: Exception | None = None  # why the last connection ended
         self._wake = asyncio.Event()
         self._caught_up = asyncio.Event()
         self._snapshot: str | None = None
+        self._identity: Identity = ()
+        self._file: str | None = None
+        self._progress: Progress | None = None
+        self._progress_at = 0.0
+        self._lease: datetime | None = None
         self._applied, self._applied_at = _NOTHING_APPLIED, _NEVER
         self._renewal_due = 0.0
         self._drains_seen = False
         self._last_catch_up = 0.0
 
+    @property
+    def read_at(self) -> datetime | None:
+        """The instant up to which the fleet shows what is in Postgres; None before it is loaded."""
+        return self._applied_at if self.loaded.is_set() else None
+
     def is_current(self) -> bool:
         """Return whether the fleet is loaded and at most five seconds behind Postgres."""
-        synced_at = self._keys.synced_at
-        return synced_at is not None and self._clock.now() - synced_at <= CURRENT_WITHIN
+        read_at = self.read_at
+        return read_at is not None and self._clock.now() - read_at <= CURRENT_WITHIN
 
     def knows_replica(self, replica_id: str) -> bool:
         """Return whether the id is that of a live replica, this one included."""
@@ -180,6 +215,7 @@ class ChangeFeed:
                 async with self._connection.within(None) as connection:
                     await self._follow(connection)
             except Exception as error:  # noqa: BLE001 - a replica without its feed would serve stale data forever
+                self.trouble = error
                 if not is_transient(error):
                     _log.exception("the change feed failed and starts over")
                 self._connection.terminate()  # the next one gets its listeners again
@@ -189,8 +225,7 @@ class ChangeFeed:
         if self._listens:
             await connection.add_listener(CHANGES_CHANNEL, lambda *_: self._wake.set())
             await connection.add_listener(IN_FLIGHT_CHANNEL, lambda *call: receive(self._fleet.replicas, str(call[-1])))
-        self._snapshot, self._renewal_due = None, 0.0
-        self._clock.set(await connection.fetchval("SELECT clock_timestamp()"))
+        await self._resume(connection)
         while True:
             self._wake.clear()
             caught_up, self._caught_up = self._caught_up, asyncio.Event()
@@ -203,51 +238,115 @@ class ChangeFeed:
                 async with asyncio.timeout(POLL_SECONDS):
                     await self._wake.wait()
 
-    async def _read(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
-        rows: Rows = {}
-        for kind, body in await self._fetch(connection):
-            rows.setdefault(kind, []).append(body)
-        now = datetime.fromisoformat(json.loads(rows["now"][0]))
+    async def _resume(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
+        """Read on where the last connection stopped, or begin with a full load if the database lost what was read."""
+        self._renewal_due = 0.0
+        await self._set_clock(await connection.fetchval("SELECT clock_timestamp()"))
+        identity, progress = await read_identity(connection), self._progress
+        away = timedelta(seconds=time.monotonic() - self._progress_at)
+        if progress is None or not await continues(connection, self.replica_id, identity, progress, away=away):
+            await self._start_over(connection)
+        self._identity = identity
+
+    async def _start_over(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
+        """Have the next read replace everything; transaction ids and snapshots of before mean nothing any more."""
+        if self._progress is not None:
+            _log.warning("the database is another one or lost what was read from it: everything is loaded again")
+            await adopt_rows(connection)
+        self._snapshot = self._progress = None
+        self._applied, self._applied_at = _NOTHING_APPLIED, _NEVER
+
+    async def _set_clock(self, now: datetime) -> None:
+        """Set the clock; if it stepped back, let no heartbeat in memory be later than now."""
+        stepped_back = self._clock.now() - now > CLOCK_SLACK
         self._clock.set(now)
-        await self._apply(rows, now, connection)
-        if self._snapshot is None:
-            ids = {json.loads(body)["id"] for body in rows.get("passport", ())}
-            self._fleet.forget_all_but(ids, made_before=now)
-        self._snapshot = self._applied = json.loads(rows["snapshot"][0])
-        self._applied_at = self._keys.synced_at = now
-        self._fleet.replicas.record_read(Snapshot.parse(self._applied))
+        if stepped_back:
+            async for node in in_turns(self._fleet.nodes(), _ROWS_A_TURN):
+                self._fleet.clip(node, now)
+
+    async def _read(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
+        is_load = self._snapshot is None
+        if is_load:
+            self._fleet.begin_load()
+            self._keys.begin_load()
+        unsure_of, self._own.unsure_of = self._own.unsure_of, set()
+        try:
+            rows = await self._fetch(connection, unsure_of)
+            if rows["file"][0] != self._file and not is_load:
+                await self._start_over(connection)
+                self._wake.set()
+                return
+            await self._apply(rows, connection, is_load=is_load)
+        except BaseException:  # the next read brings them
+            self._own.unsure_of |= unsure_of
+            raise
+        self._snapshot, self._file = json.loads(rows["snapshot"][0]), rows["file"][0]
+        self._applied, self._applied_at = self._snapshot, datetime.fromisoformat(json.loads(rows["now"][0]))
+        self._record_progress()
         self.loaded.set()
         if self._drains_seen:
             await self._publish_drains(connection)
 
-    async def _fetch(self, connection: asyncpg.Connection[asyncpg.Record]) -> list[asyncpg.Record]:
+    def _record_progress(self) -> None:
+        snapshot = Snapshot.parse(self._applied)
+        self._fleet.replicas.record_read(snapshot)
+        if self._lease is not None:
+            self._progress = Progress(self._identity, snapshot, self._applied_at, self._lease)
+            self._progress_at = time.monotonic()
+
+    async def _fetch(self, connection: asyncpg.Connection[asyncpg.Record], unsure_of: Iterable[str]) -> Rows:
+        """Return the JSON of everything, or of what has changed, by kind; set the clock."""
+        rows: Rows = {}
         if self._snapshot is None:
             async with asyncio.timeout(LOAD_TIMEOUT_SECONDS):
-                return await connection.fetch(EVERYTHING)
-        unsure_of = list(self._own.unsure_of)
-        async with asyncio.timeout(QUERY_TIMEOUT_SECONDS):
-            rows = await connection.fetch(CHANGES, self._snapshot, self._own.writer_id, unsure_of)
-        self._own.unsure_of.difference_update(unsure_of)
+                found = await connection.fetch(EVERYTHING)
+                now = await connection.fetchval("SELECT clock_timestamp()")  # the load's is as old as the load is long
+        else:
+            async with asyncio.timeout(QUERY_TIMEOUT_SECONDS):
+                found = await connection.fetch(CHANGES, self._snapshot, self._own.writer_id, list(unsure_of))
+                now = None
+        for kind, body in found:
+            rows.setdefault(kind, []).append(body)
+        await self._set_clock(now or datetime.fromisoformat(json.loads(rows["now"][0])))
         return rows
 
-    async def _apply(self, rows: Rows, now: datetime, connection: asyncpg.Connection[asyncpg.Record]) -> None:
+    async def _apply(self, rows: Rows, connection: asyncpg.Connection[asyncpg.Record], *, is_load: bool) -> None:
         """Apply the rows to fleet and keys, passports before what belongs to them; requests run in between.
 
-        Loading a large fleet takes seconds, so the lease is renewed meanwhile.
+        Loading a large fleet takes seconds, so the lease is renewed meanwhile. Keys come first: nobody waits for the
+        nodes to be told that a key is valid.
         """
-        self._fleet.apply_outages([outage async for outage in _readable("outage", rows, _read_outage)])
-        alive_since = live_since(now, self._fleet.outages, LEASE)
-        replicas = [replica async for replica in _readable("replica", rows, read_replica)]
-        self._fleet.replicas.apply(self.replica_id, replicas, alive_since)
+        now = datetime.fromisoformat(json.loads(rows["now"][0]))
         self._keys.apply([key async for key in _readable("key", rows, read_key)])
+        if is_load:
+            self._keys.end_load({json.loads(body)["id"] for body in rows.get("key", ())})
+        self._keys.synced_at = now
+        await self._apply_replicas(rows, now, connection)
         secrets = dict([entry async for entry in _readable("secrets", rows, _read_secrets)])
+        apply_receipt = self._fleet.load_receipt if is_load else self._fleet.apply_receipt
         for kind, apply in (
             ("passport", lambda row: self._apply_passport(row, secrets)),
             ("node", self._apply_lifecycle),
-            ("heartbeat", self._apply_heartbeat),
+            ("heartbeat", lambda row: _apply_heartbeat(row, now, apply_receipt)),
         ):
             async for _ in _readable(kind, rows, apply):
                 await self._renew_due_lease(connection)
+        if is_load:
+            self._fleet.end_load({json.loads(body)["id"] for body in rows.get("passport", ())})
+
+    async def _apply_replicas(self, rows: Rows, now: datetime, connection: asyncpg.Connection[asyncpg.Record]) -> None:
+        """Apply leases and outages. Those of a time that has not come are put right in the database."""
+        outages = [outage async for outage in _readable("outage", rows, _read_outage)]
+        replicas = [replica async for replica in _readable("replica", rows, read_replica)]
+        self._fleet.apply_outages(Outage(o.started_at, min(o.ended_at, now)) for o in outages if o.started_at < now)
+        self._fleet.replicas.apply(self.replica_id, replicas, live_since(now, self._fleet.outages, LEASE))
+        latest = max(
+            (*(outage.ended_at for outage in outages), *(replica.seen_at for replica in replicas)), default=now
+        )
+        if latest > now + CLOCK_SLACK:
+            _log.warning("the database's clock stepped back by %s or more", latest - now)
+            await connection.execute(CLIP_TO_NOW)
+            self._wake.set()
 
     def _apply_passport(self, row: dict[str, Any], secrets: Mapping[str, Mapping[str, Any]]) -> None:
         """Apply a passport and its secrets in one turn, so no request uses a new URL with the previous URL's key."""
@@ -260,10 +359,6 @@ class ChangeFeed:
         self._fleet.apply_lifecycle(lifecycle)
         if lifecycle.drain_xid is not None and lifecycle.drain_xid not in Snapshot.parse(self._applied):
             self._drains_seen = True
-
-    def _apply_heartbeat(self, row: dict[str, Any]) -> None:
-        if receipt := read_receipt(row):
-            self._fleet.apply_receipt(row["passport_id"], receipt)
 
     async def _publish_drains(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
         """Renew the lease at once, and wake the replicas that wait for this one to apply a drain."""
@@ -279,10 +374,10 @@ class ChangeFeed:
             return
         in_flight = self._fleet.replicas.counts_for_lease()  # after `_applied` was set: see `ReplicaRecord`
         async with asyncio.timeout(QUERY_TIMEOUT_SECONDS):
-            lease = (self.replica_id, self._applied_at, self._applied, json.dumps(in_flight), OUTAGE_AFTER)
-            outage = await connection.fetchrow(RENEW_LEASE, *lease)
-        if outage is not None:
-            self._record_outage(Outage(outage["started_at"], outage["ended_at"]))
+            lease = (self.replica_id, self._applied_at, self._applied, json.dumps(in_flight), OUTAGE_AFTER, self._lease)
+            ((self._lease, *outage),) = await connection.fetch(RENEW_LEASE, *lease)
+        if outage[0] is not None:
+            self._record_outage(Outage(*outage))
         self._fleet.lease_renewed_at = self._clock.now()
         self._renewal_due = time.monotonic() + self.lease_renewal_seconds
 
@@ -308,6 +403,11 @@ async def _readable(kind: str, rows: Rows, read: Callable[[Any], Value]) -> Asyn
             _log.error("a %s could not be read and is left out: %s (%s)", kind, id_, fault)
         else:
             yield value
+
+
+def _apply_heartbeat(row: dict[str, Any], now: datetime, apply: Callable[[str, Receipt], None]) -> None:
+    if receipt := read_receipt(row):
+        apply(row["passport_id"], clipped(receipt, now))
 
 
 def _read_secrets(row: dict[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -77,10 +77,15 @@ class Credentials:
 
     def __init__(self) -> None:
         self._by_passport: dict[str, tuple[int, Mapping[str, Any]]] = {}
+        self._unconfirmed: set[str] = set()
 
     def __repr__(self) -> str:
         """Return the number of passports and no secret."""
         return f"Credentials(of {len(self._by_passport)} passports)"
+
+    def begin_load(self) -> None:
+        """Begin a full load: its secrets replace those of now, whatever their revisions say."""
+        self._unconfirmed = set(self._by_passport)
 
     def apply(self, passport_id: str, revision: int, secrets: Mapping[str, Any]) -> None:
         """Replace the passport's secrets if `revision` is newer; an empty mapping removes them.
@@ -88,7 +93,8 @@ class Credentials:
         The revision is kept, so that an older copy that arrives late does not restore removed secrets.
         """
         current = self._by_passport.get(passport_id)
-        if current is not None and revision > current[0]:
+        if current is not None and (revision > current[0] or passport_id in self._unconfirmed):
+            self._unconfirmed.discard(passport_id)
             self._by_passport[passport_id] = (revision, secrets or _NONE)
         elif current is None and secrets:
             self._by_passport[passport_id] = (revision, secrets)
@@ -101,6 +107,14 @@ class Credentials:
     def forget(self, passport_id: str) -> None:
         """Remove the secrets of a node or a model that the fleet forgets."""
         self._by_passport.pop(passport_id, None)
+
+
+class _Unconfirmed(NamedTuple):
+    """What the fleet had when a full load began, by passport id, and the load has not brought yet."""
+
+    passports: set[str]
+    lifecycles: set[str]
+    receipts: set[str]
 
 
 class Fleet:
@@ -119,6 +133,7 @@ class Fleet:
         self._models_newest_first: list[ModelPassport] | None = None
         self._model_ids_by_name: dict[str, str] = {}
         self._index = CapabilityIndex()
+        self._unconfirmed = _Unconfirmed(set(), set(), set())
 
     # --- changes
 
@@ -132,8 +147,10 @@ class Fleet:
     def apply_lifecycle(self, lifecycle: Lifecycle) -> None:
         """Apply the node's declaration and drain, if newer than the current ones."""
         node = self._nodes.get(lifecycle.passport_id)
-        if node is None or lifecycle.revision <= node.lifecycle_revision:
+        unconfirmed = self._unconfirmed.lifecycles
+        if node is None or (lifecycle.revision <= node.lifecycle_revision and node.state.id not in unconfirmed):
             return
+        unconfirmed.discard(node.state.id)
         node.lifecycle_revision = lifecycle.revision
         node.drain_xid = lifecycle.drain_xid
         node.recorded_state = lifecycle.recorded_state
@@ -145,8 +162,10 @@ class Fleet:
         if node is None:
             return
         previous = node.state.last_heartbeat
-        if previous is not None and receipt.revision <= previous.revision:
+        unconfirmed = self._unconfirmed.receipts
+        if previous is not None and receipt.revision <= previous.revision and passport_id not in unconfirmed:
             return
+        unconfirmed.discard(passport_id)
         _update_self_drain(node, receipt, self.replicas)
         old = node.state
         state = NodeState(old.passport, old.declared, old.draining_since, receipt)  # _replace takes far longer
@@ -274,17 +293,53 @@ class Fleet:
         """Return the number of capability classes."""
         return len(self._index)
 
-    # --- removals
+    # --- full loads
 
-    def forget_all_but(self, passport_ids: Collection[str], *, made_before: datetime) -> None:
-        """Remove the nodes and models that are not in a full load, except those created after it."""
-        for node in list(self._nodes.values()):
-            if node.record.id not in passport_ids and node.record.created_at < made_before:
+    def begin_load(self) -> None:
+        """Begin a full load: its rows replace all that the fleet has now, whatever their revisions say.
+
+        What this replica writes while the load runs is newer, and stays.
+        """
+        self._unconfirmed = _Unconfirmed({*self._nodes, *self._models}, set(self._nodes), set(self._nodes))
+        self.secrets.begin_load()
+        for node in self._nodes.values():
+            if node.self_drain is not None:  # its snapshot may be another database's
+                node.self_drain = self.replicas.checkpoint()
+
+    def load_receipt(self, passport_id: str, receipt: Receipt) -> None:
+        """Apply a heartbeat of a full load.
+
+        If the fleet has a newer one, the database has lost it after it was acknowledged. The node did send it, so it
+        stays until the node's next one.
+        """
+        node = self._nodes.get(passport_id)
+        held = node.state.last_heartbeat if node else None
+        if passport_id in self._unconfirmed.receipts and held is not None and held.received_at > receipt.received_at:
+            receipt = held._replace(revision=receipt.revision)
+        self.apply_receipt(passport_id, receipt)
+
+    def end_load(self, present_ids: Collection[str]) -> None:
+        """Forget the nodes and models of before that were not in the load. Those that were made meanwhile stay."""
+        unconfirmed, self._unconfirmed = self._unconfirmed, _Unconfirmed(set(), set(), set())
+        for passport_id in unconfirmed.passports.difference(present_ids):
+            if (node := self._nodes.get(passport_id)) is not None:
                 self.forget_node(node)
-        for model in list(self._models.values()):
-            if model.id not in passport_ids and model.record.created_at < made_before:
+            elif (model := self._models.get(passport_id)) is not None:
                 self._drop_model(model)
                 self.secrets.forget(model.id)
+        for passport_id in unconfirmed.receipts:  # the database has no heartbeat of these: the next one is the first
+            node = self._nodes.get(passport_id)
+            if node is not None and (held := node.state.last_heartbeat) is not None:
+                node.state = node.state._replace(last_heartbeat=held._replace(revision=0))
+
+    def clip(self, node: FleetNode, now: datetime) -> None:
+        """Let no heartbeat of the node be later than `now`: the database's clock stepped back since it came."""
+        receipt = node.state.last_heartbeat
+        if receipt is not None and receipt.received_at > now:
+            node.state = node.state._replace(last_heartbeat=clipped(receipt, now))
+            self._update_health(node)
+
+    # --- removals
 
     def forget_node(self, node: FleetNode) -> None:
         """Remove a node that ended long ago."""
@@ -303,16 +358,18 @@ class Fleet:
             state = NodeState(ComputePassport.read(record))
             node = FleetNode(state, self._index.join(state))
             self._nodes[record.id] = self._nodes_by_owner.setdefault(record.owner, {})[record.id] = node
-        elif record.revision > node.record.revision:
+        elif record.revision > node.record.revision or record.id in self._unconfirmed.passports:
+            self._unconfirmed.passports.discard(record.id)
             self._replace(node, node.state._replace(passport=ComputePassport.read(record)))
         if record.has_ended:
             self.secrets.apply(record.id, record.revision, {})
 
     def _apply_model(self, record: Passport) -> None:
         current = self._models.get(record.id)
-        if current is not None and current.record.revision >= record.revision:
-            return
         if current is not None:
+            if current.record.revision >= record.revision and record.id not in self._unconfirmed.passports:
+                return
+            self._unconfirmed.passports.discard(record.id)
             self._drop_model(current)
         if record.status is PassportStatus.REVOKED:
             self.secrets.forget(record.id)
@@ -347,6 +404,14 @@ class Fleet:
             self._index.set_healthy(node, node.capability_class, state.last_heartbeat.received_at)
         else:
             self._index.set_unhealthy(node, node.capability_class)
+
+
+def clipped(receipt: Receipt, now: datetime) -> Receipt:
+    """Return the heartbeat, received at `now` at the latest."""
+    if receipt.received_at <= now:
+        return receipt
+    up_since = None if receipt.up_since is None else min(receipt.up_since, now)
+    return receipt._replace(received_at=now, up_since=up_since)
 
 
 def _looks_alike(previous: Receipt, receipt: Receipt) -> bool:

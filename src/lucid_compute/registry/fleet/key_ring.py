@@ -10,7 +10,7 @@ import re
 import secrets
 import string
 import zlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from hashlib import sha256
@@ -88,14 +88,31 @@ class KeyRing:
         self._keys: dict[str, KeyRecord] = {}
         self._bootstrap: KeyRecord | None = None
         self._cache: dict[bytes, tuple[KeyRecord, Principal]] = {}  # by digest, cleared when keys change
+        self._unconfirmed: set[str] = set()
+
+    def begin_load(self) -> None:
+        """Begin a full load: its keys replace those of now, whatever their revisions say."""
+        self._unconfirmed = set(self._keys)
+
+    def end_load(self, present_ids: Collection[str]) -> None:
+        """Forget the keys of before that were not in the load. Those that were created meanwhile stay."""
+        for key_id in self._unconfirmed.difference(present_ids):
+            del self._keys[key_id]
+        self._unconfirmed = set()
+        self._cache.clear()
+        self._find_bootstrap()
 
     def apply(self, keys: Iterable[KeyRecord]) -> None:
         """Apply the keys that are newer than the current ones. Revoked keys stay, so no older copy revives them."""
         for key in keys:
             current = self._keys.get(key.id)
-            if current is None or key.revision > current.revision:
+            if current is None or key.revision > current.revision or key.id in self._unconfirmed:
+                self._unconfirmed.discard(key.id)
                 self._keys[key.id] = key
                 self._cache.clear()
+        self._find_bootstrap()
+
+    def _find_bootstrap(self) -> None:
         live = (key for key in self._keys.values() if key.is_bootstrap and key.revoked_at is None)
         self._bootstrap = next(live, None)
 

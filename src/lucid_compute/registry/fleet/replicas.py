@@ -195,6 +195,10 @@ OUTAGE_AFTER = timedelta(seconds=3)
 """When no lease was renewed for longer than this, it was an outage."""
 
 
+CLOCK_SLACK = timedelta(seconds=5)
+"""How far ahead of now an instant may lie because clocks are read at different moments. Further ahead, one stepped."""
+
+
 class Outage(NamedTuple):
     """A span of time in which no replica could accept heartbeats."""
 
@@ -214,15 +218,30 @@ def merge_outages(outages: Iterable[Outage]) -> tuple[Outage, ...]:
 
 
 def live_since(now: datetime, merged: tuple[Outage, ...], window: timedelta = LIVE_WINDOW) -> datetime:
-    """Return the oldest instant of a live node's heartbeat: `window` before `now`, with outages not counted."""
+    """Return the oldest instant of a live node's heartbeat: `window` before `now`, with outages not counted.
+
+    An outage that ends well after `now` is not believed: the clock stepped back since it was recorded.
+    """
     edge, remaining = now, window
     for outage in reversed(merged):
+        if outage.ended_at > now + CLOCK_SLACK:
+            continue
         span = edge - outage.ended_at
         if span >= remaining:
             break
         remaining -= max(span, timedelta(0))
         edge = min(edge, outage.started_at)
     return edge - remaining
+
+
+def silence_since(received_at: datetime, now: datetime, merged: tuple[Outage, ...]) -> timedelta:
+    """Return how long a node has been silent since `received_at`, with outages not counted."""
+    silence = now - received_at
+    for outage in reversed(merged):
+        if outage.ended_at <= received_at:
+            break
+        silence -= max(min(now, outage.ended_at) - max(received_at, outage.started_at), timedelta(0))
+    return silence
 
 
 def seconds_lost(since: datetime, until: datetime, merged: tuple[Outage, ...]) -> float:

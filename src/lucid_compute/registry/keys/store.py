@@ -30,6 +30,9 @@ _SORT_COLUMNS = {
 }
 _VIEW_COLUMNS = [api_keys.c[name] for name in KeyView.model_fields]
 
+# One array, because a statement has at most 32,767 parameters.
+_RECORD_USED = text("UPDATE api_keys SET last_used_at = now() WHERE id = ANY(CAST(:ids AS text[]))")
+
 
 class KeyStore:
     """The only writer of keys. Each change is applied to `ring` at once."""
@@ -109,11 +112,14 @@ class KeyStore:
     async def record_used(self) -> None:
         """Store now as the time of last use of the keys that were used since the last call."""
         used, self._ring.used_ids = self._ring.used_ids, set()
-        if used:
+        if not used:
+            return
+        try:
             async with self._database.transaction() as connection:
-                await connection.execute(
-                    update(api_keys).where(api_keys.c.id.in_(used)).values(last_used_at=func.now())
-                )
+                await connection.execute(_RECORD_USED, {"ids": sorted(used)})
+        except BaseException:  # also when cancelled: the next call stores them
+            self._ring.used_ids |= used
+            raise
 
     def _apply_new(self, row: RowMapping, secret: Secret) -> NewKey:
         self._ring.apply([read_key(row)])

@@ -94,8 +94,8 @@ class ServiceMetrics:
 
     def _measure(self) -> dict[str, float]:
         replica = self._replica
-        synced_at = replica.keys.synced_at
-        age = (replica.clock.now() - synced_at).total_seconds() if synced_at else float("nan")
+        read_at = replica.feed.read_at
+        age = (replica.clock.now() - read_at).total_seconds() if read_at else float("nan")
         return {
             "lucid_workers": 1,
             "lucid_inference_running": self._inference.running_count,

@@ -26,7 +26,6 @@ from lucid_compute.server.request_head import (
     too_slow,
     without_upgrade,
 )
-from lucid_compute.server.response_framing import framed
 
 LEAST_READ_BYTES = 64 * 1024
 CLOSED_PER_SWEEP = 20  # some 1 ms of work; the others wait for the next sweep, so that requests are served in between
@@ -237,7 +236,7 @@ class HttpProtocol(HttpToolsProtocol):
         """Start to serve a request, and remember which one is served."""
         self._running = cycle
         if cycle.waiting_for_100_continue or cycle.scope["http_version"] != "1.1":
-            app = framed(app, cycle)
+            app = _framed(app, cycle)
         super()._start_asgi_task(cycle, app)
 
     def data_received(self, data: bytes) -> None:
@@ -410,3 +409,31 @@ class HttpProtocol(HttpToolsProtocol):
         self._is_leaving = True
         self._is_complete = False
         self._deadlines.set(self, self.limits.goodbye_seconds)
+
+
+def _framed(app: ASGI3Application, cycle: RequestResponseCycle) -> ASGI3Application:
+    """Return the application with the right framing of its response to this request.
+
+    - A client that was not told to continue may send its body or not, so the connection ends with the response.
+    - A client of HTTP/1.0 knows no chunks, so a response of unknown length ends with the connection.
+    """
+    is_old = cycle.scope["http_version"] == "1.0"
+
+    async def call(scope: Any, receive: Any, send: Any) -> None:
+        ends_with_connection = False
+
+        async def send_framed(message: Any) -> None:
+            nonlocal ends_with_connection
+            if message["type"] == "http.response.start":
+                if cycle.waiting_for_100_continue:
+                    cycle.keep_alive = False
+                if is_old and not any(name.lower() == b"content-length" for name, _ in message.get("headers", ())):
+                    ends_with_connection = True
+                    cycle.chunked_encoding = False
+            elif ends_with_connection:
+                cycle.expected_content_length = len(message.get("body", b""))  # uvicorn subtracts it at once
+            await send(message)
+
+        await app(scope, receive, send_framed)
+
+    return call

@@ -7,11 +7,11 @@ from http import HTTPStatus
 from typing import NamedTuple
 
 from lucid_compute.errors import InvalidRequest, MethodNotAllowed
+from lucid_compute.web.errors import METHODS
 
 MAX_HEAD_BYTES = 64 * 1024
 MAX_URL_BYTES = 16 * 1024  # the router looks at it for each route
 MAX_HEADERS = 200  # a look for one header visits all of them
-METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -95,8 +95,8 @@ def without_upgrade(method: bytes, url: bytes, version: str, headers: Headers) -
 
 def refusal_bytes(fault: HeadFault, default_headers: Headers) -> bytes:
     """Return the bytes of the response that refuses a head and ends the connection."""
-    error: dict[str, object] = {"code": fault.code, "message": fault.message, "status": fault.status.value, "details": {}}
-    body = json.dumps({"error": error}, separators=(",", ":")).encode()
+    error: dict[str, object] = {"code": fault.code, "message": fault.message, "status": fault.status.value}
+    body = json.dumps({"error": {**error, "details": {}}}, separators=(",", ":")).encode()
     headers = [
         *default_headers,
         *fault.headers,

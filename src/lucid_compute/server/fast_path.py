@@ -25,7 +25,7 @@ BODY_SECONDS = 0.5  # after the headers; uvicorn waits for a body that takes lon
 _BEGINNINGS = (b"POST /v1/", b"POST /compute/heartbeat ")  # of the requests that lanes accept
 # With one of these headers a body comes in chunks or compressed, the client waits for an interim response, the protocol
 # changes, or a browser wants to know whether its page may read the response.
-_UNUSUAL = frozenset({b"transfer-encoding", b"content-encoding", b"expect", b"upgrade", b"origin"})
+UNUSUAL = frozenset({b"transfer-encoding", b"content-encoding", b"expect", b"upgrade", b"origin"})
 
 
 class CompleteRequest(NamedTuple):
@@ -85,7 +85,7 @@ class CompleteRequestReader:
             return None
         headers = {name.lower(): value for name, value in self._headers.items()}
         # A repeated header, in any case, is left to uvicorn too, so that one place decides which of the two counts.
-        if not _UNUSUAL.isdisjoint(headers) or len(headers) != data.count(b"\r\n", 0, data.find(b"\r\n\r\n")):
+        if not UNUSUAL.isdisjoint(headers) or len(headers) != data.count(b"\r\n", 0, data.find(b"\r\n\r\n")):
             return None
         if b"host" not in headers or len(headers) > MAX_HEADERS:
             return None

@@ -57,6 +57,6 @@ VOLUME /data
 EXPOSE 8000
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
-    CMD ["python", "-c", "import os, urllib.request as r; r.build_opener(r.ProxyHandler({})).open(f'http://127.0.0.1:{os.environ.get(\"LUCID_PORT\", \"8000\")}/readyz', timeout=4)"]
+    CMD ["python", "-c", "import os, urllib.request as r; p = os.environ.get('LUCID_PORT', ''); p = p if p.isdigit() else '8000'; r.build_opener(r.ProxyHandler({})).open('http://127.0.0.1:' + p + '/readyz', timeout=4)"]
 ENTRYPOINT ["lucid"]
 CMD ["serve", "--host", "0.0.0.0"]

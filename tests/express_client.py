@@ -11,7 +11,7 @@ import httpx
 from lucid_compute.gateway.lane import ENDPOINTS, InferenceAdmission
 from lucid_compute.registry.heartbeat_lane import PATH
 from lucid_compute.server.app import LucidApp
-from lucid_compute.server.fast_path import MAX_REQUEST_BYTES
+from lucid_compute.server.fast_path import MAX_REQUEST_BYTES, UNUSUAL
 from lucid_compute.web.lanes import PASSED_ON
 from tests.api import Api
 
@@ -71,9 +71,10 @@ class FastPath(httpx.AsyncBaseTransport):
         lane = self._app._inference if request.url.path in ENDPOINTS else self._app._heartbeats
         body = await request.aread()
         is_for_a_lane = request.url.path in {*ENDPOINTS, PATH}
-        if request.method == "POST" and is_for_a_lane and len(body) <= MAX_REQUEST_BYTES:
+        headers = {name.lower(): value for name, value in request.headers.raw}
+        is_usual = UNUSUAL.isdisjoint(headers) and len(headers) == len(request.headers.raw)
+        if request.method == "POST" and is_for_a_lane and is_usual and len(body) <= MAX_REQUEST_BYTES:
             assert lane is not None
-            headers = {name.lower(): value for name, value in request.headers.raw}
             client = _Connection()
             lane.accept(client, request.url.raw_path, headers, body)
             told: Any = await client.told

@@ -11,6 +11,7 @@ LucidError
 │                                 PeriodConflict
 ├── NodeDeregistered          410
 ├── PayloadTooLarge           413
+├── UnsupportedMediaType      415
 ├── RateLimited               429
 ├── NodeFailed                502
 ├── Unavailable               503 Overloaded, DatabaseUnavailable, ModelUnavailable
@@ -25,7 +26,7 @@ from datetime import date
 from enum import StrEnum
 from typing import Any, ClassVar
 
-from lucid_compute.wire import FieldFault
+from lucid_compute.wire import MAX_FAULTS, FieldFault
 
 
 class Shortage(StrEnum):
@@ -77,7 +78,8 @@ class InvalidRequest(LucidError):
     status = 422
 
     def __init__(self, faults: Sequence[FieldFault], *, status: int = 422) -> None:
-        """`details` lists every fault, and the message has the first one."""
+        """`details` lists the faults, at most MAX_FAULTS, and the message has the first one."""
+        faults = faults[:MAX_FAULTS]
         first = faults[0]
         more = f" ({len(faults) - 1} more in details.fields)" if len(faults) > 1 else ""
         where = f"{first.path}: " if first.path else ""
@@ -293,6 +295,13 @@ class PayloadTooLarge(LucidError):
 
     def __init__(self, limit_bytes: int) -> None:
         super().__init__(f"The body is over {limit_bytes} bytes. Send less.", details={"limitBytes": limit_bytes})
+
+
+class UnsupportedMediaType(LucidError):
+    """The body is in a form or an encoding that is not accepted; `details` lists those that are."""
+
+    code = "UNSUPPORTED_MEDIA_TYPE"
+    status = 415
 
 
 class RateLimited(LucidError):

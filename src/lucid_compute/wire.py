@@ -178,15 +178,20 @@ class FieldFault(NamedTuple):
     message: str
 
 
+MAX_FAULTS = 100  # listed of one request
+_PATH_CHARACTERS = 200
+_SENTENCE_CHARACTERS = 500
+
+
 def faults_from(errors: Sequence[Mapping[str, Any]], *prefix: str) -> list[FieldFault]:
-    """Return Pydantic's error list as field faults, each with what to send."""
-    return [FieldFault(_path(prefix, error["loc"]), _sentence(error)) for error in errors]
+    """Return Pydantic's error list as field faults, each with what to send; the first MAX_FAULTS of them."""
+    return [FieldFault(_path(prefix, error["loc"]), _sentence(error)) for error in errors[:MAX_FAULTS]]
 
 
 def _path(prefix: tuple[str, ...], loc: Sequence[Any]) -> str:
     """Return a dotted path, without the names that Pydantic gives the branches of a union."""
-    parts = [str(part) for part in loc if not _is_branch(part)]
-    return ".".join([*prefix, *parts])
+    parts = [str(part)[:_PATH_CHARACTERS] for part in loc if not _is_branch(part)]
+    return ".".join([*prefix, *parts])[:_PATH_CHARACTERS]
 
 
 def _is_branch(part: Any) -> bool:
@@ -197,7 +202,7 @@ def _sentence(error: Mapping[str, Any]) -> str:
     kind = error["type"]
     if kind in _SENTENCES:
         return _SENTENCES[kind]
-    message = str(error["msg"]).removeprefix("Value error, ")
+    message = str(error["msg"]).removeprefix("Value error, ")[:_SENTENCE_CHARACTERS]
     return message if message.endswith(".") else f"{message}."
 
 

@@ -32,12 +32,12 @@ from lucid_compute.registry.domain.identity import Scope as KeyScope
 from lucid_compute.registry.fleet.change_feed import ChangeFeed
 from lucid_compute.registry.keys.authentication import Admission, Authenticator
 from lucid_compute.registry.keys.rate_limits import KeyRates, rate_limit_headers
-from lucid_compute.web.errors import headers_of, log_unexpected, openai_body, openai_bytes
+from lucid_compute.web.bodies import Body, BodyRoom, ClientLeft, body_too_slow
+from lucid_compute.web.errors import headers_of, log_unexpected, openai_body, openai_bytes, stopping
 from lucid_compute.web.lanes import CutReason, FastPathClient, Headers, Response, Send
-from lucid_compute.web.request_guard import REQUEST_ID, ClientLeft, body_too_slow, read_body_undisturbed, request_id_of
+from lucid_compute.web.request_guard import REQUEST_ID, request_id_of
 
 ENDPOINTS = {f"/v1/{name}": name for name in ("chat/completions", "completions", "embeddings", "responses")}
-MAX_BODY_BYTES = 10 * 1024 * 1024
 SESSION_HEADER = b"x-lucid-session"
 MAX_SESSION_BYTES = 256
 ERROR_SECONDS = 1.0
@@ -52,6 +52,7 @@ class InferenceAdmission(Admission):
     - `running`: its state at the entrance that serves it. `is_running`: it is counted in `running_count`.
     - `response_headers`: part of every response; None until the key is known to have the scope.
     - `inference`: the parsed body. `model_id`: the model that it seems to name. `request`: set once it is admitted.
+    - `held`: what its body takes of the memory for bodies, if it was read here.
     - `ending`: how it ended on the fast path, if it was sent to a node there.
     """
 
@@ -63,6 +64,7 @@ class InferenceAdmission(Admission):
     inference: InferenceRequest | None = None
     model_id = NO_MODEL
     request: GatewayRequest | None = None
+    held: Body | None = None
     ending: NeedsTask | None = None
 
     @property
@@ -92,8 +94,10 @@ class InferenceLane:
         watchdog: Watchdog,
         refusals: RefusalRecorder,
         max_running: int,
+        max_body_bytes: int,
+        room: BodyRoom,
     ) -> None:
-        """`max_running`: how many requests may run at a time."""
+        """`max_running`: how many requests may run at a time. Their bodies, each within its limit, take of `room`."""
         self._authenticator = authenticator
         self._feed = feed
         self._rates = rates
@@ -101,6 +105,8 @@ class InferenceLane:
         self._watched = watchdog.requests
         self._refusals = refusals
         self._max_running = max_running
+        self._max_body_bytes = max_body_bytes
+        self._room = room
         context = gateway.context
         self._fleet, self._clock = context.fleet, context.clock
         self._ledger, self._tracer = context.ledger, context.tracer
@@ -205,7 +211,8 @@ class InferenceLane:
             raise
 
     async def _await_body(self, admission: InferenceAdmission, _scope: Scope, receive: Receive) -> None:
-        admission.body = await read_body_undisturbed(receive, admission.headers, MAX_BODY_BYTES)
+        admission.held = Body(self._room, admission.headers, self._max_body_bytes)
+        admission.body = await admission.held.read_undisturbed(receive)
 
     async def _await_model(self, admission: InferenceAdmission, *_: Any) -> None:
         """Wait for the feed: another replica may have just registered the model."""
@@ -265,8 +272,7 @@ class InferenceLane:
         except ClientLeft:
             self._count(CutReason.CLIENT_LEFT, admission)
         except asyncio.CancelledError:
-            if running.cut is None:
-                raise
+            running.cut = running.cut or CutReason.SHUTDOWN  # then the server cancelled it: its grace is over
             await self._cut(running, admission, scope, send)
         except Exception as error:  # noqa: BLE001 - becomes a response of our shape, as in FastAPI's routes
             if running.has_begun:  # a second head must not follow the first
@@ -276,6 +282,8 @@ class InferenceLane:
         finally:
             self._release(admission)
             running.close()
+            if admission.held is not None:
+                admission.held.release()
             if admission.span is not None:
                 admission.span.end(running.cut)
 
@@ -305,7 +313,7 @@ class InferenceLane:
             self._charge(request)
 
     async def _cut(self, running: TaskRequest, admission: InferenceAdmission, scope: Scope, send: Send) -> None:
-        """End a request that was cancelled by `running.end`: keep the task, and send an error where possible."""
+        """End a request that was cancelled: keep the task, and send an error where possible."""
         if (task := asyncio.current_task()) is not None:
             task.uncancel()
         cut = running.cut or CutReason.SHUTDOWN
@@ -313,8 +321,9 @@ class InferenceLane:
         errors: dict[CutReason, LucidError] = {
             CutReason.KEY_REVOKED: _key_revoked(),
             CutReason.BODY_TOO_SLOW: body_too_slow(),
+            CutReason.SHUTDOWN: stopping(),
         }
-        if (error := errors.get(cut)) is not None:
+        if (error := errors.get(cut)) is not None and (_is_stream(running) or not running.has_begun):
             with suppress(TimeoutError):
                 async with asyncio.timeout(ERROR_SECONDS):
                     if running.give_up is None:
@@ -333,7 +342,7 @@ class InferenceLane:
         internal = log_unexpected(admission.method, admission.path, error, job.id if job else None)
         self._count(internal, admission)
         try:
-            if job is not None and job.is_stream and running.give_up is not None:
+            if running.give_up is not None and _is_stream(running):
                 await running.give_up(internal)
                 return
         except Exception:  # noqa: BLE001 - after any failure here, closing the connection is all that is left
@@ -401,6 +410,9 @@ class InferenceLane:
             self.outcomes["SERVED"] += 1
             headers = request.response_headers(JSON, running.node_id, 1, len(ending.body))
             client.answer(ending.status, headers, ending.body)
+        elif ending is CutReason.SHUTDOWN:
+            self.outcomes[ending.upper()] += 1
+            client.answer(*_refusal_of(request, stopping()))
         elif isinstance(ending, CutReason) and ending is not CutReason.KEY_REVOKED:
             self.outcomes[ending.upper()] += 1
             client.hang_up()
@@ -455,6 +467,11 @@ def _error_of(ending: Ending, admission: InferenceAdmission) -> LucidError:
     if isinstance(ending, Exception):
         return log_unexpected("POST", admission.path, ending, admission.job_id)
     return _key_revoked()
+
+
+def _is_stream(running: RunningRequest) -> bool:
+    """Return whether the response is a stream, which can end with an error event."""
+    return running.job is not None and running.job.is_stream
 
 
 def _overloaded() -> Overloaded:

@@ -114,6 +114,7 @@ class Criteria:
         self.is_exploration = False  # whether the node was chosen to measure it
 
 
+_OF_STREAMS = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]  # nginx would hold events back
 _VARIANT = 0b10 << 62  # RFC 9562's, in the upper bits of the id's second half
 
 
@@ -192,7 +193,7 @@ class GatewayRequest:
         ]
         if node_id is not None:
             headers.append((b"x-lucid-node", node_id.encode()))
-        headers.append((b"content-length", b"%d" % length) if length >= 0 else (b"cache-control", b"no-cache"))
+        headers += [(b"content-length", b"%d" % length)] if length >= 0 else _OF_STREAMS
         return headers
 
     async def start(

@@ -20,6 +20,7 @@ from pydantic_core import from_json
 from lucid_compute.errors import InvalidRequest
 from lucid_compute.gateway.shapes import InferenceBody, RequestPolicy
 from lucid_compute.registry.routing_rules import NO_POLICY, RoutingPolicy
+from lucid_compute.web.strict_json import fault_of_encoding
 from lucid_compute.wire import FieldFault, faults_from
 
 USAGE_ENDPOINTS = frozenset({"chat/completions", "completions"})
@@ -140,6 +141,8 @@ def _parse(body: bytes) -> InferenceBody:
     except ValidationError as error:
         faults = error.errors(include_url=False, include_input=False, include_context=False)
         is_json = faults[0]["type"] != _NOT_JSON
+        if not is_json and (message := fault_of_encoding(body)) is not None:
+            raise InvalidRequest([FieldFault("", message)], status=400) from None
         raise InvalidRequest(faults_from(faults), status=422 if is_json else 400) from None
 
 

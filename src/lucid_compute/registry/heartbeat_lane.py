@@ -6,6 +6,7 @@ Pydantic type that the OpenAPI document shows.
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -33,9 +34,9 @@ from lucid_compute.registry.heartbeat_writer import Outcome
 from lucid_compute.registry.keys.authentication import Admission, Authenticator
 from lucid_compute.registry.keys.dependencies import COMPUTE_WRITERS
 from lucid_compute.registry.keys.rate_limits import HeartbeatRate
-from lucid_compute.web.errors import answer, log_unexpected
+from lucid_compute.web.bodies import Body, BodyRoom, ClientLeft
+from lucid_compute.web.errors import answer, log_unexpected, stopping
 from lucid_compute.web.lanes import FastPathClient, Response
-from lucid_compute.web.request_guard import ClientLeft, read_body
 from lucid_compute.web.strict_json import read_strictly
 from lucid_compute.wire import faults_from, write_instant
 
@@ -105,13 +106,15 @@ class HeartbeatLane:
         registry: ComputeRegistry,
         *,
         max_per_second: float,
+        room: BodyRoom,
     ) -> None:
-        """A node may send `max_per_second` heartbeats on average; 0 is no limit."""
+        """A node may send `max_per_second` heartbeats on average; 0 is no limit. Their bodies take of `room`."""
         self._authenticator = authenticator
         self._fleet = fleet
         self._clock = clock
         self._registry = registry
         self._rate = HeartbeatRate(max_per_second)
+        self._room = room
         self._instants: _Instants | None = None
         self.outcomes: Counter[str] = Counter()
         self.express = 0
@@ -152,6 +155,11 @@ class HeartbeatLane:
         except ClientLeft:
             self.outcomes["CLIENT_LEFT"] += 1
             return
+        except asyncio.CancelledError:
+            if (task := asyncio.current_task()) is None:
+                raise
+            task.uncancel()  # the server cancels what still runs when its grace is over
+            status, headers, body = self._refusal_of(stopping(), scope["method"])
         except Exception as error:  # noqa: BLE001 - the client gets our error shape, as from FastAPI's routes
             status, headers, body = self._refusal_of(error, scope["method"])
         await send({"type": "http.response.start", "status": status, "headers": headers})
@@ -208,7 +216,11 @@ class HeartbeatLane:
         return self.count_accepted(admission.node, await self._registry.newest_receipt(admission.node.state.id))
 
     async def _await_body(self, admission: HeartbeatAdmission, _scope: Scope, receive: Receive) -> None:
-        admission.body = await read_body(receive, admission.headers)
+        body = Body(self._room, admission.headers)
+        try:
+            admission.body = await body.read(receive)
+        finally:
+            body.release()  # it is parsed at once
 
     async def _await_node(self, passport_id: str, visible_owner: str | None, *_: object) -> None:
         """Wait for a node that another replica may have only just registered."""

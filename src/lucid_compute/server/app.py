@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 import lucid_compute
 from lucid_compute.accounting import job_routes, overview, series_routes
@@ -17,16 +18,20 @@ from lucid_compute.gateway.lane import ENDPOINTS, InferenceLane
 from lucid_compute.registry import heartbeat_lane, model_routes, node_routes, passport_routes
 from lucid_compute.registry.heartbeat_lane import HeartbeatLane
 from lucid_compute.registry.keys import routes as key_routes
+from lucid_compute.registry.keys.authentication import authorization_of
 from lucid_compute.server import openapi, operation_routes
+from lucid_compute.server.cors import Cors
 from lucid_compute.server.dashboard import routes as dashboard_routes
 from lucid_compute.server.dashboard.site import Site
 from lucid_compute.server.metrics.http_middleware import HttpMetricsMiddleware
 from lucid_compute.server.metrics.metrics import ServiceMetrics
 from lucid_compute.server.metrics.shared_memory import SharedSlots, WorkerSlot
 from lucid_compute.server.replica import Replica, running
-from lucid_compute.server.settings import Settings
+from lucid_compute.server.settings import MIB, Settings
 from lucid_compute.server.wiring import build_replica
 from lucid_compute.web import errors
+from lucid_compute.web.bodies import BodyRoom
+from lucid_compute.web.errors import has_route
 from lucid_compute.web.lanes import FastPath, FastPaths
 from lucid_compute.web.provide import provide
 from lucid_compute.web.request_guard import RequestGuard
@@ -52,19 +57,44 @@ class LucidApp:
         self._database_url = database_url
         self._slot = slot
         self._build_replica = build
+        self._room = BodyRoom(settings.request_bodies_max_mib * MIB)
+        self._app: ASGIApp = Cors(self._route, settings.cors_origins) if settings.cors_origins else self._route
         self._heartbeats: HeartbeatLane | None = None
         self._inference: InferenceLane | None = None
         self.fastapi = self._build_fastapi()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or run the lifespan."""
+        await self._app(scope, receive, send)
+
+    async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"] if scope["type"] == "http" else ""
+        root = self._settings.root_path
+        if root and path.startswith(f"{root}/"):  # a proxy may also have taken it off
+            path = path[len(root) :]
+            scope = {**scope, "path": path, "raw_path": path.encode()}
         if path == heartbeat_lane.PATH and self._heartbeats is not None:
             await self._heartbeats(scope, receive, send)
         elif path in ENDPOINTS and self._inference is not None:
             await self._inference(scope, receive, send)
+        elif path and scope["method"] == "HEAD":
+            # A copy: the server has to know that the response has no body.
+            await self.fastapi({**scope, "method": "GET"}, receive, _without_body(send))
         else:
             await self.fastapi(scope, receive, send)
+
+    async def _judge(self, scope: Scope) -> bool:
+        """Return whether a route takes the request and may want its body.
+
+        Raises:
+            Unauthorized, RateLimited, DatabaseUnavailable: it has no valid key, which every route with a body wants.
+        """
+        if scope["method"] == "GET" or not has_route(scope):
+            return False
+        client, headers = scope.get("client"), dict(scope["headers"])
+        authenticator = self.fastapi.state.replica.authenticator
+        await authenticator.authenticate(authorization_of(scope, headers), client and client[0])
+        return True
 
     def _build_fastapi(self) -> FastAPI:
         app = FastAPI(
@@ -73,6 +103,7 @@ class LucidApp:
             description=_DESCRIPTION,
             version=lucid_compute.__version__,
             lifespan=self._lifespan,
+            servers=[{"url": self._settings.root_path}] if self._settings.root_path else None,
             redirect_slashes=False,
             redoc_url=None,
         )
@@ -95,8 +126,8 @@ class LucidApp:
             dashboard_routes,
         ):
             app.include_router(routes.router)
-        app.state.site = Site()
-        app.add_middleware(RequestGuard)
+        app.state.site = Site(self._settings.root_path)
+        app.add_middleware(RequestGuard, room=self._room, judge=self._judge)
         app.add_middleware(HttpMetricsMiddleware)
         return app
 
@@ -105,8 +136,8 @@ class LucidApp:
         replica = self._build_replica(self._settings, self._database_url)
         app.state.replica = replica
         provide(app, *replica.parts())
-        self._heartbeats = _build_heartbeat_lane(replica)
-        self._inference = inference = _build_inference_lane(replica)
+        self._heartbeats = _build_heartbeat_lane(replica, self._room)
+        self._inference = inference = _build_inference_lane(replica, self._room)
         app.state.metrics = metrics = ServiceMetrics(replica, self._heartbeats, inference, self._slot)
         lanes: dict[bytes, FastPath] = {path.encode(): inference for path in ENDPOINTS}
         lanes[heartbeat_lane.PATH.encode()] = self._heartbeats
@@ -119,17 +150,27 @@ class LucidApp:
                 inference.close()
 
 
-def _build_heartbeat_lane(replica: Replica) -> HeartbeatLane:
+def _without_body(send: Send) -> Send:
+    """Return `send` for a response to HEAD: its body is left out."""
+
+    async def send_head(message: Any) -> None:
+        await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+    return send_head
+
+
+def _build_heartbeat_lane(replica: Replica, room: BodyRoom) -> HeartbeatLane:
     return HeartbeatLane(
         replica.authenticator,
         replica.fleet,
         replica.clock,
         replica.registry,
         max_per_second=replica.settings.heartbeat_max_per_second,
+        room=room,
     )
 
 
-def _build_inference_lane(replica: Replica) -> InferenceLane:
+def _build_inference_lane(replica: Replica, room: BodyRoom) -> InferenceLane:
     return InferenceLane(
         replica.authenticator,
         replica.feed,
@@ -138,6 +179,8 @@ def _build_inference_lane(replica: Replica) -> InferenceLane:
         watchdog=replica.watchdog,
         refusals=replica.refusals,
         max_running=replica.settings.inference_max_concurrency,
+        max_body_bytes=replica.settings.inference_max_body_mib * MIB,
+        room=room,
     )
 
 

@@ -6,7 +6,6 @@ uvicorn serves all others. See docs/adr/0013-express-lane.md.
 from __future__ import annotations
 
 import asyncio
-from http import HTTPStatus
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -17,14 +16,16 @@ from uvicorn.server import ServerState
 from lucid_compute.egress.write_batching import WriteBatch
 from lucid_compute.server.app import FAST_PATHS
 from lucid_compute.server.http_protocol import UNKNOWN, HttpProtocol
+from lucid_compute.server.request_head import MAX_HEADERS, HeadFault
 from lucid_compute.web.lanes import PASSED_ON, FastPathRequest, FastPaths, Headers
 
 MAX_REQUEST_BYTES = 64 * 1024
 MAX_HELD_BYTES = 64 * 1024
 BODY_SECONDS = 0.5  # after the headers; uvicorn waits for a body that takes longer
 _BEGINNINGS = (b"POST /v1/", b"POST /compute/heartbeat ")  # of the requests that lanes accept
-# With one of these headers a body comes in chunks, the client waits for an interim response, or the protocol changes.
-_UNUSUAL = frozenset({b"transfer-encoding", b"expect", b"upgrade"})
+# With one of these headers a body comes in chunks or compressed, the client waits for an interim response, the protocol
+# changes, or a browser wants to know whether its page may read the response.
+UNUSUAL = frozenset({b"transfer-encoding", b"content-encoding", b"expect", b"upgrade", b"origin"})
 
 
 class CompleteRequest(NamedTuple):
@@ -84,7 +85,9 @@ class CompleteRequestReader:
             return None
         headers = {name.lower(): value for name, value in self._headers.items()}
         # A repeated header, in any case, is left to uvicorn too, so that one place decides which of the two counts.
-        if not _UNUSUAL.isdisjoint(headers) or len(headers) != data.count(b"\r\n", 0, data.find(b"\r\n\r\n")):
+        if not UNUSUAL.isdisjoint(headers) or len(headers) != data.count(b"\r\n", 0, data.find(b"\r\n\r\n")):
+            return None
+        if b"host" not in headers or len(headers) > MAX_HEADERS:
             return None
         if not self._is_complete:
             return int(headers.get(b"content-length", b"0")) - sum(map(len, parts))
@@ -245,9 +248,9 @@ class FastPathProtocol(HttpProtocol):
         self._deadlines.set(self, BODY_SECONDS)
         return True
 
-    def _refuse(self, status: HTTPStatus) -> None:
+    def _refuse(self, fault: HeadFault) -> None:
         self._writes.flush()  # a response among them comes first
-        super()._refuse(status)
+        super()._refuse(fault)
 
     def _leave_to_uvicorn(self) -> None:
         self._deadlines.clear(self)

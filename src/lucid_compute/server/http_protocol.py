@@ -7,23 +7,31 @@ packet costs almost nothing more. One timer serves all connections of a worker. 
 from __future__ import annotations
 
 import asyncio
-import json
-from http import HTTPStatus
 from typing import Any, ClassVar, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
-from httptools import HttpParserUpgrade, HttpRequestParser
-from uvicorn._types import HTTPScope
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
+from uvicorn._types import ASGI3Application, HTTPScope
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from lucid_compute.errors import InvalidRequest
+from lucid_compute.server.request_head import (
+    LONG_HEAD,
+    MAX_HEAD_BYTES,
+    NOT_HTTP,
+    HeadFault,
+    Refused,
+    fault_of,
+    refusal_bytes,
+    too_slow,
+    without_upgrade,
+)
 
-MAX_HEAD_BYTES = 64 * 1024
 LEAST_READ_BYTES = 64 * 1024
 CLOSED_PER_SWEEP = 20  # some 1 ms of work; the others wait for the next sweep, so that requests are served in between
 PAUSE_SECONDS = 0.01  # between two sweeps when more connections are due
-ONE_PACKET_BYTES = 4096  # a complete request up to this size needs no closer check
+ONE_PACKET_BYTES = 4096  # a complete request up to this size needs no closer check; also read at once of pipelined ones
+MAX_WAITING_BYTES = 1024 * 1024  # behind pipelined requests; a client that sends more is disconnected
 ABORT = "lucid.abort"  # in scope["extensions"]: call it to cut the connection, even with data still to be sent
 UNKNOWN = float("inf")
 _HEAD = b"HTTP/1.1 "
@@ -42,13 +50,15 @@ class ConnectionLimits(NamedTuple):
 class CorkedTransport:
     """A transport that joins the head of a response to its body, which saves a third of the writes of a request.
 
-    uvicorn writes the head on its own. A response without a body needs a `flush`.
+    uvicorn writes the head on its own. A response without a body needs a `flush`. A closed transport ignores writes:
+    the client has left, and whoever serves its request learns that elsewhere.
     """
 
-    __slots__ = ("_held", "_transport", "abort", "get_extra_info", "is_closing")
+    __slots__ = ("_connection", "_held", "_transport", "abort", "get_extra_info", "is_closing")
 
-    def __init__(self, transport: asyncio.Transport) -> None:
+    def __init__(self, transport: asyncio.Transport, connection: HttpProtocol) -> None:
         self._transport = transport
+        self._connection = connection
         self._held = b""
         self.abort = transport.abort
         self.get_extra_info = transport.get_extra_info
@@ -60,6 +70,8 @@ class CorkedTransport:
 
     def write(self, data: bytes) -> None:
         """Write `data`, or hold it if it begins with the head of a final response; first write what was held."""
+        if self.is_closing():
+            return
         if self._held:
             held, self._held = self._held, b""
             self._transport.write(held + data)
@@ -72,17 +84,20 @@ class CorkedTransport:
         """Write what was held."""
         if self._held:
             held, self._held = self._held, b""
-            self._transport.write(held)
+            if not self.is_closing():
+                self._transport.write(held)
 
     def write_eof(self) -> None:
         """Write what was held, and end our side."""
         self.flush()
-        self._transport.write_eof()
+        if not self.is_closing():
+            self._transport.write_eof()
 
     def close(self) -> None:
-        """Write what was held, and close."""
+        """Write what was held, and close; if the client still sends, only end our side until it has read that."""
         self.flush()
-        self._transport.close()
+        if not self._connection.says_goodbye():
+            self._transport.close()
 
 
 class ClientDeadlines:
@@ -123,18 +138,9 @@ class ClientDeadlines:
             connection.run_out_of_time()
 
 
-_receive = HttpToolsProtocol.data_received  # a direct reference costs half of what super() does
-
-
-def _feed(connection: HttpProtocol, data: bytes) -> None:
-    """Feed uvicorn's parser."""
-    try:
-        _receive(connection, data)
-    except HttpParserUpgrade as upgrade:
-        connection.decline_upgrade(data[upgrade.args[0] :])
-
-
-_begin_message = HttpToolsProtocol.on_message_begin
+_begin_message = HttpToolsProtocol.on_message_begin  # direct references cost half of what super() does
+_keep_header = HttpToolsProtocol.on_header
+_start_request = HttpToolsProtocol.on_headers_complete
 _deadlines: WeakKeyDictionary[ServerState, ClientDeadlines] = WeakKeyDictionary()  # by server: one in each worker
 
 
@@ -149,19 +155,27 @@ class HttpProtocol(HttpToolsProtocol):
         "_cork",
         "_deadlines",
         "_extensions",
+        "_fault",
+        "_has_head",
         "_idle_bytes",
         "_is_complete",
         "_is_leaving",
+        "_running",
         "_unread_bytes",
+        "_waiting",
     )
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         """Start the deadline of the first request's headers."""
         super().connection_made(transport)
-        self._cork = CorkedTransport(transport)
+        self._cork = CorkedTransport(transport, self)
         self.transport = cast("asyncio.Transport", self._cork)  # has a transport's methods, but not its class
         self._is_complete = False  # whether each request so far arrived complete
         self._is_leaving = False  # whether no more is read
+        self._has_head = False  # whether the newest request's headers are complete; what comes then are trailers
+        self._fault = NOT_HTTP  # why the parser stopped, if it did
+        self._running: RequestResponseCycle | None = None  # the request that is served; others wait behind it
+        self._waiting = b""  # received behind pipelined requests, and parsed after them
         self._idle_bytes = 0  # received since the last complete headers, or the last byte of a body
         self._unread_bytes = UNKNOWN  # of a response, at the last check of its reader
         self._awaited_scope: HTTPScope | None = None  # of the request, after the first, that has a deadline
@@ -172,10 +186,15 @@ class HttpProtocol(HttpToolsProtocol):
         self._deadlines.set(self, self.limits.head_seconds)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Remove the deadline."""
+        """Remove the deadline. uvicorn tells the newest request that its client left; tell the one that is served."""
         self._deadlines.clear(self)
+        if (running := self._running) is not None and not running.response_complete:
+            running.disconnected = True
+            running.message_event.set()
         super().connection_lost(exc)
-        self.cycle = self.scope = None  # type: ignore[assignment]  # as at the start; cycle and protocol refer to each other
+        self.pipeline.clear()
+        self._waiting = b""
+        self.cycle = self.scope = self._running = None  # type: ignore[assignment]  # as at the start; they refer to each other
 
     def on_response_complete(self) -> None:
         """Write a head without a body; give the client time to read before the connection closes."""
@@ -184,48 +203,81 @@ class HttpProtocol(HttpToolsProtocol):
         if self._cork.is_closing():
             self._unread_bytes = UNKNOWN
             self._deadlines.set(self, self.limits.read_seconds)
+        elif self._waiting and not self.pipeline:
+            waiting, self._waiting = self._waiting, b""
+            self._feed_closely(waiting)
 
     def on_message_begin(self) -> None:
         """Start a request's scope, with our extensions."""
         _begin_message(self)
+        self._has_head = False
         self.scope["extensions"] = self._extensions
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keep a header. Ignore a trailer: it came after a proxy, and after us, had looked at the headers."""
+        if not self._has_head:
+            _keep_header(self, name, value)
+
+    def on_headers_complete(self) -> None:
+        """Start a request.
+
+        Raises:
+            Refused: its head is refused; the parser stops.
+        """
+        self._has_head = True
+        parser = self.parser
+        fault = fault_of(parser.get_method(), parser.get_http_version(), self.url, self.headers)
+        if fault is not None:
+            self._fault = fault
+            raise Refused
+        _start_request(self)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        """Start to serve a request, and remember which one is served."""
+        self._running = cycle
+        if cycle.waiting_for_100_continue or cycle.scope["http_version"] != "1.1":
+            app = _framed(app, cycle)
+        super()._start_asgi_task(cycle, app)
+
     def data_received(self, data: bytes) -> None:
-        """Feed uvicorn's parser. A request that arrives complete in one packet needs nothing else."""
-        if not self._is_complete or len(data) > ONE_PACKET_BYTES:
+        """Feed the parser. A request that arrives complete in one packet needs nothing else."""
+        self._unset_keepalive_if_required()
+        if not self._is_complete or len(data) > ONE_PACKET_BYTES or self.pipeline:
             self._feed_closely(data)
             return
-        _feed(self, data)
+        self._feed(data)
         cycle = self.cycle
         if cycle.more_body or cycle.scope is not self.scope or cycle.response_complete:
             self._is_complete = False
             self._idle_bytes = len(data) if cycle.response_complete else 0  # then it completed no headers
             self._update_deadline()
 
-    def handle_websocket_upgrade(self) -> None:
-        """Raise the exception that uvicorn caught again, for `_feed`."""
-        raise  # noqa: PLE0704 - uvicorn calls this where it has caught the parser's HttpParserUpgrade
+    def _feed(self, data: bytes | memoryview) -> None:
+        """Feed the parser, or refuse what it can't read.
+
+        A request with an Upgrade header is parsed again without it, which a server may do (RFC 9110, 7.8): Java's
+        client asks for h2c whenever there is no TLS. No request is parsed more than twice.
+        """
+        try:
+            while True:
+                try:
+                    self.parser.feed_data(data)
+                except HttpParserUpgrade as upgrade:
+                    data = memoryview(data)[upgrade.args[0] :]
+                    head = without_upgrade(
+                        self.parser.get_method(), self.url, self.parser.get_http_version(), self.headers
+                    )
+                    self.parser = HttpRequestParser(self)
+                    self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+                    self.parser.feed_data(head)
+                else:
+                    return
+        except HttpParserError:
+            self._refuse(self._fault)
 
     def _should_upgrade(self) -> bool:
         """Return True, so that uvicorn starts no request with an upgrade: its parser would read no body after that."""
         return True
-
-    def decline_upgrade(self, rest: bytes) -> None:
-        """Parse the request again without its Upgrade header, which a server may ignore (RFC 9110, 7.8).
-
-        Java's client asks for h2c whenever there is no TLS.
-        """
-        kept = [(name, value) for name, value in self.headers if name not in {b"upgrade", b"connection"}]
-        if any(name == b"connection" and b"close" in value.lower() for name, value in self.headers):
-            kept.append((b"connection", b"close"))
-        method, version = self.scope["method"].encode(), self.parser.get_http_version().encode()
-        lines = [method + b" " + self.url + b" HTTP/" + version, *(b"%b: %b" % pair for pair in kept), b"", rest]
-        self.parser = HttpRequestParser(self)
-        _feed(self, b"\r\n".join(lines))
-
-    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's signature
-        """Refuse a request that uvicorn's parser can't read."""
-        self._refuse(HTTPStatus.BAD_REQUEST)
 
     def timeout_keep_alive_handler(self) -> None:
         """Close an idle connection once its client has read the response."""
@@ -244,7 +296,7 @@ class HttpProtocol(HttpToolsProtocol):
         elif unread_bytes := self.transport.get_write_buffer_size():
             self._await_reader(unread_bytes)
         elif self._is_at_its_first_request and self._idle_bytes:
-            self._refuse(HTTPStatus.REQUEST_TIMEOUT)
+            self._refuse(too_slow(self.limits.head_seconds))
         else:
             self._stop_reading()
             self.transport.close()
@@ -273,21 +325,36 @@ class HttpProtocol(HttpToolsProtocol):
         self._deadlines.set(self, self.limits.read_seconds)
 
     def _feed_closely(self, data: bytes) -> None:
-        """Feed uvicorn's parser up to the limit; refuse headers (or trailers) that are longer.
+        """Feed the parser up to the limit; refuse headers (or trailers) that are longer.
 
-        The limit also holds for what follows a response, as a body that the application does not read.
+        The limit also holds for what follows a response, as a body that the application does not read. Of pipelined
+        requests only a few are parsed before the first is served: a packet can hold thousands.
         """
-        while data and not self._is_leaving and not self.transport.is_closing():
-            room = MAX_HEAD_BYTES - self._idle_bytes
-            piece, data = data[:room], data[room:]
+        rest = memoryview(data)
+        while rest and not self._is_leaving and not self.transport.is_closing():
+            if self.pipeline:
+                self._let_wait(rest)
+                return
             cycle = self.cycle
+            is_in_body = cycle is not None and cycle.scope is self.scope and cycle.more_body
+            room = MAX_HEAD_BYTES - self._idle_bytes
+            size = room if is_in_body else min(room, ONE_PACKET_BYTES)
+            piece, rest = rest[:size], rest[size:]
             body_bytes = 0 if cycle is None else len(cycle.body)
-            _feed(self, piece)
+            self._feed(piece)
             is_idle = self.cycle is cycle and (cycle is None or len(cycle.body) == body_bytes)
             self._idle_bytes = self._idle_bytes + len(piece) if is_idle else 0
             self._update_deadline()
             if self._idle_bytes == MAX_HEAD_BYTES and not self._is_leaving:
-                self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+                self._refuse(LONG_HEAD)
+
+    def _let_wait(self, data: memoryview) -> None:
+        """Keep what is behind pipelined requests, and stop reading until they are served."""
+        self._waiting += data
+        self._is_complete = False
+        self.flow.pause_reading()
+        if len(self._waiting) > MAX_WAITING_BYTES:  # an application that waits for a disconnect lets uvicorn read on
+            self.transport.abort()
 
     def _update_deadline(self) -> None:
         """Set or clear the deadline: headers have one from their first byte on; the application limits a body's time.
@@ -308,7 +375,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self._is_complete:
             self._idle_bytes = 0
 
-    def _refuse(self, status: HTTPStatus) -> None:
+    def _refuse(self, fault: HeadFault) -> None:
         """Refuse the newest request and end the connection, after the responses to complete requests before it.
 
         The client may still be sending. If we closed at once, it would meet a reset before it reads the reason.
@@ -319,11 +386,24 @@ class HttpProtocol(HttpToolsProtocol):
             self.shutdown()  # uvicorn closes after the last response
             return
         if self._is_inside_head or not cycle.response_started:
-            self.transport.write(_refusal(status, self.limits, self.server_state.default_headers))
+            self.transport.write(refusal_bytes(fault, self.server_state.default_headers))
         if cycle is not None:
             cycle.disconnected = True
             cycle.message_event.set()
         self.transport.write_eof()
+
+    def says_goodbye(self) -> bool:
+        """Return whether the connection stays for a moment, because its client still sends the body of its request.
+
+        What it sends is discarded. If we closed at once, it would meet a reset before it reads the response.
+        """
+        cycle = self.cycle
+        if self._is_leaving or cycle is None or not (cycle.more_body and cycle.response_complete):
+            return False
+        self._stop_reading()
+        self.flow.resume_reading()
+        self._cork.write_eof()
+        return True
 
     def _stop_reading(self) -> None:
         self._is_leaving = True
@@ -331,25 +411,29 @@ class HttpProtocol(HttpToolsProtocol):
         self._deadlines.set(self, self.limits.goodbye_seconds)
 
 
-def _refusal(status: HTTPStatus, limits: ConnectionLimits, default_headers: list[tuple[bytes, bytes]]) -> bytes:
-    """Return the bytes of a refusal."""
-    messages = {
-        HTTPStatus.BAD_REQUEST: "This is not HTTP/1.1: correct the first line, the headers or the framing of the body.",
-        HTTPStatus.REQUEST_TIMEOUT: f"The headers did not come within {limits.head_seconds:.0f} s: send them at once.",
-        HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE: (
-            f"The headers are over {MAX_HEAD_BYTES} bytes: send fewer or shorter."
-        ),
-    }
-    error: dict[str, Any] = {
-        "code": InvalidRequest.code,
-        "message": messages[status],
-        "status": status.value,
-        "details": {},
-    }
-    body = json.dumps({"error": error}, separators=(",", ":")).encode()
-    head = [
-        f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode(),
-        *(b"%b: %b\r\n" % pair for pair in default_headers),
-        b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body),
-    ]
-    return b"".join([*head, body])
+def _framed(app: ASGI3Application, cycle: RequestResponseCycle) -> ASGI3Application:
+    """Return the application with the right framing of its response to this request.
+
+    - A client that was not told to continue may send its body or not, so the connection ends with the response.
+    - A client of HTTP/1.0 knows no chunks, so a response of unknown length ends with the connection.
+    """
+    is_old = cycle.scope["http_version"] == "1.0"
+
+    async def call(scope: Any, receive: Any, send: Any) -> None:
+        ends_with_connection = False
+
+        async def send_framed(message: Any) -> None:
+            nonlocal ends_with_connection
+            if message["type"] == "http.response.start":
+                if cycle.waiting_for_100_continue:
+                    cycle.keep_alive = False
+                if is_old and not any(name.lower() == b"content-length" for name, _ in message.get("headers", ())):
+                    ends_with_connection = True
+                    cycle.chunked_encoding = False
+            elif ends_with_connection:
+                cycle.expected_content_length = len(message.get("body", b""))  # uvicorn subtracts it at once
+            await send(message)
+
+        await app(scope, receive, send_framed)
+
+    return call

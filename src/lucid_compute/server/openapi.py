@@ -108,7 +108,12 @@ def install(app: FastAPI) -> None:
 
 def _build(app: FastAPI) -> dict[str, Any]:
     document = get_openapi(
-        title=app.title, version=app.version, summary=app.summary, description=app.description, routes=app.routes
+        title=app.title,
+        version=app.version,
+        summary=app.summary,
+        description=app.description,
+        routes=app.routes,
+        servers=app.servers or None,
     )
     schemas = document["components"]["schemas"]
     for model in (Heartbeat, HeartbeatAnswer, InferenceBody, OpenAiErrorAnswer):

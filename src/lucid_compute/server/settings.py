@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,8 +16,17 @@ from lucid_compute.egress.policy import AllowedNetwork, parse_allowed_networks
 from lucid_compute.registry.fleet.key_ring import MAX_TOKEN_LENGTH
 
 SHORTEST_BOOTSTRAP_KEY = 24
+DEFAULT_PORT = 8000
+MIB = 1024 * 1024
 _TRACING_PACKAGES = ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
+_SERVICE_LINK = re.compile(r"(?:tcp|udp|sctp)://")
+_ROOT_PATH = re.compile(r"(?:/[A-Za-z0-9._~-]+)+")
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/,?#@]+|null")
+_OWN_PATHS = re.compile(
+    r"/(?:audit|compute|dashboard|docs|healthz|keys|match|metrics|models|openapi\.json|passports|payouts|readyz|usage|v1|"
+    r"webhooks)(?:/.*)?"
+)
 
 
 class Settings(BaseSettings):
@@ -25,7 +35,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="LUCID_", env_ignore_empty=True, extra="ignore", frozen=True)
 
     host: str = Field(default="127.0.0.1", description="Address to listen on.")
-    port: int = Field(default=8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one.")
+    port: int = Field(default=DEFAULT_PORT, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one.")
     workers: int = Field(default=1, ge=1, le=64, description="Processes that serve; each is a replica.")
     data_dir: Path = Field(default=Path("data"), description="Folder of the embedded Postgres and of admin.key.")
     database_url: SecretStr | None = Field(
@@ -55,6 +65,30 @@ class Settings(BaseSettings):
         default=True,
         description="Follow Postgres's NOTIFY beside the poll; off, changes of other replicas show within a second.",
     )
+    root_path: str = Field(
+        default="",
+        description="A sub-path below which a proxy offers the service, such as /lucid; the proxy may pass it on or "
+        "take it off.",
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Origins whose pages may use the service from a browser, separated by commas: "
+        "https://chat.example,http://localhost:3000; * lets in all of them. Unset: none.",
+    )
+    keep_alive_seconds: int = Field(
+        default=75,
+        ge=1,
+        le=3600,
+        description="How long an idle connection of a client stays open. Set it above the idle timeout of a balancer "
+        "in front, or its requests now and then fail with 502.",
+    )
+    request_bodies_max_mib: int = Field(
+        default=256,
+        ge=1,
+        le=1_048_576,
+        description="Bytes of request bodies that each worker holds at a time, in MiB; what is over is answered 503. "
+        "A body is copied once or twice while its request runs.",
+    )
     shutdown_grace_seconds: float = Field(
         default=30.0, ge=0, description="Longest wait for running requests when the service is told to stop."
     )
@@ -71,6 +105,12 @@ class Settings(BaseSettings):
         default=2000,
         ge=1,
         description="Requests below /v1 that each worker serves at a time; more are answered 503 at once.",
+    )
+    inference_max_body_mib: int = Field(
+        default=32,
+        ge=1,
+        le=1024,
+        description="Longest body of a request below /v1, in MiB; a longer one is answered 413.",
     )
     job_retention_days: int = Field(
         default=90,
@@ -156,6 +196,44 @@ class Settings(BaseSettings):
     )
     metrics_public: bool = Field(default=False, description="Answer /metrics without a key.")
     log_level: str = Field(default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Least level logged.")
+
+    @field_validator("port", mode="before")
+    @classmethod
+    def _is_no_service_link(cls, value: object) -> object:
+        """Ignore the address of a Kubernetes service called lucid: every pod of its namespace gets it as LUCID_PORT."""
+        return DEFAULT_PORT if isinstance(value, str) and _SERVICE_LINK.match(value) else value
+
+    @field_validator("root_path")
+    @classmethod
+    def _is_below_root(cls, value: str) -> str:
+        """Refuse what is no path, or can't be told from the service's own paths once a proxy has taken it off."""
+        path = value.rstrip("/")
+        if path and not _ROOT_PATH.fullmatch(path):
+            raise ValueError("Set a path of letters, digits and . _ ~ -, such as /lucid, or leave it unset.")
+        if _OWN_PATHS.fullmatch(path):
+            raise ValueError("This path is one of the service's own. Choose another one, such as /lucid.")
+        return path
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _split_origins(cls, value: object) -> object:
+        """Read a comma-separated list of origins."""
+        if not isinstance(value, str):
+            return value
+        origins = tuple(filter(None, (origin.strip().rstrip("/").lower() for origin in value.split(","))))
+        for origin in origins:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin[:100]} is no origin. Set scheme, host and port: https://chat.example.")
+        return origins
+
+    @field_validator("inference_max_body_mib")
+    @classmethod
+    def _fits_into_memory(cls, value: int, info: ValidationInfo) -> int:
+        """Refuse a limit that no body could reach."""
+        room = info.data.get("request_bodies_max_mib", value)
+        if value > room:
+            raise ValueError(f"Set it to at most LUCID_REQUEST_BODIES_MAX_MIB ({room}), or raise that one.")
+        return value
 
     @field_validator("bootstrap_admin_key")
     @classmethod

@@ -80,6 +80,7 @@ def serve(app: Application, sockets: list[socket.socket], channel: socket.socket
         access_log=False,
         server_header=False,
         backlog=BACKLOG,
+        timeout_keep_alive=settings.keep_alive_seconds,
         timeout_graceful_shutdown=math.ceil(settings.shutdown_grace_seconds),
         forwarded_allow_ips=settings.trusted_proxies,
     )

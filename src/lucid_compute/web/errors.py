@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
+from starlette.types import Scope
 
 from lucid_compute.errors import (
     DatabaseUnavailable,
@@ -18,10 +19,12 @@ from lucid_compute.errors import (
     InvalidRequest,
     LucidError,
     MethodNotAllowed,
+    Overloaded,
     PayloadTooLarge,
     RateLimited,
     RouteNotFound,
     Unauthorized,
+    UnsupportedMediaType,
 )
 from lucid_compute.wire import ResponseShape, faults_from
 
@@ -56,7 +59,7 @@ def openai_bytes(error: LucidError) -> bytes:
     return json.dumps(openai_body(error)).encode()
 
 
-_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _log = logging.getLogger(__name__)
 
 
@@ -81,7 +84,7 @@ def declare(*errors: type[LucidError], body: bool = False, key: bool = True) -> 
     if key:
         every += [Unauthorized, Forbidden]
     if body:
-        every.append(PayloadTooLarge)
+        every += [PayloadTooLarge, UnsupportedMediaType]
     declared: dict[int | str, dict[str, Any]] = {}
     for error in every:
         codes = declared.setdefault(error.status, {"model": ErrorAnswer, "description": ""})
@@ -101,6 +104,8 @@ def headers_of(error: LucidError) -> dict[str, str]:
         headers["WWW-Authenticate"] = 'Bearer realm="lucid"'
     if isinstance(error, MethodNotAllowed):
         headers["Allow"] = error.allowed
+    if isinstance(error, UnsupportedMediaType) and (encodings := error.details.get("encodings")):
+        headers["Accept-Encoding"] = ", ".join(encodings)  # RFC 9110, 12.5.3
     return headers
 
 
@@ -116,6 +121,12 @@ def answer(error: LucidError, *, path: str = "") -> JSONResponse:
     """Return the response to an error; for a `path` below `/v1` in OpenAI's shape."""
     body = openai_body(error) if path.startswith(PREFIX) else error.body()
     return JSONResponse(body, status_code=error.http_status, headers=headers_of(error))
+
+
+def stopping() -> Overloaded:
+    """Return the error of a request that still runs when the service stops."""
+    message = "The service stops, and the request was not complete in time. Send it again after Retry-After seconds."
+    return Overloaded(message, retry_after_seconds=1)
 
 
 def log_unexpected(method: str, path: str, error: Exception, request_id: str | None) -> LucidError:
@@ -152,10 +163,15 @@ async def _answer_unexpected(request: Request, error: Exception) -> JSONResponse
 
 
 def _methods_of(request: Request) -> set[str]:
-    """Return every method of the path; Starlette names only those of the first route."""
-    routes = request.app.routes
-    scopes = [{**request.scope, "method": method} for method in _METHODS]
-    return {scope["method"] for scope in scopes if any(route.matches(scope)[0] is Match.FULL for route in routes)}
+    """Return every method of the path; Starlette names only those of the first route. HEAD is served as GET."""
+    scopes = [{**request.scope, "method": method} for method in METHODS]
+    methods = {scope["method"] for scope in scopes if has_route(scope)}
+    return methods | {"HEAD"} if "GET" in methods else methods
+
+
+def has_route(scope: Scope) -> bool:
+    """Return whether a route of the application takes the request's path and method."""
+    return any(route.matches(scope)[0] is Match.FULL for route in scope["app"].routes)
 
 
 def _strip_body(loc: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from lucid_compute.errors import InvalidRequest
 from lucid_compute.wire import INT64_MAX, FieldFault
 
 MAX_DEPTH = 64
+MAX_VALUES = 20_000  # in one body; far more than any route takes, and some 50 ms of work from here to the response
+MAX_SEPARATORS = 100_000  # there are also some in texts
+MAX_KEYS = 5_000  # in one object; more do not fit into a passport's metadata
+_SHOWN_CHARACTERS = 200  # of a path
 
 
 def read_strictly(body: bytes) -> Any:
@@ -17,8 +23,10 @@ def read_strictly(body: bytes) -> Any:
 
     Raises:
         InvalidRequest: 400 when it is not JSON in UTF-8; 422 for NaN and infinities, numbers beyond 64 bits, NUL,
-            lone surrogates, a key twice in one object, and nesting deeper than 64.
+            lone surrogates, a key twice in one object, nesting deeper than 64, and more values than any route takes.
     """
+    if body.count(b",") + body.count(b"[") + body.count(b"{") > MAX_SEPARATORS:
+        raise _too_many()
     try:
         value = json.loads(
             body.decode("utf-8"),
@@ -27,21 +35,37 @@ def read_strictly(body: bytes) -> Any:
             parse_int=_read_int,
             object_pairs_hook=_read_object,
         )
-        _check(value, "", 0)
+        _Check().visit([value], -1)
+    except _Fault as fault:
+        raise InvalidRequest.at(_shown(fault.path[:-1]), fault.message) from None  # without the position in our list
     except RecursionError:
         raise _too_deep() from None
     except UnicodeDecodeError:
-        raise InvalidRequest([FieldFault("", "The body is not UTF-8. Send JSON in UTF-8.")], status=400) from None
+        message = fault_of_encoding(body) or "The body is not UTF-8. Send JSON in UTF-8."
+        raise InvalidRequest([FieldFault("", message)], status=400) from None
     except ValueError as error:
         where = f" at line {error.lineno}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise InvalidRequest(
-            [FieldFault("", f"The body is not JSON{where}. Send a JSON object.")], status=400
-        ) from None
+        message = fault_of_encoding(body) or f"The body is not JSON{where}. Send a JSON object."
+        raise InvalidRequest([FieldFault("", message)], status=400) from None
     return value
 
 
+_MARKS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16"}
+_MARKS |= {codecs.BOM_UTF16_BE: "UTF-16"}
+
+
+def fault_of_encoding(body: bytes) -> str | None:
+    """Return the sentence that names the encoding of a body which could not be read; None if it may be UTF-8."""
+    if body.startswith(codecs.BOM_UTF8):
+        return "The body begins with a byte order mark (BOM). Send JSON in UTF-8 without it."
+    encoding = next((name for mark, name in _MARKS.items() if body.startswith(mark)), None)
+    if encoding is None and b"\x00" in body[:2]:  # half of an ASCII character
+        encoding = "UTF-32" if body[:4].count(0) == 3 else "UTF-16"  # noqa: PLR2004 - of four bytes
+    return encoding and f"The body is {encoding}. Send JSON in UTF-8."
+
+
 class _Refused(NamedTuple):
-    """Stands for a refused value until `_check` finds it and knows its path."""
+    """Stands for a refused value until `_Check` finds it and knows its path."""
 
     message: str
     key: str | None = None
@@ -78,43 +102,80 @@ def _read_object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | _Refused:
     return value
 
 
-def _check(value: Any, path: str, depth: int) -> None:
-    if depth > MAX_DEPTH:
-        raise _too_deep()
-    if isinstance(value, _Refused):
-        where = path if value.key is None else _below(path, value.key)
-        raise InvalidRequest.at(_shown(where), value.message)
-    if isinstance(value, str):
-        _check_text(value, path)
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            _check_text(key, path)
-            _check(item, _below(path, key), depth + 1)
-    elif isinstance(value, list):
-        for position, item in enumerate(value):
-            _check(item, _below(path, str(position)), depth + 1)
+class _Fault(Exception):
+    """A value that is refused. Its path is collected on the way out, from the last part to the first."""
+
+    def __init__(self, message: str, *path: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.path = [*path]
 
 
-def _check_text(text: str, path: str) -> None:
+class _Check:
+    """One look at every value of a body; `values` counts them."""
+
+    def __init__(self) -> None:
+        self.values = -1  # the list around the body's value is not one
+
+    def visit(self, container: dict[str, Any] | list[Any], depth: int) -> None:
+        """Check what is in a container, which is itself `depth` levels deep.
+
+        Raises:
+            _Fault: a value is refused.
+            InvalidRequest: there are too many, or they are nested too deep.
+        """
+        self.values += len(container)
+        if self.values > MAX_VALUES:
+            raise _too_many()
+        if depth >= MAX_DEPTH and container:
+            raise _too_deep()
+        for key, item in _items_of(container):
+            try:
+                if isinstance(item, str):
+                    _check_text(item)
+                elif isinstance(item, dict | list):
+                    self.visit(item, depth + 1)
+                elif isinstance(item, _Refused):
+                    raise _Fault(item.message, *([] if item.key is None else [item.key]))
+            except _Fault as fault:
+                fault.path.append(str(key))
+                raise
+
+
+def _items_of(container: dict[str, Any] | list[Any]) -> Iterable[tuple[str | int, Any]]:
+    """Return the keys or positions of a container with their values; first check the keys."""
+    if not isinstance(container, dict):
+        return enumerate(container)
+    if len(container) > MAX_KEYS:
+        raise _too_many()
+    for key in container:
+        _check_text(key)
+    return container.items()
+
+
+def _check_text(text: str) -> None:
     if "\x00" in text:
-        raise InvalidRequest.at(_shown(path), "Text may not hold NUL. Leave it out.")
+        message = "Text may not hold NUL. Leave it out."
+        raise _Fault(message)
     if not text.isascii():
         try:
             text.encode("utf-8")
         except UnicodeEncodeError:
-            raise InvalidRequest.at(
-                _shown(path), "Text may not hold half a surrogate pair. Send whole characters."
-            ) from None
+            message = "Text may not hold half a surrogate pair. Send whole characters."
+            raise _Fault(message) from None
 
 
-def _below(path: str, key: str) -> str:
-    return f"{path}.{key}" if path else key
-
-
-def _shown(path: str) -> str:
-    """Return a path that is valid text for a response."""
-    return path.encode("utf-8", "backslashreplace").decode().replace("\x00", "\\u0000")[:200]
+def _shown(path: list[str]) -> str:
+    """Return a path, which begins with its last part, as valid text for a response."""
+    text = ".".join(part[:_SHOWN_CHARACTERS] for part in reversed(path))
+    shown = text.encode("utf-8", "backslashreplace").decode().replace("\x00", "\\u0000")
+    return shown[:_SHOWN_CHARACTERS]
 
 
 def _too_deep() -> InvalidRequest:
     return InvalidRequest.at("", f"The body is nested deeper than {MAX_DEPTH} levels. Send it flatter.")
+
+
+def _too_many() -> InvalidRequest:
+    message = f"The body holds more than {MAX_VALUES} values, or more than {MAX_KEYS} in one object. Send fewer."
+    return InvalidRequest.at("", message)

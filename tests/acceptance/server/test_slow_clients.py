@@ -13,7 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
-from lucid_compute.server.http_protocol import MAX_HEAD_BYTES, ConnectionLimits
+from lucid_compute.server.http_protocol import ConnectionLimits
+from lucid_compute.server.request_head import MAX_HEAD_BYTES
 from tests.factories import GUIDE_PASSPORT
 from tests.lucid_serve import Served, serving_on_a_clone
 from tests.raw_client import Client, ask, assert_refused

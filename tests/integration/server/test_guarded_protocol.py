@@ -119,7 +119,7 @@ def assert_ended_in_time(seconds: float, at_least: float = SECONDS) -> None:
 
 async def test_a_body_that_drips_is_answered_and_then_cut(service: Service) -> None:
     """At its deadline it is answered 400; if it drips on, the connection ends when headers would have to be there."""
-    start = b"POST / HTTP/1.1\r\nContent-Length: 1000\r\n\r\n"
+    start = b"POST / HTTP/1.1\r\nHost: lucid\r\nContent-Length: 1000\r\n\r\n"
     answer, seconds = await drip(service, start, b"x")
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert b'"code":"INVALID_REQUEST"' in answer
@@ -129,7 +129,7 @@ async def test_a_body_that_drips_is_answered_and_then_cut(service: Service) -> N
 
 async def test_whatever_drips_on_a_connection_is_cut(service: Service) -> None:
     """A first request gets a word, later ones an end; blank lines and bodies nobody reads are no way around."""
-    early = b"POST /early HTTP/1.1\r\nContent-Length: 1000\r\n\r\n"
+    early = b"POST /early HTTP/1.1\r\nHost: lucid\r\nContent-Length: 1000\r\n\r\n"
     first, silent, blank, later, later_blank, unread = await asyncio.gather(
         drip(service, HALF_A_HEAD, b"X: y\r\n"),
         drip(service, b"", b""),
@@ -163,7 +163,7 @@ async def test_a_request_that_runs_is_answered_whatever_drips_behind_it(service:
 async def test_a_body_answered_before_it_came_keeps_its_connection_when_it_is_small(service: Service) -> None:
     """The client that sends on is not cut off: headers that follow count from their own first byte."""
     client = await Client.open(service.port)
-    client.send(b"POST /early HTTP/1.1\r\nContent-Length: 30000\r\n\r\n")
+    client.send(b"POST /early HTTP/1.1\r\nHost: lucid\r\nContent-Length: 30000\r\n\r\n")
     assert (await client.answer()).startswith(b"HTTP/1.1 200 ")
     client.send(b"x" * 30000)
     await asyncio.sleep(0.6 * SECONDS)
@@ -171,7 +171,7 @@ async def test_a_body_answered_before_it_came_keeps_its_connection_when_it_is_sm
     await asyncio.sleep(0.6 * SECONDS)
     client.send(b"\r\n")
     assert (await client.answer()).startswith(b"HTTP/1.1 200 ")
-    client.send(b"POST /early HTTP/1.1\r\nContent-Length: 100000000\r\n\r\n")
+    client.send(b"POST /early HTTP/1.1\r\nHost: lucid\r\nContent-Length: 100000000\r\n\r\n")
     assert (await client.answer()).startswith(b"HTTP/1.1 200 ")
     rest, seconds = await client.drip(b"", b"x" * 100_000, pause_seconds=0.01)
     assert rest in {b"", b"RESET"}
@@ -195,7 +195,7 @@ async def test_a_request_whose_body_breaks_is_told_that_its_client_left(
     service: Service, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is refused once, and nobody tries to answer it later."""
-    chunked = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n"
+    chunked = b"POST / HTTP/1.1\r\nHost: lucid\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n"
     for broken, status in ((b"no length\r\n", 400), (b"0\r\n" + HEADER * 70, 431)):
         client = await Client.open(service.port)
         client.send(chunked)

@@ -23,7 +23,7 @@ OVERRIDDEN = {
     "timeout_keep_alive_handler": ["self"],
     "send_400_response": ["self", "msg"],
 }
-HALF_A_REQUEST = b"POST / HTTP/1.1\r\nContent-Length: 2\r\n\r\na"
+HALF_A_REQUEST = b"POST / HTTP/1.1\r\nHost: lucid\r\nContent-Length: 2\r\n\r\na"
 
 
 class Transport(asyncio.Transport):
@@ -101,7 +101,7 @@ async def test_uvicorn_still_has_the_attributes_that_are_read(config: uvicorn.Co
     assert protocol.loop is asyncio.get_running_loop()
     protocol.data_received(b"b")
     assert not cycle.more_body
-    protocol.data_received(b"GET / HTTP/1.1\r\n")
+    protocol.data_received(b"GET / HTTP/1.1\r\nHost: lucid\r\n")
     assert protocol.cycle is cycle, "headers that are not whole have no cycle"
     assert protocol.scope is not cycle.scope, "and a scope of their own"
     protocol.shutdown()
@@ -124,7 +124,7 @@ async def test_the_scope_holds_what_aborts_the_connection(config: uvicorn.Config
     config.loaded_app = remember
     protocol, transport = HttpProtocol(config, ServerState(), {}), Transport()
     protocol.connection_made(transport)
-    protocol.data_received(b"GET / HTTP/1.1\r\n\r\n" * 3)
+    protocol.data_received(b"GET / HTTP/1.1\r\nHost: lucid\r\n\r\n" * 3)
     await asyncio.wait_for(last.wait(), 5)
     for scope in scopes:
         transport.is_aborted = False

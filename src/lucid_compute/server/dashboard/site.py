@@ -43,12 +43,13 @@ class Asset(NamedTuple):
 class Site:
     """The page and its files in memory: some 150 KB."""
 
-    def __init__(self) -> None:
+    def __init__(self, root_path: str = "") -> None:
+        """`root_path` is the sub-path below which browsers find the service."""
         contents = dict(_read(files("lucid_compute.server.dashboard") / "static"))
-        template = contents.pop(_INDEX).decode()
+        template = contents.pop(_INDEX).decode().replace("{{root}}", root_path)
         self.digest = _digest_of({**contents, _INDEX: template.encode()})
         html = template.replace("{{preloads}}", _preloads(contents)).replace(
-            "{{assets}}", f"{ADDRESS}/assets/{self.digest}"
+            "{{assets}}", f"{root_path}{ADDRESS}/assets/{self.digest}"
         )
         self.index = _send(_INDEX, html.encode(), {"Content-Security-Policy": _policy_of(html), "ETag": self.etag})
         self._assets = {name: _send(name, body, {}) for name, body in contents.items()}

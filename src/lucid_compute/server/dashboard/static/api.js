@@ -1,4 +1,6 @@
 // The REST API as the page speaks to it: JSON, a key in the header, errors with the service's own sentences.
+import { ROOT } from "./router.js";
+
 const TIMEOUT_MS = 15_000;
 const AWAY = new Set([500, 502, 503, 504]);
 
@@ -58,7 +60,7 @@ export class Api {
     try {
       const early = this.#takeEarly(address);
       if (early) return await early;
-      return await fetch(address, { headers, signal: either, cache: "no-store", credentials: "omit" });
+      return await fetch(ROOT + address, { headers, signal: either, cache: "no-store", credentials: "omit" });
     } catch (error) {
       if (signal?.aborted) throw error;
       throw new ApiError(0, "UNREACHABLE", "The service can't be reached.");
@@ -85,7 +87,7 @@ export class Api {
 
 // A request as it is typed in a shell. The key is no part of it: it is read from the variable that the SDK reads.
 export function curlOf(path, body = null) {
-  const parts = ["curl -sS", `${location.origin}${path}`, '-H "Authorization: Bearer $LUCID_API_KEY"'];
+  const parts = ["curl -sS", `${location.origin}${ROOT}${path}`, '-H "Authorization: Bearer $LUCID_API_KEY"'];
   if (body) parts.push("-H 'Content-Type: application/json'", `-d '${JSON.stringify(body).replaceAll("'", "'\\''")}'`);
   return parts.join(" ");
 }

@@ -2,7 +2,8 @@
 (() => {
   const KEPT_MS = 5000;
   const TIMEOUT_MS = 15_000; // as of every request: else a view would wait for ever for a service that hangs
-  const [, , section, ...rest] = location.pathname.split("/");
+  const root = document.documentElement.dataset.root;
+  const [, , section, ...rest] = location.pathname.slice(root.length).split("/");
   const addresses = ["/compute/overview"];
   if (section === "models" && rest.length === 1 && !location.search) {
     addresses.push(`/models/${rest[0]}`, `/models/${rest[0]}/availability?page=1&perPage=50`); // encoded as the view does it
@@ -20,7 +21,7 @@
 
   function ask(address, key) {
     const headers = { Authorization: `Bearer ${key}`, Accept: "application/json" };
-    const answer = fetch(address, { headers, cache: "no-store", credentials: "omit", signal: AbortSignal.timeout(TIMEOUT_MS) });
+    const answer = fetch(root + address, { headers, cache: "no-store", credentials: "omit", signal: AbortSignal.timeout(TIMEOUT_MS) });
     answer.catch(() => {}); // whoever takes it over hears of it
     return answer;
   }

@@ -6,7 +6,7 @@ import { vramOf } from "./models.js";
 import { Card, Empty, Figure, Figures, Heading, Shown, SpanChoice, Status } from "./parts.js";
 import { usePolled } from "./polling.js";
 import { REQUEST_SERIES, RequestCharts } from "./request_charts.js";
-import { addressOf } from "./router.js";
+import { ROOT, addressOf } from "./router.js";
 import { secondsBetween, spanOf } from "./spans.js";
 
 const LIST_SECONDS = 10;
@@ -71,7 +71,7 @@ function FirstSteps() {
   return html`<${Card} title="Nothing is registered yet">
     <p>Beside a running inference server, one command registers it, declares its models and keeps it alive:</p>
     <pre><code>lucid agent run</code></pre>
-    <p>It appears here with its first heartbeat. <a href="/docs">The API</a> does the same by hand: <code>POST /passports</code>, then <code>POST /compute/heartbeat</code>.</p>
+    <p>It appears here with its first heartbeat. <a href=${`${ROOT}/docs`}>The API</a> does the same by hand: <code>POST /passports</code>, then <code>POST /compute/heartbeat</code>.</p>
   </${Card}>`;
 }
 

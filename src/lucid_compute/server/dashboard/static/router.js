@@ -1,7 +1,8 @@
 // Addresses of the page: what is shown stands in the path, how it is shown in the query. No key is ever in it.
 import { useEffect, useState } from "./html.js";
 
-export const BASE = "/dashboard";
+export const ROOT = document.documentElement.dataset.root; // the sub-path that a proxy offers the service at
+export const BASE = `${ROOT}/dashboard`;
 const MOVED = "lucid:moved";
 
 export function addressOf(path, query = {}) {

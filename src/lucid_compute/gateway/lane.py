@@ -397,7 +397,7 @@ class InferenceLane:
             client.pass_on(admission)
             return
         self._charge(request)
-        if isinstance(ending, NodeResponse) and ending.body:
+        if isinstance(ending, NodeResponse):
             self.outcomes["SERVED"] += 1
             headers = request.response_headers(JSON, running.node_id, 1, len(ending.body))
             client.answer(ending.status, headers, ending.body)
@@ -450,8 +450,6 @@ def _refusal_of(request: GatewayRequest, error: LucidError) -> Response:
 
 def _error_of(ending: Ending, admission: InferenceAdmission) -> LucidError:
     """Return the error for an ending that is neither a node's response nor its failure."""
-    if isinstance(ending, NodeResponse) and ending.refusal is not None:
-        return ending.refusal
     if isinstance(ending, Exception):
         return log_unexpected("POST", admission.path, ending, admission.job_id)
     return _key_revoked()

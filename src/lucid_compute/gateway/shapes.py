@@ -59,6 +59,13 @@ class InferenceBody(BaseModel):
     lucid: RequestPolicy | None = None
 
 
+class CompletionBody(InferenceBody):
+    """The same of `/v1/completions`, where `prompt` may be several prompts."""
+
+    prompt: Any = None
+    best_of: Any = None
+
+
 class MatchRequest(WireShape):
     """Which node would serve a request of this model, and why not another."""
 

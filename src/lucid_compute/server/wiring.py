@@ -17,7 +17,7 @@ from lucid_compute.accounting.retention import JobRetention
 from lucid_compute.accounting.rollup_reader import RollupReader
 from lucid_compute.accounting.rollups import Retention, RollupKeeper
 from lucid_compute.egress.client import HttpClient
-from lucid_compute.egress.connection import Deadlines
+from lucid_compute.egress.connection import Deadlines, ResponseLimits
 from lucid_compute.egress.policy import EgressPolicy
 from lucid_compute.gateway.context import GatewayContext
 from lucid_compute.gateway.gateway import Gateway
@@ -47,6 +47,8 @@ from lucid_compute.server.replica import BackgroundTask, Replica
 from lucid_compute.server.settings import Settings
 from lucid_compute.webhooks.model_states import ModelStateRecorder
 from lucid_compute.webhooks.sender import build_webhooks
+
+MIB = 1024 * 1024
 
 
 class _SharedParts(NamedTuple):
@@ -163,7 +165,7 @@ def _build_gateway_context(shared: _SharedParts) -> GatewayContext:
     return GatewayContext(
         fleet=fleet,
         clock=clock,
-        client=HttpClient(policy),
+        client=HttpClient(policy, response_limits=_response_limits(settings)),
         upstreams=Upstreams(fleet, policy, replica_id),
         stats=FleetStats(fleet),
         ledger=JobLedger(url, replica_id=replica_id, timeout_seconds=settings.database_timeout_seconds),
@@ -175,7 +177,12 @@ def _build_gateway_context(shared: _SharedParts) -> GatewayContext:
         ),
         metrics=RequestMetrics(),
         tracer=_build_tracer(settings, replica_id),
+        max_event_bytes=settings.max_event_mib * MIB,
     )
+
+
+def _response_limits(settings: Settings) -> ResponseLimits:
+    return ResponseLimits(settings.max_answer_mib * MIB, settings.max_stream_mib * MIB)
 
 
 def _build_tracer(settings: Settings, replica_id: str) -> Tracer | None:

@@ -23,6 +23,7 @@ from lucid_compute.egress.faults import FaultKind
 from tests.egress import HEAD, LOOPBACK, Outcome, ask, on_both_loops, open_client
 from tests.fault_answers import (
     EVENTS,
+    OK_BODY,
     SURPLUS,
     Answer,
     chat_stream,
@@ -38,8 +39,8 @@ from tests.fault_answers import (
 )
 from tests.fault_node import Behaviour, Ending, FaultNode
 
-OK = Outcome(200, b'{"ok":true}')
-RAW_OK = b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 11\r\n\r\n{"ok":true}'
+OK = Outcome(200, OK_BODY)
+RAW_OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(OK_BODY), OK_BODY)
 EVIL = RAW_OK.replace(b"true", b"evil")
 LOST, BAD = FaultKind.CONNECTION_LOST, FaultKind.BAD_RESPONSE
 
@@ -61,9 +62,9 @@ async def test_requests_share_a_connection_while_the_node_keeps_it() -> None:
 @pytest.mark.parametrize(
     "behaviour",
     [
-        Behaviour(answer=respond(b'{"ok":true}', "Connection: close")),
+        Behaviour(answer=respond(OK_BODY, "Connection: close")),
         Behaviour(answer=Answer(RAW_OK.replace(b"1.1", b"1.0"))),
-        Behaviour(answer=respond_until_close(b'{"ok":true}'), ending=Ending.CLOSE),
+        Behaviour(answer=respond_until_close(OK_BODY), ending=Ending.CLOSE),
         Behaviour(idle_seconds=0.3),
         Behaviour(surplus=EVIL, surplus_after_seconds=0.1),
         Behaviour(surplus=b"H", surplus_after_seconds=0.1),

@@ -22,6 +22,7 @@ _STREAM = b"text/event-stream"
 # How an event stream begins, whatever the node calls it, and how many bytes say so; JSON begins with none of these.
 _STREAM_STARTS = (b":", b"data:", b"event:", b"id:", b"retry:")
 _SNIFFED_BYTES = 64
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _RELEVANT_HEADERS = frozenset(
     {b"content-type", b"content-length", b"transfer-encoding", b"content-encoding", b"retry-after"}
 )
@@ -138,9 +139,11 @@ class IncomingResponse:
 
     def _recognise_stream(self) -> None:
         """Decide by the body's first bytes whether it is an event stream that the node calls something else."""
-        start = b"".join(self._parts).removeprefix(b"\xef\xbb\xbf").lstrip(b"\r\n")
+        read = b"".join(self._parts)
+        start = read.removeprefix(_BYTE_ORDER_MARK).lstrip(b"\r\n")
         self.is_stream = start.startswith(_STREAM_STARTS)
-        is_open = any(each.startswith(start) for each in _STREAM_STARTS) and self._body_bytes < _SNIFFED_BYTES
+        is_open = any(each.startswith(start) for each in _STREAM_STARTS) or _BYTE_ORDER_MARK.startswith(read)
+        is_open = is_open and self._body_bytes < _SNIFFED_BYTES
         self._may_be_stream = is_open and not self.is_stream
 
     def _refuse(self, message: str, kind: FaultKind = FaultKind.BAD_RESPONSE) -> None:

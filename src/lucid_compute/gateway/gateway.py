@@ -31,7 +31,7 @@ REJECTIONS_FRESH_SECONDS = 0.5
 _LOOP_STATUS = RoutingLoop.status
 _TOO_LARGE = (
     ": the answer is larger than this service passes on. Ask for less at a time, or ask its operator to raise "
-    "LUCID_MAX_ANSWER_MIB, LUCID_MAX_STREAM_MIB or LUCID_MAX_EVENT_MIB"
+    "LUCID_ANSWER_MAX_MIB, LUCID_STREAM_MAX_MIB or LUCID_EVENT_MAX_MIB"
 )
 Failed = tuple[FleetNode | None, EgressFault]
 Ranker = Callable[[Fleet, Dispatcher, Criteria, datetime], Coroutine[Any, Any, Ranking]]

@@ -89,11 +89,11 @@ class Settings(BaseSettings):
         default=600.0, gt=0, description="Longest wait for a whole answer that is not a stream."
     )
     total_timeout_seconds: float = Field(default=1800.0, gt=0, description="Longest stream from a node.")
-    max_answer_mib: int = Field(
+    answer_max_mib: int = Field(
         default=32, ge=1, le=1024, description="Largest whole answer of a node, in MiB; it is held in memory."
     )
-    max_stream_mib: int = Field(default=256, ge=1, le=65_536, description="Largest stream of a node, in MiB.")
-    max_event_mib: int = Field(
+    stream_max_mib: int = Field(default=256, ge=1, le=65_536, description="Largest stream of a node, in MiB.")
+    event_max_mib: int = Field(
         default=8, ge=1, le=1024, description="Largest event of a stream, in MiB; it is held in memory."
     )
     slow_reader_seconds: float = Field(

@@ -177,12 +177,12 @@ def _build_gateway_context(shared: _SharedParts) -> GatewayContext:
         ),
         metrics=RequestMetrics(),
         tracer=_build_tracer(settings, replica_id),
-        max_event_bytes=settings.max_event_mib * MIB,
+        max_event_bytes=settings.event_max_mib * MIB,
     )
 
 
 def _response_limits(settings: Settings) -> ResponseLimits:
-    return ResponseLimits(settings.max_answer_mib * MIB, settings.max_stream_mib * MIB)
+    return ResponseLimits(settings.answer_max_mib * MIB, settings.stream_max_mib * MIB)
 
 
 def _build_tracer(settings: Settings, replica_id: str) -> Tracer | None:

@@ -27,9 +27,9 @@ async def api(database_url: str) -> AsyncIterator[Api]:
         bootstrap_admin_key=ADMIN_KEY,
         first_byte_timeout_seconds=SECONDS,
         between_bytes_timeout_seconds=SECONDS,
-        max_answer_mib=1,
-        max_stream_mib=3,
-        max_event_mib=1,
+        answer_max_mib=1,
+        stream_max_mib=3,
+        event_max_mib=1,
     )
     async with open_api(database_url, settings) as opened:
         yield opened
@@ -324,12 +324,12 @@ async def test_a_limit_of_ours_blames_no_node_and_is_not_tried_again(api: Api) -
             pair, answer=respond(b'{"choices":[{"message":{"content":"' + b"x" * 1_100_000 + b'"}}]}')
         )
         assert whole.status_code == 502
-        assert "LUCID_MAX_ANSWER_MIB" in whole.json()["error"]["message"]
+        assert "LUCID_ANSWER_MAX_MIB" in whole.json()["error"]["message"]
         large = piece("x" * 1_100_000)
         assert (await ask_badly(pair, large)).status_code == 502
         require_broken(await ask_badly(pair, TEXT, large), TEXT)
         endless = await ask_badly(pair, *[piece("y" * 400_000)] * 9)
-        assert b"LUCID_MAX_STREAM_MIB" in endless.content
+        assert b"LUCID_STREAM_MAX_MIB" in endless.content
         fits = piece("z" * 900_000)
         assert (await ask_badly(pair, TEXT, fits, DONE)).content == TEXT + fits + DONE
         assert not pair.good.requests

@@ -165,12 +165,14 @@ class Attempt:
         """Record the tokens: the node's numbers if they are plausible, else our count of what was delivered."""
         job, stream = self._job, self._stream
         delivered_bytes = len(body) if stream is None else stream.delivered_bytes
-        usage = plausible_usage(usage, self._request.inference, delivered_bytes)
+        inference = self._request.inference
+        usage = plausible_usage(usage, inference, delivered_bytes)
         job.are_tokens_counted = usage is None or usage.tokens_in is None
         if usage is None:
             delivered = max(stream.pieces, 0) if stream is not None else count_response(body)
-            usage = Usage(None, delivered)
-        job.tokens_in = count_request(self._request.inference) if usage.tokens_in is None else usage.tokens_in
+            most = inference.max_tokens_out
+            usage = Usage(None, delivered if most is None else min(delivered, most))
+        job.tokens_in = count_request(inference) if usage.tokens_in is None else usage.tokens_in
         job.tokens_out = usage.tokens_out
 
     def record_success(self) -> None:

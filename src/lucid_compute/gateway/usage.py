@@ -55,11 +55,20 @@ def find_usage(response: bytes) -> Usage | None:
 
 
 def count_tokens(text: bytes) -> int:
-    """Return an estimate of a text's tokens without its tokenizer: runs of up to six letters, and signs."""
-    return sum(1 for _ in _WORD.finditer(text))
+    """Return an estimate of a text's tokens without its tokenizer: runs of up to six letters, and signs.
+
+    Of a long text four parts are counted: counting all of it would delay other requests.
+    """
+    size = len(text)
+    if size <= _PARTS * _PART_BYTES:
+        return len(_WORD.findall(text))
+    starts = (size * number // _PARTS for number in range(_PARTS))
+    counted = sum(len(_WORD.findall(text, start, start + _PART_BYTES)) for start in starts)
+    return counted * size // (_PARTS * _PART_BYTES)
 
 
-COUNTED_BYTES = 1024 * 1024  # of a request or a response; counting more would delay other requests
+COUNTED_BYTES = 1024 * 1024  # of a request or a response
+_PARTS, _PART_BYTES = 4, 64 * 1024
 UNSEEN_TOKENS = 1_000_000  # of a request, beyond its bytes: what is given as a URL or an id, such as a picture
 TEMPLATE_TOKENS = 256  # of a chat, beyond its bytes: what the model's chat template adds
 
@@ -103,7 +112,7 @@ def count_request(request: InferenceRequest) -> int:
 
 def count_response(body: bytes) -> int:
     """Return an estimate of the tokens of a complete response's text; 0 without text, as for embeddings."""
-    if len(body) > COUNTED_BYTES:
+    if len(body) > _PARTS * _PART_BYTES:
         return count_tokens(body[:COUNTED_BYTES])
     try:
         choices = json.loads(body).get("choices")

@@ -210,3 +210,30 @@ async def test_no_usage_beyond_what_the_request_allows_is_billed(api: Api) -> No
     for job in await jobs_of(api, len(CLAIMS) * len(PATHS)):
         assert (job["tokensCounted"], job["tokensIn"] < 100, job["tokensOut"] < 3) == (True, True, True)
         assert float(job["priceUsd"]) < 0.2
+
+
+async def test_our_own_count_is_within_what_the_request_allows_too(api: Api) -> None:
+    """Embeddings have no tokens out however long they are, and no answer has more than its limit."""
+    vectors = json.dumps({"data": [{"embedding": [0.5] * 100_000}]}).encode()
+    async with a_pair(api, has_good=False) as pair:
+        pair.bad.behaviour = Behaviour(answer=respond(vectors))
+        assert (await ask(api, "embeddings")).content == vectors
+        pair.bad.behaviour = Behaviour(answer=respond(CHAT % (b"word " * 100)))
+        assert (await ask(api, max_tokens=7)).status_code == 200
+    assert {(job["tokensCounted"], job["tokensOut"]) for job in await jobs_of(api, 2)} == {(True, 0), (True, 7)}
+
+
+async def test_a_large_body_of_many_fields_goes_on_whole(api: Api) -> None:
+    """Its policy is taken out, other requests are served meanwhile, and of its faults at most a hundred are told."""
+    fields = {f"k{number}": number for number in range(200_000)}
+    body = {"model": "m", "stream": False, **fields, "lucid": {"routeStale": True}, "é": ["\n"]}
+    async with a_pair(api, has_good=False) as pair:
+        response = await api.http.post("/v1/chat/completions", json=body, timeout=60)
+        assert response.status_code == 200
+        sent = json.loads(pair.bad.requests[0].body)
+        assert sent == {"model": "m", "stream": False, **fields, "é": ["\n"]}
+        response = await api.http.post("/v1/chat/completions", json={"model": "m", "lucid": fields}, timeout=60)
+        assert (response.status_code, len(response.json()["error"]["details"]["fields"])) == (422, 1)
+        few = dict.fromkeys(list(fields)[:5000], 1)
+        response = await api.http.post("/v1/chat/completions", json={"model": "m", "lucid": few}, timeout=60)
+        assert (response.status_code, len(response.json()["error"]["details"]["fields"])) == (422, 1)

@@ -125,6 +125,13 @@ def test_an_answer_without_usage_is_counted_by_its_text(answer: Any, expected: i
     assert count_response(json.dumps(answer).encode()) == expected
 
 
+def test_a_long_text_is_counted_in_parts() -> None:
+    """Its parts stand for the rest: the estimate is near the count, and only so many bytes are looked at."""
+    text = b"word, " * 200_000
+    assert abs(count_tokens(text) - 400_000) < 4000
+    assert abs(count_tokens(b" " * 600_000 + text) - 400_000) < 150_000
+
+
 def test_what_is_no_json_counts_nothing_and_what_is_huge_is_counted_in_part() -> None:
     """Counting must not hold others up."""
     assert count_response(b"\xff{") == 0

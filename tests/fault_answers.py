@@ -12,6 +12,7 @@ from typing import NamedTuple
 Pieces = bytes | Callable[[], Iterator[bytes] | AsyncIterator[bytes]]
 
 JSON = "application/json"
+OK_BODY = b'{"ok":true,"choices":[{"message":{"content":"ok"},"text":"ok"}],"data":[{"embedding":[0]}],"output":[]}'
 EVENTS = "text/event-stream"
 
 
@@ -23,7 +24,7 @@ class Answer(NamedTuple):
 
 
 def respond(
-    body: bytes = b'{"ok":true}', *headers: str, status: int = 200, content_type: str = JSON, length: int | None = None
+    body: bytes = OK_BODY, *headers: str, status: int = 200, content_type: str = JSON, length: int | None = None
 ) -> Answer:
     """Return a response with `body`, and its length or a false `length`."""
     said = len(body) if length is None else length

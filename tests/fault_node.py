@@ -1,6 +1,6 @@
 """A node that misbehaves as configured, on a real socket; with an upstream, a proxy that damages its responses.
 
-    async with FaultNode(Behaviour(delay_seconds=1)) as node:     # at node.url: answers {"ok":true}, a second late
+    async with FaultNode(Behaviour(delay_seconds=1)) as node:     # at node.url: answers OK_BODY, a second late
         node.behaviour = Behaviour(answer=redirect("http://elsewhere:8080/"))  # the requests from now on
         node.script += [Behaviour(ending=Ending.RESET)]           # the next request only; each entry serves one
         node.by_path["/health"] = Behaviour()                     # requests to this path
@@ -67,7 +67,7 @@ class Behaviour:
     """
 
     greeting: bytes = b""  # before anything was asked
-    answer: Answer | None = None  # None: the upstream's, or {"ok":true} when there is none
+    answer: Answer | None = None  # None: the upstream's, or OK_BODY when there is none
     delay_seconds: float = 0.0  # before the first byte
     drip_head_seconds: float = 0.0  # after every `drip_bytes` of the head
     cut_head_after: int | None = None  # bytes of the head, after which `ending` comes at once

@@ -19,6 +19,10 @@ from lucid_compute.egress.write_batching import WriteBatch
 
 MAX_PARTS = 64  # of a body; each takes some 50 bytes more than its data, so further ones are joined
 _STREAM = b"text/event-stream"
+# How an event stream begins, whatever the node calls it, and how many bytes say so; JSON begins with none of these.
+_STREAM_STARTS = (b":", b"data:", b"event:", b"id:", b"retry:")
+_SNIFFED_BYTES = 64
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _RELEVANT_HEADERS = frozenset(
     {b"content-type", b"content-length", b"transfer-encoding", b"content-encoding", b"retry-after"}
 )
@@ -28,8 +32,8 @@ _CONTINUE, _SWITCHING, _OK = 100, 101, 200  # plain numbers: HTTPStatus costs a 
 class ResponseLimits(NamedTuple):
     """The longest bodies, in bytes: of a response, and of a stream that was asked for."""
 
-    max_body_bytes: int = 16 * 1024 * 1024
-    max_stream_bytes: int = 64 * 1024 * 1024
+    max_body_bytes: int = 32 * 1024 * 1024
+    max_stream_bytes: int = 256 * 1024 * 1024
 
 
 RESPONSE_LIMITS = ResponseLimits()
@@ -51,6 +55,7 @@ class IncomingResponse:
         "_keeps_alive",
         "_max_body_bytes",
         "_max_stream_bytes",
+        "_may_be_stream",
         "_parts",
         "_wants_stream",
         "content_type",
@@ -74,6 +79,7 @@ class IncomingResponse:
         self._joins_after = MAX_PARTS
         self._wants_stream = wants_stream
         self._is_framed = self.has_head = self.has_received = self.is_whole = self.is_stream = False
+        self._may_be_stream = False
         self.status = 0
         self.content_type = b""
         self.retry_after = b""
@@ -81,7 +87,6 @@ class IncomingResponse:
     def on_message_begin(self) -> None:
         """Stop the parser when a second response begins: it is unsolicited, and the next request must not get it."""
         if self.is_whole:
-            self._refuse("The node answered more than it was asked.")
             raise ValueError
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -111,26 +116,39 @@ class IncomingResponse:
                 self._refuse(f"The node answered status {status}, which nobody asked for.")
             return
         self.has_head = True
-        self.is_stream = self._wants_stream and status == _OK and self.content_type[: len(_STREAM)].lower() == _STREAM
+        is_awaited = self._wants_stream and status == _OK
+        self.is_stream = is_awaited and self.content_type[: len(_STREAM)].lower() == _STREAM
+        self._may_be_stream = is_awaited and not self.is_stream
 
     def on_body(self, part: bytes) -> None:
         """Keep a part of the body, unless it exceeds the limit."""
         self._parts.append(part)
         self._buffered += len(part)
         self._body_bytes += len(part)
+        if self._may_be_stream:
+            self._recognise_stream()
         if self._body_bytes > self._max_body_bytes and (
             not self.is_stream or self._body_bytes > self._max_stream_bytes
         ):
-            self._refuse("The node's answer is longer than it may be.")
+            self._refuse("The node's answer is longer than this service passes on.", FaultKind.TOO_LARGE)
 
     def on_message_complete(self) -> None:
         """End the response, unless it was an interim one."""
         self.is_whole = self.status >= _OK
         self._keeps_alive = self.parser.should_keep_alive()  # known only at the end
 
-    def _refuse(self, message: str) -> None:
+    def _recognise_stream(self) -> None:
+        """Decide by the body's first bytes whether it is an event stream that the node calls something else."""
+        read = b"".join(self._parts)
+        start = read.removeprefix(_BYTE_ORDER_MARK).lstrip(b"\r\n")
+        self.is_stream = start.startswith(_STREAM_STARTS)
+        is_open = any(each.startswith(start) for each in _STREAM_STARTS) or _BYTE_ORDER_MARK.startswith(read)
+        is_open = is_open and self._body_bytes < _SNIFFED_BYTES
+        self._may_be_stream = is_open and not self.is_stream
+
+    def _refuse(self, message: str, kind: FaultKind = FaultKind.BAD_RESPONSE) -> None:
         if self._fault is None:
-            self._fault = EgressFault(FaultKind.BAD_RESPONSE, message)
+            self._fault = EgressFault(kind, message)
 
 
 MAX_HEAD_BYTES = 32 * 1024
@@ -155,6 +173,7 @@ class HttpConnection(IncomingResponse, asyncio.BufferedProtocol):
     """A connection and the response that it is reading.
 
     `on_ready`, if it is set, is called when something can be read, instead of waking the task that awaits `receive`.
+    `awaits_content`: what came of a stream so far is no part of an answer, so the time for its first byte still runs.
     """
 
     __slots__ = (
@@ -164,6 +183,7 @@ class HttpConnection(IncomingResponse, asyncio.BufferedProtocol):
         "_view",
         "_waiter",
         "_write_batch",
+        "awaits_content",
         "between_seconds",
         "due_at",
         "is_lost",
@@ -188,6 +208,7 @@ class HttpConnection(IncomingResponse, asyncio.BufferedProtocol):
         self._is_in_use = self._is_paused = self._keeps_alive = self.is_lost = False
         self.made_at = time.monotonic()
         self.used = 0
+        self.awaits_content = False
         self.between_seconds = self.due_at = self.total_due_at = _NEVER
         self._start(wants_stream=False)
 
@@ -204,6 +225,7 @@ class HttpConnection(IncomingResponse, asyncio.BufferedProtocol):
         """Write a request; `head` lacks the length. What is received from now on is the response."""
         self._start(wants_stream=wants_stream)
         self._is_in_use = True
+        self.awaits_content = False
         self.used += 1
         now = self.last_read_at = time.monotonic()
         self.due_at = now + (deadlines.first_byte_seconds if wants_stream else deadlines.answer_seconds)
@@ -277,11 +299,11 @@ class HttpConnection(IncomingResponse, asyncio.BufferedProtocol):
             return None
         if now >= self.total_due_at:
             return EgressFault(FaultKind.TOTAL_TIMEOUT, "The answer took longer than it may in total.")
-        if not (self.is_stream and self._body_bytes):
-            if now >= self.due_at:
-                kind = FaultKind.FIRST_BYTE_TIMEOUT if self._wants_stream else FaultKind.ANSWER_TIMEOUT
-                return EgressFault(kind, "The answer did not come in time.")
-        elif now - self.last_read_at >= self.between_seconds and not self._is_paused:
+        has_begun = self.is_stream and self._body_bytes > 0
+        if now >= self.due_at and (self.awaits_content or not has_begun):
+            kind = FaultKind.FIRST_BYTE_TIMEOUT if self._wants_stream else FaultKind.ANSWER_TIMEOUT
+            return EgressFault(kind, "The answer did not come in time.")
+        if has_begun and now - self.last_read_at >= self.between_seconds and not self._is_paused:
             return EgressFault(FaultKind.IDLE_TIMEOUT, "The stream fell silent for too long.")
         return None
 
@@ -307,7 +329,7 @@ class HttpConnection(IncomingResponse, asyncio.BufferedProtocol):
         try:
             self.parser.feed_data(self._view[:nbytes])
         except (HttpParserError, HttpParserUpgrade):
-            self._refuse("The node's answer is not HTTP/1.1.")
+            self._refuse_rest()
         if not had_head or body_bytes == self._body_bytes:
             self._head_bytes += nbytes + body_bytes - self._body_bytes
             if self._head_bytes > MAX_HEAD_BYTES:
@@ -347,6 +369,13 @@ class HttpConnection(IncomingResponse, asyncio.BufferedProtocol):
             del self.parser  # a cycle, which only garbage collection would free
 
     # --- internal
+
+    def _refuse_rest(self) -> None:
+        """Refuse what can't be parsed. After a complete response it is unsolicited, and the response itself is good."""
+        if self.is_whole and self._fault is None:
+            self.abort()
+        else:
+            self._refuse("The node's answer is not HTTP/1.1.")
 
     def _resume(self) -> None:
         self._is_paused = False

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from lucid_compute.egress.connection import HttpConnection
+from lucid_compute.egress.faults import FaultKind
 
 
 class TlsSession(NamedTuple):
@@ -59,6 +60,6 @@ class HeadOnlyConnection(HttpConnection):
     def on_body(self, part: bytes) -> None:
         """Drop the body."""
 
-    def _refuse(self, message: str) -> None:
+    def _refuse(self, message: str, kind: FaultKind = FaultKind.BAD_RESPONSE) -> None:
         if not self.has_head:
-            super()._refuse(message)
+            super()._refuse(message, kind)

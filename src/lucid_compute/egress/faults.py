@@ -18,7 +18,8 @@ class FaultKind(StrEnum):
     ANSWER_TIMEOUT = "answer_timeout"  # of a response without a stream
     IDLE_TIMEOUT = "idle_timeout"
     TOTAL_TIMEOUT = "total_timeout"
-    BAD_RESPONSE = "bad_response"  # not HTTP, not the content that was asked for, or over a limit
+    BAD_RESPONSE = "bad_response"  # not HTTP, or not the content that was asked for
+    TOO_LARGE = "response_too_large"  # over a limit of this service, which is no failure of the provider
     BAD_STATUS = "bad_status"  # an HTTP status for which the client is not responsible
     BROKEN_STREAM = "broken_stream"  # it reported an error, or ended without saying that it is done
 

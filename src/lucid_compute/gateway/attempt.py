@@ -14,9 +14,9 @@ from typing import NamedTuple
 from lucid_compute.accounting.jobs import Job, Outcome
 from lucid_compute.egress.connection import HttpConnection
 from lucid_compute.egress.faults import BadStatus, EgressFault, FaultKind, NotOffered
-from lucid_compute.errors import InvalidRequest
 from lucid_compute.gateway.context import GatewayContext
-from lucid_compute.gateway.event_stream import EventStream
+from lucid_compute.gateway.event_stream import DONE, EventStream
+from lucid_compute.gateway.node_json import clients_own_status, error_in, is_response, read_object
 from lucid_compute.gateway.node_stats import ANY_ENDPOINT
 from lucid_compute.gateway.request import GatewayRequest, RunningRequest
 from lucid_compute.gateway.tracing import end_attempt
@@ -25,7 +25,6 @@ from lucid_compute.gateway.usage import Usage, charge, count_request, count_resp
 from lucid_compute.registry.fleet.fleet import FleetNode
 from lucid_compute.registry.routing_rules import id_on_node
 from lucid_compute.web.lanes import CutReason
-from lucid_compute.wire import FieldFault
 
 CLIENTS_OWN = frozenset({400, 413, 422})
 NOT_OFFERED = frozenset({404, 405, 501})
@@ -44,19 +43,12 @@ class NodeResponse(NamedTuple):
     status: int
     body: bytes
 
-    @property
-    def refusal(self) -> InvalidRequest | None:
-        """The error for a refusal in which the node gave no reason; None when it gave one."""
-        if self.body:
-            return None
-        sentence = f"The node refused the request with status {self.status} and did not say why."
-        return InvalidRequest([FieldFault("", sentence)], status=self.status)
-
 
 class Attempt:
     """The attempt `number` (from 1) of a request, on `node`, or on the model's upstream when it is None."""
 
     __slots__ = (
+        "_asks_usage",
         "_began_at",
         "_context",
         "_job",
@@ -83,6 +75,8 @@ class Attempt:
         self._number = number
         self._number_on_node = 0  # from `FleetStats.record_start`
         self._stream: EventStream | None = None
+        # As the client did not, and unless the node is known to refuse that.
+        self._asks_usage = request.inference.adds_usage and not context.stats.refuses_question(self._question_id)
         self._span = None if request.span is None else request.span.child("attempt", is_outgoing=True)
         self._began_at = time.monotonic()
         self._job = request.running.job = Job(
@@ -133,22 +127,31 @@ class Attempt:
         Raises:
             EgressFault: the node failed; the next one may be tried.
         """
-        status, job = connection.status, self._job
-        job.status = status
-        is_json = JSON in connection.content_type or b"+json" in connection.content_type
-        if status in CLIENTS_OWN:
-            job.outcome, job.reason = Outcome.REJECTED, f"http_{status}"
-            return NodeResponse(status, body if is_json and body else b"")
+        status = self._job.status = connection.status
+        if status in CLIENTS_OWN and read_object(body) is not None:
+            return self._reject(status, body)
         if status in NOT_OFFERED:
             raise self._record_lack(status, body)
         if not OK <= status < MULTIPLE_CHOICES:
             self._record_full(status, connection.retry_after)
             raise BadStatus(status)
-        if not is_json or not body:
+        value = read_object(body)
+        if value is None:
             raise EgressFault(FaultKind.BAD_RESPONSE, "The node's answer is not JSON.")
+        if (error := error_in(value)) is not None:
+            if (clients := clients_own_status(value, error)) is not None:
+                return self._reject(clients, body)
+            raise EgressFault(FaultKind.BAD_RESPONSE, f"The node's answer of status {status} holds an error.")
+        if not is_response(self._request.inference.endpoint, value, body):
+            raise EgressFault(FaultKind.BAD_RESPONSE, "The node's answer is JSON, but not a response of the endpoint.")
         self.record_first_byte()
         self.record_tokens(find_usage(body), body)
-        job.outcome = Outcome.COMPLETED
+        self._job.outcome = Outcome.COMPLETED
+        return NodeResponse(status, body)
+
+    def _reject(self, status: int, body: bytes) -> NodeResponse:
+        """Record that the node refused the request as the client's fault; return its response."""
+        self._job.outcome, self._job.reason = Outcome.REJECTED, f"http_{status}"
         return NodeResponse(status, body)
 
     def record_first_byte(self) -> None:
@@ -161,12 +164,15 @@ class Attempt:
     def record_tokens(self, usage: Usage | None, body: bytes = b"") -> None:
         """Record the tokens: the node's numbers if they are plausible, else our count of what was delivered."""
         job, stream = self._job, self._stream
-        usage = plausible_usage(usage, self._request.inference)
+        delivered_bytes = len(body) if stream is None else stream.delivered_bytes
+        inference = self._request.inference
+        usage = plausible_usage(usage, inference, delivered_bytes)
         job.are_tokens_counted = usage is None or usage.tokens_in is None
         if usage is None:
             delivered = max(stream.pieces, 0) if stream is not None else count_response(body)
-            usage = Usage(None, delivered)
-        job.tokens_in = count_request(self._request.inference) if usage.tokens_in is None else usage.tokens_in
+            most = inference.max_tokens_out
+            usage = Usage(None, delivered if most is None else min(delivered, most))
+        job.tokens_in = count_request(inference) if usage.tokens_in is None else usage.tokens_in
         job.tokens_out = usage.tokens_out
 
     def record_success(self) -> None:
@@ -178,10 +184,11 @@ class Attempt:
         """Record that the node failed or does not offer what was asked, and what was delivered until then."""
         job = self._job
         job.outcome, job.reason = Outcome.FAILED, fault.reason
-        if isinstance(fault, NotOffered):
+        is_none = isinstance(fault, NotOffered) or fault.kind is FaultKind.TOO_LARGE  # no failure of the node
+        if is_none:
             job.outcome = Outcome.REJECTED
         if self._node is not None and self._node_id is not None:
-            if isinstance(fault, NotOffered) or job.status == HTTPStatus.TOO_MANY_REQUESTS:
+            if is_none or job.status == HTTPStatus.TOO_MANY_REQUESTS:
                 self._context.stats.record_inconclusive(self._node_id, self._number_on_node)
             else:
                 self._context.stats.record_failure(self._node, self._number_on_node)
@@ -235,8 +242,15 @@ class Attempt:
     def _body(self) -> bytes:
         model = self._request.model
         if self._node is not None:
-            return self._request.inference.body_for(id_on_node(model, self._node.state))
-        return self._request.inference.body_for(model.record.metadata["upstream"].get("model") or model.record.name)
+            model_id = id_on_node(model, self._node.state)
+        else:
+            model_id = model.record.metadata["upstream"].get("model") or model.record.name
+        return self._request.inference.body_for(model_id, asks_usage=self._asks_usage)
+
+    @property
+    def _question_id(self) -> str:
+        """What is remembered to refuse our question for a stream's usage: the node, or the model's upstream."""
+        return self._node_id or self._request.model.id
 
     def _record_full(self, status: int, retry_after: bytes) -> None:
         if self._node_id is None:
@@ -360,6 +374,7 @@ class TasklessRequest(RunningRequest):
 
 
 END_SECONDS = 1.0
+FINISHED_SECONDS = 2.0  # of silence after every choice has finished; a usage may still come, and [DONE]
 _EVENTS = b"text/event-stream; charset=utf-8"
 
 
@@ -390,13 +405,25 @@ class TaskAttempt(Attempt):
         finally:
             self.close()
         if response is not None:
-            if response.refusal is not None:
-                raise response.refusal
             await self._request.start(response.status, JSON, self._node_id, self._number, len(response.body))
             await self._request.write(response.body, more=False)
 
     async def _send_and_receive(self) -> NodeResponse | None:
-        """Return the node's complete response; None for a stream, which has been passed on already."""
+        """Return the node's complete response; None for a stream, which has been passed on already.
+
+        A server that refuses our question for the usage is sent the request without it. That it refuses the question is
+        remembered if it then accepts the request: else the client has made it name the field.
+        """
+        response = await self._send_once()
+        if response is None or not self._asks_usage or b"stream_options" not in response.body:
+            return response
+        self._asks_usage, self._job.reason = False, None
+        response = await self._send_once()
+        if response is None or response.status < MULTIPLE_CHOICES:
+            self._context.stats.record_question_refused(self._question_id)
+        return response
+
+    async def _send_once(self) -> NodeResponse | None:
         target = self.target()
         client = self._context.client
         if not self._request.avoids_idle and (connection := client.acquire_idle(target.url)) is not None:
@@ -421,31 +448,27 @@ class TaskAttempt(Attempt):
 
     async def _relay(self, connection: HttpConnection, block: bytes) -> None:
         """Pass a stream on, event by event, until the node says that it is done."""
-        request = self._request
+        inference = self._request.inference
         stream = self._stream = self._context.event_stream(
-            request.inference.endpoint, withholds_usage=request.inference.adds_usage
+            inference.endpoint,
+            withholds_usage=self._asks_usage,
+            choices=inference.choice_count,
+            max_event_bytes=self._context.max_event_bytes,
         )
         self._job.status = connection.status
+        connection.awaits_content, is_over = True, False
         while block:
             events = stream.feed(block)
-            if stream.failed and not request.has_begun:
+            if stream.failed and not self._request.has_begun:
                 break
             if events:
-                is_over = stream.has_ended and connection.is_whole
+                connection.awaits_content, is_over = False, stream.has_ended and connection.is_whole
                 await self._pass_on(events, more=not is_over)
-                if is_over:
-                    break
-                if stream.has_ended:
-                    await request.write(b"", more=False)
-                    await _await_end(connection)
-                    break
-            if stream.failed:
+            if stream.failed or stream.has_ended:
                 break
-            block = await connection.receive()
-        else:
-            await self._end(stream)
-        if stream.failed:
-            raise EgressFault(FaultKind.BROKEN_STREAM, "The node's stream told of an error.")
+            block = await _receive_more(connection, stream)
+        if not is_over:
+            await self._end(connection, stream)
         self.record_tokens(stream.usage)
         self._job.outcome = Outcome.REJECTED if stream.is_refused else Outcome.COMPLETED
 
@@ -456,16 +479,35 @@ class TaskAttempt(Attempt):
             await request.start(OK, _EVENTS, self._node_id, self._number)
         await request.write(events, more=more)
 
-    async def _end(self, stream: EventStream) -> None:
-        """End a stream after the node's response has ended.
+    async def _end(self, connection: HttpConnection, stream: EventStream) -> None:
+        """End a stream of which nothing more is read.
 
         Raises:
-            EgressFault: the node never said that the stream is done.
+            EgressFault: the node reported an error, never said that the stream is done, or sent no answer in it.
         """
-        rest = stream.finish()
-        if not stream.has_ended:
+        if stream.failed:
+            raise EgressFault(FaultKind.BROKEN_STREAM, "The node's stream told of an error.")
+        rest = b"" if stream.has_ended else stream.finish()
+        if not (stream.has_ended or stream.is_finished):
             raise EgressFault(FaultKind.BROKEN_STREAM, "The stream ended without saying that it is done.")
+        if not stream.has_begun:
+            raise EgressFault(FaultKind.BROKEN_STREAM, "The stream ended without an answer in it.")
+        if not stream.has_ended:
+            rest = DONE  # which the node left out
         await self._pass_on(rest, more=False)
+        if not connection.is_whole:
+            await _await_end(connection)
+
+
+async def _receive_more(connection: HttpConnection, stream: EventStream) -> bytes:
+    """Return the next block of a stream; empty at its end, also if it breaks off when every choice has finished."""
+    if not stream.is_finished:
+        return await connection.receive()
+    connection.between_seconds = min(connection.between_seconds, FINISHED_SECONDS)
+    try:
+        return await connection.receive()
+    except EgressFault:
+        return b""
 
 
 async def _await_end(connection: HttpConnection) -> None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from lucid_compute.accounting.ledger import JobLedger
 from lucid_compute.egress.client import HttpClient
 from lucid_compute.egress.connection import Deadlines
-from lucid_compute.gateway.event_stream import EventStream
+from lucid_compute.gateway.event_stream import MAX_EVENT_BYTES, EventStream
 from lucid_compute.gateway.node_stats import FleetStats
 from lucid_compute.gateway.request_metrics import RequestMetrics
 from lucid_compute.gateway.tracing import Tracer
@@ -29,3 +29,4 @@ class GatewayContext(NamedTuple):
     metrics: RequestMetrics
     tracer: Tracer | None = None
     event_stream: type[EventStream] = EventStream
+    max_event_bytes: int = MAX_EVENT_BYTES

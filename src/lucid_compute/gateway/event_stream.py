@@ -1,31 +1,51 @@
 """A node's event stream on its way to the client: passes on complete events, reads the usage, recognises the end.
 
-It works on blocks of bytes, each with many events when the node is fast: work per event is done only in C.
+It works on blocks of bytes, each with many events when the node is fast. Work per event is done only in C, except for
+the events before the first content, and those that seem to hold an error, a usage, or the end.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from lucid_compute.egress.faults import EgressFault, FaultKind
+from lucid_compute.gateway.node_json import PARSED_BYTES, clients_own_status, error_in, has_content, read_object
 from lucid_compute.gateway.usage import Usage, find_usage
 
-MAX_EVENT_BYTES = 1024 * 1024
-_EVENT_ENDS = re.compile(rb"(?<=\n\n)|(?<=\n\r\n)")
-_NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
+MAX_EVENT_BYTES = 8 * 1024 * 1024
+MAX_HELD_BYTES = 64 * 1024  # of events without content; some repeat the request in the first
+DONE = b"data: [DONE]\n\n"
+_BLANK_LINE = re.compile(rb"\n\r?\n")
+_LINE_END = re.compile(rb"\r?\n|\r(?=[^\n])")
 _DONE = re.compile(rb"(?:^|\n)data: ?\[DONE\]")
-# Inside JSON text quotes and line ends are escaped: what begins a line, or is a quoted key, is not text.
+# Inside JSON text quotes and line ends are escaped: what begins a line, or is a quoted key, is not text. Each of these
+# expressions only says which events have to be read; what their own fields say decides.
 _ERROR = re.compile(
-    rb'(?:^|\n)(?P<event>data: ?\{\s*"(?:error"\s*:\s*[{"]|(?:object|type)"\s*:\s*"error")'
-    rb"|event: ?error\r?\n|error: ?\{)"  # the last is llama.cpp's of 2024, and its forks'
+    rb'"error"\s*:\s*[^\sn]|"(?:object|type|finish_reason)"\s*:\s*"error"'
+    rb"|(?:^|\n)(?:event: ?error\r?\n|error: ?\{)"  # the last is llama.cpp's of 2024, and its forks'
 )
+_ERROR_LINE = re.compile(rb"(?:^|\n)(?:event: ?error\r?\n|error: ?\{)")
+_FINISH = re.compile(rb'"finish_reason"\s*:\s*"[^"]')
+_HAS_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*[^\s\]]')
+_CODE = re.compile(rb'"code"\s*:\s*"?(?:400|413|422)\b')
 # OpenAI's streaming events of a response: one of these is the last, and no [DONE] comes.
-_RESPONSE_END = re.compile(rb'"type"\s*:\s*"response\.(completed|incomplete|failed)"')
-_CODE = re.compile(rb'"code"\s*:\s*"?(\d{3})\b')
-_CLIENTS_OWN = frozenset({b"400", b"413", b"422"})
-_DONE_BYTES = 32
+_RESPONSE_END = re.compile(rb"response\.(?:completed|incomplete|failed)\b")
+_RESPONSE_END_LAST = re.compile(rb'"type"\s*:\s*"(response\.(?:completed|incomplete|failed))"\s*\}\s*$')
+# Those that only announce content.
+_EMPTY_RESPONSE_EVENTS = frozenset(
+    f"response.{name}"
+    for name in (
+        "created",
+        "queued",
+        "in_progress",
+        "output_item.added",
+        "content_part.added",
+        "reasoning_summary_part.added",
+    )
+)
 # What precedes a piece of text in the events of an endpoint: each piece is about one token.
 _PIECES: dict[str, tuple[bytes, ...]] = {
     "chat/completions": (b'content":"', b'"arguments":"'),  # also reasoning_content
@@ -34,60 +54,98 @@ _PIECES: dict[str, tuple[bytes, ...]] = {
 }
 _NO_PIECE = b'content":""'
 _STYLE = re.compile(rb'data: ?\{\s*"[^"]*":( ?)')
+_LAST_BYTES = 128
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class EventStream:
     """Parses blocks of a stream and returns what may be passed on.
 
+    - `has_begun`: an event with content came, or one that ends the stream. Until then every event is held back.
+    - `is_finished`: every choice has said why it finished. Only a usage may follow.
     - `has_ended`: the node said that it is done.
     - `failed`: the node reported an error of its own; that event is not passed on.
     - `is_refused`: the node reported that the request is invalid.
-    - `pieces`: how many pieces of text were passed on, each about one token.
+    - `pieces`: how many pieces of text were passed on, each about one token. `delivered_bytes`: of all that was.
     """
 
     __slots__ = (
+        "_choices",
         "_endpoint",
-        "_last",
+        "_finished",
+        "_has_only_returns",
+        "_held",
+        "_knows_line_end",
+        "_max_event_bytes",
         "_pieces",
         "_rest",
         "_withholds_usage",
+        "delivered_bytes",
         "failed",
+        "has_begun",
         "has_ended",
         "is_refused",
         "pieces",
         "usage",
     )
 
-    def __init__(self, endpoint: str, *, withholds_usage: bool) -> None:
-        """`withholds_usage`: the gateway asked for the usage and the client did not."""
+    def __init__(
+        self, endpoint: str, *, withholds_usage: bool, choices: int = 1, max_event_bytes: int = MAX_EVENT_BYTES
+    ) -> None:
+        """`withholds_usage`: the gateway asked for the usage, the client did not. `choices`: how many there will be."""
         self._endpoint = endpoint
         self._withholds_usage = withholds_usage
+        self._max_event_bytes = max_event_bytes
         self._rest = bytearray()
-        self._last = b""
-        self.has_ended = self.failed = self.is_refused = False
+        self._held = bytearray()
+        self._finished: set[Any] = set()
+        self._choices = choices
+        self._knows_line_end = self._has_only_returns = False
+        self.has_begun = self.has_ended = self.failed = self.is_refused = False
         self.usage: Usage | None = None
-        self.pieces = 0
+        self.pieces = self.delivered_bytes = 0
         self._pieces: tuple[bytes, ...] = ()
+
+    @property
+    def is_finished(self) -> bool:
+        """Return whether every choice has said why it finished."""
+        return len(self._finished) >= self._choices
 
     def feed(self, block: bytes) -> bytes:
         """Return the events that `block` completes, without a usage that the client did not ask for.
 
         Raises:
-            EgressFault: an event is over 1 MiB.
+            EgressFault: an event is over the limit.
         """
+        if not self._knows_line_end:
+            block = self._learn_line_end(block)
+        if self._has_only_returns:
+            block = block.replace(b"\r", b"\n")
         if self._rest or (block[-2:] != b"\n\n" and block[-4:] != b"\r\n\r\n"):
             block = self._complete(block)
         return self._inspect(block) if block else b""
 
     def finish(self) -> bytes:
-        """Return the rest if the node ended without a blank line and the rest is a complete event."""
+        """Return the rest if the node ended without a blank line and the rest says that it is done."""
         rest = bytes(self._rest)
         self._rest.clear()
-        if _DONE.search(self._last):
-            self.has_ended = True  # data followed it in the last block
         if not rest.strip():
-            return rest  # half of a blank line
+            return rest if self.has_begun else b""  # half of a blank line
         return self._inspect(rest.rstrip() + b"\n\n") if _DONE.search(rest) else b""
+
+    def _learn_line_end(self, block: bytes) -> bytes:
+        """Return what came so far once the first line has ended: CR alone ends lines too, and becomes LF here."""
+        rest = self._rest
+        start = max(0, len(rest) - 1)
+        rest += block
+        end = _LINE_END.search(rest, start)
+        if end is None:
+            self._require_room()
+            return b""
+        self._knows_line_end, self._has_only_returns = True, end[0] == b"\r"
+        block = bytes(rest)
+        rest.clear()
+        return block.removeprefix(_BYTE_ORDER_MARK)
 
     def _complete(self, block: bytes) -> bytes:
         """Return the complete events, and keep the rest. Only new bytes are searched: they may come one by one."""
@@ -98,39 +156,102 @@ class EventStream:
         end = max(after_lines + 2 if after_lines >= 0 else 0, after_returns + 3 if after_returns >= 0 else 0)
         events = bytes(rest[:end])
         del rest[:end]
-        if len(rest) > MAX_EVENT_BYTES:
-            raise EgressFault(FaultKind.BAD_RESPONSE, f"An event of the stream is over {MAX_EVENT_BYTES} bytes.")
+        self._require_room()
         return events
 
+    def _require_room(self) -> None:
+        if len(self._rest) > self._max_event_bytes:
+            raise EgressFault(FaultKind.TOO_LARGE, f"An event of the stream is over {self._max_event_bytes} bytes.")
+
     def _inspect(self, block: bytes) -> bytes:
+        if block.find(b"error") >= 0 and _ERROR.search(block):
+            block = self._stop_at_error(block)
+        if _FINISH.search(block):
+            self._read_finish(block)
         if block.find(b'"usage"') >= 0:
             block = self._read_usage(block)
-        if b"[DONE]" in block[-_DONE_BYTES:] and _DONE.search(block, max(0, len(block) - _DONE_BYTES - 2)):
+        if block.find(b"[DONE]") >= 0 and _DONE.search(block):
             self.has_ended = True
-        if self._endpoint == "responses" and (end := _RESPONSE_END.search(block)):
-            self.has_ended = True
-            if end[1] == b"failed":
-                block = self._stop_at(block, end.start())
-        if block.find(b"error") >= 0 and (found := _ERROR.search(block)):
-            block = self._stop_at(block, found.start("event"))
+        if self._endpoint == "responses" and _RESPONSE_END.search(block):
+            block = self._read_response_end(block)
+        if not self.has_begun:
+            block = self._hold(block)
         for piece in self._pieces or self._learn_style(block):
             self.pieces += block.count(piece)
-        self._last = block
+        self.delivered_bytes += len(block)
         return block
 
-    def _stop_at(self, block: bytes, at: int) -> bytes:
-        """Return what precedes the node's error, or the complete block if the client is responsible for the error."""
-        before = b""
-        for event in _EVENT_ENDS.split(block):
-            if len(before) + len(event) > at:
-                break
-            before += event
-        code = _CODE.search(event)
-        if code is not None and code[1] in _CLIENTS_OWN:
+    def _hold(self, block: bytes) -> bytes:
+        """Return the events held back and `block` if that begins the answer; else hold it back."""
+        held = self._held
+        held += block
+        self.has_begun = self.is_refused or any(map(self._begins_answer, _events_of(block)))
+        if not self.has_begun and len(held) > MAX_HELD_BYTES:
+            self.has_begun = held.find(b"data:") >= 0
+            if not self.has_begun:
+                held.clear()  # comments
+        if not self.has_begun:
+            return b""
+        block = bytes(held)
+        held.clear()
+        return block
+
+    def _begins_answer(self, event: bytes) -> bool:
+        """Return whether an event holds content, or ends the answer; comments, pings and roles do not."""
+        value = _read_event(event)
+        if value is None:
+            return False
+        if self._endpoint == "responses":
+            kind = value.get("type")
+            return isinstance(kind, str) and kind.startswith("response.") and kind not in _EMPTY_RESPONSE_EVENTS
+        choices = value.get("choices")
+        return isinstance(choices, list) and any(map(has_content, choices))
+
+    def _stop_at_error(self, block: bytes) -> bytes:
+        """Return what precedes an error; the complete block without one, or if the client is responsible for it."""
+        before = 0
+        for event in _events_of(block):
+            error, is_clients = _error_of(event)
+            if is_clients:
+                self.is_refused = self.has_ended = True
+                return block
+            if error:
+                self.failed = True
+                return block[:before]
+            before += len(event)
+        return block
+
+    def _read_response_end(self, block: bytes) -> bytes:
+        """Return the block; without its last event if that says that the response failed."""
+        before = 0
+        for event in _events_of(block):
+            kind = _response_end_of(event)
+            if kind == "response.failed":
+                return self._stop_at_failure(event, block, before)
+            if kind is not None:
+                self.has_ended = True
+            before += len(event)
+        return block
+
+    def _stop_at_failure(self, event: bytes, block: bytes, before: int) -> bytes:
+        if _CODE.search(event):
             self.is_refused = self.has_ended = True
             return block
-        self.failed, self.has_ended = True, False
-        return before
+        self.failed = True
+        return block[:before]
+
+    def _read_finish(self, block: bytes) -> None:
+        """Count the choices that have said why they finished."""
+        for event in _events_of(block):
+            if _FINISH.search(event) is None:
+                continue
+            if len(event) > PARSED_BYTES:
+                self._finished.add(0)
+            choices = (_read_event(event) or {}).get("choices")
+            for choice in choices if isinstance(choices, list) else ():
+                if isinstance(choice, dict) and choice.get("finish_reason"):
+                    index = choice.get("index")
+                    self._finished.add(index if isinstance(index, int) else 0)
 
     def _learn_style(self, block: bytes) -> tuple[bytes, ...]:
         """Return what precedes each piece of text as this node formats JSON; nothing before its first event."""
@@ -148,10 +269,65 @@ class EventStream:
     def _read_usage(self, block: bytes) -> bytes:
         """Return the block without events that contain only a usage which the client did not ask for."""
         self.usage = find_usage(block) or self.usage
-        if not self._withholds_usage or not _NO_CHOICES.search(block):
+        if not self._withholds_usage:
             return block
-        events = _EVENT_ENDS.split(block)
-        return b"".join(_blank_lines_of(e) if _NO_CHOICES.search(e) and find_usage(e) else e for e in events)
+        return b"".join(_blank_lines_of(e) if self._is_ours(e) else e for e in _events_of(block))
+
+    def _is_ours(self, event: bytes) -> bool:
+        """Return whether an event only tells the usage: it has no choices, or empty ones after all have finished."""
+        if event.find(b'"usage"') < 0 or len(event) > PARSED_BYTES:
+            return False
+        if not self.is_finished and _HAS_CHOICES.search(event):
+            return False
+        value = _read_event(event)
+        if value is None or not isinstance(value.get("usage"), dict):
+            return False
+        choices = value.get("choices")
+        return not choices or (isinstance(choices, list) and not any(map(has_content, choices)))
+
+
+def _events_of(block: bytes) -> Iterator[bytes]:
+    """Yield the events of a block; together they are the block."""
+    at = 0
+    for blank in _BLANK_LINE.finditer(block):
+        yield block[at : blank.end()]
+        at = blank.end()
+    if at < len(block):
+        yield block[at:]
+
+
+def _values_of(event: bytes, field: bytes) -> list[bytes]:
+    """Return what an event's lines of a field hold."""
+    return [line[len(field) :].strip() for line in event.split(b"\n") if line.startswith(field)]
+
+
+def _read_event(event: bytes) -> dict[str, Any] | None:
+    """Return the object in an event's data; None of a comment, of [DONE], and of what is not JSON."""
+    data = _values_of(event, b"data:")
+    return read_object(b"\n".join(data)) if data else None
+
+
+def _error_of(event: bytes) -> tuple[bool, bool]:
+    """Return whether an event tells of an error, and whether the client is responsible for it."""
+    if _ERROR.search(event) is None:
+        return False, False
+    if _ERROR_LINE.search(event):
+        return True, _CODE.search(event) is not None
+    value = _read_event(event)
+    error = value and error_in(value)
+    return bool(error), bool(value and error and clients_own_status(value, error))
+
+
+def _response_end_of(event: bytes) -> str | None:
+    """Return the event's type if it is the last of a response; None if it is not, whatever is told inside of it."""
+    if _RESPONSE_END.search(event) is None:
+        return None
+    kind = (_read_event(event) or {}).get("type")
+    if kind is None:  # of a large event only the beginning is read
+        last = _RESPONSE_END_LAST.search(event[-_LAST_BYTES:])
+        named = [last[1]] if last and len(event) > PARSED_BYTES else _values_of(event, b"event:")
+        kind = named[0].decode("utf-8", "replace") if named else None
+    return kind if isinstance(kind, str) and _RESPONSE_END.fullmatch(kind.encode("utf-8", "replace")) else None
 
 
 def _blank_lines_of(event: bytes) -> bytes:

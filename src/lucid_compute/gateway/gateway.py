@@ -29,6 +29,10 @@ from lucid_compute.registry.matching_engine import ReasonCode
 MAX_ATTEMPTS = 3
 REJECTIONS_FRESH_SECONDS = 0.5
 _LOOP_STATUS = RoutingLoop.status
+_TOO_LARGE = (
+    ": the answer is larger than this service passes on. Ask for less at a time, or ask its operator to raise "
+    "LUCID_ANSWER_MAX_MIB, LUCID_STREAM_MAX_MIB or LUCID_EVENT_MAX_MIB"
+)
 Failed = tuple[FleetNode | None, EgressFault]
 Ranker = Callable[[Fleet, Dispatcher, Criteria, datetime], Coroutine[Any, Any, Ranking]]
 
@@ -171,6 +175,8 @@ class Gateway:
                 counted, count = {ReasonCode.MODEL_NOT_SERVED.value: len(failed)}, len(failed)
                 name, endpoint = request.model.record.name, request.criteria.endpoint
                 raise ModelUnavailable(name, counted, Shortage.NO_NODE, lacking=count, endpoint=endpoint)
+            raise _error_of(failed, has_begun=request.has_begun)
+        if failed[-1][1].kind is FaultKind.TOO_LARGE:  # and another node's would be as large
             raise _error_of(failed)
         # Nodes say "not offered" at once, and are asked once a minute: another attempt makes no outage worse.
         if not isinstance(failed[-1][1], NotOffered) and not self._retries.spend(time.monotonic()):
@@ -178,15 +184,15 @@ class Gateway:
         self.retries += 1
 
 
-def _error_of(failed: list[Failed], why: str = "") -> LucidError:
+def _error_of(failed: list[Failed], why: str = "", *, has_begun: bool = False) -> LucidError:
     attempts: list[dict[str, Any]] = [
         {"passportId": node.state.id if node else None, "reason": fault.reason} for node, fault in failed
     ]
     if any(_is_loop(fault) for _, fault in failed):
         return RoutingLoop(attempts)
     if all(fault.kind in TIMEOUTS for _, fault in failed):
-        return NodeTimeout(attempts)
-    return NodeFailed(attempts, why=why)
+        return NodeTimeout(attempts, has_begun=has_begun)
+    return NodeFailed(attempts, why=_TOO_LARGE if failed[-1][1].kind is FaultKind.TOO_LARGE else why)
 
 
 def _are_lacking(failed: list[Failed]) -> bool:

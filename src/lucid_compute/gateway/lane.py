@@ -23,7 +23,7 @@ from lucid_compute.gateway.attempt import JSON, Ending, NeedsTask, NodeResponse,
 from lucid_compute.gateway.event_stream import error_event
 from lucid_compute.gateway.gateway import Gateway
 from lucid_compute.gateway.request import GatewayRequest, RunningRequest, TaskRequest, new_job_id
-from lucid_compute.gateway.request_body import InferenceRequest, model_named_in
+from lucid_compute.gateway.request_body import PARSED_BYTES, InferenceRequest, model_named_in, read_in_steps
 from lucid_compute.gateway.tracing import Span
 from lucid_compute.gateway.upstreams import HOP_HEADER
 from lucid_compute.gateway.watchdog import Watchdog
@@ -139,6 +139,8 @@ class InferenceLane:
         if inference is None:
             if admission.body is None:
                 return self._await_body
+            if len(admission.body) > PARSED_BYTES:
+                return self._await_reading
             inference = admission.inference = self._read(admission, admission.body)
             admission.body = None
         model = self._fleet.find_model(inference.model)
@@ -206,9 +208,22 @@ class InferenceLane:
         try:
             return InferenceRequest(ENDPOINTS[admission.path], body)
         except InvalidRequest:
-            if (model := self._fleet.find_model(model_named_in(body))) is not None:
-                admission.model_id = model.id
+            self._find_named_model(admission, body)
             raise
+
+    def _find_named_model(self, admission: InferenceAdmission, body: bytes) -> None:
+        if (model := self._fleet.find_model(model_named_in(body))) is not None:
+            admission.model_id = model.id
+
+    async def _await_reading(self, admission: InferenceAdmission, *_: Any) -> None:
+        """Parse a large body in steps, between which other requests are served."""
+        body = admission.body or b""
+        try:
+            admission.inference = await read_in_steps(ENDPOINTS[admission.path], body)
+        except InvalidRequest:
+            self._find_named_model(admission, body)
+            raise
+        admission.body = None
 
     async def _await_body(self, admission: InferenceAdmission, _scope: Scope, receive: Receive) -> None:
         admission.held = Body(self._room, admission.headers, self._max_body_bytes)
@@ -406,7 +421,7 @@ class InferenceLane:
             client.pass_on(admission)
             return
         self._charge(request)
-        if isinstance(ending, NodeResponse) and ending.body:
+        if isinstance(ending, NodeResponse):
             self.outcomes["SERVED"] += 1
             headers = request.response_headers(JSON, running.node_id, 1, len(ending.body))
             client.answer(ending.status, headers, ending.body)
@@ -462,8 +477,6 @@ def _refusal_of(request: GatewayRequest, error: LucidError) -> Response:
 
 def _error_of(ending: Ending, admission: InferenceAdmission) -> LucidError:
     """Return the error for an ending that is neither a node's response nor its failure."""
-    if isinstance(ending, NodeResponse) and ending.refusal is not None:
-        return ending.refusal
     if isinstance(ending, Exception):
         return log_unexpected("POST", admission.path, ending, admission.job_id)
     return _key_revoked()

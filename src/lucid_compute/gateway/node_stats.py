@@ -23,6 +23,7 @@ UNMEASURED_MS = 100.0  # as of a model on a GPU; only its proportion to the slac
 SHUN_SECONDS = 1.0
 SHUN_FACTOR = 100.0  # a node that fails at once has nothing in flight, and would attract every request
 LACK_SECONDS = 60.0  # after which a node is asked again for what it did not offer
+QUESTION_SECONDS = 3600.0  # after which a node that refused `stream_options` is asked for a stream's usage again
 ANY_ENDPOINT = ""  # in `lacks`: the node does not have the model at all
 Kind = tuple[str, bool]
 _NEVER = datetime.min.replace(tzinfo=UTC)
@@ -127,6 +128,7 @@ class FleetStats:
         self.nodes: dict[str, NodeStats] = {}
         self._kinds: dict[Kind, KindStats] = {}
         self._open: set[str] = set()
+        self._questions_refused: dict[str, float] = {}  # by node, or by model with an upstream: until when
 
     def track(self, node_id: str) -> NodeStats | None:
         """Return the statistics of a node, starting them if there are none; None when there is no such node."""
@@ -251,13 +253,22 @@ class FleetStats:
             stats.lacks[endpoint, model_id] = self.monotonic() + LACK_SECONDS
             stats.has_doubts = True
 
+    def record_question_refused(self, id_: str) -> None:
+        """Ask the node, or the upstream of the model, no more for the usage of its streams: it refuses to be asked."""
+        self._questions_refused[id_] = self.monotonic() + QUESTION_SECONDS
+
+    def refuses_question(self, id_: str) -> bool:
+        """Return whether the node, or the upstream of the model, refuses to be asked for the usage of its streams."""
+        return bool(self._questions_refused) and self._questions_refused.get(id_, 0.0) > self.monotonic()
+
     def open_count(self) -> int:
         """Return how many nodes' breakers are open or on trial."""
         return len(self._open)
 
     def forget_ended(self) -> None:
-        """Drop the statistics of deleted nodes and models, and what nodes lacked too long ago."""
+        """Drop the statistics of deleted nodes and models, and what nodes lacked or refused too long ago."""
         now = self.monotonic()
+        self._questions_refused = {id_: until for id_, until in self._questions_refused.items() if until > now}
         for node_id in [id_ for id_, stats in self.nodes.items() if self._fleet.find_node(id_) is not stats.node]:
             del self.nodes[node_id]
             self._open.discard(node_id)

@@ -9,6 +9,7 @@ are not checked for duplicate keys: that would take as long as everything else t
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Mapping
@@ -18,7 +19,8 @@ from pydantic import ValidationError
 from pydantic_core import from_json
 
 from lucid_compute.errors import InvalidRequest
-from lucid_compute.gateway.shapes import InferenceBody, RequestPolicy
+from lucid_compute.gateway.body_scan import BodyScan, Member
+from lucid_compute.gateway.shapes import CompletionBody, InferenceBody, RequestPolicy
 from lucid_compute.registry.routing_rules import NO_POLICY, RoutingPolicy
 from lucid_compute.web.strict_json import fault_of_encoding
 from lucid_compute.wire import FieldFault, faults_from
@@ -33,22 +35,34 @@ _MODEL = re.compile(rb'"model"\s*:\s*("(?:[^"\\]|\\.)*")')
 _ESCAPED = re.compile(rb"\\u00[567]")  # how the escape of any letter of these names begins
 _SPACE = re.compile(r"[ \t\n\r]*")
 _ASK_FOR_USAGE = b',"stream_options":{"include_usage":true}}'
+# What a body only refers to, and the node reads all the same: media, and what an earlier request left on the node.
+_UNSEEN = re.compile(
+    rb'"(?:image_url|input_audio|audio_url|video_url|file_id|file_url)"\s*:'
+    rb'|"type"\s*:\s*"(?:(?:input_)?(?:image|audio|video|file)|item_reference)"'
+    rb'|"(?:previous_response_id|conversation)"\s*:\s*["{]|"prompt"\s*:\s*\{'
+)
 _NOT_JSON = "json_invalid"
+_FIRST_OF_LIST = re.compile(rb'\[[ \t\n\r]*([\["])')
+PARSED_BYTES = 64 * 1024  # of a body, or of one field; parsing more at once would delay other requests
 _SEARCHED_BYTES = 65_536  # of an invalid body
+_UNSEEN_BYTES = 1024 * 1024  # of a body, in which what it refers to is searched for
 
 
 class InferenceRequest:
     """One OpenAI request, parsed.
 
     `adds_usage`: the gateway asks for the stream's usage and the client did not. `max_tokens_out`: how many tokens the
-    response may have in all its choices; None if the client does not say.
+    response may have in all its choices; None if the client does not say. `choice_count`: how many choices it has.
     """
 
     __slots__ = (
         "_bodies",
         "_body",
         "_is_plain",
+        "_options",
+        "_rest",
         "adds_usage",
+        "choice_count",
         "endpoint",
         "is_stream",
         "max_tokens_out",
@@ -57,13 +71,16 @@ class InferenceRequest:
         "session",
     )
 
-    def __init__(self, endpoint: str, body: bytes) -> None:
+    def __init__(self, endpoint: str, body: bytes, *, rest: bytes = b"", prompts: int = 0) -> None:
         """Parse a request's body.
+
+        `rest`: the fields of a large body that the gateway does not read, without brackets; `prompts`: how many there
+        are in them, if there are any.
 
         Raises:
             InvalidRequest: the body is not JSON (400), or a field that the gateway reads is invalid (422).
         """
-        read = _parse(body)
+        read = _parse(endpoint, body)
         if (b"N" in body and b"NaN" in body) or (b"I" in body and b"Infinity" in body):  # one letter is found faster
             _refuse_constants(body)
         self._is_plain = _is_plain(body)
@@ -80,37 +97,96 @@ class InferenceRequest:
         asks = isinstance(options, dict) and options.get("include_usage") is True
         can_be_asked = options is None or isinstance(options, dict)
         self.adds_usage = self.is_stream and not asks and can_be_asked and endpoint in USAGE_ENDPOINTS
-        self.max_tokens_out = _most_tokens(endpoint, read)
+        prompts = prompts or _prompt_count(read)
+        self.choice_count = _whole(read.n, 1) * prompts
+        self.max_tokens_out = _most_tokens(endpoint, read, prompts)
+        self._options = options if "stream_options" in read.model_fields_set else _ABSENT
         self._body = _without_ours(body, read, adds_usage=self.adds_usage)
-        self._bodies: dict[str, bytes] = {self.model: self._body}
+        self._rest = rest
+        self._bodies: dict[str, bytes] = {} if rest else {self.model: self._body}
 
-    def body_for(self, model_id: str) -> bytes:
-        """Return the body for a node that knows the model as `model_id`."""
+    def body_for(self, model_id: str, *, asks_usage: bool = True) -> bytes:
+        """Return the body for a node that knows the model as `model_id`; not `asks_usage`: as the client wrote it."""
+        if not asks_usage and self.adds_usage:
+            return self._whole(self._without_question(self._with_model(model_id)))
         body = self._bodies.get(model_id)
         if body is None:
-            body = self._bodies[model_id] = self._with_model(model_id)
+            body = self._bodies[model_id] = self._whole(self._with_model(model_id))
         return body
+
+    @property
+    def refers_to_unseen(self) -> bool:
+        """Return whether a node may read more than the body's bytes: it refers to media, or to an earlier response."""
+        return any(_UNSEEN.search(part, 0, _UNSEEN_BYTES) for part in (self._body, self._rest))
 
     @property
     def names_stored(self) -> bool:
         """Return whether it may name a response that one node has stored; the others respond with 404."""
-        return self.endpoint == "responses" and b"previous_response_id" in self._body
+        parts = (self._body, self._rest)
+        return self.endpoint == "responses" and any(b"previous_response_id" in part for part in parts)
 
     @property
     def size(self) -> int:
         """Return the body's length in bytes."""
-        return len(self._body)
+        return len(self._body) + len(self._rest)
 
     def text(self, most: int) -> bytes:
         """Return the first `most` bytes of the body, for counting tokens."""
-        return self._body[:most]
+        return (self._rest or self._body)[:most]
+
+    def _whole(self, body: bytes) -> bytes:
+        """Return the body with the fields that the gateway does not read."""
+        return b"".join((body.rstrip()[:-1], b",", self._rest, b"}")) if self._rest else body
+
+    def _without_question(self, body: bytes) -> bytes:
+        if self._options is _ABSENT:
+            return body[: -len(_ASK_FOR_USAGE)] + b"}"
+        return _rewrite(body, {"stream_options": _dump(self._options)})
 
     def _with_model(self, model_id: str) -> bytes:
+        if model_id == self.model:
+            return self._body
         body = self._body
         name = _MODEL.search(body) if self._is_plain else None
         if name is None:
             return _rewrite(body, {"model": _dump(model_id)})
         return b"".join((body[: name.start(1)], _dump(model_id).encode(), body[name.end(1) :]))
+
+
+async def read_in_steps(endpoint: str, body: bytes) -> InferenceRequest:
+    """Return a request with a large body, of which only the fields that the gateway reads are parsed.
+
+    Other requests are served meanwhile. These fields come first in what a node is sent.
+
+    Raises:
+        InvalidRequest: the body is not JSON (400), or a field that the gateway reads is invalid (422).
+    """
+    scan = BodyScan(body, (*_READ, "best_of", "prompt"))
+    for _ in scan.steps():
+        await asyncio.sleep(0)
+    read: list[bytes] = []
+    rest: list[bytes] = []
+    prompts, at = 0, body.index(b"{") + 1
+    for member in scan.members:
+        if member.name == "prompt":
+            prompts = _most_prompts(body, member)
+            continue
+        if member.end_at - member.key_at > PARSED_BYTES:
+            raise InvalidRequest.at(member.name, f"This field is over {PARSED_BYTES} bytes long. Send a shorter one.")
+        read.append(body[member.key_at : member.end_at])
+        rest.append(body[at : member.key_at])
+        at = member.next_at
+    rest.append(body[at : scan.close_at])
+    kept = b"".join(rest).rstrip(b" \t\r\n,")
+    return InferenceRequest(endpoint, b"{%b}" % b",".join(read), rest=kept, prompts=prompts)
+
+
+def _most_prompts(body: bytes, member: Member) -> int:
+    """Return how many prompts a large field has at most."""
+    first = _FIRST_OF_LIST.match(body, member.value_at)
+    if first is None:
+        return 1
+    return max(1, body.count(first[1], first.start(1), member.end_at) // (2 if first[1] == b'"' else 1))
 
 
 def model_named_in(body: bytes) -> str:
@@ -135,9 +211,9 @@ def policy_of(wire: RequestPolicy) -> RoutingPolicy:
     )
 
 
-def _parse(body: bytes) -> InferenceBody:
+def _parse(endpoint: str, body: bytes) -> InferenceBody:
     try:
-        return InferenceBody.model_validate_json(body)
+        return (CompletionBody if endpoint == "completions" else InferenceBody).model_validate_json(body)
     except ValidationError as error:
         faults = error.errors(include_url=False, include_input=False, include_context=False)
         is_json = faults[0]["type"] != _NOT_JSON
@@ -146,13 +222,29 @@ def _parse(body: bytes) -> InferenceBody:
         raise InvalidRequest(faults_from(faults), status=422 if is_json else 400) from None
 
 
-def _most_tokens(endpoint: str, read: InferenceBody) -> int | None:
-    """Return how many tokens a response may have; None for completions, which may have several prompts."""
-    if endpoint == "completions":
-        return None
+def _prompt_count(read: InferenceBody) -> int:
+    """Return how many prompts a completion has: a list is one of prompts, unless it is one of tokens."""
+    prompt = read.prompt if isinstance(read, CompletionBody) else None
+    return len(prompt) if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list) else 1
+
+
+def _most_tokens(endpoint: str, read: InferenceBody, prompts: int) -> int | None:
+    """Return how many tokens a response may have; None if the client does not say."""
+    if endpoint == "embeddings":
+        return 0
     limits = (read.max_completion_tokens, read.max_tokens, read.max_output_tokens)
-    most = max((limit for limit in limits if type(limit) is int and limit > 0), default=None)
-    return None if most is None else most * (read.n if type(read.n) is int and read.n > 1 else 1)
+    most = max(_whole(limit, -1, least=0) for limit in limits)
+    if most < 0:
+        return None
+    tries = max(_whole(read.n, 1), _whole(read.best_of, 1) if isinstance(read, CompletionBody) else 1)
+    return max(most, 1) * tries * prompts
+
+
+def _whole(value: Any, otherwise: int, *, least: int = 1) -> int:
+    """Return a whole number of at least `least` as nodes read it, `3.0` too; `otherwise` for any other value."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return value if type(value) is int and value >= least else otherwise
 
 
 def _refuse_constants(body: bytes) -> None:
@@ -231,8 +323,8 @@ def _skip_space(text: str, at: int) -> int:
 def _refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise _twice(next(name for name in names if names.count(name) > 1))
+        seen: set[str] = set()
+        raise _twice(next(name for name, _ in pairs if name in seen or seen.add(name)))  # type: ignore[func-returns-value]
     return fields
 
 
@@ -240,6 +332,7 @@ def _twice(name: str) -> InvalidRequest:
     return InvalidRequest.at(name, "This key stands twice in one object. Send it once.")
 
 
+_ABSENT = object()
 _decode = json.JSONDecoder().raw_decode
 _decode_strictly = json.JSONDecoder(object_pairs_hook=_refuse_twice).raw_decode
 

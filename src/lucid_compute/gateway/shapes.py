@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from lucid_compute.registry.shapes import ModelView, ReasonView
 from lucid_compute.wire import (
@@ -21,11 +21,21 @@ from lucid_compute.wire import (
     WireShape,
 )
 
+_MOST_FIELDS = 100
 ModelId = Annotated[str, Field(min_length=1, max_length=512)]
 
 
 class RequestPolicy(WireShape):
     """`lucid` in a request: its requirements for the node. Null or absent requires nothing."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_few_fields(cls, value: object) -> object:
+        """Refuse far more fields than there are, before a fault is made for each."""
+        if isinstance(value, dict) and len(value) > _MOST_FIELDS:
+            message = f"Send at most {_MOST_FIELDS} fields; there are {len(value)}."
+            raise ValueError(message)
+        return value
 
     allow_regions: Annotated[list[Label], Field(max_length=100)] | None = Field(
         default=None, description="Only nodes of these regions; one that names no region is left out."
@@ -57,6 +67,13 @@ class InferenceBody(BaseModel):
     max_output_tokens: Any = None
     n: Any = None
     lucid: RequestPolicy | None = None
+
+
+class CompletionBody(InferenceBody):
+    """The same of `/v1/completions`, where `prompt` may be several prompts."""
+
+    prompt: Any = None
+    best_of: Any = None
 
 
 class MatchRequest(WireShape):

@@ -13,11 +13,15 @@ from lucid_compute.gateway.request_body import InferenceRequest
 from lucid_compute.registry.domain.prices import TokenPrice
 
 _USAGE = re.compile(rb'"usage"\s*:\s*\{')
+_USAGE_BYTES = 4096  # of one usage, in which its numbers stand
+_MAX_USAGES = 4  # objects called usage that are read
+_MAX_KEYS = 1000  # keys called usage that are looked at: streams say null on every chunk
 # Whole numbers of up to eight digits. Null counts as absent; anything else under the key is invalid.
 _NUMBER = rb'"(?!\s*:\s*null)\s*:\s*(?:(\d{1,8})(?:\.0+)?(?![\d.eE]))?'
 _TOKENS_IN = re.compile(rb'"(?:prompt|input)_tokens' + _NUMBER)
 _TOKENS_OUT = re.compile(rb'"(?:completion|output)_tokens' + _NUMBER)
 _WORD = re.compile(rb"[A-Za-z0-9\x80-\xff]{1,6}|[^\sA-Za-z0-9\x80-\xff]")
+_TEMPLATED = frozenset({"chat/completions", "responses"})
 
 
 class Usage(NamedTuple):
@@ -31,27 +35,42 @@ def find_usage(response: bytes) -> Usage | None:
     """Return the last `usage` of a JSON response or of a stream's event; None when there is no valid one.
 
     An invalid number of tokens (negative, a fraction, text, over eight digits) makes all of it invalid. A quote inside
-    a JSON string is escaped, so `"usage":{` can only be a key.
+    a JSON string is escaped, so `"usage":{` can only be a key. The work is bounded: a node may write the key a million
+    times.
     """
-    at = response.rfind(b'"usage"')
-    while at >= 0:
-        if _USAGE.match(response, at):
-            tokens_in, tokens_out = _TOKENS_IN.search(response, at), _TOKENS_OUT.search(response, at)
+    at, left = len(response), _MAX_USAGES
+    for _ in range(_MAX_KEYS):
+        at = response.rfind(b'"usage"', 0, at)
+        if at < 0 or not left:
+            return None
+        end = at + _USAGE_BYTES
+        if _USAGE.match(response, at, end):
+            left -= 1
+            tokens_in, tokens_out = _TOKENS_IN.search(response, at, end), _TOKENS_OUT.search(response, at, end)
             if (tokens_in and tokens_in[1] is None) or (tokens_out and tokens_out[1] is None):
                 return None
             if tokens_in or tokens_out:
                 return Usage(int(tokens_in[1]) if tokens_in else None, int(tokens_out[1]) if tokens_out else 0)
-        at = response.rfind(b'"usage"', 0, at)
     return None
 
 
 def count_tokens(text: bytes) -> int:
-    """Return an estimate of a text's tokens without its tokenizer: runs of up to six letters, and signs."""
-    return sum(1 for _ in _WORD.finditer(text))
+    """Return an estimate of a text's tokens without its tokenizer: runs of up to six letters, and signs.
+
+    Of a long text four parts are counted: counting all of it would delay other requests.
+    """
+    size = len(text)
+    if size <= _PARTS * _PART_BYTES:
+        return len(_WORD.findall(text))
+    starts = (size * number // _PARTS for number in range(_PARTS))
+    counted = sum(len(_WORD.findall(text, start, start + _PART_BYTES)) for start in starts)
+    return counted * size // (_PARTS * _PART_BYTES)
 
 
-COUNTED_BYTES = 1024 * 1024  # of a request or a response; counting more would delay other requests
-UNSEEN_TOKENS = 1_000_000  # of a request, beyond its bytes: pictures are given as URLs
+COUNTED_BYTES = 1024 * 1024  # of a request or a response
+_PARTS, _PART_BYTES = 4, 64 * 1024
+UNSEEN_TOKENS = 1_000_000  # of a request, beyond its bytes: what is given as a URL or an id, such as a picture
+TEMPLATE_TOKENS = 256  # of a chat, beyond its bytes: what the model's chat template adds
 
 
 def charge(job: Job, price: TokenPrice | None) -> Decimal | None:
@@ -62,16 +81,28 @@ def charge(job: Job, price: TokenPrice | None) -> Decimal | None:
     return price.of(job.tokens_in or 0, tokens_out)
 
 
-def plausible_usage(usage: Usage | None, request: InferenceRequest) -> Usage | None:
+def plausible_usage(usage: Usage | None, request: InferenceRequest, delivered_bytes: int) -> Usage | None:
     """Return a node's usage if it is plausible; else None, and the tokens are counted here.
 
-    An input token has at least one byte, except for pictures and the chat template. Output tokens cannot exceed the
-    request's limit.
+    A token has at least one byte, of the request or of the `delivered_bytes`. Beyond that, input may have what a chat
+    template adds, and what the request only refers to, such as pictures. Output is bound by the request's limit too,
+    and embeddings have none.
     """
-    if usage is None or (usage.tokens_in or 0) > request.size + UNSEEN_TOKENS:
+    if usage is None or not _may_have_read(usage.tokens_in or 0, request):
         return None
-    most_out = request.max_tokens_out
-    return None if most_out is not None and (usage.tokens_out or 0) > most_out else usage
+    tokens_out, most_out = usage.tokens_out or 0, request.max_tokens_out
+    if tokens_out > delivered_bytes or (most_out is not None and tokens_out > most_out):
+        return None
+    return usage
+
+
+def _may_have_read(tokens_in: int, request: InferenceRequest) -> bool:
+    beyond = tokens_in - request.size
+    if beyond <= 0:
+        return True
+    if beyond <= TEMPLATE_TOKENS and request.endpoint in _TEMPLATED:
+        return True
+    return beyond <= UNSEEN_TOKENS and request.refers_to_unseen
 
 
 def count_request(request: InferenceRequest) -> int:
@@ -81,7 +112,7 @@ def count_request(request: InferenceRequest) -> int:
 
 def count_response(body: bytes) -> int:
     """Return an estimate of the tokens of a complete response's text; 0 without text, as for embeddings."""
-    if len(body) > COUNTED_BYTES:
+    if len(body) > _PARTS * _PART_BYTES:
         return count_tokens(body[:COUNTED_BYTES])
     try:
         choices = json.loads(body).get("choices")

@@ -129,6 +129,13 @@ class Settings(BaseSettings):
         default=600.0, gt=0, description="Longest wait for a whole answer that is not a stream."
     )
     total_timeout_seconds: float = Field(default=1800.0, gt=0, description="Longest stream from a node.")
+    answer_max_mib: int = Field(
+        default=32, ge=1, le=1024, description="Largest whole answer of a node, in MiB; it is held in memory."
+    )
+    stream_max_mib: int = Field(default=256, ge=1, le=65_536, description="Largest stream of a node, in MiB.")
+    event_max_mib: int = Field(
+        default=8, ge=1, le=1024, description="Largest event of a stream, in MiB; it is held in memory."
+    )
     slow_reader_seconds: float = Field(
         default=60.0, gt=0, description="How long a client may leave its response unread before it is disconnected."
     )

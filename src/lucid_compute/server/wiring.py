@@ -17,7 +17,7 @@ from lucid_compute.accounting.retention import JobRetention
 from lucid_compute.accounting.rollup_reader import RollupReader
 from lucid_compute.accounting.rollups import Retention, RollupKeeper
 from lucid_compute.egress.client import HttpClient
-from lucid_compute.egress.connection import Deadlines
+from lucid_compute.egress.connection import Deadlines, ResponseLimits
 from lucid_compute.egress.policy import EgressPolicy
 from lucid_compute.gateway.context import GatewayContext
 from lucid_compute.gateway.gateway import Gateway
@@ -48,6 +48,8 @@ from lucid_compute.server.replica import BackgroundTask, Replica
 from lucid_compute.server.settings import Settings
 from lucid_compute.webhooks.model_states import ModelStateRecorder
 from lucid_compute.webhooks.sender import build_webhooks
+
+MIB = 1024 * 1024
 
 
 class _SharedParts(NamedTuple):
@@ -165,7 +167,7 @@ def _build_gateway_context(shared: _SharedParts) -> GatewayContext:
     return GatewayContext(
         fleet=fleet,
         clock=clock,
-        client=HttpClient(policy),
+        client=HttpClient(policy, response_limits=_response_limits(settings)),
         upstreams=Upstreams(fleet, policy, replica_id),
         stats=FleetStats(fleet),
         ledger=JobLedger(url, replica_id=replica_id, timeout_seconds=settings.database_timeout_seconds),
@@ -177,7 +179,12 @@ def _build_gateway_context(shared: _SharedParts) -> GatewayContext:
         ),
         metrics=RequestMetrics(),
         tracer=_build_tracer(settings, replica_id),
+        max_event_bytes=settings.event_max_mib * MIB,
     )
+
+
+def _response_limits(settings: Settings) -> ResponseLimits:
+    return ResponseLimits(settings.answer_max_mib * MIB, settings.stream_max_mib * MIB)
 
 
 def _build_tracer(settings: Settings, replica_id: str) -> Tracer | None:

@@ -23,6 +23,7 @@ from lucid_compute.egress.faults import FaultKind
 from tests.egress import HEAD, LOOPBACK, Outcome, ask, on_both_loops, open_client
 from tests.fault_answers import (
     EVENTS,
+    OK_BODY,
     SURPLUS,
     Answer,
     chat_stream,
@@ -38,8 +39,8 @@ from tests.fault_answers import (
 )
 from tests.fault_node import Behaviour, Ending, FaultNode
 
-OK = Outcome(200, b'{"ok":true}')
-RAW_OK = b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 11\r\n\r\n{"ok":true}'
+OK = Outcome(200, OK_BODY)
+RAW_OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(OK_BODY), OK_BODY)
 EVIL = RAW_OK.replace(b"true", b"evil")
 LOST, BAD = FaultKind.CONNECTION_LOST, FaultKind.BAD_RESPONSE
 
@@ -61,9 +62,9 @@ async def test_requests_share_a_connection_while_the_node_keeps_it() -> None:
 @pytest.mark.parametrize(
     "behaviour",
     [
-        Behaviour(answer=respond(b'{"ok":true}', "Connection: close")),
+        Behaviour(answer=respond(OK_BODY, "Connection: close")),
         Behaviour(answer=Answer(RAW_OK.replace(b"1.1", b"1.0"))),
-        Behaviour(answer=respond_until_close(b'{"ok":true}'), ending=Ending.CLOSE),
+        Behaviour(answer=respond_until_close(OK_BODY), ending=Ending.CLOSE),
         Behaviour(idle_seconds=0.3),
         Behaviour(surplus=EVIL, surplus_after_seconds=0.1),
         Behaviour(surplus=b"H", surplus_after_seconds=0.1),
@@ -132,20 +133,21 @@ ENDLESS = {
 async def test_an_answer_without_end_is_cut_at_its_limit(name: str) -> None:
     limits = ResponseLimits(max_body_bytes=1024 * 1024)
     async with FaultNode(Behaviour(answer=ENDLESS[name])) as node, open_client(response_limits=limits) as client:
-        assert (await ask(client, node.url)).fault is BAD
+        assert (await ask(client, node.url)).fault is (FaultKind.TOO_LARGE if "body" in name else BAD)
         await node.until(lambda node: not node.open_connections)
 
 
 @on_both_loops
-async def test_a_head_of_32_kib_an_answer_of_16_mib_and_a_long_stream_are_read() -> None:
-    async with FaultNode() as node, open_client() as client:
+async def test_a_head_of_32_kib_an_answer_of_32_mib_and_a_long_stream_are_read() -> None:
+    limits = ResponseLimits(max_body_bytes=1024 * 1024)
+    async with FaultNode() as node, open_client() as client, open_client(response_limits=limits) as bounded:
         node.behaviour = Behaviour(answer=respond(b"{}", "X: " + "a" * (MAX_HEAD_BYTES - 200)))
         assert await ask(client, node.url) == Outcome(200, b"{}")
         node.behaviour = Behaviour(answer=respond(b" " * RESPONSE_LIMITS.max_body_bytes))
         assert len((await ask(client, node.url)).body) == RESPONSE_LIMITS.max_body_bytes
-        node.behaviour = Behaviour(answer=respond_in_chunks(*[b" " * 200_000] * 90))
-        assert len((await ask(client, node.url, wants_stream=True)).body) == 18_000_000
-        assert node.connections == 1
+        node.behaviour = Behaviour(answer=respond_in_chunks(*[b" " * 40_000] * 90))
+        assert len((await ask(bounded, node.url, wants_stream=True)).body) == 3_600_000
+        assert node.connections == 2
 
 
 FIRST, WHOLE = FaultKind.FIRST_BYTE_TIMEOUT, FaultKind.ANSWER_TIMEOUT

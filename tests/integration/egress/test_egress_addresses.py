@@ -20,9 +20,10 @@ from lucid_compute.egress.client import ClientLimits, HttpClient, SystemResolver
 from lucid_compute.egress.faults import EgressFault, FaultKind
 from lucid_compute.egress.policy import Address, EgressPolicy, ProviderUrl, parse_provider_url
 from tests.egress import LOOPBACK, Outcome, ask, on_both_loops, open_client
+from tests.fault_answers import OK_BODY
 from tests.fault_node import FaultNode
 
-OK = Outcome(200, b'{"ok":true}')
+OK = Outcome(200, OK_BODY)
 ALLOWED, DENIED = "127.0.0.1", "127.0.0.2"
 REFUSED, LOOP, UNKNOWN = FaultKind.ADDRESS_REFUSED, FaultKind.ROUTING_LOOP, FaultKind.NAME_UNKNOWN
 

@@ -13,10 +13,10 @@ from lucid_compute.egress.connection import MAX_BUFFERED_BYTES, READ_BYTES, Dead
 from lucid_compute.egress.faults import FaultKind
 from tests.authority import Authority
 from tests.egress import HEAD, LOOPBACK, Outcome, ask, on_both_loops, open_client
-from tests.fault_answers import EVENTS, Answer, endless_body, respond, respond_in_chunks
+from tests.fault_answers import EVENTS, OK_BODY, Answer, endless_body, respond, respond_in_chunks
 from tests.fault_node import Behaviour, Ending, FaultNode
 
-OK = Outcome(200, b'{"ok":true}')
+OK = Outcome(200, OK_BODY)
 NAME = "gpu.example"
 
 

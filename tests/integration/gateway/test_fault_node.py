@@ -9,11 +9,11 @@ import time
 import pytest
 
 from tests.egress import LOOPBACK, Outcome, ask, on_both_loops, open_client
-from tests.fault_answers import Answer, chat_stream, endless_body, respond, respond_in_chunks
+from tests.fault_answers import OK_BODY, Answer, chat_stream, endless_body, respond, respond_in_chunks
 from tests.fault_node import Behaviour, Ending, FaultNode
 
 REQUEST = b"POST /v1/completions HTTP/1.1\r\nHost: node\r\nX-A: b\r\nContent-Length: 2\r\n\r\n{}"
-OK = b'HTTP/1.1 200 Said\r\nContent-Type: application/json\r\nContent-Length: 11\r\n\r\n{"ok":true}'
+OK = b"HTTP/1.1 200 Said\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(OK_BODY), OK_BODY)
 
 
 async def read_all(node: FaultNode, request: bytes = REQUEST) -> bytes | None:
@@ -35,7 +35,7 @@ async def test_requests_are_kept_and_served_by_the_script_then_the_path_then_the
         node.script = [Behaviour(answer=respond(b"script"), ending=Ending.CLOSE)]
         bodies = [(await read_all(node) or b"").rpartition(b"\r\n")[2] for _ in range(2)]
         bodies.append((await read_all(node, REQUEST.replace(b"/v1/", b"/v2/")) or b"").rpartition(b"\r\n")[2])
-        assert bodies == [b"script", b"path", b'{"ok":true}']
+        assert bodies == [b"script", b"path", OK_BODY]
         assert [request.connection for request in node.requests] == [1, 2, 3]
         one = node.requests[0]
         assert (one.method, one.path, one.headers["x-a"], one.body) == ("POST", "/v1/completions", "b", b"{}")

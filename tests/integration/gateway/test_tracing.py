@@ -15,7 +15,7 @@ from tests.api import ADMIN_KEY, Api, open_api
 from tests.fault_answers import chat_stream, respond
 from tests.fault_node import Behaviour, Ending, FaultNode, Request
 
-USAGE = b'{"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":5}}'
+USAGE = b'{"choices":[{"message":{"content":"hello"}}],"usage":{"prompt_tokens":3,"completion_tokens":5}}'
 SENDER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 

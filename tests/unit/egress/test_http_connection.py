@@ -68,10 +68,7 @@ async def test_what_comes_behind_an_answer_ends_the_connection_and_is_no_part_of
         exchanged.feed(*pieces)
         assert exchanged.wire.is_aborted
         assert not exchanged.connection.is_reusable
-        is_stream = exchanged.connection.is_stream
-        _, body, fault, _ = await exchanged.outcome()
-        assert fault in {None, FaultKind.BAD_RESPONSE}
-        assert body in ({b"", b"{}"} if fault is None or is_stream else {b""})
+        assert (await exchanged.outcome())[1:3] in {(b"", None), (b"{}", None)}
 
 
 async def test_an_answer_that_is_whole_stays_good_whatever_comes_in_a_later_read() -> None:
@@ -161,7 +158,7 @@ async def test_what_says_nothing_without_end_is_cut_soon(name: str, *, wants_str
 async def test_an_answer_and_a_stream_have_their_limits_to_the_byte(framing: str) -> None:
     limits = ResponseLimits(max_body_bytes=1000, max_stream_bytes=3000)
     for kind, wants_stream, limit in ((b"a/json", True, 1000), (b"text/event-stream", False, 1000), (b"", True, 3000)):
-        for size, fault in ((limit, None), (limit + 1, FaultKind.BAD_RESPONSE)):
+        for size, fault in ((limit, None), (limit + 1, FaultKind.TOO_LARGE)):
             head = b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\n" % (kind or b"Text/Event-Stream")
             if framing == "chunks":
                 pieces = [head, b"Transfer-Encoding: chunked\r\n\r\n", *[b"1\r\na\r\n"] * size, b"0\r\n\r\n"]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from lucid_compute.gateway.request_body import InferenceRequest
 from lucid_compute.gateway.usage import (
+    TEMPLATE_TOKENS,
     UNSEEN_TOKENS,
     Usage,
     count_request,
@@ -20,6 +21,7 @@ from lucid_compute.gateway.usage import (
     plausible_usage,
 )
 
+DELIVERED = 1000  # bytes of an answer
 TRICKS = [
     '"usage":{"prompt_tokens":9}',
     '\\"usage\\":{',
@@ -123,6 +125,13 @@ def test_an_answer_without_usage_is_counted_by_its_text(answer: Any, expected: i
     assert count_response(json.dumps(answer).encode()) == expected
 
 
+def test_a_long_text_is_counted_in_parts() -> None:
+    """Its parts stand for the rest: the estimate is near the count, and only so many bytes are looked at."""
+    text = b"word, " * 200_000
+    assert abs(count_tokens(text) - 400_000) < 4000
+    assert abs(count_tokens(b" " * 600_000 + text) - 400_000) < 150_000
+
+
 def test_what_is_no_json_counts_nothing_and_what_is_huge_is_counted_in_part() -> None:
     """Counting must not hold others up."""
     assert count_response(b"\xff{") == 0
@@ -135,7 +144,11 @@ def test_what_is_no_json_counts_nothing_and_what_is_huge_is_counted_in_part() ->
 @pytest.mark.parametrize(
     ("limits", "tokens_out", "is_believed"),
     [
-        ({}, 99_999_999, True),
+        ({}, DELIVERED, True),
+        ({}, DELIVERED + 1, False),
+        ({"max_tokens": 2 * DELIVERED}, DELIVERED + 1, False),
+        ({"max_tokens": 0}, 2, False),
+        ({"max_tokens": 10.0}, 11, False),
         ({"max_tokens": 10}, 10, True),
         ({"max_tokens": 10}, 11, False),
         ({"max_tokens": 10, "n": 3}, 30, True),
@@ -151,13 +164,88 @@ def test_what_is_no_json_counts_nothing_and_what_is_huge_is_counted_in_part() ->
 def test_no_more_tokens_are_believed_than_the_client_allowed(limits: Any, tokens_out: int, is_believed: bool) -> None:
     request = InferenceRequest("chat/completions", json.dumps({"model": "m", **limits}).encode())
     said = Usage(3, tokens_out)
-    assert plausible_usage(said, request) == (said if is_believed else None)
+    assert plausible_usage(said, request, DELIVERED) == (said if is_believed else None)
 
 
-def test_no_more_tokens_in_are_believed_than_a_request_can_have() -> None:
-    """Each prompt of a completion has its own answer, so a limit says nothing there of all of them."""
-    request = InferenceRequest("completions", b'{"model":"m","prompt":["a","b"],"max_tokens":1}')
-    most = request.size + UNSEEN_TOKENS
-    assert plausible_usage(Usage(most, 2), request) == Usage(most, 2)
-    assert plausible_usage(Usage(most + 1, 2), request) is None
-    assert plausible_usage(None, request) is None
+@pytest.mark.parametrize(
+    ("fields", "most"),
+    [
+        ({"prompt": "hi"}, 5),
+        ({"prompt": ["hi"]}, 5),
+        ({"prompt": ["a", "b", "c"]}, 15),
+        ({"prompt": [1, 2, 3]}, 5),
+        ({"prompt": [[1, 2], [3]]}, 10),
+        ({"prompt": []}, 5),
+        ({"prompt": ["a", "b"], "n": 3}, 30),
+        ({"prompt": ["a", "b"], "n": 3, "best_of": 4}, 40),
+        ({"prompt": "a", "best_of": 4}, 20),
+    ],
+)
+def test_each_prompt_and_each_choice_of_a_completion_may_have_its_tokens(fields: Any, most: int) -> None:
+    """A list of numbers is one prompt. A chat has no such fields."""
+    body = json.dumps({"model": "m", "max_tokens": 5, **fields}).encode()
+    request = InferenceRequest("completions", body)
+    assert plausible_usage(Usage(1, most), request, DELIVERED) == Usage(1, most)
+    assert plausible_usage(Usage(1, most + 1), request, DELIVERED) is None
+    assert plausible_usage(Usage(1, 6), InferenceRequest("responses", body), DELIVERED) == (
+        Usage(1, 6) if fields.get("n") else None
+    )
+
+
+def test_embeddings_have_no_tokens_out() -> None:
+    """Whatever the node says, and whatever the client allows."""
+    request = InferenceRequest("embeddings", b'{"model":"m","input":"hi","max_tokens":9}')
+    assert plausible_usage(Usage(3, 0), request, DELIVERED) == Usage(3, 0)
+    assert plausible_usage(Usage(3, 1), request, DELIVERED) is None
+
+
+REFERENCES: dict[str, dict[str, Any]] = {
+    "a picture": {
+        "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://x"}}]}]
+    },
+    "a picture without its type": {"messages": [{"role": "user", "content": [{"image_url": "https://x"}]}]},
+    "a picture of a response": {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]},
+    "a recording": {"messages": [{"content": [{"type": "input_audio", "input_audio": {"data": ""}}]}]},
+    "a file": {"messages": [{"content": [{"type": "file", "file": {"file_id": "f"}}]}]},
+    "an earlier response": {"input": "hi", "previous_response_id": "r"},
+}
+NO_REFERENCES: dict[str, dict[str, Any]] = {
+    "text": {"messages": [{"role": "user", "content": "hi"}]},
+    "text about a picture": {"messages": [{"role": "user", "content": '{"type":"image_url","image_url":{"url":1}}'}]},
+    "a tool that takes a file": {"tools": [{"function": {"parameters": {"properties": {"file": {"type": "string"}}}}}]},
+    "no earlier response": {"input": "hi", "previous_response_id": None},
+}
+
+
+@pytest.mark.parametrize("endpoint", ["chat/completions", "completions", "embeddings", "responses"])
+@pytest.mark.parametrize("fields", [*REFERENCES.values(), *NO_REFERENCES.values()], ids=[*REFERENCES, *NO_REFERENCES])
+def test_no_more_tokens_in_are_believed_than_a_request_can_have(endpoint: str, fields: Any) -> None:
+    """A byte each, and what a chat's template adds; a million more only for what the body refers to."""
+    request = InferenceRequest(endpoint, json.dumps({"model": "m", **fields}).encode())
+    template = TEMPLATE_TOKENS if endpoint in {"chat/completions", "responses"} else 0
+    most = request.size + (UNSEEN_TOKENS if fields in REFERENCES.values() else template)
+    assert plausible_usage(Usage(most, 0), request, 0) == Usage(most, 0)
+    assert plausible_usage(Usage(most + 1, 0), request, 0) is None
+    assert plausible_usage(None, request, 0) is None
+
+
+class CountedBytes(bytes):
+    """Bytes that count how often they are searched for a key."""
+
+    searches = 0
+
+    def rfind(self, *arguments: Any) -> int:
+        """Count, and search."""
+        self.searches += 1
+        return super().rfind(*arguments)
+
+
+@pytest.mark.parametrize("unit", [b'"usage":{},', b'"usage":{"usage":{"x":1}},', b'"usage",', b'"usage":null,'])
+def test_a_usage_is_looked_for_in_a_bounded_part_of_an_answer(unit: bytes) -> None:
+    """A node may write the key a million times, without numbers: only the last are looked at, each in a few KB."""
+    answer = CountedBytes(b'{"usage":{"prompt_tokens":1},"a":[' + unit * (1_000_000 // len(unit)) + b"]}")
+    assert find_usage(answer) is None
+    assert answer.searches <= 1000
+    far = b'{"usage":{"x":"' + b"x" * 5000 + b'","prompt_tokens":1}}'
+    assert find_usage(far) is None
+    assert find_usage(far.replace(b"x" * 1000, b"")) == Usage(1, 0)

@@ -80,6 +80,7 @@ _PARTY_OF_REASON = {
     "endpoint_not_offered": ResponsibleParty.PROVIDER,
     "model_not_offered": ResponsibleParty.PROVIDER,
     "internal": ResponsibleParty.US,
+    "response_too_large": ResponsibleParty.US,  # by a limit of this service
     "shutdown": ResponsibleParty.US,
 }
 _CAUSE_OF_OUTCOME = {

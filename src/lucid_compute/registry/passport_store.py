@@ -266,7 +266,7 @@ class PassportStore:
 
     def _check_url(self, url: str, path: str) -> None:
         try:
-            self._egress.check_url(url)
+            self._egress.check_base_url(url)
         except ValueError as error:
             raise InvalidRequest.at(path, str(error)) from None
 

@@ -200,6 +200,8 @@ def _code_of(fault: EgressFault) -> ProbeCode:
         return ProbeCode.CONNECT_TIMED_OUT
     if fault.kind in {FaultKind.ANSWER_TIMEOUT, FaultKind.TOTAL_TIMEOUT}:
         return ProbeCode.FIRST_BYTE_TIMEOUT
+    if fault.kind is FaultKind.TOO_LARGE:
+        return ProbeCode.BAD_RESPONSE
     return ProbeCode(fault.kind.value)
 
 

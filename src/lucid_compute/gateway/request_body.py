@@ -91,11 +91,6 @@ class InferenceRequest:
         return body
 
     @property
-    def names_stored(self) -> bool:
-        """Return whether it may name a response that one node has stored; the others respond with 404."""
-        return self.endpoint == "responses" and b"previous_response_id" in self._body
-
-    @property
     def size(self) -> int:
         """Return the body's length in bytes."""
         return len(self._body)

@@ -167,14 +167,18 @@ class Fleet:
         """Return the node, also one that has ended; None if there is none."""
         return self._nodes.get(passport_id)
 
+    def find_visible(self, passport_id: str, owner: str | None) -> FleetNode | None:
+        """Return the owner's node, also one that has ended; with `owner` None, any owner's; None if there is none."""
+        node = self._nodes.get(passport_id)
+        return node if node is not None and owner in (None, node.record.owner) else None
+
     def get_node(self, passport_id: str, *, owner: str | None) -> FleetNode:
         """Return the owner's node; with `owner` None, any owner's.
 
         Raises:
             NodeNotFound: there is no such node, or it belongs to another owner.
         """
-        node = self._nodes.get(passport_id)
-        if node is None or (owner is not None and node.record.owner != owner):
+        if (node := self.find_visible(passport_id, owner)) is None:
             raise NodeNotFound(passport_id)
         return node
 

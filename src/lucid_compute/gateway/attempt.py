@@ -12,6 +12,7 @@ from typing import NamedTuple
 from lucid_compute.accounting.jobs import Job, Outcome
 from lucid_compute.egress.connection import HttpConnection
 from lucid_compute.egress.faults import BadStatus, Blame, EgressFault, FaultKind, NodeBusy, NotOffered
+from lucid_compute.egress.lookups import SLOW_NAME_SECONDS
 from lucid_compute.errors import InvalidRequest
 from lucid_compute.gateway.context import GatewayContext
 from lucid_compute.gateway.event_stream import EventStream
@@ -179,7 +180,9 @@ class Attempt:
         if blame is Blame.NOT_THE_PROVIDER or self._request.failed_alike(fault):
             job.outcome = Outcome.REJECTED
         if self._node is not None and self._node_id is not None:
-            if blame is Blame.NOT_THE_PROVIDER:
+            if fault.kind is FaultKind.OUR_RESOLVER:
+                stats.record_suspicion(self._node_id, self._number_on_node, SLOW_NAME_SECONDS)
+            elif blame is Blame.NOT_THE_PROVIDER:
                 stats.record_inconclusive(self._node_id, self._number_on_node)
             elif blame is Blame.PERHAPS_THE_REQUEST and not self._request.has_begun:
                 stats.record_suspicion(self._node_id, self._number_on_node)
@@ -412,7 +415,7 @@ class TaskAttempt(Attempt):
                 if not was_closed_while_idle(connection, fault):
                     raise
                 self._request.avoids_idle = True
-        connection = await client.connect(target.url)
+        connection = await client.connect(target.url, owner=target.owner)
         if self._has_left():
             client.release(target.url, connection)
             raise EgressFault(FaultKind.NODE_LEFT, "The node was drained while it was connected to.")

@@ -249,14 +249,14 @@ class FleetStats:
             self._open.add(node_id)
         return opened
 
-    def record_suspicion(self, node_id: str, number: int) -> None:
-        """Record that request `number` failed, and perhaps by its own fault: the node is the last choice for a second.
+    def record_suspicion(self, node_id: str, number: int, seconds: float = SHUN_SECONDS) -> None:
+        """Record that request `number` failed, perhaps not by the node's fault: it is the last choice for `seconds`.
 
         Call `record_failure` when another node has served the request.
         """
         self.record_inconclusive(node_id, number)
         if (stats := self.track(node_id)) is not None:
-            stats.shunned_until = self.monotonic() + SHUN_SECONDS
+            stats.shunned_until = self.monotonic() + seconds
             stats.has_doubts = True
 
     def record_full(self, node_id: str, seconds: float) -> None:

@@ -130,7 +130,7 @@ class Prober:
     async def _connect_and_ask(self, target: Target, expected: list[str]) -> ProbeResult:
         began = time.monotonic()
         try:
-            connection = await self._client.connect(target.url, ProbeConnection)
+            connection = await self._client.connect(target.url, ProbeConnection, owner=target.owner)
         except EgressFault as fault:
             return ProbeResult(_code_of(fault), fault.message)
         try:

@@ -20,6 +20,7 @@ class Target(NamedTuple):
     bearer: str | None
     replica_id: str
     heads: dict[str, bytes]
+    owner: str
 
     def head(self, endpoint: str, job_id: str) -> bytes:
         """Return the head of a request to `{endpoint}` below the base URL; it contains nothing of the client's head."""
@@ -104,4 +105,4 @@ class Upstreams:
             return EgressFault(FaultKind.ADDRESS_REFUSED, str(error))
         if bearer is not None and not (bearer.isascii() and bearer.isprintable()):
             return EgressFault(FaultKind.ADDRESS_REFUSED, "The stored key has characters that no header may hold.")
-        return Target(url, bearer, self._replica_id, {})
+        return Target(url, bearer, self._replica_id, {}, record.owner)

@@ -24,6 +24,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from enum import StrEnum
+from math import ceil
 from typing import Any, ClassVar
 
 from lucid_compute.wire import MAX_FAULTS, FieldFault
@@ -317,14 +318,22 @@ class NodeFailed(LucidError):
     code = "NODE_FAILED"
     status = 502
 
-    def __init__(self, attempts: list[dict[str, Any]], *, why: str = "") -> None:
-        """`why` says why there was no further attempt, as a part of the message."""
+    def __init__(
+        self, attempts: list[dict[str, Any]], *, why: str = "", said: str = "", is_requests_own: bool = False
+    ) -> None:
+        """`why` says why there was no further attempt, as a part of the message; `said` is the node's own message.
+
+        `is_requests_own`: the request is the probable cause, so sending it again would not help.
+        """
         count = f"{len(attempts)} attempts" if len(attempts) > 1 else "The only attempt"
         last = attempts[-1]["reason"] if attempts else "unknown"
+        quoted = f' The node said: "{said}".' if said else ""
+        advice = "Nothing was delivered as a whole; send the request again."
+        if is_requests_own:
+            advice = "The request is the probable cause: change it, or use a model that supports what it asks for."
         super().__init__(
-            f"{count} failed ({'the last with ' if len(attempts) > 1 else ''}{last}){why}. Nothing was delivered as a "
-            "whole; send the request again.",
-            details={"attempts": attempts},
+            f"{count} failed ({'the last with ' if len(attempts) > 1 else ''}{last}){why}.{quoted} {advice}",
+            details={"attempts": attempts, **({"nodeMessage": said} if said else {})},
         )
 
 
@@ -374,8 +383,12 @@ class ModelUnavailable(Unavailable):
         *,
         lacking: int = 0,
         endpoint: str = "",
+        retry_after_seconds: float | None = None,
     ) -> None:
-        """`rejections` counts nodes by reason; `lacking` nodes do not offer the model at `endpoint`."""
+        """`rejections` counts nodes by reason; `lacking` nodes do not offer the model at `endpoint`.
+
+        `retry_after_seconds`: when the first busy node said that it is free; None if none said so.
+        """
         self._shortage = shortage
         counted = ", ".join(f"{code} {count}" for code, count in rejections.items()) or "no node names it"
         if lacking:
@@ -384,7 +397,7 @@ class ModelUnavailable(Unavailable):
             f"No node can serve {model!r} right now ({counted}). GET /models/{{idOrName}}/availability and POST "
             "/match say more; send the request again after Retry-After seconds.",
             details={"model": model, "rejections": dict(rejections)},
-            retry_after_seconds=5,
+            retry_after_seconds=5 if retry_after_seconds is None else max(1, ceil(retry_after_seconds)),
         )
 
     @property

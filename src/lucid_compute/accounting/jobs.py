@@ -13,7 +13,7 @@ class Outcome(StrEnum):
     RUNNING = "running"
     COMPLETED = "completed"
     FAILED = "failed"  # by the node: `reason` says why
-    REJECTED = "rejected"  # by the client: the node's response was 400, 413 or 422
+    REJECTED = "rejected"  # nobody failed: the request was at fault, or its node was busy or lacks what it asks for
     CANCELLED = "cancelled"  # the client left, or its key was revoked
     LOST = "lost"  # its replica died, so the outcome is unknown
 

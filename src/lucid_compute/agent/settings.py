@@ -11,6 +11,7 @@ from urllib.parse import SplitResult, urlsplit
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from lucid_compute.egress.base_path import endpoint_in
 from lucid_compute.registry.domain.passports import parse_vram_gb
 from lucid_compute.wire import Label, PositiveCount, read_money, write_money
 
@@ -87,8 +88,8 @@ class AgentSettings(BaseSettings):
     @field_validator("url", "public_url")
     @classmethod
     def _check_url(cls, value: str | None) -> str | None:
-        if value is not None:
-            _parts(value)
+        if value is not None and (endpoint := endpoint_in(_parts(value).path)) is not None:
+            raise ValueError(f"It ends in the endpoint {endpoint}. Write the base URL, without {endpoint}.")
         return value
 
     @model_validator(mode="after")

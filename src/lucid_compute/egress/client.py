@@ -8,24 +8,25 @@ Source: the security page, "Provider URLs (SSRF)".
 from __future__ import annotations
 
 import asyncio
-import socket
+import errno
+import os
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from ipaddress import ip_address
-from typing import Any, NamedTuple
+from itertools import islice
+from typing import NamedTuple
 
 from lucid_compute.egress.connection import READ_BYTES, RESPONSE_LIMITS, HttpConnection, ResponseLimits
 from lucid_compute.egress.faults import ConnectTimedOut, EgressFault, FaultKind
+from lucid_compute.egress.lookups import Lookups, Resolver, SystemResolver
 from lucid_compute.egress.policy import Address, EgressPolicy, ProviderUrl
 from lucid_compute.egress.write_batching import WriteBatch
 
 MAX_ADDRESSES_TRIED = 4
-MAX_LOOKUPS = 32  # at a time
+FREED_AT_A_TIME = 64  # idle connections, when no file descriptor or port is left
 
-Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
 Origin = tuple[str, str, int]
 
 
@@ -37,30 +38,15 @@ class ClientLimits(NamedTuple):
     max_age_seconds: float = 300.0
     max_idle_seconds: float = 60.0
     max_idle_per_origin: int = 256
+    max_idle: int = 2048  # in all; then the one that was idle longest is closed
 
 
 CLIENT_LIMITS = ClientLimits()
 
 
-class SystemResolver:
-    """Resolves a name to every address that the system's resolver knows, in its order.
-
-    It has its own threads and runs one look-up per name at a time. So a name whose servers never respond blocks one of
-    these threads, but neither other names nor other work in threads.
-    """
-
-    def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(MAX_LOOKUPS, "resolve")
-        self._running: dict[str, asyncio.Future[list[Any]]] = {}
-
-    async def __call__(self, host: str, port: int) -> list[str]:
-        """Return the addresses of `host`."""
-        lookup = self._running.get(host)
-        if lookup is None:
-            resolve = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
-            lookup = self._running[host] = asyncio.get_running_loop().run_in_executor(self._threads, resolve)
-            lookup.add_done_callback(lambda _: self._running.pop(host))
-        return list(dict.fromkeys(str(info[4][0]) for info in await asyncio.shield(lookup)))
+_OUR_ERRORS = frozenset(
+    {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL, errno.EADDRINUSE, errno.EAGAIN}
+)  # of a connect: file descriptors, memory or local ports are used up
 
 
 class HttpClient:
@@ -78,8 +64,9 @@ class HttpClient:
         self._policy = policy
         self._limits = limits
         self._response_limits = response_limits
-        self._resolve = resolver or SystemResolver()
+        self._lookups = Lookups(resolver or SystemResolver())
         self._idle: dict[Origin, list[tuple[HttpConnection, float]]] = {}
+        self._idle_longest_first: dict[HttpConnection, Origin] = {}
         self._busy: set[HttpConnection] = set()
         self._tls: ssl.SSLContext | None = None
         self._view = memoryview(bytearray(READ_BYTES))
@@ -91,38 +78,38 @@ class HttpClient:
         idle = self._idle.get((url.scheme, url.host, url.port))
         while idle:
             connection, _ = idle.pop()
+            del self._idle_longest_first[connection]
             if not connection.is_lost and time.monotonic() - connection.made_at < self._limits.max_age_seconds:
                 self._busy.add(connection)
                 return connection
             connection.abort()
         return None
 
-    async def connect(self, url: ProviderUrl, kind: type[HttpConnection] = HttpConnection) -> HttpConnection:
-        """Open a connection of class `kind` to the provider.
+    async def connect(
+        self, url: ProviderUrl, kind: type[HttpConnection] = HttpConnection, *, owner: str = ""
+    ) -> HttpConnection:
+        """Open a connection of class `kind` to the provider; `owner` is whose it is, to bound look-ups by.
 
         Raises:
             EgressFault: the name does not resolve, the policy forbids an address, or no address accepts the connection.
         """
         clock, limits = asyncio.get_running_loop().time, self._limits
-        ends_at = clock() + limits.connect_seconds + (limits.tls_seconds if url.scheme == "https" else 0)
-        fault: EgressFault = ConnectTimedOut(url.authority)
-        try:
-            async with asyncio.timeout_at(ends_at):
-                addresses = await self._addresses_of(url)
-        except TimeoutError:
-            raise EgressFault(FaultKind.NAME_UNKNOWN, f"{url.host} did not resolve in time.") from None
+        seconds = limits.connect_seconds + (limits.tls_seconds if url.scheme == "https" else 0)
+        ends_at = clock() + seconds
+        faults: list[EgressFault] = []
+        addresses = await self._addresses_of(url, owner, seconds)
         for left, address in zip(range(len(addresses), 0, -1), addresses, strict=True):
             try:
                 async with asyncio.timeout((ends_at - clock()) / left):  # a silent address leaves time for the next
                     return await self._open(url, address, kind)
             except EgressFault as error:
-                fault = error
+                faults.append(error.with_traceback(None))
             except TimeoutError:
-                continue
+                faults.append(ConnectTimedOut(url.authority))
         try:
-            raise fault
+            raise _fault_of_all(addresses, faults)
         finally:
-            del fault  # a cycle with this frame would hold the request until garbage collection
+            del faults  # a cycle with this frame would hold the request until garbage collection
 
     def release(self, url: ProviderUrl, connection: HttpConnection) -> None:
         """Keep the connection for the next request, or close it if it cannot be used again."""
@@ -135,6 +122,9 @@ class HttpClient:
             idle = self._idle.setdefault((url.scheme, url.host, url.port), [])
             if len(idle) < self._limits.max_idle_per_origin:
                 idle.append((connection, connection.last_read_at))
+                self._idle_longest_first[connection] = (url.scheme, url.host, url.port)
+                if len(self._idle_longest_first) > self._limits.max_idle:
+                    self._close_longest_idle(1)
                 return
         connection.abort()
 
@@ -147,6 +137,7 @@ class HttpClient:
         for origin, idle in [*self._idle.items()]:
             kept = [entry for entry in idle if not entry[0].is_lost and now - entry[1] < max_idle_seconds]
             for connection, _ in set(idle) - set(kept):
+                del self._idle_longest_first[connection]
                 connection.abort()
             if kept:
                 self._idle[origin] = kept
@@ -158,15 +149,22 @@ class HttpClient:
         for connection in [*self._busy, *(entry[0] for idle in self._idle.values() for entry in idle)]:
             connection.fail(EgressFault(FaultKind.CONNECTION_LOST, "This service is shutting down."))
         self._idle.clear()
+        self._idle_longest_first.clear()
 
-    async def _addresses_of(self, url: ProviderUrl) -> list[Address]:
+    def _close_longest_idle(self, count: int) -> None:
+        """Close the connections that have been idle longest: their providers need them least."""
+        for connection, origin in list(islice(self._idle_longest_first.items(), count)):
+            del self._idle_longest_first[connection]
+            self._idle[origin] = [entry for entry in self._idle[origin] if entry[0] is not connection]
+            connection.abort()
+
+    async def _addresses_of(self, url: ProviderUrl, owner: str, seconds: float) -> list[Address]:
         """Return the addresses to connect to, after checking all of them."""
         addresses: list[Address] = list(url.known_addresses)
         if not addresses:
-            try:
-                addresses = [ip_address(text.partition("%")[0]) for text in await self._resolve(url.host, url.port)]
-            except (OSError, ValueError, UnicodeError):
-                addresses = []
+            texts = await self._lookups.addresses_of(url.host, url.port, owner, seconds)
+            with suppress(ValueError):
+                addresses = [ip_address(text.partition("%")[0]) for text in texts]
         if not addresses:
             raise EgressFault(FaultKind.NAME_UNKNOWN, f"{url.host} does not resolve.")
         for address in addresses:
@@ -198,11 +196,15 @@ class HttpClient:
             why = getattr(error, "verify_message", "") or error.reason or "no TLS"
             raise EgressFault(FaultKind.TLS_FAILED, f"{url.authority}: the TLS handshake failed ({why}).") from None
         except OSError as error:
-            why = error.strerror or type(error).__name__
+            why = os.strerror(error.errno) if error.errno else type(error).__name__
             if is_https and error.errno is None:  # raised by asyncio: TCP connected, the handshake did not end
                 sentence = f"{url.authority}: the TLS handshake was not completed."
                 raise EgressFault(FaultKind.TLS_FAILED, sentence) from None
-            raise EgressFault(FaultKind.CONNECT_FAILED, f"{url.authority} could not be connected to ({why}).") from None
+            is_ours = error.errno in _OUR_ERRORS
+            if is_ours:
+                self._close_longest_idle(FREED_AT_A_TIME)
+            kind_of_fault = FaultKind.OUR_SOCKETS if is_ours else FaultKind.CONNECT_FAILED
+            raise EgressFault(kind_of_fault, f"{url.authority} could not be connected to ({why}).") from None
         peer = transport.get_extra_info("peername")
         if peer and ip_address(peer[0].partition("%")[0]) == address:
             self._busy.add(connection)
@@ -216,3 +218,16 @@ class HttpClient:
         if self._tls is None:
             self._tls = ssl.create_default_context()
         return self._tls
+
+
+def _fault_of_all(addresses: list[Address], faults: list[EgressFault]) -> EgressFault:
+    """Return the fault of a name none of whose addresses could be connected to; its message has each one's.
+
+    Its kind is the last one's, unless a later address was only silent: what an address said tells more.
+    """
+    said = [fault for fault in faults if not isinstance(fault, ConnectTimedOut)]
+    chosen = (said or faults)[-1]
+    if len(faults) > 1:
+        each = zip(addresses, faults, strict=True)
+        chosen.message = " ".join(f"{address}: {fault.message}" for address, fault in each)
+    return chosen

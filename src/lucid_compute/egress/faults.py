@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
+from enum import Enum, StrEnum, auto
+from http import HTTPStatus
 
 
 class FaultKind(StrEnum):
@@ -22,6 +23,9 @@ class FaultKind(StrEnum):
     TOO_LARGE = "response_too_large"  # over a limit of this service, which is no failure of the provider
     BAD_STATUS = "bad_status"  # an HTTP status for which the client is not responsible
     BROKEN_STREAM = "broken_stream"  # it reported an error, or ended without saying that it is done
+    NODE_LEFT = "node_left"  # it was drained or ended while it was connected to; nothing was sent
+    OUR_RESOLVER = "our_resolver"  # DNS did not answer in time, or not at all
+    OUR_SOCKETS = "our_sockets"  # no file descriptor, port or memory is left for a connection
 
 
 TIMEOUTS = frozenset(
@@ -29,13 +33,41 @@ TIMEOUTS = frozenset(
 )
 
 
+class Blame(Enum):
+    """Who caused a failure. `PERHAPS_THE_REQUEST`: the provider if another one serves the same request."""
+
+    PROVIDER = auto()
+    PERHAPS_THE_REQUEST = auto()
+    NOT_THE_PROVIDER = auto()
+
+
+OURS = frozenset({FaultKind.OUR_RESOLVER, FaultKind.OUR_SOCKETS})
+_NOT_THE_PROVIDERS = OURS | {FaultKind.TOO_LARGE, FaultKind.NODE_LEFT}
+# After the provider has read the request, which may be what breaks it.
+_PERHAPS_THE_REQUESTS = frozenset(
+    {FaultKind.CONNECTION_LOST, FaultKind.BAD_RESPONSE, FaultKind.ANSWER_TIMEOUT, FaultKind.FIRST_BYTE_TIMEOUT}
+)
+
+
 class EgressFault(Exception):
-    """A request to a provider failed. The message is for the provider's owner and the log; it quotes no secret."""
+    """A request to a provider failed. The message is for the provider's owner and the log; it quotes no secret.
+
+    `number` is the request's on its node, as `FleetStats.record_start` returned it.
+    """
+
+    number = 0
 
     def __init__(self, kind: FaultKind, message: str) -> None:
         super().__init__(message)
         self.kind = kind
         self.message = message
+
+    @property
+    def blame(self) -> Blame:
+        """Who caused it, as far as one failure tells."""
+        if self.kind in _NOT_THE_PROVIDERS:
+            return Blame.NOT_THE_PROVIDER
+        return Blame.PERHAPS_THE_REQUEST if self.kind in _PERHAPS_THE_REQUESTS else Blame.PROVIDER
 
     @property
     def reason(self) -> str:
@@ -50,27 +82,68 @@ class ConnectTimedOut(EgressFault):
         super().__init__(FaultKind.CONNECT_FAILED, f"{authority} did not answer the connection.")
 
 
-class BadStatus(EgressFault):
-    """A provider responded with a status for which it is responsible."""
+_PROVIDERS_OWN = frozenset({401, 402, 403, 407, 408})
 
-    def __init__(self, status: int) -> None:
+
+class BadStatus(EgressFault):
+    """A provider responded with a status for which the client is not responsible, or not alone.
+
+    `said` is the provider's message, if it sent one. `is_requests_own`: that says that the request is the cause.
+    """
+
+    def __init__(self, status: int, said: str = "", *, is_requests_own: bool = False) -> None:
         super().__init__(FaultKind.BAD_STATUS, f"The node answered status {status}.")
         self.status = status
+        self.said = said
+        self.is_requests_own = is_requests_own
 
     @property
     def reason(self) -> str:
         """The reason in the job ledger, such as `http_503`."""
         return f"http_{self.status}" if 300 <= self.status < 600 else "http_other"  # noqa: PLR2004 - bounded: it is a label too
 
+    @property
+    def blame(self) -> Blame:
+        """Who caused it, as far as one failure tells."""
+        if self.is_requests_own:
+            return Blame.NOT_THE_PROVIDER
+        is_providers = self.status < HTTPStatus.BAD_REQUEST or self.status in _PROVIDERS_OWN
+        return Blame.PROVIDER if is_providers else Blame.PERHAPS_THE_REQUEST
+
+
+class NodeBusy(BadStatus):
+    """A provider responded that it takes no more requests for `retry_after_seconds`. It is healthy."""
+
+    def __init__(self, status: int, retry_after_seconds: float, said: str = "") -> None:
+        super().__init__(status, said)
+        self.retry_after_seconds = retry_after_seconds
+
+    @property
+    def blame(self) -> Blame:
+        """Nobody failed."""
+        return Blame.NOT_THE_PROVIDER
+
 
 class NotOffered(BadStatus):
-    """A provider responded that it lacks the endpoint, or the model if `is_model`. It may be healthy."""
+    """A provider responded that it lacks the endpoint, or the model if `is_model`. It may be healthy.
 
-    def __init__(self, status: int, *, is_model: bool) -> None:
-        super().__init__(status)
+    `is_learned`: it is not asked again by this owner for a while. Otherwise the request may name a thing that another
+    provider has stored, such as a response, and `said` is for its client.
+    """
+
+    def __init__(self, status: int, said: str = "", *, is_model: bool, is_learned: bool = True) -> None:
+        super().__init__(status, said)
         self.is_model = is_model
+        self.is_learned = is_learned
 
     @property
     def reason(self) -> str:
         """The reason in the job ledger."""
+        if not self.is_learned:
+            return super().reason
         return "model_not_offered" if self.is_model else "endpoint_not_offered"
+
+    @property
+    def blame(self) -> Blame:
+        """Nobody failed."""
+        return Blame.NOT_THE_PROVIDER

@@ -10,6 +10,8 @@ import re
 from dataclasses import dataclass
 from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 
+from lucid_compute.egress.base_path import base_path_of, endpoint_in
+
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
@@ -82,7 +84,7 @@ class ProviderUrl:
     scheme: str
     host: str  # a name or an address in lower case, IPv6 without brackets
     port: int
-    base_path: str  # what comes before /v1: empty, or /… without a slash at its end
+    base_path: str  # to which /chat/completions is added; it ends in a version, such as /v1, without a slash
     literal_address: Address | None  # None where the host is a name
 
     @property
@@ -93,8 +95,8 @@ class ProviderUrl:
 
     @property
     def canonical(self) -> str:
-        """The one spelling of this URL, ending in `/v1`; it parses back to an equal value."""
-        return f"{self.scheme}://{self.authority}{self.base_path}/v1"
+        """The one spelling of this URL, ending in its version; it parses back to an equal value."""
+        return f"{self.scheme}://{self.authority}{self.base_path}"
 
     @property
     def known_addresses(self) -> tuple[Address, ...]:
@@ -168,6 +170,18 @@ class EgressPolicy:
         _check_port(url.port)
         for address in url.known_addresses:
             self.check_address(address, url.port)
+        return url
+
+    def check_base_url(self, text: str) -> ProviderUrl:
+        """Parse the base URL of a node or an upstream and check everything that needs no DNS.
+
+        Raises:
+            ValueError: the URL is refused, or it ends in an endpoint. The message says what to send.
+        """
+        url = self.check_url(text)
+        _, slash, path = text.partition("://")[2].partition("/")
+        if (endpoint := endpoint_in(slash + path)) is not None:
+            raise ValueError(f"The URL ends in the endpoint {endpoint}; send the base URL, without {endpoint}.")
         return url
 
     def check_address(self, address: Address, port: int) -> None:
@@ -244,13 +258,13 @@ def _find_literal_address(host: str) -> Address | None:
 
 
 def _parse_base_path(path: str) -> str:
-    """Return the path without a final slash and /v1."""
+    """Return the path without a final slash, ending in a version."""
     path = path.removesuffix("/")
     if not _SEGMENTS.fullmatch(path):
         raise ValueError("The path has an empty part or a character that is not allowed there; send one like /v1.")
     if ".." in path or "." in path.split("/") or _ENCODED_TRICKS.search(path):
         raise ValueError("The path has . or .. steps or an encoded . / \\ % or control character; send it resolved.")
-    return path.removesuffix("/v1")
+    return base_path_of(path)
 
 
 def _parse_allowed_network(entry: str) -> AllowedNetwork:

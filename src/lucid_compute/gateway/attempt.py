@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
-from http import HTTPStatus
 from typing import NamedTuple
 
 from lucid_compute.accounting.jobs import Job, Outcome
 from lucid_compute.egress.connection import HttpConnection
-from lucid_compute.egress.faults import BadStatus, EgressFault, FaultKind, NotOffered
+from lucid_compute.egress.faults import BadStatus, Blame, EgressFault, FaultKind, NodeBusy, NotOffered
+from lucid_compute.egress.lookups import SLOW_NAME_SECONDS
 from lucid_compute.gateway.context import GatewayContext
 from lucid_compute.gateway.event_stream import DONE, EventStream
 from lucid_compute.gateway.node_json import clients_own_status, error_in, is_response, read_object
 from lucid_compute.gateway.node_stats import ANY_ENDPOINT
+from lucid_compute.gateway.node_words import message_in, names_stored, refusal_of, says_no_model
 from lucid_compute.gateway.request import GatewayRequest, RunningRequest
 from lucid_compute.gateway.tracing import end_attempt
 from lucid_compute.gateway.upstreams import Target
@@ -28,11 +28,6 @@ from lucid_compute.web.lanes import CutReason
 
 CLIENTS_OWN = frozenset({400, 413, 422})
 NOT_OFFERED = frozenset({404, 405, 501})
-# How servers say that they have not loaded a model: OpenAI's code; vLLM's, SGLang's, Ollama's and llama-swap's words.
-_NO_MODEL = re.compile(rb'(?is)"model_not_found"|\bmodel\b.{1,600}?(?:not found|does not exist|not available)')
-_SEARCHED_BYTES = 4096  # of a refusal, which is a sentence
-FULL_SECONDS = 1.0
-MAX_FULL_SECONDS = 30.0
 JSON = b"application/json"
 OK, MULTIPLE_CHOICES = 200, 300  # plain numbers, because HTTPStatus costs a look-up each time
 
@@ -133,8 +128,7 @@ class Attempt:
         if status in NOT_OFFERED:
             raise self._record_lack(status, body)
         if not OK <= status < MULTIPLE_CHOICES:
-            self._record_full(status, connection.retry_after)
-            raise BadStatus(status)
+            raise self._record_refusal(status, connection.retry_after, body)
         value = read_object(body)
         if value is None:
             raise EgressFault(FaultKind.BAD_RESPONSE, "The node's answer is not JSON.")
@@ -181,17 +175,25 @@ class Attempt:
             self._context.stats.record_success(self._node_id)
 
     def record_fault(self, fault: EgressFault) -> None:
-        """Record that the node failed or does not offer what was asked, and what was delivered until then."""
-        job = self._job
+        """Record that the node failed or does not offer what was asked, and what was delivered until then.
+
+        Whether the node or the request is to blame may be known only when another node was tried: see `Gateway`.
+        """
+        job, stats = self._job, self._context.stats
+        fault.number = self._number_on_node
+        blame = fault.blame
         job.outcome, job.reason = Outcome.FAILED, fault.reason
-        is_none = isinstance(fault, NotOffered) or fault.kind is FaultKind.TOO_LARGE  # no failure of the node
-        if is_none:
+        if blame is Blame.NOT_THE_PROVIDER or self._request.failed_alike(fault):
             job.outcome = Outcome.REJECTED
         if self._node is not None and self._node_id is not None:
-            if is_none or job.status == HTTPStatus.TOO_MANY_REQUESTS:
-                self._context.stats.record_inconclusive(self._node_id, self._number_on_node)
+            if fault.kind is FaultKind.OUR_RESOLVER:
+                stats.record_suspicion(self._node_id, self._number_on_node, SLOW_NAME_SECONDS)
+            elif blame is Blame.NOT_THE_PROVIDER:
+                stats.record_inconclusive(self._node_id, self._number_on_node)
+            elif blame is Blame.PERHAPS_THE_REQUEST and not self._request.has_begun:
+                stats.record_suspicion(self._node_id, self._number_on_node)
             else:
-                self._context.stats.record_failure(self._node, self._number_on_node)
+                stats.record_failure(self._node, self._number_on_node)
         if self._stream is not None and self._request.has_begun:
             self.record_tokens(self._stream.usage)
 
@@ -240,37 +242,41 @@ class Attempt:
             self._context.fleet.replicas.end(self._node_id)
 
     def _body(self) -> bytes:
+        return self._request.inference.body_for(self._model_id(), asks_usage=self._asks_usage)
+
+    def _model_id(self) -> str:
+        """Return the id under which the node or the upstream knows the model."""
         model = self._request.model
         if self._node is not None:
-            model_id = id_on_node(model, self._node.state)
-        else:
-            model_id = model.record.metadata["upstream"].get("model") or model.record.name
-        return self._request.inference.body_for(model_id, asks_usage=self._asks_usage)
+            return id_on_node(model, self._node.state)
+        return str(model.record.metadata["upstream"].get("model") or model.record.name)
 
     @property
     def _question_id(self) -> str:
         """What is remembered to refuse our question for a stream's usage: the node, or the model's upstream."""
         return self._node_id or self._request.model.id
 
-    def _record_full(self, status: int, retry_after: bytes) -> None:
-        if self._node_id is None:
-            return
-        if status == HTTPStatus.TOO_MANY_REQUESTS:
-            seconds = float(retry_after) if retry_after.isdigit() else FULL_SECONDS
-            self._context.stats.record_full(self._node_id, min(seconds, MAX_FULL_SECONDS))
+    def _record_refusal(self, status: int, retry_after: bytes, body: bytes) -> BadStatus:
+        """Return what a status outside 2xx means as a fault; record if it means that the node is busy."""
+        fault = refusal_of(status, retry_after, body, self._context.clock.now())
+        if isinstance(fault, NodeBusy) and self._node_id is not None:
+            self._context.stats.record_full(self._node_id, fault.retry_after_seconds)
+        return fault
 
     def _record_lack(self, status: int, body: bytes) -> NotOffered:
         """Record that the node does not offer what was asked for; return that as a fault.
 
         It is recorded for this model alone: the node may serve other models at the endpoint. So a client that asks a
-        chat model for embeddings takes them from no other model.
+        chat model for embeddings takes them from no other model. A request that may name a thing which another node has
+        stored proves nothing, since its 404 may be about that.
         """
         inference = self._request.inference
-        fault = NotOffered(status, is_model=_NO_MODEL.search(body[:_SEARCHED_BYTES]) is not None)
-        if self._node_id is not None and not inference.names_stored:
-            endpoint = ANY_ENDPOINT if fault.is_model else inference.endpoint
-            self._context.stats.record_lack(self._node_id, endpoint, self._request.model.id)
-        return fault
+        is_learned = not any(map(names_stored, inference.parts))
+        is_model = is_learned and says_no_model(body, self._model_id())
+        if self._node_id is not None and is_learned:
+            endpoint, owner = ANY_ENDPOINT if is_model else inference.endpoint, self._request.principal.owner
+            self._context.stats.record_lack(self._node_id, endpoint, self._request.model.id, owner)
+        return NotOffered(status, message_in(body), is_model=is_model, is_learned=is_learned)
 
 
 def was_closed_while_idle(connection: HttpConnection, fault: EgressFault) -> bool:
@@ -433,7 +439,16 @@ class TaskAttempt(Attempt):
                 if not was_closed_while_idle(connection, fault):
                     raise
                 self._request.avoids_idle = True
-        return await self._exchange(await client.connect(target.url), target)
+        connection = await client.connect(target.url, owner=target.owner)
+        if self._has_left():
+            client.release(target.url, connection)
+            raise EgressFault(FaultKind.NODE_LEFT, "The node was drained while it was connected to.")
+        return await self._exchange(connection, target)
+
+    def _has_left(self) -> bool:
+        """Return whether the node drains or has ended, maybe since it was chosen: connecting takes seconds at worst."""
+        node = self._node
+        return node is not None and (node.state.is_draining or node.record.has_ended)
 
     async def _exchange(self, connection: HttpConnection, target: Target) -> NodeResponse | None:
         try:

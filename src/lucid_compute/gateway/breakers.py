@@ -14,7 +14,9 @@ FAILURES_TO_OPEN = 5
 OPEN_SECONDS = 30.0
 MAX_OPEN_SECONDS = 600.0
 RETRY_SHARE = 0.1
-RETRIES_ALWAYS = 10
+RETRIES_ALWAYS = 10  # of one key
+RETRIES_ALWAYS_IN_ALL = 100  # of all keys: a few keys that use up their own leave enough to the others
+MAX_KEYS = 1000  # with a budget at a time
 _WINDOW_SECONDS = 60
 
 
@@ -100,9 +102,12 @@ class Breaker:
 
 
 class RetryBudget:
-    """Retries of one replica: at most a tenth of the requests of the last minute, and never fewer than ten."""
+    """Retries: at most a tenth of the requests of the last minute, and never fewer than `always`."""
 
-    def __init__(self) -> None:
+    __slots__ = ("_always", "_seconds")
+
+    def __init__(self, always: int = RETRIES_ALWAYS) -> None:
+        self._always = always
         self._seconds: list[list[int]] = []  # each: the second, its requests, its retries
 
     def count_request(self, now: float) -> None:
@@ -115,17 +120,53 @@ class RetryBudget:
 
     def spend(self, now: float) -> bool:
         """Spend one retry; return False when none is left."""
-        seconds = self._seconds
-        this = seconds[-1] if seconds and seconds[-1][0] == int(now) else self._begin_second(now)
-        recent = [second for second in seconds if second[0] > this[0] - _WINDOW_SECONDS]
-        allowed = max(RETRIES_ALWAYS, RETRY_SHARE * sum(second[1] for second in recent))
-        if sum(second[2] for second in recent) + 1 > allowed:
+        if not self.has_left(now):
             return False
-        this[2] += 1
+        self._this_second(now)[2] += 1
         return True
+
+    def has_left(self, now: float) -> bool:
+        """Return whether a retry is left."""
+        this = self._this_second(now)
+        recent = [second for second in self._seconds if second[0] > this[0] - _WINDOW_SECONDS]
+        allowed = max(self._always, RETRY_SHARE * sum(second[1] for second in recent))
+        return sum(second[2] for second in recent) + 1 <= allowed
+
+    def _this_second(self, now: float) -> list[int]:
+        seconds = self._seconds
+        return seconds[-1] if seconds and seconds[-1][0] == int(now) else self._begin_second(now)
 
     def _begin_second(self, now: float) -> list[int]:
         second = [int(now), 0, 0]
         self._seconds.append(second)
         del self._seconds[:-_WINDOW_SECONDS]
         return second
+
+
+class RetryBudgets:
+    """Retries of one replica: each key has a budget of its own, within one of all keys.
+
+    So a client whose requests make nodes fail uses up its own retries and leaves the others theirs.
+    """
+
+    def __init__(self) -> None:
+        self._in_all = RetryBudget(RETRIES_ALWAYS_IN_ALL)
+        self._by_key: dict[str, RetryBudget] = {}
+
+    def count_request(self, key_id: str, now: float) -> None:
+        """Count a request of a key."""
+        self._in_all.count_request(now)
+        self._of(key_id).count_request(now)
+
+    def spend(self, key_id: str, now: float) -> bool:
+        """Spend one retry of a key; return False when it or all keys together have none left."""
+        own = self._of(key_id)
+        return own.has_left(now) and self._in_all.spend(now) and own.spend(now)
+
+    def _of(self, key_id: str) -> RetryBudget:
+        budget = self._by_key.get(key_id)
+        if budget is None:
+            if len(self._by_key) >= MAX_KEYS:
+                del self._by_key[next(iter(self._by_key))]
+            budget = self._by_key[key_id] = RetryBudget()
+        return budget

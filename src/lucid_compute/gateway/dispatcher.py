@@ -86,7 +86,7 @@ class Dispatcher:
         return NodeUsage(
             in_flight,
             node_stats.breaker.blocked_seconds(now),
-            max(0.0, node_stats.full_until - now),
+            node_stats.free_at - now if node_stats.full_until > now else 0.0,
             node_stats.latency_ms(criteria.kind, now),
             node_stats.lack_of(criteria, now),
         )

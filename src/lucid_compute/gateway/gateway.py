@@ -13,12 +13,14 @@ from collections.abc import Callable, Coroutine, Hashable
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from lucid_compute.egress.faults import TIMEOUTS, BadStatus, EgressFault, FaultKind, NotOffered
-from lucid_compute.errors import LucidError, ModelUnavailable, NodeFailed, NodeTimeout, RoutingLoop, Shortage
+from lucid_compute.accounting.jobs import Outcome
+from lucid_compute.egress.faults import Blame, EgressFault, FaultKind, NodeBusy, NotOffered
+from lucid_compute.errors import LucidError, ModelUnavailable, Shortage
 from lucid_compute.gateway.attempt import ReadyNode, TaskAttempt
-from lucid_compute.gateway.breakers import RetryBudget
+from lucid_compute.gateway.breakers import RetryBudgets
 from lucid_compute.gateway.context import GatewayContext
 from lucid_compute.gateway.dispatcher import Dispatcher
+from lucid_compute.gateway.failures import Failed, are_passing, busy_count, error_of, is_about_stored, soonest_seconds
 from lucid_compute.gateway.ranking import Ranking, rank
 from lucid_compute.gateway.request import Criteria, GatewayRequest
 from lucid_compute.gateway.tracing import end_choice
@@ -28,12 +30,6 @@ from lucid_compute.registry.matching_engine import ReasonCode
 
 MAX_ATTEMPTS = 3
 REJECTIONS_FRESH_SECONDS = 0.5
-_LOOP_STATUS = RoutingLoop.status
-_TOO_LARGE = (
-    ": the answer is larger than this service passes on. Ask for less at a time, or ask its operator to raise "
-    "LUCID_ANSWER_MAX_MIB, LUCID_STREAM_MAX_MIB or LUCID_EVENT_MAX_MIB"
-)
-Failed = tuple[FleetNode | None, EgressFault]
 Ranker = Callable[[Fleet, Dispatcher, Criteria, datetime], Coroutine[Any, Any, Ranking]]
 
 
@@ -54,7 +50,7 @@ class Gateway:
     def __init__(self, context: GatewayContext, rank: Ranker = rank) -> None:
         self.context = context
         self.rank = rank
-        self._retries = RetryBudget()
+        self._retries = RetryBudgets()
         self._rankings: dict[Hashable, _SharedRanking] = {}
         self.dispatcher = Dispatcher(context.fleet, context.stats)
         self.own_endpoints = context.client.own_endpoints
@@ -79,9 +75,9 @@ class Gateway:
             return None
         return ReadyNode(node, target, connection)
 
-    def count_request(self) -> None:
-        """Count a request that may be tried again."""
-        self._retries.count_request(time.monotonic())
+    def count_request(self, key_id: str) -> None:
+        """Count a request of a key that may be tried again."""
+        self._retries.count_request(key_id, time.monotonic())
 
     async def serve(self, request: GatewayRequest, first: Failed | None = None) -> None:
         """Serve the request; `first` is an attempt that failed already.
@@ -95,12 +91,27 @@ class Gateway:
             self._record_failed(request, failed, first)
         while True:
             node = await (self._next_node if request.span is None else self._choose_traced)(request, failed)
+            if failed:
+                self._spend_retry(request, failed)
             try:
                 await TaskAttempt(self.context, request, node, len(failed) + 1, self.context.clock.now()).run()
             except EgressFault as fault:
                 self._record_failed(request, failed, (node, fault))
             else:
+                self._blame(request, failed)
                 return
+
+    def _blame(self, request: GatewayRequest, failed: list[Failed]) -> None:
+        """Blame the nodes that failed a request which another node has served, unless two of them failed alike.
+
+        Nodes that fail alike probably lack what the request asks for, such as tools or pictures; others don't ask that.
+        """
+        job = request.running.job
+        if job is None or job.outcome is not Outcome.COMPLETED:
+            return  # the last node refused the request: its clients' fault may be what the others failed at
+        for node, fault in failed:
+            if node is not None and fault.blame is Blame.PERHAPS_THE_REQUEST and not request.failed_alike(fault):
+                self.context.stats.record_failure(node, fault.number)
 
     def _record_failed(self, request: GatewayRequest, failed: list[Failed], last: Failed) -> None:
         """Record an attempt that failed.
@@ -110,6 +121,7 @@ class Gateway:
         """
         node, fault = last
         failed.append((node, fault.with_traceback(None)))  # else fault and frame would hold each other, and the request
+        request.faults.append(fault)
         self.faults[fault.reason] += 1
         self._require_another(request, failed)
         request.criteria.tried = {tried.state.id for tried, _ in failed if tried is not None}
@@ -141,11 +153,9 @@ class Gateway:
         now = self.context.clock.now()
         node = self.dispatcher.find_quickly(criteria, now) or await self.dispatcher.find(criteria, now)
         if node is None:
-            if failed and not _are_lacking(failed):
-                raise _error_of(failed, ", and there is no other node")
-            ranking = await self._rank_all(criteria)
-            name, counted = criteria.model.record.name, ranking.rejections
-            raise ModelUnavailable(name, counted, ranking.shortage, lacking=ranking.lacking, endpoint=criteria.endpoint)
+            if failed and (is_about_stored(failed) or not are_passing(failed)):
+                raise error_of(request, failed, ", and there is no other node")
+            raise _unavailable(criteria, await self._rank_all(criteria), failed)
         return node
 
     async def _rank_all(self, criteria: Criteria) -> Ranking:
@@ -154,7 +164,7 @@ class Gateway:
         A ranking inspects every node, so requests with the same criteria share it for a while.
         """
         now, rankings = time.monotonic(), self._rankings
-        key = (criteria.model.id, criteria.endpoint, criteria.policy)
+        key = (criteria.model.id, criteria.endpoint, criteria.policy, criteria.owner)
         while rankings and (oldest := next(iter(rankings.items())))[1].is_old(now):
             del rankings[oldest[0]]
         shared = rankings.get(key)
@@ -168,38 +178,47 @@ class Gateway:
         """Refuse unless another attempt may be made.
 
         Raises:
-            LucidError: the client has a part of its response, or the attempts or the retry budget are used up.
+            LucidError: the client has a part of its response, or the attempts are used up.
         """
+        fault = failed[-1][1]
         if request.has_begun or len(failed) >= MAX_ATTEMPTS or request.model.format is ModelFormat.API:
-            if _are_lacking(failed):
-                counted, count = {ReasonCode.MODEL_NOT_SERVED.value: len(failed)}, len(failed)
-                name, endpoint = request.model.record.name, request.criteria.endpoint
-                raise ModelUnavailable(name, counted, Shortage.NO_NODE, lacking=count, endpoint=endpoint)
-            raise _error_of(failed, has_begun=request.has_begun)
-        if failed[-1][1].kind is FaultKind.TOO_LARGE:  # and another node's would be as large
-            raise _error_of(failed)
-        # Nodes say "not offered" at once, and are asked once a minute: another attempt makes no outage worse.
-        if not isinstance(failed[-1][1], NotOffered) and not self._retries.spend(time.monotonic()):
-            raise _error_of(failed, ", and as many requests as may be are tried again already")
+            raise error_of(request, failed)
+        if fault.kind is FaultKind.TOO_LARGE:  # and another node's answer would be as large
+            raise error_of(request, failed)
+
+    def _spend_retry(self, request: GatewayRequest, failed: list[Failed]) -> None:
+        """Spend a retry of the request's key, once there is a node for it.
+
+        Raises:
+            LucidError: its retry budget is used up.
+        """
+        if not _is_met_seldom(failed[-1][1]) and not self._retries.spend(request.principal.key_id, time.monotonic()):
+            raise error_of(request, failed, ", and as many requests of this key as may be are tried again already")
         self.retries += 1
 
 
-def _error_of(failed: list[Failed], why: str = "", *, has_begun: bool = False) -> LucidError:
-    attempts: list[dict[str, Any]] = [
-        {"passportId": node.state.id if node else None, "reason": fault.reason} for node, fault in failed
-    ]
-    if any(_is_loop(fault) for _, fault in failed):
-        return RoutingLoop(attempts)
-    if all(fault.kind in TIMEOUTS for _, fault in failed):
-        return NodeTimeout(attempts, has_begun=has_begun)
-    return NodeFailed(attempts, why=_TOO_LARGE if failed[-1][1].kind is FaultKind.TOO_LARGE else why)
+def _is_met_seldom(fault: EgressFault) -> bool:
+    """Return whether another attempt makes no outage worse: the node is not asked again for a while, or was not asked.
+
+    Nodes say at once that they lack something or are busy, and are asked again after a minute, or when they are free.
+    """
+    if isinstance(fault, NotOffered):
+        return fault.is_learned
+    return fault.kind is FaultKind.NODE_LEFT or (isinstance(fault, NodeBusy) and fault.retry_after_seconds > 0)
 
 
-def _are_lacking(failed: list[Failed]) -> bool:
-    """Return whether no node failed: every node that was tried does not offer what was asked for."""
-    return bool(failed) and all(isinstance(fault, NotOffered) for _, fault in failed)
-
-
-def _is_loop(fault: EgressFault) -> bool:
-    came_back = isinstance(fault, BadStatus) and fault.status == _LOOP_STATUS
-    return came_back or fault.kind is FaultKind.ROUTING_LOOP
+def _unavailable(criteria: Criteria, ranking: Ranking, failed: list[Failed]) -> ModelUnavailable:
+    """Return why no node may serve a request; the ranking may be a little older than what the request has met."""
+    rejections, shortage, busy = Counter(ranking.rejections), ranking.shortage, busy_count(failed)
+    if busy:
+        rejections[ReasonCode.AT_CAPACITY] = max(rejections[ReasonCode.AT_CAPACITY], busy)
+        shortage = Shortage.NODES_BUSY
+    seconds = [each for each in (soonest_seconds(failed), ranking.busy_seconds) if each is not None]
+    return ModelUnavailable(
+        criteria.model.record.name,
+        rejections,
+        shortage,
+        lacking=ranking.lacking,
+        endpoint=criteria.endpoint,
+        retry_after_seconds=min(seconds, default=None),
+    )

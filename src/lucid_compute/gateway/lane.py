@@ -147,7 +147,7 @@ class InferenceLane:
         if model is None:
             return self._await_model
         admission.model_id = model.id
-        self._gateway.count_request()
+        self._gateway.count_request(principal.key_id)
         request = admission.request = GatewayRequest(principal, inference, model, admission.running)
         request.span = admission.span
         request.identify(admission.job_id, _session_of(admission.headers, inference, principal), headers)

@@ -37,7 +37,7 @@ async def match(
     model = fleet.get_model(body.model)
     policy = NO_POLICY if body.lucid is None else policy_of(body.lucid)
     session = f"{principal.owner} {body.user}" if body.user else None
-    criteria = Criteria(model, policy, session=session)
+    criteria = Criteria(model, policy, session=session, owner=principal.owner)
     now = clock.now()
     dispatcher = gateway.dispatcher
     ranking = await rank(fleet, dispatcher, criteria, now)

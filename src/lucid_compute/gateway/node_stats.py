@@ -25,6 +25,8 @@ SHUN_FACTOR = 100.0  # a node that fails at once has nothing in flight, and woul
 LACK_SECONDS = 60.0  # after which a node is asked again for what it did not offer
 QUESTION_SECONDS = 3600.0  # after which a node that refused `stream_options` is asked for a stream's usage again
 ANY_ENDPOINT = ""  # in `lacks`: the node does not have the model at all
+PROOF_OWNERS = 2  # whose requests met it: what one client can make a node say takes the node from no other client
+MAX_FULL_SECONDS = 30.0  # for which a node that says that it is busy is not asked again
 Kind = tuple[str, bool]
 _NEVER = datetime.min.replace(tzinfo=UTC)
 
@@ -32,14 +34,17 @@ _NEVER = datetime.min.replace(tzinfo=UTC)
 class NodeStats:
     """Statistics of one node: its breaker, until when it is full, what it lacks, and its latencies.
 
-    - `lacks`: until when an endpoint, or `ANY_ENDPOINT`, counts as not offered for a model (by its id).
-    - `has_doubts`: the breaker, `full_until` or `lacks` may keep a request from the node.
+    - `lacks`: by endpoint (or `ANY_ENDPOINT`) and model id, which owners' requests met that the node does not offer it,
+      and until when that counts: for these owners, and for all when there are two.
+    - `full_until`: when a node that said that it is busy is asked again; `free_at`: when it said that it is free.
+    - `has_doubts`: the breaker, `full_until`, `lacks` or `shunned_until` may keep a request from the node.
     - `shunned_until`: a node that failed is the last choice for a second.
     - `received_at`, `limit`, `stretch`: read from `state` once per heartbeat instead of once per request.
     """
 
     __slots__ = (
         "breaker",
+        "free_at",
         "full_until",
         "has_doubts",
         "lacks",
@@ -55,8 +60,8 @@ class NodeStats:
     def __init__(self, node: FleetNode) -> None:
         self.node = node
         self.breaker = Breaker()
-        self.full_until = self.shunned_until = 0.0
-        self.lacks: dict[tuple[str, str], float] = {}
+        self.full_until = self.free_at = self.shunned_until = 0.0
+        self.lacks: dict[tuple[str, str], dict[str, float]] = {}
         self.has_doubts = False
         self.latencies: dict[Kind, tuple[float, float]] = {}
         self.read_state()
@@ -77,15 +82,18 @@ class NodeStats:
     def lack_of(self, criteria: Criteria, now: float) -> str | None:
         """Return what the node does not offer: the endpoint, or `ANY_ENDPOINT`; None when it lacks nothing."""
         for endpoint in (criteria.endpoint, ANY_ENDPOINT):
-            if self.lacks.get((endpoint, criteria.model.id), 0.0) > now:
+            owners = self.lacks.get((endpoint, criteria.model.id))
+            if owners is not None and (
+                owners.get(criteria.owner, 0.0) > now or sum(until > now for until in owners.values()) >= PROOF_OWNERS
+            ):
                 return endpoint
         return None
 
     def forget_old_doubts(self, now: float) -> None:
         """Forget what the node lacked too long ago, and clear `has_doubts` when no doubt is left."""
         if self.lacks:
-            self.lacks = {key: until for key, until in self.lacks.items() if until > now}
-        self.has_doubts = self.full_until > now or bool(self.lacks or self.breaker.failures)
+            self.lacks = {key: owners for key, owners in self.lacks.items() if max(owners.values()) > now}
+        self.has_doubts = max(self.full_until, self.shunned_until) > now or bool(self.lacks or self.breaker.failures)
 
     def latency_ms(self, kind: Kind, now: float) -> float | None:
         """Return the time to the first byte of such requests; None when none was measured in the last minute."""
@@ -218,9 +226,11 @@ class FleetStats:
     def record_success(self, node_id: str) -> None:
         """Record that the node served the request, or refused it as the client's fault."""
         stats = self.nodes.get(node_id)
-        if stats is not None and stats.breaker.failures:
-            stats.breaker.succeed()
-            self._open.discard(node_id)
+        if stats is not None and stats.has_doubts:
+            stats.shunned_until = 0.0
+            if stats.breaker.failures:
+                stats.breaker.succeed()
+                self._open.discard(node_id)
 
     def record_inconclusive(self, node_id: str, number: int) -> None:
         """Record that request `number` ended without evidence about the node, because its client left."""
@@ -241,16 +251,30 @@ class FleetStats:
             self._open.add(node_id)
         return opened
 
-    def record_full(self, node_id: str, seconds: float) -> None:
-        """Send the node no requests for `seconds`: it said that it is full."""
+    def record_suspicion(self, node_id: str, number: int, seconds: float = SHUN_SECONDS) -> None:
+        """Record that request `number` failed, perhaps not by the node's fault: it is the last choice for `seconds`.
+
+        Call `record_failure` when another node has served the request.
+        """
+        self.record_inconclusive(node_id, number)
         if (stats := self.track(node_id)) is not None:
-            stats.full_until = self.monotonic() + seconds
+            stats.shunned_until = self.monotonic() + seconds
             stats.has_doubts = True
 
-    def record_lack(self, node_id: str, endpoint: str, model_id: str) -> None:
-        """Record that the node does not offer a model at an endpoint, or at `ANY_ENDPOINT`."""
+    def record_full(self, node_id: str, seconds: float) -> None:
+        """Send the node no requests for a while: it said that it is busy for `seconds`."""
         if (stats := self.track(node_id)) is not None:
-            stats.lacks[endpoint, model_id] = self.monotonic() + LACK_SECONDS
+            stats.free_at = self.monotonic() + seconds
+            stats.full_until = self.monotonic() + min(seconds, MAX_FULL_SECONDS)
+            stats.has_doubts = True
+
+    def record_lack(self, node_id: str, endpoint: str, model_id: str, owner: str) -> None:
+        """Record that a request of `owner` met that the node lacks a model at an endpoint, or at `ANY_ENDPOINT`."""
+        if (stats := self.track(node_id)) is not None:
+            now = self.monotonic()
+            known = stats.lacks.get((endpoint, model_id), {})
+            owners = {name: until for name, until in known.items() if until > now}
+            stats.lacks[endpoint, model_id] = {**owners, owner: now + LACK_SECONDS}
             stats.has_doubts = True
 
     def record_question_refused(self, id_: str) -> None:

@@ -130,7 +130,7 @@ class Prober:
     async def _connect_and_ask(self, target: Target, expected: list[str]) -> ProbeResult:
         began = time.monotonic()
         try:
-            connection = await self._client.connect(target.url, ProbeConnection)
+            connection = await self._client.connect(target.url, ProbeConnection, owner=target.owner)
         except EgressFault as fault:
             return ProbeResult(_code_of(fault), fault.message)
         try:
@@ -173,7 +173,9 @@ def _parse_list(status: int, body: bytes) -> ListedModels:
         sentence = f"The node redirects elsewhere (status {status}), and redirects are not followed."
         raise ProbeFault(ProbeCode.REDIRECTED, sentence)
     if status != HTTPStatus.OK:
-        raise ProbeFault(ProbeCode.BAD_STATUS, f"The node answered GET /v1/models with status {status}.")
+        raise ProbeFault(
+            ProbeCode.BAD_STATUS, f"The node answered the request for its list of models with status {status}."
+        )
     if len(body) > MAX_LIST_BYTES:
         raise ProbeFault(ProbeCode.BAD_RESPONSE, f"The node's list of models is over {MAX_LIST_BYTES} bytes.")
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from datetime import datetime
 from heapq import nsmallest
+from math import inf
 from typing import NamedTuple
 
 from lucid_compute.errors import Shortage
@@ -39,7 +40,8 @@ class Ranked(NamedTuple):
 class Ranking(NamedTuple):
     """The nodes that may serve, fresh ones first, then by expected wait; and the others with every reason.
 
-    `shortage` says why no node may serve, if none may.
+    `shortage` says why no node may serve, if none may. `busy_seconds`: when the first node that is only busy said that
+    it is free; None if no node said so.
     """
 
     shortlist: list[Ranked]
@@ -47,6 +49,7 @@ class Ranking(NamedTuple):
     rejections: Counter[str]
     lacking: int  # nodes that said that they do not offer the model or endpoint
     shortage: Shortage
+    busy_seconds: float | None = None
 
 
 async def rank(fleet: Fleet, dispatcher: Dispatcher, criteria: Criteria, now: datetime) -> Ranking:
@@ -54,7 +57,7 @@ async def rank(fleet: Fleet, dispatcher: Dispatcher, criteria: Criteria, now: da
     shortlist: list[Ranked] = []
     rejected: list[tuple[FleetNode, tuple[Reason, ...]]] = []
     rejections: Counter[ReasonCode] = Counter()
-    lacking, nearest = 0, FARTHEST
+    lacking, nearest, busy_seconds = 0, FARTHEST, inf
     live_since = fleet.live_since(now)
     of_kinds: dict[CapabilityClass, tuple[Reason, ...]] = {}
     async for node in in_turns(fleet.nodes(), _NODES_A_TURN):
@@ -71,13 +74,16 @@ async def rank(fleet: Fleet, dispatcher: Dispatcher, criteria: Criteria, now: da
             nearest = min(nearest, how_far(codes))
             rejections.update(codes)
             rejected.append((node, reasons))
+            if usage.full_seconds > 0 and codes == {ReasonCode.AT_CAPACITY}:
+                busy_seconds = min(busy_seconds, usage.full_seconds)
         else:
             is_fresh = is_healthy(node.state, now)  # no rule forbids it, but its heartbeat may be old
             shortlist.append(Ranked(node, dispatcher.wait_ms(node, criteria), is_fresh, usage))
     best = nsmallest(MAX_LISTED, shortlist, key=lambda ranked: (not ranked.is_fresh, ranked.wait_ms))
     worst = nsmallest(MAX_LISTED, rejected, key=_nearest_first)
     counted = Counter({code.value: count for code, count in rejections.items()})
-    return Ranking(best, worst, counted, lacking, shortage_of(nearest, criteria.policy))
+    soonest = None if busy_seconds == inf else busy_seconds
+    return Ranking(best, worst, counted, lacking, shortage_of(nearest, criteria.policy), soonest)
 
 
 def _nearest_first(entry: tuple[FleetNode, tuple[Reason, ...]]) -> tuple[bool, bool, int]:

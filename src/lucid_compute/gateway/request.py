@@ -9,6 +9,7 @@ from random import getrandbits
 from typing import Any
 
 from lucid_compute.accounting.jobs import Job
+from lucid_compute.egress.faults import Blame, EgressFault
 from lucid_compute.errors import LucidError
 from lucid_compute.gateway.request_body import InferenceRequest
 from lucid_compute.gateway.tracing import Span
@@ -91,9 +92,12 @@ class TaskRequest(RunningRequest):
 
 
 class Criteria:
-    """The criteria for choosing a node: model, endpoint, the request's policy, its session, and nodes already tried."""
+    """The criteria for choosing a node: model, endpoint, the request's policy, its session, and nodes already tried.
 
-    __slots__ = ("endpoint", "is_exploration", "is_stream", "kind", "model", "policy", "session", "tried")
+    `owner` is of the request's key: what nodes said that they lack counts for who met it, and then for all.
+    """
+
+    __slots__ = ("endpoint", "is_exploration", "is_stream", "kind", "model", "owner", "policy", "session", "tried")
 
     def __init__(
         self,
@@ -103,8 +107,10 @@ class Criteria:
         endpoint: str = "chat/completions",
         session: str | None = None,
         is_stream: bool = False,
+        owner: str = "",
     ) -> None:
         self.model = model
+        self.owner = owner
         self.policy = policy
         self.endpoint = endpoint
         self.session = session
@@ -132,6 +138,7 @@ class GatewayRequest:
     - `headers`: added to every response.
     - `span`: None if the request is not traced.
     - `tokens`: what it has cost so far.
+    - `faults`: how its attempts failed so far.
     - `avoids_idle`: an idle connection turned out to be closed, so the next attempts open new ones. Otherwise a node
       could receive the request a third time.
     """
@@ -139,6 +146,7 @@ class GatewayRequest:
     __slots__ = (
         "avoids_idle",
         "criteria",
+        "faults",
         "headers",
         "inference",
         "job_id",
@@ -164,7 +172,14 @@ class GatewayRequest:
         self.span: Span | None = None
         self.tokens = 0
         self.avoids_idle = False
-        self.criteria = Criteria(model, inference.policy, endpoint=inference.endpoint, is_stream=inference.is_stream)
+        self.faults: list[EgressFault] = []
+        self.criteria = Criteria(
+            model,
+            inference.policy,
+            endpoint=inference.endpoint,
+            is_stream=inference.is_stream,
+            owner=principal.owner,
+        )
 
     def identify(self, job_id: str, session: str | None, headers: Headers) -> None:
         """Set the job's id, the session that ties the request to a node, and the headers of every response."""
@@ -177,6 +192,12 @@ class GatewayRequest:
         running.job = self.running.job
         self.running = running
         self.send = send
+
+    def failed_alike(self, fault: EgressFault) -> bool:
+        """Return whether another node failed in the same way, and may have failed because of the request."""
+        return fault.blame is Blame.PERHAPS_THE_REQUEST and any(
+            other is not fault and other.reason == fault.reason for other in self.faults
+        )
 
     @property
     def has_begun(self) -> bool:

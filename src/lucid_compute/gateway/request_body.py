@@ -117,13 +117,12 @@ class InferenceRequest:
     @property
     def refers_to_unseen(self) -> bool:
         """Return whether a node may read more than the body's bytes: it refers to media, or to an earlier response."""
-        return any(_UNSEEN.search(part, 0, _UNSEEN_BYTES) for part in (self._body, self._rest))
+        return any(_UNSEEN.search(part, 0, _UNSEEN_BYTES) for part in self.parts)
 
     @property
-    def names_stored(self) -> bool:
-        """Return whether it may name a response that one node has stored; the others respond with 404."""
-        parts = (self._body, self._rest)
-        return self.endpoint == "responses" and any(b"previous_response_id" in part for part in parts)
+    def parts(self) -> tuple[bytes, bytes]:
+        """The body's bytes: the fields that the gateway reads, and the others if there are many."""
+        return self._body, self._rest
 
     @property
     def size(self) -> int:

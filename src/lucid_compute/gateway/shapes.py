@@ -180,6 +180,8 @@ class ProbeCode(StrEnum):
     REDIRECTED = "redirected"
     AUTH_REFUSED = "auth_refused"  # it wants another key than inferenceKey, or any
     NOT_JSON = "not_json"  # no list of models in JSON
+    OUR_RESOLVER = "our_resolver"  # this service's DNS does not answer
+    OUR_SOCKETS = "our_sockets"  # this service can open no more connections
 
 
 class TlsView(ResponseShape):

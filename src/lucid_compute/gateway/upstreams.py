@@ -20,9 +20,10 @@ class Target(NamedTuple):
     bearer: str | None
     replica_id: str
     heads: dict[str, bytes]
+    owner: str
 
     def head(self, endpoint: str, job_id: str) -> bytes:
-        """Return the head of a request to `/v1/{endpoint}`; it contains nothing of the client's head."""
+        """Return the head of a request to `{endpoint}` below the base URL; it contains nothing of the client's head."""
         head = self.heads.get(endpoint)
         if head is None:
             kind = ("Content-Type: application/json", "Accept: application/json, text/event-stream")
@@ -30,12 +31,12 @@ class Target(NamedTuple):
         return b"%b%b\r\n" % (head, job_id.encode())
 
     def model_list_head(self) -> bytes:
-        """Return the head of `GET /v1/models`, which lists the models that are served."""
+        """Return the head of `GET` for `models` below the base URL, which lists the models that are served."""
         return self._head("GET", "models", "Accept: application/json")
 
     def _head(self, method: str, endpoint: str, *kind: str) -> bytes:
         lines = [
-            f"{method} {self.url.base_path}/v1/{endpoint} HTTP/1.1",
+            f"{method} {self.url.base_path}/{endpoint} HTTP/1.1",
             f"Host: {self.url.authority}",
             *kind,
             "Accept-Encoding: identity",
@@ -99,9 +100,9 @@ class Upstreams:
         upstream = record.metadata.get("upstream")
         text = upstream["url"] if upstream else record.metadata["inferenceUrl"]
         try:
-            url = self._policy.check_url(text)
+            url = self._policy.check_base_url(text)
         except ValueError as error:
             return EgressFault(FaultKind.ADDRESS_REFUSED, str(error))
         if bearer is not None and not (bearer.isascii() and bearer.isprintable()):
             return EgressFault(FaultKind.ADDRESS_REFUSED, "The stored key has characters that no header may hold.")
-        return Target(url, bearer, self._replica_id, {})
+        return Target(url, bearer, self._replica_id, {}, record.owner)

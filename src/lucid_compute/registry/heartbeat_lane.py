@@ -141,7 +141,7 @@ class HeartbeatLane:
                 return self._await_body
             heartbeat = admission.heartbeat = read_heartbeat(admission.body)
         passport_id = heartbeat.passport_id
-        if self._fleet.find_node(passport_id) is None:
+        if self._fleet.find_visible(passport_id, principal.visible_owner) is None:
             return partial(self._await_node, passport_id, principal.visible_owner)
         admission.node = self._fleet.get_registered_node(passport_id, owner=principal.visible_owner)
         principal.require_node(passport_id)

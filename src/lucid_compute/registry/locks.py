@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import RowMapping, func, insert, select, update
+from sqlalchemy import RowMapping, Select, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from lucid_compute.errors import Forbidden, NodeDeregistered, NodeNotFound, PassportNotFound
@@ -23,11 +23,9 @@ async def lock_passport(connection: AsyncConnection, passport_id: str, visible_o
     """
     row = None
     if ids_are_uuids(passport_id):
-        rows = await connection.execute(select(passports).where(passports.c.id == passport_id).with_for_update())
+        rows = await connection.execute(_select_visible(passport_id, visible_owner).with_for_update())
         row = rows.mappings().one_or_none()
-    if row is None or (
-        visible_owner is not None and row["owner"] != visible_owner and row["type"] != PassportType.MODEL
-    ):
+    if row is None:
         raise PassportNotFound(passport_id)
     if visible_owner is not None and row["owner"] != visible_owner:
         message = "Only its owner or an admin may change this model's passport."
@@ -35,19 +33,27 @@ async def lock_passport(connection: AsyncConnection, passport_id: str, visible_o
     return row
 
 
-async def get_passport(connection: AsyncConnection, passport_id: str) -> Passport:
-    """Return a passport.
+async def get_passport(connection: AsyncConnection, passport_id: str, visible_owner: str | None = None) -> Passport:
+    """Return the owner's passport, or any model's; `visible_owner` None returns any.
 
     Raises:
-        PassportNotFound: there is no such passport.
+        PassportNotFound: there is no such passport, or it is another owner's.
     """
     row = None
     if ids_are_uuids(passport_id):
-        rows = await connection.execute(select(passports).where(passports.c.id == passport_id))
+        rows = await connection.execute(_select_visible(passport_id, visible_owner))
         row = rows.mappings().one_or_none()
     if row is None:
         raise PassportNotFound(passport_id)
     return read_passport(row)
+
+
+def _select_visible(passport_id: str, visible_owner: str | None) -> Select[Any]:
+    """Return a SELECT that finds no passport of another owner, just as it finds no missing one, and takes as long."""
+    found = select(passports).where(passports.c.id == passport_id)
+    if visible_owner is None:
+        return found
+    return found.where(or_(passports.c.owner == visible_owner, passports.c.type == PassportType.MODEL.value))
 
 
 def update_passport(passport_id: str, **changes: Any) -> Any:
@@ -81,8 +87,10 @@ async def lock_node(connection: AsyncConnection, passport_id: str, visible_owner
         raise NodeNotFound(passport_id)
     columns = (passports.c.owner, passports.c.status, passports.c.deregistered_at, *nodes.c)
     statement = select(*columns).join_from(passports, nodes).where(passports.c.id == passport_id)
+    if visible_owner is not None:
+        statement = statement.where(passports.c.owner == visible_owner)
     row = (await connection.execute(statement.with_for_update())).mappings().one_or_none()
-    if row is None or (visible_owner is not None and row["owner"] != visible_owner):
+    if row is None:
         raise NodeNotFound(passport_id)
     return row
 

@@ -13,7 +13,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from lucid_compute.egress.policy import EgressPolicy
-from lucid_compute.errors import Forbidden, InvalidRequest, ModelNameTaken, PassportExists, PassportNotFound
+from lucid_compute.errors import Forbidden, InvalidRequest, ModelNameTaken, PassportExists
 from lucid_compute.postgres import tables
 from lucid_compute.postgres.changes import announce
 from lucid_compute.postgres.database import Database, constraint_of
@@ -231,10 +231,7 @@ class PassportStore:
             PassportNotFound: there is no such passport, or it is another owner's.
         """
         async with self._database.transaction() as connection:
-            passport = await get_passport(connection, passport_id)
-        if visible_owner is not None and passport.owner != visible_owner and passport.type is not PassportType.MODEL:
-            raise PassportNotFound(passport_id)
-        return passport
+            return await get_passport(connection, passport_id, visible_owner)
 
     async def search(self, search: PassportSearch) -> tuple[list[Passport], int]:
         """Return a page of passports, and the number of all that match."""
@@ -266,7 +263,7 @@ class PassportStore:
 
     def _check_url(self, url: str, path: str) -> None:
         try:
-            self._egress.check_url(url)
+            self._egress.check_base_url(url)
         except ValueError as error:
             raise InvalidRequest.at(path, str(error)) from None
 

@@ -79,7 +79,7 @@ class NodeUsage(NamedTuple):
 
     - `in_flight`: its requests over all replicas.
     - `blocked_seconds`: how long the breaker stays open; 0 when it is closed.
-    - `full_seconds`: how long the node asked to get no request; 0 when it did not.
+    - `full_seconds`: for how long the node said that it is busy; 0 when it did not.
     - `latency_ms`: measured; None while no measurement is recent enough.
     - `lacks`: the endpoint of the request if the node said that it does not offer it, "" if it does not have the model.
     """
@@ -178,7 +178,7 @@ def _usage_reasons(model: ModelPassport, node: NodeState, usage: NodeUsage) -> l
         message = f"The node takes {limit} requests at a time and has {usage.in_flight}."
         reasons.append(Reason(ReasonCode.AT_CAPACITY, message, f"under {limit}", usage.in_flight))
     if usage.full_seconds > 0:
-        message = f"The node answered that it is full (429); it is asked again in {usage.full_seconds:.0f} s."
+        message = f"The node answered that it is busy (429 or 503), for {usage.full_seconds:.0f} s more."
         reasons.append(Reason(ReasonCode.AT_CAPACITY, message, "not full", round(usage.full_seconds, 1)))
     if usage.lacks is not None:
         what = f"offer /v1/{usage.lacks}" if usage.lacks else "have this model"

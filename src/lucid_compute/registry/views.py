@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -125,16 +124,9 @@ async def explain_availability(
     `shown` says which of the viewer's nodes are listed; None lists all.
     """
     listed: list[tuple[FleetNode, tuple[Reason, ...]]] = []
-    summary: Counter[str] = Counter()
     only_reason = None if shown is None else shown.reason
-    async for node, reasons in _reasons_of_nodes(fleet, model, now):
-        codes = {reason.code.value for reason in reasons}
-        summary.update(codes)
-        if (
-            viewer is not None
-            and viewer.visible_owner in (None, node.record.owner)
-            and (only_reason is None or only_reason in codes)
-        ):
+    async for node, reasons in _reasons_of_nodes(fleet, model, viewer, now):
+        if only_reason is None or any(reason.code == only_reason for reason in reasons):
             listed.append((node, reasons))
     listed.sort(key=lambda pair: (pair[0].record.has_ended, len(pair[1])))
     page = None if shown is None else shown.page
@@ -143,7 +135,7 @@ async def explain_availability(
         served=has_serving_compute(model, fleet.serving_candidates(model, now), now),
         checked_at=now,
         nodes=[_view_eligibility(*pair) for pair in (listed if page is None else page.slice_of(listed))],
-        summary=dict(summary),
+        summary=fleet.summarise_reasons(model, now),
     )
     if page is None:
         return availability
@@ -151,11 +143,13 @@ async def explain_availability(
 
 
 async def _reasons_of_nodes(
-    fleet: Fleet, model: ModelPassport, now: datetime
+    fleet: Fleet, model: ModelPassport, viewer: Principal | None, now: datetime
 ) -> AsyncIterator[tuple[FleetNode, tuple[Reason, ...]]]:
-    """Yield every node with the reasons against it; the event loop serves other requests in between."""
+    """Yield each of the viewer's nodes with the reasons against it; the event loop serves other requests in between."""
+    if viewer is None or model.format is ModelFormat.API:
+        return
     fits: dict[int, tuple[Reason, ...]] = {}  # by capability class: its nodes have the same
-    async for node in in_turns(fleet.nodes() if model.format is not ModelFormat.API else (), _NODES_A_TURN):
+    async for node in in_turns(fleet.nodes(owner=viewer.visible_owner), _NODES_A_TURN):
         kind = id(node.capability_class)
         if kind not in fits:
             fits[kind] = fit_reasons(model, node.state)

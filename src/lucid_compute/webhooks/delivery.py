@@ -59,7 +59,7 @@ class Deliverer:
         except ValueError as error:
             raise EgressFault(FaultKind.ADDRESS_REFUSED, str(error)) from None
         body = json.dumps(delivery.event, ensure_ascii=False, separators=(",", ":")).encode()
-        connection = await self._client.connect(url, HeadOnlyConnection)
+        connection = await self._client.connect(url, HeadOnlyConnection, owner=f"webhook {delivery.webhook_id}")
         try:
             connection.send(self._head(delivery, url, body), body, self._deadlines, wants_stream=False)
             await connection.receive()

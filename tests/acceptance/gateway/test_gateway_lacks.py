@@ -115,13 +115,16 @@ async def test_a_burst_for_an_endpoint_that_half_of_the_nodes_lack_is_served_who
 
 
 async def test_an_answer_that_only_one_node_stored_says_nothing_of_the_others(gateway: Gateway) -> None:
-    """A 404 for it may be the client's own: the endpoint stays."""
+    """A 404 for it may be the client's own, who is told so: the endpoint stays."""
     body = json.dumps({"error": {"message": "Response with id 'resp_1' not found.", "code": 404}}).encode()
     async with lacking("responses", 404, body) as node:
         model = await gateway.add_model()
         await gateway.add_node(node.url, model)
         refused = await ask(gateway, "responses", model, previous_response_id="resp_1")
-        assert refused.status_code == 503
+        assert (refused.status_code, refused.json()["error"]["message"]) == (
+            404,
+            "Response with id 'resp_1' not found.",
+        )
         node.by_path.clear()
         assert (await ask(gateway, "responses", model)).status_code == 200
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gc
 import importlib
 import socket
@@ -16,10 +17,12 @@ from typing import Any, Self
 
 import pytest
 
-from lucid_compute.egress.client import ClientLimits, HttpClient, SystemResolver
+from lucid_compute.egress.client import ClientLimits, HttpClient
+from lucid_compute.egress.connection import Deadlines
 from lucid_compute.egress.faults import EgressFault, FaultKind
+from lucid_compute.egress.lookups import MAX_LOOKUPS_OF_OWNER, MAX_SLOW_NAMES, Lookups, SystemResolver
 from lucid_compute.egress.policy import Address, EgressPolicy, ProviderUrl, parse_provider_url
-from tests.egress import LOOPBACK, Outcome, ask, on_both_loops, open_client
+from tests.egress import HEAD, LOOPBACK, Outcome, ask, on_both_loops, open_client
 from tests.fault_answers import OK_BODY
 from tests.fault_node import FaultNode
 
@@ -111,7 +114,70 @@ async def test_a_resolver_that_never_answers_is_not_waited_for() -> None:
         return []
 
     async with open_client(LOOPBACK, never, limits=ClientLimits(connect_seconds=0.1)) as client:
-        assert (await ask(client, "http://gpu.example:8080")).fault is UNKNOWN
+        assert (await ask(client, "http://gpu.example:8080")).fault is FaultKind.OUR_RESOLVER
+
+
+@on_both_loops
+@pytest.mark.parametrize("number", [socket.EAI_AGAIN, socket.EAI_SYSTEM, socket.EAI_MEMORY])
+async def test_a_resolver_that_fails_is_ours(number: int) -> None:
+    """Not the provider's, whose name may be right."""
+    async with open_client(LOOPBACK, Dns(socket.gaierror(number, "no"))) as client:
+        assert (await ask(client, "http://gpu.example:8080")).fault is FaultKind.OUR_RESOLVER
+
+
+class Hanging:
+    """Resolves names to this machine when it is told to, and `quick` ones at once; `asked` are those under way."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.may_answer = asyncio.Event()
+
+    async def __call__(self, host: str, _port: int) -> Sequence[str]:
+        self.asked.append(host)
+        if not host.startswith("quick"):
+            await self.may_answer.wait()
+        return [ALLOWED]
+
+
+@on_both_loops
+async def test_one_owners_names_hold_up_no_other_owners() -> None:
+    """Four of them are looked up at a time; a fifth waits for one, and all that was kept of an owner is dropped."""
+    dns = Hanging()
+    lookups = Lookups(dns)
+    own = [asyncio.ensure_future(lookups.addresses_of(f"slow-{n}", 80, "evil", 60)) for n in range(20)]
+    while len(dns.asked) < MAX_LOOKUPS_OF_OWNER:  # noqa: ASYNC110 - other tasks ask
+        await asyncio.sleep(0)
+    assert await lookups.addresses_of("quick", 80, "victim", 60) == [ALLOWED]
+    assert dns.asked == [*(f"slow-{n}" for n in range(MAX_LOOKUPS_OF_OWNER)), "quick"]
+    waiting = asyncio.ensure_future(lookups.addresses_of("quick-2", 80, "evil", 60))
+    await asyncio.sleep(0)
+    assert "quick-2" not in dns.asked
+    dns.may_answer.set()
+    assert await waiting == [ALLOWED]
+    assert len([await each for each in own]) == 20
+    assert [*lookups._slots_of, *lookups._count_of, *lookups._running] == []
+
+
+@on_both_loops
+async def test_a_name_that_did_not_resolve_in_time_is_not_asked_for_half_a_minute() -> None:
+    """Not even while its look-up still runs; when that ends well after all, the name is good again."""
+    now, dns = [1000.0], Hanging()
+    lookups = Lookups(dns, lambda: now[0])
+    for _ in range(3):
+        with pytest.raises(EgressFault, match="slow did not resolve in time"):
+            await lookups.addresses_of("slow", 80, "evil", 0)
+    assert dns.asked == ["slow"]
+    now[0] += 30
+    with pytest.raises(EgressFault):
+        await lookups.addresses_of("slow", 80, "evil", 0)
+    dns.may_answer.set()
+    await asyncio.sleep(0.01)
+    assert await lookups.addresses_of("slow", 80, "evil", 60) == [ALLOWED]
+    dns.may_answer.clear()
+    for number in range(MAX_SLOW_NAMES + 5):
+        with pytest.raises(EgressFault):
+            await lookups.addresses_of(f"slow-{number}", 80, str(number), 0)
+    assert len(lookups._slow) == MAX_SLOW_NAMES
 
 
 @on_both_loops
@@ -145,7 +211,56 @@ async def test_a_name_whose_servers_never_answer_holds_up_one_thread_and_no_othe
         assert await ask(client, f"http://gpu.example:{node.port}") == OK
         assert asked == ["slow.example", "gpu.example"]
         may_answer.set()
-        assert (await ask(client, f"http://slow.example:{node.port}")).fault is UNKNOWN
+        assert (await ask(client, f"http://slow.example:{node.port}")).fault is FaultKind.OUR_RESOLVER
+
+
+@on_both_loops
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS])
+async def test_what_this_machine_lacks_is_not_the_providers_fault(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """It is told as ours, and idle connections make room."""
+    async with FaultNode() as node, open_client() as client:
+        assert await ask(client, node.url) == OK
+
+        async def fail(*_: object, **__: object) -> None:
+            raise OSError(number, "none left")
+
+        monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", fail)
+        with pytest.raises(EgressFault) as refused:
+            await client.connect(LOOPBACK.check_url(node.url))
+        assert refused.value.kind is FaultKind.OUR_SOCKETS
+        await node.until(lambda node: not node.open_connections)
+
+
+@on_both_loops
+async def test_the_faults_of_all_addresses_are_told() -> None:
+    """With each address; a silent one does not hide what another said."""
+    limits = ClientLimits(connect_seconds=0.4)
+    async with (
+        FaultNode(accepts=False) as silent,
+        open_client(LOOPBACK, Dns(["127.0.0.3", ALLOWED]), limits=limits) as client,
+    ):
+        outcome = await ask(client, f"http://gpu.example:{silent.port}")
+        assert outcome.fault is FaultKind.CONNECT_FAILED
+        assert "127.0.0.3: gpu.example" in outcome.message
+        assert "(Connection refused)" in outcome.message
+        assert f"{ALLOWED}: gpu.example:{silent.port} did not answer the connection." in outcome.message
+
+
+@on_both_loops
+async def test_idle_connections_are_bounded_in_all() -> None:
+    """The one that was idle longest is closed; each provider keeps what it used last."""
+    async with FaultNode() as one, FaultNode() as two, open_client(limits=ClientLimits(max_idle=3)) as client:
+        for node, count in ((one, 2), (two, 2)):
+            url = LOOPBACK.check_url(node.url)
+            for connection in [await client.connect(url) for _ in range(count)]:
+                connection.send(HEAD, b"{}", Deadlines(), wants_stream=False)
+                await connection.receive()
+                client.release(url, connection)
+        await one.until(lambda node: node.open_connections == 1)
+        assert two.open_connections == 2
+        assert await ask(client, one.url) == await ask(client, two.url) == OK
+        assert (one.connections, two.connections) == (2, 2)
+        assert sum(map(len, client._idle.values())) == len(client._idle_longest_first) == 3
 
 
 @on_both_loops

@@ -170,7 +170,7 @@ async def test_an_address_that_the_policy_denies_is_never_connected_to(api: Api)
     async def to_metadata(_: str, __: int) -> list[str]:
         return ["169.254.169.254"]
 
-    api.replica.prober._client._resolve = to_metadata
+    api.replica.prober._client._lookups._resolve = to_metadata
     found = await probe(api, node)
     assert (found["code"], found["connectMs"]) == ("address_refused", None)
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
+from sqlalchemy import event
+
 from tests.api import Api, error_code
+from tests.express_client import Entrance
 
 MISSING = "7a1b8a52-6a6c-4a4c-9d43-0d0a3f8d7c11"
 ALL_SCOPES_BUT_ADMIN = ["compute", "passports:read", "passports:write", "inference:run"]
@@ -166,3 +170,37 @@ def metadata_of(answer: dict[str, Any]) -> Any:
     """The metadata of a passport, or of the one passport of a list."""
     (passport,) = answer.get("models") or answer.get("passports") or [answer]
     return passport["metadata"]
+
+
+async def test_another_owners_node_costs_the_reads_of_a_missing_one_on_every_endpoint(
+    api: Api, entrance: Entrance
+) -> None:
+    """The same statements and the same waits for the feed, so time tells nothing; also of an ended node."""
+    node, ended = await api.register(), await api.register("ended")
+    await api.beat(node)
+    assert (await api.http.post(f"/compute/deregister/{ended}")).status_code == 200
+    rival = entrance(await api.new_key("rival", ALL_SCOPES_BUT_ADMIN))
+    for call in node_calls():
+        missing = await reads_of(rival, MISSING, *call)
+        assert missing == await reads_of(rival, node, *call) == await reads_of(rival, ended, *call), call
+        if "{}" in call[1] and "?" not in call[1] and call[1].startswith("/compute/"):
+            assert missing[0], f"{call} reads nothing"
+
+
+async def reads_of(api: Api, passport_id: str, method: str, path: str, body: Any) -> tuple[list[str], bool]:
+    """Return the statements that a call makes, and whether it waits for the feed."""
+    replica, statements = api.replica, list[str]()
+    engine = replica.database._engine.sync_engine
+
+    def record(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if asyncio.current_task() is task:
+            statements.append(statement)
+
+    before = replica.feed._last_catch_up
+    event.listen(engine, "before_cursor_execute", record)
+    try:
+        task: object = asyncio.current_task()
+        await as_seen(api, method, path, passport_id, body)
+    finally:
+        event.remove(engine, "before_cursor_execute", record)
+    return statements, replica.feed._last_catch_up != before

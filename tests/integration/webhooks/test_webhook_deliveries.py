@@ -181,7 +181,7 @@ async def test_a_name_that_resolves_to_an_inner_address_is_not_connected_to(api:
         return ["169.254.169.254"]
 
     webhook = await make_webhook(api, "https://rebound.example/")
-    api.replica.webhooks.tester._deliverer._client._resolve = to_metadata
+    api.replica.webhooks.tester._deliverer._client._lookups._resolve = to_metadata
     answer = (await api.http.post(f"/webhooks/{webhook['id']}/test")).json()
     assert (answer["result"], answer["delivered"]) == ("address_refused", False)
 

@@ -21,17 +21,30 @@ from lucid_compute.egress.policy import AllowedNetwork, EgressPolicy, parse_allo
 PUBLIC = EgressPolicy()
 OPEN = EgressPolicy(allowed=parse_allowed_networks("0.0.0.0/0,::/0,64:ff9b:1::/96"))
 
+OPEN_TO_ALL = EgressPolicy(allow_loopback=True, allowed=OPEN.allowed)
+
 LONG_LABEL, LONGEST_NAME = "a" * 64, ".".join(["a" * 63] * 3 + ["b" * 61])
 # Each is canonical, and means the same without its /v1 or with a slash at the end.
 CANONICAL = f"""http://your-gpu:8080/v1 http://gpu.example.com/v1 http://gpu.example.com:443/v1
     https://gpu.example.com/v1 https://gpu.example.com:80/v1 http://gpu:1024/v1 http://gpu:65535/v1
-    http://gpu:2374/v1 http://gpu:2381/v1 http://gpu/llama/v1 http://gpu/V1/v1 http://gpu/xv1/v1 http://gpu/v1beta/v1
+    http://gpu:2374/v1 http://gpu:2381/v1 http://gpu/llama/v1 http://gpu/xv1/v1 http://gpu/v/v1 http://gpu/v1x/v1
     http://gpu/a.b/c,d;e=f/v1 http://gpu/~me/@you:me/v1 http://gpu/a%20b%E9/v1 http://_my_gpu:8080/v1
     http://xn--bcher-kva.example/v1 http://1.2.3.4.example/v1 http://10-0-0-1.example/v1 http://0xgpu/v1
     http://localhost/v1 http://192.168.1.20/v1 http://[2001:4860::abcd]:8080/v1 http://{LONGEST_NAME}/v1"""
 SPELLINGS = [(url, spelling) for url in CANONICAL.split() for spelling in (url, url + "/", url[:-3], url[:-2])]
 SPELLINGS += [("http://gpu/v1/v1", "http://gpu/v1/v1"), (f"http://gpu/{'a' * 2034}/v1", f"http://gpu/{'a' * 2034}")]
 SPELLINGS += [("https://gpu/v1", "HTTPS://Gpu:443/v1/"), ("http://[1::a]/v1", "http://[1:0:0::A]:80")]
+# Each ends in a version of its own, and is used as it is.
+VERSIONED = """http://gpu/V1 http://gpu/v3 http://gpu/api/paas/v4 http://gpu/v1beta http://gpu/v1beta/openai http://gpu/v1/openai
+    http://gpu/v2alpha1 http://gpu/V4 http://gpu/a/v1.1 http://gpu/openai/v12 http://gpu/V1Beta/OpenAI
+    http://gpu/v1beta1/projects/p/locations/l/endpoints/openapi http://gpu/embeddings/v1 http://gpu/chat/completions/v3"""
+SPELLINGS += [(url, spelling) for url in VERSIONED.split() for spelling in (url, url + "/")]
+# Bases, though a word of theirs is an endpoint's elsewhere.
+BASES = f"""{VERSIONED} {CANONICAL} http://gpu http://gpu/models http://gpu/rerank http://gpu/my-completions http://gpu/chat
+    http://gpu/completions2 http://gpu/v1x/models"""
+PASTED = """/chat/completions /completions /embeddings /responses /messages /moderations /audio/speech
+    /images/generations /v1/models
+    /v1/chat /v1/rerank /v4/score /v1beta/openai/models /api/chat /api/generate /v1/messages/count_tokens"""
 # A piece of the sentence that refuses, and what it refuses: whole URLs, then what stands behind http://.
 NOT_HTTP = """ftp://gpu file:///etc/passwd gopher://gpu ws://gpu unix:///tmp/x gpu:8080 //gpu:8080 http:gpu http:/gpu
     httpx://gpu https//gpu javascript:alert(1) data:,x http+unix://x :// http gpu 8.8.8.8 [::1]:8080"""
@@ -146,12 +159,27 @@ def test_a_provider_url_has_one_canonical_spelling(canonical: str, sent: str) ->
     assert parse_provider_url(sent).canonical == canonical
 
 
+@pytest.mark.parametrize("path", PASTED.split())
+@pytest.mark.parametrize("spelling", ["{}", "{}/", "/v1{}", "/llama{}", "/api/paas/v4{}"])
+def test_an_endpoint_that_is_pasted_as_a_base_is_refused_with_the_endpoint(path: str, spelling: str) -> None:
+    url = f"http://gpu:8080{spelling.format(path)}"
+    for sent in (url, url.upper().replace("HTTP", "http"), url.replace("t", "%74", 3).replace("h%74%74p", "http")):
+        with pytest.raises(ValueError, match=r"ends in the endpoint (/.+); send the base URL, without \1\.$"):
+            PUBLIC.check_base_url(sent)
+    PUBLIC.check_url(url)  # of a webhook, it is a path like any other
+
+
+@pytest.mark.parametrize("url", BASES.split())
+def test_a_base_is_no_endpoint(url: str) -> None:
+    assert OPEN_TO_ALL.check_base_url(url)
+
+
 def test_the_parts_of_a_url_say_where_requests_go() -> None:
     url = parse_provider_url("http://[2001:4860::8888]:8080/llama/v1")
-    assert (url.scheme, url.host, url.port, url.base_path) == ("http", "2001:4860::8888", 8080, "/llama")
+    assert (url.scheme, url.host, url.port, url.base_path) == ("http", "2001:4860::8888", 8080, "/llama/v1")
     assert (url.authority, url.literal_address) == ("[2001:4860::8888]:8080", IPv6Address("2001:4860::8888"))
     url = parse_provider_url("https://gpu.example")
-    assert (url.port, url.base_path, url.authority, url.known_addresses) == (443, "", "gpu.example", ())
+    assert (url.port, url.base_path, url.authority, url.known_addresses) == (443, "/v1", "gpu.example", ())
 
 
 @pytest.mark.parametrize(("words", "url"), [*pairs({"neither http": NOT_HTTP}), *pairs(REJECTED, "http://")])

@@ -152,7 +152,7 @@ def _trouble(fleet: SmallFleet, node_id: str, trouble: str | None) -> None:
     elif trouble == "full":
         stats.record_full(node_id, 5)
     elif trouble == "lacks":
-        stats.record_lack(node_id, "responses", fleet.model.id)
+        stats.record_lack(node_id, "responses", fleet.model.id, "")
 
 
 def reasons_against(fleet: SmallFleet, node: FleetNode, criteria: Criteria) -> set[ReasonCode]:

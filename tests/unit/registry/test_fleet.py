@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -17,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from lucid_compute.errors import ModelNotFound, NodeDeregistered, NodeNotFound
 from lucid_compute.registry.domain.node_state import DeclaredModel, NodeState
-from lucid_compute.registry.domain.passports import ModelPassport, PassportStatus, PassportType
+from lucid_compute.registry.domain.passports import ModelFormat, ModelPassport, PassportStatus, PassportType
 from lucid_compute.registry.fleet.capability_index import CapabilityIndex
 from lucid_compute.registry.fleet.fleet import Fleet, Lifecycle
 from lucid_compute.registry.fleet.node_ring import place_of
@@ -28,6 +29,7 @@ from lucid_compute.registry.matching_engine import (
     has_serving_compute,
     is_available_on,
     is_healthy,
+    rejection_reasons,
     serves,
 )
 from tests.factories import NOW, compute_passport, passport, receipt
@@ -178,6 +180,16 @@ class FleetMachine(RuleBasedStateMachine):
                 found = list(candidates)
                 assert _newest_by_kind(found) == _newest_by_kind(expected)
                 assert len(found) == len(_newest_by_kind(found))
+
+    @invariant()
+    def the_reasons_are_counted_as_a_walk_over_all_nodes_counts_them(self) -> None:
+        """At any instant: clocks are set back too."""
+        nodes = [node.state for node in self.fleet.nodes()]
+        for model in self.fleet.models_newest_first():
+            judged = nodes if model.format is not ModelFormat.API else []
+            for now in (self.now, *(self.now + timedelta(seconds=seconds) for seconds in (-40, -1, 29.995, 30, 9000))):
+                walked = Counter(reason.code.value for node in judged for reason in rejection_reasons(model, node, now))
+                assert self.fleet.summarise_reasons(model, now) == walked
 
     @invariant()
     def rings_hold_the_nodes_that_fit_serve_and_are_healthy_if_fresh(self) -> None:

@@ -79,6 +79,12 @@ _PARTY_OF_REASON = {
     "connection_lost": ResponsibleParty.NETWORK,
     "endpoint_not_offered": ResponsibleParty.PROVIDER,
     "model_not_offered": ResponsibleParty.PROVIDER,
+    "http_429": ResponsibleParty.PROVIDER,
+    "http_503": ResponsibleParty.PROVIDER,
+    "http_529": ResponsibleParty.PROVIDER,
+    "node_left": ResponsibleParty.PROVIDER,
+    "our_resolver": ResponsibleParty.US,
+    "our_sockets": ResponsibleParty.US,
     "internal": ResponsibleParty.US,
     "response_too_large": ResponsibleParty.US,  # by a limit of this service
     "shutdown": ResponsibleParty.US,

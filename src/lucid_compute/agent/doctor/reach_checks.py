@@ -31,10 +31,12 @@ PROBE_FIXES = {
     ProbeCode.CONNECTION_LOST: "Read the logs of the inference server and its proxy: one of them closes connections.",
     ProbeCode.FIRST_BYTE_TIMEOUT: "Restart the inference server: it takes the request and does not answer.",
     ProbeCode.BAD_RESPONSE: "Register the URL of the inference server itself; the response is not HTTP/1.1: {set_url}",
-    ProbeCode.BAD_STATUS: "Register the URL below which /v1/models answers: {set_url}",
+    ProbeCode.BAD_STATUS: "Register the base URL, below which /models answers: {set_url}",
     ProbeCode.REDIRECTED: "Register the URL that it redirects to: {set_url}",
     ProbeCode.AUTH_REFUSED: "Register the server's key: lucid passports update {node} --set inferenceKey=…",
-    ProbeCode.NOT_JSON: "Register the URL below which /v1/models lists models: {set_url}",
+    ProbeCode.NOT_JSON: "Register the base URL, below which /models lists models: {set_url}",
+    ProbeCode.OUR_RESOLVER: "The service's DNS did not answer, perhaps for this name alone: ask its operator.",
+    ProbeCode.OUR_SOCKETS: "The service has no connections left: ask its operator, or try again.",
 }
 _LOOPBACK_FIX = "Register the address at which the service reaches this machine: {set_url}"
 

@@ -33,8 +33,8 @@ async def check_server(context: DoctorContext) -> CheckFinding:
         )
     if models_listed(answer) is None:
         return failed(
-            f"{context.url} answers /v1/models with status {answer.status} and no list of models.",
-            "Say the address of the inference server itself, with the path before its /v1: --url",
+            f"{context.url} answers {context.server.models_path} with status {answer.status} and no list of models.",
+            "Say the base URL of the inference server itself, to which /chat/completions is added: --url",
         )
     return passed(f"{context.url} answers from here.")
 
@@ -43,7 +43,8 @@ async def check_runtime(context: DoctorContext) -> CheckFinding:
     """Is it the runtime that the node is registered with?"""
     detection = await detect(context.server)
     if detection is None:
-        fix = f"Look at the inference server's log, and whether it answers: curl {context.url.rstrip('/')}/models"
+        list_url = f"{context.server.url}{context.server.models_path}"
+        fix = f"Look at the inference server's log, and whether it answers: curl {list_url}"
         return failed("It stopped answering while it was looked at.", fix)
     context.detection = detection
     context.reading = await detection.runtime.read(context.server)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import httpx
+
+from lucid_compute.egress.base_path import base_path_of, root_path_of
 
 DEADLINE_SECONDS = 2.0
 HEALTH_DEADLINE_SECONDS = 5.0
@@ -53,8 +56,12 @@ class InferenceServer:
     """Queries one server. Never raises: a failure is in the response."""
 
     def __init__(self, url: str, key: str | None = None) -> None:
-        """Query the server at `url`, with or without a trailing /v1, with `key` as its bearer key."""
-        self.url = url.rstrip("/").removesuffix("/v1").rstrip("/")
+        """Query the server at `url`, with or without a version at its end, with `key` as its bearer key."""
+        parts = urlsplit(url.rstrip("/"))
+        root = root_path_of(parts.path).rstrip("/")
+        self._version = base_path_of(parts.path).removeprefix(root)
+        self.url = f"{parts.scheme}://{parts.netloc}{root}"
+        self.models_path = f"{self._version}/models"
         headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {key}"} if key else {})
         limits = httpx.Limits(max_connections=8, max_keepalive_connections=4, keepalive_expiry=60)
         self._http = httpx.AsyncClient(
@@ -71,7 +78,10 @@ class InferenceServer:
         await self._http.aclose()
 
     async def get(self, path: str, deadline_seconds: float = DEADLINE_SECONDS) -> ServerResponse:
-        """Return the response to a GET. The deadline holds for the complete body."""
+        """Return the response to a GET; `/v1` in front of `path` is the server's own version.
+
+        The deadline holds for the complete body.
+        """
         try:
             async with asyncio.timeout(deadline_seconds):
                 return await self._get(path)
@@ -83,7 +93,8 @@ class InferenceServer:
             return ServerResponse(0, fault="responds with something that is not HTTP, or closes the connection")
 
     async def _get(self, path: str) -> ServerResponse:
-        async with self._http.stream("GET", path) as response:
+        url = self._version + path.removeprefix("/v1") if path.startswith("/v1/") else path
+        async with self._http.stream("GET", url) as response:
             body = bytearray()
             async for piece in response.aiter_raw():
                 body += piece

@@ -22,6 +22,7 @@ from lucid_compute.registry.domain.passports import (
 )
 from lucid_compute.registry.fleet.capability_index import CapabilityClass, CapabilityIndex
 from lucid_compute.registry.fleet.node_ring import NodeRing
+from lucid_compute.registry.fleet.reason_counts import ReasonCounts
 from lucid_compute.registry.fleet.replicas import OUTAGE_AFTER, Checkpoint, Outage, Replicas, live_since, merge_outages
 from lucid_compute.registry.matching_engine import is_healthy
 
@@ -134,6 +135,7 @@ class Fleet:
         self._model_ids_by_name: dict[str, str] = {}
         self._index = CapabilityIndex()
         self._unconfirmed = _Unconfirmed(set(), set(), set())
+        self._reasons = ReasonCounts()
 
     # --- changes
 
@@ -172,6 +174,7 @@ class Fleet:
         if previous is not None and _looks_alike(previous, receipt):
             node.state = state
             self._update_health(node)
+            self._reasons.update_health(old, state)
             self.changes += not _is_unchanged(previous, receipt)
         else:
             self._replace(node, state)
@@ -186,14 +189,18 @@ class Fleet:
         """Return the node, also one that has ended; None if there is none."""
         return self._nodes.get(passport_id)
 
+    def find_visible(self, passport_id: str, owner: str | None) -> FleetNode | None:
+        """Return the owner's node, also one that has ended; with `owner` None, any owner's; None if there is none."""
+        node = self._nodes.get(passport_id)
+        return node if node is not None and owner in (None, node.record.owner) else None
+
     def get_node(self, passport_id: str, *, owner: str | None) -> FleetNode:
         """Return the owner's node; with `owner` None, any owner's.
 
         Raises:
             NodeNotFound: there is no such node, or it belongs to another owner.
         """
-        node = self._nodes.get(passport_id)
-        if node is None or (owner is not None and node.record.owner != owner):
+        if (node := self.find_visible(passport_id, owner)) is None:
             raise NodeNotFound(passport_id)
         return node
 
@@ -289,6 +296,10 @@ class Fleet:
         """Remove a node that has become silent from every ring, until its next heartbeat."""
         self._index.set_unhealthy(node, node.capability_class)
 
+    def summarise_reasons(self, model: ModelPassport, now: datetime) -> dict[str, int]:
+        """Return how many nodes have each reason against the model; it costs the same however many nodes there are."""
+        return self._reasons.summary(model, now)
+
     def class_count(self) -> int:
         """Return the number of capability classes."""
         return len(self._index)
@@ -345,6 +356,7 @@ class Fleet:
         """Remove a node that ended long ago."""
         self.changes += 1
         self.secrets.forget(node.record.id)
+        self._reasons.remove(node.capability_class.key, node.state)
         self._index.leave(node, node.capability_class)
         del self._nodes[node.record.id]
         del self._nodes_by_owner[node.record.owner][node.record.id]
@@ -357,6 +369,7 @@ class Fleet:
             self.changes += 1
             state = NodeState(ComputePassport.read(record))
             node = FleetNode(state, self._index.join(state))
+            self._reasons.add(node.capability_class.key, state)
             self._nodes[record.id] = self._nodes_by_owner.setdefault(record.owner, {})[record.id] = node
         elif record.revision > node.record.revision or record.id in self._unconfirmed.passports:
             self._unconfirmed.passports.discard(record.id)
@@ -392,10 +405,12 @@ class Fleet:
     def _replace(self, node: FleetNode, state: NodeState) -> None:
         """Replace the node's state, and its class if the matching engine reads anything else in the new state."""
         self.changes += 1
+        self._reasons.remove(node.capability_class.key, node.state)
         node.state = state
         if self._index.key_of(state) != node.capability_class.key:
             self._index.leave(node, node.capability_class)
             node.capability_class = self._index.join(state)
+        self._reasons.add(node.capability_class.key, state)
         self._update_health(node)
 
     def _update_health(self, node: FleetNode) -> None:

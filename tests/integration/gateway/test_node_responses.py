@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 
+from lucid_compute.gateway.breakers import RetryBudgets
 from lucid_compute.server.settings import Settings
 from tests.api import Api, open_api
 from tests.express_client import Entrance
@@ -22,7 +23,6 @@ from tests.fault_answers import (
 from tests.fault_node import Behaviour, Ending, FaultNode
 from tests.lucid_serve import eventually
 
-EARNING_REQUESTS = 10  # of which one may be tried again
 PATHS = ("chat/completions", "completions", "embeddings", "responses")
 
 
@@ -109,8 +109,7 @@ async def ask_badly(pair: Pair, answer: Answer, path: str = "chat/completions", 
     gateway = pair.api.replica.gateway
     gateway.context.stats.nodes.clear()
     gateway.context.stats._kinds.clear()
-    for _ in range(EARNING_REQUESTS):
-        gateway.count_request()
+    gateway._retries = RetryBudgets()
     pair.bad.behaviour = Behaviour(answer=answer, **behaviour)
     response = await ask(pair.api, path)
     assert response.status_code == 200

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from lucid_compute.gateway.breakers import RetryBudgets
 from lucid_compute.gateway.event_stream import MAX_HELD_BYTES, EventStream
 from lucid_compute.server.settings import Settings
 from tests.api import ADMIN_KEY, Api, open_api
@@ -63,8 +64,7 @@ async def ask_badly(pair: Pair, *blocks: bytes, path: str = "chat/completions", 
     gateway = pair.api.replica.gateway
     gateway.context.stats.nodes.clear()
     gateway.context.stats._kinds.clear()
-    for _ in range(10):  # of which one may be tried again
-        gateway.count_request()
+    gateway._retries = RetryBudgets()
     answer = behaviour.pop("answer", None) or respond_in_chunks(*blocks)
     pair.bad.behaviour = Behaviour(answer=answer, **behaviour)
     return await ask(pair.api, path, stream=True)

@@ -34,7 +34,7 @@ MAKE_GATE = f"""
     CREATE VIEW outages AS SELECT * FROM outages_behind_the_gate WHERE pg_advisory_xact_lock_shared({GATE})::text = '';
 """
 IS_HELD = """
-    SELECT count(*) FROM pg_stat_activity
+    SELECT max(pid) FROM pg_stat_activity
     WHERE application_name = 'lucid feed' AND datname = current_database() AND wait_event_type = 'Lock'
 """
 
@@ -79,13 +79,18 @@ async def held_reads(database_url: str) -> AsyncIterator[asyncpg.Connection[asyn
         await connection.close()
 
 
-async def wait_until_held(connection: asyncpg.Connection[asyncpg.Record]) -> None:
-    """Wait until the feed stands at the gate."""
+async def wait_until_held(connection: asyncpg.Connection[asyncpg.Record], before: int | None = None) -> int:
+    """Wait until the feed stands at the gate, in another session than `before`; return the session."""
+    session: int | None = None
 
     async def is_held() -> bool:
-        return bool(await connection.fetchval(IS_HELD))
+        nonlocal session
+        session = await connection.fetchval(IS_HELD)
+        return session not in {None, before}
 
     await until(is_held, 20)
+    assert session is not None
+    return session
 
 
 async def test_a_connection_that_broke_is_no_reason_to_load_everything(api: Api) -> None:
@@ -187,6 +192,27 @@ async def test_what_is_made_while_a_load_runs_stays(api: Api, database_url: str)
     assert (await key.http.get("/passports")).status_code == 200
     health = await api.health(node)
     assert (health["status"], health["load"]) == ("draining", 0.9)
+
+
+async def test_a_heartbeat_in_doubt_is_read_back_also_when_the_first_try_fails(api: Api, database_url: str) -> None:
+    """Its batch is this replica's own, so nothing else would bring it."""
+    node = await api.register()
+    assert (await api.beat(node, load=0.1)).status_code == 200
+    gate = await connect(database_url, application="lucid tests")
+    await gate.execute(MAKE_GATE)
+    await gate.close()
+    async with held_reads(database_url) as connection:
+        session = await wait_until_held(connection)
+        await connection.execute("UPDATE heartbeats SET report = report || '{\"load\": 0.7}', revision = revision + 1")
+        api.replica.feed._own.mark_unsure([node])
+        await connection.execute(END_FEED)
+        await wait_until_held(connection, session)
+        await connection.execute(END_FEED)
+
+    async def is_read_back() -> bool:
+        return bool((await api.health(node))["load"] == 0.7)
+
+    await until(is_read_back, 20)
 
 
 async def test_the_clock_is_right_after_a_load_that_took_long(database_url: str, settings: Settings) -> None:

@@ -13,6 +13,7 @@ from tests.lucid_serve import Served, eventually, folder
 from tests.standby import Pair
 
 LEASE = "SELECT max(seen_at) FROM replicas"
+OUTAGES_OVER = "SELECT count(*) FROM outages WHERE started_at < '{0}' AND ended_at > '{0}'"
 
 
 @pytest.fixture
@@ -113,7 +114,7 @@ async def test_a_synchronous_standby_has_everything_that_was_acknowledged(pair: 
         health = await node.health()
         assert (health["status"], health["load"], health["fresh"]) == ("draining", 0.9, True)
         await eventually(lambda: is_ready(client), 30)
-        assert await pair.on_standby(f"SELECT count(*) FROM outages WHERE started_at < '{lease}'") == 0
+        assert await pair.on_standby(OUTAGES_OVER.format(lease)) == 0
 
 
 async def test_what_an_asynchronous_standby_lacks_is_gone_and_all_else_goes_on(pair: Pair, served: Served) -> None:
@@ -156,5 +157,5 @@ async def test_what_an_asynchronous_standby_lacks_is_gone_and_all_else_goes_on(p
         await node.drain()
         assert (await node.health())["status"] == "draining"
         await eventually(lambda: is_ready(client), 30)
-        assert await pair.on_standby(f"SELECT count(*) FROM outages WHERE started_at < '{lease}'") == 0
+        assert await pair.on_standby(OUTAGES_OVER.format(lease)) == 0
         assert await pair.on_standby("SELECT count(*) FROM node_events WHERE type = 'unhealthy'") == 0

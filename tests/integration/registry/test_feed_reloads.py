@@ -8,13 +8,15 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
+from uuid import uuid4
 
 import asyncpg
 import pytest
 
 from lucid_compute.postgres.database import connect
 from lucid_compute.registry.fleet.change_feed import UNSEEN
-from lucid_compute.registry.fleet.continuity import read_identity
+from lucid_compute.registry.fleet.continuity import RESUME_WITHIN, Progress, find_break, read_identity
+from lucid_compute.registry.fleet.replicas import Snapshot
 from lucid_compute.server.settings import Settings
 from tests.api import Adjust, Api, open_api, without_sweeps
 from tests.other_replicas import run_sql, until
@@ -32,7 +34,7 @@ MAKE_GATE = f"""
     CREATE VIEW outages AS SELECT * FROM outages_behind_the_gate WHERE pg_advisory_xact_lock_shared({GATE})::text = '';
 """
 IS_HELD = """
-    SELECT count(*) FROM pg_stat_activity
+    SELECT max(pid) FROM pg_stat_activity
     WHERE application_name = 'lucid feed' AND datname = current_database() AND wait_event_type = 'Lock'
 """
 
@@ -77,13 +79,18 @@ async def held_reads(database_url: str) -> AsyncIterator[asyncpg.Connection[asyn
         await connection.close()
 
 
-async def wait_until_held(connection: asyncpg.Connection[asyncpg.Record]) -> None:
-    """Wait until the feed stands at the gate."""
+async def wait_until_held(connection: asyncpg.Connection[asyncpg.Record], before: int | None = None) -> int:
+    """Wait until the feed stands at the gate, in another session than `before`; return the session."""
+    session: int | None = None
 
     async def is_held() -> bool:
-        return bool(await connection.fetchval(IS_HELD))
+        nonlocal session
+        session = await connection.fetchval(IS_HELD)
+        return session not in {None, before}
 
     await until(is_held, 20)
+    assert session is not None
+    return session
 
 
 async def test_a_connection_that_broke_is_no_reason_to_load_everything(api: Api) -> None:
@@ -187,6 +194,27 @@ async def test_what_is_made_while_a_load_runs_stays(api: Api, database_url: str)
     assert (health["status"], health["load"]) == ("draining", 0.9)
 
 
+async def test_a_heartbeat_in_doubt_is_read_back_also_when_the_first_try_fails(api: Api, database_url: str) -> None:
+    """Its batch is this replica's own, so nothing else would bring it."""
+    node = await api.register()
+    assert (await api.beat(node, load=0.1)).status_code == 200
+    gate = await connect(database_url, application="lucid tests")
+    await gate.execute(MAKE_GATE)
+    await gate.close()
+    async with held_reads(database_url) as connection:
+        session = await wait_until_held(connection)
+        await connection.execute("UPDATE heartbeats SET report = report || '{\"load\": 0.7}', revision = revision + 1")
+        api.replica.feed._own.mark_unsure([node])
+        await connection.execute(END_FEED)
+        await wait_until_held(connection, session)
+        await connection.execute(END_FEED)
+
+    async def is_read_back() -> bool:
+        return bool((await api.health(node))["load"] == 0.7)
+
+    await until(is_read_back, 20)
+
+
 async def test_the_clock_is_right_after_a_load_that_took_long(database_url: str, settings: Settings) -> None:
     """The load says what time it was when it began; the 30 seconds of freshness are not longer by its length."""
     gate = await connect(database_url, application="lucid tests")
@@ -245,6 +273,96 @@ async def test_an_identity_that_a_host_does_not_tell_is_left_out(database_url: s
         await connection.execute(f"DROP ROLE {role}")
     finally:
         await connection.close()
+
+
+LONG = RESUME_WITHIN + timedelta(seconds=30)
+BREAKS: dict[str, tuple[dict[str, Any], timedelta, str | None]] = {
+    "nothing happened": ({}, timedelta(0), None),
+    "another system": ({"identity": ("another", "00000001", "5/6")}, timedelta(0), "another database"),
+    "another timeline": ({"identity": ("system", "00000002", "5/6")}, timedelta(0), "another timeline"),
+    "another file": ({"identity": ("system", "00000001", "5/7")}, timedelta(0), "another database"),
+    "a host that tells nothing": ({"identity": (None, None, "5/6")}, timedelta(0), None),
+    "a host that told nothing": ({"identity": ()}, timedelta(0), None),
+    "commits that are lost": ({"snapshot": Snapshot.parse("900000000:900000000:")}, timedelta(0), "lost commits"),
+    "a lease that is lost": ({"lease": timedelta(microseconds=1)}, timedelta(0), "lost commits"),
+    "a lease in doubt that was renewed": ({"lease": -timedelta(seconds=1)}, timedelta(0), None),
+    "long ago by its clock": ({"read_at": -LONG}, timedelta(0), "too long"),
+    "long ago by ours": ({}, LONG, "too long"),
+    "a clock that stepped back": ({"read_at": timedelta(hours=1)}, timedelta(0), None),
+}
+
+
+@pytest.mark.parametrize(("changes", "away", "says"), BREAKS.values(), ids=BREAKS)
+async def test_a_replica_reads_on_only_in_the_same_database_with_all_that_it_read(
+    database_url: str, changes: dict[str, Any], away: timedelta, says: str | None
+) -> None:
+    """Each sign is enough by itself: a host may hide some, and the others may have caught up."""
+    connection, replica_id = await connect(database_url), str(uuid4())
+    try:
+        lease = await connection.fetchval(
+            "INSERT INTO replicas (id, applied_snapshot) VALUES ($1, '3:3:') RETURNING seen_at", replica_id
+        )
+        snapshot = Snapshot.parse(await connection.fetchval("SELECT pg_current_snapshot()::text"))
+        times = {name: lease + value for name, value in changes.items() if isinstance(value, timedelta)}
+        identity = ("system", "00000001", "5/6")
+        progress = Progress(identity, snapshot, lease, lease)._replace(**{**changes, **times})
+        found = await find_break(connection, replica_id, identity, progress, away=away)
+        assert found is None if says is None else says in str(found)
+        lost = await find_break(connection, str(uuid4()), identity, progress, away=timedelta(0))
+        assert lost is not None
+    finally:
+        await connection.close()
+
+
+async def test_a_replica_that_was_away_for_too_long_loads_everything(api: Api) -> None:
+    """The batches that say whose heartbeats changed are deleted after five minutes."""
+    node = await api.register()
+    await run_sql(api, "UPDATE passports SET description = 'unseen' WHERE id = $1", node)
+    before = api.replica.feed.read_at
+    connection = await connect(api.replica.database.url, application="lucid tests")
+    try:
+        async with connection.transaction():
+            await connection.execute("LOCK TABLE replicas")  # so that no read comes between
+            api.replica.feed._progress_at -= LONG.total_seconds()
+            await connection.execute(END_FEED)
+    finally:
+        await connection.close()
+    await read_since(api, before)
+    assert api.replica.fleet.get_node(node, owner=None).record.description == "unseen"
+
+
+async def test_rows_of_a_restored_dump_are_read_once_and_their_drains_apply(api: Api) -> None:
+    """Their transaction numbers are those of another cluster, far ahead of this one's."""
+    node = await api.register()
+    await lose(
+        api,
+        f"""
+        UPDATE passports SET changed_xid = '900000000' WHERE id = '{node}';
+        UPDATE nodes SET changed_xid = '900000000', drain_xid = '900000000', draining_since = now()
+            WHERE passport_id = '{node}';
+        """,
+    )
+    rows = await run_sql(api, "SELECT FROM passports WHERE changed_xid > pg_current_xact_id()")
+    assert rows == []
+    health = await api.health(node)
+    assert (health["drained"], health["reasons"] != []) == (True, True)
+    fleet_node = api.replica.fleet.get_node(node, owner=None)
+    assert fleet_node.drain_xid is not None
+    assert fleet_node.drain_xid < 900_000_000
+
+
+async def test_a_lease_names_nothing_of_a_database_that_is_gone(api: Api) -> None:
+    """Its snapshot would say that this replica has applied drains that are still to come."""
+    gate = await connect(api.replica.database.url, application="lucid tests")
+    await gate.execute(MAKE_GATE)
+    await gate.close()
+    async with held_reads(api.replica.database.url) as connection:
+        async with connection.transaction():
+            await connection.execute(FORGET_LEASE)
+            await connection.execute(END_FEED)
+        await wait_until_held(connection)
+        own = "SELECT applied_snapshot FROM replicas WHERE id = $1"
+        assert await connection.fetchval(own, api.replica.feed.replica_id) == "3:3:"
 
 
 async def test_a_clock_that_stepped_back_keeps_nothing_alive(api: Api) -> None:

@@ -23,7 +23,7 @@ from lucid_compute.postgres.clock import DatabaseClock
 from lucid_compute.postgres.database import is_transient
 from lucid_compute.postgres.dedicated_connection import DedicatedConnection, Purpose
 from lucid_compute.registry.domain.node_state import FRESH_WINDOW, Receipt
-from lucid_compute.registry.fleet.continuity import Identity, Progress, continues, read_identity
+from lucid_compute.registry.fleet.continuity import Identity, Progress, find_break, read_identity
 from lucid_compute.registry.fleet.fleet import Fleet, clipped
 from lucid_compute.registry.fleet.in_flight_broadcast import IN_FLIGHT_CHANNEL, receive
 from lucid_compute.registry.fleet.key_ring import KeyRing
@@ -169,6 +169,7 @@ class ChangeFeed:
         self._listens = listens
         self.lease_renewal_seconds = LEASE_RENEWAL_SECONDS
         self.loaded = asyncio.Event()
+        self.read_at: datetime | None = None  # the fleet shows what was in Postgres then
         self.trouble: Exception | None = None  # why the last connection ended
         self._wake = asyncio.Event()
         self._caught_up = asyncio.Event()
@@ -183,15 +184,9 @@ class ChangeFeed:
         self._drains_seen = False
         self._last_catch_up = 0.0
 
-    @property
-    def read_at(self) -> datetime | None:
-        """The instant up to which the fleet shows what is in Postgres; None before it is loaded."""
-        return self._applied_at if self.loaded.is_set() else None
-
     def is_current(self) -> bool:
         """Return whether the fleet is loaded and at most five seconds behind Postgres."""
-        read_at = self.read_at
-        return read_at is not None and self._clock.now() - read_at <= CURRENT_WITHIN
+        return self.read_at is not None and self._clock.now() - self.read_at <= CURRENT_WITHIN
 
     def knows_replica(self, replica_id: str) -> bool:
         """Return whether the id is that of a live replica, this one included."""
@@ -239,26 +234,27 @@ class ChangeFeed:
                     await self._wake.wait()
 
     async def _resume(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
-        """Read on where the last connection stopped, or begin with a full load if the database lost what was read."""
-        self._renewal_due = 0.0
-        await self._set_clock(await connection.fetchval("SELECT clock_timestamp()"))
+        """Read on where the last connection stopped, or begin with a full load if that is not possible."""
+        self._renewal_due, began = 0.0, time.monotonic()
+        await self._set_clock(await connection.fetchval("SELECT clock_timestamp()"), began)
         identity, progress = await read_identity(connection), self._progress
-        away = timedelta(seconds=time.monotonic() - self._progress_at)
-        if progress is None or not await continues(connection, self.replica_id, identity, progress, away=away):
-            await self._start_over(connection)
+        if progress is not None:
+            away = timedelta(seconds=time.monotonic() - self._progress_at)
+            if reason := await find_break(connection, self.replica_id, identity, progress, away=away):
+                await self._start_over(connection, reason)
         self._identity = identity
 
-    async def _start_over(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
+    async def _start_over(self, connection: asyncpg.Connection[asyncpg.Record], reason: str) -> None:
         """Have the next read replace everything; transaction ids and snapshots of before mean nothing any more."""
-        if self._progress is not None:
-            _log.warning("the database is another one or lost what was read from it: everything is loaded again")
-            await adopt_rows(connection)
+        _log.warning("the database is loaded again as a whole: %s", reason)
         self._snapshot = self._progress = None
         self._applied, self._applied_at = _NOTHING_APPLIED, _NEVER
+        await adopt_rows(connection)
 
-    async def _set_clock(self, now: datetime) -> None:
-        """Set the clock; if it stepped back, let no heartbeat in memory be later than now."""
-        stepped_back = self._clock.now() - now > CLOCK_SLACK
+    async def _set_clock(self, now: datetime, asked_at: float) -> None:
+        """Set the clock to what was asked then; if it stepped back, let no heartbeat in memory be later than now."""
+        took = timedelta(seconds=time.monotonic() - asked_at)
+        stepped_back = self._clock.now() - now > took + CLOCK_SLACK
         self._clock.set(now)
         if stepped_back:
             async for node in in_turns(self._fleet.nodes(), _ROWS_A_TURN):
@@ -273,7 +269,7 @@ class ChangeFeed:
         try:
             rows = await self._fetch(connection, unsure_of)
             if rows["file"][0] != self._file and not is_load:
-                await self._start_over(connection)
+                await self._start_over(connection, "its passports were restored, or rewritten")
                 self._wake.set()
                 return
             await self._apply(rows, connection, is_load=is_load)
@@ -281,7 +277,8 @@ class ChangeFeed:
             self._own.unsure_of |= unsure_of
             raise
         self._snapshot, self._file = json.loads(rows["snapshot"][0]), rows["file"][0]
-        self._applied, self._applied_at = self._snapshot, datetime.fromisoformat(json.loads(rows["now"][0]))
+        self._applied = self._snapshot
+        self._applied_at = self.read_at = datetime.fromisoformat(json.loads(rows["now"][0]))
         self._record_progress()
         self.loaded.set()
         if self._drains_seen:
@@ -297,9 +294,11 @@ class ChangeFeed:
     async def _fetch(self, connection: asyncpg.Connection[asyncpg.Record], unsure_of: Iterable[str]) -> Rows:
         """Return the JSON of everything, or of what has changed, by kind; set the clock."""
         rows: Rows = {}
+        asked_at = time.monotonic()
         if self._snapshot is None:
             async with asyncio.timeout(LOAD_TIMEOUT_SECONDS):
                 found = await connection.fetch(EVERYTHING)
+                asked_at = time.monotonic()
                 now = await connection.fetchval("SELECT clock_timestamp()")  # the load's is as old as the load is long
         else:
             async with asyncio.timeout(QUERY_TIMEOUT_SECONDS):
@@ -307,7 +306,7 @@ class ChangeFeed:
                 now = None
         for kind, body in found:
             rows.setdefault(kind, []).append(body)
-        await self._set_clock(now or datetime.fromisoformat(json.loads(rows["now"][0])))
+        await self._set_clock(now or datetime.fromisoformat(json.loads(rows["now"][0])), asked_at)
         return rows
 
     async def _apply(self, rows: Rows, connection: asyncpg.Connection[asyncpg.Record], *, is_load: bool) -> None:

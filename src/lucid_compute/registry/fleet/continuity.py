@@ -46,24 +46,26 @@ async def read_identity(connection: asyncpg.Connection[asyncpg.Record]) -> Ident
     return tuple([await _find(connection, statement) for statement in _IDENTITY])
 
 
-async def continues(
+async def find_break(
     connection: asyncpg.Connection[asyncpg.Record],
     replica_id: str,
     identity: Identity,
     progress: Progress,
     *,
     away: timedelta,
-) -> bool:
-    """Return whether the replica can read on where it stopped: nothing that it has read is lost, or too long ago.
+) -> str | None:
+    """Return why the replica can't read on where it stopped, in words; None when it can.
 
     `away` is how long ago that was by this machine's clock, as Postgres's may have stepped.
     """
-    if any(None not in pair and pair[0] != pair[1] for pair in zip(identity, progress.identity, strict=True)):
-        return False
+    if any(None not in pair and pair[0] != pair[1] for pair in zip(identity, progress.identity, strict=False)):
+        return "it is another database, or another timeline of it"
     ((snapshot, now, lease),) = await connection.fetch(_NOW, replica_id)
-    is_recent = max(now - progress.read_at, away) <= RESUME_WITHIN
-    has_all = Snapshot.parse(snapshot).covers(progress.snapshot) and lease is not None and lease >= progress.lease
-    return is_recent and has_all
+    if not Snapshot.parse(snapshot).covers(progress.snapshot) or lease is None or lease < progress.lease:
+        return "it lost commits"
+    if max(now - progress.read_at, away) > RESUME_WITHIN:
+        return "it was not read for too long"
+    return None
 
 
 async def _find(connection: asyncpg.Connection[asyncpg.Record], statement: str) -> str | None:

@@ -32,6 +32,10 @@ class Client:
         length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
         return head + await self._reader.readexactly(length)
 
+    async def until(self, end: bytes) -> bytes:
+        """Return what comes up to and with `end`."""
+        return await self._reader.readuntil(end)
+
     async def rest(self) -> bytes:
         """Return everything that comes until the other side ends the connection."""
         read = b""

@@ -137,7 +137,7 @@ async def test_refusals_raise_what_openais_users_expect(gateway: Gateway, model:
             (openai.UnprocessableEntityError, "INVALID_REQUEST", ask(gateway.openai, "")),
             (openai.UnprocessableEntityError, "INVALID_REQUEST", ask(gateway.openai, model, stream="yes")),
             (openai.UnprocessableEntityError, "INVALID_REQUEST", ask(gateway.openai, model, lucid={"allowRegions": 1})),
-            (openai.APIStatusError, "PAYLOAD_TOO_LARGE", ask(gateway.openai, model, filler="x" * (10 << 20))),
+            (openai.APIStatusError, "PAYLOAD_TOO_LARGE", ask(gateway.openai, model, filler="x" * (32 << 20))),
         ]
         for kind, code, call in cases:
             with pytest.raises(kind) as refused:

@@ -15,6 +15,7 @@ import pytest
 
 from lucid_compute.server.http_protocol import ConnectionLimits
 from lucid_compute.server.request_head import MAX_HEAD_BYTES
+from tests.api import ADMIN_KEY
 from tests.factories import GUIDE_PASSPORT
 from tests.lucid_serve import Served, serving_on_a_clone
 from tests.raw_client import Client, ask, assert_refused
@@ -23,8 +24,9 @@ SLACK = 3
 GET = b"GET /healthz HTTP/1.1\r\nHost: lucid\r\n\r\n"
 LAST_GET = GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
 HALF_A_HEAD = b"GET /healthz HTTP/1.1\r\nHost: lucid\r\n"
-CHUNKED = b"POST /passports HTTP/1.1\r\nHost: lucid\r\nTransfer-Encoding: chunked\r\n\r\n"
-DRIPPING_BODY = b"POST /passports HTTP/1.1\r\nHost: lucid\r\nContent-Length: 100000\r\n\r\n"
+WITH_KEY = b"POST /passports HTTP/1.1\r\nHost: lucid\r\nAuthorization: Bearer %b\r\n" % ADMIN_KEY.encode()
+CHUNKED = WITH_KEY + b"Transfer-Encoding: chunked\r\n\r\n"
+DRIPPING_BODY = WITH_KEY + b"Content-Length: 100000\r\n\r\n"
 HEADER = b"X-Filler: " + b"x" * 1000 + b"\r\n"
 MALFORMED = {
     "no method": b"\x00\r\n\r\n",

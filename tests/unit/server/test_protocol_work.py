@@ -10,9 +10,11 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
+from lucid_compute.server.app import FAST_PATHS
 from lucid_compute.server.fast_path import FastPathProtocol
 from lucid_compute.server.http_protocol import ONE_PACKET_BYTES
 from lucid_compute.server.request_head import MAX_HEADERS, MAX_URL_BYTES
+from lucid_compute.web.lanes import PASSED_ON
 from tests.raw_client import PATIENCE_SECONDS
 from tests.work import calls_of
 
@@ -87,9 +89,9 @@ class Service:
         self.goes_on = asyncio.Event()
         self.goes_on.set()
 
-    def connect(self) -> tuple[FastPathProtocol, Wire]:
-        """Return a new connection and the client's end of it."""
-        protocol, wire = FastPathProtocol(self.config, ServerState(), {}), Wire()
+    def connect(self, state: dict[str, Any] | None = None) -> tuple[FastPathProtocol, Wire]:
+        """Return a new connection and the client's end of it; `state` is what the application's lifespan yields."""
+        protocol, wire = FastPathProtocol(self.config, ServerState(), state or {}), Wire()
         protocol.connection_made(wire)
         return protocol, wire
 
@@ -259,6 +261,36 @@ async def test_a_pipelining_client_that_leaves_has_left_every_request(
     assert wire.received == b""
     assert not protocol.pipeline
     assert_silent(caplog)
+
+
+class Waiting:
+    """A lane that keeps the connection of a request; also the request that it keeps."""
+
+    connection: FastPathProtocol
+
+    def accept(self, connection: FastPathProtocol, *_: object) -> Waiting:
+        """Accept a request."""
+        self.connection = connection
+        return self
+
+    def leave(self) -> None:
+        """Leave."""
+
+
+async def test_what_is_passed_on_belongs_to_its_request_alone(service: Service) -> None:
+    """Requests behind it in the same packet, and later ones, do not run as its principal."""
+    lane = Waiting()
+    protocol, wire = service.connect({FAST_PATHS: {b"/v1/x": lane}})
+    request = b"POST /v1/x HTTP/1.1\r\nHost:a\r\nContent-Length:0\r\n\r\n"
+    protocol.data_received(request)
+    protocol.data_received(GET + request)
+    lane.connection.pass_on("the first one's")
+    await turns()
+    protocol.data_received(GET)
+    await turns()
+    assert wire.received.count(b"HTTP/1.1 200 ") == 4
+    assert [scope["extensions"].get(PASSED_ON) for scope in service.scopes] == ["the first one's", None, None, None]
+    protocol.connection_lost(None)
 
 
 async def test_a_write_to_a_closed_transport_does_nothing(service: Service, caplog: pytest.LogCaptureFixture) -> None:

@@ -12,7 +12,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from lucid_compute.egress.faults import EgressFault, FaultKind
-from lucid_compute.gateway.node_json import PARSED_BYTES, clients_own_status, error_in, has_content, read_object
+from lucid_compute.gateway.node_json import (
+    PARSED_BYTES,
+    clients_own_status,
+    error_in,
+    has_content,
+    read_beginning,
+    read_object,
+)
 from lucid_compute.gateway.usage import Usage, find_usage
 
 MAX_EVENT_BYTES = 8 * 1024 * 1024
@@ -251,7 +258,7 @@ class EventStream:
             for choice in choices if isinstance(choices, list) else ():
                 if isinstance(choice, dict) and choice.get("finish_reason"):
                     index = choice.get("index")
-                    self._finished.add(index if isinstance(index, int) else 0)
+                    self._finished.add(index if isinstance(index, int) and 0 <= index < self._choices else 0)
 
     def _learn_style(self, block: bytes) -> tuple[bytes, ...]:
         """Return what precedes each piece of text as this node formats JSON; nothing before its first event."""
@@ -297,14 +304,15 @@ def _events_of(block: bytes) -> Iterator[bytes]:
 
 
 def _values_of(event: bytes, field: bytes) -> list[bytes]:
-    """Return what an event's lines of a field hold."""
-    return [line[len(field) :].strip() for line in event.split(b"\n") if line.startswith(field)]
+    """Return what an event's lines of a field hold, of its first 64 KiB."""
+    lines = event[:PARSED_BYTES].split(b"\n")
+    return [line[len(field) :].strip() for line in lines if line.startswith(field)]
 
 
 def _read_event(event: bytes) -> dict[str, Any] | None:
-    """Return the object in an event's data; None of a comment, of [DONE], and of what is not JSON."""
-    data = _values_of(event, b"data:")
-    return read_object(b"\n".join(data)) if data else None
+    """Return the object in an event's data, or its beginning; None of a comment, of [DONE], and of what is not JSON."""
+    data = b"\n".join(_values_of(event, b"data:"))
+    return read_object(data) if len(event) <= PARSED_BYTES else read_beginning(data)
 
 
 def _error_of(event: bytes) -> tuple[bool, bool]:

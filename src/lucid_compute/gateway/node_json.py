@@ -8,6 +8,7 @@ from typing import Any
 from pydantic_core import from_json
 
 PARSED_BYTES = 64 * 1024  # parsing more would delay other requests
+_END_BYTES = 64  # of a long text, in which its last bracket stands
 _CLIENTS_OWN = frozenset({"400", "413", "422"})
 # Where the response of an endpoint stands, and what each of its items has.
 _ITEMS = {
@@ -21,21 +22,27 @@ _NO_CONTENT = frozenset({"role"})
 
 def read_object(text: bytes) -> dict[str, Any] | None:
     """Return the JSON object that `text` is, or what its first 64 KiB hold of it; None when it is none."""
+    if len(text) > PARSED_BYTES:
+        return read_beginning(text) if text[-_END_BYTES:].rstrip().endswith(b"}") else None
     try:
-        if len(text) <= PARSED_BYTES:
-            value = from_json(text, cache_strings="none")
-        elif text[-32:].rstrip().endswith(b"}"):
-            value = from_json(text[:PARSED_BYTES], allow_partial=True, cache_strings="none")
-        else:
-            return None
+        value = from_json(text, cache_strings="none")
     except ValueError:
         value = _read_leniently(text)
     return value if isinstance(value, dict) else None
 
 
+def read_beginning(text: bytes) -> dict[str, Any] | None:
+    """Return what the first 64 KiB of a JSON object hold; None if they begin none."""
+    try:
+        value = from_json(text[:PARSED_BYTES], allow_partial=True, cache_strings="none")
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
 def _read_leniently(text: bytes) -> Any:
     """Return the value of a JSON text with half a surrogate pair, which Python's parser reads; None of any other."""
-    if len(text) > PARSED_BYTES or b"\\u" not in text:
+    if b"\\u" not in text:
         return None
     try:
         return json.loads(text)

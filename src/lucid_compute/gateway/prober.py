@@ -9,9 +9,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, FailFast, ValidationError
 
 from lucid_compute.egress.client import HttpClient
 from lucid_compute.egress.connection import Deadlines, HttpConnection
@@ -38,13 +38,14 @@ class ListedModel(BaseModel):
 
 
 class ListedModels(BaseModel):
-    """A list of models in OpenAI's shape."""
+    """A list of models in OpenAI's shape; the first entry that is none ends the reading."""
 
-    data: list[ListedModel]
+    data: Annotated[list[ListedModel], FailFast()]
 
-    def lists(self, model_id: str) -> bool:
-        """Return whether the node serves a model by this id; Ollama serves `name:latest` as `name` too."""
-        return any(model.id in (model_id, f"{model_id}:latest") for model in self.data)
+    def listed(self, model_ids: list[str]) -> tuple[str, ...]:
+        """Return which of these ids the node serves; Ollama serves `name:latest` as `name` too."""
+        served = {model.id for model in self.data}
+        return tuple(model_id for model_id in model_ids if model_id in served or f"{model_id}:latest" in served)
 
     @property
     def runtime(self) -> str | None:
@@ -185,8 +186,9 @@ def _parse_list(status: int, body: bytes) -> ListedModels:
 
 
 def _compare(models: ListedModels, expected: list[str], result: ProbeResult) -> ProbeResult:
-    missing = tuple(model for model in expected if not models.lists(model))
-    listed = tuple(model for model in expected if model not in missing)
+    listed = models.listed(expected)
+    found = set(listed)
+    missing = tuple(model for model in expected if model not in found)
     code, message = ProbeCode.OK, "The node answers, and lists every model that it declares or reports."
     if missing:
         code, message = ProbeCode.MODEL_MISSING, f"The node answers, and does not list {', '.join(missing)}."

@@ -12,7 +12,7 @@ import pytest
 
 from tests.fault_answers import respond
 from tests.fault_node import Behaviour, FaultNode
-from tests.gateway import QUESTION, Gateway, chat_answer
+from tests.gateway import QUESTION, Gateway
 from tests.llama import llama_server
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session")]
@@ -30,7 +30,7 @@ BURST = 30  # far more than may be tried again without earning it
 
 def lacking(endpoint: str, status: int, body: bytes = NO_ENDPOINT) -> FaultNode:
     """A node that chats and completes, and does not offer the endpoint."""
-    node = FaultNode(Behaviour(answer=chat_answer()))
+    node = FaultNode()
     node.by_path[f"/v1/{endpoint}"] = Behaviour(answer=respond(body, status=status))
     return node
 
@@ -47,7 +47,7 @@ async def test_a_node_without_the_endpoint_is_asked_once_and_not_blamed(
 ) -> None:
     """Another one serves the endpoint; this one goes on with the others, its breaker closed and its errors none."""
     other = "completions" if endpoint != "completions" else "chat/completions"
-    async with lacking(endpoint, status) as bad, FaultNode(Behaviour(answer=chat_answer())) as good:
+    async with lacking(endpoint, status) as bad, FaultNode() as good:
         model = await gateway.add_model()
         bad_id = await gateway.add_node(bad.url, model)
         good_id = await gateway.add_node(good.url, model, beat={"load": 1})
@@ -87,7 +87,7 @@ async def test_a_model_that_a_node_does_not_have_is_missed_at_every_endpoint_and
     """As vLLM and Ollama say it; the node's other model is served, and so is this one by another node."""
     async with (
         lacking("chat/completions", 404, NO_MODEL) as bad,
-        FaultNode(Behaviour(answer=chat_answer())) as good,
+        FaultNode() as good,
     ):
         model, other = await gateway.add_model(), await gateway.add_model()
         bad_id = await gateway.add_node(bad.url, model, other)
@@ -104,7 +104,7 @@ async def test_a_model_that_a_node_does_not_have_is_missed_at_every_endpoint_and
 
 async def test_a_burst_for_an_endpoint_that_half_of_the_nodes_lack_is_served_whole(gateway: Gateway) -> None:
     """What was refused at once is tried elsewhere whatever retries are left, and streams are no different."""
-    async with lacking("chat/completions", 501) as bad, FaultNode(Behaviour(answer=chat_answer())) as good:
+    async with lacking("chat/completions", 501) as bad, FaultNode() as good:
         model = await gateway.add_model()
         await gateway.add_node(bad.url, model)
         await gateway.add_node(good.url, model)

@@ -87,11 +87,11 @@ async def test_a_request_that_is_tried_again_costs_once(gateway: Gateway) -> Non
         assert {line["jobs"] for line in await owed(gateway, model)} == {1}
 
 
-@pytest.mark.parametrize(("texts", "delivered"), [(("one", " two", " three"), 3), (("",), 0)])
+@pytest.mark.parametrize(("texts", "delivered"), [(("one", " two", " three"), 3), (("",), None)])
 async def test_a_stream_that_breaks_off_costs_what_was_delivered_and_nothing_when_nothing_was(
-    gateway: Gateway, texts: tuple[str, ...], delivered: int
+    gateway: Gateway, texts: tuple[str, ...], delivered: int | None
 ) -> None:
-    """A first event that only names the role is no token."""
+    """A first event without content is none: it is held back, and nothing is billed."""
     ending = {"ending": Ending.RESET, "surplus_after_seconds": 0.2}
     async with FaultNode(Behaviour(answer=unfinished_chat(*texts), **ending)) as node:  # type: ignore[arg-type]
         model = await gateway.add_model()

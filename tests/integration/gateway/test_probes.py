@@ -7,10 +7,11 @@ import json
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from lucid_compute.egress.client import ClientLimits, HttpClient
 from lucid_compute.egress.connection import Deadlines
-from lucid_compute.gateway.prober import Prober
+from lucid_compute.gateway.prober import ListedModel, ListedModels, Prober
 from tests.api import Api, error_code
 from tests.authority import Authority
 from tests.egress import LOOPBACK
@@ -139,6 +140,28 @@ async def test_an_answer_that_is_no_list_is_told_apart(api: Api, answer: Answer,
         assert (found["code"], found["httpStatus"], found["reachable"]) == (code, status, False)
         assert (found["modelsListed"], found["modelsMissing"]) == ([], [])
         assert len(server.requests) == 1
+
+
+def test_a_list_of_a_million_wrong_entries_makes_one_fault() -> None:
+    """And to compare a long list with many ids takes one look at each."""
+    with pytest.raises(ValidationError) as caught:
+        ListedModels.model_validate_json(b'{"data":[' + b"0," * 100_000 + b"0]}")
+    assert caught.value.error_count() == 1
+    looks = 0
+
+    class Id(str):
+        __slots__ = ()
+
+        def __eq__(self, other: object) -> bool:
+            nonlocal looks
+            looks += 1
+            return str.__eq__(self, str(other))
+
+        __hash__ = str.__hash__
+
+    models = ListedModels(data=[ListedModel(id=f"m{number}:latest") for number in range(1000)])
+    assert len(models.listed([Id(f"m{number}") for number in range(500, 1500)])) == 500
+    assert looks <= 2000
 
 
 async def test_a_node_that_hangs_up_or_says_nothing_is_told_apart(api: Api) -> None:

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import pytest
 import uvloop
 
-from lucid_compute.egress.client import CLIENT_LIMITS, ClientLimits, HttpClient, Resolver
+from lucid_compute.egress.client import CLIENT_LIMITS, ClientLimits, HttpClient
 from lucid_compute.egress.connection import RESPONSE_LIMITS, Deadlines, ResponseLimits
 from lucid_compute.egress.faults import EgressFault, FaultKind
+from lucid_compute.egress.lookups import Resolver
 from lucid_compute.egress.policy import EgressPolicy, ProviderUrl
 
 LOOPBACK = EgressPolicy(allow_loopback=True)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 
+from lucid_compute.gateway.gateway import MAX_RANKINGS
 from tests.api import Api, error_code
 from tests.express_client import Entrance
 from tests.fault_answers import Answer, respond
@@ -305,6 +306,27 @@ async def test_a_busy_node_gives_way_to_another_one(api: Api, entrance: Entrance
         nodes.answer(BUSY["Ollama"], chat_answer())
         for _ in range(3):
             assert (await ask(entrance(api))).status_code == 200
+
+
+async def test_policies_that_a_client_invents_share_one_ranking(
+    api: Api, entrance: Entrance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each new one would have every node looked at; all are told the same, the policy's reasons among it."""
+    monkeypatch.setattr("lucid_compute.gateway.gateway.REJECTIONS_FRESH_SECONDS", 60.0)
+    async with nodes_of(api, 2) as nodes:
+        gateway, ranked = api.replica.gateway, []
+        rank = gateway.rank
+
+        def count(*arguments: Any) -> Any:
+            ranked.append(arguments)
+            return rank(*arguments)
+
+        gateway.rank = count
+        for number in range(MAX_RANKINGS * 3):
+            refused = await ask(entrance(api), lucid={"allowRegions": [f"nowhere-{number}"]})
+            error = refused.json()["error"]
+            assert (refused.status_code, error["details"]["rejections"]) == (503, {"REGION_NOT_ALLOWED": 2})
+        assert (len(ranked), nodes.asked) == (MAX_RANKINGS + 1, 0)
 
 
 # --- drains while a request connects

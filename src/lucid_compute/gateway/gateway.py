@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Hashable
+from collections.abc import Callable, Coroutine
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -21,14 +21,16 @@ from lucid_compute.gateway.breakers import RetryBudgets
 from lucid_compute.gateway.context import GatewayContext
 from lucid_compute.gateway.dispatcher import Dispatcher
 from lucid_compute.gateway.failures import Failed, are_passing, busy_count, error_of, is_about_stored, soonest_seconds
-from lucid_compute.gateway.ranking import Ranking, rank
+from lucid_compute.gateway.ranking import Ranking, narrow, rank
 from lucid_compute.gateway.request import Criteria, GatewayRequest
 from lucid_compute.gateway.tracing import end_choice
 from lucid_compute.registry.domain.passports import ModelFormat
 from lucid_compute.registry.fleet.fleet import Fleet, FleetNode
 from lucid_compute.registry.matching_engine import ReasonCode
+from lucid_compute.registry.routing_rules import NO_POLICY, RoutingPolicy
 
 MAX_ATTEMPTS = 3
+MAX_RANKINGS = 4  # of one model and endpoint at a time, by the policies of requests
 REJECTIONS_FRESH_SECONDS = 0.5
 Ranker = Callable[[Fleet, Dispatcher, Criteria, datetime], Coroutine[Any, Any, Ranking]]
 
@@ -51,7 +53,7 @@ class Gateway:
         self.context = context
         self.rank = rank
         self._retries = RetryBudgets()
-        self._rankings: dict[Hashable, _SharedRanking] = {}
+        self._rankings: dict[tuple[tuple[str, str], RoutingPolicy, str], _SharedRanking] = {}
         self.dispatcher = Dispatcher(context.fleet, context.stats)
         self.own_endpoints = context.client.own_endpoints
         self.faults: Counter[str] = Counter()
@@ -161,13 +163,20 @@ class Gateway:
     async def _rank_all(self, criteria: Criteria) -> Ranking:
         """Return why no node may serve the request.
 
-        A ranking inspects every node, so requests with the same criteria share it for a while.
+        A ranking inspects every node, so requests with the same criteria share it for a while. So many policies as
+        clients can invent share the one without a policy.
         """
         now, rankings = time.monotonic(), self._rankings
-        key = (criteria.model.id, criteria.endpoint, criteria.policy, criteria.owner)
+        owner = criteria.owner if self.context.stats.has_met_lacks(criteria.owner) else ""
+        subject = (criteria.model.id, criteria.endpoint)
+        key = (subject, criteria.policy, owner)
         while rankings and (oldest := next(iter(rankings.items())))[1].is_old(now):
             del rankings[oldest[0]]
         shared = rankings.get(key)
+        is_special = criteria.policy is not NO_POLICY or owner != ""
+        if shared is None and is_special and sum(each[0] == subject for each in rankings) >= MAX_RANKINGS:
+            general = await self._rank_all(Criteria(criteria.model, endpoint=criteria.endpoint))
+            return narrow(general, self.context.fleet, criteria, self.context.clock.now())
         if shared is None or shared.is_old(now):
             rankings.pop(key, None)  # so that the newest is the last of the dict
             ranking = self.rank(self.context.fleet, self.dispatcher, criteria, self.context.clock.now())

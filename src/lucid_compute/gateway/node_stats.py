@@ -137,6 +137,7 @@ class FleetStats:
         self._kinds: dict[Kind, KindStats] = {}
         self._open: set[str] = set()
         self._questions_refused: dict[str, float] = {}  # by node, or by model with an upstream: until when
+        self._lack_until: dict[str, float] = {}  # by owner: until when nodes may lack something for it alone
 
     def track(self, node_id: str) -> NodeStats | None:
         """Return the statistics of a node, starting them if there are none; None when there is no such node."""
@@ -276,6 +277,11 @@ class FleetStats:
             owners = {name: until for name, until in known.items() if until > now}
             stats.lacks[endpoint, model_id] = {**owners, owner: now + LACK_SECONDS}
             stats.has_doubts = True
+            self._lack_until[owner] = now + LACK_SECONDS
+
+    def has_met_lacks(self, owner: str) -> bool:
+        """Return whether nodes may lack something for this owner that they do not lack for all."""
+        return self._lack_until.get(owner, 0.0) > self.monotonic()
 
     def record_question_refused(self, id_: str) -> None:
         """Ask the node, or the upstream of the model, no more for the usage of its streams: it refuses to be asked."""
@@ -299,6 +305,7 @@ class FleetStats:
         gone = [kind for kind in self._kinds if self._fleet.find_model(kind[0]) is None]
         for kind in gone:
             del self._kinds[kind]
+        self._lack_until = {owner: until for owner, until in self._lack_until.items() if until > now}
         for stats in self.nodes.values():
             stats.forget_old_doubts(now)
             for kind in gone:

@@ -86,6 +86,25 @@ async def rank(fleet: Fleet, dispatcher: Dispatcher, criteria: Criteria, now: da
     return Ranking(best, worst, counted, lacking, shortage_of(nearest, criteria.policy), soonest)
 
 
+def narrow(ranking: Ranking, fleet: Fleet, criteria: Criteria, now: datetime) -> Ranking:
+    """Return a ranking that was made without the request's policy, with the policy's reasons against its shortlist."""
+    rejections, codes_of_all = Counter(ranking.rejections), list[set[ReasonCode]]()
+    shortlist = []
+    for ranked in ranking.shortlist:
+        reasons = routing_reasons(
+            criteria.model, ranked.node.state, ranked.usage, criteria.policy, now=now, live_since=fleet.live_since(now)
+        )
+        if reasons:
+            codes_of_all.append({reason.code for reason in reasons})
+            rejections.update(code.value for code in codes_of_all[-1])
+        else:
+            shortlist.append(ranked)
+    if not codes_of_all:
+        return ranking
+    shortage = shortage_of(min(map(how_far, codes_of_all)), criteria.policy)
+    return ranking._replace(shortlist=shortlist, rejections=rejections, shortage=shortage)
+
+
 def _nearest_first(entry: tuple[FleetNode, tuple[Reason, ...]]) -> tuple[bool, bool, int]:
     """Sort nodes that name the model by how few rules they fail, then the others, then deregistered ones."""
     node, reasons = entry

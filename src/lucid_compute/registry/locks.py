@@ -21,7 +21,7 @@ async def lock_passport(connection: AsyncConnection, passport_id: str, visible_o
         PassportNotFound: there is no such passport, or it is another owner's.
         Forbidden: it is another owner's model, which everyone may see.
     """
-    row = None
+    row: RowMapping | None = None
     if ids_are_uuids(passport_id):
         rows = await connection.execute(_select_visible(passport_id, visible_owner).with_for_update())
         row = rows.mappings().one_or_none()

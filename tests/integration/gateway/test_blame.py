@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 
+from lucid_compute.gateway.breakers import RetryBudgets
+from lucid_compute.gateway.gateway import MAX_RANKINGS
 from tests.api import Api, error_code
 from tests.express_client import Entrance
 from tests.fault_answers import Answer, respond
@@ -123,6 +125,26 @@ async def test_what_one_client_makes_nodes_say_takes_them_from_no_other(api: Api
             assert not await nodes.reasons()
 
 
+async def test_requests_for_what_is_stored_elsewhere_use_up_their_own_retries(api: Api, entrance: Entrance) -> None:
+    """Ten, as others do: nothing is learnt of them, so nothing else would end that."""
+    async with nodes_of(api, 3) as nodes:
+        nodes.answer(refusal(404, "Response with id 'r' not found."))
+        (key,) = await keys_of(api, entrance, "evil")
+        for _ in range(12):
+            assert (await ask(key, "responses", previous_response_id="r")).status_code == 404
+        assert nodes.asked == 12 + 10
+
+
+async def test_a_null_names_nothing(api: Api, entrance: Entrance) -> None:
+    """As SDKs send it; so the lack is learnt, and the node is not asked again."""
+    async with nodes_of(api, 1) as nodes:
+        nodes.answer(respond(b'{"detail":"Not Found"}', status=404))
+        for _ in range(3):
+            refused = await ask(entrance(api), "responses", previous_response_id=None, conversation=None, file_ids=[])
+            assert (refused.status_code, error_code(refused)) == (503, "MODEL_UNAVAILABLE")
+        assert nodes.asked == 1
+
+
 async def test_what_a_node_lacks_counts_for_its_owner_at_once_and_for_all_after_two_owners(
     api: Api, entrance: Entrance
 ) -> None:
@@ -229,6 +251,19 @@ async def test_a_node_is_not_blamed_for_what_another_one_refuses(api: Api, entra
         assert not await nodes.reasons()
 
 
+async def test_nodes_that_fail_alike_are_not_blamed_though_a_third_one_serves(api: Api, entrance: Entrance) -> None:
+    """They may lack what the request asks for, as a third node does not."""
+    async with nodes_of(api, 3) as nodes:
+        nodes.answer(refusal(500, "boom"), refusal(500, "boom"), chat_answer())
+        for _ in range(8):
+            for preferred in nodes.ids[:2]:
+                shun_no_longer(api, preferred, nodes.ids[2])
+            served = await ask(entrance(api))
+            assert (served.status_code, served.headers["x-lucid-attempts"]) == (200, "3")
+            api.replica.gateway._retries = RetryBudgets()
+        assert not await nodes.reasons()
+
+
 async def test_a_client_that_picks_its_node_opens_no_breaker_of_it(api: Api, entrance: Entrance) -> None:
     """What only one node was asked proves nothing of it."""
     async with nodes_of(api, 2) as nodes:
@@ -305,6 +340,27 @@ async def test_a_busy_node_gives_way_to_another_one(api: Api, entrance: Entrance
         nodes.answer(BUSY["Ollama"], chat_answer())
         for _ in range(3):
             assert (await ask(entrance(api))).status_code == 200
+
+
+async def test_policies_that_a_client_invents_share_one_ranking(
+    api: Api, entrance: Entrance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each new one would have every node looked at; all are told the same, the policy's reasons among it."""
+    monkeypatch.setattr("lucid_compute.gateway.gateway.REJECTIONS_FRESH_SECONDS", 60.0)
+    async with nodes_of(api, 2) as nodes:
+        gateway, ranked = api.replica.gateway, []
+        rank = gateway.rank
+
+        def count(*arguments: Any) -> Any:
+            ranked.append(arguments)
+            return rank(*arguments)
+
+        gateway.rank = count
+        for number in range(MAX_RANKINGS * 3):
+            refused = await ask(entrance(api), lucid={"allowRegions": [f"nowhere-{number}"]})
+            error = refused.json()["error"]
+            assert (refused.status_code, error["details"]["rejections"]) == (503, {"REGION_NOT_ALLOWED": 2})
+        assert (len(ranked), nodes.asked) == (MAX_RANKINGS + 1, 0)
 
 
 # --- drains while a request connects

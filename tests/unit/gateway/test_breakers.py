@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lucid_compute.gateway.breakers import FAILURES_TO_OPEN, MAX_OPEN_SECONDS, Breaker, RetryBudget
+from lucid_compute.gateway.breakers import (
+    FAILURES_TO_OPEN,
+    MAX_KEYS,
+    MAX_OPEN_SECONDS,
+    Breaker,
+    RetryBudget,
+    RetryBudgets,
+)
 from lucid_compute.gateway.node_stats import TRIAL_SECONDS
 from lucid_compute.registry.fleet.fleet import FleetNode
 from tests.small_fleets import SmallFleet
@@ -262,7 +269,32 @@ def test_nodes_that_are_gone_are_forgotten_with_their_breakers() -> None:
     assert not fleet.fail(first)
 
 
+async def test_a_busy_node_is_asked_again_after_half_a_minute_whatever_it_says() -> None:
+    """It tells clients what the node said; a success in between changes nothing."""
+    fleet = SmallFleet()
+    node = fleet.add_node()
+    fleet.stats.record_full(node.state.id, 3600)
+    usage = fleet.dispatcher.usage_of(node, fleet.criteria())
+    assert (usage.full_seconds, await fleet.choose(fleet.criteria())) == (3600, None)
+    fleet.clock.pass_seconds(29)
+    fleet.stats.record_success(node.state.id)
+    assert await fleet.choose(fleet.criteria()) is None
+    fleet.clock.pass_seconds(1)
+    assert await fleet.choose(fleet.criteria()) is node
+    assert fleet.dispatcher.usage_of(node, fleet.criteria()).full_seconds == 0
+
+
 # --- retries
+
+
+def test_a_key_has_its_own_retries_within_those_of_all() -> None:
+    """A hundred keys are too many for ten each; a budget that was dropped for others begins anew."""
+    budgets = RetryBudgets()
+    assert [sum(budgets.spend(f"key-{key}", NOW) for _ in range(20)) for key in range(12)] == [10] * 10 + [0] * 2
+    for key in range(MAX_KEYS * 2):
+        budgets.count_request(f"key-{key}", NOW + 61)
+    assert len(budgets._by_key) == MAX_KEYS
+    assert sum(budgets.spend("key-0", NOW + 61) for _ in range(20)) == 10
 
 
 def test_ten_retries_are_always_there_within_a_minute() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from datetime import timedelta
+from datetime import datetime, timedelta
 from types import FrameType
 
 import pytest
@@ -20,7 +20,7 @@ MS = st.one_of(st.integers(-200, 200), st.integers(-100_000, 100_000), st.sample
 @given(st.lists(st.tuples(st.integers(0, 9), MS), max_size=40), MS)
 def test_ages_are_counted_exactly(beats: list[tuple[int, int]], since_ms: int) -> None:
     """Whatever comes when, out of order, at one instant, or a day off."""
-    ages, newest = HeartbeatAges(), {}
+    ages, newest = HeartbeatAges(), dict[int, datetime]()
     for node, ms in beats:
         if node in newest:
             ages.remove(str(node), newest[node])

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 from fastapi import Response
 
-from lucid_compute.accounting.measured import SpanMetrics, StateRollup
+from lucid_compute.accounting.measured import STOPPED, SpanMetrics, StateRollup
 from lucid_compute.accounting.rollup_reader import TimelineMetrics
 from lucid_compute.accounting.series import FAILURES, SERIES_NAMES, Figure, failures_of, figures_of
 from lucid_compute.accounting.shapes import ErrorBudget, NodeUptime, OutageView, SeriesAnswer, UptimeWindow
@@ -76,7 +76,7 @@ def _view_window(days: int, rollup: StateRollup, target: float) -> UptimeWindow:
         uptime=None if rollup.uptime is None else round(rollup.uptime, 6),
         healthy_seconds=round(rollup.seconds.get("healthy", 0.0), 3),
         unhealthy_seconds=round(unhealthy, 3),
-        draining_seconds=round(rollup.seconds.get("draining", 0.0), 3),
+        draining_seconds=round(rollup.seconds.get("draining", 0.0) + rollup.seconds.get(STOPPED, 0.0), 3),
         registry_outage_seconds=round(rollup.outage_seconds, 3),
         error_budget=budget if judged else None,
     )

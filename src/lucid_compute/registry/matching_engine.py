@@ -197,7 +197,7 @@ def _draining_reason(node: NodeState, _: datetime) -> Reason:
     message = (
         "The node's operator drains it; POST /compute/resume/{passportId} ends that."
         if node.draining_since is not None
-        else "The node says that it is draining; it counts again when it reports healthy."
+        else "The node said that it drains, as before a stop; it counts again when it reports healthy."
     )
     return Reason(ReasonCode.DRAINING, message, "not draining", "draining")
 

@@ -161,6 +161,7 @@ class NodeHealth(ResponseShape):
     passport_id: str
     status: NodeStatus
     fresh: bool
+    stopped: bool = Field(default=False, description="It said that it stops, and is silent since: no alarm.")
     uptime_seconds: float
     jobs_completed: int | None = Field(description="In the node's life; null only while the database is away.")
     avg_latency_ms: float | None = Field(description="Of the last hour's completed jobs; null without one.")

@@ -75,6 +75,7 @@ def view_health(health: Health, statistics: JobStatistics) -> NodeHealth:
         passport_id=state.id,
         status=health.status,
         fresh=state.is_fresh(health.at),
+        stopped=health.has_stopped,
         uptime_seconds=health.uptime_seconds,
         jobs_completed=statistics.jobs_completed,
         avg_latency_ms=statistics.avg_latency_ms,

@@ -154,15 +154,19 @@ class NodeState(NamedTuple):
         """Return whether the newest heartbeat came at `live_since` (120 s ago, our outages left out) or later."""
         return self.last_heartbeat is not None and self.last_heartbeat.received_at >= live_since
 
+    def has_stopped(self, live_since: datetime) -> bool:
+        """Return whether the node said that it stops, by reporting a drain, and is silent since."""
+        return self.reported_status is ReportedStatus.DRAINING and not self.is_live(live_since)
+
     def status(self, live_since: datetime) -> NodeStatus:
-        """Return the node's status; `live_since` as in `is_live`."""
+        """Return the node's status; `live_since` as in `is_live`. Silence comes before a drain."""
         # Called for complete fleets: looking each value up once halves the cost.
         if self.passport.record.has_ended:
             return NodeStatus.DEREGISTERED
         receipt = self.last_heartbeat
-        reported = receipt.heartbeat.status if receipt is not None else None
+        if receipt is None or receipt.received_at < live_since:
+            return NodeStatus.UNHEALTHY
+        reported = receipt.heartbeat.status
         if self.draining_since is not None or reported is ReportedStatus.DRAINING:
             return NodeStatus.DRAINING
-        if receipt is not None and reported is ReportedStatus.HEALTHY and receipt.received_at >= live_since:
-            return NodeStatus.HEALTHY
-        return NodeStatus.UNHEALTHY
+        return NodeStatus.HEALTHY if reported is ReportedStatus.HEALTHY else NodeStatus.UNHEALTHY

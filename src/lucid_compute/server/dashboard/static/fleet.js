@@ -3,7 +3,7 @@ import { Chart } from "./chart.js";
 import { count, dollars, duration, milliseconds, moment, plural, share } from "./format.js";
 import { Fragment, html } from "./html.js";
 import { vramOf } from "./models.js";
-import { Card, Empty, Figure, Figures, Heading, Shown, SpanChoice, Status } from "./parts.js";
+import { Card, Empty, Figure, Figures, Heading, Shown, SpanChoice, Status, statusOf } from "./parts.js";
 import { usePolled } from "./polling.js";
 import { REQUEST_SERIES, RequestCharts } from "./request_charts.js";
 import { addressOf } from "./router.js";
@@ -82,7 +82,7 @@ function Attention({ api, overview }) {
   return html`<div class="pair">
     <${Card} title="Nodes to look after" aside=${overview.nodes.unhealthy > LISTED && html`<a href=${addressOf("/nodes", { status: "unhealthy" })}>All ${count(overview.nodes.unhealthy)}</a>`}>
       <${Shown} of=${sick} lines=${3}>${(data) => data.nodes.length === 0 ? html`<${Empty} title="Every node is well." />` : html`<ul class="list">${data.nodes.map((node) => html`<li key=${node.id}>
-        <a href=${addressOf(`/nodes/${node.id}`)}>${node.name}</a> <${Status} status=${node.health.status} />
+        <a href=${addressOf(`/nodes/${node.id}`)}>${node.name}</a> <${Status} status=${statusOf(node.health)} />
         <span class="note">${node.health.reasons[0]?.message ?? ""}</span>
       </li>`)}</ul>`}</${Shown}>
     </${Card}>

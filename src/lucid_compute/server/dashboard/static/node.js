@@ -6,7 +6,7 @@ import { Fixes } from "./fixes.js";
 import { count, duration, gigabytes, megabytes, milliseconds, share, shareMark, uptimeShare, wholeShare } from "./format.js";
 import { Fragment, html } from "./html.js";
 import { Jobs } from "./jobs.js";
-import { Card, Empty, Failure, Figure, Figures, Heading, Loading, Shown, SpanChoice, Status } from "./parts.js";
+import { Card, Empty, Failure, Figure, Figures, Heading, Loading, Shown, SpanChoice, Status, statusOf } from "./parts.js";
 import { usePolled } from "./polling.js";
 import { spanOf } from "./spans.js";
 import { Ago, Lasting } from "./ticking.js";
@@ -28,7 +28,7 @@ export function NodeView({ id, api, query }) {
   const node = passport.data;
   const span = spanOf(query);
   return html`<${Fragment}>
-    <${Heading} title=${node.name} crumbs=${crumbs} aside=${health.data && html`<${Status} status=${health.data.status} />`} />
+    <${Heading} title=${node.name} crumbs=${crumbs} aside=${health.data && html`<${Status} status=${statusOf(health.data)} />`} />
     <p class="lead">${[node.metadata.gpu, gigabytes(node.metadata.vramGb), node.metadata.region, `owner ${node.owner}`].filter(Boolean).join(" · ")} <span class="id">${node.id}<${Copy} text=${node.id} what="the id" /></span>
       <span class="id">curl<${Copy} text=${curlOf(`/compute/health/${node.id}`)} what="this as a curl command" /></span></p>
     <${Shown} of=${health} lines=${4}>${(data) => (data.isEnded ? html`<${Ended} />` : html`<${Now} node=${node} health=${data} />`)}</${Shown}>

@@ -10,7 +10,18 @@ from typing import Annotated, NamedTuple
 from pydantic import Field
 
 from lucid_compute.registry.domain.passports import ComputePassport, normalise_runtime
-from lucid_compute.wire import Count, ForgivingShape, Fraction, Identifier, Instant, Label, NonNegative, Number, Text
+from lucid_compute.wire import (
+    Count,
+    ForgivingShape,
+    Fraction,
+    Identifier,
+    Instant,
+    Label,
+    ModelId,
+    NonNegative,
+    Number,
+    Text,
+)
 
 FRESH_SECONDS = 30
 LIVE_SECONDS = 120
@@ -64,7 +75,7 @@ class Heartbeat(ForgivingShape):
     passport_id: Identifier
     status: ReportedStatus
     load: Fraction | None = Field(description="How busy the node is, 0.0 to 1.0; null when unknown.")
-    available_models: Annotated[list[Label], Field(max_length=1000)] = Field(
+    available_models: Annotated[list[ModelId], Field(max_length=1000)] = Field(
         description="Ids of the models that are loaded now; replaces the last report."
     )
     queue_depth: Count | None = Field(description="Requests waiting on the node; null when unknown.")

@@ -121,11 +121,11 @@ class Reporter:
                 ) from error
             return self._after(error)
         self._recovered()
-        self._say_status(answer.status, fields["detail"])
+        self._say_status(answer.status)
         await self._follow_drain(self.passport_id, answer)
         return min(max(answer.next_heartbeat_in_seconds, SHORTEST_INTERVAL_SECONDS), LONGEST_INTERVAL_SECONDS)
 
-    def _say_status(self, status: NodeStatus, detail: str | None) -> None:
+    def _say_status(self, status: NodeStatus) -> None:
         """Log the node's status when the first heartbeat is accepted, and when it changes."""
         before, self._status = self._status, status
         if status is before or status is NodeStatus.DRAINING:
@@ -134,7 +134,7 @@ class Reporter:
         if status is NodeStatus.HEALTHY:
             _log.info("healthy%s: this node can be sent requests", first)
         else:
-            _log.warning("%s%s: this node gets no request (%s)", status.value, first, detail or "see lucid doctor")
+            _log.warning("%s%s: this node gets no request", status.value, first)
 
     async def _follow_drain(self, passport_id: str, answer: HeartbeatAnswer) -> None:
         """Log once each: an operator drains the node, nothing runs on it any more, the drain is over."""

@@ -16,6 +16,7 @@ from lucid_compute.registry.domain.passports import ModelFormat, ModelPassport, 
 from lucid_compute.registry.fleet.fleet import Fleet, FleetNode
 from lucid_compute.registry.matching_engine import (
     Reason,
+    distance_of,
     fit_reasons,
     has_available_compute,
     has_serving_compute,
@@ -137,7 +138,7 @@ async def explain_availability(
             and (only_reason is None or only_reason in codes)
         ):
             listed.append((node, reasons))
-    listed.sort(key=lambda pair: (pair[0].record.has_ended, len(pair[1])))
+    listed.sort(key=lambda pair: (pair[0].record.has_ended, distance_of(pair[1]), pair[0].record.name))
     page = None if shown is None else shown.page
     availability = ModelAvailability(
         available=has_available_compute(model, fleet.candidates(model, now), now),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -187,7 +188,7 @@ async def test_a_router_that_loads_nothing_by_itself_declares_what_is_loaded() -
 async def test_an_adapter_has_the_context_of_its_base(name: str) -> None:
     """It names none of its own; `tgi` stands for a server of no known runtime."""
     owner = {"vllm-0.32.0": "vllm", "sglang": "sglang", "tgi": "me"}[name]
-    listed = [
+    listed: list[dict[str, Any]] = [
         {"id": "on-an-adapter", "parent": "adapter"},
         {"id": "adapter", "parent": "base"},
         {"id": "own", "parent": "base", "max_model_len": 100},
@@ -268,7 +269,7 @@ async def test_models_beyond_the_bound_are_noted() -> None:
     assert reading.notes[0].startswith("2 models are left out")
 
 
-IMITATORS: dict[str, dict[str, object]] = {
+IMITATORS: dict[str, dict[str, Any]] = {
     "LocalAI": {
         "/api/version": {"version": "0.9.0"},
         "/api/tags": {"models": [{"name": "qwen3-4b:latest", "model": "qwen3-4b:latest"}]},
@@ -297,8 +298,9 @@ IMITATORS: dict[str, dict[str, object]] = {
 @pytest.mark.parametrize("name", IMITATORS)
 async def test_what_speaks_ollamas_api_too_is_not_ollama_whatever_is_loaded(name: str) -> None:
     """The models are those that /v1/models serves, and the verdict does not flip with load."""
-    answers, found = IMITATORS[name], []
-    for loaded in (None, [], answers["/api/tags"]["models"]):  # type: ignore[index]
+    answers, found = IMITATORS[name], list[tuple[str, object]]()
+    states: tuple[Any, ...] = (None, [], answers["/api/tags"]["models"])
+    for loaded in states:
         async with FaultNode(NOTHING_THERE) as node:
             pages = {**answers, "/api/ps": {"models": loaded}}
             node.by_path |= {path: saying(json.dumps(page).encode()) for path, page in pages.items()}
@@ -308,7 +310,7 @@ async def test_what_speaks_ollamas_api_too_is_not_ollama_whatever_is_loaded(name
             assert detection is not None
             found.append((detection.shown_name, (await detection.runtime.read(server)).models))
             await server.close()
-    (served,) = answers["/v1/models"]["data"]  # type: ignore[index]
+    (served,) = answers["/v1/models"]["data"]
     assert found == [("openai-compatible", (ServedModel(id=served["id"]),))] * 3
 
 

@@ -3,7 +3,7 @@ import { curlOf } from "./api.js";
 import { NodeCharts } from "./node_charts.js";
 import { Copy } from "./copying.js";
 import { Fixes } from "./fixes.js";
-import { count, duration, gigabytes, megabytes, milliseconds, share, shareMark, uptimeShare, wholeShare } from "./format.js";
+import { count, duration, gigabytes, megabytes, milliseconds, share, shareMark, shortMoment, uptimeShare, wholeShare } from "./format.js";
 import { Fragment, html } from "./html.js";
 import { Jobs } from "./jobs.js";
 import { Card, Empty, Failure, Figure, Figures, Heading, Loading, Shown, SpanChoice, Status, statusOf } from "./parts.js";
@@ -92,16 +92,24 @@ function Uptime({ api, at }) {
   const uptime = usePolled((signal) => api.get(`/compute/uptime/${at}`, {}, signal), SLOW_SECONDS, [api, at]);
   return html`<${Card} title="Uptime" aside=${uptime.data && html`<span class="note">target ${shareMark(uptime.data.target)}</span>`}>
     <${Shown} of=${uptime} lines=${2}>${({ windows, target }) => windows.every((window_) => window_.uptime === null) ? html`<${Empty} title="Nothing is known yet. It begins with the first heartbeat." />` : html`<${Figures} label="Uptime">
-      ${windows.map((window_) => html`<${Figure} key=${window_.days} label=${window_.days === 1 ? "1 day" : `${window_.days} days`} value=${uptimeShare(window_.uptime)}
-        tone=${window_.uptime !== null && window_.uptime < target ? "bad" : ""} note=${html`<${Budget} of=${window_} />`} />`)}
+      ${windows.map((window_) => html`<${Figure} key=${window_.days} label=${window_.days === 1 ? "1 day" : `${window_.days} days`} value=${hasVerdict(window_) ? uptimeShare(window_.uptime) : "–"}
+        tone=${hasVerdict(window_) && window_.uptime < target ? "bad" : ""} note=${html`<${Budget} of=${window_} />`} />`)}
     </${Figures}>`}</${Shown}>
   </${Card}>`;
 }
 
-function Budget({ of: { errorBudget, registryOutageSeconds } }) {
+// Whether so much is known that a share of it says something: an hour.
+const hasVerdict = ({ uptime, errorBudget }) => uptime !== null && errorBudget !== null;
+const knownSeconds = ({ healthySeconds, unhealthySeconds, drainingSeconds, registryOutageSeconds }) => healthySeconds + unhealthySeconds + drainingSeconds + registryOutageSeconds;
+
+function Budget({ of: window_ }) {
+  const { days, errorBudget, registryOutageSeconds } = window_;
   const left = errorBudget?.remaining ?? null;
-  const text = left === null ? "" : left >= 0 ? `${wholeShare(left)} of the error budget left` : "error budget overspent";
+  const known = knownSeconds(window_);
+  const isSpent = left !== null && errorBudget.usedSeconds > errorBudget.allowedSeconds;
+  const text = left === null ? "" : isSpent ? "error budget overspent" : `${wholeShare(left)} of the error budget left`;
   return html`<${Fragment}>
+    ${known > 0 && known < days * 86_400 - 60 && html`<span>since ${shortMoment(Date.now() - known * 1000, known)} (${duration(known)})</span>`}
     ${left !== null && html`<span class="budget"><meter min="0" max="1" low="0.25" high="0.5" optimum="1" value=${Math.max(left, 0)} aria-label=${text}></meter></span>`}
     <span>${text}</span>
     ${registryOutageSeconds > 0 && html`<span>${duration(registryOutageSeconds)} left out: outages of ours</span>`}

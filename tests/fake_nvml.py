@@ -28,6 +28,7 @@ OK = 0  # NVML_SUCCESS
 INVALID = Errno(pynvml.NVML_ERROR_INVALID_ARGUMENT)
 LOST = Errno(pynvml.NVML_ERROR_GPU_IS_LOST)
 NOT_SUPPORTED = Errno(pynvml.NVML_ERROR_NOT_SUPPORTED)
+NOT_FOUND = Errno(pynvml.NVML_ERROR_NOT_FOUND)
 NOT_LOADED = Errno(pynvml.NVML_ERROR_DRIVER_NOT_LOADED)
 UNKNOWN = Errno(pynvml.NVML_ERROR_UNKNOWN)
 _MIB = 1024 * 1024
@@ -44,6 +45,12 @@ class FakeGpu:
     celsius: int | Errno = 37
     milliwatts: int | Errno = 71_500
     handle: Errno | None = None
+    uuid: bytes = b"GPU-0"
+    has_mig: bool = False
+    slices: list[FakeGpu | None] = field(default_factory=list)  # None: a place without a slice
+    ids: tuple[int, int] = (0, 0)  # a slice's GPU instance and compute instance
+    total_bytes: int | None = None  # in place of total_mib
+    used_bytes: int | None = None
 
     def fall_off_the_bus(self) -> None:
         """Return everything with NVML_ERROR_GPU_IS_LOST."""
@@ -59,6 +66,7 @@ class FakeNvml:
     inits: int = 0
     shutdowns: int = 0
     hangs: threading.Event | None = None
+    _devices: list[FakeGpu] = field(default_factory=list)
 
     def stand_in(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Be what pynvml opens, until the test ends."""
@@ -83,8 +91,31 @@ class FakeNvml:
             return INVALID.code
         if (fault := self.gpus[index.value].handle) is not None:
             return fault.code
-        ctypes.cast(ctypes.pointer(device._obj), ctypes.POINTER(ctypes.c_void_p))[0] = index.value + 1
+        return self._hand_out(device, self.gpus[index.value])
+
+    def nvmlDeviceGetMigMode(self, device: Any, current: Any, pending: Any) -> int:  # noqa: N802
+        if not self._gpu(device).has_mig:
+            return NOT_SUPPORTED.code
+        pending._obj.value = 1
+        return _answer(current, 1)
+
+    def nvmlDeviceGetMaxMigDeviceCount(self, device: Any, count: Any) -> int:  # noqa: N802
+        return _answer(count, 7 if self._gpu(device).has_mig else 0)
+
+    def nvmlDeviceGetMigDeviceHandleByIndex(self, device: Any, place: ctypes.c_uint, mig: Any) -> int:  # noqa: N802
+        slices = self._gpu(device).slices
+        found = slices[place.value] if place.value < len(slices) else None
+        return NOT_FOUND.code if found is None else self._hand_out(mig, found)
+
+    def nvmlDeviceGetUUID(self, device: Any, uuid: Any, _length: Any) -> int:  # noqa: N802
+        uuid.value = self._gpu(device).uuid
         return OK
+
+    def nvmlDeviceGetGpuInstanceId(self, device: Any, number: Any) -> int:  # noqa: N802
+        return _answer(number, self._gpu(device).ids[0])
+
+    def nvmlDeviceGetComputeInstanceId(self, device: Any, number: Any) -> int:  # noqa: N802
+        return _answer(number, self._gpu(device).ids[1])
 
     def nvmlDeviceGetName(self, device: Any, name: Any, _length: ctypes.c_uint) -> int:  # noqa: N802
         value = self._gpu(device).name
@@ -97,7 +128,9 @@ class FakeNvml:
         gpu = self._gpu(device)
         if isinstance(gpu.total_mib, Errno):
             return gpu.total_mib.code
-        memory._obj.total, memory._obj.used = gpu.total_mib * _MIB, gpu.used_mib * _MIB
+        total = gpu.total_mib * _MIB if gpu.total_bytes is None else gpu.total_bytes
+        used = gpu.used_mib * _MIB if gpu.used_bytes is None else gpu.used_bytes
+        memory._obj.total, memory._obj.used = total, used
         return OK
 
     def nvmlDeviceGetUtilizationRates(self, device: Any, rates: Any) -> int:  # noqa: N802
@@ -115,7 +148,16 @@ class FakeNvml:
 
     def _gpu(self, device: Any) -> FakeGpu:
         self._hang()
-        return self.gpus[(ctypes.cast(device, ctypes.c_void_p).value or 1) - 1]
+        return self._devices[(ctypes.cast(device, ctypes.c_void_p).value or 1) - 1]
+
+    def _hand_out(self, device: Any, gpu: FakeGpu) -> int:
+        """Answer a handle, which is the device's number; the same one each time."""
+        numbers = [number for number, each in enumerate(self._devices) if each is gpu]
+        if not numbers:
+            numbers = [len(self._devices)]
+            self._devices.append(gpu)
+        ctypes.cast(ctypes.pointer(device._obj), ctypes.POINTER(ctypes.c_void_p))[0] = numbers[0] + 1
+        return OK
 
     def _hang(self) -> None:
         if self.hangs is not None:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from lucid_compute.egress.policy import EgressPolicy
-from lucid_compute.registry.domain.node_state import Receipt
+from lucid_compute.registry.domain.node_state import Receipt, ReportedStatus
 from lucid_compute.registry.keys.rate_limits import ProbeRate
 from lucid_compute.server.replica import Replica
 from lucid_compute.webhooks.rules import WebhookLimits, verify
@@ -56,13 +56,14 @@ async def deliveries_of(api: Api, webhook_id: str) -> list[dict[str, Any]]:
     return found
 
 
-async def say(api: Api, node_id: str, *, seconds_ago: float) -> None:
-    """Make the node's newest heartbeat so old, in this replica's memory, and sweep once."""
+async def say(api: Api, node_id: str, *, seconds_ago: float, status: ReportedStatus = ReportedStatus.HEALTHY) -> None:
+    """Make the node's newest heartbeat so old and of that status, in this replica's memory, and sweep once."""
     fleet = api.replica.fleet
     receipt = fleet.get_node(node_id, owner=None).state.last_heartbeat
     assert receipt is not None
     received_at = api.replica.clock.now() - timedelta(seconds=seconds_ago)
-    fleet.apply_receipt(node_id, Receipt(receipt.heartbeat, received_at, received_at, receipt.revision + 1))
+    heartbeat = receipt.heartbeat.model_copy(update={"status": status})
+    fleet.apply_receipt(node_id, Receipt(heartbeat, received_at, received_at, receipt.revision + 1))
     await sweep(api)
 
 

@@ -138,6 +138,8 @@ Money = Annotated[
 ]
 Text = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$", max_length=4000)]
 Label = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]+$", min_length=1, max_length=200)]
+MAX_MODEL_ID = 512  # such as the path of a file, which several servers use as a model's id
+ModelId = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]+$", min_length=1, max_length=MAX_MODEL_ID)]
 Identifier = Annotated[str, StringConstraints(pattern=r"^[^\x00]+$", min_length=1, max_length=200)]
 
 

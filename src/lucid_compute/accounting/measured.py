@@ -137,6 +137,10 @@ class GaugeRollup:
             self.gauges.setdefault(name, Gauge()).add(gauge)
 
 
+STOPPED = "stopped"
+"""The state of a node that drained and is silent since: unhealthy, and left out of its uptime as its drain is."""
+
+
 @dataclass(slots=True)
 class StateRollup:
     """How long nodes were in each state, in seconds of one node each, without outages of the registry.

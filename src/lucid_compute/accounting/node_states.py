@@ -13,6 +13,7 @@ from typing import NamedTuple
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from lucid_compute.accounting.measured import STOPPED
 from lucid_compute.postgres.database import Database
 from lucid_compute.registry.domain.node_state import LIVE_WINDOW, NodeStatus, ReportedStatus
 from lucid_compute.registry.fleet.fleet import Fleet, FleetNode
@@ -103,21 +104,21 @@ class NodeStateRecorder:
         async for node in in_turns(self._fleet.nodes(), _NODES_A_TURN):
             if node.state.last_heartbeat is None:
                 continue
-            node_id, status = node.state.id, node.state.status(live_since)
+            node_id, state = node.state.id, state_of(node, live_since)
             written = self._written.get(node_id)
-            if written is not None and written.state == status:
+            if written is not None and written.state == state:
                 self._seen.pop(node_id, None)
                 continue
             seen = self._seen.get(node_id)
-            if seen is None or seen.state != status:
-                seen = self._seen[node_id] = StateChange(node_id, now, status.value, node.record.owner)
+            if seen is None or seen.state != state:
+                seen = self._seen[node_id] = StateChange(node_id, now, state, node.record.owner)
             if now - seen.since >= SETTLE_TIME:
-                due.append(seen._replace(since=self._since(node, status, seen.since, written)))
+                due.append(seen._replace(since=self._since(node, state, seen.since, written)))
         return due
 
-    def _since(self, node: FleetNode, status: NodeStatus, seen_at: datetime, written: StateChange | None) -> datetime:
-        """Return since when the node has its status: an instant that all replicas know, else when this one saw it."""
-        since = _known_since(node, status, self._fleet)
+    def _since(self, node: FleetNode, state: str, seen_at: datetime, written: StateChange | None) -> datetime:
+        """Return since when the node has its state: an instant that all replicas know, else when this one saw it."""
+        since = _known_since(node, state, self._fleet)
         if since is None or since > seen_at or (written is not None and since <= written.since):
             return seen_at
         return since
@@ -138,15 +139,23 @@ async def _insert(connection: AsyncConnection, changes: Iterable[StateChange]) -
     await connection.execute(_RECORD, values)
 
 
-def _known_since(node: FleetNode, status: NodeStatus, fleet: Fleet) -> datetime | None:
+def state_of(node: FleetNode, live_since: datetime) -> str:
+    """Return the node's state in `node_states`: its status, or `STOPPED`."""
+    status = node.state.status(live_since)
+    has_stopped = status is NodeStatus.UNHEALTHY and node.state.is_draining and not node.state.is_live(live_since)
+    return STOPPED if has_stopped else status.value
+
+
+def _known_since(node: FleetNode, state: str, fleet: Fleet) -> datetime | None:
     heartbeat = node.state.last_heartbeat
     if heartbeat is None:
         return None
-    if status is NodeStatus.HEALTHY:
+    if state == NodeStatus.HEALTHY:
         return heartbeat.up_since
-    if status is NodeStatus.DRAINING:
+    if state == NodeStatus.DRAINING:
         return node.state.draining_since or heartbeat.received_at
-    if status is NodeStatus.UNHEALTHY and heartbeat.heartbeat.status is ReportedStatus.HEALTHY:
+    is_silence = state == NodeStatus.UNHEALTHY and heartbeat.heartbeat.status is ReportedStatus.HEALTHY
+    if is_silence or state == STOPPED:
         silent_at = heartbeat.received_at + LIVE_WINDOW
         for _ in range(8):  # an outage within the window extends it, which may add another outage
             lost = seconds_lost(heartbeat.received_at, silent_at, fleet.outages)
@@ -154,4 +163,4 @@ def _known_since(node: FleetNode, status: NodeStatus, fleet: Fleet) -> datetime 
                 break
             silent_at = longer
         return silent_at
-    return heartbeat.received_at if status is NodeStatus.UNHEALTHY else None
+    return heartbeat.received_at if state == NodeStatus.UNHEALTHY else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from lucid_compute.accounting.measured import JobRollup, SpanMetrics, read_faults
+from lucid_compute.accounting.measured import STOPPED, JobRollup, SpanMetrics, read_faults
 from lucid_compute.wire import write_money
 
 Figure = int | float | str | None
@@ -98,11 +98,12 @@ def _gauge(name: str, *, highest: bool) -> Callable[[SpanMetrics], Figure]:
     return figure
 
 
-def _nodes(state: str) -> Callable[[SpanMetrics], Figure]:
+def _nodes(*states: str) -> Callable[[SpanMetrics], Figure]:
     def figure(metrics: SpanMetrics) -> Figure:
         judged = metrics.states.known_seconds - metrics.states.outage_seconds
         known = sum(metrics.states.seconds.values())
-        return round(metrics.states.seconds[state] / judged, 4) if known and judged > 0 else None
+        found = sum(metrics.states.seconds[state] for state in states)
+        return round(found / judged, 4) if known and judged > 0 else None
 
     return figure
 
@@ -133,7 +134,7 @@ SERIES: Mapping[str, Callable[[SpanMetrics], Figure]] = {
     **{f"{name}Max": _gauge(gauge, highest=True) for name, gauge in _GAUGES.items()},
     "uptime": _uptime,
     "nodesHealthy": _nodes("healthy"),
-    "nodesUnhealthy": _nodes("unhealthy"),
+    "nodesUnhealthy": _nodes("unhealthy", STOPPED),
     "nodesDraining": _nodes("draining"),
     "registryOutageSeconds": lambda metrics: round(metrics.states.outage_seconds, 3),
 }

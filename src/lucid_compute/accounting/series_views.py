@@ -7,7 +7,7 @@ from datetime import timedelta
 
 from fastapi import Response
 
-from lucid_compute.accounting.measured import SpanMetrics, StateRollup
+from lucid_compute.accounting.measured import STOPPED, SpanMetrics, StateRollup
 from lucid_compute.accounting.rollup_reader import TimelineMetrics
 from lucid_compute.accounting.series import FAILURES, SERIES_NAMES, Figure, failures_of, figures_of
 from lucid_compute.accounting.shapes import ErrorBudget, NodeUptime, OutageView, SeriesAnswer, UptimeWindow
@@ -16,6 +16,7 @@ from lucid_compute.web.csv import write_csv
 from lucid_compute.wire import write_instant
 
 WINDOWS = (1, 7, 30)
+VERDICT_SECONDS = 3600  # a budget of less than an hour is a fraction of a second or a few
 WINDOW_LENGTHS = [timedelta(days=days) for days in WINDOWS]
 
 
@@ -69,16 +70,16 @@ def _view_window(days: int, rollup: StateRollup, target: float) -> UptimeWindow:
     budget = ErrorBudget(
         allowed_seconds=round(allowed, 3),
         used_seconds=round(unhealthy, 3),
-        remaining=round(1 - unhealthy / allowed, 6) if allowed else None,
+        remaining=round(max(1 - unhealthy / allowed, 0.0), 6) if allowed else None,
     )
     return UptimeWindow(
         days=days,
         uptime=None if rollup.uptime is None else round(rollup.uptime, 6),
         healthy_seconds=round(rollup.seconds.get("healthy", 0.0), 3),
         unhealthy_seconds=round(unhealthy, 3),
-        draining_seconds=round(rollup.seconds.get("draining", 0.0), 3),
+        draining_seconds=round(rollup.seconds.get("draining", 0.0) + rollup.seconds.get(STOPPED, 0.0), 3),
         registry_outage_seconds=round(rollup.outage_seconds, 3),
-        error_budget=budget if judged else None,
+        error_budget=budget if judged >= VERDICT_SECONDS else None,
     )
 
 

@@ -43,7 +43,7 @@ class ErrorBudget(ResponseShape):
 
     allowed_seconds: float
     used_seconds: float
-    remaining: float | None = Field(description="The share that is left; below 0 the target is missed.")
+    remaining: float | None = Field(description="The share that is left; 0 when it is spent, or overspent.")
 
 
 class UptimeWindow(ResponseShape):
@@ -58,7 +58,7 @@ class UptimeWindow(ResponseShape):
     unhealthy_seconds: float
     draining_seconds: float
     registry_outage_seconds: float
-    error_budget: ErrorBudget | None = Field(description="Null when nothing is known.")
+    error_budget: ErrorBudget | None = Field(description="Null when less than an hour is known.")
 
 
 class NodeUptime(ResponseShape):

@@ -53,7 +53,7 @@ def open_observer(settings: AgentSettings, server: InferenceServer, signals: Age
     """Return an observer of this machine's GPUs and of `server`, with the running loop's clock."""
     clock = asyncio.get_running_loop().time
     on_change = signals.wake.set if signals is not None else lambda: None
-    return Observer(ServerWatch(server, clock), GpuReader(settings.gpus), clock, on_change)
+    return Observer(ServerWatch(server, clock), GpuReader(settings.gpu_selection), clock, on_change)
 
 
 def open_server(settings: AgentSettings) -> InferenceServer:

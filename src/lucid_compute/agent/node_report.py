@@ -12,6 +12,7 @@ from lucid_compute.agent.server_watch import Observation
 from lucid_compute.agent.settings import AgentSettings
 from lucid_compute.registry.domain.node_state import ReportedStatus
 
+RUN_IN_MAIN_MEMORY = frozenset({"llama.cpp", "ollama"})  # the others serve from a GPU, or are not known to do without
 NOT_LOOKED_AT = "the agent could not observe the inference server in the last seconds"
 _MAX_DETAIL = 1000
 
@@ -39,11 +40,12 @@ def heartbeat_of(seen: Seen, settings: AgentSettings, *, stops: bool) -> dict[st
 def load_of(reading: ServerReading, gpus: GpuState, max_concurrency: int | None) -> float | None:
     """Return the load, 0 to 1: running requests of the limit, else KV cache in use, else GPU utilisation.
 
-    GPU utilisation comes last because one request is enough to keep a GPU at 100 %.
+    GPU utilisation comes last because one request is enough to keep a GPU at 100 %. A server of several data-parallel
+    ranks is as full as its fullest rank, because it spreads requests over them without regard to that.
     """
     limit = max_concurrency or reading.max_concurrency
     if reading.running is not None and limit:
-        return min(reading.running / limit, 1.0)
+        return max(min(reading.running / limit, 1.0), reading.fullest_rank or 0.0)
     return reading.kv_use if reading.kv_use is not None else gpus.utilization
 
 
@@ -51,7 +53,8 @@ def metadata_of(seen: Seen, settings: AgentSettings) -> dict[str, Any]:
     """Return the known metadata of the passport. Unknown fields are left out."""
     reading = seen.server.reading if seen.server is not None else NOTHING_READ
     gpus = seen.gpus
-    memory_mb = gpus.vram_mb or gpus.main_memory_mb
+    is_in_main_memory = not RUN_IN_MAIN_MEMORY.isdisjoint({(_runtime(seen.server) or {}).get("name")})
+    memory_mb = gpus.vram_mb or (gpus.main_memory_mb if is_in_main_memory else None)
     found = {
         "gpu": settings.gpu or gpus.names,
         "gpuCount": len(gpus.gpus) if gpus.gpus else None,

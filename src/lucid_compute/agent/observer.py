@@ -76,7 +76,8 @@ class Observer:
         if before is not None and (before.fault is None) != (self._server.fault is None):
             self._on_change()
         self._say("server", self._server.fault, "the inference server can serve again")
-        self._say("notes", "; ".join(self._server.reading.notes) or None, "no model runs on the CPU any more")
+        notes = "; ".join(self._server.reading.notes) or None
+        self._say("notes", notes, "nothing is to be noted about the models any more")
 
     async def _observe_gpus(self) -> None:
         try:

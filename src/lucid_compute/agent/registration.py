@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from lucid_compute.agent.fatal_errors import NodeEnded, WrongSettings
 from lucid_compute.agent.settings import AgentSettings
-from lucid_compute.client import AsyncLucid, errors
+from lucid_compute.client import AsyncLucid, LucidClientError, errors
+from lucid_compute.registry.domain.node_state import ReportedStatus
 from lucid_compute.registry.domain.passports import PassportStatus, PassportType
 from lucid_compute.registry.shapes import PassportView
 
@@ -29,8 +31,8 @@ class Registration:
         self._key_is_sent = False
         self._declared: list[dict[str, Any]] | None = None
 
-    async def find_or_make(self, metadata: Mapping[str, Any]) -> PassportView:
-        """Return the node's passport, updated: the one with its name, or a new one.
+    async def find_or_make(self, metadata: Mapping[str, Any], *, may_make: bool = True) -> PassportView | None:
+        """Return the node's passport, updated: the one with its name, or a new one; None when it may make none.
 
         The name of a revoked or deregistered passport is free. The new passport has a new id, because a person who
         starts an agent wants a node.
@@ -40,7 +42,9 @@ class Registration:
             LucidClientError: the registry refuses, or does not respond.
         """
         self._shown, self._sent, self._key_is_sent, self._declared = {}, {}, False, None
-        passport = await self._find_or_make(metadata)
+        passport = await (self._find_or_make(metadata) if may_make else self._find_only())
+        if passport is None:
+            return None
         self._shown = passport.metadata
         await self.describe(passport.id, metadata)
         return passport
@@ -78,6 +82,10 @@ class Registration:
                 ", ".join(unknown),
             )
 
+    async def _find_only(self) -> PassportView | None:
+        chosen = self._settings.passport_id
+        return await self._find() if chosen is None else await self._get(chosen)
+
     async def _find_or_make(self, metadata: Mapping[str, Any]) -> PassportView:
         if self._settings.passport_id is not None:
             return await self._get(self._settings.passport_id)
@@ -85,7 +93,8 @@ class Registration:
             if (found := await self._find()) is not None:
                 return found
             raise WrongSettings(
-                "The memory of the GPUs is unknown: NVML shows none here. Say how much models may use: --vram 24GB"
+                "The memory of the GPUs is unknown: NVML shows none that the inference server is known to use. Say how "
+                "much models may use: --vram 24GB"
             )
         try:
             return await self._make(metadata)
@@ -117,7 +126,20 @@ class Registration:
         if passport.status is PassportStatus.REVOKED:
             raise NodeEnded(f"Passport {passport_id} is revoked, for good. Leave --passport-id out to register again.")
         _log.info("found %s, passport %s", passport.name, passport.id)
+        await self._warn_of_another(passport)
         return passport
+
+    async def _warn_of_another(self, passport: PassportView) -> None:
+        """Warn if another agent reports for the passport: two machines of one name are one node."""
+        with suppress(LucidClientError):  # what matters of this shows when the first heartbeat is sent
+            health = await self._lucid.compute.health(passport.id)
+            if health.fresh and health.reported is not None and health.reported.status is not ReportedStatus.DRAINING:
+                _log.warning(
+                    "an agent reported for %s %.0f s ago. If it still runs, this one takes its place, and it ends: "
+                    "give each machine its own --name",
+                    passport.name,
+                    health.heartbeat_age_seconds or 0,
+                )
 
     async def _find(self) -> PassportView | None:
         """Return the living node with this name. An admin's key sees the nodes of every owner.
@@ -135,6 +157,7 @@ class Registration:
             raise WrongSettings(f"Several nodes are named {name!r}. Say which one: --passport-id {found[0].id}")
         if found:
             _log.info("found %s, passport %s", name, found[0].id)
+            await self._warn_of_another(found[0])
         return found[0] if found else None
 
     async def _lives(self, passport: PassportView) -> bool:

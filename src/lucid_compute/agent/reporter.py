@@ -13,9 +13,11 @@ from lucid_compute.agent.observer import Observer
 from lucid_compute.agent.registration import Registration
 from lucid_compute.agent.settings import AgentSettings
 from lucid_compute.client import AsyncLucid, LucidClientError, errors
+from lucid_compute.registry.domain.node_state import NodeStatus
 from lucid_compute.registry.shapes import HeartbeatAnswer
 
 DESCRIBE_SECONDS = 4.0
+LOOK_SECONDS = 1.0
 SHORTEST_INTERVAL_SECONDS = 2.0  # also for changes: the registry accepts one heartbeat a second
 LONGEST_INTERVAL_SECONDS = 60.0
 _log = logging.getLogger(__name__)
@@ -41,6 +43,7 @@ class Reporter:
         self._backoff = Backoff()
         self._trouble: str | None = None
         self._is_draining = self._is_drained = False
+        self._status: NodeStatus | None = None
         self.sender = HeartbeatSender(lucid)
         self.passport_id: str | None = None
 
@@ -64,20 +67,37 @@ class Reporter:
     async def _register(self, *, is_first: bool) -> None:
         """Find or create the passport, however long the registry is unreachable; return at once when stopped.
 
+        A passport is created only for an inference server that was seen: until then the node would serve nothing.
+
         Raises:
             AgentFault: the registry refuses. Raised only at the start of the agent, when a person can read it.
         """
         while not self._stop.is_set():
             try:
-                metadata = metadata_of(self._observer.seen(), self._settings)
-                self.passport_id = (await self._registration.find_or_make(metadata)).id
+                seen = self._observer.seen()
+                is_seen = seen.server is not None and seen.server.detection is not None
+                metadata = metadata_of(seen, self._settings)
+                passport = await self._registration.find_or_make(metadata, may_make=is_seen)
+                self.passport_id = None if passport is None else passport.id
             except LucidClientError as error:
                 if is_first and (fault := refusal(error)) is not None:
                     raise fault from error
                 await self._wait(self._after(error))
             else:
                 self._recovered()
+                if self.passport_id is not None:
+                    return
+                await self._wait_for_server()
+
+    async def _wait_for_server(self) -> None:
+        """Wait until an inference server was seen, and say so."""
+        url = self._settings.url
+        _log.warning("not registered yet: no inference server answers at %s. Start it, or correct --url", url)
+        while not self._stop.is_set():
+            seen = self._observer.seen().server
+            if seen is not None and seen.detection is not None:
                 return
+            await self._wait(LOOK_SECONDS)
 
     async def _send_heartbeat(self) -> float:
         """Send one heartbeat. Return in how many seconds the next one is due."""
@@ -101,8 +121,20 @@ class Reporter:
                 ) from error
             return self._after(error)
         self._recovered()
+        self._say_status(answer.status)
         await self._follow_drain(self.passport_id, answer)
         return min(max(answer.next_heartbeat_in_seconds, SHORTEST_INTERVAL_SECONDS), LONGEST_INTERVAL_SECONDS)
+
+    def _say_status(self, status: NodeStatus) -> None:
+        """Log the node's status when the first heartbeat is accepted, and when it changes."""
+        before, self._status = self._status, status
+        if status is before or status is NodeStatus.DRAINING:
+            return
+        first = ", first heartbeat accepted" if before is None else ""
+        if status is NodeStatus.HEALTHY:
+            _log.info("healthy%s: this node can be sent requests", first)
+        else:
+            _log.warning("%s%s: this node gets no request", status.value, first)
 
     async def _follow_drain(self, passport_id: str, answer: HeartbeatAnswer) -> None:
         """Log once each: an operator drains the node, nothing runs on it any more, the drain is over."""

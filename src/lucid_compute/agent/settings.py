@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 from decimal import Decimal
@@ -11,6 +12,7 @@ from urllib.parse import SplitResult, urlsplit
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from lucid_compute.agent.gpu_selection import ALL_GPUS, GpuSelection, read_cuda_list, read_entries
 from lucid_compute.egress.base_path import endpoint_in
 from lucid_compute.registry.domain.passports import parse_vram_gb
 from lucid_compute.wire import Label, PositiveCount, read_money, write_money
@@ -46,8 +48,10 @@ class AgentSettings(BaseSettings):
     )
     vram: str | None = Field(default=None, description="Memory for models, such as 24GB. Unset: what NVML says.")
     gpu: Label | None = Field(default=None, description="The GPU's name. Unset: what NVML says.")
-    gpus: Annotated[tuple[int, ...] | None, NoDecode] = Field(
-        default=None, description="GPUs of the inference server by NVML's index, such as 0,1. Unset: every one."
+    gpus: Annotated[tuple[str, ...] | None, NoDecode] = Field(
+        default=None,
+        description="GPUs of the inference server by NVML's index or UUID, such as 0,1 or MIG-…. Unset: those of "
+        "CUDA_VISIBLE_DEVICES, else every one.",
     )
     capabilities: Words = Field(default=("inference",), description="What the node can do, separated by commas.")
     models: Words = Field(default=(), description="Declare and report these models alone, separated by commas.")
@@ -67,11 +71,7 @@ class AgentSettings(BaseSettings):
     @field_validator("gpus", mode="before")
     @classmethod
     def _split_indices(cls, value: object) -> object:
-        if not isinstance(value, str):
-            return value
-        if not re.fullmatch(r"\d{1,3}(\s*,\s*\d{1,3})*", value.strip()):
-            raise ValueError("Write the indices of GPUs with commas, such as 0,1.")
-        return tuple(int(word) for word in value.split(","))
+        return read_entries(value) if isinstance(value, str) else value
 
     @field_validator("vram")
     @classmethod
@@ -102,6 +102,14 @@ class AgentSettings(BaseSettings):
     def inference_url(self) -> str:
         """Where the registry reaches the inference server."""
         return self.public_url or self.url
+
+    @property
+    def gpu_selection(self) -> GpuSelection:
+        """The GPUs of the inference server: those of CUDA's own variable, when `gpus` is not set."""
+        if self.gpus is not None:
+            return GpuSelection(self.gpus)
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")  # set and empty, it hides every GPU
+        return ALL_GPUS if visible is None else read_cuda_list(visible)
 
     @property
     def node_name(self) -> str:

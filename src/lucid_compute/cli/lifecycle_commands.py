@@ -13,10 +13,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from lucid_compute.cli.connection import SECONDS_TO_ANSWER, ApiOption, Connection, KeyOption, connected
 from lucid_compute.cli.failures import CommandFailed, ExitStatus, YesOption, confirm
-from lucid_compute.cli.formatting import counted, plain
+from lucid_compute.cli.formatting import counted, plain, span
 from lucid_compute.cli.lookup import get_node
-from lucid_compute.cli.node_commands import NodeArgument, shown_status
+from lucid_compute.cli.node_commands import NodeArgument, is_draining, shown_status
 from lucid_compute.cli.output import JsonOption, console_for, sentence, show, show_done, show_json
+from lucid_compute.client import Lucid
+from lucid_compute.registry.domain.event_types import EventType
 from lucid_compute.registry.domain.node_state import NodeStatus
 from lucid_compute.registry.shapes import DrainAnswer, NodeHealth
 
@@ -59,13 +61,38 @@ def drain(
 
 
 def resume(node: NodeArgument, as_json: JsonOption = False, api: ApiOption = None, key: KeyOption = None) -> None:
-    """End a drain, so that the node gets requests again. A drain that the node itself reports is the node's to end."""
+    """End a drain, so that the node gets requests again. Exit status 1: no operator drains the node.
+
+    A drain that the node itself reports ends when the node reports otherwise: lucid agent run.
+    """
     with connected(api, key) as lucid:
         passport = get_node(lucid, node)
+        before = _last_resume(lucid, passport.id)
         health = lucid.compute.resume(passport.id)
+        has_changed = _last_resume(lucid, passport.id) != before
+    still = _still_out(passport.name, health)
+    if as_json:
+        show_json(health)
+    elif has_changed:
+        show(sentence(f"The operator's drain has ended. {still}" if is_draining(health) else still))
+    if not has_changed:
+        raise CommandFailed(f"Nothing changed: no operator drains {passport.name}. {still}")
+
+
+def _last_resume(lucid: Lucid, node_id: str) -> str | None:
+    """Return the id of the node's newest event of a drain that was ended; None when there is none."""
+    newest = next(iter(lucid.compute.events(node_id, type=EventType.RESUMED)), None)
+    return None if newest is None else newest.id
+
+
+def _still_out(name: str, health: NodeHealth) -> str:
+    """Return the node's status in a sentence, and what puts it back in service if it is silent or reports a drain."""
     status = shown_status(health)
-    text = f"{passport.name} is {status}." + (" It says so itself." if status == "draining" else "")
-    show_done(text, health, as_json=as_json)
+    if status == "stopped":
+        return f"{name} is stopped: it said so {span(health.heartbeat_age_seconds)} ago. Start it: lucid agent run"
+    if is_draining(health):
+        return f"{name} reports itself that it drains. Start its agent, which ends that: lucid agent run"
+    return f"{name} is {status}."
 
 
 def deregister(
@@ -123,7 +150,7 @@ def wait_until_drained(
                 raise
             report(state, failure.sentence)
             continue
-        if health.status is not NodeStatus.DRAINING and time.monotonic() < agree_at:
+        if not is_draining(health) and time.monotonic() < agree_at:
             continue
         state = _state_in(health)
         if state.status is not NodeStatus.DRAINING:
@@ -165,8 +192,9 @@ def _left(state: DrainAnswer) -> str:
 
 
 def _state_in(health: NodeHealth) -> DrainAnswer:
+    status = NodeStatus.DRAINING if is_draining(health) else health.status
     return DrainAnswer(
-        passport_id=health.passport_id, status=health.status, in_flight=health.in_flight, drained=health.drained
+        passport_id=health.passport_id, status=status, in_flight=health.in_flight, drained=health.drained
     )
 
 

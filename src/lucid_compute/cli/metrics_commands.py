@@ -82,10 +82,7 @@ def fleet_uptime_parts(together: FleetUptime, nodes: Sequence[NodeUptime]) -> li
     """Return the windows of all nodes together, and those of each node."""
     if not nodes:
         return [sentence("No nodes.")]
-    rows = (
-        (each.name, *(_percent(window.uptime) for window in each.windows), _left(each.windows[-1]), each.passport_id)
-        for each in nodes
-    )
+    rows = ((each.name, *map(_verdict, each.windows), _left(each.windows[-1]), each.passport_id) for each in nodes)
     return [
         sentence(f"{counted(len(nodes), 'node')} together, by the time of each, against {_percent(together.target)}:"),
         uptime_table(together.windows),
@@ -98,7 +95,7 @@ def _window(window: UptimeWindow) -> tuple[str, ...]:
     budget = window.error_budget
     return (
         str(window.days),
-        _percent(window.uptime),
+        _known_since(window) if budget is None else _percent(window.uptime),
         span(window.unhealthy_seconds),
         span(window.draining_seconds),
         span(window.registry_outage_seconds),
@@ -107,9 +104,24 @@ def _window(window: UptimeWindow) -> tuple[str, ...]:
     )
 
 
+def _verdict(window: UptimeWindow) -> str:
+    return _percent(None if window.error_budget is None else window.uptime)
+
+
 def _left(window: UptimeWindow) -> str:
     budget = window.error_budget
-    return UNKNOWN if budget is None or budget.remaining is None else f"{budget.remaining * 100:,.1f} %"
+    if budget is None or budget.remaining is None:
+        return UNKNOWN
+    return "overspent" if budget.used_seconds > budget.allowed_seconds else f"{budget.remaining * 100:,.1f} %"
+
+
+def _known_since(window: UptimeWindow) -> str:
+    """Return since when the node is known, instead of a share of so short a time; a dash when nothing is known."""
+    seconds = window.healthy_seconds + window.unhealthy_seconds + window.draining_seconds
+    if not seconds:
+        return UNKNOWN
+    since = datetime.now(UTC) - timedelta(seconds=seconds + window.registry_outage_seconds)
+    return f"since {since:%H:%MZ} ({span(seconds)})"
 
 
 def _percent(fraction: float | None) -> str:

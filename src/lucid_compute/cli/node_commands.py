@@ -21,6 +21,7 @@ from lucid_compute.cli.lookup import complete_model, complete_node, get_node
 from lucid_compute.cli.output import Column, JsonOption, Listing, console_for, facts, sentence, show, show_json
 from lucid_compute.client import Lucid
 from lucid_compute.registry.domain.node_state import NodeStatus
+from lucid_compute.registry.matching_engine import ReasonCode
 from lucid_compute.registry.shapes import NodeHealth, NodeView
 
 app = typer.Typer(
@@ -49,7 +50,11 @@ def list_nodes(
     api: ApiOption = None,
     key: KeyOption = None,
 ) -> None:
-    """List nodes with their health. A `stale` node is healthy, but has sent no heartbeat for more than 30 s."""
+    """List nodes with their health.
+
+    A `stale` node is healthy, but has sent no heartbeat for more than 30 s. A `stopped` node is an unhealthy one that
+    said that it stops, and is silent since.
+    """
     if is_watched and (as_json or not sys.stdout.isatty()):
         raise CommandFailed("--watch needs a terminal. For scripts: lucid nodes --json.", ExitStatus.USAGE)
     filters: Any = {
@@ -125,8 +130,15 @@ def node_summary(nodes: Sequence[NodeView]) -> str:
 
 
 def shown_status(health: NodeHealth) -> str:
-    """Return the status, or `stale` for a healthy node whose last heartbeat is not fresh."""
+    """Return the status; `stale` for a healthy node that is not fresh, `stopped` for one that stopped as it said."""
+    if health.stopped and health.status is NodeStatus.UNHEALTHY:
+        return "stopped"
     return "stale" if health.status == "healthy" and not health.fresh else health.status.value
+
+
+def is_draining(health: NodeHealth) -> bool:
+    """Return whether the node drains, also when it is silent, and therefore unhealthy."""
+    return any(reason.code == ReasonCode.DRAINING for reason in health.reasons)
 
 
 def node_facts(node: NodeView) -> list[RenderableType]:

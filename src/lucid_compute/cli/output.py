@@ -25,6 +25,7 @@ STYLES = {
     "healthy": "green",
     "stale": "yellow",
     "draining": "yellow",
+    "stopped": "yellow",
     "unhealthy": "red",
     "deregistered": "dim",
     "active": "green",

@@ -48,6 +48,7 @@ class Health(NamedTuple):
     node: FleetNode
     at: datetime
     status: NodeStatus
+    has_stopped: bool
     uptime_seconds: float
     in_flight: int
     is_drained: bool
@@ -155,10 +156,12 @@ class ComputeRegistry:
         """Return a node's health, with every reason why it is not healthy; `now` None is this moment."""
         now = now or self._clock.now()
         state, fleet = node.state, self._fleet
+        live_since = fleet.live_since(now)
         return Health(
             node=node,
             at=now,
-            status=fleet.status_of(node, now),
+            status=state.status(live_since),
+            has_stopped=state.has_stopped(live_since),
             uptime_seconds=_uptime_seconds(fleet, node, now),
             in_flight=fleet.in_flight(state.id),
             is_drained=fleet.is_drained(node),

@@ -122,6 +122,14 @@ def health_reasons(node: NodeState, now: datetime) -> tuple[Reason, ...]:
     return tuple(explain(node, now) for holds, explain in _HEALTH_RULES if not holds(node, now))
 
 
+def distance_of(reasons: Iterable[Reason]) -> float:
+    """Return how far a node is from running the model: 0 when it can.
+
+    A heartbeat or a drain is nearer than a runtime, and memory or context are as far as the node has too little.
+    """
+    return sum(_DISTANCES.get(reason.code, 1.0) * _lack(reason) for reason in reasons)
+
+
 def declaration_of(model: ModelPassport, node: NodeState) -> DeclaredModel | None:
     """Return the node's declaration of the model, looked up by id, then name, then aliases; None: it declares none."""
     declared = node.declared
@@ -155,6 +163,22 @@ def context_limit(node: NodeState, declaration: DeclaredModel | None) -> int | N
     if declaration is not None and declaration.max_tokens is not None:
         return declaration.max_tokens
     return node.passport.max_context
+
+
+_DISTANCES = {
+    ReasonCode.PASSPORT_INACTIVE: 2.0,
+    ReasonCode.RUNTIME_MISMATCH: 4.0,
+    ReasonCode.CONTEXT_TOO_SHORT: 4.0,
+    ReasonCode.VRAM_TOO_LOW: 8.0,
+    ReasonCode.DEREGISTERED: 1e6,
+}
+
+
+def _lack(reason: Reason) -> float:
+    """Return how many times the value found is in the value wanted, where both are amounts; else 1."""
+    if reason.code not in {ReasonCode.VRAM_TOO_LOW, ReasonCode.CONTEXT_TOO_SHORT} or not reason.found:
+        return 1.0
+    return float(reason.wanted / reason.found)
 
 
 def _has_vram(model: ModelPassport, node: NodeState, declaration: DeclaredModel | None) -> bool:
@@ -205,7 +229,7 @@ def _draining_reason(node: NodeState, _: datetime) -> Reason:
     message = (
         "The node's operator drains it; POST /compute/resume/{passportId} ends that."
         if node.draining_since is not None
-        else "The node says that it is draining; it counts again when it reports healthy."
+        else "The node said that it drains, as before a stop; it counts again when it reports healthy."
     )
     return Reason(ReasonCode.DRAINING, message, "not draining", "draining")
 

@@ -8,7 +8,17 @@ from pydantic import Field
 
 from lucid_compute.registry.domain.node_state import GpuReading, NodeStatus, ReportedRuntime, ReportedStatus
 from lucid_compute.registry.domain.passports import PassportStatus, PassportType
-from lucid_compute.wire import Identifier, Instant, Label, Pagination, PositiveCount, ResponseShape, Text, WireShape
+from lucid_compute.wire import (
+    Identifier,
+    Instant,
+    Label,
+    ModelId,
+    Pagination,
+    PositiveCount,
+    ResponseShape,
+    Text,
+    WireShape,
+)
 
 Tags = Annotated[list[Label], Field(max_length=50)]
 _GUIDE_EXAMPLE: dict[str, Any] = {
@@ -30,7 +40,7 @@ class PassportCreate(WireShape):
 
     model_config = {"json_schema_extra": {"examples": [_GUIDE_EXAMPLE]}}
 
-    name: Label
+    name: ModelId = Field(description="A model's may be as long as the ids that nodes know it by.")
     type: PassportType
     metadata: dict[str, Any] = Field(default_factory=dict)
     description: Text | None = None
@@ -42,7 +52,7 @@ class PassportCreate(WireShape):
 class PassportPatch(WireShape):
     """An RFC 7396 merge patch: what is left out stays, null removes, also inside `metadata`."""
 
-    name: Label | None = None
+    name: ModelId | None = None
     description: Text | None = None
     version: Label | None = None
     tags: Tags | None = None
@@ -161,6 +171,7 @@ class NodeHealth(ResponseShape):
     passport_id: str
     status: NodeStatus
     fresh: bool
+    stopped: bool = Field(default=False, description="It said that it stops, and is silent since: no alarm.")
     uptime_seconds: float
     jobs_completed: int | None = Field(description="In the node's life; null only while the database is away.")
     avg_latency_ms: float | None = Field(description="Of the last hour's completed jobs; null without one.")
@@ -192,7 +203,7 @@ class NodeList(ResponseShape):
 class ModelDeclaration(WireShape):
     """A model that the node can serve, under the id the node knows it by."""
 
-    id: Label
+    id: ModelId
     max_tokens: PositiveCount | None = None
     quantization: Label | None = None
 

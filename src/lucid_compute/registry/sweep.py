@@ -1,8 +1,8 @@
 """The sweep: records transitions of nodes as events, by one replica at a time. It never decides a node's state.
 
 - The brake: while many nodes fall silent at once, the fault is more likely ours, so events of silence wait.
-- The damping: within ten minutes a node that flaps gets two `unhealthy` events at most, and no `stale` event after
-  three events about its health. A recovery never waits, so there is at most one for each of these.
+- The damping: within ten minutes a node that flaps gets two `unhealthy` events at most, one `stopped` event, and no
+  `stale` event after three events about its health. A recovery never waits, so there is at most one for each of these.
 
 Neither changes routing or status. Source: the reliability page, "Decisions taken from the failure model".
 """
@@ -23,7 +23,7 @@ from lucid_compute.postgres.changes import announce
 from lucid_compute.postgres.clock import DatabaseClock
 from lucid_compute.postgres.database import Database
 from lucid_compute.registry.domain.event_types import EventType
-from lucid_compute.registry.domain.node_state import FRESH_WINDOW, NodeStatus
+from lucid_compute.registry.domain.node_state import FRESH_WINDOW, LIVE_WINDOW, NodeStatus
 from lucid_compute.registry.events import ENQUEUE_NODE_EVENTS
 from lucid_compute.registry.fleet.change_feed import ENDED_NODES_KEPT
 from lucid_compute.registry.fleet.fleet import Fleet, FleetNode
@@ -57,11 +57,13 @@ _RECORD = text(f"""
         WHERE w.state IN ('{EventType.HEALTHY}', '{EventType.DRAINING}', '{EventType.DRAINED}') OR (
             SELECT CASE w.state
                 WHEN '{EventType.UNHEALTHY}' THEN count(*) FILTER (WHERE e.type = w.state) < {MAX_UNHEALTHY_EVENTS}
-                ELSE count(*) < {HEALTH_EVENTS_BEFORE_STALE_WAITS}
+                WHEN '{EventType.STOPPED}' THEN count(*) FILTER (WHERE e.type = w.state) = 0
+                ELSE count(*) FILTER (WHERE e.type <> '{EventType.STOPPED}') < {HEALTH_EVENTS_BEFORE_STALE_WAITS}
             END
             FROM node_events e
-            WHERE e.passport_id = w.passport_id AND e.at > now() - interval '10 minutes'
-                AND e.type IN ('{EventType.HEALTHY}', '{EventType.STALE}', '{EventType.UNHEALTHY}')
+            WHERE e.passport_id = w.passport_id AND e.at > now() - interval '10 minutes' AND e.type IN (
+                '{EventType.HEALTHY}', '{EventType.STALE}', '{EventType.UNHEALTHY}', '{EventType.STOPPED}'
+            )
         )
     ), changed AS (
         UPDATE nodes n SET recorded_state = w.state, revision = n.revision + 1, changed_xid = pg_current_xact_id()
@@ -127,16 +129,18 @@ def find_transition(
     `silence` is how long the node has been silent, outages of the registry left out.
     """
     receipt = node.state.last_heartbeat
-    status = node.state.status(live_since)
-    if status is NodeStatus.DEREGISTERED or (receipt is None and status is not NodeStatus.DRAINING):
+    if node.record.has_ended or (receipt is None and not node.state.is_draining):
         return None
     age = now - receipt.received_at if receipt else timedelta(0)
     is_silence = False
     reason: str | None = None
-    if status is NodeStatus.DRAINING:
+    if node.state.is_draining and not _is_drain_over(node, live_since):
         state = EventType.DRAINED if fleet.is_drained(node) else EventType.DRAINING
         reason = "reported by the node" if node.state.draining_since is None else None
-    elif status is NodeStatus.UNHEALTHY:
+    elif node.state.has_stopped(live_since):
+        state, is_silence = EventType.STOPPED, True
+        reason = f"it said that it stops; no heartbeat for {silent_for.total_seconds():.0f} s"
+    elif node.state.status(live_since) is NodeStatus.UNHEALTHY:
         state, is_silence = EventType.UNHEALTHY, not node.state.is_live(live_since)
         reason = f"no heartbeat for {age.total_seconds():.0f} s" if is_silence else "reported by the node"
     elif silence > STALE_EVENT_AFTER:
@@ -147,6 +151,22 @@ def find_transition(
     if state == node.recorded_state or (state is EventType.HEALTHY and age > FRESH_WINDOW):
         return None
     return Transition(node.state.id, node.recorded_state, state.value, reason, is_silence)
+
+
+def _is_drain_over(node: FleetNode, live_since: datetime) -> bool:
+    """Return whether the drain of a silent node is recorded to its end, so that its silence is the next to record.
+
+    A node that was silent before its operator drained it has no further event: its silence is recorded already.
+    """
+    state, receipt = node.state, node.state.last_heartbeat
+    if receipt is None or state.is_live(live_since):
+        return False
+    if state.has_stopped(live_since):
+        return node.recorded_state in {EventType.DRAINED, EventType.STOPPED}
+    since = state.draining_since
+    if since is not None and receipt.received_at + LIVE_WINDOW < since:
+        return False
+    return node.recorded_state in {EventType.DRAINED, EventType.UNHEALTHY}
 
 
 class SweepFollower(Protocol):

@@ -15,6 +15,7 @@ from lucid_compute.registry.domain.passports import ModelFormat, ModelPassport, 
 from lucid_compute.registry.fleet.fleet import Fleet, FleetNode
 from lucid_compute.registry.matching_engine import (
     Reason,
+    distance_of,
     fit_reasons,
     has_available_compute,
     has_serving_compute,
@@ -74,6 +75,7 @@ def view_health(health: Health, statistics: JobStatistics) -> NodeHealth:
         passport_id=state.id,
         status=health.status,
         fresh=state.is_fresh(health.at),
+        stopped=health.has_stopped,
         uptime_seconds=health.uptime_seconds,
         jobs_completed=statistics.jobs_completed,
         avg_latency_ms=statistics.avg_latency_ms,
@@ -128,7 +130,7 @@ async def explain_availability(
     async for node, reasons in _reasons_of_nodes(fleet, model, viewer, now):
         if only_reason is None or any(reason.code == only_reason for reason in reasons):
             listed.append((node, reasons))
-    listed.sort(key=lambda pair: (pair[0].record.has_ended, len(pair[1])))
+    listed.sort(key=lambda pair: (pair[0].record.has_ended, distance_of(pair[1]), pair[0].record.name))
     page = None if shown is None else shown.page
     availability = ModelAvailability(
         available=has_available_compute(model, fleet.candidates(model, now), now),

@@ -7,6 +7,7 @@ import json
 import signal
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.agents import BEATS_SECONDS, NOBODY_LISTENS, agent, make_key, open_registry
@@ -15,7 +16,7 @@ from tests.fault_node import Behaviour, Ending, FaultNode
 from tests.llama import llama_server, said
 from tests.llama import running as llama_running
 from tests.lucid_serve import LUCID, Served, eventually, folder, serving
-from tests.recorded_servers import recorded_server
+from tests.recorded_servers import NOTHING_THERE, answers_of, recorded_server
 
 
 async def test_an_agent_outlives_the_registry_until_its_node_is_deregistered(tmp_path: Path) -> None:
@@ -54,7 +55,7 @@ def test_beside_lucid_serve_an_agent_needs_no_key(tmp_path: Path) -> None:
     with folder() as made, Served(made) as served:
         command = [str(LUCID), "agent", "run", "--url", NOBODY_LISTENS, "--api", served.url, "--vram", "2GB"]
         with llama_running(tmp_path / "output", command, LUCID_DATA_DIR=str(served.data_dir)) as process:
-            said(tmp_path / "output", process, "(registered)")
+            said(tmp_path / "output", process, "(not registered yet)")
 
 
 @pytest.mark.parametrize(
@@ -67,27 +68,70 @@ def test_beside_lucid_serve_an_agent_needs_no_key(tmp_path: Path) -> None:
         (("--api", "http://lucid.example"), None, (2, "--public-url")),
     ],
 )
-def test_what_waiting_does_not_mend_ends_the_agent_at_its_start(
+async def test_what_waiting_does_not_mend_ends_the_agent_at_its_start(
     small_registry: tuple[str, str], tmp_path: Path, options: tuple[str, ...], key: str | None, ends: tuple[int, str]
 ) -> None:
     """One sentence, and a status that says what kind of thing is wrong."""
     url, good_key = small_registry
     status, words = ends
-    with agent(tmp_path, url, key or good_key, NOBODY_LISTENS, *options) as running:
-        assert running.ends() == status, running.log
+    async with recorded_server("llama.cpp") as (node, _):
+        with agent(tmp_path, url, key or good_key, node.url, *options) as running:
+            assert await asyncio.to_thread(running.ends) == status, running.log
     assert words in running.log
     assert "Traceback" not in running.log
 
 
-def test_a_second_agent_of_the_same_name_takes_the_node_over(small_registry: tuple[str, str], tmp_path: Path) -> None:
-    """The first is told so by the registry, says what to do and ends, rather than beat in vain."""
+async def test_a_second_agent_of_the_same_name_takes_the_node_over(
+    small_registry: tuple[str, str], tmp_path: Path
+) -> None:
+    """Both are told: the first ends rather than beat in vain, and the second says that there was another."""
     url, key = small_registry
-    with agent(tmp_path, url, key, NOBODY_LISTENS) as first:
-        first.says(r"(registered)")
-        with agent(tmp_path, url, key, NOBODY_LISTENS) as second:
-            assert first.ends() == 11, first.log
-            assert "give each its own --name" in first.log
-            assert second.process.poll() is None
+    async with recorded_server("llama.cpp") as (node, _):
+        with agent(tmp_path, url, key, node.url) as first:
+            await asyncio.to_thread(first.says_in_time, "healthy, first heartbeat accepted")
+            with agent(tmp_path, url, key, node.url) as second:
+                assert await asyncio.to_thread(first.ends) == 11, first.log
+                assert "give each its own --name" in first.log
+                assert second.process.poll() is None
+                await asyncio.to_thread(second.says_in_time, "give each machine its own --name")
+
+
+async def test_an_agent_registers_no_node_before_its_server_answers(
+    small_registry: tuple[str, str], tmp_path: Path
+) -> None:
+    """It waits and says so, once; the server is then registered as what it is, and the log says that all is well."""
+    url, key = small_registry
+    async with httpx.AsyncClient(base_url=url, headers={"Authorization": f"Bearer {key}"}) as provider:
+
+        async def nodes() -> list[str]:
+            listed = (await provider.get("/compute?search=late")).json()["nodes"]
+            return [entry["health"]["status"] for entry in listed]
+
+        async with FaultNode(NOTHING_THERE) as node:
+            with agent(tmp_path, url, key, node.url, "--name", "late") as running:
+                await asyncio.to_thread(running.says_in_time, f"no inference server answers at {node.url}")
+                assert await nodes() == []
+                node.by_path |= answers_of("llama.cpp")
+                await asyncio.to_thread(running.says_in_time, "healthy, first heartbeat accepted")
+                assert await nodes() == ["healthy"]
+                assert running.log.count("not registered yet") == 1
+                node.by_path.clear()
+                await asyncio.to_thread(running.says_in_time, "unhealthy: this node gets no request")
+                assert await asyncio.to_thread(running.stop) == 0
+        with agent(tmp_path, url, key, NOBODY_LISTENS, "--name", "late") as again:  # a known node is reported at once
+            await asyncio.to_thread(again.says_in_time, "unhealthy, first heartbeat accepted")
+            assert await asyncio.to_thread(again.stop) == 0
+
+
+def test_an_agent_that_waits_for_its_server_stops_when_it_is_told(
+    small_registry: tuple[str, str], tmp_path: Path
+) -> None:
+    """It has registered nothing, so that there is nothing to drain."""
+    url, key = small_registry
+    with agent(tmp_path, url, key, NOBODY_LISTENS, "--name", "never") as running:
+        running.says_in_time("not registered yet")
+        assert running.stop() == 0
+        assert "drains" not in running.log
 
 
 async def test_requests_that_do_not_end_are_waited_for_until_the_deadline_or_a_second_signal(
@@ -111,11 +155,15 @@ async def test_requests_that_do_not_end_are_waited_for_until_the_deadline_or_a_s
 async def test_one_lost_beat_is_sent_again_and_lost_news_cost_nothing(tmp_path: Path) -> None:
     """The answer of a heartbeat is lost: a second later it is sent again under its number, and counts once."""
     with serving() as served:
-        async with served.client() as admin, FaultNode(upstream=served.url) as between:
+        async with (
+            served.client() as admin,
+            FaultNode(upstream=served.url) as between,
+            recorded_server("llama.cpp") as (server, _),
+        ):
             key = await make_key(admin)
             cut = Behaviour(cut_head_after=10, ending=Ending.RESET)
             between.by_path["/compute/heartbeat"] = cut
-            with agent(tmp_path, between.url, key, NOBODY_LISTENS) as running:
+            with agent(tmp_path, between.url, key, server.url) as running:
                 await asyncio.to_thread(running.says_in_time, "trying again")
                 del between.by_path["/compute/heartbeat"]
                 await asyncio.to_thread(running.says_in_time, "takes this node's heartbeats again")
@@ -130,12 +178,16 @@ async def test_one_lost_beat_is_sent_again_and_lost_news_cost_nothing(tmp_path: 
 async def test_a_registry_that_forgot_the_node_gets_it_again(tmp_path: Path) -> None:
     """As after a restore from an old backup: the beat is answered 404, and the agent registers anew."""
     with serving() as served:
-        async with served.client() as admin, FaultNode(upstream=served.url) as between:
+        async with (
+            served.client() as admin,
+            FaultNode(upstream=served.url) as between,
+            recorded_server("llama.cpp") as (server, _),
+        ):
             key = await make_key(admin)
             error = {"code": "NODE_NOT_FOUND", "message": "No node.", "status": 404, "details": {}}
             missing = Behaviour(answer=respond(json.dumps({"error": error}).encode(), status=404))
             between.by_path["/compute/heartbeat"] = missing
-            with agent(tmp_path, between.url, key, NOBODY_LISTENS) as running:
+            with agent(tmp_path, between.url, key, server.url) as running:
                 await asyncio.to_thread(running.says_in_time, "registering it again")
                 del between.by_path["/compute/heartbeat"]
                 await asyncio.to_thread(running.says_in_time, "found this machine")

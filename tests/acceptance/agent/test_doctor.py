@@ -27,7 +27,7 @@ from tests.fault_node import Behaviour, FaultNode
 from tests.llama import MODEL, llama_server
 from tests.lucid_serve import LUCID, Served, serving_on_a_clone
 
-WARN, FAIL = CheckVerdict.WARN, CheckVerdict.FAIL
+WARN, FAIL, SKIPPED = CheckVerdict.WARN, CheckVerdict.FAIL, CheckVerdict.SKIPPED
 
 
 class Break(NamedTuple):
@@ -80,6 +80,19 @@ async def silent(ward: Ward) -> None:
     ward.sender = None
     await ward.beat()
     await ward.served.fall_silent(ward.node, 45)
+
+
+async def stopped(ward: Ward) -> None:
+    ward.sender = None
+    await ward.beat(status="draining", detail="the agent is stopping")
+    await ward.served.fall_silent(ward.node, 1500)
+
+
+async def vanished_while_drained(ward: Ward) -> None:
+    ward.sender = None
+    await ward.beat()
+    await ward.post(f"/compute/drain/{ward.node}")
+    await ward.served.fall_silent(ward.node, 1500)
 
 
 async def never_heard(ward: Ward) -> None:
@@ -143,6 +156,10 @@ BREAKS = [
     Break("passport", FAIL, "for good", "Register it again", deregistered),
     Break("drain", FAIL, "An operator", "lucid resume node-", lambda ward: ward.post(f"/compute/drain/{ward.node}")),
     Break("drain", FAIL, "own heartbeats say that it drains: the agent", "lucid agent run", reports_draining),
+    Break("drain", FAIL, "The node said that it stops: the agent is stopping", "lucid agent run", stopped),
+    Break("drain", FAIL, "An operator", "lucid resume node-", vanished_while_drained),
+    Break("report", SKIPPED, "The node says that it drains", "", reports_draining),
+    Break("heartbeats", FAIL, "1500 s old", "Start the sender again", stopped),
     Break("heartbeats", FAIL, "No heartbeat was ever", "lucid agent run", never_heard),
     Break("heartbeats", FAIL, "s old; after 30 s", "start it again", silent),
     Break("report", FAIL, "unhealthy: llama.cpp is wedged", "lucid agent inspect", unwell),

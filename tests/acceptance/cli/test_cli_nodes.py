@@ -161,8 +161,50 @@ async def test_a_drain_need_not_be_waited_for(cli_fleet: Gateway, lucid: Command
     answer = (await lucid("drain", name, "--no-wait", "--json")).json
     assert set(answer) == {"passportId", "status", "inFlight", "drained"}
     assert answer["status"] == "draining"
-    assert (await lucid("resume", name)).out == f"{name} is healthy.\n"
-    assert (await lucid("resume", name, "--json")).json["passportId"] == node
+    resumed = await lucid("resume", name)
+    assert (resumed.status, resumed.out) == (0, f"{name} is healthy.\n")
+    again = await lucid("resume", name, "--json")
+    assert (again.status, again.json["passportId"], again.json["status"]) == (1, node, "healthy")
+    assert again.err == f"lucid: Nothing changed: no operator drains {name}. {name} is healthy.\n"
+
+
+async def test_a_resume_that_changes_nothing_says_so_and_is_status_1(cli_fleet: Gateway, lucid: CommandLine) -> None:
+    """A drain that the node reports ends with its agent's next start; the operator's ends with the command."""
+    node, name = await add_node(cli_fleet)
+    await cli_fleet.beat(node, status="draining")
+    ended = await lucid("resume", name)
+    assert ended.status == 1
+    assert ended.sentence.startswith(f"Nothing changed: no operator drains {name}. {name} reports itself that it")
+    assert ended.sentence.endswith("lucid agent run")
+    await cli_fleet.admin.post(f"/compute/drain/{node}")
+    both = await lucid("resume", name)
+    assert both.status == 0
+    assert both.out.startswith(f"The operator's drain has ended. {name} reports itself that it drains.")
+    await cli_fleet.served.fall_silent(node, 180)
+    await eventually(lambda: has_stopped(cli_fleet, node))
+    silent = await lucid("resume", name)
+    assert silent.status == 1
+    assert f"{name} is stopped: it said so 3 min ago. Start it: lucid agent run" in silent.sentence
+
+
+async def test_a_silent_node_is_called_stopped_or_unhealthy_and_can_be_drained(
+    cli_fleet: Gateway, lucid: CommandLine
+) -> None:
+    """What stopped as it said is told from what vanished; a drain of a silent node ends as any other."""
+    region = uuid4().hex
+    stopped, vanished = [await add_node(cli_fleet, region=region) for _ in range(2)]
+    await cli_fleet.beat(stopped[0], status="draining", detail="the agent is stopping")
+    for node, _ in (stopped, vanished):
+        await cli_fleet.served.fall_silent(node, 1500)
+    await eventually(lambda: has_stopped(cli_fleet, stopped[0]))
+    drained = await lucid("drain", vanished[1])
+    assert (drained.status, drained.out) == (0, f"{vanished[1]} is drained: safe to stop.\n")
+    listed = await lucid("nodes", "--region", region, "--status", "unhealthy")
+    rows = {line.split()[0]: line.split()[1] for line in listed.out.splitlines()[1:3]}
+    assert rows == {stopped[1]: "stopped", vanished[1]: "unhealthy"}
+    assert listed.out.splitlines()[-1] == "2 nodes: 1 stopped, 1 unhealthy"
+    assert "status     stopped" in (await lucid("nodes", "show", stopped[1])).out
+    assert (await lucid("nodes", "show", stopped[1], "--json")).json["health"]["stopped"] is True
 
 
 async def test_a_script_has_to_agree_to_a_deregistration(cli_fleet: Gateway, lucid: CommandLine) -> None:
@@ -179,6 +221,11 @@ async def test_a_script_has_to_agree_to_a_deregistration(cli_fleet: Gateway, luc
     shown = (await lucid("events", name, "--limit", "1")).out
     assert "deregistered" in shown
     assert "registered  " not in shown.replace("deregistered", "")
+
+
+async def has_stopped(cli_fleet: Gateway, node: str) -> bool:
+    """Return whether the node stopped as it said."""
+    return bool((await cli_fleet.health(node))["stopped"])
 
 
 async def is_draining(cli_fleet: Gateway, node: str) -> bool:

@@ -90,6 +90,32 @@ def test_a_nodes_page_says_what_to_fix(watched: Watched, page: Page) -> None:
     page.wait_for_text("This node has ended")
 
 
+def test_what_stopped_is_not_called_well_and_told_from_what_vanished(watched: Watched, page: Page) -> None:
+    """Both are nodes to look after; the fix of a reported drain is the agent's start, of an operator's `resume`."""
+    stopped, vanished, drained = (watched.add_node(name) for name in ("stopped-one", "vanished-one", "drained-one"))
+    watched.beat(stopped, status="draining", detail="the agent is stopping")
+    watched.beat(vanished)
+    watched.beat(drained)
+    watched.post(f"/compute/drain/{drained}")
+    watched.log_in(page, f"/nodes/{stopped}")
+    page.wait_for_text("lucid agent run", ".fix")
+    assert "lucid resume" not in page.text(".fix")
+    for node in (stopped, vanished):
+        watched.fall_silent(node)
+    page.wait_for_text("stopped", ".heading .status")
+    assert "lucid agent run" in page.text(".fix")
+    assert "lucid resume" not in page.text(".fix")
+    assert "HEARTBEAT_STALE" not in page.text(".fix")
+    page.go(f"{watched.url}/nodes/{drained}")
+    page.wait_for_text(f"lucid resume {drained}", ".fix")
+    page.go(watched.url)
+    wait_for_value(page, "unhealthy", "2")
+    wait_for_value(page, "draining", "1")
+    page.wait_for_text("stopped-one", ".pair")
+    page.wait_for_text("vanished-one", ".pair")
+    assert sorted(page.texts(".pair .list .status")) == ["▲\nunhealthy", "◇\nstopped"]
+
+
 def test_a_charts_numbers_can_be_read(watched: Watched, page: Page) -> None:
     """Every chart has its figures in a table; they are the API's."""
     node = watched.add_node("the-node")

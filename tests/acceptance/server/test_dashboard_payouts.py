@@ -43,8 +43,10 @@ def test_what_was_earned_is_shown_to_the_last_digit(watched: Watched, page: Page
     asyncio.run(earn(watched))
     watched.log_in(page, "/payouts")
     wait_for_value(page, "requests completed", str(REQUESTS))
-    wait_for_value(page, "revenue", "$0.012")
-    assert page.run("""[...document.querySelectorAll('.figure .value')][0].title""") == "$0.0125"
+    wait_for_value(page, "earned", "$0.0087")  # what the provider gets; what was charged is the note
+    assert page.run("""[...document.querySelectorAll('.figure .value')][0].title""") == "$0.0125 charged"
+    page.wait_for_text("70 % of $0.012 charged", ".figure")
+    page.wait_for_text("Payouts / open month")
     page.wait_for_text("the protocol", ".rows")
     text = page.text("main")
     for amount in ("$0.0125", "$0.00875", "$0.0025", "$0.00125"):

@@ -81,7 +81,7 @@ async def test_completed_running_failed_and_retried_are_exactly_all_attempts(api
     by_cause = {each["cause"]: each for each in report["losses"]}
     sides = {
         ("http_503", "provider"),
-        ("connect_failed", "network"),
+        ("connect_failed", "provider"),
         ("internal", "us"),
         ("unknown", "provider"),
         ("client_left", "client"),

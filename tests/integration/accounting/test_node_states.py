@@ -75,6 +75,32 @@ async def test_states_are_written_with_the_instants_that_all_replicas_know(api: 
     assert (await written(api, node_id))[3:] == [("draining", later), ("healthy", last + timedelta(seconds=1))]
 
 
+@pytest.mark.parametrize("is_reported", [True, False])
+async def test_a_silent_drain_is_unhealthy_and_not_in_the_uptime(api: Api, is_reported: bool) -> None:
+    """Counted among unhealthy nodes, and left out of the node's uptime as its drain was."""
+    node_id = await api.register()
+    states, begin = states_of(api), api.replica.clock.now() - timedelta(seconds=300)
+    hear(api, node_id, begin, up_since=begin)
+    await follow(states, begin)
+    drained = begin + timedelta(seconds=60)
+    if not is_reported:
+        await api.http.post(f"/compute/drain/{node_id}")
+        await run_sql(api, "UPDATE nodes SET draining_since = $2 WHERE passport_id = $1", node_id, drained)
+    hear(api, node_id, drained, up_since=begin, status="draining" if is_reported else "healthy")
+    await follow(states, drained)
+    await follow(states, drained + timedelta(seconds=121))
+    found = await written(api, node_id)
+    assert [state for state, _ in found] == ["healthy", "draining", "stopped"]
+    assert found[2][1] == drained + timedelta(seconds=120)
+    uptime = (await api.http.get(f"/compute/uptime/{node_id}")).json()["windows"][0]
+    assert (uptime["uptime"], uptime["unhealthySeconds"]) == (1.0, 0.0)
+    assert uptime["drainingSeconds"] >= 235
+    await run_sql(api, "UPDATE record_marks SET began_at = now() - interval '1 day'")
+    query = {"from": "-2m", "series": "nodesUnhealthy,nodesDraining", "step": "1m"}
+    series = (await api.http.get("/compute/metrics", params=query)).json()["series"]
+    assert (series["nodesUnhealthy"][-2], series["nodesDraining"][-2]) == (1.0, 0.0)
+
+
 async def test_an_outage_of_ours_puts_off_when_a_silent_node_is_unhealthy(api: Api) -> None:
     node_id = await api.register()
     states, begin = states_of(api), api.replica.clock.now()

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
+from lucid_compute.agent.gpu import GpuState
+from lucid_compute.agent.node_report import load_of
 from lucid_compute.agent.runtimes.detection import CERTAIN, GUESSED, LIKELY, Detection, detect
+from lucid_compute.agent.runtimes.inference_server import InferenceServer
 from lucid_compute.agent.runtimes.reading import ServedModel, ServerReading
+from lucid_compute.registry.domain.node_state import Heartbeat
+from lucid_compute.registry.shapes import ModelDeclaration
 from tests.fault_answers import endless_body, redirect, respond
-from tests.fault_node import Behaviour, Ending
+from tests.fault_node import Behaviour, Ending, FaultNode
 from tests.recorded_servers import NOTHING_THERE, answers_of, recorded_server, saying
 
 LLAMA = ServedModel(id="tiny-reciter", max_tokens=1024, quantization="f32")
@@ -144,6 +151,184 @@ async def test_a_router_of_llama_cpp_declares_all_and_reports_what_is_loaded() -
     _, reading = await look("llama.cpp", v1__models=models, props=saying(b'{"role":"router"}'), **metrics)
     assert [(model.id, model.is_loaded) for model in reading.models or ()] == [("a", True), ("b/c", False)]
     assert (reading.running, reading.queued) == (3, None)
+
+
+@pytest.mark.parametrize(
+    ("status", "is_declared", "is_loaded"),
+    [
+        ({"value": "loaded"}, True, True),
+        ({"value": "loading"}, True, False),
+        ({"value": "sleeping"}, True, False),
+        ({"value": "unloaded"}, True, False),
+        ({"value": "unloaded", "failed": True, "exit_code": 1}, False, False),
+        ({"value": "downloading"}, False, False),
+        ({"value": "error"}, False, False),
+        ({}, False, False),
+    ],
+)
+async def test_a_router_of_llama_cpp_declares_no_model_that_it_can_not_serve(
+    status: dict[str, object], is_declared: bool, is_loaded: bool
+) -> None:
+    listed = {"data": [{"id": "a", "aliases": ["b"], "owned_by": "llamacpp", "status": status}]}
+    models = saying(json.dumps(listed).encode())
+    _, reading = await look("llama.cpp", v1__models=models, props=saying(b'{"role":"router"}'))
+    assert [(model.id, model.is_loaded) for model in reading.models or ()] == [
+        (name, is_loaded) for name in ("a", "b") if is_declared
+    ]
+
+
+async def test_a_router_that_loads_nothing_by_itself_declares_what_is_loaded() -> None:
+    listed = [{"id": name, "status": {"value": name}, "owned_by": "llamacpp"} for name in ("loaded", "unloaded")]
+    models, props = saying(json.dumps({"data": listed}).encode()), b'{"role":"router","models_autoload":false}'
+    _, reading = await look("llama.cpp", v1__models=models, props=saying(props))
+    assert [model.id for model in reading.models or ()] == ["loaded"]
+
+
+@pytest.mark.parametrize("name", ["vllm-0.32.0", "sglang", "tgi"])
+async def test_an_adapter_has_the_context_of_its_base(name: str) -> None:
+    """It names none of its own; `tgi` stands for a server of no known runtime."""
+    owner = {"vllm-0.32.0": "vllm", "sglang": "sglang", "tgi": "me"}[name]
+    listed: list[dict[str, Any]] = [
+        {"id": "on-an-adapter", "parent": "adapter"},
+        {"id": "adapter", "parent": "base"},
+        {"id": "own", "parent": "base", "max_model_len": 100},
+        {"id": "base", "parent": None, "max_model_len": 4096, "root": "/models/base"},
+        {"id": "other", "max_model_len": 8192},
+        {"id": "of-a-name-that-is-not-served", "parent": "meta-llama/Llama-3"},
+        {"id": "circle", "parent": "circle"},
+    ]
+    models = saying(json.dumps({"data": [{**entry, "owned_by": owner} for entry in listed]}).encode())
+    unknown = {"info": NOTHING_THERE, "metrics": NOTHING_THERE} if name == "tgi" else {}
+    _, reading = await look(name, v1__models=models, **unknown)
+    assert {model.id: model.max_tokens for model in reading.models or ()} == {
+        "on-an-adapter": 4096,
+        "adapter": 4096,
+        "own": 100,
+        "base": 4096,
+        "other": 8192,
+        "of-a-name-that-is-not-served": 4096,
+        "circle": 4096,
+    }
+
+
+RANKS = ((0, 0, 0.0), (0, 0, 0.01), (1, 11, 0.97), (0, 0, 0.0))
+
+
+def sglang_ranks(label: str, ranks: Sequence[tuple[int, int, float]]) -> Behaviour:
+    """The metrics of an SGLang with these ranks: requests that run, that wait, and the cache in use."""
+    lines = [
+        f'sglang:{name}{{engine_type="unified",model_name="m",{label}="{number}"}} {value}'
+        for number, rank in enumerate(ranks)
+        for name, value in zip(("num_running_reqs", "num_queue_reqs", "token_usage"), rank, strict=True)
+    ]
+    return saying("\n".join(lines).encode())
+
+
+async def test_sglang_is_as_full_as_its_fullest_data_parallel_rank() -> None:
+    detection, reading = await look("sglang", metrics=sglang_ranks("dp_rank", RANKS))
+    assert (reading.running, reading.queued, reading.fullest_rank) == (1, 11, 0.97)
+    assert load_of(reading, GpuState(None), None) == 0.97
+    busy = [(30, 0, 0.2), (0, 0, 0.1), (2, 0, 0.1), (0, 0, 0.0)]  # 30 of the rank's 32
+    _, reading = await look("sglang", metrics=sglang_ranks("dp_rank", busy))
+    assert detection.runtime.name == "sglang"
+    assert load_of(reading, GpuState(None), None) == 30 / 32
+    _, reading = await look("sglang", metrics=sglang_ranks("tp_rank", RANKS))  # one engine, which is not so full
+    assert (reading.fullest_rank, load_of(reading, GpuState(None), None)) == (None, 1 / 128)
+
+
+async def test_vllm_of_several_engines_is_as_full_as_its_fullest() -> None:
+    text = "".join(
+        f'vllm:num_requests_running{{engine="{engine}"}} 1\nvllm:kv_cache_usage_perc{{engine="{engine}"}} {use}\n'
+        for engine, use in ((0, 0.1), (1, 0.9))
+    )
+    _, reading = await look("vllm-0.32.0", metrics=saying(text.encode()))
+    assert load_of(reading, GpuState(None), 200) == 0.9
+
+
+async def test_names_that_the_registry_does_not_take_are_left_out_with_a_line_in_the_log() -> None:
+    """Real ids fit: the path of a file is one. What is left out is said, and does not vanish."""
+    path = f"/root/.cache/huggingface/hub/{'models--' * 30}/snapshots/0123456789abcdef/model-Q4_K_M.gguf"
+    fits = [path, "a" * 512, "name with\u00a0a\u200bspace", "模型"]
+    names = [*fits, "b" * 513, "line\nbreak", "half \ud83d", "\x7f"]
+    models = saying(json.dumps({"data": [{"id": name} for name in names]}).encode())
+    _, reading = await look("tgi", info=NOTHING_THERE, metrics=NOTHING_THERE, v1__models=models)
+    assert {model.id for model in reading.models or ()} == set(fits)
+    (note,) = reading.notes
+    assert note.startswith("4 models are left out")
+    assert note.isprintable()
+    for model in reading.models or ():
+        ModelDeclaration(id=model.id)
+        fields = {"passport_id": "p", "status": "healthy", "load": None, "queue_depth": None}
+        Heartbeat.model_validate({**fields, "available_models": [model.id]}, by_name=True)
+
+
+async def test_models_beyond_the_bound_are_noted() -> None:
+    models = saying(json.dumps({"data": [{"id": f"m{number}"} for number in range(1002)]}).encode())
+    _, reading = await look("tgi", info=NOTHING_THERE, metrics=NOTHING_THERE, v1__models=models)
+    assert len(reading.models or ()) == 1000
+    assert reading.notes[0].startswith("2 models are left out")
+
+
+IMITATORS: dict[str, dict[str, Any]] = {
+    "LocalAI": {
+        "/api/version": {"version": "0.9.0"},
+        "/api/tags": {"models": [{"name": "qwen3-4b:latest", "model": "qwen3-4b:latest"}]},
+        "/v1/models": {"data": [{"id": "qwen3-4b", "object": "model"}]},
+        "/version": {"version": "v3.9.0 (abc)"},
+    },
+    "Lemonade": {
+        "/api/version": {"version": "0.16.2"},
+        "/api/tags": {"models": [{"name": "Qwen3-0.6B-GGUF:latest", "model": "Qwen3-0.6B-GGUF:latest"}]},
+        "/v1/models": {"data": [{"id": "Qwen3-0.6B-GGUF", "owned_by": "lemonade"}]},
+    },
+    "KoboldCpp": {
+        "/api/version": {"version": "0.7.0"},
+        "/api/tags": {"models": [{"name": "koboldcpp/qwen:latest", "model": "koboldcpp/qwen:latest"}]},
+        "/v1/models": {"data": [{"id": "koboldcpp/qwen", "owned_by": "koboldcpp"}]},
+        "/props": {"default_generation_settings": {"n_ctx": 8192}, "total_slots": 1},
+    },
+    "one with Ollama's ids": {
+        "/api/version": {"version": "0.9.0"},
+        "/api/tags": {"models": [{"name": "qwen:latest", "model": "qwen:latest"}]},
+        "/v1/models": {"data": [{"id": "qwen:latest", "owned_by": "somebody"}]},
+    },
+}
+
+
+@pytest.mark.parametrize("name", IMITATORS)
+async def test_what_speaks_ollamas_api_too_is_not_ollama_whatever_is_loaded(name: str) -> None:
+    """The models are those that /v1/models serves, and the verdict does not flip with load."""
+    answers, found = IMITATORS[name], list[tuple[str, object]]()
+    states: tuple[Any, ...] = (None, [], answers["/api/tags"]["models"])
+    for loaded in states:
+        async with FaultNode(NOTHING_THERE) as node:
+            pages = {**answers, "/api/ps": {"models": loaded}}
+            node.by_path |= {path: saying(json.dumps(page).encode()) for path, page in pages.items()}
+            node.by_path["/"] = saying(b"Ollama is running", "text/plain")
+            server = InferenceServer(node.url)
+            detection = await detect(server)
+            assert detection is not None
+            found.append((detection.shown_name, (await detection.runtime.read(server)).models))
+            await server.close()
+    (served,) = answers["/v1/models"]["data"]
+    assert found == [("openai-compatible", (ServedModel(id=served["id"]),))] * 3
+
+
+@pytest.mark.parametrize("loaded", [b'{"models":[]}', b'{"models":null}'])
+async def test_ollama_is_ollama_whatever_is_loaded(loaded: bytes) -> None:
+    detection, _ = await look("ollama", api__ps=saying(loaded))
+    assert (detection.runtime.name, detection.confidence) == ("ollama", CERTAIN)
+
+
+async def test_ollama_without_a_model_is_guessed_by_its_greeting() -> None:
+    empty = {"api__tags": saying(b'{"models":[]}'), "api__ps": saying(b'{"models":[]}')}
+    empty["v1__models"] = saying(b'{"object":"list","data":null}')
+    async with recorded_server("ollama", **empty) as (node, server):
+        assert await detect(server) is None
+        node.by_path["/"] = saying(b"Ollama is running", "text/plain")
+        detection = await detect(server)
+    assert detection is not None
+    assert (detection.runtime.name, detection.confidence) == ("ollama", GUESSED)
 
 
 async def test_ollama_declares_what_is_installed_here_and_never_what_runs_in_the_cloud() -> None:

@@ -246,3 +246,24 @@ async def test_an_explanation_is_read_page_by_page_and_by_reason(api: Api) -> No
     assert (await api.http.get("/models/m/availability?reason=NO_SUCH")).status_code == 422
     await api.http.post(f"/compute/deregister/{near}")
     assert [node["name"] for node in (await availability(api, "m"))["nodes"]] == ["fits", "far", "near"]
+
+
+async def test_nodes_that_can_not_run_a_model_come_nearest_first(api: Api) -> None:
+    """By what they lack, and by how much: a heartbeat before a runtime, and 80 GB before 24 GB of 640 GB."""
+    await api.add_model("m", minVramGb=640, runtimes=["vllm"])
+    wanted = [
+        ("silent", {"vram": "640GB", "runtimes": ["vllm"]}),
+        ("other-runtime", {"vram": "640GB", "runtimes": ["tgi"]}),
+        ("half", {"vram": "320GB", "runtimes": ["vllm"]}),
+        ("of-80", {"vram": "80GB", "runtimes": ["vllm"]}),
+        ("of-80-too", {"vram": "80GB", "runtimes": ["vllm"]}),
+        ("of-48", {"vram": "48GB", "runtimes": ["vllm"]}),
+        ("of-24", {"vram": "24GB", "runtimes": ["vllm"]}),
+        ("of-24-silent", {"vram": "24GB", "runtimes": ["vllm"]}),
+    ]
+    for name, metadata in (wanted[index] for index in (5, 1, 7, 3, 0, 6, 4, 2)):
+        node = await api.register(name, metadata)
+        if "silent" not in name:
+            await api.beat(node)
+    nodes = (await api.http.get("/models/m/availability")).json()["nodes"]
+    assert [node["name"] for node in nodes] == [name for name, _ in wanted]

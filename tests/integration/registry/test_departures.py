@@ -11,8 +11,11 @@ from typing import Any
 import httpx
 import pytest
 
+from lucid_compute.errors import RequestsInFlight
 from lucid_compute.postgres.database import connect
-from lucid_compute.registry.departures import SETTLING_SECONDS
+from lucid_compute.registry.departures import SETTLING_SECONDS, Departure, Departures, Drain
+from lucid_compute.registry.domain.identity import SYSTEM
+from lucid_compute.registry.fleet.fleet import Lifecycle
 from lucid_compute.server.settings import Settings
 from tests.api import ADMIN_KEY, Api, error_code, open_api
 from tests.other_replicas import (
@@ -131,6 +134,26 @@ async def test_a_replica_that_is_alone_lets_an_idle_node_go_at_once(api: Api, wa
     reason = "deregistering" if way == "deregister" else "revoking"
     assert (await told(api, node))[:2] == [("registered", None), ("draining", reason)]
     assert not is_draining(api, node)  # the drain ended with the node, so its reasons name one cause
+
+
+async def test_a_drain_that_somebody_else_began_meanwhile_is_not_the_departures_own(api: Api) -> None:
+    """Its own was ended, so that requests may have begun; that the node drains again, and is idle, changes nothing."""
+    node, fleet = await api.register(), api.replica.fleet
+    departures, finished = Departures(api.replica.database, fleet), []
+
+    async def finish(drain: Drain | None) -> None:
+        finished.append(drain)
+
+    fleet.replicas.begin(node)
+    leaving = asyncio.create_task(departures.run(Departure(SYSTEM, node, None, "deregistering", 30), finish))
+    await until_true(lambda: is_draining(api, node))
+    held = fleet.get_node(node, owner=None)
+    drained_again = Lifecycle(node, {}, api.replica.clock.now(), 10**12, "draining", held.lifecycle_revision + 2)
+    fleet.apply_lifecycle(drained_again)
+    fleet.replicas.end(node)
+    with pytest.raises(RequestsInFlight):
+        await leaving
+    assert finished == []
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -351,5 +374,6 @@ async def test_a_crash_in_the_middle_leaves_a_drain_that_says_why_and_leaving_ag
             assert (await leaving).status_code == 503
         assert (await told(api, node))[-1] == ("draining", "deregistering")
     async with open_api(database_url, api.replica.settings) as after:
-        assert (await after.health(node))["status"] == "draining"
+        health = await after.health(node)  # unhealthy, as it was never heard, and draining
+        assert [reason["code"] for reason in health["reasons"]] == ["DRAINING", "HEARTBEAT_MISSING"]
         assert (await leave(after, node)).status_code == 200

@@ -14,6 +14,7 @@ FIELDS = [
     "passportId",
     "status",
     "fresh",
+    "stopped",
     "uptimeSeconds",
     "jobsCompleted",
     "avgLatencyMs",
@@ -94,14 +95,56 @@ async def test_a_node_that_reports_unhealthy_is_unhealthy_whatever_its_age(api: 
     assert await codes(api, node) == {"REPORTED_UNHEALTHY", "HEARTBEAT_STALE"}
 
 
-async def test_a_draining_node_is_draining_however_old(api: Api) -> None:
+@pytest.mark.parametrize(
+    ("age_seconds", "drained_by", "status"),
+    [
+        (110, "operator", "draining"),
+        (110, "node", "draining"),
+        (150, "operator", "unhealthy"),  # vanished
+        (150, "operator of an unhealthy one", "unhealthy"),
+        (150, "node", "unhealthy"),  # a planned stop
+        (150, "operator and node", "unhealthy"),
+    ],
+)
+async def test_silence_beats_a_drain_and_a_planned_stop_is_told_from_a_vanished_node(
+    api: Api, age_seconds: int, drained_by: str, status: str
+) -> None:
     node = await api.register()
-    await api.beat(node)
-    await api.http.post(f"/compute/drain/{node}")
-    await let_pass(api, node, 500)
+    reported = "draining" if "node" in drained_by else "unhealthy" if "unhealthy" in drained_by else "healthy"
+    await api.beat(node, status=reported)
+    if "operator" in drained_by:
+        await api.http.post(f"/compute/drain/{node}")
+    await let_pass(api, node, age_seconds)
+    health, stopped = await api.health(node), status == "unhealthy" and "node" in drained_by
+    assert (health["status"], health["fresh"], health["stopped"]) == (status, False, stopped)
+    assert {"DRAINING", "HEARTBEAT_STALE"} <= await codes(api, node)
+    for wanted in ("healthy", "unhealthy", "draining"):
+        listed = (await api.http.get(f"/compute?status={wanted}")).json()["nodes"]
+        assert [entry["health"]["stopped"] for entry in listed] == ([stopped] if wanted == status else [])
+    nodes = (await api.http.get("/compute/overview")).json()["nodes"]
+    assert nodes == {"total": 1, "healthy": 0, "unhealthy": 0, "draining": 0, "fresh": 0, status: 1}
+    scraped = (await api.http.get("/metrics")).text
+    assert f'lucid_nodes{{status="{status}"}} 1.0' in scraped
+    assert f"lucid_nodes_stopped {float(stopped)}" in scraped
+
+
+async def test_a_drained_node_that_was_never_heard_is_unhealthy_and_still_drained(api: Api) -> None:
+    node = await api.register()
+    drained = (await api.http.post(f"/compute/drain/{node}")).json()
+    assert (drained["status"], drained["drained"]) == ("draining", True)
     health = await api.health(node)
-    assert (health["status"], health["fresh"]) == ("draining", False)
-    assert await codes(api, node) == {"DRAINING", "HEARTBEAT_STALE"}
+    assert (health["status"], health["stopped"], health["drained"]) == ("unhealthy", False, True)
+    assert await codes(api, node) == {"DRAINING", "HEARTBEAT_MISSING"}
+
+
+async def test_a_stopped_node_that_comes_back_has_stopped_no_more(api: Api) -> None:
+    node = await api.register()
+    await api.beat(node, status="draining")
+    await let_pass(api, node, 150)
+    assert (await api.health(node))["stopped"] is True
+    await api.beat(node)
+    health = await api.health(node)
+    assert (health["status"], health["stopped"], health["reasons"]) == ("healthy", False, [])
 
 
 async def test_the_clients_clock_says_nothing(api: Api) -> None:

@@ -176,6 +176,17 @@ async def test_an_older_or_repeated_heartbeat_changes_nothing_and_answers_the_cu
     assert (await api.health(node))["load"] == 0.6
 
 
+async def test_a_later_heartbeat_of_a_boot_that_is_repeated_changes_nothing(api: Api) -> None:
+    """The first of a boot is not the only one that is remembered."""
+    node = await api.register()
+    for sequence, load in ((1, 0.1), (2, 0.2)):
+        assert (await api.beat(node, bootId="b", sequence=sequence, load=load)).status_code == 200
+    for sequence in (2, 1):
+        assert (await api.beat(node, bootId="b", sequence=sequence, load=0.9)).status_code == 200
+        health = await api.health(node)
+        assert (health["load"], health["reported"]["sequence"]) == (0.2, 2)
+
+
 async def test_a_new_boot_starts_sequences_afresh_and_a_former_one_is_refused_for_good(api: Api) -> None:
     node = await api.register()
     await api.beat(node, bootId="one", sequence=100)

@@ -9,7 +9,7 @@ import pytest
 
 from lucid_compute.errors import DatabaseUnavailable
 from lucid_compute.postgres.database import Database, connect
-from lucid_compute.registry.domain.node_state import Receipt
+from lucid_compute.registry.domain.node_state import Receipt, ReportedStatus
 from lucid_compute.registry.fleet.replicas import Outage
 from lucid_compute.registry.keys.store import KeyStore
 from lucid_compute.registry.sweep import BRAKE_FLEET, BRAKE_LIMIT, Brake, Sweep
@@ -18,13 +18,14 @@ from tests.factories import NOW
 from tests.other_replicas import run_sql
 
 
-def age(api: Api, node_id: str, seconds: float) -> None:
-    """Make the node's newest heartbeat so old, in this replica's memory."""
+def age(api: Api, node_id: str, seconds: float, status: ReportedStatus = ReportedStatus.HEALTHY) -> None:
+    """Make the node's newest heartbeat so old and of that status, in this replica's memory."""
     fleet = api.replica.fleet
     receipt = fleet.get_node(node_id, owner=None).state.last_heartbeat
     assert receipt is not None
     received_at = api.replica.clock.now() - timedelta(seconds=seconds)
-    fleet.apply_receipt(node_id, Receipt(receipt.heartbeat, received_at, received_at, receipt.revision + 1))
+    heartbeat = receipt.heartbeat.model_copy(update={"status": status})
+    fleet.apply_receipt(node_id, Receipt(heartbeat, received_at, received_at, receipt.revision + 1))
 
 
 async def sweep(api: Api) -> None:
@@ -131,6 +132,69 @@ async def test_a_node_that_reports_draining_is_told_of(api: Api) -> None:
     await sweep(api)
     events = (await api.http.get(f"/compute/events/{node_id}")).json()["events"]
     assert (events[0]["type"], events[0]["reason"]) == ("draining", "reported by the node")
+
+
+async def test_a_planned_stop_is_told_of_once_and_is_no_alarm(api: Api) -> None:
+    """Drained first, then stopped; its return is told as any other."""
+    node_id = await api.register()
+    await api.beat(node_id)
+    await sweep(api)
+    age(api, node_id, 125, ReportedStatus.DRAINING)  # no sweep ran in between
+    for _ in range(3):
+        await sweep(api)
+    assert await told(api, node_id) == ["registered", "healthy", "drained", "stopped"]
+    (stopped,) = (await api.http.get(f"/compute/events/{node_id}?type=stopped")).json()["events"]
+    assert stopped["reason"].startswith("it said that it stops; no heartbeat for 12")
+    age(api, node_id, 4000, ReportedStatus.DRAINING)
+    await sweep(api)
+    age(api, node_id, 0)
+    await sweep(api)
+    assert (await told(api, node_id))[4:] == ["healthy"]
+
+
+async def test_a_node_that_is_started_and_stopped_again_and_again_tells_of_one_stop_in_ten_minutes(api: Api) -> None:
+    """And a stop takes nothing from the allowance of stale events."""
+    node_id = await api.register()
+    await api.beat(node_id)
+    for _ in range(3):
+        age(api, node_id, 0)
+        await sweep(api)
+        for seconds in (0, 125):
+            age(api, node_id, seconds, ReportedStatus.DRAINING)
+            await sweep(api)
+    assert (await told(api, node_id))[1:] == ["healthy", "drained", "stopped", *["healthy", "drained"] * 2]
+
+
+async def test_a_drained_node_that_vanishes_is_an_alarm(api: Api) -> None:
+    """It never said that it stops: its operator drains it, and it is gone."""
+    node_id = await api.register()
+    await api.beat(node_id)
+    await api.http.post(f"/compute/drain/{node_id}")
+    changed = "revision = revision + 1, changed_xid = pg_current_xact_id()"
+    await run_sql(api, f"UPDATE nodes SET draining_since = now() - interval '1 hour', {changed}")
+    await sweep(api)
+    age(api, node_id, 119)
+    await sweep(api)
+    await sweep(api)
+    assert await told(api, node_id) == ["registered", "draining", "drained"]
+    age(api, node_id, 121)
+    for _ in range(3):
+        await sweep(api)
+    assert (await told(api, node_id))[3:] == ["unhealthy"]
+
+
+async def test_a_node_that_vanished_and_is_drained_then_is_drained_and_no_second_alarm(api: Api) -> None:
+    """Whoever waits for `drained` gets it, although the node is silent; also for a node that was never heard."""
+    node_id, unheard = await api.register(), await api.register("unheard")
+    await api.beat(node_id)
+    age(api, node_id, 500)
+    await sweep(api)
+    for node in (node_id, unheard):
+        await api.http.post(f"/compute/drain/{node}")
+    for _ in range(3):
+        await sweep(api)
+    assert await told(api, node_id) == ["registered", "unhealthy", "draining", "drained"]
+    assert await told(api, unheard) == ["registered", "draining", "drained"]
 
 
 async def test_two_replicas_tell_of_a_transition_once(api: Api) -> None:

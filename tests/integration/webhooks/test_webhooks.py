@@ -8,6 +8,7 @@ import pytest
 
 from lucid_compute.errors import LucidError
 from lucid_compute.registry.domain.event_types import EventType
+from lucid_compute.registry.domain.node_state import ReportedStatus
 from lucid_compute.registry.events import record_event
 from lucid_compute.webhooks.outbox import WebhookOutbox
 from lucid_compute.webhooks.rules import BadSignature
@@ -144,6 +145,16 @@ async def test_a_drain_and_a_deregistration_give_events(api: Api) -> None:
         await api.http.delete(f"/passports/{is_revoked}")
         await receiver.until(lambda receiver: len(receiver.requests) == 3)
         assert sorted(types_at(receiver)) == ["node.deregistered", "node.deregistered", "node.drained"]
+
+
+async def test_a_planned_stop_raises_no_alarm_and_a_vanished_node_does(api: Api) -> None:
+    """Drained as it said, and nothing further; the other one is unhealthy."""
+    webhook, stops, vanishes = await make_webhook(api, URL), await make_node(api), await make_node(api, "other")
+    for node, status in ((stops, ReportedStatus.DRAINING), (vanishes, ReportedStatus.HEALTHY)):
+        for seconds in (0, 121, 300):
+            await say(api, node, status=status, seconds_ago=seconds)
+    told = sorted((delivery["passportId"], delivery["type"]) for delivery in await deliveries_of(api, webhook["id"]))
+    assert told == sorted([(stops, "node.drained"), (vanishes, "node.unhealthy")])
 
 
 async def test_a_webhook_gets_only_the_events_that_it_names(api: Api) -> None:

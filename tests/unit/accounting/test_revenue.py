@@ -77,7 +77,7 @@ def test_whatever_ended_a_job_has_one_cause_and_one_responsible_party(outcome: O
         (Outcome.FAILED, "first_byte_timeout", "first_byte_timeout", ResponsibleParty.PROVIDER),
         (Outcome.FAILED, "answer_timeout", "answer_timeout", ResponsibleParty.PROVIDER),
         (Outcome.FAILED, "broken_stream", "broken_stream", ResponsibleParty.PROVIDER),
-        (Outcome.FAILED, "connect_failed", "connect_failed", ResponsibleParty.NETWORK),
+        (Outcome.FAILED, "connect_failed", "connect_failed", ResponsibleParty.PROVIDER),
         (Outcome.FAILED, "connection_lost", "connection_lost", ResponsibleParty.NETWORK),
         (Outcome.FAILED, "internal", "internal", ResponsibleParty.US),
         (Outcome.CANCELLED, "client_left", "client_left", ResponsibleParty.CLIENT),

@@ -9,7 +9,11 @@ from lucid_compute.agent.gpu import GpuState
 from lucid_compute.agent.node_report import NOT_LOOKED_AT, declaration_of, heartbeat_of, load_of, metadata_of
 from lucid_compute.agent.observer import Seen
 from lucid_compute.agent.runtimes.detection import Detection
-from lucid_compute.agent.runtimes.reading import NOTHING_READ, OpenAiCompatible, ServedModel, ServerReading
+from lucid_compute.agent.runtimes.llama_cpp import LlamaCpp
+from lucid_compute.agent.runtimes.ollama import Ollama
+from lucid_compute.agent.runtimes.reading import NOTHING_READ, OpenAiCompatible, Runtime, ServedModel, ServerReading
+from lucid_compute.agent.runtimes.sglang import Sglang
+from lucid_compute.agent.runtimes.tgi import Tgi
 from lucid_compute.agent.runtimes.vllm import Vllm
 from lucid_compute.agent.server_watch import Observation
 from lucid_compute.agent.settings import AgentSettings
@@ -86,6 +90,8 @@ def test_a_missing_gpu_is_a_detail_and_no_gpu_at_all_is_none() -> None:
         (ServerReading(running=3, kv_use=0.5), None, 0.5),
         (ServerReading(running=3), None, 0.75),  # by the GPUs
         (NOTHING_READ, 4, 0.75),
+        (ServerReading(running=1, max_concurrency=100, kv_use=0.9, fullest_rank=0.9), None, 0.9),
+        (ServerReading(running=99, max_concurrency=100, fullest_rank=0.9), None, 0.99),
     ],
 )
 def test_load_is_the_share_of_requests_then_of_the_cache_then_of_the_gpus(
@@ -116,9 +122,26 @@ def test_a_passport_holds_what_is_known_and_options_go_first() -> None:
         "https://x/v1",
     )
     assert "vram" not in metadata_of(seen(), settings())
+
+
+@pytest.mark.parametrize(
+    ("runtime", "vram"),
+    [
+        (LlamaCpp("b1"), "24000MiB"),
+        (Ollama("0.12"), "24000MiB"),
+        (Vllm("0.9"), None),
+        (Sglang("0.5"), None),
+        (Tgi("3"), None),
+        (OpenAiCompatible(), None),
+    ],
+)
+def test_main_memory_counts_only_for_a_runtime_that_serves_from_it(runtime: Runtime, vram: str | None) -> None:
+    """The others serve from a GPU that NVML does not show: how much it has, a person says."""
     without_driver = GpuState(None, "no driver", 24_000)
-    assert metadata_of(seen(gpus=without_driver), settings())["vram"] == "24000MiB"
-    assert metadata_of(seen(gpus=without_driver), settings(vram="8GB"))["vram"] == "8GB"
+    server = Seen(Observation(0.0, Detection(runtime, 1.0, ()), BUSY, None), without_driver)
+    assert metadata_of(server, settings()).get("vram") == vram
+    assert metadata_of(server, settings(vram="8GB"))["vram"] == "8GB"
+    assert "vram" not in metadata_of(Seen(None, without_driver), settings())
 
 
 def test_a_context_that_not_every_model_tells_is_nobodys() -> None:
@@ -181,7 +204,11 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("LUCID_AGENT_GPUS", "0, 2")
     monkeypatch.setenv("LUCID_AGENT_CAPABILITIES", "inference,fine-tuning")
     read = AgentSettings()
-    assert (read.url, read.gpus, read.capabilities) == ("http://localhost:11434", (0, 2), ("inference", "fine-tuning"))
+    assert (read.url, read.gpus, read.capabilities) == (
+        "http://localhost:11434",
+        ("0", "2"),
+        ("inference", "fine-tuning"),
+    )
 
 
 @pytest.mark.parametrize(

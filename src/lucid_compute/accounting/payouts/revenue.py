@@ -75,7 +75,6 @@ _PARTY_OF_OUTCOME = {
     Outcome.LOST: ResponsibleParty.US,
 }
 _PARTY_OF_REASON = {
-    "connect_failed": ResponsibleParty.NETWORK,  # no listener or no reply: the gateway can't tell which
     "connection_lost": ResponsibleParty.NETWORK,
     "endpoint_not_offered": ResponsibleParty.PROVIDER,
     "model_not_offered": ResponsibleParty.PROVIDER,

@@ -9,9 +9,9 @@ from lucid_compute.agent.doctor.check import CheckFinding, DoctorContext, failed
 from lucid_compute.registry.domain.node_state import (
     FRESH_SECONDS,
     HEARTBEAT_INTERVAL_SECONDS,
-    NodeStatus,
     ReportedStatus,
 )
+from lucid_compute.registry.matching_engine import ReasonCode
 
 CLOCK_SECONDS = 5.0
 PACE_SECONDS = HEARTBEAT_INTERVAL_SECONDS * 1.5  # after this time a heartbeat is late or lost
@@ -21,15 +21,14 @@ POLL_SECONDS = 1.0
 async def check_drain(context: DoctorContext) -> CheckFinding:
     """Is the node being drained?"""
     reported = context.health.reported
-    if context.health.status is not NodeStatus.DRAINING:
+    if not any(reason.code == ReasonCode.DRAINING for reason in context.health.reasons):
         return passed("Nobody drains the node.")
     context.reported_codes.add("DRAINING")
-    if reported is not None and reported.status is ReportedStatus.DRAINING:
-        return failed(
-            f"The node's own heartbeats say that it drains{_because(reported.detail)}.",
-            "Start its agent again: lucid agent run",
-        )
-    return failed("An operator drains the node.", f"End the drain when the work is done: lucid resume {context.called}")
+    if reported is None or reported.status is not ReportedStatus.DRAINING:
+        fix = f"End the drain when the work is done: lucid resume {context.called}"
+        return failed("An operator drains the node.", fix)
+    said = "The node said that it stops" if context.health.stopped else "The node's own heartbeats say that it drains"
+    return failed(f"{said}{_because(reported.detail)}.", "Start its agent again: lucid agent run")
 
 
 async def check_heartbeats(context: DoctorContext) -> CheckFinding:
@@ -45,7 +44,9 @@ async def check_heartbeats(context: DoctorContext) -> CheckFinding:
         context.reported_codes.add("HEARTBEAT_STALE")
         return failed(
             f"The newest heartbeat is {age:.0f} s old; after {FRESH_SECONDS} s the node counts for no model.",
-            "See whether the sender still runs and reaches the service, and start it again: lucid agent run",
+            "Start the sender again: lucid agent run"
+            if context.health.stopped
+            else "See whether the sender still runs and reaches the service, and start it again: lucid agent run",
         )
     return passed(f"The newest heartbeat is {age:.0f} s old.")
 
@@ -59,6 +60,8 @@ async def check_report(context: DoctorContext) -> CheckFinding:
             f"The node's heartbeats say that it is unhealthy{_because(reported.detail)}.",
             f"Look at the inference server and its log: lucid agent inspect --url {context.url}",
         )
+    if reported is not None and reported.status is ReportedStatus.DRAINING:
+        return skipped("The node says that it drains, and nothing else of itself.", needs="drain")
     return passed("The node says that it is healthy.")
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from lucid_compute.agent.runtimes.inference_server import InferenceServer, ServerResponse
 from lucid_compute.agent.runtimes.llama_cpp import LlamaCpp
 from lucid_compute.agent.runtimes.ollama import Ollama
-from lucid_compute.agent.runtimes.reading import OpenAiCompatible, Runtime, as_label, models_listed
+from lucid_compute.agent.runtimes.reading import OpenAiCompatible, Runtime, as_label, is_model_id, models_listed
 from lucid_compute.agent.runtimes.sglang import Sglang
 from lucid_compute.agent.runtimes.tgi import Tgi
 from lucid_compute.agent.runtimes.vllm import Vllm
@@ -17,7 +17,11 @@ from lucid_compute.agent.runtimes.vllm import Vllm
 CERTAIN = 1.0  # two responses prove it
 LIKELY = 0.7  # one response proves it, and no other server is known to imitate it
 GUESSED = 0.3  # OpenAI's API, and nothing else was recognised
-_QUESTIONS = ("/v1/models", "/version", "/server_info", "/props", "/info", "/api/version", "/api/ps", "/metrics")
+_QUESTIONS = (
+    *("/v1/models", "/version", "/server_info", "/props", "/info", "/metrics"),
+    *("/api/version", "/api/tags", "/api/ps", "/"),
+)
+_OLLAMAS_GREETING = "Ollama is running"
 _UNAUTHORIZED = frozenset({401, 403})
 
 
@@ -107,8 +111,8 @@ def _as_llama_cpp(answers: _Answers) -> Detection | None:
 
 def _as_tgi(answers: _Answers) -> Detection | None:
     info = answers.fields("/info")
-    model_id, version = as_label(info.get("model_id")), as_label(info.get("version"))
-    if model_id is None or ("max_total_tokens" not in info and "router" not in info):
+    model_id, version = info.get("model_id"), as_label(info.get("version"))
+    if not is_model_id(model_id) or ("max_total_tokens" not in info and "router" not in info):
         return None
     proofs = _list(
         (True, f"/info: model_id {model_id}, version {version}"),
@@ -119,11 +123,34 @@ def _as_tgi(answers: _Answers) -> Detection | None:
 
 
 def _as_ollama(answers: _Answers) -> Detection | None:
-    """Recognise Ollama by two paths; other servers imitate its list of models, its chat and its greeting."""
+    """Recognise Ollama by its two lists of models, which agree.
+
+    Others speak its API beside their own (LocalAI, Lemonade, KoboldCpp): their models have another id in /v1/models,
+    or another owner. What is loaded says nothing. Without any model the greeting is a hint, and no proof.
+    """
     version = as_label(answers.fields("/api/version").get("version"))
-    if version is None or not isinstance(answers.fields("/api/ps").get("models"), list):
+    tags, loaded = answers.fields("/api/tags"), answers.fields("/api/ps")
+    if version is None or "models" not in tags or "models" not in loaded:
         return None
-    return Detection(Ollama(version), CERTAIN, (f"/api/version: {version}", "/api/ps: a list of loaded models"))
+    evidence = (f"/api/version: {version}", "/api/ps: a list of loaded models")
+    if not answers.ids and not tags["models"]:
+        is_greeted = answers.by_path["/"].text.strip() == _OLLAMAS_GREETING
+        return Detection(Ollama(version), GUESSED, (*evidence, "/: its greeting")) if is_greeted else None
+    if not any(_is_ollamas(entry, tags["models"]) for entry in models_listed(answers.by_path["/v1/models"]) or []):
+        return None
+    return Detection(Ollama(version), CERTAIN, (*evidence, "/v1/models: the models of /api/tags, and their namespaces"))
+
+
+def _is_ollamas(entry: Mapping[str, Any], tags: object) -> bool:
+    """Return whether a model of /v1/models is one of /api/tags, owned by its namespace, which is usually `library`."""
+    name = str(entry["id"])
+    namespace = ["library", *name.rpartition(":")[0].split("/")[:-1]][-1]
+    is_tagged = any(isinstance(tag, dict) and name in {tag.get("model"), tag.get("name")} for tag in _listed(tags))
+    return is_tagged and entry.get("owned_by") == namespace
+
+
+def _listed(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _as_openai_compatible(answers: _Answers) -> Detection | None:

@@ -16,8 +16,9 @@ from lucid_compute.agent.runtimes.reading import (
     as_count,
     as_label,
     distinct,
-    is_label,
+    is_model_id,
     models_listed,
+    notes_on_list,
 )
 
 _RUNNING = "llamacpp:requests_processing"
@@ -26,6 +27,7 @@ _TOKENS = "llamacpp:tokens_predicted_total"  # changes only when a request ends,
 _PROGRESS = ("llamacpp:n_decode_total", "llamacpp:prompt_tokens_total", _TOKENS)
 _NAMES = frozenset({_RUNNING, _QUEUED, *_PROGRESS})
 _LOADED_TO_ASK = 8
+_IN_USE = frozenset({"loaded", "loading", "sleeping"})  # requests wait for a model that loads, and wake one that sleeps
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,8 @@ class LlamaCpp:
         entries, props = models_listed(listed), described.fields
         models = None if entries is None else distinct(_each_model(entries, props))
         if props.get("is_sleeping") is True:  # other requests would wake it
-            return ServerReading(models=models, max_concurrency=as_count(props.get("total_slots")))
+            slots_then = as_count(props.get("total_slots"))
+            return ServerReading(models=models, max_concurrency=slots_then, notes=notes_on_list(listed))
         metrics, slots = await _ask_for_metrics(server, entries or [])
         return ServerReading(
             models=models,
@@ -51,6 +54,7 @@ class LlamaCpp:
             max_concurrency=len(slots) if slots else as_count(props.get("total_slots")),
             tokens_generated=metrics.count(_TOKENS),
             progress=metrics.values(_PROGRESS) or _progress_of(slots),
+            notes=notes_on_list(listed),
         )
 
 
@@ -73,16 +77,29 @@ def _each_model(entries: list[dict[str, Any]], props: Mapping[str, Any]) -> Iter
     settings = props.get("default_generation_settings")
     per_slot = as_count(settings.get("n_ctx")) if isinstance(settings, dict) else None
     for entry in entries:
+        if not _can_serve(entry, props):
+            continue
         meta, aliases = entry.get("meta"), entry.get("aliases")
         meta = meta if isinstance(meta, dict) else {}
         for name in [entry["id"], *(aliases if isinstance(aliases, list) else [])]:
-            if is_label(name):
+            if is_model_id(name):
                 yield ServedModel(
                     id=name,
                     max_tokens=per_slot or as_count(meta.get("n_ctx")),
                     quantization=_quantization(meta.get("ftype") or props.get("model_ftype")),
                     is_loaded=_is_loaded(entry),
                 )
+
+
+def _can_serve(entry: Mapping[str, Any], props: Mapping[str, Any]) -> bool:
+    """Return whether a request for the model can succeed. A router lists models that failed or are downloaded, too."""
+    status = entry.get("status")
+    if not isinstance(status, dict):
+        return True
+    value = status.get("value")
+    if value == "unloaded":  # it is loaded when it is asked for, unless the router was started without that
+        return not status.get("failed") and props.get("models_autoload") is not False
+    return value in _IN_USE
 
 
 def _is_loaded(entry: Mapping[str, Any]) -> bool:

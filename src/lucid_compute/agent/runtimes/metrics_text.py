@@ -44,6 +44,19 @@ class MetricSamples:
             largest[place] = max(value, largest.get(place, value))
         return sum(largest.values()) if largest else None
 
+    def has_several(self, name: str, label: str) -> bool:
+        """Return whether the samples are of several values of a label, such as several ranks."""
+        return len({labels.get(label) for labels, _ in self._samples.get(name, ())}) > 1
+
+    def largest_share(self, name: str, label: str, limit: int | None) -> float | None:
+        """Return the largest total of one value of `label`, of an equal part of `limit`; None without samples."""
+        samples = self._samples.get(name, ())
+        found = {labels.get(label) for labels, _ in samples}
+        if not found or limit is None:
+            return None
+        most = max(max(value for labels, value in samples if labels.get(label) == one) for one in found)
+        return min(most * len(found) / limit, 1.0)
+
     def largest(self, *names: str) -> float | None:
         """Return the largest value under the first of `names` that has samples."""
         for name in names:

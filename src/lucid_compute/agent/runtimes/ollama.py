@@ -8,7 +8,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lucid_compute.agent.runtimes.inference_server import InferenceServer, ServerResponse
-from lucid_compute.agent.runtimes.reading import MAX_MODELS, ServedModel, ServerReading, as_count, as_label, distinct
+from lucid_compute.agent.runtimes.reading import (
+    MAX_MODELS,
+    ServedModel,
+    ServerReading,
+    as_count,
+    as_label,
+    distinct,
+    is_model_id,
+    notes_on_names,
+)
 
 _CLOUD_ENDINGS = (":cloud", "-cloud")
 
@@ -41,7 +50,7 @@ class Ollama:
             del self.contexts[gone]
         return ServerReading(
             models=distinct(self._model(entry, in_memory) for entry in local),
-            notes=tuple(filter(None, (_offload(entry) for entry in running or []))),
+            notes=(*filter(None, (_offload(entry) for entry in running or [])), *_notes_on(installed)),
         )
 
     def _model(self, entry: Mapping[str, Any], in_memory: Mapping[str, Any]) -> ServedModel:
@@ -65,12 +74,19 @@ def _local(answer: ServerResponse) -> list[dict[str, Any]] | None:
     return [entry for entry in known if not _runs_elsewhere(entry)][:MAX_MODELS]
 
 
+def _notes_on(installed: ServerResponse) -> tuple[str, ...]:
+    entries = installed.fields.get("models")
+    listed = entries if isinstance(entries, list) else []
+    return notes_on_names(entry.get("model") or entry.get("name") for entry in listed if isinstance(entry, dict))
+
+
 def _runs_elsewhere(entry: Mapping[str, Any]) -> bool:
     return bool(entry.get("remote_host") or entry.get("remote_model")) or _name(entry).endswith(_CLOUD_ENDINGS)
 
 
 def _name(entry: Mapping[str, Any]) -> str:
-    return as_label(entry.get("model") or entry.get("name")) or ""
+    name = entry.get("model") or entry.get("name")
+    return name if isinstance(name, str) and is_model_id(name) else ""
 
 
 def _offload(entry: Mapping[str, Any]) -> str | None:

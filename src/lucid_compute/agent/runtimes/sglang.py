@@ -7,9 +7,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lucid_compute.agent.runtimes.inference_server import InferenceServer
-from lucid_compute.agent.runtimes.metrics_text import read_metrics
-from lucid_compute.agent.runtimes.reading import ServedModel, ServerReading, as_count, as_label, distinct, models_listed
+from lucid_compute.agent.runtimes.inference_server import InferenceServer, ServerResponse
+from lucid_compute.agent.runtimes.metrics_text import MetricSamples, read_metrics
+from lucid_compute.agent.runtimes.reading import (
+    ServedModel,
+    ServerReading,
+    as_count,
+    as_label,
+    contexts_of,
+    distinct,
+    models_listed,
+    notes_on_list,
+)
 
 _RUNNING = "sglang:num_running_reqs"
 _QUEUED = "sglang:num_queue_reqs"
@@ -27,6 +36,7 @@ _PROGRESS = (
 _NAMES = frozenset({_RUNNING, _QUEUED, *_PROGRESS})
 # Each rank of an engine reports the whole engine's requests.
 _RANKS = frozenset({"tp_rank", "pp_rank", "moe_ep_rank"})
+_DATA_RANK = "dp_rank"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,20 +64,34 @@ class Sglang:
         """Return its state: counts summed over data-parallel engines, with each engine's ranks counted once."""
         listed, scraped = await asyncio.gather(server.get("/v1/models"), server.get("/metrics"))
         metrics = read_metrics(scraped.text, _NAMES, _is_whole)
-        entries = models_listed(listed)
         return ServerReading(
-            models=None if entries is None else distinct(self._model(entry) for entry in entries),
+            models=self._models(listed),
             running=metrics.count(_RUNNING, per=_RANKS),
             queued=metrics.count(_QUEUED, per=_RANKS),
             kv_use=metrics.share(_KV_USE),
+            fullest_rank=self._fullest_rank(metrics),
             max_concurrency=self.max_concurrency,
             tokens_generated=metrics.count(_TOKENS, per=_RANKS),
             progress=metrics.values(_PROGRESS),
+            notes=notes_on_list(listed),
         )
 
-    def _model(self, entry: Mapping[str, Any]) -> ServedModel:
-        max_tokens = as_count(entry.get("max_model_len")) or self.max_tokens
-        return ServedModel(id=entry["id"], max_tokens=max_tokens, quantization=self.quantization)
+    def _fullest_rank(self, metrics: MetricSamples) -> float | None:
+        """Return the load of the fullest data-parallel rank: its cache in use, or its share of the limit."""
+        if not metrics.has_several(_RUNNING, _DATA_RANK):
+            return None
+        busy = metrics.largest_share(_RUNNING, _DATA_RANK, self.max_concurrency)
+        return max(metrics.share(_KV_USE) or 0.0, busy or 0.0)
+
+    def _models(self, listed: ServerResponse) -> tuple[ServedModel, ...] | None:
+        entries = models_listed(listed)
+        if entries is None:
+            return None
+        found = contexts_of(entries).items()
+        return distinct(
+            ServedModel(id=name, max_tokens=context or self.max_tokens, quantization=self.quantization)
+            for name, context in found
+        )
 
 
 def _is_whole(labels: Mapping[str, str]) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from lucid_compute.agent.runtimes.inference_server import InferenceServer
 from lucid_compute.agent.runtimes.metrics_text import read_metrics
-from lucid_compute.agent.runtimes.reading import ServedModel, ServerReading, as_count, as_label
+from lucid_compute.agent.runtimes.reading import ServedModel, ServerReading, as_count, is_model_id, notes_on_names
 
 _RUNNING = "tgi_batch_current_size"
 _QUEUED = "tgi_queue_size"
@@ -29,13 +29,14 @@ class Tgi:
         """Return its state. Above `max_concurrent_requests` it responds with 429."""
         described, scraped = await asyncio.gather(server.get("/info"), server.get("/metrics"))
         info, metrics = described.fields, read_metrics(scraped.text, _NAMES)
-        model_id, max_tokens = as_label(info.get("model_id")), as_count(info.get("max_total_tokens"))
+        model_id, max_tokens = info.get("model_id"), as_count(info.get("max_total_tokens"))
         return ServerReading(
-            models=(ServedModel(id=model_id, max_tokens=max_tokens),) if model_id else None,
+            models=(ServedModel(id=str(model_id), max_tokens=max_tokens),) if is_model_id(model_id) else None,
             running=metrics.count(_RUNNING),
             queued=metrics.count(_QUEUED),
             max_concurrency=as_count(info.get("max_concurrent_requests")),
             tokens_generated=metrics.count(_TOKENS),
             jobs_completed=metrics.count(_FINISHED),
             progress=metrics.values(_PROGRESS),
+            notes=notes_on_names([model_id]),
         )

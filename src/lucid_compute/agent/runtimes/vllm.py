@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from lucid_compute.agent.runtimes.inference_server import InferenceServer, ServerResponse
+from lucid_compute.agent.runtimes.inference_server import InferenceServer
 from lucid_compute.agent.runtimes.metrics_text import MetricSamples, read_metrics
-from lucid_compute.agent.runtimes.reading import ServedModel, ServerReading, as_count, distinct, models_listed
+from lucid_compute.agent.runtimes.reading import ServerReading, models_with_contexts, notes_on_list
 
 _RUNNING = "vllm:num_requests_running"
 _WAITING = "vllm:num_requests_waiting"
@@ -33,22 +33,17 @@ class Vllm:
         listed, scraped = await asyncio.gather(server.get("/v1/models"), server.get("/metrics"))
         metrics = read_metrics(scraped.text, _NAMES)
         return ServerReading(
-            models=_models(listed),
+            models=models_with_contexts(listed),
             running=metrics.count(_RUNNING),
             queued=metrics.count(_WAITING),
             kv_use=metrics.share(*_KV_USE),
+            fullest_rank=metrics.share(*_KV_USE) if metrics.has_several(_RUNNING, "engine") else None,
             tokens_generated=metrics.count(_TOKENS),
             jobs_completed=metrics.count(_FINISHED),
             progress=metrics.values(_PROGRESS),
             not_ready="vLLM sleeps; POST /wake_up wakes it" if _sleeps(metrics) else None,
+            notes=notes_on_list(listed),
         )
-
-
-def _models(listed: ServerResponse) -> tuple[ServedModel, ...] | None:
-    entries = models_listed(listed)
-    if entries is None:
-        return None
-    return distinct(ServedModel(id=entry["id"], max_tokens=as_count(entry.get("max_model_len"))) for entry in entries)
 
 
 def _sleeps(metrics: MetricSamples) -> bool:

@@ -21,6 +21,7 @@ class EventType(StrEnum):
     STALE = "stale"
     UNHEALTHY = "unhealthy"
     DRAINED = "drained"
+    STOPPED = "stopped"  # a planned stop, told apart from `unhealthy`, which is an alarm
 
 
 class WebhookEvent(StrEnum):

@@ -20,7 +20,7 @@ from pydantic.alias_generators import to_camel
 from lucid_compute.errors import InvalidRequest
 from lucid_compute.registry.domain.passports import MAX_VRAM_GB, ModelFormat, PassportType, parse_vram_gb
 from lucid_compute.registry.domain.prices import INPUT_KEY, OUTPUT_KEY
-from lucid_compute.wire import Label, Money, PositiveCount, Text, faults_from, write_money
+from lucid_compute.wire import Label, ModelId, Money, PositiveCount, Text, faults_from, write_money
 
 AVAILABILITY_SUFFIX = "/availability"
 _VRAM_GB = "vramGb"
@@ -153,7 +153,7 @@ Vram = Annotated[
         }
     ),
 ]
-ModelName = Annotated[Label, AfterValidator(_check_model_name)]
+ModelName = Annotated[ModelId, AfterValidator(_check_model_name)]
 
 
 class _Metadata(BaseModel):
@@ -196,7 +196,7 @@ class ComputeMetadata(_Metadata):
     price_per_1k_tokens: Annotated[Money | None, Field(alias="pricePer1kTokens")] = None
     prices: (
         Annotated[
-            dict[Label, ModelPrice],
+            dict[ModelId, ModelPrice],
             Field(
                 max_length=500, description="By a model's id, name or alias; `pricePer1kTokens` is that of all others."
             ),
@@ -211,7 +211,7 @@ class Upstream(BaseModel):
     model_config = ConfigDict(alias_generator=to_camel, frozen=True, extra="forbid")
 
     url: Annotated[str, Field(min_length=1, max_length=2048)]
-    model: Label | None = None
+    model: ModelId | None = None
     api_key: Text | None = None
 
 

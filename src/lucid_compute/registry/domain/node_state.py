@@ -10,7 +10,18 @@ from typing import Annotated, NamedTuple
 from pydantic import Field
 
 from lucid_compute.registry.domain.passports import ComputePassport, normalise_runtime
-from lucid_compute.wire import Count, ForgivingShape, Fraction, Identifier, Instant, Label, NonNegative, Number, Text
+from lucid_compute.wire import (
+    Count,
+    ForgivingShape,
+    Fraction,
+    Identifier,
+    Instant,
+    Label,
+    ModelId,
+    NonNegative,
+    Number,
+    Text,
+)
 
 FRESH_SECONDS = 30
 LIVE_SECONDS = 120
@@ -64,7 +75,7 @@ class Heartbeat(ForgivingShape):
     passport_id: Identifier
     status: ReportedStatus
     load: Fraction | None = Field(description="How busy the node is, 0.0 to 1.0; null when unknown.")
-    available_models: Annotated[list[Label], Field(max_length=1000)] = Field(
+    available_models: Annotated[list[ModelId], Field(max_length=1000)] = Field(
         description="Ids of the models that are loaded now; replaces the last report."
     )
     queue_depth: Count | None = Field(description="Requests waiting on the node; null when unknown.")
@@ -154,15 +165,19 @@ class NodeState(NamedTuple):
         """Return whether the newest heartbeat came at `live_since` (120 s ago, our outages left out) or later."""
         return self.last_heartbeat is not None and self.last_heartbeat.received_at >= live_since
 
+    def has_stopped(self, live_since: datetime) -> bool:
+        """Return whether the node said that it stops, by reporting a drain, and is silent since."""
+        return self.reported_status is ReportedStatus.DRAINING and not self.is_live(live_since)
+
     def status(self, live_since: datetime) -> NodeStatus:
-        """Return the node's status; `live_since` as in `is_live`."""
+        """Return the node's status; `live_since` as in `is_live`. Silence comes before a drain."""
         # Called for complete fleets: looking each value up once halves the cost.
         if self.passport.record.has_ended:
             return NodeStatus.DEREGISTERED
         receipt = self.last_heartbeat
-        reported = receipt.heartbeat.status if receipt is not None else None
+        if receipt is None or receipt.received_at < live_since:
+            return NodeStatus.UNHEALTHY
+        reported = receipt.heartbeat.status
         if self.draining_since is not None or reported is ReportedStatus.DRAINING:
             return NodeStatus.DRAINING
-        if receipt is not None and reported is ReportedStatus.HEALTHY and receipt.received_at >= live_since:
-            return NodeStatus.HEALTHY
-        return NodeStatus.UNHEALTHY
+        return NodeStatus.HEALTHY if reported is ReportedStatus.HEALTHY else NodeStatus.UNHEALTHY

@@ -133,7 +133,7 @@ class FleetCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics of the fleet now."""
         now, fleet = self._replica.clock.now(), self._replica.fleet
-        yield self._nodes()
+        yield from self._nodes()
         available = Counter(
             has_available_compute(model, fleet.candidates(model, now), now) for model in fleet.models_newest_first()
         )
@@ -151,11 +151,14 @@ class FleetCollector(Collector):
         build.add_metric([__version__], 1)
         yield build
 
-    def _nodes(self) -> GaugeMetricFamily:
+    def _nodes(self) -> Iterator[Metric]:
         fleet = self._replica.fleet
         live_since = fleet.live_since(self._replica.clock.now())
         states = Counter(node.state.status(live_since) for node in fleet.nodes())
+        stopped = sum(node.state.has_stopped(live_since) and not node.record.has_ended for node in fleet.nodes())
         nodes = GaugeMetricFamily("lucid_nodes", "Nodes, by status", labels=["status"])
         for status in NodeStatus:
             nodes.add_metric([status.value], states[status])
-        return nodes
+        yield nodes
+        help_text = "Unhealthy nodes that said that they stop, and are silent since"
+        yield GaugeMetricFamily("lucid_nodes_stopped", help_text, stopped)

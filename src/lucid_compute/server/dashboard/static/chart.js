@@ -23,7 +23,7 @@ export function Chart({ title, times, lines, write = number, axis = short, event
   const drawn = useMemo(() => lines.filter(([, , options]) => !options?.tableOnly).map(([label, values, options], position) => [label, withoutUnfinished(times, values), options?.colour ?? COLOURS[position]]), [times, ...lines.map(([, values]) => values)]);
   const isEmpty = drawn.every(([, values]) => values.every((value) => value === null));
   const [at, setAt] = useState(null);
-  const place = at ?? lastKnown(drawn);
+  const place = at ?? lastStep(drawn);
   const marks = useMemo(() => lineOverlays(events, outages), [events, outages]);
   return html`<figure class="chart" aria-label=${title}>
     <figcaption>
@@ -175,11 +175,10 @@ const asNumber = (value) => (value === null ? null : Number(value));
 const isLonely = (values) => values.filter((value) => value !== null).length < FEW;
 const newestFirst = (times) => times.map((_, place) => times.length - 1 - place);
 
-function lastKnown(drawn) {
+// The last step that has ended, also when nothing was measured in it: an older figure would read as if it were now's.
+function lastStep(drawn) {
   const length = drawn[0]?.[1].length ?? 0;
-  for (let place = length - 1; place >= 0; place -= 1) {
-    if (drawn.some(([, values]) => values[place] !== null)) return place;
-  }
-  return null;
+  if (length === 0) return null;
+  return drawn.some(([, values]) => values[length - 1] !== null) ? length - 1 : Math.max(length - 2, 0);
 }
 

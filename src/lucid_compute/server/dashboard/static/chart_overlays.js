@@ -7,13 +7,14 @@ const OUTLINES = {
   warn: [[0, -1.1], [1.1, 0], [0, 1.1], [-1.1, 0]],
   info: [[-0.8, -0.8], [0.8, -0.8], [0.8, 0.8], [-0.8, 0.8]],
 };
-const TONES = { unhealthy: "bad", revoked: "bad", stale: "warn", draining: "warn", drained: "warn", restarted: "info", healthy: "good", resumed: "good" };
+const TONES = { unhealthy: "bad", revoked: "bad", stale: "warn", draining: "warn", drained: "warn", stopped: "warn", restarted: "info", healthy: "good", resumed: "good" };
 const WORDS = {
   registered: "registered",
   updated: "passport changed",
   models_declared: "models declared",
   draining: "drain began",
   drained: "drained",
+  stopped: "stopped, as it said",
   resumed: "drain ended",
   deregistered: "deregistered",
   revoked: "revoked",

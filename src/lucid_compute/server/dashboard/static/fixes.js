@@ -8,7 +8,7 @@ const MUCH_ERROR = 0.05;
 const COMMANDS = {
   HEARTBEAT_MISSING: () => ["On its machine, beside its inference server, start its heartbeats:", "lucid agent run"],
   HEARTBEAT_STALE: () => ["On its machine, see whether its agent runs (as a service: systemctl status lucid-agent), and start it if not:", "lucid agent run"],
-  DRAINING: (id) => ["To send it requests again:", `lucid resume ${id}`],
+  DRAINING: (id, health) => health.reported?.status === "draining" ? ["On its machine, start its agent again:", "lucid agent run"] : ["To send it requests again:", `lucid resume ${id}`],
   CLOCK_SKEW: () => ["On its machine, see whether its clock is kept right:", "timedatectl status"],
   ERRORS: (id) => ["What failed, request by request:", `lucid jobs --node ${id} --outcome failed`],
 };
@@ -20,21 +20,23 @@ export function Fixes({ node, health }) {
     <div class="card-head"><h2>What to fix</h2></div>
     <ul class="fixes">${fixes.map(([code, message, detail]) => html`<li key=${code}>
       <p><span class="code">${code}</span> ${inPlace(message, node.id)} ${detail && html`<span class="note">${detail}</span>`}</p>
-      <${How} code=${code} id=${node.id} />
+      <${How} code=${code} id=${node.id} health=${health} />
     </li>`)}</ul>
     <p class="note">Whatever it is, this looks at everything from the node's machine and gives one fix for each failure:</p>
     <${Command} text=${`lucid doctor ${node.id}`} />
   </section>`;
 }
 
-function How({ code, id }) {
+function How({ code, id, health }) {
   if (!(code in COMMANDS)) return null;
-  const [text, command] = COMMANDS[code](id);
+  const [text, command] = COMMANDS[code](id, health);
   return html`<p class="note">${text}</p><${Command} text=${command} />`;
 }
 
 function fixesOf(health) {
-  const fixes = health.reasons.map((reason) => [reason.code, reason.message, health.reported?.detail ?? ""]);
+  // A node that stopped as it said is silent for that reason alone, and one command starts it again.
+  const reasons = health.stopped ? health.reasons.filter(({ code }) => code !== "HEARTBEAT_STALE") : health.reasons;
+  const fixes = reasons.map((reason) => [reason.code, reason.message, health.reported?.detail ?? ""]);
   const skew = health.reported?.clockOffsetSeconds ?? 0;
   if (Math.abs(skew) > MAX_SKEW_SECONDS) fixes.push(["CLOCK_SKEW", `The node's clock is ${duration(Math.abs(skew))} ${skew > 0 ? "ahead" : "behind"}; set it by NTP.`, "Nothing is decided by it here."]);
   if (health.errorRate > MUCH_ERROR) fixes.push(["ERRORS", `${share(health.errorRate)} of the last hour's requests failed on the node.`, "The failures by reason stand below."]);

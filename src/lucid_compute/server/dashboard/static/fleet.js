@@ -1,11 +1,13 @@
 // The fleet at a glance.
 import { Chart } from "./chart.js";
-import { count, dollars, duration, milliseconds, moment, plural, share } from "./format.js";
+import { count, duration, milliseconds, moment, plural, share } from "./format.js";
 import { Fragment, html } from "./html.js";
 import { vramOf } from "./models.js";
-import { Card, Empty, Figure, Figures, Heading, Shown, SpanChoice, Status } from "./parts.js";
+import { Card, Empty, Figure, Figures, Heading, Shown, SpanChoice, Status, statusOf } from "./parts.js";
 import { usePolled } from "./polling.js";
 import { REQUEST_SERIES, RequestCharts } from "./request_charts.js";
+import { Command } from "./copying.js";
+import { EarnedFigure, useProviderShare } from "./earned.js";
 import { ROOT, addressOf } from "./router.js";
 import { secondsBetween, spanOf } from "./spans.js";
 
@@ -17,14 +19,14 @@ export function FleetView({ api, query, overview }) {
   const isEmpty = overview.data && overview.data.nodes.total === 0 && overview.data.models.total === 0;
   return html`<${Fragment}>
     <${Heading} title="Fleet" />
-    <${Shown} of=${overview} lines=${4}>${(data) => (isEmpty ? html`<${FirstSteps} />` : html`<${Glance} data=${data} />`)}</${Shown}>
+    <${Shown} of=${overview} lines=${4}>${(data) => (isEmpty ? html`<${FirstSteps} />` : html`<${Glance} api=${api} data=${data} />`)}</${Shown}>
     ${overview.data && !isEmpty && html`<${Attention} api=${api} overview=${overview.data} />`}
     ${!isEmpty && html`<${History} api=${api} span=${spanOf(query)} />`}
     ${overview.data && html`<${Outages} data=${overview.data} />`}
   </${Fragment}>`;
 }
 
-function Glance({ data }) {
+function Glance({ api, data }) {
   const { nodes, models, lastHour } = data;
   const unavailable = models.total - models.available;
   const hour = lastHour ?? {};
@@ -52,7 +54,7 @@ function Glance({ data }) {
         <${Figure} label="errors" value=${share(hour.errorRate)} note=${hour.failed ? `${count(hour.failed)} failed` : ""} tone=${hour.errorRate > 0.01 ? "bad" : ""} />
         <${Figure} label="latency p50" value=${milliseconds(hour.latencyP50Ms)} note=${hour.latencyP95Ms == null ? "" : `p95 ${milliseconds(hour.latencyP95Ms)}`} />
         <${Figure} label="tokens out" value=${count(hour.tokensOut)} note=${hour.tokensIn == null ? "" : `${count(hour.tokensIn)} in`} />
-        <${Figure} label="revenue" value=${dollars(hour.revenueUsd)} title=${hour.revenueUsd && `$${hour.revenueUsd}`} />
+        <${EarnedFigure} api=${api} charged=${hour.revenueUsd} />
       </${Figures}>
     </${Card}>
   </div>`;
@@ -67,10 +69,19 @@ function Bar({ label, parts }) {
   return html`<div class="bar" role="img" aria-label=${label}>${parts.map(([tone, size]) => size > 0 && html`<span class=${`bar-${tone}`} key=${tone} style=${{ flexGrow: size }}></span>`)}</div>`;
 }
 
+// What registers a node with this service. A service elsewhere must be told where it reaches the inference server.
+function agentCommand() {
+  const isHere = /^(localhost|127\.[\d.]+|\[::1\])$/.test(location.hostname);
+  const reached = isHere ? "" : " --public-url http://YOUR-GPU:8080";
+  return `LUCID_API_KEY=YOUR-KEY .venv/bin/lucid agent run --api ${location.origin}${ROOT} --url http://localhost:8080${reached}`;
+}
+
 function FirstSteps() {
   return html`<${Card} title="Nothing is registered yet">
-    <p>Beside a running inference server, one command registers it, declares its models and keeps it alive:</p>
-    <pre><code>lucid agent run</code></pre>
+    <p>Make a key for the node, on the machine of this service, in its folder:</p>
+    <${Command} text=".venv/bin/lucid keys create my-gpu --scope compute" />
+    <p>On the machine of a running inference server, in a copy of this repository after <code>make install</code>, one command registers it, declares its models and keeps it alive. Put in the key, and the server's own address:</p>
+    <${Command} text=${agentCommand()} />
     <p>It appears here with its first heartbeat. <a href=${`${ROOT}/docs`}>The API</a> does the same by hand: <code>POST /passports</code>, then <code>POST /compute/heartbeat</code>.</p>
   </${Card}>`;
 }
@@ -82,7 +93,7 @@ function Attention({ api, overview }) {
   return html`<div class="pair">
     <${Card} title="Nodes to look after" aside=${overview.nodes.unhealthy > LISTED && html`<a href=${addressOf("/nodes", { status: "unhealthy" })}>All ${count(overview.nodes.unhealthy)}</a>`}>
       <${Shown} of=${sick} lines=${3}>${(data) => data.nodes.length === 0 ? html`<${Empty} title="Every node is well." />` : html`<ul class="list">${data.nodes.map((node) => html`<li key=${node.id}>
-        <a href=${addressOf(`/nodes/${node.id}`)}>${node.name}</a> <${Status} status=${node.health.status} />
+        <a href=${addressOf(`/nodes/${node.id}`)}>${node.name}</a> <${Status} status=${statusOf(node.health)} />
         <span class="note">${node.health.reasons[0]?.message ?? ""}</span>
       </li>`)}</ul>`}</${Shown}>
     </${Card}>
@@ -101,9 +112,10 @@ function needsOf({ minVramGb, runtimes = [], contextLength }) {
 }
 
 function History({ api, span }) {
+  const share = useProviderShare(api);
   const metrics = usePolled((signal) => api.get("/compute/metrics", { from: `-${span}`, series: SERIES }, signal), secondsBetween(span), [api, span]);
   return html`<${Card} title="Over time" aside=${html`<${SpanChoice} span=${span} />`}>
-    <${Shown} of=${metrics} lines=${6}>${(data) => html`<${RequestCharts} data=${data} sync="fleet">${(one) => html`
+    <${Shown} of=${metrics} lines=${6}>${(data) => html`<${RequestCharts} data=${data} share=${share} sync="fleet">${(one) => html`
       <${Chart} ...${one} title="Nodes by state" write=${count} lines=${[["healthy", data.series.nodesHealthy, { colour: "good" }], ["draining", data.series.nodesDraining, { colour: "warn" }], ["unhealthy", data.series.nodesUnhealthy, { colour: "bad" }]]} />
     `}</${RequestCharts}>`}</${Shown}>
   </${Card}>`;

@@ -3,10 +3,10 @@ import { curlOf } from "./api.js";
 import { NodeCharts } from "./node_charts.js";
 import { Copy } from "./copying.js";
 import { Fixes } from "./fixes.js";
-import { count, duration, gigabytes, megabytes, milliseconds, share, shareMark, uptimeShare, wholeShare } from "./format.js";
+import { count, duration, gigabytes, megabytes, milliseconds, share, shareMark, shortMoment, uptimeShare, wholeShare } from "./format.js";
 import { Fragment, html } from "./html.js";
 import { Jobs } from "./jobs.js";
-import { Card, Empty, Failure, Figure, Figures, Heading, Loading, Shown, SpanChoice, Status } from "./parts.js";
+import { Card, Empty, Failure, Figure, Figures, Heading, Loading, Shown, SpanChoice, Status, statusOf } from "./parts.js";
 import { usePolled } from "./polling.js";
 import { spanOf } from "./spans.js";
 import { Ago, Lasting } from "./ticking.js";
@@ -28,7 +28,7 @@ export function NodeView({ id, api, query }) {
   const node = passport.data;
   const span = spanOf(query);
   return html`<${Fragment}>
-    <${Heading} title=${node.name} crumbs=${crumbs} aside=${health.data && html`<${Status} status=${health.data.status} />`} />
+    <${Heading} title=${node.name} crumbs=${crumbs} aside=${health.data && html`<${Status} status=${statusOf(health.data)} />`} />
     <p class="lead">${[node.metadata.gpu, gigabytes(node.metadata.vramGb), node.metadata.region, `owner ${node.owner}`].filter(Boolean).join(" · ")} <span class="id">${node.id}<${Copy} text=${node.id} what="the id" /></span>
       <span class="id">curl<${Copy} text=${curlOf(`/compute/health/${node.id}`)} what="this as a curl command" /></span></p>
     <${Shown} of=${health} lines=${4}>${(data) => (data.isEnded ? html`<${Ended} />` : html`<${Now} node=${node} health=${data} />`)}</${Shown}>
@@ -92,16 +92,24 @@ function Uptime({ api, at }) {
   const uptime = usePolled((signal) => api.get(`/compute/uptime/${at}`, {}, signal), SLOW_SECONDS, [api, at]);
   return html`<${Card} title="Uptime" aside=${uptime.data && html`<span class="note">target ${shareMark(uptime.data.target)}</span>`}>
     <${Shown} of=${uptime} lines=${2}>${({ windows, target }) => windows.every((window_) => window_.uptime === null) ? html`<${Empty} title="Nothing is known yet. It begins with the first heartbeat." />` : html`<${Figures} label="Uptime">
-      ${windows.map((window_) => html`<${Figure} key=${window_.days} label=${window_.days === 1 ? "1 day" : `${window_.days} days`} value=${uptimeShare(window_.uptime)}
-        tone=${window_.uptime !== null && window_.uptime < target ? "bad" : ""} note=${html`<${Budget} of=${window_} />`} />`)}
+      ${windows.map((window_) => html`<${Figure} key=${window_.days} label=${window_.days === 1 ? "1 day" : `${window_.days} days`} value=${hasVerdict(window_) ? uptimeShare(window_.uptime) : "–"}
+        tone=${hasVerdict(window_) && window_.uptime < target ? "bad" : ""} note=${html`<${Budget} of=${window_} />`} />`)}
     </${Figures}>`}</${Shown}>
   </${Card}>`;
 }
 
-function Budget({ of: { errorBudget, registryOutageSeconds } }) {
+// Whether so much is known that a share of it says something: an hour.
+const hasVerdict = ({ uptime, errorBudget }) => uptime !== null && errorBudget !== null;
+const knownSeconds = ({ healthySeconds, unhealthySeconds, drainingSeconds, registryOutageSeconds }) => healthySeconds + unhealthySeconds + drainingSeconds + registryOutageSeconds;
+
+function Budget({ of: window_ }) {
+  const { days, errorBudget, registryOutageSeconds } = window_;
   const left = errorBudget?.remaining ?? null;
-  const text = left === null ? "" : left >= 0 ? `${wholeShare(left)} of the error budget left` : "error budget overspent";
+  const known = knownSeconds(window_);
+  const isSpent = left !== null && errorBudget.usedSeconds > errorBudget.allowedSeconds;
+  const text = left === null ? "" : isSpent ? "error budget overspent" : `${wholeShare(left)} of the error budget left`;
   return html`<${Fragment}>
+    ${known > 0 && known < days * 86_400 - 60 && html`<span>since ${shortMoment(Date.now() - known * 1000, known)} (${duration(known)})</span>`}
     ${left !== null && html`<span class="budget"><meter min="0" max="1" low="0.25" high="0.5" optimum="1" value=${Math.max(left, 0)} aria-label=${text}></meter></span>`}
     <span>${text}</span>
     ${registryOutageSeconds > 0 && html`<span>${duration(registryOutageSeconds)} left out: outages of ours</span>`}

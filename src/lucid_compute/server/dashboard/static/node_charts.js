@@ -1,6 +1,7 @@
 // What a node did over time, with its events in line.
 import { Chart } from "./chart.js";
 import { eventWord, signOf, toneOf } from "./chart_overlays.js";
+import { useProviderShare } from "./earned.js";
 import { count, gigabytes, moment, wholeShare } from "./format.js";
 import { Fragment, html } from "./html.js";
 import { Empty, Shown } from "./parts.js";
@@ -15,15 +16,16 @@ export function NodeCharts({ api, at, span }) {
   const seconds = secondsBetween(span);
   const metrics = usePolled((signal) => api.get(`/compute/metrics/${at}`, { from: `-${span}`, series: SERIES }, signal), seconds, [api, at, span]);
   const events = usePolled((signal) => api.get(`/compute/events/${at}`, { since: sinceOf(span), perPage: MAX_EVENTS }, signal), seconds, [api, at, span]);
+  const share = useProviderShare(api);
   return html`<${Shown} of=${metrics} lines=${8}>${(data) => html`<${Fragment}>
-    <${Charts} data=${data} events=${events.data?.events ?? []} />
+    <${Charts} data=${data} share=${share} events=${events.data?.events ?? []} />
     <div class="pair"><${Events} events=${events} outages=${data.outages} /><${Failures} totals=${data.failureTotals} /></div>
   </${Fragment}>`}</${Shown}>`;
 }
 
-function Charts({ data, events }) {
+function Charts({ data, share, events }) {
   const { series } = data;
-  return html`<${RequestCharts} data=${data} sync="node" events=${events}>${(one) => html`
+  return html`<${RequestCharts} data=${data} share=${share} sync="node" events=${events}>${(one) => html`
     <${Chart} ...${one} title="GPU and load" write=${wholeShare} axis=${wholeShare} lines=${[["GPU busy", series.gpuUtilization], ["load", series.load]]} />
     <${Chart} ...${one} title="GPU memory" write=${gigabytes} axis=${gigabytes} lines=${[["used", inGigabytes(series.gpuMemoryUsedMb)], ["total", inGigabytes(series.gpuMemoryTotalMb)]]} />
     <${Chart} ...${one} title="Queue and in flight" lines=${[["in flight", series.inFlight], ["queue", series.queueDepth]]} />

@@ -1,7 +1,7 @@
 // The list of nodes, page by page as the service has them, with filters that stand in the address.
 import { count, gigabytes, milliseconds, share, wholeShare } from "./format.js";
 import { Fragment, html, useEffect, useRef, useState } from "./html.js";
-import { Empty, Heading, Pager, Shown, Status, Table } from "./parts.js";
+import { Empty, Heading, Pager, Shown, Status, statusOf, Table } from "./parts.js";
 import { usePolled } from "./polling.js";
 import { addressOf, changeQuery } from "./router.js";
 import { Ago } from "./ticking.js";
@@ -45,7 +45,7 @@ function sortBy(sort) {
 function columnsOf(isAdmin) {
   return [
     ["Node", (node) => html`<a href=${addressOf(`/nodes/${node.id}`)}>${node.name}</a>`, "", "name"],
-    ["Status", (node) => html`<${Status} status=${node.health.status} />`, "long"],
+    ["Status", (node) => html`<${Status} status=${statusOf(node.health)} />`, "long"],
     ["GPU", (node) => html`${node.metadata.gpu ?? "–"} <span class="note">${gigabytes(node.metadata.vramGb)}</span>`, "long"],
     ["Region", (node) => node.metadata.region ?? "–"],
     ...(isAdmin ? [["Owner", (node) => node.owner]] : []),

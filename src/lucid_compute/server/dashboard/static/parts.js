@@ -4,10 +4,15 @@ import { count, plural } from "./format.js";
 import { html, useEffect, useRef } from "./html.js";
 import { SPANS } from "./spans.js";
 
-const STATUS_SIGNS = { healthy: "●", unhealthy: "▲", draining: "◆", deregistered: "■" };
+const STATUS_SIGNS = { healthy: "●", unhealthy: "▲", draining: "◆", stopped: "◇", deregistered: "■" };
 
 export function Status({ status }) {
   return html`<span class=${`status status-${status}`}><span aria-hidden="true">${STATUS_SIGNS[status] ?? "○"}</span> ${status}</span>`;
+}
+
+// An unhealthy node that said that it stops, and is silent since, is told from one that vanished.
+export function statusOf(health) {
+  return health.stopped && health.status === "unhealthy" ? "stopped" : health.status;
 }
 
 export function Verdict({ holds, yes, no }) {

@@ -4,6 +4,7 @@ import { count, dollars, exactDollars as exact, moment, plural } from "./format.
 import { Fragment, html, useEffect, useState } from "./html.js";
 import { Card, Empty, Figure, Figures, Heading, Pager, Shown, SpanChoice, Table } from "./parts.js";
 import { usePolled } from "./polling.js";
+import { EarnedFigure } from "./earned.js";
 import { addressOf, changeQuery } from "./router.js";
 import { secondsBetween, spanOf } from "./spans.js";
 
@@ -28,11 +29,11 @@ function Earned({ api, span }) {
   return html`<${Card} title="Earned" className="not-printed" aside=${html`<${SpanChoice} span=${span} />`}>
     <${Shown} of=${metrics} lines=${5}>${({ times, series, totals, outages }) => html`<${Fragment}>
       <${Figures} label="Earned in this span">
-        <${Figure} label="revenue" value=${dollars(totals.revenueUsd)} title=${totals.revenueUsd && `$${totals.revenueUsd}`} />
+        <${EarnedFigure} api=${api} charged=${totals.revenueUsd} />
         <${Figure} label="requests completed" value=${count(totals.completed)} />
         <${Figure} label="tokens out" value=${count(totals.tokensOut)} note=${totals.tokensIn === null ? "" : `${count(totals.tokensIn)} in`} />
       </${Figures}>
-      <${Chart} title="Revenue" times=${times} outages=${outages} write=${dollars} axis=${dollars} lines=${[["US dollars", series.revenueUsd], ["completed", series.completed, { tableOnly: true, write: count }]]} />
+      <${Chart} title="Charged" times=${times} outages=${outages} write=${dollars} axis=${dollars} lines=${[["US dollars", series.revenueUsd], ["completed", series.completed, { tableOnly: true, write: count }]]} />
     </${Fragment}>`}</${Shown}>
   </${Card}>`;
 }
@@ -40,7 +41,7 @@ function Earned({ api, span }) {
 function PaidOut({ api, owner, chosen }) {
   const periods = usePolled((signal) => periodsOf(api, signal), SLOW_SECONDS, [api]);
   if (periods.data === null) {
-    return html`<${Card} title="Paid out"><${Empty} title="This service keeps no payouts.">What was earned stands above; every request's price stands with its node.</${Empty}></${Card}>`;
+    return html`<${Card} title="Payouts"><${Empty} title="This service keeps no payouts.">What was earned stands above; every request's price stands with its node.</${Empty}></${Card}>`;
   }
   return html`<${Shown} of=${periods} lines=${4}>${(data) => html`<${Period} api=${api} owner=${owner} chosen=${chosen} periods=${data.periods} />`}</${Shown}>`;
 }
@@ -70,7 +71,7 @@ function Period({ api, owner, chosen, periods }) {
   const losses = usePolled((signal) => api.get("/payouts/losses", { from: days.from, to: days.to }, signal), SLOW_SECONDS, [api, days.from, days.to]);
   const options = [["", "this month"], ["last", "last month"], ...periods.map((period) => [period.id, `closed ${period.from} to ${period.to}`])];
   return html`<${Fragment}>
-    <${Card} title="Paid out" aside=${html`<${Statement} api=${api} path=${path} asked=${asked} days=${days} onPrint=${() => setWhole(true)} />`}>
+    <${Card} title=${closed ? "Payouts / closed period" : "Payouts / open month"} aside=${html`<${Statement} api=${api} path=${path} asked=${asked} days=${days} onPrint=${() => setWhole(true)} />`}>
       <p class="printed">${`${owner ?? "all owners"} · ${days.from} to ${days.to}, the last day not included, in UTC · printed ${moment(new Date())}`}</p>
       <div class="field narrow"><label for="period">Period, in UTC</label><select id="period" value=${chosen} onChange=${(event) => changeQuery({ period: event.currentTarget.value })}>
         ${options.map(([value, text]) => html`<option value=${value} key=${value}>${text}</option>`)}

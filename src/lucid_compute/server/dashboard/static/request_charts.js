@@ -1,22 +1,28 @@
 // The charts of requests: of the fleet, of a node, of a model. Each adds charts of its own.
 import { Chart } from "./chart.js";
+import { earnedOf } from "./earned.js";
 import { count, dollars, milliseconds, millisecondsMark, plural, share, shareMark, short, zone } from "./format.js";
 import { Fragment, html } from "./html.js";
 
 export const REQUEST_SERIES = "requests,failed,requestsPerSecond,errorRate,latencyP50Ms,latencyP95Ms,latencyP99Ms,tokensIn,tokensOut,tokensOutPerSecond,revenueUsd";
 
-export function RequestCharts({ data, sync, events = [], children }) {
+// With `share`, the providers' part of what was charged is what is shown first.
+export function RequestCharts({ data, sync, events = [], share: providerShare = null, children }) {
   const { times, series, totals, outages } = data;
   const one = { times, outages, events, sync };
   return html`<${Fragment}>
-    <p class="note">${plural(totals.requests ?? 0, "request")}, ${count(totals.failed)} failed, ${count(totals.tokensOut)} tokens out, ${dollars(totals.revenueUsd)} in this span. Times are in ${zone()}${outages.length > 0 ? "; grey is an outage of the registry itself" : ""}.</p>
+    <p class="note">${plural(totals.requests ?? 0, "request")}, ${count(totals.failed)} failed, ${count(totals.tokensOut)} tokens out, ${moneyOf(totals.revenueUsd, providerShare)} in this span. Times are in ${zone()}${outages.length > 0 ? "; grey is an outage of the registry itself" : ""}.</p>
     <div class="charts">
       <${Chart} ...${one} title="Requests a second" lines=${[["requests", series.requestsPerSecond], ["ended", series.requests, { tableOnly: true, write: count }]]} />
       <${Chart} ...${one} title="Latency" write=${milliseconds} axis=${millisecondsMark} lines=${[["p50", series.latencyP50Ms], ["p95", series.latencyP95Ms], ["p99", series.latencyP99Ms]]} />
       <${Chart} ...${one} title="Errors" write=${share} axis=${shareMark} lines=${[["error rate", series.errorRate], ["failed", series.failed, { tableOnly: true, write: count }]]} />
       <${Chart} ...${one} title="Tokens out a second" axis=${short} lines=${[["tokens", series.tokensOutPerSecond], ["out", series.tokensOut, { tableOnly: true, write: count }]]} />
       ${children?.(one)}
-      <${Chart} ...${one} title="Revenue" write=${dollars} axis=${dollars} lines=${[["US dollars", series.revenueUsd]]} />
+      ${providerShare === null
+        ? html`<${Chart} ...${one} title="Charged" write=${dollars} axis=${dollars} lines=${[["US dollars", series.revenueUsd]]} />`
+        : html`<${Chart} ...${one} title="Earned" write=${dollars} axis=${dollars} lines=${[["US dollars", series.revenueUsd.map((charged) => earnedOf(charged, providerShare))], ["charged", series.revenueUsd, { tableOnly: true }]]} />`}
     </div>
   </${Fragment}>`;
 }
+
+const moneyOf = (charged, share) => (share === null ? `${dollars(charged)} charged` : `${dollars(earnedOf(charged, share))} earned of ${dollars(charged)} charged`);

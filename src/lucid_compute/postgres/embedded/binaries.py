@@ -98,7 +98,9 @@ def binaries_of_cluster(major: int, data_dir: Path) -> PostgresBinaries:
             return binaries
     msg = f"The cluster in {data_dir} was made by Postgres {major}, and this machine has {_seen()}. "
     source = _source_of(major)
-    if any(binaries.major > major for binaries in installations):
+    if major < OLDEST_MAJOR:
+        msg += f"It is older than {OLDEST_MAJOR}, which lucid-compute needs: move its data by hand to a newer one."
+    elif any(binaries.major > major for binaries in installations):
         folder, new_folder = quote(str(data_dir)), quote(f"{data_dir}-new")
         steps = (
             source,

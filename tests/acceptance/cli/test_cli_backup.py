@@ -89,7 +89,7 @@ async def test_a_cluster_of_an_older_postgres_moves_by_the_commands_of_its_refus
     if old is None:
         pytest.skip("this machine has no Postgres from 14 to 17 beside the wheel's")
     line = CommandLine("", None, place)
-    data = make_cluster(place, old)
+    data = make_cluster(place / "data", old)
     upgraded = await line("db", "upgrade", "--json")
     assert (upgraded.status, upgraded.json["revision"]) == (0, schema.head_revision()), upgraded.err
     with monkeypatch.context() as hidden:
@@ -105,15 +105,18 @@ async def test_a_cluster_of_an_older_postgres_moves_by_the_commands_of_its_refus
     assert (place / "data-new" / "postgres" / "PG_VERSION").read_text() == f"{binaries.find_binaries().major}\n"
     assert f"lucid serve --data-dir {data}-new" in str(refusal.value)
     assert (await line("db", "current", "--json", LUCID_DATA_DIR="data-new")).json == upgraded.json
+    make_cluster(place / "older", old)
+    assert (await line("db", "backup", "of-the-new", LUCID_DATA_DIR="data-new")).status == 0
+    back = await line("db", "restore", "of-the-new", "--json", LUCID_DATA_DIR="older")
+    assert (back.status, back.json["revision"]) == (0, schema.head_revision()), back.err
 
 
-def make_cluster(place: Path, bin_dir: Path) -> Path:
-    """Make a data folder whose cluster is of another version of Postgres; return it."""
-    data = place / "data"
-    data.mkdir(mode=0o711)
+def make_cluster(data_dir: Path, bin_dir: Path) -> Path:
+    """Make a data folder with an empty cluster of another version of Postgres; return it."""
+    data_dir.mkdir(mode=0o711)
     user = find_user("nobody")
-    user.make_folder(data / "postgres")
-    with (place / "initdb.log").open("wb") as log:
-        command = (bin_dir / "initdb", "--pgdata", data / "postgres", *INITDB_OPTIONS, "--no-sync")
-        assert user.start(command, signal.SIGTERM, log).wait() == 0, (place / "initdb.log").read_text()
-    return data
+    user.make_folder(data_dir / "postgres")
+    with (data_dir / "initdb.log").open("wb") as log:
+        command = (bin_dir / "initdb", "--pgdata", data_dir / "postgres", *INITDB_OPTIONS, "--no-sync")
+        assert user.start(command, signal.SIGTERM, log).wait() == 0, (data_dir / "initdb.log").read_text()
+    return data_dir

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from lucid_compute.postgres import schema
+from lucid_compute.postgres.backup import back_up, restore
 from lucid_compute.postgres.embedded import EmbeddedPostgres, EmbeddedPostgresError, binaries
 from lucid_compute.postgres.embedded.binaries import DISTRIBUTION_ROOT
 from lucid_compute.postgres.embedded.cluster import INITDB_OPTIONS
@@ -44,8 +45,6 @@ async def test_a_service_comes_back_in_a_new_data_folder(place: Path) -> None:
             audited = (await admin.get("/audit")).json()["events"]
         used = await line("db", "restore", "lucid.backup")
         assert (used.status, "belongs to the service of process" in used.sentence) == (1, True)
-    full = await line("db", "restore", "lucid.backup")
-    assert (full.status, "has tables already" in full.sentence) == (1, True)
     (place / "new").mkdir()
     restored = await line("db", "restore", "lucid.backup", LUCID_DATA_DIR="new/data")
     assert restored.out.startswith("lucid.backup is restored into the data folder new/data (revision ")
@@ -59,12 +58,12 @@ async def test_a_service_comes_back_in_a_new_data_folder(place: Path) -> None:
             assert (await olga.get("/passports")).status_code == 200
 
 
-async def test_a_restore_that_ends_early_leaves_a_data_folder_without_a_database(place: Path) -> None:
+async def test_a_restore_that_ends_early_leaves_a_data_folder_without_a_database(
+    place: Path, database_url: str
+) -> None:
     """Killed, or stopped by a damaged file: the next restore or start has a clean place."""
     line = CommandLine("", None, place)
-    with EmbeddedPostgres(place / "source") as postgres:
-        assert (await line("db", "upgrade", "--database-url", postgres.url())).status == 0
-        assert (await line("db", "backup", "whole", "--database-url", postgres.url())).status == 0
+    await back_up(database_url, place / "whole", quietly)
     whole = (place / "whole").read_bytes()
     (place / "cut").write_bytes(whole[:-1])
     cut = await line("db", "restore", "cut")
@@ -88,10 +87,9 @@ async def test_a_cluster_of_an_older_postgres_moves_by_the_commands_of_its_refus
     old = next((each for each in DISTRIBUTION_ROOT.glob("1[4-7]/bin") if (each / "initdb").exists()), None)
     if old is None:
         pytest.skip("this machine has no Postgres from 14 to 17 beside the wheel's")
-    line = CommandLine("", None, place)
     data = make_cluster(place / "data", old)
-    upgraded = await line("db", "upgrade", "--json")
-    assert (upgraded.status, upgraded.json["revision"]) == (0, schema.head_revision()), upgraded.err
+    with EmbeddedPostgres(data) as postgres:
+        await schema.upgrade(postgres.url())
     with monkeypatch.context() as hidden:
         hidden.setattr(binaries, "DISTRIBUTION_ROOT", place)
         hidden.setenv("PATH", "/nonexistent")
@@ -104,11 +102,14 @@ async def test_a_cluster_of_an_older_postgres_moves_by_the_commands_of_its_refus
         await asyncio.to_thread(subprocess.run, shell, cwd=place, env={"PATH": os.defpath}, check=True)
     assert (place / "data-new" / "postgres" / "PG_VERSION").read_text() == f"{binaries.find_binaries().major}\n"
     assert f"lucid serve --data-dir {data}-new" in str(refusal.value)
-    assert (await line("db", "current", "--json", LUCID_DATA_DIR="data-new")).json == upgraded.json
-    make_cluster(place / "older", old)
-    assert (await line("db", "backup", "of-the-new", LUCID_DATA_DIR="data-new")).status == 0
-    back = await line("db", "restore", "of-the-new", "--json", LUCID_DATA_DIR="older")
-    assert (back.status, back.json["revision"]) == (0, schema.head_revision()), back.err
+    with EmbeddedPostgres(place / "data-new") as new, EmbeddedPostgres(make_cluster(place / "older", old)) as older:
+        await schema.check(new.url())
+        await restore(older.url(), await back_up(new.url(), place / "of-the-new", quietly), quietly)
+        await schema.check(older.url())
+
+
+def quietly(_: int) -> None:
+    """Report nothing."""
 
 
 def make_cluster(data_dir: Path, bin_dir: Path) -> Path:

@@ -15,7 +15,7 @@ import typer
 from lucid_compute.cli.command_groups import SuggestingGroup
 from lucid_compute.cli.failures import CommandFailed, ExitStatus, YesOption, confirm
 from lucid_compute.cli.output import JsonOption, note, show_done
-from lucid_compute.cli.settings import DATABASE_URL, data_dir, postgres_user
+from lucid_compute.cli.settings import DATABASE_URL, data_dir, postgres_user, variables
 
 app = typer.Typer(
     cls=SuggestingGroup, help="Back up and restore the database, and look at its schema.", no_args_is_help=True
@@ -44,8 +44,10 @@ def back_up_database(
     """Write the database to FILE, completely or not at all. Services may run meanwhile."""
     from lucid_compute.postgres import backup, schema  # noqa: PLC0415 - help needs no SQLAlchemy
 
+    if str(file) == "-":
+        raise CommandFailed("Name a file. A pipe can't be complete or not at all.", ExitStatus.USAGE)
     with _sentences(), schema.open_database(url, data_dir()) as there:
-        made = _run(backup.back_up(there, file, _reporter("written"), overwrite=overwrite))
+        made = _run(backup.back_up(backup.Place(there, variables()), file, _reporter("written"), overwrite=overwrite))
     size = file.stat().st_size
     sentence = (
         f"{file} has the whole database ({size / MEGABYTE:.1f} MB, revision {made.revision}). It contains the keys of "
@@ -68,7 +70,7 @@ def restore_database(file: Path, url: UrlOption = None, as_json: JsonOption = Fa
             else embedded.fill_embedded_database(data_dir(), postgres_user())
         )
         with opened as there:
-            _run(backup.restore(there, made, _reporter("restored")))
+            _run(backup.restore(backup.Place(there, variables()), made, _reporter("restored")))
             _run(schema.upgrade(there))
     where = "the database" if url else f"the data folder {data_dir()}"
     sentence = (
@@ -137,12 +139,13 @@ def _sentences() -> Iterator[None]:
 
 
 def _run(step: Coroutine[Any, Any, Result]) -> Result:
-    """Run a step to its end; SIGTERM cancels it, so that it leaves nothing behind."""
+    """Run a step to its end; SIGTERM and the end of a terminal cancel it, so that it leaves nothing behind."""
 
     async def cancellable() -> Result:
         task = asyncio.current_task()
-        if task is not None:
-            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if task is not None:
+                asyncio.get_running_loop().add_signal_handler(number, task.cancel)
         return await step
 
     return asyncio.run(cancellable())

@@ -22,6 +22,11 @@ def data_dir() -> Path:
     return Path(os.environ.get(DATA_DIR) or "data")
 
 
+def variables() -> dict[str, str]:
+    """Return the whole environment, for programs that connect by variables of Postgres, such as PGPASSWORD."""
+    return dict(os.environ)
+
+
 def postgres_user() -> str:
     """Return the system user of a new embedded Postgres, if root makes it; the default is that of `Settings`."""
     return os.environ.get(POSTGRES_USER) or "nobody"

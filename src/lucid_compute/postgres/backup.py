@@ -10,7 +10,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -67,6 +67,13 @@ Report = Callable[[int], None]
 """Called every `REPORT_SECONDS` with the number of bytes done so far."""
 
 
+class Place(NamedTuple):
+    """A database: its URL, and the variables of the environment that complete it, such as PGPASSWORD."""
+
+    url: str
+    variables: Mapping[str, str]
+
+
 class BackupFailed(Exception):
     """A backup can't be written or restored; the text says why and what to do."""
 
@@ -79,7 +86,7 @@ class Backup(NamedTuple):
     schema: str
 
 
-async def back_up(url: str, file: Path, report: Report, *, overwrite: bool = False) -> Backup:
+async def back_up(place: Place, file: Path, report: Report, *, overwrite: bool = False) -> Backup:
     """Write the database to `file`, as it is at one moment; services may run. Only this user can read the file.
 
     Raises:
@@ -87,10 +94,11 @@ async def back_up(url: str, file: Path, report: Report, *, overwrite: bool = Fal
         EmbeddedPostgresError: this machine has no pg_dump for this server.
     """
     with _unfinished(file, overwrite=overwrite) as unfinished:
-        async with _held(url, _BACKUP, "SELECT pg_advisory_lock_shared($1)") as connection:
-            await _dump(connection, url, unfinished, report)
+        async with _held(place.url, _BACKUP, "SELECT pg_advisory_lock_shared($1)") as connection:
+            await _dump(connection, place, unfinished, report)
             backup = await read_backup(unfinished)
-            await connection.execute("DO $$ BEGIN RAISE LOG 'lucid db backup has read the whole database'; END $$")
+            with suppress(asyncpg.PostgresError, asyncpg.InterfaceError):  # the backup is complete without it
+                await connection.execute("DO $$ BEGIN RAISE LOG 'lucid db backup has read the database'; END $$")
     return backup._replace(file=file)
 
 
@@ -126,20 +134,20 @@ def refuse_newer(backup: Backup) -> None:
         )
 
 
-async def restore(url: str, backup: Backup, report: Report) -> None:
+async def restore(place: Place, backup: Backup, report: Report) -> None:
     """Restore a backup into a database without tables, completely or not at all.
 
     Raises:
         BackupFailed: the database has tables or is in use, or the file is incomplete; nothing was changed.
         EmbeddedPostgresError: this machine has no psql.
     """
-    async with _held(url, _RESTORE, "SELECT pg_try_advisory_lock($1)") as connection:
+    async with _held(place.url, _RESTORE, "SELECT pg_try_advisory_lock($1)") as connection:
         await _refuse_tables(connection, backup.schema)
         await _refuse_services(connection)
         major = connection.get_server_version().major
         name = backup.schema[1:-1].replace('""', '"') if backup.schema.startswith('"') else backup.schema
         ours = ("--no-owner", "--no-privileges", "--no-tablespaces", f"--schema={name}")
-        async with _psql(url) as psql, _pg_restore(backup.file, *ours) as reader:
+        async with _psql(place) as psql, _pg_restore(backup.file, *ours) as reader:
             try:
                 await psql.feed(_BEGIN_SQL.format(schema=backup.schema, literal=_literal(backup.schema)).encode())
                 await _copy(reader, psql, report, major)
@@ -151,22 +159,21 @@ async def restore(url: str, backup: Backup, report: Report) -> None:
 @asynccontextmanager
 async def _held(url: str, application: str, lock: str) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
     """Yield a connection that holds the lock of the schema, so that nothing migrates meanwhile."""
-    connection = await connect(
-        url, application=application, lock_timeout_seconds=0, timeout_seconds=SLOW_CONNECT_TIMEOUT_SECONDS
-    )
     try:
-        if await connection.fetchval(lock, schema.SCHEMA_LOCK) is False:
-            raise BackupFailed("Another process migrates, backs up or restores this database. Wait for its end.")
-        yield connection
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        if isinstance(error, OSError) and error.filename is not None:
-            raise
-        raise BackupFailed(f"The database failed: {error}. Nothing was changed; try again.") from error
-    finally:
-        await connection.close()
+        connection = await connect(
+            url, application=application, lock_timeout_seconds=0, timeout_seconds=SLOW_CONNECT_TIMEOUT_SECONDS
+        )
+        try:
+            if await connection.fetchval(lock, schema.SCHEMA_LOCK) is False:
+                raise BackupFailed("Another process migrates, backs up or restores this database. Wait for its end.")
+            yield connection
+        finally:
+            await connection.close()
+    except (ConnectionError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        raise BackupFailed(f"The database failed ({error}). Nothing was changed. Try again.") from error
 
 
-async def _dump(connection: asyncpg.Connection[asyncpg.Record], url: str, unfinished: Path, report: Report) -> None:
+async def _dump(connection: asyncpg.Connection[asyncpg.Record], place: Place, unfinished: Path, report: Report) -> None:
     """Run pg_dump."""
     if (tables_are_in := await connection.fetchval(_SCHEMA_SQL)) is None:
         raise BackupFailed("There is nothing to back up: this database has no tables of lucid-compute.")
@@ -175,7 +182,7 @@ async def _dump(connection: asyncpg.Connection[asyncpg.Record], url: str, unfini
         *("--format=custom", "--no-owner", "--no-privileges", "--no-password"),
         *(f"--schema={tables_are_in}", f"--file={unfinished}"),
     )
-    environment = environment_of(url, _BACKUP)
+    environment = environment_of(place.url, _BACKUP, place.variables)
     async with running(programs.bin_dir / "pg_dump", *arguments, environment=environment) as dumping:
         ended = asyncio.create_task(dumping.finish())
         while not (await asyncio.wait([ended], timeout=REPORT_SECONDS))[0]:
@@ -186,17 +193,17 @@ async def _dump(connection: asyncpg.Connection[asyncpg.Record], url: str, unfini
             raise BackupFailed(f"The backup was not written. {_reason(error)}") from None
 
 
-def _psql(url: str) -> AbstractAsyncContextManager[RunningProgram]:
+def _psql(place: Place) -> AbstractAsyncContextManager[RunningProgram]:
     """Return a psql that reads statements and ends at the first that fails."""
     arguments = ("--no-psqlrc", "--quiet", "--no-password", "--set=ON_ERROR_STOP=1", "--file=-")
     program = find_client_programs().bin_dir / "psql"
-    return running(program, *arguments, environment=environment_of(url, _RESTORE), reads=True)
+    return running(program, *arguments, environment=environment_of(place.url, _RESTORE, place.variables), reads=True)
 
 
 def _pg_restore(file: Path, *arguments: str) -> AbstractAsyncContextManager[RunningProgram]:
     """Return a pg_restore that writes a file's statements."""
     program = find_client_programs().bin_dir / "pg_restore"
-    return running(program, *arguments, "--file=-", str(file.absolute()), environment=dict(os.environ), writes=True)
+    return running(program, *arguments, "--file=-", str(file.absolute()), environment={"LC_ALL": "C"}, writes=True)
 
 
 async def _commit(reader: RunningProgram, psql: RunningProgram, backup: Backup) -> None:
@@ -223,7 +230,12 @@ def _unfinished(file: Path, *, overwrite: bool) -> Iterator[Path]:
     if os.path.lexists(file) and not (overwrite and stat.S_ISREG(file.lstat().st_mode)):
         raise BackupFailed(f"{file} is there already. Choose another name, or pass --overwrite to replace a file.")
     unfinished = file.absolute().with_name(f".{file.name}.{secrets.token_hex(4)}.part")
-    os.close(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    try:
+        os.close(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    except OSError as error:
+        raise BackupFailed(
+            f"{file.absolute().parent} can't be written: {error.strerror}. Choose another folder."
+        ) from None
     try:
         yield unfinished
         _name(unfinished, file.absolute(), overwrite=overwrite)

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -65,8 +65,8 @@ class ProgramFailed(Exception):
     """A program ended with an error. The text is the last that it said on stderr."""
 
 
-def environment_of(url: str, application: str) -> dict[str, str]:
-    """Return the environment in which libpq connects as `url` says, whatever else is set.
+def environment_of(url: str, application: str, inherited: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment in which libpq connects as asyncpg does by `url` and by the variables `inherited`.
 
     So no password and no key is on a command line, which every user of the machine can read.
 
@@ -91,9 +91,9 @@ def environment_of(url: str, application: str) -> dict[str, str]:
         elif word not in _WITHOUT_VARIABLE:  # asyncpg takes it for a setting of the session
             options.append(f"-c {word}={_escaped(value)}")
     said["PGOPTIONS"] = " ".join(filter(None, [said.get("PGOPTIONS"), *options]))
-    inherited = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
+    kept = {name: value for name, value in inherited.items() if name not in _NOT_INHERITED}
     named = {name: value for name, value in said.items() if value}
-    environment = {"PGHOST": _DEFAULT_HOSTS, **inherited, **named, "PGAPPNAME": application, "LC_ALL": "C"}
+    environment = {"PGHOST": _DEFAULT_HOSTS, **kept, **named, "PGAPPNAME": application, "LC_ALL": "C"}
     files = {name: environment[name] for name in _FILES if environment.get(name, "system") != "system"}
     return environment | {name: str(Path(path).absolute()) for name, path in files.items()}  # a program runs in /
 
@@ -162,7 +162,7 @@ class RunningProgram:
 
 @asynccontextmanager
 async def running(
-    program: Path, *arguments: str, environment: dict[str, str], reads: bool = False, writes: bool = False
+    program: Path, *arguments: str, environment: Mapping[str, str], reads: bool = False, writes: bool = False
 ) -> AsyncIterator[RunningProgram]:
     """Run a program for the block: `reads` opens a pipe to it, `writes` one from it.
 

@@ -13,13 +13,16 @@ from pathlib import Path
 import pytest
 
 from lucid_compute.postgres import schema
-from lucid_compute.postgres.backup import back_up, restore
+from lucid_compute.postgres.backup import Place, back_up, restore
 from lucid_compute.postgres.embedded import EmbeddedPostgres, EmbeddedPostgresError, binaries
 from lucid_compute.postgres.embedded.binaries import DISTRIBUTION_ROOT
 from lucid_compute.postgres.embedded.cluster import INITDB_OPTIONS
 from lucid_compute.postgres.embedded.processes import find_user, processes_of
+from tests import ROOT
 from tests.command_line import CommandLine
 from tests.lucid_serve import LUCID, Served, eventually, folder
+
+BLOCK = (ROOT / "docs" / "operations.md").read_text().split("## Back up and restore\n\n```\n")[1].split("```")[0]
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -32,26 +35,25 @@ def place() -> Iterator[Path]:
 
 
 async def test_a_service_comes_back_in_a_new_data_folder(place: Path) -> None:
-    """It is backed up while it runs, and its keys are valid where it is restored; admin.key is taken along by hand."""
+    """As docs/operations.md says: it is backed up while it runs, and its keys are valid where it is restored."""
+    commands = [line.split("#")[0].strip() for line in BLOCK.splitlines()]
+    assert (len(commands), commands[-1]) == (4, "lucid serve --data-dir new-data")
     line = CommandLine("", None, place)
     with Served(place) as served:
         admin_key = served.admin_key
         async with served.client() as admin:
             body = {"name": "n", "owner": "olga", "scopes": ["passports:read"]}
             key = (await admin.post("/keys", json=body)).json()["key"]
-            backed_up = await line("db", "backup", "lucid.backup", "--json")
-            assert (backed_up.status, backed_up.json["file"]) == (0, "lucid.backup")
-            assert backed_up.json["bytes"] == (place / "lucid.backup").stat().st_size
+            await shell(commands[0], place)
             audited = (await admin.get("/audit")).json()["events"]
         used = await line("db", "restore", "lucid.backup")
         assert (used.status, "belongs to the service of process" in used.sentence) == (1, True)
-    (place / "new").mkdir()
-    restored = await line("db", "restore", "lucid.backup", LUCID_DATA_DIR="new/data")
-    assert restored.out.startswith("lucid.backup is restored into the data folder new/data (revision ")
-    assert not processes_of(place / "new" / "data" / "postgres")
-    assert {path.name for path in (place / "new" / "data").iterdir()} == {"postgres", "postgres.log", "lucid.lock"}
-    with Served(place / "new") as served:
-        assert "admin key  made when this database was first used" in served.log
+    await shell(commands[1], place)
+    assert not processes_of(place / "new-data" / "postgres")
+    assert {path.name for path in (place / "new-data").iterdir()} == {"postgres", "postgres.log", "lucid.lock"}
+    await shell(commands[2], place)
+    with Served(place, DATA_DIR=str(place / "new-data")) as served:
+        assert f"admin key  kept in {place / 'new-data' / 'admin.key'}" in served.log
         async with served.client(admin_key) as admin:
             assert (await admin.get("/audit")).json()["events"] == audited
         async with served.client(key) as olga:
@@ -63,7 +65,7 @@ async def test_a_restore_that_ends_early_leaves_a_data_folder_without_a_database
 ) -> None:
     """Killed, or stopped by a damaged file: the next restore or start has a clean place."""
     line = CommandLine("", None, place)
-    await back_up(database_url, place / "whole", quietly)
+    await back_up(at(database_url), place / "whole", quietly)
     whole = (place / "whole").read_bytes()
     (place / "cut").write_bytes(whole[:-1])
     cut = await line("db", "restore", "cut")
@@ -98,14 +100,24 @@ async def test_a_cluster_of_an_older_postgres_moves_by_the_commands_of_its_refus
     commands = re.findall(r"LUCID_DATA_DIR=\S+ lucid db .*?(?=\. \d\.)", str(refusal.value))
     assert len(commands) == 2, refusal.value
     for command in commands:
-        shell = ["bash", "-ec", command.replace("lucid db", f"{LUCID} db")]
-        await asyncio.to_thread(subprocess.run, shell, cwd=place, env={"PATH": os.defpath}, check=True)
+        await shell(command, place)
     assert (place / "data-new" / "postgres" / "PG_VERSION").read_text() == f"{binaries.find_binaries().major}\n"
     assert f"lucid serve --data-dir {data}-new" in str(refusal.value)
     with EmbeddedPostgres(place / "data-new") as new, EmbeddedPostgres(make_cluster(place / "older", old)) as older:
         await schema.check(new.url())
-        await restore(older.url(), await back_up(new.url(), place / "of-the-new", quietly), quietly)
+        await restore(at(older.url()), await back_up(at(new.url()), place / "of-the-new", quietly), quietly)
         await schema.check(older.url())
+
+
+async def shell(command: str, folder: Path) -> None:
+    """Run a command in a folder as a person types it."""
+    line, path = ["bash", "-ec", command], f"{LUCID.parent}:{os.defpath}"
+    await asyncio.to_thread(subprocess.run, line, cwd=folder, env={"PATH": path}, check=True)
+
+
+def at(url: str) -> Place:
+    """Return the database of a URL, which needs no variables."""
+    return Place(url, {})
 
 
 def quietly(_: int) -> None:

@@ -17,7 +17,7 @@ import asyncpg
 import pytest
 
 from lucid_compute.postgres import schema
-from lucid_compute.postgres.backup import Backup, BackupFailed, back_up, read_backup, refuse_newer, restore
+from lucid_compute.postgres.backup import Backup, BackupFailed, Place, back_up, read_backup, refuse_newer, restore
 from lucid_compute.postgres.client_programs import environment_of
 from lucid_compute.postgres.database import connect
 from lucid_compute.postgres.embedded import EmbeddedPostgresError
@@ -52,6 +52,11 @@ GATE = """
         $$ BEGIN PERFORM pg_advisory_xact_lock_shared(7); END $$;
     CREATE EVENT TRIGGER gate ON ddl_command_end WHEN TAG IN ('CREATE INDEX') EXECUTE FUNCTION gate.wait();
 """
+
+
+def at(url: str) -> Place:
+    """Return the database of a URL, which needs no variables."""
+    return Place(url, {})
 
 
 def quietly(_: int) -> None:
@@ -96,7 +101,7 @@ async def filled(grown: str) -> AsyncIterator[str]:
 @pytest.fixture(scope="module")
 def made(grown: str, tmp_path_factory: pytest.TempPathFactory) -> Backup:
     """A backup of that database."""
-    return asyncio.run(back_up(grown, tmp_path_factory.mktemp("made") / "lucid.backup", quietly))
+    return asyncio.run(back_up(at(grown), tmp_path_factory.mktemp("made") / "lucid.backup", quietly))
 
 
 async def tables_of(url: str) -> int:
@@ -127,10 +132,10 @@ async def test_every_row_and_sum_comes_back_and_the_service_runs_on_it(
     async with open_api(filled, settings) as api:
         olga = await api.new_key("olga", ["compute", "passports:read"])
     file = tmp_path / "lucid.backup"
-    made = await back_up(filled, file, quietly)
+    made = await back_up(at(filled), file, quietly)
     assert (made.file, made.revision, file.stat().st_mode & 0o777) == (file, schema.head_revision(), 0o600)
     assert names_in(tmp_path) == {file.name}
-    await restore(target_url, await read_backup(file), quietly)
+    await restore(at(target_url), await read_backup(file), quietly)
     await schema.check(target_url)
     before, after = await all_rows(filled), await all_rows(target_url)
     assert {name: len(rows) for name, rows in after.items()} == {name: len(rows) for name, rows in before.items()}
@@ -155,15 +160,15 @@ async def test_an_older_backup_is_migrated_and_a_newer_one_refused(
 ) -> None:
     """By its revision, which is read before anything is written."""
     await grow(empty_url, "signals")
-    old = await back_up(empty_url, tmp_path / "old", quietly)
+    old = await back_up(at(empty_url), tmp_path / "old", quietly)
     refuse_newer(old)
-    await restore(target_url, old, quietly)
+    await restore(at(target_url), old, quietly)
     assert await all_rows(target_url) == await all_rows(empty_url)
     await schema.upgrade(target_url)
     await schema.check(target_url)
     async with session(empty_url) as connection:
         await connection.execute("UPDATE alembic_version SET version_num = 'of_tomorrow'")
-    new = await read_backup((await back_up(empty_url, tmp_path / "new", quietly)).file)
+    new = await read_backup((await back_up(at(empty_url), tmp_path / "new", quietly)).file)
     with pytest.raises(BackupFailed, match=r"newer version .* at of_tomorrow, .* Install the newer version"):
         refuse_newer(new)
 
@@ -189,10 +194,10 @@ async def test_a_backup_under_writes_is_of_one_moment(filled: str, target_url: s
         for _ in range(3):
             writers.create_task(write())
         await eventually(has_written)
-        made = await back_up(filled, tmp_path / "b", quietly)
+        made = await back_up(at(filled), tmp_path / "b", quietly)
         at_end = written
         stopping.set()
-    await restore(target_url, made, quietly)
+    await restore(at(target_url), made, quietly)
     async with session(filled) as source, session(target_url) as restored:
         ((all_of_it,), (part,)) = (await source.fetch(SUMS), await restored.fetch(SUMS))
     assert (part["jobs"], part["completed"]) == (
@@ -207,15 +212,15 @@ async def test_a_database_with_tables_or_with_a_service_is_refused(made: Backup,
     async with session(target_url) as connection:
         await connection.execute("CREATE TABLE theirs (n int)")
     with pytest.raises(BackupFailed, match=r"has tables already \(theirs\)\. Restore into an empty one"):
-        await restore(target_url, made, quietly)
+        await restore(at(target_url), made, quietly)
     async with session(target_url) as connection:
         await connection.execute("DROP TABLE theirs")
     service = await connect(target_url, application="lucid feed")
     with pytest.raises(BackupFailed, match="A service uses this database"):
-        await restore(target_url, made, quietly)
+        await restore(at(target_url), made, quietly)
     await service.close()
     assert await tables_of(target_url) == 0
-    await restore(target_url, made, quietly)
+    await restore(at(target_url), made, quietly)
 
 
 async def test_two_restores_do_not_mix(made: Backup, target_url: str) -> None:
@@ -223,7 +228,7 @@ async def test_two_restores_do_not_mix(made: Backup, target_url: str) -> None:
     async with session(target_url) as connection:
         await connection.execute("SELECT pg_advisory_lock($1)", schema.SCHEMA_LOCK)
         with pytest.raises(BackupFailed, match="Another process migrates"):
-            await restore(target_url, made, quietly)
+            await restore(at(target_url), made, quietly)
 
 
 async def test_files_that_are_no_backup_are_named(made: Backup, target_url: str, tmp_path: Path) -> None:
@@ -234,7 +239,7 @@ async def test_files_that_are_no_backup_are_named(made: Backup, target_url: str,
     pg_dump = find_client_programs().bin_dir / "pg_dump"
     other = tmp_path / "other"
     dump = [str(pg_dump), "--format=custom", f"--file={other}", "--schema=elsewhere"]
-    await asyncio.to_thread(subprocess.run, dump, env=environment_of(target_url, "a test"), check=True)
+    await asyncio.to_thread(subprocess.run, dump, env=environment_of(target_url, "a test", {}), check=True)
     plain = tmp_path / "plain"
     plain.write_text("--\n-- PostgreSQL database dump\n--\n")
     for file, words in ((plain, "is not a backup"), (other, "no tables of lucid-compute")):
@@ -246,7 +251,7 @@ async def test_files_that_are_no_backup_are_named(made: Backup, target_url: str,
     for content in (whole[:7], whole[:3000], whole[: len(whole) * 9 // 10], whole[:-1], changed):
         damaged.write_bytes(content)
         with pytest.raises(BackupFailed, match=r"incomplete or damaged|Nothing was restored"):
-            await restore(target_url, await read_backup(damaged), quietly)
+            await restore(at(target_url), await read_backup(damaged), quietly)
         assert await tables_of(target_url) == 0
 
 
@@ -264,12 +269,16 @@ async def test_a_killed_restore_leaves_nothing(made: Backup, target_url: str, tm
     assert await tables_of(target_url) == 0
     async with session(target_url) as connection:
         await connection.execute("DROP EVENT TRIGGER gate")
-    await restore(target_url, made, quietly)
+    await restore(at(target_url), made, quietly)
 
 
 @pytest.mark.parametrize("way", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 async def test_a_stopped_backup_leaves_no_file_of_its_name(filled: str, tmp_path: Path, way: signal.Signals) -> None:
     """Nor a password that other users can read meanwhile; only SIGKILL leaves the part, under another name."""
+
+    async def says_how_far() -> bool:
+        return "MB written" in (tmp_path / "err").read_text()
+
     parts = urlsplit(filled)
     url = urlunsplit(parts._replace(netloc="postgres:hunter2%2F@"))
     async with session(filled) as lock, lock.transaction():
@@ -278,6 +287,8 @@ async def test_a_stopped_backup_leaves_no_file_of_its_name(filled: str, tmp_path
             await eventually(lambda: waits(filled, "lucid db backup"), 60)
             assert "pg_dump" in "".join(command_lines())
             assert "hunter2" not in "".join(command_lines())
+            if way == signal.SIGINT:  # it says every two seconds how far it is
+                await eventually(says_how_far, 60)
             process.send_signal(way)
             assert process.wait(30) == (-9 if way == signal.SIGKILL else 130)
     await eventually(lambda: is_alone(filled), 30)
@@ -306,18 +317,20 @@ async def test_a_file_is_replaced_only_when_that_is_asked(grown: str, tmp_path: 
     file = tmp_path / "lucid.backup"
     file.write_text("old")
     with pytest.raises(BackupFailed, match=r"is there already\. .* --overwrite"):
-        await back_up(grown, file, quietly)
+        await back_up(at(grown), file, quietly)
     assert file.read_text() == "old"
-    await back_up(grown, file, quietly, overwrite=True)
+    await back_up(at(grown), file, quietly, overwrite=True)
     assert (await read_backup(file)).revision == schema.head_revision()
     with pytest.raises(BackupFailed, match="is there already"):
-        await back_up(grown, tmp_path, quietly, overwrite=True)
+        await back_up(at(grown), tmp_path, quietly, overwrite=True)
+    with pytest.raises(BackupFailed, match=r"nowhere can't be written: No such file"):
+        await back_up(at(grown), tmp_path / "nowhere" / "b", quietly)
 
 
 async def test_a_database_without_our_tables_is_not_backed_up(target_url: str, tmp_path: Path) -> None:
     """It would be restored as nothing."""
     with pytest.raises(BackupFailed, match="nothing to back up"):
-        await back_up(target_url, tmp_path / "b", quietly)
+        await back_up(at(target_url), tmp_path / "b", quietly)
     assert not names_in(tmp_path)
 
 
@@ -327,10 +340,10 @@ async def test_tables_in_a_schema_of_their_own_come_back_there(empty_url: str, t
     async with session(empty_url) as connection:
         await connection.execute('CREATE SCHEMA "Odd_one"')
     await prepare(empty_url + option, data_dir=Path("/nonexistent"), bootstrap_admin_key=ADMIN_KEY)
-    made = await back_up(empty_url + option, tmp_path / "b", quietly)
+    made = await back_up(at(empty_url + option), tmp_path / "b", quietly)
     with pytest.raises(BackupFailed, match="search_path"):
-        await restore(target_url, made, quietly)
-    await restore(target_url + option, made, quietly)
+        await restore(at(target_url), made, quietly)
+    await restore(at(target_url + option), made, quietly)
     assert await schema.current_revision(target_url + option) == schema.head_revision()
 
 
@@ -342,22 +355,20 @@ def test_programs_of_the_server_s_version_are_needed() -> None:
         find_client_programs(99)
 
 
-def test_libpq_connects_as_the_url_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_libpq_connects_as_the_url_says() -> None:
     """In every part, and whatever variables of libpq's are set that asyncpg does not read."""
-    monkeypatch.setenv("PGHOSTADDR", "192.0.2.1")
-    monkeypatch.setenv("PGSERVICE", "other")
-    monkeypatch.setenv("PGUSER", "of the environment")
+    around = {"PGHOSTADDR": "192.0.2.1", "PGSERVICE": "other", "PGUSER": "of the environment", "HOME": "/home"}
     url = "postgresql+asyncpg://u:p%40%2F@[::1]:5433/d%20b?sslmode=require&sslrootcert=ca.pem&options=-c%20a=b&work_mem=4%20MB"
-    found = environment_of(url, "lucid db backup")
+    found = environment_of(url, "lucid db backup", around)
     assert not {"PGHOSTADDR", "PGSERVICE"} & found.keys()
     host, user, database = found["PGHOST"], found["PGUSER"], found["PGDATABASE"]
     assert (host, found["PGPORT"], user, found["PGPASSWORD"], database) == ("::1", "5433", "u", "p@/", "d b")
     assert (found["PGSSLMODE"], found["PGSSLROOTCERT"]) == ("require", str(Path("ca.pem").absolute()))
     assert (found["PGOPTIONS"], found["PGAPPNAME"]) == ("-c a=b -c work_mem=4\\ MB", "lucid db backup")
-    by_socket = environment_of("postgresql:///d?host=/run/pg&port=5434&user=u", "x")
+    by_socket = environment_of("postgresql:///d?host=/run/pg&port=5434&user=u", "x", around)
     assert [by_socket[name] for name in ("PGHOST", "PGPORT", "PGUSER", "PGDATABASE")] == ["/run/pg", "5434", "u", "d"]
-    assert environment_of("postgres://h/d", "x")["PGUSER"] == "of the environment"
-    assert "/run/postgresql" in environment_of("postgres:///d", "x")["PGHOST"]
+    assert environment_of("postgres://h/d", "x", around)["PGUSER"] == "of the environment"
+    assert "/run/postgresql" in environment_of("postgres:///d", "x", around)["PGHOST"]
 
 
 @contextmanager

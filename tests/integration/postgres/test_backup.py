@@ -66,7 +66,8 @@ def quietly(_: int) -> None:
 @asynccontextmanager
 async def session(url: str) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
     """Open a connection to look with, which no restore takes for a service."""
-    connection = await connect(url, application="a test", lock_timeout_seconds=0)
+    patient = "SET idle_in_transaction_session_timeout = 0;"
+    connection = await connect(url, application="a test", session=patient, lock_timeout_seconds=0, timeout_seconds=30)
     try:
         yield connection
     finally:

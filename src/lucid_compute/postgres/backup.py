@@ -26,7 +26,7 @@ from lucid_compute.postgres.embedded.binaries import find_client_programs
 REPORT_SECONDS = 2.0
 OLD_SESSION_SECONDS = 2.0  # Postgres takes a moment to notice that a client has left
 MAGIC = b"PGDMP"  # of pg_dump's custom format
-HEADER_LINES = 60
+HEADER_LINES = 30
 CHUNK_BYTES = 65_536
 FIRST_WITH_TRANSACTION_TIMEOUT = 17
 _BACKUP, _RESTORE = "lucid db backup", "lucid db restore"
@@ -54,14 +54,15 @@ _BEGIN_SQL = """
 BEGIN;
 DO $$ BEGIN IF to_regnamespace({literal}) IS NULL THEN CREATE SCHEMA {schema}; END IF; END $$;
 """
-_COMMIT_SQL = """
+_END_SQL = """
 RESET search_path;
 DO $$ BEGIN IF to_regclass('alembic_version') IS NULL THEN
     RAISE EXCEPTION 'the backup is of the schema %, which the search_path of this database lacks', {literal};
 END IF; END $$;
 ANALYZE;
-COMMIT;
+\\echo {ready}
 """
+_READY = "every statement has succeeded"
 
 Report = Callable[[int], None]
 """Called every `REPORT_SECONDS` with the number of bytes done so far."""
@@ -197,7 +198,8 @@ def _psql(place: Place) -> AbstractAsyncContextManager[RunningProgram]:
     """Return a psql that reads statements and ends at the first that fails."""
     arguments = ("--no-psqlrc", "--quiet", "--no-password", "--set=ON_ERROR_STOP=1", "--file=-")
     program = find_client_programs().bin_dir / "psql"
-    return running(program, *arguments, environment=environment_of(place.url, _RESTORE, place.variables), reads=True)
+    environment = environment_of(place.url, _RESTORE, place.variables)
+    return running(program, *arguments, environment=environment, reads=True, writes=True)
 
 
 def _pg_restore(file: Path, *arguments: str) -> AbstractAsyncContextManager[RunningProgram]:
@@ -207,16 +209,24 @@ def _pg_restore(file: Path, *arguments: str) -> AbstractAsyncContextManager[Runn
 
 
 async def _commit(reader: RunningProgram, psql: RunningProgram, backup: Backup) -> None:
-    """Commit if pg_restore has read the whole file."""
+    """Commit if pg_restore has read the whole file, and psql has run it."""
     try:
         await reader.finish()
     except ProgramFailed as error:
         raise BackupFailed(f"Nothing was restored. {_damaged(backup.file, error)}") from None
     try:
-        await psql.feed(_COMMIT_SQL.format(literal=_literal(backup.schema)).encode())
+        await psql.feed(_END_SQL.format(literal=_literal(backup.schema), ready=_READY).encode())
+        while (line := await psql.read_line()).strip() != _READY.encode():
+            if not line:
+                await psql.finish()
+                raise ProgramFailed("psql ended early.")
+    except ProgramFailed as error:
+        raise BackupFailed(f"Nothing was restored. {_reason(error)}") from None
+    try:
+        await psql.feed(b"COMMIT;\n")
         await psql.finish()
     except ProgramFailed as error:
-        raise BackupFailed(f"The restore failed at its end. See: lucid db current. {_reason(error)}") from None
+        raise BackupFailed(f"The commit failed. See whether it counts: lucid db current. {_reason(error)}") from None
 
 
 def _literal(text: str) -> str:

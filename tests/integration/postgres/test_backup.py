@@ -224,6 +224,29 @@ async def test_a_database_with_tables_or_with_a_service_is_refused(made: Backup,
     await restore(at(target_url), made, quietly)
 
 
+async def test_a_statement_that_fails_undoes_all(made: Backup, target_url: str) -> None:
+    """As where a function of another owner is in the way; Postgres's own words say so."""
+    async with session(target_url) as connection:
+        await connection.execute("CREATE FUNCTION payouts_are_append_only() RETURNS int LANGUAGE sql AS 'SELECT 1'")
+    with pytest.raises(
+        BackupFailed, match=r"^Nothing was restored\. function \"payouts_are_append_only\" already exists"
+    ):
+        await restore(at(target_url), made, quietly)
+    assert await tables_of(target_url) == 0
+
+
+async def test_roles_of_the_source_are_not_needed(filled: str, target_url: str, tmp_path: Path) -> None:
+    """Owners and grants stay behind: another server has other roles."""
+    role = f"lucid_test_{uuid4().hex[:12]}"
+    async with session(filled) as connection:
+        await connection.execute(
+            f"CREATE ROLE {role}; ALTER TABLE jobs OWNER TO {role}; GRANT SELECT ON nodes TO {role}"
+        )
+        made = await back_up(at(filled), tmp_path / "b", quietly)
+        await connection.execute(f"REASSIGN OWNED BY {role} TO current_user; DROP OWNED BY {role}; DROP ROLE {role}")
+    await restore(at(target_url), made, quietly)
+
+
 async def test_two_restores_do_not_mix(made: Backup, target_url: str) -> None:
     """Nor a restore and a migration: both hold the schema's lock."""
     async with session(target_url) as connection:
@@ -286,6 +309,7 @@ async def test_a_stopped_backup_leaves_no_file_of_its_name(filled: str, tmp_path
         await lock.execute("LOCK TABLE webhooks IN ACCESS EXCLUSIVE MODE")
         with started(tmp_path, "backup", "b", LUCID_DATABASE_URL=url) as process:
             await eventually(lambda: waits(filled, "lucid db backup"), 60)
+            assert not await lock.fetchval("SELECT pg_try_advisory_lock($1)", schema.SCHEMA_LOCK)  # no migration now
             assert "pg_dump" in "".join(command_lines())
             assert "hunter2" not in "".join(command_lines())
             if way == signal.SIGINT:  # it says every two seconds how far it is

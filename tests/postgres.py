@@ -161,7 +161,7 @@ async def _drop_all(server: Server) -> None:
 
 async def clone(url: str, template: str) -> str:
     """Make a database like `template`; return its URL. Files are copied in a fifth of the time that pages are."""
-    name = template.replace("template", uuid4().hex[:12])
+    name = f"{template.removesuffix('template')}{uuid4().hex[:12]}"
     await execute(url, f'CREATE DATABASE "{name}" TEMPLATE "{template}" STRATEGY file_copy')
     return with_database(url, name)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 DATA_DIR = "LUCID_DATA_DIR"
 DATABASE_URL = "LUCID_DATABASE_URL"
+POSTGRES_USER = "LUCID_EMBEDDED_POSTGRES_USER"
 
 
 def database_url() -> str | None:
@@ -19,6 +20,16 @@ def database_url() -> str | None:
 def data_dir() -> Path:
     """Return the data folder of a `lucid serve` that was started here: LUCID_DATA_DIR, else `data`."""
     return Path(os.environ.get(DATA_DIR) or "data")
+
+
+def variables() -> dict[str, str]:
+    """Return the whole environment, for programs that connect by variables of Postgres, such as PGPASSWORD."""
+    return dict(os.environ)
+
+
+def postgres_user() -> str:
+    """Return the system user of a new embedded Postgres, if root makes it; the default is that of `Settings`."""
+    return os.environ.get(POSTGRES_USER) or "nobody"
 
 
 def mistyped(known: Collection[str]) -> list[tuple[str, str]]:

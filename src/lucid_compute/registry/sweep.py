@@ -139,7 +139,7 @@ def find_transition(
         reason = "reported by the node" if node.state.draining_since is None else None
     elif node.state.has_stopped(live_since):
         state, is_silence = EventType.STOPPED, True
-        reason = f"it said that it stops; no heartbeat for {silent_for.total_seconds():.0f} s"
+        reason = f"it said that it stops; no heartbeat for {age.total_seconds():.0f} s"
     elif node.state.status(live_since) is NodeStatus.UNHEALTHY:
         state, is_silence = EventType.UNHEALTHY, not node.state.is_live(live_since)
         reason = f"no heartbeat for {age.total_seconds():.0f} s" if is_silence else "reported by the node"

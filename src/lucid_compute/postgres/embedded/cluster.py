@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 from lucid_compute.postgres.embedded.binaries import (
     PostgresBinaries,
+    binaries_of_cluster,
     find_binaries,
     make_open_folder,
     reachable_binaries,
@@ -86,27 +87,29 @@ class Cluster:
     socket_dir: Path
 
 
-def open_cluster(data_dir: Path, run_as: str, system_dir: Path, log: PostgresLog, *, durable: bool) -> Cluster:
+def open_cluster(
+    data_dir: Path, run_as: str, system_dir: Path, log: PostgresLog, *, durable: bool, name: str = CLUSTER_NAME
+) -> Cluster:
     """Return the cluster of `data_dir`, created if there is none. The caller holds the lock of the data folder.
 
-    The cluster is `data_dir/postgres`. If this process is root and the Postgres user can't pass the folders above
+    The cluster is `data_dir/name`. If this process is root and the Postgres user can't pass the folders above
     `data_dir`, which are never changed, that name is a link into `system_dir`.
 
     Raises:
         EmbeddedPostgresError: the cluster can't be used or created; the text says what to do.
     """
     with explain_os_errors(data_dir):
-        _remove_unfinished(data_dir, system_dir)
-        link = data_dir / CLUSTER_NAME
+        remove_unfinished(data_dir, system_dir)
+        link = data_dir / name
         if os.path.lexists(link) and not _is_empty_folder(link):
             path = _resolve_cluster(link)
             _refuse_copied_link(data_dir, path, system_dir)
             user = _owner_of(path, data_dir)
-            binaries = reachable_binaries(find_binaries(_major_of(path)), user, system_dir)
+            binaries = reachable_binaries(binaries_of_cluster(_major_of(path), data_dir), user, system_dir)
         else:
             user = find_user(run_as)
             binaries = reachable_binaries(find_binaries(), user, system_dir)
-            _make_cluster(data_dir, system_dir, _Initdb(user, binaries, log, durable=durable))
+            _make_cluster(link, system_dir, _Initdb(user, binaries, log, durable=durable))
             path = link.resolve(strict=True)
         return Cluster(path, user, binaries, open_socket_folder(data_dir, path, user))
 
@@ -119,8 +122,17 @@ def remove_cluster(data_dir: Path) -> None:
 
 
 def _major_of(path: Path) -> int:
-    """Return the major version of Postgres that created a cluster."""
-    return int((path / "PG_VERSION").read_text())
+    """Return the major version of Postgres that created a cluster.
+
+    Raises:
+        EmbeddedPostgresError: the cluster does not say.
+    """
+    version = (path / "PG_VERSION").read_text().strip()
+    try:
+        return int(version.split(".")[0])
+    except ValueError:
+        msg = f"The cluster {path} is damaged: its PG_VERSION is {version!r}. Restore a backup into a new data folder."
+        raise EmbeddedPostgresError(msg) from None
 
 
 def _owner_of(path: Path, data_dir: Path) -> PostgresUser:
@@ -221,12 +233,13 @@ class _Initdb:
             raise self._log.error(msg)
 
 
-def _make_cluster(data_dir: Path, system_dir: Path, initdb: _Initdb) -> None:
-    """Create the cluster under a temporary name and rename it when complete, so a kill leaves only litter.
+def _make_cluster(link: Path, system_dir: Path, initdb: _Initdb) -> None:
+    """Create the cluster `link` under a temporary name and rename it when complete, so a kill leaves only litter.
 
     The name is new each time, because an initdb whose service was killed may still write for a moment.
     """
-    unfinished = data_dir / f"{UNFINISHED_PREFIX}{secrets.token_hex(4)}"
+    data_dir = link.parent
+    unfinished = data_dir / unfinished_name()
     initdb.user.make_folder(unfinished)
     if not _let_enter(initdb.user, unfinished, data_dir):
         unfinished.rmdir()
@@ -236,17 +249,33 @@ def _make_cluster(data_dir: Path, system_dir: Path, initdb: _Initdb) -> None:
         target.with_suffix(OWNER_SUFFIX).write_text(f"{data_dir}\n")
     try:
         initdb.run(unfinished.resolve())
-        if _is_empty_folder(data_dir / CLUSTER_NAME):
-            (data_dir / CLUSTER_NAME).rmdir()
-        unfinished.rename(data_dir / CLUSTER_NAME)
+        finish_cluster(unfinished, link)
     except BaseException:  # also when the service is being stopped
         _remove(unfinished)
         raise
-    _sync(data_dir)
 
 
-def _remove_unfinished(data_dir: Path, system_dir: Path) -> None:
-    """Remove what an interrupted start left."""
+def unfinished_name() -> str:
+    """Return a new name for a cluster that is not complete: the next start removes it."""
+    return f"{UNFINISHED_PREFIX}{secrets.token_hex(4)}"
+
+
+def finish_cluster(unfinished: Path, link: Path) -> None:
+    """Give a complete cluster, which does not run, its final name."""
+    if _is_empty_folder(link):
+        link.rmdir()
+    unfinished.rename(link)
+    _sync(link.parent)
+
+
+def has_cluster(data_dir: Path) -> bool:
+    """Return whether the data folder has a cluster, or something else of its name."""
+    link = data_dir / CLUSTER_NAME
+    return os.path.lexists(link) and not _is_empty_folder(link)
+
+
+def remove_unfinished(data_dir: Path, system_dir: Path) -> None:
+    """Remove what an interrupted start or restore left."""
     for unfinished in data_dir.glob(f"{UNFINISHED_PREFIX}*"):
         if not unfinished.is_symlink() or unfinished.readlink().parent == system_dir / CLUSTERS_NAME:
             _remove(unfinished)

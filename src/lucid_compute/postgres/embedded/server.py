@@ -13,7 +13,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from lucid_compute.postgres.embedded.cluster import CLUSTER_NAME, Cluster, PostgresLog, open_cluster
+from lucid_compute.postgres.embedded.cluster import (
+    CLUSTER_NAME,
+    Cluster,
+    PostgresLog,
+    finish_cluster,
+    has_cluster,
+    open_cluster,
+    remove_unfinished,
+    unfinished_name,
+)
 from lucid_compute.postgres.embedded.data_folder import DataFolderLock, explain_os_errors, make_data_folder
 from lucid_compute.postgres.embedded.processes import (
     POLL_SECONDS,
@@ -77,6 +86,7 @@ class EmbeddedPostgres:
         self._run_as = run_as
         self._options = tuple(options)
         self._system_dir = system_dir
+        self._name = CLUSTER_NAME  # another one while the cluster is not complete
         self._lock: DataFolderLock | None = None
         self._log = PostgresLog(data_dir / LOG_NAME)
         self._cluster: Cluster | None = None
@@ -140,7 +150,9 @@ class EmbeddedPostgres:
         deadline = time.monotonic() + timeout_seconds
         self.claim()
         durable = "fsync=off" not in self._options
-        self._cluster = open_cluster(self._data_dir, self._run_as, self._system_dir, self._log, durable=durable)
+        self._cluster = open_cluster(
+            self._data_dir, self._run_as, self._system_dir, self._log, durable=durable, name=self._name
+        )
         self._run(self._cluster, deadline)
 
     def restart(self, timeout_seconds: float = START_TIMEOUT_SECONDS) -> None:
@@ -160,13 +172,28 @@ class EmbeddedPostgres:
 
         With `immediately`, the next start has to recover.
         """
-        self._end_process(immediately=immediately)
+        is_discarded = self._name != CLUSTER_NAME
+        self._end_process(immediately=immediately or is_discarded)
+        if is_discarded:
+            remove_unfinished(self._data_dir, self._system_dir)
         if self._cluster is not None:
             remove_socket_folder(self._data_dir)
         self._process = self._cluster = None
         if self._lock is not None:
             self._lock.release()
             self._lock = None
+
+    def hold_back(self) -> None:
+        """Have `start` create a cluster that is the data folder's only after `finish`; until then `stop` removes it."""
+        self._name = unfinished_name()
+
+    def finish(self) -> None:
+        """Shut down, and give a cluster that was held back its name. `stop` still has to release the data folder."""
+        self._end_process(immediately=False)
+        if self._name != CLUSTER_NAME:
+            with explain_os_errors(self._data_dir):
+                finish_cluster(self._data_dir / self._name, self._data_dir / CLUSTER_NAME)
+            self._name = CLUSTER_NAME
 
     def url(self, database: str = "postgres") -> str:
         """Return the URL of a database on this server, for asyncpg and psql.
@@ -258,6 +285,25 @@ def open_embedded_database(data_dir: Path) -> Iterator[str]:
         return
     with EmbeddedPostgres(data_dir) as postgres:
         yield postgres.url()
+
+
+@contextmanager
+def fill_embedded_database(data_dir: Path, run_as: str, *, system_dir: Path = SYSTEM_DIR) -> Iterator[str]:
+    """Yield the URL of a database that no service uses: that of the data folder, else one in a new cluster.
+
+    A new cluster is the data folder's only when the block has ended well; a kill leaves what the next start removes.
+    Call it in the main thread.
+
+    Raises:
+        EmbeddedPostgresError: a service uses the data folder, or Postgres can't be started; the text says what to do.
+    """
+    postgres = EmbeddedPostgres(data_dir, run_as, system_dir=system_dir)
+    postgres.claim()
+    if not has_cluster(postgres.data_dir):
+        postgres.hold_back()
+    with postgres:
+        yield postgres.url()
+        postgres.finish()
 
 
 def _is_listening(path: Path) -> bool:

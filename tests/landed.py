@@ -91,6 +91,10 @@ INSERT INTO webhooks (id, owner, url, secret, events, all_owners, former_secret)
 INSERT INTO refusals (hour, consumer, model_id, cause, requests)
     VALUES (date_trunc('hour', now()), 'carl', '{MODEL}', 'no_capacity', 9);
 """,
+    "limits": """
+INSERT INTO audit_log (at, actor_owner, action, target_type, target_id)
+    VALUES (now() - interval '500 days', 'olga', 'key.create', 'key', 'long ago');
+""",
 }
 LANDED = tuple(ROWS)
 

@@ -226,6 +226,7 @@ class Sweep:
     async def _clean(self) -> None:
         """Do what is due once a minute."""
         await self._forget_ended_nodes()
+        self._keys.forget_ended(self._clock.now())
         await self._keys.record_used()
         async with self._database.transaction() as connection:
             for statement in _CLEAN:

@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from lucid_compute.accounting.payouts.revenue import ALL_BPS, DEFAULT_TERMS, PayoutsClose, Terms
 from lucid_compute.egress.policy import AllowedNetwork, parse_allowed_networks
 from lucid_compute.registry.fleet.key_ring import MAX_TOKEN_LENGTH
+from lucid_compute.registry.retention import SHORTEST_AUDIT_DAYS
 
 SHORTEST_BOOTSTRAP_KEY = 24
 _TRACING_PACKAGES = ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")
@@ -78,6 +79,19 @@ class Settings(BaseSettings):
         le=36_500,
         description="How long a job stays in the ledger, and until its payouts are closed; its sums stay. 0 keeps all "
         "for ever.",
+    )
+    event_retention_days: int = Field(
+        default=90,
+        ge=0,
+        le=36_500,
+        description="How long events of nodes are kept, and the former bootIds whose heartbeats are refused. 0 keeps "
+        "all for ever.",
+    )
+    audit_retention_days: int = Field(
+        default=400,
+        ge=0,
+        le=36_500,
+        description="How long rows of the audit trail are kept, 30 days or more. 0 keeps all for ever.",
     )
     first_byte_timeout_seconds: float = Field(
         default=120.0, gt=0, description="Longest wait for the first byte of a stream from a node."
@@ -163,6 +177,14 @@ class Settings(BaseSettings):
         """Refuse a key that could be guessed."""
         if value is not None and not SHORTEST_BOOTSTRAP_KEY <= len(value.get_secret_value()) <= MAX_TOKEN_LENGTH:
             raise ValueError(f"Set a key of {SHORTEST_BOOTSTRAP_KEY} to {MAX_TOKEN_LENGTH} characters, or none.")
+        return value
+
+    @field_validator("audit_retention_days")
+    @classmethod
+    def _is_long_enough_for_audits(cls, value: int) -> int:
+        """Refuse what the database would refuse to delete."""
+        if 0 < value < SHORTEST_AUDIT_DAYS:
+            raise ValueError(f"Set {SHORTEST_AUDIT_DAYS} days or more, or 0 to keep the audit trail for ever.")
         return value
 
     @field_validator("otlp_endpoint")

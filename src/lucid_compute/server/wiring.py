@@ -42,6 +42,7 @@ from lucid_compute.registry.keys.authentication import Authenticator
 from lucid_compute.registry.keys.rate_limits import KeyRates, ProbeRate
 from lucid_compute.registry.keys.store import KeyStore
 from lucid_compute.registry.passport_store import PassportStore
+from lucid_compute.registry.retention import HistoryRetention
 from lucid_compute.registry.sweep import Sweep, SweepFollower
 from lucid_compute.server.replica import BackgroundTask, Replica
 from lucid_compute.server.settings import Settings
@@ -147,7 +148,7 @@ def _build_followers(shared: _SharedParts) -> tuple[ChangeFeed, HeartbeatWriter,
 
 
 def _build_background(shared: _SharedParts, payouts: PayoutStore) -> Mapping[str, BackgroundTask]:
-    """Return the tasks that no route needs: broadcast in-flight counts, close payouts, delete old jobs."""
+    """Return the tasks that no route needs: broadcast in-flight counts, close payouts, delete old rows."""
     settings, database = shared.settings, shared.database
     when, after_days = settings.payouts_close, settings.payouts_close_after_days
     in_flight = DedicatedConnection(shared.url, Purpose.IN_FLIGHT)
@@ -155,6 +156,9 @@ def _build_background(shared: _SharedParts, payouts: PayoutStore) -> Mapping[str
         "in-flight broadcast": InFlightBroadcast(in_flight, shared.fleet, replica_id=shared.replica_id),
         "payouts": PayoutCloser(database, payouts, when=when, after_days=after_days),
         "job retention": JobRetention(database, days=settings.job_retention_days),
+        "history retention": HistoryRetention(
+            database, event_days=settings.event_retention_days, audit_days=settings.audit_retention_days
+        ),
     }
 
 

@@ -25,7 +25,7 @@ from lucid_compute.postgres.dedicated_connection import DedicatedConnection, Pur
 from lucid_compute.registry.domain.node_state import FRESH_WINDOW
 from lucid_compute.registry.fleet.fleet import Fleet
 from lucid_compute.registry.fleet.in_flight_broadcast import IN_FLIGHT_CHANNEL, receive
-from lucid_compute.registry.fleet.key_ring import KeyRing
+from lucid_compute.registry.fleet.key_ring import ENDED_KEYS_KEPT, KeyRing
 from lucid_compute.registry.fleet.replicas import LEASE, OUTAGE_AFTER, Outage, Snapshot, live_since
 from lucid_compute.registry.fleet.rows import read_key, read_lifecycle, read_passport, read_receipt, read_replica
 from lucid_compute.web.turns import in_turns
@@ -48,8 +48,8 @@ class OwnHeartbeats:
         self.unsure_of.update(passport_ids)
 
 
-ENDED_NODES_KEPT = timedelta(hours=24)
-"""How long nodes that were deregistered or revoked still appear in explanations."""
+ENDED_NODES_KEPT = timedelta(minutes=5)
+"""How long nodes that were deregistered or revoked still appear in lists and explanations."""
 _MIRRORED = f"""
     p.type IN ('compute', 'model')
     AND (p.status <> 'revoked' AND p.deregistered_at IS NULL
@@ -69,6 +69,7 @@ _SECRETS = """
 EVERYTHING = f"""
     {_SERVICE}
     UNION ALL SELECT 'key', to_jsonb(k)::text FROM api_keys k
+        WHERE least(k.revoked_at, k.expires_at, 'infinity') > now() - interval '{ENDED_KEYS_KEPT.days} days'
     UNION ALL SELECT 'passport', (to_jsonb(p) - 'secrets')::text FROM passports p WHERE {_MIRRORED}
     UNION ALL {_SECRETS} AND {_MIRRORED}
     UNION ALL SELECT 'node', to_jsonb(n)::text FROM nodes n JOIN passports p ON p.id = n.passport_id WHERE {_MIRRORED}

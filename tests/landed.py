@@ -94,6 +94,7 @@ INSERT INTO refusals (hour, consumer, model_id, cause, requests)
     "limits": """
 INSERT INTO audit_log (at, actor_owner, action, target_type, target_id)
     VALUES (now() - interval '500 days', 'olga', 'key.create', 'key', 'long ago');
+INSERT INTO key_shares (key_id, unit, shares) VALUES ('key', 'requests', '{"r": {"share": 5, "at": 1, "freeAt": 2}}');
 """,
 }
 LANDED = tuple(ROWS)

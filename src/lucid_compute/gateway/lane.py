@@ -18,7 +18,15 @@ from typing import Any
 from starlette.types import Receive, Scope
 
 from lucid_compute.accounting.refusals import NO_MODEL, NOBODY, RefusalRecorder
-from lucid_compute.errors import InvalidRequest, LucidError, MethodNotAllowed, Overloaded, RoutingLoop, Unauthorized
+from lucid_compute.errors import (
+    InvalidRequest,
+    LucidError,
+    MethodNotAllowed,
+    Overloaded,
+    RateLimited,
+    RoutingLoop,
+    Unauthorized,
+)
 from lucid_compute.gateway.attempt import JSON, Ending, NeedsTask, NodeResponse, TasklessRequest
 from lucid_compute.gateway.event_stream import error_event
 from lucid_compute.gateway.gateway import Gateway
@@ -31,7 +39,7 @@ from lucid_compute.registry.domain.identity import Principal
 from lucid_compute.registry.domain.identity import Scope as KeyScope
 from lucid_compute.registry.fleet.change_feed import ChangeFeed
 from lucid_compute.registry.keys.authentication import Admission, Authenticator
-from lucid_compute.registry.keys.rate_limits import KeyRates, rate_limit_headers
+from lucid_compute.registry.keys.key_rates import KeyRates, rate_limit_headers
 from lucid_compute.web.errors import headers_of, log_unexpected, openai_body, openai_bytes
 from lucid_compute.web.lanes import CutReason, FastPathClient, Headers, Response, Send
 from lucid_compute.web.request_guard import REQUEST_ID, ClientLeft, body_too_slow, read_body_undisturbed, request_id_of
@@ -51,12 +59,13 @@ class InferenceAdmission(Admission):
 
     - `running`: its state at the entrance that serves it. `is_running`: it is counted in `running_count`.
     - `response_headers`: part of every response; None until the key is known to have the scope.
+    - `is_charged`: it is subtracted from its key's allowance.
     - `inference`: the parsed body. `model_id`: the model that it seems to name. `request`: set once it is admitted.
     - `ending`: how it ended on the fast path, if it was sent to a node there.
     """
 
     running: RunningRequest
-    is_running = False
+    is_running = is_charged = False
     response_headers: Headers | None = None
     job_id = ""
     span: Span | None = None
@@ -129,6 +138,8 @@ class InferenceLane:
             return self._authenticator.await_key
         admission.principal = principal
         headers = admission.response_headers or self._identify(admission, principal)
+        if not admission.is_charged and not self._spend(admission, principal, headers):
+            return self._await_allowance
         inference = admission.inference
         if inference is None:
             if admission.body is None:
@@ -169,11 +180,10 @@ class InferenceLane:
             self._gateway.own_endpoints.add((server[0], server[1]))
 
     def _identify(self, admission: InferenceAdmission, principal: Principal) -> Headers:
-        """Set the request's id and the headers of every response, and subtract the request from its key's allowance.
+        """Set the request's id and the headers of every response.
 
         Raises:
             Forbidden: the key lacks the scope.
-            RateLimited: its allowance is used up.
         """
         principal.require(ALLOWED_SCOPES)
         if self._tracer is not None:
@@ -183,13 +193,25 @@ class InferenceLane:
         is_fit = sent is not None and REQUEST_ID.fullmatch(sent)
         headers = [(b"x-request-id", sent if sent and is_fit else admission.job_id.encode())]
         admission.response_headers = headers
-        if principal.limits is not None:
-            try:
-                self._rates.require_tokens(principal)  # first, because it subtracts nothing
-                self._rates.spend_request(principal)
-            finally:
-                headers += rate_limit_headers(self._rates.allowances(principal))
         return headers
+
+    def _spend(self, admission: InferenceAdmission, principal: Principal, headers: Headers) -> bool:
+        """Subtract the request from its key's allowance; return False if the allowance must be awaited.
+
+        Raises:
+            RateLimited: the allowance is used up.
+        """
+        if principal.limits is None:
+            admission.is_charged = True
+            return True
+        try:
+            admission.is_charged = self._rates.spend(principal)
+        except RateLimited:
+            headers += rate_limit_headers(self._rates.allowances(principal))
+            raise
+        if admission.is_charged:
+            headers += rate_limit_headers(self._rates.allowances(principal))
+        return admission.is_charged
 
     def _read(self, admission: InferenceAdmission, body: bytes) -> InferenceRequest:
         """Return the parsed body; if that fails, find the model it names, so that its owner sees the refusal.
@@ -203,6 +225,11 @@ class InferenceLane:
             if (model := self._fleet.find_model(model_named_in(body))) is not None:
                 admission.model_id = model.id
             raise
+
+    async def _await_allowance(self, admission: InferenceAdmission, *_: Any) -> None:
+        """Wait until the replicas have shared the limits of the key."""
+        if admission.principal is not None:
+            await self._rates.ask(admission.principal)
 
     async def _await_body(self, admission: InferenceAdmission, _scope: Scope, receive: Receive) -> None:
         admission.body = await read_body_undisturbed(receive, admission.headers, MAX_BODY_BYTES)

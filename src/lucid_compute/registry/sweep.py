@@ -72,6 +72,7 @@ _RECORD = text(f"""
 _CLEAN = (
     "DELETE FROM heartbeat_batches WHERE at < now() - interval '5 minutes'",
     f"DELETE FROM idempotency_keys WHERE created_at < now() - interval '{KEPT_HOURS} hours'",
+    "DELETE FROM key_shares WHERE changed_at < now() - interval '5 minutes'",
     "DELETE FROM replicas WHERE seen_at < now() - interval '1 hour' AND seen_at < (SELECT max(seen_at) FROM replicas)",
 )
 

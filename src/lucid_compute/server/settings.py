@@ -46,7 +46,7 @@ class Settings(BaseSettings):
         default=5,
         ge=1,
         le=100,
-        description="Database connections of each worker for ordinary requests; up to 9 more are for heartbeats, "
+        description="Database connections of each worker for ordinary requests; up to 10 more are for heartbeats, "
         "their samples, jobs, the feed and the like.",
     )
     database_timeout_seconds: float = Field(
@@ -61,6 +61,26 @@ class Settings(BaseSettings):
     )
     heartbeat_max_per_second: float = Field(
         default=1.0, ge=0, description="Heartbeats a second that a node may send after a burst of 6; 0 switches it off."
+    )
+    key_writes_per_second: float = Field(
+        default=20.0,
+        ge=0,
+        description="Changes a second (registrations, declarations, keys and the like; no heartbeats) that a key may "
+        "ask each worker for after a burst; 0 switches it off.",
+    )
+    owner_writes_per_second: float = Field(
+        default=50.0, ge=0, description="The same for all keys of an owner together; 0 switches it off."
+    )
+    writes_burst: int = Field(
+        default=20_000,
+        ge=1,
+        description="Changes that a key or an owner may ask for at once: a registration of a node is two.",
+    )
+    passports_per_owner: int = Field(
+        default=100_000,
+        ge=0,
+        description="Passports of an owner that are neither revoked nor deregistered; one more is refused. 0 is no "
+        "limit.",
     )
     auth_failures_per_minute: int = Field(
         default=20,

@@ -11,11 +11,12 @@ import asyncpg
 import pytest
 from sqlalchemy.exc import DBAPIError
 
+from lucid_compute.accounting.node_states import NodeStateRecorder
 from lucid_compute.postgres.batch_deletion import RETENTION_LOCK
 from lucid_compute.postgres.database import Database, connect
 from lucid_compute.registry.retention import HistoryRetention
-from lucid_compute.server.settings import SettingsNotUsable, read_settings
-from tests.api import Adjust, Api, without_sweeps
+from lucid_compute.server.settings import Settings, SettingsNotUsable, read_settings
+from tests.api import Adjust, Api, open_api, without_sweeps
 from tests.other_replicas import run_sql
 
 ADD_AUDIT_ROWS = """
@@ -181,3 +182,60 @@ async def _let_age(api: Api, node: str, age: timedelta) -> Any:
     )
     await run_sql(api, statement, node, age)
     await api.replica.feed.catch_up()
+
+
+async def test_keys_that_ended_more_than_a_day_ago_are_not_loaded(api: Api, settings: Settings) -> None:
+    """By a replica that starts; one that ended just now is, so that no older copy revives it."""
+    ids = {}
+    for name, statement in {
+        "live": "SELECT $1::text",
+        "expires later": "UPDATE api_keys SET expires_at = now() + interval '1 day' WHERE id = $1",
+        "revoked today": "UPDATE api_keys SET revoked_at = now() - interval '23 hours' WHERE id = $1",
+        "revoked": "UPDATE api_keys SET revoked_at = now() - interval '25 hours' WHERE id = $1",
+        "expired": "UPDATE api_keys SET expires_at = now() - interval '25 hours' WHERE id = $1",
+        "both": "UPDATE api_keys SET expires_at = now() + interval '1 day', revoked_at = now() - interval '2 days' "
+        "WHERE id = $1",
+    }.items():
+        key = (await api.new_key("acme", ["compute"])).key or ""
+        ids[name] = key.split("_")[2]
+        await run_sql(api, statement, ids[name])
+    async with open_api(api.replica.database.url, settings) as second:
+        loaded = set(second.replica.keys._keys)
+    assert {name for name, id_ in ids.items() if id_ in loaded} == {"live", "expires later", "revoked today"}
+
+
+async def test_a_running_replica_forgets_ended_keys_when_it_cleans(api: Api) -> None:
+    key = (await api.new_key("acme", ["compute"])).key or ""
+    key_id = key.split("_")[2]
+    await run_sql(
+        api,
+        "UPDATE api_keys SET revoked_at = now() - interval '2 days', revision = 2, changed_xid = pg_current_xact_id() "
+        "WHERE id = $1",
+        key_id,
+    )
+    await api.replica.feed.catch_up()
+    assert key_id in api.replica.keys._keys
+    await api.replica.sweep._clean()
+    assert key_id not in api.replica.keys._keys
+    assert (await api.with_key(key).http.get("/compute")).status_code == 401
+
+
+async def test_states_of_nodes_that_went_before_they_settled_are_forgotten(api: Api) -> None:
+    recorder = NodeStateRecorder(api.replica.database, api.replica.fleet)
+    node = await api.register()
+    await api.beat(node)
+    await recorder.find_changes(api.replica.clock.now())
+    assert set(recorder._seen) == {node}
+    api.replica.fleet.forget_node(api.replica.fleet.get_node(node, owner=None))
+    await recorder.refresh()
+    assert not recorder._seen
+
+
+async def test_rows_of_shares_that_nobody_confirms_are_deleted(api: Api) -> None:
+    await run_sql(
+        api,
+        "INSERT INTO key_shares (key_id, unit, changed_at) VALUES ('old', 'tokens', now() - interval '6 minutes'), "
+        "('new', 'tokens', now() - interval '4 minutes')",
+    )
+    await api.replica.sweep._clean()
+    assert [row[0] for row in await run_sql(api, "SELECT key_id FROM key_shares")] == ["new"]

@@ -18,15 +18,7 @@ from typing import Any
 from starlette.types import Receive, Scope
 
 from lucid_compute.accounting.refusals import NO_MODEL, NOBODY, RefusalRecorder
-from lucid_compute.errors import (
-    InvalidRequest,
-    LucidError,
-    MethodNotAllowed,
-    Overloaded,
-    RateLimited,
-    RoutingLoop,
-    Unauthorized,
-)
+from lucid_compute.errors import InvalidRequest, LucidError, MethodNotAllowed, Overloaded, RoutingLoop, Unauthorized
 from lucid_compute.gateway.attempt import JSON, Ending, NeedsTask, NodeResponse, TasklessRequest
 from lucid_compute.gateway.event_stream import error_event
 from lucid_compute.gateway.gateway import Gateway
@@ -138,7 +130,7 @@ class InferenceLane:
             return self._authenticator.await_key
         admission.principal = principal
         headers = admission.response_headers or self._identify(admission, principal)
-        if not admission.is_charged and not self._spend(admission, principal, headers):
+        if principal.limits and not admission.is_charged and not self._spend(admission, principal, headers):
             return self._await_allowance
         inference = admission.inference
         if inference is None:
@@ -201,17 +193,14 @@ class InferenceLane:
         Raises:
             RateLimited: the allowance is used up.
         """
-        if principal.limits is None:
-            admission.is_charged = True
-            return True
+        must_wait = False
         try:
-            admission.is_charged = self._rates.spend(principal)
-        except RateLimited:
-            headers += rate_limit_headers(self._rates.allowances(principal))
-            raise
-        if admission.is_charged:
-            headers += rate_limit_headers(self._rates.allowances(principal))
-        return admission.is_charged
+            must_wait = not self._rates.spend(principal)
+        finally:
+            if not must_wait:
+                headers += rate_limit_headers(self._rates.allowances(principal))
+        admission.is_charged = not must_wait
+        return not must_wait
 
     def _read(self, admission: InferenceAdmission, body: bytes) -> InferenceRequest:
         """Return the parsed body; if that fails, find the model it names, so that its owner sees the refusal.

@@ -15,7 +15,7 @@ from lucid_compute.errors import RateLimited
 from lucid_compute.postgres.database import connect
 from lucid_compute.registry.domain.identity import KeyLimits, Principal
 from lucid_compute.registry.fleet.replicas import ReplicaRecord, Replicas, Snapshot
-from lucid_compute.registry.keys.key_rates import IDLE_SECONDS, TICK_SECONDS, KeyRates
+from lucid_compute.registry.keys.key_rates import CONFIRM_SECONDS, IDLE_SECONDS, TICK_SECONDS, KeyRates
 from lucid_compute.registry.keys.limit_shares import LimitShares
 from lucid_compute.registry.keys.sliding_window import WINDOW_SECONDS
 from tests.factories import NOW
@@ -170,19 +170,40 @@ async def test_tokens_are_shared_too(database_url: str) -> None:
             rates[1].spend(key)
 
 
+async def age_shares(url: str, seconds: float) -> None:
+    """Let the shares have been confirmed so long ago."""
+    connection = await connect(url)
+    for key_id, text in await connection.fetch("SELECT key_id, shares FROM key_shares"):
+        shares = {id_: {**share, "at": share["at"] - seconds} for id_, share in json.loads(text).items()}
+        await connection.execute(
+            "UPDATE key_shares SET shares = $1::jsonb WHERE key_id = $2", json.dumps(shares), key_id
+        )
+    await connection.close()
+
+
 async def test_what_a_replica_spent_counts_for_a_minute_after_it_died(database_url: str) -> None:
+    """And for no longer."""
     clock, key = Clock(), limited(300)
     async with replicas_on(database_url, 2, clock) as rates:
         assert await hammer(rates[0], key, 300) == 300
         rates[0]._clock = lambda: 0.0  # it does nothing more
+        await age_shares(database_url, 50)
         assert await hammer(rates[1], key, 100) == 0
-        connection = await connect(database_url)
-        (shares,) = await connection.fetchrow("SELECT shares FROM key_shares")  # type: ignore[misc]
-        shares = {id_: {**share, "at": share["at"] - 61} for id_, share in json.loads(shares).items()}
-        await connection.execute("UPDATE key_shares SET shares = $1::jsonb", json.dumps(shares))
-        await connection.close()
+        await age_shares(database_url, 11)
         clock.seconds += 1
         assert await hammer(rates[1], key, 400) == 300
+
+
+async def test_a_replica_confirms_what_it_holds(database_url: str) -> None:
+    """Else it would count as dead while its key goes on spending, and others would allow as much again."""
+    clock, key = Clock(), limited(300)
+    async with replicas_on(database_url, 2, clock) as rates:
+        assert await hammer(rates[0], key, 300) == 300
+        await age_shares(database_url, 59)
+        clock.seconds += CONFIRM_SECONDS
+        await rates[0].exchange()
+        await age_shares(database_url, 50)
+        assert await hammer(rates[1], key, 100) == 0
 
 
 async def test_while_postgres_is_away_each_replica_allows_an_equal_part(

@@ -100,6 +100,11 @@ SET search_path = '';
 RESET search_path;
 UPDATE job_totals SET completed = completed + 1;
 """,
+    "limits": """
+INSERT INTO audit_log (at, actor_owner, action, target_type, target_id)
+    VALUES (now() - interval '500 days', 'olga', 'key.create', 'key', 'long ago');
+INSERT INTO key_shares (key_id, unit, shares) VALUES ('key', 'requests', '{"r": {"share": 5, "at": 1, "freeAt": 2}}');
+""",
 }
 LANDED = tuple(ROWS)
 

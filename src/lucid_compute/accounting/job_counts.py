@@ -23,13 +23,16 @@ from sqlalchemy import (
     ScalarSelect,
     Select,
     and_,
+    any_,
     bindparam,
+    cast,
     func,
     literal_column,
     select,
     text,
     true,
 )
+from sqlalchemy.dialects.postgresql import ARRAY, UUID
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from lucid_compute.accounting.jobs import Outcome
@@ -70,7 +73,8 @@ class JobFilter:
             if self.outcome in UNFINISHED:
                 conditions.append(IS_OPEN)
         if self.model_ids is not None:
-            conditions.append(jobs.c.model_id.in_(self.model_ids))
+            # one array: a name that was used again and again stands for any number of models
+            conditions.append(jobs.c.model_id == any_(cast(list(self.model_ids), ARRAY(UUID(as_uuid=False)))))
         if self.since is not None:
             conditions.append(jobs.c.started_at >= self.since)
         if self.until is not None:

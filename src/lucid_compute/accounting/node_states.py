@@ -86,6 +86,8 @@ class NodeStateRecorder:
                 rows = await connection.execute(_LAST, {"ids": batch})
                 written |= {node_id: StateChange(node_id, since, state, "") for node_id, since, state in rows}
         self._written = written
+        known = set(node_ids)
+        self._seen = {node_id: seen for node_id, seen in self._seen.items() if node_id in known}
 
     async def follow(self, now: datetime, *, is_doubtful: bool = False) -> None:  # noqa: ARG002 - uptimes need no brake
         """Write every change that has lasted five seconds and is not written yet.

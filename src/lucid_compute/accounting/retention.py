@@ -1,23 +1,17 @@
-"""Deletes old jobs and refusals in small batches. The sums of jobs stay.
+"""Deletes old jobs and refusals in small batches that skip locked rows. The sums of jobs stay.
 
-Each batch is a short transaction that skips locked rows, so that no request waits for it. One replica deletes at a
-time, for half of the time at most, so that the database has room for other work. The statement that deletes jobs also
-counts them by node in `job_removals`: so the totals of lists stay exact.
+The statement that deletes jobs also counts them by node in `job_removals`: so the totals of lists stay exact.
 """
 
 from __future__ import annotations
 
-import asyncio
-import time
+from sqlalchemy import text
 
-from sqlalchemy import TextClause, text
-
+from lucid_compute.postgres.batch_deletion import BATCH, BatchDeletion
 from lucid_compute.postgres.database import Database
 from lucid_compute.postgres.periodic import run_periodically
 
 EVERY_SECONDS = 60.0
-BATCH = 2000  # rows: about 30 ms
-RETENTION_LOCK = 0x6A6F6273  # an advisory lock of our own: "jobs"
 
 # Jobs whose payouts are not closed stay, and so do all later jobs: until a period is closed, every cent of it must be
 # traceable to jobs.
@@ -61,7 +55,8 @@ class JobRetention:
     """Removes refusals, and jobs whose payouts are closed, when they are older than `days`; 0 removes nothing."""
 
     def __init__(self, database: Database, *, days: int) -> None:
-        self._database = database
+        self._jobs = BatchDeletion(database, "jobs", _REMOVE)
+        self._refusals = BatchDeletion(database, "refusals", _REMOVE_REFUSALS)
         self._days = days
 
     async def run(self) -> None:
@@ -70,22 +65,7 @@ class JobRetention:
 
     async def remove_all(self, batch: int = BATCH) -> int:
         """Remove everything that is too old and return the number of jobs: 0 while another replica removes them."""
-        await self._remove(_REMOVE_REFUSALS, batch)
-        return await self._remove(_REMOVE, batch)
-
-    async def _remove(self, statement: TextClause, batch: int) -> int:
-        removed = 0
-        while self._days:
-            began = time.monotonic()
-            count = await self._remove_some(statement, batch)
-            removed += count
-            if count < batch:
-                return removed
-            await asyncio.sleep(time.monotonic() - began)
-        return removed
-
-    async def _remove_some(self, statement: TextClause, batch: int) -> int:
-        async with self._database.transaction() as connection:
-            if not await connection.scalar(text(f"SELECT pg_try_advisory_xact_lock({RETENTION_LOCK})")):
-                return 0
-            return int(await connection.scalar(statement, {"days": self._days, "batch": batch}) or 0)
+        if not self._days:
+            return 0
+        await self._refusals.run(batch, days=self._days)
+        return await self._jobs.run(batch, days=self._days)

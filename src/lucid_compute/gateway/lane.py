@@ -31,7 +31,7 @@ from lucid_compute.registry.domain.identity import Principal
 from lucid_compute.registry.domain.identity import Scope as KeyScope
 from lucid_compute.registry.fleet.change_feed import ChangeFeed
 from lucid_compute.registry.keys.authentication import Admission, Authenticator
-from lucid_compute.registry.keys.rate_limits import KeyRates, rate_limit_headers
+from lucid_compute.registry.keys.key_rates import KeyRates, rate_limit_headers
 from lucid_compute.web.bodies import Body, BodyRoom, ClientLeft, body_too_slow
 from lucid_compute.web.errors import headers_of, log_unexpected, openai_body, openai_bytes, stopping
 from lucid_compute.web.lanes import CutReason, FastPathClient, Headers, Response, Send
@@ -51,13 +51,14 @@ class InferenceAdmission(Admission):
 
     - `running`: its state at the entrance that serves it. `is_running`: it is counted in `running_count`.
     - `response_headers`: part of every response; None until the key is known to have the scope.
+    - `is_charged`: it is subtracted from its key's allowance.
     - `inference`: the parsed body. `model_id`: the model that it seems to name. `request`: set once it is admitted.
     - `held`: what its body takes of the memory for bodies, if it was read here.
     - `ending`: how it ended on the fast path, if it was sent to a node there.
     """
 
     running: RunningRequest
-    is_running = False
+    is_running = is_charged = False
     response_headers: Headers | None = None
     job_id = ""
     span: Span | None = None
@@ -135,6 +136,8 @@ class InferenceLane:
             return self._authenticator.await_key
         admission.principal = principal
         headers = admission.response_headers or self._identify(admission, principal)
+        if principal.limits and not admission.is_charged and not self._spend(admission, principal, headers):
+            return self._await_allowance
         inference = admission.inference
         if inference is None:
             if admission.body is None:
@@ -177,11 +180,10 @@ class InferenceLane:
             self._gateway.own_endpoints.add((server[0], server[1]))
 
     def _identify(self, admission: InferenceAdmission, principal: Principal) -> Headers:
-        """Set the request's id and the headers of every response, and subtract the request from its key's allowance.
+        """Set the request's id and the headers of every response.
 
         Raises:
             Forbidden: the key lacks the scope.
-            RateLimited: its allowance is used up.
         """
         principal.require(ALLOWED_SCOPES)
         if self._tracer is not None:
@@ -191,13 +193,22 @@ class InferenceLane:
         is_fit = sent is not None and REQUEST_ID.fullmatch(sent)
         headers = [(b"x-request-id", sent if sent and is_fit else admission.job_id.encode())]
         admission.response_headers = headers
-        if principal.limits is not None:
-            try:
-                self._rates.require_tokens(principal)  # first, because it subtracts nothing
-                self._rates.spend_request(principal)
-            finally:
-                headers += rate_limit_headers(self._rates.allowances(principal))
         return headers
+
+    def _spend(self, admission: InferenceAdmission, principal: Principal, headers: Headers) -> bool:
+        """Subtract the request from its key's allowance; return False if the allowance must be awaited.
+
+        Raises:
+            RateLimited: the allowance is used up.
+        """
+        must_wait = False
+        try:
+            must_wait = not self._rates.spend(principal)
+        finally:
+            if not must_wait:
+                headers += rate_limit_headers(self._rates.allowances(principal))
+        admission.is_charged = not must_wait
+        return not must_wait
 
     def _read(self, admission: InferenceAdmission, body: bytes) -> InferenceRequest:
         """Return the parsed body; if that fails, find the model it names, so that its owner sees the refusal.
@@ -224,6 +235,11 @@ class InferenceLane:
             self._find_named_model(admission, body)
             raise
         admission.body = None
+
+    async def _await_allowance(self, admission: InferenceAdmission, *_: Any) -> None:
+        """Wait until the replicas have shared the limits of the key."""
+        if admission.principal is not None:
+            await self._rates.ask(admission.principal)
 
     async def _await_body(self, admission: InferenceAdmission, _scope: Scope, receive: Receive) -> None:
         admission.held = Body(self._room, admission.headers, self._max_body_bytes)

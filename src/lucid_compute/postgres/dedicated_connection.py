@@ -24,6 +24,7 @@ class Purpose(Enum):
     SAMPLES = "lucid samples", 1
     REFUSALS = "lucid refusals", 1
     IN_FLIGHT = "lucid in-flight news", 1
+    LIMITS = "lucid limits", 1
     ROLLUP_KEEPER = "lucid record keeper", 1
     LONG_TRANSACTIONS = "lucid long transactions", 2
 

@@ -204,6 +204,19 @@ api_keys = Table(
     Index("api_keys_changed_idx", "changed_xid"),
 )
 
+# The share of a key's limit that each replica holds: `share_out_limits` reads and writes it. Nothing of it outlives a
+# crash of Postgres, and need not: replicas tell it again.
+key_shares = Table(
+    "key_shares",
+    metadata,
+    Column("key_id", Text, primary_key=True),
+    Column("unit", Text, primary_key=True),
+    Column("shares", JSONB, nullable=False, server_default=text("'{}'")),
+    _instant("changed_at", default=True),
+    prefixes=["UNLOGGED"],
+    postgresql_with={"fillfactor": "50"},
+)
+
 audit_log = Table(
     "audit_log",
     metadata,

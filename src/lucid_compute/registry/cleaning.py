@@ -33,6 +33,7 @@ class Rule(NamedTuple):
 
 RULES = (
     Rule("heartbeat_batches", "at < now() - interval '5 minutes'", "id"),
+    Rule("key_shares", "changed_at < now() - interval '5 minutes'", "key_id"),
     Rule("idempotency_keys", f"created_at < now() - interval '{KEPT_HOURS} hours'", "created_at"),
     Rule(
         "replicas",

@@ -5,9 +5,9 @@ An operation that returned is committed in Postgres, and visible in this replica
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import RowMapping
 
@@ -38,6 +38,7 @@ from lucid_compute.registry.locks import (
 )
 from lucid_compute.registry.matching_engine import Reason, health_reasons, is_healthy
 
+IDS_IN_EVENT = 5  # of each list, in the event of a declaration
 ReadStatistics = Callable[[Sequence[str]], Awaitable[dict[str, JobStatistics]]]
 """Returns the statistics of each of these nodes, by node id; accounting reads them from the job ledger."""
 
@@ -177,7 +178,7 @@ class ComputeRegistry:
     async def declare(
         self, actor: Actor, passport_id: str, models: Sequence[DeclaredModel], *, visible_owner: str | None
     ) -> None:
-        """Replace the node's complete declaration.
+        """Replace the node's complete declaration. One that is the same changes nothing, and is not recorded.
 
         Raises:
             NodeNotFound: there is no such node, or it is another owner's.
@@ -186,10 +187,12 @@ class ComputeRegistry:
         declared = [{"id": m.id, "maxTokens": m.max_tokens, "quantization": m.quantization} for m in models]
         async with self._database.transaction() as connection:
             row = await lock_registered_node(connection, passport_id, visible_owner)
+            if row["declared_models"] == declared:
+                self._show(row)
+                return
             changed = await change_node(connection, passport_id, declared_models=declared)
-            if row["declared_models"] != declared:
-                ids = [model.id for model in models]
-                await record_event(connection, passport_id, EventType.MODELS_DECLARED, details={"models": ids})
+            details = _difference(row["declared_models"], declared)
+            await record_event(connection, passport_id, EventType.MODELS_DECLARED, details=details)
             change = Change("compute.declare", "compute", passport_id, row["declared_models"], declared)
             await record_change(connection, actor, change)
             await announce(connection)
@@ -275,6 +278,20 @@ class ComputeRegistry:
 
     def _show(self, row: RowMapping) -> None:
         self._fleet.apply_lifecycle(read_lifecycle(row))
+
+
+def _difference(previous: Sequence[Mapping[str, Any]], declared: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what an event says of a declaration: counts, and a few ids. The complete lists would fill disks."""
+    old, new = ({model["id"]: model for model in models} for models in (previous, declared))
+    added, removed = [id_ for id_ in new if id_ not in old], [id_ for id_ in old if id_ not in new]
+    return {
+        "count": len(new),
+        "addedCount": len(added),
+        "removedCount": len(removed),
+        "changedCount": sum(id_ in old and old[id_] != model for id_, model in new.items()),
+        "added": added[:IDS_IN_EVENT],
+        "removed": removed[:IDS_IN_EVENT],
+    }
 
 
 def _uptime_seconds(fleet: Fleet, node: FleetNode, now: datetime) -> float:

@@ -21,6 +21,7 @@ from starlette.types import Receive, Scope, Send
 from lucid_compute.errors import InvalidRequest, LucidError, MethodNotAllowed
 from lucid_compute.postgres.clock import DatabaseClock
 from lucid_compute.registry.compute_registry import ComputeRegistry
+from lucid_compute.registry.domain.identity import Principal
 from lucid_compute.registry.domain.node_state import (
     FRESH_WINDOW,
     HEARTBEAT_INTERVAL_SECONDS,
@@ -33,7 +34,7 @@ from lucid_compute.registry.fleet.fleet import Fleet, FleetNode
 from lucid_compute.registry.heartbeat_writer import Outcome
 from lucid_compute.registry.keys.authentication import Admission, Authenticator
 from lucid_compute.registry.keys.dependencies import COMPUTE_WRITERS
-from lucid_compute.registry.keys.rate_limits import HeartbeatRate
+from lucid_compute.registry.keys.rate_limits import HeartbeatRate, UnknownNodeRate
 from lucid_compute.web.bodies import Body, BodyRoom, ClientLeft
 from lucid_compute.web.errors import answer, log_unexpected, stopping
 from lucid_compute.web.lanes import FastPathClient, Response
@@ -115,6 +116,7 @@ class HeartbeatLane:
         self._registry = registry
         self._rate = HeartbeatRate(max_per_second)
         self._room = room
+        self._unknown = UnknownNodeRate()
         self._instants: _Instants | None = None
         self.outcomes: Counter[str] = Counter()
         self.express = 0
@@ -142,7 +144,7 @@ class HeartbeatLane:
             heartbeat = admission.heartbeat = read_heartbeat(admission.body)
         passport_id = heartbeat.passport_id
         if self._fleet.find_visible(passport_id, principal.visible_owner) is None:
-            return partial(self._await_node, passport_id, principal.visible_owner)
+            return partial(self._await_node, passport_id, principal)
         admission.node = self._fleet.get_registered_node(passport_id, owner=principal.visible_owner)
         principal.require_node(passport_id)
         self._rate.spend(passport_id)
@@ -222,9 +224,11 @@ class HeartbeatLane:
         finally:
             body.release()  # it is parsed at once
 
-    async def _await_node(self, passport_id: str, visible_owner: str | None, *_: object) -> None:
+    async def _await_node(self, passport_id: str, principal: Principal, *_: object) -> None:
         """Wait for a node that another replica may have only just registered."""
-        await self._registry.get_node(passport_id, visible_owner=visible_owner)
+        self._unknown.spend(principal.key_id)
+        await self._registry.get_node(passport_id, visible_owner=principal.visible_owner)
+        self._unknown.take_back(principal.key_id)
 
     def _body_of(self, node: FleetNode, receipt: Receipt) -> bytes:
         """Return the node's state as JSON, written by hand: most of it is the same within one group commit."""

@@ -36,6 +36,7 @@ from lucid_compute.registry.fleet.rows import read_passport
 from lucid_compute.registry.idempotency import Idempotency
 from lucid_compute.registry.keys.audit import Change, record_change
 from lucid_compute.registry.locks import add_node_rows, get_passport, lock_passport, update_passport
+from lucid_compute.registry.passport_quota import PassportQuota
 from lucid_compute.wire import SortBy, SortOrder
 
 _NOTHING_STORED = StoredMetadata({}, {})
@@ -119,11 +120,12 @@ class PassportSearch:
 class PassportStore:
     """The only writer of passports."""
 
-    def __init__(self, database: Database, fleet: Fleet, egress: EgressPolicy) -> None:
+    def __init__(self, database: Database, fleet: Fleet, egress: EgressPolicy, quota: PassportQuota) -> None:
         """Changes are applied to `fleet` at once; `egress` checks the URLs of providers."""
         self._database = database
         self._fleet = fleet
         self._egress = egress
+        self._quota = quota
         self._departures = Departures(database, fleet)
 
     async def create(
@@ -132,7 +134,7 @@ class PassportStore:
         """Create a passport; a compute passport is a node from then on, without a heartbeat.
 
         Raises:
-            InvalidRequest: its metadata is not valid.
+            InvalidRequest: its metadata is not valid, or its owner has as many passports as an owner may have.
             Forbidden: its metadata names an upstream, and the actor is no admin.
             PassportExists, ModelNameTaken: the name is in use.
             IdempotencyConflict: the key was used with another body.
@@ -151,6 +153,7 @@ class PassportStore:
                 await record_event(connection, passport.id, EventType.REGISTERED)
             change = Change("passport.create", new.type.value, passport.id, after=_comparable(passport, stored))
             await record_change(connection, actor, change)
+            await self._quota.check(connection, new.owner)  # last: registrations of one owner may wait for each other
             await announce(connection)
         self._show(passport, stored)
         return passport

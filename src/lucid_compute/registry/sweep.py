@@ -211,6 +211,7 @@ class Sweep:
             if loop.time() >= upkeep_due:
                 upkeep_due = loop.time() + UPKEEP_SECONDS
                 await self._attempt("ended nodes", self._forget_ended_nodes)
+                self._keys.forget_ended(self._clock.now())
                 await self._attempt("last use of keys", self._keys.record_used)
                 for follower in self.followers:
                     await self._attempt(f"refresh of {type(follower).__name__}", follower.refresh)

@@ -33,7 +33,8 @@ from lucid_compute.registry.fleet.key_ring import KeyRing
 from lucid_compute.registry.heartbeat_writer import HeartbeatWriter
 from lucid_compute.registry.keys.audit import AuditTrail
 from lucid_compute.registry.keys.authentication import Authenticator
-from lucid_compute.registry.keys.rate_limits import KeyRates
+from lucid_compute.registry.keys.key_rates import KeyRates
+from lucid_compute.registry.keys.rate_limits import WriteRates
 from lucid_compute.registry.keys.store import KeyStore
 from lucid_compute.registry.passport_store import PassportStore
 from lucid_compute.registry.sweep import Sweep
@@ -79,6 +80,7 @@ class Replica:
     job_search: JobSearch
     payouts: PayoutStore
     rates: KeyRates
+    writes: WriteRates
     gateway: Gateway
     prober: Prober
     watchdog: Watchdog
@@ -110,6 +112,7 @@ class Replica:
             self.settings,
             self.webhooks.store,
             self.webhooks.tester,
+            self.writes,
             UptimeTarget(self.settings.uptime_target),
         ]
 
@@ -145,6 +148,7 @@ async def running(replica: Replica) -> AsyncIterator[None]:
         sweep=replica.sweep,
         watchdog=replica.watchdog,
         rollups=replica.rollup_keeper,
+        rates=replica.rates,
         webhooks=replica.webhooks.sender,
         **replica.background,
     )

@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from lucid_compute.accounting.payouts.revenue import ALL_BPS, DEFAULT_TERMS, PayoutsClose, Terms
 from lucid_compute.egress.policy import AllowedNetwork, parse_allowed_networks
 from lucid_compute.registry.fleet.key_ring import MAX_TOKEN_LENGTH
+from lucid_compute.registry.retention import SHORTEST_AUDIT_DAYS
 
 SHORTEST_BOOTSTRAP_KEY = 24
 DEFAULT_PORT = 8000
@@ -55,7 +56,7 @@ class Settings(BaseSettings):
         default=5,
         ge=1,
         le=100,
-        description="Database connections of each worker for ordinary requests; up to 9 more are for heartbeats, "
+        description="Database connections of each worker for ordinary requests; up to 10 more are for heartbeats, "
         "their samples, jobs, the feed and the like.",
     )
     database_timeout_seconds: float = Field(
@@ -95,6 +96,26 @@ class Settings(BaseSettings):
     heartbeat_max_per_second: float = Field(
         default=1.0, ge=0, description="Heartbeats a second that a node may send after a burst of 6; 0 switches it off."
     )
+    key_writes_per_second: float = Field(
+        default=20.0,
+        ge=0,
+        description="Changes a second (registrations, declarations, keys and the like; no heartbeats) that a key may "
+        "ask each worker for after a burst; 0 switches it off.",
+    )
+    owner_writes_per_second: float = Field(
+        default=50.0, ge=0, description="The same for all keys of an owner together; 0 switches it off."
+    )
+    writes_burst: int = Field(
+        default=20_000,
+        ge=1,
+        description="Changes that a key or an owner may ask for at once: a registration of a node is two.",
+    )
+    passports_per_owner: int = Field(
+        default=100_000,
+        ge=0,
+        description="Passports of an owner that are neither revoked nor deregistered; one more is refused. 0 is no "
+        "limit.",
+    )
     auth_failures_per_minute: int = Field(
         default=20,
         ge=0,
@@ -118,6 +139,19 @@ class Settings(BaseSettings):
         le=36_500,
         description="How long a job stays in the ledger, and until its payouts are closed; its sums stay. 0 keeps all "
         "for ever.",
+    )
+    event_retention_days: int = Field(
+        default=90,
+        ge=0,
+        le=36_500,
+        description="How long events of nodes are kept, and the former bootIds whose heartbeats are refused. 0 keeps "
+        "all for ever.",
+    )
+    audit_retention_days: int = Field(
+        default=400,
+        ge=0,
+        le=36_500,
+        description="How long rows of the audit trail are kept, 30 days or more. 0 keeps all for ever.",
     )
     first_byte_timeout_seconds: float = Field(
         default=120.0, gt=0, description="Longest wait for the first byte of a stream from a node."
@@ -248,6 +282,14 @@ class Settings(BaseSettings):
         """Refuse a key that could be guessed."""
         if value is not None and not SHORTEST_BOOTSTRAP_KEY <= len(value.get_secret_value()) <= MAX_TOKEN_LENGTH:
             raise ValueError(f"Set a key of {SHORTEST_BOOTSTRAP_KEY} to {MAX_TOKEN_LENGTH} characters, or none.")
+        return value
+
+    @field_validator("audit_retention_days")
+    @classmethod
+    def _is_long_enough_for_audits(cls, value: int) -> int:
+        """Refuse what the database would refuse to delete."""
+        if 0 < value < SHORTEST_AUDIT_DAYS:
+            raise ValueError(f"Set {SHORTEST_AUDIT_DAYS} days or more, or 0 to keep the audit trail for ever.")
         return value
 
     @field_validator("otlp_endpoint")

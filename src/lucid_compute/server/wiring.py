@@ -40,9 +40,13 @@ from lucid_compute.registry.fleet.key_ring import KeyRing
 from lucid_compute.registry.heartbeat_writer import HeartbeatWriter
 from lucid_compute.registry.keys.audit import AuditTrail
 from lucid_compute.registry.keys.authentication import Authenticator
-from lucid_compute.registry.keys.rate_limits import KeyRates, ProbeRate
+from lucid_compute.registry.keys.key_rates import KeyRates
+from lucid_compute.registry.keys.limit_shares import LimitShares
+from lucid_compute.registry.keys.rate_limits import ProbeRate, WriteRates
 from lucid_compute.registry.keys.store import KeyStore
+from lucid_compute.registry.passport_quota import PassportQuota
 from lucid_compute.registry.passport_store import PassportStore
+from lucid_compute.registry.retention import HistoryRetention
 from lucid_compute.registry.sweep import Sweep, SweepFollower
 from lucid_compute.server.replica import BackgroundTask, Replica
 from lucid_compute.server.settings import Settings
@@ -87,7 +91,7 @@ def build_replica(settings: Settings, database_url: str) -> Replica:
         overviews=OverviewCache(fleet, clock, rollups),
         sweep=_build_sweep(shared, key_store),
         registry=_build_registry(shared, feed, heartbeats, job_search),
-        passports=PassportStore(database, fleet, shared.policy),
+        passports=PassportStore(database, fleet, shared.policy, PassportQuota(settings.passports_per_owner)),
         key_store=key_store,
         events=NodeEvents(database),
         audit=AuditTrail(database),
@@ -96,7 +100,8 @@ def build_replica(settings: Settings, database_url: str) -> Replica:
         job_search=job_search,
         payouts=payouts,
         refusals=RefusalRecorder(database_url, clock, timeout_seconds=settings.database_timeout_seconds),
-        rates=KeyRates(fleet.replicas),
+        rates=KeyRates(fleet.replicas, LimitShares(database_url, replica_id=shared.replica_id)),
+        writes=_build_write_rates(settings),
         gateway=Gateway(context),
         prober=Prober(context.upstreams, context.client, spend),
         watchdog=Watchdog(keys, context, slow_reader_seconds=settings.slow_reader_seconds),
@@ -159,6 +164,9 @@ def _build_background(shared: _SharedParts, payouts: PayoutStore) -> Mapping[str
         "payouts": PayoutCloser(database, payouts, when=when, after_days=after_days),
         "cleaning": Cleaner(database),
         "job retention": JobRetention(database, days=settings.job_retention_days),
+        "history retention": HistoryRetention(
+            database, event_days=settings.event_retention_days, audit_days=settings.audit_retention_days
+        ),
     }
 
 
@@ -194,6 +202,14 @@ def _build_tracer(settings: Settings, replica_id: str) -> Tracer | None:
     from lucid_compute.gateway.otlp_tracer import OtlpTracer  # noqa: PLC0415 - it needs the packages of an extra
 
     return OtlpTracer(settings.otlp_endpoint, settings.trace_share, replica_id)
+
+
+def _build_write_rates(settings: Settings) -> WriteRates:
+    return WriteRates(
+        key_per_second=settings.key_writes_per_second,
+        owner_per_second=settings.owner_writes_per_second,
+        burst=settings.writes_burst,
+    )
 
 
 def _retention(settings: Settings) -> Retention:

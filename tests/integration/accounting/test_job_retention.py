@@ -14,7 +14,8 @@ import pytest
 from lucid_compute.accounting.job_counts import JobFilter
 from lucid_compute.accounting.job_search import JobSearch
 from lucid_compute.accounting.jobs import Job, Outcome
-from lucid_compute.accounting.retention import RETENTION_LOCK, JobRetention
+from lucid_compute.accounting.retention import JobRetention
+from lucid_compute.postgres.batch_deletion import RETENTION_LOCK
 from lucid_compute.postgres.database import Database, connect
 from lucid_compute.wire import SortBy, SortOrder
 from tests.ledger import ENDED, all_written, ended, ledger_on, new_job, read

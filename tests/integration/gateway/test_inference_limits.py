@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import httpx
@@ -15,6 +16,7 @@ from tests.api import ADMIN_KEY, Api, open_api
 from tests.express_client import Entrance, FastPath
 from tests.fault_node import Behaviour, FaultNode
 from tests.gateway import chat_answer
+from tests.other_replicas import until
 
 BODY = {"model": "tiny", "messages": [{"role": "user", "content": "Say hello."}]}
 
@@ -96,7 +98,7 @@ async def test_a_request_refused_for_tokens_costs_none_of_the_requests(api: Api)
         limited = await api.new_key("acme", ["inference:run"], limits={"requestsPerMinute": 100, "tokensPerMinute": 20})
         answers = [await ask(limited) for _ in range(3)]
         assert [answer.status_code for answer in answers] == [200, 429, 429]
-        assert [answer.headers["x-ratelimit-remaining-requests"] for answer in answers] == ["4", "4", "4"]
+        assert [answer.headers["x-ratelimit-remaining-requests"] for answer in answers] == ["99", "99", "99"]
 
 
 async def test_a_keys_limits_are_told_in_headers_and_in_a_429(api: Api) -> None:
@@ -104,22 +106,52 @@ async def test_a_keys_limits_are_told_in_headers_and_in_a_429(api: Api) -> None:
     async with FaultNode(Behaviour()) as node:
         await add_node(api, node)
         limited = await api.new_key(
-            "acme", ["inference:run"], limits={"requestsPerMinute": 60, "tokensPerMinute": 10**6}
+            "acme", ["inference:run"], limits={"requestsPerMinute": 3, "tokensPerMinute": 10**6}
         )
         answers = [await ask(limited) for _ in range(4)]
         assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
         told = [answer.headers["x-ratelimit-remaining-requests"] for answer in answers[:3]]
         assert told == ["2", "1", "0"]
-        assert answers[0].headers["x-ratelimit-limit-requests"] == "60"
+        assert answers[0].headers["x-ratelimit-limit-requests"] == "3"
         assert answers[0].headers["x-ratelimit-limit-tokens"] == "1000000"
-        assert '"requests";q=60;w=60' in answers[0].headers["ratelimit-policy"]
+        assert '"requests";q=3;w=60' in answers[0].headers["ratelimit-policy"]
         error = answers[3].json()["error"]
         assert (error["code"], error["type"], error["details"]["unit"]) == (
             "RATE_LIMITED",
             "rate_limit_error",
             "requests",
         )
-        assert int(answers[3].headers["retry-after"]) >= 1
+        seconds = int(answers[3].headers["retry-after"])
+        assert 50 <= seconds <= 64
+        assert error["message"] == (
+            f"This key's limit of 3 requests a minute is reached: 3 are spent. Retry in {seconds} s."
+        )
+
+
+async def test_two_replicas_share_a_keys_limit(database_url: str, settings: Settings, entrance: Entrance) -> None:
+    """A client of one of them may use all of it at once; then the other one refuses too, on every path."""
+    async with (
+        open_api(database_url, settings) as first,
+        open_api(database_url, settings) as second,
+        FaultNode(Behaviour()) as node,
+    ):
+        await add_node(first, node)
+        key = (await first.new_key("acme", ["inference:run"], limits={"requestsPerMinute": 20})).key
+        for api in (first, second):
+            await until(partial(knows_two, api))
+        asked = [entrance(api).with_key(key) for api in (first, second)]
+        for _ in range(5):  # the node takes no more than eight at a time
+            answers = await asyncio.gather(*(ask(asked[0]) for _ in range(4)))
+            assert [answer.status_code for answer in answers] == [200] * 4
+        for api in asked:
+            assert (await ask(api)).status_code == 429
+            refused = await api.http.post("/match", json={"model": "tiny"})
+            assert "limit of 20 requests a minute is reached: 20 are spent" in refused.json()["error"]["message"]
+
+
+async def knows_two(api: Api) -> bool:
+    """Return whether the replica knows that there are two."""
+    return api.replica.fleet.replicas.count() == 2
 
 
 @pytest.mark.parametrize(

@@ -105,3 +105,47 @@ async def test_an_ended_node_declares_nothing(api: Api) -> None:
     for node in (deregistered, revoked):
         for answer in (await declare(api, node), await api.http.get(f"/compute/models/{node}")):
             assert (answer.status_code, error_code(answer)) == (410, "NODE_DEREGISTERED")
+
+
+async def events_of(api: Api, node: str) -> list[dict[str, Any]]:
+    """The details of each event of a declaration, newest first."""
+    answer = await api.http.get(f"/compute/events/{node}", params={"type": "models_declared"})
+    return [event["details"] for event in answer.json()["events"]]
+
+
+async def test_an_event_says_what_changed_and_stays_small(api: Api) -> None:
+    """A thousand long ids in turns: counts, and the first few ids."""
+    node = await api.register()
+    await declare(api, node, {"id": "a"}, {"id": "b"})
+    await declare(api, node, {"id": "b", "maxTokens": 5}, {"id": "c"})
+    await declare(api, node, *({"id": f"{n:04}" + "x" * 196} for n in range(1000)))
+    large, second, first = await events_of(api, node)
+    assert first == {
+        "count": 2,
+        "addedCount": 2,
+        "removedCount": 0,
+        "changedCount": 0,
+        "added": ["a", "b"],
+        "removed": [],
+    }
+    assert second == {
+        "count": 2,
+        "addedCount": 1,
+        "removedCount": 1,
+        "changedCount": 1,
+        "added": ["c"],
+        "removed": ["a"],
+    }
+    assert (large["count"], large["addedCount"], large["removedCount"]) == (1000, 1000, 2)
+    assert (len(large["added"]), large["removed"]) == (5, ["b", "c"])
+
+
+async def test_the_same_declaration_again_records_nothing(api: Api) -> None:
+    """An agent that restarts declares what it declared before."""
+    node = await api.register()
+    for _ in range(3):
+        assert (await declare(api, node, *GUIDE)).status_code == 200
+    assert len(await events_of(api, node)) == 1
+    rows = (await api.http.get("/audit", params={"targetId": node})).json()["events"]
+    assert [row["action"] for row in rows] == ["compute.declare", "passport.create"]
+    assert list(await resolved(api, node)) == [model["id"] for model in GUIDE]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from lucid_compute.postgres.database import connect
 from lucid_compute.server.preparation import prepare
 from tests.api import ADMIN_KEY, Api, error_code
 from tests.other_replicas import run_sql, until
@@ -225,3 +229,32 @@ async def until_status(api: Api, key: str, status: int) -> None:
         return (await api.with_key(None).http.get("/compute", headers=headers)).status_code == status
 
     await until(is_so, deadline_seconds=2)
+
+
+async def test_the_time_of_last_use_is_stored_for_any_number_of_keys(api: Api) -> None:
+    """More than a statement has parameters: providers are advised to give each node a key of its own."""
+    made = (await make(api)).json()["id"]
+    ring = api.replica.keys
+    ring.used_ids = {made, *(f"key-{number}" for number in range(40_000))}
+    await api.replica.key_store.record_used()
+    assert not ring.used_ids
+    assert (await run_sql(api, "SELECT last_used_at FROM api_keys WHERE id = $1", made))[0][0] is not None
+
+
+async def test_a_time_of_last_use_that_could_not_be_stored_is_stored_later(api: Api) -> None:
+    """The ids used meanwhile as well."""
+    made = (await make(api)).json()["id"]
+    ring, connection = api.replica.keys, await connect(api.replica.database.url)
+    ring.used_ids = {made}
+    async with connection.transaction():
+        await connection.execute("LOCK TABLE api_keys IN ACCESS EXCLUSIVE MODE")
+        storing = asyncio.create_task(api.replica.key_store.record_used())
+        await asyncio.sleep(0)
+        ring.used_ids.add("another")
+        storing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await storing
+    await connection.close()
+    assert ring.used_ids >= {made, "another"}
+    await api.replica.key_store.record_used()
+    assert (await run_sql(api, "SELECT last_used_at FROM api_keys WHERE id = $1", made))[0][0] is not None

@@ -1,13 +1,24 @@
-"""Rate limits: a burst, then a steady pace; each replica has its share."""
+"""Rate limits: a burst, then a steady pace; what is not limited any more is forgotten."""
 
 from __future__ import annotations
 
 import pytest
 
 from lucid_compute.errors import RateLimited
-from lucid_compute.registry.domain.identity import KeyLimits, Principal
+from lucid_compute.registry.domain.identity import Principal
 from lucid_compute.registry.fleet.replicas import ReplicaRecord, Replicas, Snapshot
-from lucid_compute.registry.keys.rate_limits import PROBE_SECONDS, HeartbeatRate, KeyRates, ProbeRate, Throttle
+from lucid_compute.registry.keys.authentication import FailedAttempts
+from lucid_compute.registry.keys.rate_limits import (
+    LEAST_REMEMBERED,
+    PROBE_SECONDS,
+    UNKNOWN_BURST,
+    UNKNOWN_PER_SECOND,
+    HeartbeatRate,
+    ProbeRate,
+    Throttle,
+    UnknownNodeRate,
+    WriteRates,
+)
 from tests.factories import NOW
 
 
@@ -43,74 +54,6 @@ def test_a_node_has_a_burst_of_six_and_then_one_a_second(clock: Clock) -> None:
     HeartbeatRate(0, clock).spend("a")
 
 
-@pytest.mark.parametrize("others", [0, 1, 2])
-def test_a_keys_limit_holds_over_all_replicas(clock: Clock, others: int) -> None:
-    """Asked at twice its limit for a minute, every replica lets its share through and no more than 5 % above."""
-    replicas = Replicas()
-    lease = [ReplicaRecord(str(n), NOW, NOW, NOW, Snapshot.parse("3:3:"), {}) for n in range(others)]
-    replicas.apply("own", lease, NOW)
-    rate = KeyRates(replicas, clock)
-    limited = Principal("key", "acme", frozenset(), None, KeyLimits(requestsPerMinute=300))
-    accepted = 0
-    for _ in range(600):
-        clock.seconds += 0.1
-        try:
-            rate.spend_request(limited)
-        except RateLimited:
-            continue
-        accepted += 1
-    assert 285 <= accepted * (1 + others) <= 315
-
-
-def test_a_key_without_a_limit_has_none(clock: Clock) -> None:
-    """As many at once as it likes."""
-    rate = KeyRates(Replicas(), clock)
-    for _ in range(1000):
-        rate.spend_request(Principal("key", "acme", frozenset(), None, None))
-
-
-def test_a_key_that_owes_tokens_waits_until_it_owes_none(clock: Clock) -> None:
-    """What a request has cost is known when it ended: more than was left, perhaps, and the next one waits for that."""
-    rates = KeyRates(Replicas(), clock)
-    limited = Principal("key", "acme", frozenset(), None, KeyLimits(tokensPerMinute=6000))
-    rates.require_tokens(limited)
-    rates.charge_tokens(limited, 1300)  # the allowance is 300, and 100 come back each second
-    with pytest.raises(RateLimited) as refused:
-        rates.require_tokens(limited)
-    assert 10 <= (refused.value.retry_after_seconds or 0) <= 13
-    assert refused.value.details == {"unit": "tokens", "limitPerMinute": 6000}
-    assert [(left.unit, left.limit, left.remaining) for left in rates.allowances(limited)] == [("tokens", 6000, 0)]
-    clock.seconds += 10.1
-    rates.require_tokens(limited)
-
-
-def test_tokens_over_a_minute_stay_within_the_limit(clock: Clock) -> None:
-    """A key that asks for 50 tokens ten times a second gets its 6,000 a minute and no more than 5 % above."""
-    rates = KeyRates(Replicas(), clock)
-    limited = Principal("key", "acme", frozenset(), None, KeyLimits(tokensPerMinute=6000))
-    used = 0
-    for _ in range(600):
-        clock.seconds += 0.1
-        try:
-            rates.require_tokens(limited)
-        except RateLimited:
-            continue
-        rates.charge_tokens(limited, 50)
-        used += 50
-    assert 5700 <= used <= 6350
-
-
-def test_an_allowance_says_what_may_be_used_now_and_when_it_is_full(clock: Clock) -> None:
-    """Of 300 requests a minute fifteen may come at once; each takes a fifth of a second to come back."""
-    rates = KeyRates(Replicas(), clock)
-    limited = Principal("key", "acme", frozenset(), None, KeyLimits(requestsPerMinute=300))
-    for _ in range(5):
-        rates.spend_request(limited)
-    ((unit, limit, remaining, reset_seconds),) = rates.allowances(limited)
-    assert (unit, limit, remaining) == ("requests", 300, 10)
-    assert reset_seconds == pytest.approx(1.0)
-
-
 @pytest.mark.parametrize("others", [0, 2])
 def test_a_host_is_probed_once_in_ten_seconds_on_average_over_all_replicas(clock: Clock, others: int) -> None:
     """Each of three replicas allows one in thirty seconds; another host is counted separately."""
@@ -128,14 +71,90 @@ def test_a_host_is_probed_once_in_ten_seconds_on_average_over_all_replicas(clock
     rate.spend("a")
 
 
-def test_names_with_a_full_allowance_are_forgotten_above_a_number(clock: Clock) -> None:
+def test_names_with_a_full_allowance_are_forgotten(clock: Clock) -> None:
+    """Nodes, hosts, keys and owners that come and go leave nothing behind; who has spent something is remembered."""
     throttle = Throttle(clock)
-    for number in range(100):
+    assert throttle.wait_seconds("spent", 10_000, 1) == 0
+    for number in range(50_000):
+        clock.seconds += 0.01
         throttle.wait_seconds(str(number), 10, 1)
-    throttle.forget_full(above=99)
-    assert throttle.wait_seconds("1", 10, 1) > 0
-    clock.seconds += 11
-    throttle.forget_full(above=100)
-    assert len(throttle._full_at) == 100
-    throttle.forget_full(above=99)
-    assert not throttle._full_at
+        assert len(throttle._full_at) <= LEAST_REMEMBERED + 2 * 1005
+    assert throttle.wait_seconds("spent", 10_000, 1) > 0
+
+
+def test_nodes_that_come_and_go_leave_nothing_in_the_rate_of_heartbeats(clock: Clock) -> None:
+    rate = HeartbeatRate(1.0, clock)
+    for number in range(20_000):
+        clock.seconds += 0.1
+        rate.spend(f"node-{number}")
+    assert len(rate._throttle._full_at) <= LEAST_REMEMBERED + 30
+
+
+def test_hosts_that_are_probed_once_are_forgotten(clock: Clock) -> None:
+    rate = ProbeRate(Replicas(), clock)
+    for number in range(20_000):
+        clock.seconds += 1
+        rate.spend(f"host-{number}")
+    assert len(rate._throttle._full_at) <= LEAST_REMEMBERED + 30
+
+
+def writer(key_id: str, owner: str) -> Principal:
+    """A key that changes things."""
+    return Principal(key_id, owner, frozenset(), None, None)
+
+
+def test_a_key_has_a_burst_of_changes_and_then_so_many_a_second(clock: Clock) -> None:
+    """The message names the limit, what is spent and the seconds; another key is not affected."""
+    rates = WriteRates(key_per_second=2, owner_per_second=0, burst=1000, clock=clock)
+    for _ in range(1000):
+        rates.spend(writer("a", "acme"))
+    with pytest.raises(
+        RateLimited, match=r"key's limit of 2 changes a second .* 1,000 .* spent. Retry in 1 s."
+    ) as refused:
+        rates.spend(writer("a", "acme"))
+    assert refused.value.retry_after_seconds == 1
+    rates.spend(writer("b", "acme"))
+    clock.seconds += 1
+    for _ in range(2):
+        rates.spend(writer("a", "acme"))
+    with pytest.raises(RateLimited):
+        rates.spend(writer("a", "acme"))
+
+
+def test_the_keys_of_an_owner_have_a_limit_together(clock: Clock) -> None:
+    rates = WriteRates(key_per_second=100, owner_per_second=3, burst=10, clock=clock)
+    for number in range(10):
+        rates.spend(writer(f"key-{number}", "acme"))
+    with pytest.raises(RateLimited, match="owner's limit of 3 changes a second"):
+        rates.spend(writer("key-11", "acme"))
+    rates.spend(writer("key-12", "other"))
+
+
+def test_limits_of_changes_can_be_switched_off(clock: Clock) -> None:
+    rates = WriteRates(key_per_second=0, owner_per_second=0, burst=1, clock=clock)
+    for _ in range(100):
+        rates.spend(writer("a", "acme"))
+
+
+def test_heartbeats_of_unknown_nodes_are_limited_and_those_that_are_found_are_not_counted(clock: Clock) -> None:
+    rate = UnknownNodeRate(clock)
+    for _ in range(3 * UNKNOWN_BURST):
+        rate.spend("key")
+        rate.take_back("key")
+    for _ in range(UNKNOWN_BURST):
+        rate.spend("key")
+    with pytest.raises(RateLimited, match="Retry in 1 s"):
+        rate.spend("key")
+    rate.spend("another")
+    clock.seconds += 1
+    for _ in range(UNKNOWN_PER_SECOND):
+        rate.spend("key")
+    with pytest.raises(RateLimited):
+        rate.spend("key")
+
+
+def test_addresses_that_fail_once_are_forgotten() -> None:
+    attempts = FailedAttempts(20)
+    for number in range(25_000):
+        attempts.record(f"10.0.{number // 250}.{number % 250}")
+        assert len(attempts._counts) <= 10_001

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import (
@@ -18,7 +19,13 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 
 from lucid_compute.errors import InvalidRequest
-from lucid_compute.registry.domain.passports import MAX_VRAM_GB, ModelFormat, PassportType, parse_vram_gb
+from lucid_compute.registry.domain.passports import (
+    MAX_VRAM_GB,
+    ModelFormat,
+    PackedMetadata,
+    PassportType,
+    parse_vram_gb,
+)
 from lucid_compute.registry.domain.prices import INPUT_KEY, OUTPUT_KEY
 from lucid_compute.wire import Label, ModelId, Money, PositiveCount, Text, faults_from, write_money
 
@@ -26,6 +33,8 @@ AVAILABILITY_SUFFIX = "/availability"
 _VRAM_GB = "vramGb"
 _PRICE = "pricePer1kTokens"
 _PRICES = "prices"
+MAX_BYTES = 32 * 1024
+MAX_DEPTH = 8
 
 
 class StoredMetadata(NamedTuple):
@@ -39,16 +48,18 @@ def read_metadata(passport_type: PassportType, raw: Mapping[str, Any]) -> Stored
     """Check metadata by the type of its passport; return it with its secrets apart.
 
     Raises:
-        InvalidRequest: it is not valid; the error names every fault below `metadata`.
+        InvalidRequest: it is not valid; the error names every fault below `metadata`. It is larger than `MAX_BYTES`,
+            or nested deeper than `MAX_DEPTH`.
     """
+    read_only = {_VRAM_GB} if passport_type is PassportType.COMPUTE else set()
+    public = {key: value for key, value in raw.items() if key not in read_only}
+    _check_size(public)
     shapes: dict[PassportType, type[_Metadata]] = {
         PassportType.COMPUTE: ComputeMetadata,
         PassportType.MODEL: ModelMetadata,
     }
     if (shape := shapes.get(passport_type)) is None:
-        return StoredMetadata(dict(raw), {})
-    read_only = {_VRAM_GB} if passport_type is PassportType.COMPUTE else set()
-    public = {key: value for key, value in raw.items() if key not in read_only}
+        return StoredMetadata(public, {})
     try:
         checked = shape.model_validate(public)
     except ValidationError as error:
@@ -83,12 +94,13 @@ def merge_patch(target: Any, patch: Any) -> Any:
 
 def shown_metadata(passport_type: PassportType, public: Mapping[str, Any], *, to_everyone: bool) -> dict[str, Any]:
     """Return metadata as it is shown: all of it, or with `to_everyone` only the keys that the contract names."""
+    public = public.unpack() if isinstance(public, PackedMetadata) else dict(public)
     if passport_type is PassportType.COMPUTE:
         vram_gb = parse_vram_gb(public["vram"])
         return {**public, _VRAM_GB: int(vram_gb) if vram_gb.is_integer() else vram_gb}
     if passport_type is PassportType.MODEL and to_everyone:
         return {key: value for key, value in public.items() if key in _PUBLIC_MODEL_KEYS}
-    return dict(public)
+    return public
 
 
 def check_name(passport_type: PassportType, name: str) -> None:
@@ -102,6 +114,30 @@ def check_name(passport_type: PassportType, name: str) -> None:
             _check_model_name(name)
         except ValueError as error:
             raise InvalidRequest.at("name", str(error)) from None
+
+
+def _check_size(metadata: Mapping[str, Any]) -> None:
+    """Refuse metadata that costs more memory than a passport is worth: every replica holds it.
+
+    Raises:
+        InvalidRequest: it is too large or too deep; the fault is at `metadata`.
+    """
+    size = len(json.dumps(metadata, ensure_ascii=False, separators=(",", ":")).encode())
+    if size > MAX_BYTES:
+        message = f"It has {size:,} bytes as JSON, and {MAX_BYTES:,} (32 KiB) are allowed. Store the rest elsewhere."
+        raise InvalidRequest.at("metadata", message)
+    level: list[Any] = [metadata]
+    for _ in range(MAX_DEPTH):
+        level = [value for container in level for value in _values_of(container) if isinstance(value, (dict, list))]
+        if not level:
+            return
+    message = f"It is nested deeper than {MAX_DEPTH} levels. Send flatter metadata, or put the deep part in a string."
+    raise InvalidRequest.at("metadata", message)
+
+
+def _values_of(container: Any) -> Collection[Any]:
+    values: Collection[Any] = container.values() if isinstance(container, Mapping) else container
+    return values
 
 
 def _split_compute(checked: ComputeMetadata, public: dict[str, Any]) -> StoredMetadata:

@@ -26,7 +26,7 @@ from lucid_compute.registry.domain.node_state import FRESH_WINDOW, Receipt
 from lucid_compute.registry.fleet.continuity import Identity, Progress, find_break, read_identity
 from lucid_compute.registry.fleet.fleet import Fleet, clipped
 from lucid_compute.registry.fleet.in_flight_broadcast import IN_FLIGHT_CHANNEL, receive
-from lucid_compute.registry.fleet.key_ring import KeyRing
+from lucid_compute.registry.fleet.key_ring import ENDED_KEYS_KEPT, KeyRing
 from lucid_compute.registry.fleet.replicas import CLOCK_SLACK, LEASE, OUTAGE_AFTER, Outage, Snapshot, live_since
 from lucid_compute.registry.fleet.rows import read_key, read_lifecycle, read_passport, read_receipt, read_replica
 from lucid_compute.web.turns import in_turns
@@ -50,8 +50,8 @@ class OwnHeartbeats:
 
 
 _SLACK = f"interval '{CLOCK_SLACK.total_seconds()} seconds'"
-ENDED_NODES_KEPT = timedelta(hours=24)
-"""How long nodes that were deregistered or revoked still appear in explanations."""
+ENDED_NODES_KEPT = timedelta(minutes=5)
+"""How long nodes that were deregistered or revoked still appear in lists and explanations."""
 _MIRRORED = f"""
     p.type IN ('compute', 'model')
     AND (p.status <> 'revoked' AND p.deregistered_at IS NULL
@@ -72,6 +72,7 @@ _SECRETS = """
 EVERYTHING = f"""
     {_SERVICE}
     UNION ALL SELECT 'key', to_jsonb(k)::text FROM api_keys k
+        WHERE least(k.revoked_at, k.expires_at, 'infinity') > now() - interval '{ENDED_KEYS_KEPT.days} days'
     UNION ALL SELECT 'passport', (to_jsonb(p) - 'secrets')::text FROM passports p WHERE {_MIRRORED}
     UNION ALL {_SECRETS} AND {_MIRRORED}
     UNION ALL SELECT 'node', to_jsonb(n)::text FROM nodes n JOIN passports p ON p.id = n.passport_id WHERE {_MIRRORED}

@@ -359,7 +359,10 @@ class Fleet:
         self._reasons.remove(node.capability_class.key, node.state)
         self._index.leave(node, node.capability_class)
         del self._nodes[node.record.id]
-        del self._nodes_by_owner[node.record.owner][node.record.id]
+        of_owner = self._nodes_by_owner[node.record.owner]
+        del of_owner[node.record.id]
+        if not of_owner:
+            del self._nodes_by_owner[node.record.owner]
 
     # --- inside
 

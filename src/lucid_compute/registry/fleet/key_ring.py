@@ -24,6 +24,8 @@ PREFIX = "lk_live_"
 TRUST_WITHOUT_DATABASE = timedelta(seconds=60)
 MAX_TOKEN_LENGTH = 512
 MAX_CACHED = 10_000
+ENDED_KEYS_KEPT = timedelta(days=1)
+"""How long a revoked or expired key stays in memory: no copy from before its end is as late as that."""
 _ALPHABET = string.digits + string.ascii_uppercase + string.ascii_lowercase
 _KEY = re.compile(r"lk_live_([0-9A-Za-z]{12})_([0-9A-Za-z]{32})([0-9A-Za-z]{6})")
 _NO_DIGEST = sha256(b"no key has this digest").digest()
@@ -59,6 +61,10 @@ class KeyRecord:
     limits: KeyLimits | None
     revision: int
 
+    def has_ended_before(self, instant: datetime) -> bool:
+        """Return whether it was revoked, or had expired, by then."""
+        return any(end is not None and end <= instant for end in (self.revoked_at, self.expires_at))
+
 
 def make_secret(key_id: str | None = None) -> Secret:
     """Generate a new key, or a new secret for the key with that id."""
@@ -80,7 +86,7 @@ def is_well_formed(token: str) -> bool:
 
 
 class KeyRing:
-    """Every key as last read from Postgres; revoked ones are kept and never valid."""
+    """Every key as last read from Postgres; revoked ones are kept for a day, and never valid."""
 
     def __init__(self) -> None:
         self.synced_at: datetime | None = None
@@ -115,6 +121,14 @@ class KeyRing:
     def _find_bootstrap(self) -> None:
         live = (key for key in self._keys.values() if key.is_bootstrap and key.revoked_at is None)
         self._bootstrap = next(live, None)
+
+    def forget_ended(self, now: datetime) -> None:
+        """Forget keys that were revoked or have expired more than a day ago."""
+        until = now - ENDED_KEYS_KEPT
+        for key_id in [key.id for key in self._keys.values() if key.has_ended_before(until)]:
+            del self._keys[key_id]
+            self.used_ids.discard(key_id)
+            self._cache.clear()
 
     def authenticate(self, token: str | None, now: datetime) -> Principal:
         """Return the principal of `token`. An unknown key and a wrong secret take the same time.

@@ -45,8 +45,12 @@ class FailedAttempts:
             self._minute, self._counts = minute, {}
         self._counts[address] = self._counts.get(address, 0) + 1
         if self._counts[address] > self._per_minute:
-            message = "Too many requests with a wrong key came from your address. Wait, and send a valid key."
-            raise RateLimited(message, retry_after_seconds=60 - int(seconds % 60))
+            wait = 60 - int(seconds % 60)
+            message = (
+                f"Your address's limit of {self._per_minute} wrong keys a minute is reached: "
+                f"{self._counts[address]:,} were sent. Retry in {wait} s, with a valid key."
+            )
+            raise RateLimited(message, retry_after_seconds=wait)
 
 
 class Authenticator:

@@ -11,7 +11,8 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from lucid_compute.errors import Forbidden
 from lucid_compute.registry.domain.identity import Actor, Principal, Scope
 from lucid_compute.registry.keys.authentication import Authenticator, authorization_of
-from lucid_compute.registry.keys.rate_limits import KeyRates
+from lucid_compute.registry.keys.key_rates import KeyRates
+from lucid_compute.registry.keys.rate_limits import WriteRates
 from lucid_compute.web.provide import Provided
 
 _bearer = HTTPBearer(auto_error=False, bearerFormat="lk_live_…", description="An API key, made with POST /keys.")
@@ -37,7 +38,8 @@ async def get_principal(
     address = request.client.host if request.client else None
     authorization = authorization_of(request.scope, dict(request.scope["headers"]))
     principal = await authenticator.authenticate(authorization, address)
-    rates.spend_request(principal)
+    while not rates.spend(principal, minds_tokens=False):
+        await rates.ask(principal)
     return principal
 
 
@@ -82,8 +84,15 @@ def owner_of(principal: Principal, owner: str | None, what: str) -> str | None:
     return owner or principal.visible_owner
 
 
-async def get_actor(request: Request, principal: Annotated[Principal, Depends(get_principal)]) -> Actor:
-    """Return the caller, as recorded in the audit trail."""
+async def get_actor(
+    request: Request, writes: Provided[WriteRates], principal: Annotated[Principal, Depends(get_principal)]
+) -> Actor:
+    """Return the caller, as recorded in the audit trail, and count the change against the limits of its key and owner.
+
+    Raises:
+        RateLimited: the key, or its owner, has asked for too many changes.
+    """
+    writes.spend(principal)
     address = request.client.host if request.client else None
     return Actor(principal.key_id, principal.owner, address, request.state.request_id)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import ColumnElement, DateTime, RowMapping, cast, collate, func, insert, select, text, update
@@ -30,7 +30,7 @@ _SORT_COLUMNS = {
 }
 _VIEW_COLUMNS = [api_keys.c[name] for name in KeyView.model_fields]
 
-# One array, because a statement has at most 32,767 parameters.
+# One array for all ids: Postgres takes at most 32,767 parameters.
 _RECORD_USED = text("UPDATE api_keys SET last_used_at = now() WHERE id = ANY(CAST(:ids AS text[]))")
 
 
@@ -117,9 +117,13 @@ class KeyStore:
         try:
             async with self._database.transaction() as connection:
                 await connection.execute(_RECORD_USED, {"ids": sorted(used)})
-        except BaseException:  # also when cancelled: the next call stores them
-            self._ring.used_ids |= used
+        except BaseException:
+            self._ring.used_ids |= used  # the next call records them
             raise
+
+    def forget_ended(self, now: datetime) -> None:
+        """Forget keys in memory that ended more than a day ago. Their rows stay."""
+        self._ring.forget_ended(now)
 
     def _apply_new(self, row: RowMapping, secret: Secret) -> NewKey:
         self._ring.apply([read_key(row)])

@@ -22,7 +22,7 @@ from lucid_compute.accounting.rollup_reader import RollupQuery, RollupReader
 from lucid_compute.accounting.rollups import CLEAN_MINUTES, Retention, RollupKeeper
 from lucid_compute.accounting.timeline import EPOCH, STEPS, Timeline
 from lucid_compute.postgres import schema
-from lucid_compute.postgres.database import Database
+from lucid_compute.postgres.database import Database, connect
 from tests.ledger import ENDED_ROWS, all_written, ended, ledger_on, new_job, random_job, read, sums_of
 from tests.record_checks import expect_tiers
 
@@ -71,19 +71,28 @@ async def test_every_record_is_the_sum_of_its_jobs_whenever_they_come(database_u
 
 
 async def test_a_backlog_is_moved_by_parts_that_each_hold(database_url: str) -> None:
-    """One that is larger than a round has time for, as after a migration of a large ledger, is moved anyway."""
+    """One that is larger than a round has time for, as after a migration of a large ledger, is moved anyway.
+
+    The keeper is cut while it waits for the last row, which is locked.
+    """
     chance = random.Random(3)
     async with ledger_on(database_url) as ledger:
         for _ in range(300):
             ledger.finish(job_ago(chance, timedelta(days=1)))
         await all_written(ledger)
+        ledger.finish(ended(new_job(node_id=NODES[0], node_owner=OWNERS[NODES[0]])))
+        await all_written(ledger)
     backlog = len(await read(database_url, "SELECT FROM job_open"))
-    keeper = asyncio.create_task(keep(database_url, until=timedelta(minutes=2), rows_a_move=1))
-    while (left := len(await read(database_url, "SELECT FROM job_open"))) == backlog:  # noqa: ASYNC110 - it tells nobody
-        await asyncio.sleep(0)
-    await read(database_url, KILL, ["lucid record keeper"])
-    with pytest.raises(CUT):
-        await keeper
+    locker = await connect(database_url, application="lucid tests")
+    async with locker.transaction():
+        await locker.execute("SELECT FROM job_open ORDER BY bucket DESC LIMIT 1 FOR UPDATE")
+        keeper = asyncio.create_task(keep(database_url, until=timedelta(minutes=2), rows_a_move=1))
+        while (left := len(await read(database_url, "SELECT FROM job_open"))) == backlog:  # noqa: ASYNC110 - it tells nobody
+            await asyncio.sleep(0)
+        await read(database_url, KILL, ["lucid record keeper"])
+        with pytest.raises(CUT):  # killed, or tired of waiting for the lock
+            await keeper
+    await locker.close()
     assert 0 < left < backlog
     await expect_tiers(database_url)
     await keep(database_url, until=timedelta(minutes=2))

@@ -213,7 +213,7 @@ async def test_two_replicas_send_everything_once(database_url: str, settings: Se
     async with FaultNode() as receiver, open_api(database_url, settings, with_limits()) as other:
         assert other.replica.webhooks.sender is not api.replica.webhooks.sender
         webhook = await make_webhook(api, receiver.url)
-        nodes = await asyncio.gather(*(api.register(f"node {number}") for number in range(100)))
+        nodes = [await api.register(f"node {number}") for number in range(100)]
         for event in (EventType.REVOKED, EventType.DEREGISTERED):
             await _tell(api, nodes, event)
         await receiver.until(lambda receiver: len(receiver.requests) == 200, seconds=30)

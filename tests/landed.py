@@ -91,6 +91,7 @@ INSERT INTO webhooks (id, owner, url, secret, events, all_owners, former_secret)
 INSERT INTO refusals (hour, consumer, model_id, cause, requests)
     VALUES (date_trunc('hour', now()), 'carl', '{MODEL}', 'no_capacity', 9);
 """,
+    "closings": "UPDATE webhooks SET older_secrets = '[]'",
 }
 LANDED = tuple(ROWS)
 

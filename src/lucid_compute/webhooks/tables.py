@@ -33,6 +33,7 @@ webhooks = Table(
     Column("secret", Text, nullable=False),
     Column("former_secret", Text),
     Column("former_secret_until", DateTime(timezone=True)),
+    Column("older_secrets", JSONB, nullable=False, server_default=text("'[]'")),  # each with its `until`
     Column("events", ARRAY(Text), nullable=False),
     Column("all_owners", Boolean, nullable=False, server_default=false()),
     Column("passport_ids", ARRAY(UUID(as_uuid=False))),
@@ -68,6 +69,19 @@ webhook_deliveries = Table(
         "subject_id",
         "position",
         postgresql_where=text(f"state = '{DeliveryState.WAITING}'"),
+    ),
+    Index(
+        "webhook_deliveries_due_idx",
+        "webhook_id",
+        "next_attempt_at",
+        "position",
+        postgresql_where=text(f"state = '{DeliveryState.WAITING}'"),
+    ),
+    Index(
+        "webhook_deliveries_claimed_idx",
+        "webhook_id",
+        "claimed_until",
+        postgresql_where=text(f"state = '{DeliveryState.WAITING}' AND claimed_until IS NOT NULL"),
     ),
     Index("webhook_deliveries_newest_idx", "webhook_id", text("position DESC")),
     Index("webhook_deliveries_ended_idx", "ended_at"),

@@ -31,6 +31,8 @@ _COUNTERS = {
     "express": ("lucid_inference_express", "Requests begun without a task", []),
     "express_heartbeats": ("lucid_express_heartbeats", "Heartbeats taken without a task", []),
     "webhook_attempts": ("lucid_webhook_attempts", "Attempts to deliver to webhooks, by outcome", ["outcome"]),
+    "webhook_failed_looks": ("lucid_webhook_failed_looks", "Looks at the webhooks' outbox that failed", []),
+    "webhook_dropped": ("lucid_webhook_deliveries_dropped", "Deliveries given up because too many waited", []),
     "http_requests": (
         "lucid_http_requests",
         "Requests answered, heartbeats and /v1 apart, by class of status",

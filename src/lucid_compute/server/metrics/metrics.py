@@ -86,6 +86,8 @@ class ServiceMetrics:
             "express": {(): [float(self._inference.express)]},
             "express_heartbeats": {(): [float(self._heartbeats.express)]},
             "webhook_attempts": _by_label(sender.outcomes),
+            "webhook_failed_looks": {(): [float(sender.failed_looks)]},
+            "webhook_dropped": {(): [float(sender.dropped)]},
             "http_requests": self.http.requests,
             "http_statuses": self.http.statuses,
             "http_durations": self.http.durations,

@@ -91,7 +91,10 @@ INSERT INTO webhooks (id, owner, url, secret, events, all_owners, former_secret)
 INSERT INTO refusals (hour, consumer, model_id, cause, requests)
     VALUES (date_trunc('hour', now()), 'carl', '{MODEL}', 'no_capacity', 9);
 """,
-    "closings": "UPDATE webhooks SET older_secrets = '[]'",
+    "closings": f"""
+INSERT INTO payout_corrections (id, line, period_id, day, role, owner, amount_usd, reason, created_by)
+    VALUES (gen_random_uuid(), 0, '{PERIOD}', '2026-02-03', 'provider', 'olga', -0.5, 'why', 'root');
+""",
 }
 LANDED = tuple(ROWS)
 

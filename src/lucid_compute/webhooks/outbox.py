@@ -9,7 +9,7 @@ Webhooks are looked at one by one, and what waits for one is bounded: so nobody'
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -69,15 +69,17 @@ _GIVE_UP = text("""
     UPDATE webhook_deliveries SET state = 'given_up', ended_at = now(), claimed_until = NULL
     WHERE webhook_id = :webhook_id AND state = 'waiting'
 """)
-# `oldest_seconds` shows whether sending keeps up. Failing webhooks are left out: `failing_since` tells about them.
-_COUNT = text(f"""
-    {WAITING_WEBHOOKS}
-    SELECT w.id::text, counted.waiting, CASE WHEN w.failing_since IS NULL
-        THEN extract(epoch FROM now() - d.occurred_at)::float8 ELSE 0 END AS oldest_seconds
-    FROM waiting JOIN webhooks w USING (id) CROSS JOIN LATERAL (
-        SELECT count(*) AS waiting, min(position) AS oldest FROM webhook_deliveries
-        WHERE webhook_id = w.id AND state = 'waiting'
+_WAITING = text(f"{WAITING_WEBHOOKS} SELECT id::text FROM waiting WHERE id IS NOT NULL")
+# Of one webhook. `:enough` is as far as it is counted.
+_COUNT = text("""
+    SELECT counted.waiting, CASE WHEN w.failing_since IS NULL
+        THEN extract(epoch FROM now() - d.occurred_at)::float8 ELSE 0 END
+    FROM webhooks w CROSS JOIN LATERAL (
+        SELECT count(*) AS waiting, min(position) AS oldest FROM (
+            SELECT position FROM webhook_deliveries WHERE webhook_id = w.id AND state = 'waiting' LIMIT :enough
+        ) few
     ) counted JOIN webhook_deliveries d ON d.position = counted.oldest
+    WHERE w.id = :webhook_id
 """)
 _TROUBLED = text("""
     SELECT count(*) FILTER (WHERE disabled_at IS NULL), count(disabled_at)
@@ -85,14 +87,12 @@ _TROUBLED = text("""
 """)
 _TRY_LOCK = text(f"SELECT pg_try_advisory_xact_lock({OUTBOX_LOCK})")
 # What is being sent stays. Only one replica at a time counts and gives up, or two would give up twice as many.
-_GIVE_UP_OLDEST = text(f"""
+_GIVE_UP_OLDEST = text("""
     UPDATE webhook_deliveries SET state = 'given_up', ended_at = now(), claimed_until = NULL
     WHERE position = ANY(ARRAY(
         SELECT position FROM webhook_deliveries
         WHERE webhook_id = :webhook_id AND state = 'waiting' AND (claimed_until IS NULL OR claimed_until <= now())
-        ORDER BY position LIMIT least({ROWS_A_STEP}, greatest(0, (
-            SELECT count(*) FROM webhook_deliveries WHERE webhook_id = :webhook_id AND state = 'waiting'
-        ) - :most)) FOR UPDATE SKIP LOCKED
+        ORDER BY position LIMIT :excess FOR UPDATE SKIP LOCKED
     ))
     RETURNING subject_id::text
 """)
@@ -122,17 +122,23 @@ class DeliveryResult(NamedTuple):
     milliseconds: float
 
 
+class Waiting(NamedTuple):
+    """How many deliveries wait for a webhook, and the age of the oldest; 0 if the webhook fails."""
+
+    deliveries: int = 0
+    oldest_seconds: float = 0.0
+
+
 class Backlog(NamedTuple):
     """How many deliveries wait, the age of the oldest whose webhook is not failing, and how many webhooks fail.
 
-    `by_webhook` is how many wait for each webhook that has any.
+    `oldest_seconds` shows whether sending keeps up. Failing webhooks are left out: `failing_since` tells about them.
     """
 
     waiting: int
     oldest_seconds: float
     failing: int
     disabled: int
-    by_webhook: dict[str, int]
 
 
 class Delivery(NamedTuple):
@@ -266,37 +272,55 @@ class WebhookOutbox:
                 await connection.execute(_GIVE_UP, {"webhook_id": delivery.webhook_id})
         return is_disabled
 
-    async def count_backlog(self) -> Backlog:
-        """Return how much waits for all replicas, and how many webhooks fail.
+    async def waiting_webhooks(self) -> list[str]:
+        """Return the ids of the webhooks for which anything waits.
 
         Raises:
             DatabaseUnavailable: the database can't be reached.
         """
         async with self._database.transaction() as connection:
-            rows = [(str(id_), waiting, age) for id_, waiting, age in await connection.execute(_COUNT)]
-            failing, disabled = (await connection.execute(_TROUBLED)).one()
-        return Backlog(
-            waiting=sum(waiting for _, waiting, _ in rows),
-            oldest_seconds=max((age for *_, age in rows), default=0.0),
-            failing=failing,
-            disabled=disabled,
-            by_webhook={id_: waiting for id_, waiting, _ in rows},
-        )
+            return [str(id_) for (id_,) in await connection.execute(_WAITING)]
 
-    async def give_up_oldest(self, webhook_id: str, most: int) -> int:
-        """Give up the oldest of more than `most` waiting deliveries, a few thousand at most; return how many.
+    async def count_waiting(self, webhook_id: str, most: int) -> tuple[Waiting, int]:
+        """Return what waits for a webhook, and how many deliveries were given up: the oldest of more than `most`.
+
+        A few thousand are counted and given up in one call beyond `most`, so call it again when there are more.
 
         Raises:
             DatabaseUnavailable: the database can't be reached.
         """
+        values = {"webhook_id": webhook_id, "enough": most + ROWS_A_STEP}
+        async with self._database.transaction() as connection:
+            row = (await connection.execute(_COUNT, values)).one_or_none()
+        waiting = Waiting() if row is None else Waiting(*row)
+        if waiting.deliveries <= most:
+            return waiting, 0
+        return waiting, await self._give_up_oldest(webhook_id, most)
+
+    async def _give_up_oldest(self, webhook_id: str, most: int) -> int:
+        """Give up the oldest of more than `most` deliveries. It counts anew, while no other replica gives up any."""
         async with self._database.transaction() as connection:
             if not await connection.scalar(_TRY_LOCK):
                 return 0  # another replica is at it
-            rows = await connection.execute(_GIVE_UP_OLDEST, {"webhook_id": webhook_id, "most": most})
-            subjects = [subject_id for (subject_id,) in rows]
+            row = (
+                await connection.execute(_COUNT, {"webhook_id": webhook_id, "enough": most + ROWS_A_STEP})
+            ).one_or_none()
+            excess = {"webhook_id": webhook_id, "excess": max(0, (0 if row is None else row[0]) - most)}
+            subjects = [subject_id for (subject_id,) in await connection.execute(_GIVE_UP_OLDEST, excess)]
             distinct = [*set(subjects)]
             await connection.execute(WAKE, {"webhook_ids": [webhook_id] * len(distinct), "subject_ids": distinct})
         return len(subjects)
+
+    async def count_backlog(self, waiting: Collection[Waiting]) -> Backlog:
+        """Return how much waits for all replicas, as it was counted, and how many webhooks fail.
+
+        Raises:
+            DatabaseUnavailable: the database can't be reached.
+        """
+        async with self._database.transaction() as connection:
+            failing, disabled = (await connection.execute(_TROUBLED)).one()
+        oldest_seconds = max((each.oldest_seconds for each in waiting), default=0.0)
+        return Backlog(sum(each.deliveries for each in waiting), oldest_seconds, failing, disabled)
 
     async def clean(self) -> bool:
         """Delete some deliveries that ended a week ago, and previous secrets that have expired.

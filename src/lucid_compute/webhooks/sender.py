@@ -20,7 +20,16 @@ from lucid_compute.postgres.database import Database
 from lucid_compute.registry.domain.identity import Actor
 from lucid_compute.webhooks.claim_sql import CLAIM_SECONDS
 from lucid_compute.webhooks.delivery import Deliverer
-from lucid_compute.webhooks.outbox import Backlog, Delivery, DeliveryResult, WebhookOutbox, with_attempt
+from lucid_compute.webhooks.outbox import (
+    ROWS_A_STEP,
+    WEBHOOKS_A_LOOK,
+    Backlog,
+    Delivery,
+    DeliveryResult,
+    Waiting,
+    WebhookOutbox,
+    with_attempt,
+)
 from lucid_compute.webhooks.rules import LIMITS, WebhookLimits, retry_seconds
 from lucid_compute.webhooks.store import WebhookStore
 
@@ -123,6 +132,8 @@ class WebhookSender:
         self._in_progress: set[asyncio.Task[None]] = set()
         self._work = asyncio.Event()
         self._cleaning_due = self._counting_due = 0.0
+        self._uncounted: list[str] = []  # webhooks whose waiting deliveries are still to be counted in this turn
+        self._counted: list[Waiting] = []
         self._is_failing = False
         self._delivered: list[tuple[Delivery, str]] = []
         self._recording = asyncio.Lock()  # one connection of the pool at most: requests need them more
@@ -137,7 +148,8 @@ class WebhookSender:
         try:
             while True:
                 claimed = await self._look(self.poll)
-                await self._look(self._clean_and_count)
+                await self._look(self._clean)
+                await self._look(self._count)
                 await self._pause(is_busy=bool(claimed))
         finally:
             # First: a delivery that ends now would start the next one.
@@ -187,36 +199,41 @@ class WebhookSender:
             self._in_progress.add(task)
             task.add_done_callback(partial(self._finish, delivery))
 
-    async def _clean_and_count(self) -> int:
-        """Do what is due of cleaning and counting; return how many deliveries were given up.
-
-        What fails is tried again when it is due again, so that it does not delay every look.
-        """
+    async def _clean(self) -> int:
+        """Clean when it is due. What fails is tried again when it is due again, so that it does not delay each look."""
         now = asyncio.get_running_loop().time()
         if now >= self._cleaning_due:
             self._cleaning_due = now + CLEANING_SECONDS
             if await self._outbox.clean():
                 self._cleaning_due = now
-        if now < self._counting_due:
-            return 0
-        self._counting_due = now + COUNTING_SECONDS
-        self.backlog = await self._outbox.count_backlog()
-        return sum([await self._give_up(*each) for each in self.backlog.by_webhook.items()])
+        return 0
 
-    async def _give_up(self, webhook_id: str, waiting: int) -> int:
-        """Give up the oldest deliveries of a webhook for which too many wait; return how many."""
-        most = self._limits.max_waiting
-        if waiting <= most:
-            return 0
-        count = await self._outbox.give_up_oldest(webhook_id, most)
-        if waiting - count > most:
-            self._counting_due = 0.0  # there are more: go on at the next look
-        if count:
-            self.dropped += count
-            _log.warning(
-                "webhook %s: over %d deliveries wait, and %d of the oldest are given up", webhook_id, most, count
-            )
-        return count
+    async def _count(self) -> int:
+        """Count what waits when it is due, for a few webhooks in each look. Return how many deliveries it gave up."""
+        now = asyncio.get_running_loop().time()
+        if not self._uncounted:
+            if now < self._counting_due:
+                return 0
+            self._counting_due = now + COUNTING_SECONDS
+            self._counted, self._uncounted = [], await self._outbox.waiting_webhooks()
+        some = [self._uncounted.pop() for _ in range(min(WEBHOOKS_A_LOOK, len(self._uncounted)))]
+        dropped = sum([await self._count_waiting(webhook_id) for webhook_id in some])
+        if not self._uncounted:
+            self.backlog = await self._outbox.count_backlog(self._counted)
+        return dropped
+
+    async def _count_waiting(self, webhook_id: str) -> int:
+        """Count what waits for a webhook, and give up the oldest of too many deliveries; return how many."""
+        waiting, dropped = await self._outbox.count_waiting(webhook_id, self._limits.max_waiting)
+        if dropped:
+            message = "webhook %s: over %d deliveries wait, and %d of the oldest are given up"
+            _log.warning(message, webhook_id, self._limits.max_waiting, dropped)
+            self.dropped += dropped
+        if dropped < waiting.deliveries - self._limits.max_waiting or dropped == ROWS_A_STEP:
+            self._uncounted.append(webhook_id)  # there are more: go on at the next look
+        else:
+            self._counted.append(waiting._replace(deliveries=waiting.deliveries - dropped))
+        return dropped
 
     async def deliver(self, delivery: Delivery) -> None:
         """Send one delivery and record the outcome. If the database is unavailable, it is sent again later."""

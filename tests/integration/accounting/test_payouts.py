@@ -17,6 +17,7 @@ import asyncpg
 import pytest
 
 from lucid_compute.accounting.jobs import Job, Outcome
+from lucid_compute.accounting.payouts.closing import PeriodClosing
 from lucid_compute.accounting.payouts.revenue import DEFAULT_TERMS, Terms
 from lucid_compute.accounting.payouts.store import record_terms
 from lucid_compute.accounting.retention import JobRetention
@@ -295,6 +296,7 @@ async def test_nothing_is_lost_or_paid_twice_while_periods_are_closed_under_the_
     """
     there = await parties(api)
     url = api.replica.database.url
+    api.replica.payouts._closing = PeriodClosing(api.replica.payouts.long_transactions, lines_a_step=3)
     jobs = some_jobs(there, 3000, days=6)
     parts = [jobs[number::13] for number in range(13)]  # one before and one during each close, and one after all
 

@@ -157,7 +157,7 @@ async def test_what_waits_behind_a_delivery_is_claimed_as_soon_as_that_has_ended
     await run_sql(
         api, "UPDATE webhook_deliveries SET claimed_until = now(), next_attempt_at = now() WHERE claimed_until > now()"
     )
-    assert await outbox.give_up_oldest(webhook, 2) == 1  # too many wait
+    assert (await outbox.count_waiting(webhook, 2))[1] == 1  # too many wait
     await outbox.succeed([(await comes(positions[3]), "[]")])
     await comes(positions[4])
 
@@ -181,7 +181,7 @@ async def test_of_too_many_deliveries_the_oldest_are_given_up(api: Api, caplog: 
         ids = [row[0] for row in await run_sql(api, "SELECT event_id::text FROM webhook_deliveries ORDER BY position")]
         limits = QUICK._replace(max_waiting=60)
         sender = make_sender(api.replica.database, limits=limits)
-        await sender._clean_and_count()
+        assert await sender._count() == 90
         assert sender.dropped == 90
         assert f"webhook {webhook['id']}: over 60 deliveries wait, and 90 of the oldest are given up" in caplog.text
         running = asyncio.create_task(sender.run())
@@ -242,12 +242,10 @@ async def test_old_deliveries_are_cleaned_in_steps(api: Api) -> None:
     assert [row[0] for row in await run_sql(api, "SELECT position FROM webhook_deliveries")] == [1]
 
 
-async def test_the_backlog_is_counted_by_webhook(api: Api) -> None:
-    """The age of what waits for a failing one does not count."""
-    outbox = WebhookOutbox(api.replica.database)
-    assert (await outbox.count_backlog()).by_webhook == {}
+async def test_more_than_a_step_is_given_up_in_several(api: Api) -> None:
+    """And what waits for each webhook is counted, the age of what waits for a failing one left out."""
     one, other = (await make_webhook(api, DEAD))["id"], (await make_webhook(api, DEAD))["id"]
-    await pile_up(api, one, 7, subjects=2)
+    await pile_up(api, one, 2 * ROWS_A_STEP + 7, subjects=2)
     await pile_up(api, other, 2)
     await run_sql(api, "UPDATE webhooks SET failing_since = now() WHERE id = $1::text::uuid", one)
     await run_sql(
@@ -256,10 +254,13 @@ async def test_the_backlog_is_counted_by_webhook(api: Api) -> None:
         "ELSE interval '1 hour' END",
         one,
     )
-    backlog = await outbox.count_backlog()
-    assert (backlog.waiting, backlog.by_webhook) == (9, {one: 7, other: 2})
-    assert (backlog.failing, backlog.disabled) == (1, 0)
-    assert 3600 <= backlog.oldest_seconds < 7200
+    sender = make_sender(api.replica.database, limits=QUICK._replace(max_waiting=5))
+    assert [await sender._count() for _ in range(4)] == [ROWS_A_STEP, ROWS_A_STEP, 2, 0]
+    assert sender.backlog is not None
+    assert (sender.backlog.waiting, sender.backlog.failing, sender.backlog.disabled) == (7, 1, 0)
+    assert 3600 <= sender.backlog.oldest_seconds < 7200
+    kept = await run_sql(api, "SELECT position FROM webhook_deliveries WHERE state = 'waiting' ORDER BY position")
+    assert [row[0] for row in kept] == list(range(2 * ROWS_A_STEP + 3, 2 * ROWS_A_STEP + 10))
 
 
 async def test_a_webhook_that_covers_nothing_says_so(api: Api) -> None:

@@ -99,6 +99,9 @@ DELETE FROM gauge_days WHERE bucket >= (SELECT days_until FROM record_marks);
 ALTER TABLE record_marks DROP COLUMN hours_part, DROP COLUMN days_part
 """
 
+_GROWING = ("jobs", "webhook_deliveries", "payout_open", "payout_lines", "job_minutes", "gauge_minutes")
+_VACUUMED = [f"autovacuum_{each}_scale_factor" for each in ("vacuum", "vacuum_insert", "analyze")]
+
 _LINES_OF_PERIODS = """
 CREATE OR REPLACE FUNCTION payout_period_is_open() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -150,9 +153,13 @@ def upgrade() -> None:
     tables = (*_WEBHOOKS.split(";"), *_PAYOUTS.split(";"), _RECORDS)
     for statement in (*tables, _LINES_ARE_OF_CLOSINGS, _ONE_BY_ONE, _TRIGGER):
         op.execute(statement)
+    for table in _GROWING:
+        op.execute(f"ALTER TABLE {table} SET ({', '.join(f'{name} = 0.01' for name in _VACUUMED)})")
 
 
 def downgrade() -> None:
     """Drop it, corrections as well."""
+    for table in _GROWING:
+        op.execute(f"ALTER TABLE {table} RESET ({', '.join(_VACUUMED)})")
     for statement in (*_NO_RECORDS.split(";"), *_NO_PAYOUTS.split(";"), _LINES_OF_PERIODS, *_NO_WEBHOOKS.split(";")):
         op.execute(statement)

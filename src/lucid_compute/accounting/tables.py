@@ -33,7 +33,7 @@ from lucid_compute.accounting.rollup_columns import (
     RollupColumn,
     Width,
 )
-from lucid_compute.postgres.tables import metadata
+from lucid_compute.postgres.tables import VACUUMED_OFTEN, metadata
 
 _TYPES: dict[str, Any] = {
     "integer": Integer,
@@ -86,8 +86,10 @@ gauge_open = Table(
 
 # Written once and read by their keys, which begin with time: new rows are stored together, and so are old ones.
 for _tier, _width in (("minutes", NARROW), ("hours", WIDE), ("days", WIDE)):
-    Table(f"job_{_tier}", metadata, _bucket(), _key("scope_id"), _key("model_id"), *_values(JOB_COLUMNS, _width))
-    Table(f"gauge_{_tier}", metadata, _bucket(), _key("scope_id"), *_values(GAUGE_COLUMNS, _width))
+    _options: Any = {"postgresql_with": VACUUMED_OFTEN} if _tier == "minutes" else {}
+    _job_keys = (_bucket(), _key("scope_id"), _key("model_id"))
+    Table(f"job_{_tier}", metadata, *_job_keys, *_values(JOB_COLUMNS, _width), **_options)
+    Table(f"gauge_{_tier}", metadata, _bucket(), _key("scope_id"), *_values(GAUGE_COLUMNS, _width), **_options)
 
 # The last flush of each writer, of samples or of refusals (`exactly_once`).
 gauge_flushes = Table(

@@ -25,7 +25,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from lucid_compute.egress.policy import EgressPolicy
 from lucid_compute.errors import InvalidRequest, WebhookNotFound
 from lucid_compute.postgres.database import Database
-from lucid_compute.postgres.queries import ids_are_uuids, in_order
+from lucid_compute.postgres.queries import at_least, count_some, ids_are_uuids, in_order
 from lucid_compute.postgres.tables import passports
 from lucid_compute.registry.domain.event_types import WebhookEvent
 from lucid_compute.registry.domain.identity import Actor
@@ -170,7 +170,7 @@ class WebhookStore:
         offset: int,
         limit: int,
     ) -> tuple[list[DeliveryView], int]:
-        """Return a page of a webhook's deliveries, sent or waiting, and the number of all of them.
+        """Return a page of a webhook's deliveries, sent or waiting, and the number of all of them, up to 100,000.
 
         Raises:
             WebhookNotFound: there is no such webhook.
@@ -181,10 +181,10 @@ class WebhookStore:
         order = in_order(_DELIVERY_COLUMNS, tie, sort_by, sort_order)
         async with self._database.transaction() as connection:
             await _get(connection, webhook_id, visible_owner)
-            total = await connection.scalar(select(func.count()).select_from(webhook_deliveries).where(condition))
+            total = await count_some(connection, webhook_deliveries, condition)
             page = select(webhook_deliveries).where(condition).order_by(*order).offset(offset).limit(limit)
-            rows = (await connection.execute(page)).mappings()
-            return [_view_delivery(row) for row in rows], total or 0
+            views = [_view_delivery(row) for row in (await connection.execute(page)).mappings()]
+            return views, at_least(total, offset, len(views), limit)
 
     async def delete(self, actor: Actor, webhook_id: str, *, visible_owner: str | None) -> None:
         """Delete a webhook and its deliveries, however many it has: first these, in steps, while it is disabled.

@@ -19,7 +19,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, UUID
 
-from lucid_compute.postgres.tables import metadata
+from lucid_compute.postgres.tables import VACUUMED_OFTEN, metadata
 from lucid_compute.webhooks.shapes import DeliveryState
 
 _NOW = func.now()
@@ -85,6 +85,7 @@ webhook_deliveries = Table(
     ),
     Index("webhook_deliveries_newest_idx", "webhook_id", text("position DESC")),
     Index("webhook_deliveries_ended_idx", "ended_at"),
+    postgresql_with=VACUUMED_OFTEN,
 )
 
 # A row for each change of a model's availability that became an event. A model's first row is where it began: no event.

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import date
+from datetime import UTC, date, datetime, time, timedelta
 from uuid import uuid4
 
 import asyncpg
 import pytest
 
+from lucid_compute.accounting.jobs import Outcome
 from lucid_compute.accounting.payouts.closer import PayoutCloser
 from lucid_compute.accounting.payouts.closing import Closing, Period, PeriodClosing
 from lucid_compute.accounting.payouts.revenue import PayoutsClose
@@ -76,6 +77,44 @@ async def test_no_step_moves_more_lines_than_it_may(api: Api) -> None:
     assert sum(row[0] for row in steps) == 20
     assert amounts(await ask(api, f"/periods/{period.id}")) == told(there, jobs)
     assert await closing_of(api, 3).close(SYSTEM, FIRST, UNTIL) == (period, False)
+
+
+async def test_a_period_ends_before_the_first_instant_of_its_last_day(api: Api) -> None:
+    """What started at midnight is the next one's, and so is what still runs when the period is closed."""
+    there = await parties(api)
+    midnight = datetime.combine(UNTIL, time(), UTC)
+    jobs = [job_of(there, "a", "mine", FIRST, price) for price in ("1", "2", "4")]
+    for job, started_at in zip(jobs, (midnight - timedelta(microseconds=1), midnight, midnight - DAY), strict=True):
+        job.started_at = started_at
+    before, after, late = jobs
+    late.outcome = Outcome.RUNNING
+    api.replica.jobs.begin(late)
+    await tell(api, [before, after])
+    for lines_a_step in (1, 1000):  # in steps, and in the last step alone
+        closing = closing_of(api, lines_a_step)
+        since, until = (FIRST, UNTIL) if lines_a_step == 1 else (UNTIL, UNTIL + DAY)
+        period, _ = await closing.close(SYSTEM, since, until)
+        expected = [before] if lines_a_step == 1 else [after, late]
+        assert amounts(await ask(api, f"/periods/{period.id}")) == told(there, expected)
+        if lines_a_step == 1:
+            assert [row[0] for row in await run_sql(api, "SELECT day FROM payout_open")] == [UNTIL]
+            late.outcome = Outcome.COMPLETED
+            await tell(api, [late])
+    assert await run_sql(api, "SELECT FROM payout_open") == []
+    await expect_payouts(api.replica.database.url)
+
+
+async def test_the_last_step_ends_before_that_instant_too(api: Api) -> None:
+    """It takes what is left: here all of it."""
+    there = await parties(api)
+    jobs = [job_of(there, "a", "mine", day, "1") for day in (UNTIL - DAY, UNTIL)]
+    await tell(api, jobs)
+    closing = closing_of(api, 10)
+    begun = await closing._begin(SYSTEM, FIRST, UNTIL)
+    assert isinstance(begun, Closing)
+    period, _ = await closing._end(begun)
+    assert amounts(await ask(api, f"/periods/{period.id}")) == told(there, jobs[:1])
+    assert [row[0] for row in await run_sql(api, "SELECT day FROM payout_open")] == [UNTIL]
 
 
 async def test_nobody_sees_a_part_of_a_period(api: Api) -> None:

@@ -95,6 +95,35 @@ async def test_every_record_is_the_sum_of_its_jobs_whenever_they_come(database_u
     assert marks["days_until"] > datetime.now(UTC) - timedelta(days=1)
 
 
+async def test_a_minute_and_an_hour_are_over_at_their_instant_and_not_before(database_url: str) -> None:
+    """A minute is moved a minute after its end, an hour is added up three minutes after; with its own minutes alone."""
+    hour = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - timedelta(hours=5)
+    end, instant = hour + timedelta(hours=1), timedelta(microseconds=1)
+    await read(database_url, "UPDATE record_marks SET hours_until = $1, days_until = $2", hour, hour.replace(hour=0))
+    async with ledger_on(database_url) as ledger:
+        for started_at in (hour, end - instant, end):
+            ledger.finish(ended(new_job(node_id=NODES[0], node_owner="acme", started_at=started_at)))
+        await all_written(ledger)
+    keeper = RollupKeeper(database_url, KEEP_ALL, rows_a_part=1)
+    of_node = f"WHERE scope_id = '{NODES[0]}' ORDER BY bucket"
+    seen = []
+    for seconds, micros in ((59, 0), (60, 0), (119, 999_999), (179, 999_999), (180, 0)):
+        await keeper.keep(cleans=False, now=end + timedelta(seconds=seconds, microseconds=micros))
+        minutes = await read(database_url, f"SELECT bucket FROM job_minutes {of_node}")
+        hours = await read(database_url, f"SELECT bucket, completed FROM job_hours {of_node}")
+        seen.append(([row[0] for row in minutes], [tuple(row) for row in hours]))
+        await expect_tiers(database_url)
+    last = end - timedelta(minutes=1)
+    assert seen == [
+        ([hour], []),
+        ([hour, last], []),
+        ([hour, last], []),
+        ([hour, last, end], []),
+        ([hour, last, end], [(hour, 2)]),
+    ]
+    assert keeper.hours_until == end
+
+
 async def test_a_keeper_that_knows_no_parts_can_not_raise_the_mark_over_one(database_url: str) -> None:
     """One of an older version would add up the whole hour, and the part twice."""
     start = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - timedelta(hours=30)

@@ -25,7 +25,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import UUID
 
-from lucid_compute.postgres.tables import metadata
+from lucid_compute.postgres.tables import VACUUMED_OFTEN, metadata
 
 TERMS_ARE_WHOLE = "provider_bps + model_owner_bps + protocol_bps = 10000"
 
@@ -65,7 +65,7 @@ payout_open = Table(
     *_keys(),
     *_sums(),
     Index("payout_open_day_idx", "day"),
-    postgresql_with={"fillfactor": "50"},
+    postgresql_with={"fillfactor": "50", **VACUUMED_OFTEN},
 )
 
 payout_periods = Table(
@@ -94,6 +94,7 @@ payout_lines = Table(
     Index("payout_lines_day_idx", "day"),
     Index("payout_lines_provider_idx", "node_owner", "day"),
     Index("payout_lines_model_owner_idx", "model_owner", "day"),
+    postgresql_with=VACUUMED_OFTEN,
 )
 
 # The period that is being closed: its lines are moved in steps, and then it becomes a row of `payout_periods`.

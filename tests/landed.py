@@ -93,17 +93,21 @@ INSERT INTO refusals (hour, consumer, model_id, cause, requests)
 """,
     # replicas only read its table
     "compatible": "SELECT FROM schema_compatibility",
+    "limits": """
+INSERT INTO audit_log (at, actor_owner, action, target_type, target_id)
+    VALUES (now() - interval '500 days', 'olga', 'key.create', 'key', 'long ago');
+INSERT INTO key_shares (key_id, unit, shares) VALUES ('key', 'requests', '{"r": {"share": 5, "at": 1, "freeAt": 2}}');
+""",
+    "closings": f"""
+INSERT INTO payout_corrections (id, line, period_id, day, role, owner, amount_usd, reason, created_by)
+    VALUES (gen_random_uuid(), 0, '{PERIOD}', '2026-02-03', 'provider', 'olga', -0.5, 'why', 'root');
+""",
     # its trigger bills jobs of sessions that see no tables
     "settled": f"""
 SET search_path = '';
 {_JOB.replace("INTO jobs", "INTO public.jobs")}
 RESET search_path;
 UPDATE job_totals SET completed = completed + 1;
-""",
-    "limits": """
-INSERT INTO audit_log (at, actor_owner, action, target_type, target_id)
-    VALUES (now() - interval '500 days', 'olga', 'key.create', 'key', 'long ago');
-INSERT INTO key_shares (key_id, unit, shares) VALUES ('key', 'requests', '{"r": {"share": 5, "at": 1, "freeAt": 2}}');
 """,
 }
 LANDED = tuple(ROWS)

@@ -21,12 +21,24 @@ CREATE TABLE job_removals (
     CONSTRAINT job_removals_pkey PRIMARY KEY (node_id)
 ) WITH (fillfactor = 50);
 
-CREATE INDEX jobs_newest_of_model_idx ON jobs (model_id, started_at DESC) INCLUDE (node_owner)
+CREATE INDEX jobs_newest_of_model_idx ON jobs (model_id, started_at DESC) INCLUDE (node_owner);
+
+INSERT INTO job_removals (node_id, node_owner, completed, failed, rejected, cancelled)
+SELECT t.node_id, t.node_owner, t.completed - coalesce(j.completed, 0), t.failed - coalesce(j.failed, 0),
+    t.rejected - coalesce(j.rejected, 0), t.cancelled - coalesce(j.cancelled, 0)
+FROM job_totals t LEFT JOIN (
+    SELECT node_id, count(*) FILTER (WHERE outcome = 'completed') AS completed,
+        count(*) FILTER (WHERE outcome = 'failed') AS failed, count(*) FILTER (WHERE outcome = 'rejected') AS rejected,
+        count(*) FILTER (WHERE outcome = 'cancelled') AS cancelled
+    FROM jobs WHERE node_id IS NOT NULL GROUP BY node_id
+) j USING (node_id)
+WHERE t.completed + t.failed + t.rejected + t.cancelled
+    > coalesce(j.completed + j.failed + j.rejected + j.cancelled, 0)
 """
 
 
 def upgrade() -> None:
-    """Create the table, empty because no job was removed yet, and the index."""
+    """Create the table and the index. Jobs were removed only by a later version, before a downgrade."""
     for statement in _STATEMENTS.split(";"):
         op.execute(statement)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from alembic import op
 
 revision = "limits"
-down_revision = "settled"
+down_revision = "compatible"
 branch_labels = None
 depends_on = None
 

@@ -34,6 +34,7 @@ _MONEY_EXAMPLE = "a decimal number such as 0.002 or '0.002', with at most 12 dec
 _MONEY_LIMIT = Decimal(1_000_000)
 _MONEY_DECIMALS = 12
 _MONEY_TEXT = re.compile(r"[0-9]{1,7}(\.[0-9]{1,12})?")
+_SIGNED_TEXT = re.compile(r"[0-9]{1,12}(\.[0-9]{1,12})?", re.ASCII)
 _EXACT_FLOAT_DIGITS = 15
 _MAX_DOUBLINGS = 60  # enough for any limit, and within the range of a float
 
@@ -102,6 +103,24 @@ def read_money(value: Any) -> Decimal:
     return amount
 
 
+def _read_signed_money(value: Any) -> Decimal:
+    """Return exact US dollars, below 0 too, from a decimal string: a number might not be exact.
+
+    Raises:
+        ValueError: `value` is no such string, is 0, or has more digits than are stored.
+    """
+    if isinstance(value, Decimal):
+        return value
+    if not isinstance(value, str) or not (amount := _read_unsigned(value.removeprefix("-"))):
+        message = "Send text such as '-12.5': not 0, with at most 12 decimals."
+        raise ValueError(message)
+    return -amount if value.startswith("-") else amount
+
+
+def _read_unsigned(text: str) -> Decimal | None:
+    return Decimal(text) if _SIGNED_TEXT.fullmatch(text) else None
+
+
 def write_money(amount: Decimal) -> str:
     """Return the amount without an exponent, with as many decimals as were sent."""
     return format(amount, "f")
@@ -121,6 +140,19 @@ Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
 Fraction = Annotated[float, Strict(), Field(ge=0, le=1, allow_inf_nan=False)]
 NonNegative = Annotated[float, Strict(), Field(ge=0, le=1e15, allow_inf_nan=False)]
 Flag = Annotated[bool, Strict()]
+SignedMoney = Annotated[
+    Decimal,
+    BeforeValidator(_read_signed_money),
+    PlainSerializer(write_money, return_type=str, when_used="json"),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "pattern": r"^-?[0-9]{1,12}(\.[0-9]{1,12})?$",
+            "description": "US dollars, kept exactly; below 0 it is taken back; never 0.",
+            "examples": ["-12.5"],
+        }
+    ),
+]
 Money = Annotated[
     Decimal,
     BeforeValidator(read_money),

@@ -14,7 +14,7 @@ from lucid_compute.postgres.periodic import run_periodically
 EVERY_SECONDS = 60.0
 
 # Jobs whose payouts are not closed stay, and so do all later jobs: until a period is closed, every cent of it must be
-# traceable to jobs.
+# traceable to jobs. While a period is being closed all stay.
 #
 # Jobs that run or are lost are in no sum, so they are not counted. No job runs for as long as a day.
 _REMOVE = text("""
@@ -22,7 +22,7 @@ _REMOVE = text("""
         DELETE FROM jobs WHERE (id, attempt) IN (
             SELECT id, attempt FROM jobs WHERE started_at < least(
                 now() - make_interval(days => :days), (SELECT min(day) FROM payout_open)::timestamp AT TIME ZONE 'UTC'
-            )
+            ) AND NOT EXISTS (SELECT FROM payout_closings)
             ORDER BY started_at LIMIT :batch FOR UPDATE SKIP LOCKED
         )
         RETURNING node_id, node_owner, outcome

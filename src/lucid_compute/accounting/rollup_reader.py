@@ -67,6 +67,8 @@ _OPEN_OF = {
     RollupScope.OWNER: f"node_owner = CAST(:owner AS text) AND node_id <> '{UPSTREAM}'",
     RollupScope.ALL: "true",
 }
+# Up to where a table is complete. Behind it there may be a part of an hour or a day that is being added up.
+_MARKS = {Tier.HOURS: "hours_until", Tier.DAYS: "days_until"}
 # The tables to read for each tier, and the mark from which on a shorter table has what the longer one lacks.
 _SHORTER = {
     Tier.MINUTES: ((Tier.MINUTES, None),),
@@ -106,7 +108,7 @@ def _select_of(kind: str, columns: tuple[RollupColumn, ...], tier: Tier, conditi
         shown = narrow if shorter is Tier.MINUTES else wide
         # Each bucket is looked up by its key (OFFSET prevents another plan): rollups are stored by time.
         parts.append(f"""
-            SELECT r.* FROM generate_series({_first(table, mark)}, CAST(:until AS timestamptz) - interval '1 second',
+            SELECT r.* FROM generate_series({_first(table, mark)}, {_end(shorter)} - interval '1 second',
                 interval '1 {shorter.value}') AS at, LATERAL (
                 SELECT bucket, {shown} FROM {table} WHERE bucket = at AND {condition}
                 OFFSET 0
@@ -127,6 +129,12 @@ def _first(table: str, mark: str | None) -> str:
     """Return where to begin in a table: at the mark up to which longer rollups have it, not before its first row."""
     since = f"greatest(CAST(:since AS timestamptz), (SELECT min(bucket) FROM {table}))"
     return since if mark is None else f"greatest({since}, (SELECT {mark} FROM record_marks))"
+
+
+def _end(tier: Tier) -> str:
+    """Return where to end in a table."""
+    until = "CAST(:until AS timestamptz)"
+    return f"least({until}, (SELECT {_MARKS[tier]} FROM record_marks))" if tier in _MARKS else until
 
 
 def _widened(columns: tuple[RollupColumn, ...]) -> str:

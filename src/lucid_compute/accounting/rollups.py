@@ -58,23 +58,25 @@ class RollupKind:
         self.columns = columns
         self.keys = keys
         # $1: minutes that began before are over. $2: the highest number of rows, so that no backlog is too large for
-        # one statement. A late row, whose hour or day is added up already, is added there too. If a replica is adding
-        # to a row, the statement waits, and moves the row then or the next time. It returns how many rows it moved.
+        # one statement. A late row, whose hour or day is added up already, is added there too. A row to which a replica
+        # is adding is left for the next time, so nobody waits for each other. It returns how many rows it moved.
         self.move = f"""
             WITH moved AS (
                 DELETE FROM {name}_open
-                WHERE ctid = ANY(ARRAY(SELECT ctid FROM {name}_open WHERE bucket < $1 LIMIT $2)) RETURNING *
+                WHERE ctid = ANY(ARRAY(
+                    SELECT ctid FROM {name}_open WHERE bucket < $1 LIMIT $2 FOR UPDATE SKIP LOCKED
+                )) RETURNING *
             ),
             scoped AS ({scoped}),
             {self._add_up("scoped", "minutes", NARROW, NARROW)},
             late AS (
                 SELECT date_trunc('hour', bucket) AS bucket, {self._rest(keys)} FROM minutes
-                WHERE bucket < (SELECT hours_until FROM record_marks)
+                WHERE bucket < (SELECT greatest(hours_until, hours_part) FROM record_marks)
             ),
             {self._add_up("late", "hours", NARROW, WIDE)},
             very_late AS (
                 SELECT date_trunc('day', bucket) AS bucket, {self._rest(keys)} FROM hours
-                WHERE bucket < (SELECT days_until FROM record_marks)
+                WHERE bucket < (SELECT greatest(days_until, days_part) FROM record_marks)
             ),
             {self._add_up("very_late", "days", WIDE, WIDE)},
             into_days AS ({self._insert("days", WIDE)}),
@@ -82,9 +84,9 @@ class RollupKind:
             into_minutes AS ({self._insert("minutes", NARROW)})
             SELECT count(*) FROM moved
         """
-        # $1: the start of the hour or day to add up.
-        self.add_up_hour = self._add_up_span("minutes", "hours", "1 hour", NARROW)
-        self.add_up_day = self._add_up_span("hours", "days", "1 day", WIDE)
+        # $1: the start of the hour or day to add up. $2, $3: which part of it.
+        self.add_up_hour = self._add_up_span("minutes", "hours", NARROW)
+        self.add_up_day = self._add_up_span("hours", "days", WIDE)
 
     def _rest(self, keys: str) -> str:
         return ", ".join([*keys.split(", ")[1:], names(self.columns)])
@@ -100,11 +102,11 @@ class RollupKind:
             ON CONFLICT ({self.keys}) DO UPDATE SET {add_to_held(self.columns, width)}
         """
 
-    def _add_up_span(self, shorter: str, longer: str, span: str, width: Width) -> str:
+    def _add_up_span(self, shorter: str, longer: str, width: Width) -> str:
         return f"""
             WITH source AS (
                 SELECT $1::timestamptz AS bucket, {self._rest(self.keys)} FROM {self.name}_{shorter}
-                WHERE bucket >= $1 AND bucket < $1::timestamptz + interval '{span}'
+                WHERE bucket >= $2 AND bucket < $3
             ),
             {self._add_up("source", longer, width, WIDE)}
             {self._insert(longer, WIDE)}
@@ -125,21 +127,42 @@ WHERE EXISTS (SELECT FROM once)
 ORDER BY p.id, s.second
 ON CONFLICT (node_id, bucket) DO UPDATE SET {add_to_held(GAUGE_COLUMNS, NARROW)}
 """
-# $1: everything before it is added up.
-HOURS_ARE_DONE = "UPDATE record_marks SET hours_until = $1 WHERE hours_until < $1"
-DAYS_ARE_DONE = "UPDATE record_marks SET days_until = $1 WHERE days_until < $1"
+
+
+class Tier:
+    """The statements that add up hours from minutes, or days from hours: a part of an hour or of a day at a time.
+
+    `{mark}_until` says up to where the longer rollups are complete, which is as far as they are read. While an hour or
+    a day is added up, `{mark}_part` says up to where its parts are in it; late rows before that are added to it too.
+    """
+
+    def __init__(self, mark: str, shorter: str) -> None:
+        first = f"SELECT min(bucket) FROM {{kind}}_{shorter} WHERE bucket >= {mark}_until AND bucket < $1"
+        of_each = (f"({first.format(kind=kind.name)})" for kind in KINDS)
+        # The first hour or day before $1 to add up, since empty ones are skipped, and where to begin in it.
+        self.find = f"""
+            SELECT date_trunc('{mark[:-1]}', coalesce({mark}_part, least({", ".join(of_each)}))) AS start,
+                {mark}_part AS part
+            FROM record_marks
+        """
+        # The end of the next part: it holds $3 rows of each kind at most, or those of one minute or hour.
+        beyond = f"""
+            SELECT greatest(bucket, (SELECT min(bucket) FROM {{kind}}_{shorter} WHERE bucket >= $1 AND bucket < $2)
+                + interval '1 {shorter[:-1]}')
+            FROM {{kind}}_{shorter} WHERE bucket >= $1 AND bucket < $2 ORDER BY bucket OFFSET $3 LIMIT 1
+        """
+        ends = ", ".join(f"({beyond.format(kind=kind.name)})" for kind in KINDS)
+        self.find_end = f"SELECT least($2, {ends})"
+        self.part_is_done = f"UPDATE record_marks SET {mark}_part = $1"
+        # $1: everything before it is added up.
+        self.is_done = f"""
+            UPDATE record_marks SET {mark}_until = greatest({mark}_until, $1), {mark}_part = NULL
+            WHERE {mark}_until < $1 OR {mark}_part IS NOT NULL
+        """
+
+
+HOURS, DAYS = Tier("hours", "minutes"), Tier("days", "hours")
 HOURS_UNTIL = "SELECT hours_until FROM record_marks"
-
-
-def _next(span: str, mark: str, tier: str) -> str:
-    """Return the statement that finds the first hour or day before $1 to add up; empty ones are skipped."""
-    first = "SELECT min(bucket) FROM {kind}_{tier} WHERE bucket >= {mark} AND bucket < $1"
-    of_each = (f"({first.format(kind=kind.name, tier=tier, mark=mark)})" for kind in KINDS)
-    return f"SELECT date_trunc('{span}', least({', '.join(of_each)})) FROM record_marks"
-
-
-NEXT_HOUR = _next("hour", "hours_until", "minutes")
-NEXT_DAY = _next("day", "days_until", "hours")
 
 
 class Cleaning(NamedTuple):
@@ -172,8 +195,9 @@ CLEAN_FLUSHES = "DELETE FROM gauge_flushes WHERE at < now() - interval '1 day'"
 JOIN_BY_HASH = "SET enable_nestloop = off"
 KEEP_SECONDS = 20.0
 CLEANING_SECONDS = 60.0
-RUN_SECONDS = 300.0  # adding up an hour of ten thousand busy nodes takes twenty
+RUN_SECONDS = 300.0  # what is left then is done in the next run
 ROWS_A_MOVE = 100_000  # about four seconds: the rows of a fleet of ten thousand in one to ten minutes
+ROWS_A_PART = 200_000  # of each kind: some ten seconds
 ROLLUPS_LOCK = 0x7265636F  # an advisory lock of our own: "reco"
 MINUTE_IS_OVER_AFTER = timedelta(minutes=1)  # later rows are moved later
 HOUR_IS_OVER_AFTER = timedelta(minutes=3)
@@ -191,10 +215,14 @@ class Retention(NamedTuple):
 class RollupKeeper:
     """Moves and deletes the rollups of all replicas, while no other replica does it."""
 
-    def __init__(self, url: str, retention: Retention, *, rows_a_move: int = ROWS_A_MOVE) -> None:
+    def __init__(
+        self, url: str, retention: Retention, *, rows_a_move: int = ROWS_A_MOVE, rows_a_part: int = ROWS_A_PART
+    ) -> None:
         self._connection = DedicatedConnection(url, Purpose.ROLLUP_KEEPER, session=JOIN_BY_HASH)
         self._retention = retention
         self._rows_a_move = rows_a_move
+        self._rows_a_part = rows_a_part
+        self.hours_until: datetime | None = None  # of all replicas; None before the first look
 
     async def run(self) -> None:
         """Work until this task is cancelled."""
@@ -207,6 +235,8 @@ class RollupKeeper:
                 await self.keep(cleans=is_cleaning)
                 if is_cleaning:
                     cleaning_due = loop.time() + CLEANING_SECONDS
+            except TimeoutError:
+                _log.warning("the records are not moved on yet: the database did not do it in time")
             except Exception as error:  # noqa: BLE001 - a fault must not end the task: the next run does what this one left
                 if not is_transient(error):
                     _log.exception("the records could not be moved on, and wait")
@@ -215,6 +245,7 @@ class RollupKeeper:
         """Move what is due at `now` (the database's now by default). Do nothing while another replica works."""
         try:
             async with self._connection.within(RUN_SECONDS) as connection:
+                self.hours_until = await connection.fetchval(HOURS_UNTIL)
                 if not await connection.fetchval("SELECT pg_try_advisory_lock($1)", ROLLUPS_LOCK):
                     return
                 await self._keep(connection, now or await connection.fetchval("SELECT now()"))
@@ -228,25 +259,28 @@ class RollupKeeper:
         for kind in KINDS:
             while await connection.fetchval(kind.move, over_before, self._rows_a_move) == self._rows_a_move:
                 pass
-        await self._add_up_hours(connection, (now - HOUR_IS_OVER_AFTER).replace(minute=0, second=0, microsecond=0))
-        await self._add_up_days(connection, (await connection.fetchval(HOURS_UNTIL)).replace(hour=0))
+        hour = (now - HOUR_IS_OVER_AFTER).replace(minute=0, second=0, microsecond=0)
+        await self._add_up(connection, HOURS, timedelta(hours=1), hour)
+        self.hours_until = await connection.fetchval(HOURS_UNTIL)
+        await self._add_up(connection, DAYS, timedelta(days=1), self.hours_until.replace(hour=0))
 
-    async def _add_up_hours(self, connection: asyncpg.Connection[asyncpg.Record], until: datetime) -> None:
-        """Add up every whole hour before `until`, each in a transaction that also raises the mark."""
-        while (hour := await connection.fetchval(NEXT_HOUR, until)) is not None:
+    async def _add_up(
+        self, connection: asyncpg.Connection[asyncpg.Record], tier: Tier, length: timedelta, until: datetime
+    ) -> None:
+        """Add up every whole hour or day before `until`, part by part; each part is a transaction with its mark."""
+        while (found := await connection.fetchrow(tier.find, until)) is not None and found["start"] is not None:
+            start, end = found["start"], found["start"] + length
+            since = found["part"] or start
+            until_part = await connection.fetchval(tier.find_end, since, end, self._rows_a_part)
             async with connection.transaction():
                 for kind in KINDS:
-                    await connection.execute(kind.add_up_hour, hour)
-                await connection.execute(HOURS_ARE_DONE, hour + timedelta(hours=1))
-        await connection.execute(HOURS_ARE_DONE, until)
-
-    async def _add_up_days(self, connection: asyncpg.Connection[asyncpg.Record], until: datetime) -> None:
-        while (day := await connection.fetchval(NEXT_DAY, until)) is not None:
-            async with connection.transaction():
-                for kind in KINDS:
-                    await connection.execute(kind.add_up_day, day)
-                await connection.execute(DAYS_ARE_DONE, day + timedelta(days=1))
-        await connection.execute(DAYS_ARE_DONE, until)
+                    statement = kind.add_up_hour if tier is HOURS else kind.add_up_day
+                    await connection.execute(statement, start, since, until_part)
+                if until_part < end:
+                    await connection.execute(tier.part_is_done, until_part)
+                else:
+                    await connection.execute(tier.is_done, end)
+        await connection.execute(tier.is_done, until)
 
     async def _clean(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
         """Delete old rows part by part, for a tenth of the time at most; the next call continues."""

@@ -7,7 +7,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import BigInteger, Boolean, Column, DateTime, Double, Index, Integer, Numeric, Table, Text, func, text
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Double,
+    Index,
+    Integer,
+    Numeric,
+    Table,
+    Text,
+    func,
+    text,
+)
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, REAL, UUID
 
 from lucid_compute.accounting.rollup_columns import (
@@ -19,7 +33,7 @@ from lucid_compute.accounting.rollup_columns import (
     RollupColumn,
     Width,
 )
-from lucid_compute.postgres.tables import metadata
+from lucid_compute.postgres.tables import VACUUMED_OFTEN, metadata
 
 _TYPES: dict[str, Any] = {
     "integer": Integer,
@@ -72,8 +86,10 @@ gauge_open = Table(
 
 # Written once and read by their keys, which begin with time: new rows are stored together, and so are old ones.
 for _tier, _width in (("minutes", NARROW), ("hours", WIDE), ("days", WIDE)):
-    Table(f"job_{_tier}", metadata, _bucket(), _key("scope_id"), _key("model_id"), *_values(JOB_COLUMNS, _width))
-    Table(f"gauge_{_tier}", metadata, _bucket(), _key("scope_id"), *_values(GAUGE_COLUMNS, _width))
+    _options: Any = {"postgresql_with": VACUUMED_OFTEN} if _tier == "minutes" else {}
+    _job_keys = (_bucket(), _key("scope_id"), _key("model_id"))
+    Table(f"job_{_tier}", metadata, *_job_keys, *_values(JOB_COLUMNS, _width), **_options)
+    Table(f"gauge_{_tier}", metadata, _bucket(), _key("scope_id"), *_values(GAUGE_COLUMNS, _width), **_options)
 
 # The last flush of each writer, of samples or of refusals (`exactly_once`).
 gauge_flushes = Table(
@@ -84,7 +100,8 @@ gauge_flushes = Table(
     Column("at", DateTime(timezone=True), nullable=False, server_default=func.now()),
 )
 
-# One row: since when there are rollups, and up to where minutes and hours have been added up.
+# One row: since when there are rollups, and up to where minutes and hours have been added up. A part is of the next
+# hour or day while it is being added up; an older version, which knows no parts, can't raise the mark over it.
 record_marks = Table(
     "record_marks",
     metadata,
@@ -92,6 +109,9 @@ record_marks = Table(
     Column("began_at", DateTime(timezone=True), nullable=False),
     Column("hours_until", DateTime(timezone=True), nullable=False),
     Column("days_until", DateTime(timezone=True), nullable=False),
+    Column("hours_part", DateTime(timezone=True)),
+    Column("days_part", DateTime(timezone=True)),
+    CheckConstraint("hours_part > hours_until AND days_part > days_until", name="record_marks_keep_parts"),
 )
 
 # A row for each change of a node's status: uptime is computed from these.

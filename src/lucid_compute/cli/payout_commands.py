@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import RenderableType
 
+from lucid_compute.accounting.payouts.revenue import Role
 from lucid_compute.accounting.payouts.shapes import LossReport, PayoutReport, PayoutTotal, PeriodView
 from lucid_compute.cli.command_groups import ListByDefault
 from lucid_compute.cli.connection import ApiOption, KeyOption, connected
@@ -128,6 +129,29 @@ def close_period(
     show_done(closed, period, as_json=as_json)
 
 
+@app.command("correct")
+def correct_period(
+    period: Annotated[str, typer.Argument(metavar="PERIOD", help="The id of the closed period.")],
+    role: Annotated[Role, typer.Option(help="In which role the amount is owed.")],
+    amount: Annotated[str, typer.Option(metavar="USD", help="How much more, such as 12.5; less: --amount=-12.5.")],
+    reason: Annotated[str, typer.Option(help="Why: it is in the statements.")],
+    owner: Annotated[str | None, typer.Option(help="Whose amount; leave it out for the protocol.")] = None,
+    idempotency_key: Annotated[
+        str | None, typer.Option(help="Repeated with the same key, the correction is booked once.")
+    ] = None,
+    yes: YesOption = False,
+    as_json: JsonOption = False,
+    api: ApiOption = None,
+    key: KeyOption = None,
+) -> None:
+    """Correct a closed period, for admins. The amount is booked in the open period; a further one takes it back."""
+    confirm(f"Book {amount} US dollars for {owner or 'the protocol'} as {role}, for good?", is_agreed=yes)
+    line = {"role": role, **({} if owner is None else {"owner": owner}), "amountUsd": amount}
+    with connected(api, key) as lucid:
+        booked = lucid.payouts.correct_period(period, reason=reason, lines=[line], idempotency_key=idempotency_key)
+    show_done(f"The correction is booked on {booked.day} ({booked.id}).", booked, as_json=as_json)
+
+
 TOTAL_COLUMNS = (
     Column("OWNER", shortest=12),
     Column("ROLE"),
@@ -144,6 +168,14 @@ LINE_COLUMNS = (
     Column("TOKENS", rank=2, right=True),
     Column("USD", right=True),
     Column("OWNER", rank=3),
+)
+CORRECTION_COLUMNS = (
+    Column("DAY"),
+    Column("OWNER", shortest=12),
+    Column("ROLE"),
+    Column("USD", right=True),
+    Column("REASON", shortest=12),
+    Column("CORRECTS", rank=1),
 )
 LOSS_COLUMNS = (
     Column("CAUSE", shortest=12),
@@ -166,6 +198,16 @@ def payout_parts(report: PayoutReport) -> list[RenderableType]:
         Listing(TOTAL_COLUMNS, map(_total, report.totals)),
         sentence(""),
     ]
+    if report.corrections:
+        corrected = (
+            (str(each.day), or_unknown(each.owner), each.role, each.amount_usd, each.reason, each.period_id)
+            for each in report.corrections
+        )
+        parts += [
+            sentence("Of it corrections of closed periods:"),
+            Listing(CORRECTION_COLUMNS, corrected),
+            sentence(""),
+        ]
     if report.lines is None:
         return [*parts, sentence("Name an owner to see its models and nodes: there are too many of all.")]
     rows = (

@@ -144,6 +144,8 @@ def delete_webhook(
 
 def _show_secret(created: NewWebhook, what: str, *, as_json: bool) -> None:
     remark = f"{what} This is the only time that its secret is shown: deliveries are signed with it."
+    if created.notice:
+        remark = f"{remark} {created.notice}"
     show_secret(created.secret, remark, created, as_json=as_json)
 
 

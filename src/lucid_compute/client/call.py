@@ -9,6 +9,7 @@ from enum import StrEnum
 from operator import attrgetter
 from typing import Any, Generic, TypeVar, get_args
 from urllib.parse import quote
+from uuid import uuid4
 
 from pydantic import ValidationError
 from pydantic.alias_generators import to_camel
@@ -109,6 +110,18 @@ def write(request: WireShape) -> bytes:
 def given(**fields: Any) -> dict[str, Any]:
     """Return the fields that are not None."""
     return {name: value for name, value in fields.items() if value is not None}
+
+
+def checked_key(idempotency_key: str | None) -> str:
+    """Return the caller's idempotency key, or a new one.
+
+    Raises:
+        InvalidRequest: the key can't be a header.
+    """
+    key = idempotency_key or str(uuid4())
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise refuse("idempotencyKey", "Pass visible ASCII characters alone, at most 255.")
+    return key
 
 
 def refuse(path: str, message: str) -> InvalidRequest:

@@ -102,6 +102,7 @@ class _Payouts:
     get = Endpoint(payout_calls.get)
     losses = Endpoint(payout_calls.losses)
     close_period = Endpoint(payout_calls.close_period)
+    correct_period = Endpoint(payout_calls.correct_period)
     periods = PagedEndpoint(payout_calls.periods)
     period_statement = Endpoint(payout_calls.period_statement)
     period = Endpoint(payout_calls.period)

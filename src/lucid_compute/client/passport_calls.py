@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from types import NoneType
 from typing import Any, TypedDict, Unpack
-from uuid import uuid4
 
-from lucid_compute.client.call import ApiCall, PagedCall, body_of, given, path_of, query_of, refuse
+from lucid_compute.client.call import ApiCall, PagedCall, body_of, checked_key, given, path_of, query_of
 from lucid_compute.registry.shapes import PassportCreate, PassportList, PassportPatch, PassportView
 
 
@@ -41,9 +40,7 @@ def create(
     Raises:
         PassportExists: the owner already has a passport with that type and name; `passport_id` is its id.
     """
-    key = idempotency_key or str(uuid4())
-    if not key.isascii() or not key.isprintable() or " " in key:
-        raise refuse("idempotencyKey", "Pass visible ASCII characters alone, at most 255.")
+    key = checked_key(idempotency_key)
     fields = given(metadata=metadata, description=description, version=version, tags=tags, owner=owner)
     body = body_of(PassportCreate, name=name, type=type, **fields)
     return ApiCall(method="POST", path="/passports", body=body, answer=PassportView, idempotency_key=key)

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import date
 
-from lucid_compute.accounting.payouts.shapes import LossReport, PayoutReport, PeriodClose, PeriodList, PeriodView
-from lucid_compute.client.call import ApiCall, PagedCall, body_of, path_of, query_of
+from lucid_compute.accounting.payouts.shapes import (
+    CorrectionView,
+    LossReport,
+    PayoutReport,
+    PeriodClose,
+    PeriodCorrection,
+    PeriodList,
+    PeriodView,
+)
+from lucid_compute.client.call import ApiCall, PagedCall, body_of, checked_key, path_of, query_of
 
 AnyDay = date | str
 
@@ -42,6 +51,21 @@ def close_period(*, from_: AnyDay, to: AnyDay) -> ApiCall[PeriodView]:
     """
     body = body_of(PeriodClose, **{"from": from_}, to=to)
     return ApiCall(method="POST", path="/payouts/periods", body=body, answer=PeriodView)
+
+
+def correct_period(
+    period_id: str, *, reason: str, lines: Sequence[Mapping[str, object]], idempotency_key: str | None = None
+) -> ApiCall[CorrectionView]:
+    """Correct a closed period, for admins. The amounts are booked in the open period, and name the closed one.
+
+    Each line has a `role`, its `owner` (none for the protocol) and `amountUsd`, a decimal string that may be below 0.
+    The call carries an idempotency key, so a repetition after a lost response books nothing twice. Pass your own key to
+    be safe across restarts too.
+    """
+    path = path_of("payouts", "periods", period_id, "corrections")
+    body = body_of(PeriodCorrection, reason=reason, lines=[dict(line) for line in lines])
+    key = checked_key(idempotency_key)
+    return ApiCall(method="POST", path=path, body=body, answer=CorrectionView, idempotency_key=key)
 
 
 def periods(*, sort_by: str | None = None, sort_order: str | None = None) -> PagedCall[PeriodList, PeriodView]:

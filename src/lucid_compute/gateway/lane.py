@@ -140,10 +140,8 @@ class InferenceLane:
             return self._await_allowance
         inference = admission.inference
         if inference is None:
-            if admission.body is None:
-                return self._await_body
-            if len(admission.body) > PARSED_BYTES:
-                return self._await_reading
+            if admission.body is None or len(admission.body) > PARSED_BYTES:
+                return self._await_body if admission.body is None else self._await_reading
             inference = admission.inference = self._read(admission, admission.body)
             admission.body = None
         model = self._fleet.find_model(inference.model)

@@ -41,6 +41,10 @@ metadata = MetaData(
 )
 
 
+VACUUMED_OFTEN = {f"autovacuum_{each}_scale_factor": "0.01" for each in ("vacuum", "vacuum_insert", "analyze")}
+"""For tables that grow without a bound: by default a fifth of their rows is dead or new before they are vacuumed."""
+
+
 class TransactionId(UserDefinedType[Any]):
     """Postgres's `xid8`: a transaction's number, never reused."""
 
@@ -299,6 +303,7 @@ jobs = Table(
     Index("jobs_open_idx", "outcome", "replica_id", postgresql_where=text("outcome IN ('running', 'lost')")),
     Index("jobs_faults_of_owner_idx", "node_owner", text("started_at DESC"), postgresql_where=text(JOB_IS_FAULT)),
     Index("jobs_faults_of_node_idx", "node_id", text("started_at DESC"), postgresql_where=text(JOB_IS_FAULT)),
+    postgresql_with=VACUUMED_OFTEN,
 )
 
 # Sums over `jobs`, written in the statement that writes the rows, so they always agree. Updated in place.

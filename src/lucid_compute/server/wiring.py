@@ -11,7 +11,8 @@ from lucid_compute.accounting.job_search import JobSearch
 from lucid_compute.accounting.ledger import JobLedger, LostJobs
 from lucid_compute.accounting.node_states import NodeStateRecorder
 from lucid_compute.accounting.overview import OverviewCache
-from lucid_compute.accounting.payouts.store import PayoutCloser, PayoutStore
+from lucid_compute.accounting.payouts.closer import PayoutCloser
+from lucid_compute.accounting.payouts.store import PayoutStore
 from lucid_compute.accounting.refusals import RefusalRecorder
 from lucid_compute.accounting.retention import JobRetention
 from lucid_compute.accounting.rollup_reader import RollupReader

@@ -3,62 +3,32 @@
 Only the oldest waiting delivery of one node to one webhook can be claimed, so deliveries arrive in order. A failed one
 holds back the later ones of its node, and none of other nodes. A claim expires automatically: the deliveries of a
 replica that was killed are sent again. So a receiver may get an event twice, with the same id.
+
+Webhooks are looked at one by one, and what waits for one is bounded: so nobody's backlog delays another's deliveries.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
 from sqlalchemy import text
 
+from lucid_compute.errors import DatabaseUnavailable
 from lucid_compute.postgres.database import Database
+from lucid_compute.webhooks.claim_sql import CLAIM, DUE_WEBHOOKS, WAITING_WEBHOOKS, WAKE
 from lucid_compute.webhooks.rules import RETRY_WINDOW
 from lucid_compute.wire import write_instant
 
-CLAIM_SECONDS = 30
-CLAIMED_AT_A_TIME = 128  # of one webhook, by all replicas
 RETENTION_DAYS = 7
 ATTEMPTS_KEPT = 10
-SECRETS = """ARRAY[w.secret] || CASE WHEN w.former_secret_until > now() THEN ARRAY[w.former_secret] ELSE '{}' END"""
-# Claimed deliveries come first, so that they count towards the number that a webhook may have claimed. A failing
-# webhook is tried with one delivery at a time, and all failing ones together have room for a few. Postgres evaluates
-# the last conditions again on a row that another replica has claimed meanwhile.
-_CLAIM = text(f"""
-    WITH heads AS (
-        SELECT DISTINCT ON (webhook_id, subject_id) position, webhook_id, next_attempt_at,
-            coalesce(claimed_until > now(), false) AS is_claimed
-        FROM webhook_deliveries WHERE state = 'waiting'
-        ORDER BY webhook_id, subject_id, position
-    ), placed AS (
-        SELECT h.*, w.failing_since IS NOT NULL AS fails,
-            row_number() OVER (
-                PARTITION BY h.webhook_id ORDER BY h.is_claimed DESC, h.next_attempt_at, h.position
-            ) AS place
-        FROM heads h JOIN webhooks w ON w.id = h.webhook_id
-        WHERE w.disabled_at IS NULL AND (h.is_claimed OR h.next_attempt_at <= now())
-    ), due AS (
-        SELECT position, fails, row_number() OVER (PARTITION BY fails ORDER BY place, next_attempt_at) AS turn
-        FROM placed WHERE NOT is_claimed AND place <= CASE WHEN fails THEN 1 ELSE {CLAIMED_AT_A_TIME} END
-    )
-    UPDATE webhook_deliveries d
-    SET claimed_until = now() + interval '{CLAIM_SECONDS} seconds', attempts = d.attempts + 1,
-        first_attempt_at = coalesce(d.first_attempt_at, now())
-    FROM webhooks w
-    WHERE d.position IN (
-            SELECT position FROM due
-            WHERE turn <= CASE WHEN fails THEN CAST(:failing_room AS integer) ELSE CAST(:room AS integer) END
-        )
-        AND w.id = d.webhook_id
-        AND d.state = 'waiting' AND d.next_attempt_at <= now() AND (d.claimed_until IS NULL OR d.claimed_until <= now())
-    RETURNING d.position, d.attempts, d.event_id, d.subject_id, d.type, d.occurred_at, d.payload, d.last_attempts,
-        w.id AS webhook_id, w.url, {SECRETS} AS secrets,
-        w.failing_since IS NOT NULL AS is_failing
-""")
+WEBHOOKS_A_LOOK = 16  # a transaction: if it fails, the other webhooks still have their turn
+ROWS_A_STEP = 5000  # to delete or to give up: some 50 ms
+OUTBOX_LOCK = 0x77656268  # an advisory lock of our own: "webh"
 _RELEASE = text("""
     UPDATE webhook_deliveries d
-    SET claimed_until = NULL, attempts = d.attempts - 1,
+    SET claimed_until = NULL, next_attempt_at = now(), attempts = d.attempts - 1,
         first_attempt_at = CASE WHEN d.attempts > 1 THEN d.first_attempt_at END
     FROM unnest(CAST(:positions AS bigint[]), CAST(:attempts AS integer[])) AS c (position, attempts)
     WHERE d.position = c.position AND d.attempts = c.attempts AND d.state = 'waiting'
@@ -99,17 +69,49 @@ _GIVE_UP = text("""
     UPDATE webhook_deliveries SET state = 'given_up', ended_at = now(), claimed_until = NULL
     WHERE webhook_id = :webhook_id AND state = 'waiting'
 """)
-# `oldest_seconds` shows whether sending keeps up. Failing webhooks are left out: `failing_since` tells about them.
-_BACKLOG = text("""
-    SELECT count(*) AS waiting,
-        coalesce(extract(epoch FROM now() - min(d.occurred_at) FILTER (WHERE w.failing_since IS NULL)), 0)::float8
-            AS oldest_seconds,
-        (SELECT count(*) FROM webhooks WHERE failing_since IS NOT NULL AND disabled_at IS NULL) AS failing,
-        (SELECT count(*) FROM webhooks WHERE disabled_at IS NOT NULL) AS disabled
-    FROM webhook_deliveries d JOIN webhooks w ON w.id = d.webhook_id WHERE d.state = 'waiting'
+_WAITING = text(f"{WAITING_WEBHOOKS} SELECT id::text FROM waiting WHERE id IS NOT NULL")
+# Of one webhook. `:enough` is as far as it is counted.
+_COUNT = text("""
+    SELECT counted.waiting, CASE WHEN w.failing_since IS NULL
+        THEN extract(epoch FROM now() - d.occurred_at)::float8 ELSE 0 END
+    FROM webhooks w CROSS JOIN LATERAL (
+        SELECT count(*) AS waiting, min(position) AS oldest FROM (
+            SELECT position FROM webhook_deliveries WHERE webhook_id = w.id AND state = 'waiting' LIMIT :enough
+        ) few
+    ) counted JOIN webhook_deliveries d ON d.position = counted.oldest
+    WHERE w.id = :webhook_id
 """)
-_FORGET = text("UPDATE webhooks SET former_secret = NULL WHERE former_secret_until <= now() AND former_secret > ''")
-_CLEAN = text(f"DELETE FROM webhook_deliveries WHERE ended_at < now() - interval '{RETENTION_DAYS} days'")
+_TROUBLED = text("""
+    SELECT count(*) FILTER (WHERE disabled_at IS NULL), count(disabled_at)
+    FROM webhooks WHERE failing_since IS NOT NULL OR disabled_at IS NOT NULL
+""")
+_TRY_LOCK = text(f"SELECT pg_try_advisory_xact_lock({OUTBOX_LOCK})")
+# What is being sent stays. Only one replica at a time counts and gives up, or two would give up twice as many.
+_GIVE_UP_OLDEST = text("""
+    UPDATE webhook_deliveries SET state = 'given_up', ended_at = now(), claimed_until = NULL
+    WHERE position = ANY(ARRAY(
+        SELECT position FROM webhook_deliveries
+        WHERE webhook_id = :webhook_id AND state = 'waiting' AND (claimed_until IS NULL OR claimed_until <= now())
+        ORDER BY position LIMIT :excess FOR UPDATE SKIP LOCKED
+    ))
+    RETURNING subject_id::text
+""")
+_FORGET = text("""
+    UPDATE webhooks SET former_secret = CASE WHEN former_secret_until > now() THEN former_secret END,
+        older_secrets = coalesce((
+            SELECT jsonb_agg(older) FROM jsonb_array_elements(older_secrets) older
+            WHERE (older->>'until')::timestamptz > now()
+        ), '[]')
+    WHERE former_secret_until <= now() AND former_secret > '' OR EXISTS (
+        SELECT FROM jsonb_array_elements(older_secrets) older WHERE (older->>'until')::timestamptz <= now()
+    )
+""")
+_CLEAN = text(f"""
+    DELETE FROM webhook_deliveries WHERE position = ANY(ARRAY(
+        SELECT position FROM webhook_deliveries WHERE ended_at < now() - interval '{RETENTION_DAYS} days'
+        ORDER BY ended_at LIMIT {ROWS_A_STEP} FOR UPDATE SKIP LOCKED
+    ))
+""")
 
 
 class DeliveryResult(NamedTuple):
@@ -120,8 +122,18 @@ class DeliveryResult(NamedTuple):
     milliseconds: float
 
 
+class Waiting(NamedTuple):
+    """How many deliveries wait for a webhook, and the age of the oldest; 0 if the webhook fails."""
+
+    deliveries: int = 0
+    oldest_seconds: float = 0.0
+
+
 class Backlog(NamedTuple):
-    """How many deliveries wait, the age of the oldest whose webhook is not failing, and how many webhooks fail."""
+    """How many deliveries wait, the age of the oldest whose webhook is not failing, and how many webhooks fail.
+
+    `oldest_seconds` shows whether sending keeps up. Failing webhooks are left out: `failing_since` tells about them.
+    """
 
     waiting: int
     oldest_seconds: float
@@ -168,15 +180,47 @@ class WebhookOutbox:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        # By whether they fail, the last webhook that was looked at: the next look begins behind it.
+        self._looked_until = {False: "", True: ""}
 
     async def claim(self, room: int, failing_room: int) -> list[Delivery]:
         """Claim up to `room` due deliveries, and up to `failing_room` of failing webhooks, for 30 s.
 
+        Webhooks have their turn one after the other, a few in each transaction.
+
         Raises:
-            DatabaseUnavailable: the database can't be reached.
+            DatabaseUnavailable: the database can't be reached, or these few took too long; the next call begins with
+                others.
         """
         async with self._database.transaction() as connection:
-            rows = await connection.execute(_CLAIM, {"room": room, "failing_room": failing_room})
+            due = [(str(id_), fails) for id_, fails in await connection.execute(DUE_WEBHOOKS)]
+        claimed: list[Delivery] = []
+        for is_failing, most in ((False, room), (True, failing_room)):
+            its = [id_ for id_, fails in due if fails is is_failing]
+            await self._claim_in_turn(its, claimed, is_failing=is_failing, most=most)
+        return claimed
+
+    async def _claim_in_turn(self, due: list[str], claimed: list[Delivery], *, is_failing: bool, most: int) -> None:
+        """Claim up to `most` deliveries of these webhooks, those behind the last look first, and add them."""
+        behind = sorted(due, key=lambda id_: (id_ <= self._looked_until[is_failing], id_))
+        most += len(claimed)
+        for start in range(0, len(behind), WEBHOOKS_A_LOOK):
+            if len(claimed) >= most:
+                return
+            some = behind[start : start + WEBHOOKS_A_LOOK]
+            self._looked_until[is_failing] = some[-1]
+            room = most - len(claimed)
+            try:
+                claimed += await self._claim_of(some, is_failing=is_failing, room=room)
+            except DatabaseUnavailable:
+                if not claimed:
+                    raise
+                return  # these few have their turn again, and then it shows
+
+    async def _claim_of(self, webhook_ids: list[str], *, is_failing: bool, room: int) -> list[Delivery]:
+        values = {"webhook_ids": webhook_ids, "is_failing": is_failing, "room": room}
+        async with self._database.transaction() as connection:
+            rows = await connection.execute(CLAIM, values)
             return [Delivery(**_plain(row)) for row in rows.mappings()]
 
     async def release(self, deliveries: Sequence[Delivery]) -> None:
@@ -204,6 +248,7 @@ class WebhookOutbox:
         }
         async with self._database.transaction() as connection:
             await connection.execute(_SUCCEED, values)
+            await connection.execute(WAKE, _subjects([delivery for delivery, _ in delivered]))
 
     async def fail(self, delivery: Delivery, last_attempts: str, *, wait_seconds: float, reason: str) -> bool:
         """Postpone a delivery, or give it up after a day. Return whether this disabled its webhook, with `reason`.
@@ -222,28 +267,80 @@ class WebhookOutbox:
         }
         async with self._database.transaction() as connection:
             is_disabled = bool(await connection.scalar(_FAIL, values))
+            await connection.execute(WAKE, _subjects([delivery]))  # if it was given up
             if is_disabled:
                 await connection.execute(_GIVE_UP, {"webhook_id": delivery.webhook_id})
         return is_disabled
 
-    async def count_backlog(self) -> Backlog:
-        """Return how much waits for all replicas, and how many webhooks fail.
+    async def waiting_webhooks(self) -> list[str]:
+        """Return the ids of the webhooks for which anything waits.
 
         Raises:
             DatabaseUnavailable: the database can't be reached.
         """
         async with self._database.transaction() as connection:
-            return Backlog(*(await connection.execute(_BACKLOG)).one())
+            return [str(id_) for (id_,) in await connection.execute(_WAITING)]
 
-    async def clean(self) -> None:
-        """Delete deliveries that ended a week ago, and previous secrets that have expired.
+    async def count_waiting(self, webhook_id: str, most: int) -> tuple[Waiting, int]:
+        """Return what waits for a webhook, and how many deliveries were given up: the oldest of more than `most`.
+
+        A few thousand are counted and given up in one call beyond `most`, so call it again when there are more.
+
+        Raises:
+            DatabaseUnavailable: the database can't be reached.
+        """
+        values = {"webhook_id": webhook_id, "enough": most + ROWS_A_STEP}
+        async with self._database.transaction() as connection:
+            row = (await connection.execute(_COUNT, values)).one_or_none()
+        waiting = Waiting() if row is None else Waiting(*row)
+        if waiting.deliveries <= most:
+            return waiting, 0
+        return waiting, await self._give_up_oldest(webhook_id, most)
+
+    async def _give_up_oldest(self, webhook_id: str, most: int) -> int:
+        """Give up the oldest of more than `most` deliveries. It counts anew, while no other replica gives up any."""
+        async with self._database.transaction() as connection:
+            if not await connection.scalar(_TRY_LOCK):
+                return 0  # another replica is at it
+            row = (
+                await connection.execute(_COUNT, {"webhook_id": webhook_id, "enough": most + ROWS_A_STEP})
+            ).one_or_none()
+            excess = {"webhook_id": webhook_id, "excess": max(0, (0 if row is None else row[0]) - most)}
+            subjects = [subject_id for (subject_id,) in await connection.execute(_GIVE_UP_OLDEST, excess)]
+            distinct = [*set(subjects)]
+            await connection.execute(WAKE, {"webhook_ids": [webhook_id] * len(distinct), "subject_ids": distinct})
+        return len(subjects)
+
+    async def count_backlog(self, waiting: Collection[Waiting]) -> Backlog:
+        """Return how much waits for all replicas, as it was counted, and how many webhooks fail.
 
         Raises:
             DatabaseUnavailable: the database can't be reached.
         """
         async with self._database.transaction() as connection:
-            await connection.execute(_CLEAN)
+            failing, disabled = (await connection.execute(_TROUBLED)).one()
+        oldest_seconds = max((each.oldest_seconds for each in waiting), default=0.0)
+        return Backlog(sum(each.deliveries for each in waiting), oldest_seconds, failing, disabled)
+
+    async def clean(self) -> bool:
+        """Delete some deliveries that ended a week ago, and previous secrets that have expired.
+
+        Return whether there may be more to delete.
+
+        Raises:
+            DatabaseUnavailable: the database can't be reached.
+        """
+        async with self._database.transaction() as connection:
+            deleted = await connection.execute(_CLEAN)
             await connection.execute(_FORGET)
+            return deleted.rowcount == ROWS_A_STEP
+
+
+def _subjects(deliveries: Sequence[Delivery]) -> dict[str, list[str]]:
+    return {
+        "webhook_ids": [each.webhook_id for each in deliveries],
+        "subject_ids": [each.subject_id for each in deliveries],
+    }
 
 
 def _plain(row: Any) -> dict[str, Any]:

@@ -22,9 +22,13 @@ FORMER_SECRET_SIGNS_FOR = timedelta(days=1)
 
 
 class WebhookLimits(NamedTuple):
-    """Bounds of webhooks. A first retry comes after `first_retry_seconds`, the next ones after twice as long each."""
+    """Bounds of webhooks. A first retry comes after `first_retry_seconds`, the next ones after twice as long each.
+
+    Of more than `max_waiting` deliveries that wait for one webhook the oldest are given up.
+    """
 
     per_owner: int = 50
+    max_waiting: int = 10_000
     poll_seconds: float = 1.0
     attempt_seconds: float = 10.0
     first_retry_seconds: float = 5.0

@@ -7,7 +7,7 @@ import json
 import logging
 import random
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from typing import NamedTuple
@@ -18,8 +18,18 @@ from lucid_compute.errors import DatabaseUnavailable
 from lucid_compute.postgres.clock import DatabaseClock
 from lucid_compute.postgres.database import Database
 from lucid_compute.registry.domain.identity import Actor
+from lucid_compute.webhooks.claim_sql import CLAIM_SECONDS
 from lucid_compute.webhooks.delivery import Deliverer
-from lucid_compute.webhooks.outbox import CLAIM_SECONDS, Backlog, Delivery, DeliveryResult, WebhookOutbox, with_attempt
+from lucid_compute.webhooks.outbox import (
+    ROWS_A_STEP,
+    WEBHOOKS_A_LOOK,
+    Backlog,
+    Delivery,
+    DeliveryResult,
+    Waiting,
+    WebhookOutbox,
+    with_attempt,
+)
 from lucid_compute.webhooks.rules import LIMITS, WebhookLimits, retry_seconds
 from lucid_compute.webhooks.store import WebhookStore
 
@@ -115,11 +125,16 @@ class WebhookSender:
         self._clock = clock
         self._limits = limits
         self.outcomes = {"delivered": 0, "failed": 0}
+        self.failed_looks = 0
+        self.dropped = 0  # deliveries that were given up because too many waited
         self.backlog: Backlog | None = None  # of all replicas; None before it is counted
         self._claimed = ClaimedDeliveries(CLAIM_SECONDS - 1.5 * limits.attempt_seconds)
         self._in_progress: set[asyncio.Task[None]] = set()
         self._work = asyncio.Event()
         self._cleaning_due = self._counting_due = 0.0
+        self._uncounted: list[str] = []  # webhooks whose waiting deliveries are still to be counted in this turn
+        self._counted: list[Waiting] = []
+        self._is_failing = False
         self._delivered: list[tuple[Delivery, str]] = []
         self._recording = asyncio.Lock()  # one connection of the pool at most: requests need them more
 
@@ -132,14 +147,9 @@ class WebhookSender:
         """Send until this task is cancelled; deliveries that are then in progress are sent again later."""
         try:
             while True:
-                try:
-                    claimed = await self.poll()
-                    await self._clean_and_count()
-                except DatabaseUnavailable:
-                    claimed = 0
-                except Exception:  # noqa: BLE001 - a fault must end neither the task nor the service; it is logged
-                    _log.exception("a look at the outbox of webhooks failed")
-                    claimed = 0
+                claimed = await self._look(self.poll)
+                await self._look(self._clean)
+                await self._look(self._count)
                 await self._pause(is_busy=bool(claimed))
         finally:
             # First: a delivery that ends now would start the next one.
@@ -149,6 +159,23 @@ class WebhookSender:
             await asyncio.gather(*self._in_progress, return_exceptions=True)
             with suppress(DatabaseUnavailable):
                 await self._outbox.release(unstarted)
+
+    async def _look(self, step: Callable[[], Awaitable[int]]) -> int:
+        """Return what a step returns; 0 if it fails, which is logged and counted."""
+        try:
+            count = await step()
+        except DatabaseUnavailable:
+            self.failed_looks += 1
+            if not self._is_failing:
+                _log.warning("a look at the outbox of webhooks failed: the database did not answer in time")
+            self._is_failing = True
+            return 0
+        except Exception:  # noqa: BLE001 - a fault must end neither the task nor the service; it is logged
+            self.failed_looks += 1
+            _log.exception("a look at the outbox of webhooks failed")
+            return 0
+        self._is_failing = False
+        return count
 
     async def poll(self) -> int:
         """Claim as many due deliveries as there is room for, start to send them, and return how many were claimed."""
@@ -172,14 +199,41 @@ class WebhookSender:
             self._in_progress.add(task)
             task.add_done_callback(partial(self._finish, delivery))
 
-    async def _clean_and_count(self) -> None:
+    async def _clean(self) -> int:
+        """Clean when it is due. What fails is tried again when it is due again, so that it does not delay each look."""
         now = asyncio.get_running_loop().time()
         if now >= self._cleaning_due:
-            await self._outbox.clean()
             self._cleaning_due = now + CLEANING_SECONDS
-        if now >= self._counting_due:
-            self.backlog = await self._outbox.count_backlog()
+            if await self._outbox.clean():
+                self._cleaning_due = now
+        return 0
+
+    async def _count(self) -> int:
+        """Count what waits when it is due, for a few webhooks in each look. Return how many deliveries it gave up."""
+        now = asyncio.get_running_loop().time()
+        if not self._uncounted:
+            if now < self._counting_due:
+                return 0
             self._counting_due = now + COUNTING_SECONDS
+            self._counted, self._uncounted = [], await self._outbox.waiting_webhooks()
+        some = [self._uncounted.pop() for _ in range(min(WEBHOOKS_A_LOOK, len(self._uncounted)))]
+        dropped = sum([await self._count_waiting(webhook_id) for webhook_id in some])
+        if not self._uncounted:
+            self.backlog = await self._outbox.count_backlog(self._counted)
+        return dropped
+
+    async def _count_waiting(self, webhook_id: str) -> int:
+        """Count what waits for a webhook, and give up the oldest of too many deliveries; return how many."""
+        waiting, dropped = await self._outbox.count_waiting(webhook_id, self._limits.max_waiting)
+        if dropped:
+            message = "webhook %s: over %d deliveries wait, and %d of the oldest are given up"
+            _log.warning(message, webhook_id, self._limits.max_waiting, dropped)
+            self.dropped += dropped
+        if dropped < waiting.deliveries - self._limits.max_waiting or dropped == ROWS_A_STEP:
+            self._uncounted.append(webhook_id)  # there are more: go on at the next look
+        else:
+            self._counted.append(waiting._replace(deliveries=waiting.deliveries - dropped))
+        return dropped
 
     async def deliver(self, delivery: Delivery) -> None:
         """Send one delivery and record the outcome. If the database is unavailable, it is sent again later."""

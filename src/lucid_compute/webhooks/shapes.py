@@ -75,6 +75,7 @@ class NewWebhook(WebhookView):
     """A webhook with the secret that signs its deliveries. The secret is shown once."""
 
     secret: str
+    notice: str | None = Field(default=None, description="What to know about it: for example that it covers no node.")
 
 
 class WebhookList(ResponseShape):

@@ -7,18 +7,31 @@ import secrets
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import ColumnElement, RowMapping, collate, delete, func, insert, select, text, true, update
+from sqlalchemy import (
+    ColumnElement,
+    RowMapping,
+    collate,
+    delete,
+    func,
+    insert,
+    literal_column,
+    select,
+    text,
+    true,
+    update,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from lucid_compute.egress.policy import EgressPolicy
 from lucid_compute.errors import InvalidRequest, WebhookNotFound
 from lucid_compute.postgres.database import Database
-from lucid_compute.postgres.queries import ids_are_uuids, in_order
+from lucid_compute.postgres.queries import at_least, count_some, ids_are_uuids, in_order
 from lucid_compute.postgres.tables import passports
 from lucid_compute.registry.domain.event_types import WebhookEvent
 from lucid_compute.registry.domain.identity import Actor
 from lucid_compute.registry.keys.audit import Change, record_change
-from lucid_compute.webhooks.outbox import SECRETS, Delivery
+from lucid_compute.webhooks.claim_sql import SECRETS
+from lucid_compute.webhooks.outbox import ROWS_A_STEP, Delivery
 from lucid_compute.webhooks.rules import (
     FORMER_SECRET_SIGNS_FOR,
     LIMITS,
@@ -38,7 +51,21 @@ from lucid_compute.webhooks.shapes import (
 from lucid_compute.webhooks.tables import webhook_deliveries, webhooks
 from lucid_compute.wire import SortBy, SortOrder
 
+_TYPES = {"node": "compute", "model": "model"}  # of passports, by the first word of an event
 _SECRETS_OF = text(f"SELECT {SECRETS} FROM webhooks w WHERE w.id = CAST(:id AS uuid)")
+# The secrets before the previous one that still sign, at most two: a signature has at most four parts.
+_OLDER_SECRETS: ColumnElement[Any] = literal_column("""
+    CASE WHEN former_secret_until > now()
+        THEN jsonb_build_array(jsonb_build_object('secret', former_secret, 'until', former_secret_until))
+        ELSE '[]' END || CASE WHEN (older_secrets->0->>'until')::timestamptz > now()
+        THEN jsonb_build_array(older_secrets->0) ELSE '[]' END
+""")
+_DELETE_SOME = text(f"""
+    DELETE FROM webhook_deliveries WHERE position = ANY(ARRAY(
+        SELECT position FROM webhook_deliveries WHERE webhook_id = :webhook_id LIMIT {ROWS_A_STEP}
+    ))
+""")
+_IS_DELETED = "It is being deleted. Delete it again if it is still here after a minute."
 _SORT_COLUMNS = {
     SortBy.CREATED_AT: webhooks.c.created_at,
     SortBy.UPDATED_AT: webhooks.c.created_at,
@@ -85,18 +112,23 @@ class WebhookStore:
             row = (await connection.execute(statement.returning(webhooks))).mappings().one()
             details = {"owner": owner, "events": row["events"], "allOwners": row["all_owners"]}
             await record_change(connection, actor, Change("webhook.create", "webhook", row["id"], details=details))
-        return NewWebhook(**_view(row).model_dump(), secret=secret)
+            notice = await _notice(connection, row)
+        return NewWebhook(**_view(row).model_dump(), secret=secret, notice=notice)
 
     async def rotate(self, actor: Actor, webhook_id: str, *, visible_owner: str | None, now: bool) -> NewWebhook:
-        """Give a webhook a new secret. The previous one signs as well for a day, or with `now` no longer.
+        """Give a webhook a new secret. The previous ones sign as well for a day each, or with `now` no longer.
 
         Raises:
             WebhookNotFound: there is no such webhook.
         """
         secret = _make_secret()
-        former: dict[str, Any] = {"former_secret": None, "former_secret_until": None}
+        former: dict[str, Any] = {"former_secret": None, "former_secret_until": None, "older_secrets": []}
         if not now:
-            former = {"former_secret": webhooks.c.secret, "former_secret_until": func.now() + FORMER_SECRET_SIGNS_FOR}
+            former = {
+                "former_secret": webhooks.c.secret,
+                "former_secret_until": func.now() + FORMER_SECRET_SIGNS_FOR,
+                "older_secrets": _OLDER_SECRETS,
+            }
         async with self._database.transaction() as connection:
             await _get(connection, webhook_id, visible_owner)
             statement = update(webhooks).where(webhooks.c.id == webhook_id).values(secret=secret, **former)
@@ -138,7 +170,7 @@ class WebhookStore:
         offset: int,
         limit: int,
     ) -> tuple[list[DeliveryView], int]:
-        """Return a page of a webhook's deliveries, sent or waiting, and the number of all of them.
+        """Return a page of a webhook's deliveries, sent or waiting, and the number of all of them, up to 100,000.
 
         Raises:
             WebhookNotFound: there is no such webhook.
@@ -149,21 +181,33 @@ class WebhookStore:
         order = in_order(_DELIVERY_COLUMNS, tie, sort_by, sort_order)
         async with self._database.transaction() as connection:
             await _get(connection, webhook_id, visible_owner)
-            total = await connection.scalar(select(func.count()).select_from(webhook_deliveries).where(condition))
+            total = await count_some(connection, webhook_deliveries, condition)
             page = select(webhook_deliveries).where(condition).order_by(*order).offset(offset).limit(limit)
-            rows = (await connection.execute(page)).mappings()
-            return [_view_delivery(row) for row in rows], total or 0
+            views = [_view_delivery(row) for row in (await connection.execute(page)).mappings()]
+            return views, at_least(total, offset, len(views), limit)
 
     async def delete(self, actor: Actor, webhook_id: str, *, visible_owner: str | None) -> None:
-        """Delete a webhook and its waiting deliveries.
+        """Delete a webhook and its deliveries, however many it has: first these, in steps, while it is disabled.
 
         Raises:
             WebhookNotFound: there is no such webhook.
         """
+        is_it = webhooks.c.id == webhook_id
+        ended = {"disabled_at": func.coalesce(webhooks.c.disabled_at, func.now()), "disabled_reason": _IS_DELETED}
         async with self._database.transaction() as connection:
             await _get(connection, webhook_id, visible_owner)
-            await connection.execute(delete(webhooks).where(webhooks.c.id == webhook_id))
+            await connection.execute(update(webhooks).where(is_it).values(ended))
+        while await self._delete_some(webhook_id) == ROWS_A_STEP:
+            pass
+        async with self._database.transaction() as connection:
+            await _get(connection, webhook_id, visible_owner)
+            await connection.execute(delete(webhooks).where(is_it))
             await record_change(connection, actor, Change("webhook.delete", "webhook", webhook_id))
+
+    async def _delete_some(self, webhook_id: str) -> int:
+        async with self._database.transaction() as connection:
+            deleted = await connection.execute(_DELETE_SOME, {"webhook_id": webhook_id})
+            return deleted.rowcount
 
     async def prepare_test(self, webhook_id: str, *, visible_owner: str | None) -> Delivery:
         """Return a test delivery for a webhook. Nothing is written before `record_test`.
@@ -231,6 +275,21 @@ async def _check_room(connection: AsyncConnection, owner: str, most: int) -> Non
     count = await connection.scalar(select(func.count()).select_from(webhooks).where(webhooks.c.owner == owner))
     if (count or 0) >= most:
         raise InvalidRequest.at("owner", f"{owner!r} has {most} webhooks already. Delete one first.")
+
+
+async def _notice(connection: AsyncConnection, row: RowMapping) -> str | None:
+    """Return a warning if no node or no model is covered whose events the webhook gets; None otherwise."""
+    if row["all_owners"] or row["passport_ids"] is not None:
+        return None
+    kinds = sorted({_TYPES[event.partition(".")[0]] for event in row["events"]})
+    is_its = (passports.c.owner == row["owner"]) & passports.c.type.in_(kinds) & (passports.c.status == "active")
+    if await connection.scalar(select(select(passports.c.id).where(is_its).exists())):
+        return None
+    what = " and no ".join(word for word, kind in _TYPES.items() if kind in kinds)
+    return (
+        f"It covers no {what} now, because {row['owner']!r} has none; it covers those that {row['owner']!r} registers "
+        "later. An admin covers everybody's with allOwners (--all-owners)."
+    )
 
 
 async def _check_passports(connection: AsyncConnection, new: WebhookCreate, owner: str) -> list[str] | None:

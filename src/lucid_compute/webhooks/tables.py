@@ -19,7 +19,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, UUID
 
-from lucid_compute.postgres.tables import metadata
+from lucid_compute.postgres.tables import VACUUMED_OFTEN, metadata
 from lucid_compute.webhooks.shapes import DeliveryState
 
 _NOW = func.now()
@@ -33,6 +33,7 @@ webhooks = Table(
     Column("secret", Text, nullable=False),
     Column("former_secret", Text),
     Column("former_secret_until", DateTime(timezone=True)),
+    Column("older_secrets", JSONB, nullable=False, server_default=text("'[]'")),  # each with its `until`
     Column("events", ARRAY(Text), nullable=False),
     Column("all_owners", Boolean, nullable=False, server_default=false()),
     Column("passport_ids", ARRAY(UUID(as_uuid=False))),
@@ -69,8 +70,22 @@ webhook_deliveries = Table(
         "position",
         postgresql_where=text(f"state = '{DeliveryState.WAITING}'"),
     ),
+    Index(
+        "webhook_deliveries_due_idx",
+        "webhook_id",
+        "next_attempt_at",
+        "position",
+        postgresql_where=text(f"state = '{DeliveryState.WAITING}'"),
+    ),
+    Index(
+        "webhook_deliveries_claimed_idx",
+        "webhook_id",
+        "claimed_until",
+        postgresql_where=text(f"state = '{DeliveryState.WAITING}' AND claimed_until IS NOT NULL"),
+    ),
     Index("webhook_deliveries_newest_idx", "webhook_id", text("position DESC")),
     Index("webhook_deliveries_ended_idx", "ended_at"),
+    postgresql_with=VACUUMED_OFTEN,
 )
 
 # A row for each change of a model's availability that became an event. A model's first row is where it began: no event.

@@ -12,8 +12,8 @@ import asyncpg
 import pytest
 
 from lucid_compute.accounting.jobs import Outcome
+from lucid_compute.accounting.payouts.closer import PayoutCloser
 from lucid_compute.accounting.payouts.revenue import PayoutsClose, Terms
-from lucid_compute.accounting.payouts.store import PayoutCloser
 from lucid_compute.accounting.retention import JobRetention
 from lucid_compute.postgres import schema
 from lucid_compute.server.replica import Replica

@@ -9,6 +9,7 @@ import random
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
+from functools import partial
 from typing import Any, NamedTuple
 from uuid import uuid4
 
@@ -16,12 +17,14 @@ import asyncpg
 import pytest
 
 from lucid_compute.accounting.jobs import Job, Outcome
+from lucid_compute.accounting.payouts.closing import PeriodClosing
 from lucid_compute.accounting.payouts.revenue import DEFAULT_TERMS, Terms
 from lucid_compute.accounting.payouts.store import record_terms
 from lucid_compute.accounting.retention import JobRetention
 from lucid_compute.registry.domain.prices import total
 from tests.api import Api, error_code
 from tests.ledger import all_written, ended, expect_payouts, ledger_on, new_job, split
+from tests.lucid_serve import eventually
 from tests.other_replicas import run_sql
 
 KILL = """
@@ -287,41 +290,42 @@ async def test_what_is_closed_can_not_be_changed(api: Api, table: str) -> None:
 
 
 async def test_nothing_is_lost_or_paid_twice_while_periods_are_closed_under_the_ledger(api: Api) -> None:
-    """Two replicas write to days that two others close, while their connections are killed."""
+    """Two replicas write to days that two others close, while their connections are killed.
+
+    Each close waits until a job of its days is committed, and more jobs of these days are sent during it and after it.
+    """
     there = await parties(api)
     url = api.replica.database.url
-    jobs = [*some_jobs(there, 3000, days=6)]
-    finished = 0
+    api.replica.payouts._closing = PeriodClosing(api.replica.payouts.long_transactions, lines_a_step=3)
+    jobs = some_jobs(there, 3000, days=6)
+    parts = [jobs[number::13] for number in range(13)]  # one before and one during each close, and one after all
 
-    async def kill() -> None:
-        for _ in range(25):
-            await run_sql(api, KILL)
-            await asyncio.sleep(0.05)
+    async def has_open_lines(until: date) -> bool:
+        return bool(await run_sql(api, "SELECT FROM payout_open WHERE day < $1 LIMIT 1", until))
 
-    async def write() -> None:
-        nonlocal finished
-        async with ledger_on(url) as one, ledger_on(url) as other:
-            for job in jobs:
-                (one, other)[finished % 2].finish(job)
-                finished += 1
-                if finished % 100 == 0:
-                    await asyncio.sleep(0.03)
-            await all_written(one, other)
+    async with ledger_on(url) as one, ledger_on(url) as other:
 
-    async def close_all() -> list[int]:
+        def finish(some: Sequence[Job]) -> None:
+            for number, job in enumerate(some):
+                (one, other)[number % 2].finish(job)
+
+        async def write_under_kills(some: Sequence[Job]) -> None:
+            for start in range(0, len(some), 50):
+                finish(some[start : start + 50])
+                await run_sql(api, KILL)
+                await asyncio.sleep(0.02)
+
         codes = []
         for number in range(6):
-            while finished < len(jobs) * (number + 1) / 7:  # noqa: ASYNC110 - some jobs before, and some after
-                await asyncio.sleep(0.01)
-            codes += [
-                answer.status_code
-                for answer in await asyncio.gather(
-                    *(close(api, FIRST + number * DAY, FIRST + (number + 1) * DAY) for _ in range(2))
-                )
-            ]
-        return codes
-
-    _, _, codes = await asyncio.gather(write(), kill(), close_all())
+            since, until = FIRST + number * DAY, FIRST + (number + 1) * DAY
+            finish(parts[2 * number])
+            await eventually(partial(has_open_lines, until), 30.0)
+            first, second, _ = await asyncio.gather(
+                close(api, since, until), close(api, since, until), write_under_kills(parts[2 * number + 1])
+            )
+            codes += [first.status_code, second.status_code]
+        finish(parts[-1])
+        await all_written(one, other)
     assert sorted(codes) == [200] * 6 + [201] * 6
     await expect_payouts(url)
     for table in ("payout_lines", "payout_open"):  # else nothing came before its day was closed, or nothing after

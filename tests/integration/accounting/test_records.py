@@ -19,10 +19,10 @@ from lucid_compute.accounting.measured import JobRollup
 from lucid_compute.accounting.retention import JobRetention
 from lucid_compute.accounting.rollup_columns import NARROW, WIDE, Width
 from lucid_compute.accounting.rollup_reader import RollupQuery, RollupReader
-from lucid_compute.accounting.rollups import CLEAN_MINUTES, Retention, RollupKeeper
+from lucid_compute.accounting.rollups import CLEAN_MINUTES, DAYS, HOURS, KINDS, Retention, RollupKeeper
 from lucid_compute.accounting.timeline import EPOCH, STEPS, Timeline
 from lucid_compute.postgres import schema
-from lucid_compute.postgres.database import Database
+from lucid_compute.postgres.database import Database, connect
 from tests.ledger import ENDED_ROWS, all_written, ended, ledger_on, new_job, random_job, read, sums_of
 from tests.record_checks import expect_tiers
 
@@ -48,8 +48,32 @@ def job_ago(chance: random.Random, ago: timedelta) -> Job:
 
 
 async def keep(url: str, *, until: timedelta = timedelta(0), rows_a_move: int = 37) -> None:
-    """Move the rollups on, as at `until` from now; so few rows at a time that a minute takes several."""
-    await RollupKeeper(url, KEEP_ALL, rows_a_move=rows_a_move).keep(cleans=False, now=datetime.now(UTC) + until)
+    """Move the rollups on, as at `until` from now; so few rows at a time that a minute or an hour takes several."""
+    keeper = RollupKeeper(url, KEEP_ALL, rows_a_move=rows_a_move, rows_a_part=11)
+    await keeper.keep(cleans=False, now=datetime.now(UTC) + until)
+
+
+async def begin_a_part(url: str) -> None:
+    """Add up the first minutes of the next hour, and the first hours of the next day, and leave off, as when killed."""
+    connection = await connect(url, application="lucid tests")
+    try:
+        for tier, length in ((HOURS, timedelta(hours=1)), (DAYS, timedelta(days=1))):
+            found = await connection.fetchrow(tier.find, await connection.fetchval(_PARTS_END[tier]))
+            if found is not None and found["start"] is not None and found["part"] is None:
+                start = found["start"]
+                end = await connection.fetchval(tier.find_end, start, start + length, 1)
+                if end < start + length:
+                    async with connection.transaction():
+                        for kind in KINDS:
+                            add_up = kind.add_up_hour if tier is HOURS else kind.add_up_day
+                            await connection.execute(add_up, start, start, end)
+                        await connection.execute(tier.part_is_done, end)
+    finally:
+        await connection.close()
+
+
+# Hours of the future are whole as far as there are minutes; a day is added up from whole hours alone.
+_PARTS_END = {HOURS: "SELECT now() + interval '1 day'", DAYS: "SELECT date_trunc('day', hours_until) FROM record_marks"}
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -62,6 +86,7 @@ async def test_every_record_is_the_sum_of_its_jobs_whenever_they_come(database_u
                 ledger.finish(job_ago(chance, timedelta(days=chance.choice([0, 0.01, 0.2, 3]))))
             await all_written(ledger)
             await keep(database_url, until=timedelta(hours=chance.choice([-30, -3, 0, 0.1])))
+            await begin_a_part(database_url)
             await expect_tiers(database_url)
     await keep(database_url, until=timedelta(days=2))
     await expect_tiers(database_url)
@@ -70,20 +95,82 @@ async def test_every_record_is_the_sum_of_its_jobs_whenever_they_come(database_u
     assert marks["days_until"] > datetime.now(UTC) - timedelta(days=1)
 
 
+async def test_a_minute_and_an_hour_are_over_at_their_instant_and_not_before(database_url: str) -> None:
+    """A minute is moved a minute after its end, an hour is added up three minutes after; with its own minutes alone."""
+    hour = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - timedelta(hours=5)
+    end, instant = hour + timedelta(hours=1), timedelta(microseconds=1)
+    await read(database_url, "UPDATE record_marks SET hours_until = $1, days_until = $2", hour, hour.replace(hour=0))
+    async with ledger_on(database_url) as ledger:
+        for started_at in (hour, end - instant, end):
+            ledger.finish(ended(new_job(node_id=NODES[0], node_owner="acme", started_at=started_at)))
+        await all_written(ledger)
+    keeper = RollupKeeper(database_url, KEEP_ALL, rows_a_part=1)
+    of_node = f"WHERE scope_id = '{NODES[0]}' ORDER BY bucket"
+    seen = []
+    for seconds, micros in ((59, 0), (60, 0), (119, 999_999), (179, 999_999), (180, 0)):
+        await keeper.keep(cleans=False, now=end + timedelta(seconds=seconds, microseconds=micros))
+        minutes = await read(database_url, f"SELECT bucket FROM job_minutes {of_node}")
+        hours = await read(database_url, f"SELECT bucket, completed FROM job_hours {of_node}")
+        seen.append(([row[0] for row in minutes], [tuple(row) for row in hours]))
+        await expect_tiers(database_url)
+    last = end - timedelta(minutes=1)
+    assert seen == [
+        ([hour], []),
+        ([hour, last], []),
+        ([hour, last], []),
+        ([hour, last, end], []),
+        ([hour, last, end], [(hour, 2)]),
+    ]
+    assert keeper.hours_until == end
+
+
+async def test_a_keeper_that_knows_no_parts_can_not_raise_the_mark_over_one(database_url: str) -> None:
+    """One of an older version would add up the whole hour, and the part twice."""
+    start = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - timedelta(hours=30)
+    async with ledger_on(database_url) as ledger:
+        for minute in (3, 50):
+            ledger.finish(ended(new_job(started_at=start + timedelta(minutes=minute))))
+        await all_written(ledger)
+    await read(
+        database_url, "UPDATE record_marks SET hours_until = $1, days_until = date_trunc('day', $1::timestamptz)", start
+    )
+    connection = await connect(database_url, application="lucid tests")
+    await connection.fetchval(KINDS[0].move, datetime.now(UTC), 10)
+    await connection.close()
+    await begin_a_part(database_url)
+    (marks,) = await read(database_url, "SELECT * FROM record_marks")
+    assert marks["hours_part"] == start + timedelta(minutes=4)
+    for mark in ("hours_until = now()", "hours_until = hours_until + interval '1 hour'"):
+        with pytest.raises(asyncpg.CheckViolationError):
+            await read(database_url, f"UPDATE record_marks SET {mark}")
+    await keep(database_url)
+    (marks,) = await read(database_url, "SELECT * FROM record_marks")
+    assert (marks["hours_part"], marks["days_part"]) == (None, None)
+    await expect_tiers(database_url)
+
+
 async def test_a_backlog_is_moved_by_parts_that_each_hold(database_url: str) -> None:
-    """One that is larger than a round has time for, as after a migration of a large ledger, is moved anyway."""
+    """One that is larger than a round has time for, as after a migration of a large ledger, is moved anyway.
+
+    A row that is locked is left, and the keeper is cut while it waits for the marks.
+    """
     chance = random.Random(3)
     async with ledger_on(database_url) as ledger:
         for _ in range(300):
             ledger.finish(job_ago(chance, timedelta(days=1)))
         await all_written(ledger)
     backlog = len(await read(database_url, "SELECT FROM job_open"))
-    keeper = asyncio.create_task(keep(database_url, until=timedelta(minutes=2), rows_a_move=1))
-    while (left := len(await read(database_url, "SELECT FROM job_open"))) == backlog:  # noqa: ASYNC110 - it tells nobody
-        await asyncio.sleep(0)
-    await read(database_url, KILL, ["lucid record keeper"])
-    with pytest.raises(CUT):
-        await keeper
+    locker = await connect(database_url, application="lucid tests")
+    async with locker.transaction():
+        await locker.execute("SELECT FROM job_open LIMIT 1 FOR UPDATE")
+        await locker.execute("SELECT FROM record_marks FOR UPDATE")
+        keeper = asyncio.create_task(keep(database_url, until=timedelta(minutes=2), rows_a_move=1))
+        while (left := len(await read(database_url, "SELECT FROM job_open"))) == backlog:  # noqa: ASYNC110 - it tells nobody
+            await asyncio.sleep(0)
+        await read(database_url, KILL, ["lucid record keeper"])
+        with pytest.raises(CUT):  # killed, or tired of waiting for the lock
+            await keeper
+    await locker.close()
     assert 0 < left < backlog
     await expect_tiers(database_url)
     await keep(database_url, until=timedelta(minutes=2))
@@ -135,6 +222,7 @@ async def test_what_is_read_is_the_sum_of_the_ledger_in_every_step(database_url:
                 ledger.finish(job_ago(chance, timedelta(days=2)))
             await all_written(ledger)
             await keep(database_url, until=until)
+            await begin_a_part(database_url)
             rows = await read(database_url, ENDED_ROWS)
             now = datetime.now(UTC)
             timeline = Timeline.around(now - timedelta(days=3), now, STEPS[step])
@@ -178,6 +266,7 @@ async def test_a_list_of_jobs_counts_what_its_filter_finds(database_url: str, se
                 await JobRetention(database, days=3).remove_all()
                 await RollupKeeper(database_url, Retention(2, 31, 31)).keep()
                 oldest = timedelta(days=2.9)  # no job ends that is older than what is removed
+            await begin_a_part(database_url)
             rows = await read(database_url, "SELECT * FROM jobs")
             for _ in range(150):
                 wanted = _random_filter(chance)

@@ -12,9 +12,11 @@ from sqlalchemy import Connection, text
 from lucid_compute.postgres import schema
 from lucid_compute.postgres.database import DatabaseNotUsable, check_usable, connect
 from lucid_compute.server.preparation import prepare
+from lucid_compute.server.schema_tables import metadata
 from lucid_compute.server.settings import Settings
 from tests.api import ADMIN_KEY, open_api
 from tests.landed import LANDED, MODEL, NODE, all_rows, grow, shared
+from tests.ledger import read
 
 
 def test_every_revision_that_has_landed_is_still_there() -> None:
@@ -64,6 +66,38 @@ async def test_migrations_go_down_and_up_on_a_filled_database(database_url: str,
 async def test_the_migrations_make_what_the_tables_say(database_url: str) -> None:
     """A table changed without a migration is noticed."""
     await schema.check(database_url)
+
+
+async def test_the_migrations_set_how_tables_are_stored(database_url: str) -> None:
+    """As the code says, which Alembic does not compare: how full pages are, and how often they are vacuumed."""
+    rows = await read(database_url, "SELECT relname, reloptions FROM pg_class WHERE relkind = 'r'")
+    stored = {name: dict(option.split("=") for option in options or []) for name, options in rows}
+    for table in metadata.sorted_tables:
+        assert stored[table.name] == table.dialect_options["postgresql"]["with"], table.name
+
+
+async def test_a_downgrade_keeps_the_webhooks_that_the_older_version_can_express(empty_url: str) -> None:
+    """Those of one node or of all of the owner's; no other becomes one of these."""
+    await grow(empty_url, LANDED[-1])
+    several = "INSERT INTO webhooks (id, owner, url, secret, events, passport_ids)"
+    several += " VALUES (gen_random_uuid(), $1, 'u', 's', '{}', $2)"
+    for owner, passport_ids in (("one", [NODE]), ("two", [NODE, MODEL]), ("all its", None)):
+        await read(empty_url, several, owner, passport_ids)
+    await schema.downgrade(empty_url, "money")
+    kept = await read(empty_url, "SELECT owner, passport_id::text FROM webhooks ORDER BY owner")
+    assert [tuple(row) for row in kept] == [("all its", None), ("olga", NODE), ("one", NODE)]
+    assert len(await read(empty_url, "SELECT FROM webhook_deliveries")) == 1
+
+
+async def test_jobs_that_were_removed_before_a_downgrade_are_known_after_it(empty_url: str) -> None:
+    """Or lists would name more jobs than they show, for ever."""
+    await grow(empty_url, LANDED[-1])
+    removals = "SELECT node_id, node_owner, completed, failed, rejected, cancelled FROM job_removals"
+    before = await read(empty_url, removals)
+    assert before
+    await schema.downgrade(empty_url, "records")
+    await schema.upgrade(empty_url)
+    assert await read(empty_url, removals) == before
 
 
 async def test_replicas_that_start_together_migrate_once(empty_url: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import asyncpg
 import pytest
 
+from lucid_compute.postgres.queries import COUNTED
 from tests.api import Api
 from tests.other_replicas import run_sql
 
@@ -121,3 +122,14 @@ async def test_nothing_can_change_the_trail(api: Api) -> None:
 async def test_the_bootstrap_key_is_in_the_trail(api: Api) -> None:
     (row,) = await trail(api)
     assert (row["action"], row["actorKeyId"], row["ip"]) == ("key.bootstrap", None, None)
+
+
+async def test_a_trail_of_any_length_is_listed(api: Api) -> None:
+    """Its rows are counted up to a bound: to count millions takes longer than a request may."""
+    many = "INSERT INTO audit_log (action, target_type, target_id) SELECT 'x', 'y', 'many' FROM generate_series(1, $1)"
+    await run_sql(api, many, COUNTED + 50)
+    for page, shown, total in ((1, 100, COUNTED), (1000, 100, COUNTED + 1), (1001, 50, COUNTED + 50)):
+        answer = await api.http.get("/audit", params={"targetId": "many", "perPage": 100, "page": page})
+        assert len(answer.json()["events"]) == shown
+        assert answer.json()["pagination"]["total"] == total
+    assert (await api.http.get("/audit")).json()["pagination"]["total"] == COUNTED

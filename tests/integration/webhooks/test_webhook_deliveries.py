@@ -213,7 +213,7 @@ async def test_two_replicas_send_everything_once(database_url: str, settings: Se
     async with FaultNode() as receiver, open_api(database_url, settings, with_limits()) as other:
         assert other.replica.webhooks.sender is not api.replica.webhooks.sender
         webhook = await make_webhook(api, receiver.url)
-        nodes = await asyncio.gather(*(api.register(f"node {number}") for number in range(100)))
+        nodes = [await api.register(f"node {number}") for number in range(100)]
         for event in (EventType.REVOKED, EventType.DEREGISTERED):
             await _tell(api, nodes, event)
         await receiver.until(lambda receiver: len(receiver.requests) == 200, seconds=30)
@@ -235,7 +235,8 @@ async def test_what_a_killed_replica_had_in_hand_is_sent_by_another(api: Api) ->
             (claimed,) = await killed.claim(10, 10)
         assert await killed.claim(10, 10) == []
         assert not receiver.requests
-        await run_sql(api, "UPDATE webhook_deliveries SET claimed_until = now() WHERE claimed_until IS NOT NULL")
+        ends_now = "UPDATE webhook_deliveries SET claimed_until = now(), next_attempt_at = now()"
+        await run_sql(api, f"{ends_now} WHERE claimed_until IS NOT NULL")
         await receiver.until(lambda receiver: len(receiver.requests) == 2)
         assert types_at(receiver) == ["node.drained", "node.deregistered"]
         assert read(receiver.requests[0], webhook["secret"])["id"] == claimed.event_id

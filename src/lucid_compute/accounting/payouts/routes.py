@@ -3,15 +3,34 @@
 from __future__ import annotations
 
 from datetime import date, timedelta
-from typing import Annotated, NamedTuple
+from hashlib import sha256
+from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
-from lucid_compute.accounting.payouts.shapes import LossReport, PayoutReport, PeriodClose, PeriodList, PeriodView
-from lucid_compute.accounting.payouts.store import PayoutStore
-from lucid_compute.accounting.payouts.views import view_losses, view_period, view_report, write_losses, write_statement
-from lucid_compute.errors import InvalidRequest, PeriodConflict, PeriodNotFound
+from lucid_compute.accounting.payouts.corrections import CorrectedAmount, NewCorrection
+from lucid_compute.accounting.payouts.revenue import Role
+from lucid_compute.accounting.payouts.shapes import (
+    CorrectionView,
+    LossReport,
+    PayoutReport,
+    PeriodClose,
+    PeriodCorrection,
+    PeriodList,
+    PeriodView,
+)
+from lucid_compute.accounting.payouts.store import Days, PayoutStore
+from lucid_compute.accounting.payouts.views import (
+    view_booked,
+    view_losses,
+    view_period,
+    view_report,
+    write_losses,
+    write_statement,
+)
+from lucid_compute.errors import IdempotencyConflict, InvalidRequest, PeriodConflict, PeriodNotFound
 from lucid_compute.postgres.clock import DatabaseClock
+from lucid_compute.registry.idempotency import Idempotency
 from lucid_compute.registry.keys.dependencies import ActorDependency, Admin, Reader, owner_of
 from lucid_compute.web.csv import CSV_RESPONSE, CsvDependency
 from lucid_compute.web.errors import declare
@@ -21,14 +40,16 @@ from lucid_compute.wire import Day, Text
 
 router = APIRouter(prefix="/payouts", tags=["payouts"])
 LOSSES_DAYS = 92
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        min_length=1,
+        max_length=255,
+        pattern=r"^[\x21-\x7e]+$",
+        description="A repeat with the same key and body, whenever it comes, returns the correction that was booked.",
+    ),
+]
 Owner = Annotated[Text | None, Query(description="Another owner than the key's; admins only.")]
-
-
-class Days(NamedTuple):
-    """A span of days in UTC; `until` is not included."""
-
-    since: date
-    until: date
 
 
 async def get_days(
@@ -107,6 +128,37 @@ async def close_period(
     if not is_new:
         response.status_code = 200
     return view_period(period, shows_closer=True)
+
+
+@router.post(
+    "/periods/{period_id}/corrections",
+    status_code=201,
+    response_model=CorrectionView,
+    responses=declare(PeriodNotFound, IdempotencyConflict, body=True),
+)
+async def correct_period(
+    period_id: str,
+    body: PeriodCorrection,
+    request: Request,
+    payout_store: Provided[PayoutStore],
+    _: Admin,
+    actor: ActorDependency,
+    idempotency_key: IdempotencyKey = None,
+) -> CorrectionView:
+    """Correct a closed period. It stays as it is: the amounts are booked today, in the open period, and name it.
+
+    They are in the reports and totals of the days and the period in which they are booked. They are written once; a
+    further correction takes one back.
+    """
+    amounts = [CorrectedAmount(line.role, line.owner, line.amount_usd) for line in body.lines]
+    for number, each in enumerate(amounts):
+        if (each.owner is None) is not (each.role is Role.PROTOCOL):
+            message = "Name the owner, and none for the protocol."
+            raise InvalidRequest.at(f"lines.{number}.owner", message)
+    digest = sha256(f"{period_id} ".encode() + await request.body()).digest()
+    idempotency = Idempotency(idempotency_key, digest) if idempotency_key else None
+    new = NewCorrection(period_id, body.reason, amounts)
+    return view_booked(await payout_store.correct(actor, new, idempotency))
 
 
 @router.get("/periods", response_model=PeriodList, responses=declare())

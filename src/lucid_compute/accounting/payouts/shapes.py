@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Annotated
+
+from pydantic import Field, StringConstraints
 
 from lucid_compute.accounting.payouts.revenue import ResponsibleParty, Role
-from lucid_compute.wire import Day, Instant, Pagination, ResponseShape, WireShape
+from lucid_compute.wire import Day, Identifier, Instant, Pagination, ResponseShape, SignedMoney, WireShape
 
 
 class PeriodClose(WireShape):
@@ -35,6 +37,66 @@ class PeriodList(ResponseShape):
     pagination: Pagination
 
 
+class CorrectedLine(WireShape):
+    """An amount that one owner gets in addition or, below 0, gives back, in one role."""
+
+    role: Role
+    owner: Identifier | None = Field(default=None, description="Leave it out for the protocol.")
+    amount_usd: SignedMoney
+
+
+class PeriodCorrection(WireShape):
+    """A correction of a closed period: why, and who gets how much more or less."""
+
+    model_config = {
+        "json_schema_extra": {
+            "examples": [
+                {
+                    "reason": "the price of my-model was ten times too high on 2026-01-17",
+                    "lines": [
+                        {"role": "provider", "owner": "acme", "amountUsd": "-6.3"},
+                        {"role": "model_owner", "owner": "lab", "amountUsd": "-1.8"},
+                        {"role": "protocol", "amountUsd": "-0.9"},
+                    ],
+                }
+            ]
+        }
+    }
+
+    reason: Annotated[str, StringConstraints(min_length=1, max_length=500, strip_whitespace=True)]
+    lines: Annotated[list[CorrectedLine], Field(min_length=1, max_length=100)]
+
+
+class CorrectedLineView(ResponseShape):
+    """An amount of a correction."""
+
+    role: Role
+    owner: str | None
+    amount_usd: str
+
+
+class CorrectionView(ResponseShape):
+    """A correction as it was booked. It never changes; a further one takes it back."""
+
+    id: str
+    period_id: str = Field(description="The closed period that it corrects.")
+    day: Day = Field(description="When it is booked: it belongs to the period of this day.")
+    reason: str
+    created_at: Instant
+    created_by: str
+    lines: list[CorrectedLineView]
+
+
+class CorrectionLineView(CorrectedLineView):
+    """An amount of a correction that is booked on a day of the report; it is in the totals."""
+
+    id: str
+    period_id: str = Field(description="The closed period that it corrects.")
+    day: Day
+    reason: str
+    created_at: Instant
+
+
 class TermsView(ResponseShape):
     """How prices of jobs that start at `since` or later are split, in basis points: 10,000 are the whole price."""
 
@@ -45,7 +107,7 @@ class TermsView(ResponseShape):
 
 
 class PayoutTotal(ResponseShape):
-    """What one owner gets in one role: the sum of its lines."""
+    """What one owner gets in one role: the sum of its lines and corrections."""
 
     owner: str | None = Field(description="Null for the protocol.")
     role: Role
@@ -76,6 +138,9 @@ class PayoutReport(ResponseShape):
     totals: list[PayoutTotal]
     lines: list[PayoutLine] | None = Field(
         description="Null when there are over 20,000: an admin names an owner to see its lines."
+    )
+    corrections: list[CorrectionLineView] = Field(
+        default=[], description="Corrections of earlier periods that are booked on these days; totals include them."
     )
 
 

@@ -25,13 +25,20 @@ _OPEN = f"""
     )
 """
 _CLOSED = f"""
-    SELECT period_id, {KEYS}, {SUMS}, node_name AS held_node, model_name AS held_model, model_owner AS held_owner
-    FROM payout_lines WHERE {{where}} AND (
+    SELECT {{period_id}} AS period_id, {KEYS}, {SUMS}, node_name AS held_node, model_name AS held_model,
+        model_owner AS held_owner
+    FROM payout_lines l {{join}} WHERE {{where}} AND (
         CAST(:owner AS text) IS NULL OR node_owner = :owner OR model_owner = :owner
     )
 """
-_OF_DAYS = f"{_OPEN} UNION ALL {_CLOSED.format(where='day >= :since AND day < :until')}"
-_OF_PERIOD = _CLOSED.format(where="period_id = :period_id")
+# Lines of a period that is being closed are in none yet.
+_CLOSED_OF_DAYS = _CLOSED.format(
+    period_id="p.id",
+    join="LEFT JOIN payout_periods p ON p.id = l.period_id",
+    where="day >= :since AND day < :until",
+)
+_OF_DAYS = f"{_OPEN} UNION ALL {_CLOSED_OF_DAYS}"
+_OF_PERIOD = _CLOSED.format(period_id="l.period_id", join="", where="l.period_id = :period_id")
 _IS_ITS = "(CAST(:owner AS text) IS NULL OR node_owner = :owner)"
 
 # A model that has no passport has no owner: its part is the provider's.
@@ -117,15 +124,31 @@ _DAILY = "day, period_id,"
 OF_DAYS, DAILY_OF_DAYS = _queries(_OF_DAYS, ""), _queries(_OF_DAYS, _DAILY)
 OF_PERIOD, DAILY_OF_PERIOD = _queries(_OF_PERIOD, ""), _queries(_OF_PERIOD, _DAILY)
 
-# Open lines are locked in the order in which the ledger writes them, so that there is no deadlock. A later job makes a
-# new open line of its own day, which belongs to the next period.
-LOCK_OPEN = f"SELECT count(*) FROM (SELECT FROM payout_open WHERE day < :until ORDER BY {KEYS} FOR UPDATE) locked"
-MOVE_OPEN = f"""
-    WITH moved AS (DELETE FROM payout_open WHERE day < :until RETURNING *)
+# A period is closed by moving its lines, some of a day in each step. Lines that the ledger has locked are left for a
+# later step, so that nobody waits for long. A later job makes a new open line of its own day. If the period has a line
+# with the same key already, the new one belongs to the next period, as do those that come after the last step.
+FIRST_OPEN_DAY = "SELECT min(day) FROM payout_open WHERE day >= :since AND day < :until"
+# Postgres looks a scalar subquery up by its key; NOT EXISTS it joins, in ways that grow with the lines.
+_IS_NEW = """(
+    SELECT true FROM payout_lines l WHERE l.period_id = CAST(:period_id AS uuid) AND l.node_id = o.node_id
+        AND l.day = o.day AND l.model_id = o.model_id AND l.node_owner = o.node_owner
+) IS NULL"""
+_MOVE = f"""
+    WITH moved AS (DELETE FROM payout_open o WHERE {{which}} RETURNING *)
     INSERT INTO payout_lines (period_id, {KEYS}, {SUMS}, node_name, model_name, model_owner)
     SELECT CAST(:period_id AS uuid), {KEYS}, {SUMS}, coalesce(n.name, ''), coalesce(m.name, ''), m.owner
     FROM moved LEFT JOIN passports n ON n.id = node_id LEFT JOIN passports m ON m.id = model_id
 """
+MOVE_SOME = _MOVE.format(
+    which=f"""ctid = ANY(ARRAY(
+        SELECT ctid FROM payout_open o WHERE day = :day AND {_IS_NEW} LIMIT :most FOR UPDATE SKIP LOCKED
+    ))"""
+)
+# The last step waits for the ledger. Lines are locked in the order in which it writes them, so there is no deadlock.
+_IS_REST = f"day < :until AND {_IS_NEW}"
+LOCK_REST = f"SELECT count(*) FROM (SELECT FROM payout_open o WHERE {_IS_REST} ORDER BY {KEYS} FOR UPDATE) locked"
+MOVE_REST = _MOVE.format(which=_IS_REST)
+END_CLOSING = "DELETE FROM payout_closings"
 
 # For estimates: the totals of billed jobs of :models in the last 30 days, on each of :nodes, and on all under null.
 _RECENT = f"""
@@ -220,27 +243,38 @@ BEGIN
     RETURN NULL;
 END
 """
-# A period gets its lines in the transaction that creates it.
+# A period gets its lines while it is being closed; from an older replica in the transaction that creates it.
 _REFUSE_LATE_LINES = """
 BEGIN
     IF EXISTS (
         SELECT FROM (SELECT DISTINCT period_id FROM added) a LEFT JOIN payout_periods p ON p.id = a.period_id
         WHERE p.xmin IS DISTINCT FROM pg_current_xact_id()::xid
+            AND NOT (p.id IS NULL AND EXISTS (SELECT FROM payout_closings c WHERE c.period_id = a.period_id))
     ) THEN
         RAISE EXCEPTION 'closed periods are append-only, and nothing is added to them';
     END IF;
     RETURN NULL;
 END
 """
+# An older replica would close the rest of these days as a period of its own.
+_REFUSE_SECOND_CLOSING = """
+BEGIN
+    IF EXISTS (SELECT FROM payout_closings WHERE period_id <> NEW.id) THEN
+        RAISE EXCEPTION 'another period is being closed';
+    END IF;
+    RETURN NEW;
+END
+"""
 FUNCTIONS = {
     "jobs_are_billed": _BILL_JOBS,
     "payout_lines_are_of_jobs": "BEGIN RETURN NULL; END",  # older replicas write lines beside their jobs
     "payout_period_is_open": _REFUSE_LATE_LINES,
+    "payout_period_is_the_one": _REFUSE_SECOND_CLOSING,
     "payouts_are_append_only": "BEGIN RAISE EXCEPTION 'closed periods and terms are append-only'; END",
 }
 """The bodies of the trigger functions, in PL/pgSQL; compared with the database by a test."""
 
-_FROZEN = ("payout_periods", "payout_lines", "payout_terms")
+_FROZEN = ("payout_periods", "payout_lines", "payout_terms", "payout_corrections")
 TRIGGERS = {
     "jobs_are_billed_once": """
         AFTER INSERT ON jobs REFERENCING NEW TABLE AS written
@@ -254,6 +288,8 @@ TRIGGERS = {
     "payout_lines_are_complete": """
         AFTER INSERT ON payout_lines REFERENCING NEW TABLE AS added
         FOR EACH STATEMENT EXECUTE FUNCTION payout_period_is_open()""",
+    "payout_periods_are_closed_one_by_one": """
+        BEFORE INSERT ON payout_periods FOR EACH ROW EXECUTE FUNCTION payout_period_is_the_one()""",
     **{
         f"{table}_is_append_only": f"""
         BEFORE UPDATE OR DELETE OR TRUNCATE ON {table}

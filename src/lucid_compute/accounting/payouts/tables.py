@@ -1,4 +1,4 @@
-"""The tables of payouts: open lines, closed periods and their lines, terms of splitting, and refused requests.
+"""The tables of payouts: open lines, closed periods, their lines and corrections, terms, and refused requests.
 
 Triggers refuse every change of what is closed. There are no foreign keys to passports, as in the ledger.
 """
@@ -7,14 +7,31 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import BigInteger, CheckConstraint, Column, Date, DateTime, Index, Integer, Numeric, Table, Text, func
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    Date,
+    DateTime,
+    Index,
+    Integer,
+    LargeBinary,
+    Numeric,
+    Table,
+    Text,
+    func,
+    true,
+)
 from sqlalchemy.dialects.postgresql import UUID
 
-from lucid_compute.postgres.tables import metadata
+from lucid_compute.postgres.tables import VACUUMED_OFTEN, metadata
 
 TERMS_ARE_WHOLE = "provider_bps + model_owner_bps + protocol_bps = 10000"
 
 TERMS_ARE_PARTS = "least(provider_bps, model_owner_bps, protocol_bps) >= 0"
+
+CORRECTION_OWNER = "(owner IS NULL) = (role = 'protocol') AND role IN ('provider', 'model_owner', 'protocol')"
 
 
 def _id(name: str, **options: Any) -> Column[Any]:
@@ -48,7 +65,7 @@ payout_open = Table(
     *_keys(),
     *_sums(),
     Index("payout_open_day_idx", "day"),
-    postgresql_with={"fillfactor": "50"},
+    postgresql_with={"fillfactor": "50", **VACUUMED_OFTEN},
 )
 
 payout_periods = Table(
@@ -77,6 +94,42 @@ payout_lines = Table(
     Index("payout_lines_day_idx", "day"),
     Index("payout_lines_provider_idx", "node_owner", "day"),
     Index("payout_lines_model_owner_idx", "model_owner", "day"),
+    postgresql_with=VACUUMED_OFTEN,
+)
+
+# The period that is being closed: its lines are moved in steps, and then it becomes a row of `payout_periods`.
+payout_closings = Table(
+    "payout_closings",
+    metadata,
+    _id("period_id", nullable=False),
+    Column("starts_on", Date, nullable=False),
+    Column("ends_on", Date, nullable=False),
+    Column("begun_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Column("closed_by", Text, nullable=False),
+    Column("is_only", Boolean, primary_key=True, server_default=true()),
+    CheckConstraint("is_only", name="payout_closings_are_one"),
+)
+
+# Signed amounts that put a closed period right. `day` is in a later period.
+payout_corrections = Table(
+    "payout_corrections",
+    metadata,
+    _id("id", primary_key=True),
+    Column("line", Integer, primary_key=True),
+    _id("period_id", nullable=False),
+    Column("day", Date, nullable=False),
+    Column("role", Text, nullable=False),
+    Column("owner", Text),
+    Column("amount_usd", Numeric, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Column("created_by", Text, nullable=False),
+    Column("idempotency_key", Text),
+    Column("body_hash", LargeBinary),
+    CheckConstraint(CORRECTION_OWNER, name="payout_corrections_have_owners"),
+    CheckConstraint("amount_usd <> 0", name="payout_corrections_change_something"),
+    Index("payout_corrections_day_idx", "day"),
+    Index("payout_corrections_key", "created_by", "idempotency_key", "line", unique=True),
 )
 
 # A price is split by the terms that were valid when its job started.

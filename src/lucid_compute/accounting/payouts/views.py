@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import date, datetime
-from itertools import groupby
+from decimal import Decimal
+from operator import itemgetter
 
 from fastapi import Response
 
+from lucid_compute.accounting.payouts.closing import Period
+from lucid_compute.accounting.payouts.corrections import Correction, CorrectionLine
 from lucid_compute.accounting.payouts.losses import Loss, LossSummary
 from lucid_compute.accounting.payouts.revenue import LossCause, ResponsibleParty, Role, Terms
 from lucid_compute.accounting.payouts.shapes import (
+    CorrectedLineView,
+    CorrectionLineView,
+    CorrectionView,
     LossReport,
     LossView,
     PayoutLine,
@@ -20,13 +26,14 @@ from lucid_compute.accounting.payouts.shapes import (
     SideTotal,
     TermsView,
 )
-from lucid_compute.accounting.payouts.store import Earnings, EarningsLine, Period
+from lucid_compute.accounting.payouts.store import Earnings, EarningsLine, Statement
 from lucid_compute.registry.domain.prices import total
 from lucid_compute.web.csv import write_csv
 from lucid_compute.wire import write_money
 
+_ROLES = [*Role]
 _PAYOUT_TITLES = ["kind", "day", "owner", "role", "passportId", "node", "modelId", "model"]
-_PAYOUT_TITLES += ["jobs", "tokensIn", "tokensOut", "grossUsd", "amountUsd", "periodId"]
+_PAYOUT_TITLES += ["jobs", "tokensIn", "tokensOut", "grossUsd", "amountUsd", "periodId", "correctsPeriodId", "reason"]
 _LOSS_TITLES = ["kind", "side", "cause", "requests", "retried", "refused", "unearnedUsd", "passedOnUsd", "unestimated"]
 
 
@@ -46,8 +53,9 @@ def view_report(
         owner=owner,
         period=period,
         terms=[TermsView(since=at, **each._asdict()) for at, each in terms],
-        totals=[_sums(line.owner, line.role, [line]) for line in sums.totals],
+        totals=_totals(sums.totals, sums.corrections),
         lines=None if sums.lines is None else [_view_line(line) for line in sums.lines],
+        corrections=[_view_correction(line) for line in sums.corrections],
     )
 
 
@@ -63,19 +71,40 @@ def view_period(period: Period, *, shows_closer: bool) -> PeriodView:
     )
 
 
-def write_statement(lines: Sequence[EarningsLine]) -> Response:
-    """Return daily lines as CSV, and below them the total of each owner in each role: the exact sum of its lines."""
+def view_booked(correction: Correction) -> CorrectionView:
+    """Return a correction as it was booked."""
+    amounts = [
+        CorrectedLineView(role=each.role, owner=each.owner, amount_usd=write_money(each.amount_usd))
+        for each in correction.amounts
+    ]
+    fields = {name: value for name, value in correction._asdict().items() if name != "amounts"}
+    return CorrectionView(**fields, lines=amounts)
+
+
+class _Figure(Decimal):
+    """An amount in CSV: a figure below 0 is no formula."""
+
+    def __str__(self) -> str:
+        return write_money(self)
+
+
+def write_statement(statement: Statement) -> Response:
+    """Return daily lines and corrections as CSV, and below them the exact total of each owner in each role."""
     rows: list[list[object]] = [
         [
             *("line", line.day, line.owner, line.role.value, line.node_id, line.node_name, line.model_id),
             *(line.model_name, line.jobs, line.tokens_in, line.tokens_out),
-            *(write_money(line.gross_usd), write_money(line.amount_usd), line.period_id),
+            *(_Figure(line.gross_usd), _Figure(line.amount_usd), line.period_id, None, None),
         ]
-        for line in lines
+        for line in statement.lines
     ]
-    for each in _totals(lines):
-        sums = (each.jobs, each.tokens_in, each.tokens_out, each.gross_usd, each.amount_usd)
-        rows.append(["total", None, each.owner, each.role.value, None, None, None, None, *sums, None])
+    for each in statement.corrections:
+        nothing = [None] * 4 + [0, 0, 0, 0]
+        amount = [_Figure(each.amount_usd), each.held_by, each.period_id, each.reason]
+        rows.append(["correction", each.day, each.owner, each.role.value, *nothing, *amount])
+    for party in _totals(statement.lines, statement.corrections):
+        sums = (party.jobs, party.tokens_in, party.tokens_out, party.gross_usd, _Figure(party.amount_usd))
+        rows.append(["total", None, party.owner, party.role.value, *[None] * 4, *sums, None, None, None])
     return write_csv(_PAYOUT_TITLES, rows)
 
 
@@ -119,14 +148,32 @@ def _view_line(line: EarningsLine) -> PayoutLine:
     )
 
 
-def _totals(lines: Iterable[EarningsLine]) -> list[PayoutTotal]:
-    def owner_and_role(line: EarningsLine) -> tuple[str | None, Role]:
-        return line.owner, line.role
-
-    return [_sums(*key, [*each]) for key, each in groupby(lines, key=owner_and_role)]
+def _view_correction(line: CorrectionLine) -> CorrectionLineView:
+    fields = {name: value for name, value in line._asdict().items() if name != "held_by"}
+    return CorrectionLineView(**{**fields, "amount_usd": write_money(line.amount_usd)})
 
 
-def _sums(owner: str | None, role: Role, lines: Sequence[EarningsLine]) -> PayoutTotal:
+def _totals(lines: Iterable[EarningsLine], corrections: Iterable[CorrectionLine]) -> list[PayoutTotal]:
+    """Return the totals of each owner in each role: by owner with the protocol last, and by role."""
+    by_party: dict[tuple[bool, str, int], tuple[list[EarningsLine], list[CorrectionLine]]] = {}
+    for line in lines:
+        by_party.setdefault(_party(line), ([], []))[0].append(line)
+    for correction in corrections:
+        by_party.setdefault(_party(correction), ([], []))[1].append(correction)
+    return [
+        _sums(None if is_protocol else owner, _ROLES[role], its_lines, its_corrections)
+        for (is_protocol, owner, role), (its_lines, its_corrections) in sorted(by_party.items(), key=itemgetter(0))
+    ]
+
+
+def _party(line: EarningsLine | CorrectionLine) -> tuple[bool, str, int]:
+    return line.owner is None, line.owner or "", _ROLES.index(line.role)
+
+
+def _sums(
+    owner: str | None, role: Role, lines: Sequence[EarningsLine], corrections: Sequence[CorrectionLine] = ()
+) -> PayoutTotal:
+    amounts = [each.amount_usd for each in lines] + [each.amount_usd for each in corrections]
     return PayoutTotal(
         owner=owner,
         role=role,
@@ -134,7 +181,7 @@ def _sums(owner: str | None, role: Role, lines: Sequence[EarningsLine]) -> Payou
         tokens_in=sum(line.tokens_in for line in lines),
         tokens_out=sum(line.tokens_out for line in lines),
         gross_usd=write_money(total(line.gross_usd for line in lines)),
-        amount_usd=write_money(total(line.amount_usd for line in lines)),
+        amount_usd=write_money(total(amounts)),
     )
 
 

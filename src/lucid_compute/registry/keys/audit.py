@@ -6,11 +6,11 @@ import json
 from hashlib import sha256
 from typing import Any, NamedTuple
 
-from sqlalchemy import func, insert, select, text
+from sqlalchemy import insert, select, true
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from lucid_compute.postgres.database import Database
-from lucid_compute.postgres.queries import in_order
+from lucid_compute.postgres.queries import at_least, count_some, in_order
 from lucid_compute.postgres.tables import audit_log
 from lucid_compute.registry.domain.identity import Actor
 from lucid_compute.registry.keys.shapes import AuditView
@@ -62,14 +62,15 @@ class AuditTrail:
     async def list_page(
         self, *, target_id: str | None, sort_by: SortBy, sort_order: SortOrder, offset: int, limit: int
     ) -> tuple[list[AuditView], int]:
-        """Return a page of the trail (of one target, or of all with None) and the total number of rows."""
-        condition = audit_log.c.target_id == target_id if target_id is not None else text("true")
+        """Return a page of the trail (of one target, or of all with None) and the number of rows, up to 100,000."""
+        condition = audit_log.c.target_id == target_id if target_id is not None else true()
         tie = audit_log.c.id.desc() if sort_order is SortOrder.DESCENDING else audit_log.c.id
         page = select(audit_log).where(condition).order_by(*in_order(_SORT_COLUMNS, tie, sort_by, sort_order))
         async with self._database.transaction() as connection:
-            total = await connection.scalar(select(func.count()).select_from(audit_log).where(condition))
-            rows = await connection.execute(page.offset(offset).limit(limit))
-            return [AuditView(**{**row, "id": str(row["id"])}) for row in rows.mappings()], total or 0
+            total = await count_some(connection, audit_log, condition)
+            rows = (await connection.execute(page.offset(offset).limit(limit))).mappings().all()
+            views = [AuditView(**{**row, "id": str(row["id"])}) for row in rows]
+            return views, at_least(total, offset, len(views), limit)
 
 
 def _hash(value: Any) -> str | None:

@@ -62,7 +62,10 @@ async def list_audit(
     order: OrderDependency,
     target_id: Annotated[Text | None, Query(alias="targetId", description="A passport's or a key's id.")] = None,
 ) -> AuditList:
-    """List every change: who, what, target, when, from where. `name` sorts by the action."""
+    """List every change: who, what, target, when, from where. `name` sorts by the action.
+
+    `total` is exact up to 100,000; of more rows there are at least so many, and further pages can be read.
+    """
     events, total = await audit_trail.list_page(
         target_id=target_id, sort_by=order.by, sort_order=order.direction, offset=page.offset, limit=page.per_page
     )

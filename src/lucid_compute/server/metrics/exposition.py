@@ -31,6 +31,8 @@ _COUNTERS = {
     "express": ("lucid_inference_express", "Requests begun without a task", []),
     "express_heartbeats": ("lucid_express_heartbeats", "Heartbeats taken without a task", []),
     "webhook_attempts": ("lucid_webhook_attempts", "Attempts to deliver to webhooks, by outcome", ["outcome"]),
+    "webhook_failed_looks": ("lucid_webhook_failed_looks", "Looks at the webhooks' outbox that failed", []),
+    "webhook_dropped": ("lucid_webhook_deliveries_dropped", "Deliveries given up because too many waited", []),
     "http_requests": (
         "lucid_http_requests",
         "Requests answered, heartbeats and /v1 apart, by class of status",
@@ -51,6 +53,8 @@ _GAUGES = {
     "lucid_webhook_deliveries_waiting": "Deliveries that wait, of all replicas",
     "lucid_webhook_oldest_waiting_seconds": "Age of the oldest event that waits for a webhook that is not failing",
     "lucid_webhooks_failing": "Webhooks that are active and whose last delivery failed, of all replicas",
+    "lucid_payouts_open_days": "Days since the first day that is in no closed period of payouts",
+    "lucid_records_behind_seconds": "Time since the end of the last hour of records that was added up",
     "lucid_webhooks_disabled": "Webhooks that are disabled, of all replicas",
 }
 

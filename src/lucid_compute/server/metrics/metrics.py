@@ -17,6 +17,7 @@ from dataclasses import replace
 
 from prometheus_client import CollectorRegistry, generate_latest
 
+from lucid_compute.accounting.payouts.closer import PayoutCloser
 from lucid_compute.gateway.lane import InferenceLane
 from lucid_compute.gateway.request_metrics import OTHER
 from lucid_compute.registry.heartbeat_lane import HeartbeatLane
@@ -86,6 +87,8 @@ class ServiceMetrics:
             "express": {(): [float(self._inference.express)]},
             "express_heartbeats": {(): [float(self._heartbeats.express)]},
             "webhook_attempts": _by_label(sender.outcomes),
+            "webhook_failed_looks": {(): [float(sender.failed_looks)]},
+            "webhook_dropped": {(): [float(sender.dropped)]},
             "http_requests": self.http.requests,
             "http_statuses": self.http.statuses,
             "http_durations": self.http.durations,
@@ -107,7 +110,18 @@ class ServiceMetrics:
             "lucid_silence_brake": float(replica.sweep.brake.held_since is not None),
             "lucid_webhook_deliveries_running": replica.webhooks.sender.running,
             **_backlog(replica.webhooks.sender.backlog),
+            **_accounting(replica),
         }
+
+
+def _accounting(replica: Replica) -> dict[str, float]:
+    """Return what shows that accounts are overdue, as far as it is known."""
+    closer = replica.background.get("payouts")
+    open_days = closer.open_days if isinstance(closer, PayoutCloser) else None
+    until = replica.rollup_keeper.hours_until
+    behind = None if until is None else (replica.clock.now() - until).total_seconds()
+    measured = {"lucid_payouts_open_days": open_days, "lucid_records_behind_seconds": behind}
+    return {name: value for name, value in measured.items() if value is not None}
 
 
 def _backlog(backlog: Backlog | None) -> dict[str, float]:

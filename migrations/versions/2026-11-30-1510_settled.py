@@ -5,15 +5,17 @@ from __future__ import annotations
 from alembic import op
 
 revision = "settled"
-down_revision = "compatible"
+down_revision = "closings"
 branch_labels = None
 depends_on = None
 
 _FUNCTIONS = (
     "audit_log_is_append_only",
+    "audit_rows_are_kept",
     "jobs_are_billed",
     "payout_lines_are_of_jobs",
     "payout_period_is_open",
+    "payout_period_is_the_one",
     "payouts_are_append_only",
 )
 # The schema that the tables are in. A session's temporary tables come last: they must not stand in for ours.

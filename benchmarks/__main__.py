@@ -16,6 +16,7 @@ NAMES = (
     "gateway",
     "agent",
     "dashboard",
+    "stalls",
 )
 LONG = ("records_size", "gateway_soak", "gateway_overload", "dashboard_pictures")  # run by name alone
 

@@ -38,7 +38,7 @@ from lucid_compute.registry.keys.rate_limits import HeartbeatRate, UnknownNodeRa
 from lucid_compute.web.bodies import Body, BodyRoom, ClientLeft
 from lucid_compute.web.errors import answer, log_unexpected, stopping
 from lucid_compute.web.lanes import FastPathClient, Response
-from lucid_compute.web.strict_json import read_strictly
+from lucid_compute.web.strict_json import read_strictly, require_few_values
 from lucid_compute.wire import faults_from, write_instant
 
 PATH = "/compute/heartbeat"
@@ -251,6 +251,7 @@ def read_heartbeat(body: bytes) -> Heartbeat:
     Raises:
         InvalidRequest: it is not valid; the error names every fault.
     """
+    require_few_values(body)
     try:
         heartbeat = Heartbeat.model_validate_json(body)
     except ValidationError as error:

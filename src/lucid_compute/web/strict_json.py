@@ -13,7 +13,7 @@ from lucid_compute.wire import INT64_MAX, FieldFault
 
 MAX_DEPTH = 64
 MAX_VALUES = 20_000  # in one body; far more than any route takes, and some 50 ms of work from here to the response
-MAX_SEPARATORS = 100_000  # there are also some in texts
+MAX_SEPARATORS = 40_000  # there are also some in texts, of which a passport holds at most 36 KB
 MAX_KEYS = 5_000  # in one object; more do not fit into a passport's metadata
 _SHOWN_CHARACTERS = 200  # of a path
 
@@ -25,14 +25,12 @@ def read_strictly(body: bytes) -> Any:
         InvalidRequest: 400 when it is not JSON in UTF-8; 422 for NaN and infinities, numbers beyond 64 bits, NUL,
             lone surrogates, a key twice in one object, nesting deeper than 64, and more values than any route takes.
     """
-    if body.count(b",") + body.count(b"[") + body.count(b"{") > MAX_SEPARATORS:
-        raise _too_many()
+    require_few_values(body)
     try:
         value = json.loads(
             body.decode("utf-8"),
             parse_constant=_refuse_constant,
             parse_float=_read_float,
-            parse_int=_read_int,
             object_pairs_hook=_read_object,
         )
         _Check().visit([value], -1)
@@ -44,10 +42,22 @@ def read_strictly(body: bytes) -> Any:
         message = fault_of_encoding(body) or "The body is not UTF-8. Send JSON in UTF-8."
         raise InvalidRequest([FieldFault("", message)], status=400) from None
     except ValueError as error:
-        where = f" at line {error.lineno}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-        message = fault_of_encoding(body) or f"The body is not JSON{where}. Send a JSON object."
+        if not isinstance(error, json.JSONDecodeError):  # Python converts no integers of thousands of digits
+            raise InvalidRequest.at("", "A number is too large. Send numbers of at most 64 bits.") from None
+        where = f"at line {error.lineno}, column {error.colno}"
+        message = fault_of_encoding(body) or f"The body is not JSON {where}. Send a JSON object."
         raise InvalidRequest([FieldFault("", message)], status=400) from None
     return value
+
+
+def require_few_values(body: bytes) -> None:
+    """Check in a moment that a JSON text has no more values than are worth a closer look.
+
+    Raises:
+        InvalidRequest: it has.
+    """
+    if body.count(b",") + body.count(b"[") + body.count(b"{") > MAX_SEPARATORS:
+        raise _too_many()
 
 
 _MARKS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16"}
@@ -81,12 +91,6 @@ def _read_float(digits: str) -> float | _Refused:
     if not math.isfinite(number):
         return _too_large(digits)
     return int(number) if number.is_integer() and abs(number) <= INT64_MAX else number
-
-
-def _read_int(digits: str) -> int | _Refused:
-    if len(digits) > 20 or not -INT64_MAX <= (number := int(digits)) <= INT64_MAX:  # noqa: PLR2004 - 64 bits in digits
-        return _too_large(digits)
-    return number
 
 
 def _too_large(digits: str) -> _Refused:
@@ -131,11 +135,15 @@ class _Check:
             raise _too_deep()
         for key, item in _items_of(container):
             try:
-                if isinstance(item, str):
+                kind = type(item)
+                if kind is int:
+                    if not -INT64_MAX <= item <= INT64_MAX:
+                        raise _Fault(_too_large(str(item)).message)
+                elif kind is str:
                     _check_text(item)
-                elif isinstance(item, dict | list):
+                elif kind is dict or kind is list:
                     self.visit(item, depth + 1)
-                elif isinstance(item, _Refused):
+                elif kind is _Refused:
                     raise _Fault(item.message, *([] if item.key is None else [item.key]))
             except _Fault as fault:
                 fault.path.append(str(key))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import datetime
 from typing import NamedTuple
 
@@ -14,10 +13,11 @@ from lucid_compute.egress.connection import HttpConnection
 from lucid_compute.egress.faults import BadStatus, Blame, EgressFault, FaultKind, NodeBusy, NotOffered
 from lucid_compute.egress.lookups import SLOW_NAME_SECONDS
 from lucid_compute.gateway.context import GatewayContext
-from lucid_compute.gateway.event_stream import DONE, EventStream
+from lucid_compute.gateway.event_stream import EventStream
 from lucid_compute.gateway.node_json import clients_own_status, error_in, is_response, read_object
 from lucid_compute.gateway.node_stats import ANY_ENDPOINT
 from lucid_compute.gateway.node_words import message_in, names_stored, refusal_of, says_no_model
+from lucid_compute.gateway.relay import relay
 from lucid_compute.gateway.request import GatewayRequest, RunningRequest
 from lucid_compute.gateway.tracing import end_attempt
 from lucid_compute.gateway.upstreams import Target
@@ -379,8 +379,6 @@ class TasklessRequest(RunningRequest):
         self._context.client.release(self._ready.target.url, self._ready.connection)
 
 
-END_SECONDS = 1.0
-FINISHED_SECONDS = 2.0  # of silence after every choice has finished; a usage may still come, and [DONE]
 _EVENTS = b"text/event-stream; charset=utf-8"
 
 
@@ -471,19 +469,7 @@ class TaskAttempt(Attempt):
             max_event_bytes=self._context.max_event_bytes,
         )
         self._job.status = connection.status
-        connection.awaits_content, is_over = True, False
-        while block:
-            events = stream.feed(block)
-            if stream.failed and not self._request.has_begun:
-                break
-            if events:
-                connection.awaits_content, is_over = False, stream.has_ended and connection.is_whole
-                await self._pass_on(events, more=not is_over)
-            if stream.failed or stream.has_ended:
-                break
-            block = await _receive_more(connection, stream)
-        if not is_over:
-            await self._end(connection, stream)
+        await relay(connection, stream, block, self._pass_on)
         self.record_tokens(stream.usage)
         self._job.outcome = Outcome.REJECTED if stream.is_refused else Outcome.COMPLETED
 
@@ -493,41 +479,3 @@ class TaskAttempt(Attempt):
             self.record_first_byte()
             await request.start(OK, _EVENTS, self._node_id, self._number)
         await request.write(events, more=more)
-
-    async def _end(self, connection: HttpConnection, stream: EventStream) -> None:
-        """End a stream of which nothing more is read.
-
-        Raises:
-            EgressFault: the node reported an error, never said that the stream is done, or sent no answer in it.
-        """
-        if stream.failed:
-            raise EgressFault(FaultKind.BROKEN_STREAM, "The node's stream told of an error.")
-        rest = b"" if stream.has_ended else stream.finish()
-        if not (stream.has_ended or stream.is_finished):
-            raise EgressFault(FaultKind.BROKEN_STREAM, "The stream ended without saying that it is done.")
-        if not stream.has_begun:
-            raise EgressFault(FaultKind.BROKEN_STREAM, "The stream ended without an answer in it.")
-        if not stream.has_ended:
-            rest = DONE  # which the node left out
-        await self._pass_on(rest, more=False)
-        if not connection.is_whole:
-            await _await_end(connection)
-
-
-async def _receive_more(connection: HttpConnection, stream: EventStream) -> bytes:
-    """Return the next block of a stream; empty at its end, also if it breaks off when every choice has finished."""
-    if not stream.is_finished:
-        return await connection.receive()
-    connection.between_seconds = min(connection.between_seconds, FINISHED_SECONDS)
-    try:
-        return await connection.receive()
-    except EgressFault:
-        return b""
-
-
-async def _await_end(connection: HttpConnection) -> None:
-    """Wait up to a second for the end of a finished response, so that the connection can be used again."""
-    connection.total_due_at = time.monotonic() + END_SECONDS
-    with suppress(EgressFault):
-        while await connection.receive():
-            pass

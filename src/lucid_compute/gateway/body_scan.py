@@ -100,7 +100,7 @@ class BodyScan:
                 self.members.append(Member(name, key_at, value_at, end_at, self._at))
             if not has_more:
                 return
-            if self._is_step_over():
+            if self._end_step():
                 yield
 
     def _read_name(self) -> Generator[None, None, str]:
@@ -154,7 +154,7 @@ class BodyScan:
             elif self._at == start:
                 raise self._invalid()
             start, self._at = self._at, self._match(_inside)
-            if self._is_step_over():
+            if self._end_step():
                 yield
 
     def _skip_string(self) -> Iterator[None]:
@@ -164,7 +164,7 @@ class BodyScan:
             if end == self._at or not sign:
                 raise self._invalid()
             self._at = end
-            if self._is_step_over():
+            if self._end_step():
                 yield
         self._at += 1
 
@@ -184,7 +184,8 @@ class BodyScan:
             raise self._invalid()
         self._at += 1
 
-    def _is_step_over(self) -> bool:
+    def _end_step(self) -> bool:
+        """Count a token; return whether the step is over, and begin the next."""
         self._tokens += 1
         if self._tokens < STEP_TOKENS and self._at - self._stepped_at < STEP_BYTES:
             return False

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from lucid_compute.postgres.database import normalise_url
+from lucid_compute.postgres.connection_url import normalise_url
 from lucid_compute.postgres.embedded import launcher
 
 # Words of a Postgres URL, each with the variable that says the same to libpq.

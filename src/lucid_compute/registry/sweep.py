@@ -210,15 +210,18 @@ class Sweep:
             await self._attempt("events", self.sweep)
             if loop.time() >= upkeep_due:
                 upkeep_due = loop.time() + UPKEEP_SECONDS
-                await self._attempt("ended nodes", self._forget_ended_nodes)
-                self._keys.forget_ended(self._clock.now())
-                await self._attempt("last use of keys", self._keys.record_used)
-                for follower in self.followers:
-                    await self._attempt(f"refresh of {type(follower).__name__}", follower.refresh)
+                await self.keep_up()
             now = self._clock.now()
             for follower in self.followers:
                 follow = partial(follower.follow, now, is_doubtful=self.brake.is_on(now))
                 await self._attempt(type(follower).__name__, follow)
+
+    async def keep_up(self) -> None:
+        """Do what is due once a minute."""
+        await self._attempt("ended nodes and keys", self._forget_ended)
+        await self._attempt("last use of keys", self._keys.record_used)
+        for follower in self.followers:
+            await self._attempt(f"refresh of {type(follower).__name__}", follower.refresh)
 
     async def sweep(self) -> None:
         """Record every transition that is due."""
@@ -271,8 +274,9 @@ class Sweep:
             )
             await announce(connection)
 
-    async def _forget_ended_nodes(self) -> None:
+    async def _forget_ended(self) -> None:
         now = self._clock.now()
+        self._keys.forget_ended(now)
         async for node in in_turns(self._fleet.nodes(), _NODES_A_TURN):
             if node.record.has_ended and now - node.record.updated_at > ENDED_NODES_KEPT:
                 self._fleet.forget_node(node)

@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from lucid_compute.accounting.node_states import NodeStateRecorder
 from lucid_compute.postgres.batch_deletion import RETENTION_LOCK
 from lucid_compute.postgres.database import Database, connect
+from lucid_compute.registry.cleaning import Cleaner
 from lucid_compute.registry.retention import HistoryRetention
 from lucid_compute.server.settings import Settings, SettingsNotUsable, read_settings
 from tests.api import Adjust, Api, open_api, without_sweeps
@@ -163,10 +164,10 @@ async def test_ended_nodes_leave_memory_and_stay_readable(api: Api) -> None:
     node, kept = await owner.register(), await api.register("kept")
     await owner.http.post(f"/compute/deregister/{node}")
     await _let_age(api, node, timedelta(minutes=4, seconds=50))
-    await api.replica.sweep._clean()
+    await api.replica.sweep.keep_up()
     assert fleet.find_node(node) is not None
     await _let_age(api, node, timedelta(minutes=5, seconds=10))
-    await api.replica.sweep._clean()
+    await api.replica.sweep.keep_up()
     assert (fleet.find_node(node), list(fleet._nodes_by_owner)) == (None, ["admin"])
     assert fleet.find_node(kept) is not None
     assert (await owner.http.get(f"/passports/{node}")).json()["id"] == node
@@ -215,7 +216,7 @@ async def test_a_running_replica_forgets_ended_keys_when_it_cleans(api: Api) -> 
     )
     await api.replica.feed.catch_up()
     assert key_id in api.replica.keys._keys
-    await api.replica.sweep._clean()
+    await api.replica.sweep.keep_up()
     assert key_id not in api.replica.keys._keys
     assert (await api.with_key(key).http.get("/compute")).status_code == 401
 
@@ -237,5 +238,5 @@ async def test_rows_of_shares_that_nobody_confirms_are_deleted(api: Api) -> None
         "INSERT INTO key_shares (key_id, unit, changed_at) VALUES ('old', 'tokens', now() - interval '6 minutes'), "
         "('new', 'tokens', now() - interval '4 minutes')",
     )
-    await api.replica.sweep._clean()
+    await Cleaner(api.replica.database).clean()
     assert [row[0] for row in await run_sql(api, "SELECT key_id FROM key_shares")] == ["new"]

@@ -389,16 +389,20 @@ class ModelUnavailable(Unavailable):
 
 
 class NodeTimeout(LucidError):
-    """The nodes that were tried did not respond in time; `details.attempts` names them."""
+    """The nodes that were tried did not respond in time, or one fell silent; `details.attempts` names them."""
 
     code = "NODE_TIMEOUT"
     status = 504
 
-    def __init__(self, attempts: list[dict[str, Any]]) -> None:
-        super().__init__(
-            "No node began to answer in time. Nothing was delivered; send the request again, or a shorter one.",
-            details={"attempts": attempts},
-        )
+    def __init__(self, attempts: list[dict[str, Any]], *, has_begun: bool = False) -> None:
+        """`has_begun`: a part of the response was delivered."""
+        sentence = "No node began to answer in time. Nothing was delivered; send the request again, or a shorter one."
+        if has_begun:
+            sentence = (
+                "The node began its answer and then took too long. What was delivered is only a part; send the request "
+                "again, or a shorter one."
+            )
+        super().__init__(sentence, details={"attempts": attempts})
 
 
 class RoutingLoop(LucidError):

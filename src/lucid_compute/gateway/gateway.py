@@ -189,11 +189,10 @@ class Gateway:
         Raises:
             LucidError: the client has a part of its response, or the attempts are used up.
         """
-        fault = failed[-1][1]
         if request.has_begun or len(failed) >= MAX_ATTEMPTS or request.model.format is ModelFormat.API:
             raise error_of(request, failed)
-        if fault.kind is FaultKind.TOO_LARGE:
-            raise error_of(request, failed, ", and another node's answer would be as long")
+        if failed[-1][1].kind is FaultKind.TOO_LARGE:  # and another node's would be as large
+            raise error_of(request, failed)
 
     def _spend_retry(self, request: GatewayRequest, failed: list[Failed]) -> None:
         """Spend a retry of the request's key, once there is a node for it.

@@ -22,11 +22,11 @@ from lucid_compute.registry.fleet.fleet import FleetNode
 from lucid_compute.registry.matching_engine import ReasonCode
 from lucid_compute.wire import FieldFault
 
+Failed = tuple[FleetNode | None, EgressFault]
 _TOO_LARGE = (
     ": the answer is larger than this service passes on. Ask for less at a time, or ask its operator to raise "
     "LUCID_ANSWER_MAX_MIB, LUCID_STREAM_MAX_MIB or LUCID_EVENT_MAX_MIB"
 )
-Failed = tuple[FleetNode | None, EgressFault]
 _NOT_STORED = "The node answered 404: it has not stored what the request names, such as previous_response_id."
 
 
@@ -48,8 +48,9 @@ def error_of(request: GatewayRequest, failed: list[Failed], why: str = "") -> Lu
         return Overloaded(message, retry_after_seconds=1)
     if all(fault.kind in TIMEOUTS for fault in faults):
         return NodeTimeout(attempts, has_begun=request.has_begun)
-    why = _TOO_LARGE if faults[-1].kind is FaultKind.TOO_LARGE else why
     said = next((fault.said for fault in reversed(faults) if isinstance(fault, BadStatus) and fault.said), "")
+    if faults[-1].kind is FaultKind.TOO_LARGE:
+        why = _TOO_LARGE
     return NodeFailed(attempts, why=why, said=said, is_requests_own=_is_requests_own(request, faults))
 
 

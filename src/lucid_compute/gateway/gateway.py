@@ -189,7 +189,6 @@ class Gateway:
         Raises:
             LucidError: the client has a part of its response, or the attempts are used up.
         """
-        fault = failed[-1][1]
         if request.has_begun or len(failed) >= MAX_ATTEMPTS or request.model.format is ModelFormat.API:
             raise error_of(request, failed)
         if fault.kind is FaultKind.TOO_LARGE:  # and another node's answer would be as large

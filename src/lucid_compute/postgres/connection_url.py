@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import ssl
 from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
 
@@ -61,6 +62,7 @@ _REFUSED = {
     "sslcrldir": "The driver reads one file. Name it in sslcrl.",
 }
 _OWN = ("connect_timeout", "application_name", "schema", "currentSchema")
+_FILES = ("sslcert", "sslkey", "sslrootcert", "sslcrl")
 _SERVER = re.compile(r"(\[[^\]]*\]|[^:\[\]]*)(?::(\d*))?")
 _SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 
@@ -158,6 +160,9 @@ def _translate_encryption(words: Words, notes: list[str]) -> None:
         _require_channel_binding(words, notes)
     if words.get("sslrootcert") == "system":
         words["sslrootcert"] = _system_authorities()
+    for word in _FILES:
+        if words.get(word) and not Path(words[word]).is_file():
+            raise _refuse(word, f"There is no file {words[word]}.")
 
 
 def _require_channel_binding(words: Words, notes: list[str]) -> None:

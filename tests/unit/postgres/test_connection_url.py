@@ -36,7 +36,7 @@ def test_every_form_of_several_servers_is_read(url: str, servers: list[Server]) 
     ("words", "passed"),
     [
         ("", ""),
-        ("sslmode=verify-full&sslrootcert=%2Fca.pem", "sslmode=verify-full&sslrootcert=%2Fca.pem"),
+        ("sslmode=verify-full&sslrootcert=%2Fproc%2Fstat", "sslmode=verify-full&sslrootcert=%2Fproc%2Fstat"),
         ("ssl=true", "sslmode=require"),
         ("ssl=false", "sslmode=disable"),
         ("sslmode=no-verify", "sslmode=require"),
@@ -113,6 +113,8 @@ def test_neons_own_url_is_fine_and_says_what_it_does_not_do() -> None:
         ("replication=database", "replication"),
         ("sslcrldir=%2Fx", "sslcrldir"),
         ("sslmode=very", "sslmode"),
+        ("sslrootcert=%2Fnone%2Fca.pem", "sslrootcert, .* no file /none/ca.pem"),
+        ("sslmode=require&sslcert=%2Fnone.crt&sslkey=%2Fnone.key", "sslcert"),
         ("gssencmode=require", "gssencmode=require"),
         ("client_encoding=latin1", "client_encoding"),
         ("target_session_attrs=standby", "target_session_attrs=standby"),

@@ -52,6 +52,20 @@ class Watched:
         """Let a node's last heartbeat be three minutes old."""
         asyncio.run(self.served.fall_silent(node, 180))
 
+    def is_in_state(self, node: str, state: str, *, seconds_ago: float) -> None:
+        """Let it be recorded that a node has been in a state since then, and in none before."""
+
+        async def record() -> None:
+            connection = await connect(self.served.database_url, application="lucid tests")
+            try:
+                await connection.execute("DELETE FROM node_states WHERE node_id = $1", node)
+                statement = "INSERT INTO node_states VALUES ($1, now() - make_interval(secs => $2), $3, 'admin')"
+                await connection.execute(statement, node, seconds_ago, state)
+            finally:
+                await connection.close()
+
+        asyncio.run(record())
+
     @contextmanager
     def records_held_back(self) -> Iterator[None]:
         """Let nobody read the records of jobs for as long as the block runs."""

@@ -50,11 +50,7 @@ def list_nodes(
     api: ApiOption = None,
     key: KeyOption = None,
 ) -> None:
-    """List nodes with their health.
-
-    A `stale` node is healthy, but has sent no heartbeat for more than 30 s. A `stopped` node is an unhealthy one that
-    said that it stops, and is silent since.
-    """
+    """List nodes with their health. `stale`: healthy, no heartbeat for 30 s; `stopped`: it said so, and is silent."""
     if is_watched and (as_json or not sys.stdout.isatty()):
         raise CommandFailed("--watch needs a terminal. For scripts: lucid nodes --json.", ExitStatus.USAGE)
     filters: Any = {

@@ -116,6 +116,22 @@ def test_what_stopped_is_not_called_well_and_told_from_what_vanished(watched: Wa
     assert sorted(page.texts(".pair .list .status")) == ["▲\nunhealthy", "◇\nstopped"]
 
 
+def test_a_node_that_is_known_for_seconds_has_no_verdict(watched: Watched, page: Page) -> None:
+    """Only since when it is known; and a legend shows no value of a step that is over for long."""
+    node = watched.add_node("the-node")
+    watched.beat(node)
+    watched.is_in_state(node, "healthy", seconds_ago=44)
+    watched.log_in(page, f"/nodes/{node}")
+    page.wait_for_text("since ", "[aria-label=Uptime]")
+    shown = page.text("[aria-label=Uptime]")
+    assert "100 %" not in shown
+    assert "error budget" not in shown
+    module = page.run("[...document.querySelectorAll('link')].find((link) => link.href.endsWith('/chart.js')).href")
+    series = "[[1, null, null], [1, 2, null], [1, null, 3], [1], []]"
+    steps = page.run(f"import('{module}').then((chart) => {series}.map((values) => chart.lastStep([['', values]])))")
+    assert steps == [1, 1, 2, 0, None]
+
+
 def test_a_charts_numbers_can_be_read(watched: Watched, page: Page) -> None:
     """Every chart has its figures in a table; they are the API's."""
     node = watched.add_node("the-node")

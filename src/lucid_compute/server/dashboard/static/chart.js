@@ -176,7 +176,7 @@ const isLonely = (values) => values.filter((value) => value !== null).length < F
 const newestFirst = (times) => times.map((_, place) => times.length - 1 - place);
 
 // The last step that has ended, also when nothing was measured in it: an older figure would read as if it were now's.
-function lastStep(drawn) {
+export function lastStep(drawn) {
   const length = drawn[0]?.[1].length ?? 0;
   if (length === 0) return null;
   return drawn.some(([, values]) => values[length - 1] !== null) ? length - 1 : Math.max(length - 2, 0);

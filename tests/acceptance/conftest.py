@@ -79,9 +79,9 @@ def lucid(cli_service: Served, tmp_path: Path) -> CommandLine:
 
 
 @pytest.fixture
-async def registry() -> AsyncIterator[Registry]:
-    """A service as `make run` starts it."""
-    with serving() as served:
+async def registry(database_url: str) -> AsyncIterator[Registry]:
+    """A service of the test's own, on a database of the run's server: that starts in half the time."""
+    with serving(database_url) as served:
         async with open_registry(served) as opened:
             yield opened
 

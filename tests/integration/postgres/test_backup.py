@@ -16,12 +16,12 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
-from lucid_compute.postgres import schema
+from lucid_compute.postgres import backup, schema
 from lucid_compute.postgres.backup import Backup, BackupFailed, Place, back_up, read_backup, refuse_newer, restore
 from lucid_compute.postgres.client_programs import environment_of
 from lucid_compute.postgres.database import connect
 from lucid_compute.postgres.embedded import EmbeddedPostgresError
-from lucid_compute.postgres.embedded.binaries import find_client_programs
+from lucid_compute.postgres.embedded.binaries import ClientPrograms, find_client_programs
 from lucid_compute.server.preparation import prepare
 from lucid_compute.server.settings import Settings
 from tests import postgres
@@ -231,6 +231,23 @@ async def test_a_statement_that_fails_undoes_all(made: Backup, target_url: str) 
     with pytest.raises(
         BackupFailed, match=r"^Nothing was restored\. function \"payouts_are_append_only\" already exists"
     ):
+        await restore(at(target_url), made, quietly)
+    assert await tables_of(target_url) == 0
+
+
+async def test_a_pg_restore_that_dies_between_two_statements_undoes_all(
+    made: Backup, target_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when memory runs out: what psql has read till then is correct, and lacks the indexes and triggers."""
+    real = find_client_programs()
+    (tmp_path / "psql").write_text(f'#!/bin/sh\nexec {real.bin_dir}/psql "$@"\n')
+    (tmp_path / "pg_restore").write_text(
+        f"#!/bin/sh\n{real.bin_dir}/pg_restore \"$@\" | sed '/ADD CONSTRAINT/Q'\nkill -9 $$\n"
+    )
+    for name in ("psql", "pg_restore"):
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setattr(backup, "find_client_programs", lambda: ClientPrograms(tmp_path, real.version))
+    with pytest.raises(BackupFailed, match="Nothing was restored"):
         await restore(at(target_url), made, quietly)
     assert await tables_of(target_url) == 0
 

@@ -191,7 +191,7 @@ class Gateway:
         """
         if request.has_begun or len(failed) >= MAX_ATTEMPTS or request.model.format is ModelFormat.API:
             raise error_of(request, failed)
-        if fault.kind is FaultKind.TOO_LARGE:  # and another node's answer would be as large
+        if failed[-1][1].kind is FaultKind.TOO_LARGE:  # and another node's answer would be as large
             raise error_of(request, failed)
 
     def _spend_retry(self, request: GatewayRequest, failed: list[Failed]) -> None:

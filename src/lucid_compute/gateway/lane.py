@@ -18,10 +18,17 @@ from typing import Any
 from starlette.types import Receive, Scope
 
 from lucid_compute.accounting.refusals import NO_MODEL, NOBODY, RefusalRecorder
-from lucid_compute.errors import InvalidRequest, LucidError, MethodNotAllowed, Overloaded, RoutingLoop, Unauthorized
+from lucid_compute.errors import InvalidRequest, LucidError, MethodNotAllowed, Overloaded, RoutingLoop
 from lucid_compute.gateway.attempt import JSON, Ending, NeedsTask, NodeResponse, TasklessRequest
-from lucid_compute.gateway.event_stream import error_event
 from lucid_compute.gateway.gateway import Gateway
+from lucid_compute.gateway.refusal_responses import (
+    give_up,
+    key_revoked,
+    overloaded,
+    refusal,
+    refusal_of,
+    send_response,
+)
 from lucid_compute.gateway.request import GatewayRequest, RunningRequest, TaskRequest, new_job_id
 from lucid_compute.gateway.request_body import PARSED_BYTES, InferenceRequest, model_named_in, read_in_steps
 from lucid_compute.gateway.tracing import Span
@@ -33,7 +40,7 @@ from lucid_compute.registry.fleet.change_feed import ChangeFeed
 from lucid_compute.registry.keys.authentication import Admission, Authenticator
 from lucid_compute.registry.keys.key_rates import KeyRates, rate_limit_headers
 from lucid_compute.web.bodies import Body, BodyRoom, ClientLeft, body_too_slow
-from lucid_compute.web.errors import headers_of, log_unexpected, openai_body, openai_bytes, stopping
+from lucid_compute.web.errors import log_unexpected, stopping
 from lucid_compute.web.lanes import CutReason, FastPathClient, Headers, Response, Send
 from lucid_compute.web.request_guard import REQUEST_ID, request_id_of
 
@@ -111,7 +118,7 @@ class InferenceLane:
         context = gateway.context
         self._fleet, self._clock = context.fleet, context.clock
         self._ledger, self._tracer = context.ledger, context.tracer
-        self._overloaded = refusal(_overloaded(), [])
+        self._overloaded = refusal(overloaded(), [])
         self._waiting: dict[TasklessRequest, tuple[FastPathClient, InferenceAdmission]] = {}
         self.running_count = self.express = 0
         self.outcomes: Counter[str] = Counter()
@@ -163,7 +170,7 @@ class InferenceLane:
             if hop is not None and self._feed.knows_replica(hop.decode("latin-1")):
                 raise RoutingLoop([])
             if self._is_full:
-                raise _overloaded()
+                raise overloaded()
         admission.is_running = True
         self.running_count += 1
 
@@ -348,7 +355,7 @@ class InferenceLane:
         cut = running.cut or CutReason.SHUTDOWN
         self._count(cut, admission)
         errors: dict[CutReason, LucidError] = {
-            CutReason.KEY_REVOKED: _key_revoked(),
+            CutReason.KEY_REVOKED: key_revoked(),
             CutReason.BODY_TOO_SLOW: body_too_slow(),
             CutReason.SHUTDOWN: stopping(),
         }
@@ -441,14 +448,14 @@ class InferenceLane:
             client.answer(ending.status, headers, ending.body)
         elif ending is CutReason.SHUTDOWN:
             self.outcomes[ending.upper()] += 1
-            client.answer(*_refusal_of(request, stopping()))
+            client.answer(*refusal_of(request, stopping()))
         elif isinstance(ending, CutReason) and ending is not CutReason.KEY_REVOKED:
             self.outcomes[ending.upper()] += 1
             client.hang_up()
         else:
             error = _error_of(ending, admission)
             self.outcomes[error.code] += 1
-            client.answer(*_refusal_of(request, error))
+            client.answer(*refusal_of(request, error))
 
 
 def _session_of(headers: dict[bytes, bytes], inference: InferenceRequest, principal: Principal) -> str | None:
@@ -457,57 +464,16 @@ def _session_of(headers: dict[bytes, bytes], inference: InferenceRequest, princi
     return session and f"{principal.owner} {session}"
 
 
-def refusal(error: LucidError, headers: Headers) -> Response:
-    """Return the response that refuses a request; `headers` are added to the error's own."""
-    body = openai_bytes(error)
-    ours = [(name.lower().encode(), value.encode()) for name, value in headers_of(error).items()]
-    basic = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-    return error.http_status, [*basic, *ours, *headers], body
-
-
-async def send_response(send: Send, response: Response) -> None:
-    """Send a complete response."""
-    status, headers, body = response
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
-
-
-async def give_up(request: GatewayRequest, error: LucidError) -> None:
-    """End a request with an error response, or with an error event if its stream has begun."""
-    if request.span is not None:
-        request.span.end(error.code)
-    if request.has_begun:
-        await request.write(error_event(request.inference.endpoint, openai_body(error)), more=False)
-    else:
-        await send_response(request.send, _refusal_of(request, error))
-
-
-def _refusal_of(request: GatewayRequest, error: LucidError) -> Response:
-    """Return the response to a request that no node served."""
-    job = request.running.job  # of the last attempt
-    attempts = (b"x-lucid-attempts", b"%d" % (job.attempt if job else 0))
-    return refusal(error, [*request.headers, (b"x-lucid-job", request.job_id.encode()), attempts])
-
-
 def _error_of(ending: Ending, admission: InferenceAdmission) -> LucidError:
     """Return the error for an ending that is neither a node's response nor its failure."""
     if isinstance(ending, Exception):
         return log_unexpected("POST", admission.path, ending, admission.job_id)
-    return _key_revoked()
+    return key_revoked()
 
 
 def _is_stream(running: RunningRequest) -> bool:
     """Return whether the response is a stream, which can end with an error event."""
     return running.job is not None and running.job.is_stream
-
-
-def _overloaded() -> Overloaded:
-    message = "As many requests as this service takes are running. Send it again after Retry-After seconds."
-    return Overloaded(message, retry_after_seconds=1)
-
-
-def _key_revoked() -> Unauthorized:
-    return Unauthorized("The key was revoked while the request ran.")
 
 
 def _abort(scope: Scope) -> None:

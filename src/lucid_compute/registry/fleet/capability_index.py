@@ -31,7 +31,7 @@ from lucid_compute.registry.matching_engine import (
 )
 
 
-class Member(Protocol):
+class ClassMember(Protocol):
     """A node of the fleet, by identity; `state` is replaced, and is current whenever the index is asked."""
 
     state: NodeState
@@ -98,10 +98,10 @@ class CapabilityClass:
         self.named_models = frozenset(representative.declared) | representative.reported_models
         self.bit = traits.classes.add(self)
         self.size = 0
-        self.healthy: FreshnessOrder[Member] = FreshnessOrder()
+        self.healthy: FreshnessOrder[ClassMember] = FreshnessOrder()
         self.rings: dict[str, NodeRing] = {}
 
-    def has_on_ring(self, member: Member, model_id: str) -> bool:
+    def has_on_ring(self, member: ClassMember, model_id: str) -> bool:
         """Return whether a member is on the model's ring, without the ring's hash and search."""
         return model_id in self.rings and member in self.healthy
 
@@ -204,14 +204,14 @@ class CapabilityIndex:
         joined.size += 1
         return joined
 
-    def leave(self, member: Member, capability_class: CapabilityClass) -> None:
+    def leave(self, member: ClassMember, capability_class: CapabilityClass) -> None:
         """Remove the node from its class, and the class with its last member."""
         self.set_unhealthy(member, capability_class)
         capability_class.size -= 1
         if capability_class.size == 0:
             self._drop_class(capability_class)
 
-    def set_healthy(self, member: Member, capability_class: CapabilityClass, received_at: datetime) -> None:
+    def set_healthy(self, member: ClassMember, capability_class: CapabilityClass, received_at: datetime) -> None:
         """Record a heartbeat of a member that is healthy as long as it is fresh."""
         if member not in capability_class.healthy:
             for ring in capability_class.rings.values():
@@ -219,7 +219,7 @@ class CapabilityIndex:
         if capability_class.healthy.touch(member, received_at):
             self._update_freshness(capability_class)
 
-    def set_unhealthy(self, member: Member, capability_class: CapabilityClass) -> None:
+    def set_unhealthy(self, member: ClassMember, capability_class: CapabilityClass) -> None:
         """Record that this member is not healthy, however fresh."""
         if member in capability_class.healthy:
             for ring in capability_class.rings.values():

@@ -24,6 +24,7 @@ from lucid_compute.postgres.database import SLOW_CONNECT_TIMEOUT_SECONDS, connec
 from lucid_compute.postgres.embedded.binaries import find_client_programs
 
 REPORT_SECONDS = 2.0
+POLL_SECONDS = 0.1
 OLD_SESSION_SECONDS = 2.0  # Postgres takes a moment to notice that a client has left
 MAGIC = b"PGDMP"  # of pg_dump's custom format
 HEADER_LINES = 30
@@ -95,7 +96,7 @@ async def back_up(place: Place, file: Path, report: Report, *, overwrite: bool =
         EmbeddedPostgresError: this machine has no pg_dump for this server.
     """
     with _unfinished(file, overwrite=overwrite) as unfinished:
-        async with _held(place.url, _BACKUP, "SELECT pg_advisory_lock_shared($1)") as connection:
+        async with _held(place.url, _BACKUP, "SELECT pg_try_advisory_lock_shared($1)", waits=True) as connection:
             await _dump(connection, place, unfinished, report)
             backup = await read_backup(unfinished)
             with suppress(asyncpg.PostgresError, asyncpg.InterfaceError):  # the backup is complete without it
@@ -158,15 +159,24 @@ async def restore(place: Place, backup: Backup, report: Report) -> None:
 
 
 @asynccontextmanager
-async def _held(url: str, application: str, lock: str) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
-    """Yield a connection that holds the lock of the schema, so that nothing migrates meanwhile."""
+async def _held(
+    url: str, application: str, lock: str, *, waits: bool = False
+) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
+    """Yield a connection that holds the lock of the schema, so that nothing migrates meanwhile.
+
+    It asks again and again: a session that waited inside a statement would hold up CREATE INDEX CONCURRENTLY.
+    """
     try:
         connection = await connect(
             url, application=application, lock_timeout_seconds=0, timeout_seconds=SLOW_CONNECT_TIMEOUT_SECONDS
         )
         try:
-            if await connection.fetchval(lock, schema.SCHEMA_LOCK) is False:
-                raise BackupFailed("Another process migrates, backs up or restores this database. Wait for its end.")
+            while not await connection.fetchval(lock, schema.SCHEMA_LOCK):
+                if not waits:
+                    raise BackupFailed(
+                        "Another process migrates, backs up or restores this database. Wait for its end."
+                    )
+                await asyncio.sleep(POLL_SECONDS)
             yield connection
         finally:
             await connection.close()
@@ -186,12 +196,14 @@ async def _dump(connection: asyncpg.Connection[asyncpg.Record], place: Place, un
     environment = environment_of(place.url, _BACKUP, place.variables)
     async with running(programs.bin_dir / "pg_dump", *arguments, environment=environment) as dumping:
         ended = asyncio.create_task(dumping.finish())
-        while not (await asyncio.wait([ended], timeout=REPORT_SECONDS))[0]:
-            report(os.stat(unfinished).st_size)  # noqa: PTH116 - a size that is in memory
         try:
+            while not (await asyncio.wait([ended], timeout=REPORT_SECONDS))[0]:
+                report(os.stat(unfinished).st_size)  # noqa: PTH116 - a size that is in memory
             await ended
         except ProgramFailed as error:
             raise BackupFailed(f"The backup was not written. {_reason(error)}") from None
+        finally:
+            ended.cancel()
 
 
 def _psql(place: Place) -> AbstractAsyncContextManager[RunningProgram]:
@@ -289,10 +301,10 @@ async def _refuse_tables(connection: asyncpg.Connection[asyncpg.Record], schema_
 
 async def _refuse_services(connection: asyncpg.Connection[asyncpg.Record]) -> None:
     """Refuse a database to which services are connected, though their tables are gone."""
-    for _ in range(int(OLD_SESSION_SECONDS / 0.1)):
+    for _ in range(int(OLD_SESSION_SECONDS / POLL_SECONDS)):
         if not await connection.fetchval(_SERVICES_SQL):
             return
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(POLL_SECONDS)
     raise BackupFailed("A service uses this database. Stop every `lucid serve` on it, and restore again.")
 
 

@@ -264,6 +264,23 @@ async def test_roles_of_the_source_are_not_needed(filled: str, target_url: str, 
     await restore(at(target_url), made, quietly)
 
 
+async def test_a_backup_waits_for_a_migration(grown: str, tmp_path: Path) -> None:
+    """Without a statement that would hold up an index built meanwhile."""
+    async with session(grown) as migrating:
+        await migrating.execute("SELECT pg_advisory_lock($1)", schema.SCHEMA_LOCK)
+        waiting = asyncio.create_task(back_up(at(grown), tmp_path / "b", quietly))
+        await eventually(lambda: asks_for_the_lock(migrating), 30)
+        assert not waiting.done()
+    assert (await waiting).revision == schema.head_revision()
+
+
+async def asks_for_the_lock(connection: asyncpg.Connection[asyncpg.Record]) -> bool:
+    """Return whether a backup has asked for the schema's lock, and waits for nothing."""
+    asked = """SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle'
+        AND application_name = 'lucid db backup' AND query LIKE '%advisory_lock_shared%'"""
+    return bool(await connection.fetchval(asked))
+
+
 async def test_two_restores_do_not_mix(made: Backup, target_url: str) -> None:
     """Nor a restore and a migration: both hold the schema's lock."""
     async with session(target_url) as connection:
@@ -334,6 +351,8 @@ async def test_a_stopped_backup_leaves_no_file_of_its_name(filled: str, tmp_path
             process.send_signal(way)
             assert process.wait(30) == (-9 if way == signal.SIGKILL else 130)
     await eventually(lambda: is_alone(filled), 30)
+    said = [line for line in (tmp_path / "err").read_text().splitlines() if not line.endswith("MB written")]
+    assert said == (["lucid: Stopped; nothing was changed."] if way == signal.SIGTERM else [])
     assert not (tmp_path / "b").exists()
     assert len(names_in(tmp_path) - {"err"}) == (1 if way == signal.SIGKILL else 0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import RedirectResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from lucid_compute.errors import DatabaseUnavailable, Forbidden, Unauthorized
@@ -10,6 +11,7 @@ from lucid_compute.postgres.clock import DatabaseClock
 from lucid_compute.registry.fleet.change_feed import ChangeFeed
 from lucid_compute.registry.fleet.fleet import Fleet
 from lucid_compute.registry.keys.dependencies import ADMINS, Anyone
+from lucid_compute.server.dashboard.site import ADDRESS
 from lucid_compute.server.metrics.metrics import ServiceMetrics
 from lucid_compute.server.replica import Replica
 from lucid_compute.server.settings import Settings
@@ -18,6 +20,12 @@ from lucid_compute.web.provide import Provided
 from lucid_compute.web.shapes import Liveness, Readiness
 
 router = APIRouter(tags=["operations"])
+
+
+@router.get("/", include_in_schema=False)
+async def lead_to_dashboard(settings: Provided[Settings]) -> RedirectResponse:
+    """Lead a browser to the dashboard."""
+    return RedirectResponse(f"{settings.root_path}{ADDRESS}")
 
 
 @router.get("/healthz", response_model=Liveness)

@@ -237,6 +237,7 @@ async def test_all_of_it_is_below_a_sub_path(open_to_browsers: Api) -> None:
         plain, below = await api.http.post(path, content=b"{"), await api.http.post(f"/lucid{path}", content=b"{")
         assert (plain.status_code, below.status_code) == (400, 400)
         assert ("type" in below.json()["error"]) == path.startswith("/v1")
+    assert (await api.http.get("/")).headers["location"] == "/lucid/dashboard"
     assert (await api.http.get("/lucidity/healthz")).status_code == 404
     page = (await api.http.get("/dashboard")).text
     addresses = [part.split('"')[0] for part in page.split('="/')[1:]]

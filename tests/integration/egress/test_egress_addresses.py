@@ -181,6 +181,26 @@ async def test_a_name_that_did_not_resolve_in_time_is_not_asked_for_half_a_minut
 
 
 @on_both_loops
+async def test_a_slow_name_whose_look_up_fails_in_the_end_stays_slow() -> None:
+    """Otherwise each failure would let it hold a thread again at once."""
+    asked, may_fail = list[str](), asyncio.Event()
+
+    async def fail_late(host: str, _port: int) -> Sequence[str]:
+        asked.append(host)
+        await may_fail.wait()
+        raise socket.gaierror(socket.EAI_AGAIN, "no")
+
+    lookups = Lookups(fail_late)
+    for _ in range(2):
+        with pytest.raises(EgressFault, match="did not resolve in time"):
+            await lookups.addresses_of("slow", 80, "evil", 0)
+        may_fail.set()
+        while lookups._running:  # noqa: ASYNC110 - another task ends it
+            await asyncio.sleep(0)
+    assert asked == ["slow"]
+
+
+@on_both_loops
 async def test_the_systems_resolver_answers_each_address_once() -> None:
     resolve = SystemResolver()
     assert await resolve("127.0.0.1", 80) == ["127.0.0.1"]

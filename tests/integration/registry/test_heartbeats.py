@@ -270,7 +270,10 @@ async def test_a_burst_of_six_is_taken_and_the_seventh_is_told_when_to_come_agai
 
 
 async def test_both_entrances_answer_alike(api: Api) -> None:
-    """To the last header, and so are they counted; the fast path refuses by itself what needs no database."""
+    """To the last header, and so are they counted; the fast path refuses by itself what needs no database.
+
+    A stranger's heartbeat needs it, as one of a missing node does: time must not tell them apart.
+    """
     node, other, ended = [await api.register(name) for name in "abc"]
     await api.http.post(f"/compute/deregister/{ended}")
     for boot in ("former", "new"):
@@ -305,7 +308,7 @@ async def test_both_entrances_answer_alike(api: Api) -> None:
             told.append((answer.status_code, headers, body, lane.outcomes - outcomes))
         assert told[0] == told[1]
         assert told[0][0] == status
-    assert (fast.responses, fast.passed_on) == (7, 4)
+    assert (fast.responses, fast.passed_on) == (6, 5)
 
 
 async def test_a_rate_of_0_switches_the_limit_off(api: Api) -> None:

@@ -195,3 +195,13 @@ def test_a_window_holds_few_slots_however_many_uses(clock: Clock) -> None:
         window.add(3, clock.seconds)
         assert len(window._slots) <= WINDOW_SECONDS / SLOT_SECONDS + 2
     assert 18_000 <= window.used_at(clock.seconds) <= 18_160
+
+
+def test_debts_add_up(clock: Clock) -> None:
+    """Of requests that ran at the same time: each exceeded what was left."""
+    window = SlidingWindow(1000)
+    for _ in range(3):
+        window.add(1500, clock.seconds)
+    assert window.used_at(clock.seconds) == 4500
+    for minute, used in enumerate((3500, 2500, 1500, 500, 0), 1):
+        assert window.used_at(clock.seconds + WINDOW_SECONDS * minute) == used

@@ -129,7 +129,7 @@ ON CONFLICT (node_id, bucket) DO UPDATE SET {add_to_held(GAUGE_COLUMNS, NARROW)}
 """
 
 
-class AddingUp:
+class LongerTier:
     """The statements that add up hours from minutes, or days from hours: a part of an hour or of a day at a time.
 
     `{mark}_until` says up to where the longer rollups are complete, which is as far as they are read. While an hour or
@@ -161,7 +161,7 @@ class AddingUp:
         """
 
 
-HOURS, DAYS = AddingUp("hours", "minutes"), AddingUp("days", "hours")
+HOURS, DAYS = LongerTier("hours", "minutes"), LongerTier("days", "hours")
 HOURS_UNTIL = "SELECT hours_until FROM record_marks"
 
 
@@ -265,7 +265,7 @@ class RollupKeeper:
         await self._add_up(connection, DAYS, timedelta(days=1), self.hours_until.replace(hour=0))
 
     async def _add_up(
-        self, connection: asyncpg.Connection[asyncpg.Record], tier: AddingUp, length: timedelta, until: datetime
+        self, connection: asyncpg.Connection[asyncpg.Record], tier: LongerTier, length: timedelta, until: datetime
     ) -> None:
         """Add up every whole hour or day before `until`, part by part; each part is a transaction with its mark."""
         while (found := await connection.fetchrow(tier.find, until)) is not None and found["start"] is not None:

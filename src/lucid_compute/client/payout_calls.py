@@ -63,7 +63,7 @@ def correct_period(
     be safe across restarts too.
     """
     path = path_of("payouts", "periods", period_id, "corrections")
-    body = body_of(PeriodCorrection, reason=reason, lines=[dict(line) for line in lines])
+    body = body_of(PeriodCorrection, reason=reason, lines=lines)
     key = checked_key(idempotency_key)
     return ApiCall(method="POST", path=path, body=body, answer=CorrectionView, idempotency_key=key)
 

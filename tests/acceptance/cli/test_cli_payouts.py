@@ -80,5 +80,23 @@ async def test_a_provider_sees_what_it_earned_and_an_admin_closes_a_period(gatew
     assert [each["id"] for each in (await lucid("payouts", "periods", "--json")).json["periods"]] == [closed.json["id"]]
     assert (await lucid("payouts", "--period", closed.json["id"], "--json")).json["lines"] == []
     assert (await lucid("payouts", "statement", "--period", closed.json["id"])).out.startswith("kind,day,owner")
+    correct = (
+        "payouts",
+        "correct",
+        closed.json["id"],
+        "--role",
+        "provider",
+        "--owner",
+        "acme",
+        "--reason",
+        "a wrong price",
+    )
+    assert (await lucid(*correct, "--amount=-0.5")).status == 2
+    booked = await lucid(*correct, "--amount=-0.5", "--idempotency-key", "k", "--yes", "--json")
+    assert booked.json["lines"] == [{"role": "provider", "owner": "acme", "amountUsd": "-0.5"}]
+    assert (await lucid(*correct, "--amount=-0.5", "--idempotency-key", "k", "--yes", "--json")).json == booked.json
+    assert (await lucid(*correct, "--amount=half", "--yes")).status == 1
+    assert "a wrong price" in (await lucid("payouts")).out
+    assert "correction," in (await lucid("payouts", "statement")).out
     assert (await lucid("payouts", "--period", "unknown")).status == 5
     assert (await lucid("payouts", "--from", "yesterday")).status == 2

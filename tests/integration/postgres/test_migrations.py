@@ -73,7 +73,7 @@ async def test_the_migrations_set_how_tables_are_stored(database_url: str) -> No
     rows = await read(database_url, "SELECT relname, reloptions FROM pg_class WHERE relkind = 'r'")
     stored = {name: dict(option.split("=") for option in options or []) for name, options in rows}
     for table in metadata.sorted_tables:
-        assert stored[table.name] == table.dialect_options["postgresql"]["with"], table.name
+        assert stored[table.name] == (table.dialect_options["postgresql"]["with"] or {}), table.name
 
 
 async def test_a_downgrade_keeps_the_webhooks_that_the_older_version_can_express(empty_url: str) -> None:

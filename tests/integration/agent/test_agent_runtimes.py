@@ -320,6 +320,17 @@ async def test_ollama_is_ollama_whatever_is_loaded(loaded: bytes) -> None:
     assert (detection.runtime.name, detection.confidence) == ("ollama", CERTAIN)
 
 
+@pytest.mark.parametrize(
+    ("name", "owner"),
+    [("qwen3:4b", "library"), ("user/qwen3:latest", "user"), ("hf.co/hers/Q-GGUF:Q4", "hers")],
+)
+async def test_ollama_says_the_namespace_of_a_model_as_its_owner(name: str, owner: str) -> None:
+    tags = saying(json.dumps({"models": [{"name": name, "model": name}]}).encode())
+    listed = saying(json.dumps({"data": [{"id": name, "owned_by": owner}]}).encode())
+    detection, _ = await look("ollama", api__tags=tags, v1__models=listed)
+    assert (detection.runtime.name, detection.confidence) == ("ollama", CERTAIN)
+
+
 async def test_ollama_without_a_model_is_guessed_by_its_greeting() -> None:
     empty = {"api__tags": saying(b'{"models":[]}'), "api__ps": saying(b'{"models":[]}')}
     empty["v1__models"] = saying(b'{"object":"list","data":null}')

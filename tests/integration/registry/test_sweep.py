@@ -187,7 +187,7 @@ async def test_a_node_that_vanished_and_is_drained_then_is_drained_and_no_second
     """Whoever waits for `drained` gets it, although the node is silent; also for a node that was never heard."""
     node_id, unheard = await api.register(), await api.register("unheard")
     await api.beat(node_id)
-    age(api, node_id, 500)
+    age(api, node_id, 150)
     await sweep(api)
     for node in (node_id, unheard):
         await api.http.post(f"/compute/drain/{node}")

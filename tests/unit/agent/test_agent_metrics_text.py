@@ -45,3 +45,16 @@ def test_labels_may_hold_anything() -> None:
 def test_no_text_breaks_it(text: str) -> None:
     metrics = read_metrics(f"a {text}\na{{{text}}} 1\n{text}", {"a"})
     assert metrics.count("a") is None or metrics.count("a", per={"b"}) is not None
+
+
+def test_the_fullest_of_several_ranks_is_measured_by_its_part_of_the_limit() -> None:
+    """Each data-parallel rank counts once, by the largest of its own ranks, and no rank is more than full."""
+    lines = [("0", "0", 5), ("0", "1", 3), ("1", "0", 2)]
+    text = "\n".join(f'running{{dp_rank="{data}",tp_rank="{part}"}} {value}' for data, part, value in lines)
+    metrics = read_metrics(text, {"running"})
+    assert metrics.has_several("running", "dp_rank")
+    assert not metrics.has_several("running", "engine")
+    assert metrics.largest_share("running", "dp_rank", 20) == 0.5
+    assert metrics.largest_share("running", "dp_rank", 4) == 1.0
+    assert metrics.largest_share("running", "dp_rank", None) is None
+    assert metrics.largest_share("waiting", "dp_rank", 20) is None

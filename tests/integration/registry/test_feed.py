@@ -218,7 +218,7 @@ async def test_every_change_of_what_replicas_hold_wakes_them(api: Api, database_
     try:
         node = (await wakes("POST", "/passports", GUIDE_PASSPORT))["id"]
         key = (await wakes("POST", "/keys", {"name": "k", "owner": "acme", "scopes": ["compute"]}))["id"]
-        await wakes("PUT", f"/compute/models/{node}", {"models": []})
+        await wakes("PUT", f"/compute/models/{node}", {"models": [{"id": "m"}]})
         await wakes("POST", f"/compute/drain/{node}")
         await wakes("POST", f"/compute/resume/{node}")
         await wakes("PATCH", f"/passports/{node}", {"description": "changed"})

@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 CLAIM_SECONDS = 30
 CLAIMED_AT_A_TIME = 128  # of one webhook, by all replicas
-READ_AT_A_TIME = 512  # of one webhook, by one look
+READ_AT_A_TIME = 128  # of one webhook, by one look
 SECRETS = """ARRAY[w.secret] || CASE WHEN w.former_secret_until > now() THEN ARRAY[w.former_secret] ELSE '{}' END
     || ARRAY(
         SELECT older->>'secret' FROM jsonb_array_elements(w.older_secrets) older

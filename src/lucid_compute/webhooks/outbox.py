@@ -23,7 +23,7 @@ from lucid_compute.wire import write_instant
 
 RETENTION_DAYS = 7
 ATTEMPTS_KEPT = 10
-WEBHOOKS_A_LOOK = 16  # a transaction: if it fails, the other webhooks still have their turn
+WEBHOOKS_A_LOOK = 8  # a transaction: if it fails, the other webhooks still have their turn
 ROWS_A_STEP = 5000  # to delete or to give up: some 50 ms
 OUTBOX_LOCK = 0x77656268  # an advisory lock of our own: "webh"
 _RELEASE = text("""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -115,13 +116,14 @@ class ServiceMetrics:
 
 
 def _accounting(replica: Replica) -> dict[str, float]:
-    """Return what shows that accounts are overdue, as far as it is known."""
-    closer = replica.background.get("payouts")
+    """Return what shows that accounts are overdue; not a number until it is known."""
+    closer, until = replica.background.get("payouts"), replica.rollup_keeper.hours_until
     open_days = closer.open_days if isinstance(closer, PayoutCloser) else None
-    until = replica.rollup_keeper.hours_until
-    behind = None if until is None else (replica.clock.now() - until).total_seconds()
-    measured = {"lucid_payouts_open_days": open_days, "lucid_records_behind_seconds": behind}
-    return {name: value for name, value in measured.items() if value is not None}
+    behind = math.nan if until is None else (replica.clock.now() - until).total_seconds()
+    return {
+        "lucid_payouts_open_days": math.nan if open_days is None else open_days,
+        "lucid_records_behind_seconds": behind,
+    }
 
 
 def _backlog(backlog: Backlog | None) -> dict[str, float]:

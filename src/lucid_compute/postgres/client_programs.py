@@ -8,56 +8,39 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
+from math import ceil
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from lucid_compute.postgres.connection_url import normalise_url
+from lucid_compute.postgres.connection_url import read_target
 from lucid_compute.postgres.embedded import launcher
 
-# Words of a Postgres URL, each with the variable that says the same to libpq.
+# Words of a Postgres URL that the driver gets, each with the variable that says the same to libpq.
 _VARIABLES = {
-    "application_name": "PGAPPNAME",
-    "channel_binding": "PGCHANNELBINDING",
-    "client_encoding": "PGCLIENTENCODING",
-    "connect_timeout": "PGCONNECT_TIMEOUT",
     "database": "PGDATABASE",
     "dbname": "PGDATABASE",
-    "gssencmode": "PGGSSENCMODE",
     "gsslib": "PGGSSLIB",
-    "host": "PGHOST",
-    "hostaddr": "PGHOSTADDR",
     "krbsrvname": "PGKRBSRVNAME",
-    "load_balance_hosts": "PGLOADBALANCEHOSTS",
     "options": "PGOPTIONS",
     "passfile": "PGPASSFILE",
     "password": "PGPASSWORD",
-    "port": "PGPORT",
-    "require_auth": "PGREQUIREAUTH",
-    "requirepeer": "PGREQUIREPEER",
     "service": "PGSERVICE",
     "servicefile": "PGSERVICEFILE",
     "ssl_max_protocol_version": "PGSSLMAXPROTOCOLVERSION",
     "ssl_min_protocol_version": "PGSSLMINPROTOCOLVERSION",
     "sslcert": "PGSSLCERT",
     "sslcrl": "PGSSLCRL",
-    "sslcrldir": "PGSSLCRLDIR",
     "sslkey": "PGSSLKEY",
     "sslmode": "PGSSLMODE",
     "sslnegotiation": "PGSSLNEGOTIATION",
     "sslrootcert": "PGSSLROOTCERT",
-    "sslsni": "PGSSLSNI",
     "target_session_attrs": "PGTARGETSESSIONATTRS",
     "user": "PGUSER",
-}
-# Words that only libpq's URLs have. They tune a connection, and a backup does without.
-_WITHOUT_VARIABLE = {
-    *("fallback_application_name", "keepalives", "keepalives_count", "keepalives_idle", "keepalives_interval"),
-    *("sslcompression", "tcp_user_timeout"),
 }
 _DEFAULT_HOSTS = "/run/postgresql,/var/run/postgresql,/tmp,localhost"  # asyncpg's; the wheel's libpq has other ones
 # Variables of libpq that would lead it elsewhere than asyncpg, which does not read them or puts the URL before them.
 _NOT_INHERITED = {"PGHOSTADDR", "PGSERVICE", "PGOPTIONS", "PGTARGETSESSIONATTRS", "PGLOADBALANCEHOSTS", "PGTZ"}
-_FILES = ("PGPASSFILE", "PGSERVICEFILE", "PGSSLCERT", "PGSSLCRL", "PGSSLCRLDIR", "PGSSLKEY", "PGSSLROOTCERT")
+_FILES = ("PGPASSFILE", "PGSERVICEFILE", "PGSSLCERT", "PGSSLCRL", "PGSSLKEY", "PGSSLROOTCERT")
 _KEPT_BYTES = 16_384
 
 
@@ -73,36 +56,29 @@ def environment_of(url: str, application: str, inherited: Mapping[str, str]) -> 
     Raises:
         DatabaseNotUsable: `url` is not a Postgres URL.
     """
-    parts = urlsplit(normalise_url(url))
-    credentials, at, hosts = parts.netloc.partition("@")
-    user, _, password = credentials.partition(":") if at else ("", "", "")
-    addresses = [_host_and_port(address) for address in (hosts if at else parts.netloc).split(",")]
+    target = read_target(url)
+    parts = urlsplit(target.url)
+    user, _, password = parts.netloc.rpartition("@")[0].partition(":")
     said = {
-        "PGHOST": ",".join(host for host, _ in addresses),
-        "PGPORT": ",".join(port for _, port in addresses),
+        "PGHOST": ",".join(server.host or "" for server in target.servers),
+        "PGPORT": ",".join(str(server.port or "") for server in target.servers),
         "PGUSER": unquote(user),
         "PGPASSWORD": unquote(password),
         "PGDATABASE": unquote(parts.path.removeprefix("/")),
+        "PGCONNECT_TIMEOUT": str(ceil(target.connect_timeout_seconds or 0) or ""),
     }
-    options = []
+    options = [] if target.search_path is None else [f"-c search_path={_escaped(target.search_path)}"]
     for word, value in parse_qsl(parts.query):
         if (variable := _VARIABLES.get(word)) is not None:
             said[variable] = said.get(variable) or value
-        elif word not in _WITHOUT_VARIABLE:  # asyncpg takes it for a setting of the session
+        else:  # asyncpg takes it for a setting of the session
             options.append(f"-c {word}={_escaped(value)}")
     said["PGOPTIONS"] = " ".join(filter(None, [said.get("PGOPTIONS"), *options]))
     kept = {name: value for name, value in inherited.items() if name not in _NOT_INHERITED}
-    named = {name: value for name, value in said.items() if value}
+    named = {name: value for name, value in said.items() if value.strip(",")}
     environment = {"PGHOST": _DEFAULT_HOSTS, **kept, **named, "PGAPPNAME": application, "LC_ALL": "C"}
     files = {name: environment[name] for name in _FILES if environment.get(name, "system") != "system"}
     return environment | {name: str(Path(path).absolute()) for name, path in files.items()}  # a program runs in /
-
-
-def _host_and_port(address: str) -> tuple[str, str]:
-    host, colon, port = address.rpartition(":")
-    if not colon or port.endswith("]"):
-        host, port = address, ""
-    return unquote(host.strip("[]")), port
 
 
 def _escaped(value: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from lucid_compute.errors import InvalidRequest
@@ -16,6 +16,7 @@ MAX_VALUES = 20_000  # in one body; far more than any route takes, and some 50 m
 MAX_SEPARATORS = 40_000  # there are also some in texts, of which a passport holds at most 36 KB
 MAX_KEYS = 5_000  # in one object; more do not fit into a passport's metadata
 _SHOWN_CHARACTERS = 200  # of a path
+_DIGITS = 20  # of 64 bits, with a sign
 
 
 def read_strictly(body: bytes) -> Any:
@@ -27,12 +28,7 @@ def read_strictly(body: bytes) -> Any:
     """
     require_few_values(body)
     try:
-        value = json.loads(
-            body.decode("utf-8"),
-            parse_constant=_refuse_constant,
-            parse_float=_read_float,
-            object_pairs_hook=_read_object,
-        )
+        value = _load_any(body.decode("utf-8"))
         _Check().visit([value], -1)
     except _Fault as fault:
         raise InvalidRequest.at(_shown(fault.path[:-1]), fault.message) from None  # without the position in our list
@@ -41,13 +37,32 @@ def read_strictly(body: bytes) -> Any:
     except UnicodeDecodeError:
         message = fault_of_encoding(body) or "The body is not UTF-8. Send JSON in UTF-8."
         raise InvalidRequest([FieldFault("", message)], status=400) from None
-    except ValueError as error:
-        if not isinstance(error, json.JSONDecodeError):  # Python converts no integers of thousands of digits
-            raise InvalidRequest.at("", "A number is too large. Send numbers of at most 64 bits.") from None
+    except json.JSONDecodeError as error:
         where = f"at line {error.lineno}, column {error.colno}"
         message = fault_of_encoding(body) or f"The body is not JSON {where}. Send a JSON object."
         raise InvalidRequest([FieldFault("", message)], status=400) from None
     return value
+
+
+def _load(text: str, read_int: Callable[[str], Any] = int) -> Any:
+    """Return the value, with each refused part of it as `_Refused`."""
+    return json.loads(
+        text,
+        parse_constant=_refuse_constant,
+        parse_float=_read_float,
+        parse_int=read_int,
+        object_pairs_hook=_read_object,
+    )
+
+
+def _load_any(text: str) -> Any:
+    """Return the value; slower only if Python refuses to convert an integer of thousands of digits."""
+    try:
+        return _load(text)
+    except json.JSONDecodeError:
+        raise
+    except ValueError:
+        return _load(text, _read_int)
 
 
 def require_few_values(body: bytes) -> None:
@@ -91,6 +106,10 @@ def _read_float(digits: str) -> float | _Refused:
     if not math.isfinite(number):
         return _too_large(digits)
     return int(number) if number.is_integer() and abs(number) <= INT64_MAX else number
+
+
+def _read_int(digits: str) -> int | _Refused:
+    return _too_large(digits) if len(digits) > _DIGITS else int(digits)
 
 
 def _too_large(digits: str) -> _Refused:

@@ -416,10 +416,12 @@ def test_programs_of_the_server_s_version_are_needed() -> None:
         find_client_programs(99)
 
 
-def test_libpq_connects_as_the_url_says() -> None:
+def test_libpq_connects_as_the_url_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In every part, and whatever variables of libpq's are set that asyncpg does not read."""
     around = {"PGHOSTADDR": "192.0.2.1", "PGSERVICE": "other", "PGUSER": "of the environment", "HOME": "/home"}
     url = "postgresql+asyncpg://u:p%40%2F@[::1]:5433/d%20b?sslmode=require&sslrootcert=ca.pem&options=-c%20a=b&work_mem=4%20MB"
+    monkeypatch.chdir(tmp_path)
+    Path("ca.pem").touch()
     found = environment_of(url, "lucid db backup", around)
     assert not {"PGHOSTADDR", "PGSERVICE"} & found.keys()
     host, user, database = found["PGHOST"], found["PGUSER"], found["PGDATABASE"]
@@ -428,6 +430,14 @@ def test_libpq_connects_as_the_url_says() -> None:
     assert (found["PGOPTIONS"], found["PGAPPNAME"]) == ("-c a=b -c work_mem=4\\ MB", "lucid db backup")
     by_socket = environment_of("postgresql:///d?host=/run/pg&port=5434&user=u", "x", around)
     assert [by_socket[name] for name in ("PGHOST", "PGPORT", "PGUSER", "PGDATABASE")] == ["/run/pg", "5434", "u", "d"]
+    words = "target_session_attrs=primary&connect_timeout=5&pgbouncer=true&schema=a%20b"
+    several = environment_of(f"postgresql://u:p@h1:5432,h2:5433/d?{words}", "x", around)
+    assert [several[name] for name in ("PGHOST", "PGPORT", "PGTARGETSESSIONATTRS")] == [
+        "h1,h2",
+        "5432,5433",
+        "primary",
+    ]
+    assert (several["PGCONNECT_TIMEOUT"], several["PGOPTIONS"]) == ("5", "-c search_path=a\\ b")
     assert environment_of("postgres://h/d", "x", around)["PGUSER"] == "of the environment"
     assert "/run/postgresql" in environment_of("postgres:///d", "x", around)["PGHOST"]
 

@@ -39,6 +39,8 @@ async def test_a_replica_that_does_everything_at_once_opens_the_connections_that
     node = await api.register("limited", {"maxConcurrency": 2})
     await add_lease(api)
     replica = api.replica
+    limited = await api.new_key("acme", ["inference:run"], limits={"requestsPerMinute": 5})
+    await limited.http.post("/v1/chat/completions", json={"model": "none", "messages": []})
     async with AsyncExitStack() as stack:
         locker = await database.connect(database_url, application="lucid tests")
         stack.push_async_callback(locker.close)

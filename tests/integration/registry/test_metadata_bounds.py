@@ -41,11 +41,11 @@ async def register(api: Api, kind: str, metadata: dict[str, Any], name: str = "x
     return await api.http.post("/passports", json={"name": name, "type": kind, "metadata": metadata})
 
 
-def check_refused(answer: Any, *words: str) -> None:
-    """Check that the response blames `metadata`, in a sentence with these words, and is short."""
+def check_refused(answer: Any, *words: str, path: str = "metadata") -> None:
+    """Check that the response blames the place, in a sentence with these words, and is short."""
     assert (answer.status_code, error_code(answer)) == (422, "INVALID_REQUEST"), answer.text[:300]
     (fault,) = answer.json()["error"]["details"]["fields"]
-    assert fault["path"] == "metadata"
+    assert fault["path"] == path
     assert all(word in fault["message"] for word in words), fault
     assert len(answer.content) < 1000
 
@@ -62,6 +62,12 @@ async def test_metadata_of_32_kib_is_taken_and_one_byte_more_is_not(api: Api, ki
 
 @pytest.mark.parametrize("filling", [[[]] * 340_000, [{}] * 300_000, {str(n): 0 for n in range(90_000)}])
 async def test_a_megabyte_of_small_things_is_refused(api: Api, filling: Any) -> None:
+    """With that size no body of the API has so many values; they are not even read."""
+    check_refused(await register(api, "agent", {"x": filling}), "20000", path="")
+
+
+@pytest.mark.parametrize("filling", [[[]] * 19_000, [{}] * 19_000, {str(n): 0 for n in range(4_900)}])
+async def test_as_many_small_things_as_a_body_may_have_are_refused(api: Api, filling: Any) -> None:
     check_refused(await register(api, "agent", {"x": filling}), "32,768")
 
 

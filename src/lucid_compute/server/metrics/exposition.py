@@ -53,7 +53,7 @@ _GAUGES = {
     "lucid_webhook_deliveries_waiting": "Deliveries that wait, of all replicas",
     "lucid_webhook_oldest_waiting_seconds": "Age of the oldest event that waits for a webhook that is not failing",
     "lucid_webhooks_failing": "Webhooks that are active and whose last delivery failed, of all replicas",
-    "lucid_payouts_open_days": "Days since the first day that is in no closed period of payouts",
+    "lucid_payouts_open_seconds": "Seconds since the start of the first day that is in no closed period of payouts",
     "lucid_records_behind_seconds": "Time since the end of the last hour of records that was added up",
     "lucid_webhooks_disabled": "Webhooks that are disabled, of all replicas",
 }

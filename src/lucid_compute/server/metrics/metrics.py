@@ -121,7 +121,7 @@ def _accounting(replica: Replica) -> dict[str, float]:
     open_days = closer.open_days if isinstance(closer, PayoutCloser) else None
     behind = math.nan if until is None else (replica.clock.now() - until).total_seconds()
     return {
-        "lucid_payouts_open_days": math.nan if open_days is None else open_days,
+        "lucid_payouts_open_seconds": math.nan if open_days is None else open_days * 86_400,
         "lucid_records_behind_seconds": behind,
     }
 

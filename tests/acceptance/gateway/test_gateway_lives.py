@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from tests.fault_answers import EVENTS, chat_stream, endless_body
 from tests.fault_node import Behaviour, FaultNode
 from tests.gateway import QUESTION, Gateway, within
 from tests.llama import Llama, llama_servers
+from tests.lucid_serve import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -90,6 +92,11 @@ async def run_once(gateway: Gateway, model: str, *, stream: bool, tokens: int) -
     return Run(sent_at, time.monotonic(), node, len("".join(pieces).split()), error)
 
 
+async def has_answered(node: str, runs: list[Run]) -> bool:
+    """Return whether the node has served one of the runs."""
+    return node in {run.node for run in runs}
+
+
 @pytest.mark.usefixtures("retries")
 async def test_a_server_killed_under_load_costs_no_client_an_answer(gateway: Gateway, llamas: list[Llama]) -> None:
     """Kill -9 of one of two real servers: every request whose first byte had not come is answered, and whole."""
@@ -99,7 +106,7 @@ async def test_a_server_killed_under_load_costs_no_client_an_answer(gateway: Gat
         load(gateway, model, 4, stream=False, tokens=200) as whole,
         load(gateway, model, 2, stream=True, tokens=200) as streams,
     ):
-        await asyncio.sleep(0.5)
+        await eventually(partial(has_answered, killed, whole), within(10))
         llamas[0].kill()
         killed_at = time.monotonic()
         await asyncio.sleep(1.0)

@@ -102,7 +102,7 @@ async def test_what_a_node_does_wrong_has_one_cause_and_one_side(gateway: Gatewa
 @pytest.mark.parametrize(
     ("kind", "cause", "side"),
     [
-        ("a closed port", FaultKind.CONNECT_FAILED, "network"),
+        ("a closed port", FaultKind.CONNECT_FAILED, "provider"),
         ("an unknown name", FaultKind.NAME_UNKNOWN, "provider"),
         ("no TLS", FaultKind.TLS_FAILED, "provider"),
         ("this service", FaultKind.ROUTING_LOOP, "provider"),

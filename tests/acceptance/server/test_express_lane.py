@@ -124,10 +124,10 @@ async def test_what_comes_behind_a_request_is_answered_after_it(gateway: Gateway
         await client.close()
 
 
-@pytest.mark.parametrize("status", [500, 429, 301])
+@pytest.mark.parametrize(("status", "outcome"), [(500, "failed"), (429, "rejected"), (301, "failed")])
 @pytest.mark.usefixtures("retries")
-async def test_a_node_that_fails_is_replaced_unseen(gateway: Gateway, status: int) -> None:
-    """The request goes on in the ordinary lane, with what was learnt."""
+async def test_a_node_that_fails_is_replaced_unseen(gateway: Gateway, status: int, outcome: str) -> None:
+    """The request goes on in the ordinary lane, with what was learnt; so it does if the node was busy, not failing."""
     refusal = respond(b'{"error":{}}', status=status)
     async with FaultNode(Behaviour(answer=refusal)) as bad, FaultNode(Behaviour(answer=chat_answer())) as good:
         model, bad_id = await add_warm(gateway, bad)
@@ -138,7 +138,7 @@ async def test_a_node_that_fails_is_replaced_unseen(gateway: Gateway, status: in
         assert await express_count(gateway) == before + 1
         jobs = [job for job in await gateway.jobs(model, 3) if job["id"] == answer.headers["x-lucid-job"]]
         told = {(job["attempt"], job["outcome"], job["reason"], job["passportId"]) for job in jobs}
-        assert told == {(1, "failed", f"http_{status}", bad_id), (2, "completed", None, good_id)}
+        assert told == {(1, outcome, f"http_{status}", bad_id), (2, "completed", None, good_id)}
 
 
 async def test_a_node_that_fails_alone_is_told_of_once(gateway: Gateway) -> None:
@@ -219,14 +219,18 @@ async def test_a_revoked_key_ends_what_it_runs(gateway: Gateway) -> None:
         assert again.status_code == 401
 
 
-async def test_a_refusal_of_the_node_without_a_word_is_told_in_ours(gateway: Gateway) -> None:
-    """As the ordinary lane tells it, with the job's id."""
+async def test_a_refusal_that_is_no_json_is_told_in_our_words(gateway: Gateway) -> None:
+    """As the ordinary lane tells it, with the job's id: it is a page of something before the node, which failed."""
     async with FaultNode(Behaviour(answer=respond(b"<p>no", status=400, content_type="text/html"))) as node:
-        model, _ = await add_warm(gateway, node)
+        model, node_id = await add_warm(gateway, node)
         answer = await gateway.chat(model)
-        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "INVALID_REQUEST")
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"]) == (502, "NODE_FAILED")
+        assert error["details"]["attempts"] == [{"passportId": node_id, "reason": "http_400"}]
+        assert "<p>" not in answer.text
         assert answer.headers["x-lucid-attempts"] == "1"
-        assert answer.headers["x-lucid-job"] in {job["id"] for job in await gateway.jobs(model, 2)}
+        told = {(job["id"], job["outcome"], job["reason"]) for job in await gateway.jobs(model, 2)}
+        assert (answer.headers["x-lucid-job"], "failed", "http_400") in told
 
 
 async def test_a_service_that_stops_answers_what_runs(postgres_and_template: tuple[str, str]) -> None:

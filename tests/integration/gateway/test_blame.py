@@ -118,7 +118,7 @@ async def test_what_one_client_makes_nodes_say_takes_them_from_no_other(api: Api
             refused = await ask(evil, "responses", b'{"model":"tiny",%b}' % named)
             assert refused.status_code == 404, (kind, refused.text)
             assert "Response with id" in refused.json()["error"]["message"]
-            nodes.answer(chat_answer())
+            nodes.answer(respond())
             for endpoint in ("responses", "chat/completions"):
                 served = await ask(victim, endpoint)
                 assert (served.status_code, served.headers["x-lucid-attempts"]) == (200, "1"), (kind, endpoint)

@@ -181,7 +181,7 @@ async def test_each_refusal_has_one_cause_and_one_side_and_is_one_outcome(
     await ask(api.with_key("lk_live_nobody's"))
     await ask(await api.new_key("acme", ["compute"]))
     await api.http.get("/v1/chat/completions")
-    await api.http.post("/v1/chat/completions", content=b"x" * 10_485_761)
+    await api.http.post("/v1/chat/completions", content=b"x" * (32 * 1024 * 1024 + 1))
     await ask(limited, model="nowhere")
     await ask(limited, model="nowhere")
 

@@ -49,7 +49,7 @@ def left() -> list[object]:
     ("behaviour", "told"),
     [
         (Behaviour(answer=chat_answer()), 200),
-        (Behaviour(answer=respond(b"", status=400)), 400),
+        (Behaviour(answer=respond(b"{}", status=400)), 400),
         (Behaviour(answer=respond(b"", status=500)), "failed"),
         (Behaviour(cut_head_after=0, ending=Ending.RESET), "handed over"),
         (Behaviour(delay_seconds=60), "hung up"),

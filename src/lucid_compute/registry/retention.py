@@ -9,7 +9,6 @@ from lucid_compute.postgres.database import Database
 from lucid_compute.postgres.periodic import run_periodically
 
 EVERY_SECONDS = 60.0
-SHORTEST_AUDIT_DAYS = 30  # the trigger of `audit_log` refuses to delete younger rows, whoever asks
 BOOT_BATCHES = 50  # a minute: a million boots are inspected in ten minutes
 _BEFORE_ALL_BOOTS = ("00000000-0000-0000-0000-000000000000", "")
 

@@ -147,7 +147,7 @@ SignedMoney = Annotated[
     WithJsonSchema(
         {
             "type": "string",
-            "pattern": r"^-?[0-9]{1,12}(\.[0-9]{1,12})?$",
+            "pattern": r"^-?(?=.*[1-9])[0-9]{1,12}(\.[0-9]{1,12})?$",
             "description": "US dollars, kept exactly; below 0 it is taken back; never 0.",
             "examples": ["-12.5"],
         }

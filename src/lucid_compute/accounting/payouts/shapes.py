@@ -40,6 +40,18 @@ class PeriodList(ResponseShape):
 class CorrectedLine(WireShape):
     """An amount that one owner gets in addition or, below 0, gives back, in one role."""
 
+    model_config = {
+        "json_schema_extra": {
+            "oneOf": [
+                {"properties": {"role": {"const": Role.PROTOCOL}, "owner": {"type": "null"}}},
+                {
+                    "properties": {"role": {"enum": [Role.PROVIDER, Role.MODEL_OWNER]}, "owner": {"type": "string"}},
+                    "required": ["owner"],
+                },
+            ]
+        }
+    }
+
     role: Role
     owner: Identifier | None = Field(default=None, description="Leave it out for the protocol.")
     amount_usd: SignedMoney

@@ -148,7 +148,13 @@ async def nothing_declared(ward: Ward) -> None:
 BREAKS = [
     Break("service", FAIL, "Nothing listens at", "Correct --api", no_service),
     Break("key", FAIL, "does not know the key", "Set LUCID_API_KEY", wrong_key),
-    Break("scope", FAIL, "lacks the scope compute", "lucid keys create --scope compute", key_without_scope),
+    Break(
+        "scope",
+        FAIL,
+        "lacks the scope compute",
+        "lucid keys create NAME --owner OWNER --scope compute",
+        key_without_scope,
+    ),
     Break("node", FAIL, "No node 'nobody'", "lucid nodes", unknown_node),
     Break("node", FAIL, " nodes: ", "lucid doctor NODE", several_nodes),
     Break("node", FAIL, "no node", "lucid agent run", no_node_at_all),

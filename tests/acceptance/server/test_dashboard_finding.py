@@ -78,15 +78,18 @@ def test_what_is_copied_is_what_is_shown_and_never_the_key(watched: Watched, pag
 
 
 def test_commands_that_the_dashboard_gives_are_commands() -> None:
-    """The command line knows each of them, and each of its options."""
+    """The command line knows each of them and each of its options, and none lacks an option that it requires."""
     text = "".join(path.read_text() for path in STATIC.glob("*.js"))
-    given = set(re.findall(r"\blucid ((?:agent )?[a-z]+)([^`\"<\n]*)", text))
-    assert {command for command, _ in given} >= {"agent run", "doctor", "resume", "jobs"}
+    given = set(re.findall(r"\blucid ((?:(?:agent|keys|passports) )?[a-z]+)([^`\"<\n]*)", text))
+    assert {command for command, _ in given} >= {"agent run", "doctor", "resume", "jobs", "keys create"}
     for command, rest in given:
         told = subprocess.run([LUCID, *command.split(), "--help"], capture_output=True, text=True, check=False)
         assert told.returncode == 0, command
-        for option in re.findall(r"--[a-z-]+", rest):
+        options = set(re.findall(r"--[a-z-]+", rest))
+        for option in options:
             assert option in told.stdout, (command, option)
+        if options:  # else the command is only named
+            assert options >= set(re.findall(r"\* +(--[a-z-]+)", told.stdout)), command
 
 
 def test_the_first_view_asks_for_nothing_twice(watched: Watched, page: Page) -> None:

@@ -11,6 +11,7 @@ from lucid_compute.registry.shapes import PassportView
 
 NO_NODE = str(UUID(int=0))
 SHOWN_NAMES = 10
+_CREATE_KEY = "lucid keys create NAME --owner OWNER --scope compute"
 
 
 async def check_service(context: DoctorContext) -> CheckFinding:
@@ -34,7 +35,7 @@ async def check_key(context: DoctorContext) -> CheckFinding:
     except Unauthorized:
         return failed(
             "The service does not know the key, or it is expired or revoked, or none was given.",
-            "Set LUCID_API_KEY to a valid key; an admin creates one with: lucid keys create --scope compute",
+            f"Set LUCID_API_KEY to a valid key; an admin creates one with: {_CREATE_KEY}",
         )
     except (Forbidden, NotFound):
         pass
@@ -48,7 +49,7 @@ async def check_scope(context: DoctorContext) -> CheckFinding:
     except Forbidden:
         return failed(
             "The key is valid and lacks the scope compute.",
-            "Ask an admin for a key with the scope compute: lucid keys create --scope compute",
+            f"Ask an admin for a key with the scope compute: {_CREATE_KEY}",
         )
     except NotFound:
         pass

@@ -79,7 +79,7 @@ function agentCommand() {
 function FirstSteps() {
   return html`<${Card} title="Nothing is registered yet">
     <p>Make a key for the node, on the machine of this service, in its folder:</p>
-    <${Command} text=".venv/bin/lucid keys create my-gpu --scope compute" />
+    <${Command} text=".venv/bin/lucid keys create my-gpu --owner YOUR-NAME --scope compute" />
     <p>On the machine of a running inference server, in a copy of this repository after <code>make install</code>, one command registers it, declares its models and keeps it alive. Put in the key, and the server's own address:</p>
     <${Command} text=${agentCommand()} />
     <p>It appears here with its first heartbeat. <a href=${`${ROOT}/docs`}>The API</a> does the same by hand: <code>POST /passports</code>, then <code>POST /compute/heartbeat</code>.</p>

@@ -29,14 +29,14 @@ async def test_a_provider_reads_what_happened_and_its_error_budget(gateway: Gate
     lucid = CommandLine(gateway.served.url, gateway.served.admin_key, tmp_path)
     assert (await lucid("uptime")).out == "No nodes.\n"
     async with (
-        FaultNode(Behaviour(answer=chat_answer(tokens_in=600, tokens_out=400))) as node,
+        FaultNode(Behaviour(answer=chat_answer("said " * 100, tokens_in=600, tokens_out=400))) as node,
         FaultNode(Behaviour(answer=respond(b"{}", status=500))) as bad,
     ):
         model, failing = await gateway.add_model(), await gateway.add_model()
         good = await gateway.add_node(node.url, model, pricePer1kTokens="0.5")
         failed = await gateway.add_node(bad.url, failing)
         for name in (model, failing):
-            await gateway.chat(name)
+            await gateway.chat(name, messages=[{"role": "user", "content": "said" * 200}])
             await gateway.jobs(name)
     shown = (await lucid("metrics", good)).out
     (in_all,) = [line.split() for line in shown.splitlines() if line.startswith("in all")]

@@ -35,14 +35,14 @@ async def test_a_provider_sees_what_it_earned_and_an_admin_closes_a_period(gatew
     assert "Nothing was earned" in (await lucid("payouts")).out
     assert "Nothing was lost" in (await lucid("payouts", "losses")).out
     async with (
-        FaultNode(Behaviour(answer=chat_answer(tokens_in=600, tokens_out=400))) as node,
+        FaultNode(Behaviour(answer=chat_answer("said " * 100, tokens_in=600, tokens_out=400))) as node,
         FaultNode(Behaviour(answer=respond(b"{}", status=500))) as bad,
     ):
         model, failing = await gateway.add_model(), await gateway.add_model()
         await gateway.add_node(node.url, model, pricePer1kTokens="0.5")
         await gateway.add_node(bad.url, failing)
         for name in (model, failing):
-            await gateway.chat(name)
+            await gateway.chat(name, messages=[{"role": "user", "content": "said" * 200}])
             await gateway.jobs(name)
         assert (await gateway.chat("unknown")).status_code == 404
     report = (await lucid("payouts", "--json")).json

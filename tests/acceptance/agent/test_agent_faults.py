@@ -141,7 +141,7 @@ async def test_requests_that_do_not_end_are_waited_for_until_the_deadline_or_a_s
     url, key = small_registry
     async with recorded_server("llama.cpp") as (node, _):
         with agent(tmp_path, url, key, node.url, "--drain-seconds", "2") as patient:
-            await asyncio.to_thread(patient.says_in_time, "declared")
+            await asyncio.to_thread(patient.says_in_time, "healthy, first heartbeat accepted")
             assert await asyncio.to_thread(patient.stop) == 0
             assert "the time to drain is over; 2 requests may still run" in patient.log
         with agent(tmp_path, url, key, node.url) as hurried:

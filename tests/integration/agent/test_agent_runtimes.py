@@ -247,7 +247,7 @@ async def test_vllm_of_several_engines_is_as_full_as_its_fullest() -> None:
 
 async def test_names_that_the_registry_does_not_take_are_left_out_with_a_line_in_the_log() -> None:
     """Real ids fit: the path of a file is one. What is left out is said, and does not vanish."""
-    path = f"/root/.cache/huggingface/hub/{'models--' * 30}/snapshots/0123456789abcdef/model-Q4_K_M.gguf"
+    path = f"/models/cache/hub/{'models--' * 30}/snapshots/0123456789abcdef/model-Q4_K_M.gguf"
     fits = [path, "a" * 512, "name with\u00a0a\u200bspace", "模型"]
     names = [*fits, "b" * 513, "line\nbreak", "half \ud83d", "\x7f"]
     models = saying(json.dumps({"data": [{"id": name} for name in names]}).encode())

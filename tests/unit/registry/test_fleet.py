@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
-from types import FrameType
 from typing import Any
 
 import pytest
@@ -33,6 +30,7 @@ from lucid_compute.registry.matching_engine import (
     serves,
 )
 from tests.factories import NOW, compute_passport, passport, receipt
+from tests.work import lines_of
 
 NAMES = ["a", "b", "c"]
 RUNTIMES = st.sampled_from([["vllm"], ["ollama"], []])
@@ -367,7 +365,7 @@ def _cost_of_a_kind(models: int, kinds: int) -> int:
         fleet.apply_passport(record)
     for number in range(kinds):
         _add_kind(fleet, number)
-    return _lines_run(partial(_add_kind, fleet, kinds))
+    return lines_of(partial(_add_kind, fleet, kinds))
 
 
 def _add_kind(fleet: Fleet, number: int) -> None:
@@ -376,20 +374,3 @@ def _add_kind(fleet: Fleet, number: int) -> None:
     declared = {"model-1": DeclaredModel("model-1"), f"lora-{number}": DeclaredModel(f"lora-{number}")}
     fleet.apply_lifecycle(Lifecycle(record.id, declared, None, None, "registered", 1))
     fleet.apply_receipt(record.id, receipt())
-
-
-def _lines_run(work: Callable[[], None]) -> int:
-    count = 0
-
-    def trace(_: FrameType, event: str, __: object) -> Callable[..., Any]:
-        nonlocal count
-        count += event == "line"
-        return trace
-
-    previous = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        work()
-    finally:
-        sys.settrace(previous)
-    return count

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from datetime import datetime, timedelta
-from types import FrameType
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 from lucid_compute.registry.fleet.reason_counts import HeartbeatAges
 from tests.factories import NOW
 from tests.small_fleets import SmallFleet
+from tests.work import calls_of
 
 MS = st.one_of(st.integers(-200, 200), st.integers(-100_000, 100_000), st.sampled_from([-86_400_000, 86_400_000]))
 
@@ -48,16 +48,6 @@ def calls_of_a_summary(count: int, seconds: float) -> int:
     for number in range(count):
         serves = [["model"], ["other"], []][number % 3]
         fleet.add_node(f"node-{number:05}", serves=serves, age_seconds=(number % 10) + 0.0004)
-    now, calls = fleet.now + timedelta(seconds=seconds), 0
-
-    def count_calls(_frame: FrameType, what: str, _argument: object) -> None:
-        nonlocal calls
-        calls += what in {"call", "c_call"}
-
-    fleet.fleet.summarise_reasons(fleet.model, now)  # what is done once is not counted
-    sys.setprofile(count_calls)
-    try:
-        fleet.fleet.summarise_reasons(fleet.model, now)
-    finally:
-        sys.setprofile(None)
-    return calls
+    summarise = partial(fleet.fleet.summarise_reasons, fleet.model, fleet.now + timedelta(seconds=seconds))
+    summarise()  # what is done once is not counted
+    return calls_of(summarise)

@@ -9,9 +9,10 @@ from typing import Any
 
 import uvicorn
 
-from lucid_compute.server.app import FAST_PATHS
+from lucid_compute.server.app import LANES
 from lucid_compute.server.fast_path import FastPathProtocol
 from lucid_compute.server.http_protocol import ConnectionLimits
+from lucid_compute.web.lanes import CutReason, IncomingRequest
 from tests.lucid_serve import eventually
 from tests.raw_client import PATIENCE_SECONDS
 
@@ -37,11 +38,14 @@ class Accepted:
     def __init__(self, lane: Lane, client: FastPathProtocol) -> None:
         self._lane, self._client = lane, client
 
-    def leave(self) -> None:
+    def end(self, _: CutReason) -> None:
         """End as an exchange does whose client left."""
         self._lane.accepted.remove(self)
         self._lane.left += 1
         self._client.hang_up()
+
+    def go_on(self) -> None:
+        """Do nothing: the response is one part."""
 
     def answer(self, body: bytes) -> None:
         """Respond to it."""
@@ -56,21 +60,15 @@ class Lane:
         self.accepted: list[Accepted] = []
         self.left = 0
 
-    def accept(
-        self,
-        client: FastPathProtocol,
-        path: bytes,
-        headers: dict[bytes, bytes],  # noqa: ARG002 - as the real one's
-        body: bytes,
-    ) -> Accepted | None:
+    def accept(self, client: FastPathProtocol, request: IncomingRequest) -> Accepted | None:
         """Accept a request, or refuse one to a third path."""
-        if path.decode() == FULL:
+        if request.path == FULL:
             client.answer(503, [(b"content-length", b"4")], b"full")
             return None
         accepted = Accepted(self, client)
         self.accepted.append(accepted)
-        if path.decode() == AT_ONCE:
-            asyncio.get_running_loop().call_soon(accepted.answer, body)
+        if request.path == AT_ONCE:
+            asyncio.get_running_loop().call_soon(accepted.answer, request.body or b"")
         return accepted
 
     def answer_all(self, body: bytes) -> None:
@@ -163,7 +161,7 @@ class Service:
     async def _live(self, scope: Any, receive: Any, send: Any) -> None:
         self._loop = asyncio.get_running_loop()
         self._loop.set_exception_handler(lambda _, context: self.faults.append(context))
-        scope["state"][FAST_PATHS] = {path.encode(): self.lane for path in (WAITS, AT_ONCE, FULL)}
+        scope["state"][LANES] = {path.encode(): self.lane for path in (WAITS, AT_ONCE, FULL)}
         await receive()
         await send({"type": "lifespan.startup.complete"})
         self._started.set()

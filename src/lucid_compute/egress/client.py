@@ -12,6 +12,7 @@ import errno
 import os
 import ssl
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from ipaddress import ip_address
@@ -25,6 +26,7 @@ from lucid_compute.egress.policy import Address, EgressPolicy, ProviderUrl
 from lucid_compute.egress.write_batching import WriteBatch
 
 MAX_ADDRESSES_TRIED = 4
+END_SECONDS = 1.0
 FREED_AT_A_TIME = 64  # idle connections, when no file descriptor or port is left
 
 Origin = tuple[str, str, int]
@@ -59,18 +61,21 @@ class HttpClient:
         *,
         limits: ClientLimits = CLIENT_LIMITS,
         response_limits: ResponseLimits = RESPONSE_LIMITS,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`resolver` returns a name's addresses; None is the system's resolver."""
+        """Create it in the event loop that it works in. `resolver` returns a name's addresses; None is the system's."""
+        self._loop = asyncio.get_running_loop()
+        self._monotonic = monotonic
         self._policy = policy
         self._limits = limits
         self._response_limits = response_limits
-        self._lookups = Lookups(resolver or SystemResolver())
+        self._lookups = Lookups(resolver or SystemResolver(), monotonic)
         self._idle: dict[Origin, list[tuple[HttpConnection, float]]] = {}
         self._idle_longest_first: dict[HttpConnection, Origin] = {}
         self._busy: set[HttpConnection] = set()
         self._tls: ssl.SSLContext | None = None
         self._view = memoryview(bytearray(READ_BYTES))
-        self._write_batch = WriteBatch()
+        self._write_batch = WriteBatch(self._loop)
         self.own_endpoints: set[tuple[str, int]] = set()
 
     def acquire_idle(self, url: ProviderUrl) -> HttpConnection | None:
@@ -79,7 +84,7 @@ class HttpClient:
         while idle:
             connection, _ = idle.pop()
             del self._idle_longest_first[connection]
-            if not connection.is_lost and time.monotonic() - connection.made_at < self._limits.max_age_seconds:
+            if not connection.is_lost and self._monotonic() - connection.made_at < self._limits.max_age_seconds:
                 self._busy.add(connection)
                 return connection
             connection.abort()
@@ -93,7 +98,7 @@ class HttpClient:
         Raises:
             EgressFault: the name does not resolve, the policy forbids an address, or no address accepts the connection.
         """
-        clock, limits = asyncio.get_running_loop().time, self._limits
+        clock, limits = self._loop.time, self._limits
         seconds = limits.connect_seconds + (limits.tls_seconds if url.scheme == "https" else 0)
         ends_at = clock() + seconds
         faults: list[EgressFault] = []
@@ -128,9 +133,26 @@ class HttpClient:
                 return
         connection.abort()
 
+    def release_at_end(self, url: ProviderUrl, connection: HttpConnection) -> None:
+        """Release the connection once its response has ended, which may take up to a second. Its rest is dropped."""
+
+        def drop() -> None:
+            """Drop what came. This must not raise, because a transport calls it."""
+            with suppress(EgressFault):
+                while connection.is_ready:
+                    if not connection.read_available():
+                        break
+                else:
+                    return
+            self.release(url, connection)
+
+        connection.total_due_at = self._monotonic() + END_SECONDS
+        connection.on_ready = drop
+        drop()
+
     def enforce_limits(self) -> None:
         """Fail overdue requests and close connections that were idle too long. Call it several times a second."""
-        now, max_idle_seconds = time.monotonic(), self._limits.max_idle_seconds
+        now, max_idle_seconds = self._monotonic(), self._limits.max_idle_seconds
         for connection in [*self._busy]:
             if (fault := connection.overdue(now)) is not None:
                 connection.fail(fault)
@@ -184,8 +206,8 @@ class HttpClient:
     async def _open(self, url: ProviderUrl, address: Address, kind: type[HttpConnection]) -> HttpConnection:
         is_https = url.scheme == "https"
         try:
-            transport, connection = await asyncio.get_running_loop().create_connection(
-                partial(kind, self._view, self._write_batch, self._response_limits),
+            transport, connection = await self._loop.create_connection(
+                partial(kind, self._view, self._write_batch, self._response_limits, self._monotonic),
                 str(address),
                 url.port,
                 ssl=self._tls_context() if is_https else None,

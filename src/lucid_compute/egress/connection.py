@@ -179,6 +179,7 @@ class HttpConnection(IncomingResponse, asyncio.BufferedProtocol):
     __slots__ = (
         "_is_in_use",
         "_is_paused",
+        "_monotonic",
         "_transport",
         "_view",
         "_waiter",
@@ -195,9 +196,14 @@ class HttpConnection(IncomingResponse, asyncio.BufferedProtocol):
     )
 
     def __init__(
-        self, view: memoryview, write_batch: WriteBatch | None = None, limits: ResponseLimits = RESPONSE_LIMITS
+        self,
+        view: memoryview,
+        write_batch: WriteBatch | None = None,
+        limits: ResponseLimits = RESPONSE_LIMITS,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """`view`: the read buffer, which all connections of one loop may share. `write_batch`: None writes at once."""
+        self._monotonic = monotonic
         self._max_body_bytes = limits.max_body_bytes
         self._max_stream_bytes = limits.max_stream_bytes
         self._view = view
@@ -206,7 +212,7 @@ class HttpConnection(IncomingResponse, asyncio.BufferedProtocol):
         self._waiter: asyncio.Future[None] | None = None
         self.on_ready: Callable[[], None] | None = None
         self._is_in_use = self._is_paused = self._keeps_alive = self.is_lost = False
-        self.made_at = time.monotonic()
+        self.made_at = monotonic()
         self.used = 0
         self.awaits_content = False
         self.between_seconds = self.due_at = self.total_due_at = _NEVER
@@ -227,7 +233,7 @@ class HttpConnection(IncomingResponse, asyncio.BufferedProtocol):
         self._is_in_use = True
         self.awaits_content = False
         self.used += 1
-        now = self.last_read_at = time.monotonic()
+        now = self.last_read_at = self._monotonic()
         self.due_at = now + (deadlines.first_byte_seconds if wants_stream else deadlines.answer_seconds)
         self.total_due_at = now + deadlines.total_seconds
         self.between_seconds = deadlines.between_seconds
@@ -294,7 +300,7 @@ class HttpConnection(IncomingResponse, asyncio.BufferedProtocol):
             self._transport.abort()
 
     def overdue(self, now: float) -> EgressFault | None:
-        """Return the deadline that the provider has missed at `now` (`time.monotonic`); None when it missed none."""
+        """Return the deadline that the provider has missed at `now`; None when it missed none."""
         if self.is_whole:
             return None
         if now >= self.total_due_at:
@@ -323,7 +329,7 @@ class HttpConnection(IncomingResponse, asyncio.BufferedProtocol):
         if not self._is_in_use or self.is_whole:
             self.abort()  # unsolicited: it would be read as the next response
             return
-        self.last_read_at = time.monotonic()
+        self.last_read_at = self._monotonic()
         self.has_received = True
         had_head, body_bytes = self.has_head, self._body_bytes
         try:
@@ -379,7 +385,7 @@ class HttpConnection(IncomingResponse, asyncio.BufferedProtocol):
 
     def _resume(self) -> None:
         self._is_paused = False
-        self.last_read_at = time.monotonic()
+        self.last_read_at = self._monotonic()
         if self._transport is not None and not self.is_lost:
             self._transport.resume_reading()
 

@@ -13,13 +13,14 @@ import asyncio
 class WriteBatch:
     """The writes of one event loop's current turn."""
 
-    def __init__(self) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
         self._waiting: list[tuple[asyncio.WriteTransport, bytes]] = []
 
     def write(self, transport: asyncio.WriteTransport, data: bytes) -> None:
         """Write `data` to the transport at the end of this turn, unless it is closed by then."""
         if not self._waiting:
-            asyncio.get_running_loop().call_soon(self.flush)
+            self._loop.call_soon(self.flush)
         self._waiting.append((transport, data))
 
     def flush(self) -> None:

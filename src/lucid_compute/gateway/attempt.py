@@ -1,10 +1,7 @@
-"""One attempt to serve a request: send it to a node, judge the response, pass it on, write the job to the ledger."""
+"""One attempt to serve a request, as the job ledger and the statistics of nodes record it."""
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import Callable
 from datetime import datetime
 from typing import NamedTuple
 
@@ -17,10 +14,8 @@ from lucid_compute.gateway.event_stream import EventStream
 from lucid_compute.gateway.node_json import clients_own_status, error_in, is_response, read_object
 from lucid_compute.gateway.node_stats import ANY_ENDPOINT
 from lucid_compute.gateway.node_words import message_in, names_stored, refusal_of, says_no_model
-from lucid_compute.gateway.relay import relay
-from lucid_compute.gateway.request import GatewayRequest, RunningRequest
+from lucid_compute.gateway.request import GatewayRequest
 from lucid_compute.gateway.tracing import end_attempt
-from lucid_compute.gateway.upstreams import Target
 from lucid_compute.gateway.usage import Usage, charge, count_request, count_response, find_usage, plausible_usage
 from lucid_compute.registry.fleet.fleet import FleetNode
 from lucid_compute.registry.routing_rules import id_on_node
@@ -28,7 +23,6 @@ from lucid_compute.web.lanes import CutReason
 
 CLIENTS_OWN = frozenset({400, 413, 422})
 NOT_OFFERED = frozenset({404, 405, 501})
-JSON = b"application/json"
 OK, MULTIPLE_CHOICES = 200, 300  # plain numbers, because HTTPStatus costs a look-up each time
 
 
@@ -40,7 +34,10 @@ class NodeResponse(NamedTuple):
 
 
 class Attempt:
-    """The attempt `number` (from 1) of a request, on `node`, or on the model's upstream when it is None."""
+    """The attempt `number` (from 1) of a request, on `node`, or on the model's upstream when it is None.
+
+    `Exchange` talks to the node.
+    """
 
     __slots__ = (
         "_asks_usage",
@@ -73,7 +70,7 @@ class Attempt:
         # As the client did not, and unless the node is known to refuse that.
         self._asks_usage = request.inference.adds_usage and not context.stats.refuses_question(self._question_id)
         self._span = None if request.span is None else request.span.child("attempt", is_outgoing=True)
-        self._began_at = time.monotonic()
+        self._began_at = context.monotonic()
         self._job = request.running.job = Job(
             id=request.job_id,
             attempt=number,
@@ -93,28 +90,6 @@ class Attempt:
         if self._node_id is not None:
             self._context.fleet.replicas.begin(self._node_id)
             self._number_on_node = self._context.stats.record_start(self._node_id)
-
-    def target(self) -> Target:
-        """Return where the request is sent.
-
-        Raises:
-            EgressFault: the egress policy forbids the URL, or the model has no upstream.
-        """
-        upstreams = self._context.upstreams
-        if self._node is not None:
-            return upstreams.of_node(self._node)
-        target = upstreams.of_api_model(self._request.model)
-        if target is None:
-            raise EgressFault(FaultKind.NAME_UNKNOWN, "The model has no upstream.")
-        return target
-
-    def send(self, connection: HttpConnection, target: Target) -> None:
-        """Write the request; what the connection receives from now on is the response."""
-        inference = self._request.inference
-        head = target.head(inference.endpoint, self._request.job_id)
-        if self._span is not None:
-            head += b"traceparent: %b\r\n" % self._span.traceparent
-        connection.send(head, self._body(), self._context.deadlines, wants_stream=inference.is_stream)
 
     def judge(self, connection: HttpConnection, body: bytes) -> NodeResponse:
         """Return what a complete response means to the client, and record it in the job.
@@ -138,7 +113,7 @@ class Attempt:
             raise EgressFault(FaultKind.BAD_RESPONSE, f"The node's answer of status {status} holds an error.")
         if not is_response(self._request.inference.endpoint, value, body):
             raise EgressFault(FaultKind.BAD_RESPONSE, "The node's answer is JSON, but not a response of the endpoint.")
-        self.record_first_byte()
+        self.record_first_byte(connection.last_read_at)
         self.record_tokens(find_usage(body), body)
         self._job.outcome = Outcome.COMPLETED
         return NodeResponse(status, body)
@@ -148,10 +123,10 @@ class Attempt:
         self._job.outcome, self._job.reason = Outcome.REJECTED, f"http_{status}"
         return NodeResponse(status, body)
 
-    def record_first_byte(self) -> None:
-        """Record how long the response took to begin, for the job and for the next choices of a node."""
+    def record_first_byte(self, at: float) -> None:
+        """Record that the response began at this instant, for the job and for the next choices of a node."""
         job = self._job
-        job.first_byte_ms = (time.monotonic() - self._began_at) * 1000
+        job.first_byte_ms = (at - self._began_at) * 1000
         if self._node_id is not None:
             self._context.stats.record_latency(self._node_id, self._request.criteria.kind, job.first_byte_ms)
 
@@ -213,7 +188,7 @@ class Attempt:
         job = self._job
         if job.outcome is Outcome.CANCELLED and self._stream is not None and self._request.has_begun:
             self.record_tokens(self._stream.usage)
-        job.latency_ms = (time.monotonic() - self._began_at) * 1000
+        job.latency_ms = (self._context.monotonic() - self._began_at) * 1000
         if job.tokens_in is not None:
             self._request.tokens += job.tokens_in + (job.tokens_out or 0)
             if self._passport is not None:  # an upstream names no price
@@ -222,18 +197,6 @@ class Attempt:
         self._context.metrics.record(job)
         if self._span is not None:
             end_attempt(self._span, job)
-
-    @property
-    def can_be_undone(self) -> bool:
-        """Return whether the ledger lacks the job. One in the ledger ran so long that the node had received it."""
-        return not self._job.is_written
-
-    def undo(self) -> None:
-        """Undo `begin`: the request never reached the node, and nothing is written to the ledger."""
-        self._uncount()
-        self._request.running.job = None
-        if self._node_id is not None:
-            self._context.stats.record_inconclusive(self._node_id, self._number_on_node)
 
     # --- inside
 
@@ -277,205 +240,3 @@ class Attempt:
             endpoint, owner = ANY_ENDPOINT if is_model else inference.endpoint, self._request.principal.owner
             self._context.stats.record_lack(self._node_id, endpoint, self._request.model.id, owner)
         return NotOffered(status, message_in(body), is_model=is_model, is_learned=is_learned)
-
-
-def was_closed_while_idle(connection: HttpConnection, fault: EgressFault) -> bool:
-    """Return whether the node closed the idle connection before it read the request, which is no failure."""
-    return fault.kind is FaultKind.CONNECTION_LOST and not (connection.has_head or connection.has_received)
-
-
-class ReadyNode(NamedTuple):
-    """A node with an idle connection: a request can be sent to it at once."""
-
-    node: FleetNode
-    target: Target
-    connection: HttpConnection
-
-
-class NeedsTask(NamedTuple):
-    """The ending of a fast-path request that continues in a task; `failed` is the first node and its fault, if any."""
-
-    failed: tuple[FleetNode, EgressFault] | None
-
-
-Ending = NodeResponse | NeedsTask | CutReason | Exception
-OnEnd = Callable[["TasklessRequest", Ending], None]
-
-
-class TasklessRequest(RunningRequest):
-    """A request of the fast path, served without a task. It ends once, and then calls `on_end` with its ending."""
-
-    __slots__ = ("_attempt", "_context", "_on_end", "_ready", "request")
-
-    request: GatewayRequest
-    _ready: ReadyNode
-
-    def __init__(self, context: GatewayContext, on_end: OnEnd) -> None:
-        super().__init__()
-        self.has_body = True
-        self._context = context
-        self._on_end = on_end
-        self._attempt: Attempt | None = None
-
-    @property
-    def node_id(self) -> str:
-        """The node that serves the request."""
-        return self._ready.node.state.id
-
-    def start(self, request: GatewayRequest, ready: ReadyNode, now: datetime) -> None:
-        """Send the request to the node."""
-        self.request = request
-        self._ready = ready
-        attempt = self._attempt = Attempt(self._context, request, ready.node, 1, now)
-        attempt.begin()
-        ready.connection.on_ready = self._receive
-        attempt.send(ready.connection, ready.target)
-
-    def leave(self) -> None:
-        """End the request because its client disconnected."""
-        self.end(CutReason.CLIENT_LEFT)
-
-    def end(self, reason: CutReason) -> None:
-        """End the request before its response is complete: close the connection to the node at once."""
-        attempt = self._attempt
-        if attempt is not None:
-            self.cut = reason
-            attempt.record_cancelled(reason)
-            self._finish(attempt)
-            self._report(reason)
-
-    def _receive(self) -> None:
-        """Read the node's response or its failure. This must not raise, because a transport calls it."""
-        attempt, connection = self._attempt, self._ready.connection
-        if attempt is None or not connection.is_ready:
-            return
-        ending: Ending
-        try:
-            ending = attempt.judge(connection, connection.read_available())
-            attempt.record_success()
-        except EgressFault as fault:
-            if was_closed_while_idle(connection, fault) and attempt.can_be_undone:
-                self._attempt = connection.on_ready = None
-                attempt.undo()
-                self.request.avoids_idle = True
-                self._context.client.release(self._ready.target.url, connection)
-                self._report(NeedsTask(None))
-                return
-            attempt.record_fault(fault)
-            ending = NeedsTask((self._ready.node, fault.with_traceback(None)))  # its traceback holds this frame
-        except Exception as error:  # noqa: BLE001 - becomes the same response as in a task
-            attempt.record_internal_error()
-            ending = error
-        self._finish(attempt)
-        self._report(ending)
-
-    def _report(self, ending: Ending) -> None:
-        self._on_end(self, ending)
-        del self.request  # a cycle, which only garbage collection would free
-
-    def _finish(self, attempt: Attempt) -> None:
-        self._attempt = self._ready.connection.on_ready = None  # a cycle, which only garbage collection would free
-        attempt.close()
-        self._context.client.release(self._ready.target.url, self._ready.connection)
-
-
-_EVENTS = b"text/event-stream; charset=utf-8"
-
-
-class TaskAttempt(Attempt):
-    """An `Attempt` that a task runs."""
-
-    __slots__ = ()
-
-    async def run(self) -> None:
-        """Serve the request.
-
-        Raises:
-            EgressFault: the node failed; `request.has_begun` says whether the client has a part of its response.
-        """
-        self.begin()
-        try:
-            response = await self._send_and_receive()
-            self.record_success()
-        except EgressFault as fault:
-            self.record_fault(fault)
-            raise
-        except asyncio.CancelledError:
-            self.record_cancelled(self._request.running.cut or CutReason.SHUTDOWN)
-            raise
-        except Exception:  # a fault of ours, and the job says so
-            self.record_internal_error()
-            raise
-        finally:
-            self.close()
-        if response is not None:
-            await self._request.start(response.status, JSON, self._node_id, self._number, len(response.body))
-            await self._request.write(response.body, more=False)
-
-    async def _send_and_receive(self) -> NodeResponse | None:
-        """Return the node's complete response; None for a stream, which has been passed on already.
-
-        A server that refuses our question for the usage is sent the request without it. That it refuses the question is
-        remembered if it then accepts the request: else the client has made it name the field.
-        """
-        response = await self._send_once()
-        if response is None or not self._asks_usage or b"stream_options" not in response.body:
-            return response
-        self._asks_usage, self._job.reason = False, None
-        response = await self._send_once()
-        if response is None or response.status < MULTIPLE_CHOICES:
-            self._context.stats.record_question_refused(self._question_id)
-        return response
-
-    async def _send_once(self) -> NodeResponse | None:
-        target = self.target()
-        client = self._context.client
-        if not self._request.avoids_idle and (connection := client.acquire_idle(target.url)) is not None:
-            try:
-                return await self._exchange(connection, target)
-            except EgressFault as fault:
-                if not was_closed_while_idle(connection, fault):
-                    raise
-                self._request.avoids_idle = True
-        connection = await client.connect(target.url, owner=target.owner)
-        if self._has_left():
-            client.release(target.url, connection)
-            raise EgressFault(FaultKind.NODE_LEFT, "The node was drained while it was connected to.")
-        return await self._exchange(connection, target)
-
-    def _has_left(self) -> bool:
-        """Return whether the node drains or has ended, maybe since it was chosen: connecting takes seconds at worst."""
-        node = self._node
-        return node is not None and (node.state.is_draining or node.record.has_ended)
-
-    async def _exchange(self, connection: HttpConnection, target: Target) -> NodeResponse | None:
-        try:
-            self.send(connection, target)
-            block = await connection.receive()
-            if connection.is_stream:
-                await self._relay(connection, block)
-                return None
-            return self.judge(connection, block)
-        finally:
-            self._context.client.release(target.url, connection)
-
-    async def _relay(self, connection: HttpConnection, block: bytes) -> None:
-        """Pass a stream on, event by event, until the node says that it is done."""
-        inference = self._request.inference
-        stream = self._stream = self._context.event_stream(
-            inference.endpoint,
-            withholds_usage=self._asks_usage,
-            choices=inference.choice_count,
-            max_event_bytes=self._context.max_event_bytes,
-        )
-        self._job.status = connection.status
-        await relay(connection, stream, block, self._pass_on)
-        self.record_tokens(stream.usage)
-        self._job.outcome = Outcome.REJECTED if stream.is_refused else Outcome.COMPLETED
-
-    async def _pass_on(self, events: bytes, *, more: bool) -> None:
-        request = self._request
-        if not request.has_begun:
-            self.record_first_byte()
-            await request.start(OK, _EVENTS, self._node_id, self._number)
-        await request.write(events, more=more)

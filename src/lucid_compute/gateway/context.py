@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 from lucid_compute.accounting.ledger import JobLedger
@@ -30,3 +32,4 @@ class GatewayContext(NamedTuple):
     tracer: Tracer | None = None
     event_stream: type[EventStream] = EventStream
     max_event_bytes: int = MAX_EVENT_BYTES
+    monotonic: Callable[[], float] = time.monotonic

@@ -138,7 +138,6 @@ class Dispatcher:
         """
         stats, kind = self._stats, criteria.kind
         chosen = self._least_wait(candidates, own if criteria.session else ())
-        criteria.is_exploration = False
         if stats.count_request(kind):
             if some_of is not None:
                 ring, since = some_of
@@ -148,7 +147,6 @@ class Dispatcher:
             )
             stats.record_exploration(kind)  # even if no node is idle: then the next request need not search
             if explored is not None and explored is not chosen:
-                criteria.is_exploration = True
                 return explored
         return chosen
 

@@ -17,12 +17,10 @@ from lucid_compute.errors import (
     RoutingLoop,
     Shortage,
 )
-from lucid_compute.gateway.request import GatewayRequest
-from lucid_compute.registry.fleet.fleet import FleetNode
+from lucid_compute.gateway.request import Failed, GatewayRequest
 from lucid_compute.registry.matching_engine import ReasonCode
 from lucid_compute.wire import FieldFault
 
-Failed = tuple[FleetNode | None, EgressFault]
 _TOO_LARGE = (
     ": the answer is larger than this service passes on. Ask for less at a time, or ask its operator to raise "
     "LUCID_ANSWER_MAX_MIB, LUCID_STREAM_MAX_MIB or LUCID_EVENT_MAX_MIB"

@@ -7,27 +7,28 @@ clients raise, and what was delivered is billed.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from datetime import datetime
+from functools import partial
 from typing import Any, NamedTuple
 
 from lucid_compute.accounting.jobs import Outcome
 from lucid_compute.egress.faults import Blame, EgressFault, FaultKind, NodeBusy, NotOffered
 from lucid_compute.errors import LucidError, ModelUnavailable, Shortage
-from lucid_compute.gateway.attempt import ReadyNode, TaskAttempt
 from lucid_compute.gateway.breakers import RetryBudgets
 from lucid_compute.gateway.context import GatewayContext
 from lucid_compute.gateway.dispatcher import Dispatcher
-from lucid_compute.gateway.failures import Failed, are_passing, busy_count, error_of, is_about_stored, soonest_seconds
+from lucid_compute.gateway.exchange import Exchange
+from lucid_compute.gateway.failures import are_passing, busy_count, error_of, is_about_stored, soonest_seconds
 from lucid_compute.gateway.ranking import Ranking, narrow, rank
-from lucid_compute.gateway.request import Criteria, GatewayRequest
-from lucid_compute.gateway.tracing import end_choice
+from lucid_compute.gateway.request import Criteria, Failed, GatewayRequest, RunningRequest
+from lucid_compute.gateway.tracing import Span, end_choice
 from lucid_compute.registry.domain.passports import ModelFormat
 from lucid_compute.registry.fleet.fleet import Fleet, FleetNode
 from lucid_compute.registry.matching_engine import ReasonCode
 from lucid_compute.registry.routing_rules import NO_POLICY, RoutingPolicy
+from lucid_compute.web.lanes import Wait
 
 MAX_ATTEMPTS = 3
 MAX_RANKINGS = 4  # of one model and endpoint at a time, by the policies of requests
@@ -46,6 +47,12 @@ class _SharedRanking(NamedTuple):
         return self.ranking.done() and now - self.began_at > REJECTIONS_FRESH_SECONDS
 
 
+class ServedRequest(RunningRequest):
+    """A running request that the gateway serves; `exchange` is the attempt that runs."""
+
+    exchange: Exchange | None = None
+
+
 class Gateway:
     """Serves the requests of one replica."""
 
@@ -59,106 +66,110 @@ class Gateway:
         self.faults: Counter[str] = Counter()
         self.retries = 0
 
-    def find_ready_node(self, request: GatewayRequest, now: datetime) -> ReadyNode | None:
-        """Return a node that can be sent the request at once; None for streams, and if a quick search found none."""
-        if request.inference.is_stream or request.model.format is ModelFormat.API:
-            return None
-        node = self.dispatcher.find_quickly(request.criteria, now)
-        if node is None:
-            return None
-        try:
-            target = self.context.upstreams.of_node(node)
-        except EgressFault:
-            return None
-        connection = self.context.client.acquire_idle(target.url)
-        if connection is None:
-            if request.criteria.is_exploration:  # else a node that soon closes its connections would never be measured
-                self.context.stats.postpone_exploration(request.criteria.kind)
-            return None
-        return ReadyNode(node, target, connection)
-
     def count_request(self, key_id: str) -> None:
         """Count a request of a key that may be tried again."""
-        self._retries.count_request(key_id, time.monotonic())
+        self._retries.count_request(key_id, self.context.monotonic())
 
-    async def serve(self, request: GatewayRequest, first: Failed | None = None) -> None:
-        """Serve the request; `first` is an attempt that failed already.
+    def serve(self, served: ServedRequest, request: GatewayRequest) -> Wait | None:
+        """Send the request to a node, or return what must be awaited before the next call.
 
         Raises:
             ModelUnavailable: no node may serve it.
             NodeFailed, NodeTimeout, RoutingLoop: every attempt failed. If `request.has_begun`, end its stream.
         """
-        failed: list[Failed] = []
-        if first is not None:
-            self._record_failed(request, failed, first)
         while True:
-            node = await (self._next_node if request.span is None else self._choose_traced)(request, failed)
-            if failed:
-                self._spend_retry(request, failed)
+            exchange = served.exchange or self._choose(served, request)
+            if not isinstance(exchange, Exchange):
+                return exchange
             try:
-                await TaskAttempt(self.context, request, node, len(failed) + 1, self.context.clock.now()).run()
+                return exchange.step()
             except EgressFault as fault:
-                self._record_failed(request, failed, (node, fault))
-            else:
-                self._blame(request, failed)
-                return
+                served.exchange = None
+                self._record_failed(request, (exchange.node, fault))
 
-    def _blame(self, request: GatewayRequest, failed: list[Failed]) -> None:
+    def record_served(self, request: GatewayRequest) -> None:
         """Blame the nodes that failed a request which another node has served, unless two of them failed alike.
 
         Nodes that fail alike probably lack what the request asks for, such as tools or pictures; others don't ask that.
         """
         job = request.running.job
-        if job is None or job.outcome is not Outcome.COMPLETED:
+        if not request.failed or job is None or job.outcome is not Outcome.COMPLETED:
             return  # the last node refused the request: its clients' fault may be what the others failed at
-        for node, fault in failed:
+        for node, fault in request.failed:
             if node is not None and fault.blame is Blame.PERHAPS_THE_REQUEST and not request.failed_alike(fault):
                 self.context.stats.record_failure(node, fault.number)
 
-    def _record_failed(self, request: GatewayRequest, failed: list[Failed], last: Failed) -> None:
+    def _record_failed(self, request: GatewayRequest, last: Failed) -> None:
         """Record an attempt that failed.
 
         Raises:
             LucidError: no further attempt may be made.
         """
         node, fault = last
-        failed.append((node, fault.with_traceback(None)))  # else fault and frame would hold each other, and the request
-        request.faults.append(fault)
+        request.failed.append((node, fault.with_traceback(None)))  # else fault and frame would hold each other
         self.faults[fault.reason] += 1
-        self._require_another(request, failed)
-        request.criteria.tried = {tried.state.id for tried, _ in failed if tried is not None}
+        self._require_another(request)
+        request.criteria.tried = {tried.state.id for tried, _ in request.failed if tried is not None}
 
-    async def _choose_traced(self, request: GatewayRequest, failed: list[Failed]) -> FleetNode | None:
-        """Return what `_next_node` returns, and trace the choice in its own span."""
-        if (span := request.span and request.span.child("choose")) is None:
-            return await self._next_node(request, failed)
+    def _choose(self, served: ServedRequest, request: GatewayRequest) -> Exchange | Wait:
+        """Begin an attempt on the next node, and return it; if a quick search finds no node, return a slower one.
+
+        Raises:
+            LucidError: no further attempt may be made.
+        """
+        span = None if request.span is None else request.span.child("choose")
+        now = self.context.clock.now()
         try:
-            node = await self._next_node(request, failed)
+            is_upstream = request.model.format is ModelFormat.API
+            if is_upstream and not request.model.record.metadata.get("upstream"):
+                name = request.model.record.name
+                raise ModelUnavailable(name, {ReasonCode.MODEL_NOT_SERVED: 1}, Shortage.NO_UPSTREAM)
+            node = None if is_upstream else self.dispatcher.find_quickly(request.criteria, now)
+            if node is None and not is_upstream:
+                return partial(self._search, served, request, span)
+            return self._begin(served, request, node, span, now)
         except LucidError as error:
-            span.end(error.code)
+            if span is not None:
+                span.end(error.code)
+            raise
+
+    async def _search(self, served: ServedRequest, request: GatewayRequest, span: Span | None) -> None:
+        """Begin an attempt on a node that a search of all nodes finds.
+
+        Raises:
+            LucidError: there is none, or no further attempt may be made.
+        """
+        criteria, failed, now = request.criteria, request.failed, self.context.clock.now()
+        try:
+            node = await self.dispatcher.find(criteria, now)
+            if node is None:
+                if failed and (is_about_stored(failed) or not are_passing(failed)):
+                    raise error_of(request, failed, ", and there is no other node")
+                raise _unavailable(criteria, await self._rank_all(criteria), failed)
+            self._begin(served, request, node, span, self.context.clock.now())
+        except LucidError as error:
+            if span is not None:
+                span.end(error.code)
             raise
         except BaseException:  # mostly a disconnected client; the span must end in any case
-            span.end("cancelled")
+            if span is not None:
+                span.end("cancelled")
             raise
-        end_choice(span, node)
-        return node
 
-    async def _next_node(self, request: GatewayRequest, failed: list[Failed]) -> FleetNode | None:
-        """Return the node for the next attempt; None is the model's upstream."""
-        criteria = request.criteria
-        if criteria.model.format is ModelFormat.API:
-            if not criteria.model.record.metadata.get("upstream"):
-                raise ModelUnavailable(
-                    criteria.model.record.name, {ReasonCode.MODEL_NOT_SERVED: 1}, Shortage.NO_UPSTREAM
-                )
-            return None
-        now = self.context.clock.now()
-        node = self.dispatcher.find_quickly(criteria, now) or await self.dispatcher.find(criteria, now)
-        if node is None:
-            if failed and (is_about_stored(failed) or not are_passing(failed)):
-                raise error_of(request, failed, ", and there is no other node")
-            raise _unavailable(criteria, await self._rank_all(criteria), failed)
-        return node
+    def _begin(
+        self, served: ServedRequest, request: GatewayRequest, node: FleetNode | None, span: Span | None, now: datetime
+    ) -> Exchange:
+        """Count the request on the node in the same turn in which it was chosen, so that no drain can come between.
+
+        Raises:
+            LucidError: the retry budget is used up.
+        """
+        if span is not None:
+            end_choice(span, node)
+        if request.failed:
+            self._spend_retry(request)
+        exchange = served.exchange = Exchange(self.context, request, node, len(request.failed) + 1, now)
+        return exchange
 
     async def _rank_all(self, criteria: Criteria) -> Ranking:
         """Return why no node may serve the request.
@@ -166,7 +177,7 @@ class Gateway:
         A ranking inspects every node, so requests with the same criteria share it for a while. So many policies as
         clients can invent share the one without a policy.
         """
-        now, rankings = time.monotonic(), self._rankings
+        now, rankings = self.context.monotonic(), self._rankings
         owner = criteria.owner if self.context.stats.has_met_lacks(criteria.owner) else ""
         subject = (criteria.model.id, criteria.endpoint)
         key = (subject, criteria.policy, owner)
@@ -183,24 +194,26 @@ class Gateway:
             shared = rankings[key] = _SharedRanking(now, asyncio.create_task(ranking))
         return await asyncio.shield(shared.ranking)
 
-    def _require_another(self, request: GatewayRequest, failed: list[Failed]) -> None:
+    def _require_another(self, request: GatewayRequest) -> None:
         """Refuse unless another attempt may be made.
 
         Raises:
             LucidError: the client has a part of its response, or the attempts are used up.
         """
+        failed = request.failed
         if request.has_begun or len(failed) >= MAX_ATTEMPTS or request.model.format is ModelFormat.API:
             raise error_of(request, failed)
         if failed[-1][1].kind is FaultKind.TOO_LARGE:  # and another node's answer would be as large
             raise error_of(request, failed)
 
-    def _spend_retry(self, request: GatewayRequest, failed: list[Failed]) -> None:
+    def _spend_retry(self, request: GatewayRequest) -> None:
         """Spend a retry of the request's key, once there is a node for it.
 
         Raises:
             LucidError: its retry budget is used up.
         """
-        if not _is_met_seldom(failed[-1][1]) and not self._retries.spend(request.principal.key_id, time.monotonic()):
+        failed, now = request.failed, self.context.monotonic()
+        if not _is_met_seldom(failed[-1][1]) and not self._retries.spend(request.principal.key_id, now):
             raise error_of(request, failed, ", and as many requests of this key as may be are tried again already")
         self.retries += 1
 

@@ -177,11 +177,6 @@ class FleetStats:
         stats = self._kinds[kind]
         stats.unexplored, stats.explored_at = 0, self.monotonic()
 
-    def postpone_exploration(self, kind: Kind) -> None:
-        """Let the next request explore: the last exploration was not sent."""
-        if (stats := self._kinds.get(kind)) is not None:
-            stats.unexplored, stats.explored_at = EXPLORE_EVERY, 0.0
-
     def blocked_seconds(self, node_id: str) -> float:
         """Return for how many seconds the node's breaker stays open; 0 when it is closed."""
         stats = self.nodes.get(node_id)

@@ -1,12 +1,11 @@
-"""How a request below /v1 is refused: a complete response, or an error event if its stream has begun."""
+"""How a request below /v1 is refused: the complete response."""
 
 from __future__ import annotations
 
 from lucid_compute.errors import LucidError, Overloaded, Unauthorized
-from lucid_compute.gateway.event_stream import error_event
 from lucid_compute.gateway.request import GatewayRequest
-from lucid_compute.web.errors import headers_of, openai_body, openai_bytes
-from lucid_compute.web.lanes import Headers, Response, Send
+from lucid_compute.web.errors import headers_of, openai_bytes
+from lucid_compute.web.lanes import Headers, Response
 
 
 def refusal(error: LucidError, headers: Headers) -> Response:
@@ -15,23 +14,6 @@ def refusal(error: LucidError, headers: Headers) -> Response:
     ours = [(name.lower().encode(), value.encode()) for name, value in headers_of(error).items()]
     basic = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     return error.http_status, [*basic, *ours, *headers], body
-
-
-async def send_response(send: Send, response: Response) -> None:
-    """Send a complete response."""
-    status, headers, body = response
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
-
-
-async def give_up(request: GatewayRequest, error: LucidError) -> None:
-    """End a request with an error response, or with an error event if its stream has begun."""
-    if request.span is not None:
-        request.span.end(error.code)
-    if request.has_begun:
-        await request.write(error_event(request.inference.endpoint, openai_body(error)), more=False)
-    else:
-        await send_response(request.send, refusal_of(request, error))
 
 
 def refusal_of(request: GatewayRequest, error: LucidError) -> Response:

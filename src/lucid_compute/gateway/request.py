@@ -2,93 +2,49 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Collection
 from random import getrandbits
-from typing import Any
 
 from lucid_compute.accounting.jobs import Job
 from lucid_compute.egress.faults import Blame, EgressFault
-from lucid_compute.errors import LucidError
 from lucid_compute.gateway.request_body import InferenceRequest
 from lucid_compute.gateway.tracing import Span
 from lucid_compute.registry.domain.identity import Principal
 from lucid_compute.registry.domain.passports import ModelPassport
+from lucid_compute.registry.fleet.fleet import FleetNode
+from lucid_compute.registry.keys.authentication import Admission
 from lucid_compute.registry.routing_rules import NO_POLICY, RoutingPolicy
-from lucid_compute.web.lanes import CutReason, Headers, Send
+from lucid_compute.web.lanes import CutReason, Headers, IncomingRequest, LaneClient, Response
+
+Failed = tuple[FleetNode | None, EgressFault]
 
 
-class RunningRequest:
-    """The state of a request that runs, as the watchdog inspects it.
+class RunningRequest(Admission):
+    """A request that runs: what the watchdog inspects, and what its exchange with a node calls.
 
     - `key_id`: empty until the request is authenticated.
     - `has_body`: the request has arrived completely. `has_begun`: its response has begun.
-    - `sending_since`: when a write began that the client has not read yet; 0 when it has read everything.
+    - `sending_since`: when the client stopped reading what was written; 0 while it reads.
     - `job`: the attempt that runs or ran last.
-    - `cut`: why the service ended the request; None while it has not.
     """
 
-    __slots__ = ("cut", "has_begun", "has_body", "job", "key_id", "sending_since", "started_at")
+    key_id = ""
+    job: Job | None = None
+    sending_since = 0.0
+    has_body = has_begun = False
 
-    def __init__(self) -> None:
-        self.key_id = ""
-        self.job: Job | None = None
-        self.cut: CutReason | None = None
-        self.started_at = time.monotonic()
-        self.sending_since = 0.0
-        self.has_body = self.has_begun = False
+    def __init__(self, client: LaneClient, request: IncomingRequest, started_at: float) -> None:
+        super().__init__(client, request)
+        self.started_at = started_at
 
     def end(self, reason: CutReason) -> None:
         """End the request before its response is complete."""
         raise NotImplementedError
 
-    def watch(self) -> None:
-        """End the request from now on when the client disconnects."""
-
-    def settle(self) -> None:
-        """Mark the response as complete: the client may disconnect without ending anything."""
-
-
-class TaskRequest(RunningRequest):
-    """A request that a task serves. `give_up` ends the response with an error; None until the request is admitted."""
-
-    __slots__ = ("_task", "_watcher", "give_up", "receive")
-
-    def __init__(self, receive: Callable[[], Awaitable[Any]]) -> None:
-        """Create it in the task that serves it. `receive` returns the client's ASGI messages."""
-        super().__init__()
-        self.receive = receive
-        self.give_up: Callable[[LucidError], Awaitable[None]] | None = None
-        self._task = asyncio.current_task()
-        self._watcher: asyncio.Task[None] | None = None
-
-    def end(self, reason: CutReason) -> None:
-        """End the request: cancel its task."""
-        if self.cut is None and self._task is not None:
-            self.cut = reason
-            self._task.cancel()
-
-    def settle(self) -> None:
-        """Mark the response as complete: the client may disconnect without ending anything."""
-        self._task = None
-
-    def watch(self) -> None:
-        """End the request from now on when the client disconnects."""
-        if self._watcher is None:
-            self._watcher = asyncio.create_task(self._await_disconnect())
-
-    def close(self) -> None:
-        """Stop watching, and break the reference cycles that would keep the request until garbage collection."""
-        if self._watcher is not None:
-            self._watcher.cancel()
-            self._watcher = None
-        self.give_up = self._task = None
-
-    async def _await_disconnect(self) -> None:
-        while (await self.receive())["type"] != "http.disconnect":
-            pass
-        self.end(CutReason.CLIENT_LEFT)
+    def succeed(self, response: Response | bytes) -> None:
+        """End the request with the response of a node, or with the last part of one that has begun."""
+        raise NotImplementedError
 
 
 class Criteria:
@@ -97,7 +53,7 @@ class Criteria:
     `owner` is of the request's key: what nodes said that they lack counts for who met it, and then for all.
     """
 
-    __slots__ = ("endpoint", "is_exploration", "is_stream", "kind", "model", "owner", "policy", "session", "tried")
+    __slots__ = ("endpoint", "is_stream", "kind", "model", "owner", "policy", "session", "tried")
 
     def __init__(
         self,
@@ -117,7 +73,6 @@ class Criteria:
         self.is_stream = is_stream
         self.kind = (model.id, is_stream)  # requests of one kind have similar latencies
         self.tried: Collection[str] = ()
-        self.is_exploration = False  # whether the node was chosen to measure it
 
 
 _OF_STREAMS = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]  # nginx would hold events back
@@ -134,11 +89,11 @@ def new_job_id() -> str:
 class GatewayRequest:
     """An admitted request: what it asks, who makes it, and its response.
 
-    - `inference`: the OpenAI request. `running`: its state at the entrance that serves it.
+    - `inference`: the OpenAI request. `running`: its state.
     - `headers`: added to every response.
     - `span`: None if the request is not traced.
     - `tokens`: what it has cost so far.
-    - `faults`: how its attempts failed so far.
+    - `failed`: the nodes of its attempts that failed, and how.
     - `avoids_idle`: an idle connection turned out to be closed, so the next attempts open new ones. Otherwise a node
       could receive the request a third time.
     """
@@ -146,19 +101,16 @@ class GatewayRequest:
     __slots__ = (
         "avoids_idle",
         "criteria",
-        "faults",
+        "failed",
         "headers",
         "inference",
         "job_id",
         "model",
         "principal",
         "running",
-        "send",
         "span",
         "tokens",
     )
-
-    send: Send
 
     def __init__(
         self, principal: Principal, inference: InferenceRequest, model: ModelPassport, running: RunningRequest
@@ -172,7 +124,7 @@ class GatewayRequest:
         self.span: Span | None = None
         self.tokens = 0
         self.avoids_idle = False
-        self.faults: list[EgressFault] = []
+        self.failed: list[Failed] = []
         self.criteria = Criteria(
             model,
             inference.policy,
@@ -187,16 +139,10 @@ class GatewayRequest:
         self.criteria.session = session
         self.headers = headers
 
-    def attach(self, running: RunningRequest, send: Send) -> None:
-        """Serve it from now on as `running`, and respond through `send`, which takes ASGI messages."""
-        running.job = self.running.job
-        self.running = running
-        self.send = send
-
     def failed_alike(self, fault: EgressFault) -> bool:
         """Return whether another node failed in the same way, and may have failed because of the request."""
         return fault.blame is Blame.PERHAPS_THE_REQUEST and any(
-            other is not fault and other.reason == fault.reason for other in self.faults
+            other is not fault and other.reason == fault.reason for _, other in self.failed
         )
 
     @property
@@ -204,7 +150,7 @@ class GatewayRequest:
         """Return whether the client has received a part of its response."""
         return self.running.has_begun
 
-    def response_headers(self, content_type: bytes, node_id: str | None, attempt: int, length: int) -> Headers:
+    def response_headers(self, content_type: bytes, node_id: str | None, attempt: int, length: int = -1) -> Headers:
         """Return the headers of a node's response; a `length` below 0 means that it is unknown."""
         headers = [
             (b"content-type", content_type),
@@ -216,20 +162,3 @@ class GatewayRequest:
             headers.append((b"x-lucid-node", node_id.encode()))
         headers += [(b"content-length", b"%d" % length)] if length >= 0 else _OF_STREAMS
         return headers
-
-    async def start(
-        self, status: int, content_type: bytes, node_id: str | None, attempt: int, length: int = -1
-    ) -> None:
-        """Begin the response; a `length` below 0 means that it is unknown."""
-        self.running.has_begun = True
-        headers = self.response_headers(content_type, node_id, attempt, length)
-        await self.send({"type": "http.response.start", "status": status, "headers": headers})
-
-    async def write(self, body: bytes, *, more: bool) -> None:
-        """Send a part of the response; wait while the client does not read."""
-        running = self.running
-        running.sending_since = time.monotonic()
-        await self.send({"type": "http.response.body", "body": body, "more_body": more})
-        running.sending_since = 0.0
-        if not more:
-            running.settle()

@@ -1,4 +1,4 @@
-"""Inspects running requests four times a second: has the client left, does it read, is its key still valid?
+"""Inspects running requests four times a second: does the client read, is its key still valid?
 
 Periodic inspection replaces a timer and a task for each request. Nearly all requests end before it and cost nothing.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 
 from lucid_compute.gateway.context import GatewayContext
 from lucid_compute.gateway.request import RunningRequest
@@ -39,9 +38,9 @@ class Watchdog:
         """Inspect until this task is cancelled, then close the connections to nodes."""
         try:
             while True:
-                began = time.monotonic()
+                began = self._context.monotonic()
                 await asyncio.sleep(INSPECT_EVERY_SECONDS)
-                now = time.monotonic()
+                now = self._context.monotonic()
                 self.lag_seconds = now - began - INSPECT_EVERY_SECONDS
                 try:
                     self.inspect(now)
@@ -64,14 +63,11 @@ class Watchdog:
             self._context.upstreams.forget_ended()
 
     def _inspect_request(self, request: RunningRequest, now: float, *, checks_key: bool) -> None:
-        if request.has_body:
-            request.watch()  # not earlier: the watcher would consume the body
-        elif now - request.started_at > BODY_SECONDS:
+        if not request.has_body and now - request.started_at > BODY_SECONDS:
             request.end(CutReason.BODY_TOO_SLOW)
-        if request.sending_since and now - request.sending_since > self._slow_reader_seconds:
+        elif request.sending_since and now - request.sending_since > self._slow_reader_seconds:
             request.end(CutReason.CLIENT_TOO_SLOW)
-        if checks_key and not self._keys.is_valid(request.key_id, self._context.clock.now()):
+        elif checks_key and request.key_id and not self._keys.is_valid(request.key_id, self._context.clock.now()):
             request.end(CutReason.KEY_REVOKED)
-        job = request.job
-        if job is not None and not job.is_written and now - request.started_at > WRITTEN_AFTER_SECONDS:
-            self._context.ledger.begin(job)
+        elif request.job is not None and now - request.started_at > WRITTEN_AFTER_SECONDS:
+            self._context.ledger.begin(request.job)

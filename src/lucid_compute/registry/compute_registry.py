@@ -97,17 +97,6 @@ class ComputeRegistry:
         """
         self._heartbeats.submit(heartbeat, on_done)
 
-    async def beat(self, heartbeat: Heartbeat) -> Receipt:
-        """Commit one heartbeat and return its receipt; if it is a repeat, return the node's newest receipt.
-
-        Raises:
-            DatabaseUnavailable: the commit failed, or it is not known whether it succeeded.
-            InvalidRequest: its bootId is a previous one of this node.
-            Overloaded: too many heartbeats wait.
-        """
-        receipt = await self._heartbeats.write(heartbeat)
-        return await self.newest_receipt(heartbeat.passport_id) if receipt is None else receipt
-
     async def newest_receipt(self, passport_id: str) -> Receipt:
         """Return the node's newest receipt, also one that another replica has only just committed.
 

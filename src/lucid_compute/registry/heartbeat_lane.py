@@ -1,4 +1,4 @@
-"""Serves `POST /compute/heartbeat` without FastAPI: by ASGI, and on the fast path. Both share one admission.
+"""Serves `POST /compute/heartbeat` without FastAPI and ASGI: a heartbeat is answered after its commit.
 
 Measured, the framework costs more than the commit (docs/adr/0003-heartbeat-lane.md). The body is validated by the
 Pydantic type that the OpenAPI document shows.
@@ -6,7 +6,6 @@ Pydantic type that the OpenAPI document shows.
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -16,7 +15,6 @@ from functools import partial
 from typing import NamedTuple
 
 from pydantic import ValidationError
-from starlette.types import Receive, Scope, Send
 
 from lucid_compute.errors import InvalidRequest, LucidError, MethodNotAllowed
 from lucid_compute.postgres.clock import DatabaseClock
@@ -37,7 +35,7 @@ from lucid_compute.registry.keys.dependencies import COMPUTE_WRITERS
 from lucid_compute.registry.keys.rate_limits import HeartbeatRate, UnknownNodeRate
 from lucid_compute.web.bodies import Body, BodyRoom, ClientLeft
 from lucid_compute.web.errors import answer, log_unexpected, stopping
-from lucid_compute.web.lanes import FastPathClient, Response
+from lucid_compute.web.lanes import CutReason, IncomingRequest, LaneClient, Response, Wait
 from lucid_compute.web.strict_json import read_strictly, require_few_values
 from lucid_compute.wire import faults_from, write_instant
 
@@ -55,48 +53,64 @@ class _Instants(NamedTuple):
 
 
 class HeartbeatAdmission(Admission):
-    """A heartbeat that is being admitted: `heartbeat` is set once its body is read, `node` once it is admitted.
+    """A heartbeat: `heartbeat` is set once its body is read, `node` once it is admitted. Then its commit is awaited.
 
-    On the fast path it then waits for its commit. `is_repeated` is set when the writer finds that it is a repeat.
+    `is_repeated` is set when the writer finds that it is a repeat. `is_over`: it was answered, or its client left.
     """
 
     heartbeat: Heartbeat | None = None
-    is_repeated = False
+    is_repeated = is_over = False
     node: FleetNode
-    _lane: HeartbeatLane
-    _client: FastPathClient | None
 
-    def wait_for_commit(self, lane: HeartbeatLane, client: FastPathClient) -> None:
-        """Keep the client until the writer calls `respond`."""
-        self._lane, self._client = lane, client
+    def __init__(self, lane: HeartbeatLane, client: LaneClient, request: IncomingRequest) -> None:
+        super().__init__(client, request)
+        self._lane = lane
 
-    def leave(self) -> None:
-        """Count that its client left; the heartbeat is committed anyway."""
-        self._client = None
-        self._lane.outcomes["CLIENT_LEFT"] += 1
+    def step(self) -> Wait | None:
+        """Admit the heartbeat and queue it for a commit; return what must be awaited first.
+
+        Raises:
+            LucidError: the heartbeat is refused.
+        """
+        return None if self.is_over else self._lane.step(self)
+
+    def fail(self, error: Exception) -> None:
+        """Refuse the heartbeat."""
+        if isinstance(error, ClientLeft):
+            self.end(CutReason.CLIENT_LEFT)
+        elif not self.is_over:
+            self._lane.refuse(self, error)
+
+    def end(self, reason: CutReason) -> None:
+        """End the request. The heartbeat is committed anyway if it was queued."""
+        if not self.is_over:
+            self.stop_waiting()
+            self._lane.cut(self, reason)
+
+    def go_on(self) -> None:
+        """Do nothing: the response is one part."""
 
     def respond(self, outcome: Outcome) -> None:
         """Send the response. It may not raise: the writer notifies others after this one."""
-        client, self._client = self._client, None
-        if client is None:
+        if self.is_over:
             return
         if outcome is None:
             self.is_repeated = True
-            client.pass_on(self)
+            self.advance()
         elif isinstance(outcome, Exception):
-            self._lane.refuse(client, outcome)
+            self._lane.refuse(self, outcome)
         else:
-            client.answer(*self._lane.count_accepted(self.node, outcome))
+            self._lane.answer(self, outcome)
 
 
-Wait = Callable[[HeartbeatAdmission, Scope, Receive], Awaitable[None]]
+AwaitStep = Callable[[HeartbeatAdmission], Awaitable[None]]
 """Gets what a heartbeat still lacks: its key from the database, its body, or its node from the feed."""
 
 
 class HeartbeatLane:
-    """Serves heartbeats, and responds to each after its commit: `take` on the fast path, `__call__` by ASGI.
+    """Serves heartbeats, and responds to each after its commit.
 
-    `outcomes` counts how they ended, `express` counts those that the fast path served.
+    `outcomes` counts how they ended, `express` counts those that were queued without a task.
     """
 
     def __init__(
@@ -121,7 +135,7 @@ class HeartbeatLane:
         self.outcomes: Counter[str] = Counter()
         self.express = 0
 
-    def admit(self, admission: HeartbeatAdmission, now: datetime) -> Heartbeat | Wait:
+    def admit(self, admission: HeartbeatAdmission, now: datetime) -> Heartbeat | AwaitStep:
         """Return the heartbeat if it is admitted, else what to await before calling `admit` again.
 
         A second call repeats no work. The node's allowance is spent last.
@@ -150,50 +164,50 @@ class HeartbeatLane:
         self._rate.spend(passport_id)
         return heartbeat
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one heartbeat by ASGI."""
-        try:
-            status, headers, body = await self._serve(scope, receive)
-        except ClientLeft:
-            self.outcomes["CLIENT_LEFT"] += 1
-            return
-        except asyncio.CancelledError:
-            if (task := asyncio.current_task()) is None:
-                raise
-            task.uncancel()  # the server cancels what still runs when its grace is over
-            status, headers, body = self._refusal_of(stopping(), scope["method"])
-        except Exception as error:  # noqa: BLE001 - the client gets our error shape, as from FastAPI's routes
-            status, headers, body = self._refusal_of(error, scope["method"])
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+    def accept(self, client: LaneClient, request: IncomingRequest) -> HeartbeatAdmission | None:
+        """Queue a heartbeat for a commit, or refuse it. Return it while it waits; None when it was answered already."""
+        admission = HeartbeatAdmission(self, client, request)
+        admission.advance()
+        if admission.is_over:
+            return None
+        self.express += not admission.is_waiting
+        return admission
 
-    def accept(
-        self, client: FastPathClient, _path: bytes, headers: dict[bytes, bytes], body: bytes
-    ) -> HeartbeatAdmission | None:
-        """Admit a heartbeat on the fast path and queue it for a commit, refuse it, or pass its admission on to ASGI."""
-        admission = HeartbeatAdmission(PATH, headers, body)
-        try:
-            heartbeat = self.admit(admission, self._clock.now())
-            if isinstance(heartbeat, Heartbeat):
-                admission.wait_for_commit(self, client)
-                self._registry.submit(heartbeat, admission.respond)
-                self.express += 1
-                return admission
-        except Exception as error:  # noqa: BLE001 - as above
-            self.refuse(client, error)
-        else:
-            client.pass_on(admission)
+    def step(self, admission: HeartbeatAdmission) -> Wait | None:
+        """Admit a heartbeat and queue it for a commit; return what must be awaited first.
+
+        Raises:
+            LucidError: the heartbeat is refused.
+        """
+        if admission.is_repeated:
+            return partial(self._await_newest_receipt, admission)
+        heartbeat = self.admit(admission, self._clock.now())
+        if not isinstance(heartbeat, Heartbeat):
+            return partial(heartbeat, admission)
+        self._registry.submit(heartbeat, admission.respond)
         return None
 
-    def count_accepted(self, node: FleetNode, receipt: Receipt) -> Response:
-        """Count a committed heartbeat; return its response."""
+    def answer(self, admission: HeartbeatAdmission, receipt: Receipt) -> None:
+        """Count a committed heartbeat, and send its response."""
         self.outcomes["ACCEPTED"] += 1
-        body = self._body_of(node, receipt)
-        return 200, [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))], body
+        admission.is_over = True
+        body = self._body_of(admission.node, receipt)
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+        admission.client.answer(200, headers, body)
 
-    def refuse(self, client: FastPathClient, error: Exception) -> None:
-        """Send the error response to a client on the fast path."""
-        client.answer(*self._refusal_of(error, "POST"))
+    def refuse(self, admission: HeartbeatAdmission, error: Exception) -> None:
+        """Count a heartbeat and answer it with an error."""
+        admission.is_over = True
+        admission.client.answer(*self._refusal_of(error, admission.method))
+
+    def cut(self, admission: HeartbeatAdmission, reason: CutReason) -> None:
+        """End a heartbeat because its client left or the service stops."""
+        if reason is CutReason.SHUTDOWN:
+            self.refuse(admission, stopping())
+        else:
+            admission.is_over = True
+            self.outcomes[reason.upper()] += 1
+            admission.client.hang_up()
 
     def _refusal_of(self, error: Exception, method: str) -> Response:
         """Count a refused heartbeat; return its response. A request with another method than POST is not counted."""
@@ -204,27 +218,20 @@ class HeartbeatLane:
         response = answer(error)
         return response.status_code, response.raw_headers, bytes(response.body)
 
-    async def _serve(self, scope: Scope, receive: Receive) -> Response:
-        """Return the response to a heartbeat that came by ASGI.
+    async def _await_newest_receipt(self, admission: HeartbeatAdmission) -> None:
+        """Send a repeat the newest receipt of its node, once this replica has caught up with the database."""
+        self.answer(admission, await self._registry.newest_receipt(admission.node.state.id))
 
-        Raises:
-            DatabaseUnavailable: it was not committed, or it is a repeat and this replica could not catch up in time.
-        """
-        admission = HeartbeatAdmission.of_scope(scope)
-        if not admission.is_repeated:
-            while not isinstance(heartbeat := self.admit(admission, self._clock.now()), Heartbeat):
-                await heartbeat(admission, scope, receive)
-            return self.count_accepted(admission.node, await self._registry.beat(heartbeat))
-        return self.count_accepted(admission.node, await self._registry.newest_receipt(admission.node.state.id))
-
-    async def _await_body(self, admission: HeartbeatAdmission, _scope: Scope, receive: Receive) -> None:
+    async def _await_body(self, admission: HeartbeatAdmission) -> None:
+        if admission.receive is None:
+            raise ClientLeft
         body = Body(self._room, admission.headers)
         try:
-            admission.body = await body.read(receive)
+            admission.body = await body.read(admission.receive)
         finally:
             body.release()  # it is parsed at once
 
-    async def _await_node(self, passport_id: str, principal: Principal, *_: object) -> None:
+    async def _await_node(self, passport_id: str, principal: Principal, _: HeartbeatAdmission) -> None:
         """Wait for a node that another replica may have only just registered."""
         self._unknown.spend(principal.key_id)
         await self._registry.get_node(passport_id, visible_owner=principal.visible_owner)

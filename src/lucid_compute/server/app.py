@@ -20,6 +20,7 @@ from lucid_compute.registry.heartbeat_lane import HeartbeatLane
 from lucid_compute.registry.keys import routes as key_routes
 from lucid_compute.registry.keys.authentication import authorization_of
 from lucid_compute.server import openapi, operation_routes
+from lucid_compute.server.asgi_client import AsgiClient
 from lucid_compute.server.cors import Cors
 from lucid_compute.server.dashboard import routes as dashboard_routes
 from lucid_compute.server.dashboard.site import Site
@@ -32,12 +33,12 @@ from lucid_compute.server.wiring import build_replica
 from lucid_compute.web import errors
 from lucid_compute.web.bodies import BodyRoom
 from lucid_compute.web.errors import has_route
-from lucid_compute.web.lanes import FastPath, FastPaths
+from lucid_compute.web.lanes import Lane, Lanes
 from lucid_compute.web.provide import provide
 from lucid_compute.web.request_guard import RequestGuard
 from lucid_compute.webhooks import routes as webhook_routes
 
-FAST_PATHS = "lucid.fast_paths"  # in the lifespan's state: the lanes to which a server may offer requests, by path
+LANES = "lucid.lanes"  # in the lifespan's state: the lanes to which a server may offer requests, by path
 _DESCRIPTION = """\
 GPU owners register a node, their node sends heartbeats, declares its models, drains and leaves. Everyone can ask which
 models can be served right now, and why one can't.
@@ -50,6 +51,9 @@ Send a key as `Authorization: Bearer lk_live_…`. Every error has the shape
 class LucidApp:
     """The complete application: the lanes serve a few paths, FastAPI all others. Its lifespan builds the replica."""
 
+    heartbeats: HeartbeatLane
+    inference: InferenceLane
+
     def __init__(
         self, settings: Settings, database_url: str, slot: WorkerSlot, build: Callable[[Settings, str], Replica]
     ) -> None:
@@ -59,8 +63,7 @@ class LucidApp:
         self._build_replica = build
         self._room = BodyRoom(settings.request_bodies_max_mib * MIB)
         self._app: ASGIApp = Cors(self._route, settings.cors_origins) if settings.cors_origins else self._route
-        self._heartbeats: HeartbeatLane | None = None
-        self._inference: InferenceLane | None = None
+        self._lanes: dict[bytes, Lane] = {}
         self.fastapi = self._build_fastapi()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -73,10 +76,8 @@ class LucidApp:
         if root and path.startswith(f"{root}/"):  # a proxy may also have taken it off
             path = path[len(root) :]
             scope = {**scope, "path": path, "raw_path": path.encode()}
-        if path == heartbeat_lane.PATH and self._heartbeats is not None:
-            await self._heartbeats(scope, receive, send)
-        elif path in ENDPOINTS and self._inference is not None:
-            await self._inference(scope, receive, send)
+        if (lane := self._lanes.get(path.encode())) is not None:
+            await AsgiClient(scope, receive, send).serve(lane)
         elif path and scope["method"] == "HEAD":
             # A copy: the server has to know that the response has no body.
             await self.fastapi({**scope, "method": "GET"}, receive, _without_body(send))
@@ -132,22 +133,21 @@ class LucidApp:
         return app
 
     @asynccontextmanager
-    async def _lifespan(self, app: FastAPI) -> AsyncIterator[dict[str, FastPaths]]:
+    async def _lifespan(self, app: FastAPI) -> AsyncIterator[dict[str, Lanes]]:
         replica = self._build_replica(self._settings, self._database_url)
         app.state.replica = replica
         provide(app, *replica.parts())
-        self._heartbeats = _build_heartbeat_lane(replica, self._room)
-        self._inference = inference = _build_inference_lane(replica, self._room)
-        app.state.metrics = metrics = ServiceMetrics(replica, self._heartbeats, inference, self._slot)
-        lanes: dict[bytes, FastPath] = {path.encode(): inference for path in ENDPOINTS}
-        lanes[heartbeat_lane.PATH.encode()] = self._heartbeats
+        self.heartbeats, self.inference = _build_lanes(replica, self._room)
+        app.state.metrics = metrics = ServiceMetrics(replica, self.heartbeats, self.inference, self._slot)
+        self._lanes = {path.encode(): self.inference for path in ENDPOINTS}
+        self._lanes[heartbeat_lane.PATH.encode()] = self.heartbeats
         async with running(replica):
             writing = asyncio.create_task(metrics.run(), name="metrics")
             try:
-                yield {FAST_PATHS: lanes}
+                yield {LANES: self._lanes}
             finally:
                 writing.cancel()
-                inference.close()
+                self.inference.close()
 
 
 def _without_body(send: Send) -> Send:
@@ -159,29 +159,28 @@ def _without_body(send: Send) -> Send:
     return send_head
 
 
-def _build_heartbeat_lane(replica: Replica, room: BodyRoom) -> HeartbeatLane:
-    return HeartbeatLane(
+def _build_lanes(replica: Replica, room: BodyRoom) -> tuple[HeartbeatLane, InferenceLane]:
+    settings = replica.settings
+    heartbeats = HeartbeatLane(
         replica.authenticator,
         replica.fleet,
         replica.clock,
         replica.registry,
-        max_per_second=replica.settings.heartbeat_max_per_second,
+        max_per_second=settings.heartbeat_max_per_second,
         room=room,
     )
-
-
-def _build_inference_lane(replica: Replica, room: BodyRoom) -> InferenceLane:
-    return InferenceLane(
+    inference = InferenceLane(
         replica.authenticator,
         replica.feed,
         replica.rates,
         replica.gateway,
         watchdog=replica.watchdog,
         refusals=replica.refusals,
-        max_running=replica.settings.inference_max_concurrency,
-        max_body_bytes=replica.settings.inference_max_body_mib * MIB,
+        max_running=settings.inference_max_concurrency,
+        max_body_bytes=settings.inference_max_body_mib * MIB,
         room=room,
     )
+    return heartbeats, inference
 
 
 def create_app(

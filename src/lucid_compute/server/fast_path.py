@@ -1,23 +1,25 @@
-"""A connection's fast path: requests that a lane accepts are served without uvicorn's cycle and task.
+"""A connection's fast path: complete requests for a lane are served without uvicorn's cycle and task.
 
-uvicorn serves all others. See docs/adr/0013-express-lane.md.
+uvicorn parses all others. `asgi_client` passes those for a lane on to it. See docs/adr/0013-express-lane.md.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from uvicorn.server import ServerState
 
 from lucid_compute.egress.write_batching import WriteBatch
-from lucid_compute.server.app import FAST_PATHS
+from lucid_compute.server.app import LANES
 from lucid_compute.server.http_protocol import UNKNOWN, HttpProtocol
 from lucid_compute.server.request_head import MAX_HEADERS, HeadFault
-from lucid_compute.web.lanes import PASSED_ON, FastPathRequest, FastPaths, Headers
+from lucid_compute.web.lanes import CutReason, Headers, IncomingRequest, LaneRequest, Lanes
 
 MAX_REQUEST_BYTES = 64 * 1024
 MAX_HELD_BYTES = 64 * 1024
@@ -104,14 +106,14 @@ class _Shared(NamedTuple):
 _shared: WeakKeyDictionary[ServerState, _Shared] = WeakKeyDictionary()
 
 
-def _shared_by(server: ServerState) -> _Shared:
+def _shared_by(server: ServerState, loop: asyncio.AbstractEventLoop) -> _Shared:
     if (shared := _shared.get(server)) is None:
-        shared = _shared[server] = _Shared(WriteBatch(), CompleteRequestReader())
+        shared = _shared[server] = _Shared(WriteBatch(loop), CompleteRequestReader())
     return shared
 
 
 class FastPathProtocol(HttpProtocol):
-    """An `HttpProtocol` that offers complete requests to the lanes of their paths; to them it is a `FastPathClient`."""
+    """An `HttpProtocol` that offers complete requests to the lanes of their paths; to them it is a `LaneClient`."""
 
     __slots__ = (
         "_accepted",
@@ -123,6 +125,7 @@ class FastPathProtocol(HttpProtocol):
         "_reader",
         "_request",
         "_socket",
+        "_unwritten",
         "_writes",
     )
 
@@ -130,18 +133,19 @@ class FastPathProtocol(HttpProtocol):
         """Start with nothing received."""
         super().connection_made(transport)
         self._socket = transport  # without the cork: a response is written in one piece
-        shared = _shared_by(self.server_state)
+        shared = _shared_by(self.server_state, self.loop)
         self._writes, self._reader = shared.writes, shared.reader
-        self._lanes: FastPaths = self.app_state.get(FAST_PATHS, {})
-        self._accepted: FastPathRequest | None = None
-        self._request = self._held = b""  # the accepted or incomplete request, and what followed it
+        self._lanes: Lanes = self.app_state.get(LANES, {})
+        self._accepted: LaneRequest | None = None
+        self._request = self._held = b""  # the incomplete request, and what followed an accepted one
+        self._unwritten = b""  # the head of a response, which is written with its first chunk
         self._missing = 0  # bytes of the incomplete request's body
         self._closes_after = self._is_idle = False
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the lane that the client left."""
         if self._accepted is not None:
-            self._accepted.leave()
+            self._accepted.end(CutReason.CLIENT_LEFT)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -181,17 +185,63 @@ class FastPathProtocol(HttpProtocol):
 
     # --- called by lanes
 
+    @property
+    def is_full(self) -> bool:
+        """Return whether the client has not read what was written."""
+        return self.flow.write_paused
+
     def answer(self, status: int, headers: Headers, body: bytes) -> None:
-        """Write the response."""
+        """Write a complete response."""
+        self._writes.write(self._socket, self._head(status, headers, b"\r\n" + body))
+        self._finish()
+
+    def begin(self, status: int, headers: Headers) -> None:
+        """Begin a response in chunks."""
+        self._unwritten = self._head(status, headers, b"transfer-encoding: chunked\r\n\r\n")
+
+    def write(self, data: bytes, *, more: bool) -> None:
+        """Write a chunk; not `more`: it is the last."""
+        chunk = b"%b%x\r\n%b\r\n" % (self._unwritten, len(data), data) if data else self._unwritten
+        self._unwritten = b""
+        self._writes.write(self._socket, chunk if more else chunk + b"0\r\n\r\n")
+        if not more:
+            self._finish()
+
+    def hang_up(self) -> None:
+        """Close the connection."""
+        self._accepted = None
+        self._socket.abort()
+
+    async def find_address(self, headers: Mapping[bytes, bytes]) -> str | None:
+        """Return the client's IP address; behind a trusted proxy the one that the proxy names in the headers."""
+        scope: Any = {"type": "http", "client": self.client, "headers": [*headers.items()]}
+        await ProxyHeadersMiddleware(_ignore, self.config.forwarded_allow_ips)(scope, _ignore, _ignore)  # type: ignore[arg-type]
+        client = scope["client"] if self.config.proxy_headers else self.client
+        return client and client[0]
+
+    # --- called by asyncio
+
+    def resume_writing(self) -> None:
+        """Let the request go on: its client has read."""
+        super().resume_writing()
+        if self._accepted is not None:
+            self._accepted.go_on()
+
+    # --- private
+
+    def _head(self, status: int, headers: Headers, rest: bytes) -> bytes:
         lines = [STATUS_LINE[status]]
         for name, value in (*self.server_state.default_headers, *headers):
             lines += (name, b": ", value, b"\r\n")
         if self._closes_after:
             lines.append(b"connection: close\r\n")
-        lines += (b"\r\n", body)
-        self._writes.write(self._socket, b"".join(lines))
+        lines.append(rest)
+        return b"".join(lines)
+
+    def _finish(self) -> None:
+        """Wait for the next request, or close."""
         self.server_state.total_requests += 1
-        self._accepted, self._request = None, b""
+        self._accepted = None
         if self._closes_after:
             self.loop.call_soon(self._socket.close)
         elif self._held:
@@ -200,26 +250,6 @@ class FastPathProtocol(HttpProtocol):
             self._is_idle = True
             self._unread_bytes = UNKNOWN
             self._deadlines.set(self, self.timeout_keep_alive)
-
-    def pass_on(self, begun: object) -> None:
-        """Feed uvicorn the request; the lane's ASGI entrance finds `begun` in the scope."""
-        self._accepted = None
-        usual = self._extensions
-        self._extensions = {**usual, PASSED_ON: begun}
-        request, self._request = self._request, b""
-        super().data_received(request)
-        self._extensions = usual
-        if self._closes_after:
-            super().shutdown()
-        if self._held:
-            self._feed_held()
-
-    def hang_up(self) -> None:
-        """Close without a response."""
-        self._accepted = None
-        self._socket.abort()
-
-    # --- private
 
     def _offer(self, data: bytes) -> bool:
         """Return whether a lane accepted the request, which it may finish at once, or its body is awaited."""
@@ -235,8 +265,8 @@ class FastPathProtocol(HttpProtocol):
             return False
         self._deadlines.clear(self)
         self._unset_keepalive_if_required()
-        self._request = data
-        self._accepted = lane.accept(self, *request)
+        path, headers, body = request
+        self._accepted = lane.accept(self, IncomingRequest(path.decode(), headers, body))
         return True
 
     def _await_body(self, data: bytes, missing: int) -> bool:
@@ -271,3 +301,7 @@ class FastPathProtocol(HttpProtocol):
         held, self._held = self._held, b""
         self.flow.resume_reading()
         self.data_received(held)
+
+
+async def _ignore(*_: object) -> None:
+    """Stand for an application that is not called."""

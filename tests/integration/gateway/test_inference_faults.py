@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from typing import Any
@@ -25,7 +26,7 @@ class Client:
         """Ask with `body`; its connection fails when it is sent a message of the type `breaks_at`."""
         self.sent: list[dict[str, Any]] = []
         self.is_aborted = False
-        self._body, self._breaks_at = body, breaks_at
+        self._body, self._breaks_at, self._is_asked = body, breaks_at, False
         headers = [(b"authorization", f"Bearer {ADMIN_KEY}".encode()), (b"content-length", b"%d" % len(body))]
         self.scope = {
             "type": "http",
@@ -36,7 +37,10 @@ class Client:
         }
 
     async def receive(self) -> dict[str, Any]:
-        """Return the request."""
+        """Return the request; then wait, since the client stays."""
+        if self._is_asked:
+            await asyncio.Event().wait()
+        self._is_asked = True
         return {"type": "http.request", "body": self._body, "more_body": False}
 
     async def send(self, message: Any) -> None:
@@ -71,8 +75,7 @@ def failing_stream(blocks: int) -> type[EventStream]:
 
 async def ask(api: Api, client: Client) -> list[dict[str, Any]]:
     """Serve the client; return the jobs in the ledger."""
-    assert api.app._inference is not None
-    await api.app._inference(client.scope, client.receive, client.send)
+    await api.app(client.scope, client.receive, client.send)
     jobs: list[dict[str, Any]] = []
 
     async def have_ended() -> bool:
@@ -108,8 +111,7 @@ async def test_a_fault_of_ours_ends_a_stream_with_an_event_and_is_ours_in_the_le
         "server_error",
     )
     assert (job["outcome"], job["reason"]) == ("failed", "internal")
-    assert api.app._inference is not None
-    assert api.app._inference.running_count == 0
+    assert api.app.inference.running_count == 0
 
 
 async def test_an_answer_that_can_not_be_ended_is_aborted(api: Api, caplog: pytest.LogCaptureFixture) -> None:

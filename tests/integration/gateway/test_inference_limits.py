@@ -63,8 +63,7 @@ async def test_more_than_it_takes_is_refused_at_once_while_heartbeats_get_throug
         unfit = await small_api.http.post("/v1/chat/completions", headers={"X-Request-Id": "not fit"})
         assert (named.status_code, named.headers["x-request-id"], named.content) == (503, "mine", refused.content)
         assert unfit.headers["x-request-id"] not in {"mine", "not fit"}
-        assert small_api.app._inference is not None
-        assert small_api.app._inference.outcomes["OVERLOADED"] == 3
+        assert small_api.app.inference.outcomes["OVERLOADED"] == 3
         assert (await small_api.beat(passport_id, availableModels=["tiny"])).status_code == 200
         assert [(await answer).status_code for answer in running] == [200, 200]
         assert (await ask(small_api)).status_code == 200
@@ -72,8 +71,7 @@ async def test_more_than_it_takes_is_refused_at_once_while_heartbeats_get_throug
 
 async def test_both_entrances_refuse_alike(api: Api) -> None:
     """Status, headers except the request's id, body and count are the same; the fast path refuses without a task."""
-    fast, lane = FastPath(api.app), api.app._inference
-    assert lane is not None
+    fast, lane = FastPath(api.app), api.app.inference
     await api.add_model("tiny", "gguf")
     asked = (
         (api.key, b"{"),
@@ -89,7 +87,7 @@ async def test_both_entrances_refuse_alike(api: Api) -> None:
             headers = {**answer.headers, "x-request-id": ""}
             told.append((answer.status_code, headers, answer.content, lane.outcomes - outcomes))
         assert told[0] == told[1]
-    assert (fast.responses, fast.passed_on) == (len(asked), 0)
+    assert (fast.responses, fast.tasks) == (len(asked), 0)
 
 
 async def test_a_request_refused_for_tokens_costs_none_of_the_requests(api: Api) -> None:

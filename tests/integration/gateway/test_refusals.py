@@ -22,6 +22,7 @@ from lucid_compute.gateway.upstreams import HOP_HEADER
 from lucid_compute.postgres.clock import DatabaseClock
 from lucid_compute.registry.fleet.change_feed import ChangeFeed
 from lucid_compute.server.settings import Settings
+from lucid_compute.web.lanes import IncomingRequest
 from tests.api import ADMIN_KEY, Api, open_api
 from tests.express_client import Client
 from tests.fault_node import Behaviour, Ending, FaultNode
@@ -214,8 +215,7 @@ async def test_each_refusal_has_one_cause_and_one_side_and_is_one_outcome(
         ("database_unavailable", "us"): 1,
         ("internal", "us"): 1,
     }
-    assert api.app._inference is not None
-    assert sum(api.app._inference.outcomes.values()) == 15
+    assert sum(api.app.inference.outcomes.values()) == 15
     assert await refused(api, owner="acme") == {
         ("no_node", "provider"): 1,
         ("forbidden", "client"): 1,
@@ -240,10 +240,9 @@ async def test_what_failed_on_a_node_is_not_refused_as_well(api: Api) -> None:
 async def test_what_is_refused_because_too_much_runs_is_ours_in_both_lanes(database_url: str) -> None:
     settings = Settings(bootstrap_admin_key=ADMIN_KEY, inference_max_concurrency=1)
     async with open_api(database_url, settings) as api:
-        assert api.app._inference is not None
-        api.app._inference.running_count = 1
+        api.app.inference.running_count = 1
         assert (await ask(api)).status_code == 503
-        assert api.app._inference.accept(client := Client(), b"/v1/chat/completions", {}, b"{}") is None
+        assert api.app.inference.accept(client := Client(), IncomingRequest("/v1/chat/completions", {}, b"{}")) is None
         assert await client.told == 503
         assert await refused(api) == {("overloaded", "us"): 2}
         assert await rows(database_url) == {("overloaded", NOBODY, NO_MODEL): 2}

@@ -9,11 +9,12 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from lucid_compute.gateway.attempt import TasklessRequest
+from lucid_compute.gateway.lane import InferenceCall
 from lucid_compute.gateway.request import GatewayRequest, RunningRequest
+from lucid_compute.web.lanes import CutReason, IncomingRequest
 from tests.api import ADMIN_KEY, Api
 from tests.express_client import Client
-from tests.fault_answers import respond
+from tests.fault_answers import chat_stream, respond
 from tests.fault_node import Behaviour, Ending, FaultNode
 from tests.gateway import QUESTION, chat_answer
 from tests.integration.gateway.test_inference_limits import add_node
@@ -50,27 +51,33 @@ def left() -> list[object]:
     [
         (Behaviour(answer=chat_answer()), 200),
         (Behaviour(answer=respond(b"{}", status=400)), 400),
-        (Behaviour(answer=respond(b"", status=500)), "failed"),
-        (Behaviour(cut_head_after=0, ending=Ending.RESET), "handed over"),
+        (Behaviour(answer=respond(b"", status=500)), 502),
+        (Behaviour(cut_head_after=0, ending=Ending.RESET), 200),
         (Behaviour(delay_seconds=60), "hung up"),
     ],
     ids=["answered", "refused", "failed", "was closed", "left"],
 )
+@pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.usefixtures("uncollected")
 async def test_a_request_of_the_express_lane_is_freed_when_it_ends(
-    api: Api, node: FaultNode, behaviour: Behaviour, told: object
+    api: Api, node: FaultNode, behaviour: Behaviour, told: object, *, stream: bool
 ) -> None:
     """However it ends: with its body it may be 64 KiB, and thousands of them come before garbage is looked at."""
-    node.script.append(behaviour)
+    is_served = stream and told == 200 and behaviour.ending is not Ending.RESET
+    node.script.append(Behaviour(answer=chat_stream("a", "b")) if is_served else behaviour)
+    body = {**BODY, "stream": stream}
     client = Client()
     gc.collect()
-    assert api.app._inference is not None
-    exchange = api.app._inference.accept(client, b"/v1/chat/completions", HEADERS, json.dumps(BODY).encode())
-    assert isinstance(exchange, TasklessRequest)
+    request = IncomingRequest("/v1/chat/completions", HEADERS, json.dumps(body).encode())
+    call = api.app.inference.accept(client, request)
+    assert isinstance(call, InferenceCall)
+    assert not call.is_waiting
     if told == "hung up":
-        exchange.leave()
+        call.end(CutReason.CLIENT_LEFT)
     assert await client.told == told
-    del exchange
+    async for _ in client.body():
+        pass
+    del call, request
     await asyncio.sleep(0)
     assert left() == []
 

@@ -104,8 +104,7 @@ async def test_series_stay_few_whatever_comes(api: Api) -> None:
     for reason in FaultKind:
         api.replica.gateway.faults[str(reason)] += 1
     for code in {found.code for found in _errors(LucidError)}:
-        for lane in (api.app._heartbeats, api.app._inference):
-            assert lane is not None
+        for lane in (api.app.heartbeats, api.app.inference):
             lane.outcomes[code] += 1
     assert (await scrape(api)).series <= PROVOKED_SERIES < 0.7 * MAX_SERIES
 

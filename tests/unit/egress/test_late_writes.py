@@ -39,7 +39,7 @@ def read_all(theirs: socket.socket) -> bytes:
 async def test_writes_are_made_at_the_end_of_the_turn_in_their_order(pairs: list[Pair]) -> None:
     """Or when somebody has to write at once."""
     (first, its_end), (second, other_end), _ = pairs
-    writes = WriteBatch()
+    writes = WriteBatch(asyncio.get_running_loop())
     writes.write(first, b"a")
     writes.write(second, b"b")
     writes.flush()
@@ -55,7 +55,7 @@ async def test_writes_are_made_at_the_end_of_the_turn_in_their_order(pairs: list
 async def test_a_transport_that_takes_nothing_more_costs_the_others_nothing(pairs: list[Pair]) -> None:
     """It is ended itself."""
     (closed, _), (ended, _), (good, its_end) = pairs
-    writes = WriteBatch()
+    writes = WriteBatch(asyncio.get_running_loop())
     for transport in (closed, ended, good):
         writes.write(transport, b"late")
     closed.close()

@@ -10,11 +10,11 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from lucid_compute.server.app import FAST_PATHS
+from lucid_compute.server.app import LANES
 from lucid_compute.server.fast_path import FastPathProtocol
 from lucid_compute.server.http_protocol import ONE_PACKET_BYTES
 from lucid_compute.server.request_head import MAX_HEADERS, MAX_URL_BYTES
-from lucid_compute.web.lanes import PASSED_ON
+from lucid_compute.web.lanes import CutReason
 from tests.raw_client import PATIENCE_SECONDS
 from tests.work import calls_of
 
@@ -273,24 +273,33 @@ class Waiting:
         self.connection = connection
         return self
 
-    def leave(self) -> None:
+    def end(self, _: CutReason) -> None:
         """Leave."""
 
+    def go_on(self) -> None:
+        """Do nothing."""
 
-async def test_what_is_passed_on_belongs_to_its_request_alone(service: Service) -> None:
-    """Requests behind it in the same packet, and later ones, do not run as its principal."""
+
+async def test_what_comes_behind_a_stream_is_served_after_it(service: Service) -> None:
+    """The chunks of the stream are not mixed with other responses, and the lane is offered the next request."""
     lane = Waiting()
-    protocol, wire = service.connect({FAST_PATHS: {b"/v1/x": lane}})
+    protocol, wire = service.connect({LANES: {b"/v1/x": lane}})
     request = b"POST /v1/x HTTP/1.1\r\nHost:a\r\nContent-Length:0\r\n\r\n"
     protocol.data_received(request)
     protocol.data_received(GET + request)
-    lane.connection.pass_on("the first one's")
+    lane.connection.begin(200, [(b"a", b"b")])
+    lane.connection.write(b"one", more=True)
     await turns()
-    protocol.data_received(GET)
+    assert service.scopes == []
+    lane.connection.write(b"", more=True)
+    lane.connection.write(b"two", more=False)
     await turns()
-    assert wire.received.count(b"HTTP/1.1 200 ") == 4
-    assert [scope["extensions"].get(PASSED_ON) for scope in service.scopes] == ["the first one's", None, None, None]
+    stream = b"\r\na: b\r\ntransfer-encoding: chunked\r\n\r\n3\r\none\r\n3\r\ntwo\r\n0\r\n\r\n"
+    assert wire.received.split(b"HTTP/1.1 200 OK")[1].endswith(stream)
+    assert wire.received.count(b"HTTP/1.1 200 ") == 3
+    assert len(service.scopes) == 2
     protocol.connection_lost(None)
+    await turns()
 
 
 async def test_a_write_to_a_closed_transport_does_nothing(service: Service, caplog: pytest.LogCaptureFixture) -> None:

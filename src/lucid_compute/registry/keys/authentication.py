@@ -9,16 +9,15 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime
-from typing import Self
 
-from starlette.types import Receive, Scope
+from starlette.types import Scope
 
 from lucid_compute.errors import RateLimited, Unauthorized
 from lucid_compute.postgres.clock import DatabaseClock
 from lucid_compute.registry.domain.identity import Principal
 from lucid_compute.registry.fleet.change_feed import ChangeFeed
 from lucid_compute.registry.fleet.key_ring import KeyRing, is_well_formed
-from lucid_compute.web.lanes import PASSED_ON
+from lucid_compute.web.lanes import IncomingRequest, LaneClient, Steps
 
 _BEARER = "bearer "
 _MAX_ADDRESSES = 10_000
@@ -81,7 +80,7 @@ class Authenticator:
         except Unauthorized:
             return None
 
-    async def await_key(self, admission: Admission, scope: Scope, _receive: Receive) -> None:
+    async def await_key(self, admission: Admission) -> None:
         """Set the principal of a request whose key this replica does not know yet.
 
         Raises:
@@ -89,8 +88,8 @@ class Authenticator:
             RateLimited: too many failures came from this address.
             DatabaseUnavailable: Postgres has not been read for a minute.
         """
-        client = scope.get("client")
-        admission.principal = await self._authenticate_after_catch_up(admission.authorization, client and client[0])
+        address = await admission.client.find_address(admission.headers)
+        admission.principal = await self._authenticate_after_catch_up(admission.authorization, address)
 
     async def _authenticate_after_catch_up(self, authorization: str | None, address: str | None) -> Principal:
         """Return the principal of a key that was refused, after reading Postgres once.
@@ -107,33 +106,19 @@ class Authenticator:
             raise
 
 
-class Admission:
+class Admission(Steps):
     """A request that is being admitted: what was received and what is known of it, so that nothing is done twice.
 
-    `body` is None until it has been read. Names of headers are in lower case.
+    `body` is None until it has been read.
     """
 
-    method = "POST"
     principal: Principal | None = None
 
-    def __init__(self, path: str, headers: dict[bytes, bytes], body: bytes | None = None) -> None:
-        """Start with a request in which no header occurs twice."""
-        self.path = path
-        self.headers = headers
-        self.body = body
-        authorization = headers.get(b"authorization")
+    def __init__(self, client: LaneClient, request: IncomingRequest) -> None:
+        self.client = client
+        self.path, self.headers, self.body, self.method, self.receive = request
+        authorization = self.headers.get(b"authorization")
         self.authorization = None if authorization is None else authorization.decode("latin-1")
-
-    @classmethod
-    def of_scope(cls, scope: Scope) -> Self:
-        """Return the admission of a raw ASGI request: the one that the fast path began, else a new one."""
-        begun: Self | None = scope.get("extensions", {}).pop(PASSED_ON, None)
-        if begun is not None:
-            return begun
-        headers = dict(scope["headers"])
-        new = cls(scope["path"], headers)
-        new.method, new.authorization = scope["method"], authorization_of(scope, headers)
-        return new
 
 
 def authorization_of(scope: Scope, headers: Mapping[bytes, bytes]) -> str | None:

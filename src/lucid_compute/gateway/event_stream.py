@@ -1,7 +1,8 @@
 """A node's event stream on its way to the client: passes on complete events, reads the usage, recognises the end.
 
 It works on blocks of bytes, each with many events when the node is fast. Work per event is done only in C, except for
-the events before the first content, and those that seem to hold an error, a usage, or the end.
+the events before the first content, and those that seem to hold an error, a usage, or the end. An event that differs
+from an earlier one only in its piece of text is recognised at once.
 """
 
 from __future__ import annotations
@@ -60,8 +61,11 @@ _PIECES: dict[str, tuple[bytes, ...]] = {
     "responses": (b'"delta":"',),
 }
 _NO_PIECE = b'content":""'
+_NO_USAGE = re.compile(rb'"usage": ?null')
 _STYLE = re.compile(rb'data: ?\{\s*"[^"]*":( ?)')
 _LAST_BYTES = 128
+_AFTER_TEXT = (b'"}', b'",')  # so that text and what follows it are never read as a key
+_MAX_USUAL_LEARNT = 16  # of a stream whose events differ in more than their text, before that is given up
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -86,6 +90,9 @@ class EventStream:
         "_max_event_bytes",
         "_pieces",
         "_rest",
+        "_usual_end",
+        "_usual_learnt",
+        "_usual_start",
         "_withholds_usage",
         "delivered_bytes",
         "failed",
@@ -112,6 +119,9 @@ class EventStream:
         self.usage: Usage | None = None
         self.pieces = self.delivered_bytes = 0
         self._pieces: tuple[bytes, ...] = ()
+        # What precedes and follows the text of a usual event: one that holds a piece of text and nothing else to read.
+        self._usual_start = self._usual_end = b""
+        self._usual_learnt = 0
 
     @property
     def is_finished(self) -> bool:
@@ -171,11 +181,27 @@ class EventStream:
             raise EgressFault(FaultKind.TOO_LARGE, f"An event of the stream is over {self._max_event_bytes} bytes.")
 
     def _inspect(self, block: bytes) -> bytes:
-        if block.find(b"error") >= 0 and _ERROR.search(block):
+        start, end = self._usual_start, self._usual_end
+        if start and block.startswith(start) and block.endswith(end):
+            text_at, text_end = len(start), len(block) - len(end)
+            if (
+                block.find(b'"', text_at, text_end) < 0
+                and block.find(b"\n", text_at, text_end) < 0 <= text_end - text_at
+            ):
+                self.pieces += 1
+                self.delivered_bytes += len(block)
+                return block
+        return self._inspect_closely(block)
+
+    def _inspect_closely(self, block: bytes) -> bytes:
+        pieces, received = self.pieces, block
+        has_error = block.find(b"error") >= 0 and _ERROR.search(block) is not None
+        if has_error:
             block = self._stop_at_error(block)
-        if _FINISH.search(block):
+        has_finish = _FINISH.search(block) is not None
+        if has_finish:
             self._read_finish(block)
-        if block.find(b'"usage"') >= 0:
+        if (usages := block.count(b'"usage"')) and usages != len(_NO_USAGE.findall(block)):
             block = self._read_usage(block)
         if block.find(b"[DONE]") >= 0 and _DONE.search(block):
             self.has_ended = True
@@ -186,7 +212,20 @@ class EventStream:
         for piece in self._pieces or self._learn_style(block):
             self.pieces += block.count(piece)
         self.delivered_bytes += len(block)
+        if block is received and self.pieces == pieces + 1 and not (has_error or has_finish or self.has_ended):
+            self._learn_usual(block)
         return block
+
+    def _learn_usual(self, block: bytes) -> None:
+        """Learn what surrounds the text of an event, if the block is one event without a usage."""
+        if self._usual_learnt >= _MAX_USUAL_LEARNT or self.usage is not None or block.find(b"\n\n") != len(block) - 2:
+            return
+        self._usual_learnt += 1
+        for piece in self._pieces:
+            text_at = block.find(piece) + len(piece)
+            text_end = block.find(b'"', text_at)
+            if text_at >= len(piece) and block[text_end : text_end + 2] in _AFTER_TEXT:
+                self._usual_start, self._usual_end = block[:text_at], block[text_end:]
 
     def _hold(self, block: bytes) -> bytes:
         """Return the events held back and `block` if that begins the answer; else hold it back."""

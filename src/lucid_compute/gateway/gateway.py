@@ -32,7 +32,6 @@ from lucid_compute.web.lanes import Wait
 
 MAX_ATTEMPTS = 3
 MAX_RANKINGS = 4  # of one model and endpoint at a time, by the policies of requests
-REJECTIONS_FRESH_SECONDS = 0.5
 Ranker = Callable[[Fleet, Dispatcher, Criteria, datetime], Coroutine[Any, Any, Ranking]]
 
 
@@ -42,9 +41,9 @@ class _SharedRanking(NamedTuple):
     began_at: float
     ranking: asyncio.Task[Ranking]
 
-    def is_old(self, now: float) -> bool:
-        """Return whether the ranking must be made again."""
-        return self.ranking.done() and now - self.began_at > REJECTIONS_FRESH_SECONDS
+    def is_old(self, since: float) -> bool:
+        """Return whether the ranking must be made again, because it began before this instant."""
+        return self.ranking.done() and self.began_at < since
 
 
 class ServedRequest(RunningRequest):
@@ -65,6 +64,7 @@ class Gateway:
         self.own_endpoints = context.client.own_endpoints
         self.faults: Counter[str] = Counter()
         self.retries = 0
+        self.rejections_fresh_seconds = 0.5
 
     def count_request(self, key_id: str) -> None:
         """Count a request of a key that may be tried again."""
@@ -178,17 +178,18 @@ class Gateway:
         clients can invent share the one without a policy.
         """
         now, rankings = self.context.monotonic(), self._rankings
+        since = now - self.rejections_fresh_seconds
         owner = criteria.owner if self.context.stats.has_met_lacks(criteria.owner) else ""
         subject = (criteria.model.id, criteria.endpoint)
         key = (subject, criteria.policy, owner)
-        while rankings and (oldest := next(iter(rankings.items())))[1].is_old(now):
+        while rankings and (oldest := next(iter(rankings.items())))[1].is_old(since):
             del rankings[oldest[0]]
         shared = rankings.get(key)
         is_special = criteria.policy is not NO_POLICY or owner != ""
         if shared is None and is_special and sum(each[0] == subject for each in rankings) >= MAX_RANKINGS:
             general = await self._rank_all(Criteria(criteria.model, endpoint=criteria.endpoint))
             return narrow(general, self.context.fleet, criteria, self.context.clock.now())
-        if shared is None or shared.is_old(now):
+        if shared is None or shared.is_old(since):
             rankings.pop(key, None)  # so that the newest is the last of the dict
             ranking = self.rank(self.context.fleet, self.dispatcher, criteria, self.context.clock.now())
             shared = rankings[key] = _SharedRanking(now, asyncio.create_task(ranking))

@@ -1,6 +1,6 @@
 """The service for any ASGI server: `uvicorn --factory lucid_compute.server.asgi:create`.
 
-`lucid serve` does more: it restarts workers and Postgres, and serves heartbeats and completions on a fast path.
+`lucid serve` does more: it restarts workers and Postgres, and passes requests on to the lanes without ASGI.
 """
 
 from __future__ import annotations

@@ -342,13 +342,11 @@ async def test_a_busy_node_gives_way_to_another_one(api: Api, entrance: Entrance
             assert (await ask(entrance(api))).status_code == 200
 
 
-async def test_policies_that_a_client_invents_share_one_ranking(
-    api: Api, entrance: Entrance, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_policies_that_a_client_invents_share_one_ranking(api: Api, entrance: Entrance) -> None:
     """Each new one would have every node looked at; all are told the same, the policy's reasons among it."""
-    monkeypatch.setattr("lucid_compute.gateway.gateway.REJECTIONS_FRESH_SECONDS", 60.0)
     async with nodes_of(api, 2) as nodes:
         gateway, ranked = api.replica.gateway, []
+        gateway.rejections_fresh_seconds = 60.0
         rank = gateway.rank
 
         def count(*arguments: Any) -> Any:

@@ -270,3 +270,34 @@ def test_an_event_may_have_so_many_bytes_and_no_more() -> None:
     assert small.feed(b"\n" + b"x" * 99) == b""
     with pytest.raises(EgressFault):
         small.feed(b"x")
+
+
+WITH_ERROR = chunk({"content": "c"}, error={"message": "m", "code": 500})
+UNUSUAL = {
+    "an error": WITH_ERROR,
+    "an error that looks like text": text("c").replace(b'"c"', b'"c"},"finish_reason":null}],"error":{"a":"b"'),
+    "a usage": text("c", usage=USED),
+    "its end": text("c").replace(b"null", b'"stop"'),
+    "two texts": text("c") + text("d"),
+    "words of ours": text('say "error": "usage": {}, then \n\ndata: [DONE]\n\n, and end with a \\'),
+    "the end on a line of its own": text("c")[:-1] + DONE,
+    "nothing": text(""),
+}
+
+
+@pytest.mark.parametrize("spaced", [False, True])
+@pytest.mark.parametrize("event", UNUSUAL.values(), ids=UNUSUAL)
+def test_an_event_among_usual_ones_is_read_as_it_is_among_others(event: bytes, *, spaced: bool) -> None:
+    """However many events came before which differ only in their text."""
+    begin = chunk({"role": "assistant", "content": ""}, spaced=spaced) + text("a", spaced=spaced)
+    usual = [text(str(number), spaced=spaced) for number in range(40)]
+    assert pass_on(begin, *usual, event) == pass_on(b"".join([begin, *usual, event]))
+
+
+def test_a_stream_whose_events_differ_is_learnt_from_a_few_times_only() -> None:
+    """Its pieces are counted all the same."""
+    stream = EventStream(CHAT, withholds_usage=True)
+    for number in range(100):
+        stream.feed(text("a", created=number))
+    assert stream.pieces == 100
+    assert stream._usual_learnt == 16

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 
+MAX_WAITING_BYTES = 64 * 1024
+
 
 class WriteBatch:
     """The writes of one event loop's current turn."""
@@ -16,16 +18,23 @@ class WriteBatch:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._waiting: list[tuple[asyncio.WriteTransport, bytes]] = []
+        self._waiting_bytes = 0
 
     def write(self, transport: asyncio.WriteTransport, data: bytes) -> None:
-        """Write `data` to the transport at the end of this turn, unless it is closed by then."""
+        """Write `data` to the transport at the end of this turn, unless it is closed by then.
+
+        Write at once when much waits: a turn may read a megabyte from one node, whose client may not read.
+        """
         if not self._waiting:
             self._loop.call_soon(self.flush)
         self._waiting.append((transport, data))
+        self._waiting_bytes += len(data)
+        if self._waiting_bytes > MAX_WAITING_BYTES:
+            self.flush()
 
     def flush(self) -> None:
         """Make all waiting writes."""
-        waiting, self._waiting = self._waiting, []
+        waiting, self._waiting, self._waiting_bytes = self._waiting, [], 0
         for transport, data in waiting:
             if not transport.is_closing():
                 try:

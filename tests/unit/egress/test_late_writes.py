@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from lucid_compute.egress.write_batching import WriteBatch
+from lucid_compute.egress.write_batching import MAX_WAITING_BYTES, WriteBatch
 
 Pair = tuple[asyncio.Transport, socket.socket]
 
@@ -50,6 +50,18 @@ async def test_writes_are_made_at_the_end_of_the_turn_in_their_order(pairs: list
     second.close()
     await asyncio.sleep(0)
     assert (read_all(its_end), read_all(other_end)) == (b"acd", b"b")
+
+
+async def test_much_is_written_at_once(pairs: list[Pair]) -> None:
+    """So it is known in the same turn that the other side does not read."""
+    (first, its_end), _, _ = pairs
+    writes = WriteBatch(asyncio.get_running_loop())
+    its_end.setblocking(False)
+    writes.write(first, b"a" * MAX_WAITING_BYTES)
+    with pytest.raises(BlockingIOError):
+        its_end.recv(1)
+    writes.write(first, b"b")
+    assert its_end.recv(1) == b"a"
 
 
 async def test_a_transport_that_takes_nothing_more_costs_the_others_nothing(pairs: list[Pair]) -> None:

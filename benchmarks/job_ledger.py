@@ -101,7 +101,7 @@ class Steps:
 def _new_job() -> Job:
     model_id, model_name = random.choice(MODELS)
     job = Job(
-        id=new_job_id(),
+        id=new_job_id(time.time_ns()),
         attempt=1,
         model_id=model_id,
         model_name=model_name,

@@ -33,3 +33,4 @@ class GatewayContext(NamedTuple):
     event_stream: type[EventStream] = EventStream
     max_event_bytes: int = MAX_EVENT_BYTES
     monotonic: Callable[[], float] = time.monotonic
+    time_ns: Callable[[], int] = time.time_ns

@@ -70,7 +70,7 @@ class Gateway:
         """Count a request of a key that may be tried again."""
         self._retries.count_request(key_id, self.context.monotonic())
 
-    def serve(self, served: ServedRequest, request: GatewayRequest) -> Wait | None:
+    def serve(self, served: ServedRequest, request: GatewayRequest, now: datetime) -> Wait | None:
         """Send the request to a node, or return what must be awaited before the next call.
 
         Raises:
@@ -78,7 +78,7 @@ class Gateway:
             NodeFailed, NodeTimeout, RoutingLoop: every attempt failed. If `request.has_begun`, end its stream.
         """
         while True:
-            exchange = served.exchange or self._choose(served, request)
+            exchange = served.exchange or self._choose(served, request, now)
             if not isinstance(exchange, Exchange):
                 return exchange
             try:
@@ -111,14 +111,13 @@ class Gateway:
         self._require_another(request)
         request.criteria.tried = {tried.state.id for tried, _ in request.failed if tried is not None}
 
-    def _choose(self, served: ServedRequest, request: GatewayRequest) -> Exchange | Wait:
+    def _choose(self, served: ServedRequest, request: GatewayRequest, now: datetime) -> Exchange | Wait:
         """Begin an attempt on the next node, and return it; if a quick search finds no node, return a slower one.
 
         Raises:
             LucidError: no further attempt may be made.
         """
         span = None if request.span is None else request.span.child("choose")
-        now = self.context.clock.now()
         try:
             is_upstream = request.model.format is ModelFormat.API
             if is_upstream and not request.model.record.metadata.get("upstream"):

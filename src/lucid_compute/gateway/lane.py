@@ -135,7 +135,7 @@ class InferenceLane:
         self._room = room
         context = gateway.context
         self._fleet, self._clock, self._monotonic = context.fleet, context.clock, context.monotonic
-        self._ledger, self._tracer = context.ledger, context.tracer
+        self._ledger, self._tracer, self._time_ns = context.ledger, context.tracer, context.time_ns
         self._overloaded = refusal(overloaded(), [])
         self.running_count = self.express = 0
         self.outcomes: Counter[str] = Counter()
@@ -166,13 +166,13 @@ class InferenceLane:
         Raises:
             LucidError: the request is refused, or its attempts have failed.
         """
-        request = call.request
+        request, now = call.request, self._clock.now()
         if request is None:
-            admitted = self.admit(call, self._clock.now())
+            admitted = self.admit(call, now)
             if not isinstance(admitted, GatewayRequest):
                 return partial(admitted, call)
             request = admitted
-        return self._gateway.serve(call, request)
+        return self._gateway.serve(call, request, now)
 
     # --- admission
 
@@ -241,7 +241,7 @@ class InferenceLane:
         admission.key_id = principal.key_id
         if self._tracer is not None:
             admission.span = self._tracer.begin(f"POST {admission.path}", admission.headers)
-        admission.job_id = new_job_id()
+        admission.job_id = new_job_id(self._time_ns())
         sent = admission.headers.get(b"x-request-id")
         is_fit = sent is not None and REQUEST_ID.fullmatch(sent)
         headers = [(b"x-request-id", sent if sent and is_fit else admission.job_id.encode())]

@@ -98,6 +98,7 @@ class Prober:
         *,
         deadlines: Deadlines = DEADLINES,
         max_probes: int = MAX_PROBES,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """`spend` subtracts a probe from a host's allowance, or raises RateLimited when none is left."""
         self._upstreams = upstreams
@@ -105,6 +106,7 @@ class Prober:
         self._spend = spend
         self._deadlines = deadlines
         self._max_probes = max_probes
+        self._monotonic = monotonic
         self._running = 0
 
     async def probe(self, node: FleetNode) -> ProbeResult:
@@ -129,14 +131,14 @@ class Prober:
             self._running -= 1
 
     async def _connect_and_ask(self, target: Target, expected: list[str]) -> ProbeResult:
-        began = time.monotonic()
+        began = self._monotonic()
         try:
             connection = await self._client.connect(target.url, ProbeConnection, owner=target.owner)
         except EgressFault as fault:
             return ProbeResult(_code_of(fault), fault.message)
         try:
             tls = connection.tls if isinstance(connection, ProbeConnection) else None
-            result = ProbeResult(ProbeCode.OK, "", connect_ms=_ms_since(began), tls=tls)
+            result = ProbeResult(ProbeCode.OK, "", connect_ms=self._ms_since(began), tls=tls)
             return await self._ask(connection, target, expected, result)
         finally:
             self._client.release(target.url, connection)
@@ -145,18 +147,21 @@ class Prober:
         self, connection: HttpConnection, target: Target, expected: list[str], result: ProbeResult
     ) -> ProbeResult:
         """Return the result completed with what the node says of its models."""
-        sent_at = time.monotonic()
+        sent_at = self._monotonic()
         try:
             connection.send(target.model_list_head(), b"", self._deadlines, wants_stream=False)
             body = await connection.receive()
         except EgressFault as fault:
             return result._replace(code=_code_of(fault), message=fault.message, http_status=connection.status or None)
-        result = result._replace(http_status=connection.status, answer_ms=_ms_since(sent_at))
+        result = result._replace(http_status=connection.status, answer_ms=self._ms_since(sent_at))
         try:
             models = _parse_list(connection.status, body)
         except ProbeFault as fault:
             return result._replace(code=fault.code, message=fault.message)
         return _compare(models, expected, result)
+
+    def _ms_since(self, began: float) -> float:
+        return round((self._monotonic() - began) * 1000, 1)
 
 
 def _parse_list(status: int, body: bytes) -> ListedModels:
@@ -205,7 +210,3 @@ def _code_of(fault: EgressFault) -> ProbeCode:
     if fault.kind is FaultKind.TOO_LARGE:
         return ProbeCode.BAD_RESPONSE
     return ProbeCode(fault.kind.value)
-
-
-def _ms_since(began: float) -> float:
-    return round((time.monotonic() - began) * 1000, 1)

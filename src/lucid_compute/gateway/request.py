@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection
 from random import getrandbits
 
@@ -79,9 +78,9 @@ _OF_STREAMS = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]  
 _VARIANT = 0b10 << 62  # RFC 9562's, in the upper bits of the id's second half
 
 
-def new_job_id() -> str:
+def new_job_id(time_ns: int) -> str:
     """Return a new UUID of version 7: ids made one after another are neighbours in the ledger's index."""
-    ms, rest = time.time_ns() // 1_000_000, getrandbits(74)
+    ms, rest = time_ns // 1_000_000, getrandbits(74)
     low = rest >> 12 | _VARIANT
     return f"{ms >> 16:08x}-{ms & 0xFFFF:04x}-7{rest & 0xFFF:03x}-{low >> 48:04x}-{low & 0xFFFFFFFFFFFF:012x}"
 

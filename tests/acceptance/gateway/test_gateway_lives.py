@@ -181,7 +181,8 @@ async def test_a_client_that_leaves_frees_its_node(gateway: Gateway, moment: str
         assert not spare.requests
 
 
-async def test_a_client_that_does_not_read_is_cut(gateway: Gateway) -> None:
+@pytest.mark.parametrize("header", ["", "Connection: close\r\n"], ids=["fast path", "by ASGI"])
+async def test_a_client_that_does_not_read_is_cut(gateway: Gateway, header: str) -> None:
     """Then its node is free. Until then each holds little of this service's memory, whatever its node sends."""
     flood = Behaviour(answer=endless_body(EVENTS, EVENT * 200))
     async with FaultNode(flood) as node, AsyncExitStack() as stack:
@@ -190,7 +191,7 @@ async def test_a_client_that_does_not_read_is_cut(gateway: Gateway) -> None:
         (worker,) = gateway.served.workers()
         before = resident_bytes(worker)
         began = time.monotonic()
-        readers = [await stack.enter_async_context(a_sleeper(gateway, model)) for _ in range(SLOW_READERS)]
+        readers = [await stack.enter_async_context(a_sleeper(gateway, model, header)) for _ in range(SLOW_READERS)]
         await node.until(lambda node: len(node.requests) == SLOW_READERS, within(2))
         most = 0
         while (await gateway.health(node_id))["inFlight"]:
@@ -203,6 +204,24 @@ async def test_a_client_that_does_not_read_is_cut(gateway: Gateway) -> None:
         jobs = await gateway.jobs(model, SLOW_READERS)
         assert {(job["outcome"], job["reason"]) for job in jobs} == {("cancelled", "client_too_slow")}
         assert not (await the_end_of(readers[0])).endswith(b"0\r\n\r\n")
+
+
+@pytest.mark.parametrize("header", ["", "Connection: close\r\n"], ids=["fast path", "by ASGI"])
+async def test_a_client_that_pauses_gets_all_of_a_long_stream(gateway: Gateway, header: str) -> None:
+    """It is longer than what the sockets on the way hold: the node waits too, and goes on when the client does."""
+    texts = [f"{number} {'x' * 4000}" for number in range(2000)]
+    async with FaultNode(Behaviour(answer=chat_stream(*texts))) as node:
+        model = await gateway.add_model()
+        await gateway.add_node(node.url, model)
+        async with a_sleeper(gateway, model, header) as reader:
+            await asyncio.sleep(0.7)
+            received = b""
+            while not received.endswith(b"0\r\n\r\n"):
+                received += await reader.read(1024 * 1024)
+        assert received.count(b"data: {") == len(texts)
+        assert all(f'"{number} x'.encode() in received for number in range(0, 2000, 100))
+        (job,) = await gateway.jobs(model)
+        assert (job["outcome"], job["tokensOut"]) == ("completed", len(texts))
 
 
 async def test_a_revoked_keys_stream_ends_with_an_error(gateway: Gateway) -> None:
@@ -255,13 +274,13 @@ async def read_on(stream: openai.AsyncStream[Any]) -> None:
 
 
 @asynccontextmanager
-async def a_sleeper(gateway: Gateway, model: str) -> AsyncIterator[asyncio.StreamReader]:
+async def a_sleeper(gateway: Gateway, model: str, header: str = "") -> AsyncIterator[asyncio.StreamReader]:
     """Ask for a stream on a connection of its own, and do not read."""
     host, port = gateway.served.url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port), limit=1024)
     body = f'{{"model":"{model}","messages":[],"stream":true}}'
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {gateway.key}\r\n"
-    writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+    writer.write(f"{head}{header}Content-Length: {len(body)}\r\n\r\n{body}".encode())
     try:
         yield reader
     finally:

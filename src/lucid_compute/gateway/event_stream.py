@@ -98,6 +98,7 @@ class EventStream:
         "failed",
         "has_begun",
         "has_ended",
+        "is_finished",
         "is_refused",
         "pieces",
         "usage",
@@ -115,7 +116,7 @@ class EventStream:
         self._finished: set[Any] = set()
         self._choices = choices
         self._knows_line_end = self._has_only_returns = False
-        self.has_begun = self.has_ended = self.failed = self.is_refused = False
+        self.has_begun = self.is_finished = self.has_ended = self.failed = self.is_refused = False
         self.usage: Usage | None = None
         self.pieces = self.delivered_bytes = 0
         self._pieces: tuple[bytes, ...] = ()
@@ -123,17 +124,19 @@ class EventStream:
         self._usual_start = self._usual_end = b""
         self._usual_learnt = 0
 
-    @property
-    def is_finished(self) -> bool:
-        """Return whether every choice has said why it finished."""
-        return len(self._finished) >= self._choices
-
     def feed(self, block: bytes) -> bytes:
         """Return the events that `block` completes, without a usage that the client did not ask for.
 
         Raises:
             EgressFault: an event is over the limit.
         """
+        start, end = self._usual_start, self._usual_end
+        if start and block.startswith(start) and block.endswith(end) and not self._rest:
+            text_at, text_end = len(start), len(block) - len(end)
+            if text_at <= text_end and block.find(b'"', text_at, text_end) < 0 > block.find(b"\n", text_at, text_end):
+                self.pieces += 1
+                self.delivered_bytes += len(block)
+                return block
         if not self._knows_line_end:
             block = self._learn_line_end(block)
         if self._has_only_returns:
@@ -181,26 +184,13 @@ class EventStream:
             raise EgressFault(FaultKind.TOO_LARGE, f"An event of the stream is over {self._max_event_bytes} bytes.")
 
     def _inspect(self, block: bytes) -> bytes:
-        start, end = self._usual_start, self._usual_end
-        if start and block.startswith(start) and block.endswith(end):
-            text_at, text_end = len(start), len(block) - len(end)
-            if (
-                block.find(b'"', text_at, text_end) < 0
-                and block.find(b"\n", text_at, text_end) < 0 <= text_end - text_at
-            ):
-                self.pieces += 1
-                self.delivered_bytes += len(block)
-                return block
-        return self._inspect_closely(block)
-
-    def _inspect_closely(self, block: bytes) -> bytes:
         pieces, received = self.pieces, block
         has_error = block.find(b"error") >= 0 and _ERROR.search(block) is not None
         if has_error:
             block = self._stop_at_error(block)
-        has_finish = _FINISH.search(block) is not None
-        if has_finish:
-            self._read_finish(block)
+        finish = _FINISH.search(block)
+        if finish is not None:
+            self._read_finish(block[max(0, block.rfind(b"\n\n", 0, finish.start())) :])  # from its event on
         if (usages := block.count(b'"usage"')) and usages != len(_NO_USAGE.findall(block)):
             block = self._read_usage(block)
         if block.find(b"[DONE]") >= 0 and _DONE.search(block):
@@ -212,7 +202,7 @@ class EventStream:
         for piece in self._pieces or self._learn_style(block):
             self.pieces += block.count(piece)
         self.delivered_bytes += len(block)
-        if block is received and self.pieces == pieces + 1 and not (has_error or has_finish or self.has_ended):
+        if block is received and self.pieces == pieces + 1 and not (has_error or finish or self.has_ended):
             self._learn_usual(block)
         return block
 
@@ -298,6 +288,7 @@ class EventStream:
                 if isinstance(choice, dict) and choice.get("finish_reason"):
                     index = choice.get("index")
                     self._finished.add(index if isinstance(index, int) and 0 <= index < self._choices else 0)
+        self.is_finished = len(self._finished) >= self._choices
 
     def _learn_style(self, block: bytes) -> tuple[bytes, ...]:
         """Return what precedes each piece of text as this node formats JSON; nothing before its first event."""

@@ -169,25 +169,44 @@ class Exchange(Attempt):
             EgressFault: the node failed.
         """
         stream, running = self._stream or self._begin_stream(connection), self._running
-        while connection.is_ready:
+        while True:
             if running.client.is_full:  # then the rest stays in the connection
                 running.sending_since = running.sending_since or connection.last_read_at
                 return
-            block = self._read_block(connection, stream)
-            events = stream.feed(block) if block else b""
-            if stream.failed and not running.has_begun:
-                events = b""
-            if stream.has_ended and connection.is_whole and events:
-                self._end_stream(connection, stream, events)
+            try:
+                block = connection.read_available()
+            except EgressFault:
+                if not stream.is_finished:
+                    raise
+                block = b""  # the end, since every choice has finished
+            if self._pass_on(connection, stream, block):
                 return
-            if events:
-                self._begin_response(connection)
-                running.client.write(events, more=True)
-            if not block or stream.failed or stream.has_ended:
-                self._end_stream(connection, stream, self._last_part(stream))
-                return
+            if not connection.is_ready:
+                break
         if stream.is_finished:
             connection.between_seconds = min(connection.between_seconds, FINISHED_SECONDS)
+
+    def _pass_on(self, connection: HttpConnection, stream: EventStream, block: bytes) -> bool:
+        """Pass a block on; an empty one is the end. Return whether the response is complete.
+
+        Raises:
+            EgressFault: the node failed.
+        """
+        running = self._running
+        events = stream.feed(block) if block else b""
+        if stream.failed and not running.has_begun:
+            events = b""
+        if stream.has_ended and connection.is_whole and events:
+            self._end_stream(connection, stream, events)
+            return True
+        if events:
+            if not running.has_begun:
+                self._begin_response(connection)
+            running.client.write(events, more=True)
+        if block and not (stream.failed or stream.has_ended):
+            return False
+        self._end_stream(connection, stream, self._last_part(stream))
+        return True
 
     def _begin_stream(self, connection: HttpConnection) -> EventStream:
         inference = self._request.inference
@@ -201,22 +220,12 @@ class Exchange(Attempt):
         )
         return stream
 
-    def _read_block(self, connection: HttpConnection, stream: EventStream) -> bytes:
-        """Return the next block; empty at the stream's end, also if it breaks off when every choice has finished."""
-        try:
-            return connection.read_available()
-        except EgressFault:
-            if stream.is_finished:
-                return b""
-            raise
-
     def _begin_response(self, connection: HttpConnection) -> None:
         running = self._running
-        if not running.has_begun:
-            connection.awaits_content = False
-            self.record_first_byte(connection.last_read_at)
-            running.has_begun = True
-            running.client.begin(OK, self._request.response_headers(_EVENTS, self._node_id, self._number))
+        connection.awaits_content = False
+        self.record_first_byte(connection.last_read_at)
+        running.has_begun = True
+        running.client.begin(OK, self._request.response_headers(_EVENTS, self._node_id, self._number))
 
     def _last_part(self, stream: EventStream) -> bytes:
         """Return what completes the response to the client after the last block.
@@ -235,7 +244,8 @@ class Exchange(Attempt):
 
     def _end_stream(self, connection: HttpConnection, stream: EventStream, last: bytes) -> None:
         """End with the last part. The connection can be used again once the response has ended as HTTP requires."""
-        self._begin_response(connection)
+        if not self._running.has_begun:
+            self._begin_response(connection)
         self.record_tokens(stream.usage)
         self._job.outcome = Outcome.REJECTED if stream.is_refused else Outcome.COMPLETED
         self._record_served(accepts=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import math
 import re
@@ -14,7 +15,7 @@ import httpx
 import pytest
 
 from tests import postgres
-from tests.fault_answers import respond
+from tests.fault_answers import chat_stream, respond
 from tests.fault_node import Behaviour, Ending, FaultNode
 from tests.gateway import QUESTION, Gateway, chat_answer, open_gateway, within
 from tests.lucid_serve import Served, folder
@@ -310,3 +311,61 @@ async def test_a_node_that_was_slow_once_is_tried_again_also_when_it_closed_its_
         for _ in range(400):
             assert (await gateway.chat(model)).status_code == 200
         assert len(slow.requests) > before
+
+
+def unusual_forms(gateway: Gateway, model: str, *, stream: bool) -> dict[str, bytes]:
+    """Return a chat's request in forms that the fast path leaves to uvicorn; each ends its connection."""
+    close = "Connection: close"
+    usual = request_bytes(gateway, model, close, stream=stream)
+    head, body = usual.split(b"\r\n\r\n")
+    unsized = re.sub(rb"(?i)content-length: \d+\r\n", b"", head + b"\r\n")
+    packed = gzip.compress(body)
+    return {
+        "close": usual,
+        "http/1.0": usual.replace(b"HTTP/1.1", b"HTTP/1.0"),
+        "expect": request_bytes(gateway, model, close, "Expect: 100-continue", stream=stream),
+        "origin": request_bytes(gateway, model, close, "Origin: http://page.example", stream=stream),
+        "large": request_bytes(gateway, model, close, stream=stream, padding="x" * 200_000),
+        "chunked": unsized + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(body), body),
+        "gzip": unsized + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n%b" % (len(packed), packed),
+    }
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_request_of_any_form_is_served_in_the_same_way(gateway: Gateway, *, stream: bool) -> None:
+    """Its response has the same headers, except those that say where it ends, and the ledger keeps it."""
+    texts = ("one", " two")
+    async with FaultNode(Behaviour(answer=chat_stream(*texts) if stream else chat_answer())) as node:
+        model = await gateway.add_model()
+        await gateway.add_node(node.url, model)
+        usual = {name.lower() for name in (await gateway.chat(model, stream=stream)).headers}
+        forms = unusual_forms(gateway, model, stream=stream)
+        for form, data in forms.items():
+            client = await Client.open(port_of(gateway))
+            client.send(data)
+            answer = (await client.rest()).removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n")
+            head, _, body = answer.partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200 "), (form, answer)
+            names = {line.split(b":")[0].decode() for line in head.split(b"\r\n")[1:]}
+            assert names - {"connection"} == usual - ({"transfer-encoding"} if form == "http/1.0" else set()), form
+            said = [b'"one"', b'" two"', b"data: [DONE]"] if stream else [b'"said"']
+            assert all(part in body for part in said), (form, answer)
+        jobs = await gateway.jobs(model, len(forms) + 1)
+        assert [job["outcome"] for job in jobs] == ["completed"] * (len(forms) + 1)
+        assert len({job["tokensOut"] for job in jobs}) == 1
+
+
+async def test_a_large_body_of_a_client_that_leaves_is_given_up(gateway: Gateway) -> None:
+    """Before it is complete no node gets it, and nothing of it stays."""
+    async with FaultNode(Behaviour(answer=chat_answer())) as node:
+        model, _ = await add_warm(gateway, node)
+        data = request_bytes(gateway, model, padding="x" * 300_000)
+        for _ in range(20):
+            client = await Client.open(port_of(gateway))
+            client.send(data[:200_000])
+            await asyncio.sleep(0.02)
+            await client.close()
+        assert (await gateway.chat(model)).status_code == 200
+        text = (await gateway.admin.get("/metrics")).text
+        assert re.search(r"^lucid_inference_running(?:\{.*\})? 0\.0$", text, re.MULTILINE), text
+        assert len(node.requests) == 2

@@ -32,8 +32,10 @@ from lucid_compute.registry.fleet.fleet import Fleet
 # `up_since` restarts after a silence or a report of unhealthy.
 # A row that was judged `applied` and has no `revision` lost a race: it is locked only after it was judged, and another
 # replica's heartbeat came first. The caller sends it again.
-# Former boots are found by a scalar subquery: for an EXISTS Postgres would hash all of node_boots.
-# `received_at` is the same for all, and is in the first row only: decoding it takes as long as the rest of a row.
+# Each row is looked up by its key, whatever plan Postgres would prefer: for a join with a fleet of some thousand nodes
+# it reads all of them at each commit. Former boots are found by a scalar subquery: for an EXISTS it would hash all of
+# node_boots. `received_at` is the same for all, and is in the first row only; `outcome` is only in rows that were not
+# applied. Decoding them takes as long as the rest of a row.
 COMMIT_HEARTBEATS = """
 WITH sent AS (
     SELECT (report->>'passportId')::uuid AS passport_id, report, report->>'status' AS status,
@@ -49,7 +51,9 @@ WITH sent AS (
             ) THEN 'former'
             ELSE 'applied'
         END AS outcome
-    FROM sent s JOIN heartbeats h USING (passport_id)
+    FROM sent s, LATERAL (
+        SELECT boot_id, sequence FROM heartbeats WHERE passport_id = s.passport_id OFFSET 0
+    ) h
 ), applied AS (
     UPDATE heartbeats h SET
         received_at = statement_timestamp(),
@@ -80,7 +84,7 @@ WITH sent AS (
 ), batch AS (
     INSERT INTO heartbeat_batches (replica_id, passport_ids) SELECT $3, array_agg(passport_id) FROM sent
 )
-SELECT j.position - 1 AS position, j.outcome, a.revision, a.up_since,
+SELECT j.position - 1 AS position, CASE WHEN a.revision IS NULL THEN j.outcome END AS outcome, a.revision, a.up_since,
     CASE WHEN row_number() OVER () = 1 THEN statement_timestamp() END AS received_at
 FROM judged j LEFT JOIN applied a USING (position)
 """

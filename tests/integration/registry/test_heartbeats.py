@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 from typing import Any
@@ -107,7 +108,8 @@ async def test_unknown_fields_are_ignored_wherever_they_stand(api: Api) -> None:
 async def test_a_number_that_postgres_cannot_read_holds_no_heartbeat_up(api: Api) -> None:
     """JSON allows any exponent: those of its group are written out again, and all are committed."""
     nodes = [await api.register(name) for name in "abc"]
-    strange = f'{{"passportId":"{nodes[0]}","status":"healthy","load":0e2000000000,"availableModels":[],"queueDepth":7}}'
+    whole = {"passportId": nodes[0], "status": "healthy", "load": 0.125, "availableModels": [], "queueDepth": 7}
+    strange = json.dumps(whole).replace("0.125", "0e2000000000")
     answers = await asyncio.gather(
         api.http.post("/compute/heartbeat", content=strange), *(api.beat(node, queueDepth=7) for node in nodes[1:])
     )

@@ -17,7 +17,7 @@ from functools import partial
 from pydantic import ValidationError
 from starlette.types import Receive, Scope, Send
 
-from lucid_compute.errors import InvalidRequest, LucidError, MethodNotAllowed
+from lucid_compute.errors import InvalidRequest, LucidError, MethodNotAllowed, NodeDeregistered
 from lucid_compute.postgres.clock import DatabaseClock
 from lucid_compute.registry.compute_registry import ComputeRegistry
 from lucid_compute.registry.domain.identity import Principal
@@ -183,9 +183,12 @@ class HeartbeatLane:
             heartbeat, admission.report = read_heartbeat(admission.body)
             admission.heartbeat = heartbeat
         passport_id = heartbeat.passport_id
-        if self._fleet.find_visible(passport_id, principal.visible_owner) is None:
+        node = self._fleet.find_visible(passport_id, principal.visible_owner)
+        if node is None:
             return partial(self._await_node, passport_id, principal)
-        admission.node = self._fleet.get_registered_node(passport_id, owner=principal.visible_owner)
+        if node.record.has_ended:
+            raise NodeDeregistered(passport_id)
+        admission.node = node
         principal.require_node(passport_id)
         self._rate.spend(passport_id)
         return heartbeat

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from lucid_compute.errors import ModelNotFound, NodeDeregistered, NodeNotFound
-from lucid_compute.registry.domain.node_state import DeclaredModel, NodeState
+from lucid_compute.registry.domain.node_state import DeclaredModel, NodeState, Receipt, ReportedStatus
 from lucid_compute.registry.domain.passports import ModelFormat, ModelPassport, PassportStatus, PassportType
 from lucid_compute.registry.fleet.capability_index import CapabilityIndex
-from lucid_compute.registry.fleet.fleet import Fleet, Lifecycle
+from lucid_compute.registry.fleet.fleet import Fleet, FleetNode, Lifecycle
 from lucid_compute.registry.fleet.node_ring import place_of
 from lucid_compute.registry.fleet.replicas import LEASE, ReplicaRecord, Snapshot
 from lucid_compute.registry.matching_engine import (
@@ -30,7 +30,8 @@ from lucid_compute.registry.matching_engine import (
     serves,
 )
 from tests.factories import NOW, compute_passport, passport, receipt
-from tests.work import lines_of
+from tests.small_fleets import SmallFleet
+from tests.work import calls_of, lines_of
 
 NAMES = ["a", "b", "c"]
 RUNTIMES = st.sampled_from([["vllm"], ["ollama"], []])
@@ -347,6 +348,25 @@ def test_a_heartbeat_that_a_clock_set_back_made_older_is_counted_as_that_old() -
     assert fleet.summarise_reasons(model, now + timedelta(seconds=31)) == {"HEARTBEAT_STALE": 1}
     fleet.apply_receipt(record.id, receipt(revision=2, now=now + timedelta(seconds=40)))
     assert fleet.summarise_reasons(model, now + timedelta(seconds=41)) == {}
+
+
+@pytest.mark.parametrize("status", ["healthy", "unhealthy"])
+def test_a_heartbeat_that_changes_only_the_time_is_not_judged_again(status: str) -> None:
+    """It makes less than half of the calls of one with another status."""
+    small = SmallFleet()
+    node = small.add_node("node-1", status=status)
+    small.wait(1)
+    steady = _calls_of_a_heartbeat(small, node, status)
+    small.wait(1)
+    assert steady < _calls_of_a_heartbeat(small, node, "draining") / 2
+
+
+def _calls_of_a_heartbeat(small: SmallFleet, node: FleetNode, status: str) -> int:
+    previous = node.state.last_heartbeat
+    assert previous is not None
+    heartbeat = previous.heartbeat.model_copy(update={"status": ReportedStatus(status)})
+    newest = Receipt(heartbeat, small.now, previous.up_since, previous.revision + 1)
+    return calls_of(partial(small.fleet.apply_receipt, node.state.id, newest))
 
 
 def test_a_runtime_that_a_heartbeat_names_counts_at_once() -> None:

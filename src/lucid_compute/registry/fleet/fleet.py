@@ -192,7 +192,8 @@ class Fleet:
             self._update_health(node)
             self.changes += 1
             return
-        if not self._index.set_fresh(node, node.capability_class, receipt.received_at):
+        is_as_healthy = self._index.set_fresh(node, node.capability_class, receipt.received_at)
+        if not is_as_healthy and receipt.heartbeat.status is ReportedStatus.HEALTHY:  # it was silent, or drains
             self._update_health(node)
         self.changes += receipt.received_at - previous.received_at > FRESH_WINDOW
 

@@ -41,25 +41,25 @@ class AgeGroup:
 
     __slots__ = ("at", "count", "slot")
 
-    def __init__(self, at: datetime, slot: _Slot) -> None:
+    def __init__(self, at: datetime, slot: _AgeSlot) -> None:
         self.at = at
         self.count = 0
         self.slot = slot
 
 
-class _Slot:
+class _AgeSlot:
     """The groups of 10 ms, and how many nodes they have together."""
 
     __slots__ = ("count", "groups", "number", "second")
 
-    def __init__(self, number: int, second: _Second) -> None:
+    def __init__(self, number: int, second: _AgeSecond) -> None:
         self.number = number
         self.count = 0
         self.groups: dict[datetime, AgeGroup] = {}
         self.second = second
 
 
-class _Second:
+class _AgeSecond:
     """The slots of one second by number, and how many nodes they have together."""
 
     __slots__ = ("count", "number", "slots")
@@ -67,7 +67,7 @@ class _Second:
     def __init__(self, number: int) -> None:
         self.number = number
         self.count = 0
-        self.slots: dict[int, _Slot] = {}
+        self.slots: dict[int, _AgeSlot] = {}
 
 
 class HeartbeatAges:
@@ -78,7 +78,7 @@ class HeartbeatAges:
     """
 
     def __init__(self) -> None:
-        self._seconds: dict[int, _Second] = {}
+        self._seconds: dict[int, _AgeSecond] = {}
         self._newest = 0
         self._last: AgeGroup | None = None  # a group commit asks for the same one for each of its heartbeats
         self.count = 0
@@ -125,10 +125,10 @@ class HeartbeatAges:
         slot_number = _slot_of(at)
         number = slot_number // _SLOTS
         if (second := self._seconds.get(number)) is None:
-            second = self._seconds[number] = _Second(number)
+            second = self._seconds[number] = _AgeSecond(number)
             self._newest = max(self._newest, number)
         if (slot := second.slots.get(slot_number)) is None:
-            slot = second.slots[slot_number] = _Slot(slot_number, second)
+            slot = second.slots[slot_number] = _AgeSlot(slot_number, second)
         if (group := slot.groups.get(at)) is None:
             group = slot.groups[at] = AgeGroup(at, slot)
         return group

@@ -43,7 +43,8 @@ class _Samples:
         self.samples += 1
         for gauge, value in enumerate(values):
             if value is not None:
-                value = _storable(value)  # noqa: PLW2901 - the value itself is not needed
+                if value < SMALLEST_STORED:  # Postgres's `real` refuses numbers that are nearly, but not exactly, 0
+                    value = 0.0  # noqa: PLW2901 - the value itself is not needed
                 self.sums[gauge] += value
                 self.counts[gauge] += 1
                 highest = self.highest[gauge]
@@ -74,6 +75,8 @@ class GaugeRecorder:
         """Flush to the database at `url`, or over `connection`. A flush is tried again after `timeout_seconds`."""
         self._replicas = fleet.replicas
         self._samples: dict[tuple[str, int], _Samples] = {}
+        self._minute_of: datetime | None = None
+        self._minute = 0
         self._flushes = ExactlyOnceFlushes(
             connection or DedicatedConnection(url, Purpose.SAMPLES),
             FLUSH_GAUGES,
@@ -84,7 +87,9 @@ class GaugeRecorder:
 
     def record(self, heartbeat: Heartbeat, received_at: datetime) -> None:
         """Add the samples of a committed heartbeat."""
-        key = (heartbeat.passport_id, int(received_at.timestamp()) // _MINUTE)
+        if received_at is not self._minute_of:  # that of all heartbeats of a group commit
+            self._minute_of, self._minute = received_at, int(received_at.timestamp()) // _MINUTE
+        key = (heartbeat.passport_id, self._minute)
         samples = self._samples.get(key)
         if samples is None:
             samples = self._samples[key] = _Samples()
@@ -105,11 +110,6 @@ class GaugeRecorder:
             self._flushes.add(json.dumps(rows, separators=(",", ":")))
             await asyncio.sleep(0)  # a large fleet's samples must not delay requests
         await self._flushes.write()
-
-
-def _storable(value: float) -> float:
-    """Return a value that Postgres's `real` accepts: it refuses numbers that are nearly, but not exactly, 0."""
-    return 0.0 if value < SMALLEST_STORED else value
 
 
 def _read_gpus(gpus: Iterable[GpuReading]) -> tuple[float | None, float | None, float | None]:

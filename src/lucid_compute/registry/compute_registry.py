@@ -87,15 +87,15 @@ class ComputeRegistry:
         """Return whether too many heartbeats wait to be written, so that the next one is refused."""
         return self._heartbeats.is_full
 
-    def submit(self, heartbeat: Heartbeat, on_done: OnDone) -> None:
+    def submit(self, heartbeat: Heartbeat, on_done: OnDone, report: bytes | None = None) -> None:
         """Queue one heartbeat for the next commit. `on_done` gets its receipt, None when it is a repeat, or an error.
 
-        `on_done` is called once and may not raise.
+        `on_done` is called once and may not raise. `report` is as in `HeartbeatWriter.submit`.
 
         Raises:
             Overloaded: too many heartbeats wait.
         """
-        self._heartbeats.submit(heartbeat, on_done)
+        self._heartbeats.submit(heartbeat, on_done, report)
 
     async def newest_receipt(self, passport_id: str) -> Receipt:
         """Return the node's newest receipt, also one that another replica has only just committed.

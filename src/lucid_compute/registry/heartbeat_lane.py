@@ -12,11 +12,10 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
-from typing import NamedTuple
 
 from pydantic import ValidationError
 
-from lucid_compute.errors import InvalidRequest, LucidError, MethodNotAllowed
+from lucid_compute.errors import InvalidRequest, LucidError, MethodNotAllowed, NodeDeregistered
 from lucid_compute.postgres.clock import DatabaseClock
 from lucid_compute.registry.compute_registry import ComputeRegistry
 from lucid_compute.registry.domain.identity import Principal
@@ -26,6 +25,7 @@ from lucid_compute.registry.domain.node_state import (
     HEARTBEAT_JITTER,
     LIVE_WINDOW,
     Heartbeat,
+    NodeStatus,
     Receipt,
 )
 from lucid_compute.registry.fleet.fleet import Fleet, FleetNode
@@ -40,25 +40,64 @@ from lucid_compute.web.strict_json import read_strictly, require_few_values
 from lucid_compute.wire import faults_from, write_instant
 
 PATH = "/compute/heartbeat"
-_SHORTEST = HEARTBEAT_INTERVAL_SECONDS * (1 - HEARTBEAT_JITTER)
-_SPREAD = HEARTBEAT_INTERVAL_SECONDS * HEARTBEAT_JITTER * 2
+JITTERS = 512
+MAX_REPORT_BYTES = 4096  # of a body that is stored as it is; a group commit has up to 1,000
+_COLONS_OF_AN_INSTANT = 2  # in UTC; with an offset there are more
+_JSON = (b"content-type", b"application/json")
 
 
-class _Instants(NamedTuple):
-    """The times that all responses of one group commit share, as JSON in `text`; `live_since` as in NodeState."""
+class _Ending:
+    """The ends of responses: when the next heartbeat is due, spread evenly over the interval's jitter.
 
-    received_at: datetime
-    live_since: datetime
-    text: str
+    They are written once and given in turn, in a random order, so that nodes of one group commit do not come back
+    together. All are of one length.
+    """
+
+    __slots__ = ("_next", "_texts")
+
+    def __init__(self, *, is_draining: bool) -> None:
+        shortest = HEARTBEAT_INTERVAL_SECONDS * (1 - HEARTBEAT_JITTER)
+        step = HEARTBEAT_INTERVAL_SECONDS * HEARTBEAT_JITTER * 2 / (JITTERS - 1)
+        drain = "true" if is_draining else "false"
+        self._texts = [f'{shortest + number * step:.3f},"drain":{drain}}}' for number in range(JITTERS)]
+        random.shuffle(self._texts)
+        self._next = 0
+
+    def next(self) -> str:
+        """Return the next one."""
+        self._next = (self._next + 1) % JITTERS
+        return self._texts[self._next]
+
+
+_ENDING, _DRAIN_ENDING = _Ending(is_draining=False), _Ending(is_draining=True)
+
+
+class _Instants:
+    """What all responses of one group commit share: `middles` is their middle part by status, as JSON."""
+
+    __slots__ = ("live_since", "middles", "received_at")
+
+    def __init__(self, received_at: datetime, live_since: datetime) -> None:
+        """`live_since` is as in `NodeState.status`."""
+        self.received_at = received_at
+        self.live_since = live_since
+        fresh_until, unhealthy_at = received_at + FRESH_WINDOW, received_at + LIVE_WINDOW
+        times = (
+            f'"receivedAt":"{write_instant(received_at)}","freshUntil":"{write_instant(fresh_until)}",'
+            f'"unhealthyAt":"{write_instant(unhealthy_at)}","nextHeartbeatInSeconds":'
+        )
+        self.middles = {status: f'","status":"{status.value}",{times}' for status in NodeStatus}
 
 
 class HeartbeatAdmission(Admission):
     """A heartbeat: `heartbeat` is set once its body is read, `node` once it is admitted. Then its commit is awaited.
 
-    `is_repeated` is set when the writer finds that it is a repeat. `is_over`: it was answered, or its client left.
+    `report` is its body, if Postgres can store that as it is. `is_repeated` is set when the writer finds that it is a
+    repeat. `is_over`: it was answered, or its client left.
     """
 
     heartbeat: Heartbeat | None = None
+    report: bytes | None = None
     is_repeated = is_over = False
     node: FleetNode
 
@@ -155,11 +194,15 @@ class HeartbeatLane:
             principal.require(COMPUTE_WRITERS)
             if admission.body is None:
                 return self._await_body
-            heartbeat = admission.heartbeat = read_heartbeat(admission.body)
+            heartbeat, admission.report = read_heartbeat(admission.body)
+            admission.heartbeat = heartbeat
         passport_id = heartbeat.passport_id
-        if self._fleet.find_visible(passport_id, principal.visible_owner) is None:
+        node = self._fleet.find_visible(passport_id, principal.visible_owner)
+        if node is None:
             return partial(self._await_node, passport_id, principal)
-        admission.node = self._fleet.get_registered_node(passport_id, owner=principal.visible_owner)
+        if node.record.has_ended:
+            raise NodeDeregistered(passport_id)
+        admission.node = node
         principal.require_node(passport_id)
         self._rate.spend(passport_id)
         return heartbeat
@@ -184,7 +227,7 @@ class HeartbeatLane:
         heartbeat = self.admit(admission, self._clock.now())
         if not isinstance(heartbeat, Heartbeat):
             return partial(heartbeat, admission)
-        self._registry.submit(heartbeat, admission.respond)
+        self._registry.submit(heartbeat, admission.respond, admission.report)
         return None
 
     def answer(self, admission: HeartbeatAdmission, receipt: Receipt) -> None:
@@ -192,7 +235,7 @@ class HeartbeatLane:
         self.outcomes["ACCEPTED"] += 1
         admission.is_over = True
         body = self._body_of(admission.node, receipt)
-        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+        headers = [_JSON, (b"content-length", b"%d" % len(body))]
         admission.client.answer(200, headers, body)
 
     def refuse(self, admission: HeartbeatAdmission, error: Exception) -> None:
@@ -239,21 +282,17 @@ class HeartbeatLane:
 
     def _body_of(self, node: FleetNode, receipt: Receipt) -> bytes:
         """Return the node's state as JSON, written by hand: most of it is the same within one group commit."""
-        state = node.state
-        if self._instants is None or self._instants.received_at != receipt.received_at:
+        state, instants = node.state, self._instants
+        if instants is None or instants.received_at != receipt.received_at:
             live_since = self._fleet.live_since(receipt.received_at)
-            self._instants = _write_instants(receipt.received_at, live_since)
-        status = state.status(self._instants.live_since).value
-        next_in_seconds = round(_SHORTEST + random.random() * _SPREAD, 3)  # noqa: S311 - jitter, not a secret
-        drain = "true" if state.draining_since is not None else "false"
-        return (
-            f'{{"passportId":"{state.id}","status":"{status}",{self._instants.text},'
-            f'"nextHeartbeatInSeconds":{next_in_seconds},"drain":{drain}}}'
-        ).encode()
+            instants = self._instants = _Instants(receipt.received_at, live_since)
+        ending = _ENDING if state.draining_since is None else _DRAIN_ENDING
+        middle = instants.middles[state.status(instants.live_since)]
+        return f'{{"passportId":"{receipt.heartbeat.passport_id}{middle}{ending.next()}'.encode()
 
 
-def read_heartbeat(body: bytes) -> Heartbeat:
-    """Return the heartbeat in a body.
+def read_heartbeat(body: bytes) -> tuple[Heartbeat, bytes | None]:
+    """Return the heartbeat in a body; and the body, if it has the heartbeat's fields and nothing else to store.
 
     Raises:
         InvalidRequest: it is not valid; the error names every fault.
@@ -262,10 +301,37 @@ def read_heartbeat(body: bytes) -> Heartbeat:
     try:
         heartbeat = Heartbeat.model_validate_json(body)
     except ValidationError as error:
-        heartbeat = _read_again(body, error)
-    if body.count(b":") != len(heartbeat.model_fields_set) or b"\\u0000" in body:
-        read_strictly(body)  # more keys or colons than fields: a key may be in it twice
-    return heartbeat
+        return _read_again(body, error), None
+    if b"\\" in body or body.count(b":") != _count_colons(heartbeat):
+        read_strictly(body)  # more keys or colons than fields have: a key may be in it twice
+        return heartbeat, None
+    # Of a number with an exponent, such as 1e-9999, Postgres stores every digit.
+    is_stored_as_is = len(body) <= MAX_REPORT_BYTES and b"e-" not in body and b"E" not in body
+    return heartbeat, body if is_stored_as_is else None
+
+
+def _count_colons(heartbeat: Heartbeat) -> int:
+    """Return how many colons a body has that has each field of the heartbeat once, and nothing else or escaped."""
+    fields = heartbeat.model_fields_set
+    colons = len(fields) + heartbeat.passport_id.count(":")
+    for model in heartbeat.available_models:
+        colons += model.count(":")
+    if heartbeat.boot_id is not None:
+        colons += heartbeat.boot_id.count(":")
+    if heartbeat.sent_at is not None:
+        colons += _COLONS_OF_AN_INSTANT
+    if heartbeat.detail is not None:
+        colons += heartbeat.detail.count(":")
+    return colons + _count_nested_colons(heartbeat)
+
+
+def _count_nested_colons(heartbeat: Heartbeat) -> int:
+    colons = 0
+    if (runtime := heartbeat.runtime) is not None:
+        colons += len(runtime.model_fields_set) + runtime.name.count(":") + (runtime.version or "").count(":")
+    for gpu in heartbeat.gpus or ():
+        colons += len(gpu.model_fields_set) + (gpu.name or "").count(":")
+    return colons
 
 
 def _read_again(body: bytes, error: ValidationError) -> Heartbeat:
@@ -278,13 +344,3 @@ def _read_again(body: bytes, error: ValidationError) -> Heartbeat:
     with suppress(ValidationError):
         return Heartbeat.model_validate(value)
     raise InvalidRequest(faults_from(error.errors(include_url=False, include_input=False, include_context=False)))
-
-
-def _write_instants(received_at: datetime, live_since: datetime) -> _Instants:
-    fresh_until = write_instant(received_at + FRESH_WINDOW)
-    unhealthy_at = write_instant(received_at + LIVE_WINDOW)
-    return _Instants(
-        received_at,
-        live_since,
-        f'"receivedAt":"{write_instant(received_at)}","freshUntil":"{fresh_until}","unhealthyAt":"{unhealthy_at}"',
-    )

@@ -15,7 +15,6 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 import asyncpg
-from pydantic import TypeAdapter
 
 from lucid_compute.errors import DatabaseUnavailable, InvalidRequest, Overloaded
 from lucid_compute.postgres.clock import DatabaseClock
@@ -33,8 +32,10 @@ from lucid_compute.registry.fleet.fleet import Fleet
 # `up_since` restarts after a silence or a report of unhealthy.
 # A row that was judged `applied` and has no `revision` lost a race: it is locked only after it was judged, and another
 # replica's heartbeat came first. The caller sends it again.
-# Former boots are found by a scalar subquery: for an EXISTS Postgres would hash all of node_boots.
-# `received_at` is the same for all, and is in the first row only: decoding it takes as long as the rest of a row.
+# Each row is looked up by its key, whatever plan Postgres would prefer: for a join with a fleet of some thousand nodes
+# it reads all of them at each commit. Former boots are found by a scalar subquery: for an EXISTS it would hash all of
+# node_boots. `received_at` is the same for all, and is in the first row only; `outcome` is only in rows that were not
+# applied. Decoding them takes as long as the rest of a row.
 COMMIT_HEARTBEATS = """
 WITH sent AS (
     SELECT (report->>'passportId')::uuid AS passport_id, report, report->>'status' AS status,
@@ -50,7 +51,9 @@ WITH sent AS (
             ) THEN 'former'
             ELSE 'applied'
         END AS outcome
-    FROM sent s JOIN heartbeats h USING (passport_id)
+    FROM sent s, LATERAL (
+        SELECT boot_id, sequence FROM heartbeats WHERE passport_id = s.passport_id OFFSET 0
+    ) h
 ), applied AS (
     UPDATE heartbeats h SET
         received_at = statement_timestamp(),
@@ -81,7 +84,7 @@ WITH sent AS (
 ), batch AS (
     INSERT INTO heartbeat_batches (replica_id, passport_ids) SELECT $3, array_agg(passport_id) FROM sent
 )
-SELECT j.position - 1 AS position, j.outcome, a.revision, a.up_since,
+SELECT j.position - 1 AS position, CASE WHEN a.revision IS NULL THEN j.outcome END AS outcome, a.revision, a.up_since,
     CASE WHEN row_number() OVER () = 1 THEN statement_timestamp() END AS received_at
 FROM judged j LEFT JOIN applied a USING (position)
 """
@@ -90,7 +93,6 @@ USE_INDEXES = "SET enable_seqscan = off"
 MAX_BATCH = 1000
 RECONNECT_SECONDS = 0.1
 _log = logging.getLogger(__name__)
-_HEARTBEATS = TypeAdapter(list[Heartbeat])
 Outcome = Receipt | None | Exception
 OnDone = Callable[[Outcome], None]
 OnCommit = Callable[[Heartbeat, datetime], None]  # gets a committed heartbeat, and when it was received
@@ -99,6 +101,7 @@ OnCommit = Callable[[Heartbeat, datetime], None]  # gets a committed heartbeat, 
 class _Waiting(NamedTuple):
     heartbeat: Heartbeat
     on_done: OnDone
+    report: bytes | None
 
 
 class HeartbeatWriter:
@@ -144,10 +147,11 @@ class HeartbeatWriter:
         self.submit(heartbeat, partial(_resolve, outcome))
         return await outcome
 
-    def submit(self, heartbeat: Heartbeat, on_done: OnDone) -> None:
+    def submit(self, heartbeat: Heartbeat, on_done: OnDone, report: bytes | None = None) -> None:
         """Queue one heartbeat for the next commit; `on_done` is called once with what `write` would return or raise.
 
-        It may not raise: the heartbeats after it in the group would not be notified.
+        It may not raise: the heartbeats after it in the group would not be notified. `report` is the heartbeat as JSON
+        that is stored as it is; without it the heartbeat is written out again.
 
         Raises:
             Overloaded: too many heartbeats wait.
@@ -155,7 +159,7 @@ class HeartbeatWriter:
         if self.is_full:
             message = "Too many heartbeats are waiting to be written. Send it again after Retry-After seconds."
             raise Overloaded(message, retry_after_seconds=2)
-        waiting = _Waiting(heartbeat, on_done)
+        waiting = _Waiting(heartbeat, on_done, report)
         if heartbeat.passport_id in self._waiting:
             self._later.append(waiting)
         else:
@@ -199,9 +203,9 @@ class HeartbeatWriter:
 
     async def _execute(self, group: list[_Waiting]) -> list[asyncpg.Record]:
         async with self._connection.within(self._timeout_seconds) as connection:
-            reports = _HEARTBEATS.dump_json([waiting.heartbeat for waiting in group], exclude_none=True)
+            reports = b",".join([waiting.report or _write_report(waiting.heartbeat) for waiting in group])
             live_since = self._fleet.live_since(self._clock.now())
-            return await connection.fetch(COMMIT_HEARTBEATS, reports.decode(), live_since, self._own.writer_id)
+            return await connection.fetch(COMMIT_HEARTBEATS, f"[{reports.decode()}]", live_since, self._own.writer_id)
 
     def _acknowledge(self, group: list[_Waiting], rows: list[asyncpg.Record]) -> None:
         received_at: Any = rows[0]["received_at"] if rows else None
@@ -224,8 +228,15 @@ class HeartbeatWriter:
             self._fail([w for n, w in enumerate(group) if n not in written], DatabaseUnavailable())
 
     async def _handle_failure(self, group: list[_Waiting], error: Exception) -> None:
-        """Fail the group, or commit its halves to find the heartbeat that Postgres refuses."""
-        if isinstance(error, asyncpg.PostgresError) and not is_transient(error) and len(group) > 1:
+        """Fail the group, or commit its halves to find the heartbeat that Postgres refuses.
+
+        First it is written out again: JSON may have numbers that Postgres can't read.
+        """
+        is_refused = isinstance(error, asyncpg.PostgresError) and not is_transient(error)
+        if is_refused and any(waiting.report for waiting in group):
+            await self._commit([waiting._replace(report=None) for waiting in group])
+            return
+        if is_refused and len(group) > 1:
             middle = len(group) // 2
             await self._commit(group[:middle])
             await self._commit(group[middle:])
@@ -247,6 +258,10 @@ class HeartbeatWriter:
     def _fail(self, group: list[_Waiting], error: Exception) -> None:
         for waiting in group:
             waiting.on_done(error)
+
+
+def _write_report(heartbeat: Heartbeat) -> bytes:
+    return heartbeat.model_dump_json(exclude_none=True).encode()
 
 
 def _resolve(future: asyncio.Future[Receipt | None], outcome: Outcome) -> None:

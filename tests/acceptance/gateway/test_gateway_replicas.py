@@ -6,13 +6,12 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Iterator
-from itertools import pairwise
 
 import pytest
 import pytest_asyncio
 
 from tests import postgres
-from tests.fault_answers import EVENTS, Answer, endless_body, respond
+from tests.fault_answers import EVENTS, Answer, endless_body
 from tests.fault_node import Behaviour, FaultNode
 from tests.gateway import QUESTION, Gateway, chat_answer, open_gateway, within
 from tests.lucid_serve import Served, eventually, serving
@@ -21,11 +20,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 PLACES = 4
 CLIENTS = 8  # of each gateway
-ANSWER_SECONDS = 0.2
-LOAD_SECONDS = 2.5
 DRAIN_SECONDS = 1.0
 FORGOTTEN_SECONDS = 15.0
-MOST_SHARE = 1.4  # of a node's places, on average: without a word to each other two gateways take twice as many
 EVENT = b'data: {"choices":[{"index":0,"delta":{"content":"on "}}]}\n\n'
 
 
@@ -56,61 +52,53 @@ async def other(pair: tuple[Served, Served]) -> AsyncIterator[Gateway]:
 
 
 class Crowd:
-    """What runs on a node, now and before."""
+    """What runs on a node now, and the most that ever did; `end` ends it."""
 
     def __init__(self) -> None:
-        self.running = 0
-        self.history: list[tuple[float, int]] = []
+        self.running = self.most = 0
+        self._ends = asyncio.Semaphore(0)
 
     def answer(self) -> Answer:
-        """Return a chat after a while, counted as long as it is under way."""
+        """Return a chat that lasts until `end` is called."""
         whole = chat_answer()
         assert isinstance(whole.body, bytes)
         said = whole.body
 
         async def body() -> AsyncIterator[bytes]:
-            self._change(1)
+            self.running += 1
+            self.most = max(self.most, self.running)
             try:
-                await asyncio.sleep(ANSWER_SECONDS)
+                await self._ends.acquire()
                 yield said
             finally:
-                self._change(-1)
+                self.running -= 1
 
-        return respond(said)._replace(body=body)
+        return whole._replace(body=body)
 
-    def mean(self) -> float:
-        """Return how many ran on average, between the first start and the last end."""
-        worked = sum(running * (later - at) for (at, running), (later, _) in pairwise(self.history))
-        return worked / (self.history[-1][0] - self.history[0][0])
-
-    def _change(self, by: int) -> None:
-        self.running += by
-        self.history.append((time.monotonic(), self.running))
+    def end(self, count: int) -> None:
+        """Let so many chats end."""
+        for _ in range(count):
+            self._ends.release()
 
 
 async def test_two_gateways_do_not_overfill_a_node(one: Gateway, other: Gateway) -> None:
-    """Each counts what the other runs there, so more than maxConcurrency are there for moments only."""
+    """Each counts what the other runs there: a node that one has filled gets nothing from both, and then again."""
     crowd = Crowd()
     async with FaultNode(Behaviour(answer=crowd.answer())) as node:
         model = await one.add_model()
         await one.add_node(node.url, model, maxConcurrency=PLACES)
-        await other.comes_to(model, lambda matched: len(matched["shortlist"]) == 1)
-        until = time.monotonic() + LOAD_SECONDS
-        statuses: list[int] = []
-
-        async def ask(gateway: Gateway) -> None:
-            while time.monotonic() < until:
-                answer = await gateway.chat(model)
-                statuses.append(answer.status_code)
-                if answer.status_code != 200:
-                    rejections = answer.json()["error"]["details"]["rejections"]
-                    assert rejections["AT_CAPACITY"] == 1, answer.text
-                    await asyncio.sleep(ANSWER_SECONDS / 10)
-
-        await asyncio.gather(*(ask(gateway) for gateway in (one, other) for _ in range(CLIENTS)))
-        assert crowd.mean() <= PLACES * MOST_SHARE, crowd.history
-        assert crowd.mean() >= PLACES / 2, crowd.history
-        assert statuses.count(200) >= PLACES
+        for filling, watching in ((one, other), (other, one), (one, other)):
+            await filling.comes_to(model, lambda matched: len(matched["shortlist"]) == 1)
+            chats = [asyncio.create_task(filling.chat(model)) for _ in range(PLACES)]
+            await node.until(lambda _: crowd.running == PLACES, seconds=30)
+            await watching.comes_to(model, lambda matched: not matched["shortlist"])
+            for answer in await asyncio.gather(*(each.chat(model) for each in (one, other) for _ in range(CLIENTS))):
+                assert answer.status_code != 200
+                assert answer.json()["error"]["details"]["rejections"]["AT_CAPACITY"] == 1, answer.text
+            assert crowd.running == PLACES
+            crowd.end(PLACES)
+            assert [(await chat).status_code for chat in chats] == [200] * PLACES
+        assert crowd.most == PLACES
 
 
 async def test_a_drain_through_one_stops_the_others_routing(one: Gateway, other: Gateway) -> None:

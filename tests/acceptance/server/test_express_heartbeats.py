@@ -5,18 +5,27 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import signal
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
+from lucid_compute.postgres.database import connect
+from tests import postgres
 from tests.acceptance.server.test_express_lane import port_of
-from tests.gateway import Gateway
-from tests.lucid_serve import eventually
+from tests.gateway import Gateway, open_gateway
+from tests.lucid_serve import Served, eventually, folder
 from tests.raw_client import Client
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
+WAITS_FOR_A_ROW = """
+    SELECT EXISTS (
+        SELECT FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'lucid heartbeats'
+            AND wait_event_type = 'Lock'
+    )
+"""
 ORDINARY = "Connection: close"  # a connection that ends with its answer is uvicorn's
 _INSTANTS = rb'"(receivedAt|freshUntil|unhealthyAt|nextHeartbeatInSeconds)":("[^"]+"|[0-9.]+)'
 # The length is of the moment because the seconds to the next heartbeat have one to three decimals.
@@ -107,3 +116,41 @@ async def test_a_heartbeat_is_committed_though_its_node_hangs_up(gateway: Gatewa
 
     await eventually(is_kept)
     assert (await ask(gateway, beat_bytes(gateway, admin, beat_of(node)))).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_a_heartbeat_that_outlasts_the_grace_is_told_to_come_again(
+    postgres_and_template: tuple[str, str],
+) -> None:
+    """Its row is locked for as long as the service waits: it gets a 503, and the exit is clean."""
+    url = await postgres.clone(*postgres_and_template)
+    holder = await connect(url)
+    settings = {"SHUTDOWN_GRACE_SECONDS": "1", "DATABASE_TIMEOUT_SECONDS": "60"}
+    with folder() as made, Served(made, url, **settings) as served:
+        async with open_gateway(served) as gateway, holder.transaction():
+            node = await add_node(gateway)
+            before = await express_count(gateway)
+            await holder.execute("SELECT FROM heartbeats WHERE passport_id = $1 FOR UPDATE", node)
+            client = await Client.open(port_of(gateway))
+            client.send(beat_bytes(gateway, gateway.served.admin_key, beat_of(node)))
+
+            async def waits_for_its_row() -> bool:
+                waits = "application_name = 'lucid heartbeats' AND wait_event_type = 'Lock'"
+                is_there = (
+                    f"SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND {waits})"
+                )
+                return bool(await holder.fetchval(is_there))
+
+            await eventually(waits_for_its_row)
+            assert await express_count(gateway) == before + 1
+            assert served.process is not None
+            served.process.send_signal(signal.SIGTERM)
+            head, _, body = (await client.rest()).partition(b"\r\n\r\n")
+            lines = head.lower().split(b"\r\n")
+            assert lines[0].startswith(b"http/1.1 503 ")
+            assert b"connection: close" in lines
+            assert any(line.startswith(b"retry-after: ") for line in lines)
+            assert json.loads(body)["error"]["code"] == "DATABASE_UNAVAILABLE"
+            assert await asyncio.to_thread(served.process.wait, 30) == 0
+        assert "Traceback" not in served.log
+    await holder.close()
+    await postgres.drop(url)

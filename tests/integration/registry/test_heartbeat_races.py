@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from collections.abc import Iterator
 from datetime import datetime
 from functools import partial
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -13,7 +16,7 @@ from lucid_compute.errors import DatabaseUnavailable
 from lucid_compute.postgres.database import connect
 from lucid_compute.registry.domain.node_state import Heartbeat
 from lucid_compute.registry.fleet.change_feed import OwnHeartbeats
-from lucid_compute.registry.heartbeat_writer import COMMIT_HEARTBEATS, HeartbeatWriter
+from lucid_compute.registry.heartbeat_writer import COMMIT_HEARTBEATS, USE_INDEXES, HeartbeatWriter
 from lucid_compute.server.settings import Settings
 from tests.api import Api, open_api
 from tests.factories import NOW, heartbeat
@@ -83,6 +86,31 @@ async def waits_for_a_lock(api: Api) -> bool:
         "AND application_name = 'lucid heartbeats' AND wait_event_type = 'Lock'",
     )
     return bool(rows)
+
+
+async def test_a_commit_reads_the_rows_of_its_nodes_and_no_others(api: Api, database_url: str) -> None:
+    """By the plan that Postgres keeps for the statement, however many nodes there are."""
+    nodes = [await api.register(f"node-{number}") for number in range(30)]
+    reports = ",".join(heartbeat(node_id).model_dump_json(exclude_none=True) for node_id in nodes[:2])
+    connection = await connect(database_url, session=USE_INDEXES)
+    try:
+        await connection.execute("SET plan_cache_mode = force_generic_plan")
+        await connection.execute(f"PREPARE commit_heartbeats (text, timestamptz, uuid) AS {COMMIT_HEARTBEATS}")
+        call = f"EXECUTE commit_heartbeats ('[{reports}]', '{NOW.isoformat()}', '{uuid4()}')"
+        (plan,) = json.loads(await connection.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON) {call}"))
+    finally:
+        await connection.close()
+    steps = [step for step in steps_of(plan["Plan"]) if step.get("Relation Name") == "heartbeats"]
+    read = [step for step in steps if "Scan" in step["Node Type"]]
+    assert len(read) == 2  # to judge, and to write
+    assert [round(step["Actual Rows"] * step["Actual Loops"]) for step in read] == [2, 2]
+
+
+def steps_of(step: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield a step of a plan, and all steps below it."""
+    yield step
+    for below in step.get("Plans", ()):
+        yield from steps_of(below)
 
 
 async def test_two_replicas_that_take_the_same_nodes_do_not_deadlock(

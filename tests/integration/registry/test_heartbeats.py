@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 from typing import Any
@@ -102,6 +103,20 @@ async def test_unknown_fields_are_ignored_wherever_they_stand(api: Api) -> None:
     reported = (await api.health(node))["reported"]
     assert "mood" not in reported
     assert reported["runtime"] == {"name": "vllm", "version": None}
+
+
+async def test_a_number_that_postgres_cannot_read_holds_no_heartbeat_up(api: Api) -> None:
+    """JSON allows any exponent: those of its group are written out again, and all are committed."""
+    nodes = [await api.register(name) for name in "abc"]
+    whole = {"passportId": nodes[0], "status": "healthy", "load": 0.125, "availableModels": [], "queueDepth": 7}
+    strange = json.dumps(whole).replace("0.125", "0e2000000000")
+    answers = await asyncio.gather(
+        api.http.post("/compute/heartbeat", content=strange), *(api.beat(node, queueDepth=7) for node in nodes[1:])
+    )
+    assert [answer.status_code for answer in answers] == [200] * 3
+    assert [(await api.health(node))["queueDepth"] for node in nodes] == [7] * 3
+    stored = await run_sql(api, "SELECT report->>'load' FROM heartbeats WHERE passport_id = $1", nodes[0])
+    assert stored[0][0] in {"0", "0.0"}
 
 
 async def test_load_and_queue_depth_status_and_models_must_be_sent(api: Api) -> None:

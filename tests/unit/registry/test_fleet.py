@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from lucid_compute.errors import ModelNotFound, NodeDeregistered, NodeNotFound
-from lucid_compute.registry.domain.node_state import DeclaredModel, NodeState
+from lucid_compute.registry.domain.node_state import DeclaredModel, NodeState, Receipt, ReportedStatus
 from lucid_compute.registry.domain.passports import ModelFormat, ModelPassport, PassportStatus, PassportType
 from lucid_compute.registry.fleet.capability_index import CapabilityIndex
-from lucid_compute.registry.fleet.fleet import Fleet, Lifecycle
+from lucid_compute.registry.fleet.fleet import Fleet, FleetNode, Lifecycle
 from lucid_compute.registry.fleet.node_ring import place_of
 from lucid_compute.registry.fleet.replicas import LEASE, ReplicaRecord, Snapshot
 from lucid_compute.registry.matching_engine import (
@@ -30,7 +30,8 @@ from lucid_compute.registry.matching_engine import (
     serves,
 )
 from tests.factories import NOW, compute_passport, passport, receipt
-from tests.work import lines_of
+from tests.small_fleets import SmallFleet
+from tests.work import calls_of, lines_of
 
 NAMES = ["a", "b", "c"]
 RUNTIMES = st.sampled_from([["vllm"], ["ollama"], []])
@@ -155,6 +156,13 @@ class FleetMachine(RuleBasedStateMachine):
                 self.fleet.remove_from_rings(node)
                 self.passed_over.add(node.state.id)
 
+    @rule(seconds=st.sampled_from([1, 31]))
+    def set_the_clock_back(self, seconds: int) -> None:
+        self.now -= timedelta(seconds=seconds)
+        for node in self.fleet.nodes():
+            self.fleet.clip(node, self.now)
+            self.passed_over.discard(node.state.id)
+
     @invariant()
     def the_index_says_what_every_node_would(self) -> None:
         nodes = [node.state for node in self.fleet.nodes()]
@@ -185,7 +193,10 @@ class FleetMachine(RuleBasedStateMachine):
         nodes = [node.state for node in self.fleet.nodes()]
         for model in self.fleet.models_newest_first():
             judged = nodes if model.format is not ModelFormat.API else []
-            for now in (self.now, *(self.now + timedelta(seconds=seconds) for seconds in (-40, -1, 29.995, 30, 9000))):
+            for now in (
+                self.now,
+                *(self.now + timedelta(seconds=seconds) for seconds in (-40, -1, 29.995, 30, 31, 9000)),
+            ):
                 walked = Counter(reason.code.value for node in judged for reason in rejection_reasons(model, node, now))
                 assert self.fleet.summarise_reasons(model, now) == walked
 
@@ -322,6 +333,40 @@ def test_a_heartbeat_that_arrives_late_does_not_hide_a_fresher_one() -> None:
     fleet.apply_passport(replace(first, status=PassportStatus.DEPRECATED, revision=2))
     assert is_available(fleet, model, NOW + timedelta(seconds=10))
     assert not is_available(fleet, model, NOW + timedelta(seconds=11))
+
+
+def test_a_heartbeat_that_a_clock_set_back_made_older_is_counted_as_that_old() -> None:
+    """The node's next heartbeat replaces it, as any other."""
+    fleet, record = Fleet(), compute_passport({"runtimes": ["vllm"]})
+    wanted = passport(PassportType.MODEL, {"format": "safetensors"})
+    fleet.apply_passport(wanted)
+    fleet.apply_passport(record)
+    fleet.apply_receipt(record.id, receipt(revision=1))
+    model, now = fleet.get_model(wanted.id), NOW - timedelta(seconds=60)
+    fleet.clip(fleet.get_node(record.id, owner=None), now)
+    assert fleet.summarise_reasons(model, now) == {}
+    assert fleet.summarise_reasons(model, now + timedelta(seconds=31)) == {"HEARTBEAT_STALE": 1}
+    fleet.apply_receipt(record.id, receipt(revision=2, now=now + timedelta(seconds=40)))
+    assert fleet.summarise_reasons(model, now + timedelta(seconds=41)) == {}
+
+
+@pytest.mark.parametrize("status", ["healthy", "unhealthy"])
+def test_a_heartbeat_that_changes_only_the_time_is_not_judged_again(status: str) -> None:
+    """It makes less than half of the calls of one with another status."""
+    small = SmallFleet()
+    node = small.add_node("node-1", status=status)
+    small.wait(1)
+    steady = _calls_of_a_heartbeat(small, node, status)
+    small.wait(1)
+    assert steady < _calls_of_a_heartbeat(small, node, "draining") / 2
+
+
+def _calls_of_a_heartbeat(small: SmallFleet, node: FleetNode, status: str) -> int:
+    previous = node.state.last_heartbeat
+    assert previous is not None
+    heartbeat = previous.heartbeat.model_copy(update={"status": ReportedStatus(status)})
+    newest = Receipt(heartbeat, small.now, previous.up_since, previous.revision + 1)
+    return calls_of(partial(small.fleet.apply_receipt, node.state.id, newest))
 
 
 def test_a_runtime_that_a_heartbeat_names_counts_at_once() -> None:

@@ -219,6 +219,13 @@ class CapabilityIndex:
         if capability_class.healthy.touch(member, received_at):
             self._update_freshness(capability_class)
 
+    def set_fresh(self, member: ClassMember, capability_class: CapabilityClass, received_at: datetime) -> bool:
+        """Record a heartbeat of a member that was healthy and has not changed; return whether it was healthy."""
+        is_healthy = member in capability_class.healthy
+        if is_healthy and capability_class.healthy.touch(member, received_at):
+            self._update_freshness(capability_class)
+        return is_healthy
+
     def set_unhealthy(self, member: ClassMember, capability_class: CapabilityClass) -> None:
         """Record that this member is not healthy, however fresh."""
         if member in capability_class.healthy:

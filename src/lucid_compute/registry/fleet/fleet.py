@@ -12,7 +12,15 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from lucid_compute.errors import ModelNotFound, NodeDeregistered, NodeNotFound
-from lucid_compute.registry.domain.node_state import FRESH_WINDOW, DeclaredModel, NodeState, NodeStatus, Receipt
+from lucid_compute.registry.domain.node_state import (
+    FRESH_WINDOW,
+    DeclaredModel,
+    Heartbeat,
+    NodeState,
+    NodeStatus,
+    Receipt,
+    ReportedStatus,
+)
 from lucid_compute.registry.domain.passports import (
     ComputePassport,
     ModelPassport,
@@ -22,7 +30,7 @@ from lucid_compute.registry.domain.passports import (
 )
 from lucid_compute.registry.fleet.capability_index import CapabilityClass, CapabilityIndex
 from lucid_compute.registry.fleet.node_ring import NodeRing
-from lucid_compute.registry.fleet.reason_counts import ReasonCounts
+from lucid_compute.registry.fleet.reason_counts import AgeGroup, HeartbeatAges, ReasonCounts
 from lucid_compute.registry.fleet.replicas import OUTAGE_AFTER, Checkpoint, Outage, Replicas, live_since, merge_outages
 from lucid_compute.registry.matching_engine import is_healthy
 
@@ -42,9 +50,10 @@ class Lifecycle(NamedTuple):
 
 
 class FleetNode:
-    """A node in the fleet; `state` is replaced, never changed in place."""
+    """A node in the fleet; `state` is replaced, never changed in place. `age` is None before its first heartbeat."""
 
     __slots__ = (
+        "age",
         "capability_class",
         "drain_xid",
         "lifecycle_revision",
@@ -56,6 +65,7 @@ class FleetNode:
     def __init__(self, state: NodeState, capability_class: CapabilityClass) -> None:
         self.state = state
         self.capability_class = capability_class
+        self.age: AgeGroup | None = None
         self.lifecycle_revision = 0
         self.drain_xid: int | None = None
         self.recorded_state = "registered"
@@ -135,7 +145,8 @@ class Fleet:
         self._model_ids_by_name: dict[str, str] = {}
         self._index = CapabilityIndex()
         self._unconfirmed = _Unconfirmed(set(), set(), set())
-        self._reasons = ReasonCounts()
+        self._ages = HeartbeatAges()
+        self._reasons = ReasonCounts(self._ages)
 
     # --- changes
 
@@ -163,21 +174,28 @@ class Fleet:
         node = self._nodes.get(passport_id)
         if node is None:
             return
-        previous = node.state.last_heartbeat
+        old = node.state
+        previous = old.last_heartbeat
         unconfirmed = self._unconfirmed.receipts
         if previous is not None and receipt.revision <= previous.revision and passport_id not in unconfirmed:
             return
         unconfirmed.discard(passport_id)
         _update_self_drain(node, receipt, self.replicas)
-        old = node.state
+        node.age = self._ages.move(node.age, receipt.received_at)
         state = NodeState(old.passport, old.declared, old.draining_since, receipt)  # _replace takes far longer
-        if previous is not None and _looks_alike(previous, receipt):
-            node.state = state
-            self._update_health(node)
-            self._reasons.update_health(old, state)
-            self.changes += not _is_unchanged(previous, receipt)
-        else:
+        if previous is None or not _looks_alike(previous.heartbeat, receipt.heartbeat):
             self._replace(node, state)
+            return
+        node.state = state
+        if previous.heartbeat.status is not receipt.heartbeat.status:
+            self._reasons.update_health(old, state)
+            self._update_health(node)
+            self.changes += 1
+            return
+        is_as_healthy = self._index.set_fresh(node, node.capability_class, receipt.received_at)
+        if not is_as_healthy and receipt.heartbeat.status is ReportedStatus.HEALTHY:  # it was silent, or drains
+            self._update_health(node)
+        self.changes += receipt.received_at - previous.received_at > FRESH_WINDOW
 
     def apply_outages(self, outages: Iterable[Outage]) -> None:
         """Replace the recorded outages of the registry."""
@@ -348,6 +366,7 @@ class Fleet:
         receipt = node.state.last_heartbeat
         if receipt is not None and receipt.received_at > now:
             node.state = node.state._replace(last_heartbeat=clipped(receipt, now))
+            node.age = self._ages.move(node.age, now)
             self._update_health(node)
 
     # --- removals
@@ -357,6 +376,8 @@ class Fleet:
         self.changes += 1
         self.secrets.forget(node.record.id)
         self._reasons.remove(node.capability_class.key, node.state)
+        if node.age is not None:
+            self._ages.leave(node.age)
         self._index.leave(node, node.capability_class)
         del self._nodes[node.record.id]
         of_owner = self._nodes_by_owner[node.record.owner]
@@ -432,20 +453,16 @@ def clipped(receipt: Receipt, now: datetime) -> Receipt:
     return receipt._replace(received_at=now, up_since=up_since)
 
 
-def _looks_alike(previous: Receipt, receipt: Receipt) -> bool:
+def _looks_alike(old: Heartbeat, new: Heartbeat) -> bool:
     """Return whether the matching engine reads the same in both heartbeats, except health."""
-    old, new = previous.heartbeat, receipt.heartbeat
-    return old.available_models == new.available_models and old.runtime == new.runtime
-
-
-def _is_unchanged(previous: Receipt, receipt: Receipt) -> bool:
-    """Return whether the node's status is that of its previous heartbeat, and it was fresh until now."""
-    is_on_time = receipt.received_at - previous.received_at <= FRESH_WINDOW
-    return is_on_time and previous.heartbeat.status == receipt.heartbeat.status
+    if old.available_models != new.available_models:
+        return False
+    before, now = old.runtime, new.runtime  # most have none, and models of Pydantic take long to compare
+    return before is now or (before is not None and now is not None and before.name == now.name)
 
 
 def _update_self_drain(node: FleetNode, receipt: Receipt, replicas: Replicas) -> None:
-    if receipt.heartbeat.status != "draining":
+    if receipt.heartbeat.status is not ReportedStatus.DRAINING:
         node.self_drain = None
     elif node.self_drain is None:
         node.self_drain = replicas.checkpoint()

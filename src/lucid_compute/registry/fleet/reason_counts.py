@@ -36,62 +36,128 @@ class _Kind:
         return [reason.code for reason in fit_reasons(model, self.example)]
 
 
-class HeartbeatAges:
-    """When each node's newest heartbeat came. Counting takes one look-up for each second, however many nodes there are.
+class AgeGroup:
+    """The nodes whose newest heartbeat came at one instant, such as those of one group commit: `count` of them."""
 
-    Instants are kept by slots of 10 ms, and counted by seconds too. Slots come from floats, which keep their order, so
-    an instant is never in a later slot than a later instant.
+    __slots__ = ("at", "count", "slot")
+
+    def __init__(self, at: datetime, slot: _AgeSlot) -> None:
+        self.at = at
+        self.count = 0
+        self.slot = slot
+
+
+class _AgeSlot:
+    """The groups of 10 ms, and how many nodes they have together."""
+
+    __slots__ = ("count", "groups", "number", "second")
+
+    def __init__(self, number: int, second: _AgeSecond) -> None:
+        self.number = number
+        self.count = 0
+        self.groups: dict[datetime, AgeGroup] = {}
+        self.second = second
+
+
+class _AgeSecond:
+    """The slots of one second by number, and how many nodes they have together."""
+
+    __slots__ = ("count", "number", "slots")
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.count = 0
+        self.slots: dict[int, _AgeSlot] = {}
+
+
+class HeartbeatAges:
+    """How many nodes' newest heartbeats came since an instant. Counting costs the same however many nodes there are.
+
+    Each node remembers its group, so that a heartbeat changes six numbers and looks nothing up. Slots come from
+    floats, which keep their order, so an instant is never in a later slot than a later instant.
     """
 
     def __init__(self) -> None:
-        self._slots: dict[int, dict[str, datetime]] = {}
-        self._seconds: Counter[int] = Counter()
+        self._seconds: dict[int, _AgeSecond] = {}
         self._newest = 0
+        self._last: AgeGroup | None = None  # a group commit asks for the same one for each of its heartbeats
         self.count = 0
 
-    def add(self, node_id: str, at: datetime) -> None:
-        """Add a node whose newest heartbeat came at `at`."""
-        slot = int(at.timestamp() * _SLOTS)
-        self._slots.setdefault(slot, {})[node_id] = at
-        second = slot // _SLOTS
-        self._seconds[second] += 1
-        self._newest = max(self._newest, second)
+    def move(self, left: AgeGroup | None, at: datetime) -> AgeGroup:
+        """Move a node from its previous group, if it had one, to that of `at`, which is returned."""
+        joined = self._last
+        if joined is None or joined.at != at:
+            joined = self._last = self._group(at)
+        slot = joined.slot
+        joined.count += 1
+        slot.count += 1
+        slot.second.count += 1
         self.count += 1
+        if left is not None:
+            self.leave(left)
+        return joined
 
-    def remove(self, node_id: str, at: datetime) -> None:
-        """Remove a node that was added with this instant."""
-        slot = int(at.timestamp() * _SLOTS)
-        ids = self._slots[slot]
-        del ids[node_id]
-        if not ids:
-            del self._slots[slot]
-        second = slot // _SLOTS
-        if self._seconds[second] == 1:
-            del self._seconds[second]
-        else:
-            self._seconds[second] -= 1
+    def leave(self, left: AgeGroup) -> None:
+        """Remove a node from its group."""
+        slot = left.slot
+        left.count -= 1
+        slot.count -= 1
+        slot.second.count -= 1
         self.count -= 1
+        if not left.count:
+            self._drop(left)
 
     def count_since(self, since: datetime) -> int:
         """Return how many nodes' newest heartbeats came at `since` or later."""
-        slot = int(since.timestamp() * _SLOTS)
-        second = slot // _SLOTS
-        within = sum(at >= since for at in self._slots.get(slot, {}).values())
-        within += sum(len(self._slots.get(later, ())) for later in range(slot + 1, (second + 1) * _SLOTS))
-        if self._newest - second > len(self._seconds):
-            return within + sum(count for each, count in self._seconds.items() if each > second)
-        return within + sum(self._seconds.get(each, 0) for each in range(second + 1, self._newest + 1))
+        slot_number = _slot_of(since)
+        number = slot_number // _SLOTS
+        seconds, within = self._seconds, 0
+        if (second := seconds.get(number)) is not None:
+            within = sum(slot.count for slot in second.slots.values() if slot.number > slot_number)
+            if (slot := second.slots.get(slot_number)) is not None:
+                within += sum(group.count for group in slot.groups.values() if group.at >= since)
+        if self._newest - number > len(seconds):
+            return within + sum(each.count for each in seconds.values() if each.number > number)
+        later = map(seconds.get, range(number + 1, self._newest + 1))
+        return within + sum(each.count for each in later if each is not None)
+
+    def _group(self, at: datetime) -> AgeGroup:
+        slot_number = _slot_of(at)
+        number = slot_number // _SLOTS
+        if (second := self._seconds.get(number)) is None:
+            second = self._seconds[number] = _AgeSecond(number)
+            self._newest = max(self._newest, number)
+        if (slot := second.slots.get(slot_number)) is None:
+            slot = second.slots[slot_number] = _AgeSlot(slot_number, second)
+        if (group := slot.groups.get(at)) is None:
+            group = slot.groups[at] = AgeGroup(at, slot)
+        return group
+
+    def _drop(self, empty: AgeGroup) -> None:
+        """Forget a group without nodes, and the slot and the second that it leaves empty."""
+        if empty is self._last:
+            self._last = None
+        slot = empty.slot
+        del slot.groups[empty.at]
+        if not slot.groups:
+            del slot.second.slots[slot.number]
+            if not slot.second.slots:
+                del self._seconds[slot.second.number]
+
+
+def _slot_of(instant: datetime) -> int:
+    return int(instant.timestamp() * _SLOTS)
 
 
 class ReasonCounts:
-    """Counts of a fleet's nodes by reason, kept up to date one change at a time."""
+    """Counts of a fleet's nodes by reason, kept up to date one change at a time. `ages` are those of its nodes."""
 
-    def __init__(self) -> None:
+    def __init__(self, ages: HeartbeatAges) -> None:
         self._kinds: dict[Key, _Kind] = {}
         self._traits: dict[Key, _Kind] = {}
         self._naming: dict[str, dict[Key, _Kind]] = {}
         self._health: Counter[ReasonCode] = Counter()
-        self._ages = HeartbeatAges()
+        self._ages = ages
 
     def add(self, key: Key, node: NodeState) -> None:
         """Add a node; `key` is that of its kind."""
@@ -107,8 +173,6 @@ class ReasonCounts:
             traits = self._traits[key[:_TRAITS]] = _Kind(unnamed)
         traits.size += 1
         self._health.update(_codes_of_health(node))
-        if node.last_heartbeat is not None:
-            self._ages.add(node.id, node.last_heartbeat.received_at)
 
     def remove(self, key: Key, node: NodeState) -> None:
         """Remove a node that was added with this key and state."""
@@ -124,19 +188,11 @@ class ReasonCounts:
         if not traits.size:
             del self._traits[key[:_TRAITS]]
         self._health.subtract(_codes_of_health(node))
-        if node.last_heartbeat is not None:
-            self._ages.remove(node.id, node.last_heartbeat.received_at)
 
     def update_health(self, old: NodeState, new: NodeState) -> None:
-        """Record a heartbeat after which the node is of the same kind as before."""
-        previous, newest = old.last_heartbeat, new.last_heartbeat
-        if previous is None or newest is None or previous.heartbeat.status is not newest.heartbeat.status:
-            self._health.subtract(_codes_of_health(old))
-            self._health.update(_codes_of_health(new))
-        if previous is not None:
-            self._ages.remove(old.id, previous.received_at)
-        if newest is not None:
-            self._ages.add(new.id, newest.received_at)
+        """Record another health of a node that is of the same kind as before."""
+        self._health.subtract(_codes_of_health(old))
+        self._health.update(_codes_of_health(new))
 
     def summary(self, model: ModelPassport, now: datetime) -> dict[str, int]:
         """Return how many nodes have each reason against the model, a node once for each; nothing for an API model.

@@ -231,16 +231,16 @@ async def test_what_an_only_node_fails_at_for_several_keys_is_its_own(gateway: G
             answer = await gateway.raw.post("/v1/chat/completions", json=body, headers=headers)
             assert (answer.status_code, answer.json()["error"]["code"]) == (502, "NODE_FAILED")
         assert len(bad.requests) == 6
-        assert (await gateway.match(model))["rejections"] == {}
+        assert "BREAKER_OPEN" not in (await gateway.match(model))["rejections"]
         await gateway.add_node(good.url, model)
 
         async def is_blocked() -> bool:
             assert (await gateway.chat(model)).status_code == 200
-            return bool((await gateway.match(model))["rejections"] == {"BREAKER_OPEN": 1})
+            rejected = {each["passportId"]: each["reasons"] for each in (await gateway.match(model))["rejected"]}
+            return "BREAKER_OPEN" in str(rejected.get(bad_id))
 
         await eventually(is_blocked)
         assert len(bad.requests) == 7
-        assert (await gateway.match(model))["rejected"][0]["passportId"] == bad_id
 
 
 @pytest.mark.parametrize("way", ["itself", "another name", "a proxy"])

@@ -18,7 +18,7 @@ NAMES = (
     "dashboard",
     "stalls",
 )
-LONG = ("records_size", "gateway_soak", "gateway_overload", "dashboard_pictures")  # run by name alone
+LONG = ("records_size", "fleet_churn", "gateway_soak", "gateway_overload", "dashboard_pictures")  # run by name alone
 
 
 def main(names: list[str]) -> int:

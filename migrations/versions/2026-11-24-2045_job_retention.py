@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from alembic import op
 
+from lucid_compute.postgres.schema import build_index
+
 revision = "job_retention"
 down_revision = "records"
 branch_labels = None
 depends_on = None
 
-# While the index is built jobs can't be written; they wait in their replicas, as when the database is away.
+# Replicas write a job and its node's totals in one statement, so what is read here is consistent without a lock.
 _STATEMENTS = """
 CREATE TABLE job_removals (
     node_id UUID NOT NULL,
@@ -20,8 +22,6 @@ CREATE TABLE job_removals (
     cancelled BIGINT NOT NULL,
     CONSTRAINT job_removals_pkey PRIMARY KEY (node_id)
 ) WITH (fillfactor = 50);
-
-CREATE INDEX jobs_newest_of_model_idx ON jobs (model_id, started_at DESC) INCLUDE (node_owner);
 
 INSERT INTO job_removals (node_id, node_owner, completed, failed, rejected, cancelled)
 SELECT t.node_id, t.node_owner, t.completed - coalesce(j.completed, 0), t.failed - coalesce(j.failed, 0),
@@ -39,6 +39,7 @@ WHERE t.completed + t.failed + t.rejected + t.cancelled
 
 def upgrade() -> None:
     """Create the table and the index. Jobs were removed only by a later version, before a downgrade."""
+    build_index("jobs_newest_of_model_idx", "jobs (model_id, started_at DESC) INCLUDE (node_owner)")
     for statement in _STATEMENTS.split(";"):
         op.execute(statement)
 

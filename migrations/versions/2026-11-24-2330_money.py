@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from alembic import op
 
+from lucid_compute.postgres.schema import build_index
+
 revision = "money"
 down_revision = "revenue"
 branch_labels = None
@@ -46,7 +48,7 @@ def _bill(jobs: str) -> str:
 
 _IS_BILLED = "b.price_usd IS NOT NULL AND b.node_id IS NOT NULL AND b.outcome NOT IN ('running', 'lost')"
 _JOBS_ARE_BILLED = f"""
-CREATE FUNCTION jobs_are_billed() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION jobs_are_billed() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF TG_OP = 'INSERT' THEN
         {_bill("SELECT * FROM written")};
@@ -67,15 +69,25 @@ END $$
 
 # An older replica writes lines beside its jobs. These make them now, so what comes from anywhere else is passed over.
 _LINES_ARE_OF_JOBS = """
-CREATE FUNCTION payout_lines_are_of_jobs() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION payout_lines_are_of_jobs() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
+    RETURN NULL;
+END $$
+"""
+# For as long as this migration runs, its own lines are taken.
+_OR_OF_THIS = """
+CREATE OR REPLACE FUNCTION payout_lines_are_of_jobs() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF current_setting('lucid.migration', true) = 'money' THEN
+        RETURN NEW;
+    END IF;
     RETURN NULL;
 END $$
 """
 
 # A period gets its lines in the transaction that makes it.
 _CLOSED_IS_CLOSED = """
-CREATE FUNCTION payout_period_is_open() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION payout_period_is_open() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF EXISTS (
         SELECT FROM (SELECT DISTINCT period_id FROM added) a LEFT JOIN payout_periods p ON p.id = a.period_id
@@ -87,7 +99,8 @@ BEGIN
 END $$
 """
 
-# What a replica without the trigger wrote since lines are kept: by how much the jobs are more than their lines.
+# What a replica without the trigger wrote since lines are kept: by how much the jobs are more than their lines. That no
+# longer changes once the triggers are there, because jobs and their lines are written together: nobody is locked out.
 _BILL_WHAT_WAS_LEFT_OUT = f"""
     INSERT INTO payout_open AS held ({_KEYS}, {_SUMS})
     SELECT {_KEYS}, {", ".join(f"told.{name} - coalesce(billed.{name}, 0)" for name in _AMOUNTS)}
@@ -96,35 +109,40 @@ _BILL_WHAT_WAS_LEFT_OUT = f"""
         FROM (SELECT {_KEYS}, {_SUMS} FROM payout_open UNION ALL SELECT {_KEYS}, {_SUMS} FROM payout_lines) lines
         GROUP BY {_KEYS}
     ) billed USING ({_KEYS})
-    WHERE told.jobs > coalesce(billed.jobs, 0)
+    WHERE told.jobs > coalesce(billed.jobs, 0) ORDER BY {_KEYS}
     {_ADD}
 """
 _TRIGGERS = """
-CREATE TRIGGER jobs_are_billed_once AFTER INSERT ON jobs REFERENCING NEW TABLE AS written
+CREATE OR REPLACE TRIGGER jobs_are_billed_once AFTER INSERT ON jobs REFERENCING NEW TABLE AS written
     FOR EACH STATEMENT EXECUTE FUNCTION jobs_are_billed();
 
-CREATE TRIGGER jobs_are_billed_when_they_end AFTER UPDATE ON jobs REFERENCING OLD TABLE AS before NEW TABLE AS written
+CREATE OR REPLACE TRIGGER jobs_are_billed_when_they_end
+    AFTER UPDATE ON jobs REFERENCING OLD TABLE AS before NEW TABLE AS written
     FOR EACH STATEMENT EXECUTE FUNCTION jobs_are_billed();
 
-CREATE TRIGGER payout_open_is_of_jobs BEFORE INSERT ON payout_open
+CREATE OR REPLACE TRIGGER payout_open_is_of_jobs BEFORE INSERT ON payout_open
     FOR EACH ROW WHEN (pg_trigger_depth() = 0) EXECUTE FUNCTION payout_lines_are_of_jobs();
 
-CREATE TRIGGER payout_lines_are_complete AFTER INSERT ON payout_lines REFERENCING NEW TABLE AS added
+CREATE OR REPLACE TRIGGER payout_lines_are_complete AFTER INSERT ON payout_lines REFERENCING NEW TABLE AS added
     FOR EACH STATEMENT EXECUTE FUNCTION payout_period_is_open()
 """
 
 
 def upgrade() -> None:
-    """Bill jobs that were left out, and from now on every job in the statement that writes it."""
-    op.execute("LOCK TABLE jobs IN SHARE ROW EXCLUSIVE MODE")
-    op.execute(_BILL_WHAT_WAS_LEFT_OUT)
-    op.execute("CREATE INDEX payout_open_day_idx ON payout_open (day)")
-    op.execute(
-        "ALTER TABLE payout_terms ADD CONSTRAINT payout_terms_are_parts "
-        "CHECK (least(provider_bps, model_owner_bps, protocol_bps) >= 0)"
-    )
-    for statement in (_JOBS_ARE_BILLED, _LINES_ARE_OF_JOBS, _CLOSED_IS_CLOSED, *_TRIGGERS.split(";")):
+    """Bill every job from now on in the statement that writes it, and then the jobs that were left out.
+
+    It may be interrupted anywhere, and is then run again.
+    """
+    for statement in (_JOBS_ARE_BILLED, _OR_OF_THIS, _CLOSED_IS_CLOSED, *_TRIGGERS.split(";")):
         op.execute(statement)
+    op.execute(
+        "ALTER TABLE payout_terms DROP CONSTRAINT IF EXISTS payout_terms_are_parts, "
+        "ADD CONSTRAINT payout_terms_are_parts CHECK (least(provider_bps, model_owner_bps, protocol_bps) >= 0)"
+    )
+    build_index("payout_open_day_idx", "payout_open (day)")  # commits the triggers
+    op.execute("SET LOCAL lucid.migration = 'money'")
+    op.execute(_BILL_WHAT_WAS_LEFT_OUT)
+    op.execute(_LINES_ARE_OF_JOBS)
 
 
 def downgrade() -> None:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from alembic import op
 
+from lucid_compute.postgres.schema import build_index
+
 revision = "closings"
 down_revision = "limits"
 branch_labels = None
 depends_on = None
 
-_WEBHOOKS = """
-ALTER TABLE webhooks ADD COLUMN older_secrets JSONB DEFAULT '[]' NOT NULL;
-
-CREATE INDEX webhook_deliveries_due_idx ON webhook_deliveries (webhook_id, next_attempt_at, position)
-    WHERE state = 'waiting';
-
-CREATE INDEX webhook_deliveries_claimed_idx ON webhook_deliveries (webhook_id, claimed_until)
-    WHERE state = 'waiting' AND claimed_until IS NOT NULL
-"""
+_OLDER_SECRETS = "ALTER TABLE webhooks ADD COLUMN older_secrets JSONB DEFAULT '[]' NOT NULL"
+_INDEXES = {
+    "webhook_deliveries_due_idx": "(webhook_id, next_attempt_at, position) WHERE state = 'waiting'",
+    "webhook_deliveries_claimed_idx": (
+        "(webhook_id, claimed_until) WHERE state = 'waiting' AND claimed_until IS NOT NULL"
+    ),
+}
 _PAYOUTS = """
 CREATE TABLE payout_closings (
     period_id UUID NOT NULL,
@@ -149,8 +149,10 @@ ALTER TABLE webhooks DROP COLUMN older_secrets
 
 
 def upgrade() -> None:
-    """Add what is new."""
-    tables = (*_WEBHOOKS.split(";"), *_PAYOUTS.split(";"), _RECORDS)
+    """Add what is new. The indexes come first, as the outbox may be long and is written all the time."""
+    for name, columns in _INDEXES.items():
+        build_index(name, f"webhook_deliveries {columns}")
+    tables = (_OLDER_SECRETS, *_PAYOUTS.split(";"), _RECORDS)
     for statement in (*tables, _LINES_ARE_OF_CLOSINGS, _ONE_BY_ONE, _TRIGGER):
         op.execute(statement)
     for table in _GROWING:

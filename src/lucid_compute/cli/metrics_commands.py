@@ -19,6 +19,7 @@ from lucid_compute.cli.lookup import complete_model, complete_node, get_node
 from lucid_compute.cli.output import Column, JsonOption, Listing, sentence, show, show_json
 from lucid_compute.cli.time_arguments import read_past
 
+_CHARGED = "revenueUsd"
 SHOWN_SERIES = (
     "requests",
     "failed",
@@ -26,14 +27,14 @@ SHOWN_SERIES = (
     "latencyP50Ms",
     "latencyP95Ms",
     "tokensOut",
-    "revenueUsd",
+    _CHARGED,
     "load",
     "queueDepth",
     "gpuUtilization",
     FAILURES,
 )
 _SHARES = {"errorRate", "load", "loadMax", "gpuUtilization", "gpuUtilizationMax", "uptime"}
-_RANKS = {"queueDepth": 4, "gpuUtilization": 3, "load": 3, "tokensOut": 2, "latencyP50Ms": 2, "revenueUsd": 1}
+_RANKS = {"queueDepth": 4, "gpuUtilization": 3, "load": 3, "tokensOut": 2, "latencyP50Ms": 2, _CHARGED: 1}
 UPTIME_COLUMNS = (
     Column("DAYS", right=True),
     Column("UPTIME", right=True),
@@ -60,6 +61,8 @@ def series_parts(answer: SeriesAnswer) -> list[RenderableType]:
         rows = [(_minute(at), *map(_figure, answer.series, figures)) for at, *figures in lines]
         in_all = ("in all", *(_figure(name, answer.totals[name]) for name in answer.series))
         parts.append(Listing(columns, [*rows, in_all]))
+        if answer.totals.get(_CHARGED):
+            parts.append(sentence(f"{_CHARGED} is what was charged. `lucid payouts` shows what each party gets of it."))
     if answer.failure_totals is not None:
         reasons = sorted(answer.failure_totals.items(), key=lambda each: (-each[1], each[0]))
         text = ", ".join(f"{reason} {count:,}" for reason, count in reasons) or "none"

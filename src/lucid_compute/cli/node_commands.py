@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -182,7 +182,14 @@ def _identity(node: NodeView) -> list[tuple[str, object]]:
         ("url", or_unknown(metadata.get("inferenceUrl"))),
         ("takes", f"{counted(metadata['maxConcurrency'], 'request')} at a time" if metadata.get("maxConcurrency") else
          "any number of requests"),
+        ("price", _price(metadata)),
     ]  # fmt: skip
+
+
+def _price(metadata: Mapping[str, Any]) -> str:
+    price, others = metadata.get("pricePer1kTokens"), metadata.get("prices") or {}
+    text = "none" if price is None else f"${price} for 1,000 tokens"
+    return f"{text}; {counted(len(others), 'model')} at a price of its own" if others else text
 
 
 def _condition(health: NodeHealth) -> list[tuple[str, object]]:

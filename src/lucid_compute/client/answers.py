@@ -38,6 +38,7 @@ _BY_CODE: dict[str, type[errors.LucidApiError]] = {
         errors.RequestsInFlight,
         errors.NodeDeregistered,
         errors.PayloadTooLarge,
+        errors.UnsupportedMediaType,
         errors.RateLimited,
     )
 }
@@ -49,6 +50,7 @@ _BY_STATUS: dict[int, type[errors.LucidApiError]] = {
     409: errors.Conflict,
     410: errors.NodeDeregistered,
     413: errors.PayloadTooLarge,
+    415: errors.UnsupportedMediaType,
     422: errors.InvalidRequest,
     429: errors.RateLimited,
     502: errors.Unavailable,

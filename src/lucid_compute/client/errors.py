@@ -16,6 +16,7 @@ LucidClientError
     ├── Conflict                409 PassportExists, ModelNameTaken, IdempotencyConflict, RequestsInFlight
     ├── NodeDeregistered        410
     ├── PayloadTooLarge         413
+    ├── UnsupportedMediaType    415
     ├── RateLimited             429
     └── ServiceFailed           5xx
         └── Unavailable         502, 503, 504, also a proxy's
@@ -216,6 +217,12 @@ class PayloadTooLarge(LucidApiError):
     """The request is larger than the service's limit."""
 
     default_code = "PAYLOAD_TOO_LARGE"
+
+
+class UnsupportedMediaType(LucidApiError):
+    """The body is in a form or an encoding that the service does not accept. A proxy may have changed it."""
+
+    default_code = "UNSUPPORTED_MEDIA_TYPE"
 
 
 class RateLimited(LucidApiError):

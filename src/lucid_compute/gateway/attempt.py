@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 from lucid_compute.accounting.jobs import Job, Outcome
 from lucid_compute.egress.connection import HttpConnection
-from lucid_compute.egress.faults import BadStatus, Blame, EgressFault, FaultKind, NodeBusy, NotOffered
+from lucid_compute.egress.faults import TIMEOUTS, BadStatus, Blame, EgressFault, FaultKind, NodeBusy, NotOffered
 from lucid_compute.egress.lookups import SLOW_NAME_SECONDS
 from lucid_compute.gateway.context import GatewayContext
 from lucid_compute.gateway.event_stream import EventStream
 from lucid_compute.gateway.node_json import clients_own_status, error_in, is_response, read_object
-from lucid_compute.gateway.node_stats import ANY_ENDPOINT
+from lucid_compute.gateway.node_stats import ANY_ENDPOINT, Suspicion
 from lucid_compute.gateway.node_words import message_in, names_stored, refusal_of, says_no_model
 from lucid_compute.gateway.request import GatewayRequest
 from lucid_compute.gateway.tracing import end_attempt
@@ -166,7 +166,8 @@ class Attempt:
             elif blame is Blame.NOT_THE_PROVIDER:
                 stats.record_inconclusive(self._node_id, self._number_on_node)
             elif blame is Blame.PERHAPS_THE_REQUEST and not self._request.has_begun:
-                stats.record_suspicion(self._node_id, self._number_on_node)
+                asked = Suspicion(self._request.model.id, self._request.principal.key_id, fault.kind in TIMEOUTS)
+                stats.record_suspicion(self._node_id, self._number_on_node, suspicion=asked)
             else:
                 stats.record_failure(self._node, self._number_on_node)
         if self._stream is not None and self._request.has_begun:

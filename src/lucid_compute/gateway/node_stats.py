@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from operator import itemgetter
+from typing import NamedTuple
 
 from lucid_compute.gateway.breakers import Breaker
 from lucid_compute.gateway.request import Criteria
@@ -25,10 +26,19 @@ SHUN_FACTOR = 100.0  # a node that fails at once has nothing in flight, and woul
 LACK_SECONDS = 60.0  # after which a node is asked again for what it did not offer
 QUESTION_SECONDS = 3600.0  # after which a node that refused `stream_options` is asked for a stream's usage again
 ANY_ENDPOINT = ""  # in `lacks`: the node does not have the model at all
+PROOF_KEYS = 2  # whose requests a model's only node fails one after the other: then it is not what they ask for
 PROOF_OWNERS = 2  # whose requests met it: what one client can make a node say takes the node from no other client
 MAX_FULL_SECONDS = 30.0  # for which a node that says that it is busy is not asked again
 Kind = tuple[str, bool]
 _NEVER = datetime.min.replace(tzinfo=UTC)
+
+
+class Suspicion(NamedTuple):
+    """A request that failed, perhaps by what it asks for: of which model and key, and whether the node was silent."""
+
+    model_id: str
+    key_id: str
+    is_timeout: bool
 
 
 class NodeStats:
@@ -39,6 +49,8 @@ class NodeStats:
     - `full_until`: when a node that said that it is busy is asked again; `free_at`: when it said that it is free.
     - `has_doubts`: the breaker, `full_until`, `lacks` or `shunned_until` may keep a request from the node.
     - `shunned_until`: a node that failed is the last choice for a second.
+    - `suspected_by`: the keys whose requests it failed since it last served one; `unproven`: how many of these requests
+      are not counted as its failures.
     - `received_at`, `limit`, `stretch`: read from `state` once per heartbeat instead of once per request.
     """
 
@@ -55,6 +67,8 @@ class NodeStats:
         "shunned_until",
         "state",
         "stretch",
+        "suspected_by",
+        "unproven",
     )
 
     def __init__(self, node: FleetNode) -> None:
@@ -63,6 +77,8 @@ class NodeStats:
         self.full_until = self.free_at = self.shunned_until = 0.0
         self.lacks: dict[tuple[str, str], dict[str, float]] = {}
         self.has_doubts = False
+        self.suspected_by: set[str] = set()
+        self.unproven = 0
         self.latencies: dict[Kind, tuple[float, float]] = {}
         self.read_state()
 
@@ -93,7 +109,21 @@ class NodeStats:
         """Forget what the node lacked too long ago, and clear `has_doubts` when no doubt is left."""
         if self.lacks:
             self.lacks = {key: owners for key, owners in self.lacks.items() if max(owners.values()) > now}
-        self.has_doubts = max(self.full_until, self.shunned_until) > now or bool(self.lacks or self.breaker.failures)
+        doubts = self.lacks or self.breaker.failures or self.suspected_by
+        self.has_doubts = max(self.full_until, self.shunned_until) > now or bool(doubts)
+
+    def prove(self, suspicion: Suspicion) -> int:
+        """Return how many failures prove to be the node's, as it failed this one too; no other node has the model.
+
+        It is what requests of several keys have in common. A node that is silent fails whoever asks.
+        """
+        if len(self.suspected_by) < PROOF_KEYS:
+            self.suspected_by.add(suspicion.key_id)
+        self.unproven += 1
+        if not suspicion.is_timeout and len(self.suspected_by) < PROOF_KEYS:
+            return 0
+        proven, self.unproven = self.unproven, 0
+        return proven
 
     def latency_ms(self, kind: Kind, now: float) -> float | None:
         """Return the time to the first byte of such requests; None when none was measured in the last minute."""
@@ -224,6 +254,8 @@ class FleetStats:
         stats = self.nodes.get(node_id)
         if stats is not None and stats.has_doubts:
             stats.shunned_until = 0.0
+            stats.suspected_by.clear()
+            stats.unproven = 0
             if stats.breaker.failures:
                 stats.breaker.succeed()
                 self._open.discard(node_id)
@@ -247,15 +279,21 @@ class FleetStats:
             self._open.add(node_id)
         return opened
 
-    def record_suspicion(self, node_id: str, number: int, seconds: float = SHUN_SECONDS) -> None:
+    def record_suspicion(
+        self, node_id: str, number: int, seconds: float = SHUN_SECONDS, *, suspicion: Suspicion | None = None
+    ) -> None:
         """Record that request `number` failed, perhaps not by the node's fault: it is the last choice for `seconds`.
 
-        Call `record_failure` when another node has served the request.
+        Call `record_failure` when another node has served the request. Where there is no other, `suspicion` may prove
+        that it is the node's fault.
         """
         self.record_inconclusive(node_id, number)
         if (stats := self.track(node_id)) is not None:
             stats.shunned_until = self.monotonic() + seconds
             stats.has_doubts = True
+            if suspicion is not None and self._is_only_node(stats.node, suspicion.model_id):
+                for _ in range(stats.prove(suspicion)):
+                    self.record_failure(stats.node, number)
 
     def record_full(self, node_id: str, seconds: float) -> None:
         """Send the node no requests for a while: it said that it is busy for `seconds`."""
@@ -305,6 +343,10 @@ class FleetStats:
             stats.forget_old_doubts(now)
             for kind in gone:
                 stats.latencies.pop(kind, None)
+
+    def _is_only_node(self, node: FleetNode, model_id: str) -> bool:
+        ring = node.capability_class.rings.get(model_id)
+        return ring is not None and len(ring) == 1
 
     def _may_open(self, node: FleetNode) -> bool:
         """Return whether no model would have more than half of its nodes blocked if this one was."""

@@ -33,8 +33,9 @@ _SESSION = """
 """
 
 # Classes of SQLSTATE for faults that pass: connection, insufficient resources (such as a full disk), operator
-# intervention, system error, and a transaction that lost against another one.
-_TRANSIENT_SQLSTATES = ("08", "53", "57", "58", "40", "25006", "55P03")
+# intervention, system error, a transaction that lost against another one, and a full queue of notifications, as when a
+# listening replica is stopped for long.
+_TRANSIENT_SQLSTATES = ("08", "53", "57", "58", "40", "25006", "55P03", "54000")
 # Faults after which a session is of no more use: the server shuts down, or it takes no writes (any more).
 _LOST_SESSION_SQLSTATES = ("25006", "57P0")
 _CONNECTION_ERRORS = (
@@ -47,6 +48,23 @@ _CONNECTION_ERRORS = (
 )
 # What a call of the driver may raise.
 _DRIVER_ERRORS = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+_GENERAL_ADVICE = "Is it running, and is LUCID_DATABASE_URL right?"
+# By a part of what the driver or the server says of a connection that failed.
+_ADVICE = {
+    "certificate is not valid for": "Name the server in LUCID_DATABASE_URL as its certificate does, or use "
+    "sslmode=verify-ca, which compares no names.",
+    "CERTIFICATE_VERIFY_FAILED": "Its certificate is from an authority that is not trusted here: name the authority's "
+    "file with sslrootcert=FILE in LUCID_DATABASE_URL, or sslrootcert=system for the public ones.",
+    "root certificate file": "Name the authority's file with sslrootcert=FILE in LUCID_DATABASE_URL, or "
+    "sslrootcert=system for the public ones.",
+    "valid client certificate": "Name the certificate and its key with sslcert=FILE and sslkey=FILE in "
+    "LUCID_DATABASE_URL.",
+    "no pg_hba.conf entry": "The server does not let this user in from here, or not without TLS: see its pg_hba.conf, "
+    "and sslmode in LUCID_DATABASE_URL.",
+    "password authentication failed": "Correct the user or the password in LUCID_DATABASE_URL; percent-encode signs "
+    "such as @ and /.",
+    "ConnectionResetError": "Is it running? With sslnegotiation=direct it has to be Postgres 17 or newer.",
+}
 _log = logging.getLogger(__name__)
 _last_used: dict[str, Server] = {}
 
@@ -249,8 +267,13 @@ def _explain(error: Exception) -> str:
         )
     if isinstance(error, asyncpg.UndefinedObjectError | asyncpg.CantChangeRuntimeParamError | asyncpg.ProtocolError):
         return f"LUCID_DATABASE_URL has a word that Postgres refuses ({error}). Remove it from the URL."
-    reason = str(error) or type(error).__name__
-    return f"The database could not be reached ({reason}). Is it running, and is LUCID_DATABASE_URL right?"
+    reason = str(error).partition("\n")[0] or type(error).__name__
+    return f"The database could not be reached ({reason}). {_advise(reason)}"
+
+
+def _advise(reason: str) -> str:
+    """Return what to do about a connection that failed, by what the driver or the server said."""
+    return next((advice for part, advice in _ADVICE.items() if part in reason), _GENERAL_ADVICE)
 
 
 async def _refuse_old_server(connection: asyncpg.Connection[asyncpg.Record]) -> None:
@@ -277,8 +300,13 @@ async def _refuse_transaction_pool(
             is_pooled = process == other or process != await first.fetchval("SELECT pg_backend_pid()")
     except (asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedStatementError):
         is_pooled = True  # a statement was prepared in one server process and looked for in another
+    except asyncpg.ConnectionDoesNotExistError as error:
+        if "statement pooling" not in str(error):
+            raise
+        is_pooled = True
     if is_pooled:
         raise DatabaseNotUsable(
-            "LUCID_DATABASE_URL leads through a proxy that pools transactions (PgBouncer's pool_mode=transaction, for "
-            "example). lucid-compute needs session connections: point it at Postgres itself, or at a session pool."
+            "LUCID_DATABASE_URL leads through a proxy that pools transactions or statements (PgBouncer's "
+            "pool_mode=transaction, for example). lucid-compute needs session connections: point it at Postgres "
+            "itself, or at a session pool."
         )

@@ -10,7 +10,7 @@ from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 
-from alembic import command
+from alembic import command, context, op
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
@@ -32,6 +32,8 @@ from lucid_compute.postgres.embedded import open_embedded_database
 
 SCHEMA_LOCK = 0x6C756369  # the number of an advisory lock: "luci" in ASCII
 MIGRATION_PATIENCE_SECONDS = 300.0
+_IS_BUILT_SQL = "SELECT coalesce(bool_and(indisvalid), false) FROM pg_index WHERE indexrelid = to_regclass('{name}')"
+LOCK_WAIT_SECONDS = 1  # requests queue up behind a migration that waits for a lock
 _VERSION_SQL = "SELECT version_num FROM alembic_version"
 _HAS_COMPATIBILITY_SQL = "SELECT to_regclass('schema_compatibility') IS NOT NULL"
 _OLDEST_SQL = "SELECT oldest_revision FROM schema_compatibility"
@@ -137,6 +139,22 @@ async def downgrade(url: str, revision: str) -> None:
     await _run(url, lambda config: command.downgrade(config, revision))
 
 
+def build_index(name: str, on: str) -> None:
+    """Build an index within a migration while replicas write: after a commit, and in no transaction.
+
+    A migration that was interrupted goes on: an index that is complete is kept, another one is built again. It waits as
+    long as it must for transactions that are under way, because nobody waits behind it.
+    """
+    with op.get_context().autocommit_block():
+        if context.is_offline_mode() or not op.get_bind().scalar(text(_IS_BUILT_SQL.format(name=name))):
+            op.execute(f"SET lock_timeout = '{MIGRATION_PATIENCE_SECONDS:.0f}s'")
+            try:
+                op.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {name}")
+                op.execute(f"CREATE INDEX CONCURRENTLY {name} ON {on}")
+            finally:
+                op.execute(f"SET lock_timeout = '{LOCK_WAIT_SECONDS}s'")
+
+
 async def adopt_restored_rows(url: str) -> None:
     """Call `adopt_rows` on a connection of its own."""
     connection = await connect(url, lock_timeout_seconds=0, timeout_seconds=SLOW_CONNECT_TIMEOUT_SECONDS)
@@ -190,7 +208,9 @@ async def run_locked(
     """
     engine = create_async_engine(
         "postgresql+asyncpg://",
-        async_creator=lambda: connect(url, lock_timeout_seconds=1, timeout_seconds=SLOW_CONNECT_TIMEOUT_SECONDS),
+        async_creator=lambda: connect(
+            url, lock_timeout_seconds=LOCK_WAIT_SECONDS, timeout_seconds=SLOW_CONNECT_TIMEOUT_SECONDS
+        ),
         poolclass=NullPool,
     )
     try:

@@ -52,6 +52,12 @@ class PassportCreate(WireShape):
 class PassportPatch(WireShape):
     """An RFC 7396 merge patch: what is left out stays, null removes, also inside `metadata`."""
 
+    model_config = {
+        "json_schema_extra": {
+            "examples": [{"tags": ["eu"], "metadata": {"pricePer1kTokens": "0.002", "region": None}}],
+        }
+    }
+
     name: ModelId | None = None
     description: Text | None = None
     version: Label | None = None

@@ -19,7 +19,7 @@ from lucid_compute.registry import heartbeat_lane, model_routes, node_routes, pa
 from lucid_compute.registry.heartbeat_lane import HeartbeatLane
 from lucid_compute.registry.keys import routes as key_routes
 from lucid_compute.registry.keys.authentication import authorization_of
-from lucid_compute.server import openapi, operation_routes
+from lucid_compute.server import openapi, operation_routes, reference_routes
 from lucid_compute.server.asgi_client import AsgiClient
 from lucid_compute.server.cors import Cors
 from lucid_compute.server.dashboard import routes as dashboard_routes
@@ -106,7 +106,9 @@ class LucidApp:
             lifespan=self._lifespan,
             servers=[{"url": self._settings.root_path}] if self._settings.root_path else None,
             redirect_slashes=False,
+            docs_url=None,
             redoc_url=None,
+            generate_unique_id_function=lambda route: route.name,
         )
         errors.install(app)
         openapi.install(app)
@@ -124,6 +126,7 @@ class LucidApp:
             key_routes,
             webhook_routes,
             operation_routes,
+            reference_routes,
             dashboard_routes,
         ):
             app.include_router(routes.router)

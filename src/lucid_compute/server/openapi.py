@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from importlib.resources import files
 from typing import Any
 
 from fastapi import FastAPI
@@ -41,6 +43,19 @@ _REQUESTS: dict[str, dict[str, Any]] = {
     "embeddings": {"model": "bge-m3", "input": "Hello"},
     "responses": {"model": "llama-3-70b", "input": "Say hello."},
 }
+_IDS = {
+    "chat/completions": "create_chat_completion",
+    "completions": "create_completion",
+    "embeddings": "create_embeddings",
+    "responses": "create_response",
+}
+_PATHS = {
+    "passport_id": _HEARTBEAT["passportId"],
+    "id_or_name": "llama-3-70b",
+    "key_id": "ug548cjkn1Kj",
+    "webhook_id": "3fe3d32f-17b0-4b8d-a168-95cf04e3250a",
+    "period_id": "a3ed89e6-2311-462b-9c2b-13de36a4180d",
+}
 _DESCRIPTION = """\
 OpenAI's endpoint, served by the node where the request waits least. The body goes on untouched but for three things:
 `model` (a model's name, alias or passport id) becomes the id that the node knows, `lucid` (what the request asks of its
@@ -72,7 +87,7 @@ def _inference_operation(endpoint: str) -> dict[str, Any]:
     return {
         "tags": ["inference"],
         "summary": endpoint.replace("/", " ").capitalize(),
-        "operationId": endpoint.replace("/", "_"),
+        "operationId": _IDS[endpoint],
         "description": _DESCRIPTION,
         "security": [{"HTTPBearer": []}],
         "requestBody": {"required": True, "content": {"application/json": body}},
@@ -89,7 +104,7 @@ def _heartbeat_operation() -> dict[str, Any]:
     return {
         "tags": ["compute"],
         "summary": "Heartbeat",
-        "operationId": "heartbeat",
+        "operationId": "send_heartbeat",
         "description": "Say that a node is alive and what it can serve. Answered once it is committed; send the next "
         "one after `nextHeartbeatInSeconds`. Unknown fields are ignored.",
         "security": [{"HTTPBearer": []}],
@@ -127,12 +142,26 @@ def _build(app: FastAPI) -> dict[str, Any]:
         if path.startswith(PREFIX):
             for operation in operations.values():
                 _use_openai_errors(operation)
+    examples = json.loads((files("lucid_compute.server") / "openapi_examples.json").read_text(encoding="utf-8"))
     for operation in (op for path in document["paths"].values() for op in path.values()):
         _drop_default_422(operation)
+        _show_examples(operation, examples.get(operation["operationId"], {}))
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
     app.openapi_schema = document
     return document
+
+
+def _show_examples(operation: dict[str, Any], recorded: dict[str, Any]) -> None:
+    """Show a value of each part of the path, and the response in each media type: see `tests/api_examples.py`."""
+    for parameter in operation.get("parameters", ()):
+        if parameter["in"] == "path":
+            parameter["example"] = _PATHS[parameter["name"]]
+    for status, response in operation["responses"].items():
+        if status.startswith("2"):
+            for media_type, content in response.get("content", {}).items():
+                if media_type in recorded:
+                    content["example"] = recorded[media_type]
 
 
 def _describe_metadata(schemas: dict[str, Any]) -> None:

@@ -52,6 +52,8 @@ class WebhookCreate(WireShape):
 class WebhookRotate(WireShape):
     """How to rotate: with `now` the previous secret ends at once, else it signs as well for 24 hours."""
 
+    model_config = {"json_schema_extra": {"examples": [{"now": True}]}}
+
     now: Flag = False
 
 

@@ -54,6 +54,19 @@ async def test_without_a_node_the_list_says_how_to_register_one(lucid: CommandLi
     assert (await lucid("nodes", "list", "--region", "nowhere", "--json")).json == {"nodes": []}
 
 
+async def test_the_price_of_a_node_is_shown(cli_fleet: Gateway, lucid: CommandLine) -> None:
+    """Also that some models have their own, and that there is none."""
+    priced = {
+        "pricePer1kTokens": "0.002",
+        "prices": {"tiny": {"inputPer1kTokens": "0.01", "outputPer1kTokens": "0.03"}},
+    }
+    node = await cli_fleet.add_node(NOWHERE, **priced)
+    said = "price      $0.002 for 1,000 tokens; 1 model at a price of its own"
+    assert said in (await lucid("nodes", "show", node)).out
+    free = await cli_fleet.add_node(NOWHERE)
+    assert "price      none" in (await lucid("nodes", "show", free)).out
+
+
 async def test_a_node_is_shown_whole_by_its_name_and_by_its_id(cli_fleet: Gateway, lucid: CommandLine) -> None:
     """With what its heartbeat says, and why it counts for nothing."""
     node, name = await add_node(cli_fleet, "tiny")

@@ -22,6 +22,7 @@ from tests.fault_answers import (
 )
 from tests.fault_node import Behaviour, Ending, FaultNode
 from tests.gateway import QUESTION, Gateway, chat_answer, within
+from tests.lucid_serve import eventually
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.usefixtures("retries")]
 
@@ -215,6 +216,31 @@ async def read_until_it_breaks(gateway: Gateway, model: str, pieces: list[str]) 
     except openai.APIError as error:
         return error
     pytest.fail(f"the stream ended as if it were whole: {pieces}")
+
+
+async def test_what_an_only_node_fails_at_for_several_keys_is_its_own(gateway: Gateway) -> None:
+    """It goes on to get every request. Once another node has the model, one failure is enough to block it."""
+    failing = respond(b'{"error":{"message":"CUDA error: out of memory"}}', status=500)
+    async with FaultNode(Behaviour(answer=failing)) as bad, FaultNode(Behaviour(answer=chat_answer())) as good:
+        model = await gateway.add_model()
+        bad_id = await gateway.add_node(bad.url, model)
+        other = await gateway.new_key()
+        for key in [gateway.key, other["key"]] * 3:
+            headers = {"Authorization": f"Bearer {key}"}
+            body = {"model": model, "messages": QUESTION}
+            answer = await gateway.raw.post("/v1/chat/completions", json=body, headers=headers)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (502, "NODE_FAILED")
+        assert len(bad.requests) == 6
+        assert "BREAKER_OPEN" not in (await gateway.match(model))["rejections"]
+        await gateway.add_node(good.url, model)
+
+        async def is_blocked() -> bool:
+            assert (await gateway.chat(model)).status_code == 200
+            rejected = {each["passportId"]: each["reasons"] for each in (await gateway.match(model))["rejected"]}
+            return "BREAKER_OPEN" in str(rejected.get(bad_id))
+
+        await eventually(is_blocked)
+        assert len(bad.requests) == 7
 
 
 @pytest.mark.parametrize("way", ["itself", "another name", "a proxy"])

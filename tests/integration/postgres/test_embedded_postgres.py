@@ -309,6 +309,21 @@ def test_a_thread_may_not_start_postgres(make: Callable[..., EmbeddedPostgres]) 
     assert refusals
 
 
+def test_the_log_is_bounded_while_postgres_runs(make: Callable[..., EmbeddedPostgres]) -> None:
+    """A client that is refused again and again fills no disk: each refusal may be a line, and a copy is kept."""
+    postgres = make()
+    postgres.start()
+    path = postgres.data_dir / "postgres.log"
+    with path.open("ab") as file:
+        file.write(b"ERROR:  duplicate key\n" * (MAX_BYTES // 21))
+    assert postgres.poll() is None
+    assert path.stat().st_size == 0
+    kept = path.with_name("postgres.log.1")
+    assert (kept.stat().st_size > MAX_BYTES, kept.stat().st_mode & 0o777) == (True, 0o600)
+    postgres.stop()
+    assert "database system is shut down" in path.read_text()
+
+
 def test_the_log_is_bounded_and_says_when_the_disk_is_full(tmp_path: Path) -> None:
     """A long log makes way at the next start; a full disk is named before the lines that tell of it."""
     log = PostgresLog(tmp_path / "postgres.log")

@@ -124,6 +124,16 @@ async def test_sessions_that_lead_to_a_standby_are_replaced_all_at_once(database
     await database.close()
 
 
+async def test_a_full_queue_of_notifications_is_an_outage_that_passes(database_url: str) -> None:
+    """Every commit fails while it is full; the queue has gigabytes, so Postgres's error is raised by hand."""
+    database = Database(database_url, pool_size=1)
+    full = "RAISE EXCEPTION 'too many notifications in the NOTIFY queue' USING ERRCODE = 'program_limit_exceeded'"
+    with pytest.raises(DatabaseUnavailable):
+        async with database.transaction() as connection:
+            await connection.execute(text(f"DO $$ BEGIN {full}; END $$"))
+    await database.close()
+
+
 async def test_a_session_that_postgres_ends_is_replaced(database_url: str) -> None:
     """At a shutdown it says so, and closes it."""
     database = Database(database_url, pool_size=1)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any
 
 import pytest
 
 from lucid_compute.server.settings import Settings
 from tests.api import ADMIN_KEY, Api, error_code, open_api
+from tests.api_examples import record, shape_of
 from tests.other_replicas import add_lease, run_sql
 
 ANSWERED_EVERYWHERE = {"422": "INVALID_REQUEST", "429": "RATE_LIMITED", "503": "DATABASE_UNAVAILABLE"}
@@ -132,6 +134,32 @@ async def test_the_document_lists_every_error_of_every_operation(api: Api) -> No
             assert code in said.get(status, ""), f"{name} does not say {status} {code}"
     conflicts = operations(document)["POST /passports"]["responses"]["409"]["description"]
     assert all(code in conflicts for code in ("PASSPORT_EXISTS", "MODEL_NAME_TAKEN", "IDEMPOTENCY_CONFLICT"))
+
+
+async def test_every_operation_has_a_short_id_and_an_example(api: Api, database_url: str) -> None:
+    """Code generators name their functions by the ids; the examples are what this version of the service responds."""
+    document = (await api.http.get("/openapi.json")).json()
+    ids = [operation["operationId"] for operation in operations(document).values()]
+    assert len(set(ids)) == len(ids)
+    assert not [id_ for id_ in ids if not re.fullmatch(r"[a-z]+(_[a-z]+){0,3}", id_)]
+    recorded = await record(database_url)
+    for name, operation in operations(document).items():
+        for parameter in operation.get("parameters", []):
+            assert "example" in parameter or parameter["in"] != "path", (name, parameter["name"])
+        for body in operation.get("requestBody", {}).get("content", {}).values():
+            assert "examples" in body or has_example(document, body["schema"]), name
+        for status, answer in operation["responses"].items():
+            for kind, content in answer.get("content", {}).items():
+                if status.startswith("2") and kind != "text/event-stream":
+                    shown = set(shape_of(content["example"]))
+                    assert shown == set(shape_of(recorded[operation["operationId"]][kind])), (name, kind)
+
+
+def has_example(document: dict[str, Any], schema: dict[str, Any]) -> bool:
+    """Return whether a schema, or the one that it refers to, has an example."""
+    schemas = [schema, *schema.get("anyOf", [])]
+    named = (document["components"]["schemas"][each["$ref"].rpartition("/")[2]] for each in schemas if "$ref" in each)
+    return any("examples" in each for each in named)
 
 
 async def test_every_error_in_the_document_has_the_one_shape(api: Api) -> None:

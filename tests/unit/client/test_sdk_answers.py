@@ -128,6 +128,7 @@ def test_what_is_no_name_at_all_is_refused(status: Any) -> None:
         ("REQUESTS_IN_FLIGHT", 409, errors.RequestsInFlight),
         ("NODE_DEREGISTERED", 410, errors.NodeDeregistered),
         ("PAYLOAD_TOO_LARGE", 413, errors.PayloadTooLarge),
+        ("UNSUPPORTED_MEDIA_TYPE", 415, errors.UnsupportedMediaType),
         ("RATE_LIMITED", 429, errors.RateLimited),
         ("INTERNAL", 500, errors.ServiceFailed),
         ("NODE_FAILED", 502, errors.Unavailable),

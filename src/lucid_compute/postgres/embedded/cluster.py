@@ -48,6 +48,20 @@ class PostgresLog:
             size = 0
         self._mark = size
 
+    def bound(self) -> None:
+        """Keep a log that grew too long as `….1` while Postgres goes on writing; lines of this moment may be lost."""
+        with suppress(OSError):  # there is none yet, or no way to shorten it
+            if self.path.stat().st_size > MAX_BYTES:
+                with suppress(OSError):  # a full disk
+                    self._keep()
+                os.truncate(self.path, 0)  # Postgres appends
+                self._mark = 0
+
+    def _keep(self) -> None:
+        with self.path.open("rb") as file, PostgresLog(Path(f"{self.path}.1")).open() as kept:
+            kept.truncate(0)
+            shutil.copyfileobj(file, kept)
+
     def tail(self) -> str:
         """Return the last lines of this attempt."""
         try:

@@ -54,7 +54,7 @@ SETTINGS = (
     "max_connections=100",
     "timezone=UTC",
     "log_timezone=UTC",
-    "log_checkpoints=off",  # the log is bounded at starts alone
+    "log_checkpoints=off",
     "logging_collector=off",
     "jit=off",  # compiling costs more than any query here
 )
@@ -118,7 +118,11 @@ class EmbeddedPostgres:
         return self._process.pid if self._process and self._process.poll() is None else None
 
     def poll(self) -> int | None:
-        """Return the postmaster's exit status; None while it runs or before it was started. This reaps it."""
+        """Return the postmaster's exit status; None while it runs or before it was started. This reaps it.
+
+        It also bounds the log, to which refused requests of clients add lines.
+        """
+        self._log.bound()
         return self._process.poll() if self._process else None
 
     def claim(self) -> None:

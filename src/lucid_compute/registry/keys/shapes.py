@@ -26,6 +26,8 @@ class KeyCreate(WireShape):
 class KeyRotate(WireShape):
     """How to rotate: with `now` the previous secret ends at once, else it stays valid for 24 hours."""
 
+    model_config = {"json_schema_extra": {"examples": [{"now": True}]}}
+
     now: Flag = False
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 from typing import Any
 
 import httpx
 
 from lucid_compute.postgres.database import connect
+from lucid_compute.server.dashboard.site import ADDRESS, Site
 from tests.browser import Page
 from tests.factories import GUIDE_PASSPORT
 from tests.lucid_serve import Served
@@ -92,6 +95,34 @@ class Watched:
         page.wait_for("Boolean(document.querySelector('.sections'))")
 
 
+@contextmanager
+def static_site() -> Iterator[str]:
+    """The dashboard's files alone, as the service sends them: return the address of the page."""
+    site = Site()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            _, found, rest = self.path.partition(f"{ADDRESS}/assets/")
+            asset = site.find(*rest.split("/", 1)) if found else site.index
+            self.send_response(200 if asset else 404)
+            for name, value in (asset.headers if asset else {}).items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(asset.body if asset else b"")
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}{ADDRESS}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
 def value_of(page: Page, figure: str) -> str:
     """What a figure of the page says, by its label."""
     return str(
@@ -105,6 +136,13 @@ def wait_for_value(page: Page, figure: str, value: str) -> None:
     page.wait_for(f"""[...document.querySelectorAll('.figure')].some((found) =>
         found.querySelector('dt').innerText === {figure!r} &&
         found.querySelector('.value').innerText === {value!r})""")
+
+
+def press_button(page: Page, text: str, within: str = "body") -> None:
+    """Press the button that shows the text, once it can be pressed."""
+    found = f"[...document.querySelectorAll({within + ' button'!r})].find((one) => one.innerText.trim() === {text!r})"
+    page.wait_for(f"{found} && !{found}.disabled")
+    page.run(f"{found}.click()")
 
 
 def tab_to(page: Page, text: str) -> None:

@@ -163,8 +163,9 @@ def test_events_stand_in_line_with_the_charts(watched: Watched, page: Page) -> N
     page.wait_for_text("drain began", ".events")
     page.wait_for_text("registered", ".events")
     page.wait_for("Boolean(document.querySelector('.chart canvas'))")
-    page.point_at(".chart .u-over", 0.995)
-    page.wait_for_text("drain began", ".chart-note")
+    page.point_at(".chart canvas", 0.98)
+    page.wait_for_text("drain began", ".tooltip")
+    page.wait_for_text("drain began", "[aria-label='Marks over the charts']")
 
 
 def test_a_model_says_why_nobody_can_get_it_node_by_node(watched: Watched, page: Page) -> None:

@@ -14,6 +14,7 @@ import { retryAll, usePolled } from "./polling.js";
 import { addressOf, usePlace } from "./router.js";
 import { forgetKey, keepKey, readKey } from "./session.js";
 import { switchTheme, useTheme } from "./theming.js";
+import { chooseZone, ownZone, useZone } from "./zones.js";
 
 const LIVE_SECONDS = 3;
 const SECTIONS = [["Fleet", "/"], ["Nodes", "/nodes"], ["Models", "/models"], ["Payouts", "/payouts"]];
@@ -80,6 +81,7 @@ function decoded(part) {
 
 function Frame({ place, away = null, owner, onLeave, children }) {
   const theme = useTheme();
+  const zone = useZone();
   const main = useRef();
   const other = theme === "dark" ? "light" : "dark";
   return html`<${Fragment}>
@@ -91,6 +93,7 @@ function Frame({ place, away = null, owner, onLeave, children }) {
         ${onLeave && html`<${Finder} />`}
         ${onLeave && html`<span class=${`live ${away ? "live-off" : ""}`} role="status"><span class="dot" aria-hidden="true"></span>${away ? "reconnecting" : "live"}</span>`}
         ${onLeave && owner !== undefined && html`<span class="who" title="Whose nodes are shown">${owner ?? "all owners"}</span>`}
+        ${ownZone !== "UTC" && html`<button type="button" class="quiet" onClick=${() => chooseZone(zone === "UTC" ? ownZone : "UTC")} title=${`Times are in ${zone}`}>${zone === "UTC" ? "UTC" : "local time"}</button>`}
         <button type="button" class="quiet" onClick=${switchTheme} aria-label=${`Switch to ${other} colours`} title=${`Switch to ${other} colours`}>${theme === "dark" ? "☀" : "☾"}</button>
         ${onLeave && html`<button type="button" class="quiet" onClick=${onLeave}>Log out</button>`}
       </div>

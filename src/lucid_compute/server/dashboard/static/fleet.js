@@ -9,7 +9,7 @@ import { REQUEST_SERIES, RequestCharts } from "./request_charts.js";
 import { Command } from "./copying.js";
 import { EarnedFigure, useProviderShare } from "./earned.js";
 import { ROOT, addressOf } from "./router.js";
-import { secondsBetween, spanOf } from "./spans.js";
+import { nameOf, spanOf } from "./spans.js";
 
 const LIST_SECONDS = 10;
 const LISTED = 5;
@@ -113,10 +113,10 @@ function needsOf({ minVramGb, runtimes = [], contextLength }) {
 
 function History({ api, span }) {
   const share = useProviderShare(api);
-  const metrics = usePolled((signal) => api.get("/compute/metrics", { from: `-${span}`, series: SERIES }, signal), secondsBetween(span), [api, span]);
+  const metrics = usePolled((signal) => api.get("/compute/metrics", { ...span.asked, series: SERIES }, signal), span.seconds, [api, nameOf(span)]);
   return html`<${Card} title="Over time" aside=${html`<${SpanChoice} span=${span} />`}>
     <${Shown} of=${metrics} lines=${6}>${(data) => html`<${RequestCharts} data=${data} share=${share} sync="fleet">${(one) => html`
-      <${Chart} ...${one} title="Nodes by state" write=${count} lines=${[["healthy", data.series.nodesHealthy, { colour: "good" }], ["draining", data.series.nodesDraining, { colour: "warn" }], ["unhealthy", data.series.nodesUnhealthy, { colour: "bad" }]]} />
+      <${Chart} ...${one} title="Nodes by state" isWhole=${true} write=${count} axis=${count} lines=${[["healthy", data.series.nodesHealthy, { colour: "good" }], ["draining", data.series.nodesDraining, { colour: "warn" }], ["unhealthy", data.series.nodesUnhealthy, { colour: "bad" }]]} />
     `}</${RequestCharts}>`}</${Shown}>
   </${Card}>`;
 }

@@ -9,7 +9,7 @@ import { Card, Choice, Empty, Failure, Heading, Loading, Pager, Shown, SpanChoic
 import { usePolled } from "./polling.js";
 import { REQUEST_SERIES, RequestCharts } from "./request_charts.js";
 import { addressOf, changeQuery } from "./router.js";
-import { secondsBetween, spanOf } from "./spans.js";
+import { nameOf, spanOf } from "./spans.js";
 
 const SECONDS = 5;
 const SLOW_SECONDS = 60;
@@ -88,7 +88,7 @@ function Reason({ reason, id }) {
 }
 
 function History({ api, id, span }) {
-  const metrics = usePolled((signal) => api.get("/compute/metrics", { from: `-${span}`, series: REQUEST_SERIES, model: id }, signal), secondsBetween(span), [api, id, span]);
+  const metrics = usePolled((signal) => api.get("/compute/metrics", { ...span.asked, series: REQUEST_SERIES, model: id }, signal), span.seconds, [api, id, nameOf(span)]);
   return html`<${Card} title="Its requests over time" aside=${html`<${SpanChoice} span=${span} />`}>
     <${Shown} of=${metrics} lines=${5}>${(data) => html`<${RequestCharts} data=${data} sync="model" />`}</${Shown}>
   </${Card}>`;

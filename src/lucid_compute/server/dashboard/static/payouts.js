@@ -5,8 +5,9 @@ import { Fragment, html, useEffect, useState } from "./html.js";
 import { Card, Empty, Figure, Figures, Heading, Pager, Shown, SpanChoice, Table } from "./parts.js";
 import { usePolled } from "./polling.js";
 import { EarnedFigure } from "./earned.js";
+import { stepUnit } from "./request_charts.js";
 import { addressOf, changeQuery } from "./router.js";
-import { secondsBetween, spanOf } from "./spans.js";
+import { nameOf, spanOf, zoom } from "./spans.js";
 
 const SLOW_SECONDS = 60;
 const PER_PAGE = 50;
@@ -19,13 +20,13 @@ const roleOf = (row) => ROLES[row.role] ?? row.role;
 export function PayoutsView({ api, query, owner }) {
   return html`<${Fragment}>
     <${Heading} title="Payouts" />
-    <${Earned} api=${api} span=${spanOf({ span: query.span ?? "30d" })} />
+    <${Earned} api=${api} span=${spanOf(query, "30d")} />
     <${PaidOut} api=${api} owner=${owner} chosen=${query.period ?? ""} />
   </${Fragment}>`;
 }
 
 function Earned({ api, span }) {
-  const metrics = usePolled((signal) => api.get("/compute/metrics", { from: `-${span}`, series: "revenueUsd,completed,tokensOut,tokensIn" }, signal), secondsBetween(span), [api, span]);
+  const metrics = usePolled((signal) => api.get("/compute/metrics", { ...span.asked, series: "revenueUsd,completed,tokensOut,tokensIn" }, signal), span.seconds, [api, nameOf(span)]);
   return html`<${Card} title="Earned" className="not-printed" aside=${html`<${SpanChoice} span=${span} />`}>
     <${Shown} of=${metrics} lines=${5}>${({ times, series, totals, outages }) => html`<${Fragment}>
       <${Figures} label="Earned in this span">
@@ -33,7 +34,7 @@ function Earned({ api, span }) {
         <${Figure} label="requests completed" value=${count(totals.completed)} />
         <${Figure} label="tokens out" value=${count(totals.tokensOut)} note=${totals.tokensIn === null ? "" : `${count(totals.tokensIn)} in`} />
       </${Figures}>
-      <${Chart} title="Charged" times=${times} outages=${outages} write=${dollars} axis=${dollars} lines=${[["US dollars", series.revenueUsd], ["completed", series.completed, { tableOnly: true, write: count }]]} />
+      <${Chart} title="Charged" unit=${stepUnit(times)} onZoom=${zoom} times=${times} outages=${outages} write=${dollars} axis=${dollars} lines=${[["US dollars", series.revenueUsd], ["completed", series.completed, { tableOnly: true, write: count }]]} />
     </${Fragment}>`}</${Shown}>
   </${Card}>`;
 }

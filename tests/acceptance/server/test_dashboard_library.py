@@ -139,7 +139,7 @@ def test_effects_run_once_drawn_and_are_cleaned_up(library: Page) -> None:
             const [state, setState] = useState({ about: 1, other: 0, isShown: true });
             set = (change) => setState((former) => ({ ...former, ...change }));
             count += 1;
-            useEffect(() => { log.push('outer'); }, []);
+            useEffect(() => log.push('outer'), []); // what it returns is no function, and is left alone
             return state.isShown && html`<${Inner} about=${state.about} />`;
         };
         render(html`<${Outer} />`, room);

@@ -1,8 +1,10 @@
 // The page: who is logged in, what is shown, and whether the service answers.
+import { AddNode } from "./add_node.js";
 import { Api } from "./api.js";
 import { FleetView } from "./fleet.js";
 import { Finder } from "./finding.js";
 import { Fragment, html, render, useEffect, useMemo, useRef, useState } from "./html.js";
+import { KeysView } from "./keys.js";
 import { Login } from "./login.js";
 import { ModelView } from "./model.js";
 import { ModelsView } from "./models.js";
@@ -10,14 +12,18 @@ import { NodeView } from "./node.js";
 import { NodesView } from "./nodes.js";
 import { Empty, Heading } from "./parts.js";
 import { PayoutsView } from "./payouts.js";
+import { PlaygroundView } from "./playground.js";
 import { retryAll, usePolled } from "./polling.js";
-import { addressOf, usePlace } from "./router.js";
+import { addressOf, changeQuery, usePlace } from "./router.js";
 import { forgetKey, keepKey, readKey } from "./session.js";
 import { switchTheme, useTheme } from "./theming.js";
 import { chooseZone, ownZone, useZone } from "./zones.js";
 
 const LIVE_SECONDS = 3;
-const SECTIONS = [["Fleet", "/"], ["Nodes", "/nodes"], ["Models", "/models"], ["Payouts", "/payouts"]];
+const SECTIONS = [
+  ["Fleet", "/"], ["Nodes", "/nodes"], ["Models", "/models"], ["Playground", "/playground"], ["Payouts", "/payouts"],
+  ["Keys", "/keys"],
+];
 
 function App() {
   const place = usePlace();
@@ -28,8 +34,8 @@ function App() {
     setReason(why);
     setKey(null);
   };
-  const logIn = (entered) => {
-    keepKey(entered);
+  const logIn = (entered, isForDevice) => {
+    keepKey(entered, isForDevice);
     setReason("");
     setKey(entered);
   };
@@ -50,11 +56,12 @@ function LoggedIn({ apiKey, place, onLeave }) {
     wasAway.current = Boolean(away);
   }, [away]);
   return html`<${Frame} place=${place} away=${away} owner=${owner} onLeave=${() => onLeave()}>
-    ${viewOf(place, api, overview)}
+    ${viewOf(place, api, apiKey, overview)}
+    ${owner !== undefined && place.query.add === "node" && html`<${AddNode} api=${api} apiKey=${apiKey} owner=${owner} onClose=${() => changeQuery({ add: "" })} />`}
   </${Frame}>`;
 }
 
-function viewOf({ path, query }, api, overview) {
+function viewOf({ path, query }, api, apiKey, overview) {
   const owner = overview.data?.owner;
   const [, section, ...rest] = path.split("/");
   const id = rest.map(decoded).join("/");
@@ -63,6 +70,8 @@ function viewOf({ path, query }, api, overview) {
   if (section === "nodes") return id ? html`<${NodeView} key=${id} id=${id} api=${api} query=${query} />` : html`<${NodesView} api=${api} query=${query} owner=${owner} />`;
   if (section === "models") return id ? html`<${ModelView} key=${id} id=${id} api=${api} query=${query} />` : html`<${ModelsView} api=${api} query=${query} />`;
   if (section === "payouts" && !id) return html`<${PayoutsView} api=${api} query=${query} owner=${owner} />`;
+  if (section === "playground" && !id) return html`<${PlaygroundView} api=${api} query=${query} />`;
+  if (section === "keys" && !id) return html`<${KeysView} api=${api} query=${query} />`;
   return html`<${Nowhere} />`;
 }
 
@@ -88,7 +97,6 @@ function Frame({ place, away = null, owner, onLeave, children }) {
     <a class="skip" href="#main" onClick=${(event) => { event.preventDefault(); main.current.focus(); }}>Skip to the content</a>
     <header class="top">
       <a class="brand" href=${addressOf("/")}><${Sign} />Lucid<span> compute</span></a>
-      ${onLeave && html`<${Sections} path=${place.path} />`}
       <div class="top-end">
         ${onLeave && html`<${Finder} />`}
         ${onLeave && html`<span class=${`live ${away ? "live-off" : ""}`} role="status"><span class="dot" aria-hidden="true"></span>${away ? "reconnecting" : "live"}</span>`}
@@ -99,7 +107,10 @@ function Frame({ place, away = null, owner, onLeave, children }) {
       </div>
     </header>
     ${away && html`<div class="banner" role="alert"><p><strong>${away.isUnreachable ? "The service does not answer." : "The service can't answer at the moment."}</strong> ${away.isUnreachable ? "" : away.message} What you see is what was last known; it is asked again by itself.</p><button type="button" onClick=${retryAll}>Try now</button></div>`}
-    <main id="main" ref=${main} tabindex="-1">${children}</main>
+    <div class=${onLeave ? "layout" : ""}>
+      ${onLeave && html`<${Sections} path=${place.path} />`}
+      <main id="main" ref=${main} tabindex="-1">${children}</main>
+    </div>
   </${Fragment}>`;
 }
 

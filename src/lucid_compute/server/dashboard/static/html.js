@@ -167,7 +167,7 @@ function update(one, content) {
 
 function unmount(one, isRoot) {
   one.isAlive = false;
-  one.hooks.forEach((hook) => hook.cleanUp?.());
+  one.hooks.forEach(cleanUp);
   setRef(one.content?.props?.ref, null);
   one.kids.forEach((kid) => unmount(kid, isRoot && !one.dom));
   if (isRoot) one.dom?.remove();
@@ -258,13 +258,24 @@ function runEffects() {
     for (const hook of one.hooks) {
       if (!hook.isDue || !one.isAlive) continue;
       hook.isDue = false;
-      try {
-        hook.cleanUp?.();
-        hook.cleanUp = hook.run();
-      } catch (error) {
-        reportError(error);
-      }
+      cleanUp(hook);
+      hook.cleanUp = attempt(hook.run);
     }
+  }
+}
+
+function cleanUp(hook) {
+  if (typeof hook.cleanUp === "function") attempt(hook.cleanUp);
+  hook.cleanUp = undefined;
+}
+
+// Call what a view gave. Its fault is reported, and stops nothing else.
+function attempt(run) {
+  try {
+    return run();
+  } catch (error) {
+    reportError(error);
+    return undefined;
   }
 }
 

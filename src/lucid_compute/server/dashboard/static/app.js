@@ -1,9 +1,11 @@
 // The page: who is logged in, what is shown, and whether the service answers.
 import { AddNode } from "./add_node.js";
 import { Api } from "./api.js";
+import { AuditView } from "./audit.js";
 import { FleetView } from "./fleet.js";
 import { Finder } from "./finding.js";
 import { Fragment, html, render, useEffect, useMemo, useRef, useState } from "./html.js";
+import { JobsView, JobView } from "./job_list.js";
 import { KeysView } from "./keys.js";
 import { Login } from "./login.js";
 import { ModelView } from "./model.js";
@@ -11,18 +13,21 @@ import { ModelsView } from "./models.js";
 import { NodeView } from "./node.js";
 import { NodesView } from "./nodes.js";
 import { Empty, Heading } from "./parts.js";
+import { Palette } from "./palette.js";
 import { PayoutsView } from "./payouts.js";
 import { PlaygroundView } from "./playground.js";
 import { retryAll, usePolled } from "./polling.js";
 import { addressOf, changeQuery, usePlace } from "./router.js";
 import { forgetKey, keepKey, readKey } from "./session.js";
+import { SettingsView } from "./settings.js";
 import { switchTheme, useTheme } from "./theming.js";
+import { WebhooksView } from "./webhooks.js";
 import { chooseZone, ownZone, useZone } from "./zones.js";
 
 const LIVE_SECONDS = 3;
 const SECTIONS = [
-  ["Fleet", "/"], ["Nodes", "/nodes"], ["Models", "/models"], ["Playground", "/playground"], ["Payouts", "/payouts"],
-  ["Keys", "/keys"],
+  ["Fleet", "/"], ["Nodes", "/nodes"], ["Models", "/models"], ["Playground", "/playground"], ["Jobs", "/jobs"], ["Payouts", "/payouts"],
+  ["Webhooks", "/webhooks"], ["Keys", "/keys"], ["Audit", "/audit"], ["Settings", "/settings"],
 ];
 
 function App() {
@@ -49,6 +54,16 @@ function LoggedIn({ apiKey, place, onLeave }) {
   }), [apiKey]);
   const overview = usePolled((signal) => api.get("/compute/overview", {}, signal), LIVE_SECONDS, [api]);
   const owner = overview.data?.owner;
+  const [isFinding, setFinding] = useState(false);
+  useEffect(() => {
+    const press = (event) => {
+      if (event.key.toLowerCase() !== "k" || !(event.ctrlKey || event.metaKey) || event.altKey || event.shiftKey) return;
+      event.preventDefault();
+      if (!document.querySelector("dialog[open]")) setFinding(true);
+    };
+    document.addEventListener("keydown", press);
+    return () => document.removeEventListener("keydown", press);
+  }, []);
   const away = overview.error?.isAway ? overview.error : null;
   const wasAway = useRef(false);
   useEffect(() => {
@@ -57,6 +72,7 @@ function LoggedIn({ apiKey, place, onLeave }) {
   }, [away]);
   return html`<${Frame} place=${place} away=${away} owner=${owner} onLeave=${() => onLeave()}>
     ${viewOf(place, api, apiKey, overview)}
+    ${isFinding && html`<${Palette} api=${api} pages=${SECTIONS} isAdmin=${owner === null} onClose=${() => setFinding(false)} />`}
     ${owner !== undefined && place.query.add === "node" && html`<${AddNode} api=${api} apiKey=${apiKey} owner=${owner} onClose=${() => changeQuery({ add: "" })} />`}
   </${Frame}>`;
 }
@@ -71,6 +87,10 @@ function viewOf({ path, query }, api, apiKey, overview) {
   if (section === "models") return id ? html`<${ModelView} key=${id} id=${id} api=${api} query=${query} />` : html`<${ModelsView} api=${api} query=${query} />`;
   if (section === "payouts" && !id) return html`<${PayoutsView} api=${api} query=${query} owner=${owner} />`;
   if (section === "playground" && !id) return html`<${PlaygroundView} api=${api} query=${query} />`;
+  if (section === "jobs") return id ? html`<${JobView} key=${id} id=${id} api=${api} />` : html`<${JobsView} api=${api} query=${query} isAdmin=${owner === null} />`;
+  if (section === "webhooks" && !id) return html`<${WebhooksView} api=${api} query=${query} isAdmin=${owner === null} />`;
+  if (section === "audit" && !id) return html`<${AuditView} api=${api} query=${query} />`;
+  if (section === "settings" && !id) return html`<${SettingsView} api=${api} apiKey=${apiKey} overview=${overview} />`;
   if (section === "keys" && !id) return html`<${KeysView} api=${api} query=${query} />`;
   return html`<${Nowhere} />`;
 }
@@ -100,7 +120,7 @@ function Frame({ place, away = null, owner, onLeave, children }) {
       <div class="top-end">
         ${onLeave && html`<${Finder} />`}
         ${onLeave && html`<span class=${`live ${away ? "live-off" : ""}`} role="status"><span class="dot" aria-hidden="true"></span>${away ? "reconnecting" : "live"}</span>`}
-        ${onLeave && owner !== undefined && html`<span class="who" title="Whose nodes are shown">${owner ?? "all owners"}</span>`}
+        ${onLeave && owner !== undefined && html`<a class="who" href=${addressOf("/settings")} title="Whose nodes are shown, and what the key may do">${owner ?? "all owners"}</a>`}
         ${ownZone !== "UTC" && html`<button type="button" class="quiet" onClick=${() => chooseZone(zone === "UTC" ? ownZone : "UTC")} title=${`Times are in ${zone}`}>${zone === "UTC" ? "UTC" : "local time"}</button>`}
         <button type="button" class="quiet" onClick=${switchTheme} aria-label=${`Switch to ${other} colours`} title=${`Switch to ${other} colours`}>${theme === "dark" ? "☀" : "☾"}</button>
         ${onLeave && html`<button type="button" class="quiet" onClick=${onLeave}>Log out</button>`}

@@ -3,9 +3,10 @@ import { Chart } from "./chart.js";
 import { count, dollars, exactDollars as exact, moment, plural } from "./format.js";
 import { Fragment, html, useEffect, useState } from "./html.js";
 import { Card, Empty, Figure, Figures, Heading, Pager, Shown, SpanChoice, Table } from "./parts.js";
-import { usePolled } from "./polling.js";
+import { retryAll, usePolled } from "./polling.js";
 import { EarnedFigure } from "./earned.js";
 import { stepUnit } from "./request_charts.js";
+import { Confirm, Field } from "./acting.js";
 import { addressOf, changeQuery } from "./router.js";
 import { nameOf, spanOf, zoom } from "./spans.js";
 
@@ -59,6 +60,7 @@ async function periodsOf(api, signal) {
 
 function Period({ api, owner, chosen, periods }) {
   const [isWhole, setWhole] = useState(false);
+  const [isClosing, setClosing] = useState(false);
   useEffect(() => {
     if (!isWhole) return;
     print(); // with every line, and not the page of them at hand
@@ -78,12 +80,31 @@ function Period({ api, owner, chosen, periods }) {
         ${options.map(([value, text]) => html`<option value=${value} key=${value}>${text}</option>`)}
       </select></div>
       <p class="note">${closed ? "Closed: nothing of it changes any more." : "Open: it grows with each request that ends."}</p>
+      ${!closed && owner === null && html`<p class="not-printed"><button type="button" onClick=${() => setClosing(true)}>Close a period</button></p>`}
+      ${isClosing && html`<${ClosePeriod} api=${api} last=${periods[0]} onClose=${() => setClosing(false)} />`}
       <${Shown} of=${report} lines=${4}>${(data) => html`<${Report} data=${data} isWhole=${isWhole} key=${path + days.from} />`}</${Shown}>
     </${Card}>
     <${Card} title="Lost" aside=${html`<span class="note">what failed and refused requests would have earned, by whose fault; estimates</span>`}>
       <${Shown} of=${losses} lines=${3}>${(data) => html`<${Table} caption="Losses by cause" columns=${LOSSES} rows=${data.losses} keyOf=${(loss) => `${loss.cause}/${loss.side}`} empty=${html`<${Empty} title="Nothing was lost." />`} />`}</${Shown}>
     </${Card}>
   </${Fragment}>`;
+}
+
+// Closing is final. A period begins where the last one ended; its last day is not included.
+function ClosePeriod({ api, last, onClose }) {
+  const [days, setDays] = useState({ from: last?.to ?? daysOf("last").from, to: daysOf("").from });
+  const change = (name) => (value) => setDays((former) => ({ ...former, [name]: value }));
+  const done = (period) => {
+    changeQuery({ period: period.id });
+    retryAll();
+  };
+  return html`<${Confirm} title="Close a period" action="Close it" word=${days.to} onClose=${onClose} onDone=${done} run=${() => api.change("POST", "/payouts/periods", days)}>
+    <p>Everything that was billed before its end is in it, and nothing of it changes any more. This is final.</p>
+    <div class="pair">
+      <${Field} name="from" label="First day, in UTC" type="date" value=${days.from} onInput=${change("from")} />
+      <${Field} name="to" label="The day after the last one" type="date" value=${days.to} onInput=${change("to")} />
+    </div>
+  </${Confirm}>`;
 }
 
 // Answers the whole month at hand, or the one before, in UTC.

@@ -26,7 +26,7 @@ VIEWS = {
     "fleet, counts": ("", "document.querySelectorAll('.glance .figure').length > 10"),
     "fleet, charts": ("", "document.querySelectorAll('.chart').length === 6"),
     "list of nodes": ("/nodes", "document.querySelectorAll('.rows tbody tr').length === 50"),
-    "a model, node by node": ("/models/model-1", "document.querySelectorAll('.rows tbody tr').length === 50"),
+    "a model, node by node": ("/models/model-1", "document.querySelectorAll('.explained tbody tr').length === 50"),
 }
 _WATCH = """
 (() => {{

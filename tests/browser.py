@@ -252,6 +252,17 @@ class Page:
         }})()""")
         self.send("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
 
+    def drag(self, selector: str, start: float, end: float) -> None:
+        """Drag the mouse over an element, from one share of its width to another."""
+        x, y, width = self.run(f"""(() => {{
+            const box = document.querySelector({json.dumps(selector)}).getBoundingClientRect();
+            return [box.x, box.y + box.height / 2, box.width];
+        }})()""")
+        for kind, share in (("mousePressed", start), ("mouseMoved", (start + end) / 2), ("mouseMoved", end)):
+            held = {"button": "left", "buttons": 1}
+            self.send("Input.dispatchMouseEvent", type=kind, x=x + width * share, y=y, clickCount=1, **held)
+        self.send("Input.dispatchMouseEvent", type="mouseReleased", x=x + width * end, y=y, button="left", clickCount=1)
+
     def fill(self, selector: str, text: str) -> None:
         """Click a field and type into it, over what it held."""
         self.click(selector)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 from typing import Any
 
 import httpx
 
 from lucid_compute.postgres.database import connect
+from lucid_compute.server.dashboard.site import ADDRESS, Site
 from tests.browser import Page
 from tests.factories import GUIDE_PASSPORT
 from tests.lucid_serve import Served
@@ -91,6 +94,39 @@ class Watched:
         page.press("Enter")
         page.wait_for("Boolean(document.querySelector('.sections'))")
 
+    def log_in_anew(self, page: Page, path: str, key: str) -> None:
+        """Log out, and in with another key."""
+        page.run("sessionStorage.clear()")
+        self.log_in(page, path, key)
+
+
+@contextmanager
+def static_site() -> Iterator[str]:
+    """The dashboard's files alone, as the service sends them: return the address of the page."""
+    site = Site()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            _, found, rest = self.path.partition(f"{ADDRESS}/assets/")
+            asset = site.find(*rest.split("/", 1)) if found else site.index
+            self.send_response(200 if asset else 404)
+            for name, value in (asset.headers if asset else {}).items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(asset.body if asset else b"")
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}{ADDRESS}"
+        finally:
+            server.shutdown()
+            thread.join()
+
 
 def value_of(page: Page, figure: str) -> str:
     """What a figure of the page says, by its label."""
@@ -105,6 +141,13 @@ def wait_for_value(page: Page, figure: str, value: str) -> None:
     page.wait_for(f"""[...document.querySelectorAll('.figure')].some((found) =>
         found.querySelector('dt').innerText === {figure!r} &&
         found.querySelector('.value').innerText === {value!r})""")
+
+
+def press_button(page: Page, text: str, within: str = "body") -> None:
+    """Press the button that shows the text, once it can be pressed."""
+    found = f"[...document.querySelectorAll({within + ' button'!r})].find((one) => one.innerText.trim() === {text!r})"
+    page.wait_for(f"{found} && !{found}.disabled")
+    page.run(f"{found}.click()")
 
 
 def tab_to(page: Page, text: str) -> None:
@@ -137,4 +180,40 @@ CONTRAST = """(() => {
         const [one, other] = [light(getComputedStyle(element).color), light(behind(element))];
         return (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05);
     }));
+})()"""
+
+# Faults of a page for those who don't see it or can't point well, by axe's rules: names of what can be used,
+# unique ids, references that lead somewhere, headings in order, lists and tables, and targets of 24 pixels.
+A11Y = """(() => {
+    const seen = (element) => element.checkVisibility() && !element.closest('[aria-hidden=true]');
+    const all = (selector) => [...document.querySelectorAll(selector)].filter(seen);
+    const call = (element) => element.outerHTML.slice(0, 120);
+    const named = (element) => element.getAttribute('aria-label')?.trim()
+        || [...(element.labels ?? [])].map((label) => label.innerText.trim()).join('')
+        || element.innerText?.trim() || element.title;
+    const faults = [];
+    const fault = (rule, element) => faults.push(`${rule}: ${call(element)}`);
+    const usable = all('a[href], button, input, select, textarea, summary, [tabindex="0"]');
+    for (const element of usable) if (!named(element) && !element.matches('pre')) fault('no name', element);
+    const ids = all('[id]').map((element) => element.id);
+    for (const element of all('[id]')) if (ids.filter((id) => id === element.id).length > 1) fault('id twice', element);
+    for (const name of ['aria-labelledby', 'aria-describedby', 'aria-controls', 'for'])
+        for (const element of all(`[${name}]`))
+            if (!element.getAttribute(name).split(' ').every((id) => document.getElementById(id))) fault(name, element);
+    const within = document.querySelector('dialog[open]') ? 'dialog ' : '';
+    let level = within ? 1 : 0;
+    for (const element of all(['h1', 'h2', 'h3', 'h4'].map((one) => within + one).join())) {
+        if (Number(element.tagName[1]) > level + 1) fault('heading skips', element);
+        level = Number(element.tagName[1]);
+    }
+    for (const element of all('ul, ol'))
+        if ([...element.children].some((one) => one.tagName !== 'LI')) fault('list', element);
+    for (const element of all('dialog, nav, section, form[role]'))
+        if (!element.ariaLabel && !element.hasAttribute('aria-labelledby')) fault('region', element);
+    for (const element of all('table')) if (!element.caption) fault('caption', element);
+    for (const element of all('button, select, input:not([type=checkbox]), summary')) {
+        const { width, height } = element.getBoundingClientRect();
+        if (width < 23.5 || height < 23.5) fault(`target ${Math.round(width)}x${Math.round(height)}`, element);
+    }
+    return faults;
 })()"""

@@ -124,6 +124,15 @@ def watched(postgres_and_template: tuple[str, str]) -> Iterator[Watched]:
         opened.http.close()
 
 
+@pytest.fixture(scope="module")
+def shared(postgres_and_template: tuple[str, str]) -> Iterator[Watched]:
+    """A service for the tests of a module that leave alone what the others made."""
+    with serving_on_a_clone(postgres_and_template, HEARTBEAT_MAX_PER_SECOND="0") as served:
+        opened = Watched(served)
+        yield opened
+        opened.http.close()
+
+
 @pytest.fixture
 def page(chromium: Chromium) -> Iterator[Page]:
     """A page of the test's own; at the end it must have had nothing to complain of."""

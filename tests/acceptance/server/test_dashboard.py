@@ -42,6 +42,22 @@ def test_another_tab_is_not_logged_in(watched: Watched, page: Page, chromium: Ch
         other.wait_for_text("Log in", "h1")
 
 
+def test_a_login_is_kept_on_the_device_only_when_that_is_wanted(watched: Watched, page: Page) -> None:
+    """Another tab of the browser is logged in then, until one logs out."""
+    page.go(watched.url)
+    page.wait_for_text("Log in", "h1")
+    page.fill("#key", watched.served.admin_key)
+    page.click("#keep")
+    page.click("button[type=submit]")
+    page.wait_for_text("Nothing is registered yet")
+    page.run("sessionStorage.clear()")  # as in another tab
+    page.go(watched.url)
+    page.wait_for_text("Nothing is registered yet")
+    page.run("[...document.querySelectorAll('button')].find((found) => found.innerText === 'Log out').click()")
+    page.wait_for_text("Log in", "h1")
+    assert page.run("localStorage.length + sessionStorage.length") == 0
+
+
 def test_a_key_that_is_revoked_logs_out_with_the_reason(watched: Watched, page: Page) -> None:
     """And not with an empty page."""
     made = watched.post("/keys", {"name": "short-lived", "owner": "acme", "scopes": ["passports:read"]})
@@ -163,8 +179,9 @@ def test_events_stand_in_line_with_the_charts(watched: Watched, page: Page) -> N
     page.wait_for_text("drain began", ".events")
     page.wait_for_text("registered", ".events")
     page.wait_for("Boolean(document.querySelector('.chart canvas'))")
-    page.point_at(".chart .u-over", 0.995)
-    page.wait_for_text("drain began", ".chart-note")
+    page.point_at(".chart canvas", 0.98)
+    page.wait_for_text("drain began", ".tooltip")
+    page.wait_for_text("drain began", "[aria-label='Marks over the charts']")
 
 
 def test_a_model_says_why_nobody_can_get_it_node_by_node(watched: Watched, page: Page) -> None:

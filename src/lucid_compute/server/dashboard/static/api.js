@@ -5,10 +5,16 @@ const TIMEOUT_MS = 15_000;
 const AWAY = new Set([500, 502, 503, 504]);
 
 export class ApiError extends Error {
-  constructor(status, code, message) {
+  constructor(status, code, message, details = {}) {
     super(message);
     this.status = status;
     this.code = code;
+    this.details = details;
+  }
+
+  // What the service says of each field of the request: its path and a sentence.
+  get fields() {
+    return this.details?.fields ?? [];
   }
 
   // Whether nothing answered at all.
@@ -47,6 +53,46 @@ export class Api {
     return body;
   }
 
+  // Changes something: sends `body` as JSON, and returns what the service answers; null when that is nothing.
+  async change(method, path, body = undefined, { query = {}, signal = undefined, headers = {} } = {}) {
+    const about = { Authorization: `Bearer ${this.#key}`, Accept: "application/json", ...headers };
+    if (body !== undefined) about["Content-Type"] = "application/json";
+    const sent = body === undefined ? undefined : JSON.stringify(body);
+    const response = await this.#send(withQuery(path, query), about, signal, { method, body: sent });
+    const answer = await readJson(response);
+    if (!response.ok) throw this.#failed(response, answer);
+    return answer;
+  }
+
+  // Sends a request whose answer comes in pieces: `onResponse` is called with its head, `onEvent` with each event's JSON.
+  async stream(path, body, signal, onEvent, onResponse) {
+    const headers = { Authorization: `Bearer ${this.#key}`, "Content-Type": "application/json" };
+    try {
+      const response = await fetch(ROOT + path, { method: "POST", headers, body: JSON.stringify(body), signal, cache: "no-store", credentials: "omit" });
+      if (!response.ok) throw this.#failed(response, await readJson(response));
+      onResponse(response);
+      const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+      let rest = "";
+      for (let part = await reader.read(); !part.done; part = await reader.read()) {
+        const events = (rest + part.value).split(/\r?\n\r?\n/);
+        rest = events.pop();
+        events.forEach((event) => this.#readEvent(response, event, onEvent));
+      }
+      return response;
+    } catch (error) {
+      if (signal.aborted || error instanceof ApiError) throw error;
+      throw new ApiError(0, "UNREACHABLE", "The service can't be reached, or the answer broke off.");
+    }
+  }
+
+  #readEvent(response, text, onEvent) {
+    const data = text.split(/\r?\n/).filter((line) => line.startsWith("data:")).map((line) => line.slice(5).trimStart()).join("\n");
+    if (!data || data === "[DONE]") return;
+    const event = JSON.parse(data);
+    if (event.error) throw this.#failed(response, event);
+    onEvent(event);
+  }
+
   // Answers what the path holds as text, such as CSV.
   async text(path, query) {
     const response = await this.#send(withQuery(path, query), { Authorization: `Bearer ${this.#key}` });
@@ -54,13 +100,13 @@ export class Api {
     return response.text();
   }
 
-  async #send(address, headers, signal) {
+  async #send(address, headers, signal, request = {}) {
     const timeout = AbortSignal.timeout(TIMEOUT_MS);
     const either = signal ? AbortSignal.any([signal, timeout]) : timeout;
     try {
-      const early = this.#takeEarly(address);
+      const early = request.method ? undefined : this.#takeEarly(address);
       if (early) return await early;
-      return await fetch(ROOT + address, { headers, signal: either, cache: "no-store", credentials: "omit" });
+      return await fetch(ROOT + address, { ...request, headers, signal: either, cache: "no-store", credentials: "omit" });
     } catch (error) {
       if (signal?.aborted) throw error;
       throw new ApiError(0, "UNREACHABLE", "The service can't be reached.");
@@ -79,7 +125,7 @@ export class Api {
   #failed(response, body) {
     const told = body?.error ?? {};
     const message = told.message ?? `The service answered ${response.status}.`;
-    const error = new ApiError(response.status, told.code ?? "UNEXPECTED", message);
+    const error = new ApiError(response.status, told.code ?? "UNEXPECTED", message, told.details);
     if (error.status === 401) this.onRefused(error);
     return error;
   }

@@ -1,22 +1,34 @@
 // The page: who is logged in, what is shown, and whether the service answers.
+import { AddNode } from "./add_node.js";
 import { Api } from "./api.js";
+import { AuditView } from "./audit.js";
 import { FleetView } from "./fleet.js";
 import { Finder } from "./finding.js";
 import { Fragment, html, render, useEffect, useMemo, useRef, useState } from "./html.js";
+import { JobsView, JobView } from "./job_list.js";
+import { KeysView } from "./keys.js";
 import { Login } from "./login.js";
 import { ModelView } from "./model.js";
 import { ModelsView } from "./models.js";
 import { NodeView } from "./node.js";
 import { NodesView } from "./nodes.js";
 import { Empty, Heading } from "./parts.js";
+import { Palette } from "./palette.js";
 import { PayoutsView } from "./payouts.js";
+import { PlaygroundView } from "./playground.js";
 import { retryAll, usePolled } from "./polling.js";
-import { addressOf, usePlace } from "./router.js";
+import { addressOf, changeQuery, usePlace } from "./router.js";
 import { forgetKey, keepKey, readKey } from "./session.js";
+import { SettingsView } from "./settings.js";
 import { switchTheme, useTheme } from "./theming.js";
+import { WebhooksView } from "./webhooks.js";
+import { chooseZone, ownZone, useZone } from "./zones.js";
 
 const LIVE_SECONDS = 3;
-const SECTIONS = [["Fleet", "/"], ["Nodes", "/nodes"], ["Models", "/models"], ["Payouts", "/payouts"]];
+const SECTIONS = [
+  ["Fleet", "/"], ["Nodes", "/nodes"], ["Models", "/models"], ["Playground", "/playground"], ["Jobs", "/jobs"], ["Payouts", "/payouts"],
+  ["Webhooks", "/webhooks"], ["Keys", "/keys"], ["Audit", "/audit"], ["Settings", "/settings"],
+];
 
 function App() {
   const place = usePlace();
@@ -27,8 +39,8 @@ function App() {
     setReason(why);
     setKey(null);
   };
-  const logIn = (entered) => {
-    keepKey(entered);
+  const logIn = (entered, isForDevice) => {
+    keepKey(entered, isForDevice);
     setReason("");
     setKey(entered);
   };
@@ -42,6 +54,16 @@ function LoggedIn({ apiKey, place, onLeave }) {
   }), [apiKey]);
   const overview = usePolled((signal) => api.get("/compute/overview", {}, signal), LIVE_SECONDS, [api]);
   const owner = overview.data?.owner;
+  const [isFinding, setFinding] = useState(false);
+  useEffect(() => {
+    const press = (event) => {
+      if (event.key.toLowerCase() !== "k" || !(event.ctrlKey || event.metaKey) || event.altKey || event.shiftKey) return;
+      event.preventDefault();
+      if (!document.querySelector("dialog[open]")) setFinding(true);
+    };
+    document.addEventListener("keydown", press);
+    return () => document.removeEventListener("keydown", press);
+  }, []);
   const away = overview.error?.isAway ? overview.error : null;
   const wasAway = useRef(false);
   useEffect(() => {
@@ -49,11 +71,13 @@ function LoggedIn({ apiKey, place, onLeave }) {
     wasAway.current = Boolean(away);
   }, [away]);
   return html`<${Frame} place=${place} away=${away} owner=${owner} onLeave=${() => onLeave()}>
-    ${viewOf(place, api, overview)}
+    ${viewOf(place, api, apiKey, overview)}
+    ${isFinding && html`<${Palette} api=${api} pages=${SECTIONS} isAdmin=${owner === null} onClose=${() => setFinding(false)} />`}
+    ${owner !== undefined && place.query.add === "node" && html`<${AddNode} api=${api} apiKey=${apiKey} owner=${owner} onClose=${() => changeQuery({ add: "" })} />`}
   </${Frame}>`;
 }
 
-function viewOf({ path, query }, api, overview) {
+function viewOf({ path, query }, api, apiKey, overview) {
   const owner = overview.data?.owner;
   const [, section, ...rest] = path.split("/");
   const id = rest.map(decoded).join("/");
@@ -62,6 +86,12 @@ function viewOf({ path, query }, api, overview) {
   if (section === "nodes") return id ? html`<${NodeView} key=${id} id=${id} api=${api} query=${query} />` : html`<${NodesView} api=${api} query=${query} owner=${owner} />`;
   if (section === "models") return id ? html`<${ModelView} key=${id} id=${id} api=${api} query=${query} />` : html`<${ModelsView} api=${api} query=${query} />`;
   if (section === "payouts" && !id) return html`<${PayoutsView} api=${api} query=${query} owner=${owner} />`;
+  if (section === "playground" && !id) return html`<${PlaygroundView} api=${api} query=${query} />`;
+  if (section === "jobs") return id ? html`<${JobView} key=${id} id=${id} api=${api} />` : html`<${JobsView} api=${api} query=${query} isAdmin=${owner === null} />`;
+  if (section === "webhooks" && !id) return html`<${WebhooksView} api=${api} query=${query} isAdmin=${owner === null} />`;
+  if (section === "audit" && !id) return html`<${AuditView} api=${api} query=${query} />`;
+  if (section === "settings" && !id) return html`<${SettingsView} api=${api} apiKey=${apiKey} overview=${overview} />`;
+  if (section === "keys" && !id) return html`<${KeysView} api=${api} query=${query} />`;
   return html`<${Nowhere} />`;
 }
 
@@ -80,23 +110,27 @@ function decoded(part) {
 
 function Frame({ place, away = null, owner, onLeave, children }) {
   const theme = useTheme();
+  const zone = useZone();
   const main = useRef();
   const other = theme === "dark" ? "light" : "dark";
   return html`<${Fragment}>
     <a class="skip" href="#main" onClick=${(event) => { event.preventDefault(); main.current.focus(); }}>Skip to the content</a>
     <header class="top">
       <a class="brand" href=${addressOf("/")}><${Sign} />Lucid<span> compute</span></a>
-      ${onLeave && html`<${Sections} path=${place.path} />`}
       <div class="top-end">
         ${onLeave && html`<${Finder} />`}
         ${onLeave && html`<span class=${`live ${away ? "live-off" : ""}`} role="status"><span class="dot" aria-hidden="true"></span>${away ? "reconnecting" : "live"}</span>`}
-        ${onLeave && owner !== undefined && html`<span class="who" title="Whose nodes are shown">${owner ?? "all owners"}</span>`}
+        ${onLeave && owner !== undefined && html`<a class="who" href=${addressOf("/settings")} title="Whose nodes are shown, and what the key may do">${owner ?? "all owners"}</a>`}
+        ${ownZone !== "UTC" && html`<button type="button" class="quiet" onClick=${() => chooseZone(zone === "UTC" ? ownZone : "UTC")} title=${`Times are in ${zone}`}>${zone === "UTC" ? "UTC" : "local time"}</button>`}
         <button type="button" class="quiet" onClick=${switchTheme} aria-label=${`Switch to ${other} colours`} title=${`Switch to ${other} colours`}>${theme === "dark" ? "☀" : "☾"}</button>
         ${onLeave && html`<button type="button" class="quiet" onClick=${onLeave}>Log out</button>`}
       </div>
     </header>
     ${away && html`<div class="banner" role="alert"><p><strong>${away.isUnreachable ? "The service does not answer." : "The service can't answer at the moment."}</strong> ${away.isUnreachable ? "" : away.message} What you see is what was last known; it is asked again by itself.</p><button type="button" onClick=${retryAll}>Try now</button></div>`}
-    <main id="main" ref=${main} tabindex="-1">${children}</main>
+    <div class=${onLeave ? "layout" : ""}>
+      ${onLeave && html`<${Sections} path=${place.path} />`}
+      <main id="main" ref=${main} tabindex="-1">${children}</main>
+    </div>
   </${Fragment}>`;
 }
 

@@ -1,151 +1,146 @@
-// One chart over time: drawn by uPlot, with events and outages in line with the figures, and every number in a table.
-import { html, useEffect, useMemo, useRef, useState } from "./html.js";
+// One chart over time: its title with the unit, a legend, the plot, and every number in a table.
+import { eventWord, lineOverlays } from "./chart_overlays.js";
 import { moment, number, short, shortMoment, UNKNOWN } from "./format.js";
-import { eventWord, lineOverlays, outlineOf, toneOf } from "./chart_overlays.js";
+import { html, useEffect, useMemo, useRef, useState } from "./html.js";
+import { Plot } from "./plot.js";
 import { useTheme } from "./theming.js";
+import { useZone } from "./zones.js";
 
-const HEIGHT = 170;
-const PIXELS_A_SIGN = 6.4;
-const FEW = 3; // so few points are shown as points
+const HEIGHT = 180;
+const FEW = 3; // with fewer values the last step is drawn, though it goes on
+const MIN_DRAG = 8;
 const COLOURS = ["chart-1", "chart-2", "chart-3"];
 const DASHES = [[], [7, 3], [2, 3]]; // lines are told apart by their stroke as well as by their colour
-const TIMES = [
-  [3600 * 24 * 365, "{YYYY}", null, null, null, null, null, null, 1],
-  [3600 * 24 * 28, "{MMM}", "\n{YYYY}", null, null, null, null, null, 1],
-  [3600 * 24, "{D} {MMM}", "\n{YYYY}", null, null, null, null, null, 1],
-  [3600, "{HH}:{mm}", "\n{D} {MMM}", null, "\n{D} {MMM}", null, null, null, 1],
-  [60, "{HH}:{mm}", "\n{D} {MMM}", null, "\n{D} {MMM}", null, null, null, 1],
-  [1, "{HH}:{mm}:{ss}", "\n{D} {MMM}", null, "\n{D} {MMM}", null, null, null, 1],
-];
+const STYLES = [...COLOURS, "muted", "line", "outage", "accent", "good", "warn", "bad", "info", "font"];
 
-// `lines` are [label, values, {tableOnly, colour, write}]; `write` says a figure of them; `events` and `outages` are the API's.
-export function Chart({ title, times, lines, write = number, axis = short, events = [], outages = [], sync }) {
-  const drawn = useMemo(() => lines.filter(([, , options]) => !options?.tableOnly).map(([label, values, options], position) => [label, withoutUnfinished(times, values), options?.colour ?? COLOURS[position]]), [times, ...lines.map(([, values]) => values)]);
+// Charts of one group point at the same instant.
+const groups = new Map();
+
+// `lines` are [label, values, {tableOnly, colour, write}]; `write` says a figure of them, `axis` a mark of the axis;
+// `events` and `outages` are the API's. `onZoom(from, to)` is called with a span in milliseconds that was dragged over,
+// or without one when the former span is wanted again.
+export function Chart({ title, unit = "", times, lines, write = number, axis = short, isWhole = false, events = [], outages = [], sync, onZoom }) {
+  const instants = useMemo(() => times.map((time) => Date.parse(time)), [times]);
+  const drawn = useMemo(() => lines.filter(([, , options]) => !options?.tableOnly).map(([label, values, options], position) => [label, withoutUnfinished(instants, values).map(asNumber), options?.colour ?? COLOURS[position], DASHES[position]]), [instants, ...lines.map(([, values]) => values)]);
   const isEmpty = drawn.every(([, values]) => values.every((value) => value === null));
   const [at, setAt] = useState(null);
   const place = at ?? lastStep(drawn);
   const marks = useMemo(() => lineOverlays(events, outages), [events, outages]);
+  useEffect(() => join(sync, setAt), [sync]);
+  const values = (position) => write(lines.filter(([, , options]) => !options?.tableOnly)[position][1][place]);
   return html`<figure class="chart" aria-label=${title}>
     <figcaption>
-      <h3>${title}</h3>
-      <ul class="legend">${drawn.map(([label, values, colour], position) => html`<li key=${label}>
+      <h3>${title}${unit && html`<span class="unit">, ${unit}</span>`}</h3>
+      <ul class="legend">${drawn.map(([label, , colour], position) => html`<li key=${label}>
         <${Swatch} colour=${colour} position=${position} />${label}
-        <strong>${place === null ? UNKNOWN : write(values[place])}</strong>
+        <strong>${place === null ? UNKNOWN : values(position)}</strong>
       </li>`)}</ul>
     </figcaption>
     ${isEmpty
       ? html`<div class="chart-empty"><p>Nothing was measured in this span.</p></div>`
-      : html`<${Canvas} times=${times} drawn=${drawn} axis=${axis} marks=${marks} sync=${sync} onPlace=${setAt} />`}
-    <p class="chart-note" aria-hidden="true">${noteOf(times, at, place, marks)}</p>
+      : html`<${Canvas} times=${instants} drawn=${drawn} axis=${axis} isWhole=${isWhole} marks=${marks} at=${at} onPoint=${(pointed) => tell(sync, pointed, setAt)} onZoom=${onZoom} values=${values} />`}
+    <p class="chart-note" aria-hidden="true">${at === null && place !== null ? `last: ${shortMoment(times[place], (instants.at(-1) - instants[0]) / 1000)}` : ""}</p>
     <${Numbers} title=${title} times=${times} lines=${lines} write=${write} />
   </figure>`;
+}
+
+function join(sync, setAt) {
+  if (!sync) return undefined;
+  if (!groups.has(sync)) groups.set(sync, new Set());
+  groups.get(sync).add(setAt);
+  return () => groups.get(sync).delete(setAt);
+}
+
+function tell(sync, place, setAt) {
+  (groups.get(sync) ?? [setAt]).forEach((each) => each(place));
 }
 
 function Swatch({ colour, position }) {
   return html`<svg class=${`swatch swatch-${colour}`} viewBox="0 0 18 8" width="18" height="8" aria-hidden="true"><path d="M0 4h18" stroke-width="3" stroke-dasharray=${DASHES[position].join(" ") || undefined} /></svg>`;
 }
 
-function Canvas({ times, drawn, axis, marks, sync, onPlace }) {
-  const room = useRef();
+function Canvas({ times, drawn, axis, isWhole, marks, at, onPoint, onZoom, values }) {
+  const canvas = useRef();
   const plot = useRef(null);
-  const latest = useRef(marks);
+  const [width, setWidth] = useState(0);
+  const [isHere, setHere] = useState(false);
+  const [drag, setDrag] = useState(null); // the span in milliseconds that is being dragged over
   const theme = useTheme();
-  latest.current = marks;
-  const data = useMemo(() => [times.map((time) => Date.parse(time) / 1000), ...drawn.map(([, values]) => values.map(asNumber))], [times, drawn]);
+  const zone = useZone();
+  const [density, setDensity] = useState(0); // dots of the screen for a CSS pixel; another screen may have more
+  const style = useMemo(readStyle, [theme]);
   useEffect(() => {
-    const element = room.current;
-    const made = new window.uPlot(optionsOf(element, drawn, axis, () => latest.current, sync, onPlace), data, element);
-    plot.current = made;
-    const observer = new ResizeObserver(() => made.setSize({ width: element.clientWidth, height: HEIGHT }));
-    observer.observe(element);
+    plot.current = new Plot(canvas.current);
+    const follow = () => {
+      setWidth(canvas.current?.parentElement.clientWidth ?? 0);
+      setDensity(devicePixelRatio);
+    };
+    const observer = new ResizeObserver(follow);
+    observer.observe(canvas.current.parentElement, { box: "device-pixel-content-box" });
+    window.addEventListener("resize", follow); // also when the window is shown larger or smaller
+    follow();
     return () => {
       observer.disconnect();
-      made.destroy();
+      window.removeEventListener("resize", follow);
     };
-  }, [theme, drawn.map(([label]) => label).join()]);
+  }, []);
   useEffect(() => {
-    plot.current?.setData(data);
-  }, [data, marks]);
-  return html`<div class="chart-canvas" ref=${room} aria-hidden="true"></div>`;
-}
+    if (width === 0) return;
+    const lines = drawn.map(([, numbers, colour, dash]) => [numbers, colour, dash]);
+    plot.current.draw({ times, lines, events: marks.events, outages: marks.outages, axis, isWhole, zone, style }, width, HEIGHT, { at, selected: drag });
+  }, [times, drawn, marks, style, zone, width, density, at, drag]);
 
-function optionsOf(room, drawn, axis, marksOf, sync, onPlace) {
-  const style = getComputedStyle(document.documentElement);
-  const colour = (name) => style.getPropertyValue(name).trim();
-  const font = `11px ${style.getPropertyValue("--font").trim()}`;
-  const lines = { stroke: colour("--muted"), font, ticks: { show: false }, grid: { stroke: colour("--line"), width: 1 } };
-  return {
-    width: room.clientWidth || 300,
-    height: HEIGHT,
-    padding: [12, 20, 0, 0],
-    legend: { show: false },
-    cursor: { sync: sync ? { key: sync } : undefined, drag: { x: false, y: false }, points: { size: 6 }, y: false },
-    scales: { y: { range: (_, __, highest) => [0, highest > 0 ? highest * 1.08 : 1] } },
-    axes: [
-      { ...lines, grid: { show: false }, values: TIMES, space: 64, size: 40, gap: 6 },
-      { ...lines, size: widthOf, space: 36, values: (_, splits) => splits.map((split) => axis(split)) },
-    ],
-    series: [
-      {},
-      ...drawn.map(([label, , name], position) => ({
-        label,
-        stroke: colour(`--${name}`),
-        width: 1.75,
-        dash: DASHES[position],
-        fill: drawn.length === 1 ? `color-mix(in srgb, ${colour(`--${name}`)} 14%, transparent)` : undefined,
-        points: { show: (plot, series) => isLonely(plot.data[series]), size: 5 },
-      })),
-    ],
-    hooks: {
-      drawClear: [(plot) => drawOutages(plot, marksOf().outages, colour("--outage"))],
-      draw: [(plot) => drawEvents(plot, marksOf().events, colour)],
-      setCursor: [(plot) => onPlace(plot.cursor.idx ?? null)],
-    },
+  const xOf = (event) => event.clientX - canvas.current.getBoundingClientRect().left;
+  const move = (event) => {
+    setHere(true);
+    onPoint(plot.current.placeAt(xOf(event), times));
+    if (drag) setDrag([drag[0], plot.current.timeAt(xOf(event))]);
   };
+  const leave = () => {
+    setHere(false);
+    setDrag(null);
+    onPoint(null);
+  };
+  const press = (event) => {
+    if (!onZoom || event.button !== 0 || event.pointerType === "touch") return;
+    event.preventDefault();
+    setDrag([plot.current.timeAt(xOf(event)), plot.current.timeAt(xOf(event))]);
+  };
+  const release = () => {
+    if (!drag) return;
+    const [from, to] = [Math.min(...drag), Math.max(...drag)];
+    setDrag(null);
+    if (Math.abs(plot.current.xOf(to) - plot.current.xOf(from)) >= MIN_DRAG) onZoom(from, to);
+  };
+  return html`<div class="chart-canvas" aria-hidden="true">
+    <canvas ref=${canvas} class=${onZoom ? "zooms" : ""} style=${{ width: `${width}px`, height: `${HEIGHT}px` }}
+      onPointerMove=${move} onPointerLeave=${leave} onPointerDown=${press} onPointerUp=${release} onDblClick=${() => onZoom?.()}></canvas>
+    ${isHere && at !== null && width > 0 && html`<${Tooltip} x=${plot.current.xOf(times[at])} width=${width} times=${times} at=${at} marks=${marks} drawn=${drawn} values=${values} />`}
+  </div>`;
 }
 
-function drawOutages(plot, outages, colour) {
-  const { ctx, bbox } = plot;
-  ctx.save();
-  ctx.fillStyle = colour;
-  for (const { from, to } of outages) {
-    const left = Math.max(plot.valToPos(from, "x", true), bbox.left);
-    const right = Math.min(plot.valToPos(to, "x", true), bbox.left + bbox.width);
-    if (right > left) ctx.fillRect(left, bbox.top, Math.max(right - left, 3), bbox.height);
-  }
-  ctx.restore();
+function Tooltip({ x, width, times, at, marks, drawn, values }) {
+  const isLeft = x > width / 2;
+  const style = isLeft ? { right: `${width - x + 12}px`, left: "auto" } : { left: `${x + 12}px`, right: "auto" };
+  return html`<div class="tooltip" style=${style}>
+    <p>${moment(times[at])}</p>
+    <ul>${drawn.map(([label, , colour], position) => html`<li key=${label}><${Swatch} colour=${colour} position=${position} />${label} <strong>${values(position)}</strong></li>`)}</ul>
+    ${happenedAt(times, at, marks).map((text) => html`<p key=${text}>${text}</p>`)}
+  </div>`;
 }
 
-function drawEvents(plot, events, colour) {
-  const { ctx, bbox } = plot;
-  const size = 5 * devicePixelRatio;
-  ctx.save();
-  ctx.lineWidth = devicePixelRatio;
-  for (const event of events) {
-    const x = plot.valToPos(event.at, "x", true);
-    if (x < bbox.left || x > bbox.left + bbox.width) continue;
-    ctx.strokeStyle = ctx.fillStyle = colour(`--${toneOf(event.type)}`);
-    ctx.setLineDash([3 * devicePixelRatio, 3 * devicePixelRatio]);
-    ctx.beginPath();
-    ctx.moveTo(x, bbox.top);
-    ctx.lineTo(x, bbox.top + bbox.height);
-    ctx.stroke();
-    ctx.beginPath();
-    outlineOf(event.type).forEach(([right, down]) => ctx.lineTo(x + right * size, bbox.top - 1 + down * size));
-    ctx.fill();
-  }
-  ctx.restore();
+// What happened in the step that the cursor points at.
+function happenedAt(times, at, marks) {
+  const step = times.length > 1 ? times[1] - times[0] : 60_000;
+  const [from, to] = [times[at], times[at] + step];
+  const happened = marks.events.filter((event) => event.at >= from && event.at < to).map((event) => eventWord(event.type));
+  const isOurs = marks.outages.some((outage) => outage.from < to && outage.to > from);
+  return [...new Set(happened), ...(isOurs ? ["an outage of the registry, ours"] : [])];
 }
 
-// Of when the numbers are: the last ones, or what the cursor points at and what happened there.
-function noteOf(times, at, last, marks) {
-  if (at === null) return last === null ? "" : `last: ${shortMoment(times[last], (Date.parse(times.at(-1)) - Date.parse(times[0])) / 1000)}`;
-  const time = Date.parse(times[at]) / 1000;
-  const step = times.length > 1 ? (Date.parse(times[1]) - Date.parse(times[0])) / 1000 : 60;
-  const within = (instant) => instant >= time && instant < time + step;
-  const happened = marks.events.filter((event) => within(event.at)).map((event) => eventWord(event.type));
-  const isOurs = marks.outages.some((outage) => outage.from < time + step && outage.to > time);
-  return [moment(times[at]), ...new Set(happened), isOurs ? "an outage of the registry, ours" : ""].filter(Boolean).join(" · ");
+function readStyle() {
+  const style = getComputedStyle(document.documentElement);
+  return Object.fromEntries(STYLES.map((name) => [name, style.getPropertyValue(`--${name}`).trim()]));
 }
 
 function Numbers({ title, times, lines, write }) {
@@ -164,15 +159,13 @@ function Numbers({ title, times, lines, write }) {
 }
 
 // The step at hand goes on: drawn, it would look like a fall. Its figures stand in the table.
-function withoutUnfinished(times, values) {
-  if (times.length < 2 || values.filter((value) => value !== null).length < FEW) return values;
-  const [last, before] = [Date.parse(times.at(-1)), Date.parse(times.at(-2))];
+function withoutUnfinished(instants, values) {
+  if (instants.length < 2 || values.filter((value) => value !== null).length < FEW) return values;
+  const [last, before] = [instants.at(-1), instants.at(-2)];
   return last + (last - before) > Date.now() ? [...values.slice(0, -1), null] : values;
 }
 
-const widthOf = (_, labels) => Math.max(40, ...(labels ?? []).map((label) => 16 + String(label).length * PIXELS_A_SIGN));
-const asNumber = (value) => (value === null ? null : Number(value));
-const isLonely = (values) => values.filter((value) => value !== null).length < FEW;
+const asNumber = (value) => (value === null || value === undefined ? null : Number(value));
 const newestFirst = (times) => times.map((_, place) => times.length - 1 - place);
 
 // The last step that has ended, also when nothing was measured in it: an older figure would read as if it were now's.
@@ -181,4 +174,3 @@ export function lastStep(drawn) {
   if (length === 0) return null;
   return drawn.some(([, values]) => values[length - 1] !== null) ? length - 1 : Math.max(length - 2, 0);
 }
-

@@ -1,4 +1,4 @@
-// What is drawn over charts: events of a node and outages of the registry, in seconds.
+// What is drawn over charts: events of a node and outages of the registry, in milliseconds.
 // Each tone has a shape of its own: for the eye as a sign, and for the canvas as an outline.
 const SIGNS = { good: "▲", bad: "▼", warn: "◆", info: "■", ours: "▬" };
 const OUTLINES = {
@@ -42,7 +42,7 @@ export function eventWord(type) {
 
 export function lineOverlays(events, outages) {
   return {
-    events: events.map((event) => ({ at: Date.parse(event.at) / 1000, type: event.type })),
-    outages: outages.map((outage) => ({ from: Date.parse(outage.startedAt) / 1000, to: Date.parse(outage.endedAt) / 1000 })),
+    events: events.map((event) => ({ at: Date.parse(event.at), type: event.type })),
+    outages: outages.map((outage) => ({ from: Date.parse(outage.startedAt), to: Date.parse(outage.endedAt) })),
   };
 }

@@ -12,7 +12,7 @@
     addresses.push("/compute?page=1&perPage=50&sortBy=createdAt&sortOrder=desc");
   }
   try {
-    const key = sessionStorage.getItem("lucid.key");
+    const key = sessionStorage.getItem("lucid.key") ?? localStorage.getItem("lucid.key");
     if (key) window.lucidEarly = { key, asked: new Map(addresses.map((address) => [address, ask(address, key)])) };
     setTimeout(() => delete window.lucidEarly, KEPT_MS);
   } catch {

@@ -17,7 +17,7 @@ export function Finder() {
     go(addressOf(NODES, { search }));
   };
   return html`<form class="finder" role="search" aria-label="Find a node" onSubmit=${find}>
-    <input id="find" ref=${field} type="search" placeholder="Find a node  ( / )" aria-label="Name or id of a node" aria-keyshortcuts="/" autocomplete="off" spellcheck=${false} />
+    <input id="find" ref=${field} type="search" placeholder="Find a node  ( / )" title="Ctrl K or ⌘ K finds anything" aria-label="Name or id of a node" aria-keyshortcuts="/" autocomplete="off" spellcheck=${false} />
   </form>`;
 }
 

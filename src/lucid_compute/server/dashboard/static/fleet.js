@@ -6,10 +6,9 @@ import { vramOf } from "./models.js";
 import { Card, Empty, Figure, Figures, Heading, Shown, SpanChoice, Status, statusOf } from "./parts.js";
 import { usePolled } from "./polling.js";
 import { REQUEST_SERIES, RequestCharts } from "./request_charts.js";
-import { Command } from "./copying.js";
 import { EarnedFigure, useProviderShare } from "./earned.js";
 import { ROOT, addressOf } from "./router.js";
-import { secondsBetween, spanOf } from "./spans.js";
+import { nameOf, spanOf } from "./spans.js";
 
 const LIST_SECONDS = 10;
 const LISTED = 5;
@@ -69,20 +68,11 @@ function Bar({ label, parts }) {
   return html`<div class="bar" role="img" aria-label=${label}>${parts.map(([tone, size]) => size > 0 && html`<span class=${`bar-${tone}`} key=${tone} style=${{ flexGrow: size }}></span>`)}</div>`;
 }
 
-// What registers a node with this service. A service elsewhere must be told where it reaches the inference server.
-function agentCommand() {
-  const isHere = /^(localhost|127\.[\d.]+|\[::1\])$/.test(location.hostname);
-  const reached = isHere ? "" : " --public-url http://YOUR-GPU:8080";
-  return `LUCID_API_KEY=YOUR-KEY .venv/bin/lucid agent run --api ${location.origin}${ROOT} --url http://localhost:8080${reached}`;
-}
-
 function FirstSteps() {
   return html`<${Card} title="Nothing is registered yet">
-    <p>Make a key for the node, on the machine of this service, in its folder:</p>
-    <${Command} text=".venv/bin/lucid keys create my-gpu --owner YOUR-NAME --scope compute" />
-    <p>On the machine of a running inference server, in a copy of this repository after <code>make install</code>, one command registers it, declares its models and keeps it alive. Put in the key, and the server's own address:</p>
-    <${Command} text=${agentCommand()} />
-    <p>It appears here with its first heartbeat. <a href=${`${ROOT}/docs`}>The API</a> does the same by hand: <code>POST /passports</code>, then <code>POST /compute/heartbeat</code>.</p>
+    <p>Beside a running inference server, one command registers it as a node, declares its models and keeps it alive. The page makes the key, shows the command, and tells when the first request can be sent.</p>
+    <p><a class="button primary" href=${addressOf("/", { add: "node" })}>Add a node</a></p>
+    <p class="note"><a href=${`${ROOT}/docs`}>The API</a> does the same by hand: <code>POST /passports</code>, then <code>POST /compute/heartbeat</code>.</p>
   </${Card}>`;
 }
 
@@ -113,10 +103,10 @@ function needsOf({ minVramGb, runtimes = [], contextLength }) {
 
 function History({ api, span }) {
   const share = useProviderShare(api);
-  const metrics = usePolled((signal) => api.get("/compute/metrics", { from: `-${span}`, series: SERIES }, signal), secondsBetween(span), [api, span]);
+  const metrics = usePolled((signal) => api.get("/compute/metrics", { ...span.asked, series: SERIES }, signal), span.seconds, [api, nameOf(span)]);
   return html`<${Card} title="Over time" aside=${html`<${SpanChoice} span=${span} />`}>
     <${Shown} of=${metrics} lines=${6}>${(data) => html`<${RequestCharts} data=${data} share=${share} sync="fleet">${(one) => html`
-      <${Chart} ...${one} title="Nodes by state" write=${count} lines=${[["healthy", data.series.nodesHealthy, { colour: "good" }], ["draining", data.series.nodesDraining, { colour: "warn" }], ["unhealthy", data.series.nodesUnhealthy, { colour: "bad" }]]} />
+      <${Chart} ...${one} title="Nodes by state" isWhole=${true} write=${count} axis=${count} lines=${[["healthy", data.series.nodesHealthy, { colour: "good" }], ["draining", data.series.nodesDraining, { colour: "warn" }], ["unhealthy", data.series.nodesUnhealthy, { colour: "bad" }]]} />
     `}</${RequestCharts}>`}</${Shown}>
   </${Card}>`;
 }

@@ -1,14 +1,26 @@
 // Figures as people read them. Null is unknown, never 0: it is shown as a dash.
+import { zoneNow } from "./zones.js";
+
 export const UNKNOWN = "–";
 const PLAIN = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
 const FINE = new Intl.NumberFormat("en", { maximumFractionDigits: 2 });
 const SHORT = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
-const MOMENT = new Intl.DateTimeFormat("en-GB", { dateStyle: "medium", timeStyle: "medium" });
-
-const CLOCK = new Intl.DateTimeFormat("en-GB", { timeStyle: "short" });
-const DAY = new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit" });
-const ZONE = new Intl.DateTimeFormat("en-GB", { timeZoneName: "short" });
+const TIMES = {
+  moment: { dateStyle: "medium", timeStyle: "medium" },
+  clock: { timeStyle: "short" },
+  day: { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit" },
+  zone: { timeZoneName: "short" },
+};
 const DAY_SECONDS = 86_400;
+
+const writers = new Map();
+
+// Return what writes a time in one of these ways, in the zone of the page.
+function writerOf(kind) {
+  const name = `${kind} ${zoneNow()}`;
+  if (!writers.has(name)) writers.set(name, new Intl.DateTimeFormat("en-GB", { ...TIMES[kind], timeZone: zoneNow() }));
+  return writers.get(name);
+}
 
 const percent = (value, digits) => `${(value * 100).toFixed(digits)} %`;
 const isUnknown = (value) => value === null || value === undefined || Number.isNaN(value);
@@ -22,11 +34,11 @@ export const shareMark = known((value) => `${FINE.format(value * 100)} %`);
 // Rounded down: what was not up all the time never reads 100 %.
 export const uptimeShare = known((value) => (value >= 1 ? "100 %" : percent(Math.floor(value * 10_000) / 10_000, 2)));
 export const wholeShare = known((value) => `${PLAIN.format(value * 100)} %`);
-export const moment = known((value) => MOMENT.format(new Date(value)));
+export const moment = known((value) => writerOf("moment").format(new Date(value)));
 // A time as short as it can be told apart from others of a span that is so long.
-export const shortMoment = (value, seconds) => (seconds <= DAY_SECONDS ? CLOCK : DAY).format(new Date(value));
+export const shortMoment = (value, seconds) => writerOf(seconds <= DAY_SECONDS ? "clock" : "day").format(new Date(value));
 // The zone that every time on the page is of.
-export const zone = () => `${Intl.DateTimeFormat().resolvedOptions().timeZone} (${ZONE.formatToParts(new Date()).find(({ type }) => type === "timeZoneName").value})`.replace("UTC (UTC)", "UTC");
+export const zone = () => `${zoneNow()} (${writerOf("zone").formatToParts(new Date()).find(({ type }) => type === "timeZoneName").value})`.replace("UTC (UTC)", "UTC");
 export const dollars = known((value) => `$${trimMoney(String(value))}`);
 export const exactDollars = known((value) => `$${groupThousands(String(value).replace(/(\.\d\d\d*?)0+$/, "$1"))}`);
 export const gigabytes = known((value) => `${FINE.format(value)} GB`);

@@ -6,6 +6,7 @@ export function Login({ reason, onKey }) {
   const [message, setMessage] = useState(reason);
   const [isBusy, setBusy] = useState(false);
   const [isShown, setShown] = useState(false);
+  const [isKept, setKept] = useState(false);
   const field = useRef();
   useEffect(() => {
     document.title = "Log in · Lucid compute";
@@ -20,7 +21,7 @@ export function Login({ reason, onKey }) {
     setBusy(false);
     setMessage(fault);
     if (fault) field.current.focus();
-    else onKey(key);
+    else onKey(key, isKept);
   }
 
   return html`<div class="login"><form class="card" onSubmit=${enter} autocomplete="off">
@@ -31,8 +32,9 @@ export function Login({ reason, onKey }) {
       placeholder="lk_live_…" aria-invalid=${message ? "true" : undefined} aria-describedby=${message ? "key-fault" : "key-note"} />
     ${message && html`<p class="failure" id="key-fault" role="alert">${message}</p>`}
     <label class="check"><input type="checkbox" checked=${isShown} onChange=${(event) => setShown(event.currentTarget.checked)} /> Show the key</label>
+    <label class="check"><input id="keep" type="checkbox" checked=${isKept} onChange=${(event) => setKept(event.currentTarget.checked)} /> Keep the login on this device</label>
     <button type="submit" class="primary" disabled=${isBusy}>${isBusy ? "Trying the key…" : "Log in"}</button>
-    <p class="note" id="key-note">The key stays in this tab and is forgotten when you close it or log out.</p>
+    <p class="note" id="key-note">${isKept ? "The key stays in this browser until you log out. Do this on a device of your own alone." : "The key stays in this tab and is forgotten when you close it or log out."}</p>
   </form></div>`;
 }
 

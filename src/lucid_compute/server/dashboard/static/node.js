@@ -1,4 +1,5 @@
 // A node: how it is, what to fix, what it did over time, and what runs on it now.
+import { useAction } from "./acting.js";
 import { curlOf } from "./api.js";
 import { NodeCharts } from "./node_charts.js";
 import { Copy } from "./copying.js";
@@ -6,12 +7,15 @@ import { Fixes } from "./fixes.js";
 import { count, duration, gigabytes, megabytes, milliseconds, share, shareMark, shortMoment, uptimeShare, wholeShare } from "./format.js";
 import { Fragment, html } from "./html.js";
 import { Jobs } from "./jobs.js";
+import { NextRequest, NodeFacts } from "./node_about.js";
+import { NodeActions } from "./node_actions.js";
 import { Card, Empty, Failure, Figure, Figures, Heading, Loading, Shown, SpanChoice, Status, statusOf } from "./parts.js";
 import { usePolled } from "./polling.js";
 import { spanOf } from "./spans.js";
 import { Ago, Lasting } from "./ticking.js";
 
 const HEALTH_SECONDS = 3;
+const DECLARATION_SECONDS = 10;
 const SLOW_SECONDS = 60;
 const MUCH_ERROR = 0.05;
 const ENDED = "NODE_DEREGISTERED";
@@ -20,6 +24,8 @@ export function NodeView({ id, api, query }) {
   const at = encodeURIComponent(id);
   const passport = usePolled((signal) => api.get(`/passports/${at}`, {}, signal), SLOW_SECONDS, [api, id]);
   const health = usePolled((signal) => healthOf(api, at, signal), HEALTH_SECONDS, [api, id]);
+  const declaration = usePolled((signal) => declarationOf(api, at, signal), DECLARATION_SECONDS, [api, id]);
+  const probing = useAction(() => api.change("POST", `/compute/probe/${at}`));
   const crumbs = [["Nodes", "/nodes"]];
   if (passport.data === undefined) {
     const name = passport.error?.status === 404 ? "No such node" : "Node";
@@ -31,7 +37,10 @@ export function NodeView({ id, api, query }) {
     <${Heading} title=${node.name} crumbs=${crumbs} aside=${health.data && html`<${Status} status=${statusOf(health.data)} />`} />
     <p class="lead">${[node.metadata.gpu, gigabytes(node.metadata.vramGb), node.metadata.region, `owner ${node.owner}`].filter(Boolean).join(" · ")} <span class="id">${node.id}<${Copy} text=${node.id} what="the id" /></span>
       <span class="id">curl<${Copy} text=${curlOf(`/compute/health/${node.id}`)} what="this as a curl command" /></span></p>
+    ${health.data && !health.data.isEnded && html`<${NodeActions} api=${api} node=${node} health=${health.data} declaration=${declaration.data} onProbe=${probing.start} asked=${query.do} key=${query.do} />`}
     <${Shown} of=${health} lines=${4}>${(data) => (data.isEnded ? html`<${Ended} />` : html`<${Now} node=${node} health=${data} />`)}</${Shown}>
+    ${health.data && !health.data.isEnded && html`<${NextRequest} api=${api} node=${node} health=${health.data} declaration=${declaration} />`}
+    ${health.data && !health.data.isEnded && html`<${NodeFacts} node=${node} health=${health.data} declaration=${declaration} probing=${probing} />`}
     <${Uptime} api=${api} at=${at} />
     <${Card} title="Over time" aside=${html`<${SpanChoice} span=${span} />`}>
       <${NodeCharts} api=${api} at=${at} span=${span} />
@@ -45,6 +54,16 @@ async function healthOf(api, at, signal) {
     return await api.get(`/compute/health/${at}`, {}, signal);
   } catch (error) {
     if (error.code === ENDED) return { isEnded: true, status: "deregistered" };
+    throw error;
+  }
+}
+
+// Return what the node declares; nothing of one that has ended.
+async function declarationOf(api, at, signal) {
+  try {
+    return await api.get(`/compute/models/${at}`, {}, signal);
+  } catch (error) {
+    if (error.code === ENDED) return { models: [] };
     throw error;
   }
 }

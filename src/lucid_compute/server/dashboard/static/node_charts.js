@@ -7,15 +7,14 @@ import { Fragment, html } from "./html.js";
 import { Empty, Shown } from "./parts.js";
 import { usePolled } from "./polling.js";
 import { REQUEST_SERIES, RequestCharts } from "./request_charts.js";
-import { secondsBetween, sinceOf } from "./spans.js";
+import { nameOf } from "./spans.js";
 
 const SERIES = `${REQUEST_SERIES},load,gpuUtilization,gpuMemoryUsedMb,gpuMemoryTotalMb,queueDepth,inFlight,failures`;
 const MAX_EVENTS = 100;
 
 export function NodeCharts({ api, at, span }) {
-  const seconds = secondsBetween(span);
-  const metrics = usePolled((signal) => api.get(`/compute/metrics/${at}`, { from: `-${span}`, series: SERIES }, signal), seconds, [api, at, span]);
-  const events = usePolled((signal) => api.get(`/compute/events/${at}`, { since: sinceOf(span), perPage: MAX_EVENTS }, signal), seconds, [api, at, span]);
+  const metrics = usePolled((signal) => api.get(`/compute/metrics/${at}`, { ...span.asked, series: SERIES }, signal), span.seconds, [api, at, nameOf(span)]);
+  const events = usePolled((signal) => api.get(`/compute/events/${at}`, { since: span.since, perPage: MAX_EVENTS }, signal), span.seconds, [api, at, nameOf(span)]);
   const share = useProviderShare(api);
   return html`<${Shown} of=${metrics} lines=${8}>${(data) => html`<${Fragment}>
     <${Charts} data=${data} share=${share} events=${events.data?.events ?? []} />
@@ -28,7 +27,7 @@ function Charts({ data, share, events }) {
   return html`<${RequestCharts} data=${data} share=${share} sync="node" events=${events}>${(one) => html`
     <${Chart} ...${one} title="GPU and load" write=${wholeShare} axis=${wholeShare} lines=${[["GPU busy", series.gpuUtilization], ["load", series.load]]} />
     <${Chart} ...${one} title="GPU memory" write=${gigabytes} axis=${gigabytes} lines=${[["used", inGigabytes(series.gpuMemoryUsedMb)], ["total", inGigabytes(series.gpuMemoryTotalMb)]]} />
-    <${Chart} ...${one} title="Queue and in flight" lines=${[["in flight", series.inFlight], ["queue", series.queueDepth]]} />
+    <${Chart} ...${one} title="Queue and in flight" unit="requests" isWhole=${true} lines=${[["in flight", series.inFlight], ["queue", series.queueDepth]]} />
   `}</${RequestCharts}>`;
 }
 

@@ -1,6 +1,7 @@
 // The list of nodes, page by page as the service has them, with filters that stand in the address.
 import { count, gigabytes, milliseconds, share, wholeShare } from "./format.js";
 import { Fragment, html, useEffect, useRef, useState } from "./html.js";
+import { BulkActions } from "./node_actions.js";
 import { Empty, Heading, Pager, Shown, Status, statusOf, Table } from "./parts.js";
 import { usePolled } from "./polling.js";
 import { addressOf, changeQuery } from "./router.js";
@@ -25,13 +26,16 @@ export function NodesView({ api, query, owner }) {
   const sort = isKnown.has(query.sort) ? query.sort : ORDERS[0][0];
   const asked = { ...filters, page, perPage: PER_PAGE, sortBy: sort.replace("-", ""), sortOrder: sort.startsWith("-") ? "desc" : "asc" };
   const nodes = usePolled((signal) => api.get("/compute", asked, signal), SECONDS, [api, JSON.stringify(asked)]);
+  const [selected, setSelected] = useState([]); // by id: what is on another page stays selected
+  const toggle = (node) => setSelected(selected.some(({ id }) => id === node.id) ? selected.filter(({ id }) => id !== node.id) : [...selected, node]);
   const isFiltered = FILTERS.some((name) => filters[name]);
   return html`<${Fragment}>
-    <${Heading} title="Nodes" />
+    <${Heading} title="Nodes" aside=${html`<a class="button primary" href=${addressOf("/nodes", { ...query, add: "node" })}>Add a node</a>`} />
     <${Filters} filters=${filters} sort=${sort} isAdmin=${owner === null} />
     <section class="card" aria-label="Nodes found">
+      ${selected.length > 0 && html`<${BulkActions} api=${api} nodes=${selected} onEnd=${() => setSelected([])} />`}
       <${Shown} of=${nodes} lines=${8}>${(data) => html`<${Fragment}>
-        <${Table} caption="Nodes" className="nodes" columns=${columnsOf(owner === null)} rows=${data.nodes} keyOf=${(node) => node.id} sort=${sort} onSort=${sortBy} empty=${html`<${None} isFiltered=${isFiltered} isPastEnd=${data.pagination.total > 0} />`} />
+        <${Table} caption="Nodes" className="nodes" columns=${columnsOf(owner === null)} rows=${data.nodes} keyOf=${(node) => node.id} isSelected=${(node) => selected.some(({ id }) => id === node.id)} onSelect=${toggle} sort=${sort} onSort=${sortBy} empty=${html`<${None} isFiltered=${isFiltered} isPastEnd=${data.pagination.total > 0} />`} />
         <${Pager} pagination=${data.pagination} noun="nodes" onPage=${(number) => changeQuery({ page: number }, {})} />
       </${Fragment}>`}</${Shown}>
     </section>
@@ -61,7 +65,7 @@ function columnsOf(isAdmin) {
 function None({ isFiltered, isPastEnd }) {
   if (isPastEnd) return html`<${Empty} title="The list ends before this page."><button type="button" onClick=${() => changeQuery({ page: "" })}>Go to its first page</button></${Empty}>`;
   if (isFiltered) return html`<${Empty} title="No node is like that."><button type="button" onClick=${() => changeQuery(Object.fromEntries([...FILTERS, "page"].map((name) => [name, ""])))}>Show all nodes</button></${Empty}>`;
-  return html`<${Empty} title="No node is registered yet.">Run <code>lucid agent run</code> beside an inference server; it appears here with its first heartbeat.</${Empty}>`;
+  return html`<${Empty} title="No node is registered yet."><a href=${addressOf("/nodes", { add: "node" })}>Add a node</a>: one command beside an inference server.</${Empty}>`;
 }
 
 function Filters({ filters, sort, isAdmin }) {

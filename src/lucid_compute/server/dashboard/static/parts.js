@@ -1,8 +1,10 @@
 // The pieces that views are put together from.
 import { addressOf, changeQuery } from "./router.js";
 import { count, plural } from "./format.js";
-import { html, useEffect, useRef } from "./html.js";
+import { html, useEffect, useRef, useState } from "./html.js";
+import { instantOf, offsetOf } from "./scales.js";
 import { SPANS } from "./spans.js";
+import { zoneNow } from "./zones.js";
 
 const STATUS_SIGNS = { healthy: "●", unhealthy: "▲", draining: "◆", stopped: "◇", deregistered: "■" };
 
@@ -105,12 +107,35 @@ export function Choice({ label, options, value, onChange }) {
 
 // The span of time that charts show; it stands in the address.
 export function SpanChoice({ span }) {
-  return html`<${Choice} label="Span of time" options=${SPANS} value=${span} onChange=${(chosen) => changeQuery({ span: chosen })} />`;
+  const [isOpen, setOpen] = useState(false);
+  const choose = (chosen) => (chosen === "custom" ? setOpen(!isOpen) : changeQuery({ span: chosen, from: "", to: "" }));
+  return html`<div class="span-choice">
+    <${Choice} label="Span of time" options=${[...SPANS, ["custom", "custom", "a span of your own; or drag over a chart, and double-click to go back"]]} value=${span.name || "custom"} onChange=${choose} />
+    ${(isOpen || !span.name) && html`<${CustomSpan} span=${span} />`}
+  </div>`;
+}
+
+function CustomSpan({ span }) {
+  const zone = zoneNow();
+  const fieldValue = (instant) => new Date(instant + offsetOf(instant, zone)).toISOString().slice(0, 16);
+  const until = span.asked.to ? Date.parse(span.asked.to) : Date.now();
+  const change = (name) => (event) => {
+    const chosen = Date.parse(`${event.currentTarget.value}Z`);
+    if (Number.isNaN(chosen)) return;
+    const instants = { from: span.since, to: new Date(until).toISOString(), [name]: new Date(instantOf(chosen, zone)).toISOString() };
+    if (instants.from < instants.to) changeQuery(instants);
+  };
+  return html`<span class="custom-span">
+    <input type="datetime-local" aria-label="From" value=${fieldValue(Date.parse(span.since))} onChange=${change("from")} />
+    <span aria-hidden="true">–</span>
+    <input type="datetime-local" aria-label="To" value=${fieldValue(until)} onChange=${change("to")} />
+  </span>`;
 }
 
 // A table that a narrow screen shows as a list: `columns` are [heading, cell of a row, class, what it is sorted by].
 // `sort` is what the rows are sorted by, with a minus before it when the highest come first.
-export function Table({ caption, columns, rows, keyOf, empty, sort, onSort, className = "" }) {
+// With `onSelect` a row can be selected, by a box in its first cell.
+export function Table({ caption, columns, rows, keyOf, empty, sort, onSort, isSelected, onSelect, className = "" }) {
   if (rows.length === 0) return empty;
   return html`<div class="table-wrap"><table class=${`rows ${className}`}>
     <caption class="hidden">${caption}</caption>
@@ -120,7 +145,7 @@ export function Table({ caption, columns, rows, keyOf, empty, sort, onSort, clas
     <tbody>${rows.map((row) => html`<tr key=${keyOf(row)}>
       ${columns.map(([heading, cell, kind], position) =>
         position === 0
-          ? html`<th scope="row" class=${kind} key=${heading}>${cell(row)}</th>`
+          ? html`<th scope="row" class=${kind} key=${heading}>${onSelect && html`<label class="select"><input type="checkbox" aria-label=${`Select ${row.name}`} checked=${isSelected(row)} onChange=${() => onSelect(row)} /></label>`}${cell(row)}</th>`
           : html`<td class=${kind} data-label=${heading} key=${heading}><div>${cell(row)}</div></td>`,
       )}
     </tr>`)}</tbody>

@@ -3,10 +3,12 @@ import { Chart } from "./chart.js";
 import { count, dollars, exactDollars as exact, moment, plural } from "./format.js";
 import { Fragment, html, useEffect, useState } from "./html.js";
 import { Card, Empty, Figure, Figures, Heading, Pager, Shown, SpanChoice, Table } from "./parts.js";
-import { usePolled } from "./polling.js";
+import { retryAll, usePolled } from "./polling.js";
 import { EarnedFigure } from "./earned.js";
+import { stepUnit } from "./request_charts.js";
+import { Confirm, Field } from "./acting.js";
 import { addressOf, changeQuery } from "./router.js";
-import { secondsBetween, spanOf } from "./spans.js";
+import { nameOf, spanOf, zoom } from "./spans.js";
 
 const SLOW_SECONDS = 60;
 const PER_PAGE = 50;
@@ -19,13 +21,13 @@ const roleOf = (row) => ROLES[row.role] ?? row.role;
 export function PayoutsView({ api, query, owner }) {
   return html`<${Fragment}>
     <${Heading} title="Payouts" />
-    <${Earned} api=${api} span=${spanOf({ span: query.span ?? "30d" })} />
+    <${Earned} api=${api} span=${spanOf(query, "30d")} />
     <${PaidOut} api=${api} owner=${owner} chosen=${query.period ?? ""} />
   </${Fragment}>`;
 }
 
 function Earned({ api, span }) {
-  const metrics = usePolled((signal) => api.get("/compute/metrics", { from: `-${span}`, series: "revenueUsd,completed,tokensOut,tokensIn" }, signal), secondsBetween(span), [api, span]);
+  const metrics = usePolled((signal) => api.get("/compute/metrics", { ...span.asked, series: "revenueUsd,completed,tokensOut,tokensIn" }, signal), span.seconds, [api, nameOf(span)]);
   return html`<${Card} title="Earned" className="not-printed" aside=${html`<${SpanChoice} span=${span} />`}>
     <${Shown} of=${metrics} lines=${5}>${({ times, series, totals, outages }) => html`<${Fragment}>
       <${Figures} label="Earned in this span">
@@ -33,7 +35,7 @@ function Earned({ api, span }) {
         <${Figure} label="requests completed" value=${count(totals.completed)} />
         <${Figure} label="tokens out" value=${count(totals.tokensOut)} note=${totals.tokensIn === null ? "" : `${count(totals.tokensIn)} in`} />
       </${Figures}>
-      <${Chart} title="Charged" times=${times} outages=${outages} write=${dollars} axis=${dollars} lines=${[["US dollars", series.revenueUsd], ["completed", series.completed, { tableOnly: true, write: count }]]} />
+      <${Chart} title="Charged" unit=${stepUnit(times)} onZoom=${zoom} times=${times} outages=${outages} write=${dollars} axis=${dollars} lines=${[["US dollars", series.revenueUsd], ["completed", series.completed, { tableOnly: true, write: count }]]} />
     </${Fragment}>`}</${Shown}>
   </${Card}>`;
 }
@@ -58,6 +60,7 @@ async function periodsOf(api, signal) {
 
 function Period({ api, owner, chosen, periods }) {
   const [isWhole, setWhole] = useState(false);
+  const [isClosing, setClosing] = useState(false);
   useEffect(() => {
     if (!isWhole) return;
     print(); // with every line, and not the page of them at hand
@@ -77,12 +80,31 @@ function Period({ api, owner, chosen, periods }) {
         ${options.map(([value, text]) => html`<option value=${value} key=${value}>${text}</option>`)}
       </select></div>
       <p class="note">${closed ? "Closed: nothing of it changes any more." : "Open: it grows with each request that ends."}</p>
+      ${!closed && owner === null && html`<p class="not-printed"><button type="button" onClick=${() => setClosing(true)}>Close a period</button></p>`}
+      ${isClosing && html`<${ClosePeriod} api=${api} last=${periods[0]} onClose=${() => setClosing(false)} />`}
       <${Shown} of=${report} lines=${4}>${(data) => html`<${Report} data=${data} isWhole=${isWhole} key=${path + days.from} />`}</${Shown}>
     </${Card}>
     <${Card} title="Lost" aside=${html`<span class="note">what failed and refused requests would have earned, by whose fault; estimates</span>`}>
       <${Shown} of=${losses} lines=${3}>${(data) => html`<${Table} caption="Losses by cause" columns=${LOSSES} rows=${data.losses} keyOf=${(loss) => `${loss.cause}/${loss.side}`} empty=${html`<${Empty} title="Nothing was lost." />`} />`}</${Shown}>
     </${Card}>
   </${Fragment}>`;
+}
+
+// Closing is final. A period begins where the last one ended; its last day is not included.
+function ClosePeriod({ api, last, onClose }) {
+  const [days, setDays] = useState({ from: last?.to ?? daysOf("last").from, to: daysOf("").from });
+  const change = (name) => (value) => setDays((former) => ({ ...former, [name]: value }));
+  const done = (period) => {
+    changeQuery({ period: period.id });
+    retryAll();
+  };
+  return html`<${Confirm} title="Close a period" action="Close it" word=${days.to} onClose=${onClose} onDone=${done} run=${() => api.change("POST", "/payouts/periods", days)}>
+    <p>Everything that was billed before its end is in it, and nothing of it changes any more. This is final.</p>
+    <div class="pair">
+      <${Field} name="from" label="First day, in UTC" type="date" value=${days.from} onInput=${change("from")} />
+      <${Field} name="to" label="The day after the last one" type="date" value=${days.to} onInput=${change("to")} />
+    </div>
+  </${Confirm}>`;
 }
 
 // Answers the whole month at hand, or the one before, in UTC.

@@ -1,0 +1,117 @@
+// API keys: made, limited, given an end, rotated and revoked. Only an admin's key may.
+import { Checks, Confirm, Dialog, Field, Refusal, typedNumber, useAction } from "./acting.js";
+import { Command } from "./copying.js";
+import { count, moment, UNKNOWN } from "./format.js";
+import { Fragment, html, useState } from "./html.js";
+import { Card, Empty, Heading, Pager, Shown, Table } from "./parts.js";
+import { retryAll, usePolled } from "./polling.js";
+import { changeQuery } from "./router.js";
+import { Typed } from "./nodes.js";
+
+const SECONDS = 10;
+const PER_PAGE = 50;
+const DAY_MS = 86_400_000;
+const SCOPES = [
+  ["inference:run", "send requests to models"],
+  ["compute", "register nodes, send heartbeats, drain"],
+  ["passports:read", "read nodes, models and records"],
+  ["passports:write", "register and change models"],
+  ["admin", "everything, of all owners"],
+];
+const ENDS = [["", "never"], ["30", "in 30 days"], ["90", "in 90 days"], ["365", "in a year"]];
+
+export function KeysView({ api, query }) {
+  const page = Math.max(1, Number.parseInt(query.page ?? "1", 10) || 1);
+  const asked = { owner: query.owner ?? "", page, perPage: PER_PAGE, sortBy: "createdAt", sortOrder: "desc" };
+  const keys = usePolled((signal) => api.get("/keys", asked, signal), SECONDS, [api, JSON.stringify(asked)]);
+  const [open, setOpen] = useState(query.add === "key" ? ["make"] : null); // what is done, and to which key
+  const close = () => {
+    setOpen(null);
+    changeQuery({ add: "" });
+  };
+  return html`<${Fragment}>
+    <${Heading} title="Keys" aside=${html`<button type="button" class="primary end" onClick=${() => setOpen(["make"])}>Make a key</button>`} />
+    <form class="filters" role="search" aria-label="Filter keys" onSubmit=${(event) => event.preventDefault()}><${Typed} name="owner" label="Owner" value=${query.owner ?? ""} /></form>
+    <${Card} label="Keys found">
+      <${Shown} of=${keys} lines=${6}>${(data) => html`<${Fragment}>
+        <${Table} caption="Keys" columns=${columnsOf(setOpen)} rows=${data.keys} keyOf=${(key) => key.id} empty=${html`<${Empty} title="No key is like that." />`} />
+        <${Pager} pagination=${data.pagination} noun="keys" onPage=${(number) => changeQuery({ page: number }, {})} />
+      </${Fragment}>`}</${Shown}>
+    </${Card}>
+    ${open?.[0] === "make" && html`<${MakeKey} api=${api} onClose=${close} />`}
+    ${open?.[0] === "rotate" && html`<${RotateKey} api=${api} made=${open[1]} onClose=${close} />`}
+    ${open?.[0] === "revoke" && html`<${Confirm} title=${`Revoke ${open[1].name}`} action="Revoke" word=${open[1].name} onClose=${close} onDone=${retryAll} run=${() => api.change("DELETE", `/keys/${open[1].id}`)}>
+      <p>Requests with it are refused from now on, on all replicas within two seconds. This is final.</p>
+    </${Confirm}>`}
+  </${Fragment}>`;
+}
+
+const columnsOf = (setOpen) => [
+  ["Key", (key) => html`<strong>${key.name}</strong> <span class="id">${key.prefix}…${key.lastFour}</span>`],
+  ["Owner", (key) => key.owner],
+  ["May", (key) => key.scopes.join(", ")],
+  ["Limits", (key) => limitsOf(key.limits)],
+  ["Last used", (key) => (key.lastUsedAt ? moment(key.lastUsedAt) : "never")],
+  ["Ends", (key) => (key.expiresAt ? html`<span class=${Date.parse(key.expiresAt) < Date.now() ? "tone-bad" : ""}>${moment(key.expiresAt)}</span>` : "never")],
+  ["Actions", (key) => html`<span class="buttons"><button type="button" aria-label=${`Rotate ${key.name}`} onClick=${() => setOpen(["rotate", key])}>Rotate</button><button type="button" class="tone-bad" aria-label=${`Revoke ${key.name}`} onClick=${() => setOpen(["revoke", key])}>Revoke</button></span>`, "right"],
+];
+
+function limitsOf(limits) {
+  const parts = [[limits?.requestsPerMinute, "requests"], [limits?.tokensPerMinute, "tokens"]].filter(([value]) => value);
+  return parts.length > 0 ? parts.map(([value, noun]) => `${count(value)} ${noun} a minute`).join(", ") : UNKNOWN;
+}
+
+function MakeKey({ api, onClose }) {
+  const [about, setAbout] = useState({ name: "", owner: "", scopes: ["inference:run"], passportId: "", days: "", requests: "", tokens: "" });
+  const change = (name) => (value) => setAbout((former) => ({ ...former, [name]: value }));
+  const making = useAction(() => api.change("POST", "/keys", bodyOf(about)));
+  const submit = async (event) => {
+    event.preventDefault();
+    if (await making.start()) retryAll();
+  };
+  if (making.result) return html`<${Made} made=${making.result} onClose=${onClose} />`;
+  return html`<${Dialog} title="Make a key" onClose=${onClose}><form onSubmit=${submit}>
+    <${Field} name="name" label="Name" hint="what it is for" value=${about.name} onInput=${change("name")} error=${making.error} required autofocus />
+    <${Field} name="owner" label="Owner" hint="whose nodes and requests it is for" value=${about.owner} onInput=${change("owner")} error=${making.error} required />
+    <${Checks} label="It may" options=${SCOPES} chosen=${about.scopes} onChange=${change("scopes")} />
+    ${about.scopes.includes("compute") && html`<${Field} name="passportId" label="Only for the node with this id" hint="empty: for every node of the owner" value=${about.passportId} onInput=${change("passportId")} error=${making.error} />`}
+    <${Field} name="expiresAt" label="It ends" options=${ENDS} value=${about.days} onInput=${change("days")} error=${making.error} />
+    <div class="pair">
+      <${Field} name="requestsPerMinute" label="Requests a minute, at most" hint="empty: no limit" inputmode="numeric" value=${about.requests} onInput=${change("requests")} error=${making.error} />
+      <${Field} name="tokensPerMinute" label="Tokens a minute, at most" hint="empty: no limit" inputmode="numeric" value=${about.tokens} onInput=${change("tokens")} error=${making.error} />
+    </div>
+    <${Refusal} error=${making.error} except=${["name", "owner", "passportId", "expiresAt", "requestsPerMinute", "tokensPerMinute"]} />
+    <div class="dialog-buttons"><button type="button" onClick=${onClose}>Cancel</button><button type="submit" class="primary" disabled=${making.isBusy || about.scopes.length === 0}>Make it</button></div>
+  </form></${Dialog}>`;
+}
+
+function bodyOf({ name, owner, scopes, passportId, days, requests, tokens }) {
+  const limits = { ...(requests ? { requestsPerMinute: typedNumber(requests) } : {}), ...(tokens ? { tokensPerMinute: typedNumber(tokens) } : {}) };
+  return {
+    name, owner, scopes,
+    ...(passportId && scopes.includes("compute") ? { passportId } : {}),
+    ...(days ? { expiresAt: new Date(Date.now() + Number(days) * DAY_MS).toISOString() } : {}),
+    ...(Object.keys(limits).length > 0 ? { limits } : {}),
+  };
+}
+
+function RotateKey({ api, made, onClose }) {
+  const [isNow, setNow] = useState(false);
+  const rotating = useAction(() => api.change("POST", `/keys/${made.id}/rotate`, { now: isNow }));
+  const rotate = async () => (await rotating.start()) && retryAll();
+  if (rotating.result) return html`<${Made} made=${rotating.result} onClose=${onClose} />`;
+  return html`<${Dialog} title=${`Rotate ${made.name}`} onClose=${onClose}><div class="fields">
+    <p>It gets a new secret. The present one stays valid for 24 hours, so that it can be replaced meanwhile.</p>
+    <label class="check"><input type="checkbox" checked=${isNow} onChange=${(event) => setNow(event.currentTarget.checked)} /> End the present secret at once</label>
+    <${Refusal} error=${rotating.error} />
+    <div class="dialog-buttons"><button type="button" onClick=${onClose}>Cancel</button><button type="button" class="primary" disabled=${rotating.isBusy} onClick=${rotate}>Rotate</button></div>
+  </div></${Dialog}>`;
+}
+
+function Made({ made, onClose }) {
+  return html`<${Dialog} title=${`The key ${made.name}`} onClose=${onClose}><div class="fields">
+    <p>It is shown only now. Copy it before you close this.</p>
+    <${Command} text=${made.key} what="the key" />
+    <div class="dialog-buttons"><button type="button" class="primary" onClick=${onClose}>Close</button></div>
+  </div></${Dialog}>`;
+}

@@ -1,0 +1,62 @@
+// Who is logged in and what the key may do, the service's state and version, and how the page looks.
+import { count, duration, moment } from "./format.js";
+import { Fragment, html } from "./html.js";
+import { Card, Choice, Heading, Shown } from "./parts.js";
+import { usePolled } from "./polling.js";
+import { ROOT } from "./router.js";
+import { switchTheme, useTheme } from "./theming.js";
+import { chooseZone, ownZone, useZone } from "./zones.js";
+
+const SLOW_SECONDS = 60;
+const SECONDS = 5;
+const SECRET_END = 4;
+
+export function SettingsView({ api, apiKey, overview }) {
+  const who = usePolled((signal) => whoIs(api, apiKey, signal), SLOW_SECONDS, [api]);
+  const ready = usePolled((signal) => api.get("/readyz", {}, signal), SECONDS, [api]);
+  const version = usePolled(async (signal) => (await api.get("/openapi.json", {}, signal)).info.version, SLOW_SECONDS * 60, [api]);
+  const owner = overview.data?.owner;
+  return html`<${Fragment}>
+    <${Heading} title="Settings" />
+    <${Card} title="Who you are">
+      <${Shown} of=${who} lines=${2}>${(me) => html`<${Facts} facts=${[
+        ["Owner", owner ?? me.owner ?? "all owners"], ["Key", `${me.name ? `${me.name}, ` : ""}…${apiKey.slice(-SECRET_END)}`], ["It may", me.scopes.join(", ")],
+        ["Ends", me.name ? (me.expiresAt ? moment(me.expiresAt) : "never") : null], ["Requests a minute", me.limits?.requestsPerMinute ? `${count(me.limits.requestsPerMinute)} at most` : null],
+      ]} />`}</${Shown}>
+    </${Card}>
+    <${Card} title="The service">
+      <${Shown} of=${ready} lines=${2}>${(state) => html`<${Facts} facts=${[
+        ["State", state.status], ["Version", version.data ?? "–"], ["Replicas alive", count(overview.data?.replicas ?? state.replicas)], ["Nodes", count(state.nodes)], ["Models", count(state.models)],
+        ["Its view of the fleet is", `${duration(state.feedAgeSeconds)} old`],
+      ]} />`}</${Shown}>
+      <p class="note">Settings of the service are variables: <code>lucid settings</code> lists them. <a href=${`${ROOT}/docs`}>The API reference</a></p>
+    </${Card}>
+    <${Looks} />
+  </${Fragment}>`;
+}
+
+function Facts({ facts }) {
+  return html`<dl class="facts">${facts.filter(([, value]) => value !== null && value !== undefined).map(([label, value]) => html`<div key=${label}><dt>${label}</dt><dd>${value}</dd></div>`)}</dl>`;
+}
+
+function Looks() {
+  const theme = useTheme();
+  const zone = useZone();
+  return html`<${Card} title="How it looks here">
+    <div class="filters">
+      <div class="field"><span class="note">Colours</span><${Choice} label="Colours" options=${[["light", "light"], ["dark", "dark"]]} value=${theme} onChange=${(chosen) => chosen !== theme && switchTheme()} /></div>
+      <div class="field"><span class="note">Times</span><${Choice} label="Times" options=${ownZone === "UTC" ? [["UTC", "UTC"]] : [[ownZone, ownZone], ["UTC", "UTC"]]} value=${zone} onChange=${chooseZone} /></div>
+    </div>
+  </${Card}>`;
+}
+
+// Return what is known of the key: an admin finds it among all keys; any other is told its scopes when it asks for them.
+async function whoIs(api, apiKey, signal) {
+  try {
+    const { keys } = await api.get("/keys", { perPage: 100 }, signal);
+    return keys.find((key) => apiKey.startsWith(key.prefix) && apiKey.endsWith(key.lastFour)) ?? { scopes: ["admin"] };
+  } catch (error) {
+    if (error.status !== 403) throw error;
+    return { scopes: error.details?.scopes ?? [] };
+  }
+}

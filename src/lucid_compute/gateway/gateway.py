@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from lucid_compute.accounting.jobs import Outcome
 from lucid_compute.egress.faults import Blame, EgressFault, FaultKind, NodeBusy, NotOffered
-from lucid_compute.errors import LucidError, ModelUnavailable, Shortage
+from lucid_compute.errors import ModelUnavailable, Shortage
 from lucid_compute.gateway.breakers import RetryBudgets
 from lucid_compute.gateway.context import GatewayContext
 from lucid_compute.gateway.dispatcher import Dispatcher
@@ -47,9 +47,10 @@ class _SharedRanking(NamedTuple):
 
 
 class ServedRequest(RunningRequest):
-    """A running request that the gateway serves; `exchange` is the attempt that runs."""
+    """A running request that the gateway serves: the attempt that runs, and the span of the last choice of a node."""
 
     exchange: Exchange | None = None
+    choice: Span | None = None
 
 
 class Gateway:
@@ -117,54 +118,38 @@ class Gateway:
         Raises:
             LucidError: no further attempt may be made.
         """
-        span = None if request.span is None else request.span.child("choose")
-        try:
-            is_upstream = request.model.format is ModelFormat.API
-            if is_upstream and not request.model.record.metadata.get("upstream"):
+        if request.span is not None:
+            served.choice = request.span.child("choose")
+        if request.model.format is ModelFormat.API:
+            if not request.model.record.metadata.get("upstream"):
                 name = request.model.record.name
                 raise ModelUnavailable(name, {ReasonCode.MODEL_NOT_SERVED: 1}, Shortage.NO_UPSTREAM)
-            node = None if is_upstream else self.dispatcher.find_quickly(request.criteria, now)
-            if node is None and not is_upstream:
-                return partial(self._search, served, request, span)
-            return self._begin(served, request, node, span, now)
-        except LucidError as error:
-            if span is not None:
-                span.end(error.code)
-            raise
+            return self._begin(served, request, None, now)
+        node = self.dispatcher.find_quickly(request.criteria, now)
+        return partial(self._search, served, request) if node is None else self._begin(served, request, node, now)
 
-    async def _search(self, served: ServedRequest, request: GatewayRequest, span: Span | None) -> None:
+    async def _search(self, served: ServedRequest, request: GatewayRequest) -> None:
         """Begin an attempt on a node that a search of all nodes finds.
 
         Raises:
             LucidError: there is none, or no further attempt may be made.
         """
-        criteria, failed, now = request.criteria, request.failed, self.context.clock.now()
-        try:
-            node = await self.dispatcher.find(criteria, now)
-            if node is None:
-                if failed and (is_about_stored(failed) or not are_passing(failed)):
-                    raise error_of(request, failed, ", and there is no other node")
-                raise _unavailable(criteria, await self._rank_all(criteria), failed)
-            self._begin(served, request, node, span, self.context.clock.now())
-        except LucidError as error:
-            if span is not None:
-                span.end(error.code)
-            raise
-        except BaseException:  # mostly a disconnected client; the span must end in any case
-            if span is not None:
-                span.end("cancelled")
-            raise
+        criteria, failed, clock = request.criteria, request.failed, self.context.clock
+        node = await self.dispatcher.find(criteria, clock.now())
+        if node is None:
+            if failed and (is_about_stored(failed) or not are_passing(failed)):
+                raise error_of(request, failed, ", and there is no other node")
+            raise _unavailable(criteria, await self._rank_all(criteria), failed)
+        self._begin(served, request, node, clock.now())
 
-    def _begin(
-        self, served: ServedRequest, request: GatewayRequest, node: FleetNode | None, span: Span | None, now: datetime
-    ) -> Exchange:
+    def _begin(self, served: ServedRequest, request: GatewayRequest, node: FleetNode | None, now: datetime) -> Exchange:
         """Count the request on the node in the same turn in which it was chosen, so that no drain can come between.
 
         Raises:
             LucidError: the retry budget is used up.
         """
-        if span is not None:
-            end_choice(span, node)
+        if served.choice is not None:
+            end_choice(served.choice, node)
         if request.failed:
             self._spend_retry(request)
         exchange = served.exchange = Exchange(self.context, request, node, len(request.failed) + 1, now)

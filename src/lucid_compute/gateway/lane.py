@@ -12,10 +12,9 @@ from datetime import datetime
 from functools import partial
 
 from lucid_compute.accounting.refusals import NO_MODEL, NOBODY, RefusalRecorder
-from lucid_compute.errors import InvalidRequest, LucidError, MethodNotAllowed, Overloaded, RoutingLoop
+from lucid_compute.errors import InvalidRequest, LucidError, MethodNotAllowed, Overloaded, RoutingLoop, Unauthorized
 from lucid_compute.gateway.event_stream import error_event
 from lucid_compute.gateway.gateway import Gateway, ServedRequest
-from lucid_compute.gateway.refusal_responses import key_revoked, overloaded, refusal, refusal_of
 from lucid_compute.gateway.request import GatewayRequest, new_job_id
 from lucid_compute.gateway.request_body import PARSED_BYTES, InferenceRequest, model_named_in, read_in_steps
 from lucid_compute.gateway.tracing import Span
@@ -26,7 +25,7 @@ from lucid_compute.registry.fleet.change_feed import ChangeFeed
 from lucid_compute.registry.keys.authentication import Authenticator
 from lucid_compute.registry.keys.key_rates import KeyRates, rate_limit_headers
 from lucid_compute.web.bodies import Body, BodyRoom, ClientLeft, body_too_slow
-from lucid_compute.web.errors import log_unexpected, openai_body, stopping
+from lucid_compute.web.errors import headers_of, log_unexpected, openai_body, openai_bytes, stopping
 from lucid_compute.web.lanes import CutReason, Headers, IncomingRequest, LaneClient, Response, Wait
 from lucid_compute.web.request_guard import REQUEST_ID, request_id_of
 
@@ -45,10 +44,9 @@ class InferenceCall(ServedRequest):
     - `is_charged`: it is subtracted from its key's allowance.
     - `inference`: the parsed body. `model_id`: the model that it seems to name. `request`: set once it is admitted.
     - `held`: what its body takes of the memory for bodies, if it was read here.
-    - `is_over`: it was answered, or its connection is closed.
     """
 
-    is_running = is_charged = is_over = False
+    is_running = is_charged = False
     response_headers: Headers | None = None
     job_id = ""
     span: Span | None = None
@@ -79,18 +77,13 @@ class InferenceCall(ServedRequest):
         """End the request with the response of a node, or with the last part of one that has begun."""
         self._lane.succeed(self, response)
 
-    def fail(self, error: Exception) -> None:
+    def refuse(self, error: Exception) -> None:
         """End the request with an error."""
-        if isinstance(error, ClientLeft):
-            self.end(CutReason.CLIENT_LEFT)
-        elif not self.is_over:
-            self._lane.refuse(self, error)
+        self._lane.refuse(self, error)
 
-    def end(self, reason: CutReason) -> None:
+    def cut(self, reason: CutReason) -> None:
         """End the request before its response is complete."""
-        if not self.is_over:
-            self.stop_waiting()
-            self._lane.cut(self, reason)
+        self._lane.cut(self, reason)
 
     def go_on(self) -> None:
         """Continue to pass a stream on: the client has read what was written."""
@@ -136,7 +129,7 @@ class InferenceLane:
         context = gateway.context
         self._fleet, self._clock, self._monotonic = context.fleet, context.clock, context.monotonic
         self._ledger, self._tracer, self._time_ns = context.ledger, context.tracer, context.time_ns
-        self._overloaded = refusal(overloaded(), [])
+        self._overloaded = _refusal(_overloaded(), [])
         self.running_count = self.express = 0
         self.outcomes: Counter[str] = Counter()
 
@@ -217,7 +210,7 @@ class InferenceLane:
         if hop is not None and self._feed.knows_replica(hop.decode("latin-1")):
             raise RoutingLoop([])
         if self._is_full:
-            raise overloaded()
+            raise _overloaded()
         admission.is_running = True
         self.running_count += 1
 
@@ -336,7 +329,7 @@ class InferenceLane:
             call.exchange.cut(reason)
         self._count(reason, call)
         errors: dict[CutReason, LucidError] = {
-            CutReason.KEY_REVOKED: key_revoked(),
+            CutReason.KEY_REVOKED: _key_revoked(),
             CutReason.BODY_TOO_SLOW: body_too_slow(),
             CutReason.SHUTDOWN: stopping(),
         }
@@ -349,11 +342,11 @@ class InferenceLane:
         if error is None:
             call.client.hang_up()
         elif request is None:
-            call.client.answer(*refusal(error, identifying))
+            call.client.answer(*_refusal(error, identifying))
         elif has_begun:
             call.client.write(error_event(request.inference.endpoint, openai_body(error)), more=False)
         else:
-            call.client.answer(*refusal_of(request, error))
+            call.client.answer(*_refusal_of(request, error))
 
     def _close(self, call: InferenceCall, outcome: str | None = None) -> None:
         """Stop counting and watching a request, and break the cycles that only garbage collection would free."""
@@ -363,8 +356,9 @@ class InferenceLane:
             self.running_count -= 1
         if call.held is not None:
             call.held.release()
-        if call.span is not None:
-            call.span.end(outcome)
+        for span in (call.choice, call.span):
+            if span is not None:  # one that has ended does not change
+                span.end(outcome)
         request = call.request
         if request is not None and request.principal.limits is not None:
             self._rates.charge_tokens(request.principal, request.tokens)
@@ -393,3 +387,29 @@ def _session_of(headers: dict[bytes, bytes], inference: InferenceRequest, princi
     """Return the request's session, separate for each owner; None when it names none."""
     session = headers.get(SESSION_HEADER, b"")[:MAX_SESSION_BYTES].decode("latin-1") or inference.session
     return session and f"{principal.owner} {session}"
+
+
+def _refusal(error: LucidError, headers: Headers) -> Response:
+    """Return the response that refuses a request; `headers` are added to the error's own."""
+    body = openai_bytes(error)
+    ours = [(name.lower().encode(), value.encode()) for name, value in headers_of(error).items()]
+    basic = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    return error.http_status, [*basic, *ours, *headers], body
+
+
+def _refusal_of(request: GatewayRequest, error: LucidError) -> Response:
+    """Return the response to a request that no node served."""
+    job = request.running.job  # of the last attempt
+    attempts = (b"x-lucid-attempts", b"%d" % (job.attempt if job else 0))
+    return _refusal(error, [*request.headers, (b"x-lucid-job", request.job_id.encode()), attempts])
+
+
+def _overloaded() -> Overloaded:
+    """Return the error of a request that is one too many."""
+    message = "As many requests as this service takes are running. Send it again after Retry-After seconds."
+    return Overloaded(message, retry_after_seconds=1)
+
+
+def _key_revoked() -> Unauthorized:
+    """Return the error of a request whose key ended while it ran."""
+    return Unauthorized("The key was revoked while the request ran.")

@@ -14,7 +14,7 @@ from lucid_compute.registry.domain.passports import ModelPassport
 from lucid_compute.registry.fleet.fleet import FleetNode
 from lucid_compute.registry.keys.authentication import Admission
 from lucid_compute.registry.routing_rules import NO_POLICY, RoutingPolicy
-from lucid_compute.web.lanes import CutReason, Headers, IncomingRequest, LaneClient, Response
+from lucid_compute.web.lanes import Headers, IncomingRequest, LaneClient, Response
 
 Failed = tuple[FleetNode | None, EgressFault]
 
@@ -36,10 +36,6 @@ class RunningRequest(Admission):
     def __init__(self, client: LaneClient, request: IncomingRequest, started_at: float) -> None:
         super().__init__(client, request)
         self.started_at = started_at
-
-    def end(self, reason: CutReason) -> None:
-        """End the request before its response is complete."""
-        raise NotImplementedError
 
     def succeed(self, response: Response | bytes) -> None:
         """End the request with the response of a node, or with the last part of one that has begun."""

@@ -93,12 +93,12 @@ class HeartbeatAdmission(Admission):
     """A heartbeat: `heartbeat` is set once its body is read, `node` once it is admitted. Then its commit is awaited.
 
     `report` is its body, if Postgres can store that as it is. `is_repeated` is set when the writer finds that it is a
-    repeat. `is_over`: it was answered, or its client left.
+    repeat.
     """
 
     heartbeat: Heartbeat | None = None
     report: bytes | None = None
-    is_repeated = is_over = False
+    is_repeated = False
     node: FleetNode
 
     def __init__(self, lane: HeartbeatLane, client: LaneClient, request: IncomingRequest) -> None:
@@ -113,21 +113,13 @@ class HeartbeatAdmission(Admission):
         """
         return None if self.is_over else self._lane.step(self)
 
-    def fail(self, error: Exception) -> None:
+    def refuse(self, error: Exception) -> None:
         """Refuse the heartbeat."""
-        if isinstance(error, ClientLeft):
-            self.end(CutReason.CLIENT_LEFT)
-        elif not self.is_over:
-            self._lane.refuse(self, error)
+        self._lane.refuse(self, error)
 
-    def end(self, reason: CutReason) -> None:
+    def cut(self, reason: CutReason) -> None:
         """End the request. The heartbeat is committed anyway if it was queued."""
-        if not self.is_over:
-            self.stop_waiting()
-            self._lane.cut(self, reason)
-
-    def go_on(self) -> None:
-        """Do nothing: the response is one part."""
+        self._lane.cut(self, reason)
 
     def respond(self, outcome: Outcome) -> None:
         """Send the response. It may not raise: the writer notifies others after this one."""

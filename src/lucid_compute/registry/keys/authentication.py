@@ -17,7 +17,8 @@ from lucid_compute.postgres.clock import DatabaseClock
 from lucid_compute.registry.domain.identity import Principal
 from lucid_compute.registry.fleet.change_feed import ChangeFeed
 from lucid_compute.registry.fleet.key_ring import KeyRing, is_well_formed
-from lucid_compute.web.lanes import IncomingRequest, LaneClient, Steps
+from lucid_compute.web.bodies import ClientLeft
+from lucid_compute.web.lanes import CutReason, IncomingRequest, LaneClient, Steps
 
 _BEARER = "bearer "
 _MAX_ADDRESSES = 10_000
@@ -109,16 +110,41 @@ class Authenticator:
 class Admission(Steps):
     """A request that is being admitted: what was received and what is known of it, so that nothing is done twice.
 
-    `body` is None until it has been read.
+    `body` is None until it has been read. `is_over`: it was answered, or its connection is closed.
     """
 
     principal: Principal | None = None
+    is_over = False
 
     def __init__(self, client: LaneClient, request: IncomingRequest) -> None:
         self.client = client
         self.path, self.headers, self.body, self.method, self.receive = request
         authorization = self.headers.get(b"authorization")
         self.authorization = None if authorization is None else authorization.decode("latin-1")
+
+    def fail(self, error: Exception) -> None:
+        """End the request with an error."""
+        if isinstance(error, ClientLeft):
+            self.end(CutReason.CLIENT_LEFT)
+        elif not self.is_over:
+            self.refuse(error)
+
+    def end(self, reason: CutReason) -> None:
+        """End the request before its response is complete."""
+        if not self.is_over:
+            self.stop_waiting()
+            self.cut(reason)
+
+    def refuse(self, error: Exception) -> None:
+        """Send an error."""
+        raise NotImplementedError
+
+    def cut(self, reason: CutReason) -> None:
+        """End the request, which nothing awaits any more."""
+        raise NotImplementedError
+
+    def go_on(self) -> None:
+        """Continue: the client has read what was written."""
 
 
 def authorization_of(scope: Scope, headers: Mapping[bytes, bytes]) -> str | None:

@@ -56,7 +56,7 @@ async def test_without_a_node_the_list_says_how_to_register_one(lucid: CommandLi
 
 async def test_the_price_of_a_node_is_shown(cli_fleet: Gateway, lucid: CommandLine) -> None:
     """Also that some models have their own, and that there is none."""
-    priced = {
+    priced: dict[str, Any] = {
         "pricePer1kTokens": "0.002",
         "prices": {"tiny": {"inputPer1kTokens": "0.01", "outputPer1kTokens": "0.03"}},
     }

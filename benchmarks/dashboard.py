@@ -24,7 +24,7 @@ ROUNDS = int(os.environ.get("BENCH_ROUNDS", "9"))
 # What is there when a view is: by its address, an expression.
 VIEWS = {
     "fleet, counts": ("", "document.querySelectorAll('.glance .figure').length > 10"),
-    "fleet, charts": ("", "document.querySelectorAll('.chart').length === 6"),
+    "fleet, charts": ("", "document.querySelectorAll('.chart').length === 8"),
     "list of nodes": ("/nodes", "document.querySelectorAll('.rows tbody tr').length === 50"),
     "a model, node by node": ("/models/model-1", "document.querySelectorAll('.explained tbody tr').length === 50"),
 }

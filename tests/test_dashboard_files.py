@@ -57,3 +57,10 @@ def test_a_file_is_kept_for_good_only_under_its_own_digest() -> None:
     assert other.headers["Cache-Control"] == "no-store"
     assert today.body == other.body
     assert site.find(site.digest, "../site.py") is None
+
+
+def test_the_page_weighs_less_than_150_kb() -> None:
+    """As it is sent to a browser that has nothing of it yet."""
+    site = Site()
+    assets = [site.find(site.digest, path.name) for path in STATIC.iterdir() if path.name != "index.html"]
+    assert sum(len(asset.compressed) for asset in (site.index, *assets) if asset) < 150_000

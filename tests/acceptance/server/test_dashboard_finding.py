@@ -98,7 +98,7 @@ def test_the_first_view_asks_for_nothing_twice(watched: Watched, page: Page) -> 
     watched.add_model("maker/model")
     watched.log_in(page)
     for path, there in (
-        ("", "document.querySelectorAll('.chart').length === 6"),
+        ("", "document.querySelectorAll('.chart').length === 8"),
         ("/nodes", "document.querySelectorAll('.rows tbody tr').length === 1"),
         ("/models/maker%2Fmodel", "document.querySelectorAll('.rows tbody tr').length === 1"),
     ):

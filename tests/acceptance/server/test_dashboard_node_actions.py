@@ -20,9 +20,9 @@ READ_ONLY = "This key lacks the scope"
 
 
 @contextmanager
-def busy_node(watched: Watched) -> Iterator[tuple[str, str, Callable[[], None]]]:
+def busy_node(watched: Watched) -> Iterator[tuple[str, str, Callable[[], object]]]:
     """A node that never answers a request that it has: its id, its name, and what ends the request."""
-    told: queue.Queue[tuple[str, str, Callable[[], None]]] = queue.Queue()
+    told: queue.Queue[tuple[str, str, Callable[[], object]]] = queue.Queue()
     done = threading.Event()
 
     async def serve() -> None:

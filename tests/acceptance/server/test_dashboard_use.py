@@ -78,7 +78,7 @@ def test_records_that_cannot_be_read_are_said_where_they_are_missing(watched: Wa
     """What comes from memory stays live beside them, and no banner comes and goes."""
     watched.beat(watched.add_node("the-node"))
     watched.log_in(page)
-    page.wait_for("document.querySelectorAll('.chart').length === 6")
+    page.wait_for("document.querySelectorAll('.chart').length === 8")
     page.run("""new MutationObserver(() => { window.banners ||= document.querySelector('.banner'); })
         .observe(document.body, { childList: true, subtree: true })""")
     with watched.records_held_back():

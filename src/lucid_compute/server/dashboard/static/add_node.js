@@ -10,6 +10,7 @@ import { usePolled } from "./polling.js";
 import { ROOT, addressOf } from "./router.js";
 
 const SECONDS = 2;
+const ANSWER_MS = 120_000; // a server may load the model first
 const PROBE_SECONDS = 11; // a host is probed once in ten seconds
 const IS_HERE = /^(localhost|127\.[\d.]+|\[::1\])$/.test(location.hostname);
 const SERVICE = `${location.origin}${ROOT}`;
@@ -135,7 +136,7 @@ function Model({ api, node, model }) {
 
 function Served({ api, id, name, node, onClose }) {
   const why = usePolled((signal) => api.get(`/models/${encodeURIComponent(id)}/availability`, { page: 1, perPage: 1 }, signal), SECONDS * 2, [api, id]);
-  const sending = useAction(() => api.change("POST", "/v1/chat/completions", { model: name, messages: [{ role: "user", content: "Say hello." }], max_tokens: 16 }));
+  const sending = useAction(() => api.change("POST", "/v1/chat/completions", { model: name, messages: [{ role: "user", content: "Say hello." }], max_tokens: 16 }, { timeoutMs: ANSWER_MS }));
   const isServed = why.data?.served;
   return html`<${Step} state=${isServed ? "ok" : "waiting"} title=${isServed ? "Requests can be sent" : "Not served yet"}>
     ${isServed && html`<span class="buttons">

@@ -54,11 +54,11 @@ export class Api {
   }
 
   // Changes something: sends `body` as JSON, and returns what the service answers; null when that is nothing.
-  async change(method, path, body = undefined, { query = {}, signal = undefined, headers = {} } = {}) {
+  async change(method, path, body = undefined, { query = {}, signal = undefined, headers = {}, timeoutMs = TIMEOUT_MS } = {}) {
     const about = { Authorization: `Bearer ${this.#key}`, Accept: "application/json", ...headers };
     if (body !== undefined) about["Content-Type"] = "application/json";
     const sent = body === undefined ? undefined : JSON.stringify(body);
-    const response = await this.#send(withQuery(path, query), about, signal, { method, body: sent });
+    const response = await this.#send(withQuery(path, query), about, signal, { method, body: sent }, timeoutMs);
     const answer = await readJson(response);
     if (!response.ok) throw this.#failed(response, answer);
     return answer;
@@ -100,8 +100,8 @@ export class Api {
     return response.text();
   }
 
-  async #send(address, headers, signal, request = {}) {
-    const timeout = AbortSignal.timeout(TIMEOUT_MS);
+  async #send(address, headers, signal, request = {}, timeoutMs = TIMEOUT_MS) {
+    const timeout = AbortSignal.timeout(timeoutMs);
     const either = signal ? AbortSignal.any([signal, timeout]) : timeout;
     try {
       const early = request.method ? undefined : this.#takeEarly(address);

@@ -70,7 +70,7 @@ function LoggedIn({ apiKey, place, onLeave }) {
     if (wasAway.current && !away) retryAll(); // what failed meanwhile need not wait for its turn
     wasAway.current = Boolean(away);
   }, [away]);
-  return html`<${Frame} place=${place} away=${away} owner=${owner} onLeave=${() => onLeave()}>
+  return html`<${Frame} place=${place} away=${away} owner=${owner} onLeave=${() => onLeave()} onPalette=${() => setFinding(true)}>
     ${viewOf(place, api, apiKey, overview)}
     ${isFinding && html`<${Palette} api=${api} pages=${SECTIONS} isAdmin=${owner === null} onClose=${() => setFinding(false)} />`}
     ${owner !== undefined && place.query.add === "node" && html`<${AddNode} api=${api} apiKey=${apiKey} owner=${owner} onClose=${() => changeQuery({ add: "" })} />`}
@@ -108,7 +108,7 @@ function decoded(part) {
   }
 }
 
-function Frame({ place, away = null, owner, onLeave, children }) {
+function Frame({ place, away = null, owner, onLeave, onPalette, children }) {
   const theme = useTheme();
   const zone = useZone();
   const main = useRef();
@@ -118,7 +118,7 @@ function Frame({ place, away = null, owner, onLeave, children }) {
     <header class="top">
       <a class="brand" href=${addressOf("/")}><${Sign} />Lucid<span> compute</span></a>
       <div class="top-end">
-        ${onLeave && html`<${Finder} />`}
+        ${onLeave && html`<${Finder} onPalette=${onPalette} />`}
         ${onLeave && html`<span class=${`live ${away ? "live-off" : ""}`} role="status"><span class="dot" aria-hidden="true"></span>${away ? "reconnecting" : "live"}</span>`}
         ${onLeave && owner !== undefined && html`<a class="who" href=${addressOf("/settings")} title="Whose nodes are shown, and what the key may do">${owner ?? "all owners"}</a>`}
         ${ownZone !== "UTC" && html`<button type="button" class="quiet" onClick=${() => chooseZone(zone === "UTC" ? ownZone : "UTC")} title=${`Times are in ${zone}`}>${zone === "UTC" ? "UTC" : "local time"}</button>`}

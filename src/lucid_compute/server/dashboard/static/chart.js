@@ -19,7 +19,7 @@ const groups = new Map();
 // `lines` are [label, values, {tableOnly, colour, write}]; `write` says a figure of them, `axis` a mark of the axis;
 // `events` and `outages` are the API's. `onZoom(from, to)` is called with a span in milliseconds that was dragged over,
 // or without one when the former span is wanted again.
-export function Chart({ title, unit = "", times, lines, write = number, axis = short, isWhole = false, events = [], outages = [], sync, onZoom }) {
+export function Chart({ title, unit = "", times, lines, write = number, axis = short, isWhole = false, empty = "Nothing was measured in this span.", events = [], outages = [], sync, onZoom }) {
   const instants = useMemo(() => times.map((time) => Date.parse(time)), [times]);
   const drawn = useMemo(() => lines.filter(([, , options]) => !options?.tableOnly).map(([label, values, options], position) => [label, withoutUnfinished(instants, values).map(asNumber), options?.colour ?? COLOURS[position], DASHES[position]]), [instants, ...lines.map(([, values]) => values)]);
   const isEmpty = drawn.every(([, values]) => values.every((value) => value === null));
@@ -37,7 +37,7 @@ export function Chart({ title, unit = "", times, lines, write = number, axis = s
       </li>`)}</ul>
     </figcaption>
     ${isEmpty
-      ? html`<div class="chart-empty"><p>Nothing was measured in this span.</p></div>`
+      ? html`<div class="chart-empty"><p>${empty}</p></div>`
       : html`<${Canvas} times=${instants} drawn=${drawn} axis=${axis} isWhole=${isWhole} marks=${marks} at=${at} onPoint=${(pointed) => tell(sync, pointed, setAt)} onZoom=${onZoom} values=${values} />`}
     <p class="chart-note" aria-hidden="true">${at === null && place !== null ? `last: ${shortMoment(times[place], (instants.at(-1) - instants[0]) / 1000)}` : ""}</p>
     <${Numbers} title=${title} times=${times} lines=${lines} write=${write} />

@@ -4,7 +4,7 @@ import { addressOf, go } from "./router.js";
 
 const NODES = "/nodes";
 
-export function Finder() {
+export function Finder({ onPalette }) {
   const field = useRef();
   useEffect(() => {
     document.addEventListener("keydown", follow);
@@ -17,7 +17,8 @@ export function Finder() {
     go(addressOf(NODES, { search }));
   };
   return html`<form class="finder" role="search" aria-label="Find a node" onSubmit=${find}>
-    <input id="find" ref=${field} type="search" placeholder="Find a node  ( / )" title="Ctrl K or ⌘ K finds anything" aria-label="Name or id of a node" aria-keyshortcuts="/" autocomplete="off" spellcheck=${false} />
+    <button type="button" class="quiet" onClick=${onPalette} aria-keyshortcuts="Control+K Meta+K" title="Find or do anything (Ctrl K)"><svg viewBox="0 0 16 16" width="16" height="16" aria-hidden="true"><path d="M7 2.5a4.5 4.5 0 1 1 0 9 4.5 4.5 0 0 1 0-9zM10.5 10.5 14 14" fill="none" stroke="currentColor" stroke-width="1.6" stroke-linecap="round" /></svg><span class="hidden">Find or do</span></button>
+    <input id="find" ref=${field} type="search" placeholder="Find a node  ( / )" aria-label="Name or id of a node" aria-keyshortcuts="/" autocomplete="off" spellcheck=${false} />
   </form>`;
 }
 

@@ -1,18 +1,18 @@
 // The fleet at a glance.
 import { Chart } from "./chart.js";
-import { count, duration, milliseconds, moment, plural, share } from "./format.js";
+import { count, duration, milliseconds, moment, plural, share, wholeShare } from "./format.js";
 import { Fragment, html } from "./html.js";
 import { vramOf } from "./models.js";
 import { Card, Empty, Figure, Figures, Heading, Shown, SpanChoice, Status, statusOf } from "./parts.js";
 import { usePolled } from "./polling.js";
-import { REQUEST_SERIES, RequestCharts } from "./request_charts.js";
+import { REQUEST_SERIES, RequestCharts, stepUnit } from "./request_charts.js";
 import { EarnedFigure, useProviderShare } from "./earned.js";
 import { ROOT, addressOf } from "./router.js";
 import { nameOf, spanOf } from "./spans.js";
 
 const LIST_SECONDS = 10;
 const LISTED = 5;
-const SERIES = `${REQUEST_SERIES},nodesHealthy,nodesUnhealthy,nodesDraining`;
+const SERIES = `${REQUEST_SERIES},nodesHealthy,nodesUnhealthy,nodesDraining,gpuUtilization,failures`;
 
 export function FleetView({ api, query, overview }) {
   const isEmpty = overview.data && overview.data.nodes.total === 0 && overview.data.models.total === 0;
@@ -50,7 +50,7 @@ function Glance({ api, data }) {
       ${lastHour === null && html`<p class="note">The records can't be read at the moment.</p>`}
       <${Figures} label="The last hour">
         <${Figure} label="requests" value=${count(hour.requests)} />
-        <${Figure} label="errors" value=${share(hour.errorRate)} note=${hour.failed ? `${count(hour.failed)} failed` : ""} tone=${hour.errorRate > 0.01 ? "bad" : ""} />
+        <${Figure} label="errors" value=${share(hour.errorRate)} note=${hour.failed ? html`<a href=${addressOf("/jobs", { outcome: "failed", span: "1h" })}>${count(hour.failed)} failed</a>` : ""} tone=${hour.errorRate > 0.01 ? "bad" : ""} />
         <${Figure} label="latency p50" value=${milliseconds(hour.latencyP50Ms)} note=${hour.latencyP95Ms == null ? "" : `p95 ${milliseconds(hour.latencyP95Ms)}`} />
         <${Figure} label="tokens out" value=${count(hour.tokensOut)} note=${hour.tokensIn == null ? "" : `${count(hour.tokensIn)} in`} />
         <${EarnedFigure} api=${api} charged=${hour.revenueUsd} />
@@ -107,8 +107,16 @@ function History({ api, span }) {
   return html`<${Card} title="Over time" aside=${html`<${SpanChoice} span=${span} />`}>
     <${Shown} of=${metrics} lines=${6}>${(data) => html`<${RequestCharts} data=${data} share=${share} sync="fleet">${(one) => html`
       <${Chart} ...${one} title="Nodes by state" isWhole=${true} write=${count} axis=${count} lines=${[["healthy", data.series.nodesHealthy, { colour: "good" }], ["draining", data.series.nodesDraining, { colour: "warn" }], ["unhealthy", data.series.nodesUnhealthy, { colour: "bad" }]]} />
+      <${Chart} ...${one} title="GPUs busy" unit="mean of all nodes" write=${wholeShare} axis=${wholeShare} lines=${[["busy", data.series.gpuUtilization]]} />
+      <${Chart} ...${one} title="Failures by reason" unit=${stepUnit(data.times)} isWhole=${true} write=${count} axis=${count} empty="No request failed in this span." lines=${failureLines(data)} />
     `}</${RequestCharts}>`}</${Shown}>
   </${Card}>`;
+}
+
+// The three reasons that were most are drawn; all of them stand in the numbers.
+function failureLines({ failures, failureTotals }) {
+  const reasons = Object.keys(failures ?? {}).sort((one, other) => failureTotals[other] - failureTotals[one]);
+  return reasons.map((reason, place) => [reason.replaceAll("_", " "), failures[reason], { tableOnly: place > 2 }]);
 }
 
 function Outages({ data }) {

@@ -7,6 +7,7 @@ import { usePolled } from "./polling.js";
 import { addressOf } from "./router.js";
 
 const SECONDS = 10;
+const SHOWN = 50; // models in the table
 const MOST = 5; // models that are asked about
 
 export const runtimesOf = ({ runtimes = [] }) => runtimes.map((one) => (one.name ? [one.name, one.version].filter(Boolean).join(" ") : one)).join(", ");
@@ -26,7 +27,7 @@ export function NodeFacts({ node, health, declaration, probing }) {
   return html`<${Card} title="What it is">
     <dl class="facts">${facts.filter(([, value]) => value).map(([label, value]) => html`<div key=${label}><dt>${label}</dt><dd>${value}</dd></div>`)}</dl>
     <h3 class="apart">Models</h3>
-    <${Shown} of=${declaration} lines=${2}>${(data) => html`<${Table} caption="Models that it declares" columns=${modelColumns(health)} rows=${data.models} keyOf=${(model) => model.id} empty=${html`<${Empty} title="It declares no model, so no request is sent to it." />`} />`}</${Shown}>
+    <${Shown} of=${declaration} lines=${2}>${(data) => html`<${Table} caption="Models that it declares" columns=${modelColumns(health)} rows=${data.models.slice(0, SHOWN)} keyOf=${(model) => model.id} empty=${html`<${Empty} title="It declares no model, so no request is sent to it." />`} />${data.models.length > SHOWN && html`<p class="note">${count(data.models.length - SHOWN)} more are declared.</p>`}`}</${Shown}>
   </${Card}>`;
 }
 

@@ -22,7 +22,7 @@ from lucid_compute.registry.keys.authentication import authorization_of
 from lucid_compute.server import openapi, operation_routes
 from lucid_compute.server.cors import Cors
 from lucid_compute.server.dashboard import routes as dashboard_routes
-from lucid_compute.server.dashboard.site import Site
+from lucid_compute.server.dashboard.site import site_below
 from lucid_compute.server.metrics.http_middleware import HttpMetricsMiddleware
 from lucid_compute.server.metrics.metrics import ServiceMetrics
 from lucid_compute.server.metrics.shared_memory import SharedSlots, WorkerSlot
@@ -126,7 +126,7 @@ class LucidApp:
             dashboard_routes,
         ):
             app.include_router(routes.router)
-        app.state.site = Site(self._settings.root_path)
+        app.state.site = site_below(self._settings.root_path)
         app.add_middleware(RequestGuard, room=self._room, judge=self._judge)
         app.add_middleware(HttpMetricsMiddleware)
         return app

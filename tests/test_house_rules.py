@@ -78,6 +78,7 @@ SMALL_FILES = {
     "client.service_calls": "one file a resource of the API",
     "gateway.probe_routes": "one file a subject's routes",
     "gateway.refusal_responses": "what a refused client sees, apart from how requests are admitted",
+    "postgres.lean_sqlalchemy": "called before SQLAlchemy is imported, so it is in no file that imports it",
     "server.cors": "a middleware of its own, beside the application's routing",
     "server.dashboard.routes": "the dashboard's only file that knows FastAPI",
     "server.serve": "imported when `lucid serve` is called, so that other commands start without the server",

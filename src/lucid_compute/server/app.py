@@ -125,7 +125,7 @@ class LucidApp:
             operation_routes,
             dashboard_routes,
         ):
-            app.include_router(routes.router)
+            app.router.routes += routes.router.routes  # `include_router` would build each again at the first request
         app.state.site = site_below(self._settings.root_path)
         app.add_middleware(RequestGuard, room=self._room, judge=self._judge)
         app.add_middleware(HttpMetricsMiddleware)

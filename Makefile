@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Each process of the tests would compile them again where bytecode is not kept, as in many containers.
+PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest
 # The router that `make bench` compares the gateway with, in a virtual environment of its own, .venv-bench.
 PEER := vllm-router==0.1.17
 
@@ -23,17 +25,17 @@ demo: install-dev  ## show it all alive for a minute and a half: three nodes, on
 	@exec $(BIN)/python -m demo $(ARGS)
 
 test: install-dev  ## run every test, on an embedded Postgres or on LUCID_TEST_DATABASE_URL
-	@$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+	@$(PYTEST) -n 2 --dist worksteal $(ARGS)
 
 test-unit: install-dev  ## run the unit tests, which need no Postgres
-	@$(BIN)/python -m pytest -q -n 2 --dist worksteal tests/unit $(ARGS)
+	@$(PYTEST) -q -n 2 --dist worksteal tests/unit $(ARGS)
 
 check: install-dev  ## lint, format check, types, unused code, layout rules
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/vulture
-	@$(BIN)/python -m pytest -q tests/test_house_rules.py
+	@$(PYTEST) -q tests/test_house_rules.py
 
 format: install-dev  ## rewrite the code in the project's format
 	@$(BIN)/ruff check --fix-only .

@@ -7,8 +7,6 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
-from fastapi import APIRouter
-from starlette.routing import BaseRoute
 
 from lucid_compute.server.app import LucidApp, create_app
 from lucid_compute.server.replica import Replica
@@ -19,8 +17,6 @@ from tests.postgres import ADMIN_KEY as ADMIN_KEY
 
 Adjust = Callable[[Replica], Replica | None]
 """Changes bounds of a replica's parts before it runs, or returns another replica in its place."""
-
-_routes: list[BaseRoute] = []
 
 
 class Api:
@@ -97,16 +93,8 @@ async def open_api(database_url: str, settings: Settings, adjust: Adjust = leave
         return adjust(replica) or replica
 
     app = create_app(settings, database_url, build=build)
-    _share_routes(app.fastapi.router)
     async with app.fastapi.router.lifespan_context(app.fastapi):
         yield Api(app, ADMIN_KEY)
-
-
-def _share_routes(router: APIRouter) -> None:
-    """Let each replica have the routes of the process's first: FastAPI prepares them when they are first asked."""
-    if not _routes:
-        _routes.extend(router.routes)
-    router.routes[:] = _routes
 
 
 def error_code(answer: httpx.Response) -> str:

@@ -193,6 +193,13 @@ async def execute(url: str, statement: str) -> None:
         await connection.close()
 
 
+def warm_starts(data_dir: Path) -> int:
+    """Return how many starts of an embedded Postgres found a cluster that was shut down; none had to recover one."""
+    log = (data_dir / "postgres.log").read_text()
+    assert "automatic recovery" not in log
+    return log.count("database system was shut down at")
+
+
 def _run_file(folder: Path) -> Path:
     return folder / "run"
 

@@ -77,6 +77,7 @@ SMALL_FILES = {
     "client.model_calls": "one file a resource of the API",
     "client.service_calls": "one file a resource of the API",
     "gateway.probe_routes": "one file a subject's routes",
+    "postgres.lean_sqlalchemy": "called before SQLAlchemy is imported, so it is in no file that imports it",
     "server.cors": "a middleware of its own, beside the application's routing",
     "server.dashboard.routes": "the dashboard's only file that knows FastAPI",
     "server.serve": "imported when `lucid serve` is called, so that other commands start without the server",

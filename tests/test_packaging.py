@@ -22,7 +22,7 @@ import yaml  # type: ignore[import-untyped]
 import lucid_compute
 from lucid_compute.agent.fatal_errors import AgentFault
 from lucid_compute.agent.settings import AgentSettings
-from lucid_compute.postgres import schema
+from lucid_compute.postgres import revisions
 from tests import ROOT
 
 LOCKS = ("requirements/runtime.txt", "requirements/tracing.txt", "requirements/dev.txt", "requirements/bench.txt")
@@ -149,19 +149,19 @@ def test_an_installed_wheel_migrates_by_itself(tmp_path: Path, wheel: Path, empt
     packages = Path(alembic.__file__).parents[1]  # the locked ones; ours is not among them
     (site,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
     (site / "locked.pth").write_text(f"{packages}\n")
-    where = "from lucid_compute.postgres import schema; print(schema.migrations_folder())"
+    where = "from lucid_compute.postgres import revisions; print(revisions.migrations_folder())"
     ran = subprocess.run([python, "-I", "-c", where], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert Path(ran.stdout.strip()) == site / "lucid_compute" / "migrations"
     environment = {"PATH": os.defpath, "LUCID_DATABASE_URL": empty_url}
     command = [str(python.with_name("lucid")), "db", "upgrade", "--json"]
     ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     stands = json.loads(ended.stdout)
-    assert stands["revision"] == stands["neededRevision"] == schema.head_revision()
+    assert stands["revision"] == stands["neededRevision"] == revisions.head_revision()
 
 
 def test_a_clone_migrates_with_the_folder_at_its_top() -> None:
     """Nothing of it lies in the package, where an editable install would leave a copy."""
-    assert schema.migrations_folder() == ROOT / "migrations"
+    assert revisions.migrations_folder() == ROOT / "migrations"
     assert not (ROOT / "src" / "lucid_compute" / "migrations").exists()
 
 

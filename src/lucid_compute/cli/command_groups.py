@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 from importlib import import_module
 from shlex import quote
+from types import ModuleType
 from typing import Any, ClassVar
 
 import typer
@@ -38,8 +40,20 @@ class LazyCommands(TyperGroup):
     def _imported(self, name: str) -> Any:
         if name not in self.commands:
             module, _, attribute = self.PLACES[name].partition(":")
-            self.commands[name] = _command(name, getattr(import_module(module), attribute))
+            self.commands[name] = _command(name, getattr(_import(module), attribute))
         return self.commands[name]
+
+
+def _import(module: str) -> ModuleType:
+    """Import a module without garbage collections: what it makes stays, and they are a twelfth of a command's time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        return import_module(module)
+    finally:
+        gc.freeze()
+        if was_enabled:
+            gc.enable()
 
 
 def _command(name: str, found: Any) -> Any:

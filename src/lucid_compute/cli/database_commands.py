@@ -59,7 +59,7 @@ def back_up_database(
 @app.command("restore")
 def restore_database(file: Path, url: UrlOption = None, as_json: JsonOption = False) -> None:
     """Restore FILE into an empty database, or into a new data folder, and migrate it to this version."""
-    from lucid_compute.postgres import backup, embedded, schema  # noqa: PLC0415 - help needs no SQLAlchemy
+    from lucid_compute.postgres import backup, embedded, revisions, schema  # noqa: PLC0415 - help needs no SQLAlchemy
 
     with _sentences():
         made = _run(backup.read_backup(file))
@@ -73,11 +73,12 @@ def restore_database(file: Path, url: UrlOption = None, as_json: JsonOption = Fa
             _run(backup.restore(backup.Place(there, variables()), made, _reporter("restored")))
             _run(schema.upgrade(there))
     where = "the database" if url else f"the data folder {data_dir()}"
+    needed = revisions.head_revision()
     sentence = (
-        f"{file} is restored into {where} (revision {schema.head_revision()}). The keys of the backup are valid again, "
+        f"{file} is restored into {where} (revision {needed}). The keys of the backup are valid again, "
         "also those that were revoked after it."
     )
-    answer = {"file": str(file), "backupRevision": made.revision, "revision": schema.head_revision()}
+    answer = {"file": str(file), "backupRevision": made.revision, "revision": needed}
     show_done(sentence, answer, as_json=as_json)
 
 
@@ -104,14 +105,14 @@ def show_revision(url: UrlOption = None, as_json: JsonOption = False) -> None:
 
 def _migrate(url: str | None, step: Step | None, *, as_json: bool) -> None:
     """Run a step on the schema and print the revision afterwards. A failure is one sentence."""
-    from lucid_compute.postgres import schema  # noqa: PLC0415 - help needs no SQLAlchemy
+    from lucid_compute.postgres import revisions, schema  # noqa: PLC0415 - help needs no SQLAlchemy
 
     with _sentences(), schema.open_database(url, data_dir()) as there:
         if step is not None:
             _run(step(schema, there))
-        revision = _run(schema.current_revision(there))
-    sentence = _standing(revision, schema.head_revision(), schema.known_revisions())
-    show_done(sentence, {"revision": revision, "neededRevision": schema.head_revision()}, as_json=as_json)
+        revision = _run(revisions.current_revision(there))
+    sentence = _standing(revision, revisions.head_revision(), revisions.known_revisions())
+    show_done(sentence, {"revision": revision, "neededRevision": revisions.head_revision()}, as_json=as_json)
 
 
 def _standing(revision: str | None, needed: str, known: list[str]) -> str:

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from lucid_compute.cli.failures import ExitStatus, complain
-from lucid_compute.cli.settings_command import warn_of_mistyped
+from lucid_compute.cli.settings import unknown
+from lucid_compute.server.serve import run_service
 from lucid_compute.server.settings import Settings, SettingsNotUsable, read_settings
 
 
@@ -21,10 +22,17 @@ def serve(
     """Run the service until SIGTERM: on LUCID_DATABASE_URL when it is set, else on an embedded Postgres."""
     flags = {"host": host, "port": port, "data_dir": data_dir, "workers": workers}
     settings = _read_settings(**{name: value for name, value in flags.items() if value is not None})
-    warn_of_mistyped()
-    from lucid_compute.server.serve import run_service  # noqa: PLC0415 - `lucid --help` lists us without the service
-
+    _warn_of_mistyped()
     raise typer.Exit(run_service(settings))
+
+
+def _warn_of_mistyped() -> None:
+    """Warn of variables that resemble a setting of any part. The other parts are imported only if it may be theirs."""
+    prefix = Settings.model_config["env_prefix"]
+    if unknown({f"{prefix}{name}".upper() for name in Settings.model_fields}):
+        from lucid_compute.cli.settings_command import warn_of_mistyped  # noqa: PLC0415 - it imports every part
+
+        warn_of_mistyped()
 
 
 def _read_settings(**flags: Any) -> Settings:

@@ -32,10 +32,15 @@ def postgres_user() -> str:
     return os.environ.get(POSTGRES_USER) or "nobody"
 
 
+def unknown(known: Collection[str]) -> set[str]:
+    """Return our variables that are not among the known ones."""
+    ours = {name for name in os.environ if name.startswith("LUCID_") and not name.startswith("LUCID_TEST_")}
+    return ours - set(known)
+
+
 def mistyped(known: Collection[str]) -> list[tuple[str, str]]:
     """Return variables that nothing reads but that resemble a known one, each with that one."""
-    ours = {name for name in os.environ if name.startswith("LUCID_") and not name.startswith("LUCID_TEST_")}
-    near = ((name, get_close_matches(name, known, n=1, cutoff=0.85)) for name in ours - set(known))
+    near = ((name, get_close_matches(name, known, n=1, cutoff=0.85)) for name in unknown(known))
     return sorted((name, meant[0]) for name, meant in near if meant)
 
 

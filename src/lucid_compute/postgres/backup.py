@@ -18,7 +18,7 @@ from typing import NamedTuple
 import asyncpg
 
 import lucid_compute
-from lucid_compute.postgres import schema
+from lucid_compute.postgres import revisions, schema
 from lucid_compute.postgres.client_programs import ProgramFailed, RunningProgram, environment_of, running
 from lucid_compute.postgres.database import SLOW_CONNECT_TIMEOUT_SECONDS, connect
 from lucid_compute.postgres.embedded.binaries import find_client_programs
@@ -129,10 +129,10 @@ def refuse_newer(backup: Backup) -> None:
     Raises:
         BackupFailed: it is newer.
     """
-    if backup.revision not in schema.known_revisions():
+    if backup.revision not in revisions.known_revisions():
         raise BackupFailed(
             f"{backup.file} is of a newer version of lucid-compute: its schema is at {backup.revision}, and "
-            f"{lucid_compute.__version__} knows up to {schema.head_revision()}. Install the newer version."
+            f"{lucid_compute.__version__} knows up to {revisions.head_revision()}. Install the newer version."
         )
 
 

@@ -6,6 +6,8 @@ import asyncpg
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from lucid_compute.postgres.database import SLOW_CONNECT_TIMEOUT_SECONDS, connect
+
 CHANGES_CHANNEL = "lucid_changes"
 _NOTIFY = f"NOTIFY {CHANGES_CHANNEL}"
 
@@ -31,3 +33,12 @@ async def adopt_rows(connection: asyncpg.Connection[asyncpg.Record]) -> None:
         ahead = f"UPDATE {table} SET changed_xid = pg_current_xact_id() WHERE changed_xid > pg_current_xact_id()"
         await connection.execute(ahead)
     await connection.execute("UPDATE nodes SET drain_xid = pg_current_xact_id() WHERE drain_xid > pg_current_xact_id()")
+
+
+async def adopt_restored_rows(url: str) -> None:
+    """Call `adopt_rows` on a connection of its own."""
+    connection = await connect(url, lock_timeout_seconds=0, timeout_seconds=SLOW_CONNECT_TIMEOUT_SECONDS)
+    try:
+        await adopt_rows(connection)
+    finally:
+        await connection.close()

@@ -1,4 +1,4 @@
-"""Schema migrations: revisions, upgrade, downgrade and check, by one replica at a time."""
+"""Schema migrations: upgrade, downgrade and check, by one replica at a time. Only what migrates imports this."""
 
 from __future__ import annotations
 
@@ -7,20 +7,16 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from functools import cache
 from pathlib import Path
 
 from alembic import command, context, op
 from alembic.config import Config
-from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import NullPool
 
-import lucid_compute
-from lucid_compute.postgres.changes import adopt_rows
 from lucid_compute.postgres.database import (
     SLOW_CONNECT_TIMEOUT_SECONDS,
     DatabaseNotUsable,
@@ -29,88 +25,22 @@ from lucid_compute.postgres.database import (
     sqlstate_of,
 )
 from lucid_compute.postgres.embedded import open_embedded_database
+from lucid_compute.postgres.revisions import (
+    fits,
+    judge_revision,
+    known_revisions,
+    migrations_folder,
+    read_revisions,
+)
 
 SCHEMA_LOCK = 0x6C756369  # the number of an advisory lock: "luci" in ASCII
 MIGRATION_PATIENCE_SECONDS = 300.0
 _IS_BUILT_SQL = "SELECT coalesce(bool_and(indisvalid), false) FROM pg_index WHERE indexrelid = to_regclass('{name}')"
 LOCK_WAIT_SECONDS = 1  # requests queue up behind a migration that waits for a lock
-_VERSION_SQL = "SELECT version_num FROM alembic_version"
-_HAS_COMPATIBILITY_SQL = "SELECT to_regclass('schema_compatibility') IS NOT NULL"
-_OLDEST_SQL = "SELECT oldest_revision FROM schema_compatibility"
 _LOCK_SQLSTATES = {"55P03", "40P01"}  # a lock was not granted in time, or granting it would be a deadlock
 _POLL_SECONDS = 0.05
 _RETRY_SECONDS = 0.5
 _log = logging.getLogger(__name__)
-
-
-@cache
-def migrations_folder() -> Path:
-    """Return the folder of the migrations: inside the package in a wheel, at the top of the repository in a clone.
-
-    Raises:
-        DatabaseNotUsable: neither folder exists.
-    """
-    package = Path(lucid_compute.__file__).parent
-    of_wheel, of_clone = package / "migrations", package.parents[1] / "migrations"
-    for folder in (of_wheel, of_clone):
-        if (folder / "env.py").is_file():
-            return folder
-    raise DatabaseNotUsable(f"No migrations are in {of_wheel} or {of_clone}. Install lucid-compute again.")
-
-
-@cache
-def head_revision() -> str:
-    """Return the revision that this version of the code needs."""
-    return known_revisions()[0]
-
-
-async def find_misfit(connection: AsyncConnection) -> str | None:
-    """Return why this version can't serve on the connection's database, as a sentence; None when it can."""
-    revision: str | None = await connection.scalar(text(_VERSION_SQL))
-    if revision == head_revision():
-        return None
-    oldest: str | None = None
-    if await connection.scalar(text(_HAS_COMPATIBILITY_SQL)):
-        oldest = await connection.scalar(text(_OLDEST_SQL))
-    return judge_revision(revision, oldest)
-
-
-def judge_revision(revision: str | None, oldest: str | None) -> str | None:
-    """Return why this version can't serve on a database at `revision`, as a sentence; None when it can.
-
-    It can serve at its own revision, and ahead of it as long as it knows `oldest`, the oldest revision that can serve.
-    """
-    known = known_revisions()
-    if revision == known[0]:
-        return None
-    if revision is None or revision in known:
-        return f"The database is at {revision or 'no revision'}. This version needs {known[0]}: `lucid db upgrade`."
-    if oldest in known:
-        return None
-    return (
-        f"A newer version of lucid-compute has migrated this database: it is at {revision}, and "
-        f"{lucid_compute.__version__} knows up to {known[0]}. Install the newer version, or restore a backup from "
-        "before."
-    )
-
-
-async def current_revision(url: str) -> str | None:
-    """Return the revision of the database; None when it is empty."""
-    return (await _read_revisions(url))[0]
-
-
-async def _read_revisions(url: str) -> tuple[str | None, str | None]:
-    """Return the database's revision, and the oldest that can serve on it; None for what it does not say."""
-    connection = await connect(url, timeout_seconds=SLOW_CONNECT_TIMEOUT_SECONDS)
-    try:
-        revision = oldest = None
-        if await connection.fetchval("SELECT to_regclass('alembic_version')") is not None:
-            revision = await connection.fetchval(_VERSION_SQL)
-        if await connection.fetchval(_HAS_COMPATIBILITY_SQL):
-            oldest = await connection.fetchval(_OLDEST_SQL)
-        return revision, oldest
-    finally:
-        await connection.close()
 
 
 async def upgrade(url: str, revision: str = "head", *, patience_seconds: float = MIGRATION_PATIENCE_SECONDS) -> None:
@@ -122,16 +52,8 @@ async def upgrade(url: str, revision: str = "head", *, patience_seconds: float =
         DatabaseNotUsable: this version can't serve on what a newer version has made of the database, there is no such
             revision, or a table was locked for longer than `patience_seconds`.
     """
-    if revision == "head":
-        at, oldest = await _read_revisions(url)
-        if at == head_revision():
-            return
-        if at is not None and at not in known_revisions():
-            if misfit := judge_revision(at, oldest):
-                raise DatabaseNotUsable(misfit)
-            _log.info("a newer version has migrated the database to %s; this version still serves on it", at)
-            return
-    await _run(url, lambda config: command.upgrade(config, revision), patience_seconds)
+    if revision != "head" or not await fits(url):
+        await _run(url, lambda config: command.upgrade(config, revision), patience_seconds)
 
 
 async def downgrade(url: str, revision: str) -> None:
@@ -153,15 +75,6 @@ def build_index(name: str, on: str) -> None:
                 op.execute(f"CREATE INDEX CONCURRENTLY {name} ON {on}")
             finally:
                 op.execute(f"SET lock_timeout = '{LOCK_WAIT_SECONDS}s'")
-
-
-async def adopt_restored_rows(url: str) -> None:
-    """Call `adopt_rows` on a connection of its own."""
-    connection = await connect(url, lock_timeout_seconds=0, timeout_seconds=SLOW_CONNECT_TIMEOUT_SECONDS)
-    try:
-        await adopt_rows(connection)
-    finally:
-        await connection.close()
 
 
 async def check(url: str) -> None:
@@ -218,7 +131,7 @@ async def run_locked(
             await _take_turn(connection)
             await _run_patiently(connection, step, patience_seconds)
     except CommandError as error:
-        at, oldest = await _read_revisions(url)
+        at, oldest = await read_revisions(url)
         misfit = None if at is None or at in known_revisions() else judge_revision(at, oldest)
         raise DatabaseNotUsable(misfit or f"{str(error).rstrip('.')}.") from error
     finally:
@@ -256,16 +169,6 @@ async def _run_patiently(connection: AsyncConnection, step: Callable[[Connection
             await asyncio.sleep(_RETRY_SECONDS)
         else:
             return
-
-
-@cache
-def known_revisions() -> list[str]:
-    """Return every revision that this version of the code knows, newest first."""
-    return [script.revision for script in _scripts().walk_revisions()]
-
-
-def _scripts() -> ScriptDirectory:
-    return ScriptDirectory(str(migrations_folder()))
 
 
 def _config(connection: Connection) -> Config:

@@ -23,7 +23,7 @@ from lucid_compute.server import openapi, operation_routes, reference_routes
 from lucid_compute.server.asgi_client import AsgiClient
 from lucid_compute.server.cors import Cors
 from lucid_compute.server.dashboard import routes as dashboard_routes
-from lucid_compute.server.dashboard.site import Site
+from lucid_compute.server.dashboard.site import site_below
 from lucid_compute.server.metrics.http_middleware import HttpMetricsMiddleware
 from lucid_compute.server.metrics.metrics import ServiceMetrics
 from lucid_compute.server.metrics.shared_memory import SharedSlots, WorkerSlot
@@ -129,8 +129,8 @@ class LucidApp:
             reference_routes,
             dashboard_routes,
         ):
-            app.include_router(routes.router)
-        app.state.site = Site(self._settings.root_path)
+            app.router.routes += routes.router.routes  # `include_router` would build each again at the first request
+        app.state.site = site_below(self._settings.root_path)
         app.add_middleware(RequestGuard, room=self._room, judge=self._judge)
         app.add_middleware(HttpMetricsMiddleware)
         return app

@@ -26,9 +26,8 @@ from lucid_compute.registry.domain.metadata import ComputeMetadata, ModelMetadat
 from lucid_compute.registry.domain.node_state import Heartbeat
 from lucid_compute.registry.heartbeat_lane import PATH
 from lucid_compute.registry.shapes import HeartbeatAnswer
-from lucid_compute.web.errors import PREFIX, declare
+from lucid_compute.web.errors import PREFIX, REFERENCE, ErrorAnswer, declare, respond
 
-REFERENCE = "#/components/schemas/{model}"
 _HEARTBEAT = {
     "passportId": "7a1b8a52-6a6c-4a4c-9d43-0d0a3f8d7c11",
     "status": "healthy",
@@ -70,12 +69,6 @@ def lane_operations() -> dict[str, dict[str, Any]]:
     """Return the POST operation of each lane's path."""
     inference = {path: _inference_operation(endpoint) for path, endpoint in ENDPOINTS.items()}
     return {PATH: _heartbeat_operation(), **inference}
-
-
-def respond(description: str, model: str) -> dict[str, Any]:
-    """Return the description of a response whose body is the schema `model`."""
-    schema = {"$ref": REFERENCE.format(model=model)}
-    return {"description": description, "content": {"application/json": {"schema": schema}}}
 
 
 def _inference_operation(endpoint: str) -> dict[str, Any]:
@@ -131,7 +124,7 @@ def _build(app: FastAPI) -> dict[str, Any]:
         servers=app.servers or None,
     )
     schemas = document["components"]["schemas"]
-    for model in (Heartbeat, HeartbeatAnswer, InferenceBody, OpenAiErrorAnswer):
+    for model in (ErrorAnswer, Heartbeat, HeartbeatAnswer, InferenceBody, OpenAiErrorAnswer):
         schemas.update(_schemas(model))
     schemas["InferenceBody"]["additionalProperties"] = True
     _describe_metadata(schemas)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
-from prometheus_client import CONTENT_TYPE_LATEST
 
 from lucid_compute.errors import DatabaseUnavailable, Forbidden, Unauthorized
 from lucid_compute.postgres.clock import DatabaseClock
@@ -65,5 +64,7 @@ async def get_metrics(request: Request, settings: Provided[Settings], caller: An
             message = "Send an admin key: Authorization: Bearer lk_live_…, or set LUCID_METRICS_PUBLIC=true."
             raise Unauthorized(message)
         caller.require(ADMINS)
+    from prometheus_client import CONTENT_TYPE_LATEST  # noqa: PLC0415 - as `ServiceMetrics.exposition` does
+
     metrics: ServiceMetrics = request.app.state.metrics
     return Response(metrics.exposition(), media_type=CONTENT_TYPE_LATEST)

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from lucid_compute.accounting.payouts.revenue import DEFAULT_TERMS, Terms
 from lucid_compute.accounting.payouts.store import record_terms
-from lucid_compute.postgres import schema
+from lucid_compute.postgres import revisions
+from lucid_compute.postgres.changes import adopt_restored_rows
 from lucid_compute.postgres.database import Database, check_usable
 from lucid_compute.registry.keys import store as key_store
 
@@ -32,8 +33,11 @@ async def prepare(
         DatabaseNotUsable: the database can't be used; a sentence says what to change.
     """
     await check_usable(database_url)
-    await schema.upgrade(database_url)
-    await schema.adopt_restored_rows(database_url)
+    if not await revisions.fits(database_url):
+        from lucid_compute.postgres import schema  # noqa: PLC0415 - Alembic, which only a migration needs
+
+        await schema.upgrade(database_url)
+    await adopt_restored_rows(database_url)
     file = AdminKeyFile(data_dir / ADMIN_KEY_FILE)
     database = Database(database_url, pool_size=1, timeout_seconds=30)
     try:

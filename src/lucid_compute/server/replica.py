@@ -22,7 +22,7 @@ from lucid_compute.errors import DatabaseUnavailable, NotReady
 from lucid_compute.gateway.gateway import Gateway
 from lucid_compute.gateway.prober import Prober
 from lucid_compute.gateway.watchdog import Watchdog
-from lucid_compute.postgres import schema
+from lucid_compute.postgres import revisions
 from lucid_compute.postgres.clock import DatabaseClock
 from lucid_compute.postgres.database import Database, explain_unavailable, write_nothing
 from lucid_compute.registry.compute_registry import ComputeRegistry
@@ -132,7 +132,7 @@ class Replica:
         try:
             async with self.database.transaction() as connection:
                 await write_nothing(connection)
-                misfit = await schema.find_misfit(connection)
+                misfit = await revisions.find_misfit(connection)
         except DatabaseUnavailable as error:
             raise NotReady(explain_unavailable(error)) from error
         if misfit is not None:

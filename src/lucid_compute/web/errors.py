@@ -29,6 +29,7 @@ from lucid_compute.errors import (
 from lucid_compute.wire import ResponseShape, faults_from
 
 PREFIX = "/v1/"
+REFERENCE = "#/components/schemas/{model}"
 _TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -87,12 +88,23 @@ def declare(*errors: type[LucidError], body: bool = False, key: bool = True) -> 
         every += [PayloadTooLarge, UnsupportedMediaType]
     declared: dict[int | str, dict[str, Any]] = {}
     for error in every:
-        codes = declared.setdefault(error.status, {"model": ErrorAnswer, "description": ""})
+        codes = declared.setdefault(error.status, respond("", ErrorAnswer.__name__))
         if error.code not in codes["description"]:
             codes["description"] = " · ".join(filter(None, [codes["description"], f"`{error.code}`"]))
     if body:
-        declared[400] = {"model": ErrorAnswer, "description": f"`{InvalidRequest.code}`: the body is not JSON"}
+        declared[400] = respond(f"`{InvalidRequest.code}`: the body is not JSON", ErrorAnswer.__name__)
     return declared
+
+
+def respond(description: str, model: str) -> dict[str, Any]:
+    """Return the description of a response whose body is the schema `model`.
+
+    FastAPI would build a validator of its own for each response that names a class: 300 of them at each start.
+    """
+    return {
+        "description": description,
+        "content": {"application/json": {"schema": {"$ref": REFERENCE.format(model=model)}}},
+    }
 
 
 def headers_of(error: LucidError) -> dict[str, str]:

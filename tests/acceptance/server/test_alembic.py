@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lucid_compute.postgres import schema
+from lucid_compute.postgres import revisions
 from lucid_compute.postgres.database import connect
 from tests import ROOT
 from tests.lucid_serve import Served, folder
@@ -40,12 +40,12 @@ def alembic(clone: Path, *arguments: str, **variables: str) -> subprocess.Comple
 def test_alembic_goes_down_and_up_on_the_database_of_the_environment(clone: Path, database_url: str) -> None:
     """And says which revision the database is at."""
     there = {"LUCID_DATABASE_URL": database_url}
-    assert alembic(clone, "current", **there).stdout == f"{schema.head_revision()} (head)\n"
+    assert alembic(clone, "current", **there).stdout == f"{revisions.head_revision()} (head)\n"
     down = alembic(clone, "downgrade", "base", **there)
     assert (down.returncode, "Running downgrade registry -> " in down.stderr) == (0, True)
     assert alembic(clone, "current", **there).stdout == ""
     assert alembic(clone, "upgrade", "head", **there).returncode == 0
-    assert alembic(clone, "current", **there).stdout == f"{schema.head_revision()} (head)\n"
+    assert alembic(clone, "current", **there).stdout == f"{revisions.head_revision()} (head)\n"
     assert alembic(clone, "history").stdout.splitlines()[-1].startswith("<base> -> registry, The registry")
     assert "CREATE TABLE refusals" in alembic(clone, "upgrade", "head", "--sql").stdout
 
@@ -74,7 +74,7 @@ def test_alembic_finds_the_embedded_postgres_of_the_data_folder(clone: Path) -> 
     with folder() as made, Served(made) as served:
         there = {"LUCID_DATA_DIR": str(served.data_dir)}
         running = alembic(clone, "current", **there)
-        assert running.stdout == f"{schema.head_revision()} (head)\n"
+        assert running.stdout == f"{revisions.head_revision()} (head)\n"
         served.stop()
         assert alembic(clone, "current", **there).stdout == running.stdout
 

@@ -16,7 +16,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
-from lucid_compute.postgres import backup, schema
+from lucid_compute.postgres import backup, revisions, schema
 from lucid_compute.postgres.backup import Backup, BackupFailed, Place, back_up, read_backup, refuse_newer, restore
 from lucid_compute.postgres.client_programs import environment_of
 from lucid_compute.postgres.database import connect
@@ -134,7 +134,7 @@ async def test_every_row_and_sum_comes_back_and_the_service_runs_on_it(
         olga = await api.new_key("olga", ["compute", "passports:read"])
     file = tmp_path / "lucid.backup"
     made = await back_up(at(filled), file, quietly)
-    assert (made.file, made.revision, file.stat().st_mode & 0o777) == (file, schema.head_revision(), 0o600)
+    assert (made.file, made.revision, file.stat().st_mode & 0o777) == (file, revisions.head_revision(), 0o600)
     assert names_in(tmp_path) == {file.name}
     await restore(at(target_url), await read_backup(file), quietly)
     await schema.check(target_url)
@@ -271,7 +271,7 @@ async def test_a_backup_waits_for_a_migration(grown: str, tmp_path: Path) -> Non
         waiting = asyncio.create_task(back_up(at(grown), tmp_path / "b", quietly))
         await eventually(lambda: asks_for_the_lock(migrating), 30)
         assert not waiting.done()
-    assert (await waiting).revision == schema.head_revision()
+    assert (await waiting).revision == revisions.head_revision()
 
 
 async def asks_for_the_lock(connection: asyncpg.Connection[asyncpg.Record]) -> bool:
@@ -381,7 +381,7 @@ async def test_a_file_is_replaced_only_when_that_is_asked(grown: str, tmp_path: 
         await back_up(at(grown), file, quietly)
     assert file.read_text() == "old"
     await back_up(at(grown), file, quietly, overwrite=True)
-    assert (await read_backup(file)).revision == schema.head_revision()
+    assert (await read_backup(file)).revision == revisions.head_revision()
     with pytest.raises(BackupFailed, match="is there already"):
         await back_up(at(grown), tmp_path, quietly, overwrite=True)
     with pytest.raises(BackupFailed, match=r"nowhere can't be written: No such file"):
@@ -405,7 +405,7 @@ async def test_tables_in_a_schema_of_their_own_come_back_there(empty_url: str, t
     with pytest.raises(BackupFailed, match="search_path"):
         await restore(at(target_url), made, quietly)
     await restore(at(target_url + option), made, quietly)
-    assert await schema.current_revision(target_url + option) == schema.head_revision()
+    assert await revisions.current_revision(target_url + option) == revisions.head_revision()
 
 
 def test_programs_of_the_server_s_version_are_needed() -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 
-from lucid_compute.postgres import schema
+from lucid_compute.postgres import revisions, schema
 from lucid_compute.postgres.database import DatabaseNotUsable, check_usable, connect
 from lucid_compute.server.preparation import prepare
 from lucid_compute.server.schema_tables import metadata
@@ -21,7 +22,13 @@ from tests.ledger import read
 
 def test_every_revision_that_has_landed_is_still_there() -> None:
     """In the order in which databases went through them; a new one gets rows in `tests/landed.py`."""
-    assert tuple(reversed(schema.known_revisions())) == LANDED
+    assert tuple(reversed(revisions.known_revisions())) == LANDED
+
+
+def test_revisions_are_read_as_alembic_reads_them() -> None:
+    """Workers read the files themselves, without Alembic."""
+    scripts = ScriptDirectory(str(revisions.migrations_folder()))
+    assert [script.revision for script in scripts.walk_revisions()] == revisions.known_revisions()
 
 
 @pytest.mark.parametrize("revision", LANDED)
@@ -58,9 +65,9 @@ async def test_migrations_go_down_and_up_on_a_filled_database(database_url: str,
             assert (await api.beat(node_id, bootId="b", sequence=1)).status_code == 200
             await api.http.post(f"/compute/drain/{node_id}")
         await schema.downgrade(database_url, "base")
-        assert await schema.current_revision(database_url) is None
+        assert await revisions.current_revision(database_url) is None
         await prepare(database_url, data_dir=Path("/nonexistent"), bootstrap_admin_key=ADMIN_KEY)
-        assert await schema.current_revision(database_url) == schema.head_revision()
+        assert await revisions.current_revision(database_url) == revisions.head_revision()
 
 
 async def test_the_migrations_make_what_the_tables_say(database_url: str) -> None:
@@ -142,7 +149,7 @@ async def test_a_newer_database_that_this_version_can_serve_on_is_left_alone(
     async with open_api(database_url, settings) as api:
         assert (await api.http.get("/readyz")).status_code == 200
         assert (await api.beat(await api.register())).status_code == 200
-    assert await schema.current_revision(database_url) == "of_tomorrow"
+    assert await revisions.current_revision(database_url) == "of_tomorrow"
 
 
 @pytest.mark.parametrize(
@@ -162,8 +169,8 @@ def test_a_version_serves_at_its_revision_and_ahead_of_it_while_it_is_not_too_ol
     revision: str | None, oldest: str | None, says: str | None
 ) -> None:
     """`oldest` is the oldest revision whose replicas can serve: a version that knows it is new enough."""
-    revision = schema.head_revision() if revision == "compatible" else revision
-    misfit = schema.judge_revision(revision, oldest)
+    revision = revisions.head_revision() if revision == "compatible" else revision
+    misfit = revisions.judge_revision(revision, oldest)
     assert misfit is None if says is None else says in str(misfit)
 
 
@@ -176,9 +183,9 @@ async def test_each_migration_commits_before_the_next(empty_url: str) -> None:
             await connection.execute("LOCK TABLE webhooks IN ACCESS SHARE MODE")
             with pytest.raises(DatabaseNotUsable, match=r"pg_stat_activity, end it .* reached stay"):
                 await schema.upgrade(empty_url, patience_seconds=0)
-            assert await schema.current_revision(empty_url) == "money"
+            assert await revisions.current_revision(empty_url) == "money"
         await schema.upgrade(empty_url)
-        assert await schema.current_revision(empty_url) == schema.head_revision()
+        assert await revisions.current_revision(empty_url) == revisions.head_revision()
         await schema.check(empty_url)
     finally:
         await connection.close()

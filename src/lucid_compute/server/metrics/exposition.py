@@ -1,4 +1,4 @@
-"""Prometheus collectors for the merged metrics of all workers, and for the fleet."""
+"""Prometheus collectors for the merged metrics of all workers, and for the fleet. The first scrape imports this."""
 
 from __future__ import annotations
 
@@ -6,21 +6,20 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from lucid_compute import __version__
-from lucid_compute.accounting.jobs import Outcome
-from lucid_compute.gateway.request_metrics import DURATION_BOUNDS, FIRST_TOKEN_BOUNDS, ModelMetrics
+from lucid_compute.gateway.request_metrics import DURATION_BOUNDS, FIRST_TOKEN_BOUNDS
 from lucid_compute.registry.domain.node_state import NodeStatus
 from lucid_compute.registry.matching_engine import has_available_compute
 from lucid_compute.server.metrics.http_middleware import BOUNDS
-from lucid_compute.server.metrics.worker_counts import MODELS, Labels, WorkerCounts
+from lucid_compute.server.metrics.worker_counts import MODEL_OUTCOMES, MODELS, Labels, WorkerCounts
 from lucid_compute.server.replica import Replica
 
-_ENDED = (Outcome.COMPLETED, Outcome.FAILED, Outcome.REJECTED, Outcome.CANCELLED)
 _MODEL = ["model_name"]  # as vLLM and the Gateway API Inference Extension call it
-_DURATIONS = slice(len(_ENDED) + 2, len(_ENDED) + 2 + len(DURATION_BOUNDS) + 2)
+_DURATIONS = slice(len(MODEL_OUTCOMES) + 2, len(MODEL_OUTCOMES) + 2 + len(DURATION_BOUNDS) + 2)
 _FIRST_TOKENS = slice(_DURATIONS.stop, None)
 # By the name in WorkerCounts: the metric's name, its help text, its labels.
 _COUNTERS = {
@@ -59,12 +58,14 @@ _GAUGES = {
 }
 
 
-def model_numbers(model: ModelMetrics) -> list[float]:
-    """Return the counts of a model in the order in which `WorkerCollector` reads them."""
-    ended = [model.outcomes[outcome] for outcome in _ENDED]
-    durations = [*model.durations, model.duration_ms / 1000]
-    first_tokens = [*model.first_tokens, model.first_token_ms / 1000]
-    return [*ended, model.tokens_in, model.tokens_out, *durations, *first_tokens]
+def expose(replica: Replica, merged: WorkerCounts) -> bytes:
+    """Return the fleet's metrics and what all workers have counted, as text for Prometheus."""
+    text = b""
+    for collector in (FleetCollector(replica), WorkerCollector(merged)):
+        registry = CollectorRegistry()
+        registry.register(collector)
+        text += generate_latest(registry)
+    return text
 
 
 class WorkerCollector(Collector):
@@ -111,10 +112,10 @@ class WorkerCollector(Collector):
             labels=_MODEL,
         )
         for name, numbers in models.items():
-            for outcome, count in zip(_ENDED, numbers, strict=False):
+            for outcome, count in zip(MODEL_OUTCOMES, numbers, strict=False):
                 jobs.add_metric([*name, outcome.value], count)
-            tokens_in.add_metric(name, numbers[len(_ENDED)])
-            tokens_out.add_metric(name, numbers[len(_ENDED) + 1])
+            tokens_in.add_metric(name, numbers[len(MODEL_OUTCOMES)])
+            tokens_out.add_metric(name, numbers[len(MODEL_OUTCOMES) + 1])
             _add_histogram(durations, name, DURATION_BOUNDS, numbers[_DURATIONS])
             _add_histogram(first_tokens, name, FIRST_TOKEN_BOUNDS, numbers[_FIRST_TOKENS])
         yield from (jobs, tokens_in, tokens_out, durations, first_tokens)

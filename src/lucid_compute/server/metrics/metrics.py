@@ -16,16 +16,13 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 
-from prometheus_client import CollectorRegistry, generate_latest
-
 from lucid_compute.accounting.payouts.closer import PayoutCloser
 from lucid_compute.gateway.lane import InferenceLane
-from lucid_compute.gateway.request_metrics import OTHER
+from lucid_compute.gateway.request_metrics import OTHER, ModelMetrics
 from lucid_compute.registry.heartbeat_lane import HeartbeatLane
-from lucid_compute.server.metrics.exposition import FleetCollector, WorkerCollector, model_numbers
 from lucid_compute.server.metrics.http_middleware import HttpMetrics
 from lucid_compute.server.metrics.shared_memory import Slot, WorkerSlot
-from lucid_compute.server.metrics.worker_counts import MODELS, Counts, WorkerCounts, merge
+from lucid_compute.server.metrics.worker_counts import MODEL_OUTCOMES, MODELS, Counts, WorkerCounts, merge
 from lucid_compute.server.replica import Replica
 from lucid_compute.webhooks.outbox import Backlog
 
@@ -46,8 +43,6 @@ class ServiceMetrics:
         left = _read(slot.own)
         self._left = WorkerCounts(0.0) if left is None else replace(left, gauges={})
         self._named_at: dict[str, float] = {}
-        self._registry = CollectorRegistry()
-        self._registry.register(FleetCollector(replica))
 
     async def run(self) -> None:
         """Publish what this worker counted, once a second."""
@@ -65,18 +60,18 @@ class ServiceMetrics:
 
     def exposition(self) -> bytes:
         """Return the metrics of all workers as text for Prometheus."""
+        from lucid_compute.server.metrics.exposition import expose  # noqa: PLC0415 - 2 MB that only scrapes need
+
         self.write()
         published = [counts for slot in self._slot.all if (counts := _read(slot)) is not None]
-        registry = CollectorRegistry()
-        registry.register(WorkerCollector(merge(published, time.monotonic())))
-        return generate_latest(self._registry) + generate_latest(registry)
+        return expose(self._replica, merge(published, time.monotonic()))
 
     def _count(self, now: float) -> WorkerCounts:
         """Return what this worker counted since its start, and what it measures now."""
         gateway, sender = self._replica.gateway, self._replica.webhooks.sender
         models: Counts = {}
         for model in gateway.context.metrics.models():
-            models[model.model_name,] = model_numbers(model)
+            models[model.model_name,] = _model_numbers(model)
             if model.model_name != OTHER:
                 self._named_at.setdefault(model.model_name, now)
         counts: dict[str, Counts] = {
@@ -144,3 +139,11 @@ def _read(slot: Slot) -> WorkerCounts | None:
 
 def _by_label(counts: Mapping[str, int]) -> Counts:
     return {(name.lower(),): [float(count)] for name, count in counts.items()}
+
+
+def _model_numbers(model: ModelMetrics) -> list[float]:
+    """Return the counts of a model in the order in which `WorkerCollector` reads them."""
+    ended = [model.outcomes[outcome] for outcome in MODEL_OUTCOMES]
+    durations = [*model.durations, model.duration_ms / 1000]
+    first_tokens = [*model.first_tokens, model.first_token_ms / 1000]
+    return [*ended, model.tokens_in, model.tokens_out, *durations, *first_tokens]

@@ -10,9 +10,11 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from lucid_compute.accounting.jobs import Outcome
 from lucid_compute.gateway.request_metrics import MAX_MODELS, OTHER
 
 MODELS = "models"  # the counts whose labels owners choose
+MODEL_OUTCOMES = (Outcome.COMPLETED, Outcome.FAILED, Outcome.REJECTED, Outcome.CANCELLED)  # counted for each model
 LIVE_SECONDS = 5.0
 SUMMED = frozenset(
     {

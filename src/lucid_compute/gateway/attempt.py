@@ -306,6 +306,7 @@ class TasklessRequest(RunningRequest):
     """A request of the fast path, served without a task. It ends once, and then calls `on_end` with its ending."""
 
     __slots__ = ("_attempt", "_context", "_on_end", "_ready", "request")
+    __deletable__ = ("request",)
 
     request: GatewayRequest
     _ready: ReadyNode

@@ -65,15 +65,19 @@ class InferenceAdmission(Admission):
     """
 
     running: RunningRequest
-    is_running = is_charged = False
+    is_running = False
+    is_charged = False
     response_headers: Headers | None = None
     job_id = ""
     span: Span | None = None
     inference: InferenceRequest | None = None
-    model_id = NO_MODEL
     request: GatewayRequest | None = None
     held: Body | None = None
     ending: NeedsTask | None = None
+
+    def __init__(self, path: str, headers: dict[bytes, bytes], body: bytes | None = None) -> None:
+        super().__init__(path, headers, body)
+        self.model_id = NO_MODEL
 
     @property
     def identifying_headers(self) -> Headers:

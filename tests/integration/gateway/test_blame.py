@@ -13,6 +13,7 @@ import pytest
 
 from lucid_compute.gateway.breakers import RetryBudgets
 from lucid_compute.gateway.gateway import MAX_RANKINGS
+from tests import needs_sources
 from tests.api import Api, error_code
 from tests.express_client import Entrance
 from tests.fault_answers import Answer, respond
@@ -342,6 +343,7 @@ async def test_a_busy_node_gives_way_to_another_one(api: Api, entrance: Entrance
             assert (await ask(entrance(api))).status_code == 200
 
 
+@needs_sources
 async def test_policies_that_a_client_invents_share_one_ranking(
     api: Api, entrance: Entrance, monkeypatch: pytest.MonkeyPatch
 ) -> None:

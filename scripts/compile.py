@@ -88,7 +88,7 @@ def select(package: Path, project: Path = ROOT / "pyproject.toml") -> Selection:
         + [package / f"{name}.py" for name in rules["modules"]]
     )
     bases = _bases_of_classes(package)
-    left_out = {path: reason for path in wanted if (reason := _find_reason(path, bases))}
+    left_out = {path: reason for path in wanted if (reason := next(_reasons(path, bases), None))}
     left_out |= {package / f"{name}.py": reason for name, reason in rules["except"].items()}
     return Selection([path for path in wanted if path not in left_out], left_out)
 
@@ -110,22 +110,36 @@ def _roots(name: str, bases: dict[str, set[str]]) -> set[str]:
     return set().union(*(_roots(base, bases) for base in bases[name] - {name}))
 
 
-def _find_reason(path: Path, bases: dict[str, set[str]]) -> str | None:
-    """Return why mypyc can't compile a module rightly; None if it can."""
-    nodes = list(ast.walk(ast.parse(path.read_text())))
-    for node in nodes:
+def _reasons(path: Path, bases: dict[str, set[str]]) -> Iterator[str]:
+    """Yield why mypyc can't compile a module rightly."""
+    tree = ast.parse(path.read_text())
+    if early := _find_early_name(tree, bases):
+        yield early
+    for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef):
             roots = _roots(node.name, bases)
             if roots & {"BaseModel", "BaseSettings", "RootModel"}:
-                return f"{node.name} is a Pydantic model"
+                yield f"{node.name} is a Pydantic model"
             if any(root.endswith(("Exception", "Error")) for root in roots) and _has_property(node):
-                return f"{node.name} is an exception with a property, whose compiled code crashes"
-        if isinstance(node, ast.AsyncFunctionDef) and _yields(node):
-            return f"{node.name} is an asynchronous generator"
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "fastapi":
-            return "FastAPI reads its annotations"
-        if isinstance(node, ast.Name) and node.id == "__file__":
-            return "it reads __file__"
+                yield f"{node.name} is an exception with a property, whose compiled code crashes"
+        elif isinstance(node, ast.AsyncFunctionDef) and _yields(node):
+            yield f"{node.name} is an asynchronous generator"
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "fastapi":
+            yield "FastAPI reads its annotations"
+        elif isinstance(node, ast.Name) and node.id == "__file__":
+            yield "it reads __file__"
+
+
+def _find_early_name(tree: ast.Module, bases: dict[str, set[str]]) -> str | None:
+    """Return which class, whose annotations exist at run time, names one that is defined below it: loading crashes."""
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    lines = {node.name: node.lineno for node in classes}
+    for node in classes:
+        if node.decorator_list or _roots(node.name, bases) & {"NamedTuple", "TypedDict", "Protocol"}:
+            annotations = [part.annotation for part in node.body if isinstance(part, ast.AnnAssign)]
+            for name in (each for annotation in annotations for each in ast.walk(annotation)):
+                if isinstance(name, ast.Name) and lines.get(name.id, 0) > node.lineno:
+                    return f"{node.name} names {name.id}, which is defined below it"
     return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
 import signal
 import subprocess
@@ -137,6 +138,42 @@ def lonely_python(folder: Path) -> Path:
     (site,) = (folder / "venv" / "lib").glob("python*/site-packages")
     (site / "ours.pth").write_text(f"{sysconfig.get_paths()['purelib']}\n{ROOT / 'src'}\n")
     return folder / "venv" / "bin" / "python"
+
+
+# --- which modules
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("class Model(BaseModel):\n    pass\n\n\nclass Special(Model):\n    pass\n", "Model is a Pydantic model"),
+        ("async def numbers():\n    yield 1\n", "numbers is an asynchronous generator"),
+        ("from fastapi import APIRouter\n", "FastAPI reads its annotations"),
+        ("HERE = __file__\n", "it reads __file__"),
+        (
+            "class Pair(NamedTuple):\n    one: Later\n\n\nclass Later:\n    pass\n",
+            "Pair names Later, which is defined below it",
+        ),
+        (
+            "class Fault(ValueError):\n    @property\n    def reason(self): ...\n",
+            "Fault is an exception with a property, whose compiled code crashes",
+        ),
+        ("class Fault(ValueError):\n    def reason(self): ...\n", None),
+        ("async def run():\n    def numbers():\n        yield 1\n", None),
+        ("class Later:\n    pass\n\n\nclass Pair(NamedTuple):\n    one: Later\n", None),
+    ],
+)
+def test_a_module_that_mypyc_gets_wrong_is_left_out(tmp_path: Path, source: str, reason: str | None) -> None:
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "one.py").write_text(source)
+    (tmp_path / "pyproject.toml").write_text(RULES)
+    compiled, left_out = runpy.run_path(str(SCRIPT))["select"](package, tmp_path / "pyproject.toml")
+    assert (compiled == [package / "one.py"]) is (reason is None)
+    assert left_out.get(package / "one.py") == reason
+
+
+RULES = '[tool.lucid.compile]\npackages = []\nmodules = ["one"]\n[tool.lucid.compile.except]\n'
 
 
 # --- the script, with a compiler, on a package of two modules

@@ -226,7 +226,7 @@ class SmallProject(NamedTuple):
 
     def compile(self, *options: str, **environment: str) -> subprocess.Popen[str]:
         """Start the script."""
-        command = [COMPILER, self.root / "scripts" / "compile.py", self.python, *options]
+        command: list[str | Path] = [COMPILER, self.root / "scripts" / "compile.py", self.python, *options]
         return subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
@@ -238,7 +238,7 @@ class SmallProject(NamedTuple):
 
     def run(self, code: str) -> str:
         """Return what code prints that runs beside the package."""
-        command = [self.python, "-c", f"import lucid_compute; {code}"]
+        command: list[str | Path] = [self.python, "-c", f"import lucid_compute; {code}"]
         return subprocess.run(command, capture_output=True, text=True, check=True, env={}).stdout.strip()
 
     @property

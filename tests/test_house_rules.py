@@ -365,7 +365,7 @@ def test_compiled_classes_declare_what_mypyc_needs() -> None:
                 offenders += [f"{module_of(path)}.{node.name}, line {line}" for line in _unfit_defaults(node)]
             for target in node.targets if isinstance(node, ast.Delete) else ():
                 if isinstance(target, ast.Attribute) and f'__deletable__ = ("{target.attr}",)' not in text:
-                    offenders.append(f"{module_of(path)} deletes {target.attr}, line {node.lineno}")
+                    offenders.append(f"{module_of(path)} deletes {target.attr}, line {target.lineno}")
     report(offenders, "mypyc would refuse these, or make something else of them (docs/adr/0020-compiled.md):")
 
 

@@ -4,11 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Each process of the tests would compile them again where bytecode is not kept, as in many containers.
 PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest
-# The router that `make bench` compares the gateway with, in a virtual environment of its own, .venv-bench.
-PEER := vllm-router==0.1.17
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev install-tracing run demo test test-unit check format lock bench clean
+.PHONY: help install install-dev install-tracing run demo compile test test-unit test-compiled check format lock bench clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -21,6 +19,9 @@ install-tracing: $(VENV)/.installed-tracing  ## what LUCID_OTLP_ENDPOINT needs, 
 run: install  ## install, then serve on 127.0.0.1:8000 with an embedded Postgres
 	@exec $(BIN)/lucid serve $(ARGS)
 
+compile: install $(VENV)-compile/.installed  ## compile the busiest modules (needs a C compiler)
+	@$(VENV)-compile/bin/python scripts/compile.py $(BIN)/python $(ARGS)
+
 demo: install-dev  ## show it all alive for a minute and a half: three nodes, one killed, one drained, both back
 	@exec $(BIN)/python -m demo $(ARGS)
 
@@ -29,6 +30,11 @@ test: install-dev  ## run every test, on an embedded Postgres or on LUCID_TEST_D
 
 test-unit: install-dev  ## run the unit tests, which need no Postgres
 	@$(PYTEST) -q -n 2 --dist worksteal tests/unit $(ARGS)
+
+# The rest is tested in its usual form: unit tests replace parts that compiled modules don't look up.
+test-compiled: install-dev compile  ## run the acceptance tests, and those of the gateway, on the compiled service
+	@LUCID_COMPILED=true $(PYTEST) -n 2 --dist worksteal $(or $(ARGS),tests/test_compiled.py tests/acceptance \
+	  tests/integration/egress tests/integration/gateway tests/integration/registry tests/integration/server)
 
 check: install-dev  ## lint, format check, types, unused code, layout rules
 	@$(BIN)/ruff check .
@@ -41,8 +47,9 @@ format: install-dev  ## rewrite the code in the project's format
 	@$(BIN)/ruff check --fix-only .
 	@$(BIN)/ruff format .
 
-bench: install-dev  ## run every benchmark that the README quotes
-	@$(BIN)/python -m benchmarks
+bench: install-dev $(VENV)-compile/.installed  ## run every benchmark that the README quotes
+	@$(VENV)-compile/bin/python scripts/compile.py --if-possible $(BIN)/python
+	@$(BIN)/python -m benchmarks $(ARGS)
 
 lock:  ## lock every dependency with hashes, for Python 3.11 to 3.14 (needs uv)
 	@uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
@@ -53,11 +60,15 @@ lock:  ## lock every dependency with hashes, for Python 3.11 to 3.14 (needs uv)
 	@uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
 	  --custom-compile-command "make lock" --quiet --constraint requirements/tracing.txt \
 	  --group build --group dev --extra tracing pyproject.toml --output-file requirements/dev.txt
-	@echo "$(PEER)" | uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
-	  --custom-compile-command "make lock" --quiet - --output-file requirements/bench.txt
+	@uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
+	  --custom-compile-command "make lock" --quiet --constraint requirements/dev.txt \
+	  --group compile --output-file requirements/compile.txt
+	@for peer in bench bench-smg bench-litellm; do uv pip compile --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-annotate --custom-compile-command "make lock" --quiet requirements/$$peer.in \
+	  --output-file requirements/$$peer.txt || exit 1; done
 
 clean:  ## remove the virtual environment and every cache, never the data folder
-	@rm -rf $(VENV) .venv-bench .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@rm -rf $(VENV) $(VENV)-compile .venv-bench .venv-bench-* .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed: requirements/runtime.txt pyproject.toml
@@ -68,3 +79,6 @@ $(VENV)/.installed-tracing: requirements/tracing.txt | $(VENV)/.installed
 
 $(VENV)/.installed-dev: requirements/dev.txt pyproject.toml
 	@$(PYTHON) scripts/install.py $(VENV) $< $@ .
+
+$(VENV)-compile/.installed: requirements/compile.txt
+	@$(PYTHON) scripts/install.py $(VENV)-compile $< $@

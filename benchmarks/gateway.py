@@ -1,8 +1,9 @@
 """The claim: chat completions through `lucid serve` cost little more than through a router that does nothing else.
 
-A real `lucid serve` on its embedded Postgres (fsync on), with two nodes and a key, against vllm-router, which is
-written in Rust and asks for no key, and against the backend without a router. The same requests, load and backend for
-all, in rounds that alternate, each router pinned to one core; every answer is checked before it counts.
+A real `lucid serve` on its embedded Postgres (fsync on), with two nodes and a key, interpreted and compiled; against
+vllm-router, which is written in Rust and asks for no key, against other routers, and the backend without a router. The
+same requests, load and backend for all, in rounds that alternate, each router pinned to one core; every answer is
+checked before it counts.
 """
 
 from __future__ import annotations
@@ -13,20 +14,23 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from functools import partial
 from statistics import median
 from typing import NamedTuple
 
 from benchmarks.gateway_backend import CHUNKS, PACED_CHUNKS
 from benchmarks.gateway_load import GatewayLoad, Spec
-from benchmarks.gateway_targets import PEER, Skipped, Target, backend, lucid, request_for, vllm_router
-from benchmarks.servers import LOAD_CORE, SERVER_CORE, on_core, wait_for_quiet
+from benchmarks.gateway_peers import VLLM_ROUTER, Start, peers
+from benchmarks.gateway_targets import Skipped, Target, backend, lucid, request_for
+from benchmarks.servers import LOAD_CORE, SERVER_CORE, forms, on_core, wait_for_quiet
+from lucid_compute.compilation import PYTHON
 
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "5"))
 ROUND_SECONDS = float(os.environ.get("BENCH_SECONDS", "2"))
 WARM_UP_SECONDS = 0.5
 QUIET_TIMEOUT_SECONDS = 3.0
 DIRECT = "direct"
-_ROUTERS = {"lucid": lucid, PEER: vllm_router}
+PEER = VLLM_ROUTER
 _RATE, _LATENCY, _ADDED, _ROUTER = ("rate",), ("p50 ms", "p99 ms"), ("+p50 ms", "+p99 ms"), ("CPU us", "core %")
 
 
@@ -86,14 +90,17 @@ def main() -> None:
             for measure in MEASURES:
                 rounds[measure.title].append(_round(targets, measure, number))
         memory = {name: target.memory_mb() for name, target in targets.items()}
-    print(f"{ROUNDS} rounds of {ROUND_SECONDS:g} s; {len(ports)} nodes; {_describe_cores()}")
+    print(f"{ROUNDS} rounds of {ROUND_SECONDS:g} s; {len(ports)} nodes; {_describe_cores()}; Python {PYTHON}")
     for measure in MEASURES:
         _print_table(measure, rounds[measure.title])
     _print_memory(memory)
 
 
 def _start_routers(stack: ExitStack, ports: list[int]) -> Iterator[tuple[str, Target]]:
-    for name, start in _ROUTERS.items():
+    ours: dict[str, Start] = {f"lucid {form}": partial(lucid, compiled=compiled) for form, compiled in forms().items()}
+    wanted = os.environ.get("BENCH_PEERS")
+    others = {name: start for name, start in peers().items() if wanted is None or name in wanted.split(",")}
+    for name, start in {**ours, **others}.items():
         try:
             yield name, stack.enter_context(start(ports))
         except Skipped as reason:
@@ -146,13 +153,13 @@ def _print_table(measure: Measure, rounds: list[Round]) -> None:
     first = measure.compares[0]
     print(f"\n{measure.title}")
     headings = [_heading(measure, column) for column in (*measure.columns, "errors")]
-    print(f"{'':<14}" + "".join(f"{heading:>11}" for heading in headings) + f"   {_heading(measure, first)}, rounds")
+    print(f"{'':<18}" + "".join(f"{heading:>11}" for heading in headings) + f"   {_heading(measure, first)}, rounds")
     for name in rounds[0]:
         figures = [median(_figure(round_, name, column) for round_ in rounds) for column in measure.columns]
         errors = sum(round_[name].load.errors for round_ in rounds)
         of_first = [_figure(round_, name, first) for round_ in rounds]
         span = f"{_in_short(min(of_first))} to {_in_short(max(of_first))}"
-        print(f"{name:<14}" + "".join(f"{_in_short(figure):>11}" for figure in figures) + f"{errors:>11}   {span}")
+        print(f"{name:<18}" + "".join(f"{_in_short(figure):>11}" for figure in figures) + f"{errors:>11}   {span}")
         if errors:
             example = next(round_[name].load.example for round_ in rounds if round_[name].load.errors)
             print(f"  NOT VALID: {name} had {errors} wrong answers, such as {example!r}")
@@ -180,7 +187,7 @@ def _print_memory(memory: Mapping[str, list[float]]) -> None:
     for name, parts in memory.items():
         if parts:
             detail = " (worker {:.0f}, supervisor {:.0f}; Postgres not counted)".format(*parts) if parts[1:] else ""
-            print(f"{name:<14}{sum(parts):>8.0f} MB{detail}")
+            print(f"{name:<18}{sum(parts):>8.0f} MB{detail}")
 
 
 def _describe_cores() -> str:

@@ -1,7 +1,4 @@
-"""What the gateway benchmark compares, over one backend of two ports: no router, `lucid serve`, and vllm-router.
-
-vllm-router lives in a virtual environment of its own, made from `requirements/bench.txt` when it is first needed.
-"""
+"""What the gateway benchmark compares, over one backend of two ports: no router, and `lucid serve`."""
 
 from __future__ import annotations
 
@@ -10,7 +7,6 @@ import re
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -20,17 +16,11 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from benchmarks.gateway_backend import MODEL
-from benchmarks.servers import LOAD_CORE, SERVER_CORE, Server, data_folder, lucid_serve, on_core, wait_until
+from benchmarks.servers import LOAD_CORE, Server, data_folder, lucid_serve, on_core, wait_until
 
 NODES = 2
-PEER = "vllm-router"
 HEARTBEAT_SECONDS = 9.0
-ROOT = Path(__file__).parents[1]
-LOCK = ROOT / "requirements" / "bench.txt"
-VENV = ROOT / ".venv-bench"
-INSTALL_TIMEOUT_SECONDS = 600.0
-ROUTER_TIMEOUT_SECONDS = 60.0
-_NO_KEY = "a-key-that-nobody-asks-for"
+NO_KEY = "a-key-that-nobody-asks-for"
 
 
 class Skipped(Exception):
@@ -41,7 +31,7 @@ class Target(NamedTuple):
     """Where load goes, with which key, and the processes that route it; the first of them answers."""
 
     ports: Sequence[int]
-    key: str = _NO_KEY
+    key: str = NO_KEY
     processes: Sequence[Server] = ()
 
     def cpu_seconds(self) -> float:
@@ -92,35 +82,9 @@ def lucid(ports: Sequence[int], **settings: str) -> Iterator[Target]:
         new = {"name": "benchmark", "owner": "acme", "scopes": ["inference:run"]}
         key = str(server.call("POST", "/keys", new)["key"])
         with _heartbeats(server, nodes):
-            if said := _first_refusal(server.port, key):
+            if said := first_refusal(server.port, key):
                 raise Skipped(said)
             yield Target([server.port], key, [server, Server(server.port, _parent_of(server.worker_pid))])
-
-
-@contextmanager
-def vllm_router(ports: Sequence[int]) -> Iterator[Target]:
-    """Run vllm-router with its own defaults, except the policy and the log, which omits single requests.
-
-    Raises:
-        Skipped: it can't be installed, or it does not route.
-    """
-    _install()
-    port, metrics_port = _free_port(), _free_port()
-    command = [str(VENV / "bin" / PEER), "--host", "127.0.0.1", "--port", str(port), "--policy", "round_robin"]
-    command += ["--prometheus-port", str(metrics_port), "--log-level", "warning", "--worker-urls"]
-    command += [f"http://127.0.0.1:{worker}" for worker in ports]
-    with tempfile.TemporaryFile("w+") as output:
-        with on_core(SERVER_CORE):
-            process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=tempfile.gettempdir())
-        try:
-            _wait_for_peer(process, port)
-            if said := _first_refusal(port, _NO_KEY):
-                output.seek(0)
-                raise Skipped(f"{said}; {_last_line(output.read())}")
-            yield Target([port], processes=[Server(port, process.pid)])
-        finally:
-            process.terminate()
-            process.wait(60)
 
 
 def _register(server: Server, port: int) -> str:
@@ -156,7 +120,7 @@ def _heartbeats(server: Server, nodes: list[str]) -> Iterator[None]:
         thread.join()
 
 
-def _first_refusal(port: int, key: str) -> str:
+def first_refusal(port: int, key: str) -> str:
     """Return the refusal of a completion after a few tries; nothing once one succeeds."""
     said = ""
 
@@ -188,35 +152,3 @@ def _parent_of(pid: int) -> int:
     match = re.search(r"^PPid:\s+(\d+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
     assert match
     return int(match[1])
-
-
-def _install() -> None:
-    """Make the peer's virtual environment, unless it is there and holds what the lock says."""
-    install = [sys.executable, str(ROOT / "scripts" / "install.py"), str(VENV), str(LOCK), str(VENV / ".installed")]
-    try:
-        subprocess.run(install, check=True, stderr=subprocess.PIPE, text=True, timeout=INSTALL_TIMEOUT_SECONDS)
-    except subprocess.CalledProcessError as error:
-        raise Skipped(f"it can't be installed from {LOCK.name}: {_last_line(error.stderr)}") from error
-    except subprocess.TimeoutExpired as error:
-        raise Skipped(f"it can't be installed within {INSTALL_TIMEOUT_SECONDS:.0f} s") from error
-
-
-def _wait_for_peer(process: subprocess.Popen[bytes], port: int) -> None:
-    """Wait until the router listens, has ended, or the time is over."""
-    with suppress(TimeoutError):
-        wait_until(lambda: process.poll() is not None or _listens(port), ROUTER_TIMEOUT_SECONDS)
-
-
-def _listens(port: int) -> bool:
-    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-        return True
-    return False
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
-def _last_line(text: str) -> str:
-    return (text.strip().splitlines() or ["it says nothing"])[-1]

@@ -1,14 +1,17 @@
 """The claim: a durable, authenticated heartbeat costs little more than any POST that uvicorn answers.
 
-One worker of a real `lucid serve` on its embedded Postgres (fsync on), 64 connections, 1,000 nodes; against a bare
-uvicorn app that reads the same requests and answers as many bytes. Rounds alternate, so that the machine's moods fall
-on both; every answer is held against what Postgres has afterwards.
+One worker of a real `lucid serve` on its embedded Postgres (fsync on), 64 connections, 1,000 nodes, interpreted and
+compiled; against a bare uvicorn app that reads the same requests and answers as many bytes. Rounds alternate, so that
+the machine's moods fall on all; every answer is held against what Postgres has afterwards.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
@@ -19,10 +22,12 @@ from benchmarks.servers import (
     bare_server,
     data_folder,
     describe_cores,
+    forms,
     lucid_serve,
     postgres_of,
     wait_for_quiet,
 )
+from lucid_compute.compilation import PYTHON
 from lucid_compute.postgres.database import connect
 
 CONNECTIONS = 64
@@ -38,30 +43,56 @@ class Round(NamedTuple):
     cpu_us: float
 
 
+class Measured(NamedTuple):
+    """A server, and the requests that it is sent."""
+
+    server: Server
+    requests: Requests
+
+
+BARE = "bare uvicorn POST"
+
+
 def main() -> None:
-    """Measure, and print the ratio."""
+    """Measure each form of the service, and print the ratios."""
     nodes = plain_nodes(NODES)
-    with data_folder() as folder:
-        with postgres_of(folder) as url:
-            asyncio.run(write_fleet(url, nodes, []))
-        with lucid_serve(folder, heartbeat_max_per_second="0") as lucid, bare_server() as bare:
-            ids = [node.id for node in nodes]
-            requests = heartbeat_requests(ids, lucid.make_key(OWNER))
-            size = _size_of_an_answer(lucid, ids[0])
-            rounds = _alternate(lucid, requests, bare, _for_bare(requests, size))
-        with postgres_of(folder) as url:
-            durability, committed = asyncio.run(_look(url))
+    with ExitStack() as stack:
+        folders = {form: stack.enter_context(data_folder()) for form in forms()}
+        for folder in folders.values():
+            with postgres_of(folder) as url:
+                asyncio.run(write_fleet(url, nodes, []))
+        with ExitStack() as running:
+            measured = {
+                form: _heartbeats_of(running.enter_context(_serve(folder, form)), [node.id for node in nodes])
+                for form, folder in folders.items()
+            }
+            first = next(iter(measured.values()))
+            size = _size_of_an_answer(first.server, nodes[0].id)
+            measured[BARE] = Measured(running.enter_context(bare_server()), _for_bare(first.requests, size))
+            rounds = _alternate(measured)
+        committed = {}
+        for form, folder in folders.items():
+            with postgres_of(folder) as url:
+                durability, committed[form] = asyncio.run(_look(url))
     _print(rounds, durability, committed)
 
 
-def _alternate(lucid: Server, requests: Requests, bare: Server, for_bare: Requests) -> list[tuple[Round, Round]]:
-    _measure(lucid, requests, 0)
-    _measure(bare, for_bare, 0)
-    rounds = []
-    for number in range(1, ROUNDS + 1):
+def _serve(folder: Path, form: str) -> AbstractContextManager[Server]:
+    return lucid_serve(folder, heartbeat_max_per_second="0", compiled=forms()[form])
+
+
+def _heartbeats_of(server: Server, ids: list[str]) -> Measured:
+    return Measured(server, heartbeat_requests(ids, server.make_key(OWNER)))
+
+
+def _alternate(measured: Mapping[str, Measured]) -> list[dict[str, Round]]:
+    """Measure each server once a round, after a round that does not count; another one begins each time."""
+    names, rounds = list(measured), []
+    for number in range(ROUNDS + 1):
         wait_for_quiet()
-        rounds.append((_measure(lucid, requests, number), _measure(bare, for_bare, number)))
-    return rounds
+        first = number % len(names)
+        rounds.append({name: _measure(*measured[name], number) for name in names[first:] + names[:first]})
+    return rounds[1:]
 
 
 def _measure(server: Server, requests: Requests, number: int) -> Round:
@@ -90,19 +121,23 @@ async def _look(url: str) -> tuple[str, int]:
         await connection.close()
 
 
-def _print(rounds: list[tuple[Round, Round]], durability: str, committed: int) -> None:
+def _print(rounds: list[dict[str, Round]], durability: str, committed: Mapping[str, int]) -> None:
     tool = "wrk" if has_wrk() else "our own generator"
-    print(f"{CONNECTIONS} connections, {NODES} nodes, load by {tool}; {describe_cores()}; {durability}")
+    print(
+        f"{CONNECTIONS} connections, {NODES} nodes, load by {tool}; {describe_cores()}; {durability}; Python {PYTHON}"
+    )
     print(f"{'':<20}{'requests/s':>12}{'p50 ms':>9}{'p99 ms':>9}{'CPU us':>9}{'errors':>8}")
-    _print_row("lucid heartbeat", [ours for ours, _ in rounds])
-    _print_row("bare uvicorn POST", [bare for _, bare in rounds])
-    answered = sum(ours.load.requests for ours, _ in rounds)
-    print(f"{answered:,} heartbeats answered in the rounds; {committed:,} in Postgres, the warm-up among them")
-    ratios = sorted(ours.load.per_second / bare.load.per_second for ours, bare in rounds)
-    print(f"ratio to bare, requests/s: {median(ratios):.2f} (rounds {ratios[0]:.2f} to {ratios[-1]:.2f})")
-    quietest = max(rounds, key=lambda pair: pair[1].load.per_second)
-    print(f"  in the quietest round:   {quietest[0].load.per_second / quietest[1].load.per_second:.2f}")
-    print(f"ratio to bare, by CPU:     {median(bare.cpu_us / ours.cpu_us for ours, bare in rounds):.2f}")
+    for name in rounds[0]:
+        _print_row(name, [round_[name] for round_ in rounds])
+    for form, count in committed.items():
+        answered = sum(round_[form].load.requests for round_ in rounds)
+        print(f"{form}: {answered:,} heartbeats answered in the rounds; {count:,} in Postgres, the warm-up among them")
+        pairs = [(round_[form], round_[BARE]) for round_ in rounds]
+        ratios = sorted(ours.load.per_second / bare.load.per_second for ours, bare in pairs)
+        print(f"  ratio to bare, requests/s: {median(ratios):.2f} (rounds {ratios[0]:.2f} to {ratios[-1]:.2f})")
+        ours, bare = max(pairs, key=lambda pair: pair[1].load.per_second)
+        print(f"    in the quietest round:   {ours.load.per_second / bare.load.per_second:.2f}")
+        print(f"  ratio to bare, by CPU:     {median(bare.cpu_us / ours.cpu_us for ours, bare in pairs):.2f}")
 
 
 def _print_row(name: str, rounds: list[Round]) -> None:

@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
+import lucid_compute
+from lucid_compute.compilation import find_build
 from lucid_compute.postgres.embedded import EmbeddedPostgres
 
 ADMIN_KEY = "an-admin-key-for-the-benchmarks"
@@ -59,6 +61,15 @@ def describe_cores() -> str:
     if SERVER_CORE is None:
         return "nothing is pinned: this machine has one core, or can't pin"
     return f"server worker on core {SERVER_CORE}; load and Postgres on core {LOAD_CORE}"
+
+
+def forms() -> dict[str, str]:
+    """Return the forms in which the service can be measured, with the value of LUCID_COMPILED for each."""
+    found, reason = find_build(sys.prefix, Path(lucid_compute.__file__).parent)
+    if found is not None:
+        return {"interpreted": "false", "compiled": "true"}
+    print(f"the compiled service is left out: {reason}; make compile compiles it", flush=True)
+    return {"interpreted": "false"}
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+from tests import FORM
 from tests.lucid_serve import LUCID, POLL_SECONDS
 
 TIMEOUT_SECONDS = 30.0
@@ -51,7 +52,7 @@ class CommandLine:
     def __init__(self, url: str, key: str | None, folder: Path, **variables: str) -> None:
         """`key` None sets none; `variables` are more of the environment."""
         self.folder = folder
-        self.environment = {"PATH": os.defpath, "HOME": str(folder), "LUCID_API_URL": url, **variables}
+        self.environment = {"PATH": os.defpath, "HOME": str(folder), "LUCID_API_URL": url, **FORM, **variables}
         if key is not None:
             self.environment["LUCID_API_KEY"] = key
 

@@ -13,7 +13,7 @@ import pytest
 from _pytest.config import Config
 
 from lucid_compute.server.settings import Settings
-from tests import postgres
+from tests import FORM, postgres
 from tests.api import ADMIN_KEY, Adjust, Api, leave_as_built, open_api
 from tests.authority import Authority, make_authority
 from tests.browser import MISSING, Chromium, find_chromium
@@ -138,5 +138,5 @@ def authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Authority:
 def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hide the settings of whoever runs the tests, but for the server they choose."""
     for name in list(os.environ):
-        if name.startswith("LUCID_") and name != postgres.OWN_SERVER_SETTING:
+        if name.startswith("LUCID_") and name not in {postgres.OWN_SERVER_SETTING, *FORM}:
             monkeypatch.delenv(name)

@@ -24,7 +24,7 @@ from lucid_compute.postgres.database import connect
 from lucid_compute.postgres.embedded import remove_cluster
 from lucid_compute.postgres.embedded.processes import is_ready, processes_of, read_pid
 from lucid_compute.postgres.embedded.socket_folder import LINK_NAME, PORT
-from tests import postgres
+from tests import FORM, postgres
 from tests.api import ADMIN_KEY
 
 LUCID = Path(sys.executable).with_name("lucid")
@@ -116,7 +116,7 @@ class Served:
         """Start the outermost process; its output goes to files, so that it never waits for a reader."""
         self._starts += 1
         self._output = self.folder / f"{self._starts}.out"
-        environment = {"PATH": os.defpath, "HOME": str(self.folder), **self._environment}
+        environment = {"PATH": os.defpath, "HOME": str(self.folder), **FORM, **self._environment}
         with self._output.open("wb") as output, self._errors.open("wb") as errors:
             self.process = subprocess.Popen(
                 self.command,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import runpy
 import subprocess
 import sys
 from collections import defaultdict
@@ -17,6 +18,7 @@ PACKAGE = "lucid_compute"
 
 # From the lowest layer to the highest: a package imports itself and lower layers. Packages of one layer are strangers.
 LAYERS: list[set[str]] = [
+    {"compilation"},
     {"wire"},
     {"errors"},
     {"egress"},
@@ -258,7 +260,8 @@ def test_only_settings_files_read_the_environment() -> None:
     offenders = [
         module_of(path)
         for path in FILES
-        if path.stem not in {"settings", "main"} and ("os.environ" in path.read_text() or "getenv" in path.read_text())
+        if path.stem not in {"settings", "main", "compilation"}  # the last runs before settings can be imported
+        and ("os.environ" in path.read_text() or "getenv" in path.read_text())
     ]
     report(offenders, "Only settings.py may read the environment:")
 
@@ -310,6 +313,110 @@ def test_no_class_name_stands_twice() -> None:
                     places[node.name].append(module_of(path))
     offenders = [f"{name}: {', '.join(modules)}" for name, modules in sorted(places.items()) if len(modules) > 1]
     report(offenders, "These class names stand twice:")
+
+
+@cache
+def compiled_and_left_out() -> tuple[frozenset[Path], dict[Path, str]]:
+    """Return the files that `make compile` compiles, and the others of the same packages with the reason of each."""
+    script = runpy.run_path(str(ROOT / "scripts" / "compile.py"))
+    selection = script["select"](SOURCE)
+    return frozenset(selection.compiled), selection.left_out
+
+
+def test_the_busiest_modules_are_compiled() -> None:
+    """What every request passes stays compilable; the rest of its package may have a reason not to be."""
+    compiled, left_out = compiled_and_left_out()
+    offenders = [
+        f"{module_of(path)}: {left_out.get(path, 'no package in pyproject.toml has it')}"
+        for path in FILES
+        if is_busy(path) and path not in compiled
+    ]
+    report(offenders, "Keep these compiled (docs/adr/0020-compiled.md):")
+
+
+def is_busy(path: Path) -> bool:
+    """Return whether every completion or heartbeat passes through a file, or every read of the fleet."""
+    return module_of(path) in {
+        "accounting.jobs",
+        "accounting.ledger",
+        "egress.connection",
+        "gateway.attempt",
+        "gateway.dispatcher",
+        "gateway.event_stream",
+        "gateway.lane",
+        "gateway.request",
+        "registry.fleet.fleet",
+        "registry.heartbeat_lane",
+        "registry.heartbeat_writer",
+        "registry.keys.authentication",
+        "registry.matching_engine",
+        "server.fast_path",
+        "server.http_protocol",
+    }
+
+
+def test_compiled_classes_declare_what_mypyc_needs() -> None:
+    """One attribute an assignment, literals as defaults, and `__deletable__` for what is deleted."""
+    offenders = []
+    for path in sorted(compiled_and_left_out()[0]):
+        text, tree = path.read_text(), tree_of(path)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef) and not node.decorator_list and not is_ordinary(node.name):
+                offenders += [f"{module_of(path)}.{node.name}, line {line}" for line in _unfit_defaults(node)]
+            for target in node.targets if isinstance(node, ast.Delete) else ():
+                if isinstance(target, ast.Attribute) and f'__deletable__ = ("{target.attr}",)' not in text:
+                    offenders.append(f"{module_of(path)} deletes {target.attr}, line {target.lineno}")
+    report(offenders, "mypyc would refuse these, or make something else of them (docs/adr/0020-compiled.md):")
+
+
+def _unfit_defaults(node: ast.ClassDef) -> Iterator[int]:
+    for part in node.body:
+        if isinstance(part, ast.Assign) and len(part.targets) > 1:
+            yield part.lineno
+        elif isinstance(part, ast.Assign | ast.AnnAssign) and part.value is not None:
+            targets = part.targets if isinstance(part, ast.Assign) else [part.target]
+            is_class_variable = isinstance(part, ast.AnnAssign) and ast.unparse(part.annotation).startswith("ClassVar")
+            is_special = ast.unparse(targets[0]).startswith("__") or is_class_variable
+            value = part.value.operand if isinstance(part.value, ast.UnaryOp) else part.value
+            if not is_special and not isinstance(value, ast.Constant):
+                yield part.lineno
+
+
+@cache
+def bases_of_classes() -> dict[str, set[str]]:
+    """Return the names of the bases of each class; no class name stands twice."""
+    return {
+        node.name: {ast.unparse(base).split("[")[0] for base in node.bases}
+        for path in FILES
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.ClassDef)
+    }
+
+
+def is_ordinary(name: str) -> bool:
+    """Return whether mypyc makes an ordinary Python class of a class."""
+    ordinary = {"NamedTuple", "Protocol", "TypedDict", "Enum", "StrEnum", "IntEnum", "IntFlag", "Flag"}
+    return any(base in ordinary or is_ordinary(base) for base in bases_of_classes().get(name, ()))
+
+
+def test_no_interpreted_class_derives_from_a_compiled_one() -> None:
+    """Python refuses that when the module is imported, in the compiled service alone."""
+    compiled, _ = compiled_and_left_out()
+    native = {
+        node.name
+        for path in compiled
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.ClassDef) and not is_ordinary(node.name)
+    }
+    offenders = [
+        f"{module_of(path)}.{node.name} derives from {name}"
+        for path in FILES
+        if path not in compiled
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.ClassDef)
+        for name in bases_of_classes()[node.name] & native
+    ]
+    report(offenders, "Compile these too, or leave out what they derive from:")
 
 
 def test_a_predicate_changes_nothing() -> None:

@@ -68,6 +68,8 @@ class IncomingResponse:
         "status",
     )
 
+    __deletable__ = ("parser",)
+
     parser: HttpResponseParser
     _max_body_bytes: int
     _max_stream_bytes: int

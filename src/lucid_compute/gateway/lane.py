@@ -46,18 +46,19 @@ class InferenceCall(ServedRequest):
     - `held`: what its body takes of the memory for bodies, if it was read here.
     """
 
-    is_running = is_charged = False
+    is_running = False
+    is_charged = False
     response_headers: Headers | None = None
     job_id = ""
     span: Span | None = None
     inference: InferenceRequest | None = None
-    model_id = NO_MODEL
     request: GatewayRequest | None = None
     held: Body | None = None
 
     def __init__(self, lane: InferenceLane, client: LaneClient, request: IncomingRequest, started_at: float) -> None:
         super().__init__(client, request, started_at)
         self.has_body = self.body is not None
+        self.model_id = NO_MODEL
         self._lane = lane
 
     @property

@@ -321,7 +321,7 @@ class HttpProtocol(HttpToolsProtocol):
         if unread_bytes > self._unread_bytes - LEAST_READ_BYTES:
             self.transport.abort()
             return
-        self._unread_bytes = unread_bytes
+        self._unread_bytes = float(unread_bytes)
         self._deadlines.set(self, self.limits.read_seconds)
 
     def _feed_closely(self, data: bytes) -> None:

@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from lucid_compute.accounting.payouts.revenue import ALL_BPS, DEFAULT_TERMS, PayoutsClose, Terms
+from lucid_compute.compilation import FORM
 from lucid_compute.egress.policy import AllowedNetwork, parse_allowed_networks
 from lucid_compute.registry.fleet.key_ring import MAX_TOKEN_LENGTH
 
@@ -236,6 +237,11 @@ class Settings(BaseSettings):
         default=3, ge=0, le=28, description="How many days after its end a month is closed, for what comes late."
     )
     metrics_public: bool = Field(default=False, description="Answer /metrics without a key.")
+    compiled: bool | None = Field(
+        default=None,
+        description="true: refuse to start unless the busiest modules are compiled (make compile). false: run the "
+        "sources. Unset: what is compiled, if it was made from the present sources.",
+    )
     log_level: str = Field(default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Least level logged.")
 
     @field_validator("port", mode="before")
@@ -300,6 +306,14 @@ class Settings(BaseSettings):
             raise ValueError(
                 "Install lucid-compute[tracing] to send traces (make install-tracing in a checkout), or leave it unset."
             )
+        return value
+
+    @field_validator("compiled")
+    @classmethod
+    def _is_compiled(cls, value: bool | None) -> bool | None:
+        """Refuse to run the sources where compiled modules are demanded."""
+        if value and not FORM.is_compiled:
+            raise ValueError(f"This is {FORM}. Run make compile in the checkout, or leave it unset.")
         return value
 
     @field_validator("egress_allow", mode="before")

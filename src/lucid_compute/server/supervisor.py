@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from lucid_compute.compilation import FORM
 from lucid_compute.postgres.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from lucid_compute.server.metrics.shared_memory import SharedSlots, WorkerSlot
 from lucid_compute.server.preparation_child import Prepare, Report, prepare_in_child
@@ -208,6 +209,7 @@ class Banner:
             f"lucid-compute listens on {_url(self.host, self.port)}",
             f"  dashboard  {near}/dashboard",
             f"  docs       {near}/docs",
+            f"  runs       {FORM}",
             f"  admin key  {key}",
             f"  try        curl -H {header} {near}/passports",
         ]

@@ -14,10 +14,16 @@ class Liveness(ResponseShape):
 
 
 class Readiness(ResponseShape):
-    """The replica can serve. `feed_age_seconds` is the longest time that its memory may be behind Postgres."""
+    """The replica can serve. `feed_age_seconds` is the longest time that its memory may be behind Postgres.
+
+    `python` is the version of Python that runs it. `compiled`: its busiest modules are compiled. Older versions say
+    neither.
+    """
 
     status: Literal["ready"]
     nodes: int
     models: int
     replicas: int
     feed_age_seconds: float
+    python: str | None
+    compiled: bool | None

@@ -23,6 +23,7 @@ from lucid_compute.postgres.clock import DatabaseClock
 from lucid_compute.registry.fleet.change_feed import ChangeFeed
 from lucid_compute.server.settings import Settings
 from lucid_compute.web.lanes import IncomingRequest
+from tests import needs_sources
 from tests.api import ADMIN_KEY, Api, open_api
 from tests.express_client import Client
 from tests.fault_node import Behaviour, Ending, FaultNode
@@ -154,6 +155,7 @@ async def test_refusals_wait_for_a_database_that_is_away_without_filling_memory_
     assert sum((await rows(database_url)).values()) == 1
 
 
+@needs_sources
 async def test_each_refusal_has_one_cause_and_one_side_and_is_one_outcome(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from lucid_compute.compilation import FORM, PYTHON
 from lucid_compute.server.settings import Settings
 from tests.api import ADMIN_KEY, Api, error_code, open_api
 from tests.api_examples import record, shape_of
@@ -39,6 +40,7 @@ async def test_readyz_says_what_the_replica_holds(api: Api) -> None:
     ready = answer.json()
     assert (ready["status"], ready["nodes"], ready["models"], ready["replicas"]) == ("ready", 1, 1, 2)
     assert 0 <= ready["feedAgeSeconds"] < 5
+    assert (ready["python"], ready["compiled"]) == (PYTHON, FORM.is_compiled)
 
 
 async def test_readyz_refuses_a_schema_that_this_version_can_not_serve_on(api: Api) -> None:

@@ -25,7 +25,8 @@ async def check_service(context: DoctorContext) -> CheckFinding:
             f"Is {context.lucid.base_url} the service's address? Correct --api or LUCID_API_URL, or start the service."
         )
         return failed(error.message, fix)
-    return passed(f"{context.lucid.base_url} is ready; nodes: {ready.nodes}, models: {ready.models}.")
+    form = f" ({'compiled' if ready.compiled else 'interpreted'}, Python {ready.python})" if ready.python else ""
+    return passed(f"{context.lucid.base_url} is ready{form}; nodes: {ready.nodes}, models: {ready.models}.")
 
 
 async def check_key(context: DoctorContext) -> CheckFinding:

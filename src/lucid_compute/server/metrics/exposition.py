@@ -11,6 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from lucid_compute import __version__
+from lucid_compute.compilation import FORM, PYTHON
 from lucid_compute.gateway.request_metrics import DURATION_BOUNDS, FIRST_TOKEN_BOUNDS
 from lucid_compute.registry.domain.node_state import NodeStatus
 from lucid_compute.registry.matching_engine import has_available_compute
@@ -152,8 +153,12 @@ class FleetCollector(Collector):
         yield GaugeMetricFamily(
             "lucid_registry_outage_seconds", "Time of 30 days in which no replica took heartbeats", ours
         )
-        build = GaugeMetricFamily("lucid_build_info", "1, with the version of the service", labels=["version"])
-        build.add_metric([__version__], 1)
+        build = GaugeMetricFamily(
+            "lucid_build_info",
+            "1, with the version of the service and of Python, and whether it is compiled",
+            labels=["version", "python", "compiled"],
+        )
+        build.add_metric([__version__, PYTHON, str(FORM.is_compiled).lower()], 1)
         yield build
 
     def _nodes(self) -> Iterator[Metric]:

@@ -39,6 +39,8 @@ _BY_CODE: dict[str, type[errors.LucidApiError]] = {
         errors.NodeDeregistered,
         errors.PayloadTooLarge,
         errors.RateLimited,
+        errors.ModelNotAllowed,
+        errors.BudgetExceeded,
     )
 }
 _BY_STATUS: dict[int, type[errors.LucidApiError]] = {

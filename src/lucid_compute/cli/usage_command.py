@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import RenderableType
@@ -58,7 +58,13 @@ def usage(
     refuse_both("--csv", as_csv, "--json", as_json)
     with connected(api, key) as lucid:
         found = key_id if key_id is None or _is_id(key_id) else get_key(lucid, key_id).id
-        query = {"from_": from_, "to": to, "group_by": by or [UsageGroup.DAY], "model": model, "key_id": found}
+        query: dict[str, Any] = {
+            "from_": from_,
+            "to": to,
+            "group_by": by or [UsageGroup.DAY],
+            "model": model,
+            "key_id": found,
+        }
         if as_csv:
             write(lucid.usage.csv(**query, owner=owner))
             return

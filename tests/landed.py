@@ -109,6 +109,11 @@ SET search_path = '';
 RESET search_path;
 UPDATE job_totals SET completed = completed + 1;
 """,
+    # its trigger counts what keys use
+    "usage": f"""
+{_JOB}
+UPDATE job_totals SET completed = completed + 1;
+""",
 }
 LANDED = tuple(ROWS)
 

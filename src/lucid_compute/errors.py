@@ -3,7 +3,7 @@
 LucidError
 ├── InvalidRequest            422, 400 (not JSON)
 ├── Unauthorized              401
-├── Forbidden                 403
+├── Forbidden                 403 ModelNotAllowed
 ├── NotFound                  404 PassportNotFound, NodeNotFound, ModelNotFound, KeyNotFound,
 │                                 WebhookNotFound, PeriodNotFound, RouteNotFound
 ├── MethodNotAllowed          405
@@ -12,7 +12,7 @@ LucidError
 ├── NodeDeregistered          410
 ├── PayloadTooLarge           413
 ├── UnsupportedMediaType      415
-├── RateLimited               429
+├── RateLimited               429 BudgetExceeded
 ├── NodeFailed                502
 ├── Unavailable               503 Overloaded, DatabaseUnavailable, ModelUnavailable
 ├── NodeTimeout               504
@@ -28,6 +28,8 @@ from math import ceil
 from typing import Any, ClassVar
 
 from lucid_compute.wire import MAX_FAULTS, FieldFault
+
+_MODELS_NAMED = 5  # in a message
 
 
 class Shortage(StrEnum):
@@ -113,6 +115,19 @@ class Forbidden(LucidError):
 
     code = "FORBIDDEN"
     status = 403
+
+
+class ModelNotAllowed(Forbidden):
+    """The key may use other models only; `details.allowed` lists them."""
+
+    code = "MODEL_NOT_ALLOWED"
+
+    def __init__(self, model: str, allowed: Sequence[str]) -> None:
+        named = ", ".join([*allowed[:_MODELS_NAMED], *(["…"] if len(allowed) > _MODELS_NAMED else [])])
+        super().__init__(
+            f"This key may not use the model {model!r}. Use one of {named}, or ask an admin for another key.",
+            details={"model": model, "allowed": list(allowed)},
+        )
 
 
 class NotFound(LucidError):
@@ -310,6 +325,12 @@ class RateLimited(LucidError):
 
     code = "RATE_LIMITED"
     status = 429
+
+
+class BudgetExceeded(RateLimited):
+    """The key's budget is spent until `details.resetsAt`."""
+
+    code = "BUDGET_EXCEEDED"
 
 
 class NodeFailed(LucidError):

@@ -1,4 +1,4 @@
-"""Counts jobs exactly, however many there are: from sums where possible, else from the rows of a few hours at most.
+"""Counts jobs exactly, however many there are: from sums where possible, else from the rows of a day or two at most.
 
 `job_totals` has the sums of all time by node and outcome. For spans of time and models, rollups are added: whole days,
 then whole hours and minutes that are in no day yet (docs/adr/0012-records.md). Jobs between a bound of the span and the
@@ -9,7 +9,7 @@ counted.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import reduce
 from operator import add
@@ -38,6 +38,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from lucid_compute.accounting.jobs import Outcome
 from lucid_compute.accounting.rollup_columns import ALL_NODES, UPSTREAM, owner_scope
 from lucid_compute.accounting.rollup_reader import Tier
+from lucid_compute.accounting.tables import usage_days
 from lucid_compute.accounting.timeline import EPOCH
 from lucid_compute.postgres.tables import JOB_IS_FAULT, job_removals, job_totals, jobs
 
@@ -49,9 +50,13 @@ UNFINISHED = (Outcome.RUNNING, Outcome.LOST)
 
 @dataclass(frozen=True, slots=True)
 class JobFilter:
-    """Which jobs to list or count; None sets no condition. `since` is included, `until` is not."""
+    """Which jobs to list or count; None sets no condition. `since` is included, `until` is not.
+
+    `owner` is the nodes' owner, `consumer` the owner of the keys that sent the requests.
+    """
 
     owner: str | None = None
+    consumer: str | None = None
     node_id: str | None = None
     outcome: Outcome | None = None
     model_ids: Sequence[str] | None = None
@@ -61,11 +66,13 @@ class JobFilter:
     @property
     def is_summed(self) -> bool:
         """Return whether `job_totals` has the number, so that no rows need to be counted."""
-        return (self.model_ids, self.since, self.until) == (None, None, None)
+        return (self.consumer, self.model_ids, self.since, self.until) == (None, None, None, None)
 
     def condition(self) -> ColumnElement[bool]:
         """Return the WHERE clause over `jobs`."""
         conditions: list[ColumnElement[bool]] = [self.scope(jobs.c)]
+        if self.consumer is not None:
+            conditions.append(jobs.c.consumer == self.consumer)
         if self.outcome is not None:
             conditions.append(jobs.c.outcome == self.outcome.value)
             if self.outcome is not Outcome.COMPLETED:
@@ -99,6 +106,11 @@ _KEPT = text("""
 """)
 
 
+_USAGE_KEPT = text("""
+    SELECT (SELECT min(started_at) FROM jobs), (SELECT min(day)::timestamp AT TIME ZONE 'UTC' FROM usage_days)
+""")
+
+
 class SpanPiece(NamedTuple):
     """A span of time up to `until` that whole rollups of one tier cover; with `tier` None its rows are counted."""
 
@@ -113,6 +125,8 @@ async def count_jobs(connection: AsyncConnection, job_filter: JobFilter) -> int:
         parts = list(_all_time_sums(job_filter))
     elif job_filter.outcome in UNFINISHED:
         parts = [_rows(job_filter)]
+    elif job_filter.consumer is not None:
+        parts = await _parts_of_consumer(connection, job_filter)
     else:
         oldest, first_day, days_until, hours_until = (await connection.execute(_KEPT)).one()
         if oldest is None:
@@ -121,6 +135,39 @@ async def count_jobs(connection: AsyncConnection, job_filter: JobFilter) -> int:
         pieces = split_span(since, until, first_day=first_day, days_until=days_until, hours_until=hours_until)
         parts = [part for piece in pieces for part in _parts_of(piece, job_filter)]
     return int(await connection.scalar(select(reduce(add, parts))) or 0) if parts else 0
+
+
+async def _parts_of_consumer(connection: AsyncConnection, job_filter: JobFilter) -> list[ScalarSelect[Any]]:
+    """Return the counts of a consumer's jobs: whole days from `usage_days`, the rest row by row."""
+    if job_filter.owner is not None or job_filter.node_id is not None:
+        return [_rows(job_filter)]
+    oldest, first_day = (await connection.execute(_USAGE_KEPT)).one()
+    if oldest is None:
+        return []
+    since, until = max(job_filter.since or oldest, oldest), job_filter.until or _FOREVER
+    first_day = first_day or _FOREVER
+    parts: list[ScalarSelect[Any]] = []
+    for piece in split_span(since, until, first_day=first_day, days_until=_FOREVER, hours_until=_FOREVER):
+        rows = _rows_between(job_filter, piece)
+        if piece.tier is None:
+            parts.append(rows.scalar_subquery())
+            continue
+        if job_filter.outcome is None:
+            parts.append(rows.where(IS_OPEN).scalar_subquery())
+        days: Any = (
+            select(func.coalesce(func.sum(text(_ended(job_filter))), 0))
+            .select_from(usage_days)
+            .where(
+                usage_days.c.consumer == job_filter.consumer,
+                usage_days.c.day >= piece.since.date(),
+                usage_days.c.day < piece.until.date(),
+            )
+        )
+        if job_filter.model_ids is not None:
+            is_one = any_(cast(list(job_filter.model_ids), ARRAY(UUID(as_uuid=False))))
+            days = days.where(usage_days.c.model_id == is_one)
+        parts.append(days.scalar_subquery())
+    return parts
 
 
 def split_span(
@@ -209,9 +256,7 @@ def _ended(job_filter: JobFilter) -> str:
 
 
 def _rows_between(job_filter: JobFilter, piece: SpanPiece) -> Select[int]:
-    span = JobFilter(
-        job_filter.owner, job_filter.node_id, job_filter.outcome, job_filter.model_ids, piece.since, piece.until
-    )
+    span = replace(job_filter, since=piece.since, until=piece.until)
     return select(func.count()).select_from(jobs).where(span.condition())
 
 

@@ -67,9 +67,12 @@ class JobSearch:
         sort_order: SortOrder,
         offset: int,
         limit: int,
-        shows_consumer: bool,
+        viewer: str | None,
     ) -> tuple[list[JobView], int]:
-        """Return a page of the jobs that the filter selects, and the number of all of them."""
+        """Return a page of the jobs that the filter selects, and the number of all of them.
+
+        `viewer` is the owner who sees them; None, an admin, sees who the other side is as well.
+        """
         async with self._database.transaction() as connection:
             total = await count_jobs(connection, job_filter)
             shown = min(limit, total - offset)
@@ -81,7 +84,7 @@ class JobSearch:
             )
             first = total - offset - shown if is_late else offset
             rows = [*(await connection.execute(page.offset(first).limit(shown))).mappings()]
-            return [_view(row, shows_consumer=shows_consumer) for row in (rows[::-1] if is_late else rows)], total
+            return [_view(row, viewer) for row in (rows[::-1] if is_late else rows)], total
 
     async def find_model_ids(self, named: str) -> list[str]:
         """Return the ids of the models with this id or name, deleted ones too; an empty list if there are none."""
@@ -144,17 +147,17 @@ _SHOWN_AS_THEY_ARE = [
 ]
 
 
-def _view(row: RowMapping, *, shows_consumer: bool) -> JobView:
-    price = row["price_usd"]
+def _view(row: RowMapping, viewer: str | None) -> JobView:
+    price, is_sender = row["price_usd"], viewer is None or row["consumer"] == viewer
     return JobView(
         **{name: row[name] for name in _SHOWN_AS_THEY_ARE},
         passport_id=row["node_id"],
-        owner=row["node_owner"],
+        owner=row["node_owner"] if viewer is None or row["node_owner"] == viewer else None,
         model=row["model_name"],
         stream=row["is_stream"],
         tokens_counted=row["are_tokens_counted"],
         price_usd=None if price is None else write_money(price),
         created_at=row["started_at"],
-        consumer=row["consumer"] if shows_consumer else None,
-        key_id=row["key_id"] if shows_consumer else None,
+        consumer=row["consumer"] if is_sender else None,
+        key_id=row["key_id"] if is_sender else None,
     )

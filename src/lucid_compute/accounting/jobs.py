@@ -1,4 +1,4 @@
-"""Jobs: one attempt of a request on a node, from dispatch to outcome, as the ledger stores it. Pure."""
+"""Jobs: one attempt of a request on a node, from dispatch to outcome, and what usage is added up by. Pure."""
 
 from __future__ import annotations
 
@@ -16,6 +16,15 @@ class Outcome(StrEnum):
     REJECTED = "rejected"  # nobody failed: the request was at fault, or its node was busy or lacks what it asks for
     CANCELLED = "cancelled"  # the client left, or its key was revoked
     LOST = "lost"  # its replica died, so the outcome is unknown
+
+
+class UsageGroup(StrEnum):
+    """What usage is added up by."""
+
+    DAY = "day"
+    MODEL = "model"
+    KEY = "key"
+    OWNER = "owner"
 
 
 class Job:

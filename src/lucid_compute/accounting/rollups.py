@@ -30,6 +30,7 @@ from lucid_compute.accounting.rollup_columns import (
     owner_scope,
 )
 from lucid_compute.accounting.timeline import EPOCH
+from lucid_compute.accounting.usage import CLEAN_USAGE
 from lucid_compute.postgres.database import is_transient
 from lucid_compute.postgres.dedicated_connection import DedicatedConnection, Purpose
 
@@ -297,3 +298,4 @@ class RollupKeeper:
                     since = before
         await connection.execute(CLEAN_STATES, self._retention.hours_days)
         await connection.execute(CLEAN_FLUSHES)
+        await connection.execute(CLEAN_USAGE, self._retention.days_days)

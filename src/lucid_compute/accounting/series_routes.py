@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Annotated, Literal, NamedTuple
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Query, Response
-from pydantic import TypeAdapter, ValidationError
 
 from lucid_compute.accounting.rollup_reader import RollupQuery, RollupReader
 from lucid_compute.accounting.series import SERIES_NAMES
@@ -22,7 +20,7 @@ from lucid_compute.accounting.series_views import (
     write_uptime_csv,
 )
 from lucid_compute.accounting.shapes import FleetUptime, NodeUptime, SeriesAnswer
-from lucid_compute.accounting.timeline import EPOCH, MAX_POINTS, STEPS, Timeline, auto_step
+from lucid_compute.accounting.timeline import MAX_POINTS, MOMENT, STEPS, Timeline, auto_step, read_moment
 from lucid_compute.errors import InvalidRequest, NodeNotFound
 from lucid_compute.postgres.clock import DatabaseClock
 from lucid_compute.postgres.queries import ids_are_uuids
@@ -35,17 +33,8 @@ from lucid_compute.web.csv import CSV_RESPONSE, CsvDependency
 from lucid_compute.web.errors import declare
 from lucid_compute.web.lists import OrderDependency, PageDependency
 from lucid_compute.web.provide import Provided
-from lucid_compute.wire import Instant, Text
+from lucid_compute.wire import Text
 
-_RELATIVE = re.compile(r"-([0-9]{1,6})([mhdw])")
-_UNITS = {
-    "m": timedelta(minutes=1),
-    "h": timedelta(hours=1),
-    "d": timedelta(days=1),
-    "w": timedelta(weeks=1),
-}
-_INSTANT = TypeAdapter[datetime](Instant)
-_MOMENT = "An RFC 3339 instant, or how long ago: -90m, -1h, -7d, -4w."
 Step = Literal["auto", "1m", "5m", "1h", "1d"]
 
 
@@ -64,9 +53,9 @@ class MetricsQuery:
         Raises:
             InvalidRequest: a moment can't be read, the span ends before it begins, or there would be too many steps.
         """
-        since, until = _read_moment("from", self.since, now), now
+        since, until = read_moment("from", self.since, now), now
         if self.until is not None:
-            until = _read_moment("to", self.until, now)
+            until = read_moment("to", self.until, now)
         if until < since:
             message = "`to` lies before `from`, which is an hour ago when it is left out. Send one that is not earlier."
             raise InvalidRequest.at("query.to", message)
@@ -83,8 +72,8 @@ class MetricsQuery:
 
 
 async def get_query(
-    from_: Annotated[str, Query(alias="from", description=_MOMENT)] = "-1h",
-    to: Annotated[str | None, Query(description=f"{_MOMENT} Now, when it is left out.")] = None,
+    from_: Annotated[str, Query(alias="from", description=MOMENT)] = "-1h",
+    to: Annotated[str | None, Query(description=f"{MOMENT} Now, when it is left out.")] = None,
     step: Annotated[Step, Query(description="`auto` takes the shortest that makes no more than 300 points.")] = "auto",
     series: Annotated[
         list[str] | None,
@@ -110,20 +99,6 @@ def _read_names(series: Sequence[str] | None) -> tuple[str, ...]:
         if name not in SERIES_NAMES:
             raise InvalidRequest.at("query.series", f"There is no series {name!r}. GET /docs lists them.")
     return names or SERIES_NAMES
-
-
-def _read_moment(name: str, moment: str, now: datetime) -> datetime:
-    try:
-        if found := _RELATIVE.fullmatch(moment):
-            instant = now - int(found[1]) * _UNITS[found[2]]
-        else:
-            instant = now if moment == "now" else _INSTANT.validate_python(moment)
-    except (OverflowError, ValidationError):
-        message = "Send an RFC 3339 instant such as 2026-01-31T12:00:00Z, or how long ago: -90m, -1h, -7d."
-        raise InvalidRequest.at(f"query.{name}", message) from None
-    if instant < EPOCH:  # asyncpg can't send Python's first years in every time zone
-        raise InvalidRequest.at(f"query.{name}", "Send an instant from 1970 on.")
-    return instant
 
 
 class UptimeTarget(NamedTuple):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import Field
 
-from lucid_compute.accounting.jobs import Outcome
+from lucid_compute.accounting.jobs import Outcome, UsageGroup
 from lucid_compute.accounting.series import Figure
-from lucid_compute.wire import Instant, Pagination, ResponseShape
+from lucid_compute.registry.domain.key_limits import BudgetPeriod
+from lucid_compute.wire import Day, Instant, Money, Pagination, ResponseShape
 
 
 class OutageView(ResponseShape):
@@ -86,7 +89,7 @@ class JobView(ResponseShape):
     id: str
     attempt: int
     passport_id: str | None = Field(description="The node; null for a model that is served by its upstream.")
-    owner: str | None = Field(description="The node's owner.")
+    owner: str | None = Field(description="The node's owner; null if it is another one, and you are no admin.")
     model_id: str
     model: str
     outcome: Outcome
@@ -102,8 +105,8 @@ class JobView(ResponseShape):
     latency_ms: float | None
     started_at: Instant
     created_at: Instant = Field(description="The same as `startedAt`: what lists are ordered by.")
-    consumer: str | None = Field(description="The owner of the key that sent the request; admins only.")
-    key_id: str | None = Field(description="The key that sent the request; admins only.")
+    consumer: str | None = Field(description="The owner of the key that sent the request: you, or you are an admin.")
+    key_id: str | None = Field(description="The key that sent the request; null if `consumer` is.")
 
 
 class JobList(ResponseShape):
@@ -111,6 +114,93 @@ class JobList(ResponseShape):
 
     jobs: list[JobView]
     pagination: Pagination
+
+
+_USAGE_SUMS = {
+    "requests": 1204,
+    "completed": 1190,
+    "errors": 9,
+    "cancelled": 5,
+    "tokensIn": 913_002,
+    "tokensOut": 301_220,
+    "priceUsd": "2.428444",
+}
+_USAGE_EXAMPLE: dict[str, Any] = {
+    "owner": "acme",
+    "from": "2026-11-01",
+    "to": "2026-12-01",
+    "groupBy": ["day", "model"],
+    "usage": [
+        {
+            "day": "2026-11-24",
+            "modelId": "7a1b8a52-6a6c-4a4c-9d43-0d0a3f8d7c11",
+            "model": "llama-3-70b",
+            "keyId": None,
+            "key": None,
+            "owner": None,
+            **_USAGE_SUMS,
+        }
+    ],
+    "total": _USAGE_SUMS,
+    "budgets": [
+        {
+            "keyId": "3kXz81bQ0aLm",
+            "name": "ci",
+            "budgetUsd": "20",
+            "budgetPeriod": "month",
+            "spentUsd": "2.428444",
+            "resetsAt": "2026-12-01T00:00:00.000Z",
+        }
+    ],
+}
+
+
+class UsageTotal(ResponseShape):
+    """Sums of requests that have ended. A request counts once, however often it was tried again on other nodes."""
+
+    requests: int
+    completed: int
+    errors: int = Field(description="Requests that were neither completed nor cancelled.")
+    cancelled: int = Field(description="Requests whose client left.")
+    tokens_in: int
+    tokens_out: int
+    price_usd: str = Field(description="Exact US dollars, at the prices of the nodes that served them.")
+
+
+class UsageEntry(UsageTotal):
+    """The sums of one group. What usage is not grouped by is null; so is the name of a key that is unknown."""
+
+    day: Day | None
+    model_id: str | None
+    model: str | None = Field(description="The model's current name.")
+    key_id: str | None
+    key: str | None = Field(description="The key's name.")
+    owner: str | None = Field(description="Whose key.")
+
+
+class KeyBudget(ResponseShape):
+    """The budget of one key, and what it has spent of it in the period that is under way."""
+
+    key_id: str
+    name: str
+    budget_usd: Money
+    budget_period: BudgetPeriod
+    spent_usd: str = Field(description="Exact US dollars.")
+    resets_at: Instant
+
+
+class UsageReport(ResponseShape):
+    """What an owner's keys have used on some days of UTC, in lines that `groupBy` says, and in all."""
+
+    model_config = {"json_schema_extra": {"examples": [_USAGE_EXAMPLE]}}
+
+    owner: str | None = Field(description="Whose keys; null for everyone's.")
+    from_: Day = Field(alias="from", description="The first day.")
+    to: Day = Field(description="The day after the last one.")
+    group_by: list[UsageGroup]
+    usage: list[UsageEntry]
+    total: UsageTotal
+    budgets: list[KeyBudget] | None = Field(description="The owner's keys that have a budget; null for everyone's.")
 
 
 class NodeCounts(ResponseShape):

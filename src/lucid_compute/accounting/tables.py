@@ -1,4 +1,4 @@
-"""The tables of the rollups: sums of jobs and of heartbeats' samples by minute, hour and day, and states of nodes.
+"""The tables of the rollups: sums of jobs, of heartbeats' samples and of consumption, and states of nodes.
 
 There are no foreign keys to passports: rollups outlive nodes and models, as the ledger does.
 """
@@ -12,6 +12,7 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    Date,
     DateTime,
     Double,
     Index,
@@ -45,6 +46,7 @@ _TYPES: dict[str, Any] = {
     "integer[]": ARRAY(Integer),
     "bigint[]": ARRAY(BigInteger),
 }
+USAGE_COUNTS = ("requests", "completed", "failed", "rejected", "cancelled", "tokens_in", "tokens_out")
 _ALWAYS_KNOWN = {*JOB_COUNTS, "samples"}
 
 
@@ -123,4 +125,29 @@ node_states = Table(
     Column("state", Text, nullable=False),
     Column("owner", Text, nullable=False),
     Index("node_states_since_idx", "since"),
+)
+
+# What each key consumed on a UTC day, by model. Only a trigger of `jobs` writes it, in the statement that writes the
+# jobs (`usage`). Requests are counted by their first attempt, everything else by attempt.
+usage_days = Table(
+    "usage_days",
+    metadata,
+    Column("consumer", Text, primary_key=True),
+    Column("day", Date, primary_key=True),
+    Column("key_id", Text, primary_key=True),
+    _key("model_id"),
+    *(Column(name, BigInteger, nullable=False) for name in USAGE_COUNTS),
+    Column("price_usd", Numeric, nullable=False),
+    Index("usage_days_of_key_idx", "key_id", "day"),
+    Index("usage_days_day_idx", "day"),
+    postgresql_with={"fillfactor": "50", **VACUUMED_OFTEN},
+)
+
+# One row: jobs that started before this instant are not counted by the trigger, but by the migration that fills in
+# what was there before. It is -infinity when that is done.
+usage_marks = Table(
+    "usage_marks",
+    metadata,
+    Column("is_only", Boolean, primary_key=True, server_default=text("true")),
+    Column("filled_since", DateTime(timezone=True), nullable=False),
 )

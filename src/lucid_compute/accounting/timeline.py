@@ -1,20 +1,36 @@
-"""Timelines of equal steps, and the time that nodes were in each state within steps. Pure."""
+"""Moments of queries, timelines of equal steps, and the time that nodes were in each state within steps. Pure."""
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from itertools import pairwise
 from typing import NamedTuple
 
+from pydantic import TypeAdapter, ValidationError
+
 from lucid_compute.accounting.measured import StateRollup
+from lucid_compute.errors import InvalidRequest
+from lucid_compute.wire import Day, Instant
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 STEPS = {"1m": timedelta(minutes=1), "5m": timedelta(minutes=5), "1h": timedelta(hours=1), "1d": timedelta(days=1)}
 AUTO_POINTS = 300
 MAX_POINTS = 1500
+MOMENT = "An RFC 3339 instant, a day in UTC, or how long ago: -90m, -1h, -7d, -4w."
+_RELATIVE = re.compile(r"-([0-9]{1,6})([mhdw])")
+_UNITS = {
+    "m": timedelta(minutes=1),
+    "h": timedelta(hours=1),
+    "d": timedelta(days=1),
+    "w": timedelta(weeks=1),
+}
+_INSTANT = TypeAdapter[datetime](Instant)
+_DAY = TypeAdapter[date](Day)
+_DAY_LENGTH = 10
 
 
 class Timeline(NamedTuple):
@@ -97,3 +113,24 @@ def integrate(
             if not is_outage:
                 rollup.seconds[state] += node_seconds
     return rollups
+
+
+def read_moment(name: str, moment: str, now: datetime) -> datetime:
+    """Return the instant that the query parameter `name` stands for; a day stands for its beginning.
+
+    Raises:
+        InvalidRequest: it can't be read, or is before 1970.
+    """
+    try:
+        if found := _RELATIVE.fullmatch(moment):
+            instant = now - int(found[1]) * _UNITS[found[2]]
+        elif len(moment) == _DAY_LENGTH:
+            instant = datetime.combine(_DAY.validate_python(moment), time(), UTC)
+        else:
+            instant = now if moment == "now" else _INSTANT.validate_python(moment)
+    except (OverflowError, ValidationError):
+        message = "Send an RFC 3339 instant such as 2026-01-31T12:00:00Z, a day, or how long ago: -90m, -1h, -7d."
+        raise InvalidRequest.at(f"query.{name}", message) from None
+    if instant < EPOCH:  # asyncpg can't send Python's first years in every time zone
+        raise InvalidRequest.at(f"query.{name}", "Send an instant from 1970 on.")
+    return instant

@@ -57,7 +57,10 @@ def jobs(
     ] = None,
     outcome: Annotated[Outcome | None, typer.Option(help="Only those that ended so.")] = None,
     since: SinceOption = None,
-    owner: Annotated[str | None, typer.Option(help="Another owner's; for admins.")] = None,
+    owner: Annotated[str | None, typer.Option(help="On another owner's nodes; for admins.")] = None,
+    consumer: Annotated[
+        str | None, typer.Option(help="Of the requests that this owner's keys sent; another's for admins.")
+    ] = None,
     limit: LimitOption = None,
     as_json: JsonOption = False,
     api: ApiOption = None,
@@ -66,7 +69,9 @@ def jobs(
     """List the attempts of requests on nodes and their outcomes, newest first. Each attempt of a request is a job."""
     with connected(api, key) as lucid:
         passport_id = None if node is None else get_node(lucid, node, also_ended=True).id
-        listed = lucid.compute.jobs(passport_id=passport_id, model=model, outcome=outcome, since=since, owner=owner)
+        listed = lucid.compute.jobs(
+            passport_id=passport_id, model=model, outcome=outcome, since=since, owner=owner, consumer=consumer
+        )
         found = list(islice(listed, _most(limit, as_json)))
     if as_json:
         show_json({"jobs": found})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Annotated
 
@@ -14,7 +15,8 @@ from lucid_compute.cli.formatting import UNKNOWN, instant
 from lucid_compute.cli.lookup import complete_key, complete_node, get_key, get_node
 from lucid_compute.cli.output import Column, JsonOption, Listing, sentence, show, show_done, show_json, show_secret
 from lucid_compute.cli.time_arguments import read_future
-from lucid_compute.registry.domain.identity import KeyLimits, Scope
+from lucid_compute.registry.domain.identity import Scope
+from lucid_compute.registry.domain.key_limits import BudgetPeriod, KeyLimits
 from lucid_compute.registry.keys.shapes import KeyView, NewKey
 
 app = typer.Typer(
@@ -67,13 +69,27 @@ def create_key(
     ] = None,
     requests_per_minute: Annotated[int | None, typer.Option(min=1, help="Unlimited if unset.")] = None,
     tokens_per_minute: Annotated[int | None, typer.Option(min=1, help="Unlimited if unset.")] = None,
+    concurrency: Annotated[int | None, typer.Option(min=1, help="Requests at once; unlimited if unset.")] = None,
+    budget: Annotated[
+        str | None, typer.Option(metavar="USD/PERIOD", help="What it may spend, such as 20/month or 1.5/day.")
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(metavar="MODEL", help="A model that it may use, or a pattern: 'llama-*'; may be given again."),
+    ] = None,
     as_json: JsonOption = False,
     api: ApiOption = None,
     key: KeyOption = None,
 ) -> None:
     """Create a key for an owner. Stdout is the key alone, for scripts. The key is shown only once."""
-    limits = KeyLimits(requestsPerMinute=requests_per_minute, tokensPerMinute=tokens_per_minute)
-    is_limited = requests_per_minute is not None or tokens_per_minute is not None
+    limits = {
+        "requestsPerMinute": requests_per_minute,
+        "tokensPerMinute": tokens_per_minute,
+        "concurrency": concurrency,
+        **_read_budget(budget),
+        "models": model or None,
+    }
+    limits = {name: value for name, value in limits.items() if value is not None}
     with connected(api, key) as lucid:
         passport_id = None if node is None else get_node(lucid, node).id
         created = lucid.keys.create(
@@ -82,7 +98,7 @@ def create_key(
             scopes=scope,
             passport_id=passport_id,
             expires_at=expires,
-            limits=limits if is_limited else None,
+            limits=limits or None,
         )
     _show_key(created, as_json=as_json)
 
@@ -117,6 +133,15 @@ def revoke_key(
     show_done(f"The key {found.name} is revoked.", {"id": found.id, "revoked": True}, as_json=as_json)
 
 
+def _read_budget(text: str | None) -> dict[str, str]:
+    if text is None:
+        return {}
+    amount, _, period = text.partition("/")
+    if period not in {*BudgetPeriod}:
+        raise typer.BadParameter("Say an amount a day or a month, such as 20/month.", param_hint="--budget")
+    return {"budgetUsd": amount, "budgetPeriod": period}
+
+
 def _show_key(created: NewKey, *, as_json: bool) -> None:
     remark = (
         "This is the only time that the key is shown. Keep it in a secret store; `lucid keys rotate` creates another."
@@ -125,11 +150,6 @@ def _show_key(created: NewKey, *, as_json: bool) -> None:
 
 
 def _row(key: KeyView) -> tuple[str, ...]:
-    limits = []
-    if key.limits is not None and key.limits.requests_per_minute is not None:
-        limits.append(f"{key.limits.requests_per_minute}/min")
-    if key.limits is not None and key.limits.tokens_per_minute is not None:
-        limits.append(f"{key.limits.tokens_per_minute} tokens/min")
     return (
         key.name,
         key.owner,
@@ -137,7 +157,20 @@ def _row(key: KeyView) -> tuple[str, ...]:
         f"...{key.last_four}",
         instant(key.last_used_at),
         "never" if key.expires_at is None else instant(key.expires_at),
-        ", ".join(limits) or UNKNOWN,
+        ", ".join(_limits(key.limits)) if key.limits else UNKNOWN,
         key.passport_id or UNKNOWN,
         key.id,
     )
+
+
+def _limits(limits: KeyLimits) -> Iterator[str]:
+    if limits.requests_per_minute is not None:
+        yield f"{limits.requests_per_minute}/min"
+    if limits.tokens_per_minute is not None:
+        yield f"{limits.tokens_per_minute} tokens/min"
+    if limits.concurrency is not None:
+        yield f"{limits.concurrency} at once"
+    if limits.budget_usd is not None:
+        yield f"${limits.budget_usd:f}/{limits.budget_period}"
+    if limits.models is not None:
+        yield f"models {' '.join(limits.models)}"

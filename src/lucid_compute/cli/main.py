@@ -31,6 +31,7 @@ class Commands(LazyCommands):
         "jobs": f"{_HERE}.history_commands:jobs",
         "metrics": f"{_HERE}.metrics_commands:metrics",
         "uptime": f"{_HERE}.metrics_commands:uptime",
+        "usage": f"{_HERE}.usage_command:usage",
         "payouts": f"{_HERE}.payout_commands:app",
         "passports": f"{_HERE}.passport_commands:app",
         "keys": f"{_HERE}.key_commands:app",

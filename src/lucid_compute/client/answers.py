@@ -40,6 +40,8 @@ _BY_CODE: dict[str, type[errors.LucidApiError]] = {
         errors.PayloadTooLarge,
         errors.UnsupportedMediaType,
         errors.RateLimited,
+        errors.ModelNotAllowed,
+        errors.BudgetExceeded,
     )
 }
 _BY_STATUS: dict[int, type[errors.LucidApiError]] = {

@@ -177,11 +177,14 @@ def jobs(
     since: datetime | None = None,
     until: datetime | None = None,
     owner: str | None = None,
+    consumer: str | None = None,
     sort_by: str | None = None,
     sort_order: str | None = None,
 ) -> PagedCall[JobList, JobView]:
     """Iterate over the attempts on your own nodes, newest first; an admin sees all of them.
 
+    `consumer` is the owner of the keys that sent the requests: with your own owner, these are your own requests, on
+    anybody's nodes.
     Give `until` to read a fixed span. Without it, new jobs push older ones to later pages.
     """
     query = query_of(
@@ -191,6 +194,7 @@ def jobs(
         since=since,
         until=until,
         owner=owner,
+        consumer=consumer,
         sort_by=sort_by,
         sort_order=sort_order,
     )

@@ -10,14 +10,14 @@ LucidClientError
 └── LucidApiError               the service refused, with its own code and message
     ├── InvalidRequest          422, 400; also raised before sending, with `status` None
     ├── Unauthorized            401
-    ├── Forbidden               403
+    ├── Forbidden               403 ModelNotAllowed
     ├── NotFound                404 PassportNotFound, NodeNotFound, ModelNotFound, KeyNotFound,
     │   │                           WebhookNotFound
     ├── Conflict                409 PassportExists, ModelNameTaken, IdempotencyConflict, RequestsInFlight
     ├── NodeDeregistered        410
     ├── PayloadTooLarge         413
     ├── UnsupportedMediaType    415
-    ├── RateLimited             429
+    ├── RateLimited             429 BudgetExceeded
     └── ServiceFailed           5xx
         └── Unavailable         502, 503, 504, also a proxy's
 """
@@ -129,6 +129,12 @@ class Forbidden(LucidApiError):
     default_code = "FORBIDDEN"
 
 
+class ModelNotAllowed(Forbidden):
+    """The key may use other models only; `details["allowed"]` lists them."""
+
+    default_code = "MODEL_NOT_ALLOWED"
+
+
 class NotFound(LucidApiError):
     """Nothing is there that this key may see."""
 
@@ -230,6 +236,13 @@ class RateLimited(LucidApiError):
 
     default_code = "RATE_LIMITED"
     is_transient = True
+
+
+class BudgetExceeded(RateLimited):
+    """The key's budget is spent until `details["resetsAt"]`."""
+
+    default_code = "BUDGET_EXCEEDED"
+    is_transient = False
 
 
 class ServiceFailed(LucidApiError):

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from types import NoneType
+from typing import Any
 
 from lucid_compute.client.call import ApiCall, PagedCall, body_of, given, path_of, query_of
-from lucid_compute.registry.domain.identity import KeyLimits
+from lucid_compute.registry.domain.key_limits import KeyLimits
 from lucid_compute.registry.keys.shapes import AuditList, AuditView, KeyCreate, KeyList, KeyRotate, KeyView, NewKey
 
 
@@ -18,9 +19,12 @@ def create(
     scopes: Sequence[str],
     passport_id: str | None = None,
     expires_at: datetime | None = None,
-    limits: KeyLimits | Mapping[str, int | None] | None = None,
+    limits: KeyLimits | Mapping[str, Any] | None = None,
 ) -> ApiCall[NewKey]:
     """Create a key for an owner. Its secret is in this response only.
+
+    `limits` has any of `requestsPerMinute`, `tokensPerMinute`, `concurrency`, `models`, and `budgetUsd` with
+    `budgetPeriod` (`day` or `month`); names may be Python's (`budget_usd`) too.
 
     The call is not sent again after a lost response, because that would create a second key. Look for the first with
     `list`.

@@ -13,6 +13,7 @@ from lucid_compute.client import (
     passport_calls,
     payout_calls,
     service_calls,
+    usage_calls,
     webhook_calls,
 )
 from lucid_compute.client.resources import AsyncResource, Endpoint, PagedEndpoint, Resource
@@ -116,6 +117,19 @@ class AsyncPayoutsResource(_Payouts, AsyncResource):
     """Earnings, losses and closed periods."""
 
 
+class _Usage:
+    get = Endpoint(usage_calls.get)
+    csv = Endpoint(usage_calls.csv)
+
+
+class UsageResource(_Usage, Resource):
+    """What keys have used, and what it cost."""
+
+
+class AsyncUsageResource(_Usage, AsyncResource):
+    """What keys have used, and what it cost."""
+
+
 class _Keys:
     create = Endpoint(key_calls.create)
     list = PagedEndpoint(key_calls.list_)
@@ -209,6 +223,7 @@ class Lucid(_Lucid, Resource):
         self.compute = ComputeResource(self.transport)
         self.models = ModelsResource(self.transport)
         self.keys = KeysResource(self.transport)
+        self.usage = UsageResource(self.transport)
         self.payouts = PayoutsResource(self.transport)
         self.metrics = MetricsResource(self.transport)
         self.webhooks = WebhooksResource(self.transport)
@@ -265,6 +280,7 @@ class AsyncLucid(_Lucid, AsyncResource):
         self.compute = AsyncComputeResource(self.transport)
         self.models = AsyncModelsResource(self.transport)
         self.keys = AsyncKeysResource(self.transport)
+        self.usage = AsyncUsageResource(self.transport)
         self.payouts = AsyncPayoutsResource(self.transport)
         self.metrics = AsyncMetricsResource(self.transport)
         self.webhooks = AsyncWebhooksResource(self.transport)

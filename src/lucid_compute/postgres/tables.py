@@ -298,6 +298,7 @@ jobs = Table(
     Column("price_usd", Numeric),
     Index("jobs_newest_idx", text("started_at DESC")),
     Index("jobs_newest_of_owner_idx", "node_owner", text("started_at DESC")),
+    Index("jobs_newest_of_consumer_idx", "consumer", text("started_at DESC")),
     Index("jobs_newest_of_node_idx", "node_id", text("started_at DESC")),
     Index("jobs_newest_of_model_idx", "model_id", text("started_at DESC"), postgresql_include=["node_owner"]),
     Index("jobs_open_idx", "outcome", "replica_id", postgresql_where=text("outcome IN ('running', 'lost')")),

@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import lucid_compute
-from lucid_compute.accounting import job_routes, overview, series_routes
+from lucid_compute.accounting import job_routes, overview, series_routes, usage_routes
 from lucid_compute.accounting.payouts import routes as payout_routes
 from lucid_compute.gateway import match_routes, openai_routes, probe_routes
 from lucid_compute.gateway.lane import ENDPOINTS, InferenceLane
@@ -118,6 +118,7 @@ class LucidApp:
             overview,
             probe_routes,
             job_routes,
+            usage_routes,
             series_routes,
             payout_routes,
             model_routes,

@@ -13,7 +13,7 @@ from typing import Any
 
 from starlette.types import Receive, Scope
 
-from lucid_compute.registry.keys.authentication import authorization_of
+from lucid_compute.registry.keys.authentication import KEY_HEADERS, authorization_of
 from lucid_compute.server.http_protocol import ABORT
 from lucid_compute.web.lanes import CutReason, Headers, IncomingRequest, Lane, LaneRequest, Send
 
@@ -39,7 +39,8 @@ class AsgiClient:
         scope = self._scope
         headers = dict(scope["headers"])
         if authorization_of(scope, headers) is None:
-            headers.pop(b"authorization", None)  # two keys are none
+            for name in KEY_HEADERS:
+                headers.pop(name, None)  # two keys are none
         request = IncomingRequest(scope["path"], headers, None, scope["method"], self._receive_body)
         self._accepted = lane.accept(self, request)
         try:

@@ -18,6 +18,7 @@ from lucid_compute.accounting.refusals import RefusalRecorder
 from lucid_compute.accounting.rollup_reader import RollupReader
 from lucid_compute.accounting.rollups import RollupKeeper
 from lucid_compute.accounting.series_routes import UptimeTarget
+from lucid_compute.accounting.usage import UsageParts
 from lucid_compute.errors import DatabaseUnavailable, NotReady
 from lucid_compute.gateway.gateway import Gateway
 from lucid_compute.gateway.prober import Prober
@@ -80,6 +81,7 @@ class Replica:
     job_search: JobSearch
     payouts: PayoutStore
     rates: KeyRates
+    usage: UsageParts
     writes: WriteRates
     gateway: Gateway
     prober: Prober
@@ -110,6 +112,7 @@ class Replica:
             self.rollups,
             self.registry,
             self.settings,
+            self.usage.reader,
             self.webhooks.store,
             self.webhooks.tester,
             self.writes,
@@ -149,6 +152,7 @@ async def running(replica: Replica) -> AsyncIterator[None]:
         watchdog=replica.watchdog,
         rollups=replica.rollup_keeper,
         rates=replica.rates,
+        budgets=replica.usage.budgets,
         webhooks=replica.webhooks.sender,
         **replica.background,
     )

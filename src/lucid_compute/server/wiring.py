@@ -17,6 +17,7 @@ from lucid_compute.accounting.refusals import RefusalRecorder
 from lucid_compute.accounting.retention import JobRetention
 from lucid_compute.accounting.rollup_reader import RollupReader
 from lucid_compute.accounting.rollups import Retention, RollupKeeper
+from lucid_compute.accounting.usage import build_usage
 from lucid_compute.egress.client import HttpClient
 from lucid_compute.egress.connection import Deadlines, ResponseLimits
 from lucid_compute.egress.policy import EgressPolicy
@@ -102,6 +103,7 @@ def build_replica(settings: Settings, database_url: str) -> Replica:
         payouts=payouts,
         refusals=RefusalRecorder(database_url, clock, timeout_seconds=settings.database_timeout_seconds),
         rates=KeyRates(fleet.replicas, LimitShares(database_url, replica_id=shared.replica_id)),
+        usage=build_usage(database),
         writes=_build_write_rates(settings),
         gateway=Gateway(context),
         prober=Prober(context.upstreams, context.client, spend),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -18,6 +19,7 @@ from lucid_compute.client import errors as sdk_errors
 from tests import ROOT
 from tests.factories import GUIDE_PASSPORT
 from tests.lucid_serve import Served, serving, serving_on_a_clone
+from tests.node_js import code_blocks
 from tests.sdk import KINDS, Kind, Speaker, speaker
 
 DOCS = ROOT / "docs" / "sdk.md"
@@ -108,6 +110,54 @@ def test_the_guide_reads_the_same_without_asyncio(served: Served, provider_key: 
         assert lucid.compute.deregister(passport.id, wait_seconds=5).status == "deregistered"
         with pytest.raises(sdk_errors.NodeDeregistered, match="Register it again"):
             lucid.compute.health(passport.id)
+
+
+def literals_of_the_guide() -> dict[str, Any]:
+    """Return the dicts of the guide's calls as Python has them: by the call, with the names of the wire."""
+    code = "\n".join(code_blocks("compute-providers"))
+    found = {}
+    for call in ("passports.create", "compute.heartbeat", "compute.updateModels"):
+        literal = code.split(f"lucid.{call}(", 1)[1].split(");", 1)[0].removeprefix("passport.id, ")
+        literal = re.sub(r" //.*", "", literal.split(";", 1)[0]).removesuffix("}).replace")
+        literal = literal.replace("await getGPUUtilization()", "0.42").replace("await getQueueDepth()", "3")
+        literal = literal.replace("passportId,", "passportId: null,")
+        quoted = re.sub(r"(\w+): ", r'"\1": ', literal)
+        found[call] = json.loads(re.sub(r",(\s*[}\]])", r"\1", quoted))
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("as_dict", [False, True])
+async def test_the_guides_dicts_are_taken_as_they_are(
+    served: Served, provider_key: str, kind: Kind, as_dict: bool
+) -> None:
+    """With the names of the wire: spread into arguments, or as the one argument that JavaScript has."""
+    literals = literals_of_the_guide()
+    assert literals["passports.create"] == GUIDE_PASSPORT
+
+    def call(method: Any, *args: Any, **fields: Any) -> Any:
+        return method(*args, fields) if as_dict else method(*args, **fields)
+
+    async with speaker(kind, served.url, provider_key) as client:
+        made = await client.ask(lambda lucid: call(lucid.passports.create, **literals["passports.create"]))
+        beat = {**literals["compute.heartbeat"], "passportId": made.id, "bootId": "b", "sequence": 1}
+        answer = await client.ask(lambda lucid: call(lucid.compute.heartbeat, **beat))
+        assert (answer.passport_id, answer.status) == (made.id, "healthy")
+        health = await client.ask(lambda lucid: lucid.compute.health(made.id))
+        assert (health.load, health.queue_depth, health.available_models) == (0.42, 3, beat["availableModels"])
+        models = literals["compute.updateModels"]
+        declared = await client.ask(lambda lucid: call(lucid.compute.update_models, made.id, **models))
+        assert [(model.id, model.max_tokens) for model in declared.models] == [
+            (model["id"], model["maxTokens"]) for model in models["models"]
+        ]
+        jobs = await client.ask(lambda lucid: lucid.compute.jobs(passportId=made.id, sortBy="createdAt"))
+        assert jobs == []
+        with pytest.raises(TypeError, match="under both of its names"):
+            await client.ask(lambda lucid: lucid.compute.heartbeat(**beat, passport_id=made.id))
+        with pytest.raises(TypeError, match="given twice"):
+            await client.ask(lambda lucid: lucid.compute.heartbeat(beat, sequence=2))
+        with pytest.raises(TypeError, match="unexpected keyword argument 'no_such_thing'"):
+            await client.ask(lambda lucid: lucid.compute.health(made.id, noSuchThing=1))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -158,11 +158,49 @@ async def test_another_owners_node_gives_the_same_response_as_a_missing_one(api:
     assert len(await ids(acme, passportId=own)) == 2
 
 
+async def test_a_consumer_sees_its_own_requests_and_not_whose_node_served_them(api: Api) -> None:
+    """On anybody's nodes, counted exactly, with the filters that providers have."""
+    consumer = await api.new_key("carl", ["inference:run"])
+    both = await api.new_key("carl", ["inference:run", "passports:read"])
+    await write(
+        api,
+        done(1, node_owner="acme", consumer="carl", seconds_ago=2 * 86_400),
+        done(2, node_owner="carl", consumer="rival"),
+        done(3, node_id=None, node_owner=None, consumer="carl"),
+        done(4, node_owner="acme", consumer="carl", outcome=Outcome.FAILED, attempt=2, seconds_ago=90_000),
+        done(5, node_owner="acme", consumer="carl", outcome=Outcome.RUNNING),
+        done(6, node_owner="carl", consumer="carl", model_id="00000000-0000-4000-8000-00000000abcd"),
+    )
+
+    async def numbers(caller: Api, **query: Any) -> str:
+        return "".join(sorted(job[-1] for job in await ids(caller, **query)))
+
+    assert await numbers(consumer) == "13456"
+    assert await numbers(both) == "26"
+    assert await numbers(both, consumer="carl") == await numbers(api, consumer="carl") == "13456"
+    assert await numbers(both, consumer="carl", owner="carl") == "6"
+    assert await numbers(api, consumer="carl", owner="acme") == "145"
+    assert await numbers(consumer, outcome="failed") == "4"
+    assert await numbers(consumer, outcome="running") == "5"
+    assert await numbers(consumer, model="00000000-0000-4000-8000-00000000abcd") == ""
+    assert await numbers(consumer, since=(NOW - timedelta(seconds=90_001)).isoformat()) == "3456"
+    assert await numbers(consumer, until=(NOW - timedelta(seconds=80_000)).isoformat()) == "14"
+    shown = {job["id"][-1]: job for job in (await listed(consumer))["jobs"]}
+    assert {number: job["owner"] for number, job in shown.items()} == {**dict.fromkeys("1345"), "6": "carl"}
+    assert {(job["consumer"], job["keyId"]) for job in shown.values()} == {("carl", "Abc123Abc123")}
+    assert await ids(consumer, passportId=shown["1"]["passportId"]) == [shown["1"]["id"]]
+    for query in ("consumer=rival", "passportId=nonsense"):
+        assert (await consumer.http.get(f"/compute/jobs?{query}")).status_code in {403, 404}
+
+
 async def test_each_scope_may_read_jobs_or_not_as_the_contract_says(api: Api) -> None:
     for scope in ("passports:read", "compute", "admin"):
         assert (await (await api.new_key("acme", [scope])).http.get("/compute/jobs")).status_code == 200
-    for scope in ("passports:write", "inference:run"):
-        assert (await (await api.new_key("acme", [scope])).http.get("/compute/jobs")).status_code == 403
+    consumer = await api.new_key("acme", ["inference:run"])  # sees its own requests
+    assert (await consumer.http.get("/compute/jobs")).status_code == 200
+    assert (await consumer.http.get("/compute/jobs?owner=acme")).status_code == 403
+    assert (await (await api.new_key("acme", ["passports:write"])).http.get("/compute/jobs")).status_code == 403
+    assert (await (await api.new_key("acme", ["compute"])).http.get("/compute/jobs?consumer=acme")).status_code == 403
     assert (await api.with_key(None).http.get("/compute/jobs")).status_code == 401
 
 
@@ -256,7 +294,7 @@ async def test_totals_from_the_sums_are_those_of_the_rows(api: Api) -> None:
 async def page_of(api: Api, wanted: JobFilter) -> tuple[list[Any], int]:
     """Return the first five jobs of a filter, and the number of all of them."""
     return await api.replica.job_search.list_page(
-        wanted, sort_by=SortBy.CREATED_AT, sort_order=SortOrder.DESCENDING, offset=0, limit=5, shows_consumer=False
+        wanted, sort_by=SortBy.CREATED_AT, sort_order=SortOrder.DESCENDING, offset=0, limit=5, viewer="acme"
     )
 
 

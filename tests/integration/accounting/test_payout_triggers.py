@@ -9,7 +9,8 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from lucid_compute.accounting.payouts.sql import FUNCTIONS, TRIGGERS
+from lucid_compute.accounting import usage
+from lucid_compute.accounting.payouts import sql
 from lucid_compute.postgres.database import connect
 
 _FUNCTIONS = """
@@ -21,6 +22,7 @@ _TRIGGERS = """
     SELECT tgname AS name, pg_get_triggerdef(oid) AS text FROM pg_trigger
     WHERE NOT tgisinternal AND (tgrelid = 'jobs'::regclass OR tgrelid::regclass::text LIKE 'payout%')
 """
+FUNCTIONS, TRIGGERS = {**sql.FUNCTIONS, **usage.FUNCTIONS}, {**sql.TRIGGERS, **usage.TRIGGERS}
 _COLUMNS = (
     *("id", "attempt", "replica_id", "model_id", "model_name", "node_id", "node_owner", "key_id", "consumer"),
     *("endpoint", "is_stream", "started_at", "outcome", "are_tokens_counted", "price_usd"),

@@ -47,12 +47,13 @@ SAMPLES: dict[str, Any] = {
     "queue_depth": 0,
     "heartbeat": heartbeat("ID"),
     "now": True,
+    "group_by": ["day"],
     "from_": "2026-01-01",
     "to": "2026-01-02",
 }
 IN_BODY = {"metadata", "expires_at", "limits", "lucid", "events", "passport_ids", "all_owners"}
 PAGING = {"page", "perPage"}
-RECORDS = ("/compute/metrics", "/compute/uptime", "/payouts")
+RECORDS = ("/compute/metrics", "/compute/uptime", "/payouts", "/usage")
 CSV = "format"  # of records: for spreadsheets
 
 

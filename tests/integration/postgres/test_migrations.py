@@ -45,6 +45,7 @@ async def test_rows_of_any_landed_revision_live_on(empty_url: str, settings: Set
     followed = [row["passport_ids"] for row in after["webhooks"] if not row["all_owners"]]
     assert followed == ([[NODE]] if "webhooks" in before else [])
     assert sum(line["gross_usd"] for line in after["payout_open"]) == sum(job["price_usd"] for job in after["jobs"])
+    assert sum(line["price_usd"] for line in after["usage_days"]) == sum(job["price_usd"] for job in after["jobs"])
     await schema.downgrade(empty_url, revision)
     assert await all_rows(empty_url) == before
     await prepare(empty_url, data_dir=Path("/nonexistent"), bootstrap_admin_key=ADMIN_KEY)

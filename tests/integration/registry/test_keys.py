@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,15 @@ async def test_a_key_that_cannot_be_is_refused(api: Api) -> None:
         ({"expiresAt": past}, "expiresAt"),
         ({"expiresAt": "tomorrow"}, "expiresAt"),
         ({"limits": {"requestsPerMinute": 0}}, "limits.requestsPerMinute"),
+        ({"limits": {"concurrency": 0}}, "limits.concurrency"),
+        ({"limits": {"budgetUsd": "5"}}, "limits"),
+        ({"limits": {"budgetPeriod": "day"}}, "limits"),
+        ({"limits": {"budgetUsd": 0, "budgetPeriod": "day"}}, "limits"),
+        ({"limits": {"budgetUsd": -1, "budgetPeriod": "day"}}, "limits.budgetUsd"),
+        ({"limits": {"budgetUsd": 1, "budgetPeriod": "year"}}, "limits.budgetPeriod"),
+        ({"limits": {"models": []}}, "limits.models"),
+        ({"limits": {"models": ["m"] * 101}}, "limits.models"),
+        ({"limits": {"models": ["m\n"]}}, "limits.models.0"),
         ({"key": "lk_live_mine"}, "key"),
         ({"passportId": "7a1b8a52-6a6c-4a4c-9d43-0d0a3f8d7c11"}, "passportId"),
     ):
@@ -190,9 +200,45 @@ async def test_only_a_compute_key_of_the_nodes_owner_can_be_bound(api: Api) -> N
     assert (await make(api, owner="admin", passportId=node)).json()["passportId"] == node
 
 
+async def test_a_key_may_have_every_limit_of_the_contract(api: Api) -> None:
+    """Money stays exact; what is not set is not stored, so that an older replica can read the key."""
+    limits = {"concurrency": 4, "budgetUsd": 12.5, "budgetPeriod": "month", "models": ["llama-*", "m/7b"]}
+    made = (await make(api, limits=limits)).json()
+    shown = {**limits, "budgetUsd": "12.5", "requestsPerMinute": None, "tokensPerMinute": None}
+    assert made["limits"] == shown
+    (listed,) = [key for key in (await api.http.get("/keys?owner=acme")).json()["keys"] if key["id"] == made["id"]]
+    assert listed["limits"] == shown
+    connection = await connect(api.replica.database.url)
+    stored = await connection.fetchval("SELECT limits FROM api_keys WHERE id = $1", made["id"])
+    await connection.close()
+    assert json.loads(stored) == {**limits, "budgetUsd": "12.5"}
+    assert (await api.http.post(f"/keys/{made['id']}/rotate")).json()["limits"] == shown
+
+
+async def test_x_api_key_names_a_key_below_v1_only(api: Api) -> None:
+    """As clients of Anthropic's protocol send it; an Authorization header goes before it."""
+    key = (await make(api, scopes=["inference:run"])).json()["key"]
+    api.http.headers.pop("authorization")
+    body, named = {"model": "none", "messages": []}, {"x-api-key": key}
+    for path in ("/v1/chat/completions", "/v1/embeddings"):
+        assert (await api.http.post(path, json=body, headers=named)).status_code == 404, path
+        assert (await api.http.post(path, json=body, headers={"x-api-key": "wrong"})).status_code == 401
+        assert (await api.http.post(path, json=body)).status_code == 401
+        both = {**named, "authorization": "Bearer wrong"}
+        assert (await api.http.post(path, json=body, headers=both)).status_code == 401
+    twice = [("x-api-key", key), ("x-api-key", key)]
+    assert (await api.http.post("/v1/embeddings", json=body, headers=twice)).status_code == 401
+    assert (await api.http.get("/v1/models", headers=named)).status_code == 200
+    assert (await api.http.get("/v1/models", headers={"x-api-key": "wrong"})).status_code == 401
+    assert (await api.http.get("/models", headers={"x-api-key": "wrong"})).status_code == 200
+    assert (await api.http.post("/match", json={"model": "none"}, headers=named)).status_code == 401
+    assert (await api.http.get("/usage", headers=named)).status_code == 401
+
+
 async def test_a_keys_limits_are_kept(api: Api) -> None:
     made = (await make(api, limits={"requestsPerMinute": 60})).json()
-    assert made["limits"] == {"requestsPerMinute": 60, "tokensPerMinute": None}
+    unset = dict.fromkeys(("tokensPerMinute", "concurrency", "budgetUsd", "budgetPeriod", "models"))
+    assert made["limits"] == {"requestsPerMinute": 60, **unset}
 
 
 async def test_changing_the_bootstrap_key_revokes_the_former_and_changing_it_back_restores_it(api: Api) -> None:

@@ -34,13 +34,17 @@ class Call(NamedTuple):
 READERS: set[str | None] = {"passports:read", "compute", "admin"}
 COMPUTE: set[str | None] = {"compute", "admin"}
 PASSPORTS: set[str | None] = {"passports:write", "admin"}
+INFERRERS: set[str | None] = {"inference:run", "admin"}
 ADMINS: set[str | None] = {"admin"}
 TABLE = [
     *[Call("GET", path, EVERYONE) for path in ("/models", "/models/m", "/models/m/availability")],
     *[Call("GET", path, EVERYONE) for path in ("/healthz", "/readyz", "/docs", "/openapi.json")],
     *[Call("GET", path, READERS) for path in ("/passports", "/passports/{node}", "/passports/{agent}")],
     *[Call("GET", path, READERS) for path in ("/compute", "/compute/health/{node}", "/compute/models/{node}")],
-    *[Call("GET", path, READERS) for path in ("/compute/events/{node}", "/compute/jobs")],
+    Call("GET", "/compute/events/{node}", READERS),
+    Call("GET", "/compute/jobs", {*READERS, "inference:run"}),
+    Call("GET", "/compute/jobs?consumer=acme", INFERRERS),
+    Call("GET", "/usage", INFERRERS),
     *[Call("GET", path, READERS) for path in ("/compute/metrics", "/compute/metrics/{node}")],
     *[Call("GET", path, READERS) for path in ("/compute/uptime", "/compute/uptime/{node}")],
     *[Call("GET", path, READERS) for path in ("/compute/overview",)],

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from uuid import uuid4
 
@@ -13,7 +14,8 @@ import pytest
 
 from lucid_compute.errors import RateLimited
 from lucid_compute.postgres.database import connect
-from lucid_compute.registry.domain.identity import KeyLimits, Principal
+from lucid_compute.registry.domain.identity import Principal
+from lucid_compute.registry.domain.key_limits import KeyLimits
 from lucid_compute.registry.fleet.replicas import ReplicaRecord, Replicas, Snapshot
 from lucid_compute.registry.keys.key_rates import CONFIRM_SECONDS, IDLE_SECONDS, TICK_SECONDS, KeyRates
 from lucid_compute.registry.keys.limit_shares import LimitShares
@@ -37,7 +39,7 @@ def limited(requests: int | None = None, tokens: int | None = None, key_id: str 
 
 
 @asynccontextmanager
-async def replicas_on(url: str, count: int, clock: Clock) -> AsyncIterator[list[KeyRates]]:
+async def replicas_on(url: str, count: int, clock: Callable[[], float]) -> AsyncIterator[list[KeyRates]]:
     """Live replicas that know of each other; their tasks exchange shares when they are asked to."""
     ids = [str(uuid4()) for _ in range(count)]
     leases = [ReplicaRecord(id_, NOW, NOW, NOW, Snapshot.parse("3:3:"), {}) for id_ in ids]
@@ -256,3 +258,81 @@ async def test_a_replica_that_stops_lets_waiting_requests_go_on(database_url: st
         waiting = asyncio.create_task(rates[0].ask(key))
         await asyncio.sleep(0)
     await waiting
+
+
+def at_once(limit: int) -> Principal:
+    """A key that may have so many requests at once."""
+    return Principal("key", "acme", frozenset(), None, KeyLimits(concurrency=limit))
+
+
+async def begin(rates: KeyRates, key: Principal) -> bool:
+    """Return whether one more request may run, as a lane would find out."""
+    try:
+        if not rates.begin(key):
+            await rates.wait(key)
+    except RateLimited:
+        return False
+    return True
+
+
+@asynccontextmanager
+async def replicas_in_real_time(url: str, count: int) -> AsyncIterator[list[KeyRates]]:
+    """Replicas whose clock is the real one: places at once are returned within tenths of a second."""
+    async with replicas_on(url, count, time.monotonic) as rates:
+        yield rates
+
+
+@pytest.mark.parametrize("limit", [1, 5, 40])
+async def test_requests_at_once_never_exceed_the_limit_over_all_replicas(database_url: str, limit: int) -> None:
+    """And each ends somewhere: at every instant no more run than the limit, and all of it is used."""
+    key, running, most = at_once(limit), 0, 0
+    async with replicas_in_real_time(database_url, 3) as rates:
+
+        async def run_some(each: KeyRates) -> int:
+            nonlocal running, most
+            done = 0
+            for _ in range(20):
+                if await begin(each, key):
+                    running += 1
+                    most = max(most, running)
+                    await asyncio.sleep(0.005)
+                    running -= 1
+                    each.end(key)
+                    done += 1
+            return done
+
+        tasks = [run_some(each) for each in rates for _ in range(2 * limit)]
+        done = sum(await asyncio.gather(*tasks))
+        assert most <= limit
+        assert most >= max(1, limit // 2)
+        assert done >= limit
+
+
+async def test_a_client_that_changes_replicas_gets_the_places_that_it_left(database_url: str) -> None:
+    """Its requests have ended at the first one: those at the next wait for a moment, and are not refused."""
+    key = at_once(4)
+    async with replicas_in_real_time(database_url, 2) as rates:
+        for number in range(6):
+            each = rates[number % 2]
+            assert await asyncio.gather(*(begin(each, key) for _ in range(4))) == [True] * 4
+            assert not await begin(rates[1 - number % 2], key)
+            for _ in range(4):
+                each.end(key)
+
+
+async def test_places_of_a_replica_that_died_are_free_after_a_minute(database_url: str) -> None:
+    key = at_once(2)
+    async with replicas_in_real_time(database_url, 2) as rates:
+        assert await begin(rates[0], key)
+        assert await begin(rates[0], key)
+    async with replicas_in_real_time(database_url, 2) as rates:
+        assert not await begin(rates[0], key)
+        connection = await connect(database_url)
+        await connection.execute("""
+            UPDATE key_shares SET shares = (
+                SELECT jsonb_object_agg(key, value || jsonb_build_object('at', (value->>'at')::float8 - 61))
+                FROM jsonb_each(shares)
+            )
+        """)
+        await connection.close()
+        assert await begin(rates[0], key)

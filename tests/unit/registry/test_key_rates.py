@@ -8,7 +8,8 @@ from collections import deque
 import pytest
 
 from lucid_compute.errors import RateLimited
-from lucid_compute.registry.domain.identity import KeyLimits, Principal
+from lucid_compute.registry.domain.identity import Principal
+from lucid_compute.registry.domain.key_limits import KeyLimits
 from lucid_compute.registry.fleet.replicas import ReplicaRecord, Replicas, Snapshot
 from lucid_compute.registry.keys.key_rates import KeyRates
 from lucid_compute.registry.keys.sliding_window import SLOT_SECONDS, WINDOW_SECONDS, SlidingWindow
@@ -205,3 +206,59 @@ def test_debts_add_up(clock: Clock) -> None:
     assert window.used_at(clock.seconds) == 4500
     for minute, used in enumerate((3500, 2500, 1500, 500, 0), 1):
         assert window.used_at(clock.seconds + WINDOW_SECONDS * minute) == used
+
+
+def at_once(limit: int | None, key_id: str = "key") -> Principal:
+    """A key that may have so many requests at once."""
+    return Principal(key_id, "acme", frozenset(), None, KeyLimits(concurrency=limit))
+
+
+def begin(rates: KeyRates, principal: Principal) -> bool:
+    """Return whether one more request may run."""
+    try:
+        assert rates.begin(principal)
+    except RateLimited:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("limit", [1, 7, 1000])
+def test_so_many_requests_may_run_at_once_and_another_when_one_has_ended(clock: Clock, limit: int) -> None:
+    rates, key = KeyRates(Replicas(), clock=clock), at_once(limit)
+    for _ in range(3):
+        assert sum(begin(rates, key) for _ in range(limit + 5)) == limit
+        assert begin(rates, at_once(1, "another"))
+        rates.end(at_once(1, "another"))
+        rates.end(key)
+        assert [begin(rates, key), begin(rates, key)] == [True, False]
+        for _ in range(limit):
+            rates.end(key)
+        clock.seconds += 1
+
+
+def test_a_refusal_says_how_many_requests_run(clock: Clock) -> None:
+    rates, key = KeyRates(Replicas(), clock=clock), at_once(2)
+    assert begin(rates, key)
+    assert begin(rates, key)
+    with pytest.raises(RateLimited, match="limit of 2 requests at once is reached: 2 run") as refused:
+        rates.begin(key)
+    assert (refused.value.retry_after_seconds, refused.value.details) == (1, {"unit": "concurrency", "limit": 2})
+
+
+def test_a_key_without_a_limit_of_concurrency_is_not_counted(clock: Clock) -> None:
+    rates = KeyRates(Replicas(), clock=clock)
+    for key in (at_once(None), limited(5), Principal("key", "acme", frozenset(), None, None)):
+        assert all(begin(rates, key) for _ in range(100))
+        rates.end(key)
+
+
+def test_more_ends_than_beginnings_free_nothing(clock: Clock) -> None:
+    rates, key = KeyRates(Replicas(), clock=clock), at_once(1)
+    for _ in range(5):
+        rates.end(key)
+    assert [begin(rates, key), begin(rates, key)] == [True, False]
+
+
+def test_without_the_database_each_replica_allows_an_equal_part_at_once(clock: Clock) -> None:
+    rates, key = KeyRates(with_others(3), clock=clock), at_once(8)
+    assert sum(begin(rates, key) for _ in range(10)) == 2

@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from lucid_compute.errors import Forbidden
-from lucid_compute.wire import PositiveCount, WireShape
+from lucid_compute.registry.domain.key_limits import KeyLimits
 
 
 class Scope(StrEnum):
@@ -18,13 +18,6 @@ class Scope(StrEnum):
     PASSPORTS_WRITE = "passports:write"
     INFERENCE_RUN = "inference:run"
     ADMIN = "admin"
-
-
-class KeyLimits(WireShape):
-    """A key's own limits; null is no limit."""
-
-    requests_per_minute: PositiveCount | None = None
-    tokens_per_minute: PositiveCount | None = None
 
 
 class Principal(NamedTuple):

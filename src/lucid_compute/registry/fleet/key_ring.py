@@ -18,7 +18,8 @@ from hmac import compare_digest
 from typing import NamedTuple
 
 from lucid_compute.errors import DatabaseUnavailable, Unauthorized
-from lucid_compute.registry.domain.identity import KeyLimits, Principal, Scope
+from lucid_compute.registry.domain.identity import Principal, Scope
+from lucid_compute.registry.domain.key_limits import KeyLimits
 
 PREFIX = "lk_live_"
 TRUST_WITHOUT_DATABASE = timedelta(seconds=60)

@@ -9,7 +9,8 @@ from typing import Any
 
 from sqlalchemy import RowMapping
 
-from lucid_compute.registry.domain.identity import KeyLimits, Scope
+from lucid_compute.registry.domain.identity import Scope
+from lucid_compute.registry.domain.key_limits import KeyLimits
 from lucid_compute.registry.domain.node_state import DeclaredModel, Heartbeat, Receipt
 from lucid_compute.registry.domain.passports import Passport, PassportStatus, PassportType
 from lucid_compute.registry.fleet.fleet import Lifecycle

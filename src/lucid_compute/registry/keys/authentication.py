@@ -1,4 +1,4 @@
-"""Authentication: the principal of an Authorization header, and the limit of failures per address.
+"""Authentication: the principal of an Authorization header (below /v1 of x-api-key), and the limit of failures.
 
 Also `Admission`, the state of a heartbeat or inference request while it is admitted.
 """
@@ -18,9 +18,11 @@ from lucid_compute.registry.domain.identity import Principal
 from lucid_compute.registry.fleet.change_feed import ChangeFeed
 from lucid_compute.registry.fleet.key_ring import KeyRing, is_well_formed
 from lucid_compute.web.bodies import ClientLeft
+from lucid_compute.web.errors import PREFIX
 from lucid_compute.web.lanes import CutReason, IncomingRequest, LaneClient, Steps
 
 _BEARER = "bearer "
+KEY_HEADERS = _AUTHORIZATION, _API_KEY = (b"authorization", b"x-api-key")
 _MAX_ADDRESSES = 10_000
 
 
@@ -119,8 +121,7 @@ class Admission(Steps):
     def __init__(self, client: LaneClient, request: IncomingRequest) -> None:
         self.client = client
         self.path, self.headers, self.body, self.method, self.receive = request
-        authorization = self.headers.get(b"authorization")
-        self.authorization = None if authorization is None else authorization.decode("latin-1")
+        self.authorization = _authorization_in(self.path, self.headers)
 
     def fail(self, error: Exception) -> None:
         """End the request with an error."""
@@ -148,12 +149,31 @@ class Admission(Steps):
 
 
 def authorization_of(scope: Scope, headers: Mapping[bytes, bytes]) -> str | None:
-    """Return the Authorization header of a raw ASGI request; None without one, or if there are two."""
-    value = headers.get(b"authorization")
+    """Return the Authorization header of a raw ASGI request, or what stands for it below `/v1`.
+
+    Return None without one, or if a header that names a key occurs twice.
+    """
     sent = scope["headers"]
-    if value is None or (len(headers) != len(sent) and sum(name == b"authorization" for name, _ in sent) > 1):
-        return None
-    return value.decode("latin-1")
+    if len(headers) != len(sent):
+        for name in KEY_HEADERS:
+            if sum(other == name for other, _ in sent) > 1:
+                return None
+    return _authorization_in(scope["path"], headers)
+
+
+def names_key(scope: Scope, headers: Mapping[bytes, bytes]) -> bool:
+    """Return whether a raw ASGI request has a header that names a key, valid or not."""
+    return _AUTHORIZATION in headers or (_API_KEY in headers and scope["path"].startswith(PREFIX))
+
+
+def _authorization_in(path: str, headers: Mapping[bytes, bytes]) -> str | None:
+    """Return the Authorization header; without one, below `/v1`, the key in `x-api-key` in the same form."""
+    value = headers.get(_AUTHORIZATION)
+    if value is not None:
+        return value.decode("latin-1")
+    if path.startswith(PREFIX) and (key := headers.get(_API_KEY)) is not None:
+        return f"Bearer {key.decode('latin-1')}"
+    return None
 
 
 def bearer_token(authorization: str | None) -> str | None:

@@ -10,7 +10,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from lucid_compute.errors import Forbidden
 from lucid_compute.registry.domain.identity import Actor, Principal, Scope
-from lucid_compute.registry.keys.authentication import Authenticator, authorization_of
+from lucid_compute.registry.keys.authentication import Authenticator, authorization_of, names_key
 from lucid_compute.registry.keys.key_rates import KeyRates
 from lucid_compute.registry.keys.rate_limits import WriteRates
 from lucid_compute.web.provide import Provided
@@ -52,7 +52,7 @@ async def find_principal(
         Unauthorized: the request's key is not valid.
         RateLimited: the key's limit, or that of failures from the address, is reached.
     """
-    if request.headers.get("authorization") is None:
+    if not names_key(request.scope, dict(request.scope["headers"])):
         return None
     return await get_principal(request, authenticator, rates, None)
 
@@ -69,6 +69,7 @@ AnyKey = Annotated[Principal, Depends(get_principal)]
 Reader = Annotated[Principal, Depends(_with_scope(*READERS))]
 ComputeWriter = Annotated[Principal, Depends(_with_scope(*COMPUTE_WRITERS))]
 Inferrer = Annotated[Principal, Depends(_with_scope(*INFERRERS))]
+JobReader = Annotated[Principal, Depends(_with_scope(*READERS, Scope.INFERENCE_RUN))]
 Admin = Annotated[Principal, Depends(_with_scope(*ADMINS))]
 Anyone = Annotated[Principal | None, Depends(find_principal)]
 

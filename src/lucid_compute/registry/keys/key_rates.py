@@ -1,4 +1,4 @@
-"""The limits of keys: requests and tokens a minute, over all replicas.
+"""The limits of keys over all replicas: requests and tokens a minute, and requests at once.
 
 A replica that is alone counts in memory. Replicas that are several hold shares of each limit (`limit_shares`), and
 exchange them in the background, many limits at a time. While Postgres is away, each allows an equal part.
@@ -22,13 +22,16 @@ from lucid_compute.registry.fleet.replicas import Replicas
 from lucid_compute.registry.keys.limit_shares import MAX_ASKS, Ask, Grant, LimitShares
 from lucid_compute.registry.keys.sliding_window import WINDOW_SECONDS, SlidingWindow
 
-REQUESTS, TOKENS = "requests", "tokens"
+REQUESTS, TOKENS, CONCURRENCY = "requests", "tokens", "concurrency"
 CHUNK_SHARE = 20  # a replica asks for a twentieth of a limit beyond what it needs now
 TICK_SECONDS = 1.0
 IDLE_SECONDS = 1.0  # what was not used for as long is returned
 CONFIRM_SECONDS = 20.0
 ASK_AGAIN_SECONDS = 0.25  # after a limit was found to be spent
 RETRY_JITTER = 0.05
+RETURN_SECONDS = 0.1  # what requests at once did not use for as long is returned
+BEGIN_TRIES = 7  # of a request that finds all places taken, so that it gets one that another replica returns
+BEGIN_PAUSE_SECONDS = 0.05
 _log = logging.getLogger(__name__)
 
 
@@ -52,19 +55,45 @@ def rate_limit_headers(allowances: list[Allowance]) -> list[tuple[bytes, bytes]]
     return [(name.encode(), value.encode()) for name, value in headers]
 
 
+class _Running:
+    """Requests that run now, counted as a `SlidingWindow` counts those of a minute."""
+
+    __slots__ = ("_count",)
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def add(self, count: int, _now: float) -> None:
+        """Count requests that begin, or with a negative number requests that end."""
+        self._count = max(self._count + count, 0)
+
+    def used_at(self, _now: float) -> int:
+        """Return how many run."""
+        return self._count
+
+    def seconds_until_free(self, _count: int, _now: float) -> float:
+        """Return when it is worth asking again: how long requests run is not known."""
+        return 1.0
+
+
 class _Meter:
-    """One limit of a key: what was used of it here, the share that this replica holds, and what others hold."""
+    """One limit of a key: what was used of it here, the share that this replica holds, and what others hold.
+
+    Of requests at once, `peak` is the most that ran since the share was looked at, which is next due at `return_at`.
+    """
 
     __slots__ = (
-        "confirmed_at", "elsewhere", "free_elsewhere_at", "key_id", "limit", "refused_until", "share", "spent_at",
-        "unit", "waiting", "window",
+        "ask_again_seconds", "confirmed_at", "elsewhere", "free_elsewhere_at", "key_id", "limit", "peak",
+        "refused_until", "return_at", "share", "spent_at", "unit", "waiting", "window",
     )  # fmt: skip
 
     def __init__(self, key_id: str, unit: str, limit: int) -> None:
         self.key_id, self.unit, self.limit = key_id, unit, limit
-        self.window = SlidingWindow(limit)
-        self.share = self.elsewhere = self.waiting = 0
-        self.refused_until = self.spent_at = self.confirmed_at = self.free_elsewhere_at = 0.0
+        is_concurrency = unit == CONCURRENCY
+        self.window: SlidingWindow | _Running = _Running() if is_concurrency else SlidingWindow(limit)
+        self.ask_again_seconds = BEGIN_PAUSE_SECONDS / 2 if is_concurrency else ASK_AGAIN_SECONDS
+        self.share = self.elsewhere = self.waiting = self.peak = 0
+        self.refused_until = self.spent_at = self.confirmed_at = self.free_elsewhere_at = self.return_at = 0.0
 
     def ask(self, now: float) -> Ask:
         """Return what to ask for: what is used, and a chunk more if requests wait."""
@@ -79,7 +108,7 @@ class _Meter:
         self.free_elsewhere_at = 0.0 if grant.free_in_seconds is None else now + grant.free_in_seconds
         self.confirmed_at = now
         if grant.share < ask.wanted:
-            self.refused_until = now + ASK_AGAIN_SECONDS
+            self.refused_until = now + self.ask_again_seconds
 
 
 class KeyRates:
@@ -98,6 +127,7 @@ class KeyRates:
         self._clock = clock
         self._meters: dict[tuple[str, str], _Meter] = {}
         self._due: dict[_Meter, None] = {}
+        self._returning: dict[_Meter, None] = {}
         self._wake = asyncio.Event()
         self._exchanged = asyncio.Event()
         self._is_cut_off = shares is None
@@ -130,7 +160,10 @@ class KeyRates:
 
     async def ask(self, principal: Principal) -> None:
         """Get a larger share of the key's limits, or learn that they are spent. Simultaneous callers share a query."""
-        for meter in self._meters_of(principal):
+        await self._ask([*self._meters_of(principal)])
+
+    async def _ask(self, meters: list[_Meter]) -> None:
+        for meter in meters:
             meter.waiting += 1
             self._due[meter] = None
         exchanged = self._exchanged  # of the next exchange: one under way has not heard of this
@@ -154,6 +187,79 @@ class KeyRates:
         now = self._clock()
         return [self._allowance(meter, now) for meter in self._meters_of(principal)]
 
+    # --- requests at once
+
+    def begin(self, principal: Principal) -> bool:
+        """Count a request as running until `end`. Return False if `wait` must be awaited instead, which counts it.
+
+        Raises:
+            RateLimited: as many requests of the key run as may run at once.
+        """
+        if (meter := self._concurrency_of(principal)) is None:
+            return True
+        now = self._clock()
+        running = meter.window.used_at(now)
+        if running < self._held(meter, now):
+            meter.window.add(1, now)
+            meter.spent_at, meter.peak = now, max(meter.peak, running + 1)
+            return True
+        if self._is_cut_off or self._is_alone(now):
+            raise self._full(meter, now)
+        return False
+
+    async def wait(self, principal: Principal) -> None:
+        """Count a request as running when another replica has returned a place, which takes it a moment.
+
+        Raises:
+            RateLimited: as many requests of the key run as may run at once.
+        """
+        for attempt in range(BEGIN_TRIES):
+            if attempt:
+                await asyncio.sleep(BEGIN_PAUSE_SECONDS)
+            meter = self._concurrency_of(principal)
+            if meter is not None and self._clock() >= meter.refused_until:
+                await self._ask([meter])
+            if self.begin(principal):
+                return
+        if meter is not None:
+            raise self._full(meter, self._clock())
+
+    def end(self, principal: Principal) -> None:
+        """Stop counting a request that `begin` or `wait` has counted."""
+        if (meter := self._concurrency_of(principal)) is None:
+            return
+        now = self._clock()
+        meter.window.add(-1, now)
+        if not self._is_alone(now) and meter not in self._returning:
+            meter.return_at = now + RETURN_SECONDS
+            self._returning[meter] = None
+            self._wake.set()
+
+    def _concurrency_of(self, principal: Principal) -> _Meter | None:
+        limit = principal.limits.concurrency if principal.limits else None
+        return None if limit is None else self._meter(principal.key_id, CONCURRENCY, limit)
+
+    def _full(self, meter: _Meter, now: float) -> RateLimited:
+        running = meter.window.used_at(now) + (0 if self._is_alone(now) else meter.elsewhere)
+        message = (
+            f"This key's limit of {meter.limit:,} requests at once is reached: {running:,} run. Retry in 1 s, or when "
+            "one of them has ended."
+        )
+        error = RateLimited(message, retry_after_seconds=1)
+        error.details = {"unit": meter.unit, "limit": meter.limit}
+        return error
+
+    def _return_unused(self, now: float) -> None:
+        """Give up the places that no request has used for a moment, so that another replica gets them."""
+        for meter in [meter for meter in self._returning if now >= meter.return_at]:
+            used = meter.window.used_at(now)
+            if (kept := max(meter.peak, used)) < meter.share:
+                meter.share = kept
+                self._due[meter] = None
+            meter.peak, meter.return_at = used, now + RETURN_SECONDS
+            if meter.share <= used:
+                del self._returning[meter]
+
     # --- the background task
 
     async def run(self) -> None:
@@ -161,7 +267,7 @@ class KeyRates:
         try:
             while True:
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(TICK_SECONDS):
+                    async with asyncio.timeout(RETURN_SECONDS if self._returning else TICK_SECONDS):
                         await self._wake.wait()
                 self._wake.clear()
                 try:
@@ -183,6 +289,7 @@ class KeyRates:
             if now >= self._tidy_at:
                 self._tidy_at = now + TICK_SECONDS
                 self._tidy(now)
+            self._return_unused(now)
             due, self._due = [*self._due], {}
             if self._shares is not None and due:
                 await self._exchange(self._shares, sorted(due, key=lambda meter: (meter.key_id, meter.unit)))
@@ -215,6 +322,7 @@ class KeyRates:
             if not used and not meter.waiting and (is_alone or self._is_cut_off or not meter.share):
                 del self._meters[key]
                 self._due.pop(meter, None)
+                self._returning.pop(meter, None)
                 continue
             room = meter.share - used
             is_much = room > 0 and (not used or room > meter.limit // 100)

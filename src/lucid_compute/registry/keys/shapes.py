@@ -6,14 +6,33 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from lucid_compute.registry.domain.identity import KeyLimits, Scope
+from lucid_compute.registry.domain.identity import Scope
+from lucid_compute.registry.domain.key_limits import KeyLimits
 from lucid_compute.wire import Flag, Identifier, Instant, Label, Pagination, ResponseShape, WireShape
 
 
 class KeyCreate(WireShape):
     """A key to create."""
 
-    model_config = {"json_schema_extra": {"examples": [{"name": "node 1", "owner": "acme", "scopes": ["compute"]}]}}
+    model_config = {
+        "json_schema_extra": {
+            "examples": [
+                {"name": "node 1", "owner": "acme", "scopes": ["compute"]},
+                {
+                    "name": "ci",
+                    "owner": "acme",
+                    "scopes": ["inference:run"],
+                    "limits": {
+                        "requestsPerMinute": 300,
+                        "concurrency": 8,
+                        "budgetUsd": "20",
+                        "budgetPeriod": "month",
+                        "models": ["llama-*"],
+                    },
+                },
+            ]
+        }
+    }
 
     name: Label
     owner: Identifier

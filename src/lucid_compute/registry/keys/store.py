@@ -189,13 +189,20 @@ async def _insert(
         digest=secret.digest,
         prefix="" if is_bootstrap else f"{PREFIX}{secret.key_id}",
         last_four=secret.last_four,
-        limits=new.limits.model_dump(by_alias=True) if new.limits else None,
+        limits=_stored_limits(new),
         expires_at=new.expires_at,
         is_bootstrap=is_bootstrap,
         revision=revision,
     )
     row: RowMapping = (await connection.execute(statement.returning(api_keys))).mappings().one()
     return row
+
+
+def _stored_limits(new: KeyCreate) -> dict[str, Any] | None:
+    """Return the limits that are set: replicas of an older version know not all that there are."""
+    if new.limits is None:
+        return None
+    return new.limits.model_dump(mode="json", by_alias=True, exclude_none=True) or None
 
 
 async def _lock(connection: AsyncConnection, key_id: str) -> RowMapping:

@@ -18,7 +18,7 @@ NAMES = (
     "dashboard",
     "stalls",
 )
-LONG = ("records_size", "gateway_soak", "gateway_overload", "dashboard_pictures")  # run by name alone
+LONG = ("bulk_registration", "records_size", "gateway_soak", "gateway_overload", "dashboard_pictures")  # run by name alone
 
 
 def main(names: list[str]) -> int:

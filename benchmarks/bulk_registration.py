@@ -1,4 +1,4 @@
-"""The claim: 100,000 nodes are registered in under 60 s, and a batch costs a passport less than a tenth of a single call.
+"""The claim: 100,000 nodes are registered in under 60 s, at less than a tenth of a single call's cost each.
 
 A real `lucid serve` with one worker on its embedded Postgres (fsync on), and a real `lucid passports import` of a file.
 """

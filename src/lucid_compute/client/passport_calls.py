@@ -70,9 +70,7 @@ def create_many(passports: Sequence[Mapping[str, Any]], *, idempotency_key: str 
     return ApiCall(method="POST", path="/passports:batchCreate", body=body, answer=BatchAnswer, idempotency_key=key)
 
 
-def split_batches(
-    items: Iterable[Item], passport_of: Callable[[Item], Mapping[str, Any]] = lambda item: item
-) -> Iterator[list[Item]]:
+def split_batches(items: Iterable[Item], passport_of: Callable[[Item], Any] | None = None) -> Iterator[list[Item]]:
     """Yield the items in lists that `create_many` can send: of 1,000 at most, and within the limits of a body.
 
     `passport_of` returns the passport of an item; by default the items are passports.
@@ -80,7 +78,8 @@ def split_batches(
     batch: list[Item] = []
     size = values = 0
     for item in items:
-        written = json.dumps(passport_of(item), ensure_ascii=False, separators=(",", ":"))
+        passport = item if passport_of is None else passport_of(item)
+        written = json.dumps(passport, ensure_ascii=False, separators=(",", ":"))
         item_size = len(written.encode(errors="replace")) + 1
         item_values = written.count(",") + written.count("[") + written.count("{") + 1
         is_full = len(batch) == MAX_BATCH or size + item_size > BATCH_BYTES or values + item_values > BATCH_VALUES

@@ -266,7 +266,15 @@ async def test_a_batch_spends_the_limits_of_its_key(database_url: str) -> None:
 
 
 async def test_the_call_itself_is_refused_as_every_other_is(api: Api) -> None:
-    for body in ({}, {"passports": []}, {"passports": {}}, {"passports": [1], "x": 1}, {"passports": [1] * 1001}, []):
+    bodies: list[Any] = [
+        {},
+        {"passports": []},
+        {"passports": {}},
+        {"passports": [1], "x": 1},
+        {"passports": [1] * 1001},
+        [],
+    ]
+    for body in bodies:
         refused = await api.http.post("/passports:batchCreate", json=body)
         assert (refused.status_code, error_code(refused)) == (422, "INVALID_REQUEST"), body
     long = {"name": "x", "type": "agent", "metadata": {"x": "x" * 32_000}}

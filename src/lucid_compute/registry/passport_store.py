@@ -50,6 +50,7 @@ from lucid_compute.web.turns import in_turns
 from lucid_compute.wire import SortBy, SortOrder
 
 BATCHES_AT_A_TIME = 2  # of this replica; the pool's other connections are for requests that take milliseconds
+BATCH_TIMES = 5.0  # the time limit of a transaction: it writes some 5,000 rows
 PASSPORTS_A_TURN = 50  # some milliseconds
 _NOTHING_STORED = StoredMetadata({}, {})
 _SORT_COLUMNS = {
@@ -182,7 +183,7 @@ class PassportStore:
             results.append(self._check_new(new, is_admin=is_admin))
             if not isinstance(results[-1], LucidError):
                 checked[len(results) - 1] = results[-1]
-        async with self._turn_of_batch(), self._database.transaction() as connection:
+        async with self._turn_of_batch(), self._database.transaction(times=BATCH_TIMES) as connection:
             batch_id, is_repeat = await _claim_batch(connection, actor, idempotency)
             drafts = [Draft(position, str(uuid5(batch_id, str(position))), *new) for position, new in checked.items()]
             known = await _find_made(connection, drafts) if is_repeat else {}

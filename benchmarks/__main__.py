@@ -18,7 +18,15 @@ NAMES = (
     "dashboard",
     "stalls",
 )
-LONG = ("records_size", "fleet_churn", "gateway_soak", "gateway_overload", "dashboard_pictures")  # run by name alone
+# Run by name alone.
+LONG = (
+    "bulk_registration",
+    "records_size",
+    "fleet_churn",
+    "gateway_soak",
+    "gateway_overload",
+    "dashboard_pictures",
+)
 
 
 def main(names: list[str]) -> int:

@@ -14,6 +14,7 @@ from lucid_compute.cli.formatting import instant, listed, or_unknown
 from lucid_compute.cli.lookup import complete_passport, get_passport
 from lucid_compute.cli.metadata_options import MetadataOption, SetOption, read_metadata_options
 from lucid_compute.cli.output import Column, JsonOption, Listing, facts, sentence, show, show_done, show_json
+from lucid_compute.cli.passport_import import import_passports
 from lucid_compute.client import Lucid
 from lucid_compute.registry.domain.node_state import NodeStatus
 from lucid_compute.registry.domain.passports import PassportStatus, PassportType
@@ -39,6 +40,9 @@ COLUMNS = (
     Column("TAGS", rank=3, shortest=8),
     Column("ID"),
 )
+
+
+app.command("import")(import_passports)
 
 
 @app.command("list")

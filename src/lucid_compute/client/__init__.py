@@ -3,6 +3,7 @@
 from lucid_compute.client.errors import LucidApiError, LucidClientError
 from lucid_compute.client.lucid import AsyncLucid, Lucid
 from lucid_compute.client.pages import AsyncPages, Page, Pages
+from lucid_compute.client.passport_calls import split_batches
 from lucid_compute.client.webhook_calls import read_webhook
 from lucid_compute.webhooks.rules import BadSignature
 
@@ -16,4 +17,5 @@ __all__ = [
     "Page",
     "Pages",
     "read_webhook",
+    "split_batches",
 ]

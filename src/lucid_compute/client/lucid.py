@@ -28,6 +28,7 @@ from lucid_compute.client.transport import AsyncTransport, Transport
 
 class _Passports:
     create = Endpoint(passport_calls.create)
+    create_many = Endpoint(passport_calls.create_many)
     get = Endpoint(passport_calls.get)
     list = PagedEndpoint(passport_calls.list_)
     update = Endpoint(passport_calls.update)

@@ -198,14 +198,16 @@ class Database:
         event.listen(self._engine.sync_engine, "handle_error", _drop_lost_sessions)
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[AsyncConnection]:
+    async def transaction(self, *, times: float = 1.0) -> AsyncIterator[AsyncConnection]:
         """Open a transaction that commits when the block ends, and rolls back when it raises.
+
+        It may take `times` the time limit: more for one that writes many rows.
 
         Raises:
             DatabaseUnavailable: Postgres did not respond in time; whether the commit succeeded is not known.
         """
         try:
-            async with asyncio.timeout(self.timeout_seconds), self._engine.begin() as connection:
+            async with asyncio.timeout(self.timeout_seconds * times), self._engine.begin() as connection:
                 yield connection
         except (SQLAlchemyError, *_DRIVER_ERRORS) as error:
             if is_transient(error):

@@ -1,12 +1,14 @@
-"""Parts of queries that several stores share: the order and the length of a list, and the check of ids."""
+"""Parts of queries that several stores share: the order and the length of a list, and ids."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Table, asc, desc, func, select
+from sqlalchemy import ColumnElement, Table, asc, cast, desc, func, select
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.dialects.postgresql import UUID as UUID_TYPE
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from lucid_compute.wire import SortBy, SortOrder
@@ -38,3 +40,8 @@ def ids_are_uuids(*ids: str) -> bool:
         return all(str(UUID(id_)) == id_ for id_ in ids)
     except ValueError:
         return False
+
+
+def unnest_ids(ids: Sequence[str]) -> ColumnElement[str]:
+    """Return a column that has one row for each id."""
+    return func.unnest(cast(list(ids), ARRAY(UUID_TYPE(as_uuid=False))))

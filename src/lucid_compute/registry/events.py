@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import and_, func, insert, select, text
+from sqlalchemy import and_, func, insert, literal, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from lucid_compute.postgres.database import Database
-from lucid_compute.postgres.queries import in_order
+from lucid_compute.postgres.queries import in_order, unnest_ids
 from lucid_compute.postgres.tables import node_events
 from lucid_compute.registry.domain.event_types import EventType, WebhookEvent
 from lucid_compute.registry.shapes import EventView
@@ -78,6 +79,12 @@ async def record_event(
     event_id = await connection.scalar(insert(node_events).values(values).returning(node_events.c.id))
     if event in _QUEUED:
         await enqueue_recorded(connection, event_id)
+
+
+async def record_registrations(connection: AsyncConnection, passport_ids: Sequence[str]) -> None:
+    """Write that these nodes were registered, at the database's now. Webhooks get no such event."""
+    rows = select(unnest_ids(passport_ids), literal(EventType.REGISTERED.value))
+    await connection.execute(insert(node_events).from_select(["passport_id", "type"], rows))
 
 
 class NodeEvents:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import RowMapping, Select, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from lucid_compute.errors import Forbidden, NodeDeregistered, NodeNotFound, PassportNotFound
-from lucid_compute.postgres.queries import ids_are_uuids
+from lucid_compute.postgres.queries import ids_are_uuids, unnest_ids
 from lucid_compute.postgres.tables import heartbeats, nodes, passports
 from lucid_compute.registry.domain.passports import Passport, PassportStatus, PassportType
 from lucid_compute.registry.fleet.rows import read_passport
@@ -71,10 +72,10 @@ def update_passport(passport_id: str, **changes: Any) -> Any:
     )
 
 
-async def add_node_rows(connection: AsyncConnection, passport_id: str) -> None:
-    """Insert the rows of a new compute passport that heartbeats and drains update."""
-    await connection.execute(insert(nodes).values(passport_id=passport_id))
-    await connection.execute(insert(heartbeats).values(passport_id=passport_id))
+async def add_node_rows(connection: AsyncConnection, passport_ids: Sequence[str]) -> None:
+    """Insert the rows of new compute passports that heartbeats and drains update."""
+    for table in (nodes, heartbeats):
+        await connection.execute(insert(table).from_select(["passport_id"], select(unnest_ids(passport_ids))))
 
 
 async def lock_node(connection: AsyncConnection, passport_id: str, visible_owner: str | None) -> RowMapping:

@@ -23,6 +23,13 @@ class _Room(NamedTuple):
     counted_at: float
 
 
+class Excess(NamedTuple):
+    """How many new passports are too many, and the error for each of them."""
+
+    passports: int
+    error: InvalidRequest
+
+
 class PassportQuota:
     """Refuses a passport that is one too many for its owner; a quota of 0 refuses none.
 
@@ -41,21 +48,28 @@ class PassportQuota:
         Raises:
             InvalidRequest: they are too many.
         """
+        if excess := await self.find_excess(connection, owner, 1):
+            raise excess.error
+
+    async def find_excess(self, connection: AsyncConnection, owner: str, added: int) -> Excess | None:
+        """Return how many of the owner's passports that this transaction `added` are too many; None if none is."""
         if not self._most:
-            return
+            return None
         room, now = self._rooms.get(owner), self._clock()
-        if room is not None and room.left > 0 and now - room.counted_at < COUNT_AGAIN_SECONDS:
-            self._rooms[owner] = room._replace(left=room.left - 1)
-            return
+        if room is not None and room.left >= added and now - room.counted_at < COUNT_AGAIN_SECONDS:
+            self._rooms[owner] = room._replace(left=room.left - added)
+            return None
         self._rooms.pop(owner, None)
         await connection.execute(_LOCK, {"owner": owner})
         count = await connection.scalar(_COUNT, {"owner": owner}) or 0
         if count > self._most:
+            kept = max(count - added, self._most)
             message = (
-                f"{owner!r} has {count - 1:,} active passports, and {self._most:,} are allowed. Revoke or deregister "
+                f"{owner!r} has {kept:,} active passports, and {self._most:,} are allowed. Revoke or deregister "
                 "those that are not used, or ask the operator for a larger LUCID_PASSPORTS_PER_OWNER."
             )
-            raise InvalidRequest.at("owner", message)
+            return Excess(min(count - self._most, added), InvalidRequest.at("owner", message))
         if len(self._rooms) >= MAX_OWNERS:
             self._rooms.clear()
         self._rooms[owner] = _Room((self._most - count) // CAREFUL_SHARE, now)
+        return None

@@ -3,31 +3,48 @@
 from __future__ import annotations
 
 from hashlib import sha256
-from typing import Annotated
+from math import ceil
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
+from pydantic import ValidationError
 
 from lucid_compute.errors import (
     Forbidden,
     IdempotencyConflict,
+    InvalidRequest,
+    LucidError,
     ModelNameTaken,
+    Overloaded,
     PassportExists,
     PassportNotFound,
     RequestsInFlight,
 )
 from lucid_compute.registry.domain.identity import Principal
-from lucid_compute.registry.domain.passports import PassportStatus, PassportType
+from lucid_compute.registry.domain.passports import NewPassport, Passport, PassportStatus, PassportType
 from lucid_compute.registry.idempotency import Idempotency
 from lucid_compute.registry.keys.dependencies import COMPUTE_WRITERS, PASSPORT_WRITERS, ActorDependency, AnyKey, Reader
-from lucid_compute.registry.passport_store import NewPassport, PassportSearch, PassportStore
-from lucid_compute.registry.shapes import PassportCreate, PassportList, PassportPatch, PassportView
+from lucid_compute.registry.keys.rate_limits import WriteRates
+from lucid_compute.registry.passport_store import PASSPORTS_A_TURN, PassportSearch, PassportStore
+from lucid_compute.registry.shapes import (
+    BatchAnswer,
+    BatchFault,
+    BatchResult,
+    PassportBatch,
+    PassportCreate,
+    PassportList,
+    PassportPatch,
+    PassportView,
+)
 from lucid_compute.registry.views import view_passport
 from lucid_compute.web.errors import declare
 from lucid_compute.web.lists import OrderDependency, PageDependency
 from lucid_compute.web.provide import Provided
-from lucid_compute.wire import Text
+from lucid_compute.web.turns import in_turns
+from lucid_compute.wire import Text, faults_from
 
 router = APIRouter(prefix="/passports", tags=["passports"])
+PASSPORTS_A_CHANGE = 10  # of a batch: the service spends less than a tenth of a single registration's time on each
 
 Tags = Annotated[list[Text], Query(description="Only those with all of these tags: repeated, or separated by commas.")]
 IdempotencyKey = Annotated[
@@ -57,21 +74,35 @@ async def create_passport(
     idempotency_key: IdempotencyKey = None,
 ) -> PassportView:
     """Register a node, a model, or anything else with an identity. A compute passport is a node from then on."""
-    _require_writer(principal, body.type)
-    new = NewPassport(
-        type=body.type,
-        owner=_owner_of(body.owner, principal),
-        name=body.name,
-        description=body.description,
-        version=body.version,
-        tags=list(body.tags),
-        metadata=body.metadata,
-    )
-    digest = sha256(await request.body()).digest()
-    idempotency = Idempotency(idempotency_key, digest) if idempotency_key else None
+    new = _read_new(body, principal)
+    idempotency = await _idempotency_of(request, idempotency_key)
     passport = await passport_store.create(actor, new, is_admin=principal.is_admin, idempotency=idempotency)
     response.headers["Location"] = f"/passports/{passport.id}"
     return view_passport(passport, principal)
+
+
+@router.post(":batchCreate", response_model=BatchAnswer, responses=declare(IdempotencyConflict, Overloaded, body=True))
+async def create_passports(
+    body: PassportBatch,
+    request: Request,
+    passport_store: Provided[PassportStore],
+    writes: Provided[WriteRates],
+    principal: AnyKey,
+    actor: ActorDependency,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """Register up to 1,000 passports. Each has its own result, with the status and the error of `POST /passports`.
+
+    Ten of them count as one change. A repeat with the same Idempotency-Key returns what the first call created, and
+    tries again what was refused.
+    """
+    if principal.scopes.isdisjoint({*COMPUTE_WRITERS, *PASSPORT_WRITERS}):
+        principal.require({*COMPUTE_WRITERS, *PASSPORT_WRITERS})
+    writes.charge(principal, ceil(len(body.passports) / PASSPORTS_A_CHANGE) - 1)
+    wanted = [_try_new(item, principal) async for item in in_turns(body.passports, PASSPORTS_A_TURN)]
+    idempotency = await _idempotency_of(request, idempotency_key)
+    results = await passport_store.create_many(actor, wanted, is_admin=principal.is_admin, idempotency=idempotency)
+    return Response(await _write_results(results, principal), media_type="application/json")
 
 
 @router.get("", response_model=PassportList, responses=declare())
@@ -148,6 +179,56 @@ async def revoke_passport(
 def split_tags(tags: list[str]) -> tuple[str, ...]:
     """Return the tags of a query, whether repeated or separated by commas."""
     return tuple(tag.strip() for entry in tags for tag in entry.split(",") if tag.strip())
+
+
+def _read_new(body: PassportCreate, principal: Principal) -> NewPassport:
+    """Return the passport that a key asks for.
+
+    Raises:
+        Forbidden: the key may not create it.
+    """
+    _require_writer(principal, body.type)
+    return NewPassport(
+        type=body.type,
+        owner=_owner_of(body.owner, principal),
+        name=body.name,
+        description=body.description,
+        version=body.version,
+        tags=list(body.tags),
+        metadata=body.metadata,
+    )
+
+
+def _try_new(item: Any, principal: Principal) -> NewPassport | LucidError:
+    if not isinstance(item, dict):
+        return InvalidRequest.at("", "A passport is a JSON object. Send one with name, type and metadata.")
+    try:
+        return _read_new(PassportCreate.model_validate(item), principal)
+    except ValidationError as error:
+        return InvalidRequest(faults_from(error.errors(include_url=False)))
+    except LucidError as error:
+        return error
+
+
+async def _idempotency_of(request: Request, key: str | None) -> Idempotency | None:
+    return Idempotency(key, sha256(await request.body()).digest()) if key else None
+
+
+async def _write_results(results: list[Passport | LucidError], principal: Principal) -> bytes:
+    """Return the body of the response. It is written in turns: 1,000 passports are too many for one."""
+    written = [_write_result(result, principal) async for result in in_turns(results, PASSPORTS_A_TURN)]
+    refused = sum(isinstance(result, LucidError) for result in results)
+    head = f'{{"created":{len(results) - refused},"refused":{refused},"results":['
+    return b"".join([head.encode(), b",".join(written), b"]}"])
+
+
+def _write_result(result: Passport | LucidError, principal: Principal) -> bytes:
+    if isinstance(result, LucidError):
+        fault = BatchFault(**result.body()["error"])
+        view = BatchResult(status=fault.status, error=fault)
+    else:
+        view = BatchResult(status=201, passport=view_passport(result, principal))
+    return view.model_dump_json(exclude_unset=True).encode()
 
 
 async def _require_writer_of(passport_id: str, passport_store: Provided[PassportStore], principal: Principal) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
-from uuid import uuid4
+from typing import Any
+from uuid import UUID, uuid4, uuid5
 
 from sqlalchemy import ColumnElement, RowMapping, Select, and_, collate, delete, func, or_, select, true
 from sqlalchemy.dialects.postgresql import insert
@@ -13,7 +15,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from lucid_compute.egress.policy import EgressPolicy
-from lucid_compute.errors import Forbidden, InvalidRequest, ModelNameTaken, PassportExists
+from lucid_compute.errors import Forbidden, InvalidRequest, LucidError, ModelNameTaken, Overloaded, PassportExists
 from lucid_compute.postgres import tables
 from lucid_compute.postgres.changes import announce
 from lucid_compute.postgres.database import Database, constraint_of
@@ -29,16 +31,27 @@ from lucid_compute.registry.domain.metadata import (
     read_metadata,
     whole_metadata,
 )
-from lucid_compute.registry.domain.passports import Passport, PassportStatus, PassportType, model_names
-from lucid_compute.registry.events import record_event
+from lucid_compute.registry.domain.passports import (
+    NewPassport,
+    Passport,
+    PassportStatus,
+    PassportType,
+    model_names,
+)
+from lucid_compute.registry.events import record_event, record_registrations
 from lucid_compute.registry.fleet.fleet import Fleet
 from lucid_compute.registry.fleet.rows import read_passport
 from lucid_compute.registry.idempotency import Idempotency
 from lucid_compute.registry.keys.audit import Change, record_change
 from lucid_compute.registry.locks import add_node_rows, get_passport, lock_passport, update_passport
+from lucid_compute.registry.passport_batch import Draft, write_batch
 from lucid_compute.registry.passport_quota import PassportQuota
+from lucid_compute.web.turns import in_turns
 from lucid_compute.wire import SortBy, SortOrder
 
+BATCHES_AT_A_TIME = 2  # of this replica; the pool's other connections are for requests that take milliseconds
+BATCH_TIMES = 5.0  # the time limit of a transaction: it writes some 5,000 rows
+PASSPORTS_A_TURN = 50  # some milliseconds
 _NOTHING_STORED = StoredMetadata({}, {})
 _SORT_COLUMNS = {
     SortBy.CREATED_AT: passports.c.created_at,
@@ -66,18 +79,6 @@ async def release_names(connection: AsyncConnection, model: Passport) -> None:
     """Free the model's name and aliases."""
     if model_names(model):
         await connection.execute(delete(tables.model_names).where(tables.model_names.c.passport_id == model.id))
-
-
-class NewPassport(NamedTuple):
-    """A passport to be created; `owner` is checked already."""
-
-    type: PassportType
-    owner: str
-    name: str
-    description: str | None
-    version: str | None
-    tags: list[str]
-    metadata: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +128,7 @@ class PassportStore:
         self._egress = egress
         self._quota = quota
         self._departures = Departures(database, fleet)
+        self._batches = asyncio.Semaphore(BATCHES_AT_A_TIME)
 
     async def create(
         self, actor: Actor, new: NewPassport, *, is_admin: bool, idempotency: Idempotency | None = None
@@ -149,14 +151,75 @@ class PassportStore:
                 await idempotency.record_result(connection, new.owner, passport.id)
             await claim_names(connection, passport)
             if new.type is PassportType.COMPUTE:
-                await add_node_rows(connection, passport.id)
-                await record_event(connection, passport.id, EventType.REGISTERED)
+                await add_node_rows(connection, [passport.id])
+                await record_registrations(connection, [passport.id])
             change = Change("passport.create", new.type.value, passport.id, after=_comparable(passport, stored))
             await record_change(connection, actor, change)
             await self._quota.check(connection, new.owner)  # last: registrations of one owner may wait for each other
             await announce(connection)
         self._show(passport, stored)
         return passport
+
+    async def create_many(
+        self,
+        actor: Actor,
+        wanted: Sequence[NewPassport | LucidError],
+        *,
+        is_admin: bool,
+        idempotency: Idempotency | None = None,
+    ) -> list[Passport | LucidError]:
+        """Create passports in one transaction; return for each the passport, or the error of `create`.
+
+        An error among `wanted` is returned in its place. With `idempotency`, a repeat returns what the first call
+        created, and tries again what was refused.
+
+        Raises:
+            IdempotencyConflict: the key was used with another body.
+            Overloaded: too many such calls run.
+        """
+        results: list[Any] = []
+        checked: dict[int, tuple[NewPassport, StoredMetadata]] = {}
+        async for new in in_turns(wanted, PASSPORTS_A_TURN):
+            results.append(self._check_new(new, is_admin=is_admin))
+            if not isinstance(results[-1], LucidError):
+                checked[len(results) - 1] = results[-1]
+        async with self._turn_of_batch(), self._database.transaction(times=BATCH_TIMES) as connection:
+            batch_id, is_repeat = await _claim_batch(connection, actor, idempotency)
+            drafts = [Draft(position, str(uuid5(batch_id, str(position))), *new) for position, new in checked.items()]
+            known = await _find_made(connection, drafts) if is_repeat else {}
+            new_drafts = [draft for draft in drafts if draft.position not in known]
+            outcome = await write_batch(connection, actor, new_drafts, self._quota)
+            await announce(connection)
+        async for draft in in_turns(new_drafts, PASSPORTS_A_TURN):
+            if (passport := outcome.made.get(draft.position)) is not None:
+                self._show(passport, draft.stored)
+        for position, result in {**known, **outcome.made, **outcome.refused}.items():
+            results[position] = result
+        return results
+
+    def _check_new(
+        self, new: NewPassport | LucidError, *, is_admin: bool
+    ) -> LucidError | tuple[NewPassport, StoredMetadata]:
+        if isinstance(new, LucidError):
+            return new
+        try:
+            check_name(new.type, new.name)
+            return new, self._read_metadata(new.type, new.metadata, is_admin=is_admin)
+        except LucidError as error:
+            return error
+
+    @asynccontextmanager
+    async def _turn_of_batch(self) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(self._database.timeout_seconds):
+                await self._batches.acquire()
+        except TimeoutError:
+            message = f"{BATCHES_AT_A_TIME} calls with many passports run here already. Retry in 1 s."
+            raise Overloaded(message, retry_after_seconds=1) from None
+        try:
+            yield
+        finally:
+            self._batches.release()
 
     async def change(
         self, actor: Actor, passport_id: str, patch: Mapping[str, Any], *, visible_owner: str | None
@@ -328,6 +391,28 @@ class PassportStore:
             )
         )
         raise PassportExists(str(existing), passport_type.value, name)
+
+
+async def _claim_batch(connection: AsyncConnection, actor: Actor, idempotency: Idempotency | None) -> tuple[UUID, bool]:
+    """Return the id that the ids of the batch's passports are derived from, and whether its key was used before.
+
+    The idempotency key keeps that id, so a repeat finds what the first call created, without a list of it.
+    """
+    batch_id = uuid4()
+    if idempotency is None:
+        return batch_id, False
+    owner = actor.owner or ""
+    if first := await idempotency.claim(connection, owner):
+        return UUID(first), True
+    await idempotency.record_result(connection, owner, str(batch_id))
+    return batch_id, False
+
+
+async def _find_made(connection: AsyncConnection, drafts: Sequence[Draft]) -> dict[int, Passport]:
+    """Return the passports that are there already, by their positions."""
+    positions = {draft.id: draft.position for draft in drafts}
+    rows = await connection.execute(select(passports).where(passports.c.id.in_(positions)))
+    return {positions[str(row["id"])]: read_passport(row) for row in rows.mappings()}
 
 
 def _upstream_of(stored: StoredMetadata) -> tuple[Any, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, PlainValidator
 
 from lucid_compute.registry.domain.node_state import GpuReading, NodeStatus, ReportedRuntime, ReportedStatus
 from lucid_compute.registry.domain.passports import PassportStatus, PassportType
@@ -49,6 +49,20 @@ class PassportCreate(WireShape):
     owner: Identifier | None = Field(default=None, description="Another owner than the key's; admins only.")
 
 
+MAX_BATCH = 1000
+
+
+class PassportBatch(WireShape):
+    """Passports to create. Each is checked for itself, so one that is not valid does not stop the others."""
+
+    model_config = {"json_schema_extra": {"examples": [{"passports": [_GUIDE_EXAMPLE]}]}}
+
+    passports: Annotated[
+        list[Annotated[Any, PlainValidator(lambda item: item, json_schema_input_type=PassportCreate)]],
+        Field(min_length=1, max_length=MAX_BATCH),
+    ]
+
+
 class PassportPatch(WireShape):
     """An RFC 7396 merge patch: what is left out stays, null removes, also inside `metadata`."""
 
@@ -82,6 +96,31 @@ class PassportView(ResponseShape):
     metadata: dict[str, Any]
     created_at: Instant
     updated_at: Instant
+
+
+class BatchFault(ResponseShape):
+    """Why a passport of a batch was refused: the error that `POST /passports` has for it."""
+
+    code: str
+    message: str
+    status: int
+    details: dict[str, Any]
+
+
+class BatchResult(ResponseShape):
+    """What became of one passport of a batch: 201 with the passport, or the status of its error."""
+
+    status: int
+    passport: PassportView | None = None
+    error: BatchFault | None = None
+
+
+class BatchAnswer(ResponseShape):
+    """The results of a batch, in the order of its passports, and how many were created."""
+
+    created: int
+    refused: int
+    results: list[BatchResult]
 
 
 class PassportList(ResponseShape):

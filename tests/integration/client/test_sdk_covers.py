@@ -30,6 +30,7 @@ SAMPLES: dict[str, Any] = {
     "period_id": "ID",
     "id_or_name": "ID",
     "models": [],
+    "passports": [{"name": "a", "type": "tool"}],
     "lines": [{"role": "protocol", "amountUsd": "-1"}],
     "available_models": [],
     "scopes": ["compute"],

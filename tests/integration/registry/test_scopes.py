@@ -54,6 +54,7 @@ TABLE = [
     Call("POST", "/payouts/periods/unknown/corrections", ADMINS, {"reason": "x", "lines": []}),
     *[Call("GET", path, ADMINS) for path in ("/keys", "/audit", "/metrics")],
     Call("POST", "/passports", COMPUTE, NEW_NODE),
+    Call("POST", "/passports:batchCreate", COMPUTE | PASSPORTS, {"passports": [{**NEW_NODE, "name": "one of many"}]}),
     Call("PATCH", "/passports/{node}", COMPUTE, {"description": "x"}),
     Call("POST", "/compute/heartbeat", COMPUTE, BEAT),
     Call("PUT", "/compute/models/{node}", COMPUTE, {"models": []}),

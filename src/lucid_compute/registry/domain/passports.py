@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from lucid_compute.registry.domain.prices import TokenPrice, read_price, read_prices
 
@@ -107,6 +107,18 @@ class Passport:
     def has_ended(self) -> bool:
         """Return whether it was revoked or deregistered, which is final; its name is free again."""
         return self.status is PassportStatus.REVOKED or self.deregistered_at is not None
+
+
+class NewPassport(NamedTuple):
+    """A passport to be created; `owner` is checked already."""
+
+    type: PassportType
+    owner: str
+    name: str
+    description: str | None
+    version: str | None
+    tags: list[str]
+    metadata: Mapping[str, Any]
 
 
 _READ_OFTEN = frozenset({"inferenceUrl", "upstream"})

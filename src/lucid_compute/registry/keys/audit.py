@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from hashlib import sha256
 from typing import Any, NamedTuple
 
@@ -37,20 +38,27 @@ class Change(NamedTuple):
 
 async def record_change(connection: AsyncConnection, actor: Actor, change: Change) -> None:
     """Write one row of the trail in the connection's transaction."""
-    await connection.execute(
-        insert(audit_log).values(
-            actor_key_id=actor.key_id,
-            actor_owner=actor.owner,
-            action=change.action,
-            target_type=change.target_type,
-            target_id=change.target_id,
-            before_hash=_hash(change.before),
-            after_hash=_hash(change.after),
-            ip=actor.ip,
-            request_id=actor.request_id,
-            details=change.details or {},
-        )
-    )
+    await record_changes(connection, actor, (change,))
+
+
+async def record_changes(connection: AsyncConnection, actor: Actor, changes: Iterable[Change]) -> None:
+    """Write a row of the trail for each change in the connection's transaction."""
+    rows = [
+        {
+            "actor_key_id": actor.key_id,
+            "actor_owner": actor.owner,
+            "action": change.action,
+            "target_type": change.target_type,
+            "target_id": change.target_id,
+            "before_hash": _hash(change.before),
+            "after_hash": _hash(change.after),
+            "ip": actor.ip,
+            "request_id": actor.request_id,
+            "details": change.details or {},
+        }
+        for change in changes
+    ]
+    await connection.execute(insert(audit_log), rows)
 
 
 class AuditTrail:

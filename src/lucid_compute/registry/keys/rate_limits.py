@@ -127,6 +127,11 @@ class WriteRates:
                 )
                 raise RateLimited(message, retry_after_seconds=seconds)
 
+    def charge(self, principal: Principal, count: float) -> None:
+        """Count so many further changes, even if less is left: the next change then waits for them."""
+        for name, per_second, throttle in self._limits:
+            throttle.charge(principal.key_id if name == "key" else principal.owner, 1 / per_second, count)
+
 
 class UnknownNodeRate:
     """Limits how many heartbeats of unknown nodes a key may send: each is looked up in the database.

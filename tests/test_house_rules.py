@@ -76,6 +76,7 @@ SMALL_FILES = {
     "agent.runtimes.vllm": "one file a runtime",
     "client.model_calls": "one file a resource of the API",
     "client.service_calls": "one file a resource of the API",
+    "client.usage_calls": "one file a resource of the API",
     "gateway.probe_routes": "one file a subject's routes",
     "gateway.refusal_responses": "what a refused client sees, apart from how requests are admitted",
     "server.cors": "a middleware of its own, beside the application's routing",

@@ -78,6 +78,7 @@ SMALL_FILES = {
     "agent.runtimes.vllm": "one file a runtime",
     "client.model_calls": "one file a resource of the API",
     "client.service_calls": "one file a resource of the API",
+    "client.usage_calls": "one file a resource of the API",
     "gateway.probe_routes": "one file a subject's routes",
     "postgres.lean_sqlalchemy": "called before SQLAlchemy is imported, so it is in no file that imports it",
     "server.cors": "a middleware of its own, beside the application's routing",

@@ -25,6 +25,17 @@ app = typer.Typer(
     epilog="`lucid keys` alone is `lucid keys list`, with the same options.",
 )
 KeyArgument = Annotated[str, typer.Argument(metavar="ID", help="The key's id or name.", autocompletion=complete_key)]
+ExpiresOption = Annotated[
+    datetime | None,
+    typer.Option(parser=read_future, metavar="WHEN", help="An RFC 3339 instant, or a time such as 90d."),
+]
+BudgetOption = Annotated[
+    str | None, typer.Option(metavar="USD/PERIOD", help="What it may spend, such as 20/month or 1.5/day.")
+]
+ModelsOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="MODEL", help="A model that it may use, or a pattern: 'llama-*'; may be given again."),
+]
 COLUMNS = (
     Column("NAME", shortest=20),
     Column("OWNER", shortest=8),
@@ -63,20 +74,12 @@ def create_key(
         str | None,
         typer.Option(metavar="NODE", help="Bind a compute key to this node: id or name.", autocompletion=complete_node),
     ] = None,
-    expires: Annotated[
-        datetime | None,
-        typer.Option(parser=read_future, metavar="WHEN", help="An RFC 3339 instant, or a time such as 90d."),
-    ] = None,
+    expires: ExpiresOption = None,
     requests_per_minute: Annotated[int | None, typer.Option(min=1, help="Unlimited if unset.")] = None,
     tokens_per_minute: Annotated[int | None, typer.Option(min=1, help="Unlimited if unset.")] = None,
     concurrency: Annotated[int | None, typer.Option(min=1, help="Requests at once; unlimited if unset.")] = None,
-    budget: Annotated[
-        str | None, typer.Option(metavar="USD/PERIOD", help="What it may spend, such as 20/month or 1.5/day.")
-    ] = None,
-    model: Annotated[
-        list[str] | None,
-        typer.Option(metavar="MODEL", help="A model that it may use, or a pattern: 'llama-*'; may be given again."),
-    ] = None,
+    budget: BudgetOption = None,
+    model: ModelsOption = None,
     as_json: JsonOption = False,
     api: ApiOption = None,
     key: KeyOption = None,

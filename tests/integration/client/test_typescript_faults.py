@@ -105,10 +105,10 @@ async def test_a_service_that_says_nothing_is_left_in_time(tmp_path: Path) -> No
     silent = Behaviour(answer=HEALTH, delay_seconds=60)
     for behaviour in (silent, Behaviour(answer=HEALTH, cut_body_after=5)):
         async with FaultNode(behaviour) as node:
-            found = await outcome(node, tmp_path, 'lucid.compute.health("n")', "timeoutMs: 500, retries: 1")
+            found = await outcome(node, tmp_path, 'lucid.compute.health("n")', "timeoutMs: 2000, retries: 1")
             assert (found["name"], found["code"], len(node.requests)) == ("TimedOut", "TIMED_OUT", 2)
     async with FaultNode(silent) as node:
-        signal = "{ signal: AbortSignal.timeout(1500) }"
+        signal = "{ signal: AbortSignal.timeout(2500) }"
         found = await outcome(node, tmp_path, f'lucid.compute.health("n", {signal})')
         assert (found["name"], found["is"], len(node.requests)) == ("TimeoutError", False, 1)
         node.behaviour = Behaviour(answer=refusal(503, "OVERLOADED", "Retry-After: 30"))

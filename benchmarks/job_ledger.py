@@ -193,7 +193,7 @@ async def _page(search: JobSearch, wanted: JobFilter, offset: int = 0) -> object
         sort_order=SortOrder.DESCENDING,
         offset=offset,
         limit=20,
-        shows_consumer=True,
+        viewer=None,
     )
 
 

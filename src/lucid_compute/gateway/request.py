@@ -31,7 +31,8 @@ class RunningRequest(Admission):
     key_id = ""
     job: Job | None = None
     sending_since = 0.0
-    has_body = has_begun = False
+    has_body = False
+    has_begun = False
 
     def __init__(self, client: LaneClient, request: IncomingRequest, started_at: float) -> None:
         super().__init__(client, request)

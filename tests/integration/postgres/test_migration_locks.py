@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 from sqlalchemy import Connection, Engine, event
 
-from lucid_compute.postgres import schema
+from lucid_compute.postgres import revisions, schema
 from lucid_compute.postgres.database import connect
 from tests.landed import LANDED, MODEL, NODE, WEBHOOK, all_rows, grow
 from tests.ledger import read
@@ -152,7 +152,7 @@ async def test_a_migration_that_was_interrupted_goes_on(empty_url: str, revision
         event.remove(Engine, "before_cursor_execute", kill)
     (name,) = {statement.split()[3] for statement in built[:1]}
     await run(empty_url, f"UPDATE pg_index SET indisvalid = false WHERE indexrelid = '{name}'::regclass")
-    assert await schema.current_revision(empty_url) == LANDED[LANDED.index(revision) - 1]
+    assert await revisions.current_revision(empty_url) == LANDED[LANDED.index(revision) - 1]
     await schema.upgrade(empty_url)
     await schema.check(empty_url)
     assert await read(empty_url, "SELECT indexrelid::regclass::text FROM pg_index WHERE NOT indisvalid") == []

@@ -21,8 +21,10 @@ from lucid_compute.gateway.tracing import Span
 from lucid_compute.gateway.upstreams import HOP_HEADER
 from lucid_compute.gateway.watchdog import Watchdog
 from lucid_compute.registry.domain.identity import Principal, Scope
+from lucid_compute.registry.domain.key_limits import require_model
 from lucid_compute.registry.fleet.change_feed import ChangeFeed
 from lucid_compute.registry.keys.authentication import Authenticator
+from lucid_compute.registry.keys.budgets import KeyBudgets
 from lucid_compute.registry.keys.key_rates import KeyRates, rate_limit_headers
 from lucid_compute.web.bodies import Body, BodyRoom, ClientLeft, body_too_slow
 from lucid_compute.web.errors import headers_of, log_unexpected, openai_body, openai_bytes, stopping
@@ -41,13 +43,14 @@ class InferenceCall(ServedRequest):
 
     - `is_running`: it is counted in `running_count`.
     - `response_headers`: part of every response; None until the key is known to have the scope.
-    - `is_charged`: it is subtracted from its key's allowance.
+    - `is_charged`: it is subtracted from its key's allowance. `holds_place`: it is one of the key's requests at once.
     - `inference`: the parsed body. `model_id`: the model that it seems to name. `request`: set once it is admitted.
     - `held`: what its body takes of the memory for bodies, if it was read here.
     """
 
     is_running = False
     is_charged = False
+    holds_place = False
     response_headers: Headers | None = None
     job_id = ""
     span: Span | None = None
@@ -111,6 +114,7 @@ class InferenceLane:
         rates: KeyRates,
         gateway: Gateway,
         *,
+        budgets: KeyBudgets,
         watchdog: Watchdog,
         refusals: RefusalRecorder,
         max_running: int,
@@ -121,6 +125,7 @@ class InferenceLane:
         self._authenticator = authenticator
         self._feed = feed
         self._rates = rates
+        self._budgets = budgets
         self._gateway = gateway
         self._watched = watchdog.requests
         self._refusals = refusals
@@ -185,18 +190,31 @@ class InferenceLane:
             return self._authenticator.await_key
         admission.principal = principal
         headers = admission.response_headers or self._identify(admission, principal)
-        if principal.limits and not admission.is_charged and not self._spend(admission, principal, headers):
-            return self._await_allowance
-        inference = admission.inference
-        if inference is None:
-            if admission.body is None or len(admission.body) > PARSED_BYTES:
-                return self._await_body if admission.body is None else self._await_reading
-            inference = admission.inference = self._read(admission, admission.body)
-            admission.body = None
+        if (wait := self._spend(admission, principal, headers, now)) is not None:
+            return wait
+        inference = admission.inference or self._parse(admission)
+        if not isinstance(inference, InferenceRequest):
+            return inference
+        return self._enter(admission, principal, inference, headers)
+
+    def _enter(
+        self, admission: InferenceCall, principal: Principal, inference: InferenceRequest, headers: Headers
+    ) -> GatewayRequest | AwaitStep:
+        """Return the request, if its key may use the model now; else what must be awaited first.
+
+        Raises:
+            ModelNotAllowed: the key may use other models only.
+            RateLimited: as many requests of the key run as may run at once.
+        """
         model = self._fleet.find_model(inference.model)
         if model is None:
             return self._await_model
         admission.model_id = model.id
+        if principal.limits is not None:
+            require_model(principal.limits, inference.model, (model.id, *model.known_as))
+            admission.holds_place = admission.holds_place or self._rates.begin(principal)
+            if not admission.holds_place:
+                return self._await_place
         self._gateway.count_request(principal.key_id)
         request = admission.request = GatewayRequest(principal, inference, model, admission)
         request.span = admission.span
@@ -242,12 +260,18 @@ class InferenceLane:
         admission.response_headers = headers
         return headers
 
-    def _spend(self, admission: InferenceCall, principal: Principal, headers: Headers) -> bool:
-        """Subtract the request from its key's allowance; return False if the allowance must be awaited.
+    def _spend(
+        self, admission: InferenceCall, principal: Principal, headers: Headers, now: datetime
+    ) -> AwaitStep | None:
+        """Subtract the request from its key's allowance, once; return what must be awaited first.
 
         Raises:
-            RateLimited: the allowance is used up.
+            RateLimited: the allowance is used up, or the key's budget is spent.
         """
+        if admission.is_charged or principal.limits is None:
+            return None
+        if not self._budgets.admit(principal, now):
+            return self._await_budget
         must_wait = False
         try:
             must_wait = not self._rates.spend(principal)
@@ -255,7 +279,19 @@ class InferenceLane:
             if not must_wait:
                 headers += rate_limit_headers(self._rates.allowances(principal))
         admission.is_charged = not must_wait
-        return not must_wait
+        return self._await_allowance if must_wait else None
+
+    def _parse(self, admission: InferenceCall) -> InferenceRequest | AwaitStep:
+        """Return the parsed body, or what must be awaited first.
+
+        Raises:
+            InvalidRequest: the body is not a valid request.
+        """
+        if admission.body is None or len(admission.body) > PARSED_BYTES:
+            return self._await_body if admission.body is None else self._await_reading
+        inference = admission.inference = self._read(admission, admission.body)
+        admission.body = None
+        return inference
 
     def _read(self, admission: InferenceCall, body: bytes) -> InferenceRequest:
         """Return the parsed body; if that fails, find the model it names, so that its owner sees the refusal.
@@ -287,6 +323,17 @@ class InferenceLane:
         """Wait until the replicas have shared the limits of the key."""
         if admission.principal is not None:
             await self._rates.ask(admission.principal)
+
+    async def _await_budget(self, admission: InferenceCall) -> None:
+        """Wait until it is known what the key has spent."""
+        if admission.principal is not None:
+            await self._budgets.ask(admission.principal, self._clock.now())
+
+    async def _await_place(self, admission: InferenceCall) -> None:
+        """Wait a moment for a place of the key that another replica returns."""
+        if admission.principal is not None:
+            await self._rates.wait(admission.principal)
+            admission.holds_place = True
 
     async def _await_body(self, admission: InferenceCall) -> None:
         if admission.receive is None:
@@ -355,6 +402,8 @@ class InferenceLane:
         self._watched.discard(call)
         if call.is_running:
             self.running_count -= 1
+        if call.holds_place and call.principal is not None:
+            self._rates.end(call.principal)
         if call.held is not None:
             call.held.release()
         for span in (call.choice, call.span):

@@ -178,6 +178,7 @@ def _build_lanes(replica: Replica, room: BodyRoom) -> tuple[HeartbeatLane, Infer
         replica.feed,
         replica.rates,
         replica.gateway,
+        budgets=replica.usage.budgets,
         watchdog=replica.watchdog,
         refusals=replica.refusals,
         max_running=settings.inference_max_concurrency,

@@ -33,8 +33,8 @@ test-unit: install-dev  ## run the unit tests, which need no Postgres
 
 # The rest is tested in its usual form: unit tests replace parts that compiled modules don't look up.
 test-compiled: install-dev compile  ## run the acceptance tests, and those of the gateway, on the compiled service
-	@LUCID_COMPILED=true $(PYTEST) -n 2 --dist worksteal $(or $(ARGS),tests/test_compiled.py tests/acceptance \
-	  tests/integration/egress tests/integration/gateway tests/integration/registry tests/integration/server)
+	@LUCID_COMPILED=true $(PYTEST) -n 2 --dist worksteal $(or $(ARGS),tests/acceptance \
+	  tests/integration/egress tests/integration/gateway tests/integration/server)
 
 check: install-dev  ## lint, format check, types, unused code, layout rules
 	@$(BIN)/ruff check .

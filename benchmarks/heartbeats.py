@@ -57,13 +57,14 @@ def main() -> None:
     """Measure each form of the service, and print the ratios."""
     nodes = plain_nodes(NODES)
     with ExitStack() as stack:
-        folders = {form: stack.enter_context(data_folder()) for form in forms()}
+        compiled = forms()
+        folders = {form: stack.enter_context(data_folder()) for form in compiled}
         for folder in folders.values():
             with postgres_of(folder) as url:
                 asyncio.run(write_fleet(url, nodes, []))
         with ExitStack() as running:
             measured = {
-                form: _heartbeats_of(running.enter_context(_serve(folder, form)), [node.id for node in nodes])
+                form: _heartbeats_of(running.enter_context(_serve(folder, compiled[form])), [node.id for node in nodes])
                 for form, folder in folders.items()
             }
             first = next(iter(measured.values()))
@@ -77,8 +78,8 @@ def main() -> None:
     _print(rounds, durability, committed)
 
 
-def _serve(folder: Path, form: str) -> AbstractContextManager[Server]:
-    return lucid_serve(folder, heartbeat_max_per_second="0", compiled=forms()[form])
+def _serve(folder: Path, compiled: str) -> AbstractContextManager[Server]:
+    return lucid_serve(folder, heartbeat_max_per_second="0", compiled=compiled)
 
 
 def _heartbeats_of(server: Server, ids: list[str]) -> Measured:

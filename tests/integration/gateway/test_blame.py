@@ -364,6 +364,7 @@ async def test_policies_that_a_client_invents_share_one_ranking(api: Api, entran
 # --- drains while a request connects
 
 
+@needs_sources
 async def test_a_node_that_is_drained_while_it_is_connected_to_gets_nothing(api: Api) -> None:
     """The request goes to another node, and counts as no failure; without one it is told of the drain."""
     async with nodes_of(api, 2) as nodes:

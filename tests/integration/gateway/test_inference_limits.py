@@ -12,6 +12,7 @@ import pytest
 
 from lucid_compute.gateway.ranking import Ranking, rank
 from lucid_compute.server.settings import Settings
+from tests import needs_sources
 from tests.api import ADMIN_KEY, Api, open_api
 from tests.express_client import Entrance, FastPath
 from tests.fault_node import Behaviour, FaultNode
@@ -209,6 +210,7 @@ async def test_a_model_that_nobody_serves_is_unavailable_with_the_reasons(api: A
     assert error["details"]["rejections"] == {"MODEL_NOT_SERVED": 1}
 
 
+@needs_sources
 async def test_requests_that_no_node_can_serve_share_one_ranking_of_the_fleet(api: Api) -> None:
     """Forty at once, one of which leaves, get the same response; another endpoint or policy needs another."""
     rankings = 0

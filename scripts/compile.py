@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import collections.abc
 import fcntl
 import hashlib
 import os
@@ -122,6 +123,8 @@ def _reasons(path: Path, bases: dict[str, set[str]]) -> Iterator[str]:
                 yield f"{node.name} is a Pydantic model"
             if any(root.endswith(("Exception", "Error")) for root in roots) and _has_property(node):
                 yield f"{node.name} is an exception with a property, whose compiled code crashes"
+            if roots & set(collections.abc.__all__):
+                yield f"{node.name} derives from an abstract class, and would take the instances of that for its own"
         elif isinstance(node, ast.AsyncFunctionDef) and _yields(node):
             yield f"{node.name} is an asynchronous generator"
         elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "fastapi":

@@ -158,6 +158,10 @@ def lonely_python(folder: Path) -> Path:
             "class Fault(ValueError):\n    @property\n    def reason(self): ...\n",
             "Fault is an exception with a property, whose compiled code crashes",
         ),
+        (
+            "class Packed(Mapping[str, int]):\n    pass\n",
+            "Packed derives from an abstract class, and would take the instances of that for its own",
+        ),
         ("class Fault(ValueError):\n    def reason(self): ...\n", None),
         ("async def run():\n    def numbers():\n        yield 1\n", None),
         ("class Later:\n    pass\n\n\nclass Pair(NamedTuple):\n    one: Later\n", None),

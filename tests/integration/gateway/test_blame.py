@@ -13,6 +13,7 @@ import pytest
 
 from lucid_compute.gateway.breakers import RetryBudgets
 from lucid_compute.gateway.gateway import MAX_RANKINGS
+from tests import needs_sources
 from tests.api import Api, error_code
 from tests.express_client import Entrance
 from tests.fault_answers import Answer, respond

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from lucid_compute.registry.domain.metadata import MAX_BYTES
-from lucid_compute.registry.domain.passports import ComputePassport, PackedMetadata
+from lucid_compute.registry.domain.packed_metadata import PackedMetadata
+from lucid_compute.registry.domain.passports import ComputePassport
 from tests.api import Api, error_code
 from tests.factories import compute_passport
 from tests.other_replicas import run_sql

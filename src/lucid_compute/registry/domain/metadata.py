@@ -19,10 +19,10 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 
 from lucid_compute.errors import InvalidRequest
+from lucid_compute.registry.domain.packed_metadata import PackedMetadata
 from lucid_compute.registry.domain.passports import (
     MAX_VRAM_GB,
     ModelFormat,
-    PackedMetadata,
     PassportType,
     parse_vram_gb,
 )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, NamedTuple
 
+from lucid_compute.registry.domain.packed_metadata import PackedMetadata
 from lucid_compute.registry.domain.prices import TokenPrice, read_price, read_prices
 
 MB_PER_GB = 1024
@@ -119,44 +119,6 @@ class NewPassport(NamedTuple):
     version: str | None
     tags: list[str]
     metadata: Mapping[str, Any]
-
-
-_READ_OFTEN = frozenset({"inferenceUrl", "upstream"})
-
-
-class PackedMetadata(Mapping[str, Any]):
-    """Metadata as the fleet holds it: as JSON text, except the few keys that requests read.
-
-    As Python objects, 32 KiB of JSON can take a megabyte in every replica.
-    """
-
-    __slots__ = ("_often", "_text")
-
-    def __init__(self, metadata: Mapping[str, Any]) -> None:
-        self._often = {key: metadata[key] for key in _READ_OFTEN if key in metadata}
-        others = {key: value for key, value in metadata.items() if key not in _READ_OFTEN}
-        self._text = json.dumps(others, ensure_ascii=False, separators=(",", ":")).encode()
-
-    def __getitem__(self, key: str) -> Any:
-        """Return a key's value; this parses the text, except for the keys that requests read."""
-        return self._often[key] if key in _READ_OFTEN else json.loads(self._text)[key]
-
-    def get(self, key: str, default: Any = None) -> Any:
-        """Return a key's value, or `default`."""
-        return self._often.get(key, default) if key in _READ_OFTEN else json.loads(self._text).get(key, default)
-
-    def __iter__(self) -> Iterator[str]:
-        """Yield every key."""
-        yield from self._often
-        yield from json.loads(self._text)
-
-    def __len__(self) -> int:
-        """Return the number of keys."""
-        return len(self._often) + len(json.loads(self._text))
-
-    def unpack(self) -> dict[str, Any]:
-        """Return all of it, parsed once."""
-        return {**json.loads(self._text), **self._often}
 
 
 def _pack(record: Passport) -> Passport:

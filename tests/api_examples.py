@@ -133,7 +133,7 @@ async def record(database_url: str) -> dict[str, Any]:
         for operation_id, answer in INFERENCE.items():
             server.behaviour = Behaviour(answer=respond(json.dumps(answer).encode()))
             await recorder.call(operation_id)
-        server.behaviour = Behaviour(answer=respond(json.dumps(_LISTED).encode()))
+        server.behaviour = Behaviour(answer=respond(_LISTED))
         await recorder.call("probe", node)
         await _read_all(recorder, node)
         await _manage(recorder)
@@ -149,6 +149,7 @@ async def _register(recorder: Recorder, url: str) -> str:
         model = {"format": "safetensors", "requiredVram": "40GB", "contextLength": 8192}
         await recorder.call("create_passport", body={"name": name, "type": "model", "metadata": model})
     recorder.recorded["create_passport"] = shown
+    await recorder.call("create_passports", body={"passports": [{**GUIDE_PASSPORT, "name": "node-2"}, {}]})
     await recorder.call("change_passport", node, body={"description": "Eight A100 in Berlin", "tags": ["eu"]})
     names = [MODEL, "bge-m3"]
     beat = {"passportId": node, "status": "healthy", "load": 0.42, "queueDepth": 3, "availableModels": names}
@@ -162,7 +163,7 @@ async def _read_all(recorder: Recorder, node: str) -> None:
     await asyncio.sleep(1.0)  # until the jobs are in the ledger and the sweep has recorded the node's state
     for operation_id in ("list_passports", "list_nodes", "list_jobs", "get_fleet_metrics", "get_fleet_uptime"):
         await recorder.call(operation_id)
-    for operation_id in ("get_payouts", "get_losses", "list_models", "list_served_models", "get_overview"):
+    for operation_id in ("get_payouts", "get_losses", "list_models", "list_served_models", "get_overview", "get_usage"):
         await recorder.call(operation_id)
     for operation_id in ("get_passport", "get_health", "get_declaration", "list_events", "get_node_metrics"):
         await recorder.call(operation_id, node)

@@ -91,6 +91,13 @@ BEGIN
     LOOP
         SELECT filled_since INTO mark FROM usage_marks FOR UPDATE;
         EXIT WHEN mark = '-infinity';
+        IF mark = 'infinity' THEN
+            UPDATE usage_marks SET filled_since = greatest(
+                clock_timestamp(), (SELECT max(started_at) FROM jobs) + interval '1 microsecond'
+            );
+            COMMIT;
+            CONTINUE;
+        END IF;
         SELECT min(started_at) INTO start FROM (
             SELECT started_at FROM jobs WHERE started_at < mark ORDER BY started_at DESC LIMIT 20000
         ) newest;
@@ -105,7 +112,7 @@ END $$
 def upgrade() -> None:
     """Create the sums and the trigger, then fill in older jobs beside the writers. All of it may be run again.
 
-    The lock of jobs is held for no scan. The mark is later than any job that was written before the lock.
+    The lock of jobs is held for two changes of the catalogue. Until `_FILL` sets the mark, all jobs are left to it.
     """
     op.execute(_DAYS)
     op.execute("CREATE INDEX IF NOT EXISTS usage_days_of_key_idx ON usage_days (key_id, day)")
@@ -113,12 +120,8 @@ def upgrade() -> None:
     op.execute(_MARKS)
     op.execute(_FUNCTION)
     op.execute(_SEARCH_PATH)
+    op.execute("INSERT INTO usage_marks (filled_since) VALUES ('infinity') ON CONFLICT DO NOTHING")
     op.execute("LOCK TABLE jobs IN SHARE ROW EXCLUSIVE MODE")
-    op.execute("""
-        INSERT INTO usage_marks (filled_since)
-        SELECT greatest(clock_timestamp(), (SELECT max(started_at) FROM jobs) + interval '1 microsecond')
-        ON CONFLICT DO NOTHING
-    """)
     op.execute(
         "CREATE OR REPLACE TRIGGER jobs_are_usage_once AFTER INSERT ON jobs REFERENCING NEW TABLE AS written "
         "FOR EACH STATEMENT EXECUTE FUNCTION jobs_are_usage()"

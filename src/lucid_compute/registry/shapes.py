@@ -58,7 +58,7 @@ class PassportBatch(WireShape):
     model_config = {"json_schema_extra": {"examples": [{"passports": [_GUIDE_EXAMPLE]}]}}
 
     passports: Annotated[
-        list[Annotated[Any, PlainValidator(lambda item: item, json_schema_input_type=PassportCreate)]],
+        list[Annotated[Any, PlainValidator(lambda item: item, json_schema_input_type=Any)]],
         Field(min_length=1, max_length=MAX_BATCH),
     ]
 

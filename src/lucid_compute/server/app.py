@@ -108,7 +108,6 @@ class LucidApp:
             redirect_slashes=False,
             docs_url=None,
             redoc_url=None,
-            generate_unique_id_function=lambda route: route.name,
         )
         errors.install(app)
         openapi.install(app)

@@ -8,6 +8,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
 from lucid_compute.errors import (
@@ -115,6 +116,9 @@ def install(app: FastAPI) -> None:
 
 
 def _build(app: FastAPI) -> dict[str, Any]:
+    for route in app.routes:
+        if isinstance(route, APIRoute):
+            route.unique_id = route.name  # the operation's id; FastAPI's own repeats path and method
     document = get_openapi(
         title=app.title,
         version=app.version,

@@ -110,7 +110,8 @@ async def test_a_key_is_bound_limited_rotated_and_revoked(cli_fleet: Gateway, lu
     bound = ("--owner", owner, "--scope", "compute", "--node", node)
     made = (await lucid("keys", "create", name, *bound, *limits, "--json")).json
     assert made["passportId"] == node
-    assert made["limits"] == {"requestsPerMinute": 500, "tokensPerMinute": 7}
+    set_ = {limit: value for limit, value in made["limits"].items() if value is not None}
+    assert set_ == {"requestsPerMinute": 500, "tokensPerMinute": 7}
     assert made["expiresAt"] is not None
     rotated = (await lucid("keys", "rotate", name, "--now", "--json")).json
     assert rotated["id"] == made["id"]

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Iterator
 
+import httpx
 import pytest
 import pytest_asyncio
 
@@ -81,6 +82,13 @@ class Crowd:
             self._ends.release()
 
 
+async def _chat_when_there_is_room(gateway: Gateway, model: str) -> httpx.Response:
+    """Return the response to a chat. The other gateway's news that its chats have ended may still be under way."""
+    while (answer := await gateway.chat(model)).status_code == httpx.codes.SERVICE_UNAVAILABLE:  # noqa: ASYNC110
+        await asyncio.sleep(0.05)
+    return answer
+
+
 async def test_two_gateways_do_not_overfill_a_node(one: Gateway, other: Gateway) -> None:
     """Each counts what the other runs there: a node that one has filled gets nothing from both, and then again."""
     crowd = Crowd()
@@ -88,13 +96,14 @@ async def test_two_gateways_do_not_overfill_a_node(one: Gateway, other: Gateway)
         model = await one.add_model()
         await one.add_node(node.url, model, maxConcurrency=PLACES)
         for filling, watching in ((one, other), (other, one), (one, other)):
-            await filling.comes_to(model, lambda matched: len(matched["shortlist"]) == 1)
-            chats = [asyncio.create_task(filling.chat(model)) for _ in range(PLACES)]
+            for each in (filling, watching):
+                await each.comes_to(model, lambda matched: len(matched["shortlist"]) == 1)
+            chats = [asyncio.create_task(_chat_when_there_is_room(filling, model)) for _ in range(PLACES)]
             await node.until(lambda _: crowd.running == PLACES, seconds=30)
             await watching.comes_to(model, lambda matched: not matched["shortlist"])
             for answer in await asyncio.gather(*(each.chat(model) for each in (one, other) for _ in range(CLIENTS))):
                 assert answer.status_code != 200
-                assert answer.json()["error"]["details"]["rejections"]["AT_CAPACITY"] == 1, answer.text
+                assert answer.json()["error"]["details"].get("rejections") == {"AT_CAPACITY": 1}, answer.text
             assert crowd.running == PLACES
             crowd.end(PLACES)
             assert [(await chat).status_code for chat in chats] == [200] * PLACES

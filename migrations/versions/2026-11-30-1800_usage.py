@@ -51,14 +51,15 @@ def _count(jobs: str) -> str:
     """
 
 
-# Jobs from before the mark are left to `_FILL`, which moves the mark back. A writer of such a job holds the mark until
-# its commit: so either `_FILL` finds the job, or the writer finds the mark moved.
+# Jobs from before the mark are left to `_FILL`, which moves the mark back. Until it has finished, a writer holds the
+# mark until its commit: so either `_FILL` finds the job, or the writer finds the mark moved. It takes the mark before
+# any sum, as `_FILL` does: so neither waits for the other in a circle.
 _FUNCTION = f"""
 CREATE OR REPLACE FUNCTION jobs_are_usage() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
     mark timestamptz := (SELECT filled_since FROM usage_marks);
 BEGIN
-    IF EXISTS (SELECT FROM written WHERE started_at < mark) THEN
+    IF mark > '-infinity' THEN
         SELECT filled_since INTO mark FROM usage_marks FOR SHARE;
     END IF;
     IF TG_OP = 'INSERT' THEN

@@ -51,7 +51,7 @@ _COUNT_JOBS = f"""
 DECLARE
     mark timestamptz := (SELECT filled_since FROM usage_marks);
 BEGIN
-    IF EXISTS (SELECT FROM written WHERE started_at < mark) THEN
+    IF mark > '-infinity' THEN
         SELECT filled_since INTO mark FROM usage_marks FOR SHARE;
     END IF;
     IF TG_OP = 'INSERT' THEN

@@ -282,7 +282,12 @@ async def replicas_in_real_time(url: str, count: int) -> AsyncIterator[list[KeyR
         yield rates
 
 
-@pytest.mark.parametrize("limit", [1, 5, 12])
+OPEN_FAULT = pytest.mark.xfail(
+    reason="with 40 places on a busy machine, some more than the limit run at once", strict=False
+)
+
+
+@pytest.mark.parametrize("limit", [1, 5, 12, pytest.param(40, marks=OPEN_FAULT)])
 async def test_requests_at_once_never_exceed_the_limit_over_all_replicas(database_url: str, limit: int) -> None:
     """And each ends somewhere: at every instant no more run than the limit, and all of it is used."""
     key, running, most = at_once(limit), 0, 0

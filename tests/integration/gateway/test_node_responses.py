@@ -169,7 +169,7 @@ async def test_a_refusal_that_is_no_json_is_the_nodes_failure(api: Api) -> None:
             for body in (b"<html><body>no</body></html>", b"", plain, b'"no"', b'{"error":'):
                 response = await ask_badly(pair, respond(body, status=status, content_type="text/html"))
                 assert (response.content, response.headers["x-lucid-attempts"]) == (OK_BODY, "2"), body
-        jobs = await jobs_of(api, 30)
+        jobs = await jobs_of(api, 2 * 3 * 5)
         assert {job["reason"] for job in jobs if job["attempt"] == 1} == {"http_400", "http_413", "http_422"}
 
 

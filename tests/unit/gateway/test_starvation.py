@@ -18,6 +18,7 @@ USUAL_MS = 100.0
 SLOW_MS = 5000.0
 TRIED_AGAIN_SECONDS = 5.0
 RECOVERED_SECONDS = 20.0
+MEASURED_SECONDS = 60.0  # of 24 nodes each gets some 125 requests; by chance alone, never as few as half
 
 
 class Load:
@@ -72,7 +73,7 @@ def test_a_node_that_was_slow_once_has_its_share_again_within_seconds(count: int
     """Eight answers of one stall came late; the node is idle and as fast as the others ever since."""
     load = Load(count, seed)
     nodes = load.nodes
-    usual = load.run(20, sessions=sessions)[nodes[0].state.id] / 20
+    usual = load.run(MEASURED_SECONDS, sessions=sessions)[nodes[0].state.id]
     for _ in range(8):
         load.start(nodes[0], load.fleet.criteria(), SLOW_MS)
     load.run(SLOW_MS / 1000 + 0.001, sessions=sessions)
@@ -81,7 +82,7 @@ def test_a_node_that_was_slow_once_has_its_share_again_within_seconds(count: int
     after = [at for at, node_id in load.started if node_id == nodes[0].state.id and at > learnt_at]
     assert after
     assert after[0] - learnt_at < TRIED_AGAIN_SECONDS
-    share = load.run(20, sessions=sessions)[nodes[0].state.id] / 20
+    share = load.run(MEASURED_SECONDS, sessions=sessions)[nodes[0].state.id]
     assert share > usual / 2
 
 

@@ -28,6 +28,7 @@ TICK_SECONDS = 1.0
 IDLE_SECONDS = 1.0  # what was not used for as long is returned
 CONFIRM_SECONDS = 20.0
 ASK_AGAIN_SECONDS = 0.25  # after a limit was found to be spent
+LATE_SECONDS = 3.0  # exchanges may be late for as long before requests at once no longer keep to the last share
 RETRY_JITTER = 0.05
 RETURN_SECONDS = 0.1  # what requests at once did not use for as long is returned
 BEGIN_TRIES = 7  # of a request that finds all places taken, so that it gets one that another replica returns
@@ -96,9 +97,10 @@ class _Meter:
         self.refused_until = self.spent_at = self.confirmed_at = self.free_elsewhere_at = self.return_at = 0.0
 
     def ask(self, now: float) -> Ask:
-        """Return what to ask for: what is used, and a chunk more if requests wait."""
+        """Return what to ask for: what is used, and a chunk more if requests wait. What is not asked for is given up."""
         used = self.window.used_at(now)
         wanted = used + self.waiting + max(1, self.limit // CHUNK_SHARE) if self.waiting else max(used, self.share)
+        self.share = min(self.share, wanted)
         free_in = self.window.seconds_until_free(1, now) if used else None
         return Ask(self.key_id, self.unit, self.limit, used, wanted, free_in)
 
@@ -131,6 +133,7 @@ class KeyRates:
         self._wake = asyncio.Event()
         self._exchanged = asyncio.Event()
         self._is_cut_off = shares is None
+        self._late_until = 0.0
         self._parts = 1
         self._accompanied_until = self._tidy_at = 0.0
 
@@ -203,7 +206,7 @@ class KeyRates:
             meter.window.add(1, now)
             meter.spent_at, meter.peak = now, max(meter.peak, running + 1)
             return True
-        if self._is_cut_off or self._is_alone(now):
+        if self._is_cut_off_of(meter, now) or self._is_alone(now):
             raise self._full(meter, now)
         return False
 
@@ -308,18 +311,28 @@ class KeyRates:
             except Exception as error:  # noqa: BLE001 - requests go on with an equal part each, and the task goes on
                 if not is_transient(error):
                     _log.exception("the limits of keys could not be shared")
-                self._is_cut_off = True
+                self._fail(error, due[start:], asked_at)
                 return
             self._is_cut_off = False
             for meter, ask, grant in zip(meters, asks, grants, strict=True):
                 meter.apply(ask, grant, asked_at)
+
+    def _fail(self, error: Exception, unasked: list[_Meter], asked_at: float) -> None:
+        """Allow an equal part from now on. Ask again, since Postgres may have granted what was asked for."""
+        if not self._is_cut_off:
+            self._late_until = asked_at + LATE_SECONDS if isinstance(error, TimeoutError) else 0.0
+        self._is_cut_off = True
+        for meter in unasked:
+            meter.waiting = 0
+            self._due[meter] = None
 
     def _tidy(self, now: float) -> None:
         """Forget limits of which nothing is used or held, and find those whose share changes or is confirmed."""
         is_alone = self._is_alone(now)
         for key, meter in [*self._meters.items()]:
             used = meter.window.used_at(now)
-            if not used and not meter.waiting and (is_alone or self._is_cut_off or not meter.share):
+            is_settled = not meter.share and meter not in self._due
+            if not used and not meter.waiting and (is_alone or self._is_cut_off_of(meter, now) or is_settled):
                 del self._meters[key]
                 self._due.pop(meter, None)
                 self._returning.pop(meter, None)
@@ -365,7 +378,14 @@ class KeyRates:
         """Return how many uses a minute this replica may allow."""
         if self._is_alone(now):
             return meter.limit
-        return max(1, meter.limit // self._parts) if self._is_cut_off else meter.share
+        return max(1, meter.limit // self._parts) if self._is_cut_off_of(meter, now) else meter.share
+
+    def _is_cut_off_of(self, meter: _Meter, now: float) -> bool:
+        """Return whether nothing is known of what others hold of the limit.
+
+        A request may wait for a place, so a few late exchanges do not count: the others hold their places still.
+        """
+        return self._is_cut_off and (meter.unit != CONCURRENCY or now >= self._late_until)
 
     def _is_alone(self, now: float) -> bool:
         """Return whether no other replica has lived for a minute: what it spent counts as long."""

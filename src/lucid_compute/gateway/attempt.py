@@ -11,7 +11,7 @@ from lucid_compute.egress.faults import TIMEOUTS, BadStatus, Blame, EgressFault,
 from lucid_compute.egress.lookups import SLOW_NAME_SECONDS
 from lucid_compute.gateway.context import GatewayContext
 from lucid_compute.gateway.event_stream import EventStream
-from lucid_compute.gateway.node_json import clients_own_status, error_in, is_response, read_object
+from lucid_compute.gateway.node_json import clients_own_status, error_in, is_answer, read_object
 from lucid_compute.gateway.node_stats import ANY_ENDPOINT, Suspicion
 from lucid_compute.gateway.node_words import message_in, names_stored, refusal_of, says_no_model
 from lucid_compute.gateway.request import GatewayRequest
@@ -80,7 +80,7 @@ class Attempt:
             node_owner=None if node is None else node.record.owner,
             key_id=request.principal.key_id,
             consumer=request.principal.owner,
-            endpoint=request.inference.endpoint,
+            endpoint=request.inference.endpoint.name,
             is_stream=request.inference.is_stream,
             started_at=now,
         )
@@ -111,7 +111,7 @@ class Attempt:
             if (clients := clients_own_status(value, error)) is not None:
                 return self._reject(clients, body)
             raise EgressFault(FaultKind.BAD_RESPONSE, f"The node's answer of status {status} holds an error.")
-        if not is_response(self._request.inference.endpoint, value, body):
+        if not is_answer(self._request.inference.endpoint.shape, value, body):
             raise EgressFault(FaultKind.BAD_RESPONSE, "The node's answer is JSON, but not a response of the endpoint.")
         self.record_first_byte(connection.last_read_at)
         self.record_tokens(find_usage(body), body)
@@ -238,6 +238,6 @@ class Attempt:
         is_learned = not any(map(names_stored, inference.parts))
         is_model = is_learned and says_no_model(body, self._model_id())
         if self._node_id is not None and is_learned:
-            endpoint, owner = ANY_ENDPOINT if is_model else inference.endpoint, self._request.principal.owner
+            endpoint, owner = ANY_ENDPOINT if is_model else inference.endpoint.name, self._request.principal.owner
             self._context.stats.record_lack(self._node_id, endpoint, self._request.model.id, owner)
         return NotOffered(status, message_in(body), is_model=is_model, is_learned=is_learned)

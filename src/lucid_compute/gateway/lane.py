@@ -13,6 +13,7 @@ from functools import partial
 
 from lucid_compute.accounting.refusals import NO_MODEL, NOBODY, RefusalRecorder
 from lucid_compute.errors import InvalidRequest, LucidError, MethodNotAllowed, Overloaded, RoutingLoop, Unauthorized
+from lucid_compute.gateway.endpoints import PATHS
 from lucid_compute.gateway.event_stream import error_event
 from lucid_compute.gateway.gateway import Gateway, ServedRequest
 from lucid_compute.gateway.request import GatewayRequest, new_job_id
@@ -31,7 +32,6 @@ from lucid_compute.web.errors import headers_of, log_unexpected, openai_body, op
 from lucid_compute.web.lanes import CutReason, Headers, IncomingRequest, LaneClient, Response, Wait
 from lucid_compute.web.request_guard import REQUEST_ID, request_id_of
 
-ENDPOINTS = {f"/v1/{name}": name for name in ("chat/completions", "completions", "embeddings", "responses")}
 SESSION_HEADER = b"x-lucid-session"
 MAX_SESSION_BYTES = 256
 ALLOWED_SCOPES = (Scope.INFERENCE_RUN, Scope.ADMIN)
@@ -300,7 +300,7 @@ class InferenceLane:
             InvalidRequest: the body is not a valid request.
         """
         try:
-            return InferenceRequest(ENDPOINTS[admission.path], body)
+            return InferenceRequest(PATHS[admission.path], body)
         except InvalidRequest:
             self._find_named_model(admission, body)
             raise
@@ -313,7 +313,7 @@ class InferenceLane:
         """Parse a large body in steps, between which other requests are served."""
         body = admission.body or b""
         try:
-            admission.inference = await read_in_steps(ENDPOINTS[admission.path], body)
+            admission.inference = await read_in_steps(PATHS[admission.path], body)
         except InvalidRequest:
             self._find_named_model(admission, body)
             raise

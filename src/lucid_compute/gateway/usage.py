@@ -21,7 +21,6 @@ _NUMBER = rb'"(?!\s*:\s*null)\s*:\s*(?:(\d{1,8})(?:\.0+)?(?![\d.eE]))?'
 _TOKENS_IN = re.compile(rb'"(?:prompt|input)_tokens' + _NUMBER)
 _TOKENS_OUT = re.compile(rb'"(?:completion|output)_tokens' + _NUMBER)
 _WORD = re.compile(rb"[A-Za-z0-9\x80-\xff]{1,6}|[^\sA-Za-z0-9\x80-\xff]")
-_TEMPLATED = frozenset({"chat/completions", "responses"})
 
 
 class Usage(NamedTuple):
@@ -100,7 +99,7 @@ def _may_have_read(tokens_in: int, request: InferenceRequest) -> bool:
     beyond = tokens_in - request.size
     if beyond <= 0:
         return True
-    if beyond <= TEMPLATE_TOKENS and request.endpoint in _TEMPLATED:
+    if beyond <= TEMPLATE_TOKENS and request.endpoint.has_template:
         return True
     return beyond <= UNSEEN_TOKENS and request.refers_to_unseen
 

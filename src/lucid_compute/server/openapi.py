@@ -21,7 +21,7 @@ from lucid_compute.errors import (
     Overloaded,
     RoutingLoop,
 )
-from lucid_compute.gateway.lane import ENDPOINTS
+from lucid_compute.gateway.endpoints import ENDPOINTS, InferenceEndpoint
 from lucid_compute.gateway.shapes import InferenceBody, OpenAiErrorAnswer
 from lucid_compute.registry.domain.metadata import ComputeMetadata, ModelMetadata
 from lucid_compute.registry.domain.node_state import Heartbeat
@@ -35,19 +35,6 @@ _HEARTBEAT = {
     "load": 0.42,
     "availableModels": ["llama-3-70b", "mistral-7b"],
     "queueDepth": 3,
-}
-_SAY_HELLO = [{"role": "user", "content": "Say hello."}]
-_REQUESTS: dict[str, dict[str, Any]] = {
-    "chat/completions": {"model": "llama-3-70b", "messages": _SAY_HELLO, "stream": True},
-    "completions": {"model": "llama-3-70b", "prompt": "Once upon a time", "max_tokens": 16},
-    "embeddings": {"model": "bge-m3", "input": "Hello"},
-    "responses": {"model": "llama-3-70b", "input": "Say hello."},
-}
-_IDS = {
-    "chat/completions": "create_chat_completion",
-    "completions": "create_completion",
-    "embeddings": "create_embeddings",
-    "responses": "create_response",
 }
 _PATHS = {
     "passport_id": _HEARTBEAT["passportId"],
@@ -68,20 +55,20 @@ most twice; after it the stream ends with an error event and no `[DONE]`. The an
 
 def lane_operations() -> dict[str, dict[str, Any]]:
     """Return the POST operation of each lane's path."""
-    inference = {path: _inference_operation(endpoint) for path, endpoint in ENDPOINTS.items()}
+    inference = {endpoint.path: _inference_operation(endpoint) for endpoint in ENDPOINTS.values()}
     return {PATH: _heartbeat_operation(), **inference}
 
 
-def _inference_operation(endpoint: str) -> dict[str, Any]:
+def _inference_operation(endpoint: InferenceEndpoint) -> dict[str, Any]:
     known = (ModelNotFound, NodeFailed, NodeTimeout, RoutingLoop, ModelUnavailable, Overloaded)
     errors = declare(*known, body=True)
-    example = {"plain": {"value": _REQUESTS[endpoint]}}
+    example = {"plain": {"value": endpoint.example}}
     body = {"schema": {"$ref": REFERENCE.format(model="InferenceBody")}, "examples": example}
     answer = {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {"schema": {"type": "string"}}}
     return {
         "tags": ["inference"],
-        "summary": endpoint.replace("/", " ").capitalize(),
-        "operationId": _IDS[endpoint],
+        "summary": endpoint.name.replace("/", " ").capitalize(),
+        "operationId": endpoint.operation_id,
         "description": _DESCRIPTION,
         "security": [{"HTTPBearer": []}],
         "requestBody": {"required": True, "content": {"application/json": body}},

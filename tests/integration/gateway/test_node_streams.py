@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from lucid_compute.gateway.breakers import RetryBudgets
+from lucid_compute.gateway.endpoints import ENDPOINTS
 from lucid_compute.gateway.event_stream import MAX_HELD_BYTES, EventStream
 from lucid_compute.server.settings import Settings
 from tests.api import ADMIN_KEY, Api, open_api
@@ -109,7 +110,11 @@ async def test_what_is_no_content_begins_no_answer(api: Api) -> None:
                     require_replaced(await ask_badly(pair, *filter(None, blocks)))
                     asked += 1
         require_replaced(await ask_badly(pair, answer=respond_until_close(ROLE), ending=Ending.RESET))
-        assert {job["reason"] for job in await jobs_of(api, 2 * (asked + 1))} == {"broken_stream", "connection_lost", None}
+        assert {job["reason"] for job in await jobs_of(api, 2 * (asked + 1))} == {
+            "broken_stream",
+            "connection_lost",
+            None,
+        }
 
 
 async def test_the_time_for_the_first_byte_runs_until_there_is_content(api: Api) -> None:
@@ -143,7 +148,7 @@ def test_the_first_content_is_passed_on_at_once_with_what_was_held_back(path: st
     """Before the node says anything else, and nothing is lost."""
     held = {"responses": b'data: {"type":"response.created","response":{"error":null}}\n\n'}.get(path, ROLE)
     for content in CONTENTS[path]:
-        stream = EventStream(path, withholds_usage=True)
+        stream = EventStream(ENDPOINTS[path], withholds_usage=True)
         assert (stream.feed(COMMENT + held), stream.feed(held), stream.has_begun) == (b"", b"", False)
         assert (stream.feed(content), stream.has_begun) == (COMMENT + held + held + content, True)
         assert stream.feed(COMMENT) == COMMENT
@@ -151,13 +156,13 @@ def test_the_first_content_is_passed_on_at_once_with_what_was_held_back(path: st
 
 def test_what_is_held_back_is_bounded() -> None:
     """Comments are dropped, and an announcement that repeats a long request begins the answer."""
-    stream = EventStream("chat/completions", withholds_usage=True)
+    stream = EventStream(ENDPOINTS["chat/completions"], withholds_usage=True)
     for _ in range(1000):
         assert stream.feed(COMMENT * 100) == b""
         assert len(stream._held) <= MAX_HELD_BYTES
     assert stream.feed(piece("a")).endswith(piece("a"))
     created = b'data: {"type":"response.created","response":{"instructions":"' + b"x" * MAX_HELD_BYTES + b'"}}\n\n'
-    assert EventStream("responses", withholds_usage=False).feed(created) == created
+    assert EventStream(ENDPOINTS["responses"], withholds_usage=False).feed(created) == created
 
 
 TEXT = ROLE + piece("all of it")

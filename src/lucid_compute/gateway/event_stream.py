@@ -181,7 +181,7 @@ class EventStream:
             self._read_finish(block[max(0, block.rfind(b"\n\n", 0, finish.start())) :])  # from its event on
         if (usages := block.count(b'"usage"')) and usages != len(_NO_USAGE.findall(block)):
             block = self._read_usage(block)
-        if block.find(b"[DONE]") >= 0 and _DONE.search(block):
+        if block.find(b"[DONE]") >= 0 and self._style.takes_done and _DONE.search(block):
             self.has_ended = True
         if self._end is not None and self._end.named.search(block):
             block = self._read_end(self._end, block)
@@ -285,7 +285,7 @@ class EventStream:
         no_piece, self._pieces = _NO_PIECE, self._style.pieces
         if style[1]:
             no_piece = no_piece.replace(b":", b": ")
-            self._pieces = tuple(piece.replace(b":", b": ") for piece in self._pieces)
+            self._pieces = tuple(piece.replace(b",", b", ").replace(b":", b": ") for piece in self._pieces)
         self.pieces -= block.count(
             no_piece, style.start(), block.find(b"\n", style.end())
         )  # the first chunk only names the role
@@ -293,10 +293,23 @@ class EventStream:
 
     def _read_usage(self, block: bytes) -> bytes:
         """Return the block without events that contain only a usage which the client did not ask for."""
-        self.usage = find_usage(block) or self.usage
+        if self._style.input_usage:
+            self._add_usages(block)
+        else:
+            self.usage = find_usage(block) or self.usage
         if not self._withholds_usage:
             return block
         return b"".join(_blank_lines_of(e) if self._is_ours(e) else e for e in _events_of(block))
+
+    def _add_usages(self, block: bytes) -> None:
+        """Read a usage whose input and output are in two events, or both in the later one."""
+        for event in _events_of(block):
+            if (found := find_usage(event, counts_cached=True)) is None:
+                continue
+            tokens_in, tokens_out = found
+            if tokens_in is None and self.usage is not None:
+                tokens_in = self.usage.tokens_in
+            self.usage = Usage(tokens_in, None if event.find(self._style.input_usage) >= 0 else tokens_out)
 
     def _is_ours(self, event: bytes) -> bool:
         """Return whether an event only tells the usage: it has no choices, or empty ones after all have finished."""
@@ -362,7 +375,9 @@ def _blank_lines_of(event: bytes) -> bytes:
 
 
 def error_event(endpoint: InferenceEndpoint, error: dict[str, Any]) -> bytes:
-    """Return the event that ends a broken stream; OpenAI's clients raise it as an error."""
+    """Return the event that ends a broken stream; OpenAI's and Anthropic's clients raise it as an error."""
+    if error.get("type") == "error":  # Anthropic's shape
+        return b"event: error\ndata: " + json.dumps(error).encode() + b"\n\n"
     if endpoint.stream is not None and endpoint.stream.end is not None:
         flat = {name: error["error"].get(name) for name in ("code", "message", "param")}
         return b"event: error\ndata: " + json.dumps({"type": "error", **flat, **error}).encode() + b"\n\n"

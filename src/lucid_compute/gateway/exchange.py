@@ -66,7 +66,7 @@ class Exchange(Attempt):
             return self._connect
         connection.on_ready = self._receive
         inference = self._request.inference
-        head = target.head(inference.endpoint.name, self._request.job_id)
+        head = target.head(inference.endpoint, self._request.job_id)
         if self._span is not None:
             head += b"traceparent: %b\r\n" % self._span.traceparent
         connection.send(head, self._body(), self._context.deadlines, wants_stream=inference.is_stream)

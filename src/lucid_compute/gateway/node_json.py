@@ -70,6 +70,14 @@ def clients_own_status(value: dict[str, Any], error: Any) -> int | None:
     return None
 
 
+def read_answer(shape: AnswerShape, text: bytes) -> dict[str, Any] | None:
+    """Return what `read_object` returns; of a list that stands for an answer of this shape, the object around it."""
+    value = read_object(text)
+    if value is not None or not shape.may_be_list or not text.lstrip().startswith(b"["):
+        return value
+    return read_object(b'{"%b":%b}' % (shape.names[0].encode(), text))
+
+
 def is_answer(shape: AnswerShape, value: dict[str, Any], text: bytes) -> bool:
     """Return whether `value`, which `read_object` read from `text`, is an answer of this shape."""
     is_cut = len(text) > PARSED_BYTES

@@ -38,7 +38,7 @@ _ASK_FOR_USAGE = b',"stream_options":{"include_usage":true}}'
 # What a body only refers to, and the node reads all the same: media, and what an earlier request left on the node.
 _UNSEEN = re.compile(
     rb'"(?:image_url|input_audio|audio_url|video_url|file_id|file_url)"\s*:'
-    rb'|"type"\s*:\s*"(?:(?:input_)?(?:image|audio|video|file)|item_reference)"'
+    rb'|"type"\s*:\s*"(?:(?:input_)?(?:image|audio|video|file)|document|item_reference)"'
     rb'|"(?:previous_response_id|conversation)"\s*:\s*["{]|"prompt"\s*:\s*\{'
 )
 _NOT_JSON = "json_invalid"

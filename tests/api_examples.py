@@ -68,6 +68,37 @@ INFERENCE = {
         "usage": {"input_tokens": 11, "output_tokens": 2, "total_tokens": 13},
     },
 }
+_RANKED = {
+    "id": "rerank-1",
+    "model": "bge-reranker-v2-m3",
+    "usage": {"total_tokens": 24, "prompt_tokens": 24},
+    "results": [{"index": 0, "document": {"text": "A GPU that serves models."}, "relevance_score": 0.98}],
+}
+INFERENCE |= {
+    "create_message": {
+        "id": "msg_1",
+        "type": "message",
+        "role": "assistant",
+        "model": MODEL,
+        "content": [{"type": "text", "text": "Hello!"}],
+        "stop_reason": "end_turn",
+        "stop_sequence": None,
+        "usage": {"input_tokens": 11, "output_tokens": 2},
+    },
+    "count_message_tokens": {"input_tokens": 11},
+    "rerank": _RANKED,
+    "rerank_v2": _RANKED,
+    "create_score": {
+        "id": "score-1",
+        "object": "list",
+        "created": 1767225600,
+        "model": "bge-reranker-v2-m3",
+        "data": [{"index": 0, "object": "score", "score": 0.98}],
+        "usage": {"prompt_tokens": 12, "total_tokens": 12},
+    },
+    "tokenize": {"count": 3, "max_model_len": 8192, "tokens": [46864, 24748, 13], "token_strs": None},
+    "detokenize": {"prompt": "Say hello."},
+}
 _LISTED = json.dumps(
     {"object": "list", "data": [{"id": name, "object": "model"} for name in (MODEL, "bge-m3")]}
 ).encode()
@@ -145,13 +176,13 @@ async def _register(recorder: Recorder, url: str) -> str:
     metadata = {**GUIDE_PASSPORT["metadata"], "inferenceUrl": url, "runtimes": ["vllm"], "pricePer1kTokens": "0.002"}
     node = str((await recorder.call("create_passport", body={**GUIDE_PASSPORT, "metadata": metadata}))["id"])
     shown = recorder.recorded["create_passport"]
-    for name in ("bge-m3", MODEL):
+    for name in ("bge-reranker-v2-m3", "bge-m3", MODEL):
         model = {"format": "safetensors", "requiredVram": "40GB", "contextLength": 8192}
         await recorder.call("create_passport", body={"name": name, "type": "model", "metadata": model})
     recorder.recorded["create_passport"] = shown
     await recorder.call("create_passports", body={"passports": [{**GUIDE_PASSPORT, "name": "node-2"}, {}]})
     await recorder.call("change_passport", node, body={"description": "Eight A100 in Berlin", "tags": ["eu"]})
-    names = [MODEL, "bge-m3"]
+    names = ["bge-reranker-v2-m3", MODEL, "bge-m3"]
     beat = {"passportId": node, "status": "healthy", "load": 0.42, "queueDepth": 3, "availableModels": names}
     await recorder.call("send_heartbeat", body=beat)
     declared = [{"id": MODEL, "maxTokens": 8192, "quantization": "fp8"}, {"id": "bge-m3"}]

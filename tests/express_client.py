@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 
-from lucid_compute.gateway.lane import ENDPOINTS
+from lucid_compute.gateway.endpoints import PATHS
 from lucid_compute.registry.heartbeat_lane import PATH
 from lucid_compute.server.app import LucidApp
 from lucid_compute.server.fast_path import MAX_REQUEST_BYTES, UNUSUAL
@@ -80,7 +80,7 @@ class FastPath(httpx.AsyncBaseTransport):
         body = await request.aread()
         headers = {name.lower(): value for name, value in request.headers.raw}
         is_usual = UNUSUAL.isdisjoint(headers) and len(headers) == len(request.headers.raw)
-        is_for_a_lane = request.method == "POST" and request.url.path in {*ENDPOINTS, PATH}
+        is_for_a_lane = request.method == "POST" and request.url.path in {*PATHS, PATH}
         if is_for_a_lane and is_usual and len(body) <= MAX_REQUEST_BYTES:
             lane: Lane = self._app.heartbeats if request.url.path == PATH else self._app.inference
             return await self._ask(lane, IncomingRequest(request.url.path, headers, body))

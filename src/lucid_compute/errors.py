@@ -391,6 +391,11 @@ class NotReady(Unavailable):
         super().__init__(f"This replica is not ready. {reason}", retry_after_seconds=1)
 
 
+def endpoint_path(name: str) -> str:
+    """Return the path of an inference endpoint: below `/v1`, unless its name begins at the top."""
+    return name if name.startswith("/") else f"/v1/{name}"
+
+
 class ModelUnavailable(Unavailable):
     """The model is known, but no node can get the request; `details.rejections` counts the reasons."""
 
@@ -413,7 +418,7 @@ class ModelUnavailable(Unavailable):
         self._shortage = shortage
         counted = ", ".join(f"{code} {count}" for code, count in rejections.items()) or "no node names it"
         if lacking:
-            counted += f"; not offered at /v1/{endpoint} by {lacking} of them"
+            counted += f"; not offered at {endpoint_path(endpoint)} by {lacking} of them"
         super().__init__(
             f"No node can serve {model!r} right now ({counted}). GET /models/{{idOrName}}/availability and POST "
             "/match say more; send the request again after Retry-After seconds.",

@@ -10,8 +10,9 @@ from lucid_compute.egress.connection import HttpConnection
 from lucid_compute.egress.faults import TIMEOUTS, BadStatus, Blame, EgressFault, FaultKind, NodeBusy, NotOffered
 from lucid_compute.egress.lookups import SLOW_NAME_SECONDS
 from lucid_compute.gateway.context import GatewayContext
+from lucid_compute.gateway.endpoints import Billed
 from lucid_compute.gateway.event_stream import EventStream
-from lucid_compute.gateway.node_json import clients_own_status, error_in, is_response, read_object
+from lucid_compute.gateway.node_json import clients_own_status, error_in, is_answer, read_answer, read_object
 from lucid_compute.gateway.node_stats import ANY_ENDPOINT, Suspicion
 from lucid_compute.gateway.node_words import message_in, names_stored, refusal_of, says_no_model
 from lucid_compute.gateway.request import GatewayRequest
@@ -23,6 +24,7 @@ from lucid_compute.web.lanes import CutReason
 
 CLIENTS_OWN = frozenset({400, 413, 422})
 NOT_OFFERED = frozenset({404, 405, 501})
+_UNKNOWN = Usage(None, None)
 OK, MULTIPLE_CHOICES = 200, 300  # plain numbers, because HTTPStatus costs a look-up each time
 
 
@@ -80,7 +82,7 @@ class Attempt:
             node_owner=None if node is None else node.record.owner,
             key_id=request.principal.key_id,
             consumer=request.principal.owner,
-            endpoint=request.inference.endpoint,
+            endpoint=request.inference.endpoint.name,
             is_stream=request.inference.is_stream,
             started_at=now,
         )
@@ -104,17 +106,18 @@ class Attempt:
             raise self._record_lack(status, body)
         if not OK <= status < MULTIPLE_CHOICES:
             raise self._record_refusal(status, connection.retry_after, body)
-        value = read_object(body)
+        endpoint = self._request.inference.endpoint
+        value = read_answer(endpoint.shape, body)
         if value is None:
             raise EgressFault(FaultKind.BAD_RESPONSE, "The node's answer is not JSON.")
         if (error := error_in(value)) is not None:
             if (clients := clients_own_status(value, error)) is not None:
                 return self._reject(clients, body)
             raise EgressFault(FaultKind.BAD_RESPONSE, f"The node's answer of status {status} holds an error.")
-        if not is_response(self._request.inference.endpoint, value, body):
+        if not is_answer(endpoint.shape, value, body):
             raise EgressFault(FaultKind.BAD_RESPONSE, "The node's answer is JSON, but not a response of the endpoint.")
         self.record_first_byte(connection.last_read_at)
-        self.record_tokens(find_usage(body), body)
+        self.record_tokens(find_usage(body, counts_cached=endpoint.counts_cached), body)
         self._job.outcome = Outcome.COMPLETED
         return NodeResponse(status, body)
 
@@ -135,14 +138,17 @@ class Attempt:
         job, stream = self._job, self._stream
         delivered_bytes = len(body) if stream is None else stream.delivered_bytes
         inference = self._request.inference
-        usage = plausible_usage(usage, inference, delivered_bytes)
-        job.are_tokens_counted = usage is None or usage.tokens_in is None
-        if usage is None:
+        if inference.endpoint.billed is Billed.NOTHING:
+            job.are_tokens_counted, job.tokens_in, job.tokens_out = False, 0, 0
+            return
+        tokens_in, tokens_out = plausible_usage(usage, inference, delivered_bytes) or _UNKNOWN
+        job.are_tokens_counted = tokens_in is None or tokens_out is None
+        if tokens_out is None:
             delivered = max(stream.pieces, 0) if stream is not None else count_response(body)
             most = inference.max_tokens_out
-            usage = Usage(None, delivered if most is None else min(delivered, most))
-        job.tokens_in = count_request(inference) if usage.tokens_in is None else usage.tokens_in
-        job.tokens_out = usage.tokens_out
+            tokens_out = delivered if most is None else min(delivered, most)
+        job.tokens_in = count_request(inference) if tokens_in is None else tokens_in
+        job.tokens_out = tokens_out
 
     def record_success(self) -> None:
         """Record that the node served the request, or refused it as the client's fault."""
@@ -238,6 +244,6 @@ class Attempt:
         is_learned = not any(map(names_stored, inference.parts))
         is_model = is_learned and says_no_model(body, self._model_id())
         if self._node_id is not None and is_learned:
-            endpoint, owner = ANY_ENDPOINT if is_model else inference.endpoint, self._request.principal.owner
+            endpoint, owner = ANY_ENDPOINT if is_model else inference.endpoint.name, self._request.principal.owner
             self._context.stats.record_lack(self._node_id, endpoint, self._request.model.id, owner)
         return NotOffered(status, message_in(body), is_model=is_model, is_learned=is_learned)

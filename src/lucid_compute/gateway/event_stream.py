@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from lucid_compute.egress.faults import EgressFault, FaultKind
+from lucid_compute.gateway.endpoints import EventEnd, InferenceEndpoint, StreamStyle
 from lucid_compute.gateway.node_json import (
     PARSED_BYTES,
     clients_own_status,
@@ -39,27 +40,6 @@ _ERROR_LINE = re.compile(rb"(?:^|\n)(?:event: ?error\r?\n|error: ?\{)")
 _FINISH = re.compile(rb'"finish_reason"\s*:\s*"[^"]')
 _HAS_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*[^\s\]]')
 _CODE = re.compile(rb'"code"\s*:\s*"?(?:400|413|422)\b')
-# OpenAI's streaming events of a response: one of these is the last, and no [DONE] comes.
-_RESPONSE_END = re.compile(rb"response\.(?:completed|incomplete|failed)\b")
-_RESPONSE_END_LAST = re.compile(rb'"type"\s*:\s*"(response\.(?:completed|incomplete|failed))"\s*\}\s*$')
-# Those that only announce content.
-_EMPTY_RESPONSE_EVENTS = frozenset(
-    f"response.{name}"
-    for name in (
-        "created",
-        "queued",
-        "in_progress",
-        "output_item.added",
-        "content_part.added",
-        "reasoning_summary_part.added",
-    )
-)
-# What precedes a piece of text in the events of an endpoint: each piece is about one token.
-_PIECES: dict[str, tuple[bytes, ...]] = {
-    "chat/completions": (b'content":"', b'"arguments":"'),  # also reasoning_content
-    "completions": (b'"text":"',),
-    "responses": (b'"delta":"',),
-}
 _NO_PIECE = b'content":""'
 _NO_USAGE = re.compile(rb'"usage": ?null')
 _STYLE = re.compile(rb'data: ?\{\s*"[^"]*":( ?)')
@@ -67,6 +47,7 @@ _LAST_BYTES = 128
 _AFTER_TEXT = (b'"}', b'",')  # so that text and what follows it are never read as a key
 _MAX_USUAL_LEARNT = 16  # of a stream whose events differ in more than their text, before that is given up
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_UNKNOWN = StreamStyle(())
 
 
 class EventStream:
@@ -82,7 +63,7 @@ class EventStream:
 
     __slots__ = (
         "_choices",
-        "_endpoint",
+        "_end",
         "_finished",
         "_has_only_returns",
         "_held",
@@ -90,6 +71,7 @@ class EventStream:
         "_max_event_bytes",
         "_pieces",
         "_rest",
+        "_style",
         "_usual_end",
         "_usual_learnt",
         "_usual_start",
@@ -105,10 +87,16 @@ class EventStream:
     )
 
     def __init__(
-        self, endpoint: str, *, withholds_usage: bool, choices: int = 1, max_event_bytes: int = MAX_EVENT_BYTES
+        self,
+        endpoint: InferenceEndpoint,
+        *,
+        withholds_usage: bool,
+        choices: int = 1,
+        max_event_bytes: int = MAX_EVENT_BYTES,
     ) -> None:
         """`withholds_usage`: the gateway asked for the usage, the client did not. `choices`: how many there will be."""
-        self._endpoint = endpoint
+        self._style = endpoint.stream or _UNKNOWN
+        self._end = self._style.end
         self._withholds_usage = withholds_usage
         self._max_event_bytes = max_event_bytes
         self._rest = bytearray()
@@ -193,10 +181,10 @@ class EventStream:
             self._read_finish(block[max(0, block.rfind(b"\n\n", 0, finish.start())) :])  # from its event on
         if (usages := block.count(b'"usage"')) and usages != len(_NO_USAGE.findall(block)):
             block = self._read_usage(block)
-        if block.find(b"[DONE]") >= 0 and _DONE.search(block):
+        if block.find(b"[DONE]") >= 0 and self._style.takes_done and _DONE.search(block):
             self.has_ended = True
-        if self._endpoint == "responses" and _RESPONSE_END.search(block):
-            block = self._read_response_end(block)
+        if self._end is not None and self._end.named.search(block):
+            block = self._read_end(self._end, block)
         if not self.has_begun:
             block = self._hold(block)
         for piece in self._pieces or self._learn_style(block):
@@ -237,9 +225,9 @@ class EventStream:
         value = _read_event(event)
         if value is None:
             return False
-        if self._endpoint == "responses":
-            kind = value.get("type")
-            return isinstance(kind, str) and kind.startswith("response.") and kind not in _EMPTY_RESPONSE_EVENTS
+        if self._end is not None:
+            kind, style = value.get("type"), self._style
+            return isinstance(kind, str) and kind.startswith(style.begins) and kind not in style.announces
         choices = value.get("choices")
         return isinstance(choices, list) and any(map(has_content, choices))
 
@@ -257,12 +245,12 @@ class EventStream:
             before += len(event)
         return block
 
-    def _read_response_end(self, block: bytes) -> bytes:
-        """Return the block; without its last event if that says that the response failed."""
+    def _read_end(self, end: EventEnd, block: bytes) -> bytes:
+        """Return the block; without its last event if that says that the answer failed."""
         before = 0
         for event in _events_of(block):
-            kind = _response_end_of(event)
-            if kind == "response.failed":
+            kind = _end_of(event, end)
+            if kind == end.failed:
                 return self._stop_at_failure(event, block, before)
             if kind is not None:
                 self.has_ended = True
@@ -294,10 +282,10 @@ class EventStream:
         """Return what precedes each piece of text as this node formats JSON; nothing before its first event."""
         if (style := _STYLE.search(block)) is None:
             return ()
-        no_piece, self._pieces = _NO_PIECE, _PIECES.get(self._endpoint, ())
+        no_piece, self._pieces = _NO_PIECE, self._style.pieces
         if style[1]:
             no_piece = no_piece.replace(b":", b": ")
-            self._pieces = tuple(piece.replace(b":", b": ") for piece in self._pieces)
+            self._pieces = tuple(piece.replace(b",", b", ").replace(b":", b": ") for piece in self._pieces)
         self.pieces -= block.count(
             no_piece, style.start(), block.find(b"\n", style.end())
         )  # the first chunk only names the role
@@ -305,10 +293,23 @@ class EventStream:
 
     def _read_usage(self, block: bytes) -> bytes:
         """Return the block without events that contain only a usage which the client did not ask for."""
-        self.usage = find_usage(block) or self.usage
+        if self._style.input_usage:
+            self._add_usages(block)
+        else:
+            self.usage = find_usage(block) or self.usage
         if not self._withholds_usage:
             return block
         return b"".join(_blank_lines_of(e) if self._is_ours(e) else e for e in _events_of(block))
+
+    def _add_usages(self, block: bytes) -> None:
+        """Read a usage whose input and output are in two events, or both in the later one."""
+        for event in _events_of(block):
+            if (found := find_usage(event, counts_cached=True)) is None:
+                continue
+            tokens_in, tokens_out = found
+            if tokens_in is None and self.usage is not None:
+                tokens_in = self.usage.tokens_in
+            self.usage = Usage(tokens_in, None if event.find(self._style.input_usage) >= 0 else tokens_out)
 
     def _is_ours(self, event: bytes) -> bool:
         """Return whether an event only tells the usage: it has no choices, or empty ones after all have finished."""
@@ -356,16 +357,16 @@ def _error_of(event: bytes) -> tuple[bool, bool]:
     return bool(error), bool(value and error and clients_own_status(value, error))
 
 
-def _response_end_of(event: bytes) -> str | None:
-    """Return the event's type if it is the last of a response; None if it is not, whatever is told inside of it."""
-    if _RESPONSE_END.search(event) is None:
+def _end_of(event: bytes, end: EventEnd) -> str | None:
+    """Return the event's type if it ends a stream; None if it does not, whatever is told inside of it."""
+    if end.named.search(event) is None:
         return None
     kind = (_read_event(event) or {}).get("type")
     if kind is None:  # of a large event only the beginning is read
-        last = _RESPONSE_END_LAST.search(event[-_LAST_BYTES:])
+        last = end.last.search(event[-_LAST_BYTES:])
         named = [last[1]] if last and len(event) > PARSED_BYTES else _values_of(event, b"event:")
         kind = named[0].decode("utf-8", "replace") if named else None
-    return kind if isinstance(kind, str) and _RESPONSE_END.fullmatch(kind.encode("utf-8", "replace")) else None
+    return kind if isinstance(kind, str) and end.named.fullmatch(kind.encode("utf-8", "replace")) else None
 
 
 def _blank_lines_of(event: bytes) -> bytes:
@@ -373,9 +374,11 @@ def _blank_lines_of(event: bytes) -> bytes:
     return event[: len(event) - len(event.lstrip(b"\r\n"))]
 
 
-def error_event(endpoint: str, error: dict[str, Any]) -> bytes:
-    """Return the event that ends a broken stream; OpenAI's clients raise it as an error."""
-    if endpoint == "responses":
+def error_event(endpoint: InferenceEndpoint, error: dict[str, Any]) -> bytes:
+    """Return the event that ends a broken stream; OpenAI's and Anthropic's clients raise it as an error."""
+    if error.get("type") == "error":  # Anthropic's shape
+        return b"event: error\ndata: " + json.dumps(error).encode() + b"\n\n"
+    if endpoint.stream is not None and endpoint.stream.end is not None:
         flat = {name: error["error"].get(name) for name in ("code", "message", "param")}
         return b"event: error\ndata: " + json.dumps({"type": "error", **flat, **error}).encode() + b"\n\n"
     return b"data: " + json.dumps(error).encode() + b"\n\n"

@@ -13,6 +13,7 @@ from functools import partial
 
 from lucid_compute.accounting.refusals import NO_MODEL, NOBODY, RefusalRecorder
 from lucid_compute.errors import InvalidRequest, LucidError, MethodNotAllowed, Overloaded, RoutingLoop, Unauthorized
+from lucid_compute.gateway.endpoints import PATHS
 from lucid_compute.gateway.event_stream import error_event
 from lucid_compute.gateway.gateway import Gateway, ServedRequest
 from lucid_compute.gateway.request import GatewayRequest, new_job_id
@@ -27,11 +28,10 @@ from lucid_compute.registry.keys.authentication import Authenticator
 from lucid_compute.registry.keys.budgets import KeyBudgets
 from lucid_compute.registry.keys.key_rates import KeyRates, rate_limit_headers
 from lucid_compute.web.bodies import Body, BodyRoom, ClientLeft, body_too_slow
-from lucid_compute.web.errors import headers_of, log_unexpected, openai_body, openai_bytes, stopping
+from lucid_compute.web.errors import headers_of, inference_body, inference_bytes, log_unexpected, stopping
 from lucid_compute.web.lanes import CutReason, Headers, IncomingRequest, LaneClient, Response, Wait
 from lucid_compute.web.request_guard import REQUEST_ID, request_id_of
 
-ENDPOINTS = {f"/v1/{name}": name for name in ("chat/completions", "completions", "embeddings", "responses")}
 SESSION_HEADER = b"x-lucid-session"
 MAX_SESSION_BYTES = 256
 ALLOWED_SCOPES = (Scope.INFERENCE_RUN, Scope.ADMIN)
@@ -135,7 +135,7 @@ class InferenceLane:
         context = gateway.context
         self._fleet, self._clock, self._monotonic = context.fleet, context.clock, context.monotonic
         self._ledger, self._tracer, self._time_ns = context.ledger, context.tracer, context.time_ns
-        self._overloaded = _refusal(_overloaded(), [])
+        self._overloaded = {path: _refusal(_overloaded(), [], path) for path in PATHS}
         self.running_count = self.express = 0
         self.outcomes: Counter[str] = Counter()
 
@@ -143,7 +143,7 @@ class InferenceLane:
         """Serve a request. Return it while it waits; None when it was answered already."""
         headers = request.headers
         if self._is_full and request.method == "POST" and HOP not in headers:
-            client.answer(*self._refuse_at_once(headers))  # `admit` would refuse it too, but this is cheaper
+            client.answer(*self._refuse_at_once(request))  # `admit` would refuse it too, but this is cheaper
             return None
         self._learn_server(client.server)
         call = InferenceCall(self, client, request, self._monotonic())
@@ -300,7 +300,7 @@ class InferenceLane:
             InvalidRequest: the body is not a valid request.
         """
         try:
-            return InferenceRequest(ENDPOINTS[admission.path], body)
+            return InferenceRequest(PATHS[admission.path], body)
         except InvalidRequest:
             self._find_named_model(admission, body)
             raise
@@ -313,7 +313,7 @@ class InferenceLane:
         """Parse a large body in steps, between which other requests are served."""
         body = admission.body or b""
         try:
-            admission.inference = await read_in_steps(ENDPOINTS[admission.path], body)
+            admission.inference = await read_in_steps(PATHS[admission.path], body)
         except InvalidRequest:
             self._find_named_model(admission, body)
             raise
@@ -390,9 +390,9 @@ class InferenceLane:
         if error is None:
             call.client.hang_up()
         elif request is None:
-            call.client.answer(*_refusal(error, identifying))
+            call.client.answer(*_refusal(error, identifying, call.path))
         elif has_begun:
-            call.client.write(error_event(request.inference.endpoint, openai_body(error)), more=False)
+            call.client.write(error_event(request.inference.endpoint, inference_body(error, call.path)), more=False)
         else:
             call.client.answer(*_refusal_of(request, error))
 
@@ -425,12 +425,12 @@ class InferenceLane:
             owner = NOBODY if call.principal is None else call.principal.owner
             self._refusals.count(cause, owner, call.model_id)
 
-    def _refuse_at_once(self, headers: dict[bytes, bytes]) -> Response:
+    def _refuse_at_once(self, request: IncomingRequest) -> Response:
         """Count a request that is one too many; return its response, which is nearly all prepared."""
-        status, ours, body = self._overloaded
+        status, ours, body = self._overloaded[request.path]
         self.outcomes[Overloaded.code] += 1
         self._refusals.count(Overloaded.code.lower())
-        return status, [*ours, (b"x-request-id", request_id_of(headers).encode())], body
+        return status, [*ours, (b"x-request-id", request_id_of(request.headers).encode())], body
 
 
 def _session_of(headers: dict[bytes, bytes], inference: InferenceRequest, principal: Principal) -> str | None:
@@ -439,9 +439,9 @@ def _session_of(headers: dict[bytes, bytes], inference: InferenceRequest, princi
     return session and f"{principal.owner} {session}"
 
 
-def _refusal(error: LucidError, headers: Headers) -> Response:
-    """Return the response that refuses a request; `headers` are added to the error's own."""
-    body = openai_bytes(error)
+def _refusal(error: LucidError, headers: Headers, path: str) -> Response:
+    """Return the response that refuses a request at `path`; `headers` are added to the error's own."""
+    body = inference_bytes(error, path)
     ours = [(name.lower().encode(), value.encode()) for name, value in headers_of(error).items()]
     basic = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     return error.http_status, [*basic, *ours, *headers], body
@@ -451,7 +451,9 @@ def _refusal_of(request: GatewayRequest, error: LucidError) -> Response:
     """Return the response to a request that no node served."""
     job = request.running.job  # of the last attempt
     attempts = (b"x-lucid-attempts", b"%d" % (job.attempt if job else 0))
-    return _refusal(error, [*request.headers, (b"x-lucid-job", request.job_id.encode()), attempts])
+    return _refusal(
+        error, [*request.headers, (b"x-lucid-job", request.job_id.encode()), attempts], request.running.path
+    )
 
 
 def _overloaded() -> Overloaded:

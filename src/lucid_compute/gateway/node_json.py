@@ -7,16 +7,11 @@ from typing import Any
 
 from pydantic_core import from_json
 
+from lucid_compute.gateway.endpoints import AnswerShape
+
 PARSED_BYTES = 64 * 1024  # parsing more would delay other requests
 _END_BYTES = 64  # of a long text, in which its last bracket stands
 _CLIENTS_OWN = frozenset({"400", "413", "422"})
-# Where the response of an endpoint stands, and what each of its items has.
-_ITEMS = {
-    "chat/completions": ("choices", "message"),
-    "completions": ("choices", "text"),
-    "embeddings": ("data", "embedding"),
-    "responses": ("output", "type"),
-}
 _NO_CONTENT = frozenset({"role"})
 
 
@@ -75,19 +70,27 @@ def clients_own_status(value: dict[str, Any], error: Any) -> int | None:
     return None
 
 
-def is_response(endpoint: str, value: dict[str, Any], text: bytes) -> bool:
-    """Return whether `value`, which `read_object` read from `text`, is a response of the endpoint."""
-    if endpoint not in _ITEMS:
+def read_answer(shape: AnswerShape, text: bytes) -> dict[str, Any] | None:
+    """Return what `read_object` returns; of a list that stands for an answer of this shape, the object around it."""
+    value = read_object(text)
+    if value is not None or not shape.may_be_list or not text.lstrip().startswith(b"["):
+        return value
+    return read_object(b'{"%b":%b}' % (shape.names[0].encode(), text))
+
+
+def is_answer(shape: AnswerShape, value: dict[str, Any], text: bytes) -> bool:
+    """Return whether `value`, which `read_object` read from `text`, is an answer of this shape."""
+    is_cut = len(text) > PARSED_BYTES
+    items = next((value[name] for name in shape.names if value.get(name) is not None), None)
+    if items is None:
+        return is_cut and any(b'"%b"' % name.encode() in text for name in shape.names)
+    if not shape.part:
         return True
-    name, part = _ITEMS[endpoint]
-    items = value.get(name)
-    if items is None and len(text) > PARSED_BYTES:
-        return b'"%b"' % name.encode() in text
     if not isinstance(items, list):
         return False
     if not items:
-        return endpoint == "responses" or len(text) > PARSED_BYTES
-    return isinstance(items[0], dict) and (items[0].get(part) is not None or len(text) > PARSED_BYTES)
+        return shape.may_be_empty or is_cut
+    return isinstance(items[0], dict) and (items[0].get(shape.part) is not None or is_cut)
 
 
 def has_content(choice: Any) -> bool:

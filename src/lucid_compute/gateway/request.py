@@ -124,7 +124,7 @@ class GatewayRequest:
         self.criteria = Criteria(
             model,
             inference.policy,
-            endpoint=inference.endpoint,
+            endpoint=inference.endpoint.name,
             is_stream=inference.is_stream,
             owner=principal.owner,
         )

@@ -20,12 +20,12 @@ from pydantic_core import from_json
 
 from lucid_compute.errors import InvalidRequest
 from lucid_compute.gateway.body_scan import BodyScan, Member
+from lucid_compute.gateway.endpoints import Billed, InferenceEndpoint
 from lucid_compute.gateway.shapes import CompletionBody, InferenceBody, RequestPolicy
 from lucid_compute.registry.routing_rules import NO_POLICY, RoutingPolicy
 from lucid_compute.web.strict_json import fault_of_encoding
 from lucid_compute.wire import FieldFault, faults_from
 
-USAGE_ENDPOINTS = frozenset({"chat/completions", "completions"})
 _LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens", "n")
 _READ = ("model", "stream", "stream_options", "user", "prompt_cache_key", "lucid", *_LIMITS)
 _OBJECTS = ("stream_options", "lucid")  # the gateway reads their fields too
@@ -38,7 +38,7 @@ _ASK_FOR_USAGE = b',"stream_options":{"include_usage":true}}'
 # What a body only refers to, and the node reads all the same: media, and what an earlier request left on the node.
 _UNSEEN = re.compile(
     rb'"(?:image_url|input_audio|audio_url|video_url|file_id|file_url)"\s*:'
-    rb'|"type"\s*:\s*"(?:(?:input_)?(?:image|audio|video|file)|item_reference)"'
+    rb'|"type"\s*:\s*"(?:(?:input_)?(?:image|audio|video|file)|document|item_reference)"'
     rb'|"(?:previous_response_id|conversation)"\s*:\s*["{]|"prompt"\s*:\s*\{'
 )
 _NOT_JSON = "json_invalid"
@@ -71,7 +71,7 @@ class InferenceRequest:
         "session",
     )
 
-    def __init__(self, endpoint: str, body: bytes, *, rest: bytes = b"", prompts: int = 0) -> None:
+    def __init__(self, endpoint: InferenceEndpoint, body: bytes, *, rest: bytes = b"", prompts: int = 0) -> None:
         """Parse a request's body.
 
         `rest`: the fields of a large body that the gateway does not read, without brackets; `prompts`: how many there
@@ -96,7 +96,7 @@ class InferenceRequest:
         options = read.stream_options
         asks = isinstance(options, dict) and options.get("include_usage") is True
         can_be_asked = options is None or isinstance(options, dict)
-        self.adds_usage = self.is_stream and not asks and can_be_asked and endpoint in USAGE_ENDPOINTS
+        self.adds_usage = self.is_stream and not asks and can_be_asked and endpoint.asks_usage
         prompts = prompts or _prompt_count(read)
         self.choice_count = _whole(read.n, 1) * prompts
         self.max_tokens_out = _most_tokens(endpoint, read, prompts)
@@ -152,7 +152,7 @@ class InferenceRequest:
         return b"".join((body[: name.start(1)], _dump(model_id).encode(), body[name.end(1) :]))
 
 
-async def read_in_steps(endpoint: str, body: bytes) -> InferenceRequest:
+async def read_in_steps(endpoint: InferenceEndpoint, body: bytes) -> InferenceRequest:
     """Return a request with a large body, of which only the fields that the gateway reads are parsed.
 
     Other requests are served meanwhile. These fields come first in what a node is sent.
@@ -210,9 +210,9 @@ def policy_of(wire: RequestPolicy) -> RoutingPolicy:
     )
 
 
-def _parse(endpoint: str, body: bytes) -> InferenceBody:
+def _parse(endpoint: InferenceEndpoint, body: bytes) -> InferenceBody:
     try:
-        return (CompletionBody if endpoint == "completions" else InferenceBody).model_validate_json(body)
+        return (CompletionBody if endpoint.has_prompts else InferenceBody).model_validate_json(body)
     except ValidationError as error:
         faults = error.errors(include_url=False, include_input=False, include_context=False)
         is_json = faults[0]["type"] != _NOT_JSON
@@ -227,9 +227,9 @@ def _prompt_count(read: InferenceBody) -> int:
     return len(prompt) if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list) else 1
 
 
-def _most_tokens(endpoint: str, read: InferenceBody, prompts: int) -> int | None:
+def _most_tokens(endpoint: InferenceEndpoint, read: InferenceBody, prompts: int) -> int | None:
     """Return how many tokens a response may have; None if the client does not say."""
-    if endpoint == "embeddings":
+    if endpoint.billed is not Billed.TEXT:
         return 0
     limits = (read.max_completion_tokens, read.max_tokens, read.max_output_tokens)
     most = max(_whole(limit, -1, least=0) for limit in limits)

@@ -162,6 +162,27 @@ class OpenAiErrorAnswer(BaseModel):
     error: OpenAiErrorDescription
 
 
+class AnthropicErrorDescription(BaseModel):
+    """What went wrong and what to do about it, as Anthropic's clients read it; all but `type` and `message` is ours."""
+
+    model_config = ConfigDict(frozen=True)
+
+    type: str
+    message: str
+    code: str
+    status: int
+    details: dict[str, Any]
+
+
+class AnthropicErrorAnswer(BaseModel):
+    """The body of every refusal below `/v1/messages`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    type: Literal["error"] = "error"
+    error: AnthropicErrorDescription
+
+
 class ProbeCode(StrEnum):
     """What came of a probe. Those that an attempt to serve a request can end with too are called as in its job."""
 

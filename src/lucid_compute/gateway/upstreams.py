@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from lucid_compute.egress.base_path import root_path_of
 from lucid_compute.egress.faults import EgressFault, FaultKind
 from lucid_compute.egress.policy import EgressPolicy, ProviderUrl
+from lucid_compute.gateway.endpoints import InferenceEndpoint
 from lucid_compute.registry.domain.passports import ModelPassport, Passport
 from lucid_compute.registry.fleet.fleet import Fleet, FleetNode
 
@@ -22,21 +24,24 @@ class Target(NamedTuple):
     heads: dict[str, bytes]
     owner: str
 
-    def head(self, endpoint: str, job_id: str) -> bytes:
-        """Return the head of a request to `{endpoint}` below the base URL; it contains nothing of the client's head."""
-        head = self.heads.get(endpoint)
+    def head(self, endpoint: InferenceEndpoint, job_id: str) -> bytes:
+        """Return the head of a request to the endpoint; it contains nothing of the client's head."""
+        head = self.heads.get(endpoint.name)
         if head is None:
-            kind = ("Content-Type: application/json", "Accept: application/json, text/event-stream")
-            head = self.heads[endpoint] = self._head("POST", endpoint, *kind) + JOB_HEADER
+            further = [line.format(key=self.bearer) for line in endpoint.headers if self.bearer or "{key}" not in line]
+            kind = ("Content-Type: application/json", "Accept: application/json, text/event-stream", *further)
+            head = self.heads[endpoint.name] = self._head("POST", endpoint.name, *kind) + JOB_HEADER
         return b"%b%b\r\n" % (head, job_id.encode())
 
     def model_list_head(self) -> bytes:
         """Return the head of `GET` for `models` below the base URL, which lists the models that are served."""
         return self._head("GET", "models", "Accept: application/json")
 
-    def _head(self, method: str, endpoint: str, *kind: str) -> bytes:
+    def _head(self, method: str, name: str, *kind: str) -> bytes:
+        base = self.url.base_path
+        path = f"{root_path_of(base)}{name}" if name.startswith("/") else f"{base}/{name}"
         lines = [
-            f"{method} {self.url.base_path}/{endpoint} HTTP/1.1",
+            f"{method} {path} HTTP/1.1",
             f"Host: {self.url.authority}",
             *kind,
             "Accept-Encoding: identity",

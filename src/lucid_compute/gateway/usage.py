@@ -20,8 +20,8 @@ _MAX_KEYS = 1000  # keys called usage that are looked at: streams say null on ev
 _NUMBER = rb'"(?!\s*:\s*null)\s*:\s*(?:(\d{1,8})(?:\.0+)?(?![\d.eE]))?'
 _TOKENS_IN = re.compile(rb'"(?:prompt|input)_tokens' + _NUMBER)
 _TOKENS_OUT = re.compile(rb'"(?:completion|output)_tokens' + _NUMBER)
+_CACHED = re.compile(rb'"cache_(?:read|creation)_input_tokens' + _NUMBER)
 _WORD = re.compile(rb"[A-Za-z0-9\x80-\xff]{1,6}|[^\sA-Za-z0-9\x80-\xff]")
-_TEMPLATED = frozenset({"chat/completions", "responses"})
 
 
 class Usage(NamedTuple):
@@ -31,12 +31,12 @@ class Usage(NamedTuple):
     tokens_out: int | None
 
 
-def find_usage(response: bytes) -> Usage | None:
+def find_usage(response: bytes, *, counts_cached: bool = False) -> Usage | None:
     """Return the last `usage` of a JSON response or of a stream's event; None when there is no valid one.
 
     An invalid number of tokens (negative, a fraction, text, over eight digits) makes all of it invalid. A quote inside
     a JSON string is escaped, so `"usage":{` can only be a key. The work is bounded: a node may write the key a million
-    times.
+    times. `counts_cached`: the cached input is told apart, and belongs to the tokens in.
     """
     at, left = len(response), _MAX_USAGES
     for _ in range(_MAX_KEYS):
@@ -50,8 +50,17 @@ def find_usage(response: bytes) -> Usage | None:
             if (tokens_in and tokens_in[1] is None) or (tokens_out and tokens_out[1] is None):
                 return None
             if tokens_in or tokens_out:
-                return Usage(int(tokens_in[1]) if tokens_in else None, int(tokens_out[1]) if tokens_out else 0)
+                cached = _cached_in(response[at:end]) if counts_cached else 0
+                if cached is None:
+                    return None
+                return Usage(int(tokens_in[1]) + cached if tokens_in else None, int(tokens_out[1]) if tokens_out else 0)
     return None
+
+
+def _cached_in(usage: bytes) -> int | None:
+    """Return the cached tokens of an input; None if a number is invalid."""
+    counts = [each[1] for each in _CACHED.finditer(usage)]
+    return None if None in counts else sum(map(int, counts))
 
 
 def count_tokens(text: bytes) -> int:
@@ -100,7 +109,7 @@ def _may_have_read(tokens_in: int, request: InferenceRequest) -> bool:
     beyond = tokens_in - request.size
     if beyond <= 0:
         return True
-    if beyond <= TEMPLATE_TOKENS and request.endpoint in _TEMPLATED:
+    if beyond <= TEMPLATE_TOKENS and request.endpoint.has_template:
         return True
     return beyond <= UNSEEN_TOKENS and request.refers_to_unseen
 
@@ -115,12 +124,17 @@ def count_response(body: bytes) -> int:
     if len(body) > _PARTS * _PART_BYTES:
         return count_tokens(body[:COUNTED_BYTES])
     try:
-        choices = json.loads(body).get("choices")
-        return sum(count_tokens(text.encode("utf-8", "replace")) for text in map(_text_of, choices or ()) if text)
+        return sum(count_tokens(text.encode("utf-8", "replace")) for text in _texts_of(json.loads(body)))
     except (ValueError, AttributeError, TypeError, RecursionError):
         return 0
 
 
-def _text_of(choice: Any) -> str | None:
-    text = choice.get("text") or (choice.get("message") or {}).get("content")
-    return text if isinstance(text, str) else None
+def _texts_of(answer: Any) -> list[str]:
+    """Return the texts of an answer: of its choices, its content, its output, or its one text."""
+    found = [
+        choice.get("text") or (choice.get("message") or {}).get("content") for choice in answer.get("choices") or ()
+    ]
+    for holder in (answer, *(answer.get("output") or ())):
+        found += [part.get("text") for part in holder.get("content") or ()]
+    found.append(answer.get("text"))
+    return [text for text in found if text and isinstance(text, str)]

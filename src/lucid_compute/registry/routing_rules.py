@@ -12,7 +12,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import NamedTuple
 
-from lucid_compute.errors import Shortage
+from lucid_compute.errors import Shortage, endpoint_path
 from lucid_compute.registry.domain.node_state import NodeState
 from lucid_compute.registry.domain.passports import ModelPassport
 from lucid_compute.registry.matching_engine import Reason, ReasonCode, fit_reasons, rejection_reasons, serves
@@ -181,7 +181,7 @@ def _usage_reasons(model: ModelPassport, node: NodeState, usage: NodeUsage) -> l
         message = f"The node answered that it is busy (429 or 503), for {usage.full_seconds:.0f} s more."
         reasons.append(Reason(ReasonCode.AT_CAPACITY, message, "not full", round(usage.full_seconds, 1)))
     if usage.lacks is not None:
-        what = f"offer /v1/{usage.lacks}" if usage.lacks else "have this model"
+        what = f"offer {endpoint_path(usage.lacks)}" if usage.lacks else "have this model"
         message = f"The node answered that it does not {what}; it is asked again within a minute."
         reasons.append(Reason(ReasonCode.MODEL_NOT_SERVED, message, usage.lacks or model.record.name, None))
     if usage.blocked_seconds > 0:

@@ -14,7 +14,8 @@ import lucid_compute
 from lucid_compute.accounting import job_routes, overview, series_routes, usage_routes
 from lucid_compute.accounting.payouts import routes as payout_routes
 from lucid_compute.gateway import match_routes, openai_routes, probe_routes
-from lucid_compute.gateway.lane import ENDPOINTS, InferenceLane
+from lucid_compute.gateway.endpoints import PATHS
+from lucid_compute.gateway.lane import InferenceLane
 from lucid_compute.registry import heartbeat_lane, model_routes, node_routes, passport_routes
 from lucid_compute.registry.heartbeat_lane import HeartbeatLane
 from lucid_compute.registry.keys import routes as key_routes
@@ -142,7 +143,7 @@ class LucidApp:
         provide(app, *replica.parts())
         self.heartbeats, self.inference = _build_lanes(replica, self._room)
         app.state.metrics = metrics = ServiceMetrics(replica, self.heartbeats, self.inference, self._slot)
-        self._lanes = {path.encode(): self.inference for path in ENDPOINTS}
+        self._lanes = {path.encode(): self.inference for path in PATHS}
         self._lanes[heartbeat_lane.PATH.encode()] = self.heartbeats
         async with running(replica):
             writing = asyncio.create_task(metrics.run(), name="metrics")

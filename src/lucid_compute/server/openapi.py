@@ -21,13 +21,13 @@ from lucid_compute.errors import (
     Overloaded,
     RoutingLoop,
 )
-from lucid_compute.gateway.lane import ENDPOINTS
-from lucid_compute.gateway.shapes import InferenceBody, OpenAiErrorAnswer
+from lucid_compute.gateway.endpoints import ENDPOINTS, InferenceEndpoint
+from lucid_compute.gateway.shapes import AnthropicErrorAnswer, InferenceBody, OpenAiErrorAnswer
 from lucid_compute.registry.domain.metadata import ComputeMetadata, ModelMetadata
 from lucid_compute.registry.domain.node_state import Heartbeat
 from lucid_compute.registry.heartbeat_lane import PATH
 from lucid_compute.registry.shapes import HeartbeatAnswer
-from lucid_compute.web.errors import PREFIX, REFERENCE, ErrorAnswer, declare, respond
+from lucid_compute.web.errors import ANTHROPIC_PREFIX, PREFIX, REFERENCE, ErrorAnswer, declare, respond
 
 _HEARTBEAT = {
     "passportId": "7a1b8a52-6a6c-4a4c-9d43-0d0a3f8d7c11",
@@ -35,19 +35,6 @@ _HEARTBEAT = {
     "load": 0.42,
     "availableModels": ["llama-3-70b", "mistral-7b"],
     "queueDepth": 3,
-}
-_SAY_HELLO = [{"role": "user", "content": "Say hello."}]
-_REQUESTS: dict[str, dict[str, Any]] = {
-    "chat/completions": {"model": "llama-3-70b", "messages": _SAY_HELLO, "stream": True},
-    "completions": {"model": "llama-3-70b", "prompt": "Once upon a time", "max_tokens": 16},
-    "embeddings": {"model": "bge-m3", "input": "Hello"},
-    "responses": {"model": "llama-3-70b", "input": "Say hello."},
-}
-_IDS = {
-    "chat/completions": "create_chat_completion",
-    "completions": "create_completion",
-    "embeddings": "create_embeddings",
-    "responses": "create_response",
 }
 _PATHS = {
     "passport_id": _HEARTBEAT["passportId"],
@@ -57,37 +44,40 @@ _PATHS = {
     "period_id": "a3ed89e6-2311-462b-9c2b-13de36a4180d",
 }
 _DESCRIPTION = """\
-OpenAI's endpoint, served by the node where the request waits least. The body goes on untouched but for three things:
+Served by the node where the request waits least. The body goes on untouched but for three things:
 `model` (a model's name, alias or passport id) becomes the id that the node knows, `lucid` (what the request asks of its
 node) is taken out, and a stream's usage is asked for. Until the first byte a node that fails is replaced by another, at
-most twice; after it the stream ends with an error event and no `[DONE]`. The answer's headers name the job
-(`X-Lucid-Job`), the node (`X-Lucid-Node`) and how many attempts it took (`X-Lucid-Attempts`). `user`,
-`prompt_cache_key` or the header `X-Lucid-Session` tie requests to one node, whose cache knows them.
+most twice; after it the stream ends with an error event and without the event that says that it is done. The answer's
+headers name the job (`X-Lucid-Job`), the node (`X-Lucid-Node`) and how many attempts it took (`X-Lucid-Attempts`).
+`user`, `prompt_cache_key` or the header `X-Lucid-Session` tie requests to one node, whose cache knows them.
 """
 
 
 def lane_operations() -> dict[str, dict[str, Any]]:
     """Return the POST operation of each lane's path."""
-    inference = {path: _inference_operation(endpoint) for path, endpoint in ENDPOINTS.items()}
+    inference = {endpoint.path: _inference_operation(endpoint) for endpoint in ENDPOINTS.values()}
     return {PATH: _heartbeat_operation(), **inference}
 
 
-def _inference_operation(endpoint: str) -> dict[str, Any]:
+def _inference_operation(endpoint: InferenceEndpoint) -> dict[str, Any]:
     known = (ModelNotFound, NodeFailed, NodeTimeout, RoutingLoop, ModelUnavailable, Overloaded)
     errors = declare(*known, body=True)
-    example = {"plain": {"value": _REQUESTS[endpoint]}}
+    example = {"plain": {"value": endpoint.example}}
     body = {"schema": {"$ref": REFERENCE.format(model="InferenceBody")}, "examples": example}
     answer = {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {"schema": {"type": "string"}}}
     return {
         "tags": ["inference"],
-        "summary": endpoint.replace("/", " ").capitalize(),
-        "operationId": _IDS[endpoint],
+        "summary": endpoint.name.strip("/").replace("/", " ").capitalize(),
+        "operationId": endpoint.operation_id,
         "description": _DESCRIPTION,
         "security": [{"HTTPBearer": []}],
         "requestBody": {"required": True, "content": {"application/json": body}},
         "responses": {
             "200": {"description": "The node's answer, or its stream", "content": answer},
-            **{str(status): respond(error["description"], "OpenAiErrorAnswer") for status, error in errors.items()},
+            **{
+                str(status): respond(each["description"], _error_shape(endpoint.path))
+                for status, each in errors.items()
+            },
         },
     }
 
@@ -128,7 +118,7 @@ def _build(app: FastAPI) -> dict[str, Any]:
         servers=app.servers or None,
     )
     schemas = document["components"]["schemas"]
-    for model in (ErrorAnswer, Heartbeat, HeartbeatAnswer, InferenceBody, OpenAiErrorAnswer):
+    for model in (ErrorAnswer, Heartbeat, HeartbeatAnswer, InferenceBody, OpenAiErrorAnswer, AnthropicErrorAnswer):
         schemas.update(_schemas(model))
     schemas["InferenceBody"]["additionalProperties"] = True
     _describe_metadata(schemas)
@@ -138,7 +128,7 @@ def _build(app: FastAPI) -> dict[str, Any]:
     for path, operations in document["paths"].items():
         if path.startswith(PREFIX):
             for operation in operations.values():
-                _use_openai_errors(operation)
+                _use_inference_errors(operation, path)
     examples = json.loads((files("lucid_compute.server") / "openapi_examples.json").read_text(encoding="utf-8"))
     for operation in (op for path in document["paths"].values() for op in path.values()):
         _drop_default_422(operation)
@@ -171,11 +161,15 @@ def _describe_metadata(schemas: dict[str, Any]) -> None:
     schemas["PassportCreate"]["properties"]["metadata"] = described
 
 
-def _use_openai_errors(operation: dict[str, Any]) -> None:
-    """Give errors below `/v1` OpenAI's shape."""
+def _use_inference_errors(operation: dict[str, Any], path: str) -> None:
+    """Give errors below `/v1` the shape that its clients read."""
     for status, response in operation["responses"].items():
         if not status.startswith("2"):
-            operation["responses"][status] = respond(response["description"], "OpenAiErrorAnswer")
+            operation["responses"][status] = respond(response["description"], _error_shape(path))
+
+
+def _error_shape(path: str) -> str:
+    return "AnthropicErrorAnswer" if path.startswith(ANTHROPIC_PREFIX) else "OpenAiErrorAnswer"
 
 
 def _schemas(model: type[BaseModel]) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from lucid_compute.errors import (
 from lucid_compute.wire import ResponseShape, faults_from
 
 PREFIX = "/v1/"
+ANTHROPIC_PREFIX = "/v1/messages"
 REFERENCE = "#/components/schemas/{model}"
 _TYPES = {
     401: "authentication_error",
@@ -36,6 +37,9 @@ _TYPES = {
     404: "not_found_error",
     429: "rate_limit_error",
 }
+
+
+_ANTHROPIC_TYPES = _TYPES | {413: "request_too_large", 503: "overloaded_error", 504: "timeout_error"}
 
 
 def openai_body(error: LucidError) -> dict[str, Any]:
@@ -55,9 +59,30 @@ def openai_body(error: LucidError) -> dict[str, Any]:
     }
 
 
-def openai_bytes(error: LucidError) -> bytes:
-    """Return `openai_body` as JSON."""
-    return json.dumps(openai_body(error)).encode()
+def anthropic_body(error: LucidError) -> dict[str, Any]:
+    """Return the body of an error in Anthropic's shape, with our code, status and `details` added."""
+    status = error.http_status
+    fallback = "invalid_request_error" if status < 500 else "api_error"  # noqa: PLR2004 - as in `openai_body`
+    return {
+        "type": "error",
+        "error": {
+            "type": _ANTHROPIC_TYPES.get(status, fallback),
+            "message": error.message,
+            "code": error.code,
+            "status": status,
+            "details": error.details,
+        },
+    }
+
+
+def inference_body(error: LucidError, path: str) -> dict[str, Any]:
+    """Return the body of an error in the shape that the clients of an inference endpoint read."""
+    return anthropic_body(error) if path.startswith(ANTHROPIC_PREFIX) else openai_body(error)
+
+
+def inference_bytes(error: LucidError, path: str) -> bytes:
+    """Return `inference_body` as JSON."""
+    return json.dumps(inference_body(error, path)).encode()
 
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
@@ -130,8 +155,8 @@ def install(app: FastAPI) -> None:
 
 
 def answer(error: LucidError, *, path: str = "") -> JSONResponse:
-    """Return the response to an error; for a `path` below `/v1` in OpenAI's shape."""
-    body = openai_body(error) if path.startswith(PREFIX) else error.body()
+    """Return the response to an error; for a `path` below `/v1` in OpenAI's or Anthropic's shape."""
+    body = inference_body(error, path) if path.startswith(PREFIX) else error.body()
     return JSONResponse(body, status_code=error.http_status, headers=headers_of(error))
 
 

@@ -46,7 +46,9 @@ include-name = ["POST /keys", "POST /passports", "POST /passports:batchCreate", 
     "PATCH /passports/{passport_id}",
     "PUT /compute/models/{passport_id}", "GET /compute/metrics", "GET /compute/metrics/{passport_id}",
     "GET /payouts", "GET /payouts/losses", "GET /usage", "POST /payouts/periods",
-    "POST /match", "POST /v1/chat/completions", "POST /v1/completions", "POST /v1/embeddings", "POST /v1/responses"]
+    "POST /match", "POST /v1/chat/completions", "POST /v1/completions", "POST /v1/embeddings", "POST /v1/responses",
+    "POST /v1/messages", "POST /v1/messages/count_tokens", "POST /v1/rerank", "POST /v2/rerank", "POST /v1/score",
+    "POST /tokenize", "POST /detokenize"]
 checks.positive_data_acceptance.enabled = false
 """
 

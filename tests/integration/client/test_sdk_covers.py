@@ -10,6 +10,7 @@ from typing import Any
 from lucid_compute.client import AsyncLucid, Lucid
 from lucid_compute.client.call import ApiCall, PagedCall
 from lucid_compute.client.resources import Endpoint, PagedEndpoint
+from lucid_compute.gateway.endpoints import PATHS
 from tests.api import Api
 from tests.factories import heartbeat
 
@@ -18,10 +19,7 @@ FOR_OTHERS = {
     ("GET", "/metrics"),
     ("GET", "/v1/models"),
     ("GET", "/v1/models/ID"),
-    ("POST", "/v1/chat/completions"),
-    ("POST", "/v1/completions"),
-    ("POST", "/v1/embeddings"),
-    ("POST", "/v1/responses"),
+    *(("POST", path) for path in PATHS),
 }
 SAMPLES: dict[str, Any] = {
     "passport_id": "ID",

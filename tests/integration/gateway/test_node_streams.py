@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from lucid_compute.gateway.breakers import RetryBudgets
+from lucid_compute.gateway.endpoints import ENDPOINTS
 from lucid_compute.gateway.event_stream import MAX_HELD_BYTES, EventStream
 from lucid_compute.server.settings import Settings
 from tests.api import ADMIN_KEY, Api, open_api
@@ -144,7 +145,7 @@ def test_the_first_content_is_passed_on_at_once_with_what_was_held_back(path: st
     """Before the node says anything else, and nothing is lost."""
     held = {"responses": b'data: {"type":"response.created","response":{"error":null}}\n\n'}.get(path, ROLE)
     for content in CONTENTS[path]:
-        stream = EventStream(path, withholds_usage=True)
+        stream = EventStream(ENDPOINTS[path], withholds_usage=True)
         assert (stream.feed(COMMENT + held), stream.feed(held), stream.has_begun) == (b"", b"", False)
         assert (stream.feed(content), stream.has_begun) == (COMMENT + held + held + content, True)
         assert stream.feed(COMMENT) == COMMENT
@@ -152,13 +153,13 @@ def test_the_first_content_is_passed_on_at_once_with_what_was_held_back(path: st
 
 def test_what_is_held_back_is_bounded() -> None:
     """Comments are dropped, and an announcement that repeats a long request begins the answer."""
-    stream = EventStream("chat/completions", withholds_usage=True)
+    stream = EventStream(ENDPOINTS["chat/completions"], withholds_usage=True)
     for _ in range(1000):
         assert stream.feed(COMMENT * 100) == b""
         assert len(stream._held) <= MAX_HELD_BYTES
     assert stream.feed(piece("a")).endswith(piece("a"))
     created = b'data: {"type":"response.created","response":{"instructions":"' + b"x" * MAX_HELD_BYTES + b'"}}\n\n'
-    assert EventStream("responses", withholds_usage=False).feed(created) == created
+    assert EventStream(ENDPOINTS["responses"], withholds_usage=False).feed(created) == created
 
 
 TEXT = ROLE + piece("all of it")

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from lucid_compute.errors import InvalidRequest
 from lucid_compute.gateway.body_scan import STEP_BYTES, STEP_TOKENS, BodyScan
+from lucid_compute.gateway.endpoints import ENDPOINTS
 from lucid_compute.gateway.request_body import PARSED_BYTES, InferenceRequest, read_in_steps
 from tests.unit.gateway.test_request_body import ASKS, CHAT, RICH, bodies
 
@@ -21,7 +22,7 @@ SIZE = 1024 * 1024
 
 def read(body: bytes, endpoint: str = CHAT) -> InferenceRequest:
     """Return the request of a body that is read in steps."""
-    return asyncio.run(_read(read_in_steps(endpoint, body)))
+    return asyncio.run(_read(read_in_steps(ENDPOINTS[endpoint], body)))
 
 
 async def _read(request: Awaitable[InferenceRequest]) -> InferenceRequest:
@@ -37,7 +38,7 @@ async def _read(request: Awaitable[InferenceRequest]) -> InferenceRequest:
 @example(body=RICH, target="b")
 def test_a_large_body_becomes_what_a_small_one_becomes(body: bytes, target: str) -> None:
     """But for the order of its fields."""
-    plain, stepped = InferenceRequest(CHAT, body), read(body)
+    plain, stepped = InferenceRequest(ENDPOINTS[CHAT], body), read(body)
     for name in ("model", "session", "is_stream", "policy", "adds_usage", "choice_count", "max_tokens_out"):
         assert getattr(plain, name) == getattr(stepped, name)
     for asks_usage in (True, False):
@@ -50,7 +51,7 @@ def test_our_question_is_taken_back_to_what_the_client_wrote() -> None:
     """Also where the client sent the field, and in a body of any size."""
     for options in ({}, {"stream_options": None}, {"stream_options": {"include_usage": False, "x": 1}}):
         body = json.dumps({"model": "a", "stream": True, **options, "x": [1]}).encode()
-        for request in (InferenceRequest(CHAT, body), read(body)):
+        for request in (InferenceRequest(ENDPOINTS[CHAT], body), read(body)):
             assert json.loads(request.body_for("b"))["stream_options"]["include_usage"] is True
             unasked = json.loads(request.body_for("b", asks_usage=False))
             assert unasked == {"model": "b", "stream": True, **options, "x": [1]}
@@ -111,7 +112,7 @@ def test_what_is_refused_of_a_small_body_is_refused_of_a_large_one(body: bytes, 
 def test_the_prompts_of_a_large_body_are_counted(prompt: str, count: int) -> None:
     """Or more are thought possible, but never fewer."""
     body = f'{{"model":"a","max_tokens":7,"prompt":{prompt},"n":2}}'.encode()
-    for request in (read(body, "completions"), InferenceRequest("completions", body)):
+    for request in (read(body, "completions"), InferenceRequest(ENDPOINTS["completions"], body)):
         assert (request.choice_count, request.max_tokens_out) == (2 * count, 14 * count)
         assert json.loads(request.body_for("a")) == json.loads(body)
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from lucid_compute.egress.faults import EgressFault, FaultKind
+from lucid_compute.gateway.endpoints import ENDPOINTS
 from lucid_compute.gateway.event_stream import MAX_EVENT_BYTES, EventStream
 from lucid_compute.gateway.usage import Usage
 
@@ -48,7 +49,7 @@ def response(kind: str, **fields: Any) -> bytes:
 
 def pass_on(*blocks: bytes, endpoint: str = CHAT, withholds: bool = True) -> Seen:
     """Pass the blocks on, as the gateway does."""
-    stream = EventStream(endpoint, withholds_usage=withholds)
+    stream = EventStream(ENDPOINTS[endpoint], withholds_usage=withholds)
     output = b""
     for block in blocks:
         output += stream.feed(block)
@@ -260,13 +261,13 @@ def test_an_event_may_have_so_many_bytes_and_no_more() -> None:
     for size in (10_000, 65536, len(large)):
         blocks = [large[at : at + size] for at in range(0, len(large), size)]
         assert pass_on(*blocks, DONE).output == large + DONE
-    stream = EventStream(CHAT, withholds_usage=True)
+    stream = EventStream(ENDPOINTS[CHAT], withholds_usage=True)
     for _ in range(MAX_EVENT_BYTES // 1024):
         assert stream.feed(b"x" * 1024) == b""
     with pytest.raises(EgressFault) as caught:
         stream.feed(b"x")
     assert caught.value.kind is FaultKind.TOO_LARGE
-    small = EventStream(CHAT, withholds_usage=True, max_event_bytes=100)
+    small = EventStream(ENDPOINTS[CHAT], withholds_usage=True, max_event_bytes=100)
     assert small.feed(b"\n" + b"x" * 99) == b""
     with pytest.raises(EgressFault):
         small.feed(b"x")
@@ -296,7 +297,7 @@ def test_an_event_among_usual_ones_is_read_as_it_is_among_others(event: bytes, *
 
 def test_a_stream_whose_events_differ_is_learnt_from_a_few_times_only() -> None:
     """Its pieces are counted all the same."""
-    stream = EventStream(CHAT, withholds_usage=True)
+    stream = EventStream(ENDPOINTS[CHAT], withholds_usage=True)
     for number in range(100):
         stream.feed(text("a", created=number))
     assert stream.pieces == 100

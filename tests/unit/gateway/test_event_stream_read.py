@@ -8,6 +8,7 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lucid_compute.gateway.endpoints import ENDPOINTS
 from lucid_compute.gateway.event_stream import EventStream
 from lucid_compute.gateway.usage import Usage
 from tests.unit.gateway.test_event_stream import CHAT, DONE, USED, chunk
@@ -51,7 +52,7 @@ def test_it_is_understood_as_by_a_reader_of_every_event(
         has_begun |= any(choice["delta"]["content"] for choice in read.get("choices", ()))
     stream = (b"".join(events) + end).replace(b"\n", line_end)
     edges = sorted({0, *(cut for cut in cuts if cut < len(stream)), len(stream)})
-    taker = EventStream(CHAT, withholds_usage=withholds)
+    taker = EventStream(ENDPOINTS[CHAT], withholds_usage=withholds)
     output = b"".join(taker.feed(stream[a:b]) for a, b in pairwise(edges)) + taker.finish()
     assert output == ((kept + end).replace(b"\n", line_end) if has_begun else b"")
     assert (taker.usage, taker.has_ended, taker.failed) == (usage, bool(end), False)

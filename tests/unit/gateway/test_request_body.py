@@ -11,6 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lucid_compute.errors import InvalidRequest
+from lucid_compute.gateway.endpoints import ENDPOINTS
 from lucid_compute.gateway.request_body import InferenceRequest
 from lucid_compute.registry.routing_rules import NO_POLICY, RoutingPolicy
 
@@ -34,7 +35,7 @@ RICH = b"""{
 
 def read(body: bytes | dict[str, Any], endpoint: str = CHAT) -> InferenceRequest:
     """The request of a body."""
-    return InferenceRequest(endpoint, body if isinstance(body, bytes) else json.dumps(body).encode())
+    return InferenceRequest(ENDPOINTS[endpoint], body if isinstance(body, bytes) else json.dumps(body).encode())
 
 
 def test_a_body_goes_on_as_the_same_bytes_when_nothing_has_to_change() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from lucid_compute.egress.faults import EgressFault
 from lucid_compute.gateway import event_stream, node_json
+from lucid_compute.gateway.endpoints import ENDPOINTS
 from lucid_compute.gateway.event_stream import EventStream
 from lucid_compute.gateway.node_json import PARSED_BYTES, read_object
 
@@ -60,7 +61,7 @@ STREAMS = {
 def test_each_event_is_parsed_a_few_times_at_most(work: Work, name: str, endpoint: str) -> None:
     """Once for each question that it raises: an error, a usage, a finish, an end, content."""
     stream = STREAMS[name].replace(b"%d", b"7") * 20_000
-    taken = EventStream(endpoint, withholds_usage=True, choices=3)
+    taken = EventStream(ENDPOINTS[endpoint], withholds_usage=True, choices=3)
     for block in blocks_of(stream):
         taken.feed(block)
         assert len(taken._held) <= event_stream.MAX_HELD_BYTES
@@ -72,7 +73,7 @@ def test_each_event_is_parsed_a_few_times_at_most(work: Work, name: str, endpoin
 def test_one_event_is_searched_once_however_many_blocks_it_takes(work: Work, size: int) -> None:
     """And parsed in its beginning only."""
     lines = b'data: {"error":"usage","finish_reason":\ndata: "stop" ' * 30_000
-    taken = EventStream("chat/completions", withholds_usage=True)
+    taken = EventStream(ENDPOINTS["chat/completions"], withholds_usage=True)
     for block in (CONTENT, *blocks_of(lines, size)):
         taken.feed(block)
     assert work.events <= 3
@@ -82,7 +83,7 @@ def test_one_event_is_searched_once_however_many_blocks_it_takes(work: Work, siz
 
 def test_a_line_that_never_ends_is_bounded() -> None:
     """Before the first line end, nothing is known of the stream."""
-    taken = EventStream("chat/completions", withholds_usage=True, max_event_bytes=100_000)
+    taken = EventStream(ENDPOINTS["chat/completions"], withholds_usage=True, max_event_bytes=100_000)
     for _ in range(1000):
         assert taken.feed(b"x" * 100) == b""
     with pytest.raises(EgressFault):

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lucid_compute.gateway.endpoints import ENDPOINTS
 from lucid_compute.gateway.request_body import InferenceRequest
 from lucid_compute.gateway.usage import (
     TEMPLATE_TOKENS,
@@ -138,7 +139,7 @@ def test_what_is_no_json_counts_nothing_and_what_is_huge_is_counted_in_part() ->
     assert count_response(b'{"choices":' + b"[" * 5000 + b"]" * 5000 + b"}") == 0
     assert 0 < count_response(b'{"choices":"' + b"word " * 1_000_000 + b'"}') < 300_000
     body = json.dumps({"model": "a", "messages": [{"role": "user", "content": "word " * 1_000_000}]}).encode()
-    assert 0 < count_request(InferenceRequest("chat/completions", body)) < 300_000
+    assert 0 < count_request(InferenceRequest(ENDPOINTS["chat/completions"], body)) < 300_000
 
 
 @pytest.mark.parametrize(
@@ -162,7 +163,7 @@ def test_what_is_no_json_counts_nothing_and_what_is_huge_is_counted_in_part() ->
     ],
 )
 def test_no_more_tokens_are_believed_than_the_client_allowed(limits: Any, tokens_out: int, is_believed: bool) -> None:
-    request = InferenceRequest("chat/completions", json.dumps({"model": "m", **limits}).encode())
+    request = InferenceRequest(ENDPOINTS["chat/completions"], json.dumps({"model": "m", **limits}).encode())
     said = Usage(3, tokens_out)
     assert plausible_usage(said, request, DELIVERED) == (said if is_believed else None)
 
@@ -184,17 +185,17 @@ def test_no_more_tokens_are_believed_than_the_client_allowed(limits: Any, tokens
 def test_each_prompt_and_each_choice_of_a_completion_may_have_its_tokens(fields: Any, most: int) -> None:
     """A list of numbers is one prompt. A chat has no such fields."""
     body = json.dumps({"model": "m", "max_tokens": 5, **fields}).encode()
-    request = InferenceRequest("completions", body)
+    request = InferenceRequest(ENDPOINTS["completions"], body)
     assert plausible_usage(Usage(1, most), request, DELIVERED) == Usage(1, most)
     assert plausible_usage(Usage(1, most + 1), request, DELIVERED) is None
-    assert plausible_usage(Usage(1, 6), InferenceRequest("responses", body), DELIVERED) == (
+    assert plausible_usage(Usage(1, 6), InferenceRequest(ENDPOINTS["responses"], body), DELIVERED) == (
         Usage(1, 6) if fields.get("n") else None
     )
 
 
 def test_embeddings_have_no_tokens_out() -> None:
     """Whatever the node says, and whatever the client allows."""
-    request = InferenceRequest("embeddings", b'{"model":"m","input":"hi","max_tokens":9}')
+    request = InferenceRequest(ENDPOINTS["embeddings"], b'{"model":"m","input":"hi","max_tokens":9}')
     assert plausible_usage(Usage(3, 0), request, DELIVERED) == Usage(3, 0)
     assert plausible_usage(Usage(3, 1), request, DELIVERED) is None
 
@@ -221,7 +222,7 @@ NO_REFERENCES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("fields", [*REFERENCES.values(), *NO_REFERENCES.values()], ids=[*REFERENCES, *NO_REFERENCES])
 def test_no_more_tokens_in_are_believed_than_a_request_can_have(endpoint: str, fields: Any) -> None:
     """A byte each, and what a chat's template adds; a million more only for what the body refers to."""
-    request = InferenceRequest(endpoint, json.dumps({"model": "m", **fields}).encode())
+    request = InferenceRequest(ENDPOINTS[endpoint], json.dumps({"model": "m", **fields}).encode())
     template = TEMPLATE_TOKENS if endpoint in {"chat/completions", "responses"} else 0
     most = request.size + (UNSEEN_TOKENS if fields in REFERENCES.values() else template)
     assert plausible_usage(Usage(most, 0), request, 0) == Usage(most, 0)

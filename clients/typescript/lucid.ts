@@ -197,6 +197,13 @@ export interface NewKey {
   limits?: KeyLimits;
 }
 
+/** What is left out stays; null removes, also inside `limits`. */
+export interface KeyChanges {
+  name?: string;
+  expiresAt?: Instant | null;
+  limits?: KeyLimits | null;
+}
+
 export interface Key {
   id: string;
   name: string;
@@ -680,6 +687,11 @@ class Keys {
 
   list(query: { owner?: string } = {}, options: CallOptions = {}): Pages<Key> {
     return new Pages(this.#transport, "/keys", "keys", query, options);
+  }
+
+  /** Change a key's name, expiry or limits; its secret stays. */
+  update(id: string, changes: KeyChanges, options?: CallOptions): Promise<Key> {
+    return this.#transport.send({ method: "PATCH", path: pathOf("keys", id), body: changes }, options);
   }
 
   /** Give a key a new secret. The previous one stays valid for 24 hours, or ends `now`. The call is never repeated. */

@@ -142,6 +142,17 @@ export interface Availability {
   checkedAt: Instant;
   nodes: { passportId: string; eligible: boolean; reasons: Reason[] }[];
   summary: Record<string, number>;
+  /** Of a model with a route: the models that requests go to. */
+  route?: Variant[];
+}
+
+export interface Variant {
+  model: string;
+  modelPassportId: string;
+  /** null for a fallback. */
+  weight: number | null;
+  available: boolean;
+  served: boolean;
 }
 
 export interface NodeEvent {

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine
 from datetime import datetime
 from functools import partial
+from random import Random
 from typing import Any, NamedTuple
 
 from lucid_compute.accounting.jobs import Outcome
@@ -24,10 +25,14 @@ from lucid_compute.gateway.failures import are_passing, busy_count, error_of, is
 from lucid_compute.gateway.ranking import Ranking, narrow, rank
 from lucid_compute.gateway.request import Criteria, Failed, GatewayRequest, RunningRequest
 from lucid_compute.gateway.tracing import Span, end_choice
-from lucid_compute.registry.domain.passports import ModelFormat
+from lucid_compute.registry.domain.identity import Principal
+from lucid_compute.registry.domain.key_limits import is_model_allowed, require_model
+from lucid_compute.registry.domain.passports import ModelFormat, ModelPassport
 from lucid_compute.registry.fleet.fleet import Fleet, FleetNode
+from lucid_compute.registry.fleet.node_ring import place_of
 from lucid_compute.registry.matching_engine import ReasonCode
 from lucid_compute.registry.routing_rules import NO_POLICY, RoutingPolicy
+from lucid_compute.registry.variants import variants_of
 from lucid_compute.web.lanes import Wait
 
 MAX_ATTEMPTS = 3
@@ -56,16 +61,43 @@ class ServedRequest(RunningRequest):
 class Gateway:
     """Serves the requests of one replica."""
 
-    def __init__(self, context: GatewayContext, rank: Ranker = rank) -> None:
+    def __init__(self, context: GatewayContext, rank: Ranker = rank, chance: Random | None = None) -> None:
         self.context = context
         self.rank = rank
         self._retries = RetryBudgets()
         self._rankings: dict[tuple[tuple[str, str], RoutingPolicy, str], _SharedRanking] = {}
+        self._chance = chance or Random()  # noqa: S311 - it spreads requests, and makes no secret
         self.dispatcher = Dispatcher(context.fleet, context.stats)
         self.own_endpoints = context.client.own_endpoints
         self.faults: Counter[str] = Counter()
         self.retries = 0
         self.rejections_fresh_seconds = 0.5
+
+    def follow_route(self, request: GatewayRequest) -> None:
+        """Send the request to the models that its model's route names, if its key may use them.
+
+        A session stays with one of the weighted models, whichever nodes it has.
+
+        Raises:
+            ModelNotAllowed: the key may use none of them.
+        """
+        session = request.criteria.session
+        draw = self._chance.random() if session is None else draw_of(session)
+        request.use(self.variants_for(request.principal, request.model, draw))
+
+    def variants_for(self, principal: Principal, model: ModelPassport, draw: float) -> list[ModelPassport]:
+        """Return the models that requests for the model go to, in their order, without those that the key may not use.
+
+        Raises:
+            ModelNotAllowed: the model has a route, and the key may use none of its models.
+        """
+        variants, limits = variants_of(self.context.fleet, model, draw), principal.limits
+        if model.route is None:
+            return variants
+        allowed = [variant for variant in variants if is_model_allowed(limits, variant.known_as)]
+        if not allowed:
+            require_model(limits, variants[0].record.name, variants[0].known_as)
+        return allowed
 
     def count_request(self, key_id: str) -> None:
         """Count a request of a key that may be tried again."""
@@ -110,6 +142,9 @@ class Gateway:
         request.failed.append((node, fault.with_traceback(None)))  # else fault and frame would hold each other
         self.faults[fault.reason] += 1
         self._require_another(request)
+        if request.model.format is ModelFormat.API:
+            request.use(request.others)
+            return
         request.criteria.tried = {tried.state.id for tried, _ in request.failed if tried is not None}
 
     def _choose(self, served: ServedRequest, request: GatewayRequest, now: datetime) -> Exchange | Wait:
@@ -122,6 +157,9 @@ class Gateway:
             served.choice = request.span.child("choose")
         if request.model.format is ModelFormat.API:
             if not request.model.record.metadata.get("upstream"):
+                if request.others:
+                    _use_next(served, request)
+                    return self._choose(served, request, now)
                 name = request.model.record.name
                 raise ModelUnavailable(name, {ReasonCode.MODEL_NOT_SERVED: 1}, Shortage.NO_UPSTREAM)
             return self._begin(served, request, None, now)
@@ -129,7 +167,7 @@ class Gateway:
         return partial(self._search, served, request) if node is None else self._begin(served, request, node, now)
 
     async def _search(self, served: ServedRequest, request: GatewayRequest) -> None:
-        """Begin an attempt on a node that a search of all nodes finds.
+        """Begin an attempt on a node that a search of all nodes finds, or go on to the next model of the route.
 
         Raises:
             LucidError: there is none, or no further attempt may be made.
@@ -137,6 +175,10 @@ class Gateway:
         criteria, failed, clock = request.criteria, request.failed, self.context.clock
         node = await self.dispatcher.find(criteria, clock.now())
         if node is None:
+            if request.others:
+                _use_next(served, request)
+                return
+            criteria = request.routed_from or criteria
             if failed and (is_about_stored(failed) or not are_passing(failed)):
                 raise error_of(request, failed, ", and there is no other node")
             raise _unavailable(criteria, await self._rank_all(criteria), failed)
@@ -185,8 +227,8 @@ class Gateway:
         Raises:
             LucidError: the client has a part of its response, or the attempts are used up.
         """
-        failed = request.failed
-        if request.has_begun or len(failed) >= MAX_ATTEMPTS or request.model.format is ModelFormat.API:
+        failed, is_last = request.failed, request.model.format is ModelFormat.API and not request.others
+        if request.has_begun or len(failed) >= MAX_ATTEMPTS or is_last:
             raise error_of(request, failed)
         if failed[-1][1].kind is FaultKind.TOO_LARGE:  # and another node's answer would be as large
             raise error_of(request, failed)
@@ -201,6 +243,18 @@ class Gateway:
         if not _is_met_seldom(failed[-1][1]) and not self._retries.spend(request.principal.key_id, now):
             raise error_of(request, failed, ", and as many requests of this key as may be are tried again already")
         self.retries += 1
+
+
+def _use_next(served: ServedRequest, request: GatewayRequest) -> None:
+    """Go on to the next model of the route, after no node was chosen for the last one."""
+    if served.choice is not None:
+        served.choice.end()
+    request.use(request.others)
+
+
+def draw_of(session: str) -> float:
+    """Return which of a route's weighted models the session has, from 0 to 1 without 1, whichever nodes it has."""
+    return place_of(f"route of {session}") / 2**64
 
 
 def _is_met_seldom(fault: EgressFault) -> bool:

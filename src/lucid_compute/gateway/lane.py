@@ -219,6 +219,8 @@ class InferenceLane:
         request = admission.request = GatewayRequest(principal, inference, model, admission)
         request.span = admission.span
         request.identify(admission.job_id, _session_of(admission.headers, inference, principal), headers)
+        if model.route is not None:
+            self._gateway.follow_route(request)
         return request
 
     def _begin(self, admission: InferenceCall) -> None:

@@ -14,7 +14,7 @@ from lucid_compute import __version__
 from lucid_compute.compilation import FORM, PYTHON
 from lucid_compute.gateway.request_metrics import DURATION_BOUNDS, FIRST_TOKEN_BOUNDS
 from lucid_compute.registry.domain.node_state import NodeStatus
-from lucid_compute.registry.matching_engine import has_available_compute
+from lucid_compute.registry.variants import is_available
 from lucid_compute.server.metrics.http_middleware import BOUNDS
 from lucid_compute.server.metrics.worker_counts import MODEL_OUTCOMES, MODELS, Labels, WorkerCounts
 from lucid_compute.server.replica import Replica
@@ -140,9 +140,7 @@ class FleetCollector(Collector):
         """Yield the metrics of the fleet now."""
         now, fleet = self._replica.clock.now(), self._replica.fleet
         yield from self._nodes()
-        available = Counter(
-            has_available_compute(model, fleet.candidates(model, now), now) for model in fleet.models_newest_first()
-        )
+        available = Counter(is_available(fleet, model, now) for model in fleet.models_newest_first())
         models = GaugeMetricFamily("lucid_models", "Models, by whether they can be run right now", labels=["available"])
         for verdict in (True, False):
             models.add_metric([str(verdict).lower()], available[verdict])

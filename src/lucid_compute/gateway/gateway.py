@@ -24,6 +24,7 @@ from lucid_compute.gateway.exchange import Exchange
 from lucid_compute.gateway.failures import are_passing, busy_count, error_of, is_about_stored, soonest_seconds
 from lucid_compute.gateway.ranking import Ranking, narrow, rank
 from lucid_compute.gateway.request import Criteria, Failed, GatewayRequest, RunningRequest
+from lucid_compute.gateway.request_queue import Place, RequestQueue
 from lucid_compute.gateway.tracing import Span, end_choice
 from lucid_compute.registry.domain.identity import Principal
 from lucid_compute.registry.domain.key_limits import is_model_allowed, require_model
@@ -52,18 +53,26 @@ class _SharedRanking(NamedTuple):
 
 
 class ServedRequest(RunningRequest):
-    """A running request that the gateway serves: the attempt that runs, and the span of the last choice of a node."""
+    """A running request that the gateway serves: its attempt, its place in the queue, the span of the last choice."""
 
     exchange: Exchange | None = None
     choice: Span | None = None
+    place: Place | None = None
 
 
 class Gateway:
     """Serves the requests of one replica."""
 
-    def __init__(self, context: GatewayContext, rank: Ranker = rank, chance: Random | None = None) -> None:
+    def __init__(
+        self,
+        context: GatewayContext,
+        rank: Ranker = rank,
+        queue: RequestQueue | None = None,
+        chance: Random | None = None,
+    ) -> None:
         self.context = context
         self.rank = rank
+        self.queue = queue
         self._retries = RetryBudgets()
         self._rankings: dict[tuple[tuple[str, str], RoutingPolicy, str], _SharedRanking] = {}
         self._chance = chance or Random()  # noqa: S311 - it spreads requests, and makes no secret
@@ -72,6 +81,12 @@ class Gateway:
         self.faults: Counter[str] = Counter()
         self.retries = 0
         self.rejections_fresh_seconds = 0.5
+
+    def leave_queue(self, served: ServedRequest) -> None:
+        """Give up the request's place in the queue, if it has one."""
+        place, served.place = served.place, None
+        if place is not None and self.queue is not None:
+            self.queue.leave(place)
 
     def follow_route(self, request: GatewayRequest) -> None:
         """Send the request to the models that its model's route names, if its key may use them.
@@ -163,6 +178,11 @@ class Gateway:
                 name = request.model.record.name
                 raise ModelUnavailable(name, {ReasonCode.MODEL_NOT_SERVED: 1}, Shortage.NO_UPSTREAM)
             return self._begin(served, request, None, now)
+        if self.queue is not None and self.queue.must_wait(request.model.id, served.place):
+            if not request.others:
+                return partial(self._wait_for_turn, self.queue, served, request)
+            _use_next(served, request)
+            return self._choose(served, request, now)
         node = self.dispatcher.find_quickly(request.criteria, now)
         return partial(self._search, served, request) if node is None else self._begin(served, request, node, now)
 
@@ -179,10 +199,35 @@ class Gateway:
                 _use_next(served, request)
                 return
             criteria = request.routed_from or criteria
+            if self.queue is not None and await self._is_busy(criteria, failed):
+                await self._wait_for_turn(self.queue, served, request)
+                return
             if failed and (is_about_stored(failed) or not are_passing(failed)):
                 raise error_of(request, failed, ", and there is no other node")
             raise _unavailable(criteria, await self._rank_all(criteria), failed)
         self._begin(served, request, node, clock.now())
+
+    async def _is_busy(self, criteria: Criteria, failed: list[Failed]) -> bool:
+        """Return whether nodes are at their capacity and nothing else is in the way, so that waiting may help."""
+        if failed:
+            return busy_count(failed) == len(failed)
+        return (await self._rank_all(criteria)).shortage is Shortage.NODES_BUSY
+
+    async def _wait_for_turn(self, queue: RequestQueue, served: ServedRequest, request: GatewayRequest) -> None:
+        """Wait in the queue until the request may look for a node again, in all models of its route.
+
+        Raises:
+            ModelUnavailable: the queue is full, or the request has waited long enough.
+        """
+        criteria = request.routed_from or request.criteria
+        if served.choice is not None:
+            served.choice.end()
+        served.place = served.place or queue.enter(criteria.model.id, request.principal.key_id)
+        if served.place is None or not await queue.wait(served.place):
+            raise _unavailable(criteria, await self._rank_all(criteria), request.failed, is_busy=True)
+        if request.variants:
+            request.use(request.variants)
+        request.criteria.tried = ()  # nodes that were busy may be free
 
     def _begin(self, served: ServedRequest, request: GatewayRequest, node: FleetNode | None, now: datetime) -> Exchange:
         """Count the request on the node in the same turn in which it was chosen, so that no drain can come between.
@@ -192,6 +237,7 @@ class Gateway:
         """
         if served.choice is not None:
             end_choice(served.choice, node)
+        self.leave_queue(served)
         if request.failed:
             self._spend_retry(request)
         exchange = served.exchange = Exchange(self.context, request, node, len(request.failed) + 1, now)
@@ -267,9 +313,12 @@ def _is_met_seldom(fault: EgressFault) -> bool:
     return fault.kind is FaultKind.NODE_LEFT or (isinstance(fault, NodeBusy) and fault.retry_after_seconds > 0)
 
 
-def _unavailable(criteria: Criteria, ranking: Ranking, failed: list[Failed]) -> ModelUnavailable:
+def _unavailable(
+    criteria: Criteria, ranking: Ranking, failed: list[Failed], *, is_busy: bool = False
+) -> ModelUnavailable:
     """Return why no node may serve a request; the ranking may be a little older than what the request has met."""
-    rejections, shortage, busy = Counter(ranking.rejections), ranking.shortage, busy_count(failed)
+    rejections, shortage = Counter(ranking.rejections), ranking.shortage
+    busy = max(busy_count(failed), int(is_busy))
     if busy:
         rejections[ReasonCode.AT_CAPACITY] = max(rejections[ReasonCode.AT_CAPACITY], busy)
         shortage = Shortage.NODES_BUSY

@@ -91,7 +91,8 @@ class GatewayRequest:
     - `headers`: added to every response.
     - `span`: None if the request is not traced.
     - `tokens`: what it has cost so far.
-    - `routed_from`: the criteria of the first model of a route, `others` its models that were not tried yet.
+    - `routed_from`: the criteria of the first model of a route. `variants`: all its models that the key may
+      use. `others`: those of them that were not tried yet.
     - `failed`: the nodes of its attempts that failed, and how.
     - `avoids_idle`: an idle connection turned out to be closed, so the next attempts open new ones. Otherwise a node
       could receive the request a third time.
@@ -111,6 +112,7 @@ class GatewayRequest:
         "running",
         "span",
         "tokens",
+        "variants",
     )
 
     def __init__(
@@ -127,6 +129,7 @@ class GatewayRequest:
         self.avoids_idle = False
         self.failed: list[Failed] = []
         self.routed_from: Criteria | None = None
+        self.variants: list[ModelPassport] = []
         self.others: list[ModelPassport] = []
         self.criteria = Criteria(
             model,
@@ -155,6 +158,7 @@ class GatewayRequest:
             owner=former.owner,
         )
         self.routed_from = self.routed_from or self.criteria
+        self.variants = self.variants or variants
 
     def failed_alike(self, fault: EgressFault) -> bool:
         """Return whether another node failed in the same way, and may have failed because of the request."""

@@ -210,6 +210,7 @@ async def _manage(recorder: Recorder) -> None:
     """Record what admins do: keys, the audit trail, webhooks and periods."""
     key = await recorder.call("create_key", body={"name": "node 1", "owner": "acme", "scopes": ["compute"]})
     await recorder.call("list_keys")
+    await recorder.call("change_key", key["id"], body={"limits": {"requestsPerMinute": 600}})
     await recorder.call("rotate_key", key["id"], body={"now": False})
     await recorder.call("list_audit")
     webhook = await recorder.call("create_webhook", body={"url": "https://ops.example.com/lucid", "allOwners": True})

@@ -142,6 +142,17 @@ export interface Availability {
   checkedAt: Instant;
   nodes: { passportId: string; eligible: boolean; reasons: Reason[] }[];
   summary: Record<string, number>;
+  /** Of a model with a route: the models that requests go to. */
+  route?: Variant[];
+}
+
+export interface Variant {
+  model: string;
+  modelPassportId: string;
+  /** null for a fallback. */
+  weight: number | null;
+  available: boolean;
+  served: boolean;
 }
 
 export interface NodeEvent {
@@ -195,6 +206,13 @@ export interface NewKey {
   passportId?: string;
   expiresAt?: Instant;
   limits?: KeyLimits;
+}
+
+/** What is left out stays; null removes, also inside `limits`. */
+export interface KeyChanges {
+  name?: string;
+  expiresAt?: Instant | null;
+  limits?: KeyLimits | null;
 }
 
 export interface Key {
@@ -680,6 +698,11 @@ class Keys {
 
   list(query: { owner?: string } = {}, options: CallOptions = {}): Pages<Key> {
     return new Pages(this.#transport, "/keys", "keys", query, options);
+  }
+
+  /** Change a key's name, expiry or limits; its secret stays. */
+  update(id: string, changes: KeyChanges, options?: CallOptions): Promise<Key> {
+    return this.#transport.send({ method: "PATCH", path: pathOf("keys", id), body: changes }, options);
   }
 
   /** Give a key a new secret. The previous one stays valid for 24 hours, or ends `now`. The call is never repeated. */

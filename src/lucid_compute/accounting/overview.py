@@ -22,7 +22,7 @@ from lucid_compute.registry.domain.node_state import FRESH_WINDOW, NodeStatus
 from lucid_compute.registry.fleet.fleet import Fleet, FleetNode
 from lucid_compute.registry.fleet.replicas import OUTAGE_AFTER
 from lucid_compute.registry.keys.dependencies import Reader
-from lucid_compute.registry.matching_engine import has_available_compute, has_serving_compute
+from lucid_compute.registry.variants import is_available, is_served
 from lucid_compute.web.errors import declare
 from lucid_compute.web.provide import Provided
 from lucid_compute.web.turns import in_batches
@@ -137,8 +137,8 @@ def _count_models(fleet: Fleet, now: datetime) -> ModelCounts:
     models = fleet.models_newest_first()
     return ModelCounts(
         total=len(models),
-        available=sum(has_available_compute(model, fleet.candidates(model, now), now) for model in models),
-        served=sum(has_serving_compute(model, fleet.serving_candidates(model, now), now) for model in models),
+        available=sum(is_available(fleet, model, now) for model in models),
+        served=sum(is_served(fleet, model, now) for model in models),
     )
 
 

@@ -1,10 +1,10 @@
-"""`lucid keys`: create, list, rotate and revoke API keys, for admins."""
+"""`lucid keys`: create, list, edit, rotate and revoke API keys, for admins."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,13 +15,14 @@ from lucid_compute.cli.formatting import UNKNOWN, instant
 from lucid_compute.cli.lookup import complete_key, complete_node, get_key, get_node
 from lucid_compute.cli.output import Column, JsonOption, Listing, sentence, show, show_done, show_json, show_secret
 from lucid_compute.cli.time_arguments import read_future
+from lucid_compute.client.key_calls import KeyChanges
 from lucid_compute.registry.domain.identity import Scope
 from lucid_compute.registry.domain.key_limits import BudgetPeriod, KeyLimits
 from lucid_compute.registry.keys.shapes import KeyView, NewKey
 
 app = typer.Typer(
     cls=ListByDefault,
-    help="Create, list, rotate and revoke API keys; for admins.",
+    help="Create, list, edit, rotate and revoke API keys; for admins.",
     epilog="`lucid keys` alone is `lucid keys list`, with the same options.",
 )
 KeyArgument = Annotated[str, typer.Argument(metavar="ID", help="The key's id or name.", autocompletion=complete_key)]
@@ -36,6 +37,8 @@ ModelsOption = Annotated[
     list[str] | None,
     typer.Option(metavar="MODEL", help="A model that it may use, or a pattern: 'llama-*'; may be given again."),
 ]
+LimitOption = Annotated[str | None, typer.Option(metavar="N|none", help="From 1 on; `none` removes the limit.")]
+NONE, NEVER = "none", "never"
 COLUMNS = (
     Column("NAME", shortest=20),
     Column("OWNER", shortest=8),
@@ -106,6 +109,52 @@ def create_key(
     _show_key(created, as_json=as_json)
 
 
+@app.command("edit")
+def edit_key(
+    key_id: KeyArgument,
+    name: Annotated[str | None, typer.Option(help="Another name.")] = None,
+    expires: Annotated[
+        str | None, typer.Option(metavar="WHEN|never", help="An RFC 3339 instant, or a time such as 90d.")
+    ] = None,
+    requests_per_minute: LimitOption = None,
+    tokens_per_minute: LimitOption = None,
+    concurrency: LimitOption = None,
+    budget: Annotated[
+        str | None, typer.Option(metavar="USD/PERIOD|none", help="Such as 20/month or 1.5/day; `none` removes it.")
+    ] = None,
+    model: ModelsOption = None,
+    any_model: Annotated[bool, typer.Option("--any-model", help="Let it use every model.")] = False,
+    as_json: JsonOption = False,
+    api: ApiOption = None,
+    key: KeyOption = None,
+) -> None:
+    """Change a key's name, expiry or limits. Its secret and the limits that are not given stay."""
+    if model and any_model:
+        raise typer.BadParameter("Give either --model or --any-model.", param_hint="--any-model")
+    limits: dict[str, Any] = {
+        **_read_change("requestsPerMinute", requests_per_minute),
+        **_read_change("tokensPerMinute", tokens_per_minute),
+        **_read_change("concurrency", concurrency),
+        **({"budgetUsd": None, "budgetPeriod": None} if budget == NONE else _read_budget(budget)),
+        **({"models": model or None} if model or any_model else {}),
+    }
+    changes: KeyChanges = {}
+    if name is not None:
+        changes["name"] = name
+    if expires is not None:
+        changes["expires_at"] = None if expires == NEVER else read_future(expires)
+    if limits:
+        changes["limits"] = limits
+    if not changes:
+        raise typer.BadParameter("Say what to change, such as --requests-per-minute 600.")
+    with connected(api, key) as lucid:
+        changed = lucid.keys.update(get_key(lucid, key_id).id, **changes)
+    if as_json:
+        show_json(changed)
+    else:
+        show(Listing(COLUMNS, [_row(changed)]))
+
+
 @app.command("rotate")
 def rotate_key(
     key_id: KeyArgument,
@@ -134,6 +183,17 @@ def revoke_key(
         confirm(f"Revoke the key {found.name} ({found.id}) of {found.owner} for good?", is_agreed=yes)
         lucid.keys.revoke(found.id)
     show_done(f"The key {found.name} is revoked.", {"id": found.id, "revoked": True}, as_json=as_json)
+
+
+def _read_change(limit: str, text: str | None) -> dict[str, int | None]:
+    """Return the change of one limit as a patch has it; empty if it was not given."""
+    if text is None:
+        return {}
+    if text == NONE:
+        return {limit: None}
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise typer.BadParameter(f"{text!r} is no limit. Give a number from 1 on, or `{NONE}` for no limit.")
+    return {limit: int(text)}
 
 
 def _read_budget(text: str | None) -> dict[str, str]:

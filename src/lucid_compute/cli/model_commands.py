@@ -264,7 +264,8 @@ def match_parts(answer: MatchAnswer) -> list[RenderableType]:
     """Return the ranking, and each other node with every reason against it."""
     parts: list[RenderableType] = []
     if answer.chosen is not None:
-        parts.append(sentence(f"A request for {answer.model} would go to {answer.chosen.name}.", style="bold"))
+        by = "" if answer.served_by in (None, answer.model) else f", as {answer.served_by}"
+        parts.append(sentence(f"A request for {answer.model} would go to {answer.chosen.name}{by}.", style="bold"))
         parts += [sentence(""), Listing(RANK_COLUMNS, map(_ranked, answer.shortlist))]
     else:
         parts.append(sentence(f"A request for {answer.model} would be refused: no node may be sent it.", style="bold"))

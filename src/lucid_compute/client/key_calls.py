@@ -5,11 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from types import NoneType
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from lucid_compute.client.call import ApiCall, PagedCall, body_of, given, path_of, query_of
 from lucid_compute.registry.domain.key_limits import KeyLimits
-from lucid_compute.registry.keys.shapes import AuditList, AuditView, KeyCreate, KeyList, KeyRotate, KeyView, NewKey
+from lucid_compute.registry.keys.shapes import (
+    AuditList,
+    AuditView,
+    KeyCreate,
+    KeyList,
+    KeyPatch,
+    KeyRotate,
+    KeyView,
+    NewKey,
+)
+
+
+class KeyChanges(TypedDict, total=False):
+    """The fields that `update` can change. A field left out stays; None removes it, also inside `limits`."""
+
+    name: str
+    expires_at: datetime | None
+    limits: Mapping[str, Any] | None
 
 
 def create(
@@ -40,6 +57,11 @@ def list_(
     """Iterate over the keys that are not revoked, without their secrets."""
     query = query_of(owner=owner, sort_by=sort_by, sort_order=sort_order)
     return PagedCall(path="/keys", query=query, answer=KeyList, items=lambda page: page.keys)
+
+
+def update(key_id: str, **changes: Unpack[KeyChanges]) -> ApiCall[KeyView]:
+    """Change a key's name, expiry or limits; its secret stays. None removes, also inside `limits` (RFC 7396)."""
+    return ApiCall(method="PATCH", path=path_of("keys", key_id), body=body_of(KeyPatch, **changes), answer=KeyView)
 
 
 def rotate(key_id: str, *, now: bool = False) -> ApiCall[NewKey]:

@@ -134,6 +134,7 @@ class AsyncUsageResource(_Usage, AsyncResource):
 class _Keys:
     create = Endpoint(key_calls.create)
     list = PagedEndpoint(key_calls.list_)
+    update = Endpoint(key_calls.update)
     rotate = Endpoint(key_calls.rotate)
     revoke = Endpoint(key_calls.revoke)
 

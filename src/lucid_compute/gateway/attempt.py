@@ -11,16 +11,18 @@ from lucid_compute.egress.faults import TIMEOUTS, BadStatus, Blame, EgressFault,
 from lucid_compute.egress.lookups import SLOW_NAME_SECONDS
 from lucid_compute.gateway.context import GatewayContext
 from lucid_compute.gateway.endpoints import Billed
-from lucid_compute.gateway.event_stream import EventStream
+from lucid_compute.gateway.event_stream import EventStream, add_cost
 from lucid_compute.gateway.node_json import clients_own_status, error_in, is_answer, read_answer, read_object
 from lucid_compute.gateway.node_stats import ANY_ENDPOINT, Suspicion
 from lucid_compute.gateway.node_words import message_in, names_stored, refusal_of, says_no_model
 from lucid_compute.gateway.request import GatewayRequest
 from lucid_compute.gateway.tracing import end_attempt
 from lucid_compute.gateway.usage import Usage, charge, count_request, count_response, find_usage, plausible_usage
+from lucid_compute.registry.domain.prices import TokenPrice
 from lucid_compute.registry.fleet.fleet import FleetNode
 from lucid_compute.registry.routing_rules import id_on_node
 from lucid_compute.web.lanes import CutReason
+from lucid_compute.wire import write_money
 
 CLIENTS_OWN = frozenset({400, 413, 422})
 NOT_OFFERED = frozenset({404, 405, 501})
@@ -45,6 +47,7 @@ class Attempt:
         "_asks_usage",
         "_began_at",
         "_context",
+        "_has_told_price",
         "_job",
         "_node",
         "_node_id",
@@ -70,6 +73,7 @@ class Attempt:
         self._number_on_node = 0  # from `FleetStats.record_start`
         self._stream: EventStream | None = None
         # As the client did not, and unless the node is known to refuse that.
+        self._has_told_price = False  # in its stream, so nothing that follows changes it
         self._asks_usage = request.inference.adds_usage and not context.stats.refuses_question(self._question_id)
         self._span = None if request.span is None else request.span.child("attempt", is_outgoing=True)
         self._began_at = context.monotonic()
@@ -136,6 +140,8 @@ class Attempt:
     def record_tokens(self, usage: Usage | None, body: bytes = b"") -> None:
         """Record the tokens: the node's numbers if they are plausible, else our count of what was delivered."""
         job, stream = self._job, self._stream
+        if self._has_told_price:
+            return
         delivered_bytes = len(body) if stream is None else stream.delivered_bytes
         inference = self._request.inference
         if inference.endpoint.billed is Billed.NOTHING:
@@ -149,6 +155,19 @@ class Attempt:
             tokens_out = delivered if most is None else min(delivered, most)
         job.tokens_in = count_request(inference) if tokens_in is None else tokens_in
         job.tokens_out = tokens_out
+
+    def tell_price(self, usage: Usage, events: bytes) -> bytes:
+        """Return the events with the request's price beside its usage, if the client asked for that and it is the last.
+
+        What is told is what is billed.
+        """
+        price = self._price
+        if price is None or self._asks_usage or self._has_told_price:
+            return events
+        self.record_tokens(usage)
+        told = add_cost(events, write_money(price.of(self._job.tokens_in or 0, self._job.tokens_out or 0)))
+        self._has_told_price = told != events
+        return told
 
     def record_success(self) -> None:
         """Record that the node served the request, or refused it as the client's fault."""
@@ -198,14 +217,18 @@ class Attempt:
         job.latency_ms = (self._context.monotonic() - self._began_at) * 1000
         if job.tokens_in is not None:
             self._request.tokens += job.tokens_in + (job.tokens_out or 0)
-            if self._passport is not None:  # an upstream names no price
-                job.price_usd = charge(job, self._passport.price_of(self._request.model.known_as))
+            job.price_usd = charge(job, self._price)
         self._context.ledger.finish(job)
         self._context.metrics.record(job)
         if self._span is not None:
             end_attempt(self._span, job)
 
     # --- inside
+
+    @property
+    def _price(self) -> TokenPrice | None:
+        """The node's price for the model; None without one. An upstream names none."""
+        return None if self._passport is None else self._passport.price_of(self._request.model.known_as)
 
     def _uncount(self) -> None:
         if self._node_id is not None:

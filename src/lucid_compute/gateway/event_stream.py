@@ -374,6 +374,25 @@ def _blank_lines_of(event: bytes) -> bytes:
     return event[: len(event) - len(event.lstrip(b"\r\n"))]
 
 
+def add_cost(block: bytes, cost_usd: str) -> bytes:
+    """Return a block of events with `cost` in each usage that comes without choices, as OpenRouter writes it."""
+    return b"".join(_with_cost(event, cost_usd) for event in _events_of(block))
+
+
+def _with_cost(event: bytes, cost_usd: str) -> bytes:
+    if event.find(b'"usage"') < 0 or len(event) > PARSED_BYTES or event.count(b"data:") != 1:
+        return event
+    value = _read_event(event)
+    if value is None or value.get("choices", True) or not isinstance(value.get("usage"), dict):
+        return event
+    usage = {name: each for name, each in value.pop("usage").items() if name != "cost"}
+    before = json.dumps({**value, "usage": {**usage, "cost": 0}}, separators=(",", ":"))
+    written = before.removesuffix("0}}") + cost_usd + "}}"  # exact, which json can't write
+    at = event.find(b"data:")
+    line_end = _LINE_END.search(event, at)
+    return event[:at] + b"data: " + written.encode() + event[line_end.start() if line_end else len(event) :]
+
+
 def error_event(endpoint: InferenceEndpoint, error: dict[str, Any]) -> bytes:
     """Return the event that ends a broken stream; OpenAI's and Anthropic's clients raise it as an error."""
     if error.get("type") == "error":  # Anthropic's shape

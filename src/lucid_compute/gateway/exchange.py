@@ -18,6 +18,7 @@ from lucid_compute.gateway.request import GatewayRequest
 from lucid_compute.gateway.upstreams import Target
 from lucid_compute.registry.fleet.fleet import FleetNode
 from lucid_compute.web.lanes import CutReason, Wait
+from lucid_compute.wire import write_money
 
 FINISHED_SECONDS = 2.0  # of silence after every choice has finished; a usage may still come, and [DONE]
 JSON = b"application/json"
@@ -160,6 +161,8 @@ class Exchange(Attempt):
         self._record_served(accepts=response.status < MULTIPLE_CHOICES)
         self._close()
         headers = self._request.response_headers(JSON, self._node_id, self._number, len(response.body))
+        if self._job.price_usd is not None:
+            headers.append((b"x-lucid-price-usd", write_money(self._job.price_usd).encode()))
         self._running.succeed((response.status, headers, response.body))
 
     def _relay(self, connection: HttpConnection) -> None:
@@ -196,6 +199,8 @@ class Exchange(Attempt):
         events = stream.feed(block) if block else b""
         if stream.failed and not running.has_begun:
             events = b""
+        if events and stream.usage is not None:
+            events = self.tell_price(stream.usage, events)
         if stream.has_ended and connection.is_whole and events:
             self._end_stream(connection, stream, events)
             return True

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine
 from datetime import datetime
 from functools import partial
+from random import Random
 from typing import Any, NamedTuple
 
 from lucid_compute.accounting.jobs import Outcome
@@ -23,11 +24,16 @@ from lucid_compute.gateway.exchange import Exchange
 from lucid_compute.gateway.failures import are_passing, busy_count, error_of, is_about_stored, soonest_seconds
 from lucid_compute.gateway.ranking import Ranking, narrow, rank
 from lucid_compute.gateway.request import Criteria, Failed, GatewayRequest, RunningRequest
+from lucid_compute.gateway.request_queue import Place, RequestQueue
 from lucid_compute.gateway.tracing import Span, end_choice
-from lucid_compute.registry.domain.passports import ModelFormat
+from lucid_compute.registry.domain.identity import Principal
+from lucid_compute.registry.domain.key_limits import is_model_allowed, require_model
+from lucid_compute.registry.domain.passports import ModelFormat, ModelPassport
 from lucid_compute.registry.fleet.fleet import Fleet, FleetNode
+from lucid_compute.registry.fleet.node_ring import place_of
 from lucid_compute.registry.matching_engine import ReasonCode
 from lucid_compute.registry.routing_rules import NO_POLICY, RoutingPolicy
+from lucid_compute.registry.variants import variants_of
 from lucid_compute.web.lanes import Wait
 
 MAX_ATTEMPTS = 3
@@ -47,25 +53,66 @@ class _SharedRanking(NamedTuple):
 
 
 class ServedRequest(RunningRequest):
-    """A running request that the gateway serves: the attempt that runs, and the span of the last choice of a node."""
+    """A running request that the gateway serves: its attempt, its place in the queue, the span of the last choice."""
 
     exchange: Exchange | None = None
     choice: Span | None = None
+    place: Place | None = None
 
 
 class Gateway:
     """Serves the requests of one replica."""
 
-    def __init__(self, context: GatewayContext, rank: Ranker = rank) -> None:
+    def __init__(
+        self,
+        context: GatewayContext,
+        rank: Ranker = rank,
+        queue: RequestQueue | None = None,
+        chance: Random | None = None,
+    ) -> None:
         self.context = context
         self.rank = rank
+        self.queue = queue
         self._retries = RetryBudgets()
         self._rankings: dict[tuple[tuple[str, str], RoutingPolicy, str], _SharedRanking] = {}
+        self._chance = chance or Random()  # noqa: S311 - it spreads requests, and makes no secret
         self.dispatcher = Dispatcher(context.fleet, context.stats)
         self.own_endpoints = context.client.own_endpoints
         self.faults: Counter[str] = Counter()
         self.retries = 0
         self.rejections_fresh_seconds = 0.5
+
+    def leave_queue(self, served: ServedRequest) -> None:
+        """Give up the request's place in the queue, if it has one."""
+        place, served.place = served.place, None
+        if place is not None and self.queue is not None:
+            self.queue.leave(place)
+
+    def follow_route(self, request: GatewayRequest) -> None:
+        """Send the request to the models that its model's route names, if its key may use them.
+
+        A session stays with one of the weighted models, whichever nodes it has.
+
+        Raises:
+            ModelNotAllowed: the key may use none of them.
+        """
+        session = request.criteria.session
+        draw = self._chance.random() if session is None else draw_of(session)
+        request.use(self.variants_for(request.principal, request.model, draw))
+
+    def variants_for(self, principal: Principal, model: ModelPassport, draw: float) -> list[ModelPassport]:
+        """Return the models that requests for the model go to, in their order, without those that the key may not use.
+
+        Raises:
+            ModelNotAllowed: the model has a route, and the key may use none of its models.
+        """
+        variants, limits = variants_of(self.context.fleet, model, draw), principal.limits
+        if model.route is None:
+            return variants
+        allowed = [variant for variant in variants if is_model_allowed(limits, variant.known_as)]
+        if not allowed:
+            require_model(limits, variants[0].record.name, variants[0].known_as)
+        return allowed
 
     def count_request(self, key_id: str) -> None:
         """Count a request of a key that may be tried again."""
@@ -110,6 +157,9 @@ class Gateway:
         request.failed.append((node, fault.with_traceback(None)))  # else fault and frame would hold each other
         self.faults[fault.reason] += 1
         self._require_another(request)
+        if request.model.format is ModelFormat.API:
+            request.use(request.others)
+            return
         request.criteria.tried = {tried.state.id for tried, _ in request.failed if tried is not None}
 
     def _choose(self, served: ServedRequest, request: GatewayRequest, now: datetime) -> Exchange | Wait:
@@ -122,14 +172,22 @@ class Gateway:
             served.choice = request.span.child("choose")
         if request.model.format is ModelFormat.API:
             if not request.model.record.metadata.get("upstream"):
+                if request.others:
+                    _use_next(served, request)
+                    return self._choose(served, request, now)
                 name = request.model.record.name
                 raise ModelUnavailable(name, {ReasonCode.MODEL_NOT_SERVED: 1}, Shortage.NO_UPSTREAM)
             return self._begin(served, request, None, now)
+        if self.queue is not None and self.queue.must_wait(request.model.id, served.place):
+            if not request.others:
+                return partial(self._wait_for_turn, self.queue, served, request)
+            _use_next(served, request)
+            return self._choose(served, request, now)
         node = self.dispatcher.find_quickly(request.criteria, now)
         return partial(self._search, served, request) if node is None else self._begin(served, request, node, now)
 
     async def _search(self, served: ServedRequest, request: GatewayRequest) -> None:
-        """Begin an attempt on a node that a search of all nodes finds.
+        """Begin an attempt on a node that a search of all nodes finds, or go on to the next model of the route.
 
         Raises:
             LucidError: there is none, or no further attempt may be made.
@@ -137,10 +195,39 @@ class Gateway:
         criteria, failed, clock = request.criteria, request.failed, self.context.clock
         node = await self.dispatcher.find(criteria, clock.now())
         if node is None:
+            if request.others:
+                _use_next(served, request)
+                return
+            criteria = request.routed_from or criteria
+            if self.queue is not None and await self._is_busy(criteria, failed):
+                await self._wait_for_turn(self.queue, served, request)
+                return
             if failed and (is_about_stored(failed) or not are_passing(failed)):
                 raise error_of(request, failed, ", and there is no other node")
             raise _unavailable(criteria, await self._rank_all(criteria), failed)
         self._begin(served, request, node, clock.now())
+
+    async def _is_busy(self, criteria: Criteria, failed: list[Failed]) -> bool:
+        """Return whether nodes are at their capacity and nothing else is in the way, so that waiting may help."""
+        if failed:
+            return busy_count(failed) == len(failed)
+        return (await self._rank_all(criteria)).shortage is Shortage.NODES_BUSY
+
+    async def _wait_for_turn(self, queue: RequestQueue, served: ServedRequest, request: GatewayRequest) -> None:
+        """Wait in the queue until the request may look for a node again, in all models of its route.
+
+        Raises:
+            ModelUnavailable: the queue is full, or the request has waited long enough.
+        """
+        criteria = request.routed_from or request.criteria
+        if served.choice is not None:
+            served.choice.end()
+        served.place = served.place or queue.enter(criteria.model.id, request.principal.key_id)
+        if served.place is None or not await queue.wait(served.place):
+            raise _unavailable(criteria, await self._rank_all(criteria), request.failed, is_busy=True)
+        if request.variants:
+            request.use(request.variants)
+        request.criteria.tried = ()  # nodes that were busy may be free
 
     def _begin(self, served: ServedRequest, request: GatewayRequest, node: FleetNode | None, now: datetime) -> Exchange:
         """Count the request on the node in the same turn in which it was chosen, so that no drain can come between.
@@ -150,6 +237,7 @@ class Gateway:
         """
         if served.choice is not None:
             end_choice(served.choice, node)
+        self.leave_queue(served)
         if request.failed:
             self._spend_retry(request)
         exchange = served.exchange = Exchange(self.context, request, node, len(request.failed) + 1, now)
@@ -185,8 +273,8 @@ class Gateway:
         Raises:
             LucidError: the client has a part of its response, or the attempts are used up.
         """
-        failed = request.failed
-        if request.has_begun or len(failed) >= MAX_ATTEMPTS or request.model.format is ModelFormat.API:
+        failed, is_last = request.failed, request.model.format is ModelFormat.API and not request.others
+        if request.has_begun or len(failed) >= MAX_ATTEMPTS or is_last:
             raise error_of(request, failed)
         if failed[-1][1].kind is FaultKind.TOO_LARGE:  # and another node's answer would be as large
             raise error_of(request, failed)
@@ -203,6 +291,18 @@ class Gateway:
         self.retries += 1
 
 
+def _use_next(served: ServedRequest, request: GatewayRequest) -> None:
+    """Go on to the next model of the route, after no node was chosen for the last one."""
+    if served.choice is not None:
+        served.choice.end()
+    request.use(request.others)
+
+
+def draw_of(session: str) -> float:
+    """Return which of a route's weighted models the session has, from 0 to 1 without 1, whichever nodes it has."""
+    return place_of(f"route of {session}") / 2**64
+
+
 def _is_met_seldom(fault: EgressFault) -> bool:
     """Return whether another attempt makes no outage worse: the node is not asked again for a while, or was not asked.
 
@@ -213,9 +313,12 @@ def _is_met_seldom(fault: EgressFault) -> bool:
     return fault.kind is FaultKind.NODE_LEFT or (isinstance(fault, NodeBusy) and fault.retry_after_seconds > 0)
 
 
-def _unavailable(criteria: Criteria, ranking: Ranking, failed: list[Failed]) -> ModelUnavailable:
+def _unavailable(
+    criteria: Criteria, ranking: Ranking, failed: list[Failed], *, is_busy: bool = False
+) -> ModelUnavailable:
     """Return why no node may serve a request; the ranking may be a little older than what the request has met."""
-    rejections, shortage, busy = Counter(ranking.rejections), ranking.shortage, busy_count(failed)
+    rejections, shortage = Counter(ranking.rejections), ranking.shortage
+    busy = max(busy_count(failed), int(is_busy))
     if busy:
         rejections[ReasonCode.AT_CAPACITY] = max(rejections[ReasonCode.AT_CAPACITY], busy)
         shortage = Shortage.NODES_BUSY

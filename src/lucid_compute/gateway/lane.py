@@ -219,6 +219,8 @@ class InferenceLane:
         request = admission.request = GatewayRequest(principal, inference, model, admission)
         request.span = admission.span
         request.identify(admission.job_id, _session_of(admission.headers, inference, principal), headers)
+        if model.route is not None:
+            self._gateway.follow_route(request)
         return request
 
     def _begin(self, admission: InferenceCall) -> None:
@@ -410,6 +412,9 @@ class InferenceLane:
             if span is not None:  # one that has ended does not change
                 span.end(outcome)
         request = call.request
+        if self._gateway.queue is not None:
+            self._gateway.leave_queue(call)
+            self._gateway.queue.give_turn(NO_MODEL if request is None else request.model.id)
         if request is not None and request.principal.limits is not None:
             self._rates.charge_tokens(request.principal, request.tokens)
         call.request = call.exchange = None

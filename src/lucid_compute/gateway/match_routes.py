@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from fastapi import APIRouter
 
-from lucid_compute.errors import ModelNotFound
-from lucid_compute.gateway.gateway import Gateway
+from lucid_compute.errors import ModelNotAllowed, ModelNotFound
+from lucid_compute.gateway.dispatcher import Dispatcher
+from lucid_compute.gateway.gateway import Gateway, draw_of
 from lucid_compute.gateway.ranking import Ranked, rank
 from lucid_compute.gateway.request import Criteria
 from lucid_compute.gateway.request_body import policy_of
@@ -14,14 +17,14 @@ from lucid_compute.postgres.clock import DatabaseClock
 from lucid_compute.registry.fleet.fleet import Fleet
 from lucid_compute.registry.keys.dependencies import Inferrer
 from lucid_compute.registry.routing_rules import NO_POLICY
-from lucid_compute.registry.views import view_reason
+from lucid_compute.registry.views import view_reason, view_route
 from lucid_compute.web.errors import declare
 from lucid_compute.web.provide import Provided
 
 router = APIRouter(tags=["inference"])
 
 
-@router.post("/match", response_model=MatchAnswer, responses=declare(ModelNotFound, body=True))
+@router.post("/match", response_model=MatchAnswer, responses=declare(ModelNotFound, ModelNotAllowed, body=True))
 async def match(
     body: MatchRequest,
     fleet: Provided[Fleet],
@@ -33,13 +36,21 @@ async def match(
 
     A model of format api is served by its upstream, so it has no nodes. `chosen` is the best of the shortlist, or the
     node of the session that `user` names; a request may go to another whose wait is at most a quarter longer.
+
+    If the model has a route, the nodes are those of `servedBy`: the first of its models that can be served now, in
+    the order of `route`. That is the order of the session, or of the weights without one.
     """
     model = fleet.get_model(body.model)
     policy = NO_POLICY if body.lucid is None else policy_of(body.lucid)
     session = f"{principal.owner} {body.user}" if body.user else None
-    criteria = Criteria(model, policy, session=session, owner=principal.owner)
     now = clock.now()
     dispatcher = gateway.dispatcher
+    draw = 0.0 if session is None else draw_of(session)
+    choices = [
+        Criteria(variant, policy, session=session, owner=principal.owner)
+        for variant in gateway.variants_for(principal, model, draw)
+    ]
+    criteria = await _first_served(dispatcher, choices, now)
     ranking = await rank(fleet, dispatcher, criteria, now)
     shortlist = [_view(ranked) for ranked in ranking.shortlist]
     chosen = shortlist[0] if shortlist else None
@@ -48,6 +59,8 @@ async def match(
     return MatchAnswer(
         model=model.record.name,
         model_passport_id=model.id,
+        served_by=None if model.route is None else criteria.model.record.name,
+        route=view_route(fleet, model, now, draw),
         chosen=chosen,
         shortlist=shortlist,
         rejected=[
@@ -58,6 +71,16 @@ async def match(
         ],
         rejections=dict(ranking.rejections),
     )
+
+
+async def _first_served(dispatcher: Dispatcher, choices: list[Criteria], now: datetime) -> Criteria:
+    """Return the first of the models that a node may serve now, or an upstream; else the first of all."""
+    if len(choices) > 1:
+        for criteria in choices:
+            has_upstream = criteria.model.record.metadata.get("upstream") is not None
+            if has_upstream or await dispatcher.find(criteria, now) is not None:
+                return criteria
+    return choices[0]
 
 
 def _view(ranked: Ranked) -> RankedNode:

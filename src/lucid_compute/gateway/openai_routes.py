@@ -14,7 +14,7 @@ from lucid_compute.registry.domain.passports import ModelPassport
 from lucid_compute.registry.fleet.change_feed import ChangeFeed
 from lucid_compute.registry.fleet.fleet import Fleet
 from lucid_compute.registry.keys.dependencies import Inferrer
-from lucid_compute.registry.matching_engine import has_serving_compute
+from lucid_compute.registry.variants import is_served
 from lucid_compute.registry.views import view_model
 from lucid_compute.web.errors import declare
 from lucid_compute.web.provide import Provided
@@ -42,11 +42,7 @@ async def list_served_models(
 ) -> OpenAiModelList:
     """List the models that can be asked for right now, all of them unless a page is asked for."""
     now = clock.now()
-    served = [
-        m
-        for m in fleet.models_newest_first()
-        if m.record.is_active and has_serving_compute(m, fleet.serving_candidates(m, now), now)
-    ]
+    served = [m for m in fleet.models_newest_first() if m.record.is_active and is_served(fleet, m, now)]
     total, shown = len(served), served
     if page is not None or per_page is not None:
         size = per_page or 20

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from random import getrandbits
+from urllib.parse import quote
 
 from lucid_compute.accounting.jobs import Job
 from lucid_compute.egress.faults import Blame, EgressFault
@@ -72,6 +73,7 @@ class Criteria:
 
 
 _OF_STREAMS = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]  # nginx would hold events back
+_IN_HEADER = " !#$&'()*+,/:;<=>?@[]^`{|}"  # as they are; in names of models only letters of other scripts are escaped
 _VARIANT = 0b10 << 62  # RFC 9562's, in the upper bits of the id's second half
 
 
@@ -89,6 +91,8 @@ class GatewayRequest:
     - `headers`: added to every response.
     - `span`: None if the request is not traced.
     - `tokens`: what it has cost so far.
+    - `routed_from`: the criteria of the first model of a route. `variants`: all its models that the key may
+      use. `others`: those of them that were not tried yet.
     - `failed`: the nodes of its attempts that failed, and how.
     - `avoids_idle`: an idle connection turned out to be closed, so the next attempts open new ones. Otherwise a node
       could receive the request a third time.
@@ -102,10 +106,13 @@ class GatewayRequest:
         "inference",
         "job_id",
         "model",
+        "others",
         "principal",
+        "routed_from",
         "running",
         "span",
         "tokens",
+        "variants",
     )
 
     def __init__(
@@ -121,6 +128,9 @@ class GatewayRequest:
         self.tokens = 0
         self.avoids_idle = False
         self.failed: list[Failed] = []
+        self.routed_from: Criteria | None = None
+        self.variants: list[ModelPassport] = []
+        self.others: list[ModelPassport] = []
         self.criteria = Criteria(
             model,
             inference.policy,
@@ -134,6 +144,21 @@ class GatewayRequest:
         self.job_id = job_id
         self.criteria.session = session
         self.headers = headers
+
+    def use(self, variants: list[ModelPassport]) -> None:
+        """Ask for the first of these models, and later for the others in turn; `variants` is not empty."""
+        former, inference = self.criteria, self.inference
+        self.model, self.others = variants[0], variants[1:]
+        self.criteria = Criteria(
+            self.model,
+            inference.policy,
+            endpoint=inference.endpoint,
+            session=former.session,
+            is_stream=inference.is_stream,
+            owner=former.owner,
+        )
+        self.routed_from = self.routed_from or self.criteria
+        self.variants = self.variants or variants
 
     def failed_alike(self, fault: EgressFault) -> bool:
         """Return whether another node failed in the same way, and may have failed because of the request."""
@@ -156,5 +181,7 @@ class GatewayRequest:
         ]
         if node_id is not None:
             headers.append((b"x-lucid-node", node_id.encode()))
+        if self.routed_from is not None:
+            headers.append((b"x-lucid-model", quote(self.model.record.name, safe=_IN_HEADER).encode()))
         headers += [(b"content-length", b"%d" % length)] if length >= 0 else _OF_STREAMS
         return headers

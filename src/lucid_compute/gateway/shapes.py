@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from lucid_compute.registry.shapes import ModelView, ReasonView
+from lucid_compute.registry.shapes import ModelView, ReasonView, VariantView
 from lucid_compute.wire import (
     Flag,
     Identifier,
@@ -113,6 +113,8 @@ class MatchAnswer(ResponseShape):
 
     model: str
     model_passport_id: str
+    served_by: str | None = Field(default=None, description="The model that these nodes serve, if it has a route.")
+    route: list[VariantView] = Field(default=[], description="The models that requests go to, in their order.")
     chosen: RankedNode | None
     shortlist: list[RankedNode] = Field(description="The nodes that may, best first; at most 100.")
     rejected: list[RejectedNode] = Field(description="Nodes that name the model first; at most 100.")

@@ -12,10 +12,11 @@ from lucid_compute.registry.domain.passports import ModelFormat, ModelPassport
 from lucid_compute.registry.fleet.change_feed import ChangeFeed
 from lucid_compute.registry.fleet.fleet import Fleet
 from lucid_compute.registry.keys.dependencies import Anyone
-from lucid_compute.registry.matching_engine import ReasonCode, has_available_compute
+from lucid_compute.registry.matching_engine import ReasonCode
 from lucid_compute.registry.passport_routes import Tags, split_tags
 from lucid_compute.registry.search import ModelSearch, sorted_by
 from lucid_compute.registry.shapes import ModelAvailability, ModelList, ModelView
+from lucid_compute.registry.variants import is_available
 from lucid_compute.registry.views import Shown, explain_availability, view_model
 from lucid_compute.web.errors import declare
 from lucid_compute.web.lists import OptionalPageDependency, Order, OrderDependency, PageDependency
@@ -55,7 +56,7 @@ async def list_models(
     models = _find(fleet, criteria, order)
     if available is not None:
         expected = available == "true"
-        models = [m for m in models if has_available_compute(m, fleet.candidates(m, now), now) is expected]
+        models = [m for m in models if is_available(fleet, m, now) is expected]
     return ModelList(
         models=[view_model(fleet, model, viewer, now) for model in page.slice_of(models)],
         pagination=page.pagination(len(models)),

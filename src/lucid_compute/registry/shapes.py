@@ -162,6 +162,16 @@ class NodeEligibility(ResponseShape):
     reasons: list[ReasonView]
 
 
+class VariantView(ResponseShape):
+    """One of the models that a routed name stands for; `weight` is null for a fallback."""
+
+    model: str
+    model_passport_id: str
+    weight: int | None
+    available: bool
+    served: bool
+
+
 class ModelAvailability(ResponseShape):
     """Whether a model can be run right now, explained. `nodes` are the caller's own; an admin sees all.
 
@@ -174,6 +184,10 @@ class ModelAvailability(ResponseShape):
     nodes: list[NodeEligibility]
     summary: dict[str, int]
     pagination: Pagination | None = Field(default=None, description="Of `nodes`, when a page is asked for.")
+    route: list[VariantView] | None = Field(
+        default=None,
+        description="Of a model with a route: the models that requests go to. `nodes` and `summary` are its own.",
+    )
 
 
 class HeartbeatAnswer(ResponseShape):

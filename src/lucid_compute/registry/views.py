@@ -33,7 +33,9 @@ from lucid_compute.registry.shapes import (
     ReasonView,
     ReportedState,
     ResolvedDeclaration,
+    VariantView,
 )
+from lucid_compute.registry.variants import is_available, is_served, variants_of
 from lucid_compute.web.lists import PageRequest
 from lucid_compute.web.turns import in_turns
 
@@ -58,9 +60,26 @@ def view_model(fleet: Fleet, model: ModelPassport, viewer: Principal | None, now
     fields = _passport_fields(model.record, viewer)
     return ModelView(
         **fields,
-        available=has_available_compute(model, fleet.candidates(model, now), now),
-        served=has_serving_compute(model, fleet.serving_candidates(model, now), now),
+        available=is_available(fleet, model, now),
+        served=is_served(fleet, model, now),
     )
+
+
+def view_route(fleet: Fleet, model: ModelPassport, now: datetime, draw: float = 0.0) -> list[VariantView]:
+    """Return the models that the model's route names, in the order in which they are tried; empty without a route."""
+    if model.route is None:
+        return []
+    weights = dict(model.route.weights)
+    return [
+        VariantView(
+            model=each.record.name,
+            model_passport_id=each.id,
+            weight=next((weights[name] for name in (*each.known_as, each.record.name) if name in weights), None),
+            available=has_available_compute(each, fleet.candidates(each, now), now),
+            served=has_serving_compute(each, fleet.serving_candidates(each, now), now),
+        )
+        for each in variants_of(fleet, model, draw)
+    ]
 
 
 def view_node(health: Health, viewer: Principal, statistics: JobStatistics) -> NodeView:
@@ -133,15 +152,16 @@ async def explain_availability(
     listed.sort(key=lambda pair: (pair[0].record.has_ended, distance_of(pair[1]), pair[0].record.name))
     page = None if shown is None else shown.page
     availability = ModelAvailability(
-        available=has_available_compute(model, fleet.candidates(model, now), now),
-        served=has_serving_compute(model, fleet.serving_candidates(model, now), now),
+        available=is_available(fleet, model, now),
+        served=is_served(fleet, model, now),
         checked_at=now,
         nodes=[_view_eligibility(*pair) for pair in (listed if page is None else page.slice_of(listed))],
         summary=fleet.summarise_reasons(model, now),
     )
-    if page is None:
-        return availability
-    return availability.model_copy(update={"pagination": page.pagination(len(listed))})
+    more: dict[str, Any] = {} if page is None else {"pagination": page.pagination(len(listed))}
+    if model.route is not None:
+        more["route"] = view_route(fleet, model, now)
+    return availability.model_copy(update=more) if more else availability
 
 
 async def _reasons_of_nodes(

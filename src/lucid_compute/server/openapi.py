@@ -48,8 +48,9 @@ Served by the node where the request waits least. The body goes on untouched but
 `model` (a model's name, alias or passport id) becomes the id that the node knows, `lucid` (what the request asks of its
 node) is taken out, and a stream's usage is asked for. Until the first byte a node that fails is replaced by another, at
 most twice; after it the stream ends with an error event and without the event that says that it is done. The answer's
-headers name the job (`X-Lucid-Job`), the node (`X-Lucid-Node`) and how many attempts it took (`X-Lucid-Attempts`).
-`user`, `prompt_cache_key` or the header `X-Lucid-Session` tie requests to one node, whose cache knows them.
+headers name the job (`X-Lucid-Job`), the node (`X-Lucid-Node`), how many attempts it took (`X-Lucid-Attempts`)
+and the price (`X-Lucid-Price-Usd`; of a stream `usage.cost`, if its usage is asked for). `user`,
+`prompt_cache_key` or the header `X-Lucid-Session` tie requests to one node, whose cache knows them.
 """
 
 

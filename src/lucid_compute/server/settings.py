@@ -128,6 +128,16 @@ class Settings(BaseSettings):
         ge=1,
         description="Requests below /v1 that each worker serves at a time; more are answered 503 at once.",
     )
+    inference_queue: int = Field(
+        default=0,
+        ge=0,
+        le=100_000,
+        description="Requests below /v1 of each worker that may wait while all nodes of their model are at their "
+        "capacity; more, and all with 0, are answered 503 at once.",
+    )
+    inference_queue_seconds: float = Field(
+        default=10.0, gt=0, le=600, description="How long such a request waits at most."
+    )
     inference_max_body_mib: int = Field(
         default=32,
         ge=1,

@@ -26,6 +26,7 @@ from lucid_compute.gateway.gateway import Gateway
 from lucid_compute.gateway.node_stats import FleetStats
 from lucid_compute.gateway.prober import Prober
 from lucid_compute.gateway.request_metrics import RequestMetrics
+from lucid_compute.gateway.request_queue import RequestQueue
 from lucid_compute.gateway.tracing import Tracer
 from lucid_compute.gateway.upstreams import Upstreams
 from lucid_compute.gateway.watchdog import Watchdog
@@ -105,12 +106,17 @@ def build_replica(settings: Settings, database_url: str) -> Replica:
         rates=KeyRates(fleet.replicas, LimitShares(database_url, replica_id=shared.replica_id)),
         usage=build_usage(database),
         writes=_build_write_rates(settings),
-        gateway=Gateway(context),
+        gateway=Gateway(context, queue=_build_queue(settings)),
         prober=Prober(context.upstreams, context.client, spend),
         watchdog=Watchdog(keys, context, slow_reader_seconds=settings.slow_reader_seconds),
         webhooks=build_webhooks(database, shared.policy, clock, context.client.own_endpoints, spend),
         background=_build_background(shared, payouts),
     )
+
+
+def _build_queue(settings: Settings) -> RequestQueue | None:
+    most = settings.inference_queue
+    return RequestQueue(most, settings.inference_queue_seconds) if most else None
 
 
 def _build_sweep(shared: _SharedParts, keys: KeyStore) -> Sweep:

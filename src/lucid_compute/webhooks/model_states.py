@@ -18,7 +18,7 @@ from lucid_compute.registry.domain.event_types import WebhookEvent
 from lucid_compute.registry.domain.passports import ModelFormat
 from lucid_compute.registry.events import ENQUEUE
 from lucid_compute.registry.fleet.fleet import Fleet
-from lucid_compute.registry.matching_engine import has_available_compute
+from lucid_compute.registry.variants import is_available
 from lucid_compute.web.turns import in_batches
 
 SETTLE_TIME = timedelta(seconds=5)
@@ -113,13 +113,13 @@ class ModelStateRecorder:
             for model in batch:
                 if self._fleet.find_model(model.id) is None:
                     continue
-                is_available = has_available_compute(model, self._fleet.candidates(model, now), now)
-                if self._written.get(model.id) is is_available:
+                is_now = is_available(self._fleet, model, now)
+                if self._written.get(model.id) is is_now:
                     self._seen.pop(model.id, None)
                     continue
                 seen = self._seen.get(model.id)
-                if seen is None or seen.is_available is not is_available:
-                    seen = self._seen[model.id] = ModelChange(model.id, is_available, now)
+                if seen is None or seen.is_available is not is_now:
+                    seen = self._seen[model.id] = ModelChange(model.id, is_now, now)
                 if now - seen.since >= SETTLE_TIME:
                     due.append(seen)
         return due

@@ -23,6 +23,38 @@ async def gateway(database_url: str) -> AsyncIterator[Gateway]:
             yield opened
 
 
+async def edit_keys(admin: CommandLine) -> None:
+    """Change the limits of a key and back, and give what can't be."""
+    await admin("keys", "create", "edited", "--owner", "another", "--scope", "inference:run", "--concurrency", "4")
+    changes = (
+        "--requests-per-minute",
+        "600",
+        "--concurrency",
+        "none",
+        "--expires",
+        "90d",
+        "--model",
+        "a",
+        "--model",
+        "b",
+    )
+    shown = (await admin("keys", "edit", "edited", *changes, "--budget", "2/day")).out
+    assert "600/min, $2/day, models a b" in " ".join(shown.split())
+    bare = ("--requests-per-minute", "none", "--budget", "none", "--any-model", "--expires", "never", "--name", "bare")
+    edited = (await admin("keys", "edit", "edited", *bare, "--json")).json
+    assert (edited["name"], edited["limits"], edited["expiresAt"], "key" in edited) == ("bare", None, None, False)
+    for wrong in (
+        (),
+        ("--concurrency", "0"),
+        ("--concurrency", "many"),
+        ("--budget", "5"),
+        ("--expires", "soon"),
+        ("--model", "a", "--any-model"),
+    ):
+        refused = await admin("keys", "edit", "bare", *wrong)
+        assert (refused.status, "Traceback" in refused.err) == (2, False), wrong
+
+
 async def test_an_owner_sees_what_its_keys_have_used(gateway: Gateway, tmp_path: Path) -> None:
     """As a table, as CSV and as JSON; with the budgets of its keys."""
     admin = CommandLine(gateway.served.url, gateway.served.admin_key, tmp_path)
@@ -38,6 +70,7 @@ async def test_an_owner_sees_what_its_keys_have_used(gateway: Gateway, tmp_path:
     for wrong in ("20", "20/year", "/"):
         refused = await admin("keys", "create", "k", "--owner", "o", "--scope", "compute", "--budget", wrong)
         assert refused.status == 2, wrong
+    await edit_keys(admin)
     consumer = CommandLine(gateway.served.url, made.out.strip(), tmp_path)
     empty = (await consumer("usage")).out
     assert "No requests of customer" in empty

@@ -184,6 +184,9 @@ async def test_a_keys_life_is_seen_through_the_sdk(served: Served, kind: Kind) -
         )
         assert made.limits.requests_per_minute == 600
         assert [key.id for key in await client.ask(lambda lucid: lucid.keys.list(owner=owner))] == [made.id]
+        patch = {"requests_per_minute": None, "concurrency": 4}
+        changed = await client.ask(lambda lucid: lucid.keys.update(made.id, name="renamed", limits=patch))
+        assert (changed.name, changed.limits.requests_per_minute, changed.limits.concurrency) == ("renamed", None, 4)
         rotated = await client.ask(lambda lucid: lucid.keys.rotate(made.id, now=True))
         assert rotated.key != made.key
         await _refused(served, kind, made.key)
@@ -192,7 +195,7 @@ async def test_a_keys_life_is_seen_through_the_sdk(served: Served, kind: Kind) -
         await client.ask(lambda lucid: lucid.keys.revoke(made.id))
         await _refused(served, kind, rotated.key)
         actions = [change.action for change in await client.ask(lambda lucid: lucid.audit(target_id=made.id))]
-        assert actions == ["key.revoke", "key.rotate", "key.create"]
+        assert actions == ["key.revoke", "key.rotate", "key.change", "key.create"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -102,6 +102,7 @@ import { BudgetExceeded, Conflict, Forbidden, InvalidRequest, Lucid, LucidError,
 const lucid = new Lucid({ baseUrl: process.argv[2] ?? process.env.URL, apiKey: process.env.KEY });
 const limits = { concurrency: 2, budgetUsd: "1.5", budgetPeriod: "day", models: ["llama-*"] };
 const key = await lucid.keys.create({ name: "k", owner: "javascript", scopes: ["inference:run"], limits });
+const edited = await lucid.keys.update(key.id, { name: "n", limits: { concurrency: null, requestsPerMinute: 9 } });
 const rotated = await lucid.keys.rotate(key.id, { now: true });
 const consumer = new Lucid({ baseUrl: process.env.URL, apiKey: rotated.key });
 const usage = await consumer.usage.get({ groupBy: ["day", "model"], from: "-7d" });
@@ -125,7 +126,8 @@ await lucid.passports.update(changed.id, { description: "d" });
 await lucid.passports.revoke(changed.id);
 await lucid.keys.revoke(key.id);
 console.log(JSON.stringify({
-  limits: key.limits, budgets: usage.budgets.length, csv, mine, errors, matched, same: changed.id === again.id,
+  limits: key.limits, edited: [edited.name, edited.limits.concurrency, edited.limits.requestsPerMinute],
+  budgets: usage.budgets.length, csv, mine, errors, matched, same: changed.id === again.id,
   status: (await lucid.passports.get(changed.id)).status,
 }));
 """
@@ -154,6 +156,7 @@ async def test_keys_usage_and_errors_are_those_of_the_contract_also_without_type
         "models": ["llama-*"],
     }
     assert (found["budgets"], found["mine"], found["same"], found["status"]) == (1, [], True, "revoked")
+    assert found["edited"] == ["n", None, 9]
     assert found["csv"].startswith("requests,completed,errors,cancelled,tokensIn,tokensOut,priceUsd")
     assert found["errors"] == [
         ["Conflict", "PASSPORT_EXISTS", 409, "string"],

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from lucid_compute.registry.domain.prices import total
-from tests.fault_answers import respond, unfinished_chat
+from tests.fault_answers import respond, respond_in_chunks, unfinished_chat
 from tests.fault_node import Behaviour, Ending, FaultNode
 from tests.gateway import Gateway, chat_answer
 from tests.lucid_serve import eventually
@@ -85,6 +85,49 @@ async def test_a_request_that_is_tried_again_costs_once(gateway: Gateway) -> Non
         assert (await gateway.chat(model)).headers["x-lucid-attempts"] == "2"
         assert await charged(gateway, model, 2) == [None, Decimal("0.00012")]
         assert {line["jobs"] for line in await owed(gateway, model)} == {1}
+
+
+async def test_a_response_says_its_price(gateway: Gateway) -> None:
+    """A whole one in a header, and none that has no price: what is told is what the ledger has."""
+    async with FaultNode(SAID) as node, FaultNode(SAID) as free:
+        model, unpriced = await gateway.add_model(), await gateway.add_model()
+        await gateway.add_node(node.url, model, **priced(model, "0.001", "0.0025"))
+        await gateway.add_node(free.url, unpriced)
+        assert Decimal((await gateway.chat(model)).headers["x-lucid-price-usd"]) == Decimal("0.00015")
+        assert await charged(gateway, model) == [Decimal("0.00015")]
+        assert "x-lucid-price-usd" not in (await gateway.chat(unpriced)).headers
+        node.behaviour = Behaviour(answer=respond(b'{"error": {"message": "no"}}', status=400))
+        assert "x-lucid-price-usd" not in (await gateway.chat(model)).headers
+
+
+@pytest.mark.parametrize(
+    ("usage", "ends"),
+    [
+        ({"prompt_tokens": 10, "completion_tokens": 2}, True),
+        ({"prompt_tokens": 10, "completion_tokens": 10**7, "cost": 5}, True),
+        ({"prompt_tokens": 10, "completion_tokens": 2}, False),
+    ],
+)
+async def test_a_stream_whose_usage_is_asked_for_says_its_price(
+    gateway: Gateway, usage: dict[str, Any], ends: bool
+) -> None:
+    """It is what the ledger has, also of a usage that can't be, and of a stream that breaks off afterwards."""
+    events = [
+        {"choices": [{"index": 0, "delta": {"content": "said"}, "finish_reason": None}]},
+        {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop" if ends else None}]},
+        {"choices": [], "usage": usage},
+    ]
+    sent = [f"data: {json.dumps(event)}\n\n".encode() for event in events] + [b"data: [DONE]\n\n"] * ends
+    answer = respond_in_chunks(*sent, ends=ends)
+    async with FaultNode(Behaviour(answer=answer, ending=Ending.CLOSE)) as node:
+        model = await gateway.add_model()
+        await gateway.add_node(node.url, model, **priced(model, "0.001", "0.0025"))
+        asked = await gateway.chat(model, stream=True, stream_options={"include_usage": True})
+        (told,) = [json.loads(line[6:], parse_float=Decimal) for line in asked.text.splitlines() if '"cost"' in line]
+        assert told["usage"] == {**usage, "cost": told["usage"]["cost"]}
+        assert await charged(gateway, model) == [told["usage"]["cost"]]
+        assert "x-lucid-price-usd" not in asked.headers
+        assert "cost" not in (await gateway.chat(model, stream=True)).text
 
 
 @pytest.mark.parametrize(("texts", "delivered"), [(("one", " two", " three"), 3), (("",), None)])

@@ -78,6 +78,23 @@ async def test_requests_at_once_are_limited(api: Api, entrance: Entrance) -> Non
         assert (await ask(limited)).status_code == 200
 
 
+async def test_changed_limits_hold_for_the_next_request(api: Api, entrance: Entrance) -> None:
+    """Also for a key whose limit is spent: what it has used counts on, and the headers say what is left."""
+    async with FaultNode() as node:
+        await add_node(api, node)
+        limited = await key_with(api, entrance, requestsPerMinute=1)
+        key_id = str(limited.key).split("_")[2]
+        assert (await ask(limited)).status_code == 200
+        assert (await ask(limited)).status_code == 429
+        changed = await api.http.patch(f"/keys/{key_id}", json={"limits": {"requestsPerMinute": 3}})
+        assert changed.status_code == 200, changed.text
+        served = await ask(limited)
+        assert (served.status_code, served.headers["x-ratelimit-remaining-requests"]) == (200, "1")
+        await api.http.patch(f"/keys/{key_id}", json={"limits": {"models": ["other"], "requestsPerMinute": None}})
+        assert (await ask(limited)).status_code == 403
+        assert (await ask(limited, "other")).status_code == 200
+
+
 async def test_a_spent_budget_refuses_until_its_period_ends(api: Api, entrance: Entrance) -> None:
     """The first request costs more than the budget. The next is 429 and names when the budget is full again."""
     async with FaultNode() as node:

@@ -11,7 +11,7 @@ import pytest
 
 from lucid_compute.gateway.breakers import RetryBudgets
 from lucid_compute.gateway.endpoints import ENDPOINTS
-from lucid_compute.gateway.event_stream import MAX_HELD_BYTES, EventStream
+from lucid_compute.gateway.event_stream import MAX_HELD_BYTES, EventStream, add_cost
 from lucid_compute.server.settings import Settings
 from tests.api import ADMIN_KEY, Api, open_api
 from tests.fault_answers import EVENTS, OK_BODY, respond, respond_in_chunks, respond_until_close
@@ -285,7 +285,8 @@ async def test_the_usage_that_we_ask_for_is_withheld_in_every_shape(api: Api) ->
             for blocks in ([TEXT, STOP, usage, DONE], [TEXT + STOP + usage + DONE]):
                 assert (await ask_badly(pair, *blocks)).content == TEXT + STOP + DONE
             response = await ask(api, stream=True, stream_options={"include_usage": True})
-            assert response.content == TEXT + STOP + usage + DONE
+            assert response.content == TEXT + STOP + add_cost(usage, "0.007") + DONE
+            assert (b'"cost":0.007}' in response.content) is (b'"choices":[]' in usage or b'"choices":null' in usage)
         every = piece("a", usage=USED) + piece("b", usage=USED)
         assert (await ask_badly(pair, ROLE, every, STOP, USAGE, DONE)).content == ROLE + every + STOP + DONE
         jobs = await jobs_of(api, 3 * len(shapes) + 1)

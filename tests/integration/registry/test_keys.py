@@ -170,6 +170,78 @@ async def test_an_unknown_key_is_not_found(api: Api) -> None:
             assert (answer.status_code, error_code(answer)) == (404, "KEY_NOT_FOUND"), key_id
 
 
+async def change(api: Api, key_id: str, **fields: Any) -> Any:
+    """Change a key; return the raw response."""
+    return await api.http.patch(f"/keys/{key_id}", json=fields)
+
+
+async def test_a_key_is_changed_without_another_secret(api: Api) -> None:
+    """What is left out stays, null removes, also inside the limits; the answer has no secret."""
+    made = (await make(api, limits={"requestsPerMinute": 60, "concurrency": 4})).json()
+    until = "2031-01-31T12:00:00.000Z"
+    changed = (await change(api, made["id"], name="renamed", expiresAt=until, limits={"concurrency": None})).json()
+    assert changed == {
+        **{name: value for name, value in made.items() if name != "key"},
+        "name": "renamed",
+        "expiresAt": until,
+        "limits": {**made["limits"], "concurrency": None},
+    }
+    assert await status_with(api, made["key"]) == 200
+    budget = {"budgetUsd": "2.50", "budgetPeriod": "day"}
+    assert (await change(api, made["id"], limits=budget)).json()["limits"] == {
+        **made["limits"],
+        "concurrency": None,
+        **budget,
+    }
+    assert (await change(api, made["id"], limits={"budgetUsd": "3"})).json()["limits"]["budgetPeriod"] == "day"
+    bare = (await change(api, made["id"], limits=None, expiresAt=None)).json()
+    assert (bare["limits"], bare["expiresAt"], bare["name"]) == (None, None, "renamed")
+    assert (await change(api, made["id"])).json() == bare
+    assert (await change(api, made["id"], limits={"models": None})).json()["limits"] is None
+    listed = (await api.http.get("/keys?owner=acme")).json()["keys"]
+    assert [key for key in listed if key["id"] == made["id"]] == [bare]
+
+
+async def test_a_change_that_cannot_be_is_refused_and_changes_nothing(api: Api) -> None:
+    made = (await make(api, limits={"requestsPerMinute": 60})).json()
+    for fields, path in (
+        ({"name": None}, "name"),
+        ({"name": ""}, "name"),
+        ({"expiresAt": "2020-01-31T12:00:00Z"}, "expiresAt"),
+        ({"expiresAt": "tomorrow"}, "expiresAt"),
+        ({"limits": {"requestsPerMinute": 0}}, "limits.requestsPerMinute"),
+        ({"limits": {"budgetUsd": "2"}}, "limits"),
+        ({"limits": {"budgetUsd": 0, "budgetPeriod": "day"}}, "limits"),
+        ({"limits": {"models": []}}, "limits.models"),
+        ({"limits": {"unknown": 1}}, "limits.unknown"),
+        ({"limits": 5}, "limits"),
+        ({"scopes": ["admin"]}, "scopes"),
+        ({"owner": "rival"}, "owner"),
+    ):
+        assert first_fault(await change(api, made["id"], **{"name": "other", **fields})) == path, fields
+    (found,) = (await api.http.get("/keys?owner=acme")).json()["keys"]
+    assert (found["name"], found["limits"]) == ("k", made["limits"])
+    (bootstrap,) = (await api.http.get("/keys?owner=admin")).json()["keys"]
+    assert first_fault(await change(api, bootstrap["id"], expiresAt=None)) == "keyId"
+    await api.http.delete(f"/keys/{made['id']}")
+    for key_id in (made["id"], "unknown", "%00", "a" * 300):
+        assert error_code(await change(api, key_id, name="other")) == "KEY_NOT_FOUND"
+
+
+async def test_an_expiry_is_changed_in_time_and_afterwards(api: Api) -> None:
+    """A key that has expired is valid again when its expiry moves; each change is an audit row with its fields."""
+    made = (await make(api)).json()
+    soon = (api.replica.clock.now() + timedelta(seconds=1)).isoformat().replace("+00:00", "Z")
+    assert (await change(api, made["id"], expiresAt=soon)).status_code == 200
+    await until_status(api, made["key"], 401)
+    assert (await change(api, made["id"], expiresAt=None, name="longer")).status_code == 200
+    assert await status_with(api, made["key"]) == 200
+    rows = (await api.http.get("/audit", params={"targetId": made["id"]})).json()["events"]
+    assert [row["action"] for row in rows] == ["key.change", "key.change", "key.create"]
+    assert [row["details"] for row in rows[:2]] == [{"fields": ["expiresAt", "name"]}, {"fields": ["expiresAt"]}]
+    assert rows[0]["beforeHash"] == rows[1]["afterHash"] != rows[0]["afterHash"]
+
+
 async def test_a_bound_key_changes_its_one_node_and_no_other(api: Api) -> None:
     whole = await api.new_key("acme", ["compute"])
     mine, other = await whole.register("mine"), await whole.register("other")

@@ -76,6 +76,7 @@ TABLE = [
     Call("DELETE", "/passports/{model}", PASSPORTS),
     Call("POST", "/keys", ADMINS, {"name": "k", "owner": "acme", "scopes": ["compute"]}),
     Call("POST", "/keys/unknown/rotate", ADMINS),
+    Call("PATCH", "/keys/unknown", ADMINS, {"name": "k"}),
     Call("DELETE", "/keys/unknown", ADMINS),
 ]
 

@@ -10,7 +10,7 @@ import pytest
 
 from lucid_compute.egress.faults import EgressFault, FaultKind
 from lucid_compute.gateway.endpoints import ENDPOINTS
-from lucid_compute.gateway.event_stream import MAX_EVENT_BYTES, EventStream
+from lucid_compute.gateway.event_stream import MAX_EVENT_BYTES, EventStream, add_cost
 from lucid_compute.gateway.usage import Usage
 
 CHAT = "chat/completions"
@@ -302,3 +302,28 @@ def test_a_stream_whose_events_differ_is_learnt_from_a_few_times_only() -> None:
         stream.feed(text("a", created=number))
     assert stream.pieces == 100
     assert stream._usual_learnt == 16
+
+
+@pytest.mark.parametrize("spaced", [False, True])
+@pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n"])
+def test_the_cost_stands_in_the_usage_without_choices_alone(spaced: bool, end: bytes) -> None:
+    """Exact, once, also if the node named another; all else of the stream keeps its meaning, and most its bytes."""
+    told = chunk(None, usage={**USED, "cost": 9, "\x00": "\x00"}, spaced=spaced, end=end)
+    others = [text('"usage":{', usage=USED), b": ping\n\n", chunk(None, usage=None), chunk(None, usage=5), DONE]
+    before, after = b"".join(others[:2]), b"".join(others[2:])
+    output = add_cost(before + told + after, "0.000000000015")
+    assert output.startswith(before)
+    assert output.endswith(after)
+    event = output.removeprefix(before).removesuffix(after)
+    assert event.endswith(end)
+    value = json.loads(event.removeprefix(b"data: "))
+    assert event.count(b'"cost":0.000000000015}}') == event.count(b"cost") == 1
+    assert value["usage"] == {**USED, "\x00": "\x00", "cost": 1.5e-11}
+    assert {**value, "usage": 0} == {**json.loads(told.removeprefix(b"data: ")), "usage": 0}
+
+
+@pytest.mark.parametrize(
+    "block", [b'data: {"usage"', b"data: [1]\n\n", b'data: {"choices":[],"usage":{}\n\n', b"\n\n", b""]
+)
+def test_what_is_no_usage_is_left_alone(block: bytes) -> None:
+    assert add_cost(block, "1") == block

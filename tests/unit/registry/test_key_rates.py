@@ -259,6 +259,45 @@ def test_more_ends_than_beginnings_free_nothing(clock: Clock) -> None:
     assert [begin(rates, key), begin(rates, key)] == [True, False]
 
 
+def test_what_was_used_counts_when_a_limit_changes(clock: Clock) -> None:
+    """Lowered and raised again: at no time may more be used than the limit of now less what was used before."""
+    rates = KeyRates(Replicas(), clock=clock)
+    assert sum(spend(rates, limited(10)) for _ in range(12)) == 10
+    assert not spend(rates, limited(4))
+    assert sum(spend(rates, limited(15)) for _ in range(12)) == 5
+    assert not spend(rates, limited(15))
+    clock.seconds += WINDOW_SECONDS
+    assert sum(spend(rates, limited(4)) for _ in range(12)) == 4
+    rates.charge_tokens(limited(tokens=100), 250)
+    (tokens,) = rates.allowances(limited(tokens=300))
+    assert (tokens.limit, tokens.remaining) == (300, 50)
+
+
+def test_requests_that_run_count_when_their_limit_changes(clock: Clock) -> None:
+    """They end with the limit that they began with, which brings back neither that limit nor places."""
+    rates, former, new = KeyRates(Replicas(), clock=clock), at_once(3), at_once(2)
+    assert all(begin(rates, former) for _ in range(3))
+    assert not begin(rates, new)
+    rates.end(former)
+    assert not begin(rates, new)
+    rates.end(former)
+    assert [begin(rates, new), begin(rates, new)] == [True, False]
+    rates.end(at_once(None))  # began while the key had no limit, so it was not counted
+    assert not begin(rates, new)
+
+
+def test_debts_are_paid_from_a_raised_limit() -> None:
+    window = SlidingWindow(10)
+    window.add(25, 0.0)
+    window.resize(20, 30.0)
+    assert window.used_at(59.0) == 25
+    assert window.used_at(60.0) == 15
+    window.resize(5, 61.0)
+    assert window.used_at(61.0) == 15
+    assert window.used_at(90.0 + SLOT_SECONDS) == 5
+    assert window.used_at(500.0) == 0
+
+
 def test_without_the_database_each_replica_allows_an_equal_part_at_once(clock: Clock) -> None:
     rates, key = KeyRates(with_others(3), clock=clock), at_once(8)
     assert sum(begin(rates, key) for _ in range(10)) == 2

@@ -37,8 +37,8 @@ class BudgetPeriod(StrEnum):
         return (start + timedelta(days=31)).replace(day=1)
 
 
-class KeyLimits(WireShape):
-    """A key's own limits; null is no limit. A budget has both `budgetUsd` and `budgetPeriod`."""
+class KeyLimitsPatch(WireShape):
+    """What to change of a key's limits: null removes a limit, what is left out stays."""
 
     requests_per_minute: PositiveCount | None = None
     tokens_per_minute: PositiveCount | None = None
@@ -50,6 +50,10 @@ class KeyLimits(WireShape):
         description="The models that it may use: ids, names, aliases, or patterns in which `*` is any text.",
         examples=[["llama-*", "mistral-7b"]],
     )
+
+
+class KeyLimits(KeyLimitsPatch):
+    """A key's own limits; null is no limit. A budget has both `budgetUsd` and `budgetPeriod`."""
 
     @model_validator(mode="after")
     def _has_a_complete_budget(self) -> Self:

@@ -35,6 +35,8 @@ _PRICE = "pricePer1kTokens"
 _PRICES = "prices"
 MAX_BYTES = 32 * 1024
 MAX_DEPTH = 8
+MAX_ROUTED = 20  # models of a route
+MAX_WEIGHT = 1_000_000
 
 
 class StoredMetadata(NamedTuple):
@@ -251,6 +253,38 @@ class Upstream(BaseModel):
     api_key: Text | None = None
 
 
+class RouteShape(BaseModel):
+    """What the model's name stands for: weighted models (its own name is itself), and fallbacks in their order."""
+
+    model_config = ConfigDict(alias_generator=to_camel, frozen=True, extra="forbid")
+
+    weights: (
+        Annotated[
+            dict[ModelId, Annotated[int, Field(strict=True, ge=1, le=MAX_WEIGHT)]],
+            Field(min_length=1, max_length=MAX_ROUTED, description="By id, name or alias; left out: itself alone."),
+        ]
+        | None
+    ) = None
+    fallbacks: (
+        Annotated[
+            list[ModelId],
+            Field(min_length=1, max_length=MAX_ROUTED, description="Tried in turn if no node can serve the first."),
+        ]
+        | None
+    ) = None
+
+    @model_validator(mode="after")
+    def _names_each_model_once(self) -> RouteShape:
+        if self.weights is None and self.fallbacks is None:
+            message = "A route has weights, fallbacks or both. Send one of them, or null to remove the route."
+            raise ValueError(message)
+        named = [*(self.weights or ()), *(self.fallbacks or ())]
+        if len(named) > len(set(named)):
+            message = "A route names each model once: in weights or in fallbacks."
+            raise ValueError(message)
+        return self
+
+
 class ModelMetadata(_Metadata):
     """What a model requires of a node."""
 
@@ -268,6 +302,7 @@ class ModelMetadata(_Metadata):
     context_length: PositiveCount | None = None
     aliases: Annotated[list[ModelName], Field(max_length=50)] | None = None
     upstream: Upstream | None = None
+    route: RouteShape | None = None
 
     @model_validator(mode="after")
     def _upstream_is_for_api_models(self) -> ModelMetadata:

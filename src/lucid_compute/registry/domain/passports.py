@@ -173,6 +173,38 @@ class ComputePassport:
         )
 
 
+class ModelRoute(NamedTuple):
+    """What a model's name stands for: one of the weighted models, then the others in turn, then the fallbacks.
+
+    Names are ids, names or aliases. Without weights the model itself is the first.
+    """
+
+    weights: tuple[tuple[str, int], ...]
+    fallbacks: tuple[str, ...]
+
+    def in_order(self, own_name: str, draw: float) -> list[str]:
+        """Return the names in the order in which they are tried; `draw`, from 0 to 1 without 1, chooses the first."""
+        heaviest_first = sorted(self.weights or ((own_name, 1),), key=lambda weighted: -weighted[1])
+        left = draw * sum(weight for _, weight in heaviest_first)
+        for place, (_, weight) in enumerate(heaviest_first):
+            if (left := left - weight) < 0:
+                heaviest_first.insert(0, heaviest_first.pop(place))
+                break
+        return list(dict.fromkeys([*(name for name, _ in heaviest_first), *self.fallbacks]))
+
+    @classmethod
+    def read(cls, route: Any) -> ModelRoute | None:
+        """Read a stored route; None without one. Older releases stored anything under its key, which is no route."""
+        if not isinstance(route, Mapping):
+            return None
+        weights, fallbacks = route.get("weights") or {}, route.get("fallbacks") or ()
+        if not isinstance(weights, Mapping) or not isinstance(fallbacks, list | tuple):
+            return None
+        weighted = tuple((name, weight) for name, weight in weights.items() if type(weight) is int and weight > 0)
+        named = tuple(name for name in fallbacks if isinstance(name, str))
+        return cls(weighted, named) if weighted or named else None
+
+
 @dataclass(frozen=True, slots=True)
 class ModelPassport:
     """A model's passport as the matching engine reads it. `context_length` is in tokens.
@@ -189,6 +221,7 @@ class ModelPassport:
     min_vram_by_quantization: Mapping[str, float]
     context_length: int | None
     known_as: tuple[str, ...]
+    route: ModelRoute | None = None
 
     @property
     def id(self) -> str:
@@ -211,6 +244,7 @@ class ModelPassport:
             min_vram_by_quantization={name.lower(): gigabytes for name, gigabytes in by_quantization.items()},
             context_length=metadata.get("contextLength"),
             known_as=(record.id, *model_names(record)),
+            route=ModelRoute.read(metadata.get("route")),
         )
 
 

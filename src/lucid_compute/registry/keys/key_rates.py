@@ -68,6 +68,9 @@ class _Running:
         """Count requests that begin, or with a negative number requests that end."""
         self._count = max(self._count + count, 0)
 
+    def resize(self, _most: int, _now: float) -> None:
+        """Do nothing: what runs is counted whatever the limit."""
+
     def used_at(self, _now: float) -> int:
         """Return how many run."""
         return self._count
@@ -96,6 +99,12 @@ class _Meter:
         self.share = self.elsewhere = self.waiting = self.peak = 0
         self.refused_until = self.spent_at = self.confirmed_at = self.free_elsewhere_at = self.return_at = 0.0
 
+    def change_limit(self, limit: int, now: float) -> None:
+        """Allow another limit from now on. What was used counts on."""
+        self.limit, self.share = limit, min(self.share, limit)
+        self.window.resize(limit, now)
+        self.refused_until = 0.0
+
     def ask(self, now: float) -> Ask:
         """Return what to ask for: what is used, and a chunk more if requests wait. The rest is given up."""
         used = self.window.used_at(now)
@@ -106,7 +115,9 @@ class _Meter:
 
     def apply(self, ask: Ask, grant: Grant, now: float) -> None:
         """Hold what was granted."""
-        self.share, self.elsewhere = grant.share, grant.elsewhere
+        is_former = ask.most != self.limit  # it was changed meanwhile, so this is asked again
+        self.share = min(grant.share, self.limit) if is_former else grant.share
+        self.elsewhere = grant.elsewhere
         self.free_elsewhere_at = 0.0 if grant.free_in_seconds is None else now + grant.free_in_seconds
         self.confirmed_at = now
         if grant.share < ask.wanted:
@@ -178,7 +189,9 @@ class KeyRates:
         limit = principal.limits.tokens_per_minute if principal.limits else None
         if limit is None or not tokens:
             return
-        meter, now = self._meter(principal.key_id, TOKENS, limit), self._clock()
+        meter, now = self._meters.get((principal.key_id, TOKENS)), self._clock()
+        if meter is None:
+            meter = self._meter(principal.key_id, TOKENS, limit)
         meter.window.add(tokens, now)
         meter.spent_at = now
         if meter.window.used_at(now) > meter.share and not self._is_alone(now):
@@ -229,7 +242,9 @@ class KeyRates:
 
     def end(self, principal: Principal) -> None:
         """Stop counting a request that `begin` or `wait` has counted."""
-        if (meter := self._concurrency_of(principal)) is None:
+        is_counted = principal.limits is not None and principal.limits.concurrency is not None
+        meter = self._meters.get((principal.key_id, CONCURRENCY))  # with the limit of now: it may have been changed
+        if meter is None or not is_counted:
             return
         now = self._clock()
         meter.window.add(-1, now)
@@ -350,8 +365,14 @@ class KeyRates:
 
     def _meter(self, key_id: str, unit: str, limit: int) -> _Meter:
         meter = self._meters.get((key_id, unit))
-        if meter is None or meter.limit != limit:
+        if meter is None:
             meter = self._meters[key_id, unit] = _Meter(key_id, unit, limit)
+        elif meter.limit != limit:
+            now = self._clock()
+            meter.change_limit(limit, now)
+            if not self._is_alone(now):  # others hold shares of the former limit
+                self._due[meter] = None
+                self._wake.set()
         return meter
 
     def _meters_of(self, principal: Principal) -> Iterator[_Meter]:

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query
 from lucid_compute.errors import KeyNotFound
 from lucid_compute.registry.keys.audit import AuditTrail
 from lucid_compute.registry.keys.dependencies import ActorDependency, Admin
-from lucid_compute.registry.keys.shapes import AuditList, KeyCreate, KeyList, KeyRotate, NewKey
+from lucid_compute.registry.keys.shapes import AuditList, KeyCreate, KeyList, KeyPatch, KeyRotate, KeyView, NewKey
 from lucid_compute.registry.keys.store import KeyStore
 from lucid_compute.web.errors import declare
 from lucid_compute.web.lists import OrderDependency, PageDependency
@@ -38,6 +38,18 @@ async def list_keys(
         owner=owner, sort_by=order.by, sort_order=order.direction, offset=page.offset, limit=page.per_page
     )
     return KeyList(keys=keys, pagination=page.pagination(total))
+
+
+@router.patch("/keys/{key_id}", response_model=KeyView, responses=declare(KeyNotFound, body=True))
+async def change_key(
+    key_id: str, body: KeyPatch, key_store: Provided[KeyStore], _: Admin, actor: ActorDependency
+) -> KeyView:
+    """Change a key's name, expiry or limits; its secret stays. Owner, scopes and node are fixed.
+
+    The next request of the key has the new limits: at once on this replica, within two seconds on all. What it has
+    spent counts on.
+    """
+    return await key_store.change(actor, key_id, body)
 
 
 @router.post("/keys/{key_id}/rotate", response_model=NewKey, responses=declare(KeyNotFound, body=True))

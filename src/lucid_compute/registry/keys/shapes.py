@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from lucid_compute.registry.domain.identity import Scope
-from lucid_compute.registry.domain.key_limits import KeyLimits
+from lucid_compute.registry.domain.key_limits import KeyLimits, KeyLimitsPatch
 from lucid_compute.wire import Flag, Identifier, Instant, Label, Pagination, ResponseShape, WireShape
 
 
@@ -40,6 +40,20 @@ class KeyCreate(WireShape):
     passport_id: Identifier | None = Field(default=None, description="Binds a `compute` key to one node.")
     expires_at: Instant | None = None
     limits: KeyLimits | None = None
+
+
+class KeyPatch(WireShape):
+    """An RFC 7396 merge patch: what is left out stays, null removes, also inside `limits`."""
+
+    model_config = {
+        "json_schema_extra": {
+            "examples": [{"limits": {"requestsPerMinute": 600, "concurrency": None}, "expiresAt": None}],
+        }
+    }
+
+    name: Label | None = Field(default=None, description="Can't be removed.")
+    expires_at: Instant | None = Field(default=None, description="A key that has expired is valid again.")
+    limits: KeyLimitsPatch | None = None
 
 
 class KeyRotate(WireShape):

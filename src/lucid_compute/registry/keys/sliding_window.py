@@ -38,13 +38,22 @@ class SlidingWindow:
         self._debt += max(count - room, 0)
         self._book(min(count, room), now)
 
+    def resize(self, most: int, now: float) -> None:
+        """Allow `most` uses from now on. What was used counts on."""
+        self.used_at(now)
+        self._most = most
+        room = max(most - self._booked, 0)
+        repaid = min(self._debt, room)
+        self._debt -= repaid
+        self._book(repaid, now)
+
     def used_at(self, now: float) -> int:
         """Return how many uses count at `now`, debts included."""
         slots = self._slots
         while slots and slots[0].last + WINDOW_SECONDS <= now:
             left = slots.popleft()
             self._booked -= left.count
-            repaid = min(self._debt, self._most - self._booked)
+            repaid = max(min(self._debt, self._most - self._booked), 0)
             self._debt -= repaid
             self._book(repaid, left.last + WINDOW_SECONDS)
         return self._booked + self._debt

@@ -1,4 +1,4 @@
-"""API keys in Postgres: create, rotate, revoke and list them, and the first admin key of an empty database."""
+"""API keys in Postgres: create, change, rotate, revoke and list them, and the first admin key of an empty database."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
+from pydantic import ValidationError
 from sqlalchemy import ColumnElement, DateTime, RowMapping, cast, collate, func, insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -15,11 +16,13 @@ from lucid_compute.postgres.database import Database
 from lucid_compute.postgres.queries import ids_are_uuids, in_order
 from lucid_compute.postgres.tables import api_keys, passports
 from lucid_compute.registry.domain.identity import SYSTEM, Actor, Scope
+from lucid_compute.registry.domain.key_limits import KeyLimits
+from lucid_compute.registry.domain.metadata import merge_patch
 from lucid_compute.registry.fleet.key_ring import PREFIX, KeyRing, Secret, digest_of, make_secret
 from lucid_compute.registry.fleet.rows import read_key
 from lucid_compute.registry.keys.audit import Change, record_change
-from lucid_compute.registry.keys.shapes import KeyCreate, KeyView, NewKey
-from lucid_compute.wire import SortBy, SortOrder
+from lucid_compute.registry.keys.shapes import KeyCreate, KeyPatch, KeyView, NewKey
+from lucid_compute.wire import SortBy, SortOrder, faults_from
 
 ROTATION_OVERLAP = timedelta(hours=24)
 BOOTSTRAP_LOCK = 0x6B657973  # the number of an advisory lock: "keys" in ASCII
@@ -28,6 +31,7 @@ _SORT_COLUMNS = {
     SortBy.UPDATED_AT: func.coalesce(api_keys.c.rotated_at, api_keys.c.created_at),
     SortBy.NAME: collate(api_keys.c.name, "C"),
 }
+_CHANGED = ("name", "expires_at", "limits")
 _VIEW_COLUMNS = [api_keys.c[name] for name in KeyView.model_fields]
 
 # One array for all ids: Postgres takes at most 32,767 parameters.
@@ -49,13 +53,43 @@ class KeyStore:
         """
         secret = make_secret()
         async with self._database.transaction() as connection:
-            await _check_expiry(connection, new)
+            await _check_expiry(connection, new.expires_at)
             await _check_binding(connection, new)
             row = await _insert(connection, secret, new)
             details = {"owner": new.owner, "scopes": sorted(new.scopes)}
             await record_change(connection, actor, Change("key.create", "key", secret.key_id, details=details))
             await announce(connection)
         return self._apply_new(row, secret)
+
+    async def change(self, actor: Actor, key_id: str, patch: KeyPatch) -> KeyView:
+        """Change a key's name, expiry or limits as an RFC 7396 merge patch says; its secret stays.
+
+        Raises:
+            KeyNotFound: there is no such key, or it is revoked.
+            InvalidRequest: the changed key would not be valid, or it is the bootstrap key.
+        """
+        wanted = patch.model_dump(mode="json", by_alias=True, exclude_unset=True)
+        if wanted.get("name", "") is None:
+            raise InvalidRequest.at("name", "A key has a name. Send another, or leave it out.")
+        async with self._database.transaction() as connection:
+            former = await _lock(connection, key_id)
+            if former["is_bootstrap"]:
+                raise InvalidRequest.at("keyId", "The bootstrap key is set by LUCID_BOOTSTRAP_ADMIN_KEY alone.")
+            changes: dict[str, Any] = {}
+            if "name" in wanted:
+                changes["name"] = patch.name
+            if "expiresAt" in wanted:
+                await _check_expiry(connection, patch.expires_at)
+                changes["expires_at"] = patch.expires_at
+            if "limits" in wanted:
+                changes["limits"] = _merged_limits(former["limits"], wanted["limits"])
+            row = await _change(connection, key_id, **changes) if changes else former
+            before, after = ({name: each[name] for name in _CHANGED} for each in (former, row))
+            change = Change("key.change", "key", key_id, before, after, {"fields": sorted(wanted)})
+            await record_change(connection, actor, change)
+            await announce(connection)
+        self._ring.apply([read_key(row)])
+        return _view(row)
 
     async def rotate(self, actor: Actor, key_id: str, *, now: bool) -> NewKey:
         """Give a key a new secret. The previous one stays valid for 24 hours, or ends at once with `now`.
@@ -189,7 +223,7 @@ async def _insert(
         digest=secret.digest,
         prefix="" if is_bootstrap else f"{PREFIX}{secret.key_id}",
         last_four=secret.last_four,
-        limits=_stored_limits(new),
+        limits=None if new.limits is None else _stored_limits(new.limits),
         expires_at=new.expires_at,
         is_bootstrap=is_bootstrap,
         revision=revision,
@@ -198,11 +232,21 @@ async def _insert(
     return row
 
 
-def _stored_limits(new: KeyCreate) -> dict[str, Any] | None:
+def _stored_limits(limits: KeyLimits) -> dict[str, Any] | None:
     """Return the limits that are set: replicas of an older version know not all that there are."""
-    if new.limits is None:
-        return None
-    return new.limits.model_dump(mode="json", by_alias=True, exclude_none=True) or None
+    return limits.model_dump(mode="json", by_alias=True, exclude_none=True) or None
+
+
+def _merged_limits(former: dict[str, Any] | None, patch: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return the limits to store after a patch.
+
+    Raises:
+        InvalidRequest: they would be half a budget.
+    """
+    try:
+        return _stored_limits(KeyLimits.model_validate(merge_patch(former, patch) or {}))
+    except ValidationError as error:
+        raise InvalidRequest(faults_from(error.errors(include_url=False), "limits")) from None
 
 
 async def _lock(connection: AsyncConnection, key_id: str) -> RowMapping:
@@ -226,11 +270,10 @@ async def _change(connection: AsyncConnection, key_id: str, **changes: Any) -> R
     return row
 
 
-async def _check_expiry(connection: AsyncConnection, new: KeyCreate) -> None:
-    if new.expires_at is None:
+async def _check_expiry(connection: AsyncConnection, expires_at: datetime | None) -> None:
+    if expires_at is None:
         return
-    expires_at = cast(new.expires_at, DateTime(timezone=True))
-    if not await connection.scalar(select(expires_at > func.now())):
+    if not await connection.scalar(select(cast(expires_at, DateTime(timezone=True)) > func.now())):
         raise InvalidRequest.at("expiresAt", "It lies in the past. Send a later instant, or leave it out.")
 
 

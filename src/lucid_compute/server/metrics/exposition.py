@@ -13,8 +13,9 @@ from prometheus_client.registry import Collector
 from lucid_compute import __version__
 from lucid_compute.compilation import FORM, PYTHON
 from lucid_compute.gateway.request_metrics import DURATION_BOUNDS, FIRST_TOKEN_BOUNDS
+from lucid_compute.gateway.request_queue import WAIT_BOUNDS
 from lucid_compute.registry.domain.node_state import NodeStatus
-from lucid_compute.registry.matching_engine import has_available_compute
+from lucid_compute.registry.variants import is_available
 from lucid_compute.server.metrics.http_middleware import BOUNDS
 from lucid_compute.server.metrics.worker_counts import MODEL_OUTCOMES, MODELS, Labels, WorkerCounts
 from lucid_compute.server.replica import Replica
@@ -43,6 +44,7 @@ _COUNTERS = {
 _GAUGES = {
     "lucid_workers": "Workers of this service that were heard in the last five seconds",
     "lucid_inference_running": "Requests below /v1 under way",
+    "lucid_inference_waiting": "Requests in the queue, which wait for a node that is not at its capacity",
     "lucid_breakers_open": "Nodes that are blocked or on trial, of the worker that blocks most",
     "lucid_jobs_waiting": "Jobs not known to be written",
     "lucid_feed_age_seconds": "How far the slowest worker is behind Postgres at most",
@@ -86,6 +88,7 @@ class WorkerCollector(Collector):
             if (value := self._merged.gauges.get(name)) is not None:
                 yield GaugeMetricFamily(name, text, value)
         yield self._http_durations()
+        yield self._queue_waits()
         yield from self._of_models(self._merged.counts.get(MODELS, {}))
 
     def _http_durations(self) -> Metric:
@@ -94,6 +97,12 @@ class WorkerCollector(Collector):
         for route, numbers in self._merged.counts.get("http_durations", {}).items():
             _add_histogram(durations, route, BOUNDS, numbers)
         return durations
+
+    def _queue_waits(self) -> Metric:
+        waits = HistogramMetricFamily("lucid_inference_queue_seconds", "Time of requests in the queue, served or not")
+        for numbers in self._merged.counts.get("queue_waits", {}).values():
+            _add_histogram(waits, (), WAIT_BOUNDS, numbers)
+        return waits
 
     @staticmethod
     def _of_models(models: dict[Labels, list[float]]) -> Iterator[Metric]:
@@ -140,9 +149,7 @@ class FleetCollector(Collector):
         """Yield the metrics of the fleet now."""
         now, fleet = self._replica.clock.now(), self._replica.fleet
         yield from self._nodes()
-        available = Counter(
-            has_available_compute(model, fleet.candidates(model, now), now) for model in fleet.models_newest_first()
-        )
+        available = Counter(is_available(fleet, model, now) for model in fleet.models_newest_first())
         models = GaugeMetricFamily("lucid_models", "Models, by whether they can be run right now", labels=["available"])
         for verdict in (True, False):
             models.add_metric([str(verdict).lower()], available[verdict])

@@ -81,6 +81,7 @@ class ServiceMetrics:
             "faults": _by_label(gateway.faults),
             "retries": {(): [float(gateway.retries)]},
             "express": {(): [float(self._inference.express)]},
+            "queue_waits": {} if gateway.queue is None else {(): [*gateway.queue.waits, gateway.queue.waited_seconds]},
             "express_heartbeats": {(): [float(self._heartbeats.express)]},
             "webhook_attempts": _by_label(sender.outcomes),
             "webhook_failed_looks": {(): [float(sender.failed_looks)]},
@@ -98,6 +99,7 @@ class ServiceMetrics:
         return {
             "lucid_workers": 1,
             "lucid_inference_running": self._inference.running_count,
+            "lucid_inference_waiting": 0 if replica.gateway.queue is None else replica.gateway.queue.depth,
             "lucid_breakers_open": replica.gateway.context.stats.open_count(),
             "lucid_jobs_waiting": replica.jobs.waiting,
             "lucid_feed_age_seconds": age,

@@ -19,6 +19,7 @@ LIVE_SECONDS = 5.0
 SUMMED = frozenset(
     {
         "lucid_inference_running",
+        "lucid_inference_waiting",
         "lucid_jobs_waiting",
         "lucid_loop_tasks",
         "lucid_webhook_deliveries_running",

@@ -51,6 +51,16 @@ class PipeClosed(Exception):
     """The reader of our output is gone. Not an OSError, because Typer would report that as a failure."""
 
 
+# What the validation of options says, in words for a person.
+_PLAIN_WORDS = {
+    "Value error, ": "",
+    "Input should be a valid number, unable to parse string as a number": "write a number",
+    "Input should be a valid integer, unable to parse string as an integer": "write a whole number",
+    "Input should be greater than or equal to": "write at least",
+    "Input should be less than or equal to": "write at most",
+}
+
+
 def run(command: Callable[..., Any]) -> int:
     """Run a Typer application, print an error if there is one, and return the exit status."""
     _prepare_streams()
@@ -128,7 +138,10 @@ def _nowhere() -> Any:
 
 def _say_misuse(misuse: typer.TyperException) -> int:
     """Report what Typer could not understand. Its message is empty where it has just shown the help."""
-    if not (sentence := misuse.format_message().replace("\n", " ").replace("Value error, ", "").rstrip(".")):
+    sentence = misuse.format_message().replace("\n", " ")
+    for library_words, plain_words in _PLAIN_WORDS.items():
+        sentence = sentence.replace(library_words, plain_words)
+    if not (sentence := sentence.rstrip(".")):
         return _end(None, ExitStatus.USAGE)
     context = getattr(misuse, "ctx", None)
     see = f" See: {context.command_path} --help" if context is not None else ""

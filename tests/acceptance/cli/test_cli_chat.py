@@ -54,7 +54,8 @@ async def test_one_reply_and_what_it_cost(cli_fleet: Gateway, lucid: CommandLine
     assert (found["text"], found["node"], Decimal(found["priceUsd"])) == ("I am here.", name, Decimal("0.025"))
     assert (found["tokensIn"], found["tokensOut"], found["finishReason"]) == (30, 20, "stop")
     assert 0 < found["firstTokenSeconds"] <= found["seconds"]
-    assert found["jobId"] in (await lucid("jobs", "--model", model)).out
+    (newest, *_) = (await lucid("jobs", "--model", model)).out.splitlines()[1:]
+    assert (found["jobId"] in newest, name in newest) == (True, True)
 
 
 async def test_a_consumer_chats_without_seeing_nodes(cli_fleet: Gateway, lucid: CommandLine) -> None:

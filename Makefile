@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev install-tracing run demo compile test test-unit test-compiled check format lock bench clean
+.PHONY: help install install-dev install-tracing run demo compile test test-unit test-compiled check format docs lock bench clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -65,12 +65,18 @@ lock:  ## lock every dependency with hashes, for Python 3.11 to 3.14 (needs uv)
 	@uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
 	  --custom-compile-command "make lock" --quiet --constraint requirements/dev.txt \
 	  --group compile --output-file requirements/compile.txt
+	@uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
+	  --custom-compile-command "make lock" --quiet --group docs --output-file requirements/docs.txt
 	@for peer in bench bench-smg bench-litellm; do uv pip compile --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-annotate --custom-compile-command "make lock" --quiet requirements/$$peer.in \
 	  --output-file requirements/$$peer.txt || exit 1; done
 
+docs: $(VENV)-docs/.installed  ## build the documentation site in build/site; broken links and anchors fail
+	@$(VENV)-docs/bin/python -m sphinx -q -W --keep-going -j auto -d build/doctrees -c docs/site . build/site $(ARGS)
+	@echo "The documentation is in build/site/index.html."
+
 clean:  ## remove the virtual environment and every cache, never the data folder
-	@rm -rf $(VENV) $(VENV)-compile .venv-bench .venv-bench-* .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@rm -rf $(VENV) $(VENV)-compile $(VENV)-docs build .venv-bench .venv-bench-* .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed: requirements/runtime.txt pyproject.toml
@@ -84,3 +90,6 @@ $(VENV)/.installed-dev: requirements/dev.txt pyproject.toml
 
 $(VENV)-compile/.installed: requirements/compile.txt
 	@$(PYTHON) scripts/install.py $(VENV)-compile $< $@
+
+$(VENV)-docs/.installed: requirements/docs.txt
+	@$(PYTHON) scripts/install.py $(VENV)-docs $< $@

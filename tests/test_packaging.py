@@ -26,7 +26,7 @@ from lucid_compute.postgres import revisions
 from tests import ROOT
 
 PEERS = ("bench", "bench-smg", "bench-litellm")
-LOCKS = tuple(f"requirements/{name}.txt" for name in ("runtime", "tracing", "dev", "compile", *PEERS))
+LOCKS = tuple(f"requirements/{name}.txt" for name in ("runtime", "tracing", "dev", "compile", "docs", *PEERS))
 DOCUMENTS = ("docker-compose.yml", ".pre-commit-config.yaml", ".github/workflows/ci.yml")
 REQUIREMENT = re.compile(
     r"^([a-z0-9][a-z0-9.-]*)==(\S+)(?: ; (.+?))? \\\n(?:    --hash=sha256:[0-9a-f]{64}(?: \\)?\n)+", re.MULTILINE
@@ -76,7 +76,7 @@ def test_a_lock_names_no_package_index_and_hashes_everything(lock: str) -> None:
 
 def test_locks_agree_and_hold_what_the_project_asks_for() -> None:
     """The tests run on the very versions that the service is installed with."""
-    runtime, tracing, dev, compiling, *_ = (pins(lock) for lock in LOCKS)
+    runtime, tracing, dev, compiling, docs, *_ = (pins(lock) for lock in LOCKS)
     assert {name: tracing.get(name) for name in runtime} == runtime
     assert {name: dev.get(name) for name in tracing} == tracing
     groups = project()["dependency-groups"]
@@ -85,6 +85,7 @@ def test_locks_agree_and_hold_what_the_project_asks_for() -> None:
     assert asked | names(project()["project"]["optional-dependencies"]["tracing"]) <= {name for name, _ in tracing}
     assert asked | names(groups["dev"]) <= {name for name, _ in dev}
     assert names(groups["compile"]) <= {name for name, _ in compiling}
+    assert names(groups["docs"]) <= {name for name, _ in docs}
     assert {name: compiling[name] for name in compiling.keys() & dev.keys()}.items() <= dev.items()
     assert names(project()["build-system"]["requires"]) == names(groups["build"])
 
@@ -94,7 +95,7 @@ def test_every_dependency_has_its_reason() -> None:
     groups = project()["dependency-groups"]
     extras = project()["project"]["optional-dependencies"]
     required = [*project()["project"]["dependencies"], *extras["tracing"]]
-    asked = names([*required, *groups["build"], *groups["compile"], *groups["dev"]])
+    asked = names([*required, *groups["build"], *groups["compile"], *groups["dev"], *groups["docs"]])
     cells = re.findall(r"^\| (`.+?) \|", read("docs/dependencies.md"), re.MULTILINE)
     explained = names([name for cell in cells for name in re.findall(r"`([^`]+)`", cell)])
     assert explained == asked

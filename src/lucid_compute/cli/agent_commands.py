@@ -12,9 +12,7 @@ from pydantic import ValidationError
 
 from lucid_compute.agent.settings import AgentSettings
 from lucid_compute.cli.command_groups import SuggestingGroup
-from lucid_compute.cli.connection import ApiOption, KeyOption, find_local_key
-from lucid_compute.cli.settings import data_dir
-from lucid_compute.client.settings import DEFAULT_URL
+from lucid_compute.cli.connection import ApiOption, KeyOption, service_and_key
 
 app = typer.Typer(
     cls=SuggestingGroup, help="Report an inference server and its GPUs to the registry.", no_args_is_help=True
@@ -24,7 +22,8 @@ app = typer.Typer(
 def _option(name: str, *flags: str) -> Any:
     """Return the option of a setting, with the setting's help and variable."""
     meaning = AgentSettings.model_fields[name].description
-    return typer.Option(*flags, help=f"{meaning} [LUCID_AGENT_{name.upper()}]")
+    words = {"price_per_1k_tokens": "USD", "drain_seconds": "SECONDS"}
+    return typer.Option(*flags, metavar=words.get(name), help=f"{meaning} [LUCID_AGENT_{name.upper()}]")
 
 
 Url = Annotated[str | None, _option("url")]
@@ -64,7 +63,7 @@ def run(
     from lucid_compute.agent.agent import run_agent  # noqa: PLC0415 - the other commands start without it
 
     _configure_log(as_json=json_log)
-    raise typer.Exit(run_agent(settings, api, key or find_local_key(api or DEFAULT_URL, data_dir())))
+    raise typer.Exit(run_agent(settings, *service_and_key(api, key)))
 
 
 @app.command()

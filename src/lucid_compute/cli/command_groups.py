@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from functools import partial
 from importlib import import_module
 from shlex import quote
 from types import ModuleType
@@ -11,18 +12,26 @@ from typing import Any, ClassVar
 import typer
 from typer.core import TyperGroup
 
+from lucid_compute.cli.profiles import profile_option
+
 LIST = "list"
 SHOW = "show"
+HELP_FLAGS = ["-h", "--help"]
 
 
 class LazyCommands(TyperGroup):
     """A group that imports a command's module when the command is called, or when all commands are listed.
 
-    `PLACES` names the commands in the order of the help, as `module:name`: a function, or a Typer application. So
-    `lucid nodes` starts without what `lucid serve` needs.
+    `GROUPS` names the commands by the help's headings, in its order, as `module:name`: a function, or a Typer
+    application. So `lucid nodes` starts without what `lucid serve` needs.
     """
 
+    GROUPS: ClassVar[dict[str, dict[str, str]]] = {}
     PLACES: ClassVar[dict[str, str]] = {}
+
+    def __init_subclass__(cls) -> None:
+        """Find the commands of all headings in one dictionary."""
+        cls.PLACES = {name: place for group in cls.GROUPS.values() for name, place in group.items()}
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the names of all commands; those without a place come last."""
@@ -37,10 +46,17 @@ class LazyCommands(TyperGroup):
                 self._imported(name)
         return command
 
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print the help page, with the commands by their headings."""
+        _write_help(self, ctx, formatter)
+
     def _imported(self, name: str) -> Any:
         if name not in self.commands:
             module, _, attribute = self.PLACES[name].partition(":")
-            self.commands[name] = _command(name, getattr(_import(module), attribute))
+            command = _command(name, getattr(_import(module), attribute))
+            command.rich_help_panel = next(title for title, group in self.GROUPS.items() if name in group)
+            _prepare(command)
+            self.commands[name] = command
         return self.commands[name]
 
 
@@ -54,6 +70,22 @@ def _import(module: str) -> ModuleType:
         gc.freeze()
         if was_enabled:
             gc.enable()
+
+
+def _prepare(command: Any) -> None:
+    """Give the command, and each command inside it, our help pages, and `--profile` if it calls the service."""
+    for inner in getattr(command, "commands", {}).values():
+        _prepare(inner)
+    names = {parameter.name for parameter in command.params}
+    if "api" in names and "profile" not in names:
+        command.params.append(profile_option())
+    command.format_help = partial(_write_help, command)
+
+
+def _write_help(command: Any, context: Any, _: Any) -> None:
+    from lucid_compute.cli.help_pages import write_help  # noqa: PLC0415 - it imports Rich, which few commands need
+
+    write_help(command, context)
 
 
 def _command(name: str, found: Any) -> Any:

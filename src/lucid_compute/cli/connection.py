@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import typer
 
 from lucid_compute.cli.failures import CommandFailed, ExitStatus
+from lucid_compute.cli.profiles import choose_service
 from lucid_compute.cli.settings import data_dir
 from lucid_compute.client import Lucid
 from lucid_compute.client.errors import (
@@ -30,17 +31,14 @@ from lucid_compute.client.settings import DEFAULT_URL
 
 ApiOption = Annotated[
     str | None,
-    typer.Option(
-        "--api", metavar="URL", envvar="LUCID_API_URL", help=f"The service's address; {DEFAULT_URL} if unset."
-    ),
+    typer.Option("--api", metavar="URL", help=f"The service's address; {DEFAULT_URL} if unset. [LUCID_API_URL]"),
 ]
 KeyOption = Annotated[
     str | None,
     typer.Option(
         "--key",
         metavar="KEY",
-        envvar="LUCID_API_KEY",
-        help="API key; better set in the environment. Unset: the admin key of a `lucid serve` here, if one is.",
+        help="API key. Unset: the admin key of a `lucid serve` in this folder, if there is one. [LUCID_API_KEY]",
     ),
 ]
 SECONDS_TO_ANSWER = 10.0
@@ -63,17 +61,17 @@ class Connection:
     def __init__(
         self, api: str | None, key: str | None, *, timeout_seconds: float = SECONDS_TO_ANSWER, retries: int = RETRIES
     ) -> None:
-        """Use this address and key, or those of the environment. A loopback address may need no key.
+        """Use this address and key, or those of the environment or a profile. A loopback address may need no key.
 
         Raises:
             CommandFailed: they can't be used as written.
         """
-        self._url, self._key = api or DEFAULT_URL, key
-        self._local_key = None if key else find_local_key(self._url, data_dir())
+        self.service = choose_service(api, key, DEFAULT_URL)
+        self._local_key = None if self.service.key else find_local_key(self.service.url, data_dir())
         with self._explained():
             self._lucid = Lucid(
-                base_url=self._url,
-                api_key=key or self._local_key or "",
+                base_url=self.service.url,
+                api_key=self.service.key or self._local_key or "",
                 timeout_seconds=timeout_seconds,
                 retries=retries,
             )
@@ -111,12 +109,14 @@ class Connection:
         return message + (f" The service's log has it under {error.request_id}." if is_fault else "")
 
     def _key_sentence(self) -> str:
-        if self._key:
+        if self.service.key:
+            if (profile := self.service.profile) is not None:
+                return f"The key of the profile {profile} is not valid. Store another one: lucid profiles add {profile}"
             return "The key is not valid. Set another one: LUCID_API_KEY or --key."
         if self._local_key:
             return f"The key in {data_dir() / ADMIN_KEY_FILE} is not valid there. Set LUCID_API_KEY or --key."
         sentence = "This needs a key. Set LUCID_API_KEY or --key; an admin creates one with `lucid keys create`."
-        if is_loopback(self._url):
+        if is_loopback(self.service.url):
             sentence += (
                 " Or go where `lucid serve` was started: the admin key in its data folder is found there, "
                 "and elsewhere with LUCID_DATA_DIR."
@@ -167,6 +167,12 @@ def with_commands(message: str) -> str:
 
 ADMIN_KEY_FILE = "admin.key"
 LONGEST_KEY = 512
+
+
+def service_and_key(api: str | None, key: str | None) -> tuple[str, str | None]:
+    """Return the address and the key to use, among them the key of a service in this folder."""
+    service = choose_service(api, key, DEFAULT_URL)
+    return service.url, service.key or find_local_key(service.url, data_dir())
 
 
 def find_local_key(api_url: str, data_dir: Path) -> str | None:

@@ -11,13 +11,11 @@ from typing import Annotated, Any
 
 import typer
 
-from lucid_compute.cli.connection import ApiOption, KeyOption, find_local_key
+from lucid_compute.cli.connection import ApiOption, KeyOption, service_and_key
 from lucid_compute.cli.failures import CommandFailed, ExitStatus
 from lucid_compute.cli.formatting import counted, plain
-from lucid_compute.cli.settings import data_dir
 from lucid_compute.client import AsyncLucid
 from lucid_compute.client.errors import ConfigurationFault
-from lucid_compute.client.settings import DEFAULT_URL
 
 _MARKS = {"pass": "ok", "warn": "warn", "fail": "FAIL", "skipped": "-"}
 _COLOURS = {"pass": "green", "warn": "yellow", "fail": "red", "skipped": "bright_black"}
@@ -31,7 +29,9 @@ _CALL_SECONDS = 10.0
 
 
 def doctor(
-    node: Annotated[str | None, typer.Argument(help="Name or id of the node; the key's only one if left out.")] = None,
+    node: Annotated[
+        str | None, typer.Argument(metavar="NODE", help="Id or name; the key's only node if left out.")
+    ] = None,
     url: Annotated[
         str | None,
         typer.Option(
@@ -62,8 +62,7 @@ async def _examine(
     from lucid_compute.agent.doctor.examination import examine  # noqa: PLC0415 - the other commands start without it
 
     checks: list[dict[str, Any]] = []
-    base_url = api or DEFAULT_URL
-    known_key = key or find_local_key(base_url, data_dir())
+    base_url, known_key = service_and_key(api, key)
     async with AsyncLucid(base_url, known_key or "", timeout_seconds=_CALL_SECONDS) as lucid:
         async for check_id, title, finding in examine(lucid, node, url, inference_key):
             shown = {"id": check_id, "title": title, **finding._asdict()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from enum import IntEnum
 from typing import Annotated, Any
@@ -51,10 +51,21 @@ class PipeClosed(Exception):
     """The reader of our output is gone. Not an OSError, because Typer would report that as a failure."""
 
 
+# What the validation of options says, in words for a person.
+_PLAIN_WORDS = {
+    "Value error, ": "",
+    "Input should be a valid number, unable to parse string as a number": "write a number",
+    "Input should be a valid integer, unable to parse string as an integer": "write a whole number",
+    "Input should be greater than or equal to": "write at least",
+    "Input should be less than or equal to": "write at most",
+}
+
+
 def run(command: Callable[..., Any]) -> int:
     """Run a Typer application, print an error if there is one, and return the exit status."""
     _prepare_streams()
     try:
+        _require_text(sys.argv)
         status = command(prog_name="lucid", standalone_mode=False)
         sys.stdout.flush()
     except CommandFailed as failure:
@@ -65,10 +76,28 @@ def run(command: Callable[..., Any]) -> int:
         return _end(None, ExitStatus.INTERRUPTED)
     except (PipeClosed, BrokenPipeError):
         return _end(None, ExitStatus.PIPE_CLOSED)
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        return _end(f"{where}{error.strerror or type(error).__name__}.", ExitStatus.REFUSED)
+    except (OSError, UnicodeDecodeError) as error:
+        return _end(*_trouble(error))
     return status if isinstance(status, int) else ExitStatus.OK
+
+
+def _require_text(arguments: Iterable[str]) -> None:
+    """Refuse arguments that are not UTF-8, which no address and no JSON can hold.
+
+    Raises:
+        CommandFailed: one is not.
+    """
+    for argument in arguments:
+        if any("\ud800" <= mark <= "\udfff" for mark in argument):
+            raise CommandFailed(f"The argument {argument!a} is not text in UTF-8.", ExitStatus.USAGE)
+
+
+def _trouble(error: OSError | UnicodeDecodeError) -> tuple[str, ExitStatus]:
+    """Return the sentence and the status for a file or a stream that can't be used."""
+    if isinstance(error, UnicodeDecodeError):
+        return "stdin is not text in UTF-8.", ExitStatus.USAGE
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or type(error).__name__}.", ExitStatus.REFUSED
 
 
 def write(text: str) -> None:
@@ -90,12 +119,17 @@ def complain(sentence: str) -> None:
 
 
 def _prepare_streams() -> None:
-    """Replace characters that the terminal's encoding lacks by question marks, and a closed stream by /dev/null."""
+    """Replace characters that the terminal's encoding lacks by question marks, and a closed stream by /dev/null.
+
+    Of stdin, bytes that are no text are refused.
+    """
     sys.stdout = sys.stdout or _nowhere()
     sys.stderr = sys.stderr or _nowhere()
     for stream in (sys.stdout, sys.stderr):
         if (reconfigure := getattr(stream, "reconfigure", None)) is not None:
             reconfigure(errors="replace")
+    if (reconfigure := getattr(sys.stdin, "reconfigure", None)) is not None:
+        reconfigure(errors="strict")
 
 
 def _nowhere() -> Any:
@@ -104,7 +138,10 @@ def _nowhere() -> Any:
 
 def _say_misuse(misuse: typer.TyperException) -> int:
     """Report what Typer could not understand. Its message is empty where it has just shown the help."""
-    if not (sentence := misuse.format_message().replace("\n", " ").replace("Value error, ", "").rstrip(".")):
+    sentence = misuse.format_message().replace("\n", " ")
+    for library_words, plain_words in _PLAIN_WORDS.items():
+        sentence = sentence.replace(library_words, plain_words)
+    if not (sentence := sentence.rstrip(".")):
         return _end(None, ExitStatus.USAGE)
     context = getattr(misuse, "ctx", None)
     see = f" See: {context.command_path} --help" if context is not None else ""

@@ -31,6 +31,17 @@ def span(seconds: float | None) -> str:
     return f"{seconds / DAY:.0f} d"
 
 
+def took(milliseconds: float | None) -> str:
+    """Return how long something took: `0.8 ms`, `120 ms`, `9.0 s`, `3 min`."""
+    if milliseconds is None:
+        return UNKNOWN
+    if milliseconds < 10:  # noqa: PLR2004 - a decimal matters below it
+        return f"{milliseconds:.1f} ms"
+    if milliseconds < 1000:  # noqa: PLR2004 - a second
+        return f"{milliseconds:.0f} ms"
+    return f"{milliseconds / 1000:.1f} s" if milliseconds < 1000 * MINUTE else span(milliseconds / 1000)
+
+
 def instant(at: datetime | None) -> str:
     """Return an instant in UTC, to the second."""
     return UNKNOWN if at is None else at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from itertools import islice
 from typing import Annotated, Any
@@ -12,8 +12,8 @@ import typer
 from lucid_compute.accounting.jobs import Outcome
 from lucid_compute.accounting.shapes import JobView
 from lucid_compute.cli.connection import ApiOption, KeyOption, connected
-from lucid_compute.cli.formatting import UNKNOWN, instant, number, or_unknown
-from lucid_compute.cli.lookup import complete_model, complete_node, get_node
+from lucid_compute.cli.formatting import UNKNOWN, instant, or_unknown, took
+from lucid_compute.cli.lookup import complete_model, complete_node, get_node, node_names
 from lucid_compute.cli.node_commands import NodeArgument
 from lucid_compute.cli.output import Column, JsonOption, Listing, sentence, show, show_json
 from lucid_compute.cli.time_arguments import read_past
@@ -73,10 +73,11 @@ def jobs(
             passport_id=passport_id, model=model, outcome=outcome, since=since, owner=owner, consumer=consumer
         )
         found = list(islice(listed, _most(limit, as_json)))
+        names = {} if as_json else node_names(lucid, (job.passport_id for job in found))
     if as_json:
         show_json({"jobs": found})
     else:
-        show(job_table(found) if found else sentence("No such jobs."))
+        show(job_table(found, names) if found else sentence("No such jobs."))
 
 
 def _most(limit: int | None, as_json: bool) -> int | None:
@@ -87,34 +88,34 @@ def _most(limit: int | None, as_json: bool) -> int | None:
 JOB_COLUMNS = (
     Column("STARTED"),
     Column("MODEL", shortest=12),
+    Column("NODE", rank=2, shortest=8),
     Column("OUTCOME"),
-    Column("REASON", rank=2, shortest=10),
+    Column("REASON", rank=3, shortest=10),
     Column("TOKENS", rank=1, right=True),
-    Column("FIRST", rank=3, right=True),
+    Column("FIRST", rank=4, right=True),
     Column("TOOK", rank=1, right=True),
-    Column("USD", rank=4, right=True),
-    Column("NODE", rank=5),
+    Column("USD", rank=5, right=True),
     Column("ID", rank=6),
 )
 
 
-def job_table(jobs: Iterable[JobView]) -> Listing:
-    """Return a table of jobs, in their order."""
-    return Listing(JOB_COLUMNS, [_job(job) for job in jobs])
+def job_table(jobs: Iterable[JobView], names: Mapping[str, str]) -> Listing:
+    """Return a table of jobs, in their order. `names` has the nodes' names by their ids, as far as they are known."""
+    return Listing(JOB_COLUMNS, [_job(job, names) for job in jobs])
 
 
-def _job(job: JobView) -> tuple[str, ...]:
+def _job(job: JobView, names: Mapping[str, str]) -> tuple[str, ...]:
     tokens = "-" if job.tokens_out is None else f"{job.tokens_in or 0:,}+{job.tokens_out:,}"
     return (
         instant(job.started_at),
         job.model,
+        or_unknown(names.get(job.passport_id or "", job.passport_id)),
         job.outcome.value,
         or_unknown(job.reason),
         tokens,
-        number(job.first_byte_ms and round(job.first_byte_ms), "ms"),
-        number(job.latency_ms and round(job.latency_ms), "ms"),
+        took(job.first_byte_ms),
+        took(job.latency_ms),
         or_unknown(job.price_usd),
-        or_unknown(job.passport_id),
         job.id,
     )
 

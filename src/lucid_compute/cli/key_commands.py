@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -11,8 +11,8 @@ import typer
 from lucid_compute.cli.command_groups import ListByDefault
 from lucid_compute.cli.connection import ApiOption, KeyOption, connected
 from lucid_compute.cli.failures import YesOption, confirm
-from lucid_compute.cli.formatting import UNKNOWN, instant
-from lucid_compute.cli.lookup import complete_key, complete_node, get_key, get_node
+from lucid_compute.cli.formatting import UNKNOWN, instant, or_unknown
+from lucid_compute.cli.lookup import complete_key, complete_node, get_key, get_node, node_names
 from lucid_compute.cli.output import Column, JsonOption, Listing, sentence, show, show_done, show_json, show_secret
 from lucid_compute.cli.time_arguments import read_future
 from lucid_compute.client.key_calls import KeyChanges
@@ -62,10 +62,15 @@ def list_keys(
     """List the keys that are not revoked, without their secrets."""
     with connected(api, key) as lucid:
         keys = list(lucid.keys.list(owner=owner))
+        names = {} if as_json else node_names(lucid, (each.passport_id for each in keys))
     if as_json:
         show_json({"keys": keys})
     else:
-        show(Listing(COLUMNS, map(_row, keys)) if keys else sentence("No keys but those of the environment."))
+        show(
+            Listing(COLUMNS, [_row(each, names) for each in keys])
+            if keys
+            else sentence("No keys but those of the environment.")
+        )
 
 
 @app.command("create")
@@ -212,7 +217,7 @@ def _show_key(created: NewKey, *, as_json: bool) -> None:
     show_secret(created.key, remark, created, as_json=as_json)
 
 
-def _row(key: KeyView) -> tuple[str, ...]:
+def _row(key: KeyView, names: Mapping[str, str]) -> tuple[str, ...]:
     return (
         key.name,
         key.owner,
@@ -221,7 +226,7 @@ def _row(key: KeyView) -> tuple[str, ...]:
         instant(key.last_used_at),
         "never" if key.expires_at is None else instant(key.expires_at),
         ", ".join(_limits(key.limits)) if key.limits else UNKNOWN,
-        key.passport_id or UNKNOWN,
+        or_unknown(names.get(key.passport_id or "", key.passport_id)),
         key.id,
     )
 

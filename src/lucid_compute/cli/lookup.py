@@ -13,7 +13,7 @@ import typer
 from lucid_compute.cli.connection import connected
 from lucid_compute.cli.failures import CommandFailed, ExitStatus
 from lucid_compute.client import Lucid
-from lucid_compute.client.errors import NotFound
+from lucid_compute.client.errors import Forbidden, InvalidRequest, NotFound
 from lucid_compute.registry.domain.passports import PassportType
 from lucid_compute.registry.keys.shapes import KeyView
 from lucid_compute.registry.shapes import PassportView
@@ -78,6 +78,31 @@ def get_key(lucid: Lucid, id_or_name: str) -> KeyView:
     keys = list(lucid.keys.list())
     by_id = [key for key in keys if key.id == id_or_name]
     return _only(by_id or _exactly(keys, id_or_name), id_or_name, "key", "keys")
+
+
+FEW = 10
+
+
+def node_names(lucid: Lucid, ids: Iterable[str | None]) -> dict[str, str]:
+    """Return the names of nodes by their ids, as far as this key may see them.
+
+    A few are read one by one, more of them from the lists of nodes.
+    """
+    wanted = {each for each in ids if each is not None}
+    names: dict[str, str] = {}
+    try:
+        if len(wanted) <= FEW:
+            for node_id in wanted:
+                with suppress(NotFound):
+                    names[node_id] = lucid.passports.get(node_id).name
+            return names
+        for status in (None, "deregistered"):
+            if wanted - names.keys():
+                listed = lucid.compute.list(status=status)
+                names |= {node.id: node.name for node in listed if node.id in wanted}
+    except (Forbidden, InvalidRequest):  # a key that only sends requests sees no nodes
+        pass
+    return names
 
 
 def _find_passport(lucid: Lucid, text: str) -> PassportView | None:

@@ -14,7 +14,7 @@ from lucid_compute.accounting.shapes import FleetUptime, NodeUptime, SeriesAnswe
 from lucid_compute.accounting.timeline import STEPS
 from lucid_compute.cli.connection import ApiOption, KeyOption, connected
 from lucid_compute.cli.failures import refuse_both, write
-from lucid_compute.cli.formatting import UNKNOWN, counted, instant, number, or_unknown, span
+from lucid_compute.cli.formatting import UNKNOWN, counted, instant, number, or_unknown, span, took
 from lucid_compute.cli.lookup import complete_model, complete_node, get_node
 from lucid_compute.cli.output import Column, JsonOption, Listing, sentence, show, show_json
 from lucid_compute.cli.time_arguments import read_past
@@ -34,7 +34,20 @@ SHOWN_SERIES = (
     FAILURES,
 )
 _SHARES = {"errorRate", "load", "loadMax", "gpuUtilization", "gpuUtilizationMax", "uptime"}
-_RANKS = {"queueDepth": 4, "gpuUtilization": 3, "load": 3, "tokensOut": 2, "latencyP50Ms": 2, _CHARGED: 1}
+# The titles for a person; a series without one keeps its name.
+_TITLES = {
+    "requests": "REQUESTS",
+    "failed": "FAILED",
+    "errorRate": "ERRORS",
+    "latencyP50Ms": "P50",
+    "latencyP95Ms": "P95",
+    "tokensOut": "TOKENS",
+    _CHARGED: "CHARGED",
+    "load": "LOAD",
+    "queueDepth": "QUEUE",
+    "gpuUtilization": "GPU",
+}
+_RANKS = {"queueDepth": 4, "load": 3, "gpuUtilization": 2, "tokensOut": 3, "latencyP50Ms": 2, _CHARGED: 1}
 UPTIME_COLUMNS = (
     Column("DAYS", right=True),
     Column("UPTIME", right=True),
@@ -56,13 +69,17 @@ def series_parts(answer: SeriesAnswer) -> list[RenderableType]:
     """Return a line for each step and one for the total, the reasons of failures, and the registry's outages."""
     parts: list[RenderableType] = []
     if answer.series:
-        columns = [Column(f"FROM, {answer.step} EACH"), *(_column(name) for name in answer.series)]
+        columns = [Column(f"FROM (EACH {answer.step})"), *(_column(name) for name in answer.series)]
         lines = zip(answer.times, *answer.series.values(), strict=True)
         rows = [(_minute(at), *map(_figure, answer.series, figures)) for at, *figures in lines]
         in_all = ("in all", *(_figure(name, answer.totals[name]) for name in answer.series))
         parts.append(Listing(columns, [*rows, in_all]))
         if answer.totals.get(_CHARGED):
-            parts.append(sentence(f"{_CHARGED} is what was charged. `lucid payouts` shows what each party gets of it."))
+            parts.append(
+                sentence(
+                    "CHARGED is what was charged, in US dollars. `lucid payouts` shows what each party gets of it."
+                )
+            )
     if answer.failure_totals is not None:
         reasons = sorted(answer.failure_totals.items(), key=lambda each: (-each[1], each[0]))
         text = ", ".join(f"{reason} {count:,}" for reason, count in reasons) or "none"
@@ -82,16 +99,25 @@ def uptime_table(windows: Iterable[UptimeWindow]) -> Listing:
 
 
 def fleet_uptime_parts(together: FleetUptime, nodes: Sequence[NodeUptime]) -> list[RenderableType]:
-    """Return the windows of all nodes together, and those of each node."""
+    """Return the windows of all nodes together, and those of each node, the worst first."""
     if not nodes:
         return [sentence("No nodes.")]
-    rows = ((each.name, *map(_verdict, each.windows), _left(each.windows[-1]), each.passport_id) for each in nodes)
+    worst_first = sorted(nodes, key=lambda each: (_known_uptime(each), each.name))
+    rows = (
+        (each.name, *map(_verdict, each.windows), _left(each.windows[-1]), each.passport_id) for each in worst_first
+    )
     return [
         sentence(f"{counted(len(nodes), 'node')} together, by the time of each, against {_percent(together.target)}:"),
         uptime_table(together.windows),
         sentence(""),
         Listing(NODE_COLUMNS, rows),
     ]
+
+
+def _known_uptime(node: NodeUptime) -> float:
+    """Return the uptime over the longest window; above every share when there is no verdict yet."""
+    window = node.windows[-1]
+    return 2.0 if window.error_budget is None or window.uptime is None else window.uptime
 
 
 def _window(window: UptimeWindow) -> tuple[str, ...]:
@@ -133,13 +159,15 @@ def _percent(fraction: float | None) -> str:
 
 
 def _column(name: str) -> Column:
-    return Column(name, rank=_RANKS.get(name, 0), right=True)
+    return Column(_TITLES.get(name, name), rank=_RANKS.get(name, 0), right=True)
 
 
 def _figure(name: str, figure: object) -> str:
     if isinstance(figure, bool) or not isinstance(figure, int | float):
         return or_unknown(figure)
-    return f"{figure * 100:.1f} %" if name in _SHARES else number(figure)
+    if name in _SHARES:
+        return f"{figure * 100:.1f} %"
+    return took(figure) if name.endswith("Ms") else number(figure)
 
 
 def _minute(at: datetime) -> str:
@@ -158,7 +186,7 @@ def _read_moment(text: str) -> datetime:
 _WHEN = "an RFC 3339 instant, or so long ago: 90m, 7d, 4w."
 OptionalNode = Annotated[
     str | None,
-    typer.Argument(metavar="[NODE]", help="Id or name; all nodes together if unset.", autocompletion=complete_node),
+    typer.Argument(metavar="NODE", help="Id or name; all nodes together if unset.", autocompletion=complete_node),
 ]
 OwnerOption = Annotated[str | None, typer.Option(help="Another owner's nodes; for admins.")]
 FromOption = Annotated[

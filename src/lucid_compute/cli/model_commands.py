@@ -100,7 +100,8 @@ def match(
         raise typer.Exit(ExitStatus.REFUSED)
 
 
-MOST_NODES = 20  # shown to a person; a fleet may have thousands
+MOST_GROUPS = 20  # of nodes with the same reasons, shown to a person; a fleet may have thousands
+MOST_NAMES = 8
 MOST_THAT_LEFT = 5
 NodeReasons = tuple[str, Sequence[ReasonView]]  # a node's name, and the reasons against it
 MODEL_COLUMNS = (
@@ -117,8 +118,8 @@ MODEL_COLUMNS = (
 
 
 def model_table(models: Iterable[ModelView]) -> Listing:
-    """Return a table of models, sorted by name."""
-    ordered = sorted(models, key=lambda model: (model.name, model.id))
+    """Return a table of models: those that nobody can use first, then by name."""
+    ordered = sorted(models, key=lambda model: (model.available, model.served, model.name, model.id))
     return Listing(MODEL_COLUMNS, [_row(model) for model in ordered])
 
 
@@ -159,13 +160,17 @@ def explanation(model: ModelView, availability: ModelAvailability) -> list[Rende
 
 
 def node_reasons(reasons_by_node: Sequence[NodeReasons]) -> list[RenderableType]:
-    """Return each node with every reason against it. Nodes that have left are in one line at the end."""
+    """Return every reason against each node. Nodes with the same reasons share an entry; those that left a line."""
     staying = [node_reason for node_reason in reasons_by_node if not _is_gone(node_reason)]
     parts: list[RenderableType] = []
-    for name, reasons in staying[:MOST_NODES]:
-        parts.append(_indented(f"{name}:" if reasons else f"{name}: yes", 2))
-        parts += [_indented(f"{reason.code}: {with_commands(reason.message)}", 4, style="red") for reason in reasons]
-    if (left_out := len(staying) - MOST_NODES) > 0:
+    alike: dict[tuple[tuple[str, str], ...], list[str]] = {}
+    for name, reasons in staying:
+        alike.setdefault(tuple((reason.code, reason.message) for reason in reasons), []).append(name)
+    for why, names in list(alike.items())[:MOST_GROUPS]:
+        more = f" and {counted(len(names) - MOST_NAMES, 'node')} more" if len(names) > MOST_NAMES else ""
+        parts.append(_indented(f"{', '.join(names[:MOST_NAMES])}{more}:{'' if why else ' yes'}", 2))
+        parts += [_indented(f"{code}: {with_commands(message)}", 4, style="red") for code, message in why]
+    if (left_out := sum(map(len, list(alike.values())[MOST_GROUPS:]))) > 0:
         parts.append(sentence(f"  and {counted(left_out, 'node')} more; --json has all."))
     left = [name for name, _ in filter(_is_gone, reasons_by_node)]
     if left:

@@ -7,16 +7,18 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from enum import StrEnum
+from math import inf
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 
 from lucid_compute.cli.command_groups import ListByDefault
 from lucid_compute.cli.connection import ApiOption, Connection, KeyOption, connected, with_commands
 from lucid_compute.cli.failures import CommandFailed, ExitStatus
-from lucid_compute.cli.formatting import UNKNOWN, counted, listed, number, or_unknown, share, span
+from lucid_compute.cli.formatting import UNKNOWN, counted, listed, number, or_unknown, share, span, took
 from lucid_compute.cli.lookup import complete_model, complete_node, get_node
 from lucid_compute.cli.output import Column, JsonOption, Listing, console_for, facts, sentence, show, show_json
 from lucid_compute.client import Lucid
@@ -32,6 +34,20 @@ app = typer.Typer(
 NodeArgument = Annotated[str, typer.Argument(metavar="NODE", help="Id or name.", autocompletion=complete_node)]
 
 
+class NodeSort(StrEnum):
+    """The orders of the table of nodes."""
+
+    WORST = "worst"
+    NAME = "name"
+    LOAD = "load"
+    ERRORS = "errors"
+    QUEUE = "queue"
+
+
+# From the worst to the best.
+_STATUSES = ("unhealthy", "stale", "draining", "stopped", "healthy", "deregistered")
+
+
 @app.command("list")
 def list_nodes(
     status: Annotated[NodeStatus | None, typer.Option(help="Ended nodes are shown only by `deregistered`.")] = None,
@@ -44,6 +60,7 @@ def list_nodes(
     ] = None,
     owner: Annotated[str | None, typer.Option(help="Another owner's nodes; for admins.")] = None,
     search: Annotated[str | None, typer.Option(help="Part of the name or the description.")] = None,
+    sort: Annotated[NodeSort, typer.Option(help="In which order.")] = NodeSort.WORST,
     is_watched: Annotated[bool, typer.Option("--watch", "-w", help="Keep the table up to date until Ctrl-C.")] = False,
     interval: Annotated[float, typer.Option(min=0.2, help="Seconds between two updates of --watch.")] = 2.0,
     as_json: JsonOption = False,
@@ -51,8 +68,7 @@ def list_nodes(
     key: KeyOption = None,
 ) -> None:
     """List nodes with their health. `stale`: healthy, no heartbeat for 30 s; `stopped`: it said so, and is silent."""
-    if is_watched and (as_json or not sys.stdout.isatty()):
-        raise CommandFailed("--watch needs a terminal. For scripts: lucid nodes --json.", ExitStatus.USAGE)
+    _require_terminal(is_watched=is_watched, as_json=as_json)
     filters: Any = {
         "status": status, "region": region, "runtime": runtime, "min_vram": min_vram,
         "gpu": gpu, "model": model, "owner": owner, "search": search,
@@ -65,14 +81,19 @@ def list_nodes(
                 return list(lucid.compute.list(**filters))
 
         if is_watched:
-            watch(read, interval)
+            watch(read, sort, interval)
         nodes = read()
     if as_json:
         show_json({"nodes": nodes})
     elif nodes:
-        show(node_table(nodes), sentence(""), sentence(node_summary(nodes)))
+        show(node_table(nodes, sort), sentence(""), sentence(node_summary(nodes)))
     else:
         show(sentence("No nodes. `lucid agent run` registers one, or `lucid passports create`."))
+
+
+def _require_terminal(*, is_watched: bool, as_json: bool) -> None:
+    if is_watched and (as_json or not sys.stdout.isatty()):
+        raise CommandFailed("--watch needs a terminal. For scripts: lucid nodes --json.", ExitStatus.USAGE)
 
 
 @app.command("show")
@@ -112,10 +133,20 @@ NODE_COLUMNS = (
 )
 
 
-def node_table(nodes: Iterable[NodeView], most_rows: int | None = None) -> Listing:
-    """Return a table of nodes, sorted by name."""
-    ordered = sorted(nodes, key=lambda node: (node.name, node.id))
+def node_table(nodes: Iterable[NodeView], sort: NodeSort, most_rows: int | None = None) -> Listing:
+    """Return a table of nodes in that order; equal ones are sorted by name."""
+    ordered = sorted(nodes, key=lambda node: (_rank(node.health, sort), node.name, node.id))
     return Listing(NODE_COLUMNS, [_row(node) for node in ordered], most_rows)
+
+
+def _rank(health: NodeHealth, sort: NodeSort) -> float:
+    """Return a sort key: the lowest is shown first. Of a figure that is the highest; unknown comes last."""
+    if sort is NodeSort.NAME:
+        return 0.0
+    if sort is NodeSort.WORST:
+        return _STATUSES.index(shown_status(health))
+    figure = {NodeSort.LOAD: health.load, NodeSort.ERRORS: health.error_rate, NodeSort.QUEUE: health.queue_depth}[sort]
+    return inf if figure is None else -figure
 
 
 def node_summary(nodes: Sequence[NodeView]) -> str:
@@ -163,7 +194,7 @@ def _row(node: NodeView) -> tuple[str, ...]:
         listed(health.available_models),
         or_unknown(metadata.get("region")),
         share(health.error_rate),
-        number(health.avg_latency_ms, "ms"),
+        took(health.avg_latency_ms),
         node.owner,
         node.id,
     )
@@ -201,7 +232,7 @@ def _condition(health: NodeHealth) -> list[tuple[str, object]]:
         ("queue", number(health.queue_depth)),
         ("load", share(health.load)),
         ("jobs", f"{number(health.jobs_completed)} completed, {share(health.error_rate)} errors in the last hour"),
-        ("latency", number(health.avg_latency_ms, "ms")),
+        ("latency", took(health.avg_latency_ms)),
         ("models", listed(health.available_models)),
     ]
 
@@ -212,17 +243,23 @@ def _reported(health: NodeHealth) -> list[tuple[str, object]]:
     runtime = " ".join(filter(None, (reported.runtime.name, reported.runtime.version))) if reported.runtime else UNKNOWN
     pairs: list[tuple[str, object]] = [("runtime", runtime)]
     if reported.clock_offset_seconds is not None:
-        pairs.append(("clock", f"{reported.clock_offset_seconds:+.1f} s off the service's"))
+        pairs.append(("clock", _clock(reported.clock_offset_seconds)))
     if reported.detail:
         pairs.append(("it says", reported.detail))
     return pairs
+
+
+def _clock(offset_seconds: float) -> str:
+    if abs(offset_seconds) < 0.05:  # noqa: PLR2004 - no tenth of a second
+        return "agrees with the service's"
+    return f"{span(abs(offset_seconds))} {'ahead of' if offset_seconds > 0 else 'behind'} the service's"
 
 
 LINES_BESIDE_ROWS = 6  # titles, "and 12 more", the blank line and the footer
 PASSING = {ExitStatus.UNREACHABLE}
 
 
-def watch(read: Callable[[], list[NodeView]], interval_seconds: float) -> None:
+def watch(read: Callable[[], list[NodeView]], sort: NodeSort, interval_seconds: float) -> None:
     """Show the result of `read` every `interval_seconds`. An outage is shown below the table; other failures raise."""
     console = console_for()
     nodes: list[NodeView] = []
@@ -236,14 +273,15 @@ def watch(read: Callable[[], list[NodeView]], interval_seconds: float) -> None:
                 if failure.status not in PASSING:
                     raise
                 trouble = failure.sentence
-            live.update(_picture(console, nodes, read_at, trouble), refresh=True)
+            room = max(1, console.height - LINES_BESIDE_ROWS)
+            live.update(_picture(node_table(nodes, sort, room), nodes, read_at, trouble), refresh=True)
             time.sleep(interval_seconds)
 
 
-def _picture(console: Console, nodes: list[NodeView], read_at: datetime | None, trouble: str) -> Group:
-    """Return the table and the footer, with as many rows as the terminal has room for."""
+def _picture(table: Listing, nodes: list[NodeView], read_at: datetime | None, trouble: str) -> Group:
+    """Return the table and the footer."""
     at = f"{read_at:%H:%M:%SZ}" if read_at else "never"
-    parts: list[RenderableType] = [node_table(nodes, max(1, console.height - LINES_BESIDE_ROWS)), sentence("")]
+    parts: list[RenderableType] = [table, sentence("")]
     if read_at:
         parts.append(sentence(f"{node_summary(nodes)}. As of {at}; Ctrl-C ends.", style="dim"))
     if trouble:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -147,6 +149,18 @@ def show_secret(secret: str, remark: str, created: Any, *, as_json: bool) -> Non
         return
     show(sentence(secret))
     note(remark)
+
+
+_BEGIN_FORMULAS = frozenset("=+-@\t\r\n＝＋－＠")  # noqa: RUF001 - spreadsheets of East Asia accept the wide ones as well
+
+
+def write_csv(head: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
+    """Write CSV to stdout. No spreadsheet reads a cell as a formula: names and details are free text."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(head)
+    writer.writerows([f"'{cell}" if cell[:1] in _BEGIN_FORMULAS else cell for cell in line] for line in lines)
+    write(text.getvalue())
 
 
 def as_on_the_wire(answer: Any) -> Any:

@@ -7,9 +7,35 @@ from collections.abc import Collection
 from difflib import get_close_matches
 from pathlib import Path
 
+API_URL = "LUCID_API_URL"
+API_KEY = "LUCID_API_KEY"
+PROFILE = "LUCID_PROFILE"
 DATA_DIR = "LUCID_DATA_DIR"
 DATABASE_URL = "LUCID_DATABASE_URL"
 POSTGRES_USER = "LUCID_EMBEDDED_POSTGRES_USER"
+
+
+def api_url() -> str | None:
+    """Return the service's address of LUCID_API_URL; None when it is unset or empty."""
+    return os.environ.get(API_URL) or None
+
+
+def api_key() -> str | None:
+    """Return the key of LUCID_API_KEY; None when it is unset or empty."""
+    return os.environ.get(API_KEY) or None
+
+
+def profile() -> str | None:
+    """Return the profile's name of LUCID_PROFILE; None when it is unset or empty."""
+    return os.environ.get(PROFILE) or None
+
+
+def config_dir() -> Path | None:
+    """Return the user's folder for configuration: XDG_CONFIG_HOME, else `.config` at home; None without a home."""
+    if (folder := os.environ.get("XDG_CONFIG_HOME")) and Path(folder).is_absolute():
+        return Path(folder)
+    home = os.environ.get("HOME")
+    return Path(home, ".config") if home else None
 
 
 def database_url() -> str | None:

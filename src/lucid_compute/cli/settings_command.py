@@ -12,7 +12,7 @@ from rich.padding import Padding
 from lucid_compute.agent.settings import AgentSettings
 from lucid_compute.cli.failures import complain
 from lucid_compute.cli.output import JsonOption, sentence, show, show_json
-from lucid_compute.cli.settings import is_set, mistyped
+from lucid_compute.cli.settings import PROFILE, is_set, mistyped
 from lucid_compute.client.settings import SETTINGS as CLIENT_SETTINGS
 from lucid_compute.server.settings import Settings
 
@@ -30,6 +30,7 @@ SOURCES: tuple[tuple[str, type[BaseModel] | Sequence[tuple[str, str | None, str]
     ("service", Settings),
     ("client", CLIENT_SETTINGS),
     ("agent", AgentSettings),
+    ("command line", [(PROFILE, None, "The profile to use: a name of `lucid profiles`.")]),
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
@@ -9,8 +10,8 @@ import typer
 from lucid_compute.cli.command_groups import ListByDefault
 from lucid_compute.cli.connection import ApiOption, KeyOption, connected
 from lucid_compute.cli.failures import CommandFailed, YesOption, confirm
-from lucid_compute.cli.formatting import UNKNOWN, instant
-from lucid_compute.cli.lookup import complete_node, get_node
+from lucid_compute.cli.formatting import UNKNOWN, instant, or_unknown
+from lucid_compute.cli.lookup import complete_node, get_node, node_names
 from lucid_compute.cli.output import Column, JsonOption, Listing, sentence, show, show_done, show_json, show_secret
 from lucid_compute.registry.domain.event_types import WebhookEvent
 from lucid_compute.webhooks.shapes import DeliveryView, NewWebhook, WebhookView
@@ -120,10 +121,11 @@ def list_deliveries(
     """List the deliveries of the last seven days, and the pending ones."""
     with connected(api, key) as lucid:
         deliveries = list(lucid.webhooks.deliveries(webhook_id))
+        names = {} if as_json else node_names(lucid, (each.passport_id for each in deliveries))
     if as_json:
         show_json({"deliveries": deliveries})
     else:
-        rows = map(_delivery_row, deliveries)
+        rows = [_delivery_row(each, names) for each in deliveries]
         show(Listing(DELIVERY_COLUMNS, rows) if deliveries else sentence("No deliveries yet, and none pending."))
 
 
@@ -156,7 +158,7 @@ def _row(webhook: WebhookView) -> tuple[str, ...]:
     return webhook.url, webhook.status, failing, events, owner, webhook.id
 
 
-def _delivery_row(delivery: DeliveryView) -> tuple[str, ...]:
+def _delivery_row(delivery: DeliveryView, names: Mapping[str, str]) -> tuple[str, ...]:
     return (
         delivery.type,
         instant(delivery.occurred_at),
@@ -164,5 +166,5 @@ def _delivery_row(delivery: DeliveryView) -> tuple[str, ...]:
         str(delivery.attempts),
         delivery.last_attempts[0].result if delivery.last_attempts else UNKNOWN,
         UNKNOWN if delivery.next_attempt_at is None else instant(delivery.next_attempt_at),
-        delivery.passport_id or UNKNOWN,
+        or_unknown(names.get(delivery.passport_id or "", delivery.passport_id)),
     )

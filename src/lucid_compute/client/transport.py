@@ -7,7 +7,10 @@ import platform
 import socket
 import ssl
 import time
+from codecs import getincrementaldecoder
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import islice
 from random import random as any_share
 from typing import Any, TypeVar, cast
 from uuid import uuid4
@@ -31,6 +34,8 @@ from lucid_compute.client.settings import ClientSettings
 
 T = TypeVar("T")
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
+MAX_STREAM_SECONDS = 6 * 3600.0
+MAX_REFUSAL_PIECES = 64  # of 64 KiB at most
 CONNECT_SECONDS = 5.0
 # The share of an attempt for TCP, and again for TLS. httpcore leaves a socket open when its handshake is cancelled,
 # so the connect has to time out by itself before the attempt is cancelled.
@@ -118,6 +123,31 @@ def tls_of(settings: ClientSettings) -> ssl.SSLContext | bool:
         raise ConfigurationFault(f"The certificates of ca_file {settings.ca_file} can't be read: {error}.") from None
 
 
+class Streamed:
+    """A response that is read while it comes. Header names are in lower case."""
+
+    def __init__(self, response: httpx.Response, codec: RequestCodec) -> None:
+        self.headers: Mapping[str, str] = response.headers
+        self._response, self._codec = response, codec
+
+    def lines(self, longest: int) -> Iterator[str]:
+        """Iterate over the lines of text.
+
+        Raises:
+            UnexpectedAnswer: the response, or a line, is longer than any of the service.
+        """
+        decoder = getincrementaldecoder("utf-8")(errors="replace")
+        size, rest = 0, ""
+        for piece in self._response.iter_raw():
+            size += len(piece)
+            self._codec.require_size(size)
+            *lines, rest = (rest + decoder.decode(piece)).split("\n")
+            self._codec.require_size(MAX_ANSWER_BYTES + 1 if len(rest) > longest else 0)
+            yield from lines
+        if rest:
+            yield rest
+
+
 _FAULTS = (httpx.HTTPError, httpx.InvalidURL, TimeoutError)
 
 
@@ -154,6 +184,29 @@ class Transport:
                 if (pause := attempts.find_pause_seconds(error, self._clock())) is None:
                     raise
             self._sleep(pause)
+
+    @contextmanager
+    def stream(self, call: ApiCall[Any], wait_seconds: float) -> Iterator[Streamed]:
+        """Send a call once, and yield its response while it comes. `wait_seconds` bounds each wait for the next piece.
+
+        Raises:
+            LucidClientError: the service refused, the connection broke, or the response is not the service's.
+        """
+        request_id = uuid4().hex
+        request = self.codec.request(call, request_id, wait_seconds, time.monotonic() + MAX_STREAM_SECONDS)
+        try:
+            response = self._http.send(request, stream=True, follow_redirects=False)
+            try:
+                if not response.is_success:
+                    content = b"".join(islice(response.iter_raw(), MAX_REFUSAL_PIECES))
+                    self.codec.read(call, response.status_code, response.headers, content)
+                yield Streamed(response, self.codec)
+            finally:
+                response.close()
+        except _FAULTS as error:
+            fault = client_error_of(error, self.codec.base_url, wait_seconds)
+            fault.request_id = request_id
+            raise fault from error
 
     def close(self) -> None:
         """Close every connection."""

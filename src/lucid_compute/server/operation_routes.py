@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 
+from lucid_compute import __version__
 from lucid_compute.compilation import FORM, PYTHON
 from lucid_compute.errors import DatabaseUnavailable, Forbidden, Unauthorized
 from lucid_compute.postgres.clock import DatabaseClock
@@ -47,6 +48,7 @@ async def get_readiness(
         models=len(fleet.models_newest_first()),
         replicas=fleet.replicas.count(),
         feed_age_seconds=round(max((clock.now() - read_at).total_seconds(), 0.0), 3),
+        version=__version__,
         python=PYTHON,
         compiled=FORM.is_compiled,
     )

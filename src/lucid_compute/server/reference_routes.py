@@ -1,15 +1,19 @@
-"""The API reference at `/docs`: Swagger UI from the files of a package, so that it needs no network."""
+"""The API reference at `/docs`, from the files of a package, and the built documentation at `/help`."""
 
 from __future__ import annotations
 
 import gzip
 import hashlib
+import re
+from base64 import b64encode
 from functools import cache
 from importlib.resources import files
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, PlainTextResponse, RedirectResponse
+from starlette.staticfiles import StaticFiles
 
 from lucid_compute.errors import RouteNotFound
 from lucid_compute.server.page_headers import PAGE_HEADERS, PAGE_POLICY
@@ -17,6 +21,17 @@ from lucid_compute.server.settings import Settings
 from lucid_compute.web.provide import Provided
 
 ADDRESS = "/docs"
+HELP = "/help"
+_WITHOUT_HELP = (
+    "The documentation is in the folder docs of the repository. `make docs` builds it as a site, and "
+    "LUCID_HELP_DIR=build/site serves it here. The reference of the API is at /docs.\n"
+)
+_INLINE_SCRIPT = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
+# The theme writes styles into its pages.
+_HELP_POLICY = (
+    "default-src 'none'; script-src 'self' {hashes}; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
 _PACKAGE = "fastapi_swagger.resources"  # Swagger UI's released files. The package's own code is not used.
 _SCRIPT, _STYLE, _ICON, _START = "swagger-ui-bundle.js", "swagger-ui.css", "favicon-32x32.png", "start.js"
 _MEDIA_TYPES = {
@@ -57,7 +72,33 @@ _PAGE = """\
 """
 _NAMES = (_SCRIPT, _STYLE, _ICON, _START)
 
-router = APIRouter(prefix=ADDRESS, include_in_schema=False)
+router = APIRouter(include_in_schema=False)
+
+
+@router.get(HELP)
+def lead_to_help(settings: Provided[Settings]) -> Response:
+    """Lead to the documentation, or say where it is."""
+    if settings.help_dir is None:
+        return PlainTextResponse(_WITHOUT_HELP)
+    return RedirectResponse(f"{settings.root_path}{HELP}/")
+
+
+class HelpSite(StaticFiles):
+    """The files of the built documentation. Only the scripts that its pages have by themselves may run."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read the pages once, to know their scripts."""
+        super().__init__(directory=folder, html=True)
+        pages = (page.read_bytes() for page in folder.rglob("*.html"))
+        inline = {script for page in pages for script in _INLINE_SCRIPT.findall(page)}
+        hashes = sorted(f"'sha256-{b64encode(hashlib.sha256(script).digest()).decode()}'" for script in inline)
+        self._headers = {**PAGE_HEADERS, "Content-Security-Policy": _HELP_POLICY.format(hashes=" ".join(hashes))}
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        """Return a file, with the headers of our pages."""
+        response = super().file_response(*args, **kwargs)
+        response.headers.update(self._headers)
+        return response
 
 
 class PackedFile(NamedTuple):
@@ -67,7 +108,7 @@ class PackedFile(NamedTuple):
     media_type: str
 
 
-@router.get("")
+@router.get(ADDRESS)
 def get_reference(settings: Provided[Settings]) -> HTMLResponse:
     """Return the page."""
     root = settings.root_path
@@ -77,7 +118,7 @@ def get_reference(settings: Provided[Settings]) -> HTMLResponse:
     )
 
 
-@router.get("/assets/{digest}/{name}")
+@router.get(f"{ADDRESS}/assets/{{digest}}/{{name}}")
 def get_file(digest: str, name: str, request: Request) -> Response:
     """Return a file of Swagger UI. Browsers may keep it only under the present digest."""
     if name not in _NAMES:

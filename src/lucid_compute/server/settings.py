@@ -26,7 +26,7 @@ _SERVICE_LINK = re.compile(r"(?:tcp|udp|sctp)://")
 _ROOT_PATH = re.compile(r"(?:/[A-Za-z0-9._~-]+)+")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/,?#@]+|null")
 _OWN_PATHS = re.compile(
-    r"/(?:audit|compute|dashboard|docs|healthz|keys|match|metrics|models|openapi\.json|passports|payouts|readyz|usage|v1|"
+    r"/(?:audit|compute|dashboard|docs|healthz|help|keys|match|metrics|models|openapi\.json|passports|payouts|readyz|usage|v1|"
     r"webhooks)(?:/.*)?"
 )
 
@@ -66,6 +66,9 @@ class Settings(BaseSettings):
     feed_follows_notifications: bool = Field(
         default=True,
         description="Follow Postgres's NOTIFY beside the poll; off, changes of other replicas show within a second.",
+    )
+    help_dir: Path | None = Field(
+        default=None, description="The built documentation (`make docs`: build/site), served at /help. Unset: none."
     )
     root_path: str = Field(
         default="",
@@ -259,6 +262,14 @@ class Settings(BaseSettings):
     def _is_no_service_link(cls, value: object) -> object:
         """Ignore the address of a Kubernetes service called lucid: every pod of its namespace gets it as LUCID_PORT."""
         return DEFAULT_PORT if isinstance(value, str) and _SERVICE_LINK.match(value) else value
+
+    @field_validator("help_dir")
+    @classmethod
+    def _has_pages(cls, value: Path | None) -> Path | None:
+        """Refuse a folder that has no site."""
+        if value is not None and not (value / "index.html").is_file():
+            raise ValueError(f"{value} has no index.html. Build the documentation: make docs")
+        return value
 
     @field_validator("root_path")
     @classmethod

@@ -16,8 +16,8 @@ class Liveness(ResponseShape):
 class Readiness(ResponseShape):
     """The replica can serve. `feed_age_seconds` is the longest time that its memory may be behind Postgres.
 
-    `python` is the version of Python that runs it. `compiled`: its busiest modules are compiled. Older versions say
-    neither.
+    `version` is the service's own, `python` that of the Python that runs it. `compiled`: its busiest modules are
+    compiled. Older versions say none of these.
     """
 
     status: Literal["ready"]
@@ -25,5 +25,6 @@ class Readiness(ResponseShape):
     models: int
     replicas: int
     feed_age_seconds: float
+    version: str | None
     python: str | None
     compiled: bool | None

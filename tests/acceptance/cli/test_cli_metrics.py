@@ -42,7 +42,7 @@ async def test_a_provider_reads_what_happened_and_its_error_budget(gateway: Gate
     (in_all,) = [line.split() for line in shown.splitlines() if line.startswith("in all")]
     assert in_all[2:4] == ["1", "0"]
     assert "0.5000" in in_all
-    assert "revenueUsd is what was charged" in shown
+    assert "CHARGED is what was charged" in shown
     assert "Failures: http_500 1." in (await lucid("metrics", failed, "--from", "-1h")).out
     told = (await lucid("metrics", "--from", "10m", "--step", "1m", "--json")).json
     assert (told["step"], told["totals"]["requests"], told["totals"]["tokensIn"]) == ("1m", 2, 600)

@@ -42,6 +42,11 @@ def list_(
     return PagedCall(path="/keys", query=query, answer=KeyList, items=lambda page: page.keys)
 
 
+def me() -> ApiCall[KeyView]:
+    """Read the key of this client: whose it is, what it may do, its limits and its end."""
+    return ApiCall(method="GET", path="/me", answer=KeyView)
+
+
 def rotate(key_id: str, *, now: bool = False) -> ApiCall[NewKey]:
     """Give a key a new secret. The previous one stays valid for 24 hours; with `now` it ends at once.
 

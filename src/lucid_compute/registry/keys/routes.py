@@ -1,4 +1,4 @@
-"""The routes of API keys and the audit trail, for admins."""
+"""The routes of API keys and the audit trail, for admins. Each key may read itself."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from fastapi import APIRouter, Query
 
 from lucid_compute.errors import KeyNotFound
 from lucid_compute.registry.keys.audit import AuditTrail
-from lucid_compute.registry.keys.dependencies import ActorDependency, Admin
-from lucid_compute.registry.keys.shapes import AuditList, KeyCreate, KeyList, KeyRotate, NewKey
+from lucid_compute.registry.keys.dependencies import ActorDependency, Admin, AnyKey
+from lucid_compute.registry.keys.shapes import AuditList, KeyCreate, KeyList, KeyRotate, KeyView, NewKey
 from lucid_compute.registry.keys.store import KeyStore
 from lucid_compute.web.errors import declare
 from lucid_compute.web.lists import OrderDependency, PageDependency
@@ -38,6 +38,12 @@ async def list_keys(
         owner=owner, sort_by=order.by, sort_order=order.direction, offset=page.offset, limit=page.per_page
     )
     return KeyList(keys=keys, pagination=page.pagination(total))
+
+
+@router.get("/me", response_model=KeyView, responses=declare(KeyNotFound))
+async def get_own_key(key_store: Provided[KeyStore], principal: AnyKey) -> KeyView:
+    """Read the key of this request: whose it is, what it may do, its limits and its end."""
+    return await key_store.get(principal.key_id)
 
 
 @router.post("/keys/{key_id}/rotate", response_model=NewKey, responses=declare(KeyNotFound, body=True))

@@ -29,6 +29,7 @@ PICTURES = (
     Picture("nodes-dark", "/nodes", "dark", DESK, 760),
     Picture("node-light", "/nodes/{node}", "light", DESK, 1700),
     Picture("model-light", "/models/{model}", "light", DESK, 760),
+    Picture("usage-light", "/usage?by=model&owner=shop&span=-30d", "light", DESK, 1150),
     Picture("add-node-light", "/nodes?add=node", "light", DESK, 900),
     Picture("fleet-phone", "", "light", PHONE, 844),
     Picture("node-phone", "/nodes/{node}", "dark", PHONE, 844),

@@ -94,6 +94,16 @@ FROM (VALUES (interval '27 minutes 20 seconds', 'stale', 'no heartbeat for 35 s'
     (interval '26 minutes', 'unhealthy', 'no heartbeat for 120 s'), (interval '19 minutes', 'restarted', NULL),
     (interval '18 minutes 50 seconds', 'healthy', NULL)) AS e (ago, type, reason)
 """
+# What two keys of one consumer used on each of the last thirty days.
+_USAGE = """
+INSERT INTO usage_days (consumer, day, key_id, model_id, requests, completed, failed, rejected, cancelled, tokens_in,
+    tokens_out, price_usd)
+SELECT 'shop', (now() AT TIME ZONE 'UTC')::date - ago, key_id, model_id, n, n - n / 60, n / 90, n / 40, n / 300,
+    n * 310, n * 120, n * 430 * 0.000002
+FROM generate_series(0, 29) ago, unnest($1::text[]) WITH ORDINALITY k (key_id, one),
+    unnest($2::uuid[]) WITH ORDINALITY m (model_id, other),
+    LATERAL (SELECT (900 / one / other * (1.4 + sin(ago * 0.9 + other)))::int AS n) of_day
+"""
 _OUTAGE = (
     "INSERT INTO outages (started_at, ended_at) VALUES (now() - interval '44 minutes', now() - interval '42 minutes')"
 )
@@ -108,6 +118,7 @@ class Pictured(NamedTuple):
 
     nodes: list[str]
     models: list[str]
+    keys: list[str]
 
 
 def register(server: Server) -> Pictured:
@@ -117,10 +128,11 @@ def register(server: Server) -> Pictured:
     for number, node in enumerate(nodes):
         declared = [{"id": _MODELS[(1 + number) % _SERVED][0], "maxTokens": 32768, "quantization": None}]
         server.call("PUT", f"/compute/models/{node}", {"models": declared})
-    beat(server, Pictured(nodes, models), everyone=True)
+    beat(server, Pictured(nodes, models, []), everyone=True)
     for number in DRAINING:
         _post(server, f"/compute/drain/{nodes[number]}", None)
-    return Pictured(nodes, models)
+    keys = [_post(server, "/keys", _key(name, budget))["id"] for name, budget in (("web shop", "40"), ("search", "8"))]
+    return Pictured(nodes, models, keys)
 
 
 def beat(server: Server, pictured: Pictured, *, everyone: bool = False) -> None:
@@ -148,6 +160,7 @@ async def remember(url: str, pictured: Pictured) -> None:
             await connection.execute(_NOT_WELL, [pictured.nodes[number] for number in which], state)
         await connection.execute(_TROUBLE, pictured.nodes[TROUBLED])
         await connection.execute(_TROUBLE_TOLD, pictured.nodes[TROUBLED])
+        await connection.execute(_USAGE, pictured.keys, pictured.models[:_SERVED])
         await connection.execute(_OUTAGE)
         await connection.execute(_HEARD, [pictured.nodes[number] for number in SILENT])
     finally:
@@ -160,6 +173,11 @@ def _post(server: Server, path: str, body: Any) -> Any:
 
 def _model(name: str, more: dict[str, Any]) -> dict[str, Any]:
     return {"name": name, "type": "model", "owner": "acme", "metadata": {"format": "safetensors", **more}}
+
+
+def _key(name: str, budget: str) -> dict[str, Any]:
+    limits = {"budgetUsd": budget, "budgetPeriod": "month", "requestsPerMinute": 600}
+    return {"name": name, "owner": "shop", "scopes": ["inference:run"], "limits": limits}
 
 
 def _node(number: int) -> dict[str, Any]:

@@ -192,11 +192,25 @@ async def _register(recorder: Recorder, url: str) -> str:
 
 async def _read_all(recorder: Recorder, node: str) -> None:
     await asyncio.sleep(1.0)  # until the jobs are in the ledger and the sweep has recorded the node's state
-    for operation_id in ("list_passports", "list_nodes", "list_jobs", "get_fleet_metrics", "get_fleet_uptime"):
+    for operation_id in (
+        "list_passports",
+        "list_nodes",
+        "list_fleet_events",
+        "list_jobs",
+        "get_fleet_metrics",
+        "get_fleet_uptime",
+    ):
         await recorder.call(operation_id)
     for operation_id in ("get_payouts", "get_losses", "list_models", "list_served_models", "get_overview", "get_usage"):
         await recorder.call(operation_id)
-    for operation_id in ("get_passport", "get_health", "get_declaration", "list_events", "get_node_metrics"):
+    for operation_id in (
+        "get_passport",
+        "get_health",
+        "get_routing",
+        "get_declaration",
+        "list_events",
+        "get_node_metrics",
+    ):
         await recorder.call(operation_id, node)
     await recorder.call("get_node_uptime", node)
     for operation_id in ("get_model", "get_served_model", "get_availability"):
@@ -211,6 +225,7 @@ async def _manage(recorder: Recorder) -> None:
     key = await recorder.call("create_key", body={"name": "node 1", "owner": "acme", "scopes": ["compute"]})
     await recorder.call("list_keys")
     await recorder.call("change_key", key["id"], body={"limits": {"requestsPerMinute": 600}})
+    await recorder.call("get_own_key")
     await recorder.call("rotate_key", key["id"], body={"now": False})
     await recorder.call("list_audit")
     webhook = await recorder.call("create_webhook", body={"url": "https://ops.example.com/lucid", "allOwners": True})

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.resources import files
 from threading import Thread
 from typing import Any
 
@@ -158,6 +160,23 @@ def tab_to(page: Page, text: str) -> None:
             assert page.run("getComputedStyle(document.activeElement).outlineStyle") != "none"
             return
     raise AssertionError(f"no way to {text!r} by Tab; the focus is on {page.run('document.activeElement.outerHTML')}")
+
+
+# Which of axe-core's rules: those of WCAG 2.2, levels A and AA, and good practice.
+_AXE_TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
+
+
+@cache
+def _axe() -> str:
+    return (files("axe_playwright_python") / "axe.min.js").read_text(encoding="utf-8")
+
+
+def axe_faults(page: Page) -> list[str]:
+    """Return the faults that axe-core finds on the page: the rule, and the element."""
+    if page.run("typeof axe") == "undefined":
+        page.run(_axe() + "; true")
+    told = page.run(f"axe.run(document, {{ runOnly: {_AXE_TAGS}, resultTypes: ['violations'] }})")
+    return [f"{rule['id']}: {node['html'][:150]}" for rule in told["violations"] for node in rule["nodes"]]
 
 
 # The least contrast (WCAG 2) of any text with the colour behind it.

@@ -114,6 +114,9 @@ UPDATE job_totals SET completed = completed + 1;
 {_JOB}
 UPDATE job_totals SET completed = completed + 1;
 """,
+    "events": f"""
+INSERT INTO node_events (passport_id, type, reason) VALUES ('{NODE}', 'unhealthy', 'silent');
+""",
 }
 LANDED = tuple(ROWS)
 

@@ -164,6 +164,29 @@ export interface NodeEvent {
   details: Record<string, JsonValue>;
 }
 
+export interface FleetEvent extends NodeEvent {
+  name: string;
+  owner: string;
+}
+
+/** `place` is by expected wait, from 1; null when the node may not serve the model. */
+export interface ModelRouting {
+  model: string;
+  modelPassportId: string;
+  place: number | null;
+  nodes: number;
+  waitMs: number | null;
+  reasons: Reason[];
+}
+
+export interface NodeRouting {
+  passportId: string;
+  checkedAt: Instant;
+  breakerOpenSince: Instant | null;
+  breakerRetryAt: Instant | null;
+  models: ModelRouting[];
+}
+
 export interface Job {
   id: string;
   attempt: number;
@@ -634,6 +657,19 @@ class Compute {
     return new Pages(this.#transport, pathOf("compute", "events", passportId), "events", query, options);
   }
 
+  /** Say whether a node would be sent a request now, for each of its models, and whether its breaker is open. */
+  routing(passportId: string, options?: CallOptions): Promise<NodeRouting> {
+    return this.#transport.send({ method: "GET", path: pathOf("compute", "routing", passportId) }, options);
+  }
+
+  /** List the events of all your nodes; without `since`, those of the last seven days. */
+  fleetEvents(
+    query: { passportId?: string; type?: string; since?: Instant; until?: Instant; owner?: string } = {},
+    options: CallOptions = {},
+  ): Pages<FleetEvent> {
+    return new Pages(this.#transport, "/compute/events", "events", query, options);
+  }
+
   /** List the attempts on your nodes, or with `consumer` those of your own requests. */
   jobs(
     query: {
@@ -703,6 +739,11 @@ class Keys {
   /** Change a key's name, expiry or limits; its secret stays. */
   update(id: string, changes: KeyChanges, options?: CallOptions): Promise<Key> {
     return this.#transport.send({ method: "PATCH", path: pathOf("keys", id), body: changes }, options);
+  }
+
+  /** Read the key of this client: whose it is, what it may do, its limits and its end. */
+  me(options?: CallOptions): Promise<Key> {
+    return this.#transport.send({ method: "GET", path: "/me" }, options);
   }
 
   /** Give a key a new secret. The previous one stays valid for 24 hours, or ends `now`. The call is never repeated. */

@@ -277,6 +277,16 @@ class NodeSortBy(StrEnum):
     QUEUE_DEPTH = "queueDepth"
     IN_FLIGHT = "inFlight"
     HEARTBEAT_AT = "heartbeatAt"
+    SEVERITY = "severity"
+
+
+class ModelSortBy(StrEnum):
+    """What a list of models is ordered by: like any list, or by whether they can be run and reached right now."""
+
+    CREATED_AT = "createdAt"
+    UPDATED_AT = "updatedAt"
+    NAME = "name"
+    SEVERITY = "severity"
 
 
 class SortOrder(StrEnum):

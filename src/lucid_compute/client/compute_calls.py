@@ -8,7 +8,7 @@ from typing import Any, TypedDict, Unpack
 
 from lucid_compute.accounting.shapes import JobList, JobView, Overview
 from lucid_compute.client.call import ApiCall, PagedCall, body_of, given, path_of, query_of, write
-from lucid_compute.gateway.shapes import ProbeAnswer
+from lucid_compute.gateway.shapes import NodeRouting, ProbeAnswer
 from lucid_compute.registry.domain.node_state import GpuReading, Heartbeat, ReportedRuntime
 from lucid_compute.registry.shapes import (
     Declaration,
@@ -17,6 +17,8 @@ from lucid_compute.registry.shapes import (
     DrainAnswer,
     EventList,
     EventView,
+    FleetEventList,
+    FleetEventView,
     HeartbeatAnswer,
     ModelDeclaration,
     NodeHealth,
@@ -167,6 +169,34 @@ def events(
         answer=EventList,
         items=lambda page: page.events,
     )
+
+
+def routing(passport_id: str) -> ApiCall[NodeRouting]:
+    """Say whether a node would be sent a request now, for each of its models, and whether its breaker is open."""
+    return ApiCall(method="GET", path=path_of("compute", "routing", passport_id), answer=NodeRouting)
+
+
+def fleet_events(
+    *,
+    passport_id: str | None = None,
+    type: str | None = None,  # noqa: A002 - the contract's name
+    since: datetime | None = None,
+    until: datetime | None = None,
+    owner: str | None = None,
+    sort_by: str | None = None,
+    sort_order: str | None = None,
+) -> PagedCall[FleetEventList, FleetEventView]:
+    """Iterate over the events of all nodes, newest first; without `since`, of the last seven days."""
+    query = query_of(
+        passport_id=passport_id,
+        type=type,
+        since=since,
+        until=until,
+        owner=owner,
+        sort_by=sort_by,
+        sort_order=sort_order,
+    )
+    return PagedCall(path="/compute/events", query=query, answer=FleetEventList, items=lambda page: page.events)
 
 
 def jobs(

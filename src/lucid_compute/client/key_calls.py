@@ -64,6 +64,11 @@ def update(key_id: str, **changes: Unpack[KeyChanges]) -> ApiCall[KeyView]:
     return ApiCall(method="PATCH", path=path_of("keys", key_id), body=body_of(KeyPatch, **changes), answer=KeyView)
 
 
+def me() -> ApiCall[KeyView]:
+    """Read the key of this client: whose it is, what it may do, its limits and its end."""
+    return ApiCall(method="GET", path="/me", answer=KeyView)
+
+
 def rotate(key_id: str, *, now: bool = False) -> ApiCall[NewKey]:
     """Give a key a new secret. The previous one stays valid for 24 hours; with `now` it ends at once.
 

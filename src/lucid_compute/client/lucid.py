@@ -54,6 +54,8 @@ class _Compute:
     deregister = Endpoint(compute_calls.deregister)
     list = PagedEndpoint(compute_calls.list_)
     events = PagedEndpoint(compute_calls.events)
+    routing = Endpoint(compute_calls.routing)
+    fleet_events = PagedEndpoint(compute_calls.fleet_events)
     jobs = PagedEndpoint(compute_calls.jobs)
     probe = Endpoint(compute_calls.probe)
     overview = Endpoint(compute_calls.overview)
@@ -135,6 +137,7 @@ class _Keys:
     create = Endpoint(key_calls.create)
     list = PagedEndpoint(key_calls.list_)
     update = Endpoint(key_calls.update)
+    me = Endpoint(key_calls.me)
     rotate = Endpoint(key_calls.rotate)
     revoke = Endpoint(key_calls.revoke)
 

@@ -37,11 +37,13 @@ class Breaker:
         "failures",
         "newest",
         "open_until",
+        "opened_at",
     )
 
     def __init__(self) -> None:
         self.failures = 0
         self.open_until = 0.0
+        self.opened_at = 0.0  # when it opened, if it did not close since
         self.newest = 0
         self._opened_times = 0
         self._opened_after = 0  # the newest request when the breaker last opened
@@ -91,6 +93,8 @@ class Breaker:
         was_open = self._opened_times > 0
         if now < self.open_until or not (was_open or self.failures >= FAILURES_TO_OPEN) or not may_open():
             return False
+        if not was_open:
+            self.opened_at = now
         self._opened_times += 1
         self.open_until = now + backoff_seconds(
             self._opened_times, first_seconds=OPEN_SECONDS, longest_seconds=MAX_OPEN_SECONDS

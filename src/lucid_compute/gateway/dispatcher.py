@@ -83,12 +83,14 @@ class Dispatcher:
         node_stats = self._stats.nodes.get(node.state.id)
         if node_stats is None:
             return NodeUsage(in_flight)
+        blocked_seconds = node_stats.breaker.blocked_seconds(now)
         return NodeUsage(
             in_flight,
-            node_stats.breaker.blocked_seconds(now),
+            blocked_seconds,
             node_stats.free_at - now if node_stats.full_until > now else 0.0,
             node_stats.latency_ms(criteria.kind, now),
             node_stats.lack_of(criteria, now),
+            now - node_stats.breaker.opened_at if blocked_seconds else 0.0,
         )
 
     def wait_ms(self, node: FleetNode, criteria: Criteria) -> float:

@@ -121,6 +121,27 @@ class MatchAnswer(ResponseShape):
     rejections: dict[str, int]
 
 
+class ModelRouting(ResponseShape):
+    """Whether a node would be sent a request of one model now."""
+
+    model: str
+    model_passport_id: str
+    place: int | None = Field(description="By expected wait, from 1; null when it may not serve, or comes after 100.")
+    nodes: int = Field(description="How many nodes may serve it, up to 100; 0 when this one may not.")
+    wait_ms: float | None = Field(description="The expected wait; null when it may not serve.")
+    reasons: list[ReasonView] = Field(description="Every reason why not.")
+
+
+class NodeRouting(ResponseShape):
+    """What this replica would decide about a node now: its breaker, and each of its first five registered models."""
+
+    passport_id: str
+    checked_at: Instant
+    breaker_open_since: Instant | None = Field(description="Since when it is sent no requests, because it failed.")
+    breaker_retry_at: Instant | None = Field(description="When it is tried again.")
+    models: list[ModelRouting]
+
+
 class OpenAiModel(BaseModel):
     """A model by the name that requests ask for it; `created` is in seconds since 1970."""
 

@@ -181,6 +181,7 @@ node_events = Table(
     Column("reason", Text),
     Column("details", JSONB, nullable=False, server_default=text("'{}'")),
     Index("node_events_newest_idx", "passport_id", text("at DESC"), text("id DESC")),
+    Index("node_events_at_idx", text("at DESC"), text("id DESC")),
 )
 
 api_keys = Table(

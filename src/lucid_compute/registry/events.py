@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import and_, func, insert, literal, select, text
+from sqlalchemy import ColumnElement, and_, false, func, insert, literal, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from lucid_compute.postgres.database import Database
-from lucid_compute.postgres.queries import in_order, unnest_ids
-from lucid_compute.postgres.tables import node_events
+from lucid_compute.postgres.queries import at_least, count_some, ids_are_uuids, in_order, unnest_ids
+from lucid_compute.postgres.tables import node_events, passports
 from lucid_compute.registry.domain.event_types import EventType, WebhookEvent
-from lucid_compute.registry.shapes import EventView
+from lucid_compute.registry.shapes import EventView, FleetEventView
 from lucid_compute.wire import SortBy, SortOrder
 
 # Follows a CTE `told (subject_id, type, at, reason, details)`; webhooks get no row whose type is null.
@@ -87,6 +87,16 @@ async def record_registrations(connection: AsyncConnection, passport_ids: Sequen
     await connection.execute(insert(node_events).from_select(["passport_id", "type"], rows))
 
 
+class EventQuery(NamedTuple):
+    """Which events of several nodes to read: at `since` or later and before `until`; None sets no condition."""
+
+    owner: str | None
+    passport_id: str | None
+    event_type: str | None
+    since: datetime
+    until: datetime | None
+
+
 class NodeEvents:
     """Reads the events of nodes."""
 
@@ -117,3 +127,35 @@ class NodeEvents:
             total = await connection.scalar(select(func.count()).select_from(node_events).where(and_(*conditions)))
             rows = await connection.execute(page.offset(offset).limit(limit))
             return [EventView(**{**row, "id": str(row["id"])}) for row in rows.mappings()], total or 0
+
+    async def list_all(
+        self, query: EventQuery, *, sort_by: SortBy, sort_order: SortOrder, offset: int, limit: int
+    ) -> tuple[list[FleetEventView], int]:
+        """Return a page of the events of several nodes, with the nodes' names, and their number, up to 100,000."""
+        condition = _condition(query)
+        tie = node_events.c.id.desc() if sort_order is SortOrder.DESCENDING else node_events.c.id
+        page = (
+            select(node_events, passports.c.name, passports.c.owner)
+            .join(passports, passports.c.id == node_events.c.passport_id)
+            .where(condition)
+            .order_by(*in_order(_SORT_COLUMNS, tie, sort_by, sort_order))
+        )
+        async with self._database.transaction() as connection:
+            total = await count_some(connection, node_events, condition)
+            rows = (await connection.execute(page.offset(offset).limit(limit))).mappings().all()
+            views = [FleetEventView(**{**row, "id": str(row["id"])}) for row in rows]
+            return views, at_least(total, offset, len(views), limit)
+
+
+def _condition(query: EventQuery) -> ColumnElement[bool]:
+    conditions: list[ColumnElement[bool]] = [node_events.c.at >= query.since]
+    if query.until is not None:
+        conditions.append(node_events.c.at < query.until)
+    if query.event_type is not None:
+        conditions.append(node_events.c.type == query.event_type)
+    if query.owner is not None:
+        conditions.append(node_events.c.passport_id.in_(select(passports.c.id).where(passports.c.owner == query.owner)))
+    if query.passport_id is not None:
+        is_id = ids_are_uuids(query.passport_id)
+        conditions.append(node_events.c.passport_id == query.passport_id if is_id else false())
+    return and_(*conditions)

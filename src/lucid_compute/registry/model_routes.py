@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Depends, Query
 
 from lucid_compute.errors import ModelNotFound, Unauthorized
 from lucid_compute.postgres.clock import DatabaseClock
@@ -14,17 +15,28 @@ from lucid_compute.registry.fleet.fleet import Fleet
 from lucid_compute.registry.keys.dependencies import Anyone
 from lucid_compute.registry.matching_engine import ReasonCode
 from lucid_compute.registry.passport_routes import Tags, split_tags
-from lucid_compute.registry.search import ModelSearch, sorted_by
+from lucid_compute.registry.search import ModelSearch, sort_models
 from lucid_compute.registry.shapes import ModelAvailability, ModelList, ModelView
 from lucid_compute.registry.variants import is_available
 from lucid_compute.registry.views import Shown, explain_availability, view_model
 from lucid_compute.web.errors import declare
-from lucid_compute.web.lists import OptionalPageDependency, Order, OrderDependency, PageDependency
+from lucid_compute.web.lists import Direction, OptionalPageDependency, Order, PageDependency
 from lucid_compute.web.provide import Provided
-from lucid_compute.wire import SortBy, SortOrder, Text
+from lucid_compute.wire import ModelSortBy, SortOrder, Text
 
 router = APIRouter(prefix="/models", tags=["models"])
-_DEFAULT_ORDER = Order(SortBy.CREATED_AT, SortOrder.DESCENDING)
+_DEFAULT_ORDER = Order(ModelSortBy.CREATED_AT, SortOrder.DESCENDING)
+
+
+async def get_model_order(
+    sort_by: Annotated[ModelSortBy, Query(alias="sortBy")] = _DEFAULT_ORDER.by,
+    sort_order: Direction = _DEFAULT_ORDER.direction,
+) -> Order[ModelSortBy]:
+    """Return the order of the list; `severity` descending is the worst first: not available, not served, served."""
+    return Order(sort_by, sort_order)
+
+
+ModelOrderDependency = Annotated[Order[ModelSortBy], Depends(get_model_order)]
 
 
 @router.get("", response_model=ModelList, responses=declare(Unauthorized, key=False))
@@ -33,7 +45,7 @@ async def list_models(
     fleet: Provided[Fleet],
     viewer: Anyone,
     page: PageDependency,
-    order: OrderDependency,
+    order: ModelOrderDependency,
     available: Annotated[
         Literal["true", "false"] | None,
         Query(description="`true`: only models that can be run right now; `false`: only others; left out: all."),
@@ -53,7 +65,7 @@ async def list_models(
     """List models, each with `available` and `served`. The filter applies before paging, so totals are exact."""
     criteria = ModelSearch(format, runtime, max_vram, owner, split_tags(tags), search)
     now = clock.now()
-    models = _find(fleet, criteria, order)
+    models = _find(fleet, criteria, order, now)
     if available is not None:
         expected = available == "true"
         models = [m for m in models if is_available(fleet, m, now) is expected]
@@ -95,11 +107,11 @@ async def get_model(
     return view_model(fleet, model, viewer, clock.now())
 
 
-def _find(fleet: Fleet, criteria: ModelSearch, order: Order[SortBy]) -> list[ModelPassport]:
+def _find(fleet: Fleet, criteria: ModelSearch, order: Order[ModelSortBy], now: datetime) -> list[ModelPassport]:
     models = fleet.models_newest_first()
     if not criteria.is_empty:
         models = [model for model in models if criteria.matches(model)]
-    return models if order == _DEFAULT_ORDER else sorted_by(order, models)
+    return models if order == _DEFAULT_ORDER else sort_models(fleet, order, models, now)
 
 
 async def _get(fleet: Fleet, feed: ChangeFeed, id_or_name: str) -> ModelPassport:

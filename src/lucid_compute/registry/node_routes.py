@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
@@ -10,9 +11,9 @@ from lucid_compute.errors import Forbidden, InvalidRequest, NodeDeregistered, No
 from lucid_compute.postgres.clock import DatabaseClock
 from lucid_compute.registry.compute_registry import ComputeRegistry
 from lucid_compute.registry.domain.node_state import DeclaredModel, NodeStatus
-from lucid_compute.registry.events import NodeEvents
+from lucid_compute.registry.events import EventQuery, NodeEvents
 from lucid_compute.registry.fleet.fleet import Fleet, FleetNode
-from lucid_compute.registry.keys.dependencies import ActorDependency, ComputeWriter, Reader
+from lucid_compute.registry.keys.dependencies import ActorDependency, ComputeWriter, Reader, owner_of
 from lucid_compute.registry.search import NodeSearch, StatusFilter, sort_nodes
 from lucid_compute.registry.shapes import (
     Declaration,
@@ -20,6 +21,7 @@ from lucid_compute.registry.shapes import (
     DeregisterAnswer,
     DrainAnswer,
     EventList,
+    FleetEventList,
     NodeHealth,
     NodeList,
 )
@@ -34,13 +36,17 @@ async def get_node_order(
     sort_by: Annotated[NodeSortBy, Query(alias="sortBy")] = NodeSortBy.CREATED_AT,
     sort_order: Direction = SortOrder.DESCENDING,
 ) -> Order[NodeSortBy]:
-    """Return the order of the list; nodes whose value is unknown come last, in both directions."""
+    """Return the order of the list; nodes whose value is unknown come last, in both directions.
+
+    `severity` descending is the worst first: unhealthy, silent for 30 s, draining, stopped, healthy.
+    """
     return Order(sort_by, sort_order)
 
 
 NodeOrderDependency = Annotated[Order[NodeSortBy], Depends(get_node_order)]
 router = APIRouter(prefix="/compute", tags=["compute"])
 MAX_WAIT_SECONDS = 3600
+EVENTS_SHOWN = timedelta(days=7)
 
 
 @router.get("", response_model=NodeList, responses=declare())
@@ -74,7 +80,7 @@ async def list_nodes(
         for node in fleet.nodes(owner=owner or principal.visible_owner)
         if of_status.matches(node) and criteria.matches(fleet, node)
     ]
-    shown = page.slice_of(sort_nodes(fleet, order, nodes))
+    shown = page.slice_of(sort_nodes(fleet, order, nodes, now))
     statistics = await registry.statistics(shown)
     return NodeList(
         nodes=[view_node(registry.health(node, now), principal, statistics[node.state.id]) for node in shown],
@@ -182,6 +188,36 @@ async def deregister(
         actor, passport_id, visible_owner=principal.visible_owner, force=force, wait_seconds=wait_seconds
     )
     return DeregisterAnswer(passport_id=passport_id, status=NodeStatus.DEREGISTERED)
+
+
+@router.get("/events", response_model=FleetEventList, responses=declare())
+async def list_fleet_events(
+    node_events: Provided[NodeEvents],
+    clock: Provided[DatabaseClock],
+    principal: Reader,
+    page: PageDependency,
+    order: OrderDependency,
+    passport_id: Annotated[Text | None, Query(alias="passportId", description="Only this node's.")] = None,
+    type: Annotated[Text | None, Query(description="Such as `unhealthy`.")] = None,  # noqa: A002 - as below
+    since: Annotated[Instant | None, Query(description="Seven days ago, when it is left out.")] = None,
+    until: Annotated[Instant | None, Query(description="Only events before this instant.")] = None,
+    owner: Annotated[Text | None, Query(description="Another owner than the key's; admins only.")] = None,
+) -> FleetEventList:
+    """List the events of all your nodes, also of those that have ended; an admin's of all. `name` sorts by the type.
+
+    `total` is exact up to 100,000; of more rows there are at least so many, and further pages can be read.
+    """
+    query = EventQuery(
+        owner=owner_of(principal, owner, "events"),
+        passport_id=passport_id,
+        event_type=type,
+        since=clock.now() - EVENTS_SHOWN if since is None else since,
+        until=until,
+    )
+    events, total = await node_events.list_all(
+        query, sort_by=order.by, sort_order=order.direction, offset=page.offset, limit=page.per_page
+    )
+    return FleetEventList(events=events, pagination=page.pagination(total))
 
 
 @router.get("/events/{passport_id}", response_model=EventList, responses=declare(NodeNotFound))

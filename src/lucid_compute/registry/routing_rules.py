@@ -82,6 +82,7 @@ class NodeUsage(NamedTuple):
     - `full_seconds`: for how long the node said that it is busy; 0 when it did not.
     - `latency_ms`: measured; None while no measurement is recent enough.
     - `lacks`: the endpoint of the request if the node said that it does not offer it, "" if it does not have the model.
+    - `failing_seconds`: how long ago the breaker opened; 0 when it is closed.
     """
 
     in_flight: int = 0
@@ -89,6 +90,7 @@ class NodeUsage(NamedTuple):
     full_seconds: float = 0.0
     latency_ms: float | None = None
     lacks: str | None = None
+    failing_seconds: float = 0.0
 
 
 class Stretch(NamedTuple):
@@ -185,7 +187,8 @@ def _usage_reasons(model: ModelPassport, node: NodeState, usage: NodeUsage) -> l
         message = f"The node answered that it does not {what}; it is asked again within a minute."
         reasons.append(Reason(ReasonCode.MODEL_NOT_SERVED, message, usage.lacks or model.record.name, None))
     if usage.blocked_seconds > 0:
-        message = f"The node failed again and again; it is tried again in {usage.blocked_seconds:.0f} s."
+        since = f"for {usage.failing_seconds:.0f} s" if usage.failing_seconds else "again and again"
+        message = f"The node has been failing {since}; it is tried again in {usage.blocked_seconds:.0f} s."
         reasons.append(Reason(ReasonCode.BREAKER_OPEN, message, "closed", round(usage.blocked_seconds, 1)))
     return reasons
 

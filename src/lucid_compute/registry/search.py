@@ -10,9 +10,15 @@ from typing import Any, TypeVar
 from lucid_compute.registry.domain.node_state import NodeStatus
 from lucid_compute.registry.domain.passports import ModelFormat, ModelPassport, Passport, normalise_runtime
 from lucid_compute.registry.fleet.fleet import Fleet, FleetNode
-from lucid_compute.registry.matching_engine import minimum_vram_gb, serves, wanted_runtimes
+from lucid_compute.registry.matching_engine import (
+    has_available_compute,
+    has_serving_compute,
+    minimum_vram_gb,
+    serves,
+    wanted_runtimes,
+)
 from lucid_compute.web.lists import Order
-from lucid_compute.wire import NodeSortBy, SortBy, SortOrder
+from lucid_compute.wire import ModelSortBy, NodeSortBy, SortBy, SortOrder
 
 Listed = TypeVar("Listed", FleetNode, ModelPassport)
 
@@ -21,6 +27,7 @@ _SORT_KEYS: dict[SortBy, Callable[[Passport], Any]] = {
     SortBy.UPDATED_AT: lambda passport: passport.updated_at,
     SortBy.NAME: lambda passport: passport.name,
 }
+_STOPPED, _DRAINING, _STALE, _UNHEALTHY = range(1, 5)  # how severe a node's state is
 _MIN_ID_CHARACTERS = 8  # an id's first block; a shorter text is probably part of a name
 
 
@@ -31,15 +38,51 @@ def sorted_by(order: Order[SortBy], items: Iterable[Listed]) -> list[Listed]:
     return sorted(by_id, key=lambda item: key(item.record), reverse=is_descending)
 
 
-def sort_nodes(fleet: Fleet, order: Order[NodeSortBy], nodes: Iterable[FleetNode]) -> list[FleetNode]:
+def sort_nodes(fleet: Fleet, order: Order[NodeSortBy], nodes: Iterable[FleetNode], now: datetime) -> list[FleetNode]:
     """Return the nodes in this order; nodes whose value is unknown come last, in both directions."""
     if order.by.value in _SORT_KEYS:
         return sorted_by(Order(SortBy(order.by.value), order.direction), nodes)
+    if order.by is NodeSortBy.SEVERITY:
+        live_since = fleet.live_since(now)
+        return _by_severity(order.direction, nodes, lambda node: _severity_of_node(node, now, live_since))
     by_id = sorted(nodes, key=lambda node: node.record.id)
     values = [(_sort_value(fleet, order.by, node), node) for node in by_id]
     known = [(value, node) for value, node in values if value is not None]
     known.sort(key=lambda pair: pair[0], reverse=order.direction is SortOrder.DESCENDING)
     return [node for _, node in known] + [node for value, node in values if value is None]
+
+
+def sort_models(
+    fleet: Fleet, order: Order[ModelSortBy], models: Iterable[ModelPassport], now: datetime
+) -> list[ModelPassport]:
+    """Return the models in this order; by severity, those that no node can run, then those that no node serves."""
+    if order.by is not ModelSortBy.SEVERITY:
+        return sorted_by(Order(SortBy(order.by.value), order.direction), models)
+    return _by_severity(order.direction, models, lambda model: _severity_of_model(fleet, model, now))
+
+
+def _by_severity(direction: SortOrder, items: Iterable[Listed], severity: Callable[[Listed], int]) -> list[Listed]:
+    """Return the items by severity, equally severe ones by name: an order that changes with states alone."""
+    by_name = sorted(items, key=lambda item: (item.record.name, item.record.id))
+    return sorted(by_name, key=severity, reverse=direction is SortOrder.DESCENDING)
+
+
+def _severity_of_node(node: FleetNode, now: datetime, live_since: datetime) -> int:
+    """Return how much a node needs attention: 4 is unhealthy, then stale, draining, stopped, and 0 is healthy."""
+    state = node.state
+    status = state.status(live_since)
+    if status is NodeStatus.UNHEALTHY:
+        return _STOPPED if state.has_stopped(live_since) else _UNHEALTHY
+    if status is NodeStatus.HEALTHY and not state.is_fresh(now):
+        return _STALE
+    return _DRAINING if status is NodeStatus.DRAINING else 0
+
+
+def _severity_of_model(fleet: Fleet, model: ModelPassport, now: datetime) -> int:
+    """Return 2 for a model that no node can run right now, 1 for one that no node serves, else 0."""
+    if not has_available_compute(model, fleet.candidates(model, now), now):
+        return 2
+    return 0 if has_serving_compute(model, fleet.serving_candidates(model, now), now) else 1
 
 
 def _sort_value(fleet: Fleet, by: NodeSortBy, node: FleetNode) -> float | None:

@@ -330,6 +330,20 @@ class EventView(ResponseShape):
     details: dict[str, Any]
 
 
+class FleetEventView(EventView):
+    """Something that happened to one of several nodes."""
+
+    name: str = Field(description="The node's name.")
+    owner: str
+
+
+class FleetEventList(ResponseShape):
+    """A page of events of several nodes, newest first."""
+
+    events: list[FleetEventView]
+    pagination: Pagination
+
+
 class EventList(ResponseShape):
     """A page of events, newest first."""
 

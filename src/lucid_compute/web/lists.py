@@ -7,11 +7,11 @@ from typing import Annotated, Generic, TypeVar
 
 from fastapi import Depends, Query
 
-from lucid_compute.wire import DEFAULT_PER_PAGE, MAX_PER_PAGE, NodeSortBy, Pagination, SortBy, SortOrder
+from lucid_compute.wire import DEFAULT_PER_PAGE, MAX_PER_PAGE, ModelSortBy, NodeSortBy, Pagination, SortBy, SortOrder
 
 _MAX_PAGE = 1_000_000_000
 Item = TypeVar("Item")
-By = TypeVar("By", SortBy, NodeSortBy)
+By = TypeVar("By", SortBy, NodeSortBy, ModelSortBy)
 
 
 @dataclass(frozen=True, slots=True)

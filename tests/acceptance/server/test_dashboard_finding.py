@@ -100,7 +100,7 @@ def test_the_first_view_asks_for_nothing_twice(watched: Watched, page: Page) -> 
     for path, there in (
         ("", "document.querySelectorAll('.chart').length === 8"),
         ("/nodes", "document.querySelectorAll('.rows tbody tr').length === 1"),
-        ("/models/maker%2Fmodel", "document.querySelectorAll('.rows tbody tr').length === 1"),
+        ("/models/maker%2Fmodel", "document.querySelectorAll('.could li').length === 1"),
     ):
         page.go(f"{watched.url}{path}")
         page.wait_for(there)

@@ -10,10 +10,11 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
+from lucid_compute.gateway.breakers import FAILURES_TO_OPEN
 from tests.browser import DESK, PHONE, Page, Size
 from tests.dashboard import A11Y, CONTRAST, Watched, press_button, tab_to
 from tests.fault_node import Behaviour, FaultNode
-from tests.gateway import open_gateway
+from tests.gateway import QUESTION, open_gateway
 from tests.lucid_serve import eventually
 
 READ_ONLY = "This key lacks the scope"
@@ -136,7 +137,7 @@ def test_declared_models_are_replaced(shared: Watched, page: Page) -> None:
 def test_a_probe_says_what_it_found(shared: Watched, page: Page) -> None:
     node = shared.add_node("unreachable", inferenceUrl="http://127.0.0.1:65001/v1")
     shared.log_in(page, f"/nodes/{node}")
-    page.wait_for_text("none since this page was opened")
+    page.wait_for_text("none in this tab yet")
     press_button(page, "Probe", ".actions")
     page.wait_for_text("▲ not reached", "[aria-label='What it is']")
     press_button(page, "Probe", ".actions")  # too early: a host is probed once in ten seconds
@@ -167,7 +168,7 @@ def test_several_nodes_are_drained_and_resumed_at_once(shared: Watched, page: Pa
     page.wait_for_text("2 selected", ".bulk")
     shared.post(f"/compute/deregister/{nodes['bulk-a']}")
     press_button(page, "Drain", ".bulk")
-    page.wait_for_text("Drain 2 nodes", "dialog")
+    page.wait_for_text("Drain: 2 nodes", "dialog")
     press_button(page, "Drain", "dialog")
     page.wait_for("[...document.querySelectorAll('dialog li')].every((one) => one.querySelector('[class^=tone]'))")
     first, second = page.texts("dialog li")
@@ -177,6 +178,76 @@ def test_several_nodes_are_drained_and_resumed_at_once(shared: Watched, page: Pa
     page.wait_for("!document.querySelector('.bulk')")
     states = {name: shared.http.get(f"/compute/health/{nodes[name]}").json() for name in ("bulk-b", "bulk-c")}
     assert [state["status"] for state in states.values()] == ["draining", "healthy"]
+
+
+def test_several_nodes_are_priced_probed_and_deregistered_at_once(shared: Watched, page: Page) -> None:
+    """What is final asks for their number; a price that is none is refused for each; probes say what they found."""
+    nodes = [
+        shared.add_node(name, region="ending", inferenceUrl="http://127.0.0.1:65002") for name in ("end-a", "end-b")
+    ]
+    shared.log_in(page, "/nodes?region=ending")
+    page.wait_for("document.querySelectorAll('.rows tbody tr').length === 2")
+    page.run("document.querySelectorAll('.rows input').forEach((box) => box.click())")
+    outcomes = "[...document.querySelectorAll('dialog li')].every((one) => one.querySelector('[class^=tone]'))"
+    for price, said in (("a lot", "metadata.pricePer1kTokens"), ("0.004", "done")):
+        press_button(page, "Price and limit", ".bulk")
+        assert page.run("document.querySelector('dialog .primary').disabled")
+        page.fill("#field-pricePer1kTokens", price)
+        press_button(page, "Price and limit", "dialog")
+        page.wait_for(outcomes)
+        assert all(said in line for line in page.texts("dialog li"))
+        page.press("Escape")
+        page.wait_for("!document.querySelector('dialog')")
+        page.run("document.querySelectorAll('.rows input').forEach((box) => box.checked || box.click())")
+    prices = [shared.http.get(f"/passports/{node}").json()["metadata"]["pricePer1kTokens"] for node in nodes]
+    assert prices == ["0.004", "0.004"]
+    press_button(page, "Probe", ".bulk")
+    press_button(page, "Probe", "dialog")
+    page.wait_for(outcomes)
+    press_button(page, "Close", "dialog")
+    page.wait_for("!document.querySelector('dialog')")
+    page.run("document.querySelectorAll('.rows input').forEach((box) => box.checked || box.click())")
+    press_button(page, "Deregister", ".bulk")
+    page.wait_for("document.activeElement.id === 'field-word'")
+    assert page.run("document.querySelector('dialog .danger').disabled")
+    page.type("2 nodes")
+    page.press("Enter")
+    page.wait_for(outcomes)
+    press_button(page, "Close", "dialog")
+    page.wait_for_text("No node is like that")
+    assert {shared.http.get(f"/compute/health/{node}").status_code for node in nodes} == {410}
+
+
+def test_several_nodes_are_refused_to_a_key_that_may_only_read(shared: Watched, page: Page) -> None:
+    shared.add_node("kept", owner="keeper")
+    shared.log_in(page, "/nodes", key=shared.new_key("passports:read", owner="keeper"))
+    page.wait_for("document.querySelectorAll('.rows tbody tr').length === 1")
+    page.run("document.querySelector('.rows input').click()")
+    press_button(page, "Deregister", ".bulk")
+    page.wait_for("document.activeElement.id === 'field-word'")
+    page.type("1 node")
+    page.press("Enter")
+    page.wait_for_text(READ_ONLY, "dialog li")
+
+
+def test_an_idle_node_says_why_to_its_provider(shared: Watched, page: Page) -> None:
+    """Without a registered model, with one that nobody asked for, and with an open breaker, and since when."""
+    node, other = (shared.add_node(name, owner="acme", inferenceUrl="http://127.0.0.1:65003") for name in ("idle", "x"))
+    shared.beat(node, availableModels=["idle-model"])
+    would = "[aria-label='Would it be sent a request now?']"
+    shared.log_in(page, f"/nodes/{node}", key=shared.new_key("compute"))
+    page.wait_for_text("neither declares nor reports a registered model", would)
+    shared.add_model("idle-model")
+    page.wait_for_text("nobody asked for its models in the last hour", would)
+    page.wait_for_text("place 1 of 1", would)
+    page.wait_for_text("closed: it is sent requests", "[aria-label='What it is']")
+    shared.beat(other, availableModels=["idle-model"])  # a breaker never blocks more than half of a model's nodes
+    body = {"model": "idle-model", "messages": QUESTION, "lucid": {"nodeIds": [node]}}
+    for _ in range(FAILURES_TO_OPEN):  # nothing listens there
+        shared.http.post("/v1/chat/completions", json=body)
+    page.wait_for_text("open since", "[aria-label='What it is']")
+    page.wait_for_text("BREAKER_OPEN", would)
+    page.wait_for_text("it may not be sent requests", would)
 
 
 def test_dialogs_are_reached_by_keyboard_and_return_the_focus(shared: Watched, page: Page) -> None:

@@ -258,3 +258,24 @@ async def test_an_ended_node_is_not_probed(api: Api) -> None:
     assert (await api.http.post(f"/compute/deregister/{node}")).status_code == 200
     refused = await api.http.post(f"/compute/probe/{node}")
     assert (refused.status_code, error_code(refused)) == (410, "NODE_DEREGISTERED")
+
+
+async def test_a_provider_reads_whether_its_node_would_be_sent_requests(api: Api) -> None:
+    """For each registered model: its place among the nodes that may, or every reason why not; never another's node."""
+    provider, other = await api.new_key("acme", ["compute"]), await api.new_key("globex", ["compute"])
+    node = await provider.register("acme's", {"runtimes": ["vllm"]})
+    await provider.beat(node, availableModels=["m", "unregistered"])
+    model = await api.add_model("m")
+    told = (await provider.http.get(f"/compute/routing/{node}")).json()
+    assert (told["passportId"], told["breakerOpenSince"], told["breakerRetryAt"]) == (node, None, None)
+    [one] = told["models"]
+    assert (one["model"], one["modelPassportId"], one["place"], one["nodes"]) == ("m", model, 1, 1)
+    assert one["waitMs"] is not None
+    assert one["reasons"] == []
+    await provider.http.post(f"/compute/drain/{node}")
+    [one] = (await provider.http.get(f"/compute/routing/{node}")).json()["models"]
+    assert (one["place"], one["nodes"], one["waitMs"]) == (None, 0, None)
+    assert [reason["code"] for reason in one["reasons"]] == ["DRAINING"]
+    assert error_code(await other.http.get(f"/compute/routing/{node}")) == "NODE_NOT_FOUND"
+    await provider.http.post(f"/compute/deregister/{node}")
+    assert error_code(await provider.http.get(f"/compute/routing/{node}")) == "NODE_DEREGISTERED"

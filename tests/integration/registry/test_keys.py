@@ -48,6 +48,17 @@ def first_fault(answer: Any) -> Any:
     return answer.json()["error"]["details"]["fields"][0]["path"]
 
 
+@pytest.mark.parametrize("scope", ["compute", "inference:run", "admin"])
+async def test_each_key_may_read_itself(api: Api, scope: str) -> None:
+    """Whatever its scopes; never its secret."""
+    limits = {"requestsPerMinute": 30, "budgetUsd": "20", "budgetPeriod": "month"}
+    made = (await make(api, name="mine", scopes=[scope], limits=limits)).json()
+    answer = await api.with_key(made["key"]).http.get("/me")
+    assert (answer.json()["id"], answer.json()["name"], answer.json()["owner"]) == (made["id"], "mine", "acme")
+    assert answer.json()["limits"] == made["limits"]
+    assert made["key"] not in answer.text
+
+
 async def test_a_key_is_shown_once(api: Api) -> None:
     made = (await make(api, scopes=["compute", "passports:read"])).json()
     assert sorted(made) == sorted(FIELDS)

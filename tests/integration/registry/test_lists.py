@@ -26,6 +26,7 @@ LISTS = [
     List("/models?available=false", "models", PASSPORT_FIELDS),
     List("/keys", "keys", {"createdAt": "createdAt", "name": "name"}),
     List("/audit", "events", {"createdAt": "at", "updatedAt": "at", "name": "action"}),
+    List("/compute/events", "events", {"createdAt": "at", "updatedAt": "at", "name": "type"}),
     List("/compute/events/{node}", "events", {"createdAt": "at", "updatedAt": "at", "name": "type"}),
 ]
 NAMES = ["b", "B", "a", "ä", "_", "Z", "a b", "10", "9"]
@@ -50,6 +51,11 @@ async def read(api: Api, path: str, **query: Any) -> dict[str, Any]:
     assert answer.status_code == 200, answer.text
     page: dict[str, Any] = answer.json()
     return page
+
+
+def without_use(item: dict[str, Any]) -> dict[str, Any]:
+    """Return an item without what the reads themselves change: when a key was used last."""
+    return {name: value for name, value in item.items() if name != "lastUsedAt"}
 
 
 async def test_every_list_pages_through_every_item_once(api: Api) -> None:
@@ -86,7 +92,52 @@ async def test_every_list_is_sorted_as_asked_and_newest_first_unless_asked(api: 
                 values = [item[field] for item in items]
                 assert values == sorted(values, reverse=order == "desc"), (where, sort_by, order)
                 assert {item["id"] for item in items} == {item["id"] for item in newest}
-            assert items == (await read(api, where, perPage=100, sortBy=sort_by))[plural]
+            again = (await read(api, where, perPage=100, sortBy=sort_by))[plural]
+            assert list(map(without_use, items)) == list(map(without_use, again))
+
+
+async def test_nodes_and_models_are_listed_worst_first(api: Api) -> None:
+    """By state, equally bad ones by name, so that no row moves while no state changes."""
+    for name in ("b-well", "a-well"):
+        await api.beat(await api.register(name, {"runtimes": ["vllm"]}), availableModels=["served"])
+    await api.beat(await api.register("drains"), status="draining")
+    await api.register("never-heard")
+    await api.add_model("served")
+    await api.add_model("too-large", requiredVram="9999GB")
+    await api.add_model("not-served")
+    for order, reverse in (("desc", False), ("asc", True)):
+        nodes = [node["name"] for node in (await read(api, "/compute", sortBy="severity", sortOrder=order))["nodes"]]
+        states = [["never-heard"], ["drains"], ["a-well", "b-well"]]
+        assert nodes == [name for state in (states[::-1] if reverse else states) for name in state]
+        models = [each["name"] for each in (await read(api, "/models", sortBy="severity", sortOrder=order))["models"]]
+        expected = ["too-large", "not-served", "served"]
+        assert models == (expected[::-1] if reverse else expected)
+
+
+async def test_events_of_all_nodes_are_found_by_what_they_are(api: Api) -> None:
+    """By node, type, time and owner; a provider's are its own, also of a node that has ended."""
+    acme, other = await api.new_key("acme", ["compute"]), await api.new_key("other", ["compute"])
+    node, ended = await acme.register("one"), await acme.register("two")
+    await other.register("three")
+    await acme.http.post(f"/compute/drain/{node}")
+    await acme.http.post(f"/compute/deregister/{ended}")
+
+    async def found(caller: Api, query: str) -> list[tuple[str, str]]:
+        events = (await read(caller, f"/compute/events?sortOrder=asc&{query}"))["events"]
+        return [(event["name"], event["type"]) for event in events]
+
+    registered = [(name, "registered") for name in ("one", "two", "three")]
+    drain = [("one", "draining")]
+    assert await found(api, "type=registered") == registered
+    assert await found(acme, "type=registered") == registered[:2]
+    assert await found(api, f"passportId={node}") == registered[:1] + drain
+    assert await found(api, "owner=other") == registered[2:]
+    assert ("two", "deregistered") in await found(acme, "")
+    assert await found(acme, "until=2020-01-01T00:00:00Z&since=2019-01-01T00:00:00Z") == []
+    assert await found(acme, "passportId=nonsense") == []
+    assert await found(acme, f"passportId={await other.register('four')}") == []
+    answer = await acme.http.get("/compute/events?owner=other")
+    assert (answer.status_code, error_code(answer)) == (403, "FORBIDDEN")
 
 
 async def test_keys_are_sorted_by_when_they_were_last_rotated(api: Api) -> None:

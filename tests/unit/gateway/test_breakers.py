@@ -62,6 +62,19 @@ def test_a_success_in_between_starts_the_count_afresh() -> None:
     assert breaker.blocked_seconds(NOW) == 0
 
 
+def test_it_has_been_open_since_it_opened_first() -> None:
+    """Trials that fail open it for longer; a success ends that."""
+    breaker = Breaker()
+    for _ in range(FAILURES_TO_OPEN):
+        breaker.fail(NOW, yes, breaker.newest)
+    breaker.fail(NOW + 40, yes, breaker.start(NOW + 31, TRIAL_SECONDS))
+    assert (breaker.opened_at, breaker.blocked_seconds(NOW + 40)) == (NOW, 60)
+    breaker.succeed()
+    for _ in range(FAILURES_TO_OPEN):
+        breaker.fail(NOW + 500, yes, breaker.newest)
+    assert breaker.opened_at == NOW + 500
+
+
 def test_failures_of_requests_sent_before_it_opened_do_not_prolong_it() -> None:
     """They were under way; the node had no chance since."""
     breaker = Breaker()

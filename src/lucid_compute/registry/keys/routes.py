@@ -1,4 +1,4 @@
-"""The routes of API keys and the audit trail, for admins."""
+"""The routes of API keys and the audit trail, for admins. Each key may read itself."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query
 
 from lucid_compute.errors import KeyNotFound
 from lucid_compute.registry.keys.audit import AuditTrail
-from lucid_compute.registry.keys.dependencies import ActorDependency, Admin
+from lucid_compute.registry.keys.dependencies import ActorDependency, Admin, AnyKey
 from lucid_compute.registry.keys.shapes import AuditList, KeyCreate, KeyList, KeyPatch, KeyRotate, KeyView, NewKey
 from lucid_compute.registry.keys.store import KeyStore
 from lucid_compute.web.errors import declare
@@ -50,6 +50,12 @@ async def change_key(
     spent counts on.
     """
     return await key_store.change(actor, key_id, body)
+
+
+@router.get("/me", response_model=KeyView, responses=declare(KeyNotFound))
+async def get_own_key(key_store: Provided[KeyStore], principal: AnyKey) -> KeyView:
+    """Read the key of this request: whose it is, what it may do, its limits and its end."""
+    return await key_store.get(principal.key_id)
 
 
 @router.post("/keys/{key_id}/rotate", response_model=NewKey, responses=declare(KeyNotFound, body=True))

@@ -129,6 +129,20 @@ class KeyStore:
             await announce(connection)
         self._ring.apply([read_key(row)])
 
+    async def get(self, key_id: str) -> KeyView:
+        """Return a key.
+
+        Raises:
+            KeyNotFound: there is no such key, or it is revoked.
+            DatabaseUnavailable: the database can't be reached.
+        """
+        known = select(*_VIEW_COLUMNS).where(api_keys.c.id == key_id, api_keys.c.revoked_at.is_(None))
+        async with self._database.transaction() as connection:
+            row = (await connection.execute(known)).mappings().one_or_none()
+        if row is None:
+            raise KeyNotFound(key_id)
+        return _view(row)
+
     async def list_page(
         self, *, owner: str | None, sort_by: SortBy, sort_order: SortOrder, offset: int, limit: int
     ) -> tuple[list[KeyView], int]:

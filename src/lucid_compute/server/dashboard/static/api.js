@@ -38,6 +38,10 @@ export class Api {
     this.onRefused = onRefused;
   }
 
+  get key() {
+    return this.#key;
+  }
+
   // Answers what the path holds; the same object as before when the service says that nothing changed.
   async get(path, query = {}, signal = undefined) {
     const address = withQuery(path, query);

@@ -1,4 +1,5 @@
 // The audit trail: every change, who made it, to what, when and from where. For admins.
+import { detailsOf } from "./events.js";
 import { moment, UNKNOWN } from "./format.js";
 import { Fragment, html } from "./html.js";
 import { Typed } from "./nodes.js";
@@ -31,9 +32,4 @@ export function AuditView({ api, query }) {
       </${Fragment}>`}</${Shown}>
     </${Card}>
   </${Fragment}>`;
-}
-
-function detailsOf(details) {
-  const entries = Object.entries(details ?? {});
-  return entries.length === 0 ? UNKNOWN : entries.map(([name, value]) => `${name}: ${typeof value === "object" ? JSON.stringify(value) : value}`).join(", ");
 }

@@ -24,6 +24,8 @@ const WORDS = {
   unhealthy: "unhealthy",
 };
 
+export const EVENT_TYPES = Object.keys(WORDS);
+
 export function toneOf(type) {
   return TONES[type] ?? "info";
 }

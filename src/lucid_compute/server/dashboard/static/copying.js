@@ -1,4 +1,5 @@
-// Ids and commands, with a button that copies them.
+// Ids and commands with a button that copies them, and lists that are saved.
+import { useAction } from "./acting.js";
 import { html, useEffect, useState } from "./html.js";
 
 const SAID_MS = 2000;
@@ -22,6 +23,19 @@ export function Copy({ text, what }) {
 // A command as it is typed; long ones scroll.
 export function Command({ text, what = "the command" }) {
   return html`<div class="command"><pre tabindex="0"><code>${text}</code></pre><${Copy} text=${text} what=${what} /></div>`;
+}
+
+// A list as CSV. It is fetched with the key and then saved, because a link can't carry one.
+export function SaveCsv({ api, path, asked, name }) {
+  const saving = useAction(async () => {
+    const text = await api.text(path, { ...asked, format: "csv" });
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob([text], { type: "text/csv" }));
+    link.download = `${name}.csv`;
+    link.click();
+    URL.revokeObjectURL(link.href);
+  });
+  return html`<span>${saving.error && html`<span role="alert" class="tone-bad">${saving.error.message} </span>`}<button type="button" disabled=${saving.isBusy} onClick=${saving.start}>Save as CSV</button></span>`;
 }
 
 // The clipboard is there for pages over TLS and of one's own machine; elsewhere a selection has to do.

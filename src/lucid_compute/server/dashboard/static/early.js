@@ -4,15 +4,17 @@
   const TIMEOUT_MS = 15_000; // as of every request: else a view would wait for ever for a service that hangs
   const root = document.documentElement.dataset.root;
   const [, , section, ...rest] = location.pathname.slice(root.length).split("/");
-  const addresses = ["/compute/overview"];
+  const addresses = ["/me"];
   if (section === "models" && rest.length === 1 && !location.search) {
     addresses.push(`/models/${rest[0]}`, `/models/${rest[0]}/availability?page=1&perPage=50`); // encoded as the view does it
   }
+  const nodes = ["/compute/overview"]; // what not every key may read
   if (section === "nodes" && rest.length === 0 && !location.search) {
-    addresses.push("/compute?page=1&perPage=50&sortBy=createdAt&sortOrder=desc");
+    nodes.push("/compute?page=1&perPage=50&sortBy=severity&sortOrder=desc");
   }
   try {
     const key = sessionStorage.getItem("lucid.key") ?? localStorage.getItem("lucid.key");
+    if (!sessionStorage.getItem("lucid.narrow")) addresses.push(...nodes);
     if (key) window.lucidEarly = { key, asked: new Map(addresses.map((address) => [address, ask(address, key)])) };
     setTimeout(() => delete window.lucidEarly, KEPT_MS);
   } catch {

@@ -4,7 +4,7 @@ import { addressOf, go } from "./router.js";
 
 const NODES = "/nodes";
 
-export function Finder({ onPalette }) {
+export function Finder({ onPalette, hasNodes }) {
   const field = useRef();
   useEffect(() => {
     document.addEventListener("keydown", follow);
@@ -18,7 +18,7 @@ export function Finder({ onPalette }) {
   };
   return html`<form class="finder" role="search" aria-label="Find a node" onSubmit=${find}>
     <button type="button" class="quiet" onClick=${onPalette} aria-keyshortcuts="Control+K Meta+K" title="Find or do anything (Ctrl K)"><svg viewBox="0 0 16 16" width="16" height="16" aria-hidden="true"><path d="M7 2.5a4.5 4.5 0 1 1 0 9 4.5 4.5 0 0 1 0-9zM10.5 10.5 14 14" fill="none" stroke="currentColor" stroke-width="1.6" stroke-linecap="round" /></svg><span class="hidden">Find or do</span></button>
-    <input id="find" ref=${field} type="search" placeholder="Find a node  ( / )" aria-label="Name or id of a node" aria-keyshortcuts="/" autocomplete="off" spellcheck=${false} />
+    ${hasNodes && html`<input id="find" ref=${field} type="search" placeholder="Find a node  ( / )" aria-label="Name or id of a node" aria-keyshortcuts="/" autocomplete="off" spellcheck=${false} />`}
   </form>`;
 }
 
@@ -30,7 +30,7 @@ function follow(event) {
     const fields = location.pathname === addressOf(NODES) ? ["#filter-search", "#find"] : ["#find"];
     const field = fields.map((name) => document.querySelector(name)).find((found) => found?.checkVisibility());
     if (field) field.focus();
-    else go(addressOf(NODES));
+    else document.querySelector(".finder button")?.click();
   }
   if (event.key === "Escape" && event.target.type === "search") {
     if (event.target.value === "") event.target.blur(); // else the browser empties it

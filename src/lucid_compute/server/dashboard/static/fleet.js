@@ -6,7 +6,7 @@ import { vramOf } from "./models.js";
 import { Card, Empty, Figure, Figures, Heading, Shown, SpanChoice, Status, statusOf } from "./parts.js";
 import { usePolled } from "./polling.js";
 import { REQUEST_SERIES, RequestCharts, stepUnit } from "./request_charts.js";
-import { EarnedFigure, useProviderShare } from "./earned.js";
+import { EarnedFigure, MostEarned, useProviderShare } from "./earned.js";
 import { ROOT, addressOf } from "./router.js";
 import { nameOf, spanOf } from "./spans.js";
 
@@ -21,6 +21,7 @@ export function FleetView({ api, query, overview }) {
     <${Shown} of=${overview} lines=${4}>${(data) => (isEmpty ? html`<${FirstSteps} />` : html`<${Glance} api=${api} data=${data} />`)}</${Shown}>
     ${overview.data && !isEmpty && html`<${Attention} api=${api} overview=${overview.data} />`}
     ${!isEmpty && html`<${History} api=${api} span=${spanOf(query)} />`}
+    ${overview.data && !isEmpty && html`<${MostEarned} api=${api} />`}
     ${overview.data && html`<${Outages} data=${overview.data} />`}
   </${Fragment}>`;
 }
@@ -78,7 +79,7 @@ function FirstSteps() {
 
 // What to look at first: nodes that are unhealthy and models that nobody can get.
 function Attention({ api, overview }) {
-  const sick = usePolled((signal) => api.get("/compute", { status: "unhealthy", perPage: LISTED, sortBy: "updatedAt" }, signal), LIST_SECONDS, [api, overview.nodes.unhealthy]);
+  const sick = usePolled((signal) => api.get("/compute", { status: "unhealthy", perPage: LISTED, sortBy: "severity" }, signal), LIST_SECONDS, [api, overview.nodes.unhealthy]);
   const missing = usePolled((signal) => api.get("/models", { available: "false", perPage: LISTED }, signal), LIST_SECONDS, [api, overview.models.available, overview.models.total]);
   return html`<div class="pair">
     <${Card} title="Nodes to look after" aside=${overview.nodes.unhealthy > LISTED && html`<a href=${addressOf("/nodes", { status: "unhealthy" })}>All ${count(overview.nodes.unhealthy)}</a>`}>

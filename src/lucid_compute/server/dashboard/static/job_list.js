@@ -2,7 +2,7 @@
 import { count, dollars, milliseconds, moment, UNKNOWN } from "./format.js";
 import { Fragment, html } from "./html.js";
 import { outcomeOf } from "./jobs.js";
-import { Typed } from "./nodes.js";
+import { Chosen, Typed } from "./nodes.js";
 import { Card, Empty, Heading, Pager, Shown, SpanChoice, Table } from "./parts.js";
 import { usePolled } from "./polling.js";
 import { addressOf, changeQuery } from "./router.js";
@@ -12,12 +12,13 @@ const SECONDS = 5;
 const PER_PAGE = 50;
 const AROUND_MS = 15_000; // an id has the instant at which it was made; clocks and attempts differ by so much
 const MOST_PAGES = 5;
-const OUTCOMES = ["running", "completed", "failed", "rejected", "cancelled", "lost"];
+const OUTCOMES = [["", "all"], ...["running", "completed", "failed", "rejected", "cancelled", "lost"].map((outcome) => [outcome, outcome])];
+const ORDERS = [["", "newest first"], ["asc", "oldest first"]];
 
 export function JobsView({ api, query, isAdmin }) {
   const page = Math.max(1, Number.parseInt(query.page ?? "1", 10) || 1);
   const span = spanOf(query, "24h");
-  const filters = { passportId: query.node ?? "", model: query.model ?? "", outcome: query.outcome ?? "", owner: query.owner ?? "" };
+  const filters = { passportId: query.node ?? "", model: query.model ?? "", outcome: query.outcome ?? "", owner: query.owner ?? "", consumer: query.consumer ?? "", sortOrder: query.order === "asc" ? "asc" : "" };
   const asked = { ...filters, page, perPage: PER_PAGE };
   const jobs = usePolled((signal) => api.get("/compute/jobs", { ...asked, since: spanOf(query, "24h").since, until: span.asked.to }, signal), SECONDS, [api, JSON.stringify(asked), nameOf(span)]);
   return html`<${Fragment}>
@@ -25,10 +26,10 @@ export function JobsView({ api, query, isAdmin }) {
     <form class="filters" role="search" aria-label="Filter jobs" onSubmit=${(event) => event.preventDefault()}>
       <${Typed} name="model" label="Model" value=${query.model ?? ""} />
       <${Typed} name="node" label="Node's id" value=${query.node ?? ""} />
-      <div class="field"><label for="filter-outcome">Outcome</label><select id="filter-outcome" value=${query.outcome ?? ""} onChange=${(event) => changeQuery({ outcome: event.currentTarget.value, page: "" })}>
-        <option value="">all</option>${OUTCOMES.map((outcome) => html`<option value=${outcome} key=${outcome}>${outcome}</option>`)}
-      </select></div>
+      <${Chosen} name="outcome" label="Outcome" value=${query.outcome ?? ""} options=${OUTCOMES} />
       ${isAdmin && html`<${Typed} name="owner" label="Owner of the node" value=${query.owner ?? ""} />`}
+      ${isAdmin && html`<${Typed} name="consumer" label="Sent by" value=${query.consumer ?? ""} />`}
+      <${Chosen} name="order" label="Order" value=${query.order ?? ""} options=${ORDERS} />
       <${SpanChoice} span=${span} />
     </form>
     <${Card} label="Jobs found">

@@ -1,11 +1,11 @@
 // API keys: made, limited, given an end, rotated and revoked. Only an admin's key may.
 import { Checks, Confirm, Dialog, Field, Refusal, typedNumber, useAction } from "./acting.js";
 import { Command } from "./copying.js";
-import { count, moment, UNKNOWN } from "./format.js";
+import { count, dollars, moment, UNKNOWN } from "./format.js";
 import { Fragment, html, useState } from "./html.js";
 import { Card, Empty, Heading, Pager, Shown, Table } from "./parts.js";
 import { retryAll, usePolled } from "./polling.js";
-import { changeQuery } from "./router.js";
+import { addressOf, changeQuery } from "./router.js";
 import { Typed } from "./nodes.js";
 
 const SECONDS = 10;
@@ -53,16 +53,48 @@ const columnsOf = (setOpen) => [
   ["Limits", (key) => limitsOf(key.limits)],
   ["Last used", (key) => (key.lastUsedAt ? moment(key.lastUsedAt) : "never")],
   ["Ends", (key) => (key.expiresAt ? html`<span class=${Date.parse(key.expiresAt) < Date.now() ? "tone-bad" : ""}>${moment(key.expiresAt)}</span>` : "never")],
-  ["Actions", (key) => html`<span class="buttons"><button type="button" aria-label=${`Rotate ${key.name}`} onClick=${() => setOpen(["rotate", key])}>Rotate</button><button type="button" class="tone-bad" aria-label=${`Revoke ${key.name}`} onClick=${() => setOpen(["revoke", key])}>Revoke</button></span>`, "right"],
+  ["Actions", (key) => html`<span class="buttons"><a class="button" aria-label=${`Usage of ${key.name}`} href=${addressOf("/usage", { key: key.id, owner: key.owner })}>Usage</a><button type="button" aria-label=${`Rotate ${key.name}`} onClick=${() => setOpen(["rotate", key])}>Rotate</button><button type="button" class="tone-bad" aria-label=${`Revoke ${key.name}`} onClick=${() => setOpen(["revoke", key])}>Revoke</button></span>`, "right"],
 ];
 
-function limitsOf(limits) {
-  const parts = [[limits?.requestsPerMinute, "requests"], [limits?.tokensPerMinute, "tokens"]].filter(([value]) => value);
-  return parts.length > 0 ? parts.map(([value, noun]) => `${count(value)} ${noun} a minute`).join(", ") : UNKNOWN;
+const NO_LIMITS = { requestsPerMinute: "", tokensPerMinute: "", concurrency: "", budgetUsd: "", budgetPeriod: "month", models: "" };
+const PERIODS = [["month", "a month"], ["day", "a day"]];
+
+// Return a key's limits in words.
+export function limitsOf(limits) {
+  const { requestsPerMinute, tokensPerMinute, concurrency, budgetUsd, budgetPeriod, models } = limits ?? {};
+  const parts = [
+    requestsPerMinute && `${count(requestsPerMinute)} requests a minute`,
+    tokensPerMinute && `${count(tokensPerMinute)} tokens a minute`,
+    concurrency && `${count(concurrency)} requests at once`,
+    budgetUsd && `${dollars(budgetUsd)} a ${budgetPeriod}`,
+    models && `models ${models.join(", ")}`,
+  ].filter(Boolean);
+  return parts.length > 0 ? parts.join(", ") : UNKNOWN;
+}
+
+// Return the limits of a form as the API has them; what is empty is left out.
+function typedLimits(typed) {
+  const models = typed.models.split(",").map((name) => name.trim()).filter(Boolean);
+  const numbers = ["requestsPerMinute", "tokensPerMinute", "concurrency"].filter((name) => typed[name]).map((name) => [name, typedNumber(typed[name])]);
+  return { ...Object.fromEntries(numbers), ...(typed.budgetUsd ? { budgetUsd: typed.budgetUsd, budgetPeriod: typed.budgetPeriod } : {}), ...(models.length > 0 ? { models } : {}) };
+}
+
+function Limits({ typed, onChange, error }) {
+  const change = (name) => (value) => onChange({ ...typed, [name]: value });
+  return html`<${Fragment}>
+    <div class="pair">
+      <${Field} name="requestsPerMinute" label="Requests a minute, at most" hint="empty: no limit" inputmode="numeric" value=${typed.requestsPerMinute} onInput=${change("requestsPerMinute")} error=${error} />
+      <${Field} name="tokensPerMinute" label="Tokens a minute, at most" hint="empty: no limit" inputmode="numeric" value=${typed.tokensPerMinute} onInput=${change("tokensPerMinute")} error=${error} />
+      <${Field} name="budgetUsd" label="Budget, in US dollars" hint="empty: no budget" inputmode="decimal" value=${typed.budgetUsd} onInput=${change("budgetUsd")} error=${error} />
+      <${Field} name="budgetPeriod" label="It is for" hint="in UTC" options=${PERIODS} value=${typed.budgetPeriod} onInput=${change("budgetPeriod")} error=${error} />
+      <${Field} name="concurrency" label="Requests at once, at most" hint="empty: no limit" inputmode="numeric" value=${typed.concurrency} onInput=${change("concurrency")} error=${error} />
+      <${Field} name="models" label="Only these models" hint="with commas between; llama-* is a pattern" value=${typed.models} onInput=${change("models")} error=${error} />
+    </div>
+  </${Fragment}>`;
 }
 
 function MakeKey({ api, onClose }) {
-  const [about, setAbout] = useState({ name: "", owner: "", scopes: ["inference:run"], passportId: "", days: "", requests: "", tokens: "" });
+  const [about, setAbout] = useState({ name: "", owner: "", scopes: ["inference:run"], passportId: "", days: "", limits: NO_LIMITS });
   const change = (name) => (value) => setAbout((former) => ({ ...former, [name]: value }));
   const making = useAction(() => api.change("POST", "/keys", bodyOf(about)));
   const submit = async (event) => {
@@ -76,17 +108,14 @@ function MakeKey({ api, onClose }) {
     <${Checks} label="It may" options=${SCOPES} chosen=${about.scopes} onChange=${change("scopes")} />
     ${about.scopes.includes("compute") && html`<${Field} name="passportId" label="Only for the node with this id" hint="empty: for every node of the owner" value=${about.passportId} onInput=${change("passportId")} error=${making.error} />`}
     <${Field} name="expiresAt" label="It ends" options=${ENDS} value=${about.days} onInput=${change("days")} error=${making.error} />
-    <div class="pair">
-      <${Field} name="requestsPerMinute" label="Requests a minute, at most" hint="empty: no limit" inputmode="numeric" value=${about.requests} onInput=${change("requests")} error=${making.error} />
-      <${Field} name="tokensPerMinute" label="Tokens a minute, at most" hint="empty: no limit" inputmode="numeric" value=${about.tokens} onInput=${change("tokens")} error=${making.error} />
-    </div>
-    <${Refusal} error=${making.error} except=${["name", "owner", "passportId", "expiresAt", "requestsPerMinute", "tokensPerMinute"]} />
+    <${Limits} typed=${about.limits} onChange=${change("limits")} error=${making.error} />
+    <${Refusal} error=${making.error} except=${["name", "owner", "passportId", "expiresAt", ...Object.keys(NO_LIMITS)]} />
     <div class="dialog-buttons"><button type="button" onClick=${onClose}>Cancel</button><button type="submit" class="primary" disabled=${making.isBusy || about.scopes.length === 0}>Make it</button></div>
   </form></${Dialog}>`;
 }
 
-function bodyOf({ name, owner, scopes, passportId, days, requests, tokens }) {
-  const limits = { ...(requests ? { requestsPerMinute: typedNumber(requests) } : {}), ...(tokens ? { tokensPerMinute: typedNumber(tokens) } : {}) };
+function bodyOf({ name, owner, scopes, passportId, days, limits: typed }) {
+  const limits = typedLimits(typed);
   return {
     name, owner, scopes,
     ...(passportId && scopes.includes("compute") ? { passportId } : {}),

@@ -26,7 +26,7 @@ export function Login({ reason, onKey }) {
 
   return html`<div class="login"><form class="card" onSubmit=${enter} autocomplete="off">
     <h1>Log in</h1>
-    <p>Use your API key. A provider sees its own nodes, an admin sees all.</p>
+    <p>Use your API key. A provider sees its own nodes, a consumer the models and its usage, an admin everything.</p>
     <label for="key">Key</label>
     <input id="key" ref=${field} type=${isShown ? "text" : "password"} autocomplete="off" autocapitalize="none" spellcheck=${false}
       placeholder="lk_live_…" aria-invalid=${message ? "true" : undefined} aria-describedby=${message ? "key-fault" : "key-note"} />
@@ -42,11 +42,10 @@ export function Login({ reason, onKey }) {
 async function faultOf(key) {
   if (!/^[\x21-\x7e]+$/.test(key)) return "A key has no spaces and no special signs. Copy it again, whole.";
   try {
-    await new Api(key).get("/compute/overview");
+    await new Api(key).get("/me");
     return "";
   } catch (error) {
     if (error.status === 401) return "This key is not valid: it is mistyped, revoked or expired. Check it, or ask for another.";
-    if (error.status === 403) return "This key may not look at nodes. It takes one with the scope passports:read, compute or admin.";
     return error.isAway ? "The service does not answer. Your key was not tried; try again in a moment." : error.message;
   }
 }

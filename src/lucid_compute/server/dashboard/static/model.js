@@ -1,11 +1,11 @@
-// A model: why can't I get it? Node by node, nearest first.
+// A model: who serves it, and why can't others? By reason, nearest first.
 import { curlOf } from "./api.js";
 import { Command, Copy } from "./copying.js";
 import { inPlace } from "./fixes.js";
 import { count, dollars, milliseconds, wholeShare } from "./format.js";
 import { Fragment, html } from "./html.js";
 import { vramOf } from "./models.js";
-import { Card, Choice, Empty, Failure, Heading, Loading, Pager, Shown, SpanChoice, Status, statusOf, Table, Verdict } from "./parts.js";
+import { Card, Empty, Failure, Heading, Loading, Pager, Shown, SpanChoice, Status, statusOf, Table } from "./parts.js";
 import { usePolled } from "./polling.js";
 import { REQUEST_SERIES, RequestCharts } from "./request_charts.js";
 import { addressOf, changeQuery } from "./router.js";
@@ -14,6 +14,7 @@ import { nameOf, spanOf } from "./spans.js";
 const SECONDS = 5;
 const SLOW_SECONDS = 60;
 const PER_PAGE = 50;
+const NEAREST = 3;
 const WORDS = {
   RUNTIME_MISMATCH: "no runtime for it",
   VRAM_TOO_LOW: "too little VRAM",
@@ -27,16 +28,13 @@ const WORDS = {
 };
 const COLUMNS = [
   ["Node", (node) => html`<a href=${addressOf(`/nodes/${node.passportId}`)}>${node.name ?? node.passportId}</a>`],
-  ["Can run it", (node) => html`<${Verdict} holds=${node.eligible} yes="yes" no="no" />`],
-  ["Why not, and what to do", (node) => (node.eligible ? "–" : html`<ul class="reasons">${node.reasons.map((reason) => html`<${Reason} reason=${reason} id=${node.passportId} key=${reason.code} />`)}</ul>`)],
+  ["Why not, and what to do", (node) => html`<ul class="reasons">${node.reasons.map((reason) => html`<${Reason} reason=${reason} id=${node.passportId} key=${reason.code} />`)}</ul>`],
 ];
 
-export function ModelView({ id, api, query }) {
+export function ModelView({ id, api, query, mayRead }) {
   const at = encodeURIComponent(id);
-  const page = Math.max(1, Number.parseInt(query.page ?? "1", 10) || 1);
-  const reason = query.reason in WORDS ? query.reason : "";
   const model = usePolled((signal) => api.get(`/models/${at}`, {}, signal), SLOW_SECONDS, [api, id]);
-  const why = usePolled((signal) => api.get(`/models/${at}/availability`, { reason, page, perPage: PER_PAGE }, signal), SECONDS, [api, id, reason, page]);
+  const why = usePolled((signal) => api.get(`/models/${at}/availability`, { page: 1, perPage: PER_PAGE }, signal), SECONDS, [api, id]);
   const crumbs = [["Models", "/models"]];
   if (model.data === undefined) {
     const name = model.error?.status === 404 ? "No such model" : "Model";
@@ -44,15 +42,16 @@ export function ModelView({ id, api, query }) {
   }
   const { metadata, name, owner } = model.data;
   const facts = [metadata.format, metadata.minVramGb ? `${vramOf(metadata.minVramGb)} VRAM` : "", metadata.contextLength ? `${count(metadata.contextLength)} tokens of context` : "", (metadata.runtimes ?? []).join(", "), `owner ${owner}`];
+  const hasNodes = metadata.format !== "api";
   return html`<${Fragment}>
     <${Heading} title=${name} crumbs=${crumbs} />
     <p class="lead">${facts.filter(Boolean).join(" · ")} <span class="id">${model.data.id}<${Copy} text=${model.data.id} what="the id" /></span></p>
     <${Shown} of=${why} lines=${5}>${(data) => html`<${Fragment}>
-      <${Answer} data=${data} name=${name} isHosted=${metadata.format === "api"} />
-      ${metadata.format !== "api" && html`<${ServedBy} api=${api} id=${model.data.id} name=${name} aliases=${metadata.aliases ?? []} />`}
-      ${metadata.format !== "api" && html`<${Nodes} data=${data} reason=${reason} />`}
+      <${Answer} data=${data} name=${name} isHosted=${!hasNodes} />
+      ${hasNodes && mayRead && html`<${ServedBy} api=${api} id=${model.data.id} name=${name} aliases=${metadata.aliases ?? []} why=${data} />`}
+      ${hasNodes && html`<${WhoCannot} api=${api} at=${at} data=${data} query=${query} />`}
     </${Fragment}>`}</${Shown}>
-    <${History} api=${api} id=${model.data.id} span=${spanOf(query)} />
+    ${mayRead && html`<${History} api=${api} id=${model.data.id} span=${spanOf(query)} />`}
   </${Fragment}>`;
 }
 
@@ -75,15 +74,21 @@ function sentenceOf({ available, served, summary }, isHosted) {
   return `Every node has a reason against it: ${reasons.map(([code, number]) => `${WORDS[code] ?? code} (${count(number)})`).join(", ")}. A node can have several.`;
 }
 
-// The nodes that name the model, those that have it loaded first, with what a request to each costs and how long it waits.
-function ServedBy({ api, id, name, aliases }) {
+// The nodes that name the model, those that have it loaded first, with what a request to each costs and how long it
+// waits; and nodes that could run it, which neither declare it nor report it.
+function ServedBy({ api, id, name, aliases, why }) {
   const found = usePolled((signal) => api.get("/compute", { model: id, perPage: PER_PAGE, sortBy: "load", sortOrder: "asc" }, signal), SECONDS, [api, id]);
   const names = new Set([name, id, ...aliases]);
   const isUp = ({ health }) => health.status === "healthy";
   const hasIt = (node) => node.health.availableModels.some((one) => names.has(one));
   const priceOf = ({ metadata }) => [...names].map((one) => metadata.prices?.[one]).find(Boolean)?.inputPer1kTokens ?? metadata.pricePer1kTokens ?? null;
+  const serving = new Set(found.data?.nodes.map((node) => node.id));
+  const others = found.data ? why.nodes.filter(({ eligible, passportId }) => eligible && !serving.has(passportId)) : [];
   return html`<${Card} title="Who serves it" aside=${found.data && html`<span class="note">${pricesOf(found.data.nodes.map(priceOf))}</span>`}>
     <${Shown} of=${found} lines=${3}>${(data) => html`<${Table} caption="Nodes that name the model" className="serving" columns=${servingColumns(hasIt, priceOf)} rows=${[...data.nodes].sort((one, other) => isUp(other) - isUp(one) || hasIt(other) - hasIt(one))} keyOf=${(node) => node.id} empty=${html`<${Empty} title="None of your nodes declares it or reports it as loaded." />`} />`}</${Shown}>
+    ${others.length > 0 && html`<h3 class="apart">Who could and doesn't</h3>
+      <p class="note">They have the hardware and the runtime. Declare the model on one, and load it there.</p>
+      <ul class="chips could">${others.map(({ passportId, name: called }) => html`<li class="chip" key=${passportId}><a href=${addressOf(`/nodes/${passportId}`)}>${called ?? passportId}</a></li>`)}</ul>`}
   </${Card}>`;
 }
 
@@ -103,14 +108,34 @@ function pricesOf(prices) {
   return known[0] === known.at(-1) ? `${dollars(known[0])} for 1,000 tokens` : `${dollars(known[0])} to ${dollars(known.at(-1))} for 1,000 tokens`;
 }
 
-function Nodes({ data, reason }) {
-  const options = [["", "all"], ...Object.entries(data.summary).sort(([, one], [, other]) => other - one).map(([code, number]) => [code, `${WORDS[code] ?? code} (${count(number)})`])];
-  if (reason && !(reason in data.summary)) options.push([reason, `${WORDS[reason]} (0)`]);
-  return html`<${Card} title="Who could run it, and who can't" aside=${html`<span class="note">the nearest first; numbers count all nodes, the list holds yours</span>`}>
-    <${Choice} label="Reason" options=${options} value=${reason} onChange=${(chosen) => changeQuery({ reason: chosen, page: "" })} />
-    <${Table} caption="Why each node can or can't run it" className="explained" columns=${COLUMNS} rows=${data.nodes} keyOf=${(node) => node.passportId} empty=${html`<${Empty} title=${reason ? "No node of yours has this reason." : "You have no node. What stands above counts everybody's."} />`} />
-    <${Pager} pagination=${data.pagination} noun="nodes" onPage=${(number) => changeQuery({ page: number }, {})} />
+// Those who can't, by reason. One group is open at a time and stands in the address; without one, the nearest are shown.
+function WhoCannot({ api, at, data, query }) {
+  const reason = query.reason in WORDS ? query.reason : "";
+  const groups = Object.entries(data.summary).sort(([, one], [, other]) => other - one);
+  if (reason && !(reason in data.summary)) groups.push([reason, 0]);
+  const nearest = data.nodes.filter(({ eligible }) => !eligible).slice(0, NEAREST);
+  if (groups.length === 0) return null;
+  return html`<${Card} title="Who can't, by reason" aside=${html`<span class="note">numbers count all nodes, lists hold yours</span>`}>
+    ${!reason && nearest.length > 0 && html`<${Fragment}><h3>The nearest</h3><${Explained} caption="The nodes that lack least" nodes=${nearest} /></${Fragment}>`}
+    ${!reason && nearest.length === 0 && html`<p class="note">None of these nodes is yours.</p>`}
+    <ul class="groups">${groups.map(([code, number]) => html`<li key=${code}>
+      <button type="button" class="group" aria-expanded=${code === reason} onClick=${() => changeQuery({ reason: code === reason ? "" : code, page: "" })}><span aria-hidden="true">${code === reason ? "▾" : "▸"}</span> <span>${WORDS[code] ?? code}</span> <strong>${count(number)}</strong></button>
+      ${code === reason && html`<${Group} api=${api} at=${at} reason=${code} page=${Math.max(1, Number.parseInt(query.page ?? "1", 10) || 1)} />`}
+    </li>`)}</ul>
   </${Card}>`;
+}
+
+// The nodes that have a reason, those that lack least first.
+function Group({ api, at, reason, page }) {
+  const found = usePolled((signal) => api.get(`/models/${at}/availability`, { reason, page, perPage: PER_PAGE }, signal), SECONDS, [api, at, reason, page]);
+  return html`<${Shown} of=${found} lines=${3}>${(data) => html`<${Fragment}>
+    <${Explained} caption=${`Nodes with this reason: ${WORDS[reason] ?? reason}`} nodes=${data.nodes} />
+    <${Pager} pagination=${data.pagination} noun="nodes" onPage=${(number) => changeQuery({ page: number }, {})} />
+  </${Fragment}>`}</${Shown}>`;
+}
+
+function Explained({ caption, nodes }) {
+  return html`<${Table} caption=${caption} className="explained" columns=${COLUMNS} rows=${nodes} keyOf=${(node) => node.passportId} empty=${html`<${Empty} title="No node of yours has this reason." />`} />`;
 }
 
 function Reason({ reason, id }) {

@@ -23,9 +23,10 @@ const ENDED = "NODE_DEREGISTERED";
 export function NodeView({ id, api, query }) {
   const at = encodeURIComponent(id);
   const passport = usePolled((signal) => api.get(`/passports/${at}`, {}, signal), SLOW_SECONDS, [api, id]);
-  const health = usePolled((signal) => healthOf(api, at, signal), HEALTH_SECONDS, [api, id]);
-  const declaration = usePolled((signal) => declarationOf(api, at, signal), DECLARATION_SECONDS, [api, id]);
-  const probing = useAction(() => api.change("POST", `/compute/probe/${at}`));
+  const health = usePolled((signal) => nothingOfEnded(api.get(`/compute/health/${at}`, {}, signal), { isEnded: true, status: "deregistered" }), HEALTH_SECONDS, [api, id]);
+  const declaration = usePolled((signal) => nothingOfEnded(api.get(`/compute/models/${at}`, {}, signal), { models: [] }), DECLARATION_SECONDS, [api, id]);
+  const routing = usePolled((signal) => nothingOfEnded(api.get(`/compute/routing/${at}`, {}, signal), { models: [] }), DECLARATION_SECONDS, [api, id]);
+  const probing = useProbe(api, at);
   const crumbs = [["Nodes", "/nodes"]];
   if (passport.data === undefined) {
     const name = passport.error?.status === 404 ? "No such node" : "Node";
@@ -39,8 +40,8 @@ export function NodeView({ id, api, query }) {
       <span class="id">curl<${Copy} text=${curlOf(`/compute/health/${node.id}`)} what="this as a curl command" /></span></p>
     ${health.data && !health.data.isEnded && html`<${NodeActions} api=${api} node=${node} health=${health.data} declaration=${declaration.data} onProbe=${probing.start} asked=${query.do} key=${query.do} />`}
     <${Shown} of=${health} lines=${4}>${(data) => (data.isEnded ? html`<${Ended} />` : html`<${Now} node=${node} health=${data} />`)}</${Shown}>
-    ${health.data && !health.data.isEnded && html`<${NextRequest} api=${api} node=${node} health=${health.data} declaration=${declaration} />`}
-    ${health.data && !health.data.isEnded && html`<${NodeFacts} node=${node} health=${health.data} declaration=${declaration} probing=${probing} />`}
+    ${health.data && !health.data.isEnded && html`<${NextRequest} api=${api} node=${node} health=${health.data} routing=${routing} />`}
+    ${health.data && !health.data.isEnded && html`<${NodeFacts} node=${node} health=${health.data} declaration=${declaration} probing=${probing} routing=${routing} />`}
     <${Uptime} api=${api} at=${at} />
     <${Card} title="Over time" aside=${html`<${SpanChoice} span=${span} />`}>
       <${NodeCharts} api=${api} at=${at} span=${span} />
@@ -49,22 +50,40 @@ export function NodeView({ id, api, query }) {
   </${Fragment}>`;
 }
 
-async function healthOf(api, at, signal) {
+// Return what is asked of a node, and `instead` of one that has ended.
+async function nothingOfEnded(asked, instead) {
   try {
-    return await api.get(`/compute/health/${at}`, {}, signal);
+    return await asked;
   } catch (error) {
-    if (error.code === ENDED) return { isEnded: true, status: "deregistered" };
+    if (error.code === ENDED) return instead;
     throw error;
   }
 }
 
-// Return what the node declares; nothing of one that has ended.
-async function declarationOf(api, at, signal) {
+// A probe on request; the tab remembers what the last one found.
+function useProbe(api, at) {
+  const name = `lucid.probe.${at}`;
+  const probing = useAction(async () => {
+    const found = await api.change("POST", `/compute/probe/${at}`);
+    remember(name, found);
+    return found;
+  });
+  return { ...probing, result: probing.result ?? recall(name) };
+}
+
+function remember(name, value) {
   try {
-    return await api.get(`/compute/models/${at}`, {}, signal);
-  } catch (error) {
-    if (error.code === ENDED) return { models: [] };
-    throw error;
+    sessionStorage.setItem(name, JSON.stringify(value));
+  } catch {
+    // Storage may be switched off or full: then it is known until the page is left.
+  }
+}
+
+function recall(name) {
+  try {
+    return JSON.parse(sessionStorage.getItem(name));
+  } catch {
+    return null;
   }
 }
 

@@ -7,6 +7,7 @@ import { Fragment, html } from "./html.js";
 import { Empty, Shown } from "./parts.js";
 import { usePolled } from "./polling.js";
 import { REQUEST_SERIES, RequestCharts } from "./request_charts.js";
+import { addressOf } from "./router.js";
 import { nameOf } from "./spans.js";
 
 const SERIES = `${REQUEST_SERIES},load,gpuUtilization,gpuMemoryUsedMb,gpuMemoryTotalMb,queueDepth,inFlight,failures`;
@@ -18,7 +19,7 @@ export function NodeCharts({ api, at, span }) {
   const share = useProviderShare(api);
   return html`<${Shown} of=${metrics} lines=${8}>${(data) => html`<${Fragment}>
     <${Charts} data=${data} share=${share} events=${events.data?.events ?? []} />
-    <div class="pair"><${Events} events=${events} outages=${data.outages} /><${Failures} totals=${data.failureTotals} /></div>
+    <div class="pair"><${Events} events=${events} outages=${data.outages} at=${at} /><${Failures} totals=${data.failureTotals} /></div>
   </${Fragment}>`}</${Shown}>`;
 }
 
@@ -33,8 +34,8 @@ function Charts({ data, share, events }) {
 
 const inGigabytes = (values) => values.map((value) => (value === null ? null : value / 1024));
 
-function Events({ events, outages }) {
-  return html`<section aria-label="Events"><h3>What happened</h3>
+function Events({ events, outages, at }) {
+  return html`<section aria-label="Events"><h3>What happened <a class="note" href=${addressOf("/events", { node: at, span: "30d" })}>All events</a></h3>
     <${Shown} of=${events} lines=${3}>${(data) => {
       const lines = inOrder(data.events, outages);
       if (lines.length === 0) return html`<${Empty} title="Nothing happened in this span." />`;

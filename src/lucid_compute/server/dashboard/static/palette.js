@@ -10,7 +10,7 @@ const ID = /^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f-]{22}$/i;
 const VERBS = [["drain", "Drain"], ["resume", "Resume"], ["deregister", "Deregister"]];
 
 // `pages` are [name, address]; actions lead to the place where they are confirmed.
-export function Palette({ api, pages, isAdmin, onClose }) {
+export function Palette({ api, pages, mayRead, isAdmin, onClose }) {
   const [text, setText] = useState("");
   const [asked, setAsked] = useState("");
   const [at, setAt] = useState(0);
@@ -18,12 +18,12 @@ export function Palette({ api, pages, isAdmin, onClose }) {
     const timer = setTimeout(() => setAsked(text.trim()), TYPING_MS);
     return () => clearTimeout(timer);
   }, [text]);
-  const found = usePolled((signal) => find(api, asked, isAdmin, signal), 60, [api, asked]);
+  const found = usePolled((signal) => find(api, asked, { mayRead, isAdmin }, signal), 60, [api, asked]);
   const needle = text.trim().toLowerCase();
   const fixed = [
     ...pages.map(([name, path]) => ({ kind: "page", name, address: addressOf(path) })),
-    { kind: "action", name: "Add a node", address: addressOf("/nodes", { add: "node" }) },
-    { kind: "action", name: "Make a key", address: addressOf("/keys", { add: "key" }) },
+    ...(mayRead ? [{ kind: "action", name: "Add a node", address: addressOf("/nodes", { add: "node" }) }] : []),
+    ...(isAdmin ? [{ kind: "action", name: "Make a key", address: addressOf("/keys", { add: "key" }) }] : []),
     ...(ID.test(needle) ? [{ kind: "job", name: needle, address: addressOf(`/jobs/${needle}`) }] : []),
   ].filter(({ name }) => name.toLowerCase().includes(needle));
   const items = [...fixed.slice(0, needle ? EACH : fixed.length), ...(needle ? (found.data ?? []) : [])];
@@ -50,12 +50,12 @@ export function Palette({ api, pages, isAdmin, onClose }) {
 }
 
 // Return what has such a name: nodes with what can be done to them, models, and keys.
-async function find(api, text, isAdmin, signal) {
+async function find(api, text, { mayRead, isAdmin }, signal) {
   if (!text) return [];
   const [verb, name] = VERBS.find(([word]) => text.toLowerCase().startsWith(`${word} `)) ?? [];
   const search = verb ? text.slice(verb.length).trim() : text;
   const [nodes, models, keys] = await Promise.all([
-    api.get("/compute", { search, perPage: EACH }, signal).then((data) => data.nodes, () => []),
+    mayRead ? api.get("/compute", { search, perPage: EACH }, signal).then((data) => data.nodes, () => []) : [],
     verb ? [] : api.get("/models", { search, perPage: EACH }, signal).then((data) => data.models, () => []),
     verb || !isAdmin ? [] : api.get("/keys", { perPage: 100 }, signal).then((data) => data.keys, () => []),
   ]);

@@ -1,5 +1,6 @@
 // What was earned, who gets what of it, and what was lost by whose fault.
 import { Chart } from "./chart.js";
+import { SaveCsv } from "./copying.js";
 import { count, dollars, exactDollars as exact, moment, plural } from "./format.js";
 import { Fragment, html, useEffect, useState } from "./html.js";
 import { Card, Empty, Figure, Figures, Heading, Pager, Shown, SpanChoice, Table } from "./parts.js";
@@ -130,23 +131,9 @@ function Report({ data, isWhole }) {
   </${Fragment}>`;
 }
 
-// The statement as CSV. It is fetched with the key and then saved, because a link can't carry one.
+// The statement on paper and as CSV.
 function Statement({ api, path, asked, days, onPrint }) {
-  const [fault, setFault] = useState("");
-  async function save() {
-    try {
-      const text = await api.text(path, { ...asked, format: "csv" });
-      const link = document.createElement("a");
-      link.href = URL.createObjectURL(new Blob([text], { type: "text/csv" }));
-      link.download = `payouts-${days.from}-${days.to}.csv`;
-      link.click();
-      URL.revokeObjectURL(link.href);
-      setFault("");
-    } catch (error) {
-      setFault(error.message);
-    }
-  }
-  return html`<span>${fault && html`<span role="alert" class="tone-bad">${fault} </span>`}<span class="buttons"><button type="button" onClick=${onPrint}>Print</button><button type="button" onClick=${save}>Save as CSV</button></span></span>`;
+  return html`<span class="buttons"><button type="button" onClick=${onPrint}>Print</button><${SaveCsv} api=${api} path=${path} asked=${asked} name=${`payouts-${days.from}-${days.to}`} /></span>`;
 }
 
 const TOTALS = [

@@ -3,31 +3,32 @@ import { count, duration, moment } from "./format.js";
 import { Fragment, html } from "./html.js";
 import { Card, Choice, Heading, Shown } from "./parts.js";
 import { usePolled } from "./polling.js";
-import { ROOT } from "./router.js";
+import { limitsOf } from "./keys.js";
+import { ROOT, addressOf } from "./router.js";
 import { switchTheme, useTheme } from "./theming.js";
 import { chooseZone, ownZone, useZone } from "./zones.js";
 
 const SLOW_SECONDS = 60;
 const SECONDS = 5;
-const SECRET_END = 4;
 
-export function SettingsView({ api, apiKey, overview }) {
-  const who = usePolled((signal) => whoIs(api, apiKey, signal), SLOW_SECONDS, [api]);
+export function SettingsView({ api, who, overview }) {
   const ready = usePolled((signal) => api.get("/readyz", {}, signal), SECONDS, [api]);
   const version = usePolled(async (signal) => (await api.get("/openapi.json", {}, signal)).info.version, SLOW_SECONDS * 60, [api]);
-  const owner = overview.data?.owner;
+  const outages = overview.data?.outages.length;
   return html`<${Fragment}>
     <${Heading} title="Settings" />
     <${Card} title="Who you are">
       <${Shown} of=${who} lines=${2}>${(me) => html`<${Facts} facts=${[
-        ["Owner", owner ?? me.owner ?? "all owners"], ["Key", `${me.name ? `${me.name}, ` : ""}…${apiKey.slice(-SECRET_END)}`], ["It may", me.scopes.join(", ")],
-        ["Ends", me.name ? (me.expiresAt ? moment(me.expiresAt) : "never") : null], ["Requests a minute", me.limits?.requestsPerMinute ? `${count(me.limits.requestsPerMinute)} at most` : null],
+        ["Owner", me.scopes.includes("admin") ? `${me.owner}, who sees all owners` : me.owner], ["Key", `${me.name}, …${me.lastFour}`], ["It may", me.scopes.join(", ")],
+        ["Ends", me.expiresAt ? moment(me.expiresAt) : "never"], ["Made", moment(me.createdAt)], ["Secret of", me.rotatedAt && moment(me.rotatedAt)], ["Only for the node", me.passportId && html`<a href=${addressOf(`/nodes/${me.passportId}`)}>${me.passportId}</a>`],
+        ["Limits", limitsOf(me.limits)],
       ]} />`}</${Shown}>
     </${Card}>
     <${Card} title="The service">
       <${Shown} of=${ready} lines=${2}>${(state) => html`<${Facts} facts=${[
         ["State", state.status], ["Version", version.data ?? "–"], ["Replicas alive", count(overview.data?.replicas ?? state.replicas)], ["Nodes", count(state.nodes)], ["Models", count(state.models)],
-        ["Its view of the fleet is", `${duration(state.feedAgeSeconds)} old`],
+        ["Its view of the fleet is", `${duration(state.feedAgeSeconds)} old`], ["Runs on", `Python ${state.python}, ${state.compiled ? "compiled" : "interpreted"}`],
+        ["Outages of its own", outages === undefined ? null : outages === 0 ? "none known" : html`<a href=${addressOf("/")}>${count(outages)}</a>`],
       ]} />`}</${Shown}>
       <p class="note">Settings of the service are variables: <code>lucid settings</code> lists them. <a href=${`${ROOT}/docs`}>The API reference</a></p>
     </${Card}>
@@ -48,15 +49,4 @@ function Looks() {
       <div class="field"><span class="note">Times</span><${Choice} label="Times" options=${ownZone === "UTC" ? [["UTC", "UTC"]] : [[ownZone, ownZone], ["UTC", "UTC"]]} value=${zone} onChange=${chooseZone} /></div>
     </div>
   </${Card}>`;
-}
-
-// Return what is known of the key: an admin finds it among all keys; any other is told its scopes when it asks for them.
-async function whoIs(api, apiKey, signal) {
-  try {
-    const { keys } = await api.get("/keys", { perPage: 100 }, signal);
-    return keys.find((key) => apiKey.startsWith(key.prefix) && apiKey.endsWith(key.lastFour)) ?? { scopes: ["admin"] };
-  } catch (error) {
-    if (error.status !== 403) throw error;
-    return { scopes: error.details?.scopes ?? [] };
-  }
 }

@@ -1,0 +1,74 @@
+"""The dashboard by axe-core's rules: each page, in both themes, from a phone to a wide screen."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.browser import DESK, PHONE, Page, Size
+from tests.dashboard import Watched, axe_faults
+
+WIDE = Size(2560, 1400)
+LOOKS = [("light", PHONE), ("dark", DESK), ("light", WIDE), ("dark", PHONE), ("light", DESK), ("dark", WIDE)]
+PATHS = [
+    "",
+    "/nodes",
+    "/nodes/{node}",
+    "/models",
+    "/models/a-model",
+    "/models/a-model?reason=VRAM_TOO_LOW",
+    "/playground",
+    "/jobs",
+    "/events",
+    "/usage",
+    "/payouts",
+    "/webhooks",
+    "/keys",
+    "/keys?add=key",
+    "/audit",
+    "/settings",
+    "/nodes?add=node",
+]
+
+
+@pytest.fixture(scope="module")
+def node(shared: Watched) -> str:
+    """A node with events, beside a model that it serves and one that it can't."""
+    shared.add_model("a-model", minVramGb=100)
+    shared.add_model("m")
+    node = shared.add_node("the-node")
+    shared.beat(node)
+    shared.add_node("silent")
+    shared.new_key("inference:run")
+    return node
+
+
+@pytest.mark.parametrize(("scheme", "size"), LOOKS, ids=[f"{scheme}-{size.width}" for scheme, size in LOOKS])
+def test_axe_finds_no_fault(shared: Watched, page: Page, node: str, scheme: str, size: Size) -> None:
+    """Names, roles, contrast, landmarks, order of headings, labels and targets; no page scrolls sideways."""
+    page.prefer(scheme)
+    page.resize(size)
+    shared.beat(node)
+    page.go(shared.url)
+    page.wait_for_text("Log in", "h1")
+    faults = {"login": axe_faults(page)}
+    shared.log_in(page)
+    for path in PATHS:
+        page.go(shared.url + path.format(node=node))
+        page.wait_for("!document.querySelector('.loading') && Boolean(document.querySelector('main h1'))")
+        faults[path] = axe_faults(page)
+        if page.run("document.documentElement.scrollWidth") > size.width:
+            faults[path].append("scrolls sideways")
+    assert {path: found for path, found in faults.items() if found} == {}
+
+
+def test_a_fault_is_found(shared: Watched, page: Page) -> None:
+    """The rules run: a button without a name and grey text on grey are told."""
+    page.go(shared.url)
+    page.wait_for_text("Log in", "h1")
+    page.run("""(() => {
+        const [button, text] = [document.createElement('button'), document.createElement('p')];
+        text.innerText = 'hardly seen';
+        Object.assign(text.style, { color: '#999', background: '#aaa' });
+        document.querySelector('main').append(button, text);
+    })()""")
+    assert {fault.split(":")[0] for fault in axe_faults(page)} == {"button-name", "color-contrast"}

@@ -10,7 +10,7 @@ from lucid_compute.egress.connection import HttpConnection
 from lucid_compute.egress.faults import TIMEOUTS, BadStatus, Blame, EgressFault, FaultKind, NodeBusy, NotOffered
 from lucid_compute.egress.lookups import SLOW_NAME_SECONDS
 from lucid_compute.gateway.context import GatewayContext
-from lucid_compute.gateway.event_stream import EventStream
+from lucid_compute.gateway.event_stream import STREAMED_ENDPOINTS, EventStream
 from lucid_compute.gateway.node_json import clients_own_status, error_in, is_response, read_object
 from lucid_compute.gateway.node_stats import ANY_ENDPOINT, Suspicion
 from lucid_compute.gateway.node_words import message_in, names_stored, refusal_of, says_no_model
@@ -113,6 +113,8 @@ class Attempt:
             raise EgressFault(FaultKind.BAD_RESPONSE, f"The node's answer of status {status} holds an error.")
         if not is_response(self._request.inference.endpoint, value, body):
             raise EgressFault(FaultKind.BAD_RESPONSE, "The node's answer is JSON, but not a response of the endpoint.")
+        if self._request.inference.is_stream and self._request.inference.endpoint in STREAMED_ENDPOINTS:
+            raise EgressFault(FaultKind.BAD_RESPONSE, "The node's answer is one JSON object in place of a stream.")
         self.record_first_byte(connection.last_read_at)
         self.record_tokens(find_usage(body), body)
         self._job.outcome = Outcome.COMPLETED

@@ -60,6 +60,7 @@ _PIECES: dict[str, tuple[bytes, ...]] = {
     "completions": (b'"text":"',),
     "responses": (b'"delta":"',),
 }
+STREAMED_ENDPOINTS = frozenset(_PIECES)  # others answer `stream: true` with one JSON object
 _NO_PIECE = b'content":""'
 _NO_USAGE = re.compile(rb'"usage": ?null')
 _STYLE = re.compile(rb'data: ?\{\s*"[^"]*":( ?)')

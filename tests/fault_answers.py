@@ -14,6 +14,10 @@ Pieces = bytes | Callable[[], Iterator[bytes] | AsyncIterator[bytes]]
 JSON = "application/json"
 OK_BODY = b'{"ok":true,"choices":[{"message":{"content":"ok"},"text":"ok"}],"data":[{"embedding":[0]}],"output":[]}'
 EVENTS = "text/event-stream"
+OK_STREAM = (
+    b'data: {"ok":true,"choices":[{"index":0,"delta":{"content":"ok"},"text":"ok","finish_reason":"stop"}]}\n\n'
+    b"data: [DONE]\n\n"
+)
 
 
 class Answer(NamedTuple):
@@ -29,6 +33,12 @@ def respond(
     """Return a response with `body`, and its length or a false `length`."""
     said = len(body) if length is None else length
     return Answer(_head(status, content_type, f"Content-Length: {said}", *headers), body)
+
+
+def respond_well(request: bytes) -> Answer:
+    """Return what a good node responds to a request's body: OK_STREAM if it asks for a stream, else OK_BODY."""
+    asks = request.replace(b" ", b"").find(b'"stream":true') >= 0
+    return respond_in_chunks(OK_STREAM) if asks else respond()
 
 
 def respond_in_chunks(*parts: bytes, status: int = 200, content_type: str = EVENTS, ends: bool = True) -> Answer:

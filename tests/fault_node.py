@@ -1,6 +1,6 @@
 """A node that misbehaves as configured, on a real socket; with an upstream, a proxy that damages its responses.
 
-    async with FaultNode(Behaviour(delay_seconds=1)) as node:     # at node.url: answers OK_BODY, a second late
+    async with FaultNode(Behaviour(delay_seconds=1)) as node:     # at node.url: answers well, a second late
         node.behaviour = Behaviour(answer=redirect("http://elsewhere:8080/"))  # the requests from now on
         node.script += [Behaviour(ending=Ending.RESET)]           # the next request only; each entry serves one
         node.by_path["/health"] = Behaviour()                     # requests to this path
@@ -32,7 +32,7 @@ from urllib.parse import urlsplit
 
 from httptools import HttpResponseParser
 
-from tests.fault_answers import Answer, Pieces, respond
+from tests.fault_answers import Answer, Pieces, respond_well
 
 _HEAD_END = b"\r\n\r\n"
 _MAX_HEAD = 1024 * 1024
@@ -67,7 +67,7 @@ class Behaviour:
     """
 
     greeting: bytes = b""  # before anything was asked
-    answer: Answer | None = None  # None: the upstream's, or OK_BODY when there is none
+    answer: Answer | None = None  # None: the upstream's, or a good node's when there is none
     delay_seconds: float = 0.0  # before the first byte
     drip_head_seconds: float = 0.0  # after every `drip_bytes` of the head
     cut_head_after: int | None = None  # bytes of the head, after which `ending` comes at once
@@ -186,7 +186,7 @@ class FaultNode:
                 request = await _read_request(reader, number, idle_seconds)
                 self.requests.append(request)
                 behaviour = self.script.pop(0) if self.script else self.by_path.get(request.path, self.behaviour)
-                own = behaviour.answer or (None if self._upstream else respond())
+                own = behaviour.answer or (None if self._upstream else respond_well(request.body))
                 async with nullcontext(own) if own else _ask(self._upstream or "", request) as answer:
                     ending, idle_seconds = await _deliver(writer, behaviour, answer), behaviour.idle_seconds
         except (EOFError, TimeoutError):

@@ -120,6 +120,8 @@ class Attempt:
             raise EgressFault(FaultKind.BAD_RESPONSE, f"The node's answer of status {status} holds an error.")
         if not is_answer(endpoint.shape, value, body):
             raise EgressFault(FaultKind.BAD_RESPONSE, "The node's answer is JSON, but not a response of the endpoint.")
+        if self._request.inference.is_stream and endpoint.stream is not None:
+            raise EgressFault(FaultKind.BAD_RESPONSE, "The node's answer is one JSON object in place of a stream.")
         self.record_first_byte(connection.last_read_at)
         self.record_tokens(find_usage(body, counts_cached=endpoint.counts_cached), body)
         self._job.outcome = Outcome.COMPLETED

@@ -22,10 +22,13 @@ MAX_DEPTH = 200
 _MAX_NAME_BYTES = 1024  # of a name that may be one of those searched for
 _SPACE = rb"[ \t\n\r]*+"
 _VALUES = rb"[ \t\n\r\d,:.+\-eEtrufalsn]++"  # numbers, true, false, null, and what stands between values
-_TEXT = rb'(?:[^"\\\x00-\x1f]++|\\.)*+'
+# Of surrogates only a whole pair, because parsers read a half of one differently.
+_ESCAPE = rb'\\(?:["\\/bfnrt]|u(?![dD][89a-fA-F])[\da-fA-F]{4}|u[dD][89abAB][\da-fA-F]{2}\\u[dD][c-fC-F][\da-fA-F]{2})'
+_TEXT = rb'(?:[^"\\\x00-\x1f]++|' + _ESCAPE + rb")*+"
 _STRING = rb'"' + _TEXT + rb'"'
 _LEAF = rb"[\[{](?:" + _VALUES + rb"|" + _STRING + rb")*+[\]}]"
 _SCALAR = rb"[\d.+\-eEtrufalsn]++"
+_HALF = re.compile(rb"\\u[dD][89a-fA-F][\da-fA-F]{2}")
 _space, _text, _scalar = re.compile(_SPACE), re.compile(_TEXT), re.compile(_SCALAR)
 _inside = re.compile(rb"(?:" + _VALUES + rb"|" + _STRING + rb"|" + _LEAF + rb")*+")
 
@@ -196,4 +199,6 @@ class BodyScan:
         message = f"The body is not JSON at byte {self._at}. Send a JSON object."
         if self._body.startswith((b"NaN", b"Infinity"), self._at):
             message = "NaN and Infinity are no JSON numbers. Send a finite number, or null."
+        if _HALF.match(self._body, self._at):
+            message = "Text may not hold half a surrogate pair. Send whole characters."
         return InvalidRequest([FieldFault("", message)], status=400)

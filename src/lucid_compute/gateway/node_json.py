@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from pydantic_core import from_json
 
 from lucid_compute.gateway.endpoints import AnswerShape
+from lucid_compute.web.strict_json import with_short_numbers, with_whole_characters
 
 PARSED_BYTES = 64 * 1024  # parsing more would delay other requests
 _END_BYTES = 64  # of a long text, in which its last bracket stands
@@ -22,7 +22,10 @@ def read_object(text: bytes) -> dict[str, Any] | None:
     try:
         value = from_json(text, cache_strings="none")
     except ValueError:
-        value = _read_leniently(text)
+        try:
+            value = from_json(with_whole_characters(with_short_numbers(text)), cache_strings="none")
+        except ValueError:
+            return None
     return value if isinstance(value, dict) else None
 
 
@@ -33,16 +36,6 @@ def read_beginning(text: bytes) -> dict[str, Any] | None:
     except ValueError:
         return None
     return value if isinstance(value, dict) else None
-
-
-def _read_leniently(text: bytes) -> Any:
-    """Return the value of a JSON text with half a surrogate pair, which Python's parser reads; None of any other."""
-    if b"\\u" not in text:
-        return None
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
 
 
 def error_in(value: dict[str, Any]) -> Any:

@@ -23,7 +23,7 @@ from lucid_compute.gateway.body_scan import BodyScan, Member
 from lucid_compute.gateway.endpoints import Billed, InferenceEndpoint
 from lucid_compute.gateway.shapes import CompletionBody, InferenceBody, RequestPolicy
 from lucid_compute.registry.routing_rules import NO_POLICY, RoutingPolicy
-from lucid_compute.web.strict_json import fault_of_encoding
+from lucid_compute.web.strict_json import fault_of_encoding, with_short_numbers
 from lucid_compute.wire import FieldFault, faults_from
 
 _LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens", "n")
@@ -81,8 +81,7 @@ class InferenceRequest:
             InvalidRequest: the body is not JSON (400), or a field that the gateway reads is invalid (422).
         """
         read = _parse(endpoint, body)
-        if (b"N" in body and b"NaN" in body) or (b"I" in body and b"Infinity" in body):  # one letter is found faster
-            _refuse_constants(body)
+        _refuse_constants(body)
         self._is_plain = _is_plain(body)
         if not self._is_plain:
             _members(body)  # refuses a duplicate key
@@ -216,6 +215,10 @@ def _parse(endpoint: InferenceEndpoint, body: bytes) -> InferenceBody:
     except ValidationError as error:
         faults = error.errors(include_url=False, include_input=False, include_context=False)
         is_json = faults[0]["type"] != _NOT_JSON
+        if is_json:
+            _refuse_constants(body)
+        if not is_json and (text := with_short_numbers(body)) != body:
+            return _parse(endpoint, text)  # the node judges what the gateway does not read
         if not is_json and (message := fault_of_encoding(body)) is not None:
             raise InvalidRequest([FieldFault("", message)], status=400) from None
         raise InvalidRequest(faults_from(faults), status=422 if is_json else 400) from None
@@ -252,8 +255,10 @@ def _refuse_constants(body: bytes) -> None:
     Raises:
         InvalidRequest: a number is NaN or infinite.
     """
+    if not ((b"N" in body and b"NaN" in body) or (b"I" in body and b"Infinity" in body)):  # one letter is found faster
+        return
     try:
-        from_json(body, allow_inf_nan=False, cache_strings="none")
+        from_json(with_short_numbers(body), allow_inf_nan=False, cache_strings="none")
     except ValueError as error:
         message = f"NaN and Infinity are no JSON numbers ({error}). Send a finite number, or null."
         raise InvalidRequest([FieldFault("", message)], status=400) from None
@@ -332,8 +337,9 @@ def _twice(name: str) -> InvalidRequest:
 
 
 _ABSENT = object()
-_decode = json.JSONDecoder().raw_decode
-_decode_strictly = json.JSONDecoder(object_pairs_hook=_refuse_twice).raw_decode
+# Python converts no integer of thousands of digits, and only names and positions are used.
+_decode = json.JSONDecoder(parse_int=str).raw_decode
+_decode_strictly = json.JSONDecoder(parse_int=str, object_pairs_hook=_refuse_twice).raw_decode
 
 
 def _dump(value: Any) -> str:

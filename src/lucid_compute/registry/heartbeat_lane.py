@@ -9,7 +9,6 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from datetime import datetime
 from functools import partial
 
@@ -24,9 +23,11 @@ from lucid_compute.registry.domain.node_state import (
     HEARTBEAT_INTERVAL_SECONDS,
     HEARTBEAT_JITTER,
     LIVE_WINDOW,
+    GpuReading,
     Heartbeat,
     NodeStatus,
     Receipt,
+    ReportedRuntime,
 )
 from lucid_compute.registry.fleet.fleet import Fleet, FleetNode
 from lucid_compute.registry.heartbeat_writer import Outcome
@@ -36,8 +37,8 @@ from lucid_compute.registry.keys.rate_limits import HeartbeatRate, UnknownNodeRa
 from lucid_compute.web.bodies import Body, BodyRoom, ClientLeft
 from lucid_compute.web.errors import answer, log_unexpected, stopping
 from lucid_compute.web.lanes import CutReason, IncomingRequest, LaneClient, Response, Wait
-from lucid_compute.web.strict_json import read_strictly, require_few_values
-from lucid_compute.wire import faults_from, write_instant
+from lucid_compute.web.strict_json import Known, read_strictly, require_few_values
+from lucid_compute.wire import ForgivingShape, faults_from, write_instant
 
 PATH = "/compute/heartbeat"
 JITTERS = 512
@@ -283,8 +284,17 @@ class HeartbeatLane:
         return f'{{"passportId":"{receipt.heartbeat.passport_id}{middle}{ending.next()}'.encode()
 
 
+def _keys_of(shape: type[ForgivingShape]) -> Known:
+    return dict.fromkeys(field.alias or name for name, field in shape.model_fields.items())
+
+
+_KNOWN = {**_keys_of(Heartbeat), "runtime": _keys_of(ReportedRuntime), "gpus": _keys_of(GpuReading)}
+
+
 def read_heartbeat(body: bytes) -> tuple[Heartbeat, bytes | None]:
     """Return the heartbeat in a body; and the body, if it has the heartbeat's fields and nothing else to store.
+
+    What stands in an unknown field is ignored, whatever it is: a newer agent must not go dark.
 
     Raises:
         InvalidRequest: it is not valid; the error names every fault.
@@ -292,10 +302,10 @@ def read_heartbeat(body: bytes) -> tuple[Heartbeat, bytes | None]:
     require_few_values(body)
     try:
         heartbeat = Heartbeat.model_validate_json(body)
-    except ValidationError as error:
-        return _read_again(body, error), None
+    except ValidationError:
+        return _read_again(body), None
     if b"\\" in body or body.count(b":") != _count_colons(heartbeat):
-        read_strictly(body)  # more keys or colons than fields have: a key may be in it twice
+        read_strictly(body, _KNOWN)  # more keys or colons than fields have: a key may be in it twice
         return heartbeat, None
     # Of a number with an exponent, such as 1e-9999, Postgres stores every digit.
     is_stored_as_is = len(body) <= MAX_REPORT_BYTES and b"e-" not in body and b"E" not in body
@@ -326,13 +336,15 @@ def _count_nested_colons(heartbeat: Heartbeat) -> int:
     return colons
 
 
-def _read_again(body: bytes, error: ValidationError) -> Heartbeat:
-    """Return the heartbeat of a body whose only fault was a whole number written as 3.0.
+def _read_again(body: bytes) -> Heartbeat:
+    """Return the heartbeat of a body whose only fault was a whole number written as 3.0, or in an unknown field.
 
     Raises:
-        InvalidRequest: it has other faults. They are those of `error`, unless the body is not JSON that we can store.
+        InvalidRequest: it has other faults.
     """
-    value = read_strictly(body)
-    with suppress(ValidationError):
+    value = read_strictly(body, _KNOWN)
+    try:
         return Heartbeat.model_validate(value)
-    raise InvalidRequest(faults_from(error.errors(include_url=False, include_input=False, include_context=False)))
+    except ValidationError as error:
+        faults = error.errors(include_url=False, include_input=False, include_context=False)
+        raise InvalidRequest(faults_from(faults)) from None

@@ -5,8 +5,9 @@ from __future__ import annotations
 import codecs
 import json
 import math
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple, Union
 
 from lucid_compute.errors import InvalidRequest
 from lucid_compute.wire import INT64_MAX, FieldFault
@@ -18,9 +19,23 @@ MAX_KEYS = 5_000  # in one object; more do not fit into a passport's metadata
 _SHOWN_CHARACTERS = 200  # of a path
 _DIGITS = 20  # of 64 bits, with a sign
 
+Known = Mapping[str, Union["Known", None]]
+"""The keys of an object that are read, each with those of its own value: None is all of them. A list passes it on."""
 
-def read_strictly(body: bytes) -> Any:
+_IGNORED: Known = {}
+# A text; or of one, a half of a surrogate pair, and what else may be taken for it. A number of very many digits.
+_HALVES = re.compile(
+    rb"\\(?:u[dD][89abAB][\da-fA-F]{2}\\u[dD][c-fC-F][\da-fA-F]{2}|(u[dD][89a-fA-F][\da-fA-F]{2})|.)", re.DOTALL
+)
+_LONG_NUMBERS = re.compile(rb'"(?:[^"\\]++|\\.)*+"|([1-9]\d{1000,}+)', re.DOTALL)
+_AS_LARGE = b"9" * 18
+
+
+def read_strictly(body: bytes, known: Known | None = None) -> Any:
     """Return the value of a JSON text.
+
+    A key that is not `known` is ignored by its reader, who may not look at what is below it. That only has to be JSON
+    within the limits of depth and size. None: every value is read.
 
     Raises:
         InvalidRequest: 400 when it is not JSON in UTF-8; 422 for NaN and infinities, numbers beyond 64 bits, NUL,
@@ -29,7 +44,7 @@ def read_strictly(body: bytes) -> Any:
     require_few_values(body)
     try:
         value = _load_any(body.decode("utf-8"))
-        _Check().visit([value], -1)
+        _Check().visit([value], -1, known)
     except _Fault as fault:
         raise InvalidRequest.at(_shown(fault.path[:-1]), fault.message) from None  # without the position in our list
     except RecursionError:
@@ -65,6 +80,16 @@ def _load_any(text: str) -> Any:
         return _load(text, _read_int)
 
 
+def with_short_numbers(text: bytes) -> bytes:
+    """Return a JSON text with 18 digits in place of more than 1,000, of which pydantic-core reads no number."""
+    return _LONG_NUMBERS.sub(lambda token: _AS_LARGE if token[1] else token[0], text)
+
+
+def with_whole_characters(text: bytes) -> bytes:
+    """Return a JSON text with U+FFFD in place of each half of a surrogate pair, which pydantic-core refuses."""
+    return _HALVES.sub(lambda escape: b"\\ufffd" if escape[1] else escape[0], text)
+
+
 def require_few_values(body: bytes) -> None:
     """Check in a moment that a JSON text has no more values than are worth a closer look.
 
@@ -94,10 +119,12 @@ class _Refused(NamedTuple):
 
     message: str
     key: str | None = None
+    is_json: bool = True
 
 
 def _refuse_constant(constant: str) -> _Refused:
-    return _Refused(f"{constant} is not a JSON number. Send a finite number, or null when it is unknown.")
+    message = f"{constant} is not a JSON number. Send a finite number, or null when it is unknown."
+    return _Refused(message, is_json=False)
 
 
 def _read_float(digits: str) -> float | _Refused:
@@ -140,8 +167,8 @@ class _Check:
     def __init__(self) -> None:
         self.values = -1  # the list around the body's value is not one
 
-    def visit(self, container: dict[str, Any] | list[Any], depth: int) -> None:
-        """Check what is in a container, which is itself `depth` levels deep.
+    def visit(self, container: dict[str, Any] | list[Any], depth: int, known: Known | None) -> None:
+        """Check what is in a container, which is itself `depth` levels deep, and of which `known` is read.
 
         Raises:
             _Fault: a value is refused.
@@ -152,31 +179,44 @@ class _Check:
             raise _too_many()
         if depth >= MAX_DEPTH and container:
             raise _too_deep()
-        for key, item in _items_of(container):
+        below = known
+        for key, item in _items_of(container, known):
+            if known is not None and type(key) is str:
+                below = known.get(key, _IGNORED)
             try:
                 kind = type(item)
-                if kind is int:
-                    if not -INT64_MAX <= item <= INT64_MAX:
-                        raise _Fault(_too_large(str(item)).message)
-                elif kind is str:
-                    _check_text(item)
-                elif kind is dict or kind is list:
-                    self.visit(item, depth + 1)
-                elif kind is _Refused:
-                    raise _Fault(item.message, *([] if item.key is None else [item.key]))
+                if kind is dict or kind is list:
+                    self.visit(item, depth + 1, below)
+                elif below is not _IGNORED:
+                    _check_value(item)
+                elif kind is _Refused and not item.is_json:
+                    raise _Fault(item.message)
             except _Fault as fault:
                 fault.path.append(str(key))
                 raise
 
 
-def _items_of(container: dict[str, Any] | list[Any]) -> Iterable[tuple[str | int, Any]]:
+def _check_value(item: Any) -> None:
+    """Check a value that is no container."""
+    kind = type(item)
+    if kind is int:
+        if not -INT64_MAX <= item <= INT64_MAX:
+            raise _Fault(_too_large(str(item)).message)
+    elif kind is str:
+        _check_text(item)
+    elif kind is _Refused:
+        raise _Fault(item.message, *([] if item.key is None else [item.key]))
+
+
+def _items_of(container: dict[str, Any] | list[Any], known: Known | None) -> Iterable[tuple[str | int, Any]]:
     """Return the keys or positions of a container with their values; first check the keys."""
     if not isinstance(container, dict):
         return enumerate(container)
     if len(container) > MAX_KEYS:
         raise _too_many()
-    for key in container:
-        _check_text(key)
+    if known is None:
+        for key in container:
+            _check_text(key)
     return container.items()
 
 

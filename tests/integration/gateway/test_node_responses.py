@@ -38,7 +38,7 @@ class Pair(NamedTuple):
 @asynccontextmanager
 async def a_pair(api: Api, *, has_good: bool = True) -> AsyncIterator[Pair]:
     """Run two nodes, of which the good one reports to be loaded."""
-    async with FaultNode() as bad, FaultNode(Behaviour(answer=respond(OK_BODY))) as good:
+    async with FaultNode() as bad, FaultNode() as good:
         await api.add_model("m", "gguf")
         metadata = {"runtimes": ["llama.cpp"], "pricePer1kTokens": "1"}
         bad_id = await api.register("bad", {**metadata, "inferenceUrl": bad.url})

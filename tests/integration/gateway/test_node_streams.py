@@ -14,7 +14,7 @@ from lucid_compute.gateway.endpoints import ENDPOINTS
 from lucid_compute.gateway.event_stream import MAX_HELD_BYTES, EventStream, add_cost
 from lucid_compute.server.settings import Settings
 from tests.api import ADMIN_KEY, Api, open_api
-from tests.fault_answers import EVENTS, OK_BODY, respond, respond_in_chunks, respond_until_close
+from tests.fault_answers import EVENTS, JSON, OK_BODY, OK_STREAM, respond, respond_in_chunks, respond_until_close
 from tests.fault_node import Behaviour, Ending
 from tests.integration.gateway.test_node_responses import Pair, a_pair, ask, jobs_of
 
@@ -73,7 +73,7 @@ async def ask_badly(pair: Pair, *blocks: bytes, path: str = "chat/completions", 
 
 def require_replaced(response: Any) -> None:
     """Require that the client sees nothing of the bad node."""
-    assert (response.status_code, response.content) == (200, OK_BODY), response.text
+    assert (response.status_code, response.content) == (200, OK_STREAM), response.text
     assert response.headers["x-lucid-attempts"] == "2"
 
 
@@ -244,7 +244,7 @@ async def test_a_response_ends_with_the_events_own_type(api: Api) -> None:
 
 
 async def test_a_stream_is_known_by_its_bytes(api: Api) -> None:
-    """Whatever it is labelled, and however its first bytes are cut; a JSON answer stays one."""
+    """Whatever it is labelled, and however its first bytes are cut."""
     stream = TEXT + STOP + USAGE + DONE
     shown = TEXT + STOP + DONE
     async with a_pair(api, has_good=False) as pair:
@@ -256,8 +256,39 @@ async def test_a_stream_is_known_by_its_bytes(api: Api) -> None:
                     response = await ask_badly(pair, answer=answer)
                     assert response.content == start.removeprefix(b"\xef\xbb\xbf") + shown, (content_type, start)
                     assert response.headers["content-type"].startswith(EVENTS)
+
+
+RESPONSE = b"".join(CONTENTS["responses"])
+
+
+async def test_one_json_object_is_no_stream(api: Api) -> None:
+    """Whatever its label: the next node is asked; without one the client gets an error, and pays nothing."""
+    async with a_pair(api) as pair:
+        pair.good.by_path["/v1/responses"] = Behaviour(answer=respond_in_chunks(RESPONSE))
+        for path in ("chat/completions", "completions", "responses"):
+            for content_type in (JSON, "text/plain", ""):
+                response = await ask_badly(pair, answer=respond(OK_BODY, content_type=content_type), path=path)
+                assert response.content == (RESPONSE if path == "responses" else OK_STREAM)
+                assert response.headers["x-lucid-attempts"] == "2"
+                assert response.headers["content-type"].startswith(EVENTS)
+        jobs = await jobs_of(api, 18)
+        assert {job["reason"] for job in jobs if job["attempt"] == 1} == {"bad_response"}
+        pair.good.by_path["/v1/chat/completions"] = Behaviour(answer=respond(OK_BODY))
         response = await ask_badly(pair, answer=respond(OK_BODY))
-        assert (response.content, response.headers["content-type"]) == (OK_BODY, "application/json")
+        assert (response.status_code, response.json()["error"]["code"]) == (502, "NODE_FAILED")
+        assert {job["priceUsd"] for job in await jobs_of(api, 20) if job["outcome"] != "completed"} == {None}
+
+
+async def test_json_that_answers_a_stream_with_a_refusal_or_has_none_is_passed_on(api: Api) -> None:
+    """A refusal is the client's own, and an endpoint without streams answers as it does."""
+    refusal = b'{"error":{"message":"too long","code":400}}'
+    async with a_pair(api, has_good=False) as pair:
+        for status in (400, 413, 422):
+            response = await ask_badly(pair, answer=respond(refusal, status=status))
+            assert (response.status_code, response.content) == (status, refusal)
+        assert (await ask_badly(pair, answer=respond(refusal))).content == refusal
+        response = await ask_badly(pair, answer=respond(OK_BODY), path="embeddings")
+        assert (response.status_code, response.content) == (200, OK_BODY)
 
 
 async def test_lone_returns_end_lines_and_blocks_may_follow_the_end(api: Api) -> None:

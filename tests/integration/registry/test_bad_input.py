@@ -66,6 +66,8 @@ ROUTES = [
     BodyRoute("POST", "/keys/{key}/rotate", '{"now": @}', "now", "false"),
 ]
 UNKEEPABLE = ["NaN", "Infinity", "-Infinity", "1e999", "-1e999", str(2**70), str(-(2**70)), "9" * 5000]
+IGNORED_SLOT = "new"  # unknown, in a heartbeat
+NO_JSON = ["NaN", "Infinity", "-Infinity", "[[NaN]]"]
 UNKEEPABLE += ['"\\u0000"', '"a\\u0000b"', '"\\ud800"', '"\\udc00\\ud800"', '{"x": 1, "x": 1}', "[[NaN]]"]
 NOT_JSON = [
     b"{",
@@ -141,13 +143,17 @@ async def test_a_sound_value_is_taken_in_every_slot(api: Api) -> None:
 async def test_what_cannot_be_kept_is_refused_where_it_stands(api: Api) -> None:
     for route in await ready_routes(api):
         for value in UNKEEPABLE:
-            (path,) = paths_of(await send(api, route, route.content(value)))
+            answer = await send(api, route, route.content(value))
+            if route.slot == IGNORED_SLOT and value not in NO_JSON:
+                assert answer.status_code == 200, (value[:20], answer.text)
+                continue
+            (path,) = paths_of(answer)
             assert path.startswith(route.slot), (route.path, value[:20], path)
 
 
 async def test_wrong_types_are_refused_where_they_stand(api: Api) -> None:
     for route in await ready_routes(api):
-        if route.slot in {"new", "metadata.a.1"}:
+        if route.slot in {IGNORED_SLOT, "metadata.a.1"}:
             continue
         for value in ('"text"', "[]", "{}", "-1", "1.5", '"5"'):
             paths = paths_of(await send(api, route, route.content(value)))
@@ -158,10 +164,13 @@ async def test_a_key_that_stands_twice_is_refused_at_any_depth(api: Api) -> None
     for route in await ready_routes(api):
         twice = route.content(route.sound).replace(b"{", b'{"same": 1, "same": 1, ', 1)
         assert paths_of(await send(api, route, twice)) == ["same"]
-        deep = route.content('{"x": {"y": 1, "y": 1}}')
-        assert paths_of(await send(api, route, deep)) == [f"{route.slot}.x.y"]
-        key = route.content('{"\\u0000": 1}')
-        assert paths_of(await send(api, route, key))[0].startswith(route.slot)
+        deep = await send(api, route, route.content('{"x": {"y": 1, "y": 1}}'))
+        key = await send(api, route, route.content('{"\\u0000": 1}'))
+        if route.slot == IGNORED_SLOT:
+            assert (deep.status_code, key.status_code) == (200, 200)
+            continue
+        assert paths_of(deep) == [f"{route.slot}.x.y"]
+        assert paths_of(key)[0].startswith(route.slot)
 
 
 async def test_unknown_fields_are_refused_but_in_heartbeats(api: Api) -> None:

@@ -154,10 +154,11 @@ def edit_key(
         raise typer.BadParameter("Say what to change, such as --requests-per-minute 600.")
     with connected(api, key) as lucid:
         changed = lucid.keys.update(get_key(lucid, key_id).id, **changes)
+        names = {} if as_json else node_names(lucid, [changed.passport_id])
     if as_json:
         show_json(changed)
     else:
-        show(Listing(COLUMNS, [_row(changed)]))
+        show(Listing(COLUMNS, [_row(changed, names)]))
 
 
 @app.command("rotate")

@@ -152,7 +152,7 @@ class GatewayRequest:
         self.criteria = Criteria(
             self.model,
             inference.policy,
-            endpoint=inference.endpoint,
+            endpoint=inference.endpoint.name,
             session=former.session,
             is_stream=inference.is_stream,
             owner=former.owner,

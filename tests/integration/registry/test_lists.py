@@ -103,7 +103,7 @@ async def test_nodes_and_models_are_listed_worst_first(api: Api) -> None:
     await api.beat(await api.register("drains"), status="draining")
     await api.register("never-heard")
     await api.add_model("served")
-    await api.add_model("too-large", requiredVram="9999GB")
+    await api.add_model("too-large", minVramGb=9999)
     await api.add_model("not-served")
     for order, reverse in (("desc", False), ("asc", True)):
         nodes = [node["name"] for node in (await read(api, "/compute", sortBy="severity", sortOrder=order))["nodes"]]

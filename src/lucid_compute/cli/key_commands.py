@@ -140,18 +140,10 @@ def edit_key(
         **_read_change("requestsPerMinute", requests_per_minute),
         **_read_change("tokensPerMinute", tokens_per_minute),
         **_read_change("concurrency", concurrency),
-        **({"budgetUsd": None, "budgetPeriod": None} if budget == NONE else _read_budget(budget)),
+        **_read_budget_change(budget),
         **({"models": model or None} if model or any_model else {}),
     }
-    changes: KeyChanges = {}
-    if name is not None:
-        changes["name"] = name
-    if expires is not None:
-        changes["expires_at"] = None if expires == NEVER else read_future(expires)
-    if limits:
-        changes["limits"] = limits
-    if not changes:
-        raise typer.BadParameter("Say what to change, such as --requests-per-minute 600.")
+    changes = _changes(name, expires, limits)
     with connected(api, key) as lucid:
         changed = lucid.keys.update(get_key(lucid, key_id).id, **changes)
         names = {} if as_json else node_names(lucid, [changed.passport_id])
@@ -189,6 +181,24 @@ def revoke_key(
         confirm(f"Revoke the key {found.name} ({found.id}) of {found.owner} for good?", is_agreed=yes)
         lucid.keys.revoke(found.id)
     show_done(f"The key {found.name} is revoked.", {"id": found.id, "revoked": True}, as_json=as_json)
+
+
+def _changes(name: str | None, expires: str | None, limits: dict[str, Any]) -> KeyChanges:
+    """Return what to change of a key; refuse nothing at all."""
+    changes: KeyChanges = {}
+    if name is not None:
+        changes["name"] = name
+    if expires is not None:
+        changes["expires_at"] = None if expires == NEVER else read_future(expires)
+    if limits:
+        changes["limits"] = limits
+    if not changes:
+        raise typer.BadParameter("Say what to change, such as --requests-per-minute 600.")
+    return changes
+
+
+def _read_budget_change(text: str | None) -> dict[str, str | None]:
+    return {"budgetUsd": None, "budgetPeriod": None} if text == NONE else {**_read_budget(text)}
 
 
 def _read_change(limit: str, text: str | None) -> dict[str, int | None]:

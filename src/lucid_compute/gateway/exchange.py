@@ -15,6 +15,7 @@ from lucid_compute.gateway.attempt import MULTIPLE_CHOICES, OK, Attempt
 from lucid_compute.gateway.context import GatewayContext
 from lucid_compute.gateway.event_stream import DONE, EventStream
 from lucid_compute.gateway.request import GatewayRequest
+from lucid_compute.gateway.tracing import begin_attempt
 from lucid_compute.gateway.upstreams import Target
 from lucid_compute.registry.fleet.fleet import FleetNode
 from lucid_compute.web.lanes import CutReason, Wait
@@ -69,6 +70,7 @@ class Exchange(Attempt):
         inference = self._request.inference
         head = target.head(inference.endpoint, self._request.job_id)
         if self._span is not None:
+            begin_attempt(self._span, target.url, inference.endpoint, self._number)
             head += b"traceparent: %b\r\n" % self._span.traceparent
         connection.send(head, self._body(), self._context.deadlines, wants_stream=inference.is_stream)
         return None

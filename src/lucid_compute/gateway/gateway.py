@@ -24,7 +24,7 @@ from lucid_compute.gateway.exchange import Exchange
 from lucid_compute.gateway.failures import are_passing, busy_count, error_of, is_about_stored, soonest_seconds
 from lucid_compute.gateway.ranking import Ranking, narrow, rank
 from lucid_compute.gateway.request import Criteria, Failed, GatewayRequest, RunningRequest
-from lucid_compute.gateway.request_queue import Place, RequestQueue
+from lucid_compute.gateway.request_queue import QueuePlace, RequestQueue
 from lucid_compute.gateway.tracing import Span, end_choice
 from lucid_compute.registry.domain.identity import Principal
 from lucid_compute.registry.domain.key_limits import is_model_allowed, require_model
@@ -57,7 +57,7 @@ class ServedRequest(RunningRequest):
 
     exchange: Exchange | None = None
     choice: Span | None = None
-    place: Place | None = None
+    place: QueuePlace | None = None
 
 
 class Gateway:

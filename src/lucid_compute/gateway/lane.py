@@ -18,7 +18,7 @@ from lucid_compute.gateway.event_stream import error_event
 from lucid_compute.gateway.gateway import Gateway, ServedRequest
 from lucid_compute.gateway.request import GatewayRequest, new_job_id
 from lucid_compute.gateway.request_body import PARSED_BYTES, InferenceRequest, model_named_in, read_in_steps
-from lucid_compute.gateway.tracing import Span
+from lucid_compute.gateway.tracing import Span, begin_request, end_request
 from lucid_compute.gateway.upstreams import HOP_HEADER
 from lucid_compute.gateway.watchdog import Watchdog
 from lucid_compute.registry.domain.identity import Principal, Scope
@@ -34,6 +34,7 @@ from lucid_compute.web.request_guard import REQUEST_ID, request_id_of
 
 SESSION_HEADER = b"x-lucid-session"
 MAX_SESSION_BYTES = 256
+OK = 200
 ALLOWED_SCOPES = (Scope.INFERENCE_RUN, Scope.ADMIN)
 HOP = HOP_HEADER.encode()
 
@@ -254,7 +255,8 @@ class InferenceLane:
         principal.require(ALLOWED_SCOPES)
         admission.key_id = principal.key_id
         if self._tracer is not None:
-            admission.span = self._tracer.begin(f"POST {admission.path}", admission.headers)
+            endpoint = ENDPOINTS[admission.path]
+            admission.span = begin_request(self._tracer, admission.path, endpoint, admission.headers)
         admission.job_id = new_job_id(self._time_ns())
         sent = admission.headers.get(b"x-request-id")
         is_fit = sent is not None and REQUEST_ID.fullmatch(sent)
@@ -357,7 +359,7 @@ class InferenceLane:
         if call.request is not None:
             self._gateway.record_served(call.request)
         self.outcomes["SERVED"] += 1
-        self._close(call)
+        self._close(call, status=OK if isinstance(response, bytes) else response[0])
         if isinstance(response, bytes):
             call.client.write(response, more=False)
         else:
@@ -388,7 +390,7 @@ class InferenceLane:
     def _respond(self, call: InferenceCall, error: LucidError | None, outcome: str) -> None:
         """Send an error: a response, or an event if a stream has begun. None closes the connection."""
         request, has_begun, identifying = call.request, call.has_begun, call.identifying_headers
-        self._close(call, outcome)
+        self._close(call, outcome, status=OK if has_begun else 0 if error is None else error.http_status)
         if error is None:
             call.client.hang_up()
         elif request is None:
@@ -398,7 +400,7 @@ class InferenceLane:
         else:
             call.client.answer(*_refusal_of(request, error))
 
-    def _close(self, call: InferenceCall, outcome: str | None = None) -> None:
+    def _close(self, call: InferenceCall, outcome: str | None = None, *, status: int) -> None:
         """Stop counting and watching a request, and break the cycles that only garbage collection would free."""
         call.is_over = True
         self._watched.discard(call)
@@ -408,9 +410,11 @@ class InferenceLane:
             self._rates.end(call.principal)
         if call.held is not None:
             call.held.release()
-        for span in (call.choice, call.span):
-            if span is not None:  # one that has ended does not change
-                span.end(outcome)
+        if call.choice is not None:  # one that has ended does not change
+            call.choice.end(outcome)
+        if call.span is not None:
+            asked = None if call.inference is None else call.inference.model
+            end_request(call.span, status, outcome, asked=asked, job=call.job)
         request = call.request
         if self._gateway.queue is not None:
             self._gateway.leave_queue(call)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from fastapi import APIRouter
@@ -14,9 +15,10 @@ from lucid_compute.gateway.request import Criteria
 from lucid_compute.gateway.request_body import policy_of
 from lucid_compute.gateway.shapes import MatchAnswer, MatchRequest, RankedNode, RejectedNode
 from lucid_compute.postgres.clock import DatabaseClock
-from lucid_compute.registry.fleet.fleet import Fleet
+from lucid_compute.registry.fleet.fleet import Fleet, FleetNode
 from lucid_compute.registry.keys.dependencies import Inferrer
-from lucid_compute.registry.routing_rules import NO_POLICY
+from lucid_compute.registry.matching_engine import Reason
+from lucid_compute.registry.routing_rules import NO_POLICY, RoutingPolicy
 from lucid_compute.registry.views import view_reason, view_route
 from lucid_compute.web.errors import declare
 from lucid_compute.web.provide import Provided
@@ -41,13 +43,12 @@ async def match(
     the order of `route`. That is the order of the session, or of the weights without one.
     """
     model = fleet.get_model(body.model)
-    policy = NO_POLICY if body.lucid is None else policy_of(body.lucid)
     session = f"{principal.owner} {body.user}" if body.user else None
     now = clock.now()
     dispatcher = gateway.dispatcher
     draw = 0.0 if session is None else draw_of(session)
     choices = [
-        Criteria(variant, policy, session=session, owner=principal.owner)
+        Criteria(variant, _policy_of(body), session=session, owner=principal.owner)
         for variant in gateway.variants_for(principal, model, draw)
     ]
     criteria = await _first_served(dispatcher, choices, now)
@@ -63,14 +64,13 @@ async def match(
         route=view_route(fleet, model, now, draw),
         chosen=chosen,
         shortlist=shortlist,
-        rejected=[
-            RejectedNode(
-                passport_id=node.state.id, name=node.record.name, reasons=[view_reason(reason) for reason in reasons]
-            )
-            for node, reasons in ranking.rejected
-        ],
+        rejected=[_view_rejected(*each) for each in ranking.rejected],
         rejections=dict(ranking.rejections),
     )
+
+
+def _policy_of(body: MatchRequest) -> RoutingPolicy:
+    return NO_POLICY if body.lucid is None else policy_of(body.lucid)
 
 
 async def _first_served(dispatcher: Dispatcher, choices: list[Criteria], now: datetime) -> Criteria:
@@ -81,6 +81,11 @@ async def _first_served(dispatcher: Dispatcher, choices: list[Criteria], now: da
             if has_upstream or await dispatcher.find(criteria, now) is not None:
                 return criteria
     return choices[0]
+
+
+def _view_rejected(node: FleetNode, reasons: Sequence[Reason]) -> RejectedNode:
+    views = [view_reason(reason) for reason in reasons]
+    return RejectedNode(passport_id=node.state.id, name=node.record.name, reasons=views)
 
 
 def _view(ranked: Ranked) -> RankedNode:

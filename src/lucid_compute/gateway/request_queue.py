@@ -18,7 +18,7 @@ LONGEST_PAUSE = 0.5  # after turns that found no node, each of which looks at al
 WAIT_BOUNDS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
-class Place:
+class QueuePlace:
     """A request's place in the line of its model. `turn` is set while the request may look for a node."""
 
     __slots__ = ("entered_at", "has_waited", "key_id", "model_id", "turn")
@@ -37,12 +37,12 @@ class _Line:
     __slots__ = ("by_key", "entering", "next_at", "pause")
 
     def __init__(self) -> None:
-        self.by_key: OrderedDict[str, deque[Place]] = OrderedDict()
-        self.entering: Place | None = None
+        self.by_key: OrderedDict[str, deque[QueuePlace]] = OrderedDict()
+        self.entering: QueuePlace | None = None
         self.next_at = 0.0
         self.pause = SHORTEST_PAUSE
 
-    def put(self, place: Place) -> None:
+    def put(self, place: QueuePlace) -> None:
         """Add a request at the end of its key's, or at the front of all one that has had its turn."""
         place.turn.clear()
         waiting = self.by_key.setdefault(place.key_id, deque())
@@ -65,7 +65,7 @@ class _Line:
             del self.by_key[key_id]
         place.turn.set()
 
-    def remove(self, place: Place) -> None:
+    def remove(self, place: QueuePlace) -> None:
         """Remove a request, wherever it stands."""
         if self.entering is place:
             self.entering = None
@@ -89,19 +89,19 @@ class RequestQueue:
         self.waits = [0] * (len(WAIT_BOUNDS) + 1)
         self.waited_seconds = 0.0
 
-    def must_wait(self, model_id: str, place: Place | None) -> bool:
+    def must_wait(self, model_id: str, place: QueuePlace | None) -> bool:
         """Return whether others wait for the model's nodes, and it is not this request's turn."""
         line = self._lines.get(model_id)
         return line is not None and (place is None or line.entering is not place)
 
-    def enter(self, model_id: str, key_id: str) -> Place | None:
+    def enter(self, model_id: str, key_id: str) -> QueuePlace | None:
         """Return a place for a request; None if the queue is full."""
         if self.depth >= self._most:
             return None
         self.depth += 1
-        return Place(model_id, key_id, self._monotonic())
+        return QueuePlace(model_id, key_id, self._monotonic())
 
-    async def wait(self, place: Place) -> bool:
+    async def wait(self, place: QueuePlace) -> bool:
         """Wait for the turn of a request; return False when its time is up. `leave` must be called in the end."""
         now = self._monotonic()
         line = self._lines.setdefault(place.model_id, _Line())
@@ -119,7 +119,7 @@ class RequestQueue:
             return False
         return True
 
-    def leave(self, place: Place) -> None:
+    def leave(self, place: QueuePlace) -> None:
         """Remove a request that has a node, or was ended; the next one of its line has its turn at once."""
         self.depth -= 1
         seconds = self._monotonic() - place.entered_at

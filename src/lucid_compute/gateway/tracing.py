@@ -1,4 +1,8 @@
-"""Traces of requests: the interface that the gateway uses. `otlp_tracer` implements it over OpenTelemetry."""
+"""Traces of requests: the interface that the gateway uses. `otlp_tracer` implements it over OpenTelemetry.
+
+Attributes have the names of OpenTelemetry's semantic conventions for HTTP and generative AI.
+The names of others begin with `lucid.`
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from lucid_compute.accounting.jobs import Job, Outcome
+from lucid_compute.egress.policy import ProviderUrl
 from lucid_compute.registry.fleet.fleet import FleetNode
 
 
@@ -34,6 +39,69 @@ class Tracer(Protocol):
 
     async def close(self) -> None:
         """Send the remaining spans, for two seconds at most."""
+
+
+CLIENT_ERRORS, SERVER_ERRORS = 400, 500
+_PROVIDER = "lucid_compute"  # whose API the client calls; what serves behind it is the node's runtime
+_OPERATIONS = {
+    "chat/completions": "chat",
+    "responses": "chat",
+    "messages": "chat",
+    "completions": "text_completion",
+    "embeddings": "embeddings",
+}
+
+
+def begin_request(tracer: Tracer, path: str, endpoint: str, headers: Mapping[bytes, bytes]) -> Span:
+    """Begin the span of a request of an endpoint."""
+    span = tracer.begin(f"POST {path}", headers)
+    span.set_attributes(
+        {
+            "http.request.method": "POST",
+            "http.route": path,
+            "url.path": path,
+            "url.scheme": "http",
+            "gen_ai.operation.name": _OPERATIONS.get(endpoint, endpoint),
+            "gen_ai.provider.name": _PROVIDER,
+        }
+    )
+    return span
+
+
+def end_request(span: Span, status: int, outcome: str | None, *, asked: str | None, job: Job | None) -> None:
+    """End the span of a request.
+
+    - `status`: 0 if none was sent.
+    - `outcome`: the code of its error, or why it was cut; None if it was served. By the conventions the client's own
+      errors, of status 4xx, are no errors of a server's span.
+    - `asked`: the model that it names. `job`: its last attempt.
+    """
+    span.set_attributes(
+        {
+            "http.response.status_code": status or None,
+            "gen_ai.request.model": asked,
+            "gen_ai.response.model": job.model_name if job is not None and outcome is None else None,
+            "gen_ai.usage.input_tokens": None if job is None else job.tokens_in,
+            "gen_ai.usage.output_tokens": None if job is None else job.tokens_out,
+            "lucid.outcome": outcome or "served",
+        }
+    )
+    span.end(None if CLIENT_ERRORS <= status < SERVER_ERRORS else outcome)
+
+
+def begin_attempt(span: Span, url: ProviderUrl, endpoint: str, number: int) -> None:
+    """Say where an attempt is sent."""
+    span.set_attributes(
+        {
+            "http.request.method": "POST",
+            "http.request.resend_count": number - 1 or None,
+            "server.address": url.host,
+            "server.port": url.port,
+            "url.full": f"{url.scheme}://{url.authority}{url.base_path}/{endpoint}",
+            "gen_ai.operation.name": _OPERATIONS.get(endpoint, endpoint),
+            "gen_ai.provider.name": _PROVIDER,
+        }
+    )
 
 
 def end_choice(span: Span, node: FleetNode | None) -> None:

@@ -81,12 +81,59 @@ async def test_a_node_that_fails_is_an_attempt_of_its_own(database_url: str) -> 
             assert (await ask(api, model="unknown")).status_code == 404
         spans = spans_of(collector.requests)
         failed = [span for span in spans if span.status.code == Status.STATUS_CODE_ERROR]
-        assert [(span.name, facts_of(span)["error.type"]) for span in failed] == [
-            ("attempt", "http_500"),
-            ("POST /v1/chat/completions", "MODEL_NOT_FOUND"),
-        ]
+        assert [(span.name, facts_of(span)["error.type"]) for span in failed] == [("attempt", "http_500")]
+        refused = facts_of(spans[-1])  # a client's own error is none of a server's span, by the conventions
+        assert (refused["lucid.outcome"], refused["http.response.status_code"]) == ("MODEL_NOT_FOUND", 404)
+        assert "error.type" not in refused
         siblings = [span for span in spans if span.parent_span_id == failed[0].parent_span_id]
         assert [span.name for span in siblings] == ["choose", "attempt", "choose", "attempt"]
+
+
+async def test_spans_have_the_names_of_the_semantic_conventions(database_url: str) -> None:
+    """A backend can filter by route, status, operation and model; of a route's name both models are told."""
+    async with FaultNode() as collector, FaultNode(Behaviour(answer=respond(status=500))) as bad, FaultNode() as good:
+        good.behaviour = Behaviour(answer=respond(USAGE))
+        async with open_api(database_url, traced(collector)) as api:
+            await serve_a_model(api, bad.url, good.url)
+            await api.add_model("chat", "gguf", route={"weights": {"m": 1}})
+            assert (await ask(api, model="chat")).status_code == 200
+            good.behaviour = bad.behaviour
+            assert (await ask(api, model="chat")).status_code == 502
+        request, _, _, _, attempt, failed, *_ = spans_of(collector.requests)
+        assert (request.kind, attempt.kind) == (Span.SPAN_KIND_SERVER, Span.SPAN_KIND_CLIENT)
+        generated = {
+            "gen_ai.operation.name": "chat",
+            "gen_ai.provider.name": "lucid_compute",
+            "gen_ai.usage.input_tokens": 3,
+            "gen_ai.usage.output_tokens": 5,
+        }
+        assert facts_of(request) == {
+            **generated,
+            "http.request.method": "POST",
+            "http.route": "/v1/chat/completions",
+            "url.path": "/v1/chat/completions",
+            "url.scheme": "http",
+            "http.response.status_code": 200,
+            "gen_ai.request.model": "chat",
+            "gen_ai.response.model": "m",
+            "lucid.outcome": "served",
+        }
+        port = int(good.url.split(":")[2].split("/")[0])
+        sent = {
+            **generated,
+            "http.request.method": "POST",
+            "http.request.resend_count": 1,
+            "http.response.status_code": 200,
+            "server.address": "127.0.0.1",
+            "server.port": port,
+            "url.full": f"http://127.0.0.1:{port}/v1/chat/completions",
+            "gen_ai.request.model": "m",
+            "lucid.attempt": 2,
+        }
+        assert sent.items() <= facts_of(attempt).items()
+        facts = facts_of(failed)
+        assert (failed.status.code, facts["http.response.status_code"]) == (Status.STATUS_CODE_ERROR, 502)
+        assert (facts["error.type"], facts["lucid.outcome"]) == ("NODE_FAILED", "NODE_FAILED")
 
 
 async def test_the_span_of_a_stream_lasts_until_its_end(database_url: str) -> None:

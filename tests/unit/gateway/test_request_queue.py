@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections import Counter
 
-from lucid_compute.gateway.request_queue import Place, RequestQueue
+from lucid_compute.gateway.request_queue import QueuePlace, RequestQueue
 
 
 class Waiting:
@@ -16,9 +16,9 @@ class Waiting:
         self.queue = queue
         self.order: list[str] = []
         self.tasks: list[asyncio.Task[bool]] = []
-        self.places: list[Place] = []
+        self.places: list[QueuePlace] = []
 
-    async def add(self, key: str, model: str = "m") -> Place:
+    async def add(self, key: str, model: str = "m") -> QueuePlace:
         """Let one more request wait."""
         place = self.queue.enter(model, key)
         assert place is not None
@@ -27,7 +27,7 @@ class Waiting:
         await asyncio.sleep(0)
         return place
 
-    async def _wait(self, place: Place) -> bool:
+    async def _wait(self, place: QueuePlace) -> bool:
         has_turn = await self.queue.wait(place)
         self.order += [place.key_id] * has_turn
         self.queue.leave(place)

@@ -20,7 +20,6 @@ from lucid_compute.registry.fleet.fleet import FleetNode
 from lucid_compute.web.lanes import CutReason, Wait
 
 FINISHED_SECONDS = 2.0  # of silence after every choice has finished; a usage may still come, and [DONE]
-JSON = b"application/json"
 _EVENTS = b"text/event-stream; charset=utf-8"
 
 
@@ -67,6 +66,8 @@ class Exchange(Attempt):
         connection.on_ready = self._receive
         inference = self._request.inference
         head = target.head(inference.endpoint, self._request.job_id)
+        if content_type := inference.content_type:
+            head += b"Content-Type: %b\r\n" % content_type
         if self._span is not None:
             head += b"traceparent: %b\r\n" % self._span.traceparent
         connection.send(head, self._body(), self._context.deadlines, wants_stream=inference.is_stream)
@@ -159,7 +160,7 @@ class Exchange(Attempt):
             return
         self._record_served(accepts=response.status < MULTIPLE_CHOICES)
         self._close()
-        headers = self._request.response_headers(JSON, self._node_id, self._number, len(response.body))
+        headers = self._request.response_headers(response.content_type, self._node_id, self._number, len(response.body))
         self._running.succeed((response.status, headers, response.body))
 
     def _relay(self, connection: HttpConnection) -> None:

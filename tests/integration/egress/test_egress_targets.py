@@ -6,6 +6,7 @@ import pytest
 
 from lucid_compute.egress.faults import EgressFault, FaultKind
 from lucid_compute.egress.policy import EgressPolicy
+from lucid_compute.gateway.endpoints import ENDPOINTS
 from lucid_compute.gateway.upstreams import Upstreams
 from lucid_compute.registry.fleet.fleet import Fleet
 from tests.egress import LOOPBACK, Outcome, ask, on_both_loops, open_client
@@ -38,7 +39,9 @@ async def test_a_request_has_the_headers_of_the_service_and_no_others() -> None:
         node = fleet.find_node(record.id)
         assert node is not None
         target = Upstreams(fleet, LOOPBACK, "replica").of_node(node)
-        assert await ask(client, target.url, head=target.head("chat/completions", "job")) == Outcome(200, OK_BODY)
+        assert await ask(client, target.url, head=target.head(ENDPOINTS["chat/completions"], "job")) == Outcome(
+            200, OK_BODY
+        )
         assert server.requests[0].path == "/llama/v1/chat/completions"
         assert server.requests[0].headers == {
             "host": f"127.0.0.1:{server.port}",

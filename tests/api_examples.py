@@ -98,7 +98,11 @@ INFERENCE |= {
     },
     "tokenize": {"count": 3, "max_model_len": 8192, "tokens": [46864, 24748, 13], "token_strs": None},
     "detokenize": {"prompt": "Say hello."},
+    "create_image": {"created": 1767225600, "data": [{"b64_json": "iVBORw0KGgo="}]},
+    "create_transcription": {"text": "A node sends a heartbeat."},
+    "create_translation": {"text": "A node sends a heartbeat."},
 }
+FURTHER_MODELS = ("bge-reranker-v2-m3", "whisper-large-v3", "flux-1-schnell")
 _LISTED = json.dumps(
     {"object": "list", "data": [{"id": name, "object": "model"} for name in (MODEL, "bge-m3")]}
 ).encode()
@@ -124,9 +128,14 @@ class Recorder:
         method, path, operation = self._operations[operation_id]
         given = iter(values)
         path = re.sub(r"\{[^}]+\}", lambda _: next(given), path)
-        shown = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("examples", {})
+        accepted = operation.get("requestBody", {}).get("content", {})
+        shown = accepted.get("application/json", {}).get("examples", {})
+        form: dict[str, Any] = {}
         if body is None and shown:
             body = {**next(iter(shown.values()))["value"], "stream": False}
+        if "multipart/form-data" in accepted:
+            model = next(iter(accepted["multipart/form-data"]["examples"].values()))["value"]["model"]
+            form = {"data": {"model": model}, "files": {"file": b"RIFF"}}
         kinds = [
             kind
             for status in ("200", "201", "202")
@@ -135,7 +144,8 @@ class Recorder:
         value = None
         for kind in kinds:
             if kind != "text/event-stream":
-                answer = await self._http.request(method, path, json=body, params=query, headers={"Accept": kind})
+                headers = {"Accept": kind}
+                answer = await self._http.request(method, path, json=body, params=query, headers=headers, **form)
                 assert answer.is_success, (operation_id, answer.text)
                 value = answer.json() if kind == "application/json" else answer.text
                 self.recorded.setdefault(operation_id, {})[kind] = self._shorten(value)
@@ -176,13 +186,13 @@ async def _register(recorder: Recorder, url: str) -> str:
     metadata = {**GUIDE_PASSPORT["metadata"], "inferenceUrl": url, "runtimes": ["vllm"], "pricePer1kTokens": "0.002"}
     node = str((await recorder.call("create_passport", body={**GUIDE_PASSPORT, "metadata": metadata}))["id"])
     shown = recorder.recorded["create_passport"]
-    for name in ("bge-reranker-v2-m3", "bge-m3", MODEL):
+    for name in (*FURTHER_MODELS, "bge-m3", MODEL):
         model = {"format": "safetensors", "requiredVram": "40GB", "contextLength": 8192}
         await recorder.call("create_passport", body={"name": name, "type": "model", "metadata": model})
     recorder.recorded["create_passport"] = shown
     await recorder.call("create_passports", body={"passports": [{**GUIDE_PASSPORT, "name": "node-2"}, {}]})
     await recorder.call("change_passport", node, body={"description": "Eight A100 in Berlin", "tags": ["eu"]})
-    names = ["bge-reranker-v2-m3", MODEL, "bge-m3"]
+    names = [*FURTHER_MODELS, MODEL, "bge-m3"]
     beat = {"passportId": node, "status": "healthy", "load": 0.42, "queueDepth": 3, "availableModels": names}
     await recorder.call("send_heartbeat", body=beat)
     declared = [{"id": MODEL, "maxTokens": 8192, "quantization": "fp8"}, {"id": "bge-m3"}]

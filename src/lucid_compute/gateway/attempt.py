@@ -17,7 +17,16 @@ from lucid_compute.gateway.node_stats import ANY_ENDPOINT, Suspicion
 from lucid_compute.gateway.node_words import message_in, names_stored, refusal_of, says_no_model
 from lucid_compute.gateway.request import GatewayRequest
 from lucid_compute.gateway.tracing import end_attempt
-from lucid_compute.gateway.usage import Usage, charge, count_request, count_response, find_usage, plausible_usage
+from lucid_compute.gateway.usage import (
+    COUNTED_BYTES,
+    Usage,
+    charge,
+    count_request,
+    count_response,
+    count_tokens,
+    find_usage,
+    plausible_usage,
+)
 from lucid_compute.registry.domain.prices import TokenPrice
 from lucid_compute.registry.fleet.fleet import FleetNode
 from lucid_compute.registry.routing_rules import id_on_node
@@ -27,6 +36,8 @@ from lucid_compute.wire import write_money
 CLIENTS_OWN = frozenset({400, 413, 422})
 NOT_OFFERED = frozenset({404, 405, 501})
 _UNKNOWN = Usage(None, None)
+JSON = b"application/json"
+_MAX_TYPE_BYTES = 100  # of a Content-Type that is passed on
 OK, MULTIPLE_CHOICES = 200, 300  # plain numbers, because HTTPStatus costs a look-up each time
 
 
@@ -35,6 +46,7 @@ class NodeResponse(NamedTuple):
 
     status: int
     body: bytes
+    content_type: bytes = JSON
 
 
 class Attempt:
@@ -111,6 +123,8 @@ class Attempt:
         if not OK <= status < MULTIPLE_CHOICES:
             raise self._record_refusal(status, connection.retry_after, body)
         endpoint = self._request.inference.endpoint
+        if endpoint.shape.media and (media := connection.content_type.strip().lower()).startswith(endpoint.shape.media):
+            return self._accept_media(connection, media, body)
         value = read_answer(endpoint.shape, body)
         if value is None:
             raise EgressFault(FaultKind.BAD_RESPONSE, "The node's answer is not JSON.")
@@ -126,6 +140,20 @@ class Attempt:
         self.record_tokens(find_usage(body, counts_cached=endpoint.counts_cached), body)
         self._job.outcome = Outcome.COMPLETED
         return NodeResponse(status, body)
+
+    def _accept_media(self, connection: HttpConnection, media: bytes, body: bytes) -> NodeResponse:
+        """Return an answer that is no JSON, such as speech, with its own type.
+
+        Raises:
+            EgressFault: there is nothing in it.
+        """
+        if not body or len(media) > _MAX_TYPE_BYTES:
+            raise EgressFault(FaultKind.BAD_RESPONSE, "The node's answer is empty, or its Content-Type is too long.")
+        text_tokens = count_tokens(body[:COUNTED_BYTES]) if media.startswith(b"text/") else 0
+        self.record_first_byte(connection.last_read_at)
+        self.record_tokens(Usage(None, text_tokens), body)
+        self._job.outcome = Outcome.COMPLETED
+        return NodeResponse(connection.status, body, media)
 
     def _reject(self, status: int, body: bytes) -> NodeResponse:
         """Record that the node refused the request as the client's fault; return its response."""
@@ -152,7 +180,9 @@ class Attempt:
         tokens_in, tokens_out = plausible_usage(usage, inference, delivered_bytes) or _UNKNOWN
         job.are_tokens_counted = tokens_in is None or tokens_out is None
         if tokens_out is None:
-            delivered = max(stream.pieces, 0) if stream is not None else count_response(body)
+            delivered = 0
+            if inference.endpoint.billed is Billed.TEXT:
+                delivered = max(stream.pieces, 0) if stream is not None else count_response(body)
             most = inference.max_tokens_out
             tokens_out = delivered if most is None else min(delivered, most)
         job.tokens_in = count_request(inference) if tokens_in is None else tokens_in

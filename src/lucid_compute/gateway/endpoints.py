@@ -18,11 +18,13 @@ class Billed(Enum):
 
     - `TEXT`: of the request and of the answer; where the node does not say how many, both texts are counted.
     - `INPUT`: of the request alone.
+    - `SAID`: of the request, and of the answer those that the node tells of: it has no text to count.
     - `NOTHING`: the node generates and embeds nothing.
     """
 
     TEXT = "text"
     INPUT = "input"
+    SAID = "said"
     NOTHING = "nothing"
 
 
@@ -57,16 +59,18 @@ class StreamStyle(NamedTuple):
 
 
 class AnswerShape(NamedTuple):
-    """What a complete answer in JSON has.
+    """What a complete answer has.
 
     - `names`: the field with the answer, one of these. `part`: what each item of its list has; empty if it is no list.
     - `may_be_empty`: the list may have no items. `may_be_list`: some nodes send the list without an object around it.
+    - `media`: how the types of media begin that are passed on as they are, beside JSON or instead of it.
     """
 
     names: tuple[str, ...]
     part: str = ""
     may_be_empty: bool = False
     may_be_list: bool = False
+    media: tuple[bytes, ...] = ()
 
 
 class InferenceEndpoint(NamedTuple):
@@ -78,6 +82,7 @@ class InferenceEndpoint(NamedTuple):
     - `asks_usage`: a stream tells its usage only to who asks for it by `stream_options`.
     - `has_template`: the model's chat template adds tokens to the request.
     - `has_prompts`: `prompt` may be a list of prompts, each with an answer of its own.
+    - `is_form`: the body is a form in several parts, one of which is `model`.
     - `counts_cached`: its usage tells the cached part of the input apart.
     - `headers`: further ones for nodes. `{key}` stands for the node's key; without one the header is left out.
     """
@@ -91,6 +96,7 @@ class InferenceEndpoint(NamedTuple):
     asks_usage: bool = False
     has_template: bool = False
     has_prompts: bool = False
+    is_form: bool = False
     counts_cached: bool = False
     headers: tuple[str, ...] = ()
 
@@ -138,6 +144,11 @@ _ANTHROPIC = ("anthropic-version: 2023-06-01", "x-api-key: {key}")  # which Anth
 _RERANKER = "bge-reranker-v2-m3"
 _RERANK = {"model": _RERANKER, "query": "What is a node?", "documents": ["A GPU that serves models.", "A bird."]}
 _RANKS = AnswerShape(("results",), "index", may_be_list=True)
+
+# OpenAI's events; vLLM sends those of a chat.
+_TRANSCRIPT = StreamStyle((b'content":"', b'"delta":"'), _ends("transcript.text.done"), ("transcript.text.",))
+_TEXT_MEDIA = (b"text/plain", b"text/vtt", b"text/srt", b"application/x-subrip")
+_WHISPER = {"model": "whisper-large-v3", "file": "speech.wav"}
 
 _ROWS = (
     InferenceEndpoint(
@@ -213,6 +224,36 @@ _ROWS = (
         {"model": _MODEL, "tokens": [46864, 24748, 13]},
         AnswerShape(("prompt", "content", "text")),
         billed=Billed.NOTHING,
+    ),
+    InferenceEndpoint(
+        "audio/speech",
+        "create_speech",
+        {"model": "kokoro-82m", "input": "Say hello.", "voice": "af_heart"},
+        AnswerShape((), media=(b"audio/", b"application/octet-stream")),
+        billed=Billed.INPUT,
+    ),
+    InferenceEndpoint(
+        "images/generations",
+        "create_image",
+        {"model": "flux-1-schnell", "prompt": "A node that sends a heartbeat", "size": "1024x1024"},
+        AnswerShape(("data",)),
+        billed=Billed.SAID,
+    ),
+    InferenceEndpoint(
+        "audio/transcriptions",
+        "create_transcription",
+        _WHISPER,
+        AnswerShape(("text",), media=_TEXT_MEDIA),
+        _TRANSCRIPT,
+        is_form=True,
+    ),
+    InferenceEndpoint(
+        "audio/translations",
+        "create_translation",
+        _WHISPER,
+        AnswerShape(("text",), media=_TEXT_MEDIA),
+        _TRANSCRIPT,
+        is_form=True,
     ),
 )
 ENDPOINTS = {row.name: row for row in _ROWS}

@@ -227,7 +227,8 @@ class EventStream:
             return False
         if self._end is not None:
             kind, style = value.get("type"), self._style
-            return isinstance(kind, str) and kind.startswith(style.begins) and kind not in style.announces
+            if isinstance(kind, str):
+                return kind.startswith(style.begins) and kind not in style.announces
         choices = value.get("choices")
         return isinstance(choices, list) and any(map(has_content, choices))
 

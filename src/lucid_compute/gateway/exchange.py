@@ -22,7 +22,6 @@ from lucid_compute.web.lanes import CutReason, Wait
 from lucid_compute.wire import write_money
 
 FINISHED_SECONDS = 2.0  # of silence after every choice has finished; a usage may still come, and [DONE]
-JSON = b"application/json"
 _EVENTS = b"text/event-stream; charset=utf-8"
 
 
@@ -69,6 +68,8 @@ class Exchange(Attempt):
         connection.on_ready = self._receive
         inference = self._request.inference
         head = target.head(inference.endpoint, self._request.job_id)
+        if content_type := inference.content_type:
+            head += b"Content-Type: %b\r\n" % content_type
         if self._span is not None:
             begin_attempt(self._span, target.url, inference.endpoint, self._number)
             head += b"traceparent: %b\r\n" % self._span.traceparent
@@ -162,7 +163,7 @@ class Exchange(Attempt):
             return
         self._record_served(accepts=response.status < MULTIPLE_CHOICES)
         self._close()
-        headers = self._request.response_headers(JSON, self._node_id, self._number, len(response.body))
+        headers = self._request.response_headers(response.content_type, self._node_id, self._number, len(response.body))
         if self._job.price_usd is not None:
             headers.append((b"x-lucid-price-usd", write_money(self._job.price_usd).encode()))
         self._running.succeed((response.status, headers, response.body))

@@ -15,6 +15,7 @@ from lucid_compute.accounting.refusals import NO_MODEL, NOBODY, RefusalRecorder
 from lucid_compute.errors import InvalidRequest, LucidError, MethodNotAllowed, Overloaded, RoutingLoop, Unauthorized
 from lucid_compute.gateway.endpoints import PATHS
 from lucid_compute.gateway.event_stream import error_event
+from lucid_compute.gateway.form_body import read_form
 from lucid_compute.gateway.gateway import Gateway, ServedRequest
 from lucid_compute.gateway.request import GatewayRequest, new_job_id
 from lucid_compute.gateway.request_body import PARSED_BYTES, InferenceRequest, model_named_in, read_in_steps
@@ -291,7 +292,7 @@ class InferenceLane:
         Raises:
             InvalidRequest: the body is not a valid request.
         """
-        if admission.body is None or len(admission.body) > PARSED_BYTES:
+        if admission.body is None or len(admission.body) > PARSED_BYTES or PATHS[admission.path].is_form:
             return self._await_body if admission.body is None else self._await_reading
         inference = admission.inference = self._read(admission, admission.body)
         admission.body = None
@@ -314,10 +315,13 @@ class InferenceLane:
             admission.model_id = model.id
 
     async def _await_reading(self, admission: InferenceCall) -> None:
-        """Parse a large body in steps, between which other requests are served."""
-        body = admission.body or b""
+        """Parse a large body or a form in steps, between which other requests are served."""
+        body, endpoint = admission.body or b"", PATHS[admission.path]
         try:
-            admission.inference = await read_in_steps(PATHS[admission.path], body)
+            if endpoint.is_form:
+                admission.inference = await read_form(endpoint, body, admission.headers.get(b"content-type", b""))
+            else:
+                admission.inference = await read_in_steps(endpoint, body)
         except InvalidRequest:
             self._find_named_model(admission, body)
             raise
@@ -342,7 +346,8 @@ class InferenceLane:
     async def _await_body(self, admission: InferenceCall) -> None:
         if admission.receive is None:
             raise ClientLeft
-        admission.held = Body(self._room, admission.headers, self._max_body_bytes)
+        takes_form = PATHS[admission.path].is_form
+        admission.held = Body(self._room, admission.headers, self._max_body_bytes, takes_form=takes_form)
         admission.body = await admission.held.read_undisturbed(admission.receive)
         admission.has_body = True
 

@@ -87,7 +87,7 @@ class InferenceRequest:
             _members(body)  # refuses a duplicate key
         self.endpoint = endpoint
         self.model = read.model
-        self.is_stream = read.stream is True
+        self.is_stream = read.stream is True and endpoint.stream is not None
         self.session = next(
             (name for name in (read.user, read.prompt_cache_key) if name and isinstance(name, str)), None
         )
@@ -112,6 +112,11 @@ class InferenceRequest:
         if body is None:
             body = self._bodies[model_id] = self._whole(self._with_model(model_id))
         return body
+
+    @property
+    def content_type(self) -> bytes:
+        """The Content-Type for the node; empty if it is JSON."""
+        return b""
 
     @property
     def refers_to_unseen(self) -> bool:
@@ -232,7 +237,7 @@ def _prompt_count(read: InferenceBody) -> int:
 
 def _most_tokens(endpoint: InferenceEndpoint, read: InferenceBody, prompts: int) -> int | None:
     """Return how many tokens a response may have; None if the client does not say."""
-    if endpoint.billed is not Billed.TEXT:
+    if endpoint.billed in {Billed.INPUT, Billed.NOTHING}:
         return 0
     limits = (read.max_completion_tokens, read.max_tokens, read.max_output_tokens)
     most = max(_whole(limit, -1, least=0) for limit in limits)

@@ -22,7 +22,8 @@ from lucid_compute.wire import (
 )
 
 _MOST_FIELDS = 100
-ModelId = Annotated[str, Field(min_length=1, max_length=512)]
+MAX_MODEL_ID = 512
+ModelId = Annotated[str, Field(min_length=1, max_length=MAX_MODEL_ID)]
 
 
 class RequestPolicy(WireShape):

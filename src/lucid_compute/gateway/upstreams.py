@@ -29,7 +29,10 @@ class Target(NamedTuple):
         head = self.heads.get(endpoint.name)
         if head is None:
             further = [line.format(key=self.bearer) for line in endpoint.headers if self.bearer or "{key}" not in line]
-            kind = ("Content-Type: application/json", "Accept: application/json, text/event-stream", *further)
+            accepted = "*/*" if endpoint.shape.media else "application/json, text/event-stream"
+            kind = [f"Accept: {accepted}", *further]
+            if not endpoint.is_form:  # whose boundary is in its Content-Type
+                kind.insert(0, "Content-Type: application/json")
             head = self.heads[endpoint.name] = self._head("POST", endpoint.name, *kind) + JOB_HEADER
         return b"%b%b\r\n" % (head, job_id.encode())
 

@@ -22,7 +22,7 @@ from lucid_compute.errors import (
     RoutingLoop,
 )
 from lucid_compute.gateway.endpoints import ENDPOINTS, InferenceEndpoint
-from lucid_compute.gateway.shapes import AnthropicErrorAnswer, InferenceBody, OpenAiErrorAnswer
+from lucid_compute.gateway.shapes import MAX_MODEL_ID, AnthropicErrorAnswer, InferenceBody, OpenAiErrorAnswer
 from lucid_compute.registry.domain.metadata import ComputeMetadata, ModelMetadata
 from lucid_compute.registry.domain.node_state import Heartbeat
 from lucid_compute.registry.heartbeat_lane import PATH
@@ -35,6 +35,15 @@ _HEARTBEAT = {
     "load": 0.42,
     "availableModels": ["llama-3-70b", "mistral-7b"],
     "queueDepth": 3,
+}
+_FORM = {
+    "type": "object",
+    "properties": {
+        "model": {"type": "string", "minLength": 1, "maxLength": MAX_MODEL_ID},
+        "file": {"type": "string", "format": "binary"},
+    },
+    "required": ["model"],
+    "additionalProperties": True,
 }
 _PATHS = {
     "passport_id": _HEARTBEAT["passportId"],
@@ -64,15 +73,21 @@ def _inference_operation(endpoint: InferenceEndpoint) -> dict[str, Any]:
     known = (ModelNotFound, NodeFailed, NodeTimeout, RoutingLoop, ModelUnavailable, Overloaded)
     errors = declare(*known, body=True)
     example = {"plain": {"value": endpoint.example}}
-    body = {"schema": {"$ref": REFERENCE.format(model="InferenceBody")}, "examples": example}
-    answer = {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {"schema": {"type": "string"}}}
+    reference: dict[str, Any] = {"$ref": REFERENCE.format(model="InferenceBody")}
+    answer: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
+    if not endpoint.shape.names:
+        answer = {"audio/mpeg": {"schema": {"type": "string", "format": "binary"}}}
+    if endpoint.stream is not None:
+        answer["text/event-stream"] = {"schema": {"type": "string"}}
+    media_type = "multipart/form-data" if endpoint.is_form else "application/json"
+    body = {"schema": _FORM if endpoint.is_form else reference, "examples": example}
     return {
         "tags": ["inference"],
         "summary": endpoint.name.strip("/").replace("/", " ").capitalize(),
         "operationId": endpoint.operation_id,
         "description": _DESCRIPTION,
         "security": [{"HTTPBearer": []}],
-        "requestBody": {"required": True, "content": {"application/json": body}},
+        "requestBody": {"required": True, "content": {media_type: body}},
         "responses": {
             "200": {"description": "The node's answer, or its stream", "content": answer},
             **{

@@ -51,10 +51,19 @@ class BodyRoom:
 class Body:
     """The body of one request. `release` gives its room back once the request has ended."""
 
-    def __init__(self, room: BodyRoom, headers: Mapping[bytes, bytes], limit_bytes: int = MAX_BODY_BYTES) -> None:
+    def __init__(
+        self,
+        room: BodyRoom,
+        headers: Mapping[bytes, bytes],
+        limit_bytes: int = MAX_BODY_BYTES,
+        *,
+        takes_form: bool = False,
+    ) -> None:
+        """`takes_form`: a form in several parts is accepted."""
         self._room = room
         self._headers = headers
         self._limit_bytes = limit_bytes
+        self._takes_form = takes_form
         self._held_bytes = 0
 
     async def read(self, receive: Receive, deadline_seconds: float = BODY_SECONDS) -> bytes:
@@ -75,7 +84,7 @@ class Body:
 
     async def read_undisturbed(self, receive: Receive) -> bytes:
         """Return the complete body, decompressed, without a deadline; raise as `read` does."""
-        inflater = _inflater_of(self._headers)
+        inflater = _inflater_of(self._headers, takes_form=self._takes_form)
         declared = self._headers.get(b"content-length", b"0")
         if declared.isdigit() and int(declared[:20]) > self._limit_bytes:
             raise PayloadTooLarge(self._limit_bytes)
@@ -160,13 +169,13 @@ def _is_zlib(part: bytes) -> bool:
     return part[0] & 0x0F == zlib.DEFLATED and (len(part) == 1 or int.from_bytes(part[:2], "big") % 31 == 0)
 
 
-def _inflater_of(headers: Mapping[bytes, bytes]) -> _Inflater | None:
+def _inflater_of(headers: Mapping[bytes, bytes], *, takes_form: bool) -> _Inflater | None:
     """Return what decompresses the body; None if it is not compressed.
 
     Raises:
         UnsupportedMediaType: its encoding or its form is not accepted.
     """
-    if headers.get(b"content-type", b"").lstrip()[:10].lower() == b"multipart/":
+    if not takes_form and headers.get(b"content-type", b"").lstrip()[:10].lower() == b"multipart/":
         message = "A body in several parts is not accepted. Send one JSON object with Content-Type: application/json."
         raise UnsupportedMediaType(message, details={"types": ["application/json"]})
     sent = headers.get(b"content-encoding")

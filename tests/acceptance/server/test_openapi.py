@@ -48,7 +48,8 @@ include-name = ["POST /keys", "POST /passports", "POST /passports:batchCreate", 
     "GET /payouts", "GET /payouts/losses", "GET /usage", "POST /payouts/periods",
     "POST /match", "POST /v1/chat/completions", "POST /v1/completions", "POST /v1/embeddings", "POST /v1/responses",
     "POST /v1/messages", "POST /v1/messages/count_tokens", "POST /v1/rerank", "POST /v2/rerank", "POST /v1/score",
-    "POST /tokenize", "POST /detokenize"]
+    "POST /tokenize", "POST /detokenize", "POST /v1/audio/speech", "POST /v1/images/generations",
+    "POST /v1/audio/transcriptions", "POST /v1/audio/translations"]
 checks.positive_data_acceptance.enabled = false
 """
 

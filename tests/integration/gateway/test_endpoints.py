@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from email.parser import BytesParser
 from typing import Any, NamedTuple
 
+import httpx
 import pytest
 
 from lucid_compute.gateway.endpoints import ENDPOINTS
@@ -136,9 +138,9 @@ WRONG: dict[str, Any] = {
 
 
 @asynccontextmanager
-async def a_node(api: Api, *answers: Answer) -> AsyncIterator[list[FaultNode]]:
+async def a_node(api: Api, *answers: Answer, **metadata: Any) -> AsyncIterator[list[FaultNode]]:
     """Run a node for each answer, the first of which is asked first, and which has a price."""
-    await api.add_model("m", "gguf")
+    await api.add_model("m", "gguf", **metadata)
     nodes: list[FaultNode] = []
     try:
         for number, answer in enumerate(answers):
@@ -147,7 +149,7 @@ async def a_node(api: Api, *answers: Answer) -> AsyncIterator[list[FaultNode]]:
             nodes.append(node)
             known = {"runtimes": ["llama.cpp"], "pricePer1kTokens": "1", "inferenceUrl": f"{node.url}/v1"}
             node_id = await api.register(f"node-{number}", known)
-            assert (await api.beat(node_id, load=number, availableModels=["m"])).status_code == 200
+            assert (await api.beat(node_id, load=number / 2, availableModels=["m"])).status_code == 200
         yield nodes
     finally:
         for node in nodes:
@@ -297,3 +299,152 @@ async def test_an_upstream_of_anthropic_gets_its_key_and_version(api: Api) -> No
         first, second = (request.headers for request in node.requests)
         assert (first["x-api-key"], first["anthropic-version"]) == ("sk-their-own", "2023-06-01")
         assert "x-api-key" not in second
+
+
+async def test_speech_is_passed_on_as_bytes_with_its_own_type(api: Api, entrance: Entrance) -> None:
+    """It has no usage: the text is counted. JSON in its place is no answer, nor is anything that a page could run."""
+    sound = bytes(range(256)) * 400
+    answers = [
+        respond(b'{"choices":[]}'),
+        respond(b"<script>", content_type="text/html"),
+        respond(sound, content_type="audio/mpeg"),
+    ]
+    async with a_node(api, *answers) as (_, __, node):
+        body = {"model": "m", "input": "Say hello.", "voice": "af", "stream": True}
+        answer = await entrance(api).http.post("/v1/audio/speech", json=body)
+        assert (answer.status_code, answer.content, answer.headers["content-type"]) == (200, sound, "audio/mpeg")
+        assert [request.path for request in node.requests] == ["/v1/audio/speech"]
+        *failed, job = await jobs_of(api, 3)
+        assert [each["reason"] for each in failed] == ["bad_response", "bad_response"]
+        assert (job["tokensIn"], job["tokensOut"]) == (count_tokens(node.requests[0].body), 0)
+
+
+@pytest.mark.parametrize(
+    ("usage", "tokens"), [({"input_tokens": 5, "output_tokens": 900}, (5, 900)), (None, (None, 0))], ids=["said", "not"]
+)
+async def test_the_tokens_of_an_image_are_those_that_the_node_tells(api: Api, usage: Any, tokens: Any) -> None:
+    """Its bytes are no text, so without a usage the request's text alone is counted."""
+    image = {"created": 1, "data": [{"b64_json": "iVBORw0KGgo" * 40_000}], "usage": usage}
+    async with a_node(api, respond(json.dumps(image).encode())) as (node,):
+        answer = await api.http.post("/v1/images/generations", json={"model": "m", "prompt": "a node", "n": 1})
+        assert answer.json() == image
+        (job,) = await jobs_of(api)
+        tokens_in = tokens[0] or count_tokens(node.requests[0].body)
+        assert (job["tokensIn"], job["tokensOut"]) == (tokens_in, tokens[1])
+
+
+SPEECH = b"RIFF\r\n--\r\n" + bytes(range(256)) * 8000  # two megabytes
+TEXT = {"text": "Hello there, this is a node."}
+TRANSCRIPTIONS = "/v1/audio/transcriptions"
+
+
+async def transcribe(api: Api, path: str = TRANSCRIPTIONS, **fields: str) -> httpx.Response:
+    """Send a recording."""
+    files = {"file": ('a "quoted" name.wav', SPEECH, "audio/wav")}
+    return await api.http.post(path, data={"model": "m/alias", **fields}, files=files)
+
+
+@pytest.mark.parametrize("path", [TRANSCRIPTIONS, "/v1/audio/translations"])
+async def test_a_recording_goes_on_with_the_nodes_own_name_of_the_model(
+    api: Api, entrance: Entrance, path: str
+) -> None:
+    """Every other byte stays, `lucid` is taken out, and the second node gets the same as the first."""
+    answers = respond(b'{"segments":[]}'), respond(json.dumps(TEXT).encode())
+    async with a_node(api, *answers, aliases=["m/alias"]) as nodes:
+        answer = await transcribe(
+            entrance(api), path, lucid='{"routeStale": false}', prompt="A node says", language="en"
+        )
+        assert (answer.status_code, answer.json()) == (200, TEXT), answer.text
+        for node in nodes:
+            (request,) = node.requests
+            assert request.path == path
+            form = BytesParser().parsebytes(
+                b"Content-Type: " + request.headers["content-type"].encode() + b"\r\n\r\n" + request.body
+            )
+            parts = {part.get_param("name", header="content-disposition"): part for part in form.walk()}
+            assert {
+                name: part.get_payload(decode=True) for name, part in parts.items() if name not in {None, "file"}
+            } == {
+                "model": b"m",
+                "prompt": b"A node says",
+                "language": b"en",
+            }
+            assert request.body.count(SPEECH) == 1
+        job = (await jobs_of(api, 2))[1]
+        assert (job["tokensIn"], job["tokensOut"]) == (3, count_tokens(TEXT["text"].encode()))
+
+
+async def test_a_transcript_may_be_text_or_a_stream(api: Api) -> None:
+    """Subtitles have their own type. vLLM streams the chunks of a chat, OpenAI events of its own."""
+    subtitles = b"1\n00:00:00,000 --> 00:00:01,000\nHello there\n"
+    as_text = respond(subtitles, content_type="text/plain; charset=utf-8")
+    async with a_node(api, as_text, aliases=["m/alias"]) as (node,):
+        answer = await transcribe(api, response_format="srt")
+        assert (answer.content, answer.headers["content-type"]) == (subtitles, "text/plain; charset=utf-8")
+        chunk = b'data: {"id":"t","choices":[{"index":0,"delta":{"content":" Hello"},"finish_reason":null}]}\n\n'
+        delta = b'event: transcript.text.delta\ndata: {"type":"transcript.text.delta","delta":"Hello"}\n\n'
+        last = b'data: {"type":"transcript.text.done","text":"Hello"}\n\n'
+        for stream in ((chunk, b"data: [DONE]\n\n"), (delta, last)):
+            node.behaviour = Behaviour(answer=respond_in_chunks(*stream))
+            answer = await transcribe(api, stream="true")
+            assert answer.content == b"".join(stream)
+        jobs = await jobs_of(api, 3)
+        assert sorted(job["stream"] for job in jobs) == [False, True, True]
+        assert {job["outcome"] for job in jobs} == {"completed"}
+
+
+def form_of(*parts: tuple[str, bytes], end: bytes = b"--b--\r\n") -> bytes:
+    """Return a form of parts with these headers and values."""
+    return b"".join(b"--b\r\n%b\r\n\r\n%b\r\n" % (head.encode(), value) for head, value in parts) + end
+
+
+def named(name: str) -> str:
+    """Return the header of a part."""
+    return f'Content-Disposition: form-data; name="{name}"'
+
+
+MODEL_PART = (named("model"), b"m")
+BROKEN_FORMS = {
+    "nothing": (b"", 400),
+    "no boundary": (b"model=m", 400),
+    "no model": (form_of((named("file"), b"x")), 422),
+    "an empty model": (form_of((named("model"), b"")), 422),
+    "a model that is no text": (form_of((named("model"), b"\xff")), 422),
+    "two models": (form_of(MODEL_PART, MODEL_PART), 422),
+    "a long model": (form_of((named("model"), b"m" * 40_000)), 422),
+    "two names of one part": (form_of(('Content-Disposition: form-data; name="a"; name="model"', b"m")), 400),
+    "a name inside of a file's name": (
+        form_of(('Content-Disposition: form-data; filename="a\\"; name="model"; x="', b"m")),
+        400,
+    ),
+    "a part without headers": (b"--b\r\nmodel\r\n--b--\r\n", 400),
+    "no end": (form_of(MODEL_PART, end=b""), 400),
+    "half an end": (form_of(MODEL_PART, end=b"--b-"), 400),
+    "text after a boundary": (form_of(MODEL_PART, end=b"--bad--\r\n"), 400),
+    "too many parts": (form_of(*[MODEL_PART] * 101), 400),
+    "headers without an end": (b"--b\r\n" + b"x" * 100_000, 400),
+    "a policy that is none": (form_of(MODEL_PART, (named("lucid"), b'{"nodeIds": 7}')), 422),
+    "near boundaries for two megabytes": (form_of(MODEL_PART, (named("file"), b"\r\n--" * 500_000), end=b""), 400),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_FORMS)
+async def test_a_broken_form_is_refused_with_what_is_wrong(api: Api, entrance: Entrance, name: str) -> None:
+    """And no node gets it."""
+    body, status = BROKEN_FORMS[name]
+    async with a_node(api, respond(json.dumps(TEXT).encode())) as (node,):
+        headers = {"content-type": "multipart/form-data; boundary=b"}
+        refused = await entrance(api).http.post(TRANSCRIPTIONS, content=body, headers=headers)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (status, "INVALID_REQUEST"), refused.text
+        assert not node.requests
+
+
+async def test_a_form_is_taken_where_a_form_belongs_and_json_where_json_does(api: Api, entrance: Entrance) -> None:
+    """A size beyond the limit is refused as for every body."""
+    http = entrance(api).http
+    refused = await http.post(TRANSCRIPTIONS, json={"model": "m"})
+    assert (refused.status_code, refused.json()["error"]["details"]) == (415, {"types": ["multipart/form-data"]})
+    refused = await http.post("/v1/chat/completions", data={"model": "m"}, files={"file": b"x" * 100_000})
+    assert (refused.status_code, refused.json()["error"]["details"]) == (415, {"types": ["application/json"]})
+    headers = {"content-type": "multipart/form-data; boundary=b", "content-length": str(64 * 1024 * 1024)}
+    assert (await http.post(TRANSCRIPTIONS, content=b"", headers=headers)).status_code in {400, 413}

@@ -114,6 +114,11 @@ UPDATE job_totals SET completed = completed + 1;
 {_JOB}
 UPDATE job_totals SET completed = completed + 1;
 """,
+    # its indexes find the lines that jobs add to
+    "earners": f"""
+{_JOB}
+UPDATE job_totals SET completed = completed + 1;
+""",
 }
 LANDED = tuple(ROWS)
 

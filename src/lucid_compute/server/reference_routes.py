@@ -12,6 +12,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse
 
 from lucid_compute.errors import RouteNotFound
+from lucid_compute.server.page_headers import PAGE_HEADERS, PAGE_POLICY
 from lucid_compute.server.settings import Settings
 from lucid_compute.web.provide import Provided
 
@@ -54,16 +55,6 @@ _PAGE = """\
   </body>
 </html>
 """
-_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
-_HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-}
 _NAMES = (_SCRIPT, _STYLE, _ICON, _START)
 
 router = APIRouter(prefix=ADDRESS, include_in_schema=False)
@@ -81,7 +72,9 @@ def get_reference(settings: Provided[Settings]) -> HTMLResponse:
     """Return the page."""
     root = settings.root_path
     page = _PAGE.format(root=root, assets=f"{root}{ADDRESS}/assets/{_digest()}")
-    return HTMLResponse(page, headers={**_HEADERS, "Content-Security-Policy": _POLICY, "Cache-Control": "no-cache"})
+    return HTMLResponse(
+        page, headers={**PAGE_HEADERS, "Content-Security-Policy": PAGE_POLICY, "Cache-Control": "no-cache"}
+    )
 
 
 @router.get("/assets/{digest}/{name}")
@@ -93,7 +86,7 @@ def get_file(digest: str, name: str, request: Request) -> Response:
     file = _packed(name)
     is_present = digest == _digest()
     kept = "public, max-age=31536000, immutable" if is_present else "no-store"
-    headers = {**_HEADERS, "Cache-Control": kept, "Vary": "Accept-Encoding"}
+    headers = {**PAGE_HEADERS, "Cache-Control": kept, "Vary": "Accept-Encoding"}
     if "gzip" in request.headers.get("accept-encoding", ""):
         return Response(file.compressed, media_type=file.media_type, headers={**headers, "Content-Encoding": "gzip"})
     return Response(gzip.decompress(file.compressed), media_type=file.media_type, headers=headers)

@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from itertools import count
 from typing import Any
@@ -18,7 +17,7 @@ from lucid_compute.client import AsyncLucid, Lucid
 from lucid_compute.client import errors as sdk_errors
 from tests import ROOT
 from tests.factories import GUIDE_PASSPORT
-from tests.lucid_serve import Served, serving, serving_on_a_clone
+from tests.lucid_serve import Served, serving
 from tests.node_js import code_blocks
 from tests.sdk import KINDS, Kind, Speaker, speaker
 
@@ -29,20 +28,6 @@ MODELS = [
     {"id": "deepseek-coder-33b", "max_tokens": 16384, "quantization": "gptq"},
 ]
 _numbers = count()
-
-
-@pytest.fixture(scope="module")
-def served(postgres_and_template: tuple[str, str]) -> Iterator[Served]:
-    """One service for the whole guide; each test has an owner of its own."""
-    with serving_on_a_clone(postgres_and_template) as served:
-        yield served
-
-
-@pytest.fixture
-async def admin(served: Served) -> AsyncIterator[AsyncLucid]:
-    """The operator."""
-    async with AsyncLucid(served.url, served.admin_key) as lucid:
-        yield lucid
 
 
 @pytest.fixture

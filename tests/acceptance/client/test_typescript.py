@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator
 from itertools import count
 from pathlib import Path
 
-import pytest
-
 from lucid_compute.client import AsyncLucid
 from tests.factories import GUIDE_PASSPORT
-from tests.lucid_serve import Served, serving_on_a_clone
+from tests.lucid_serve import Served
 from tests.node_js import code_blocks, run_node
 
 # What the guide has its readers write themselves. An interval also runs at once: nobody waits for 30 seconds.
@@ -34,20 +31,6 @@ console.log("Declared:", JSON.stringify(models.map((model) => [model.id, model.m
 """
 AFTER = 'console.log("Intervals:", JSON.stringify(intervals));'
 _owners = count()
-
-
-@pytest.fixture(scope="module")
-def served(postgres_and_template: tuple[str, str]) -> Iterator[Served]:
-    """One service; each test has an owner of its own."""
-    with serving_on_a_clone(postgres_and_template) as served:
-        yield served
-
-
-@pytest.fixture
-async def admin(served: Served) -> AsyncIterator[AsyncLucid]:
-    """The operator, with the Python client."""
-    async with AsyncLucid(served.url, served.admin_key) as lucid:
-        yield lucid
 
 
 async def new_key(admin: AsyncLucid, *scopes: str) -> str:

@@ -97,7 +97,7 @@ class _Meter:
         self.refused_until = self.spent_at = self.confirmed_at = self.free_elsewhere_at = self.return_at = 0.0
 
     def ask(self, now: float) -> Ask:
-        """Return what to ask for: what is used, and a chunk more if requests wait. What is not asked for is given up."""
+        """Return what to ask for: what is used, and a chunk more if requests wait. The rest is given up."""
         used = self.window.used_at(now)
         wanted = used + self.waiting + max(1, self.limit // CHUNK_SHARE) if self.waiting else max(used, self.share)
         self.share = min(self.share, wanted)

@@ -9,6 +9,8 @@ from functools import cache
 from importlib.resources import files
 from typing import NamedTuple
 
+from lucid_compute.server.page_headers import PAGE_HEADERS, PAGE_POLICY
+
 ADDRESS = "/dashboard"
 _INDEX = "index.html"
 _MEDIA_TYPES = {
@@ -18,17 +20,6 @@ _MEDIA_TYPES = {
     "html": "text/html; charset=utf-8",
 }
 _LOADED_BY_TAG = {"theme.js", "early.js"}
-_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
-_HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
-}
 
 
 class Asset(NamedTuple):
@@ -51,7 +42,7 @@ class Site:
         html = template.replace("{{preloads}}", _preloads(contents)).replace(
             "{{assets}}", f"{root_path}{ADDRESS}/assets/{self.digest}"
         )
-        self.index = _send(_INDEX, html.encode(), {"Content-Security-Policy": _POLICY, "ETag": self.etag})
+        self.index = _send(_INDEX, html.encode(), {"Content-Security-Policy": PAGE_POLICY, "ETag": self.etag})
         self._assets = {name: _send(name, body, {}) for name, body in contents.items()}
 
     @property
@@ -93,4 +84,4 @@ def _preloads(contents: Mapping[str, bytes]) -> str:
 def _send(name: str, body: bytes, headers: Mapping[str, str]) -> Asset:
     kind = {"Content-Type": _MEDIA_TYPES[name.rpartition(".")[2]], "Vary": "Accept-Encoding"}
     cached = {"Cache-Control": "no-cache"}
-    return Asset(body, gzip.compress(body, mtime=0), {**kind, **cached, **_HEADERS, **headers})
+    return Asset(body, gzip.compress(body, mtime=0), {**kind, **cached, **PAGE_HEADERS, **headers})

@@ -63,6 +63,7 @@ async def _measure(url: str) -> None:
     await _report(store, since, until)
     await _time("closing the month", store.close(SYSTEM, since, until))
     await _report(store, since, until)
+    await store.long_transactions.close()
     await database.close()
 
 

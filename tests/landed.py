@@ -117,6 +117,11 @@ UPDATE job_totals SET completed = completed + 1;
     "events": f"""
 INSERT INTO node_events (passport_id, type, reason) VALUES ('{NODE}', 'unhealthy', 'silent');
 """,
+    # its indexes find the lines that jobs add to
+    "earners": f"""
+{_JOB}
+UPDATE job_totals SET completed = completed + 1;
+""",
 }
 LANDED = tuple(ROWS)
 

@@ -71,7 +71,8 @@ class Exchange(Attempt):
         if content_type := inference.content_type:
             head += b"Content-Type: %b\r\n" % content_type
         if self._span is not None:
-            begin_attempt(self._span, target.url, inference.endpoint, self._number)
+            path = target.path_of(inference.endpoint.name)
+            begin_attempt(self._span, target.url, path, inference.endpoint, self._number)
             head += b"traceparent: %b\r\n" % self._span.traceparent
         connection.send(head, self._body(), self._context.deadlines, wants_stream=inference.is_stream)
         return None

@@ -256,8 +256,8 @@ class InferenceLane:
         principal.require(ALLOWED_SCOPES)
         admission.key_id = principal.key_id
         if self._tracer is not None:
-            endpoint = ENDPOINTS[admission.path]
-            admission.span = begin_request(self._tracer, admission.path, endpoint, admission.headers)
+            endpoint = PATHS[admission.path]
+            admission.span = begin_request(self._tracer, endpoint, admission.headers)
         admission.job_id = new_job_id(self._time_ns())
         sent = admission.headers.get(b"x-request-id")
         is_fit = sent is not None and REQUEST_ID.fullmatch(sent)

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from lucid_compute.accounting.jobs import Job, Outcome
 from lucid_compute.egress.policy import ProviderUrl
+from lucid_compute.gateway.endpoints import InferenceEndpoint
 from lucid_compute.registry.fleet.fleet import FleetNode
 
 
@@ -52,8 +53,9 @@ _OPERATIONS = {
 }
 
 
-def begin_request(tracer: Tracer, path: str, endpoint: str, headers: Mapping[bytes, bytes]) -> Span:
+def begin_request(tracer: Tracer, endpoint: InferenceEndpoint, headers: Mapping[bytes, bytes]) -> Span:
     """Begin the span of a request of an endpoint."""
+    path = endpoint.path
     span = tracer.begin(f"POST {path}", headers)
     span.set_attributes(
         {
@@ -61,11 +63,15 @@ def begin_request(tracer: Tracer, path: str, endpoint: str, headers: Mapping[byt
             "http.route": path,
             "url.path": path,
             "url.scheme": "http",
-            "gen_ai.operation.name": _OPERATIONS.get(endpoint, endpoint),
+            "gen_ai.operation.name": _operation_of(endpoint),
             "gen_ai.provider.name": _PROVIDER,
         }
     )
     return span
+
+
+def _operation_of(endpoint: InferenceEndpoint) -> str:
+    return _OPERATIONS.get(endpoint.name, endpoint.name.removeprefix("/"))
 
 
 def end_request(span: Span, status: int, outcome: str | None, *, asked: str | None, job: Job | None) -> None:
@@ -89,16 +95,16 @@ def end_request(span: Span, status: int, outcome: str | None, *, asked: str | No
     span.end(None if CLIENT_ERRORS <= status < SERVER_ERRORS else outcome)
 
 
-def begin_attempt(span: Span, url: ProviderUrl, endpoint: str, number: int) -> None:
-    """Say where an attempt is sent."""
+def begin_attempt(span: Span, url: ProviderUrl, path: str, endpoint: InferenceEndpoint, number: int) -> None:
+    """Say where an attempt is sent: a node's URL, and the endpoint's path there."""
     span.set_attributes(
         {
             "http.request.method": "POST",
             "http.request.resend_count": number - 1 or None,
             "server.address": url.host,
             "server.port": url.port,
-            "url.full": f"{url.scheme}://{url.authority}{url.base_path}/{endpoint}",
-            "gen_ai.operation.name": _OPERATIONS.get(endpoint, endpoint),
+            "url.full": f"{url.scheme}://{url.authority}{path}",
+            "gen_ai.operation.name": _operation_of(endpoint),
             "gen_ai.provider.name": _PROVIDER,
         }
     )

@@ -36,15 +36,18 @@ class Target(NamedTuple):
             head = self.heads[endpoint.name] = self._head("POST", endpoint.name, *kind) + JOB_HEADER
         return b"%b%b\r\n" % (head, job_id.encode())
 
+    def path_of(self, name: str) -> str:
+        """Return the path of an endpoint on the node; a name with a slash in front is not below the base URL's version."""
+        base = self.url.base_path
+        return f"{root_path_of(base)}{name}" if name.startswith("/") else f"{base}/{name}"
+
     def model_list_head(self) -> bytes:
         """Return the head of `GET` for `models` below the base URL, which lists the models that are served."""
         return self._head("GET", "models", "Accept: application/json")
 
     def _head(self, method: str, name: str, *kind: str) -> bytes:
-        base = self.url.base_path
-        path = f"{root_path_of(base)}{name}" if name.startswith("/") else f"{base}/{name}"
         lines = [
-            f"{method} {path} HTTP/1.1",
+            f"{method} {self.path_of(name)} HTTP/1.1",
             f"Host: {self.url.authority}",
             *kind,
             "Accept-Encoding: identity",

@@ -174,16 +174,25 @@ def _drop_lost_sessions(context: ExceptionContext) -> None:
 
 
 class Database:
-    """The connection pool for ordinary requests. Every transaction is bounded by `timeout_seconds`.
+    """The connection pool for ordinary requests. A transaction takes at most `timeout_seconds`, and so does its wait.
+
+    The wait has a bound of its own: a transaction that is cut for want of time costs its connection, so one that began
+    with the rest of its time would make the next ones wait longer still.
 
     When Postgres says that it shuts down or takes no writes, every connection of the pool is replaced before its next
     use: the others lead to the same server.
     """
 
     def __init__(
-        self, url: str, *, application: str = "lucid", pool_size: int = 5, timeout_seconds: float = 2.0
+        self,
+        url: str,
+        *,
+        application: str = "lucid",
+        pool_size: int = 5,
+        timeout_seconds: float = 2.0,
+        renewed_seconds: float = 1800.0,
     ) -> None:
-        """Create a pool of `pool_size` connections; none is opened yet."""
+        """Create a pool of `pool_size` connections; none is opened yet. After `renewed_seconds` one is replaced."""
         self.url = normalise_url(url)
         self.timeout_seconds = timeout_seconds
         self._engine: AsyncEngine = create_async_engine(
@@ -192,7 +201,7 @@ class Database:
             pool_size=pool_size,
             max_overflow=0,
             pool_timeout=timeout_seconds,
-            pool_recycle=1800,
+            pool_recycle=int(renewed_seconds),
             hide_parameters=True,  # they may contain a node's key, and errors are logged
         )
         event.listen(self._engine.sync_engine, "handle_error", _drop_lost_sessions)
@@ -201,13 +210,18 @@ class Database:
     async def transaction(self, *, times: float = 1.0) -> AsyncIterator[AsyncConnection]:
         """Open a transaction that commits when the block ends, and rolls back when it raises.
 
-        It may take `times` the time limit: more for one that writes many rows.
+        It may take `times` the time limit: more for one that writes many rows. The wait for a free connection before it
+        may take the time limit once.
 
         Raises:
             DatabaseUnavailable: Postgres did not respond in time; whether the commit succeeded is not known.
         """
         try:
-            async with asyncio.timeout(self.timeout_seconds * times), self._engine.begin() as connection:
+            async with (
+                self._engine.connect() as connection,  # waits for a free one
+                asyncio.timeout(self.timeout_seconds * times),
+                connection.begin(),
+            ):
                 yield connection
         except (SQLAlchemyError, *_DRIVER_ERRORS) as error:
             if is_transient(error):

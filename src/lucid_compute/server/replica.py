@@ -169,6 +169,7 @@ async def running(replica: Replica) -> AsyncIterator[None]:
             await asyncio.gather(*group, return_exceptions=True)
         if (tracer := replica.gateway.context.tracer) is not None:
             await tracer.close()
+        await replica.payouts.long_transactions.close()
         await replica.database.close()
 
 

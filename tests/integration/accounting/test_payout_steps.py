@@ -19,7 +19,6 @@ from lucid_compute.accounting.retention import JobRetention
 from lucid_compute.errors import DatabaseUnavailable
 from lucid_compute.postgres import schema
 from lucid_compute.postgres.database import connect
-from lucid_compute.postgres.long_transactions import LongTransactions
 from lucid_compute.registry.domain.identity import SYSTEM
 from tests.api import Api, error_code
 from tests.integration.accounting.test_payouts import (
@@ -48,7 +47,7 @@ UNTIL = FIRST + 5 * DAY
 
 def closing_of(api: Api, lines_a_step: int) -> PeriodClosing:
     """What closes periods in steps of so many lines."""
-    return PeriodClosing(LongTransactions(api.replica.database.url), lines_a_step=lines_a_step)
+    return PeriodClosing(api.replica.payouts.long_transactions, lines_a_step=lines_a_step)
 
 
 async def begin(api: Api, *, steps: int) -> Closing:

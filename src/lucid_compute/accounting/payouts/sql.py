@@ -19,11 +19,13 @@ _PARTED = "sum(model_owner_usd) AS model_owner_usd, sum(protocol_usd) AS protoco
 _OPEN = f"""
     SELECT NULL::uuid AS period_id, {KEYS}, {SUMS}, NULL::text AS held_node, NULL::text AS held_model,
         NULL::text AS held_owner
-    FROM payout_open WHERE day >= :since AND day < :until AND (
-        CAST(:owner AS text) IS NULL OR node_owner = :owner
-        OR model_id IN (SELECT id FROM passports WHERE owner = :owner AND type = 'model')
-    )
+    FROM payout_open WHERE day >= :since AND day < :until AND
 """
+_IS_ITS = "(CAST(:owner AS text) IS NULL OR node_owner = :owner)"
+# Each part has an index of its own; of both with OR, or with a query of the models, Postgres reads everyone's lines.
+MODELS_OF = "SELECT id FROM passports WHERE owner = :owner AND type = 'model'"
+_OPEN_OF_NODES = f"{_OPEN} {_IS_ITS}"
+_OPEN_OF_MODELS = f"{_OPEN} node_owner <> :owner AND model_id = ANY(CAST(:models AS uuid[]))"
 _CLOSED = f"""
     SELECT {{period_id}} AS period_id, {KEYS}, {SUMS}, node_name AS held_node, model_name AS held_model,
         model_owner AS held_owner
@@ -37,9 +39,9 @@ _CLOSED_OF_DAYS = _CLOSED.format(
     join="LEFT JOIN payout_periods p ON p.id = l.period_id",
     where="day >= :since AND day < :until",
 )
-_OF_DAYS = f"{_OPEN} UNION ALL {_CLOSED_OF_DAYS}"
+_OF_NODES = f"{_OPEN_OF_NODES} UNION ALL {_CLOSED_OF_DAYS}"
+_OF_DAYS = f"{_OF_NODES} UNION ALL {_OPEN_OF_MODELS}"
 _OF_PERIOD = _CLOSED.format(period_id="l.period_id", join="", where="l.period_id = :period_id")
-_IS_ITS = "(CAST(:owner AS text) IS NULL OR node_owner = :owner)"
 
 # A model that has no passport has no owner: its part is the provider's.
 _PROVIDERS_USD = "gross_usd - protocol_usd - CASE WHEN model_owner IS NULL THEN 0 ELSE model_owner_usd END"
@@ -61,14 +63,16 @@ class PayoutQueries(NamedTuple):
 _SUMMED = f"max(held_model) AS held_model, max(held_owner) AS held_owner, {_COUNTED}, {_PARTED}"
 
 
-def _queries(raw: str, keys: str) -> PayoutQueries:
-    """Return the statements over the lines of `raw`. Each reads them once, and adds up before it joins names.
+def _queries(raw: str, of_nodes: str, keys: str) -> PayoutQueries:
+    """Return the statements over the lines of `raw`, and over those `of_nodes`, which are a part of them.
+
+    Each reads its lines once, and adds up before it joins names.
 
     The report of a closed period has the names of that time; other reports have the current names.
     """
-    grouped = f"FROM ({raw}) raw WHERE {_IS_ITS} GROUP BY {keys} node_id, model_id, node_owner"
+    grouped = f"FROM ({of_nodes}) raw WHERE {_IS_ITS} GROUP BY {keys} node_id, model_id, node_owner"
     size = f"SELECT count(*) FROM (SELECT {grouped} LIMIT :most) lines"
-    return PayoutQueries(_parties(raw, keys), _nodes(raw, keys, grouped), size)
+    return PayoutQueries(_parties(raw, keys), _nodes(of_nodes, keys, grouped), size)
 
 
 def _parties(raw: str, keys: str) -> str:
@@ -121,8 +125,8 @@ def _name(passport: str, held: str, raw: str) -> str:
 
 
 _DAILY = "day, period_id,"
-OF_DAYS, DAILY_OF_DAYS = _queries(_OF_DAYS, ""), _queries(_OF_DAYS, _DAILY)
-OF_PERIOD, DAILY_OF_PERIOD = _queries(_OF_PERIOD, ""), _queries(_OF_PERIOD, _DAILY)
+OF_DAYS, DAILY_OF_DAYS = (_queries(_OF_DAYS, _OF_NODES, keys) for keys in ("", _DAILY))
+OF_PERIOD, DAILY_OF_PERIOD = (_queries(_OF_PERIOD, _OF_PERIOD, keys) for keys in ("", _DAILY))
 
 # A period is closed by moving its lines, some of a day in each step. Lines that the ledger has locked are left for a
 # later step, so that nobody waits for long. A later job makes a new open line of its own day. If the period has a line

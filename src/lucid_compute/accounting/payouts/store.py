@@ -18,7 +18,14 @@ from lucid_compute.accounting.payouts.corrections import (
 )
 from lucid_compute.accounting.payouts.losses import LossReader
 from lucid_compute.accounting.payouts.revenue import Role, Terms
-from lucid_compute.accounting.payouts.sql import DAILY_OF_DAYS, DAILY_OF_PERIOD, OF_DAYS, OF_PERIOD, PayoutQueries
+from lucid_compute.accounting.payouts.sql import (
+    DAILY_OF_DAYS,
+    DAILY_OF_PERIOD,
+    MODELS_OF,
+    OF_DAYS,
+    OF_PERIOD,
+    PayoutQueries,
+)
 from lucid_compute.accounting.payouts.tables import payout_periods, payout_terms
 from lucid_compute.errors import InvalidRequest, PeriodNotFound
 from lucid_compute.postgres.database import Database
@@ -196,9 +203,10 @@ class PayoutStore:
 
         There are no providers' lines (None) if all lines are more than `most`.
         """
-        values = {**span, "owner": owner}
+        values: dict[str, Any] = {**span, "owner": owner}
         async with self.long_transactions.snapshot() as connection:
             corrections = await read_corrections(connection, *days, owner=owner, most=MAX_LINES + 1)
+            values["models"] = [*await connection.scalars(text(MODELS_OF), values)]
             parties = [_line(row) for row in (await connection.execute(text(queries.parties), values)).mappings()]
             count = await connection.scalar(text(queries.size), {**values, "most": most + 1})
             if (count or 0) + sum(line.model_id is not None for line in parties) > most:

@@ -65,6 +65,8 @@ payout_open = Table(
     *_keys(),
     *_sums(),
     Index("payout_open_day_idx", "day"),
+    Index("payout_open_provider_idx", "node_owner", "day"),
+    Index("payout_open_model_idx", "model_id", "day"),
     postgresql_with={"fillfactor": "50", **VACUUMED_OFTEN},
 )
 

@@ -86,12 +86,12 @@ class ExpiryQueue(Generic[Key]):
         queued = self._queued.get(key)
         if queued is None or at < queued:
             self._push(key, at)
-            if len(self._heap) > 2 * len(self._instants) + _SLACK:
-                self._rebuild()
+            self._bound()
 
     def discard(self, key: Key) -> None:
         """Remove `key`, if present."""
-        self._instants.pop(key, None)
+        if self._instants.pop(key, None) is not None:
+            self._bound()
 
     def expire_before(self, instant: datetime) -> list[Key]:
         """Remove and return the keys last touched before `instant`."""
@@ -116,8 +116,10 @@ class ExpiryQueue(Generic[Key]):
         self._queued[key] = at
         heappush(self._heap, (at, self._serial, key))
 
-    def _rebuild(self) -> None:
-        """Leave out entries of keys that are gone, and those that were replaced."""
+    def _bound(self) -> None:
+        """Leave out entries of keys that are gone, and those that were replaced, if there are many."""
+        if len(self._heap) <= 2 * len(self._instants) + _SLACK:
+            return
         self._queued = dict(self._instants)
         self._heap = [(at, number, key) for number, (key, at) in enumerate(self._instants.items())]
         self._serial = len(self._heap)

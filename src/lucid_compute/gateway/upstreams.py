@@ -37,7 +37,7 @@ class Target(NamedTuple):
         return b"%b%b\r\n" % (head, job_id.encode())
 
     def path_of(self, name: str) -> str:
-        """Return the path of an endpoint on the node; a name with a slash in front is not below the base URL's version."""
+        """Return an endpoint's path on the node: below its base URL, or its root if the name begins with a slash."""
         base = self.url.base_path
         return f"{root_path_of(base)}{name}" if name.startswith("/") else f"{base}/{name}"
 

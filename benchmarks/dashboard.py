@@ -26,7 +26,7 @@ VIEWS = {
     "fleet, counts": ("", "document.querySelectorAll('.glance .figure').length > 10"),
     "fleet, charts": ("", "document.querySelectorAll('.chart').length === 8"),
     "list of nodes": ("/nodes", "document.querySelectorAll('.rows tbody tr').length === 50"),
-    "a model, node by node": ("/models/model-1", "document.querySelectorAll('.explained tbody tr').length === 50"),
+    "a model, by reason": ("/models/model-1", "document.querySelectorAll('.group').length > 0"),
 }
 _WATCH = """
 (() => {{

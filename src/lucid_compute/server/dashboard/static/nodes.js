@@ -51,7 +51,7 @@ function columnsOf(isAdmin) {
   return [
     ["Node", (node) => html`<a href=${addressOf(`/nodes/${node.id}`)}>${node.name}</a>`, "", "name"],
     ["Status", (node) => html`<${Status} status=${statusOf(node.health)} />`, "long", "severity"],
-    ["Models", (node) => html`<${ModelNames} names=${node.health.availableModels} />`, "long"],
+    ["Models", (node) => html`<${ModelNames} names=${node.health.availableModels} />`, "wide-only"],
     ["GPU", (node) => html`${node.metadata.gpu ?? "–"} <span class="note">${gigabytes(node.metadata.vramGb)}</span>`, "long"],
     ["Region", (node) => node.metadata.region ?? "–"],
     ...(isAdmin ? [["Owner", (node) => node.owner]] : []),

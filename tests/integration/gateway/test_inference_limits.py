@@ -195,7 +195,7 @@ async def test_only_a_key_for_inference_gets_in(api: Api) -> None:
         "POST",
         "METHOD_NOT_ALLOWED",
     )
-    nowhere = await api.http.post("/v1/moderations", json={})
+    nowhere = await api.http.post("/v1/audio/voices", json={})
     assert (nowhere.status_code, nowhere.json()["error"]["type"]) == (404, "not_found_error")
 
 

@@ -208,3 +208,25 @@ async def test_readyz_says_no_while_a_pool_of_old_sessions_can_not_write(api: Ap
     assert (await api.http.get("/readyz")).status_code == 200
     await api.register()
     assert await run_sql(api, "SELECT count(*) FROM passports") == [(1,)]
+
+
+async def test_a_transaction_has_all_of_its_time_however_long_it_waited(database_url: str) -> None:
+    """It commits later than the time limit after it was asked for, on the same connection."""
+    database = Database(database_url, pool_size=1, timeout_seconds=5.0)
+    clock = asyncio.get_running_loop().time
+    asked_at = clock()
+
+    async def work() -> object:
+        async with database.transaction() as connection:
+            session = await connection.scalar(text("SELECT pg_backend_pid()"))
+            await asyncio.sleep(max(asked_at + database.timeout_seconds + 0.2 - clock(), 0))
+            await connection.execute(WRITE)
+            return session
+
+    async with database.transaction() as connection:
+        first = await connection.scalar(text("SELECT pg_backend_pid()"))
+        waiting = asyncio.create_task(work())
+        await asyncio.sleep(asked_at + 3.0 - clock())
+        assert not waiting.done()
+    assert await waiting == first
+    await database.close()

@@ -63,3 +63,15 @@ def test_keys_that_come_and_go_leave_nothing_in_a_queue_that_nobody_reads() -> N
         queue.discard(key)
     assert len(queue._heap) < 200
     assert queue.expire_before(NOW + timedelta(seconds=1)) == ["kept"]
+
+
+def test_keys_that_leave_together_leave_nothing_behind() -> None:
+    """Also when no other is touched from then on, and nobody asks what has expired."""
+    queue: ExpiryQueue[object] = ExpiryQueue()
+    keys = [object() for _ in range(1000)]
+    for key in keys:
+        queue.touch(key, NOW)
+    for key in keys:
+        queue.discard(key)
+    assert len(queue._heap) <= 64
+    assert len(queue._queued) <= 64

@@ -24,13 +24,14 @@ from tests.unit.gateway.test_request_tally import job
 
 DEPLOY = ROOT / "deploy"
 MAX_SERIES = 2000
-PROVOKED_SERIES = 1390
+PROVOKED_SERIES = 1392
 PROMETHEUS_OWN = {"up"}
 TARGET_LABELS = {"job", "instance", "le"}
 UNITS = ("_seconds", "_bytes", "_ratio", "_info")
 COUNTED = {  # gauges that count things, and have no unit
     "lucid_nodes", "lucid_nodes_stopped", "lucid_models", "lucid_capability_classes", "lucid_replicas",
-    "lucid_silence_brake", "lucid_inference_running", "lucid_breakers_open", "lucid_jobs_waiting", "lucid_loop_tasks",
+    "lucid_silence_brake", "lucid_inference_running", "lucid_inference_waiting",
+    "lucid_breakers_open", "lucid_jobs_waiting", "lucid_loop_tasks",
     "lucid_webhook_deliveries_running", "lucid_webhook_deliveries_waiting", "lucid_webhooks_failing",
     "lucid_webhooks_disabled", "lucid_workers",
 }  # fmt: skip

@@ -88,7 +88,7 @@ class WorkerCollector(Collector):
             if (value := self._merged.gauges.get(name)) is not None:
                 yield GaugeMetricFamily(name, text, value)
         yield self._http_durations()
-        yield self._queue_waits()
+        yield from self._queue_waits(self._merged.counts.get("queue_waits", {}))
         yield from self._of_models(self._merged.counts.get(MODELS, {}))
 
     def _http_durations(self) -> Metric:
@@ -98,11 +98,13 @@ class WorkerCollector(Collector):
             _add_histogram(durations, route, BOUNDS, numbers)
         return durations
 
-    def _queue_waits(self) -> Metric:
-        waits = HistogramMetricFamily("lucid_inference_queue_seconds", "Time of requests in the queue, served or not")
-        for numbers in self._merged.counts.get("queue_waits", {}).values():
+    @staticmethod
+    def _queue_waits(counts: dict[Labels, list[float]]) -> Iterator[Metric]:
+        """Yield the waits in the queue; nothing where it is off."""
+        for numbers in counts.values():
+            waits = HistogramMetricFamily("lucid_inference_queue_seconds", "Time in the queue, served or not")
             _add_histogram(waits, (), WAIT_BOUNDS, numbers)
-        return waits
+            yield waits
 
     @staticmethod
     def _of_models(models: dict[Labels, list[float]]) -> Iterator[Metric]:

@@ -66,6 +66,8 @@ async def test_a_request_of_the_express_lane_is_freed_when_it_ends(
     is_served = stream and told == 200 and behaviour.ending is not Ending.RESET
     node.script.append(Behaviour(answer=chat_stream("a", "b")) if is_served else behaviour)
     body = {**BODY, "stream": stream}
+    if stream:  # asked again, the node streams, too
+        node.behaviour = Behaviour(answer=chat_stream("a", "b"))
     client = Client()
     gc.collect()
     request = IncomingRequest("/v1/chat/completions", HEADERS, json.dumps(body).encode())

@@ -122,7 +122,7 @@ async def test_the_admin_key_of_a_service_of_this_folder_is_used(cli_service: Se
         (("nodes", "shwo", "x"), "Did you mean 'show'?"),
         (("models", "my-model"), "No such command 'my-model'. To see one: lucid models show my-model. See:"),
         (("nodes", "a b"), "To see one: lucid nodes show 'a b'"),
-        (("keys", "my-key"), "There are: list, create, rotate, revoke"),
+        (("keys", "my-key"), "There are: list, create, edit, rotate, revoke"),
         (("db", "version"), "There are: backup, restore, upgrade, downgrade, current. See:"),
         (("payouts", "--period", "x", "--from", "2026-01-01"), "not both"),
         (("keys", "create", "x", "--owner", "a", "--scope", "all"), "'--scope': 'all' is not one of"),

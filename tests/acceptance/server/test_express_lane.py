@@ -280,7 +280,8 @@ async def test_a_node_that_resets_gets_a_request_twice_at_most(gateway: Gateway,
     """Once on a connection that was idle, which may have been closed, and once on a new one; then another."""
     await gateway.earn_retries()
     resets = Behaviour(cut_head_after=0, ending=Ending.RESET)
-    async with FaultNode(Behaviour(answer=chat_answer())) as bad, FaultNode(Behaviour(answer=chat_answer())) as good:
+    served = Behaviour(answer=chat_stream("said") if stream else chat_answer())
+    async with FaultNode(Behaviour(answer=chat_answer())) as bad, FaultNode(served) as good:
         model, _ = await add_warm(gateway, bad)
         bad.behaviour = Behaviour(answer=chat_answer(), delay_seconds=0.2)
         answers = await asyncio.gather(*(gateway.chat(model) for _ in range(5)))  # so many connections are idle now

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from pydantic import Field
+from pydantic.json_schema import SkipJsonSchema
 
 from lucid_compute.registry.domain.identity import Scope
 from lucid_compute.registry.domain.key_limits import KeyLimits, KeyLimitsPatch
@@ -42,6 +43,11 @@ class KeyCreate(WireShape):
     limits: KeyLimits | None = None
 
 
+def _without_default(schema: dict[str, Any]) -> None:
+    """Leave out the default: null means absent, and may not be sent."""
+    schema.pop("default", None)
+
+
 class KeyPatch(WireShape):
     """An RFC 7396 merge patch: what is left out stays, null removes, also inside `limits`."""
 
@@ -51,7 +57,9 @@ class KeyPatch(WireShape):
         }
     }
 
-    name: Label | None = Field(default=None, description="Can't be removed.")
+    name: Label | SkipJsonSchema[None] = Field(
+        default=None, description="Can't be removed.", json_schema_extra=_without_default
+    )
     expires_at: Instant | None = Field(default=None, description="A key that has expired is valid again.")
     limits: KeyLimitsPatch | None = None
 

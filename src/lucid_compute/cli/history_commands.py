@@ -21,11 +21,11 @@ from lucid_compute.registry.shapes import EventView, FleetEventView
 
 MOST_SHOWN = 50
 LimitOption = Annotated[
-    int | None, typer.Option(min=1, help=f"How many at most, newest first; {MOST_SHOWN} if unset, with --json all.")
+    int | None, typer.Option(min=1, help=f"How many at most, newest first; {MOST_SHOWN} if unset; all with --json.")
 ]
 SinceOption = Annotated[
     datetime | None,
-    typer.Option(parser=read_past, metavar="WHEN", help="The oldest: an RFC 3339 instant, or so long ago: 90m, 7d."),
+    typer.Option(parser=read_past, metavar="WHEN", help="Since when: an RFC 3339 instant, or how long ago: 90m, 7d."),
 ]
 
 

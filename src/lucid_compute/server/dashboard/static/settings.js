@@ -46,14 +46,14 @@ function Service({ api }) {
       <${Shown} of=${service} lines=${2}>${({ replicas }) => html`<${Table} caption="Replicas" columns=${REPLICAS} rows=${replicas} keyOf=${(one) => one.id} />`}</${Shown}>
     </${Card}>
     <${Card} title="Settings of the service" aside=${html`<${Choice} label="Settings" options=${[["set", "changed"], ["all", "all"]]} value=${isAll ? "all" : "set"} onChange=${(chosen) => setAll(chosen === "all")} />`}>
-      <${Shown} of=${service} lines=${4}>${({ settings }) => html`<${Table} caption="Settings" columns=${SETTINGS} rows=${settings.filter((one) => isAll || !one.isDefault)} keyOf=${(one) => one.variable} empty=${html`<${Empty} title="All settings have their defaults." />`} />`}</${Shown}>
+      <${Shown} of=${service} lines=${4}>${({ settings }) => html`<${Table} caption="Settings" className="settings" columns=${SETTINGS} rows=${settings.filter((one) => isAll || !one.isDefault)} keyOf=${(one) => one.variable} empty=${html`<${Empty} title="All settings have their defaults." />`} />`}</${Shown}>
       <p class="note">They are read from the environment when the service starts.</p>
     </${Card}>
   </${Fragment}>`;
 }
 
 const REPLICAS = [
-  ["Replica", (one) => html`<span class="id">${one.id.slice(0, 8)}</span>${one.answers && html` <span class="note">responds to this page</span>`}`],
+  ["Replica", (one) => html`<code>${one.id.slice(0, 8)}</code>${one.answers && html` <span class="note">responds to this page</span>`}`],
   ["Started", (one) => moment(one.startedAt)],
   ["Seen", (one) => moment(one.seenAt)],
   ["In flight", (one) => count(one.inFlight), "right"],

@@ -54,6 +54,10 @@ def test_what_was_earned_is_shown_to_the_last_digit(watched: Watched, page: Page
         assert amount in text
     assert "70 % provider, 20 % model owner, 10 % protocol" in text
     page.wait_for_text("Nothing was lost.")
+    lines = watched.http.get("/payouts").json()["lines"]
+    [node] = {line["passportId"] for line in lines if line["role"] == "provider"}
+    page.go(f"{watched.url}/nodes/{node}")
+    page.wait_for_text("$0.0087 of $0.012 charged", "[aria-label='What it is']")
 
 
 def test_what_was_refused_is_shown_as_lost(watched: Watched, page: Page) -> None:

@@ -43,6 +43,15 @@ export function MostEarned({ api }) {
   </${Card}>`)}</div>`;
 }
 
+// What a node's provider gets of this month so far, and what was charged; null while that is not known.
+export function useMonthOf(api, id) {
+  const report = usePolled((signal) => api.get("/payouts", {}, signal).catch(nothingWithoutPayouts), MONTH_SECONDS, [api]);
+  if (!report.data?.lines) return null;
+  const own = report.data.lines.filter((line) => line.role === "provider" && line.passportId === id);
+  const sumOf = (name) => own.reduce((sum, line) => sum + Number(line[name]), 0).toFixed(12);
+  return { earned: sumOf("amountUsd"), charged: sumOf("grossUsd") };
+}
+
 // Null is what a service without payouts answers.
 export function nothingWithoutPayouts(error) {
   if (error.code === "ROUTE_NOT_FOUND") return null;

@@ -41,7 +41,7 @@ export function NodeView({ id, api, query }) {
     ${health.data && !health.data.isEnded && html`<${NodeActions} api=${api} node=${node} health=${health.data} declaration=${declaration.data} onProbe=${probing.start} asked=${query.do} key=${query.do} />`}
     <${Shown} of=${health} lines=${4}>${(data) => (data.isEnded ? html`<${Ended} />` : html`<${Now} node=${node} health=${data} />`)}</${Shown}>
     ${health.data && !health.data.isEnded && html`<${NextRequest} api=${api} node=${node} health=${health.data} routing=${routing} />`}
-    ${health.data && !health.data.isEnded && html`<${NodeFacts} node=${node} health=${health.data} declaration=${declaration} probing=${probing} routing=${routing} />`}
+    ${health.data && !health.data.isEnded && html`<${NodeFacts} api=${api} node=${node} health=${health.data} declaration=${declaration} probing=${probing} routing=${routing} />`}
     <${Uptime} api=${api} at=${at} />
     <${Card} title="Over time" aside=${html`<${SpanChoice} span=${span} />`}>
       <${NodeCharts} api=${api} at=${at} span=${span} />

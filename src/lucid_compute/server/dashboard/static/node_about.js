@@ -1,5 +1,6 @@
 // What a node is and serves, whether it can be reached, and whether it would be sent a request now.
 import { Refusal } from "./acting.js";
+import { useMonthOf } from "./earned.js";
 import { count, dollars, milliseconds, moment, plural } from "./format.js";
 import { Fragment, html } from "./html.js";
 import { Card, Empty, Shown, Table } from "./parts.js";
@@ -11,12 +12,14 @@ const SHOWN = 50; // models in the table
 
 export const runtimesOf = ({ runtimes = [] }) => runtimes.map((one) => (one.name ? [one.name, one.version].filter(Boolean).join(" ") : one)).join(", ");
 
-export function NodeFacts({ node, health, declaration, probing, routing }) {
+export function NodeFacts({ api, node, health, declaration, probing, routing }) {
+  const month = useMonthOf(api, node.id);
   const { metadata } = node;
   const facts = [
     ["URL", html`<code>${metadata.inferenceUrl}</code>`],
     ["Runtime", runtimesOf(metadata) || health.reported?.runtime?.name],
     ["Price", metadata.pricePer1kTokens ? `${dollars(metadata.pricePer1kTokens)} for 1,000 tokens` : "none"],
+    ["Earned this month", month && html`${dollars(month.earned)} <span class="note">of ${dollars(month.charged)} charged</span>`],
     ["Requests at once", metadata.maxConcurrency ? `${count(metadata.maxConcurrency)} at most` : "no limit"],
     ["Context", metadata.maxContext ? `${count(metadata.maxContext)} tokens` : null],
     ["Capabilities", (metadata.capabilities ?? []).join(", ")],

@@ -26,13 +26,18 @@ _HOLD_BACK = "SET idle_in_transaction_session_timeout = 0; BEGIN; LOCK TABLE job
 
 
 class Watched:
-    """A service with a few nodes, as their providers speak to it."""
+    """A service with a few nodes, as their providers speak to it.
 
-    def __init__(self, served: Served) -> None:
+    With an `owner` the page is looked at as that provider, who sees its own nodes alone: so tests share a service.
+    """
+
+    def __init__(self, served: Served, owner: str | None = None) -> None:
         self.served = served
+        self.owner = owner
         self.url = f"{served.url}/dashboard"
         headers = {"Authorization": f"Bearer {served.admin_key}"}
         self.http = httpx.Client(base_url=served.url, headers=headers, trust_env=False)
+        self.key = served.admin_key if owner is None else self.new_key("compute", owner=owner)
 
     def new_key(self, *scopes: str, owner: str = "acme") -> str:
         """A new key."""
@@ -41,6 +46,7 @@ class Watched:
     def add_node(self, name: str, *, owner: str | None = None, **metadata: Any) -> str:
         """Register a node; return its id."""
         body = {**GUIDE_PASSPORT, "name": name, "metadata": {**GUIDE_PASSPORT["metadata"], **NODE, **metadata}}
+        owner = owner or self.owner
         return str(self.post("/passports", {**body, **({"owner": owner} if owner else {})})["id"])
 
     def add_model(self, name: str, **metadata: Any) -> str:
@@ -92,7 +98,7 @@ class Watched:
         """Go to an address of the dashboard, and log in there."""
         page.go(f"{self.url}{path}")
         page.wait_for_text("Log in", "h1")
-        page.fill("#key", self.served.admin_key if key is None else key)
+        page.fill("#key", self.key if key is None else key)
         page.press("Enter")
         page.wait_for("Boolean(document.querySelector('.sections'))")
 
@@ -154,12 +160,21 @@ def press_button(page: Page, text: str, within: str = "body") -> None:
 
 def tab_to(page: Page, text: str) -> None:
     """Press Tab until what shows the text has the focus, and see that it is seen to have it."""
+    _tab_until(page, "document.activeElement.innerText?.trim()", text)
+
+
+def tab_to_field(page: Page, element_id: str) -> None:
+    """Press Tab until the field with this id has the focus, and see that it is seen to have it."""
+    _tab_until(page, "document.activeElement.id", element_id)
+
+
+def _tab_until(page: Page, expression: str, wanted: str) -> None:
     for _ in range(60):
         page.press("Tab")
-        if page.run("document.activeElement.innerText?.trim()") == text:
+        if page.run(expression) == wanted:
             assert page.run("getComputedStyle(document.activeElement).outlineStyle") != "none"
             return
-    raise AssertionError(f"no way to {text!r} by Tab; the focus is on {page.run('document.activeElement.outerHTML')}")
+    raise AssertionError(f"no way to {wanted!r} by Tab; the focus is on {page.run('document.activeElement.outerHTML')}")
 
 
 # Which of axe-core's rules: those of WCAG 2.2, levels A and AA, and good practice.

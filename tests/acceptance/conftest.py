@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 import pytest_asyncio
@@ -131,6 +132,14 @@ def shared(postgres_and_template: tuple[str, str]) -> Iterator[Watched]:
         opened = Watched(served)
         yield opened
         opened.http.close()
+
+
+@pytest.fixture
+def own(shared: Watched) -> Iterator[Watched]:
+    """The module's service as a provider of the test's own sees it: there are no nodes but those that it adds."""
+    opened = Watched(shared.served, owner=f"owner-{uuid4()}")
+    yield opened
+    opened.http.close()
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from tests.browser import Page
-from tests.dashboard import Watched, press_button, value_of, wait_for_value
+from tests.dashboard import Watched, press_button, tab_to, tab_to_field, value_of, wait_for_value
 from tests.fault_node import Behaviour, FaultNode
 from tests.gateway import QUESTION, chat_answer, open_gateway
 from tests.lucid_serve import eventually
@@ -139,3 +139,36 @@ def test_events_of_all_nodes_are_filtered_and_a_providers_are_its_own(shared: Wa
     assert "other" not in page.text(".rows tbody")
     shared.log_in_anew(page, "/events", shared.new_key("inference:run"))
     page.wait_for_text("This key lacks the scope", "main [role=alert]")
+
+
+def test_events_and_usage_are_used_by_keyboard_alone(shared: Watched, page: Page) -> None:
+    """Filters, groups and links, with the focus in sight at every step."""
+    node = shared.add_node("by-keys", owner="keyboard")
+    shared.post(f"/compute/drain/{node}")
+    shared.log_in(page, "/events?owner=keyboard")
+    page.wait_for_text("drain began", ".rows")
+    page.wait_for_text("registered", ".rows")
+    page.run("document.activeElement.blur()")
+    tab_to_field(page, "filter-type")
+    for _ in range(20):
+        if page.run("document.activeElement.value") == "draining":
+            break
+        page.press("ArrowDown")
+    page.wait_for("document.querySelectorAll('.rows tbody tr').length === 1")
+    assert "type=draining" in page.run("location.search")
+    tab_to(page, "by-keys")
+    page.press("Enter")
+    page.wait_for_text("by-keys", "h1")
+    page.wait_for("document.activeElement.tagName === 'H1'")
+    page.go(f"{shared.url}/usage")
+    page.wait_for_text("What was used", "main")
+    page.run("document.activeElement.blur()")
+    tab_to_field(page, "filter-model")
+    page.type("no-such-model")
+    page.wait_for("location.search.includes('model=no-such-model')")
+    page.wait_for_text("Nothing was used in these days", "[aria-label='What was used']")
+    tab_to(page, "owner")
+    page.press(" ")
+    page.wait_for("location.search.includes('by=owner')")
+    assert page.run("document.activeElement.ariaPressed") == "true"
+    tab_to(page, "Save as CSV")

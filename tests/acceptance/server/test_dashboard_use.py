@@ -6,11 +6,11 @@ from tests.browser import PHONE, Chromium, Page
 from tests.dashboard import CONTRAST, Watched, tab_to, value_of, wait_for_value
 
 
-def test_an_address_leads_back_to_what_it_showed(watched: Watched, page: Page) -> None:
+def test_an_address_leads_back_to_what_it_showed(own: Watched, page: Page) -> None:
     """Filters, pages and spans stand in it; going back and forth works; an unknown one says so."""
     for number in range(3):
-        watched.beat(watched.add_node(f"node-{number}", region="eu" if number else "us"))
-    watched.log_in(page, "/nodes?region=eu&sort=name")
+        own.beat(own.add_node(f"node-{number}", region="eu" if number else "us"))
+    own.log_in(page, "/nodes?region=eu&sort=name")
     page.wait_for("document.querySelectorAll('.rows tbody tr').length === 2")
     assert page.texts(".rows tbody th") == ["node-1", "node-2"]
     assert page.run("document.querySelector('#filter-region').value") == "eu"
@@ -23,17 +23,17 @@ def test_an_address_leads_back_to_what_it_showed(watched: Watched, page: Page) -
     page.wait_for("document.querySelectorAll('.rows tbody tr').length === 2")
     page.fill("#filter-search", "node-2")
     page.wait_for("document.querySelectorAll('.rows tbody tr').length === 1")
-    page.go(f"{watched.url}/nodes/no-such")
+    page.go(f"{own.url}/nodes/no-such")
     page.wait_for_text("No such node", "h1")
-    page.go(f"{watched.url}/elsewhere")
+    page.go(f"{own.url}/elsewhere")
     page.wait_for_text("There is no such page", "h1")
 
 
-def test_a_long_list_comes_page_by_page(watched: Watched, page: Page) -> None:
+def test_a_long_list_comes_page_by_page(own: Watched, page: Page) -> None:
     """The service pages it: the table never holds more than fifty."""
     for number in range(53):
-        watched.add_node(f"node-{number:02}")
-    watched.log_in(page, "/nodes?sort=name")
+        own.add_node(f"node-{number:02}")
+    own.log_in(page, "/nodes?sort=name")
     page.wait_for_text("\u201350 of 53 nodes", ".pager")
     page.run("[...document.querySelectorAll('.pager button')].find((found) => found.innerText === 'Next').click()")
     page.wait_for_text("51\u201353 of 53 nodes", ".pager")
@@ -74,17 +74,17 @@ def test_a_service_that_is_away_is_said_to_be_and_found_again(watched: Watched, 
     page.wait_for_text("the-node", ".rows")
 
 
-def test_records_that_cannot_be_read_are_said_where_they_are_missing(watched: Watched, page: Page) -> None:
+def test_records_that_cannot_be_read_are_said_where_they_are_missing(own: Watched, page: Page) -> None:
     """What comes from memory stays live beside them, and no banner comes and goes."""
-    watched.beat(watched.add_node("the-node"))
-    watched.log_in(page)
+    own.beat(own.add_node("the-node"))
+    own.log_in(page)
     page.wait_for("document.querySelectorAll('.chart').length === 8")
     page.run("""new MutationObserver(() => { window.banners ||= document.querySelector('.banner'); })
         .observe(document.body, { childList: true, subtree: true })""")
-    with watched.records_held_back():
+    with own.records_held_back():
         page.wait_for_text("As it was last known.", "[aria-label='Over time']")
         page.wait_for_text("The records can't be read at the moment.", "[aria-label='Last hour']")
-        watched.beat(watched.add_node("another"))
+        own.beat(own.add_node("another"))
         wait_for_value(page, "healthy", "2")
         assert page.text(".live") == "live"
     page.wait_for("!document.querySelector('.failure')")
@@ -106,11 +106,11 @@ def test_an_age_goes_on_between_two_readings(watched: Watched, page: Page) -> No
     )
 
 
-def test_colours_are_the_systems_until_others_are_chosen(watched: Watched, page: Page) -> None:
+def test_colours_are_the_systems_until_others_are_chosen(own: Watched, page: Page) -> None:
     """Dark and light, with enough contrast in both; a choice lasts."""
-    watched.add_model("m")
+    own.add_model("in-the-dark")
     page.prefer("dark")
-    watched.log_in(page)
+    own.log_in(page)
     page.wait_for_text("Fleet", "h1")
     dark = page.run("getComputedStyle(document.documentElement).backgroundColor")
     assert page.run(CONTRAST) >= 4.5
@@ -119,17 +119,17 @@ def test_colours_are_the_systems_until_others_are_chosen(watched: Watched, page:
     assert page.run(CONTRAST) >= 4.5
     page.click("[aria-label='Switch to dark colours']")
     page.wait_for(f"getComputedStyle(document.documentElement).backgroundColor === {dark!r}")
-    page.go(watched.url)
+    page.go(own.url)
     assert page.run("getComputedStyle(document.documentElement).backgroundColor") == dark
 
 
-def test_a_phone_shows_everything_without_scrolling_sideways(watched: Watched, page: Page) -> None:
+def test_a_phone_shows_everything_without_scrolling_sideways(own: Watched, page: Page) -> None:
     """Tables become lists; no view is wider than the screen."""
-    node = watched.add_node("a-node-with-a-rather-long-name-that-goes-on-and-on-for-quite-a-while-to-be-broken")
-    watched.add_model("a/model-with-a-long-name-" + "x" * 60, minVramGb=100)
-    watched.beat(node)
+    node = own.add_node("a-node-with-a-rather-long-name-that-goes-on-and-on-for-quite-a-while-to-be-broken")
+    own.add_model("a/model-with-a-long-name-" + "x" * 60, minVramGb=100)
+    own.beat(node)
     page.resize(PHONE)
-    watched.log_in(page)
+    own.log_in(page)
     for path in (
         "",
         "/nodes",
@@ -138,18 +138,18 @@ def test_a_phone_shows_everything_without_scrolling_sideways(watched: Watched, p
         "/models/a%2Fmodel-with-a-long-name-" + "x" * 60,
         "/payouts",
     ):
-        page.go(f"{watched.url}{path}")
+        page.go(f"{own.url}{path}")
         page.wait_for("!document.querySelector('.loading') && Boolean(document.querySelector('h1'))")
         assert page.run("document.documentElement.scrollWidth") <= PHONE.width, path
 
 
-def test_the_keyboard_is_enough(watched: Watched, page: Page) -> None:
+def test_the_keyboard_is_enough(own: Watched, page: Page) -> None:
     """Log in, skip, go from link to link, filter and come back, with the focus in sight at every step."""
-    node = watched.add_node("the-node")
-    watched.beat(node)
-    page.go(watched.url)
+    node = own.add_node("the-node")
+    own.beat(node)
+    page.go(own.url)
     page.wait_for("document.activeElement?.id === 'key'")
-    page.type(watched.served.admin_key)
+    page.type(own.key)
     page.press("Tab")
     page.press(" ")  # shows the key
     assert page.run("document.querySelector('#key').type") == "text"
@@ -175,10 +175,10 @@ def test_the_keyboard_is_enough(watched: Watched, page: Page) -> None:
     page.wait_for("location.search === '?span=6h'")
 
 
-def test_a_screen_reader_is_told_what_there_is(watched: Watched, page: Page) -> None:
+def test_a_screen_reader_is_told_what_there_is(own: Watched, page: Page) -> None:
     """Landmarks, headings, names of fields and buttons, and charts by their titles with their tables."""
-    watched.beat(watched.add_node("the-node"))
-    watched.log_in(page)
+    own.beat(own.add_node("the-node"))
+    own.log_in(page)
     page.wait_for_text("Nodes by state", ".charts")
     page.wait_for_text("All nodes")
     told = page.accessible()
@@ -188,26 +188,26 @@ def test_a_screen_reader_is_told_what_there_is(watched: Watched, page: Page) -> 
     assert ("figure", "Latency") in told
     assert any(role == "image" and name.startswith("1 healthy, 0 unhealthy") for role, name in told)
     assert all(name for role, name in told if role in {"button", "link", "textbox", "combobox", "searchbox"})
-    page.go(f"{watched.url}/nodes")
+    page.go(f"{own.url}/nodes")
     page.wait_for_text("the-node", ".rows")
     told = page.accessible()
     assert {"table", "columnheader", "rowheader", "search"} <= {role for role, _ in told}
     assert all(name for role, name in told if role in {"button", "link", "textbox", "combobox", "searchbox"})
 
 
-def test_what_others_named_is_shown_and_never_run(watched: Watched, page: Page) -> None:
+def test_what_others_named_is_shown_and_never_run(own: Watched, page: Page) -> None:
     """A node's name is anyone's text."""
     name = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
-    node = watched.add_node(name)
-    watched.log_in(page, f"/nodes/{node}")
+    node = own.add_node(name)
+    own.log_in(page, f"/nodes/{node}")
     page.wait_for_text(name, "h1")
     assert "owned" not in page.run("document.title").replace(name, "")
     assert page.run("document.querySelectorAll('main img, main script').length") == 0
 
 
-def test_an_address_that_means_harm_or_nothing_shows_a_page(watched: Watched, page: Page) -> None:
+def test_an_address_that_means_harm_or_nothing_shows_a_page(shared: Watched, page: Page) -> None:
     """One that was cut in an encoded sign, and ones that lead out of the part of the API that the view asks."""
-    watched.log_in(page)
+    shared.log_in(page)
     for path, said in {
         "/models/%E0%A4%A": "No such model",
         "/nodes/%": "No such node",
@@ -216,19 +216,19 @@ def test_an_address_that_means_harm_or_nothing_shows_a_page(watched: Watched, pa
         "/nodes/..%2F..%2Fkeys": "No such node",
         "/nodes/x?status=%3Cb%3E&page=-5&span=__proto__": "No such node",
     }.items():
-        page.go(f"{watched.url}{path}")
+        page.go(f"{shared.url}{path}")
         page.wait_for_text(said, "h1")
-    asked = [one["url"].removeprefix(watched.served.url) for one in page.requests()]
+    asked = [one["url"].removeprefix(shared.served.url) for one in page.requests()]
     assert not [path for path in asked if path.startswith("/keys")]
     assert not [fault for fault in page.faults() if "exception" in fault.lower()]
 
 
-def test_going_back_after_logging_out_shows_nothing(watched: Watched, page: Page) -> None:
+def test_going_back_after_logging_out_shows_nothing(shared: Watched, page: Page) -> None:
     """Also where the browser has kept the page before, as it was."""
-    node = watched.add_node("the-node")
-    watched.log_in(page, f"/nodes/{node}")
+    node = shared.add_node("the-node")
+    shared.log_in(page, f"/nodes/{node}")
     page.wait_for_text("the-node", "h1")
-    page.go(f"{watched.url}/models")
+    page.go(f"{shared.url}/models")
     page.wait_for_text("Models", "h1")
     page.run("[...document.querySelectorAll('button')].find((found) => found.innerText === 'Log out').click()")
     page.wait_for_text("Log in", "h1")
@@ -238,10 +238,10 @@ def test_going_back_after_logging_out_shows_nothing(watched: Watched, page: Page
     assert "the-node" not in page.text()
 
 
-def test_a_page_that_nobody_looks_at_asks_for_nothing(watched: Watched, page: Page) -> None:
+def test_a_page_that_nobody_looks_at_asks_for_nothing(own: Watched, page: Page) -> None:
     """It goes on at once when it is looked at again."""
-    watched.add_model("m")
-    watched.log_in(page)
+    own.add_model("unseen")
+    own.log_in(page)
     page.wait_for_text("Models nobody can get")
     page.run("Object.defineProperty(document, 'hidden', { configurable: true, get: () => window.isAway ?? false })")
     page.run("window.isAway = true")

@@ -1,7 +1,7 @@
 """The error tree: every refusal that a client can receive, with its code, status and a sentence that says what to do.
 
 LucidError
-├── InvalidRequest            422, 400 (not JSON)
+├── InvalidRequest            422, 400 (not JSON) RefusedByNode
 ├── Unauthorized              401
 ├── Forbidden                 403 ModelNotAllowed
 ├── NotFound                  404 PassportNotFound, NodeNotFound, ModelNotFound, KeyNotFound,
@@ -102,6 +102,14 @@ class InvalidRequest(LucidError):
     def at(cls, path: str, message: str) -> InvalidRequest:
         """Return an error with a single fault."""
         return cls([FieldFault(path, message)])
+
+
+class RefusedByNode(InvalidRequest):
+    """Every node that could be asked refused the request; `response` is the last one's, passed on as it is."""
+
+    def __init__(self, status: int, response: bytes) -> None:
+        super().__init__([FieldFault("", "The node refused the request.")], status=status)
+        self.response = response
 
 
 class Unauthorized(LucidError):

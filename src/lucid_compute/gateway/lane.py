@@ -12,7 +12,15 @@ from datetime import datetime
 from functools import partial
 
 from lucid_compute.accounting.refusals import NO_MODEL, NOBODY, RefusalRecorder
-from lucid_compute.errors import InvalidRequest, LucidError, MethodNotAllowed, Overloaded, RoutingLoop, Unauthorized
+from lucid_compute.errors import (
+    InvalidRequest,
+    LucidError,
+    MethodNotAllowed,
+    Overloaded,
+    RefusedByNode,
+    RoutingLoop,
+    Unauthorized,
+)
 from lucid_compute.gateway.endpoints import PATHS
 from lucid_compute.gateway.event_stream import error_event
 from lucid_compute.gateway.form_body import read_form
@@ -455,7 +463,7 @@ def _session_of(headers: dict[bytes, bytes], inference: InferenceRequest, princi
 
 def _refusal(error: LucidError, headers: Headers, path: str) -> Response:
     """Return the response that refuses a request at `path`; `headers` are added to the error's own."""
-    body = inference_bytes(error, path)
+    body = error.response if isinstance(error, RefusedByNode) else inference_bytes(error, path)
     ours = [(name.lower().encode(), value.encode()) for name, value in headers_of(error).items()]
     basic = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     return error.http_status, [*basic, *ours, *headers], body

@@ -480,7 +480,7 @@ def _refusal_of(request: GatewayRequest, error: LucidError) -> Response:
 
 def _overloaded() -> Overloaded:
     """Return the error of a request that is one too many."""
-    message = "As many requests as this service takes are running. Send it again after Retry-After seconds."
+    message = "As many requests as this service takes are running. Send it again in 1 s."
     return Overloaded(message, retry_after_seconds=1)
 
 

@@ -77,9 +77,8 @@ def build_replica(settings: Settings, database_url: str) -> Replica:
     shared = _build_shared_parts(settings, database_url)
     database, clock, fleet, keys = shared.database, shared.clock, shared.fleet, shared.keys
     feed, heartbeats, gauges = _build_followers(shared)
-    context, spend = _build_gateway_context(shared), ProbeRate(fleet.replicas).spend
-    retention, key_store, payouts = _retention(settings), KeyStore(database, keys), PayoutStore(database)
-    rollups = RollupReader(database, retention)
+    context, spend, payouts = _build_gateway_context(shared), ProbeRate(fleet.replicas).spend, PayoutStore(database)
+    rollups, key_store = RollupReader(database, _retention(settings)), KeyStore(database, keys)
     job_search = JobSearch(database, is_known=lambda node_id: fleet.find_node(node_id) is not None)
     return Replica(
         settings=settings,
@@ -90,7 +89,7 @@ def build_replica(settings: Settings, database_url: str) -> Replica:
         feed=feed,
         heartbeats=heartbeats,
         gauges=gauges,
-        rollup_keeper=RollupKeeper(database_url, retention),
+        rollup_keeper=RollupKeeper(database_url, _retention(settings)),
         rollups=rollups,
         overviews=OverviewCache(fleet, clock, rollups),
         sweep=_build_sweep(shared, key_store),

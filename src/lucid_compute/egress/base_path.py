@@ -14,7 +14,7 @@ _VERSIONED = re.compile(rf"{_VERSION}(?:/openai|/openai-compatible|/(?:[^/]+/)*o
 _ENDPOINT = re.compile(
     r"/(?:chat/completions|completions|embeddings|responses|messages|messages/count_tokens|moderations"
     r"|audio/(?:speech|transcriptions|translations)|images/(?:generations|edits|variations)"
-    r"|api/(?:chat|generate|embed|tags|ps))$"
+    r"|api/(?:chat|generate|embed|tags|ps)|(?:de)?tokenize)$"
     rf"|{_VERSION}(?:/openai)?(/(?:models|chat|rerank|score|files|batches|realtime))$",
     re.IGNORECASE,
 )

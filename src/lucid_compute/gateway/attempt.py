@@ -154,8 +154,11 @@ class Attempt:
         """Return an answer that is no JSON, such as speech, with its own type.
 
         Raises:
-            EgressFault: there is nothing in it.
+            EgressFault: there is nothing in it, or an error in JSON, whatever its type says.
         """
+        value = read_object(body) if body.lstrip()[:1] == b"{" else None
+        if value is not None and error_in(value) is not None:
+            raise EgressFault(FaultKind.BAD_RESPONSE, f"The node's answer of type {media!r} holds an error.")
         if not body or len(media) > _MAX_TYPE_BYTES:
             raise EgressFault(FaultKind.BAD_RESPONSE, "The node's answer is empty, or its Content-Type is too long.")
         text_tokens = count_tokens(body[:COUNTED_BYTES]) if media.startswith(b"text/") else 0

@@ -23,6 +23,7 @@ STEP_BYTES = 1024 * 1024  # searched at once: a millisecond
 MAX_PARTS = 100
 MAX_HEAD_BYTES = 2048  # of a part
 _MAX_VALUE_BYTES = 32 * 1024  # of a part that the gateway reads
+_BYTES_OF_A_TOKEN = 16  # of a recording, at least: 50 tokens a second, of the worst quality that is in use
 _READ = ("model", "stream", "lucid", "prompt")
 _BOUNDARY = re.compile(
     rb"""boundary=(?:"([ !#-\[\]-~]{1,70})"|([A-Za-z0-9'+_.:=?/-]{1,70}))\s*(?:;|$)""", re.IGNORECASE
@@ -90,6 +91,11 @@ class FormRequest(InferenceRequest):
     def refers_to_unseen(self) -> bool:
         """Return False: a form holds what it is about."""
         return False
+
+    @property
+    def size(self) -> int:
+        """The bytes that a node may read a token for each of: the prompt's, and a few of the recording's."""
+        return len(self._prompt) + len(self._body) // _BYTES_OF_A_TOKEN
 
     @property
     def parts(self) -> tuple[bytes, bytes]:

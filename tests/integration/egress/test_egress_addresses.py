@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Sequence
 from ipaddress import ip_address
 from typing import Any, Self
@@ -20,7 +21,13 @@ import pytest
 from lucid_compute.egress.client import ClientLimits, HttpClient
 from lucid_compute.egress.connection import Deadlines
 from lucid_compute.egress.faults import EgressFault, FaultKind
-from lucid_compute.egress.lookups import MAX_LOOKUPS_OF_OWNER, MAX_SLOW_NAMES, Lookups, SystemResolver
+from lucid_compute.egress.lookups import (
+    MAX_LOOKUPS_OF_OWNER,
+    MAX_SLOW_NAMES,
+    SLOW_NAME_SECONDS,
+    Lookups,
+    SystemResolver,
+)
 from lucid_compute.egress.policy import Address, EgressPolicy, ProviderUrl, parse_provider_url
 from tests.egress import HEAD, LOOPBACK, Outcome, ask, on_both_loops, open_client
 from tests.fault_answers import OK_BODY
@@ -178,6 +185,30 @@ async def test_a_name_that_did_not_resolve_in_time_is_not_asked_for_half_a_minut
         with pytest.raises(EgressFault):
             await lookups.addresses_of(f"slow-{number}", 80, str(number), 0)
     assert len(lookups._slow) == MAX_SLOW_NAMES
+
+
+@on_both_loops
+async def test_a_slow_name_whose_look_up_has_failed_is_asked_for_again_after_half_a_minute() -> None:
+    now, answers = [1000.0], deque([asyncio.Event(), asyncio.Event()])
+    answers[1].set()
+
+    async def fail_then_answer(_host: str, _port: int) -> Sequence[str]:
+        may_answer = answers.popleft()
+        await may_answer.wait()
+        if answers:
+            raise socket.gaierror(socket.EAI_AGAIN, "late")
+        return [ALLOWED]
+
+    lookups, first = Lookups(fail_then_answer, lambda: now[0]), answers[0]
+    with pytest.raises(EgressFault, match="in time"):
+        await lookups.addresses_of("slow", 80, "evil", 0)
+    first.set()
+    await asyncio.sleep(0.01)
+    now[0] += SLOW_NAME_SECONDS - 1
+    with pytest.raises(EgressFault, match="in time"):
+        await lookups.addresses_of("slow", 80, "evil", 60)
+    now[0] += 1
+    assert await lookups.addresses_of("slow", 80, "evil", 60) == [ALLOWED]
 
 
 @on_both_loops

@@ -13,7 +13,7 @@ import pytest
 
 from lucid_compute.gateway.endpoints import ENDPOINTS
 from lucid_compute.gateway.usage import count_tokens
-from tests.api import Api
+from tests.api import Api, error_code
 from tests.express_client import Entrance
 from tests.fault_answers import Answer, respond, respond_in_chunks
 from tests.fault_node import Behaviour, FaultNode
@@ -302,11 +302,11 @@ async def test_an_upstream_of_anthropic_gets_its_key_and_version(api: Api) -> No
 
 
 async def test_speech_is_passed_on_as_bytes_with_its_own_type(api: Api, entrance: Entrance) -> None:
-    """It has no usage: the text is counted. JSON in its place is no answer, nor is anything that a page could run."""
+    """It has no usage: the text is counted. JSON in its place is no answer, whatever its type says."""
     sound = bytes(range(256)) * 400
     answers = [
         respond(b'{"choices":[]}'),
-        respond(b"<script>", content_type="text/html"),
+        respond(b' {"error":"Unexpected endpoint or method."}', content_type="audio/mpeg"),
         respond(sound, content_type="audio/mpeg"),
     ]
     async with a_node(api, *answers) as (_, __, node):
@@ -372,6 +372,24 @@ async def test_a_recording_goes_on_with_the_nodes_own_name_of_the_model(
             assert request.body.count(SPEECH) == 1
         job = (await jobs_of(api, 2))[1]
         assert (job["tokensIn"], job["tokensOut"]) == (3, count_tokens(TEXT["text"].encode()))
+
+
+async def test_a_page_in_place_of_speech_is_no_answer(api: Api, entrance: Entrance) -> None:
+    """Nothing that a browser could run is passed on."""
+    async with a_node(api, respond(b"<script>", content_type="text/html")):
+        body = {"model": "m", "input": "Say hello.", "voice": "af"}
+        assert error_code(await entrance(api).http.post("/v1/audio/speech", json=body)) == "NODE_FAILED"
+
+
+@pytest.mark.parametrize(("tokens_in", "is_believed"), [(len(SPEECH) // 20, True), (len(SPEECH), False)])
+async def test_a_recording_has_fewer_tokens_than_bytes(api: Api, tokens_in: int, is_believed: bool) -> None:
+    """A node can't bill a token for each byte of sound; what it says beyond that is counted here instead."""
+    answer = TEXT | {"usage": {"input_tokens": tokens_in, "output_tokens": 7}}
+    async with a_node(api, respond(json.dumps(answer).encode()), aliases=["m/alias"]):
+        assert (await transcribe(api)).status_code == 200
+        (job,) = await jobs_of(api)
+        assert job["tokensCounted"] is not is_believed
+        assert job["tokensIn"] == (tokens_in if is_believed else 0)
 
 
 async def test_a_transcript_may_be_text_or_a_stream(api: Api) -> None:

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lucid_compute.egress.policy import AllowedNetwork, EgressPolicy, parse_allowed_networks, parse_provider_url
+from lucid_compute.gateway.endpoints import PATHS
 
 PUBLIC = EgressPolicy()
 OPEN = EgressPolicy(allowed=parse_allowed_networks("0.0.0.0/0,::/0,64:ff9b:1::/96"))
@@ -157,6 +158,12 @@ def refusal(address: str, policy: EgressPolicy = PUBLIC, port: int = 8080) -> st
 @pytest.mark.parametrize(("canonical", "sent"), SPELLINGS)
 def test_a_provider_url_has_one_canonical_spelling(canonical: str, sent: str) -> None:
     assert parse_provider_url(sent).canonical == canonical
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_no_endpoint_that_is_served_here_is_taken_for_a_base(path: str) -> None:
+    with pytest.raises(ValueError, match="ends in the endpoint"):
+        PUBLIC.check_base_url(f"http://node.example:8000{path}")
 
 
 @pytest.mark.parametrize("path", PASTED.split())

@@ -75,6 +75,22 @@ async def test_one_that_found_no_node_is_the_next_again() -> None:
     assert others.order == ["b", "a"]
 
 
+async def test_one_that_leaves_after_its_turn_gives_the_next_its_turn_at_once() -> None:
+    """Or a line would move as often as its timer alone."""
+    queue = a_queue()
+    places = [queue.enter("m", key) for key in "ab"]
+    for place in places:
+        assert place is not None
+        asyncio.create_task(queue.wait(place))  # noqa: RUF006 - its place is looked at
+    await asyncio.sleep(0)
+    first, second = filter(None, places)
+    queue.give_turn("m")
+    assert (first.turn.is_set(), second.turn.is_set()) == (True, False)
+    queue.leave(first)
+    assert second.turn.is_set()
+    queue.leave(second)
+
+
 async def test_the_queue_is_bounded_in_number_and_in_time() -> None:
     queue = a_queue(most=2, seconds=0.001)
     waiting = Waiting(queue)

@@ -169,6 +169,26 @@ async def test_a_new_period_has_the_whole_budget() -> None:
     assert {since for _, since in ledger.reads} >= {NOON.replace(hour=0), NOON.replace(day=1, hour=0)}
 
 
+async def test_a_late_answer_about_the_last_period_does_not_replace_the_new_ones() -> None:
+    """What was spent yesterday, read slowly, neither refuses a request of today nor is waited for again."""
+    ledger, key, tomorrow = Ledger(), holder("key"), NOON + timedelta(days=1)
+    may_answer = asyncio.Event()
+
+    async def read_slowly(key_ids: Sequence[str], since: datetime) -> dict[str, Decimal]:
+        if since < tomorrow.replace(hour=0):
+            await may_answer.wait()
+            return {"key": Decimal(5)}
+        return await ledger.read(key_ids, since)
+
+    budgets = KeyBudgets(read_slowly)
+    slow = asyncio.create_task(budgets.ask(key, NOON))
+    await asyncio.sleep(0)
+    await budgets.ask(key, tomorrow)
+    may_answer.set()
+    await slow
+    assert budgets.admit(key, tomorrow)
+
+
 async def test_without_the_database_the_last_sums_decide() -> None:
     ledger, key = Ledger(), holder("key")
     budgets = KeyBudgets(ledger.read)

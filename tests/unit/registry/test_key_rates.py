@@ -11,7 +11,8 @@ from lucid_compute.errors import RateLimited
 from lucid_compute.registry.domain.identity import Principal
 from lucid_compute.registry.domain.key_limits import KeyLimits
 from lucid_compute.registry.fleet.replicas import ReplicaRecord, Replicas, Snapshot
-from lucid_compute.registry.keys.key_rates import KeyRates
+from lucid_compute.registry.keys.key_rates import REQUESTS, KeyRates, _Meter
+from lucid_compute.registry.keys.limit_shares import Grant
 from lucid_compute.registry.keys.sliding_window import SLOT_SECONDS, WINDOW_SECONDS, SlidingWindow
 from tests.factories import NOW
 
@@ -301,3 +302,19 @@ def test_debts_are_paid_from_a_raised_limit() -> None:
 def test_without_the_database_each_replica_allows_an_equal_part_at_once(clock: Clock) -> None:
     rates, key = KeyRates(with_others(3), clock=clock), at_once(8)
     assert sum(begin(rates, key) for _ in range(10)) == 2
+
+
+def test_a_limit_that_was_changed_is_asked_for_again_at_once() -> None:
+    """A refusal of the former limit is none, and no share is more than the new one, also of a late grant."""
+    meter = _Meter("key", REQUESTS, 100)
+    meter.waiting = 1
+    asked = meter.ask(0.0)
+    meter.apply(asked, Grant(80, 20, None), 0.0)
+    meter.waiting = 1
+    former = meter.ask(1.0)
+    meter.apply(former, Grant(80, 20, None), 1.0)
+    meter.refused_until = 9.0
+    meter.change_limit(10, 2.0)
+    assert (meter.share, meter.refused_until) == (10, 0.0)
+    meter.apply(former, Grant(81, 19, None), 2.0)
+    assert meter.share == 10

@@ -1,4 +1,4 @@
-"""What a database held at each revision that has landed: rows written as that revision's replicas did."""
+"""What a database held at each revision: rows written as that revision's replicas did."""
 
 from __future__ import annotations
 
@@ -124,6 +124,9 @@ UPDATE job_totals SET completed = completed + 1;
 """,
 }
 LANDED = tuple(ROWS)
+# Revisions that no version ended with: they landed together with a later one. Databases of users are at none of these.
+_BETWEEN = {"records", "compatible", "limits", "closings", "events"}
+VERSIONS = tuple(revision for revision in LANDED if revision not in _BETWEEN)
 
 Rows = dict[str, list[dict[str, Any]]]
 
@@ -132,11 +135,16 @@ async def grow(url: str, revision: str) -> None:
     """Bring an empty database up to `revision`, with rows of every revision on the way."""
     for landed in LANDED[: LANDED.index(revision) + 1]:
         await schema.upgrade(url, landed)
-        connection = await connect(url)
-        try:
-            await connection.execute(ROWS[landed])
-        finally:
-            await connection.close()
+        await write_rows(url, landed)
+
+
+async def write_rows(url: str, revision: str) -> None:
+    """Write the rows of `revision` into a database that is at it."""
+    connection = await connect(url)
+    try:
+        await connection.execute(ROWS[revision])
+    finally:
+        await connection.close()
 
 
 async def all_rows(url: str) -> Rows:

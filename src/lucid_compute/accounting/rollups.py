@@ -59,14 +59,15 @@ class RollupKind:
         self.columns = columns
         self.keys = keys
         # $1: minutes that began before are over. $2: the highest number of rows, so that no backlog is too large for
-        # one statement. A late row, whose hour or day is added up already, is added there too. A row to which a replica
-        # is adding is left for the next time, so nobody waits for each other. It returns how many rows it moved.
+        # one statement. $3: where the previous call ended, so that none reads again what was deleted. A late row, whose
+        # hour or day is added up already, is added there too. A row to which a replica is adding is left for the next
+        # time, so nobody waits for each other. It returns how many rows it moved, and the place of the last one.
         self.move = f"""
             WITH moved AS (
                 DELETE FROM {name}_open
                 WHERE ctid = ANY(ARRAY(
-                    SELECT ctid FROM {name}_open WHERE bucket < $1 LIMIT $2 FOR UPDATE SKIP LOCKED
-                )) RETURNING *
+                    SELECT ctid FROM {name}_open WHERE bucket < $1 AND ctid >= $3 LIMIT $2 FOR UPDATE SKIP LOCKED
+                )) RETURNING *, ctid AS place
             ),
             scoped AS ({scoped}),
             {self._add_up("scoped", "minutes", NARROW, NARROW)},
@@ -83,7 +84,7 @@ class RollupKind:
             into_days AS ({self._insert("days", WIDE)}),
             into_hours AS ({self._insert("hours", WIDE)}),
             into_minutes AS ({self._insert("minutes", NARROW)})
-            SELECT count(*) FROM moved
+            SELECT count(*) AS rows, max(place) AS place FROM moved
         """
         # $1: the start of the hour or day to add up. $2, $3: which part of it.
         self.add_up_hour = self._add_up_span("minutes", "hours", NARROW)
@@ -163,6 +164,7 @@ class LongerTier:
 
 
 HOURS, DAYS = LongerTier("hours", "minutes"), LongerTier("days", "hours")
+FIRST_PLACE = (0, 0)
 HOURS_UNTIL = "SELECT hours_until FROM record_marks"
 
 
@@ -259,8 +261,9 @@ class RollupKeeper:
     async def _keep(self, connection: asyncpg.Connection[asyncpg.Record], now: datetime) -> None:
         over_before = (now - MINUTE_IS_OVER_AFTER).replace(second=0, microsecond=0)
         for kind in KINDS:
-            while await connection.fetchval(kind.move, over_before, self._rows_a_move) == self._rows_a_move:
-                pass
+            moved = await connection.fetchrow(kind.move, over_before, self._rows_a_move, FIRST_PLACE)
+            while moved is not None and moved["rows"] == self._rows_a_move:
+                moved = await connection.fetchrow(kind.move, over_before, self._rows_a_move, moved["place"])
         hour = (now - HOUR_IS_OVER_AFTER).replace(minute=0, second=0, microsecond=0)
         await self._add_up(connection, HOURS, timedelta(hours=1), hour)
         self.hours_until = await connection.fetchval(HOURS_UNTIL)

@@ -46,7 +46,7 @@ RULES = (
 class Cleaner:
     """Deletes what each rule calls old, for half of the time at most. A rule that fails holds no other up."""
 
-    def __init__(self, database: Database, rules: Sequence[Rule] = RULES) -> None:
+    def __init__(self, database: Database, rules: Sequence[Rule]) -> None:
         self._database = database
         self._rules = rules
         self._batches = {rule.table: rule.batch for rule in rules}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID, uuid4, uuid5
 
-from sqlalchemy import ColumnElement, RowMapping, Select, and_, collate, delete, func, or_, select, true
+from sqlalchemy import ColumnElement, RowMapping, Select, and_, collate, delete, or_, select, true
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -19,7 +19,7 @@ from lucid_compute.errors import Forbidden, InvalidRequest, LucidError, ModelNam
 from lucid_compute.postgres import tables
 from lucid_compute.postgres.changes import announce
 from lucid_compute.postgres.database import Database, constraint_of
-from lucid_compute.postgres.queries import in_order
+from lucid_compute.postgres.queries import at_least, count_some, in_order
 from lucid_compute.postgres.tables import passports
 from lucid_compute.registry.departures import Departure, Departures, Drain
 from lucid_compute.registry.domain.event_types import EventType
@@ -300,11 +300,11 @@ class PassportStore:
             return await get_passport(connection, passport_id, visible_owner)
 
     async def search(self, search: PassportSearch) -> tuple[list[Passport], int]:
-        """Return a page of passports, and the number of all that match."""
+        """Return a page of passports, and the number of all that match, up to 100,000."""
         async with self._database.transaction() as connection:
-            total = await connection.scalar(select(func.count()).select_from(passports).where(search.condition()))
-            rows = await connection.execute(search.page())
-            return [read_passport(row) for row in rows.mappings()], total or 0
+            total = await count_some(connection, passports, search.condition())
+            found = [read_passport(row) for row in (await connection.execute(search.page())).mappings()]
+            return found, at_least(total, search.offset, len(found), search.limit)
 
     def _read_metadata(
         self,

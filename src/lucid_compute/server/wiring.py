@@ -33,7 +33,7 @@ from lucid_compute.gateway.watchdog import Watchdog
 from lucid_compute.postgres.clock import DatabaseClock
 from lucid_compute.postgres.database import Database
 from lucid_compute.postgres.dedicated_connection import DedicatedConnection, Purpose
-from lucid_compute.registry.cleaning import Cleaner
+from lucid_compute.registry.cleaning import RULES, Cleaner
 from lucid_compute.registry.compute_registry import ComputeRegistry
 from lucid_compute.registry.events import NodeEvents
 from lucid_compute.registry.fleet.change_feed import ChangeFeed, OwnHeartbeats
@@ -53,7 +53,7 @@ from lucid_compute.registry.retention import HistoryRetention
 from lucid_compute.registry.sweep import Sweep, SweepFollower
 from lucid_compute.server.replica import BackgroundTask, Replica
 from lucid_compute.server.settings import Settings
-from lucid_compute.webhooks.model_states import ModelStateRecorder
+from lucid_compute.webhooks.model_states import OLD_MODEL_STATES, ModelStateRecorder
 from lucid_compute.webhooks.sender import build_webhooks
 
 MIB = 1024 * 1024
@@ -79,7 +79,7 @@ def build_replica(settings: Settings, database_url: str) -> Replica:
     feed, heartbeats, gauges = _build_followers(shared)
     context, spend = _build_gateway_context(shared), ProbeRate(fleet.replicas).spend
     retention, key_store, payouts = _retention(settings), KeyStore(database, keys), PayoutStore(database)
-    rollups, job_search = RollupReader(database, retention), _build_job_search(database, fleet)
+    rollups, job_search = RollupReader(database, retention), JobSearch(database, is_known=fleet.has_node)
     return Replica(
         settings=settings,
         database=database,
@@ -112,10 +112,6 @@ def build_replica(settings: Settings, database_url: str) -> Replica:
         webhooks=build_webhooks(database, shared.policy, clock, context.client.own_endpoints, spend),
         background=_build_background(shared, payouts),
     )
-
-
-def _build_job_search(database: Database, fleet: Fleet) -> JobSearch:
-    return JobSearch(database, is_known=lambda node_id: fleet.find_node(node_id) is not None)
 
 
 def _build_queue(settings: Settings) -> RequestQueue | None:
@@ -175,7 +171,7 @@ def _build_background(shared: _SharedParts, payouts: PayoutStore) -> Mapping[str
     return {
         "in-flight broadcast": InFlightBroadcast(in_flight, shared.fleet, replica_id=shared.replica_id),
         "payouts": PayoutCloser(database, payouts, when=when, after_days=after_days),
-        "cleaning": Cleaner(database),
+        "cleaning": Cleaner(database, [*RULES, OLD_MODEL_STATES]),
         "job retention": JobRetention(database, days=settings.job_retention_days),
         "history retention": HistoryRetention(
             database, event_days=settings.event_retention_days, audit_days=settings.audit_retention_days

@@ -14,6 +14,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from lucid_compute.postgres.database import Database
+from lucid_compute.registry.cleaning import Rule
 from lucid_compute.registry.domain.event_types import WebhookEvent
 from lucid_compute.registry.domain.passports import ModelFormat
 from lucid_compute.registry.events import ENQUEUE
@@ -61,11 +62,12 @@ _RECORD = text(f"""
 """)
 
 # The newest row of each model is kept, however old it is.
-CLEAN_MODEL_STATES = """
-    DELETE FROM model_states s WHERE s.since < now() - interval '90 days' AND EXISTS (
-        SELECT FROM model_states n WHERE n.model_id = s.model_id AND n.since > s.since
-    )
-"""
+OLD_MODEL_STATES = Rule(
+    "model_states",
+    "since < now() - interval '90 days' AND EXISTS ("
+    "SELECT FROM model_states n WHERE n.model_id = model_states.model_id AND n.since > model_states.since)",
+    "since",
+)
 
 
 class ModelChange(NamedTuple):
@@ -86,9 +88,7 @@ class ModelStateRecorder:
         self._seen: dict[str, ModelChange] = {}
 
     async def refresh(self) -> None:
-        """Delete old rows and forget what was read: other replicas write too, and models are deleted."""
-        async with self._database.transaction() as connection:
-            await connection.execute(text(CLEAN_MODEL_STATES))
+        """Forget what was read: other replicas write too, and models are deleted."""
         known = {model.id for model in self._fleet.models_newest_first()}
         self._written.clear()
         self._seen = {model_id: seen for model_id, seen in self._seen.items() if model_id in known}

@@ -19,7 +19,15 @@ from lucid_compute.accounting.measured import JobRollup
 from lucid_compute.accounting.retention import JobRetention
 from lucid_compute.accounting.rollup_columns import NARROW, WIDE, Width
 from lucid_compute.accounting.rollup_reader import RollupQuery, RollupReader
-from lucid_compute.accounting.rollups import CLEAN_MINUTES, DAYS, HOURS, KINDS, Retention, RollupKeeper
+from lucid_compute.accounting.rollups import (
+    CLEAN_MINUTES,
+    DAYS,
+    FIRST_PLACE,
+    HOURS,
+    KINDS,
+    Retention,
+    RollupKeeper,
+)
 from lucid_compute.accounting.timeline import EPOCH, STEPS, Timeline
 from lucid_compute.postgres import schema
 from lucid_compute.postgres.database import Database, connect
@@ -135,7 +143,7 @@ async def test_a_keeper_that_knows_no_parts_can_not_raise_the_mark_over_one(data
         database_url, "UPDATE record_marks SET hours_until = $1, days_until = date_trunc('day', $1::timestamptz)", start
     )
     connection = await connect(database_url, application="lucid tests")
-    await connection.fetchval(KINDS[0].move, datetime.now(UTC), 10)
+    await connection.fetchval(KINDS[0].move, datetime.now(UTC), 10, FIRST_PLACE)
     await connection.close()
     await begin_a_part(database_url)
     (marks,) = await read(database_url, "SELECT * FROM record_marks")
@@ -390,6 +398,39 @@ async def test_records_that_are_old_are_cleaned_away_once_they_are_added_up(data
         oldest = (await read(database_url, f"SELECT now() - min(bucket) AS age FROM job_{tier}"))[0]["age"]
         assert oldest < timedelta(hours=kept + 24), tier
     assert len(await read(database_url, "SELECT FROM job_totals")) == 4
+
+
+async def test_a_move_does_not_read_what_others_have_moved(database_url: str) -> None:
+    """The rows of a large fleet's hour are a hundred moves, and deleted rows stay in the table until it is vacuumed."""
+    fill = """
+        INSERT INTO job_open (node_id, bucket, model_id, node_owner, completed, failed, rejected, cancelled, priced)
+        SELECT gen_random_uuid(), date_trunc('minute', now()) - interval '5 minutes', gen_random_uuid(), 'olga',
+            1, 0, 0, 0, 1
+        FROM generate_series(1, 8000)
+    """
+    await read(database_url, fill)
+    connection = await connect(database_url, application="lucid tests")
+    read_by_move, place = [], FIRST_PLACE
+    for _ in range(8):
+        arguments = (datetime.now(UTC), 1000, place)
+        moving = connection.transaction()
+        await moving.start()
+        plan = await connection.fetchval(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {KINDS[0].move}", *arguments)
+        await moving.rollback()
+        read_by_move.append(blocks_read(json.loads(plan)[0]["Plan"], "job_open"))
+        moved = await connection.fetchrow(KINDS[0].move, *arguments)
+        assert moved is not None
+        assert moved["rows"] == 1000
+        place = moved["place"]
+    await connection.close()
+    assert read_by_move[-1] <= read_by_move[0] + 1
+
+
+def blocks_read(plan: dict[str, Any], table: str) -> int:
+    """Return how many blocks the scans of a table by place, or of all of it, have read."""
+    if plan.get("Relation Name") == table and plan["Node Type"] in {"Seq Scan", "Tid Range Scan"}:
+        return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
+    return sum(blocks_read(part, table) for part in plan.get("Plans", ()))
 
 
 async def test_cleaning_reads_no_more_than_it_deletes(database_url: str) -> None:

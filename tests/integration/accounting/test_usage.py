@@ -234,6 +234,7 @@ async def test_jobs_from_before_are_filled_in_while_others_write(empty_url: str)
                 await connection.execute("""
                     UPDATE jobs SET outcome = 'completed' WHERE (id, attempt) IN (
                         SELECT id, attempt FROM jobs WHERE outcome = 'running' ORDER BY random() LIMIT 200
+                        FOR UPDATE SKIP LOCKED
                     )
                 """)
         finally:

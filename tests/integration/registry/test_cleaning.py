@@ -106,8 +106,8 @@ async def test_one_replica_cleans_at_a_time_and_no_sweep_waits_for_it(database: 
     try:
         async with connection.transaction():
             await connection.execute(f"SELECT pg_advisory_xact_lock({CLEANING_LOCK})")
-            assert await Cleaner(database).clean() == 0
-        assert await Cleaner(database).clean() == 29
+            assert await Cleaner(database, RULES).clean() == 0
+        assert await Cleaner(database, RULES).clean() == 29
     finally:
         await connection.close()
         await database.close()
@@ -120,8 +120,8 @@ async def test_a_locked_row_is_left_for_the_next_time(database: Database) -> Non
     try:
         async with connection.transaction():
             await connection.execute("SELECT FROM idempotency_keys WHERE key = '3' FOR UPDATE")
-            assert await Cleaner(database).clean() == 28
-        assert await Cleaner(database).clean() == 1
+            assert await Cleaner(database, RULES).clean() == 28
+        assert await Cleaner(database, RULES).clean() == 1
     finally:
         await connection.close()
         await database.close()

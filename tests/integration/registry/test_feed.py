@@ -67,6 +67,20 @@ async def test_a_transaction_held_open_across_polls_is_seen_when_it_commits(api:
         await quick.close()
 
 
+async def test_many_notifications_cost_few_reads(api: Api, database_url: str) -> None:
+    """However many agents register at once: each of their commits wakes every replica."""
+    feed, clock = api.replica.feed, asyncio.get_running_loop().time
+    feed.least_seconds = 30.0
+    connection = await connect(database_url)
+    began, reads = clock(), {feed.read_at}
+    for _ in range(100):
+        await connection.execute(f"NOTIFY {CHANGES_CHANNEL}")
+        reads.add(feed.read_at)
+    seconds = clock() - began
+    await connection.close()
+    assert len(reads) <= seconds / feed.least_seconds + 2
+
+
 async def test_a_transaction_that_rolls_back_leaves_nothing(api: Api, database_url: str) -> None:
     """The fleet shows only what is committed."""
     connection = await connect(database_url)

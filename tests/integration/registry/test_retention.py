@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from lucid_compute.accounting.node_states import NodeStateRecorder
 from lucid_compute.postgres.batch_deletion import RETENTION_LOCK
 from lucid_compute.postgres.database import Database, connect
-from lucid_compute.registry.cleaning import Cleaner
+from lucid_compute.registry.cleaning import RULES, Cleaner
 from lucid_compute.registry.retention import HistoryRetention
 from lucid_compute.server.settings import Settings, SettingsNotUsable, read_settings
 from tests.api import Adjust, Api, open_api, without_sweeps
@@ -238,5 +238,5 @@ async def test_rows_of_shares_that_nobody_confirms_are_deleted(api: Api) -> None
         "INSERT INTO key_shares (key_id, unit, changed_at) VALUES ('old', 'tokens', now() - interval '6 minutes'), "
         "('new', 'tokens', now() - interval '4 minutes')",
     )
-    await Cleaner(api.replica.database).clean()
+    await Cleaner(api.replica.database, RULES).clean()
     assert [row[0] for row in await run_sql(api, "SELECT key_id FROM key_shares")] == ["new"]

@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Iterable
 from functools import _lru_cache_wrapper
 from types import FunctionType, ModuleType
-from typing import Any
 from uuid import uuid4
 
 import asyncpg
@@ -39,7 +38,6 @@ BOUNDED = (ExpiryQueue, JobSearch, RequestMetrics, RetryBudgets, RowWriter, Thro
 OUTSIDE = (asyncio.AbstractEventLoop, asyncpg.Connection, sqlalchemy.Engine, ModuleType)
 ROUND = 12  # nodes
 ROUNDS = 4  # at most: what else the event loop holds may grow by chance in one
-UNLIMITED: dict[str, Any] = {"passports_per_owner": 0, "key_writes_per_second": 0, "owner_writes_per_second": 0}
 # As if all of it had ended long ago.
 AGE = """
     UPDATE {table} SET {ended} = now() - interval '3 days', revision = revision + 1, changed_xid = pg_current_xact_id()
@@ -50,7 +48,9 @@ AGE = """
 @pytest.fixture
 def settings() -> Settings:
     """The settings of the replica under test: nobody waits for an allowance."""
-    return Settings(bootstrap_admin_key=ADMIN_KEY, **UNLIMITED)
+    return Settings(
+        bootstrap_admin_key=ADMIN_KEY, passports_per_owner=0, key_writes_per_second=0, owner_writes_per_second=0
+    )
 
 
 async def come_and_go(api: Api, node: FaultNode, count: int) -> None:

@@ -6,8 +6,9 @@ from datetime import timedelta
 
 import pytest
 
+from lucid_compute.registry.cleaning import Cleaner
 from lucid_compute.registry.fleet.replicas import Outage
-from lucid_compute.webhooks.model_states import ModelStateRecorder
+from lucid_compute.webhooks.model_states import OLD_MODEL_STATES, ModelStateRecorder
 from tests.api import Adjust, Api, without_sweeps
 from tests.other_replicas import run_sql
 from tests.webhooks import deliveries_of, make_webhook
@@ -143,3 +144,15 @@ async def test_a_model_that_is_revoked_is_told_of_no_more(api: Api) -> None:
     await api.http.delete(f"/passports/{model_id}")
     await look(api)
     assert await types_of(api, webhook) == []
+
+
+async def test_old_states_are_deleted_in_batches_except_the_newest_of_each_model(api: Api) -> None:
+    await run_sql(
+        api,
+        "INSERT INTO model_states SELECT md5(m::text)::uuid, now() - d * interval '1 day', true, false "
+        "FROM generate_series(1, 3) m, generate_series(m * 40, 400, 40) d",
+    )
+    cleaner = Cleaner(api.replica.database, [OLD_MODEL_STATES._replace(batch=4)])
+    assert await cleaner.clean() == 8 + 8 + 7
+    left = await run_sql(api, "SELECT (now()::date - since::date) FROM model_states ORDER BY 1")
+    assert [row[0] for row in left] == [40, 80, 80, 120]

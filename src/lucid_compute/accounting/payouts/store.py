@@ -29,7 +29,7 @@ from lucid_compute.accounting.payouts.sql import (
 from lucid_compute.accounting.payouts.tables import payout_periods, payout_terms
 from lucid_compute.errors import InvalidRequest, PeriodNotFound
 from lucid_compute.postgres.database import Database
-from lucid_compute.postgres.long_transactions import LongTransactions
+from lucid_compute.postgres.long_transactions import LongTransactions, SharedReads
 from lucid_compute.postgres.queries import ids_are_uuids, in_order
 from lucid_compute.registry.domain.identity import Actor
 from lucid_compute.registry.idempotency import Idempotency
@@ -99,6 +99,7 @@ class PayoutStore:
         self.long_transactions = LongTransactions(database.url)
         self.losses = LossReader(self.long_transactions)
         self._closing = PeriodClosing(self.long_transactions)
+        self._reads = SharedReads()
 
     async def sums(self, since: date, until: date, *, owner: str | None) -> Earnings:
         """Return what was earned with the jobs that started on these days; `owner` None is everyone."""
@@ -203,6 +204,12 @@ class PayoutStore:
 
         There are no providers' lines (None) if all lines are more than `most`.
         """
+        key = (queries, most, owner, days, *span.values())
+        return await self._reads.get(key, lambda: self._read_alone(queries, most, owner, days, span))
+
+    async def _read_alone(
+        self, queries: PayoutQueries, most: int, owner: str | None, days: Days, span: dict[str, Any]
+    ) -> tuple[list[EarningsLine], list[EarningsLine] | None, list[CorrectionLine]]:
         values: dict[str, Any] = {**span, "owner": owner}
         async with self.long_transactions.snapshot() as connection:
             corrections = await read_corrections(connection, *days, owner=owner, most=MAX_LINES + 1)

@@ -131,6 +131,7 @@ UPDATE outages SET ended_at = clock_timestamp()
 WHERE ended_at > clock_timestamp() + {_SLACK} AND started_at <= clock_timestamp()
 """
 POLL_SECONDS = 0.5
+LEAST_SECONDS = 0.02  # from one read to the next, however many notifications come
 LEASE_RENEWAL_SECONDS = 1.0
 QUERY_TIMEOUT_SECONDS = 10.0
 LOAD_TIMEOUT_SECONDS = 60.0
@@ -169,6 +170,7 @@ class ChangeFeed:
         self._own = own
         self._listens = listens
         self.lease_renewal_seconds = LEASE_RENEWAL_SECONDS
+        self.least_seconds = LEAST_SECONDS
         self.loaded = asyncio.Event()
         self.read_at: datetime | None = None  # the fleet shows what was in Postgres then
         self.trouble: Exception | None = None  # why the last connection ended
@@ -224,6 +226,7 @@ class ChangeFeed:
         await self._resume(connection)
         while True:
             self._wake.clear()
+            began = time.monotonic()
             caught_up, self._caught_up = self._caught_up, asyncio.Event()
             # The lease first: an outage that it records is read right after, so no node counts as dead because of it.
             await self._renew_due_lease(connection)
@@ -233,6 +236,7 @@ class ChangeFeed:
                 # wait_for would lose a cancellation that comes together with the wake-up; the replica would not stop
                 async with asyncio.timeout(POLL_SECONDS):
                     await self._wake.wait()
+            await asyncio.sleep(began + self.least_seconds - time.monotonic())
 
     async def _resume(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
         """Read on where the last connection stopped, or begin with a full load if that is not possible."""

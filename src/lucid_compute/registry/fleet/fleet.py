@@ -207,6 +207,10 @@ class Fleet:
         """Return the node, also one that has ended; None if there is none."""
         return self._nodes.get(passport_id)
 
+    def has_node(self, passport_id: str) -> bool:
+        """Return whether there is such a node, also one that has ended."""
+        return passport_id in self._nodes
+
     def find_visible(self, passport_id: str, owner: str | None) -> FleetNode | None:
         """Return the owner's node, also one that has ended; with `owner` None, any owner's; None if there is none."""
         node = self._nodes.get(passport_id)

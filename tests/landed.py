@@ -122,6 +122,7 @@ INSERT INTO node_events (passport_id, type, reason) VALUES ('{NODE}', 'unhealthy
 {_JOB}
 UPDATE job_totals SET completed = completed + 1;
 """,
+    "responses": "SELECT secret FROM response_secret;",  # written by the migration alone
 }
 LANDED = tuple(ROWS)
 

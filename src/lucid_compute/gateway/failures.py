@@ -14,6 +14,7 @@ from lucid_compute.errors import (
     NodeFailed,
     NodeTimeout,
     Overloaded,
+    ResponseNotFound,
     RoutingLoop,
     Shortage,
 )
@@ -36,9 +37,10 @@ def error_of(request: GatewayRequest, failed: list[Failed], why: str = "") -> Lu
     ]
     if any(_is_loop(fault) for fault in faults):
         return RoutingLoop(attempts)
-    if is_about_stored(failed):
-        said = next((fault.said for fault in faults if isinstance(fault, NotOffered) and fault.said), "")
-        return InvalidRequest([FieldFault("", said or _NOT_STORED)], status=HTTPStatus.NOT_FOUND)
+    if request.inference.stored is not None or is_about_stored(failed):
+        lack = faults[-1]
+        if isinstance(lack, NotOffered):
+            return _without_stored(request, lack)
     if are_passing(failed):
         return _unavailable(request, failed)
     if all(fault.kind in OURS for fault in faults):
@@ -50,6 +52,17 @@ def error_of(request: GatewayRequest, failed: list[Failed], why: str = "") -> Lu
     if faults[-1].kind is FaultKind.TOO_LARGE:
         why = _TOO_LARGE
     return NodeFailed(attempts, why=why, said=said, is_requests_own=_is_requests_own(request, faults))
+
+
+def _without_stored(request: GatewayRequest, fault: NotOffered) -> LucidError:
+    """Return the error of a request for a stored response whose node has it no longer, or can't do this with it."""
+    inference = request.inference
+    if inference.stored is None:
+        return InvalidRequest([FieldFault("", fault.said or _NOT_STORED)], status=HTTPStatus.NOT_FOUND)
+    if fault.status == HTTPStatus.NOT_FOUND or not inference.endpoint.is_stored:
+        return ResponseNotFound(inference.shown_id)
+    message = f"The node that has the response does not take {inference.endpoint.method} of it: it said {fault.status}."
+    return InvalidRequest([FieldFault("", message)], status=HTTPStatus.METHOD_NOT_ALLOWED)
 
 
 def are_passing(failed: list[Failed]) -> bool:

@@ -12,13 +12,22 @@ from datetime import datetime
 from functools import partial
 
 from lucid_compute.accounting.refusals import NO_MODEL, NOBODY, RefusalRecorder
-from lucid_compute.errors import InvalidRequest, LucidError, MethodNotAllowed, Overloaded, RoutingLoop, Unauthorized
-from lucid_compute.gateway.endpoints import PATHS
+from lucid_compute.errors import (
+    InvalidRequest,
+    LucidError,
+    MethodNotAllowed,
+    Overloaded,
+    ResponseNotFound,
+    RoutingLoop,
+    Unauthorized,
+)
+from lucid_compute.gateway.endpoints import PATHS, InferenceEndpoint, find_stored
 from lucid_compute.gateway.event_stream import error_event
 from lucid_compute.gateway.form_body import read_form
 from lucid_compute.gateway.gateway import Gateway, ServedRequest
 from lucid_compute.gateway.request import GatewayRequest, new_job_id
 from lucid_compute.gateway.request_body import PARSED_BYTES, InferenceRequest, model_named_in, read_in_steps
+from lucid_compute.gateway.stored_responses import read_stored
 from lucid_compute.gateway.tracing import Span, begin_request, end_request
 from lucid_compute.gateway.upstreams import HOP_HEADER
 from lucid_compute.gateway.watchdog import Watchdog
@@ -58,12 +67,14 @@ class InferenceCall(ServedRequest):
     span: Span | None = None
     inference: InferenceRequest | None = None
     request: GatewayRequest | None = None
+    endpoint: InferenceEndpoint
     held: Body | None = None
 
     def __init__(self, lane: InferenceLane, client: LaneClient, request: IncomingRequest, started_at: float) -> None:
         super().__init__(client, request, started_at)
         self.has_body = self.body is not None
         self.model_id = NO_MODEL
+        self.stored_id, self.endpoint = _endpoint_of(request)
         self._lane = lane
 
     @property
@@ -137,6 +148,7 @@ class InferenceLane:
         context = gateway.context
         self._fleet, self._clock, self._monotonic = context.fleet, context.clock, context.monotonic
         self._ledger, self._tracer, self._time_ns = context.ledger, context.tracer, context.time_ns
+        self._ids = context.response_ids
         self._overloaded = {path: _refusal(_overloaded(), [], path) for path in PATHS}
         self.running_count = self.express = 0
         self.outcomes: Counter[str] = Counter()
@@ -144,7 +156,7 @@ class InferenceLane:
     def accept(self, client: LaneClient, request: IncomingRequest) -> InferenceCall | None:
         """Serve a request. Return it while it waits; None when it was answered already."""
         headers = request.headers
-        if self._is_full and request.method == "POST" and HOP not in headers:
+        if self._is_full and request.method == "POST" and HOP not in headers and request.path in PATHS:
             client.answer(*self._refuse_at_once(request))  # `admit` would refuse it too, but this is cheaper
             return None
         self._learn_server(client.server)
@@ -194,9 +206,17 @@ class InferenceLane:
         headers = admission.response_headers or self._identify(admission, principal)
         if (wait := self._spend(admission, principal, headers, now)) is not None:
             return wait
-        inference = admission.inference or self._parse(admission)
+        if admission.endpoint.stores and not self._ids.is_loaded:
+            return self._await_ids
+        inference = admission.inference or self._parse(admission, principal)
         if not isinstance(inference, InferenceRequest):
             return inference
+        if inference.shown_id and inference.stored is None:
+            stored = self._ids.open(inference.shown_id, principal.owner)
+            if stored is None:
+                inference.shown_id = ""  # one that this service did not issue goes to the node as it is
+            else:
+                inference.continue_from(stored)
         return self._enter(admission, principal, inference, headers)
 
     def _enter(
@@ -209,7 +229,7 @@ class InferenceLane:
             RateLimited: as many requests of the key run as may run at once.
         """
         model = self._fleet.find_model(inference.model)
-        if model is None:
+        if model is None or not self._knows_node(inference):
             return self._await_model
         admission.model_id = model.id
         if principal.limits is not None:
@@ -221,14 +241,23 @@ class InferenceLane:
         request = admission.request = GatewayRequest(principal, inference, model, admission)
         request.span = admission.span
         request.identify(admission.job_id, _session_of(admission.headers, inference, principal), headers)
-        if model.route is not None:
+        if model.route is not None and not inference.endpoint.is_stored:
             self._gateway.follow_route(request)
         return request
 
+    def _knows_node(self, inference: InferenceRequest) -> bool:
+        """Return whether the node is known that has the response which a request names, if it names one."""
+        stored = inference.stored
+        if stored is None or stored.node_id is None:
+            return True
+        node = self._fleet.find_node(stored.node_id)
+        return node is not None and not node.record.has_ended
+
     def _begin(self, admission: InferenceCall) -> None:
         """Count the request as running, unless it is one too many."""
-        if admission.method != "POST":
-            raise MethodNotAllowed(admission.method, ["POST"])
+        if admission.method != admission.endpoint.method:
+            found = find_stored(admission.path)
+            raise MethodNotAllowed(admission.method, ["POST"] if found is None else [row.method for row in found[1]])
         hop = admission.headers.get(HOP)
         if hop is not None and self._feed.knows_replica(hop.decode("latin-1")):
             raise RoutingLoop([])
@@ -256,8 +285,7 @@ class InferenceLane:
         principal.require(ALLOWED_SCOPES)
         admission.key_id = principal.key_id
         if self._tracer is not None:
-            endpoint = PATHS[admission.path]
-            admission.span = begin_request(self._tracer, endpoint, admission.headers)
+            admission.span = begin_request(self._tracer, admission.endpoint, admission.path, admission.headers)
         admission.job_id = new_job_id(self._time_ns())
         sent = admission.headers.get(b"x-request-id")
         is_fit = sent is not None and REQUEST_ID.fullmatch(sent)
@@ -286,14 +314,22 @@ class InferenceLane:
         admission.is_charged = not must_wait
         return self._await_allowance if must_wait else None
 
-    def _parse(self, admission: InferenceCall) -> InferenceRequest | AwaitStep:
+    def _parse(self, admission: InferenceCall, principal: Principal) -> InferenceRequest | AwaitStep:
         """Return the parsed body, or what must be awaited first.
 
         Raises:
             InvalidRequest: the body is not a valid request.
+            ResponseNotFound: the path names no response of the key's owner.
         """
-        if admission.body is None or len(admission.body) > PARSED_BYTES or PATHS[admission.path].is_form:
-            return self._await_body if admission.body is None else self._await_reading
+        endpoint = admission.endpoint
+        if admission.body is None:
+            return self._await_body
+        if endpoint.is_stored:
+            stored_id, query = admission.stored_id, admission.query
+            admission.inference = read_stored(self._ids, endpoint, stored_id, query, principal.owner)
+            return admission.inference
+        if len(admission.body) > PARSED_BYTES or endpoint.is_form:
+            return self._await_reading
         inference = admission.inference = self._read(admission, admission.body)
         admission.body = None
         return inference
@@ -305,7 +341,7 @@ class InferenceLane:
             InvalidRequest: the body is not a valid request.
         """
         try:
-            return InferenceRequest(PATHS[admission.path], body)
+            return InferenceRequest(admission.endpoint, body)
         except InvalidRequest:
             self._find_named_model(admission, body)
             raise
@@ -316,7 +352,7 @@ class InferenceLane:
 
     async def _await_reading(self, admission: InferenceCall) -> None:
         """Parse a large body or a form in steps, between which other requests are served."""
-        body, endpoint = admission.body or b"", PATHS[admission.path]
+        body, endpoint = admission.body or b"", admission.endpoint
         try:
             if endpoint.is_form:
                 admission.inference = await read_form(endpoint, body, admission.headers.get(b"content-type", b""))
@@ -346,16 +382,24 @@ class InferenceLane:
     async def _await_body(self, admission: InferenceCall) -> None:
         if admission.receive is None:
             raise ClientLeft
-        takes_form = PATHS[admission.path].is_form
+        takes_form = admission.endpoint.is_form
         admission.held = Body(self._room, admission.headers, self._max_body_bytes, takes_form=takes_form)
         admission.body = await admission.held.read_undisturbed(admission.receive)
         admission.has_body = True
 
     async def _await_model(self, admission: InferenceCall) -> None:
-        """Wait for the feed: another replica may have just registered the model."""
+        """Wait for the feed: another replica may have just registered the model, or the node with a response."""
         await self._feed.catch_up()
-        if admission.inference is not None:
-            self._fleet.get_model(admission.inference.model)
+        if (inference := admission.inference) is None:
+            return
+        is_lost = inference.endpoint.is_stored and self._fleet.find_model(inference.model) is None
+        if is_lost or not self._knows_node(inference):
+            raise ResponseNotFound(inference.shown_id)
+        self._fleet.get_model(inference.model)
+
+    async def _await_ids(self, _: InferenceCall) -> None:
+        """Read the secret of the ids of responses, once."""
+        await self._ids.load()
 
     # --- the end of a request
 
@@ -445,6 +489,18 @@ class InferenceLane:
         self.outcomes[Overloaded.code] += 1
         self._refusals.count(Overloaded.code.lower())
         return status, [*ours, (b"x-request-id", request_id_of(request.headers).encode())], body
+
+
+def _endpoint_of(request: IncomingRequest) -> tuple[str, InferenceEndpoint]:
+    """Return the id of the stored response that the path names, if it names one, and the request's endpoint.
+
+    If the path does not take the request's method, it is an endpoint of the path.
+    """
+    found = find_stored(request.path)
+    if found is None:
+        return "", PATHS[request.path]
+    stored_id, rows = found
+    return stored_id, next((row for row in rows if row.method == request.method), rows[0])
 
 
 def _session_of(headers: dict[bytes, bytes], inference: InferenceRequest, principal: Principal) -> str | None:

@@ -295,3 +295,15 @@ def find_stored(path: str) -> tuple[str, list[InferenceEndpoint]] | None:
     if found is None:
         return None
     return found[1], [row for row in STORED if row.name.endswith("/cancel") == bool(found[2])]
+
+
+def endpoint_of(path: str, method: str) -> tuple[str, InferenceEndpoint]:
+    """Return the id of the stored response that a lane's path names, if it names one, and the request's endpoint.
+
+    If the path does not take the request's method, it is an endpoint of the path.
+    """
+    found = find_stored(path)
+    if found is None:
+        return "", PATHS[path]
+    stored_id, rows = found
+    return stored_id, next((row for row in rows if row.method == method), rows[0])

@@ -189,6 +189,14 @@ class Gateway:
         node = self.dispatcher.find_quickly(request.criteria, now)
         return partial(self._search, served, request) if node is None else self._begin(served, request, node, now)
 
+    def knows_node(self, inference: InferenceRequest) -> bool:
+        """Return whether the node is there that has the response which a request names, if it names one."""
+        stored = inference.stored
+        if stored is None or stored.node_id is None:
+            return True
+        node = self.context.fleet.find_node(stored.node_id)
+        return node is not None and not node.record.has_ended
+
     def _node_with(self, inference: InferenceRequest, stored: StoredResponse) -> FleetNode | None:
         """Return the node that has a stored response, also while it drains, is full or fails; None is the upstream.
 

@@ -21,11 +21,11 @@ from lucid_compute.errors import (
     RoutingLoop,
     Unauthorized,
 )
-from lucid_compute.gateway.endpoints import PATHS, InferenceEndpoint, find_stored
+from lucid_compute.gateway.endpoints import PATHS, InferenceEndpoint, endpoint_of, find_stored
 from lucid_compute.gateway.event_stream import error_event
 from lucid_compute.gateway.form_body import read_form
 from lucid_compute.gateway.gateway import Gateway, ServedRequest
-from lucid_compute.gateway.request import GatewayRequest, new_job_id
+from lucid_compute.gateway.request import GatewayRequest, new_job_id, refusal, refusal_of
 from lucid_compute.gateway.request_body import PARSED_BYTES, InferenceRequest, model_named_in, read_in_steps
 from lucid_compute.gateway.stored_responses import read_stored
 from lucid_compute.gateway.tracing import Span, begin_request, end_request
@@ -38,7 +38,7 @@ from lucid_compute.registry.keys.authentication import Authenticator
 from lucid_compute.registry.keys.budgets import KeyBudgets
 from lucid_compute.registry.keys.key_rates import KeyRates, rate_limit_headers
 from lucid_compute.web.bodies import Body, BodyRoom, ClientLeft, body_too_slow
-from lucid_compute.web.errors import headers_of, inference_body, inference_bytes, log_unexpected, stopping
+from lucid_compute.web.errors import inference_body, log_unexpected, stopping
 from lucid_compute.web.lanes import CutReason, Headers, IncomingRequest, LaneClient, Response, Wait
 from lucid_compute.web.request_guard import REQUEST_ID, request_id_of
 
@@ -74,7 +74,7 @@ class InferenceCall(ServedRequest):
         super().__init__(client, request, started_at)
         self.has_body = self.body is not None
         self.model_id = NO_MODEL
-        self.stored_id, self.endpoint = _endpoint_of(request)
+        self.stored_id, self.endpoint = endpoint_of(request.path, request.method)
         self._lane = lane
 
     @property
@@ -149,7 +149,7 @@ class InferenceLane:
         self._fleet, self._clock, self._monotonic = context.fleet, context.clock, context.monotonic
         self._ledger, self._tracer, self._time_ns = context.ledger, context.tracer, context.time_ns
         self._ids = context.response_ids
-        self._overloaded = {path: _refusal(_overloaded(), [], path) for path in PATHS}
+        self._overloaded = {path: refusal(_overloaded(), [], path) for path in PATHS}
         self.running_count = self.express = 0
         self.outcomes: Counter[str] = Counter()
 
@@ -229,7 +229,7 @@ class InferenceLane:
             RateLimited: as many requests of the key run as may run at once.
         """
         model = self._fleet.find_model(inference.model)
-        if model is None or not self._knows_node(inference):
+        if model is None or not self._gateway.knows_node(inference):
             return self._await_model
         admission.model_id = model.id
         if principal.limits is not None:
@@ -244,14 +244,6 @@ class InferenceLane:
         if model.route is not None and not inference.endpoint.is_stored:
             self._gateway.follow_route(request)
         return request
-
-    def _knows_node(self, inference: InferenceRequest) -> bool:
-        """Return whether the node is known that has the response which a request names, if it names one."""
-        stored = inference.stored
-        if stored is None or stored.node_id is None:
-            return True
-        node = self._fleet.find_node(stored.node_id)
-        return node is not None and not node.record.has_ended
 
     def _begin(self, admission: InferenceCall) -> None:
         """Count the request as running, unless it is one too many."""
@@ -393,7 +385,7 @@ class InferenceLane:
         if (inference := admission.inference) is None:
             return
         is_lost = inference.endpoint.is_stored and self._fleet.find_model(inference.model) is None
-        if is_lost or not self._knows_node(inference):
+        if is_lost or not self._gateway.knows_node(inference):
             raise ResponseNotFound(inference.shown_id)
         self._fleet.get_model(inference.model)
 
@@ -443,11 +435,11 @@ class InferenceLane:
         if error is None:
             call.client.hang_up()
         elif request is None:
-            call.client.answer(*_refusal(error, identifying, call.path))
+            call.client.answer(*refusal(error, identifying, call.path))
         elif has_begun:
             call.client.write(error_event(request.inference.endpoint, inference_body(error, call.path)), more=False)
         else:
-            call.client.answer(*_refusal_of(request, error))
+            call.client.answer(*refusal_of(request, error))
 
     def _close(self, call: InferenceCall, outcome: str | None = None, *, status: int) -> None:
         """Stop counting and watching a request, and break the cycles that only garbage collection would free."""
@@ -491,39 +483,10 @@ class InferenceLane:
         return status, [*ours, (b"x-request-id", request_id_of(request.headers).encode())], body
 
 
-def _endpoint_of(request: IncomingRequest) -> tuple[str, InferenceEndpoint]:
-    """Return the id of the stored response that the path names, if it names one, and the request's endpoint.
-
-    If the path does not take the request's method, it is an endpoint of the path.
-    """
-    found = find_stored(request.path)
-    if found is None:
-        return "", PATHS[request.path]
-    stored_id, rows = found
-    return stored_id, next((row for row in rows if row.method == request.method), rows[0])
-
-
 def _session_of(headers: dict[bytes, bytes], inference: InferenceRequest, principal: Principal) -> str | None:
     """Return the request's session, separate for each owner; None when it names none."""
     session = headers.get(SESSION_HEADER, b"")[:MAX_SESSION_BYTES].decode("latin-1") or inference.session
     return session and f"{principal.owner} {session}"
-
-
-def _refusal(error: LucidError, headers: Headers, path: str) -> Response:
-    """Return the response that refuses a request at `path`; `headers` are added to the error's own."""
-    body = inference_bytes(error, path)
-    ours = [(name.lower().encode(), value.encode()) for name, value in headers_of(error).items()]
-    basic = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-    return error.http_status, [*basic, *ours, *headers], body
-
-
-def _refusal_of(request: GatewayRequest, error: LucidError) -> Response:
-    """Return the response to a request that no node served."""
-    job = request.running.job  # of the last attempt
-    attempts = (b"x-lucid-attempts", b"%d" % (job.attempt if job else 0))
-    return _refusal(
-        error, [*request.headers, (b"x-lucid-job", request.job_id.encode()), attempts], request.running.path
-    )
 
 
 def _overloaded() -> Overloaded:

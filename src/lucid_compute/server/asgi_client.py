@@ -42,7 +42,7 @@ class AsgiClient:
             for name in KEY_HEADERS:
                 headers.pop(name, None)  # two keys are none
         request = IncomingRequest(
-            scope["path"], headers, None, scope["method"], self._receive_body, scope["query_string"]
+            scope["path"], headers, None, scope["method"], self._receive_body, scope.get("query_string", b"")
         )
         self._accepted = lane.accept(self, request)
         try:

@@ -167,10 +167,12 @@ async def test_each_bit_of_an_id_counts(api: Api) -> None:
 
 async def test_a_stream_shows_the_same_id_as_what_is_read_later(api: Api, entrance: Entrance) -> None:
     """Streamed when it was made, and again when it is read, from where the client stopped."""
-    created = {"type": "response.created", "response": response(status="in_progress"), "sequence_number": 0}
-    delta = {"type": "response.output_text.delta", "delta": "Hello!", "item_id": "msg_1", "sequence_number": 4}
-    done = {"type": "response.completed", "response": response(), "sequence_number": 9}
-    events = [b"event: %b\ndata: %b\n\n" % (e["type"].encode(), json.dumps(e).encode()) for e in (created, delta, done)]
+    told: list[dict[str, Any]] = [
+        {"type": "response.created", "response": response(status="in_progress"), "sequence_number": 0},
+        {"type": "response.output_text.delta", "delta": "Hello!", "item_id": "msg_1", "sequence_number": 4},
+        {"type": "response.completed", "response": response(), "sequence_number": 9},
+    ]
+    events = [b"event: %b\ndata: %b\n\n" % (each["type"].encode(), json.dumps(each).encode()) for each in told]
     async with nodes_of(api, 2) as nodes:
         for node in nodes:
             node.behaviour = Behaviour(answer=respond_in_chunks(*events))

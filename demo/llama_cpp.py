@@ -27,7 +27,7 @@ def server_command(
 ) -> list[str]:
     """Return the command for a server of one model; port 0 is a free one.
 
-    `tells`: with /metrics and /slots; `embeds`: with embeddings beside chats; `ranks`: as a reranker, which does not chat.
+    `tells`: with /metrics and /slots; `embeds`: with embeddings beside chats; `ranks`: a reranker, without chats.
     """
     command = [sys.executable, __file__, str(gguf), model, "--port", str(port), "--slots", str(slots)]
     flags = {"--silent": not tells, "--embeds": embeds, "--ranks": ranks}

@@ -491,7 +491,7 @@ def _session_of(headers: dict[bytes, bytes], inference: InferenceRequest, princi
 
 def _overloaded() -> Overloaded:
     """Return the error of a request that is one too many."""
-    message = "As many requests as this service takes are running. Send it again after Retry-After seconds."
+    message = "As many requests as this service takes are running. Send it again in 1 s."
     return Overloaded(message, retry_after_seconds=1)
 
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Container
 from random import getrandbits
 from urllib.parse import quote
 
 from lucid_compute.accounting.jobs import Job
 from lucid_compute.egress.faults import Blame, EgressFault
-from lucid_compute.errors import LucidError
+from lucid_compute.errors import LucidError, RefusedByNode
 from lucid_compute.gateway.request_body import InferenceRequest
 from lucid_compute.gateway.tracing import Span
 from lucid_compute.registry.domain.identity import Principal
 from lucid_compute.registry.domain.passports import ModelPassport
-from lucid_compute.registry.fleet.fleet import FleetNode
+from lucid_compute.registry.fleet.fleet import Fleet, FleetNode
 from lucid_compute.registry.keys.authentication import Admission
-from lucid_compute.registry.routing_rules import NO_POLICY, RoutingPolicy
+from lucid_compute.registry.routing_rules import NO_POLICY, RoutingPolicy, context_on
 from lucid_compute.web.errors import headers_of, inference_bytes
 from lucid_compute.web.lanes import Headers, IncomingRequest, LaneClient, Response
 
@@ -50,9 +50,10 @@ class Criteria:
     """The criteria for choosing a node: model, endpoint, the request's policy, its session, and nodes already tried.
 
     `owner` is of the request's key: what nodes said that they lack counts for who met it, and then for all.
+    `longer_than`: the longest context in tokens that was too short for the request, if one was.
     """
 
-    __slots__ = ("endpoint", "is_stream", "kind", "model", "owner", "policy", "session", "tried")
+    __slots__ = ("endpoint", "is_stream", "kind", "longer_than", "model", "owner", "policy", "session", "tried")
 
     def __init__(
         self,
@@ -71,7 +72,29 @@ class Criteria:
         self.session = session
         self.is_stream = is_stream
         self.kind = (model.id, is_stream)  # requests of one kind have similar latencies
-        self.tried: Collection[str] = ()
+        self.tried: Container[str] = ()
+        self.longer_than: int | None = None
+
+
+class TriedNodes:
+    """The nodes not to try for a request: those that were tried, and those without a longer context than they had.
+
+    The latter are left out once a context was too short.
+    """
+
+    def __init__(self, fleet: Fleet, criteria: Criteria, failed: list[Failed]) -> None:
+        self._fleet = fleet
+        self._criteria = criteria
+        self._ids = {node.state.id for node, _ in failed if node is not None}
+
+    def __contains__(self, node_id: object) -> bool:
+        """Return whether the node is not to be tried."""
+        longer_than, is_tried = self._criteria.longer_than, node_id in self._ids
+        if longer_than is None or is_tried:
+            return is_tried
+        node = self._fleet.find_node(str(node_id))
+        limit = None if node is None else context_on(self._criteria.model, node.state)
+        return limit is not None and limit <= longer_than
 
 
 _OF_STREAMS = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]  # nginx would hold events back
@@ -191,7 +214,7 @@ class GatewayRequest:
 
 def refusal(error: LucidError, headers: Headers, path: str) -> Response:
     """Return the response that refuses a request at `path`; `headers` are added to the error's own."""
-    body = inference_bytes(error, path)
+    body = error.response if isinstance(error, RefusedByNode) else inference_bytes(error, path)
     ours = [(name.lower().encode(), value.encode()) for name, value in headers_of(error).items()]
     basic = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     return error.http_status, [*basic, *ours, *headers], body

@@ -12,7 +12,7 @@ help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 install: $(VENV)/.installed  ## prepare .venv with what the service needs
-install-dev: $(VENV)/.installed-dev  ## prepare .venv with what the tests need as well
+install-dev: $(VENV)/.installed-dev $(VENV)/.installed-node-clients  ## prepare .venv with what the tests need as well
 
 install-tracing: $(VENV)/.installed-tracing  ## what LUCID_OTLP_ENDPOINT needs, beside the rest in .venv
 
@@ -56,7 +56,8 @@ bench: install-dev $(VENV)-compile/.installed  ## run every benchmark that the R
 pictures: install-dev  ## take the dashboard's pictures for the docs (needs Chromium)
 	@$(BIN)/python -m benchmarks dashboard_pictures
 
-lock:  ## lock every dependency with hashes, for Python 3.11 to 3.14 (needs uv)
+lock:  ## lock every dependency with hashes, for Python 3.11 to 3.14 (needs uv), and the tests' clients for Node
+	@cd tests/node_clients && npm update --package-lock-only --ignore-scripts --omit-lockfile-registry-resolved --silent
 	@uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
 	  --custom-compile-command "make lock" --quiet --group build pyproject.toml --output-file requirements/runtime.txt
 	@uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
@@ -90,6 +91,10 @@ $(VENV)/.installed-tracing: requirements/tracing.txt | $(VENV)/.installed
 
 $(VENV)/.installed-dev: requirements/dev.txt pyproject.toml
 	@$(PYTHON) scripts/install.py $(VENV) $< $@ .
+
+# Where there is no registry of npm, their tests say that they are left out.
+$(VENV)/.installed-node-clients: tests/node_clients/package-lock.json $(VENV)/.installed-dev
+	@$(BIN)/python scripts/install_node_clients.py $(VENV)/node-clients $@
 
 $(VENV)-compile/.installed: requirements/compile.txt
 	@$(PYTHON) scripts/install.py $(VENV)-compile $< $@

@@ -16,14 +16,22 @@ CONTEXT_OF_A_SLOT = 1024
 
 
 def server_command(
-    gguf: Path, *, model: str = MODEL, port: int = 0, slots: int = 2, tells: bool = True, embeds: bool = False
+    gguf: Path,
+    *,
+    model: str = MODEL,
+    port: int = 0,
+    slots: int = 2,
+    tells: bool = True,
+    embeds: bool = False,
+    ranks: bool = False,
 ) -> list[str]:
     """Return the command for a server of one model; port 0 is a free one.
 
-    `tells`: with /metrics and /slots; `embeds`: with embeddings beside chats.
+    `tells`: with /metrics and /slots; `embeds`: with embeddings beside chats; `ranks`: a reranker, without chats.
     """
     command = [sys.executable, __file__, str(gguf), model, "--port", str(port), "--slots", str(slots)]
-    return [*command, *([] if tells else ["--silent"]), *(["--embeds"] if embeds else [])]
+    flags = {"--silent": not tells, "--embeds": embeds, "--ranks": ranks}
+    return [*command, *(flag for flag, is_set in flags.items() if is_set)]
 
 
 def main() -> None:
@@ -35,6 +43,7 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=2, help="requests at a time")
     parser.add_argument("--silent", action="store_true", help="without /metrics and /slots")
     parser.add_argument("--embeds", action="store_true", help="answer embeddings, too")
+    parser.add_argument("--ranks", action="store_true", help="rank documents, as llama.cpp's --reranking")
     options = parser.parse_args()
 
     import xllamacpp  # type: ignore[import-untyped] # noqa: PLC0415 - not needed for the command alone
@@ -48,6 +57,9 @@ def main() -> None:
     if options.embeds:
         params.embedding = True
         params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
+    if options.ranks:
+        params.embedding = True
+        params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_RANK
     server = xllamacpp.Server(params)
     sys.stdout.write(f"listens on {server.listening_address}\n")
     sys.stdout.flush()

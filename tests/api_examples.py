@@ -160,6 +160,7 @@ class Recorder:
         if isinstance(value, str):
             value = "".join(value.splitlines(keepends=True)[:_LONGEST_TEXT])
             value = value.replace(self._node_url, "http://your-gpu:8080/v1")
+            value = re.sub(r"^(resp_.{43}).*", r"\1", value)
             return re.sub(r"^(lk_live_|whsec_)(.{4}).*", r"\1\2…", value)
         return value
 
@@ -173,13 +174,22 @@ async def record(database_url: str) -> dict[str, Any]:
         node = await _register(recorder, server.url)
         for operation_id, answer in INFERENCE.items():
             server.behaviour = Behaviour(answer=respond(json.dumps(answer).encode()))
-            await recorder.call(operation_id)
+            made = await recorder.call(operation_id)
+            if operation_id == "create_response":
+                await _use_stored(recorder, server, made["id"])
         server.behaviour = Behaviour(answer=respond(_LISTED))
         await recorder.call("probe", node)
         await _read_all(recorder, node)
         await _manage(recorder)
         await _leave(recorder, node)
     return recorder.recorded
+
+
+async def _use_stored(recorder: Recorder, server: FaultNode, response_id: str) -> None:
+    await recorder.call("get_response", response_id)
+    await recorder.call("cancel_response", response_id)
+    server.behaviour = Behaviour(answer=respond(b'{"id":"resp_1","object":"response","deleted":true}'))
+    await recorder.call("delete_response", response_id)
 
 
 async def _register(recorder: Recorder, url: str) -> str:

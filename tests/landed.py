@@ -122,6 +122,7 @@ INSERT INTO node_events (passport_id, type, reason) VALUES ('{NODE}', 'unhealthy
 {_JOB}
 UPDATE job_totals SET completed = completed + 1;
 """,
+    "responses": "SELECT secret FROM response_secret;",  # written by the migration alone
 }
 LANDED = tuple(ROWS)
 # Revisions that no version ended with: they landed together with a later one. Databases of users are at none of these.

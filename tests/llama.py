@@ -34,19 +34,29 @@ class Llama(NamedTuple):
 
 
 @contextmanager
-def llama_server(folder: Path, *, tells: bool = True, embeds: bool = False, model: str = MODEL) -> Iterator[Llama]:
-    """Run a server. `tells`: with /metrics and /slots; `embeds`: it answers embeddings, and chats besides."""
-    with llama_servers(folder, 1, tells=tells, embeds=embeds, model=model) as (llama,):
+def llama_server(
+    folder: Path, *, tells: bool = True, embeds: bool = False, ranks: bool = False, model: str = MODEL
+) -> Iterator[Llama]:
+    """Run a server. `tells`: with /metrics and /slots; `embeds`: it answers embeddings, and chats besides; `ranks`: it
+    ranks documents, and does nothing else.
+    """
+    with llama_servers(folder, 1, tells=tells, embeds=embeds, ranks=ranks, model=model) as (llama,):
         yield llama
 
 
 @contextmanager
 def llama_servers(
-    folder: Path, count: int, *, tells: bool = True, embeds: bool = False, model: str = MODEL
+    folder: Path,
+    count: int,
+    *,
+    tells: bool = True,
+    embeds: bool = False,
+    ranks: bool = False,
+    model: str = MODEL,
 ) -> Iterator[list[Llama]]:
     """Run several servers, which start side by side."""
     write_tiny_gguf(folder / "tiny.gguf", model)
-    command = server_command(folder / "tiny.gguf", model=model, tells=tells, embeds=embeds)
+    command = server_command(folder / "tiny.gguf", model=model, tells=tells, embeds=embeds, ranks=ranks)
     outputs = [folder / f"llama-{model}-{number}" for number in range(count)]
     with ExitStack() as stack:
         processes = [stack.enter_context(running(output, command)) for output in outputs]

@@ -5,7 +5,7 @@ LucidError
 ├── Unauthorized              401
 ├── Forbidden                 403 ModelNotAllowed
 ├── NotFound                  404 PassportNotFound, NodeNotFound, ModelNotFound, KeyNotFound,
-│                                 WebhookNotFound, PeriodNotFound, RouteNotFound
+│                                 WebhookNotFound, PeriodNotFound, ResponseNotFound, RouteNotFound
 ├── MethodNotAllowed          405
 ├── Conflict                  409 PassportExists, ModelNameTaken, IdempotencyConflict, RequestsInFlight,
 │                                 PeriodConflict
@@ -211,6 +211,19 @@ class PeriodNotFound(NotFound):
         super().__init__(
             f"No closed period has the id {period_id!r}. GET /payouts/periods lists them.",
             details={"periodId": period_id},
+        )
+
+
+class ResponseNotFound(NotFound):
+    """The caller has no stored response with that id, or its node has it no longer."""
+
+    code = "RESPONSE_NOT_FOUND"
+
+    def __init__(self, response_id: str) -> None:
+        super().__init__(
+            f"No response {response_id!r} of yours is stored. A node keeps responses only if it is set up to, and none "
+            "beyond a restart.",
+            details={"responseId": response_id},
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lucid_compute.accounting.jobs import Job, Outcome
 from lucid_compute.egress.connection import HttpConnection
@@ -20,11 +20,13 @@ from lucid_compute.egress.faults import (
 from lucid_compute.egress.lookups import SLOW_NAME_SECONDS
 from lucid_compute.gateway.context import GatewayContext
 from lucid_compute.gateway.endpoints import Billed
-from lucid_compute.gateway.event_stream import EventStream, add_cost
+from lucid_compute.gateway.event_stream import EventStream, add_cost, response_id_in
 from lucid_compute.gateway.node_json import clients_own_status, error_in, is_answer, read_answer, read_object
 from lucid_compute.gateway.node_stats import ANY_ENDPOINT, Suspicion
 from lucid_compute.gateway.node_words import message_in, names_stored, refusal_of, says_no_model, says_too_long
 from lucid_compute.gateway.request import GatewayRequest
+from lucid_compute.gateway.request_body import StoredResponse
+from lucid_compute.gateway.stored_responses import ENDED
 from lucid_compute.gateway.tracing import end_attempt
 from lucid_compute.gateway.usage import (
     COUNTED_BYTES,
@@ -61,7 +63,7 @@ class NodeResponse(NamedTuple):
 class Attempt:
     """The attempt `number` (from 1) of a request, on `node`, or on the model's upstream when it is None.
 
-    `Exchange` talks to the node.
+    `Exchange` talks to the node. `shows_ids`: responses have other ids for clients than at the node.
     """
 
     __slots__ = (
@@ -76,8 +78,11 @@ class Attempt:
         "_number_on_node",
         "_passport",
         "_request",
+        "_shown",
+        "_shown_id",
         "_span",
         "_stream",
+        "shows_ids",
     )
 
     def __init__(
@@ -98,19 +103,14 @@ class Attempt:
         self._asks_usage = request.inference.adds_usage and not context.stats.refuses_question(self._question_id)
         self._span = None if request.span is None else request.span.child("attempt", is_outgoing=True)
         self._began_at = context.monotonic()
-        self._job = request.running.job = Job(
-            id=request.job_id,
-            attempt=number,
-            model_id=request.model.id,
-            model_name=request.model.record.name,
-            node_id=self._node_id,
-            node_owner=None if node is None else node.record.owner,
-            key_id=request.principal.key_id,
-            consumer=request.principal.owner,
-            endpoint=request.inference.endpoint.name,
-            is_stream=request.inference.is_stream,
-            started_at=now,
-        )
+        inference = request.inference
+        self.shows_ids = inference.endpoint.stores
+        self._shown: list[tuple[bytes, bytes]] = []  # ids, quoted: the node's own, and what the client gets for it
+        self._shown_id = inference.shown_id if inference.endpoint.is_stored else ""  # of the response
+        if inference.stored is not None:
+            self._show_as(inference.stored.own_id, inference.shown_id)
+        endpoint = inference.endpoint.name
+        self._job = request.running.job = self._new_job(request.job_id, number, now, endpoint=endpoint)
 
     def begin(self) -> None:
         """Count the request as in flight on its node."""
@@ -146,9 +146,10 @@ class Attempt:
         if self._request.inference.is_stream and endpoint.stream is not None:
             raise EgressFault(FaultKind.BAD_RESPONSE, "The node's answer is one JSON object in place of a stream.")
         self.record_first_byte(connection.last_read_at)
-        self.record_tokens(find_usage(body, counts_cached=endpoint.counts_cached), body)
+        usage = find_usage(body, counts_cached=endpoint.counts_cached)
+        self.record_tokens(usage, body)
         self._job.outcome = Outcome.COMPLETED
-        return NodeResponse(status, body)
+        return NodeResponse(status, self._show_response(value, usage, body) if self.shows_ids else body)
 
     def _accept_media(self, connection: HttpConnection, media: bytes, body: bytes) -> NodeResponse:
         """Return an answer that is no JSON, such as speech, with its own type.
@@ -176,7 +177,7 @@ class Attempt:
         if says_too_long(body) and self._may_be_longer_elsewhere():
             raise ContextTooShort(status, body)
         self._job.outcome, self._job.reason = Outcome.REJECTED, f"http_{status}"
-        return NodeResponse(status, body)
+        return NodeResponse(status, self._with_shown_ids(body))
 
     def _may_be_longer_elsewhere(self) -> bool:
         """Return whether a further model of the route, or another node, may have a longer context."""
@@ -193,7 +194,7 @@ class Attempt:
         """Record that the response began at this instant, for the job and for the next choices of a node."""
         job = self._job
         job.first_byte_ms = (at - self._began_at) * 1000
-        if self._node_id is not None:
+        if self._node_id is not None and not self._request.inference.endpoint.is_stored:
             self._context.stats.record_latency(self._node_id, self._request.criteria.kind, job.first_byte_ms)
 
     def record_tokens(self, usage: Usage | None, body: bytes = b"") -> None:
@@ -203,7 +204,7 @@ class Attempt:
             return
         delivered_bytes = len(body) if stream is None else stream.delivered_bytes
         inference = self._request.inference
-        if inference.endpoint.billed is Billed.NOTHING:
+        if inference.endpoint.billed is Billed.NOTHING or inference.is_background:
             job.are_tokens_counted, job.tokens_in, job.tokens_out = False, 0, 0
             return
         tokens_in, tokens_out = plausible_usage(usage, inference, delivered_bytes) or _UNKNOWN
@@ -223,16 +224,56 @@ class Attempt:
         What is told is what is billed.
         """
         price = self._price
-        if price is None or self._asks_usage or self._has_told_price:
+        if price is None or self._asks_usage or self._has_told_price or self._request.inference.is_background:
             return events
         self.record_tokens(usage)
         told = add_cost(events, write_money(price.of(self._job.tokens_in or 0, self._job.tokens_out or 0)))
         self._has_told_price = told != events
         return told
 
+    def _show_response(self, value: dict[str, Any], usage: Usage | None, body: bytes) -> bytes:
+        """Return a complete response with the ids that the client gets, after it was billed if that is due."""
+        if isinstance(own := value.get("id"), str):
+            self._show_new(own)
+        if value.get("status") in ENDED:
+            self.bill_background(usage, body)
+        return self._with_shown_ids(body)
+
+    def show_ids(self, events: bytes) -> bytes:
+        """Return the events with the ids that the client gets."""
+        if not self._shown_id and (own := response_id_in(events)) is not None:
+            self._show_new(own)
+        return self._with_shown_ids(events)
+
+    def bill_background(self, usage: Usage | None, body: bytes = b"") -> None:
+        """Bill a response that was generated in the background, if it was not billed yet: its end is known now.
+
+        It has a job of its own, whose id follows from the response's: the ledger takes it once.
+        """
+        context, inference = self._context, self._request.inference
+        if not inference.is_background or (bill_id := context.response_ids.bill_id(self._shown_id)) is None:
+            return
+        told = plausible_usage(usage, inference, len(body) if self._stream is None else self._stream.delivered_bytes)
+        bill = self._new_job(bill_id, 1, self._job.started_at, endpoint="responses")
+        counted = count_response(body) if self._stream is None else max(self._stream.pieces, 0)
+        bill.tokens_in, bill.tokens_out = (told.tokens_in or 0, told.tokens_out or 0) if told else (0, counted)
+        bill.are_tokens_counted, bill.outcome, bill.status = told is None, Outcome.COMPLETED, OK
+        bill.latency_ms = (context.monotonic() - self._began_at) * 1000
+        bill.price_usd = charge(bill, self._price)
+        self._request.tokens += bill.tokens_in + bill.tokens_out
+        context.ledger.finish(bill)
+        context.metrics.record(bill)
+
     def record_success(self) -> None:
-        """Record that the node served the request, or refused it as the client's fault."""
-        if self._node_id is not None:
+        """Record that the node served the request, or refused it as the client's fault.
+
+        That it has a stored response says nothing of whether it generates.
+        """
+        if self._node_id is None:
+            return
+        if self._request.inference.endpoint.is_stored:
+            self._context.stats.record_inconclusive(self._node_id, self._number_on_node)
+        else:
             self._context.stats.record_success(self._node_id)
 
     def record_fault(self, fault: EgressFault) -> None:
@@ -286,6 +327,43 @@ class Attempt:
 
     # --- inside
 
+    def _new_job(self, id_: str, number: int, now: datetime, *, endpoint: str) -> Job:
+        request, node = self._request, self._node
+        return Job(
+            id=id_,
+            attempt=number,
+            model_id=request.model.id,
+            model_name=request.model.record.name,
+            node_id=self._node_id,
+            node_owner=None if node is None else node.record.owner,
+            key_id=request.principal.key_id,
+            consumer=request.principal.owner,
+            endpoint=endpoint,
+            is_stream=request.inference.is_stream,
+            started_at=now,
+        )
+
+    def _show_new(self, own_id: str) -> None:
+        """Seal the node's id of a new response."""
+        request = self._request
+        if self._shown_id:
+            return
+        stored = StoredResponse(request.model.id, self._node_id, own_id, request.inference.is_background)
+        sealed = self._context.response_ids.seal(stored, request.principal.owner)
+        if sealed is None:
+            self._shown_id = own_id
+        else:
+            self._shown_id = sealed
+            self._show_as(own_id, sealed)
+
+    def _show_as(self, own_id: str, shown_id: str) -> None:
+        self._shown.append((b'"%b"' % own_id.encode(), b'"%b"' % shown_id.encode()))
+
+    def _with_shown_ids(self, text: bytes) -> bytes:
+        for own, shown in self._shown:
+            text = text.replace(own, shown)
+        return text
+
     @property
     def _price(self) -> TokenPrice | None:
         """The node's price for the model; None without one. An upstream names none."""
@@ -325,7 +403,7 @@ class Attempt:
         stored proves nothing, since its 404 may be about that.
         """
         inference = self._request.inference
-        is_learned = not any(map(names_stored, inference.parts))
+        is_learned = not (inference.endpoint.is_stored or any(map(names_stored, inference.parts)))
         is_model = is_learned and says_no_model(body, self._model_id())
         if self._node_id is not None and is_learned:
             endpoint, owner = ANY_ENDPOINT if is_model else inference.endpoint.name, self._request.principal.owner

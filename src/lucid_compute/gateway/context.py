@@ -12,6 +12,7 @@ from lucid_compute.egress.connection import Deadlines
 from lucid_compute.gateway.event_stream import MAX_EVENT_BYTES, EventStream
 from lucid_compute.gateway.node_stats import FleetStats
 from lucid_compute.gateway.request_metrics import RequestMetrics
+from lucid_compute.gateway.stored_responses import ResponseIds
 from lucid_compute.gateway.tracing import Tracer
 from lucid_compute.gateway.upstreams import Upstreams
 from lucid_compute.postgres.clock import DatabaseClock
@@ -29,6 +30,7 @@ class GatewayContext(NamedTuple):
     ledger: JobLedger
     deadlines: Deadlines
     metrics: RequestMetrics
+    response_ids: ResponseIds
     tracer: Tracer | None = None
     event_stream: type[EventStream] = EventStream
     max_event_bytes: int = MAX_EVENT_BYTES

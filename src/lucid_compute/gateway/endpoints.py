@@ -1,6 +1,7 @@
 """The endpoints of inference: how each one names its model, ends its answers, tells its usage and is billed.
 
-A new endpoint is a row of `ENDPOINTS`. Everything else asks the row, never for an endpoint's name.
+A new endpoint is a row of `ENDPOINTS`, or of `STORED` if it names a stored response. Everything else asks the row,
+never for an endpoint's name.
 """
 
 from __future__ import annotations
@@ -85,6 +86,8 @@ class InferenceEndpoint(NamedTuple):
     - `is_form`: the body is a form in several parts, one of which is `model`.
     - `counts_cached`: its usage tells the cached part of the input apart.
     - `headers`: further ones for nodes. `{key}` stands for the node's key; without one the header is left out.
+    - `stores`: a node may keep the answer, under an id that leads back to this node.
+    - `is_stored`: its path names such an answer, in place of a model in its body.
     """
 
     name: str
@@ -99,6 +102,9 @@ class InferenceEndpoint(NamedTuple):
     is_form: bool = False
     counts_cached: bool = False
     headers: tuple[str, ...] = ()
+    method: str = "POST"
+    stores: bool = False
+    is_stored: bool = False
 
     @property
     def path(self) -> str:
@@ -183,6 +189,7 @@ _ROWS = (
         AnswerShape(("output",), "type", may_be_empty=True),
         _RESPONSE,
         has_template=True,
+        stores=True,
     ),
     InferenceEndpoint(
         "messages",
@@ -258,3 +265,45 @@ _ROWS = (
 )
 ENDPOINTS = {row.name: row for row in _ROWS}
 PATHS = {row.path: row for row in _ROWS}
+
+_KEPT = AnswerShape(("output",), "type", may_be_empty=True)
+STORED = tuple(
+    InferenceEndpoint(
+        f"responses/{{response_id}}{rest}",
+        operation_id,
+        {},
+        shape,
+        stream,
+        Billed.NOTHING,
+        method=method,
+        stores=True,
+        is_stored=True,
+    )
+    for method, rest, operation_id, shape, stream in (
+        ("GET", "", "get_response", _KEPT, _RESPONSE),
+        ("DELETE", "", "delete_response", AnswerShape(("deleted",)), None),
+        ("POST", "/cancel", "cancel_response", _KEPT, None),
+    )
+)
+"""What can be done with a stored response. Its text was billed when it was generated, or is when its end is seen."""
+_STORED_PATH = re.compile(r"/v1/responses/([^/]{1,400})(/cancel)?")
+
+
+def find_stored(path: str) -> tuple[str, list[InferenceEndpoint]] | None:
+    """Return the id of the response that a path names, and the endpoints of the path; None if it names none."""
+    found = _STORED_PATH.fullmatch(path)
+    if found is None:
+        return None
+    return found[1], [row for row in STORED if row.name.endswith("/cancel") == bool(found[2])]
+
+
+def endpoint_of(path: str, method: str) -> tuple[str, InferenceEndpoint]:
+    """Return the id of the stored response that a lane's path names, if it names one, and the request's endpoint.
+
+    If the path does not take the request's method, it is an endpoint of the path.
+    """
+    found = find_stored(path)
+    if found is None:
+        return "", PATHS[path]
+    stored_id, rows = found
+    return stored_id, next((row for row in rows if row.method == method), rows[0])

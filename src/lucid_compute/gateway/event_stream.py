@@ -325,6 +325,15 @@ class EventStream:
         return not choices or (isinstance(choices, list) and not any(map(has_content, choices)))
 
 
+def response_id_in(block: bytes) -> str | None:
+    """Return the id of the response that an event tells of; None if none does."""
+    for event in _events_of(block):
+        response = (_read_event(event) or {}).get("response")
+        if isinstance(response, dict) and isinstance(own := response.get("id"), str):
+            return own
+    return None
+
+
 def _events_of(block: bytes) -> Iterator[bytes]:
     """Yield the events of a block; together they are the block."""
     at = 0

@@ -67,11 +67,11 @@ class Exchange(Attempt):
             return self._connect
         connection.on_ready = self._receive
         inference = self._request.inference
-        head = target.head(inference.endpoint, self._request.job_id)
+        head = target.head(inference.endpoint, self._request.job_id, inference.resource)
         if content_type := inference.content_type:
             head += b"Content-Type: %b\r\n" % content_type
         if self._span is not None:
-            path = target.path_of(inference.endpoint.name)
+            path = target.path_of(inference.resource or inference.endpoint.name)
             begin_attempt(self._span, target.url, path, inference.endpoint, self._number)
             head += b"traceparent: %b\r\n" % self._span.traceparent
         connection.send(head, self._body(), self._context.deadlines, wants_stream=inference.is_stream)
@@ -205,6 +205,8 @@ class Exchange(Attempt):
             events = b""
         if events and stream.usage is not None:
             events = self.tell_price(stream.usage, events)
+        if events and self.shows_ids:
+            events = self.show_ids(events)
         if stream.has_ended and connection.is_whole and events:
             self._end_stream(connection, stream, events)
             return True
@@ -257,6 +259,8 @@ class Exchange(Attempt):
             self._begin_response(connection)
         self.record_tokens(stream.usage)
         self._job.outcome = Outcome.REJECTED if stream.is_refused else Outcome.COMPLETED
+        if not stream.is_refused:
+            self.bill_background(stream.usage)
         self._record_served(accepts=True)
         self._connection = None
         if self._target is not None:

@@ -25,6 +25,7 @@ from lucid_compute.errors import (
     NodeTimeout,
     Overloaded,
     RefusedByNode,
+    ResponseNotFound,
     RoutingLoop,
     Shortage,
 )
@@ -47,7 +48,7 @@ def error_of(request: GatewayRequest, failed: list[Failed], why: str = "") -> Lu
     ]
     if any(_is_loop(fault) for fault in faults):
         return RoutingLoop(attempts)
-    if (refused := _refused(failed)) is not None:
+    if (refused := _refused(request, failed)) is not None:
         return refused
     if are_passing(failed):
         return _unavailable(request, failed)
@@ -62,15 +63,26 @@ def error_of(request: GatewayRequest, failed: list[Failed], why: str = "") -> Lu
     return NodeFailed(attempts, why=why, said=said, is_requests_own=_is_requests_own(request, faults))
 
 
-def _refused(failed: list[Failed]) -> InvalidRequest | None:
+def _refused(request: GatewayRequest, failed: list[Failed]) -> InvalidRequest | ResponseNotFound | None:
     """Return the error of a request that the nodes refused, as one too long or for what they have not stored."""
     fault = failed[-1][1]
     if isinstance(fault, ContextTooShort) and _is_too_long(failed):
         return RefusedByNode(fault.status, fault.body)
+    if request.inference.stored is not None and isinstance(fault, NotOffered):
+        return _without_stored(request, fault)
     if not is_about_stored(failed):
         return None
     said = next((fault.said for _, fault in failed if isinstance(fault, NotOffered) and fault.said), "")
     return InvalidRequest([FieldFault("", said or _NOT_STORED)], status=HTTPStatus.NOT_FOUND)
+
+
+def _without_stored(request: GatewayRequest, fault: NotOffered) -> InvalidRequest | ResponseNotFound:
+    """Return the error of a request for a stored response whose node has it no longer, or can't do this with it."""
+    inference = request.inference
+    if fault.status == HTTPStatus.NOT_FOUND or not inference.endpoint.is_stored:
+        return ResponseNotFound(inference.shown_id)
+    message = f"The node that has the response does not take {inference.endpoint.method} of it: it said {fault.status}."
+    return InvalidRequest([FieldFault("", message)], status=HTTPStatus.METHOD_NOT_ALLOWED)
 
 
 def are_passing(failed: list[Failed]) -> bool:

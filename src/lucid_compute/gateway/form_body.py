@@ -70,6 +70,7 @@ class FormRequest(InferenceRequest):
         self.session = self.max_tokens_out = None
         self.adds_usage = self._is_plain = False
         self.choice_count = 1
+        self.shown_id, self.stored, self.is_background = "", None, False
         self._options = None
         self._rest = b""
         self._bodies = {}

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from lucid_compute.accounting.jobs import Outcome
 from lucid_compute.egress.faults import Blame, ContextTooShort, EgressFault, FaultKind, NodeBusy, NotOffered
-from lucid_compute.errors import ModelUnavailable, Shortage
+from lucid_compute.errors import ModelUnavailable, ResponseNotFound, Shortage
 from lucid_compute.gateway.breakers import RetryBudgets
 from lucid_compute.gateway.context import GatewayContext
 from lucid_compute.gateway.dispatcher import Dispatcher
@@ -24,6 +24,7 @@ from lucid_compute.gateway.exchange import Exchange
 from lucid_compute.gateway.failures import are_passing, busy_count, error_of, is_about_stored, soonest_seconds
 from lucid_compute.gateway.ranking import Ranking, narrow, rank
 from lucid_compute.gateway.request import Criteria, Failed, GatewayRequest, RunningRequest, TriedNodes
+from lucid_compute.gateway.request_body import InferenceRequest, StoredResponse
 from lucid_compute.gateway.request_queue import QueuePlace, RequestQueue
 from lucid_compute.gateway.tracing import Span, end_choice
 from lucid_compute.registry.domain.identity import Principal
@@ -174,6 +175,8 @@ class Gateway:
         """
         if request.span is not None:
             served.choice = request.span.child("choose")
+        if request.inference.endpoint.is_stored and request.inference.stored is not None:
+            return self._begin(served, request, self._node_with(request.inference, request.inference.stored), now)
         if request.model.format is ModelFormat.API:
             if not request.model.record.metadata.get("upstream"):
                 if request.others:
@@ -189,6 +192,27 @@ class Gateway:
             return self._choose(served, request, now)
         node = self.dispatcher.find_quickly(request.criteria, now)
         return partial(self._search, served, request) if node is None else self._begin(served, request, node, now)
+
+    def knows_node(self, inference: InferenceRequest) -> bool:
+        """Return whether the node is there that has the response which a request names, if it names one."""
+        stored = inference.stored
+        if stored is None or stored.node_id is None:
+            return True
+        node = self.context.fleet.find_node(stored.node_id)
+        return node is not None and not node.record.has_ended
+
+    def _node_with(self, inference: InferenceRequest, stored: StoredResponse) -> FleetNode | None:
+        """Return the node that has a stored response, also while it drains, is full or fails; None is the upstream.
+
+        Raises:
+            ResponseNotFound: the node has left.
+        """
+        if stored.node_id is None:
+            return None
+        node = self.context.fleet.find_node(stored.node_id)
+        if node is None or node.record.has_ended:
+            raise ResponseNotFound(inference.shown_id)
+        return node
 
     async def _search(self, served: ServedRequest, request: GatewayRequest) -> None:
         """Begin an attempt on a node that a search of all nodes finds, or go on to the next model of the route.
@@ -278,6 +302,7 @@ class Gateway:
             LucidError: the client has a part of its response, or the attempts are used up.
         """
         failed, is_last = request.failed, request.model.format is ModelFormat.API and not request.others
+        is_last = is_last or request.inference.endpoint.is_stored
         if request.has_begun or len(failed) >= MAX_ATTEMPTS or is_last:
             raise error_of(request, failed)
         if failed[-1][1].kind is FaultKind.TOO_LARGE:  # and another node's answer would be as large

@@ -17,16 +17,17 @@ from lucid_compute.errors import (
     LucidError,
     MethodNotAllowed,
     Overloaded,
-    RefusedByNode,
+    ResponseNotFound,
     RoutingLoop,
     Unauthorized,
 )
-from lucid_compute.gateway.endpoints import PATHS
+from lucid_compute.gateway.endpoints import PATHS, InferenceEndpoint, endpoint_of, find_stored
 from lucid_compute.gateway.event_stream import error_event
 from lucid_compute.gateway.form_body import read_form
 from lucid_compute.gateway.gateway import Gateway, ServedRequest
-from lucid_compute.gateway.request import GatewayRequest, new_job_id
+from lucid_compute.gateway.request import GatewayRequest, new_job_id, refusal, refusal_of
 from lucid_compute.gateway.request_body import PARSED_BYTES, InferenceRequest, model_named_in, read_in_steps
+from lucid_compute.gateway.stored_responses import read_stored
 from lucid_compute.gateway.tracing import Span, begin_request, end_request
 from lucid_compute.gateway.upstreams import HOP_HEADER
 from lucid_compute.gateway.watchdog import Watchdog
@@ -37,7 +38,7 @@ from lucid_compute.registry.keys.authentication import Authenticator
 from lucid_compute.registry.keys.budgets import KeyBudgets
 from lucid_compute.registry.keys.key_rates import KeyRates, rate_limit_headers
 from lucid_compute.web.bodies import Body, BodyRoom, ClientLeft, body_too_slow
-from lucid_compute.web.errors import headers_of, inference_body, inference_bytes, log_unexpected, stopping
+from lucid_compute.web.errors import inference_body, log_unexpected, stopping
 from lucid_compute.web.lanes import CutReason, Headers, IncomingRequest, LaneClient, Response, Wait
 from lucid_compute.web.request_guard import REQUEST_ID, request_id_of
 
@@ -66,12 +67,14 @@ class InferenceCall(ServedRequest):
     span: Span | None = None
     inference: InferenceRequest | None = None
     request: GatewayRequest | None = None
+    endpoint: InferenceEndpoint
     held: Body | None = None
 
     def __init__(self, lane: InferenceLane, client: LaneClient, request: IncomingRequest, started_at: float) -> None:
         super().__init__(client, request, started_at)
         self.has_body = self.body is not None
         self.model_id = NO_MODEL
+        self.stored_id, self.endpoint = endpoint_of(request.path, request.method)
         self._lane = lane
 
     @property
@@ -145,14 +148,15 @@ class InferenceLane:
         context = gateway.context
         self._fleet, self._clock, self._monotonic = context.fleet, context.clock, context.monotonic
         self._ledger, self._tracer, self._time_ns = context.ledger, context.tracer, context.time_ns
-        self._overloaded = {path: _refusal(_overloaded(), [], path) for path in PATHS}
+        self._ids = context.response_ids
+        self._overloaded = {path: refusal(_overloaded(), [], path) for path in PATHS}
         self.running_count = self.express = 0
         self.outcomes: Counter[str] = Counter()
 
     def accept(self, client: LaneClient, request: IncomingRequest) -> InferenceCall | None:
         """Serve a request. Return it while it waits; None when it was answered already."""
         headers = request.headers
-        if self._is_full and request.method == "POST" and HOP not in headers:
+        if self._is_full and request.method == "POST" and HOP not in headers and request.path in PATHS:
             client.answer(*self._refuse_at_once(request))  # `admit` would refuse it too, but this is cheaper
             return None
         self._learn_server(client.server)
@@ -202,9 +206,17 @@ class InferenceLane:
         headers = admission.response_headers or self._identify(admission, principal)
         if (wait := self._spend(admission, principal, headers, now)) is not None:
             return wait
-        inference = admission.inference or self._parse(admission)
+        if admission.endpoint.stores and not self._ids.is_loaded:
+            return self._await_ids
+        inference = admission.inference or self._parse(admission, principal)
         if not isinstance(inference, InferenceRequest):
             return inference
+        if inference.shown_id and inference.stored is None:
+            stored = self._ids.open(inference.shown_id, principal.owner)
+            if stored is None:
+                inference.shown_id = ""  # one that this service did not issue goes to the node as it is
+            else:
+                inference.continue_from(stored)
         return self._enter(admission, principal, inference, headers)
 
     def _enter(
@@ -217,7 +229,7 @@ class InferenceLane:
             RateLimited: as many requests of the key run as may run at once.
         """
         model = self._fleet.find_model(inference.model)
-        if model is None:
+        if model is None or not self._gateway.knows_node(inference):
             return self._await_model
         admission.model_id = model.id
         if principal.limits is not None:
@@ -229,14 +241,15 @@ class InferenceLane:
         request = admission.request = GatewayRequest(principal, inference, model, admission)
         request.span = admission.span
         request.identify(admission.job_id, _session_of(admission.headers, inference, principal), headers)
-        if model.route is not None:
+        if model.route is not None and not inference.endpoint.is_stored:
             self._gateway.follow_route(request)
         return request
 
     def _begin(self, admission: InferenceCall) -> None:
         """Count the request as running, unless it is one too many."""
-        if admission.method != "POST":
-            raise MethodNotAllowed(admission.method, ["POST"])
+        if admission.method != admission.endpoint.method:
+            found = find_stored(admission.path)
+            raise MethodNotAllowed(admission.method, ["POST"] if found is None else [row.method for row in found[1]])
         hop = admission.headers.get(HOP)
         if hop is not None and self._feed.knows_replica(hop.decode("latin-1")):
             raise RoutingLoop([])
@@ -264,8 +277,7 @@ class InferenceLane:
         principal.require(ALLOWED_SCOPES)
         admission.key_id = principal.key_id
         if self._tracer is not None:
-            endpoint = PATHS[admission.path]
-            admission.span = begin_request(self._tracer, endpoint, admission.headers)
+            admission.span = begin_request(self._tracer, admission.endpoint, admission.path, admission.headers)
         admission.job_id = new_job_id(self._time_ns())
         sent = admission.headers.get(b"x-request-id")
         is_fit = sent is not None and REQUEST_ID.fullmatch(sent)
@@ -294,14 +306,22 @@ class InferenceLane:
         admission.is_charged = not must_wait
         return self._await_allowance if must_wait else None
 
-    def _parse(self, admission: InferenceCall) -> InferenceRequest | AwaitStep:
+    def _parse(self, admission: InferenceCall, principal: Principal) -> InferenceRequest | AwaitStep:
         """Return the parsed body, or what must be awaited first.
 
         Raises:
             InvalidRequest: the body is not a valid request.
+            ResponseNotFound: the path names no response of the key's owner.
         """
-        if admission.body is None or len(admission.body) > PARSED_BYTES or PATHS[admission.path].is_form:
-            return self._await_body if admission.body is None else self._await_reading
+        endpoint = admission.endpoint
+        if admission.body is None:
+            return self._await_body
+        if endpoint.is_stored:
+            stored_id, query = admission.stored_id, admission.query
+            admission.inference = read_stored(self._ids, endpoint, stored_id, query, principal.owner)
+            return admission.inference
+        if len(admission.body) > PARSED_BYTES or endpoint.is_form:
+            return self._await_reading
         inference = admission.inference = self._read(admission, admission.body)
         admission.body = None
         return inference
@@ -313,7 +333,7 @@ class InferenceLane:
             InvalidRequest: the body is not a valid request.
         """
         try:
-            return InferenceRequest(PATHS[admission.path], body)
+            return InferenceRequest(admission.endpoint, body)
         except InvalidRequest:
             self._find_named_model(admission, body)
             raise
@@ -324,7 +344,7 @@ class InferenceLane:
 
     async def _await_reading(self, admission: InferenceCall) -> None:
         """Parse a large body or a form in steps, between which other requests are served."""
-        body, endpoint = admission.body or b"", PATHS[admission.path]
+        body, endpoint = admission.body or b"", admission.endpoint
         try:
             if endpoint.is_form:
                 admission.inference = await read_form(endpoint, body, admission.headers.get(b"content-type", b""))
@@ -354,16 +374,24 @@ class InferenceLane:
     async def _await_body(self, admission: InferenceCall) -> None:
         if admission.receive is None:
             raise ClientLeft
-        takes_form = PATHS[admission.path].is_form
+        takes_form = admission.endpoint.is_form
         admission.held = Body(self._room, admission.headers, self._max_body_bytes, takes_form=takes_form)
         admission.body = await admission.held.read_undisturbed(admission.receive)
         admission.has_body = True
 
     async def _await_model(self, admission: InferenceCall) -> None:
-        """Wait for the feed: another replica may have just registered the model."""
+        """Wait for the feed: another replica may have just registered the model, or the node with a response."""
         await self._feed.catch_up()
-        if admission.inference is not None:
-            self._fleet.get_model(admission.inference.model)
+        if (inference := admission.inference) is None:
+            return
+        is_lost = inference.endpoint.is_stored and self._fleet.find_model(inference.model) is None
+        if is_lost or not self._gateway.knows_node(inference):
+            raise ResponseNotFound(inference.shown_id)
+        self._fleet.get_model(inference.model)
+
+    async def _await_ids(self, _: InferenceCall) -> None:
+        """Read the secret of the ids of responses, once."""
+        await self._ids.load()
 
     # --- the end of a request
 
@@ -407,11 +435,11 @@ class InferenceLane:
         if error is None:
             call.client.hang_up()
         elif request is None:
-            call.client.answer(*_refusal(error, identifying, call.path))
+            call.client.answer(*refusal(error, identifying, call.path))
         elif has_begun:
             call.client.write(error_event(request.inference.endpoint, inference_body(error, call.path)), more=False)
         else:
-            call.client.answer(*_refusal_of(request, error))
+            call.client.answer(*refusal_of(request, error))
 
     def _close(self, call: InferenceCall, outcome: str | None = None, *, status: int) -> None:
         """Stop counting and watching a request, and break the cycles that only garbage collection would free."""
@@ -459,23 +487,6 @@ def _session_of(headers: dict[bytes, bytes], inference: InferenceRequest, princi
     """Return the request's session, separate for each owner; None when it names none."""
     session = headers.get(SESSION_HEADER, b"")[:MAX_SESSION_BYTES].decode("latin-1") or inference.session
     return session and f"{principal.owner} {session}"
-
-
-def _refusal(error: LucidError, headers: Headers, path: str) -> Response:
-    """Return the response that refuses a request at `path`; `headers` are added to the error's own."""
-    body = error.response if isinstance(error, RefusedByNode) else inference_bytes(error, path)
-    ours = [(name.lower().encode(), value.encode()) for name, value in headers_of(error).items()]
-    basic = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-    return error.http_status, [*basic, *ours, *headers], body
-
-
-def _refusal_of(request: GatewayRequest, error: LucidError) -> Response:
-    """Return the response to a request that no node served."""
-    job = request.running.job  # of the last attempt
-    attempts = (b"x-lucid-attempts", b"%d" % (job.attempt if job else 0))
-    return _refusal(
-        error, [*request.headers, (b"x-lucid-job", request.job_id.encode()), attempts], request.running.path
-    )
 
 
 def _overloaded() -> Overloaded:

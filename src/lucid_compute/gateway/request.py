@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 from lucid_compute.accounting.jobs import Job
 from lucid_compute.egress.faults import Blame, EgressFault
+from lucid_compute.errors import LucidError, RefusedByNode
 from lucid_compute.gateway.request_body import InferenceRequest
 from lucid_compute.gateway.tracing import Span
 from lucid_compute.registry.domain.identity import Principal
@@ -15,6 +16,7 @@ from lucid_compute.registry.domain.passports import ModelPassport
 from lucid_compute.registry.fleet.fleet import Fleet, FleetNode
 from lucid_compute.registry.keys.authentication import Admission
 from lucid_compute.registry.routing_rules import NO_POLICY, RoutingPolicy, context_on
+from lucid_compute.web.errors import headers_of, inference_bytes
 from lucid_compute.web.lanes import Headers, IncomingRequest, LaneClient, Response
 
 Failed = tuple[FleetNode | None, EgressFault]
@@ -208,3 +210,18 @@ class GatewayRequest:
             headers.append((b"x-lucid-model", quote(self.model.record.name, safe=_IN_HEADER).encode()))
         headers += [(b"content-length", b"%d" % length)] if length >= 0 else _OF_STREAMS
         return headers
+
+
+def refusal(error: LucidError, headers: Headers, path: str) -> Response:
+    """Return the response that refuses a request at `path`; `headers` are added to the error's own."""
+    body = error.response if isinstance(error, RefusedByNode) else inference_bytes(error, path)
+    ours = [(name.lower().encode(), value.encode()) for name, value in headers_of(error).items()]
+    basic = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    return error.http_status, [*basic, *ours, *headers], body
+
+
+def refusal_of(request: GatewayRequest, error: LucidError) -> Response:
+    """Return the response to a request that no node served."""
+    job = request.running.job  # of the last attempt
+    attempts = (b"x-lucid-attempts", b"%d" % (job.attempt if job else 0))
+    return refusal(error, [*request.headers, (b"x-lucid-job", request.job_id.encode()), attempts], request.running.path)

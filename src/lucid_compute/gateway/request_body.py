@@ -1,7 +1,8 @@
-"""An OpenAI request: the few fields that the gateway reads, and the bytes of its body, with at most three changes.
+"""An OpenAI request: the few fields that the gateway reads, and the bytes of its body, with at most four changes.
 
 The model's name becomes the one that the node knows, `lucid` is removed, and `stream_options.include_usage` may be
-added. Every other field keeps the client's bytes, including the format of its numbers.
+added. `previous_response_id` becomes the node's own. Every other field keeps the client's bytes, including the format
+of its numbers.
 
 A key that the gateway reads may occur only once, because parsers choose differently between duplicates. Other fields
 are not checked for duplicate keys: that would take as long as everything else that the gateway does.
@@ -13,7 +14,7 @@ import asyncio
 import json
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 from pydantic_core import from_json
@@ -28,6 +29,7 @@ from lucid_compute.wire import FieldFault, faults_from
 
 _LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens", "n")
 _READ = ("model", "stream", "stream_options", "user", "prompt_cache_key", "lucid", *_LIMITS)
+_OF_RESPONSES = ("previous_response_id", "background")
 _OBJECTS = ("stream_options", "lucid")  # the gateway reads their fields too
 # Inside JSON text a quote is escaped, so nothing in a prompt looks like a key. This takes a microsecond for 2 KB.
 _KEYS = re.compile(rb'"(%b)"\s*:' % "|".join((*_READ, "include_usage")).encode())
@@ -49,11 +51,27 @@ _COUNTED_BYTES = 1024 * 1024  # of prompts, that are counted at once
 _UNSEEN_BYTES = 1024 * 1024  # of a body, in which what it refers to is searched for
 
 
+class StoredResponse(NamedTuple):
+    """Where a response is: the node that has it, None for the model's upstream, and its id there.
+
+    `is_background`: it was generated in the background, and is billed when its end is seen.
+    """
+
+    model_id: str
+    node_id: str | None
+    own_id: str
+    is_background: bool = False
+
+
 class InferenceRequest:
     """One OpenAI request, parsed.
 
-    `adds_usage`: the gateway asks for the stream's usage and the client did not. `max_tokens_out`: how many tokens the
-    response may have in all its choices; None if the client does not say. `choice_count`: how many choices it has.
+    - `adds_usage`: the gateway asks for the stream's usage and the client did not.
+    - `max_tokens_out`: how many tokens the response may have in all its choices; None if the client does not say.
+    - `choice_count`: how many choices it has.
+    - `shown_id`: the id of a response that the request names, as the client has it; empty if it names none.
+    - `stored`: where that response is; None while that is not known.
+    - `is_background`: the node generates the response after it has answered.
     """
 
     __slots__ = (
@@ -65,11 +83,14 @@ class InferenceRequest:
         "adds_usage",
         "choice_count",
         "endpoint",
+        "is_background",
         "is_stream",
         "max_tokens_out",
         "model",
         "policy",
         "session",
+        "shown_id",
+        "stored",
     )
 
     def __init__(self, endpoint: InferenceEndpoint, body: bytes, *, rest: bytes = b"", prompts: int = 0) -> None:
@@ -100,6 +121,10 @@ class InferenceRequest:
         prompts = prompts or _prompt_count(read)
         self.choice_count = _whole(read.n, 1) * prompts
         self.max_tokens_out = _most_tokens(endpoint, read, prompts)
+        previous = read.previous_response_id
+        self.shown_id = previous if endpoint.stores and isinstance(previous, str) else ""
+        self.stored: StoredResponse | None = None
+        self.is_background = endpoint.stores and read.background is True
         self._options = options if "stream_options" in read.model_fields_set else _ABSENT
         self._body = _without_ours(body, read, adds_usage=self.adds_usage)
         self._rest = rest
@@ -113,6 +138,20 @@ class InferenceRequest:
         if body is None:
             body = self._bodies[model_id] = self._whole(self._with_model(model_id))
         return body
+
+    def continue_from(self, stored: StoredResponse) -> None:
+        """Send the request to the node that has the response which it continues, under the node's own id."""
+        self.stored = stored
+        self._body = _rewrite(self._body, {"previous_response_id": _dump(stored.own_id)})
+        self._bodies = {} if self._rest else {self.model: self._body}
+        if stored.node_id is not None:
+            allowed, needed = self.policy.node_ids, frozenset({stored.node_id})
+            self.policy = self.policy._replace(node_ids=needed if allowed is None else needed & allowed)
+
+    @property
+    def resource(self) -> str:
+        """The path below the node's base URL, if it is not the endpoint's name."""
+        return ""
 
     @property
     def content_type(self) -> bytes:
@@ -165,7 +204,7 @@ async def read_in_steps(endpoint: InferenceEndpoint, body: bytes) -> InferenceRe
     Raises:
         InvalidRequest: the body is not JSON (400), or a field that the gateway reads is invalid (422).
     """
-    scan = BodyScan(body, (*_READ, "best_of", "prompt"))
+    scan = BodyScan(body, (*_READ, "best_of", "prompt", *_OF_RESPONSES))
     for _ in scan.steps():
         await asyncio.sleep(0)
     read: list[bytes] = []

@@ -67,6 +67,8 @@ class InferenceBody(BaseModel):
     max_completion_tokens: Any = None
     max_output_tokens: Any = None
     n: Any = None
+    previous_response_id: Any = None
+    background: Any = None
     lucid: RequestPolicy | None = None
 
 

@@ -53,14 +53,14 @@ _OPERATIONS = {
 }
 
 
-def begin_request(tracer: Tracer, endpoint: InferenceEndpoint, headers: Mapping[bytes, bytes]) -> Span:
-    """Begin the span of a request of an endpoint."""
-    path = endpoint.path
-    span = tracer.begin(f"POST {path}", headers)
+def begin_request(tracer: Tracer, endpoint: InferenceEndpoint, path: str, headers: Mapping[bytes, bytes]) -> Span:
+    """Begin the span of a request of an endpoint, at `path`."""
+    method, route = endpoint.method, endpoint.path
+    span = tracer.begin(f"{method} {route}", headers)
     span.set_attributes(
         {
-            "http.request.method": "POST",
-            "http.route": path,
+            "http.request.method": method,
+            "http.route": route,
             "url.path": path,
             "url.scheme": "http",
             "gen_ai.operation.name": _operation_of(endpoint),
@@ -99,7 +99,7 @@ def begin_attempt(span: Span, url: ProviderUrl, path: str, endpoint: InferenceEn
     """Say where an attempt is sent: a node's URL, and the endpoint's path there."""
     span.set_attributes(
         {
-            "http.request.method": "POST",
+            "http.request.method": endpoint.method,
             "http.request.resend_count": number - 1 or None,
             "server.address": url.host,
             "server.port": url.port,

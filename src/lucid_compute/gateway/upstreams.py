@@ -24,16 +24,21 @@ class Target(NamedTuple):
     heads: dict[str, bytes]
     owner: str
 
-    def head(self, endpoint: InferenceEndpoint, job_id: str) -> bytes:
-        """Return the head of a request to the endpoint; it contains nothing of the client's head."""
-        head = self.heads.get(endpoint.name)
+    def head(self, endpoint: InferenceEndpoint, job_id: str, resource: str = "") -> bytes:
+        """Return the head of a request to the endpoint; it contains nothing of the client's head.
+
+        `resource`: the path below the base URL, if it is another one in each request.
+        """
+        head = None if resource else self.heads.get(endpoint.name)
         if head is None:
             further = [line.format(key=self.bearer) for line in endpoint.headers if self.bearer or "{key}" not in line]
             accepted = "*/*" if endpoint.shape.media else "application/json, text/event-stream"
             kind = [f"Accept: {accepted}", *further]
-            if not endpoint.is_form:  # whose boundary is in its Content-Type
+            if not (endpoint.is_form or endpoint.is_stored):  # the one's Content-Type has a boundary, the other no body
                 kind.insert(0, "Content-Type: application/json")
-            head = self.heads[endpoint.name] = self._head("POST", endpoint.name, *kind) + JOB_HEADER
+            head = self._head(endpoint.method, resource or endpoint.name, *kind) + JOB_HEADER
+            if not resource:
+                self.heads[endpoint.name] = head
         return b"%b%b\r\n" % (head, job_id.encode())
 
     def path_of(self, name: str) -> str:

@@ -1,4 +1,4 @@
-"""Parts of queries that several stores share: the order and the length of a list, and ids."""
+"""Parts of queries that several stores share: the order and the length of a list, ids, and the replicas' secret."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.dialects.postgresql import UUID as UUID_TYPE
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from lucid_compute.postgres.database import Database
+from lucid_compute.postgres.tables import response_secret
 from lucid_compute.wire import SortBy, SortOrder
 
 COUNTED = 100_000
@@ -45,3 +47,13 @@ def ids_are_uuids(*ids: str) -> bool:
 def unnest_ids(ids: Sequence[str]) -> ColumnElement[str]:
     """Return a column that has one row for each id."""
     return func.unnest(cast(list(ids), ARRAY(UUID_TYPE(as_uuid=False))))
+
+
+async def read_response_secret(database: Database) -> bytes:
+    """Return the secret with which replicas seal the ids of responses.
+
+    Raises:
+        DatabaseUnavailable: Postgres did not respond in time.
+    """
+    async with database.transaction() as connection:
+        return bytes(await connection.scalar(select(response_secret.c.secret)) or b"")

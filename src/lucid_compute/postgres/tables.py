@@ -87,6 +87,14 @@ Table(
     Column("oldest_revision", Text, nullable=False),
 )
 
+# One row. Ids of responses are sealed with it, so that a replica knows those of another: `gateway/stored_responses.py`.
+response_secret = Table(
+    "response_secret",
+    metadata,
+    Column("only_row", Boolean, primary_key=True, server_default=text("true")),
+    Column("secret", LargeBinary, nullable=False),
+)
+
 passports = Table(
     "passports",
     metadata,

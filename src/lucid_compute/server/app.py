@@ -14,7 +14,7 @@ import lucid_compute
 from lucid_compute.accounting import job_routes, overview, series_routes, usage_routes
 from lucid_compute.accounting.payouts import routes as payout_routes
 from lucid_compute.gateway import match_routes, openai_routes, probe_routes
-from lucid_compute.gateway.endpoints import PATHS
+from lucid_compute.gateway.endpoints import PATHS, find_stored
 from lucid_compute.gateway.lane import InferenceLane
 from lucid_compute.registry import heartbeat_lane, model_routes, node_routes, passport_routes
 from lucid_compute.registry.heartbeat_lane import HeartbeatLane
@@ -77,7 +77,10 @@ class LucidApp:
         if root and path.startswith(f"{root}/"):  # a proxy may also have taken it off
             path = path[len(root) :]
             scope = {**scope, "path": path, "raw_path": path.encode()}
-        if (lane := self._lanes.get(path.encode())) is not None:
+        lane = self._lanes.get(path.encode())
+        if lane is None and find_stored(path) is not None:
+            lane = self.inference
+        if lane is not None:
             await AsgiClient(scope, receive, send).serve(lane)
         elif path and scope["method"] == "HEAD":
             # A copy: the server has to know that the response has no body.

@@ -41,7 +41,9 @@ class AsgiClient:
         if authorization_of(scope, headers) is None:
             for name in KEY_HEADERS:
                 headers.pop(name, None)  # two keys are none
-        request = IncomingRequest(scope["path"], headers, None, scope["method"], self._receive_body)
+        request = IncomingRequest(
+            scope["path"], headers, None, scope["method"], self._receive_body, scope.get("query_string", b"")
+        )
         self._accepted = lane.accept(self, request)
         try:
             await self._send_messages()

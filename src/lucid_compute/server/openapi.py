@@ -12,6 +12,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
 from lucid_compute.errors import (
+    MethodNotAllowed,
     ModelNotFound,
     ModelUnavailable,
     NodeDeregistered,
@@ -19,9 +20,10 @@ from lucid_compute.errors import (
     NodeNotFound,
     NodeTimeout,
     Overloaded,
+    ResponseNotFound,
     RoutingLoop,
 )
-from lucid_compute.gateway.endpoints import ENDPOINTS, InferenceEndpoint
+from lucid_compute.gateway.endpoints import ENDPOINTS, STORED, InferenceEndpoint
 from lucid_compute.gateway.shapes import MAX_MODEL_ID, AnthropicErrorAnswer, InferenceBody, OpenAiErrorAnswer
 from lucid_compute.registry.domain.metadata import ComputeMetadata, ModelMetadata
 from lucid_compute.registry.domain.node_state import Heartbeat
@@ -51,6 +53,7 @@ _PATHS = {
     "key_id": "ug548cjkn1Kj",
     "webhook_id": "3fe3d32f-17b0-4b8d-a168-95cf04e3250a",
     "period_id": "a3ed89e6-2311-462b-9c2b-13de36a4180d",
+    "response_id": "resp_Xc0b9Q2m1xqkV4uT7rJd5wQ8hZ3nYpLsA6eGfKcB0iM",
 }
 _DESCRIPTION = """\
 Served by the node where the request waits least. The body goes on untouched but for three things:
@@ -61,12 +64,43 @@ headers name the job (`X-Lucid-Job`), the node (`X-Lucid-Node`), how many attemp
 and the price (`X-Lucid-Price-Usd`; of a stream `usage.cost`, if its usage is asked for). `user`,
 `prompt_cache_key` or the header `X-Lucid-Session` tie requests to one node, whose cache knows them.
 """
+_OF_STORED = """\
+Sent to the node that has the response: `response_id` is the id that `POST /v1/responses` returned. A response of
+another owner is not found, as one that its node has no longer.
+"""
 
 
-def lane_operations() -> dict[str, dict[str, Any]]:
-    """Return the POST operation of each lane's path."""
-    inference = {endpoint.path: _inference_operation(endpoint) for endpoint in ENDPOINTS.values()}
-    return {PATH: _heartbeat_operation(), **inference}
+def lane_operations() -> dict[tuple[str, str], dict[str, Any]]:
+    """Return the operations of the lanes, by path and method."""
+    inference = {(endpoint.path, "post"): _inference_operation(endpoint) for endpoint in ENDPOINTS.values()}
+    stored = {(endpoint.path, endpoint.method.lower()): _stored_operation(endpoint) for endpoint in STORED}
+    return {(PATH, "post"): _heartbeat_operation(), **inference, **stored}
+
+
+def _stored_operation(endpoint: InferenceEndpoint) -> dict[str, Any]:
+    errors = declare(ResponseNotFound, NodeFailed, NodeTimeout, RoutingLoop, MethodNotAllowed, Overloaded)
+    answer: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
+    named = {"name": "response_id", "in": "path", "required": True, "schema": {"type": "string", "maxLength": 400}}
+    parameters = [named]
+    if endpoint.stream is not None:
+        answer["text/event-stream"] = {"schema": {"type": "string"}}
+        streams = {"type": "boolean", "default": False}
+        parameters.append({"name": "stream", "in": "query", "required": False, "schema": streams})
+    return {
+        "tags": ["inference"],
+        "summary": endpoint.operation_id.replace("_", " ").capitalize(),
+        "operationId": endpoint.operation_id,
+        "description": _OF_STORED,
+        "security": [{"HTTPBearer": []}],
+        "parameters": parameters,
+        "responses": {
+            "200": {"description": "The node's answer, or its stream", "content": answer},
+            **{
+                str(status): respond(each["description"], _error_shape(endpoint.path))
+                for status, each in errors.items()
+            },
+        },
+    }
 
 
 def _inference_operation(endpoint: InferenceEndpoint) -> dict[str, Any]:
@@ -139,8 +173,8 @@ def _build(app: FastAPI) -> dict[str, Any]:
     schemas["InferenceBody"]["additionalProperties"] = True
     _describe_metadata(schemas)
     lanes = lane_operations()
-    for path, operation in lanes.items():
-        document["paths"].setdefault(path, {})["post"] = operation
+    for (path, method), operation in lanes.items():
+        document["paths"].setdefault(path, {})[method] = operation
     for path, operations in document["paths"].items():
         if path.startswith(PREFIX):
             for operation in operations.values():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import NamedTuple
 from uuid import uuid4
 
@@ -27,12 +28,14 @@ from lucid_compute.gateway.node_stats import FleetStats
 from lucid_compute.gateway.prober import Prober
 from lucid_compute.gateway.request_metrics import RequestMetrics
 from lucid_compute.gateway.request_queue import RequestQueue
+from lucid_compute.gateway.stored_responses import ResponseIds
 from lucid_compute.gateway.tracing import Tracer
 from lucid_compute.gateway.upstreams import Upstreams
 from lucid_compute.gateway.watchdog import Watchdog
 from lucid_compute.postgres.clock import DatabaseClock
 from lucid_compute.postgres.database import Database
 from lucid_compute.postgres.dedicated_connection import DedicatedConnection, Purpose
+from lucid_compute.postgres.queries import read_response_secret
 from lucid_compute.registry.cleaning import RULES, Cleaner
 from lucid_compute.registry.compute_registry import ComputeRegistry
 from lucid_compute.registry.events import NodeEvents
@@ -180,7 +183,7 @@ def _build_background(shared: _SharedParts, payouts: PayoutStore) -> Mapping[str
 
 
 def _build_gateway_context(shared: _SharedParts) -> GatewayContext:
-    settings, url, replica_id, _, clock, fleet, _, policy = shared
+    settings, url, replica_id, database, clock, fleet, _, policy = shared
     return GatewayContext(
         fleet=fleet,
         clock=clock,
@@ -195,6 +198,7 @@ def _build_gateway_context(shared: _SharedParts) -> GatewayContext:
             answer_seconds=settings.answer_timeout_seconds,
         ),
         metrics=RequestMetrics(),
+        response_ids=ResponseIds(partial(read_response_secret, database)),
         tracer=_build_tracer(settings, replica_id),
         max_event_bytes=settings.event_max_mib * MIB,
     )

@@ -57,13 +57,17 @@ class LaneClient(Protocol):
 
 
 class IncomingRequest(NamedTuple):
-    """A request for a lane. Names of headers are in lower case. A `body` of None is read by `receive`, as ASGI does."""
+    """A request for a lane. Names of headers are in lower case. A `body` of None is read by `receive`, as ASGI does.
+
+    `query` follows the path's question mark.
+    """
 
     path: str
     headers: dict[bytes, bytes]
     body: bytes | None
     method: str = "POST"
     receive: Receive | None = None
+    query: bytes = b""
 
 
 class LaneRequest(Protocol):

@@ -114,6 +114,23 @@ async def test_a_response_is_answered(gateway: Gateway, model: str) -> None:
     assert {(job["endpoint"], job["tokensOut"], job["tokensCounted"]) for job in jobs} == {("responses", 5, False)}
 
 
+async def test_documents_are_ranked_by_a_reranker(gateway: Gateway, tmp_path: Path) -> None:
+    """As `llama-server --reranking` does it: each with a score, billed by its usage. It has no second version."""
+    with llama_server(tmp_path, ranks=True, model="tiny-ranker") as ranker:
+        model = await gateway.add_model()
+        await gateway.add_node(f"{ranker.url}/v1", model, pricePer1kTokens="1")
+        body = {"model": model, "query": "the node", "documents": ["the registry says", "a heartbeat"]}
+        ranked = (await gateway.raw.post("/v1/rerank", json=body)).json()
+        assert sorted(result["index"] for result in ranked["results"]) == [0, 1]
+        assert all(isinstance(result["relevance_score"], float) for result in ranked["results"])
+        (job,) = await gateway.jobs(model)
+        used = ranked["usage"]["prompt_tokens"]
+        assert (job["endpoint"], job["tokensIn"], job["tokensOut"], job["tokensCounted"]) == ("rerank", used, 0, False)
+        assert float(job["priceUsd"]) == pytest.approx(used / 1000)
+        refused = await gateway.raw.post("/v2/rerank", json=body)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "MODEL_UNAVAILABLE")
+
+
 async def test_the_client_raises_our_refusals_as_its_own_errors(
     gateway: Gateway, claude: anthropic.AsyncAnthropic
 ) -> None:

@@ -14,7 +14,7 @@ from tests.acceptance.server.test_express_lane import add_warm, express_count, p
 from tests.fault_answers import unfinished_chat
 from tests.fault_node import Behaviour, FaultNode
 from tests.gateway import open_gateway
-from tests.lucid_serve import Served, folder
+from tests.lucid_serve import Served, eventually, folder
 from tests.raw_client import Client
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -66,5 +66,34 @@ async def test_what_outlasts_the_grace_is_answered(postgres_and_template: tuple[
             assert (answer.status_code, answer.json()["error"]["code"]) == (503, "OVERLOADED")
             assert answer.headers["retry-after"] == "1"
             assert await asyncio.to_thread(served.process.wait, 30) == 0
+        assert "Traceback" not in served.log
+    await postgres.drop(url)
+
+
+async def test_what_waits_for_a_node_is_answered_too(postgres_and_template: tuple[str, str]) -> None:
+    """Requests in the queue, on the fast path, by ASGI and for a stream: an error in the shape of their endpoint."""
+    url = await postgres.clone(*postgres_and_template)
+    with folder() as made, Served(made, url, SHUTDOWN_GRACE_SECONDS="1", INFERENCE_QUEUE="9") as served:
+        async with open_gateway(served) as gateway, FaultNode(SILENT) as node:
+            model = await gateway.add_model()
+            await gateway.add_node(node.url, model, maxConcurrency=1)
+            running = await Client.open(port_of(gateway))
+            running.send(request_bytes(gateway, model))
+            await node.until(lambda node: len(node.requests) == 1)
+            waiting = [await Client.open(port_of(gateway)) for _ in range(3)]
+            waiting[0].send(request_bytes(gateway, model))
+            waiting[1].send(request_bytes(gateway, model, "Connection: close"))
+            waiting[2].send(request_bytes(gateway, model, stream=True))
+
+            async def all_wait() -> bool:
+                return "lucid_inference_waiting 3.0" in (await gateway.admin.get("/metrics")).text
+
+            await eventually(all_wait)
+            assert served.process is not None
+            served.process.send_signal(signal.SIGTERM)
+            for client in (running, *waiting):
+                assert json_of(await client.rest())["type"] == "server_error"
+            assert await asyncio.to_thread(served.process.wait, 30) == 0
+            assert len(node.requests) == 1
         assert "Traceback" not in served.log
     await postgres.drop(url)

@@ -10,7 +10,7 @@ from typing import Any
 from lucid_compute.client import AsyncLucid, Lucid
 from lucid_compute.client.call import ApiCall, PagedCall
 from lucid_compute.client.resources import Endpoint, PagedEndpoint
-from lucid_compute.gateway.endpoints import PATHS
+from lucid_compute.gateway.endpoints import PATHS, STORED
 from tests.api import Api
 from tests.factories import heartbeat
 
@@ -20,6 +20,7 @@ FOR_OTHERS = {
     ("GET", "/v1/models"),
     ("GET", "/v1/models/ID"),
     *(("POST", path) for path in PATHS),
+    *((row.method, row.path.replace("{response_id}", "ID")) for row in STORED),
 }
 SAMPLES: dict[str, Any] = {
     "passport_id": "ID",

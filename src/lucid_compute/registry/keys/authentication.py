@@ -120,7 +120,7 @@ class Admission(Steps):
 
     def __init__(self, client: LaneClient, request: IncomingRequest) -> None:
         self.client = client
-        self.path, self.headers, self.body, self.method, self.receive = request
+        self.path, self.headers, self.body, self.method, self.receive, self.query = request
         self.authorization = _authorization_in(self.path, self.headers)
 
     def fail(self, error: Exception) -> None:

@@ -21,6 +21,7 @@ LAYERS: list[set[str]] = [
     {"compilation"},
     {"wire"},
     {"errors"},
+    {"tunnel"},
     {"egress"},
     {"postgres", "web"},
     {"registry"},

@@ -310,7 +310,8 @@ def _is_met_seldom(fault: EgressFault) -> bool:
     """
     if isinstance(fault, NotOffered):
         return fault.is_learned
-    return fault.kind is FaultKind.NODE_LEFT or (isinstance(fault, NodeBusy) and fault.retry_after_seconds > 0)
+    was_not_asked = fault.kind in {FaultKind.NODE_LEFT, FaultKind.NOT_CONNECTED}
+    return was_not_asked or (isinstance(fault, NodeBusy) and fault.retry_after_seconds > 0)
 
 
 def _unavailable(

@@ -16,7 +16,7 @@ from lucid_compute.accounting.payouts import routes as payout_routes
 from lucid_compute.gateway import match_routes, openai_routes, probe_routes
 from lucid_compute.gateway.endpoints import PATHS
 from lucid_compute.gateway.lane import InferenceLane
-from lucid_compute.registry import heartbeat_lane, model_routes, node_routes, passport_routes
+from lucid_compute.registry import heartbeat_lane, model_routes, node_routes, passport_routes, tunnel_routes
 from lucid_compute.registry.heartbeat_lane import HeartbeatLane
 from lucid_compute.registry.keys import routes as key_routes
 from lucid_compute.registry.keys.authentication import authorization_of
@@ -115,6 +115,7 @@ class LucidApp:
         for routes in (
             passport_routes,
             node_routes,
+            tunnel_routes,
             overview,
             probe_routes,
             job_routes,

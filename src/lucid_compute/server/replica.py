@@ -39,7 +39,9 @@ from lucid_compute.registry.keys.rate_limits import WriteRates
 from lucid_compute.registry.keys.store import KeyStore
 from lucid_compute.registry.passport_store import PassportStore
 from lucid_compute.registry.sweep import Sweep
+from lucid_compute.registry.tunnel_watch import TunnelWatch
 from lucid_compute.server.settings import Settings
+from lucid_compute.tunnel.tunnels import Tunnels
 from lucid_compute.webhooks.sender import WebhookParts
 
 _LOAD_DEADLINE_SECONDS = 60.0
@@ -86,6 +88,8 @@ class Replica:
     gateway: Gateway
     prober: Prober
     watchdog: Watchdog
+    tunnels: Tunnels
+    tunnel_watch: TunnelWatch
     webhooks: WebhookParts
     background: Mapping[str, BackgroundTask]
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
@@ -112,6 +116,8 @@ class Replica:
             self.rollups,
             self.registry,
             self.settings,
+            self.tunnels,
+            self.tunnel_watch,
             self.usage.reader,
             self.webhooks.store,
             self.webhooks.tester,
@@ -150,6 +156,7 @@ async def running(replica: Replica) -> AsyncIterator[None]:
         heartbeats=replica.heartbeats,
         sweep=replica.sweep,
         watchdog=replica.watchdog,
+        tunnels=replica.tunnel_watch,
         rollups=replica.rollup_keeper,
         rates=replica.rates,
         budgets=replica.usage.budgets,

@@ -75,7 +75,7 @@ _KINDS = {kind.value: kind for kind in FrameKind}
 
 def write_frame(kind: FrameKind, stream_id: int = 0, payload: bytes | memoryview = b"") -> bytes:
     """Return the bytes of one frame."""
-    return b"%b%b" % (_HEAD.pack(kind, stream_id, len(payload)), payload)
+    return b"".join((_HEAD.pack(kind, stream_id, len(payload)), payload))
 
 
 def write_window(stream_id: int, amount: int) -> bytes:

@@ -35,6 +35,7 @@ PROBE_FIXES = {
     ProbeCode.REDIRECTED: "Register the URL that it redirects to: {set_url}",
     ProbeCode.AUTH_REFUSED: "Register the server's key: lucid passports update {node} --set inferenceKey=…",
     ProbeCode.NOT_JSON: "Register the base URL, below which /models lists models: {set_url}",
+    ProbeCode.NOT_CONNECTED: "Start the node's agent, or see why it does not connect: lucid agent run --outbound",
     ProbeCode.OUR_RESOLVER: "The service's DNS did not answer, perhaps for this name alone: ask its operator.",
     ProbeCode.OUR_SOCKETS: "The service has no connections left: ask its operator, or try again.",
 }

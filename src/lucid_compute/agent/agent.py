@@ -112,19 +112,20 @@ async def _connected(address: ClientSettings, settings: AgentSettings, reporter:
     if not settings.outbound:
         yield
         return
-    from lucid_compute.agent.outbound.forwarder import Forwarder  # noqa: PLC0415 - other nodes do without websockets
-    from lucid_compute.agent.outbound.links import OutboundLinks, ServiceAddress  # noqa: PLC0415
+    from lucid_compute.agent.outbound import links  # noqa: PLC0415 - other nodes do without websockets
 
     key = settings.inference_key
-    forwarder = Forwarder(settings.url, None if key is None else key.get_secret_value())
+    forwarder = links.Forwarder(settings.url, None if key is None else key.get_secret_value())
     tls = tls_of(address)
-    service = ServiceAddress(address.base_url, address.api_key or "", tls if isinstance(tls, SSLContext) else None)
-    links = asyncio.create_task(OutboundLinks(service, lambda: reporter.accepted_node, forwarder).run())
+    service = links.ServiceAddress(
+        address.base_url, address.api_key or "", tls if isinstance(tls, SSLContext) else None
+    )
+    task = asyncio.create_task(links.OutboundLinks(service, lambda: reporter.accepted_node, forwarder).run())
     try:
         yield
     finally:
-        links.cancel()
-        await asyncio.wait({links})
+        task.cancel()
+        await asyncio.wait({task})
 
 
 def _open_lucid(settings: AgentSettings, api_url: str | None, api_key: str | None) -> AsyncLucid:

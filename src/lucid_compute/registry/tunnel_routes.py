@@ -50,7 +50,6 @@ async def connect(
     request: Request,
     registry: Provided[ComputeRegistry],
     watch: Provided[TunnelWatch],
-    tunnels: Provided[Tunnels],
     principal: ComputeWriter,
     passport_id: Annotated[Identifier, Query(alias="passportId", description="The outbound node.")],
     boot_id: Annotated[Label, Query(alias="bootId", description="That of the node's newest heartbeat.")],
@@ -67,4 +66,4 @@ async def connect(
     if upgrade is None:
         message = "This path takes WebSockets, of a service that lucid serve runs: connect with lucid agent run."
         raise InvalidRequest.at("", message)
-    return _Upgraded(upgrade, tunnels, grant)
+    return _Upgraded(upgrade, watch.tunnels, grant)

@@ -22,7 +22,7 @@ class TunnelWatch:
     """Inspects one replica's tunnels twice a second, and closes those that may not stay."""
 
     def __init__(self, tunnels: Tunnels, fleet: Fleet, keys: KeyRing, feed: ChangeFeed, clock: DatabaseClock) -> None:
-        self._tunnels = tunnels
+        self.tunnels = tunnels
         self._fleet = fleet
         self._keys = keys
         self._feed = feed
@@ -38,15 +38,15 @@ class TunnelWatch:
                 except Exception:  # noqa: BLE001 - an inspection that fails must not be the last
                     _log.exception("a look at the tunnels failed")
         finally:
-            for tunnel in self._tunnels:
+            for tunnel in self.tunnels:
                 tunnel.close("The service stops.")
 
     def inspect(self) -> None:
         """Inspect every connection once, and tell the agents how many replicas there are."""
-        for tunnel in self._tunnels:
+        for tunnel in self.tunnels:
             if (fault := tunnel.find_fault() or self._fault_of(tunnel.grant)) is not None:
                 tunnel.close(fault)
-        self._tunnels.greet(self._fleet.replicas.count())
+        self.tunnels.greet(self._fleet.replicas.count())
 
     async def require(self, grant: TunnelGrant) -> None:
         """Check that an agent may connect. Another replica may have only just written what allows it.

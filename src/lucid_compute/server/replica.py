@@ -41,7 +41,6 @@ from lucid_compute.registry.passport_store import PassportStore
 from lucid_compute.registry.sweep import Sweep
 from lucid_compute.registry.tunnel_watch import TunnelWatch
 from lucid_compute.server.settings import Settings
-from lucid_compute.tunnel.tunnels import Tunnels
 from lucid_compute.webhooks.sender import WebhookParts
 
 _LOAD_DEADLINE_SECONDS = 60.0
@@ -88,7 +87,6 @@ class Replica:
     gateway: Gateway
     prober: Prober
     watchdog: Watchdog
-    tunnels: Tunnels
     tunnel_watch: TunnelWatch
     webhooks: WebhookParts
     background: Mapping[str, BackgroundTask]
@@ -116,7 +114,6 @@ class Replica:
             self.rollups,
             self.registry,
             self.settings,
-            self.tunnels,
             self.tunnel_watch,
             self.usage.reader,
             self.webhooks.store,

@@ -46,7 +46,7 @@ class TunnelConnection(asyncio.Protocol):
     # --- called by asyncio
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Answer the request, and greet the agent."""
+        """Send the response to the request, and greet the agent."""
         self._transport = cast("asyncio.Transport", transport)
         self._websocket.receive_data(self._head)
         request = cast("Request", self._websocket.events_received()[0])

@@ -77,8 +77,7 @@ class _SharedParts(NamedTuple):
 
 def build_replica(settings: Settings, database_url: str) -> Replica:
     """Return one replica on the database at `database_url`; it opens no connection yet."""
-    shared = _build_shared_parts(settings, database_url)
-    database, clock, fleet, keys = shared.database, shared.clock, shared.fleet, shared.keys
+    _, _, _, database, clock, fleet, keys, _, tunnels = shared = _build_shared_parts(settings, database_url)
     feed, heartbeats, gauges = _build_followers(shared)
     context, spend = _build_gateway_context(shared), ProbeRate(fleet.replicas).spend
     retention, key_store, payouts = _retention(settings), KeyStore(database, keys), PayoutStore(database)
@@ -112,8 +111,7 @@ def build_replica(settings: Settings, database_url: str) -> Replica:
         gateway=Gateway(context, queue=_build_queue(settings)),
         prober=Prober(context.upstreams, context.client, spend),
         watchdog=Watchdog(keys, context, slow_reader_seconds=settings.slow_reader_seconds),
-        tunnels=shared.tunnels,
-        tunnel_watch=TunnelWatch(shared.tunnels, fleet, keys, feed, clock),
+        tunnel_watch=TunnelWatch(tunnels, fleet, keys, feed, clock),
         webhooks=build_webhooks(database, shared.policy, clock, context.client.own_endpoints, spend),
         background=_build_background(shared, payouts),
     )

@@ -197,11 +197,6 @@ class Multiplexer:
         """Return the number of streams."""
         return len(self._streams)
 
-    @property
-    def has_output(self) -> bool:
-        """Return whether `take` would return a message."""
-        return bool(self._control or self._ready)
-
     def open(self) -> TunnelStream | None:
         """Open a stream, which the peer learns of with its first bytes; None if too many are open already."""
         if len(self._streams) >= MAX_STREAMS or self._last_id >= MAX_STREAM_ID:

@@ -45,7 +45,6 @@ class Tunnels:
         self._by_node: dict[str, Tunnel] = {}
         self._all: set[Tunnel] = set()
         self.replicas = 1
-        self.refused = 0
 
     def __len__(self) -> int:
         """Return the number of nodes that can be reached."""

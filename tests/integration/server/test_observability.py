@@ -34,7 +34,7 @@ COUNTED = {  # gauges that count things, and have no unit
     "lucid_silence_brake", "lucid_inference_running", "lucid_inference_waiting",
     "lucid_breakers_open", "lucid_jobs_waiting", "lucid_loop_tasks",
     "lucid_webhook_deliveries_running", "lucid_webhook_deliveries_waiting", "lucid_webhooks_failing",
-    "lucid_webhooks_disabled", "lucid_workers",
+    "lucid_webhooks_disabled", "lucid_workers", "lucid_tunnels", "lucid_tunnel_streams",
 }  # fmt: skip
 
 

@@ -159,7 +159,7 @@ async def _send(incoming: IncomingStream, writer: asyncio.StreamWriter, head: Re
 
 
 async def _answer_unreached(incoming: IncomingStream) -> None:
-    """Answer in the inference server's place: it does not accept a connection."""
+    """Send a response in the inference server's place: it does not accept a connection."""
     message = "The inference server does not accept connections from its agent."
     content = json.dumps({"error": {"message": message, "code": 502}}).encode()
     head = b"HTTP/1.1 502 Bad Gateway\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(content)

@@ -68,16 +68,13 @@ class OutboundLinks:
                     failures = repeats = 0
                     await self._wait(FIRST_PAUSE_SECONDS if node is None else PING_SECONDS)
                     continue
-                outcome = await self._dial(*node)
-                if outcome is None:
-                    failures, repeats = failures + 1, 0
-                    pause = _pause(failures, FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
-                    await asyncio.sleep(pause)
-                elif outcome:
-                    failures = repeats = 0
-                else:
-                    failures, repeats = 0, repeats + 1
-                    await self._wait(_pause(repeats, FIRST_REDIAL_SECONDS, LONGEST_REDIAL_SECONDS))
+                is_new = await self._dial(*node)
+                failures = failures + 1 if is_new is None else 0
+                repeats = repeats + 1 if is_new is False else 0
+                if failures:
+                    await asyncio.sleep(_pause(failures, FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS))
+                elif repeats and await self._wait(_pause(repeats, FIRST_REDIAL_SECONDS, LONGEST_REDIAL_SECONDS)):
+                    repeats = 0  # replicas come and go: the next one may be the one that is missing
         finally:
             tasks = [*self._tasks]
             for task in tasks:
@@ -134,17 +131,22 @@ class OutboundLinks:
                 _log.info("a connection to the service ended: %s", link.ended_with or "closed")
             self._has_changed.set()
 
-    async def _wait(self, seconds: float) -> None:
-        """Wait until a replica says something, or for so long. Forget the replicas that stop: others are needed."""
+    async def _wait(self, seconds: float) -> bool:
+        """Wait until a replica says something, or for so long; return whether one did.
+
+        Forget the replicas that stop: others are needed.
+        """
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._has_changed.wait()
+        has_changed = self._has_changed.is_set()
         self._has_changed.clear()
         for replica_id, link in [*self._links.items()]:
             if link.is_moving:
                 del self._links[replica_id]  # its task goes on until the replica closes it
             elif link.replica is not None:
                 self._wanted = link.replica.replicas
+        return has_changed
 
     def _say(self, trouble: str) -> None:
         """Log a trouble, once until it is over."""

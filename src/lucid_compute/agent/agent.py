@@ -148,7 +148,8 @@ def _open_lucid(settings: AgentSettings, api_url: str | None, api_key: str | Non
     if settings.is_out_of_reach(lucid.base_url):
         raise WrongSettings(
             f"The registry at {lucid.base_url} would look for {settings.inference_url} on its own machine. "
-            "Pass the address at which it reaches this machine: --public-url http://your-gpu:8000"
+            "Pass the address at which it reaches this machine: --public-url http://your-gpu:8000. "
+            "If it can't reach this machine, as behind NAT or a firewall: --outbound"
         )
     return lucid
 

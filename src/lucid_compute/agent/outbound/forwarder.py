@@ -7,14 +7,13 @@ import json
 import logging
 import ssl
 from collections import deque
-from contextlib import suppress
+from typing import cast
 from urllib.parse import urlsplit
 
 from lucid_compute.agent.outbound.request_head import MAX_HEAD_BYTES, HeadReader, HeadRefused, RequestHead
 from lucid_compute.tunnel.multiplex import TunnelStream
 
 CONNECT_SECONDS = 5.0
-READ_BYTES = 16 * 1024
 MAX_UNSENT_BYTES = 64 * 1024  # of a response; then no more is read from the inference server
 _PORTS = {"http": 80, "https": 443}
 _log = logging.getLogger(__name__)
@@ -26,6 +25,7 @@ class IncomingStream:
     def __init__(self, stream: TunnelStream) -> None:
         self.stream = stream
         self.task: asyncio.Task[None] | None = None
+        self.server: ServerConnection | None = None
         self._parts: deque[bytes] = deque()
         self._has_changed = asyncio.Event()
         stream.handler = self
@@ -36,13 +36,6 @@ class IncomingStream:
             self._has_changed.clear()
             await self._has_changed.wait()
         return self._parts.popleft()
-
-    async def write(self, data: bytes) -> None:
-        """Send bytes of the response, and wait while too many are unsent."""
-        self.stream.write(data)
-        while self.stream.unsent_bytes > MAX_UNSENT_BYTES:
-            self._has_changed.clear()
-            await self._has_changed.wait()
 
     # --- called by the stream
 
@@ -60,8 +53,76 @@ class IncomingStream:
             self.task.cancel()
 
     def window_opened(self) -> None:
-        """Go on writing."""
-        self._has_changed.set()
+        """Go on reading from the inference server."""
+        if self.server is not None:
+            self.server.resume_reading()
+
+
+class ServerConnection(asyncio.Protocol):
+    """A connection to the inference server, for one request. What it sends goes into the stream as it comes.
+
+    `ended` is done when the server has closed it; then the response is complete.
+    """
+
+    def __init__(self, stream: TunnelStream) -> None:
+        self._stream = stream
+        self._is_paused = False
+        self._can_write = asyncio.Event()
+        self._can_write.set()
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def write(self, data: bytes) -> None:
+        """Write a part of the request, and wait while the server does not read.
+
+        Raises:
+            ConnectionError: the connection is closed.
+        """
+        if self._transport.is_closing():
+            raise ConnectionResetError
+        self._transport.write(data)
+        await self._can_write.wait()
+
+    def close(self) -> None:
+        """Close the connection at once. A response that has not ended is incomplete."""
+        if not self.ended.done():
+            self.ended.set_exception(ConnectionAbortedError())
+        self._transport.abort()
+
+    def resume_reading(self) -> None:
+        """Read on, once little enough is unsent."""
+        if self._is_paused and self._stream.unsent_bytes <= MAX_UNSENT_BYTES:
+            self._is_paused = False
+            self._transport.resume_reading()
+
+    # --- called by asyncio
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Send a part of the response; read no more while too much is unsent."""
+        self._stream.write(data)
+        if self._stream.unsent_bytes > MAX_UNSENT_BYTES and not self._is_paused:
+            self._is_paused = True
+            self._transport.pause_reading()
+
+    def pause_writing(self) -> None:
+        """Let the request wait."""
+        self._can_write.clear()
+
+    def resume_writing(self) -> None:
+        """Go on with the request."""
+        self._can_write.set()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """End the response."""
+        self._can_write.set()
+        if not self.ended.done():
+            if error is None:
+                self.ended.set_result(None)
+            else:
+                self.ended.set_exception(error)
 
 
 class Forwarder:
@@ -123,45 +184,48 @@ class Forwarder:
     async def _exchange(self, incoming: IncomingStream, head: RequestHead, body: bytes) -> None:
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
-                reader, writer = await asyncio.open_connection(self._host, self._port, ssl=self._tls)
+                _, server = await asyncio.get_running_loop().create_connection(
+                    lambda: ServerConnection(incoming.stream), self._host, self._port, ssl=self._tls
+                )
         except (OSError, TimeoutError):
-            await _answer_unreached(incoming)
+            _answer_unreached(incoming)
             return
-        sending = asyncio.create_task(_send(incoming, writer, head, body))
+        incoming.server = server
+        sending = asyncio.create_task(_send(incoming, server, head, body))
         try:
-            while data := await reader.read(READ_BYTES):
-                await incoming.write(data)
+            await server.ended
             incoming.stream.end()
         finally:
+            incoming.server = None
             sending.cancel()
-            writer.transport.abort()
-            with suppress(OSError, HeadRefused, asyncio.CancelledError):
-                await sending
+            server.close()
+            await asyncio.wait({sending})
 
 
-async def _send(incoming: IncomingStream, writer: asyncio.StreamWriter, head: RequestHead, body: bytes) -> None:
+async def _send(incoming: IncomingStream, server: ServerConnection, head: RequestHead, body: bytes) -> None:
     """Send the request: exactly as many bytes as its head says. A fault ends the connection, and so the response."""
     left = head.body_bytes - len(body)
-    writer.write(head.head + body)
     try:
-        await writer.drain()
+        await server.write(head.head + body)
         incoming.stream.consume(len(body))
         while left:
             data = await incoming.read()
             if len(data) > left:
                 raise HeadRefused("More bytes came than the body has.")
             left -= len(data)
-            writer.write(data)
-            await writer.drain()
+            await server.write(data)
             incoming.stream.consume(len(data))
-    except (OSError, HeadRefused):
-        writer.transport.abort()
+    except HeadRefused as refused:
+        _log.warning("a request of the service was refused: %s", refused)
+        server.close()
+    except OSError:
+        server.close()
 
 
-async def _answer_unreached(incoming: IncomingStream) -> None:
+def _answer_unreached(incoming: IncomingStream) -> None:
     """Send a response in the inference server's place: it does not accept a connection."""
     message = "The inference server does not accept connections from its agent."
     content = json.dumps({"error": {"message": message, "code": 502}}).encode()
     head = b"HTTP/1.1 502 Bad Gateway\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(content)
-    await incoming.write(head + content)
+    incoming.stream.write(head + content)
     incoming.stream.end()

@@ -242,7 +242,6 @@ class ComputeMetadata(_Metadata):
         Field(
             min_length=1,
             max_length=2048,
-            validate_default=True,
             examples=["http://your-gpu:8080/v1"],
             description="Required, except where `connectivity` is `outbound`.",
         ),
@@ -264,6 +263,12 @@ class ComputeMetadata(_Metadata):
         ]
         | None
     ) = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _may_lack_url(cls, data: Any) -> Any:
+        """Name the URL where it is missing, so that its check is called, and its fault has the wire's name."""
+        return {"inferenceUrl": None, **data} if isinstance(data, Mapping) else data
 
     @field_validator("inference_url")
     @classmethod

@@ -25,6 +25,7 @@ const WORDS = {
   DRAINING: "draining",
   DEREGISTERED: "deregistered",
   PASSPORT_INACTIVE: "passport not active",
+  NOT_CONNECTED: "its agent is not connected",
 };
 const COLUMNS = [
   ["Node", (node) => html`<a href=${addressOf(`/nodes/${node.passportId}`)}>${node.name ?? node.passportId}</a>`],

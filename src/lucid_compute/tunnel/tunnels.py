@@ -10,6 +10,8 @@ from lucid_compute.tunnel.frames import Hello, write_hello
 from lucid_compute.tunnel.multiplex import Multiplexer
 from lucid_compute.tunnel.stream_transport import StreamTransport
 
+MAX_CONNECTIONS_OF_NODE = 8  # to one replica: the one that is used, and those that are tried
+
 
 class TunnelGrant(NamedTuple):
     """What a connection was admitted for: its node, the start of its agent, and the key that it was opened with."""
@@ -82,8 +84,10 @@ class Tunnels:
                 tunnel.multiplexer.send_control(greeting)
 
     def add(self, tunnel: Tunnel) -> None:
-        """Admit a connection, whose agent has yet to say that it keeps it."""
+        """Admit a connection, whose agent has yet to say that it keeps it; but not many of one node."""
         self._all.add(tunnel)
+        if sum(each.grant.passport_id == tunnel.grant.passport_id for each in self._all) > MAX_CONNECTIONS_OF_NODE:
+            tunnel.close("The node has too many connections.")
 
     def use(self, tunnel: Tunnel) -> None:
         """Send the node's requests over this connection from now on; an earlier one of the node is closed."""

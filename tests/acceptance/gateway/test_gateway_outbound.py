@@ -7,6 +7,7 @@ import json
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
 
 import httpx
 import openai
@@ -207,6 +208,17 @@ async def test_a_connection_is_refused_as_heartbeats_are(gateway: Gateway) -> No
         assert await refusal_of(gateway, node, passportId=direct, key=key) == (422, "INVALID_REQUEST")
         plain = await gateway.admin.get("/compute/connect", params={"passportId": node.id, "bootId": node.boot_id})
         assert (plain.status_code, plain.json()["error"]["code"]) == (422, "INVALID_REQUEST")
+
+
+async def test_a_node_may_hold_only_a_few_connections(gateway: Gateway) -> None:
+    model = await gateway.add_model()
+    async with registered(gateway, model) as node, AsyncExitStack() as stack:
+        opened = [await stack.enter_async_context(connect_by_hand(gateway.served.url, node)) for _ in range(17)]
+        closing = [asyncio.create_task(closed_with(websocket)) for websocket in opened]
+        done, waiting = await asyncio.wait(closing, return_when=asyncio.FIRST_COMPLETED)
+        assert {each.result() for each in done} == {"The node has too many connections."}
+        for each in waiting:
+            each.cancel()
 
 
 HOSTILE = {

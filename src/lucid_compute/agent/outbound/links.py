@@ -27,6 +27,7 @@ from lucid_compute.wire import backoff_seconds
 PATH = "/compute/connect"
 OPEN_SECONDS = 10.0
 PING_SECONDS = 10.0
+PONG_SECONDS = 20.0  # a ping waits behind what was written before it, over a slow line
 CLOSE_SECONDS = 2.0
 FIRST_PAUSE_SECONDS = 0.5  # after a failure
 LONGEST_PAUSE_SECONDS = 20.0
@@ -92,7 +93,7 @@ class OutboundLinks:
                 ssl=self._address.tls,
                 open_timeout=OPEN_SECONDS,
                 ping_interval=PING_SECONDS,
-                ping_timeout=PING_SECONDS,
+                ping_timeout=PONG_SECONDS,
                 close_timeout=CLOSE_SECONDS,
                 max_size=MAX_RECEIVED_BYTES,
             )

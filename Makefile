@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev install-tracing run demo compile test test-unit test-compiled check format docs lock bench clean
+.PHONY: help install install-dev install-tracing run demo compile test test-unit test-compiled check format docs pictures lock bench clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -52,6 +52,9 @@ format: install-dev  ## rewrite the code in the project's format
 bench: install-dev $(VENV)-compile/.installed  ## run every benchmark that the README quotes
 	@$(VENV)-compile/bin/python scripts/compile.py --if-possible $(BIN)/python
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+pictures: install-dev  ## take the dashboard's pictures for the docs (needs Chromium)
+	@$(BIN)/python -m benchmarks dashboard_pictures
 
 lock:  ## lock every dependency with hashes, for Python 3.11 to 3.14 (needs uv)
 	@uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \

@@ -226,7 +226,7 @@ async def _read_all(recorder: Recorder, node: str) -> None:
     for operation_id in ("get_model", "get_served_model", "get_availability"):
         await recorder.call(operation_id, MODEL)
     await recorder.call("match", body={"model": MODEL})
-    for operation_id in ("get_liveness", "get_readiness", "get_metrics"):
+    for operation_id in ("get_liveness", "get_readiness", "get_service", "get_metrics"):
         await recorder.call(operation_id)
 
 

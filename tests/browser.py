@@ -53,7 +53,15 @@ os.dup2(commands, 3)
 os.dup2(answers, 4)
 os.execv(sys.argv[3], sys.argv[3:])
 """
-_KEYS = {"Enter": ("\r", 13), "Tab": ("", 9), "Escape": ("", 27), " ": (" ", 32), "/": ("/", 191)}
+_KEYS = {
+    "Enter": ("\r", 13),
+    "Tab": ("", 9),
+    "Escape": ("", 27),
+    "Backspace": ("", 8),
+    "ArrowDown": ("", 40),
+    " ": (" ", 32),
+    "/": ("/", 191),
+}
 _SHIFT = 8
 
 
@@ -274,7 +282,7 @@ class Page:
         self.send("Input.insertText", text=text)
 
     def press(self, key: str, *, shift: bool = False) -> None:
-        """Press and let go of a key: Enter, Tab, Escape, the space bar or a slash."""
+        """Press and let go of a key: one of `_KEYS`."""
         text, code = _KEYS[key]
         about: dict[str, Any] = {
             "key": key,
@@ -296,14 +304,14 @@ class Page:
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         self.send("Emulation.setEmulatedMedia", features=features)
 
-    def screenshot(self, file: Path, *, height: int | None = None) -> None:
-        """Save what the window shows, down to `height`."""
+    def screenshot(self, *, height: int | None = None, quality: int = 90) -> bytes:
+        """Return what the window shows, down to `height`, as WebP."""
         clip = {}
         if height is not None:
             width = self.run("innerWidth")
             clip = {"clip": {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}}
-        told = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=True, **clip)
-        file.write_bytes(base64.b64decode(told["data"]))
+        form: dict[str, Any] = {"format": "webp", "quality": quality, "captureBeyondViewport": True}
+        return base64.b64decode(self.send("Page.captureScreenshot", **form, **clip)["data"])
 
     def requests(self) -> list[dict[str, Any]]:
         """Return every request that the page made."""

@@ -41,7 +41,11 @@ def pytest_unconfigure(config: Config) -> None:
 
 
 def pytest_collection_modifyitems(config: Config, items: list[pytest.Item]) -> None:
-    """Leave out what needs a browser where there is none; in CI it stays, and fails with what to do."""
+    """Put the longest tests first, so that no process is left alone with one at the end.
+
+    Leave out what needs a browser where there is none; in CI it stays, and fails with what to do.
+    """
+    items.sort(key=lambda item: item.get_closest_marker("longest") is None)
     if not lacks_browser():
         return
     left_out = [item for item in items if "chromium" in getattr(item, "fixturenames", ())]

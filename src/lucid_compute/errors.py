@@ -1,7 +1,7 @@
 """The error tree: every refusal that a client can receive, with its code, status and a sentence that says what to do.
 
 LucidError
-├── InvalidRequest            422, 400 (not JSON)
+├── InvalidRequest            422, 400 (not JSON) RefusedByNode
 ├── Unauthorized              401
 ├── Forbidden                 403 ModelNotAllowed
 ├── NotFound                  404 PassportNotFound, NodeNotFound, ModelNotFound, KeyNotFound,
@@ -26,6 +26,7 @@ from datetime import date
 from enum import StrEnum
 from math import ceil
 from typing import Any, ClassVar
+from urllib.parse import quote
 
 from lucid_compute.wire import MAX_FAULTS, FieldFault
 
@@ -101,6 +102,14 @@ class InvalidRequest(LucidError):
     def at(cls, path: str, message: str) -> InvalidRequest:
         """Return an error with a single fault."""
         return cls([FieldFault(path, message)])
+
+
+class RefusedByNode(InvalidRequest):
+    """Every node that could be asked refused the request; `response` is the last one's, passed on as it is."""
+
+    def __init__(self, status: int, response: bytes) -> None:
+        super().__init__([FieldFault("", "The node refused the request.")], status=status)
+        self.response = response
 
 
 class Unauthorized(LucidError):
@@ -377,7 +386,7 @@ class DatabaseUnavailable(Unavailable):
     def __init__(self, retry_after_seconds: int = 1) -> None:
         super().__init__(
             "The database does not answer right now, so nothing was changed for certain. Send the request again "
-            "after Retry-After seconds.",
+            f"in {retry_after_seconds} s.",
             retry_after_seconds=retry_after_seconds,
         )
 
@@ -419,11 +428,12 @@ class ModelUnavailable(Unavailable):
         counted = ", ".join(f"{code} {count}" for code, count in rejections.items()) or "no node names it"
         if lacking:
             counted += f"; not offered at {endpoint_path(endpoint)} by {lacking} of them"
+        seconds = 5 if retry_after_seconds is None else max(1, ceil(retry_after_seconds))
         super().__init__(
-            f"No node can serve {model!r} right now ({counted}). GET /models/{{idOrName}}/availability and POST "
-            "/match say more; send the request again after Retry-After seconds.",
+            f"No node can serve {model!r} right now ({counted}). GET /models/{quote(model, safe='')}/availability and "
+            f"POST /match say more; send the request again in {seconds} s.",
             details={"model": model, "rejections": dict(rejections)},
-            retry_after_seconds=5 if retry_after_seconds is None else max(1, ceil(retry_after_seconds)),
+            retry_after_seconds=seconds,
         )
 
     @property

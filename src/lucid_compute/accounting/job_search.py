@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sqlalchemy import RowMapping, collate, or_, select, text
@@ -22,6 +22,7 @@ from lucid_compute.wire import SortBy, SortOrder, write_money
 STATISTICS_TIMEOUT_SECONDS = 1.0
 PAUSE_AFTER_FAILURE_SECONDS = 2.0
 MAX_CACHED = 20_000
+LEAST_CACHED = 1000
 # Sorting by name sorts by the model.
 _SORT_COLUMNS = {
     SortBy.CREATED_AT: jobs.c.started_at,
@@ -54,9 +55,12 @@ LEFT JOIN LATERAL (
 class JobSearch:
     """Reads jobs and their sums. Statistics are cached for the time that the database is unavailable."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, is_known: Callable[[str], bool] = lambda _: True) -> None:
+        """`is_known` says whether a node's statistics may still be asked for, so that others are not kept."""
         self._database = database
+        self._is_known = is_known
         self._cached: dict[str, JobStatistics] = {}
+        self._forget_above = LEAST_CACHED
         self._query_again_at = 0.0
 
     async def list_page(
@@ -121,8 +125,10 @@ class JobSearch:
         for node_id, statistics in found.items():
             self._cached.pop(node_id, None)
             self._cached[node_id] = statistics  # at the end: the oldest are dropped first
-        for node_id in list(self._cached)[: max(len(self._cached) - MAX_CACHED, 0)]:
-            del self._cached[node_id]
+        if len(self._cached) > self._forget_above:
+            known = [entry for entry in self._cached.items() if self._is_known(entry[0])]
+            self._cached = dict(known[-MAX_CACHED:])
+            self._forget_above = min(LEAST_CACHED + 2 * len(self._cached), MAX_CACHED)
 
 
 def _order(sort_by: SortBy, sort_order: SortOrder, *, is_reversed: bool) -> tuple[Any, ...]:

@@ -112,7 +112,7 @@ UPDATE jobs SET outcome = 'lost' WHERE (id, attempt) IN (
 )
 """
 
-MAX_TEXTS = 10_000  # cached with their quotes
+MAX_TEXTS = 2000  # cached with their quotes
 _NEEDS_NO_QUOTES = re.compile(r"[A-Za-z0-9_./:@+-]+")
 
 

@@ -133,7 +133,7 @@ async def get_fleet_metrics(
     Gauges are averages over the nodes' heartbeats, `…Max` is the highest value. A job counts in the minute in which it
     started, as soon as it has ended. So counts equal those of `GET /compute/jobs` for the same span.
     """
-    rollup_query = RollupQuery(owner=owner_of(principal, owner, "metrics"), model_id=_model_id(fleet, model))
+    rollup_query = RollupQuery(owner=owner_of(principal, owner, "metrics"), model_id=known_model_id(fleet, model))
     return await _read_series(clock, rollups, rollup_query, query, is_csv=is_csv)
 
 
@@ -151,7 +151,7 @@ async def get_node_metrics(
 ) -> SeriesAnswer | Response:
     """Read the metrics of a node. Those of a deregistered node can be read for as long as they are kept."""
     node = await registry.get_passport(passport_id, visible_owner=principal.visible_owner)
-    rollup_query = RollupQuery(node_id=node.id, model_id=_model_id(fleet, model))
+    rollup_query = RollupQuery(node_id=node.id, model_id=known_model_id(fleet, model))
     return await _read_series(clock, rollups, rollup_query, query, is_csv=is_csv, node=node)
 
 
@@ -240,7 +240,7 @@ async def _uptimes(
     ]
 
 
-def _model_id(fleet: Fleet, model: str | None) -> str | None:
+def known_model_id(fleet: Fleet, model: str | None) -> str | None:
     """Return the model's id; an unused id when there is no such model, so that nothing is counted."""
     if model is None:
         return None

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
+from rich.console import RenderableType
 
 from lucid_compute.agent.settings import AgentSettings
 from lucid_compute.cli.command_groups import SuggestingGroup
 from lucid_compute.cli.connection import ApiOption, KeyOption, service_and_key
+from lucid_compute.cli.formatting import UNKNOWN, number, or_unknown, share
+from lucid_compute.cli.output import Column, Listing, facts, sentence, show, show_json
 
 app = typer.Typer(
     cls=SuggestingGroup, help="Report an inference server and its GPUs to the registry.", no_args_is_help=True
@@ -81,13 +84,75 @@ def inspect(
     logging.disable(logging.WARNING)  # the output has the same information
     found = dry_run(settings)
     if as_json:
-        print(json.dumps(found, indent=2))
+        show_json(found)
     else:
-        for name, value in found.items():
-            unknown = "none" if name in {"fault", "nvml"} else "unknown"
-            shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            print(f"{name:>16}  {unknown if value is None else shown}")
+        show(*_seen(found))
     raise typer.Exit(0 if found["fault"] is None else 1)
+
+
+_MODEL_COLUMNS = (Column("MODEL"), Column("LOADED"), Column("CONTEXT", right=True), Column("QUANTIZATION", rank=1))
+_GPU_COLUMNS = (
+    Column("GPU", right=True),
+    Column("NAME", rank=1, shortest=12),
+    Column("BUSY", right=True),
+    Column("MEMORY", right=True),
+    Column("TEMPERATURE", rank=2, right=True),
+    Column("POWER", rank=2, right=True),
+)
+
+
+def _seen(found: dict[str, Any]) -> Iterator[RenderableType]:
+    """Yield what an agent would report, for a person: the server, its models, its GPUs, what it would register."""
+    fault, runtime = found["fault"], " ".join(filter(None, (found["runtime"], found["version"])))
+    yield facts(
+        (
+            ("server", found["url"]),
+            ("state", f"can't serve: {fault}" if fault else "can serve"),
+            ("runtime", f"{runtime} ({found['confidence']})" if runtime else UNKNOWN),
+            ("evidence", "; ".join(found["evidence"]) or UNKNOWN),
+            ("load", share(found["load"])),
+            ("in flight", number(found["in_flight"])),
+            ("queue", number(found["queue_depth"])),
+            ("tokens generated", number(found["tokens_generated"])),
+        )
+    )
+    if found["models"]:
+        yield sentence("")
+        yield Listing(_MODEL_COLUMNS, [_model(model, found["loaded"]) for model in found["models"]])
+    yield sentence("")
+    if found["gpus"]:
+        yield Listing(_GPU_COLUMNS, [_gpu(gpu) for gpu in found["gpus"]])
+    else:
+        yield sentence(f"No GPU was found. {found['nvml'] or ''}".rstrip())
+    yield sentence("")
+    yield sentence("An agent would register this:")
+    yield facts((name, _in_words(value)) for name, value in found["metadata"].items() if value is not None)
+
+
+def _model(model: dict[str, Any], loaded: list[str]) -> tuple[str, ...]:
+    is_loaded = "yes" if model["id"] in loaded else "no"
+    return model["id"], is_loaded, number(model["max_tokens"]), or_unknown(model["quantization"])
+
+
+def _gpu(gpu: dict[str, Any]) -> tuple[str, ...]:
+    used, total = gpu.get("memoryUsedMb"), gpu.get("memoryTotalMb")
+    return (
+        str(gpu["index"]),
+        or_unknown(gpu.get("name")),
+        share(gpu.get("utilization")),
+        UNKNOWN if total is None else f"{number(used)} of {number(total)} MB",
+        UNKNOWN if gpu.get("temperatureC") is None else f"{gpu['temperatureC']} C",
+        UNKNOWN if gpu.get("powerW") is None else f"{gpu['powerW']} W",
+    )
+
+
+def _in_words(value: Any) -> str:
+    """Return a value of the metadata as a person reads it: lists with commas, of runtimes name and version."""
+    if isinstance(value, list):
+        return ", ".join(map(_in_words, value)) or "none"
+    if isinstance(value, dict):
+        return " ".join(str(each) for each in value.values() if each is not None)
+    return str(value)
 
 
 def _read_settings(options: dict[str, Any]) -> AgentSettings:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from itertools import islice
 from typing import Annotated, Any, NamedTuple
@@ -14,13 +14,12 @@ from lucid_compute.cli.failures import CommandFailed, ExitStatus, refuse_both
 from lucid_compute.cli.formatting import UNKNOWN, instant, or_unknown
 from lucid_compute.cli.history_commands import MOST_SHOWN, LimitOption, SinceOption
 from lucid_compute.cli.lookup import complete_passport, node_names
-from lucid_compute.cli.output import Column, JsonOption, Listing, note, sentence, show, show_json, write_csv
+from lucid_compute.cli.output import Column, JsonOption, Listing, sentence, show, show_json, write_csv
 from lucid_compute.cli.time_arguments import read_past
 from lucid_compute.client import Lucid
 from lucid_compute.registry.domain.passports import PassportType
 from lucid_compute.registry.keys.shapes import AuditView
 
-MOST_READ = 20_000  # entries that the filters look at, so that a rare one ends
 COLUMNS = (
     Column("AT"),
     Column("ACTION"),
@@ -32,21 +31,6 @@ COLUMNS = (
     Column("REQUEST", rank=4),
 )
 CSV_TITLES = ("at", "action", "targetType", "target", "targetId", "by", "key", "ip", "requestId", "details")
-
-
-class AuditFilter(NamedTuple):
-    """Which entries to show. The service selects by target; the rest is compared here."""
-
-    action: str | None
-    by: str | None
-    since: datetime | None
-    until: datetime | None
-
-    def selects(self, entry: AuditView) -> bool:
-        """Return whether the entry is one of them. An action may be a whole group: `key`."""
-        is_action = self.action is None or entry.action == self.action or entry.action.startswith(f"{self.action}.")
-        is_actor = self.by is None or self.by in {entry.actor_owner, entry.actor_key_id}
-        return is_action and is_actor and (self.until is None or entry.at < self.until)
 
 
 class AuditNames(NamedTuple):
@@ -89,7 +73,8 @@ def audit(
     most = limit if limit is not None or as_json or as_csv else MOST_SHOWN
     with connected(api, key) as lucid:
         target_id = None if target is None else _target_id(lucid, target)
-        found = list(islice(_entries(lucid, target_id, AuditFilter(action, by, since, until)), most))
+        entries = lucid.audit(target_id=target_id, action=action, actor=by, since=since, until=until)
+        found = list(islice(entries, most))
         names = AuditNames({}, {}) if as_json else _names(lucid, found)
     if as_json:
         show_json({"events": found})
@@ -99,18 +84,6 @@ def audit(
         show(Listing(COLUMNS, [_row(entry, names) for entry in found]))
     else:
         show(sentence("Nothing of the kind is in the audit trail."))
-
-
-def _entries(lucid: Lucid, target_id: str | None, wanted: AuditFilter) -> Iterator[AuditView]:
-    """Iterate over the selected entries. The trail is newest first, so it ends at the first older one."""
-    for number, entry in enumerate(lucid.audit(target_id=target_id)):
-        if wanted.since is not None and entry.at < wanted.since:
-            return
-        if number == MOST_READ:
-            note(f"The newest {MOST_READ:,} entries were read. Name a target to see older ones.")
-            return
-        if wanted.selects(entry):
-            yield entry
 
 
 def _target_id(lucid: Lucid, target: str) -> str:

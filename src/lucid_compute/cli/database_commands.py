@@ -36,7 +36,7 @@ MEGABYTE = 1_000_000
 
 @app.command("backup")
 def back_up_database(
-    file: Path,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write.")],
     url: UrlOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE if it is there.")] = False,
     as_json: JsonOption = False,
@@ -57,7 +57,11 @@ def back_up_database(
 
 
 @app.command("restore")
-def restore_database(file: Path, url: UrlOption = None, as_json: JsonOption = False) -> None:
+def restore_database(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A file that `lucid db backup` wrote.")],
+    url: UrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Restore FILE into an empty database, or into a new data folder, and migrate it to this version."""
     from lucid_compute.postgres import backup, embedded, revisions, schema  # noqa: PLC0415 - help needs no SQLAlchemy
 

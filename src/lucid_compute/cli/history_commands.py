@@ -12,40 +12,52 @@ import typer
 from lucid_compute.accounting.jobs import Outcome
 from lucid_compute.accounting.shapes import JobView
 from lucid_compute.cli.connection import ApiOption, KeyOption, connected
+from lucid_compute.cli.failures import refuse_both
 from lucid_compute.cli.formatting import UNKNOWN, instant, or_unknown, took
 from lucid_compute.cli.lookup import complete_model, complete_node, get_node, node_names
-from lucid_compute.cli.node_commands import NodeArgument
 from lucid_compute.cli.output import Column, JsonOption, Listing, sentence, show, show_json
 from lucid_compute.cli.time_arguments import read_past
-from lucid_compute.registry.shapes import EventView
+from lucid_compute.registry.shapes import EventView, FleetEventView
 
 MOST_SHOWN = 50
 LimitOption = Annotated[
-    int | None, typer.Option(min=1, help=f"How many at most, newest first; {MOST_SHOWN} if unset, with --json all.")
+    int | None, typer.Option(min=1, help=f"How many at most, newest first; {MOST_SHOWN} if unset; all with --json.")
 ]
 SinceOption = Annotated[
     datetime | None,
-    typer.Option(parser=read_past, metavar="WHEN", help="The oldest: an RFC 3339 instant, or so long ago: 90m, 7d."),
+    typer.Option(parser=read_past, metavar="WHEN", help="Since when: an RFC 3339 instant, or how long ago: 90m, 7d."),
 ]
 
 
 def events(
-    node: NodeArgument,
+    node: Annotated[
+        str | None, typer.Argument(metavar="NODE", help="Id or name; all nodes if unset.", autocompletion=complete_node)
+    ] = None,
     since: SinceOption = None,
     event_type: Annotated[str | None, typer.Option("--type", help="Only these, such as `unhealthy`.")] = None,
+    owner: Annotated[str | None, typer.Option(help="Of another owner's nodes; for admins.")] = None,
     limit: LimitOption = None,
     as_json: JsonOption = False,
     api: ApiOption = None,
     key: KeyOption = None,
 ) -> None:
-    """List what happened to a node, newest first; the events of an ended node stay readable."""
+    """List what happened to nodes, newest first; the events of an ended node stay readable.
+
+    Without NODE and without --since it lists the last seven days of all nodes.
+    """
+    refuse_both("NODE", node, "--owner", owner)
     with connected(api, key) as lucid:
-        passport = get_node(lucid, node, also_ended=True)
-        found = list(islice(lucid.compute.events(passport.id, since=since, type=event_type), _most(limit, as_json)))
+        listed: Iterable[EventView]
+        if node is None:
+            name, listed = "a node", lucid.compute.fleet_events(since=since, type=event_type, owner=owner)
+        else:
+            passport = get_node(lucid, node, also_ended=True)
+            name, listed = passport.name, lucid.compute.events(passport.id, since=since, type=event_type)
+        found = list(islice(listed, _most(limit, as_json)))
     if as_json:
         show_json({"events": found})
     else:
-        show(event_table(found) if found else sentence(f"Nothing of the kind happened to {passport.name}."))
+        show(event_table(found) if found else sentence(f"Nothing of the kind happened to {name}."))
 
 
 def jobs(
@@ -124,11 +136,17 @@ EVENT_COLUMNS = (Column("AT"), Column("EVENT"), Column("REASON", shortest=10), C
 
 
 def event_table(events: Iterable[EventView]) -> Listing:
-    """Return a table of a node's events, in their order."""
-    return Listing(
-        EVENT_COLUMNS,
-        [(instant(event.at), event.type, or_unknown(event.reason), _pairs(event.details)) for event in events],
-    )
+    """Return a table of events, in their order; with the node's name if they are of several nodes."""
+    listed = list(events)
+    columns = [*EVENT_COLUMNS[:1], Column("NODE", shortest=8), *EVENT_COLUMNS[1:]]
+    if not any(isinstance(event, FleetEventView) for event in listed):
+        return Listing(EVENT_COLUMNS, [_event(event) for event in listed])
+    rows = [(_event(event), event.name if isinstance(event, FleetEventView) else UNKNOWN) for event in listed]
+    return Listing(columns, [(at, name, *rest) for (at, *rest), name in rows])
+
+
+def _event(event: EventView) -> tuple[str, ...]:
+    return instant(event.at), event.type, or_unknown(event.reason), _pairs(event.details)
 
 
 def _pairs(details: dict[str, Any]) -> str:

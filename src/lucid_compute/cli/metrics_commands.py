@@ -183,7 +183,7 @@ def _read_moment(text: str) -> datetime:
     return datetime.now(UTC) if text == "now" else read_past(text.removeprefix("-"))
 
 
-_WHEN = "an RFC 3339 instant, or so long ago: 90m, 7d, 4w."
+_WHEN = "an RFC 3339 instant, or how long ago: 90m, 7d, 4w."
 OptionalNode = Annotated[
     str | None,
     typer.Argument(metavar="NODE", help="Id or name; all nodes together if unset.", autocompletion=complete_node),

@@ -50,7 +50,7 @@ _STATUSES = ("unhealthy", "stale", "draining", "stopped", "healthy", "deregister
 
 @app.command("list")
 def list_nodes(
-    status: Annotated[NodeStatus | None, typer.Option(help="Ended nodes are shown only by `deregistered`.")] = None,
+    status: Annotated[NodeStatus | None, typer.Option(help="In this state; all that have not ended if unset.")] = None,
     region: Annotated[str | None, typer.Option(help="Nodes of this region.")] = None,
     runtime: Annotated[str | None, typer.Option(help="Nodes that run this runtime.")] = None,
     min_vram: Annotated[float | None, typer.Option(min=0, help="GB at least.")] = None,

@@ -15,6 +15,7 @@ from lucid_compute.cli.command_groups import ListByDefault
 from lucid_compute.cli.connection import ApiOption, KeyOption, connected
 from lucid_compute.cli.failures import YesOption, confirm, refuse_both, write
 from lucid_compute.cli.formatting import counted, instant, number, or_unknown
+from lucid_compute.cli.lookup import complete_model
 from lucid_compute.cli.output import Column, JsonOption, Listing, sentence, show, show_done, show_json
 
 app = typer.Typer(
@@ -88,13 +89,16 @@ def show_losses(
     from_: FromOption = None,
     to: ToOption = None,
     owner: OwnerOption = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Of this model: id or name.", autocompletion=complete_model)
+    ] = None,
     as_json: JsonOption = False,
     api: ApiOption = None,
     key: KeyOption = None,
 ) -> None:
     """Show what failed, by cause and responsible party, and an estimate of the lost earnings."""
     with connected(api, key) as lucid:
-        report = lucid.payouts.losses(from_=from_, to=to, owner=owner)
+        report = lucid.payouts.losses(from_=from_, to=to, owner=owner, model=model)
     if as_json:
         show_json(report)
     else:

@@ -30,14 +30,14 @@ _SUM_COLUMNS = (
     Column("USD", right=True),
 )
 _BUDGET_COLUMNS = (Column("KEY", shortest=12), Column("BUDGET"), Column("SPENT", right=True), Column("FULL AGAIN"))
-_MOMENT = "an RFC 3339 instant, a day such as 2026-01-31, or so long ago: -7d"
+_MOMENT = "An RFC 3339 instant, a day such as 2026-01-31, or how long ago: -7d"
 
 
 def usage(
     from_: Annotated[
-        str | None, typer.Option("--from", metavar="WHEN", help=f"{_MOMENT.capitalize()}; this month's start if unset.")
+        str | None, typer.Option("--from", metavar="WHEN", help=f"{_MOMENT}; this month's start if unset.")
     ] = None,
-    to: Annotated[str | None, typer.Option(metavar="WHEN", help=f"{_MOMENT.capitalize()}; now if unset.")] = None,
+    to: Annotated[str | None, typer.Option(metavar="WHEN", help=f"{_MOMENT}; now if unset.")] = None,
     by: Annotated[list[UsageGroup] | None, typer.Option(help="Add up by this; may be given again.")] = None,
     model: Annotated[
         str | None, typer.Option(metavar="MODEL", help="Of this model: id or name.", autocompletion=complete_model)

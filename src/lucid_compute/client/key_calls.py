@@ -84,8 +84,26 @@ def revoke(key_id: str) -> ApiCall[None]:
 
 
 def audit(
-    *, target_id: str | None = None, sort_by: str | None = None, sort_order: str | None = None
+    *,
+    target_id: str | None = None,
+    action: str | None = None,
+    actor: str | None = None,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    sort_by: str | None = None,
+    sort_order: str | None = None,
 ) -> PagedCall[AuditList, AuditView]:
-    """Iterate over all changes, newest first: who did what, to which target, when, and from where."""
-    query = query_of(target_id=target_id, sort_by=sort_by, sort_order=sort_order)
+    """Iterate over all changes, newest first: who did what, to which target, when, and from where.
+
+    `action` is an action or a group of them (`key`), `actor` an owner or a key's id.
+    """
+    query = query_of(
+        target_id=target_id,
+        action=action,
+        actor=actor,
+        since=since,
+        until=until,
+        sort_by=sort_by,
+        sort_order=sort_order,
+    )
     return PagedCall(path="/audit", query=query, answer=AuditList, items=lambda page: page.events)

@@ -171,6 +171,7 @@ class _Lucid:
     audit = PagedEndpoint(key_calls.audit)
     match = Endpoint(service_calls.match)
     ready = Endpoint(service_calls.ready)
+    service = Endpoint(service_calls.service)
     healthz = Endpoint(service_calls.healthz)
 
     transport: Transport | AsyncTransport

@@ -34,12 +34,15 @@ def statement(*, from_: AnyDay | None = None, to: AnyDay | None = None, owner: s
     return ApiCall(method="GET", path="/payouts", query=query, answer=str)
 
 
-def losses(*, from_: AnyDay | None = None, to: AnyDay | None = None, owner: str | None = None) -> ApiCall[LossReport]:
+def losses(
+    *, from_: AnyDay | None = None, to: AnyDay | None = None, owner: str | None = None, model: str | None = None
+) -> ApiCall[LossReport]:
     """Read what failed on your own nodes: cause, responsible party, estimated loss. An admin sees all nodes.
 
     It includes requests refused before a node was chosen: your own requests, and requests for your models.
+    `model` (id, name or alias) leaves out those for other models.
     """
-    query = query_of(**{"from": from_}, to=to, owner=owner)
+    query = query_of(**{"from": from_}, to=to, owner=owner, model=model)
     return ApiCall(method="GET", path="/payouts/losses", query=query, answer=LossReport)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from lucid_compute.client.call import ApiCall, body_of, given
 from lucid_compute.gateway.shapes import MatchAnswer, MatchRequest, RequestPolicy
-from lucid_compute.web.shapes import Liveness, Readiness
+from lucid_compute.web.shapes import Liveness, Readiness, ServiceView
 
 
 def match(
@@ -24,6 +24,11 @@ def match(
 def healthz() -> ApiCall[Liveness]:
     """Read whether the process runs."""
     return ApiCall(method="GET", path="/healthz", answer=Liveness)
+
+
+def service() -> ApiCall[ServiceView]:
+    """Read what runs, for admins: the version, the live replicas, and the settings of the one that responds."""
+    return ApiCall(method="GET", path="/service", answer=ServiceView)
 
 
 def ready() -> ApiCall[Readiness]:

@@ -125,6 +125,19 @@ class NodeBusy(BadStatus):
         return Blame.NOT_THE_PROVIDER
 
 
+class ContextTooShort(BadStatus):
+    """A provider refused a request as too long for its context, by the response `body`. Others may have more."""
+
+    def __init__(self, status: int, body: bytes) -> None:
+        super().__init__(status)
+        self.body = body
+
+    @property
+    def blame(self) -> Blame:
+        """Nobody failed."""
+        return Blame.NOT_THE_PROVIDER
+
+
 class NotOffered(BadStatus):
     """A provider responded that it lacks the endpoint, or the model if `is_model`. It may be healthy.
 

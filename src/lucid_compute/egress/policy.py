@@ -142,6 +142,13 @@ class AllowedNetwork:
     first_port: int = 1
     last_port: int = 65535
 
+    def __str__(self) -> str:
+        """Return the entry as `LUCID_EGRESS_ALLOW` has it."""
+        is_all = (self.first_port, self.last_port) == (1, 65535)
+        ports = f"{self.first_port}" if self.first_port == self.last_port else f"{self.first_port}-{self.last_port}"
+        network = f"[{self.network}]" if self.network.version == 6 else str(self.network)  # noqa: PLR2004 - IPv6
+        return str(self.network) if is_all else f"{network}:{ports}"
+
     def covers(self, address: Address, port: int) -> bool:
         """Return whether this entry opens `address` at `port`."""
         # Only a /96 says where a local NAT64 prefix keeps the IPv4 address (RFC 6052, section 2.2).

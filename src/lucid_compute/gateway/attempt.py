@@ -7,14 +7,23 @@ from typing import NamedTuple
 
 from lucid_compute.accounting.jobs import Job, Outcome
 from lucid_compute.egress.connection import HttpConnection
-from lucid_compute.egress.faults import TIMEOUTS, BadStatus, Blame, EgressFault, FaultKind, NodeBusy, NotOffered
+from lucid_compute.egress.faults import (
+    TIMEOUTS,
+    BadStatus,
+    Blame,
+    ContextTooShort,
+    EgressFault,
+    FaultKind,
+    NodeBusy,
+    NotOffered,
+)
 from lucid_compute.egress.lookups import SLOW_NAME_SECONDS
 from lucid_compute.gateway.context import GatewayContext
 from lucid_compute.gateway.endpoints import Billed
 from lucid_compute.gateway.event_stream import EventStream, add_cost
 from lucid_compute.gateway.node_json import clients_own_status, error_in, is_answer, read_answer, read_object
 from lucid_compute.gateway.node_stats import ANY_ENDPOINT, Suspicion
-from lucid_compute.gateway.node_words import message_in, names_stored, refusal_of, says_no_model
+from lucid_compute.gateway.node_words import message_in, names_stored, refusal_of, says_no_model, says_too_long
 from lucid_compute.gateway.request import GatewayRequest
 from lucid_compute.gateway.tracing import end_attempt
 from lucid_compute.gateway.usage import (
@@ -29,7 +38,7 @@ from lucid_compute.gateway.usage import (
 )
 from lucid_compute.registry.domain.prices import TokenPrice
 from lucid_compute.registry.fleet.fleet import FleetNode
-from lucid_compute.registry.routing_rules import id_on_node
+from lucid_compute.registry.routing_rules import context_on, id_on_node
 from lucid_compute.web.lanes import CutReason
 from lucid_compute.wire import write_money
 
@@ -156,9 +165,26 @@ class Attempt:
         return NodeResponse(connection.status, body, media)
 
     def _reject(self, status: int, body: bytes) -> NodeResponse:
-        """Record that the node refused the request as the client's fault; return its response."""
+        """Record that the node refused the request as the client's fault; return its response.
+
+        Raises:
+            ContextTooShort: the request is too long for this node, and another one may have a longer context.
+        """
+        if says_too_long(body) and self._may_be_longer_elsewhere():
+            raise ContextTooShort(status, body)
         self._job.outcome, self._job.reason = Outcome.REJECTED, f"http_{status}"
         return NodeResponse(status, body)
+
+    def _may_be_longer_elsewhere(self) -> bool:
+        """Return whether a further model of the route, or another node, may have a longer context."""
+        request, fleet = self._request, self._context.fleet
+        if request.others or self._node is None:
+            return bool(request.others)
+        limit = context_on(request.model, self._node.state)
+        if limit is None:
+            return len(fleet.ring_of(request.model)) > 1
+        nodes = fleet.serving_candidates(request.model, self._context.clock.now())
+        return any((other := context_on(request.model, node)) is None or other > limit for node in nodes)
 
     def record_first_byte(self, at: float) -> None:
         """Record that the response began at this instant, for the job and for the next choices of a node."""

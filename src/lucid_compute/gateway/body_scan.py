@@ -19,6 +19,7 @@ STEP_BYTES = 64 * 1024  # that one regular expression looks at: a few millisecon
 STEP_TOKENS = 1000  # that Python looks at in a step
 MAX_ESCAPED_NAMES = 10_000
 MAX_DEPTH = 200
+NO_HALVES = "Text may not hold half a surrogate pair. Send whole characters."
 _MAX_NAME_BYTES = 1024  # of a name that may be one of those searched for
 _SPACE = rb"[ \t\n\r]*+"
 _VALUES = rb"[ \t\n\r\d,:.+\-eEtrufalsn]++"  # numbers, true, false, null, and what stands between values
@@ -200,5 +201,5 @@ class BodyScan:
         if self._body.startswith((b"NaN", b"Infinity"), self._at):
             message = "NaN and Infinity are no JSON numbers. Send a finite number, or null."
         if _HALF.match(self._body, self._at):
-            message = "Text may not hold half a surrogate pair. Send whole characters."
+            message = NO_HALVES
         return InvalidRequest([FieldFault("", message)], status=400)

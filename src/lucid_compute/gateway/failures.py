@@ -6,7 +6,17 @@ from collections import Counter
 from http import HTTPStatus
 from typing import Any
 
-from lucid_compute.egress.faults import OURS, TIMEOUTS, BadStatus, Blame, EgressFault, FaultKind, NodeBusy, NotOffered
+from lucid_compute.egress.faults import (
+    OURS,
+    TIMEOUTS,
+    BadStatus,
+    Blame,
+    ContextTooShort,
+    EgressFault,
+    FaultKind,
+    NodeBusy,
+    NotOffered,
+)
 from lucid_compute.errors import (
     InvalidRequest,
     LucidError,
@@ -14,6 +24,7 @@ from lucid_compute.errors import (
     NodeFailed,
     NodeTimeout,
     Overloaded,
+    RefusedByNode,
     RoutingLoop,
     Shortage,
 )
@@ -36,9 +47,8 @@ def error_of(request: GatewayRequest, failed: list[Failed], why: str = "") -> Lu
     ]
     if any(_is_loop(fault) for fault in faults):
         return RoutingLoop(attempts)
-    if is_about_stored(failed):
-        said = next((fault.said for fault in faults if isinstance(fault, NotOffered) and fault.said), "")
-        return InvalidRequest([FieldFault("", said or _NOT_STORED)], status=HTTPStatus.NOT_FOUND)
+    if (refused := _refused(failed)) is not None:
+        return refused
     if are_passing(failed):
         return _unavailable(request, failed)
     if all(fault.kind in OURS for fault in faults):
@@ -52,11 +62,34 @@ def error_of(request: GatewayRequest, failed: list[Failed], why: str = "") -> Lu
     return NodeFailed(attempts, why=why, said=said, is_requests_own=_is_requests_own(request, faults))
 
 
+def _refused(failed: list[Failed]) -> InvalidRequest | None:
+    """Return the error of a request that the nodes refused, as one too long or for what they have not stored."""
+    fault = failed[-1][1]
+    if isinstance(fault, ContextTooShort) and _is_too_long(failed):
+        return RefusedByNode(fault.status, fault.body)
+    if not is_about_stored(failed):
+        return None
+    said = next((fault.said for _, fault in failed if isinstance(fault, NotOffered) and fault.said), "")
+    return InvalidRequest([FieldFault("", said or _NOT_STORED)], status=HTTPStatus.NOT_FOUND)
+
+
 def are_passing(failed: list[Failed]) -> bool:
-    """Return whether no node failed: each one lacks what was asked for, is busy, or has left."""
-    return bool(failed) and all(
-        isinstance(fault, (NotOffered, NodeBusy)) or fault.kind is FaultKind.NODE_LEFT for _, fault in failed
+    """Return whether no node failed: each one lacks what was asked for or a long context, is busy, or has left.
+
+    A request that is too long for all of them is refused for that, see `error_of`.
+    """
+    return (
+        bool(failed)
+        and not _is_too_long(failed)
+        and all(
+            isinstance(fault, (NotOffered, NodeBusy, ContextTooShort)) or fault.kind is FaultKind.NODE_LEFT
+            for _, fault in failed
+        )
     )
+
+
+def _is_too_long(failed: list[Failed]) -> bool:
+    return all(isinstance(fault, ContextTooShort) for _, fault in failed)
 
 
 def is_about_stored(failed: list[Failed]) -> bool:
@@ -93,6 +126,8 @@ def _unavailable(request: GatewayRequest, failed: list[Failed]) -> ModelUnavaila
 def _code_of(fault: EgressFault) -> ReasonCode:
     if isinstance(fault, NodeBusy):
         return ReasonCode.AT_CAPACITY
+    if isinstance(fault, ContextTooShort):
+        return ReasonCode.CONTEXT_TOO_SHORT
     return ReasonCode.MODEL_NOT_SERVED if isinstance(fault, NotOffered) else ReasonCode.DRAINING
 
 

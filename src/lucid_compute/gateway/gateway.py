@@ -15,7 +15,7 @@ from random import Random
 from typing import Any, NamedTuple
 
 from lucid_compute.accounting.jobs import Outcome
-from lucid_compute.egress.faults import Blame, EgressFault, FaultKind, NodeBusy, NotOffered
+from lucid_compute.egress.faults import Blame, ContextTooShort, EgressFault, FaultKind, NodeBusy, NotOffered
 from lucid_compute.errors import ModelUnavailable, Shortage
 from lucid_compute.gateway.breakers import RetryBudgets
 from lucid_compute.gateway.context import GatewayContext
@@ -23,7 +23,7 @@ from lucid_compute.gateway.dispatcher import Dispatcher
 from lucid_compute.gateway.exchange import Exchange
 from lucid_compute.gateway.failures import are_passing, busy_count, error_of, is_about_stored, soonest_seconds
 from lucid_compute.gateway.ranking import Ranking, narrow, rank
-from lucid_compute.gateway.request import Criteria, Failed, GatewayRequest, RunningRequest
+from lucid_compute.gateway.request import Criteria, Failed, GatewayRequest, RunningRequest, TriedNodes
 from lucid_compute.gateway.request_queue import QueuePlace, RequestQueue
 from lucid_compute.gateway.tracing import Span, end_choice
 from lucid_compute.registry.domain.identity import Principal
@@ -32,7 +32,7 @@ from lucid_compute.registry.domain.passports import ModelFormat, ModelPassport
 from lucid_compute.registry.fleet.fleet import Fleet, FleetNode
 from lucid_compute.registry.fleet.node_ring import place_of
 from lucid_compute.registry.matching_engine import ReasonCode
-from lucid_compute.registry.routing_rules import NO_POLICY, RoutingPolicy
+from lucid_compute.registry.routing_rules import NO_POLICY, RoutingPolicy, context_on
 from lucid_compute.registry.variants import variants_of
 from lucid_compute.web.lanes import Wait
 
@@ -160,7 +160,11 @@ class Gateway:
         if request.model.format is ModelFormat.API:
             request.use(request.others)
             return
-        request.criteria.tried = {tried.state.id for tried, _ in request.failed if tried is not None}
+        criteria = request.criteria
+        if isinstance(fault, ContextTooShort) and node is not None:
+            limit = context_on(request.model, node.state)
+            criteria.longer_than = max(limit or 0, criteria.longer_than or 0) or None
+        criteria.tried = TriedNodes(self.context.fleet, criteria, request.failed)
 
     def _choose(self, served: ServedRequest, request: GatewayRequest, now: datetime) -> Exchange | Wait:
         """Begin an attempt on the next node, and return it; if a quick search finds no node, return a slower one.
@@ -307,9 +311,12 @@ def _is_met_seldom(fault: EgressFault) -> bool:
     """Return whether another attempt makes no outage worse: the node is not asked again for a while, or was not asked.
 
     Nodes say at once that they lack something or are busy, and are asked again after a minute, or when they are free.
+    A node that finds a request too long has done no work for it.
     """
     if isinstance(fault, NotOffered):
         return fault.is_learned
+    if isinstance(fault, ContextTooShort):
+        return True
     was_not_asked = fault.kind in {FaultKind.NODE_LEFT, FaultKind.NOT_CONNECTED}
     return was_not_asked or (isinstance(fault, NodeBusy) and fault.retry_after_seconds > 0)
 

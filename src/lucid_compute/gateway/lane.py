@@ -12,7 +12,15 @@ from datetime import datetime
 from functools import partial
 
 from lucid_compute.accounting.refusals import NO_MODEL, NOBODY, RefusalRecorder
-from lucid_compute.errors import InvalidRequest, LucidError, MethodNotAllowed, Overloaded, RoutingLoop, Unauthorized
+from lucid_compute.errors import (
+    InvalidRequest,
+    LucidError,
+    MethodNotAllowed,
+    Overloaded,
+    RefusedByNode,
+    RoutingLoop,
+    Unauthorized,
+)
 from lucid_compute.gateway.endpoints import PATHS
 from lucid_compute.gateway.event_stream import error_event
 from lucid_compute.gateway.form_body import read_form
@@ -455,7 +463,7 @@ def _session_of(headers: dict[bytes, bytes], inference: InferenceRequest, princi
 
 def _refusal(error: LucidError, headers: Headers, path: str) -> Response:
     """Return the response that refuses a request at `path`; `headers` are added to the error's own."""
-    body = inference_bytes(error, path)
+    body = error.response if isinstance(error, RefusedByNode) else inference_bytes(error, path)
     ours = [(name.lower().encode(), value.encode()) for name, value in headers_of(error).items()]
     basic = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     return error.http_status, [*basic, *ours, *headers], body
@@ -472,7 +480,7 @@ def _refusal_of(request: GatewayRequest, error: LucidError) -> Response:
 
 def _overloaded() -> Overloaded:
     """Return the error of a request that is one too many."""
-    message = "As many requests as this service takes are running. Send it again after Retry-After seconds."
+    message = "As many requests as this service takes are running. Send it again in 1 s."
     return Overloaded(message, retry_after_seconds=1)
 
 

@@ -42,9 +42,8 @@ async def match(
     If the model has a route, the nodes are those of `servedBy`: the first of its models that can be served now, in
     the order of `route`. That is the order of the session, or of the weights without one.
     """
-    model = fleet.get_model(body.model)
+    model, now = fleet.get_model(body.model), clock.now()
     session = f"{principal.owner} {body.user}" if body.user else None
-    now = clock.now()
     dispatcher = gateway.dispatcher
     draw = 0.0 if session is None else draw_of(session)
     choices = [
@@ -66,6 +65,7 @@ async def match(
         shortlist=shortlist,
         rejected=[_view_rejected(*each) for each in ranking.rejected],
         rejections=dict(ranking.rejections),
+        waiting=None if gateway.queue is None else gateway.queue.waiting(model.id),
     )
 
 

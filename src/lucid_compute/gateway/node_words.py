@@ -41,6 +41,13 @@ _REQUESTS_OWN = re.compile(
     r"|exceeds? .{0,40}context|context .{0,40}exceed|(?:prompt|input) (?:is )?too (?:long|large)",
     re.IGNORECASE,
 )
+# 400 of vLLM, SGLang, llama.cpp and Ollama, 422 of TGI; OpenAI's code, and Anthropic's words.
+_TOO_LONG = re.compile(
+    r"context.?(?:length|size|window)|(?:model|sequence) length|(?:prompt|input).{0,40} too (?:long|large)"
+    r"|must be <= \d|must have less than \d+ tokens|tokens? .{0,40}(?:exceed|limit|longer)|exceed.{0,40} tokens?\b",
+    re.IGNORECASE,
+)
+_TOO_LONG_CODES = frozenset({"context_length_exceeded", "exceed_context_size_error"})
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e\u00a0-\ud7ff\ue000-\uffff\U00010000-\U0010ffff]+")
 
 
@@ -84,6 +91,15 @@ def says_no_model(body: bytes, model_id: str) -> bool:
         return True
     said = message_in(body)
     return model_id in said and _MISSING.search(said.replace(model_id, "")) is not None
+
+
+def says_too_long(body: bytes) -> bool:
+    """Return whether a refusal says that the request is too long for the node's context, by a code or a message."""
+    value = _read(body)
+    error = value.get("error", value) if isinstance(value, dict) else None
+    if isinstance(error, dict) and not _TOO_LONG_CODES.isdisjoint({str(error.get("code")), str(error.get("type"))}):
+        return True
+    return _TOO_LONG.search(message_in(body)) is not None
 
 
 def parse_retry_after(value: bytes, now: datetime) -> float | None:

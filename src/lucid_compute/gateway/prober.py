@@ -121,7 +121,7 @@ class Prober:
         except EgressFault as fault:
             return ProbeResult(_code_of(fault), fault.message)
         if self._running >= self._max_probes:
-            message = "Many nodes are being probed right now. Ask again after Retry-After seconds."
+            message = "Many nodes are being probed right now. Ask again in 1 s."
             raise Overloaded(message, retry_after_seconds=1)
         self._spend(target.url.host)
         self._running += 1

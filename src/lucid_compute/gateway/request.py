@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Container
 from random import getrandbits
 from urllib.parse import quote
 
@@ -12,9 +12,9 @@ from lucid_compute.gateway.request_body import InferenceRequest
 from lucid_compute.gateway.tracing import Span
 from lucid_compute.registry.domain.identity import Principal
 from lucid_compute.registry.domain.passports import ModelPassport
-from lucid_compute.registry.fleet.fleet import FleetNode
+from lucid_compute.registry.fleet.fleet import Fleet, FleetNode
 from lucid_compute.registry.keys.authentication import Admission
-from lucid_compute.registry.routing_rules import NO_POLICY, RoutingPolicy
+from lucid_compute.registry.routing_rules import NO_POLICY, RoutingPolicy, context_on
 from lucid_compute.web.lanes import Headers, IncomingRequest, LaneClient, Response
 
 Failed = tuple[FleetNode | None, EgressFault]
@@ -48,9 +48,10 @@ class Criteria:
     """The criteria for choosing a node: model, endpoint, the request's policy, its session, and nodes already tried.
 
     `owner` is of the request's key: what nodes said that they lack counts for who met it, and then for all.
+    `longer_than`: the longest context in tokens that was too short for the request, if one was.
     """
 
-    __slots__ = ("endpoint", "is_stream", "kind", "model", "owner", "policy", "session", "tried")
+    __slots__ = ("endpoint", "is_stream", "kind", "longer_than", "model", "owner", "policy", "session", "tried")
 
     def __init__(
         self,
@@ -69,7 +70,29 @@ class Criteria:
         self.session = session
         self.is_stream = is_stream
         self.kind = (model.id, is_stream)  # requests of one kind have similar latencies
-        self.tried: Collection[str] = ()
+        self.tried: Container[str] = ()
+        self.longer_than: int | None = None
+
+
+class TriedNodes:
+    """The nodes not to try for a request: those that were tried, and those without a longer context than they had.
+
+    The latter are left out once a context was too short.
+    """
+
+    def __init__(self, fleet: Fleet, criteria: Criteria, failed: list[Failed]) -> None:
+        self._fleet = fleet
+        self._criteria = criteria
+        self._ids = {node.state.id for node, _ in failed if node is not None}
+
+    def __contains__(self, node_id: object) -> bool:
+        """Return whether the node is not to be tried."""
+        longer_than, is_tried = self._criteria.longer_than, node_id in self._ids
+        if longer_than is None or is_tried:
+            return is_tried
+        node = self._fleet.find_node(str(node_id))
+        limit = None if node is None else context_on(self._criteria.model, node.state)
+        return limit is not None and limit <= longer_than
 
 
 _OF_STREAMS = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]  # nginx would hold events back

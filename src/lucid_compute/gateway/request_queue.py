@@ -101,6 +101,11 @@ class RequestQueue:
         self.depth += 1
         return QueuePlace(model_id, key_id, self._monotonic())
 
+    def waiting(self, model_id: str) -> int:
+        """Return how many requests wait for the model's nodes, with the one that has its turn."""
+        line = self._lines.get(model_id)
+        return 0 if line is None else sum(map(len, line.by_key.values())) + (line.entering is not None)
+
     async def wait(self, place: QueuePlace) -> bool:
         """Wait for the turn of a request; return False when its time is up. `leave` must be called in the end."""
         now = self._monotonic()

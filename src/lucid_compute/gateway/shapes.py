@@ -120,6 +120,9 @@ class MatchAnswer(ResponseShape):
     shortlist: list[RankedNode] = Field(description="The nodes that may, best first; at most 100.")
     rejected: list[RejectedNode] = Field(description="Nodes that name the model first; at most 100.")
     rejections: dict[str, int]
+    waiting: int | None = Field(
+        default=None, description="Requests in this worker's queue for the model; null where the queue is off."
+    )
 
 
 class ModelRouting(ResponseShape):

@@ -157,7 +157,7 @@ class HeartbeatWriter:
             Overloaded: too many heartbeats wait.
         """
         if self.is_full:
-            message = "Too many heartbeats are waiting to be written. Send it again after Retry-After seconds."
+            message = "Too many heartbeats are waiting to be written. Send it again in 2 s."
             raise Overloaded(message, retry_after_seconds=2)
         waiting = _Waiting(heartbeat, on_done, report)
         if heartbeat.passport_id in self._waiting:

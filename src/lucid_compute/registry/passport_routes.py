@@ -77,7 +77,7 @@ async def create_passport(
     new = _read_new(body, principal)
     idempotency = await _idempotency_of(request, idempotency_key)
     passport = await passport_store.create(actor, new, is_admin=principal.is_admin, idempotency=idempotency)
-    response.headers["Location"] = f"/passports/{passport.id}"
+    response.headers["Location"] = f"{request.app.state.root_path}/passports/{passport.id}"
     return view_passport(passport, principal)
 
 

@@ -15,7 +15,15 @@ from typing import NamedTuple
 from lucid_compute.errors import Shortage, endpoint_path
 from lucid_compute.registry.domain.node_state import NodeState
 from lucid_compute.registry.domain.passports import ModelPassport
-from lucid_compute.registry.matching_engine import Reason, ReasonCode, fit_reasons, rejection_reasons, serves
+from lucid_compute.registry.matching_engine import (
+    Reason,
+    ReasonCode,
+    context_limit,
+    declaration_of,
+    fit_reasons,
+    rejection_reasons,
+    serves,
+)
 from lucid_compute.wire import write_money
 
 TIE_SHARE = 0.25
@@ -118,6 +126,11 @@ def id_on_node(model: ModelPassport, node: NodeState) -> str:
 def limit_of(node: NodeState) -> float:
     """Return the node's limit of requests at a time by its passport; infinite when it names none."""
     return node.passport.max_concurrency or NO_LIMIT
+
+
+def context_on(model: ModelPassport, node: NodeState) -> int | None:
+    """Return how many tokens of context the model has on the node; None is no limit that is known."""
+    return context_limit(node, declaration_of(model, node))
 
 
 def is_at_capacity(limit: float, in_flight: int) -> bool:

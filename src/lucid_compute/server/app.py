@@ -134,6 +134,7 @@ class LucidApp:
             app.router.routes += routes.router.routes  # `include_router` would build each again at the first request
         if self._settings.help_dir is not None:
             app.mount(reference_routes.HELP, reference_routes.HelpSite(self._settings.help_dir))
+        app.state.root_path = self._settings.root_path
         app.state.site = site_below(self._settings.root_path)
         app.add_middleware(RequestGuard, room=self._room, judge=self._judge)
         app.add_middleware(HttpMetricsMiddleware)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -91,6 +92,7 @@ class Replica:
     webhooks: WebhookParts
     background: Mapping[str, BackgroundTask]
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    made_at: float = field(default_factory=time.monotonic)
 
     def parts(self) -> list[object]:
         """Return the parts that routes may ask for by type."""

@@ -26,8 +26,8 @@ _SERVICE_LINK = re.compile(r"(?:tcp|udp|sctp)://")
 _ROOT_PATH = re.compile(r"(?:/[A-Za-z0-9._~-]+)+")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/,?#@]+|null")
 _OWN_PATHS = re.compile(
-    r"/(?:audit|compute|dashboard|docs|healthz|help|keys|match|metrics|models|openapi\.json|passports|payouts|readyz|usage|v1|"
-    r"webhooks)(?:/.*)?"
+    r"/(?:audit|compute|dashboard|docs|healthz|help|keys|match|me|metrics|models|openapi\.json|passports|payouts|readyz|"
+    r"service|usage|v1|webhooks)(?:/.*)?"
 )
 
 

@@ -81,7 +81,8 @@ def build_replica(settings: Settings, database_url: str) -> Replica:
     feed, heartbeats, gauges = _build_followers(shared)
     context, spend = _build_gateway_context(shared), ProbeRate(fleet.replicas).spend
     retention, key_store, payouts = _retention(settings), KeyStore(database, keys), PayoutStore(database)
-    rollups, job_search = RollupReader(database, retention), JobSearch(database)
+    rollups = RollupReader(database, retention)
+    job_search = JobSearch(database, is_known=lambda node_id: fleet.find_node(node_id) is not None)
     return Replica(
         settings=settings,
         database=database,

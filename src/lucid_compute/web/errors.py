@@ -162,7 +162,7 @@ def answer(error: LucidError, *, path: str = "") -> JSONResponse:
 
 def stopping() -> Overloaded:
     """Return the error of a request that still runs when the service stops."""
-    message = "The service stops, and the request was not complete in time. Send it again after Retry-After seconds."
+    message = "The service stops, and the request was not complete in time. Send it again in 1 s."
     return Overloaded(message, retry_after_seconds=1)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from lucid_compute.wire import ResponseShape
+from pydantic import Field
+
+from lucid_compute.wire import Instant, ResponseShape
 
 
 class Liveness(ResponseShape):
@@ -28,3 +30,32 @@ class Readiness(ResponseShape):
     version: str | None
     python: str | None
     compiled: bool | None
+
+
+class ReplicaView(ResponseShape):
+    """A live replica (each worker is one), when it last renewed its lease, and the requests that run on nodes by it."""
+
+    id: str
+    answers: bool = Field(description="It is the one that sent this response.")
+    started_at: Instant
+    seen_at: Instant
+    in_flight: int
+
+
+class SettingView(ResponseShape):
+    """A setting of this replica: its variable, its value as text (null: unset) and its meaning; secrets are hidden."""
+
+    variable: str
+    value: str | None
+    is_default: bool
+    meaning: str
+
+
+class ServiceView(ResponseShape):
+    """The service as its operator sees it: what runs, where, and with which settings."""
+
+    version: str
+    python: str
+    compiled: bool
+    replicas: list[ReplicaView]
+    settings: list[SettingView]

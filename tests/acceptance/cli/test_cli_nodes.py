@@ -82,6 +82,27 @@ async def test_a_node_is_shown_whole_by_its_name_and_by_its_id(cli_fleet: Gatewa
     assert answer["health"]["reported"]["detail"] == "no \x1b[31mmemory"
 
 
+async def test_events_of_one_node_or_of_all_of_an_owner(cli_fleet: Gateway, lucid: CommandLine) -> None:
+    """Of several nodes with their names; a node and an owner at once are refused."""
+    node, name = await add_node(cli_fleet)
+    await cli_fleet.admin.post(f"/compute/drain/{node}")
+    lines = (await lucid("events", name)).out.splitlines()
+    assert (lines[0].split(), [line.split()[2] for line in lines[1:]]) == (
+        ["AT", "EVENT", "REASON", "DETAILS"],
+        ["draining", "registered"],
+    )
+    owner = (await cli_fleet.admin.get(f"/passports/{node}")).json()["owner"]
+    lines = (await lucid("events", "--owner", owner, "--type", "draining", "--since", "1h")).out.splitlines()
+    assert lines[0].split() == ["AT", "NODE", "EVENT", "REASON", "DETAILS"]
+    assert name in {line.split()[2] for line in lines[1:]}
+    found = (await lucid("events", "--json")).json["events"]
+    assert {"draining", "registered"} <= {event["type"] for event in found if event["passportId"] == node}
+    both = await lucid("events", name, "--owner", owner)
+    assert (both.status, "--owner" in both.sentence) == (2, True)
+    nothing = await lucid("events", "--owner", "nobody")
+    assert nothing.out == "Nothing of the kind happened to a node.\n"
+
+
 @pytest.mark.parametrize("command", [("nodes", "show"), ("drain",), ("resume",), ("deregister", "-y"), ("events",)])
 async def test_an_unknown_node_is_status_5(command: tuple[str, ...], lucid: CommandLine) -> None:
     """By a name or by an id."""

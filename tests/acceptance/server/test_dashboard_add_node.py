@@ -128,3 +128,25 @@ def test_every_way_is_a_command_that_a_shell_reads(shared: Watched, page: Page, 
         assert words[words.index("--name") + 1] == name
     assert "lk_live_" in command
     assert shared.served.url in command
+
+
+@pytest.mark.parametrize(("way", "shown"), [("This copy", " --outbound"), ("systemd", "LUCID_AGENT_OUTBOUND=true")])
+def test_a_node_behind_a_firewall_connects_by_itself(shared: Watched, page: Page, way: str, shown: str) -> None:
+    """Then no address of it is asked for, and the agent is told so; by hand that can't be done."""
+    shared.log_in(page, "/nodes?add=node")
+    page.wait_for("document.activeElement.id === 'field-name'")
+    press_button(page, way, "dialog")
+    page.fill("#field-publicUrl", "http://127.0.0.1:65002")
+    assert "can't be reached from the service (NAT, firewall)" in page.text("dialog")
+    page.run("document.querySelector('#outbound').focus()")
+    page.press(" ")
+    page.wait_for("!document.querySelector('#field-publicUrl')")
+    assert "curl" not in page.texts("dialog .choice button")
+    page.fill("#field-owner", "acme")
+    press_button(page, "Make a key and show the command", "dialog")
+    page.wait_for_text("Waiting for the node", ".steps")
+    command = page.text("dialog pre")
+    assert shown in command
+    assert "65002" not in command
+    told = subprocess.run(["bash", "-n", "-c", command], capture_output=True, text=True, check=False)
+    assert (told.returncode, told.stderr) == (0, "")

@@ -87,6 +87,14 @@ def test_the_audit_trail_is_read_by_admins_alone(shared: Watched, page: Page) ->
     shared.log_in(page, f"/audit?target={node}")
     page.wait_for("document.querySelectorAll('.rows tbody tr').length === 2")
     assert "drain" in page.text(".rows")
+    page.run("""(() => {
+        const field = document.querySelector('#filter-action');
+        field.value = 'compute';
+        field.dispatchEvent(new Event('change', { bubbles: true }));
+    })()""")
+    page.wait_for("document.querySelectorAll('.rows tbody tr').length === 1")
+    page.fill("#filter-by", "nobody")
+    page.wait_for_text("No change is like that")
     shared.log_in_anew(page, "/audit", shared.new_key("compute"))
     page.wait_for_text("This key lacks the scope admin", "main [role=alert]")
 
@@ -156,10 +164,19 @@ def test_settings_say_who_is_logged_in_and_what_runs(shared: Watched, page: Page
     version = shared.http.get("/openapi.json").json()["info"]["version"]
     page.wait_for_text(version, "[aria-label='The service']")
     page.wait_for_text("ready", "[aria-label='The service']")
+    page.wait_for_text("responds to this page", "[aria-label=Replicas]")
+    settings = "[aria-label='Settings of the service']"
+    page.wait_for_text("LUCID_DATABASE_URL", settings)
+    assert "(hidden)" in page.text(settings)
+    assert "postgresql://" not in page.text(settings)
+    assert "LUCID_HOST" not in page.text(settings)
+    press_button(page, "all", settings)
+    page.wait_for_text("LUCID_HOST", settings)
     key = shared.new_key("compute", "passports:read")
     shared.log_in_anew(page, "/settings", key)
     page.wait_for_text("compute, passports:read", "[aria-label='Who you are']")
     assert key not in page.text()
+    assert "Replicas" not in page.texts("h2")
 
 
 def test_the_palette_finds_and_does(shared: Watched, page: Page, story: dict[str, str]) -> None:

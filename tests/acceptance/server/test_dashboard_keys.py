@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -87,6 +88,52 @@ def test_a_key_is_made_limited_rotated_and_revoked(shared: Watched, page: Page) 
     page.press("Enter")
     page.wait_for(f"!{ROW.format(name='for the shop')}")
     assert shared.http.get("/models", headers={"Authorization": f"Bearer {rotated}"}).status_code == 401
+
+
+def test_a_key_is_edited_and_changed_back(shared: Watched, page: Page) -> None:
+    """Its name, end and limits: only what was changed is sent; a limit that is no number is refused at its field."""
+    limits = {"requestsPerMinute": 30, "budgetUsd": "20", "budgetPeriod": "month", "models": ["llama-*"]}
+    body = {"name": "to edit", "owner": "shop", "scopes": ["inference:run"], "limits": limits}
+    key = shared.post("/keys", body)
+
+    def read() -> dict[str, Any]:
+        [found] = [one for one in shared.http.get("/keys?owner=shop").json()["keys"] if one["id"] == key["id"]]
+        return dict(found)
+
+    before = read()
+    shared.log_in(page, "/keys?owner=shop")
+    press_in_row(page, "to edit", "Edit")
+    page.wait_for("document.activeElement.id === 'field-name'")
+    assert page.run("document.querySelector('dialog [type=submit]').disabled")
+    page.fill("#field-requestsPerMinute", "many")
+    page.press("Enter")
+    page.wait_for("document.querySelector('#field-requestsPerMinute').ariaInvalid === 'true'")
+    page.fill("#field-requestsPerMinute", "600")
+    page.fill("#field-concurrency", "4")
+    page.click("#field-budgetUsd")
+    page.run("document.activeElement.select()")
+    page.press("Backspace")
+    page.run("""(() => {
+        const field = document.querySelector('#field-expiresAt');
+        field.value = '90';
+        field.dispatchEvent(new Event('change', { bubbles: true }));
+    })()""")
+    page.fill("#field-name", "edited")
+    page.press("Enter")
+    page.wait_for_text("to edit was changed", ".undo")
+    after = read()
+    assert (after["name"], bool(after["expiresAt"])) == ("edited", True)
+    assert after["limits"] == {
+        **dict.fromkeys(before["limits"]),
+        "requestsPerMinute": 600,
+        "concurrency": 4,
+        "models": ["llama-*"],
+    }
+    assert shared.http.get("/models", headers={"Authorization": f"Bearer {key['key']}"}).is_success
+    press_button(page, "Undo", ".undo")
+    page.wait_for(f"Boolean({ROW.format(name='to edit')})")
+    page.wait_for("!document.querySelector('.undo')")
+    assert {**read(), "lastUsedAt": None} == {**before, "lastUsedAt": None}
 
 
 def test_keys_need_an_admin_which_the_page_says(shared: Watched, page: Page) -> None:

@@ -106,6 +106,11 @@ def test_price_and_limit_are_saved_and_refused_at_their_fields(shared: Watched, 
     metadata = shared.http.get(f"/passports/{node}").json()["metadata"]
     assert (metadata["pricePer1kTokens"], metadata["maxConcurrency"]) == ("0.002", 4)
     assert metadata["region"] == "us-east-1"  # what was left alone stays
+    press_button(page, "Undo", ".actions")
+    page.wait_for("!document.querySelector('.undo')")
+    restored = shared.http.get(f"/passports/{node}").json()["metadata"]
+    assert "pricePer1kTokens" not in restored
+    assert (restored["maxConcurrency"], restored["region"]) == (8, "us-east-1")
 
 
 def test_declared_models_are_replaced(shared: Watched, page: Page) -> None:
@@ -132,6 +137,9 @@ def test_declared_models_are_replaced(shared: Watched, page: Page) -> None:
         ("known-model", 8192, "awq-4bit"),
         ("unknown-model", None, None),
     ]
+    press_button(page, "Undo", ".actions")
+    page.wait_for("!document.querySelector('.undo')")
+    assert shared.http.get(f"/compute/models/{node}").json()["models"] == []
 
 
 def test_a_probe_says_what_it_found(shared: Watched, page: Page) -> None:
@@ -174,10 +182,19 @@ def test_several_nodes_are_drained_and_resumed_at_once(shared: Watched, page: Pa
     first, second = page.texts("dialog li")
     assert "deregistered" in first
     assert "done" in second
+
+    def states() -> list[str]:
+        health = [shared.http.get(f"/compute/health/{nodes[name]}").json() for name in ("bulk-b", "bulk-c")]
+        return [state["status"] for state in health]
+
+    assert states() == ["draining", "healthy"]
+    press_button(page, "Undo: resume them", "dialog")
+    page.wait_for_text("Resume: 2 nodes", "dialog")
+    press_button(page, "Resume", "dialog")
+    page.wait_for("[...document.querySelectorAll('dialog li')].every((one) => one.querySelector('[class^=tone]'))")
+    assert states() == ["healthy", "healthy"]
     press_button(page, "Close", "dialog")
     page.wait_for("!document.querySelector('.bulk')")
-    states = {name: shared.http.get(f"/compute/health/{nodes[name]}").json() for name in ("bulk-b", "bulk-c")}
-    assert [state["status"] for state in states.values()] == ["draining", "healthy"]
 
 
 def test_several_nodes_are_priced_probed_and_deregistered_at_once(shared: Watched, page: Page) -> None:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import httpx
+import pytest
 
 from tests.factories import GUIDE_PASSPORT
 from tests.lucid_serve import Served, serving
@@ -85,6 +86,7 @@ def run_schemathesis(served: Served, folder: Path, config: str, *options: str) -
     return finished.stdout
 
 
+@pytest.mark.longest
 def test_the_service_does_what_its_document_says(database_url: str, tmp_path: Path) -> None:
     """All checks of all phases, on every operation, with an admin's key: no failure, and no server error."""
     with serving(database_url, HEARTBEAT_MAX_PER_SECOND="0") as served:

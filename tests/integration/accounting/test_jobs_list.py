@@ -13,7 +13,7 @@ from uuid import uuid4
 import pytest
 
 from lucid_compute.accounting.job_counts import JobFilter
-from lucid_compute.accounting.job_search import MAX_CACHED, STATISTICS_TIMEOUT_SECONDS, JobSearch
+from lucid_compute.accounting.job_search import LEAST_CACHED, MAX_CACHED, STATISTICS_TIMEOUT_SECONDS, JobSearch
 from lucid_compute.accounting.jobs import Job, Outcome
 from lucid_compute.accounting.ledger import MARK_LOST, JobLedger, LostJobs
 from lucid_compute.postgres.database import Database, connect
@@ -379,6 +379,14 @@ def test_what_is_remembered_of_nodes_is_bounded() -> None:
         search._cache({str(number): JobStatistics(number, None, None) for number in range(start, start + 1000)})
     assert len(search._cached) == MAX_CACHED
     assert str(2 * MAX_CACHED - 1) in search._cached
+
+
+def test_nodes_that_have_gone_are_not_remembered() -> None:
+    gone = JobSearch(Database("postgresql://nobody@127.0.0.1:1/none"), is_known=lambda node_id: node_id == "here")
+    for number in range(3 * LEAST_CACHED):
+        gone._cache({name: JobStatistics(number, None, None) for name in ("here", str(number))})
+    assert len(gone._cached) <= LEAST_CACHED + 2
+    assert gone._cached["here"].jobs_completed == 3 * LEAST_CACHED - 1
 
 
 async def outcome_of(api: Api, job: Job) -> str:

@@ -144,6 +144,23 @@ async def test_a_loss_is_worth_what_such_a_request_typically_earns_there_and_wha
     assert Decimal(later["http_500"]["unearnedUsd"]) > 0
 
 
+async def test_losses_of_one_model_leave_out_those_of_others(api: Api) -> None:
+    """Attempts, losses and refused requests alike; a model that there is not has none."""
+    models = [await api.add_model(name) for name in ("one", "two")]
+    jobs = [ended(new_job(model_id=model), Outcome.FAILED, reason="http_500", price_usd=None) for model in models]
+    await tell(api, [*jobs, ended(new_job(model_id=models[0]))])
+    api.replica.refusals.count("no_node", "acme", models[0])
+    api.replica.refusals.count("no_node", "acme", models[1])
+    await api.replica.refusals.flush()
+    for name in (models[0], "one"):
+        report = await losses(api, model=name)
+        assert (report["attempts"], report["completed"]) == (2, 1)
+        found = {each["cause"]: (each["requests"], each["refused"]) for each in report["losses"]}
+        assert found == {"http_500": (1, 0), "no_node": (0, 1)}
+    assert (await losses(api, model="three"))["losses"] == []
+    assert (await losses(api))["attempts"] == 3
+
+
 async def test_losses_of_a_replica_that_died_are_ours(api: Api) -> None:
     job = new_job(node_owner="acme")
     api.replica.jobs.begin(job)

@@ -124,6 +124,29 @@ async def test_the_bootstrap_key_is_in_the_trail(api: Api) -> None:
     assert (row["action"], row["actorKeyId"], row["ip"]) == ("key.bootstrap", None, None)
 
 
+async def test_the_trail_is_selected_by_action_actor_and_time(api: Api) -> None:
+    """An action may be a group of them, an actor an owner or a key; a group is no prefix of a word."""
+    acme = await api.new_key("acme", ["compute", "passports:read"])
+    node = await acme.register()
+    for call in ("drain", "resume"):
+        await acme.http.post(f"/compute/{call}/{node}")
+    await run_sql(api, "INSERT INTO audit_log (action, target_type, target_id) VALUES ('computed', 'y', 'z')")
+    drain, resume = await trail(api, action="compute")
+    assert [drain["action"], resume["action"]] == ["compute.drain", "compute.resume"]
+    assert [row["id"] for row in await trail(api, action="compute.drain")] == [drain["id"]]
+    assert await trail(api, action="compute%") == []
+    assert [row["action"] for row in await trail(api, actor="acme")] == [
+        "passport.create",
+        "compute.drain",
+        "compute.resume",
+    ]
+    assert await trail(api, actor=drain["actorKeyId"]) == await trail(api, actor="acme")
+    assert [row["id"] for row in await trail(api, action="compute", since=resume["at"])] == [resume["id"]]
+    assert [row["id"] for row in await trail(api, action="compute", until=resume["at"])] == [drain["id"]]
+    answer = await api.http.get("/audit", params={"action": "compute", "perPage": 1})
+    assert answer.json()["pagination"]["total"] == 2
+
+
 async def test_a_trail_of_any_length_is_listed(api: Api) -> None:
     """Its rows are counted up to a bound: to count millions takes longer than a request may."""
     many = "INSERT INTO audit_log (action, target_type, target_id) SELECT 'x', 'y', 'many' FROM generate_series(1, $1)"

@@ -276,7 +276,7 @@ async def test_strange_text_in_a_query_is_refused_or_finds_nothing(api: Api) -> 
         "/compute": "owner search region runtime gpu model status minVram perPage",
         "/models": "owner search runtime tags format available maxVram sortOrder",
         "/keys": "owner page",
-        "/audit": "targetId perPage",
+        "/audit": "targetId action actor since until perPage",
         f"/compute/events/{node}": "since type page",
     }
     for path, names in fields.items():

@@ -56,7 +56,7 @@ TABLE = [
     *[Call("GET", path, READERS) for path in ("/payouts/periods", "/payouts/periods/unknown")],
     Call("POST", "/payouts/periods", ADMINS, {"from": "2020-01-01", "to": "2020-02-01"}),
     Call("POST", "/payouts/periods/unknown/corrections", ADMINS, {"reason": "x", "lines": []}),
-    *[Call("GET", path, ADMINS) for path in ("/keys", "/audit", "/metrics")],
+    *[Call("GET", path, ADMINS) for path in ("/keys", "/audit", "/metrics", "/service")],
     Call("POST", "/passports", COMPUTE, NEW_NODE),
     Call("POST", "/passports:batchCreate", COMPUTE | PASSPORTS, {"passports": [{**NEW_NODE, "name": "one of many"}]}),
     Call("PATCH", "/passports/{node}", COMPUTE, {"description": "x"}),

@@ -239,6 +239,8 @@ async def test_all_of_it_is_below_a_sub_path(open_to_browsers: Api) -> None:
         assert ("type" in below.json()["error"]) == path.startswith("/v1")
     assert (await api.http.get("/")).headers["location"] == "/lucid/dashboard"
     assert (await api.http.get("/lucidity/healthz")).status_code == 404
+    created = await api.http.post("/lucid/passports", json={"name": "a tool", "type": "tool"})
+    assert created.headers["location"] == f"/lucid/passports/{created.json()['id']}"
     page = (await api.http.get("/dashboard")).text
     addresses = [part.split('"')[0] for part in page.split('="/')[1:]]
     assert addresses

@@ -44,6 +44,26 @@ async def test_readyz_says_what_the_replica_holds(api: Api) -> None:
     assert (ready["python"], ready["compiled"]) == (PYTHON, FORM.is_compiled)
 
 
+async def test_the_service_tells_admins_its_replicas_and_its_settings_without_secrets(database_url: str) -> None:
+    settings = Settings(
+        bootstrap_admin_key=ADMIN_KEY, otlp_endpoint="http://user:word@traces.test/v1", egress_allow="10.0.0.0/8:80-90"
+    )
+    async with open_api(database_url, settings) as api:
+        await add_lease(api)
+        answer = await api.http.get("/service")
+        service = answer.json()
+    assert [replica["answers"] for replica in service["replicas"]] == [True, False]
+    assert all(replica["startedAt"] <= replica["seenAt"] for replica in service["replicas"])
+    told = {each["variable"]: (each["value"], each["isDefault"]) for each in service["settings"]}
+    assert told["LUCID_BOOTSTRAP_ADMIN_KEY"] == ("(hidden)", False)
+    assert told["LUCID_OTLP_ENDPOINT"] == ("http://(hidden)@traces.test/v1", False)
+    assert told["LUCID_EGRESS_ALLOW"] == ("10.0.0.0/8:80-90", False)
+    assert told["LUCID_DATABASE_URL"] == (None, True)
+    assert told["LUCID_METRICS_PUBLIC"] == ("false", True)
+    assert ADMIN_KEY not in answer.text
+    assert "word" not in answer.text.replace("password", "")
+
+
 async def test_readyz_refuses_a_schema_that_this_version_can_not_serve_on(api: Api) -> None:
     await run_sql(api, "UPDATE alembic_version SET version_num = 'another'")
     assert (await api.http.get("/readyz")).status_code == 200

@@ -268,6 +268,8 @@ def test_an_entry_of_the_allow_list_is_read(entry: str, network: str, ports: str
     first, last = ports.split("-")
     assert parse_allowed_networks(f" {entry} ") == (AllowedNetwork(ip_network(network), int(first), int(last)),)
     assert len(parse_allowed_networks(f"{entry}, {entry}")) == len("ab")
+    [read] = parse_allowed_networks(entry)
+    assert parse_allowed_networks(str(read)) == (read,)
     assert parse_allowed_networks("") == parse_allowed_networks(" ") == ()
 
 

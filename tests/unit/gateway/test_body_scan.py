@@ -105,6 +105,28 @@ def test_what_is_refused_of_a_small_body_is_refused_of_a_large_one(body: bytes, 
     assert len(caught.value.details["fields"]) == 1
 
 
+@pytest.mark.parametrize("prompt", ['""', "[1]"])
+def test_megabytes_of_prompts_are_counted_in_steps(prompt: str) -> None:
+    """To the last one; a body whose field has another name takes fewer steps."""
+    number = 3 * SIZE // len(prompt)
+    prompts = ",".join([prompt] * number)
+    turns = {}
+    for name in ("prompt", "xxxxxx"):
+        body = f'{{"model":"a","max_tokens":7,"{name}":[{prompts}]}}'.encode()
+
+        async def count_turns(name: str, body: bytes) -> InferenceRequest:
+            reading = asyncio.create_task(_read(read_in_steps(ENDPOINTS["completions"], body)))
+            turns[name] = 0
+            while not reading.done():
+                turns[name] += 1
+                await asyncio.sleep(0)
+            return reading.result()
+
+        request = asyncio.run(count_turns(name, body))
+        assert request.max_tokens_out == 7 * (number if name == "prompt" else 1)
+    assert turns["prompt"] >= turns["xxxxxx"] + 3
+
+
 @pytest.mark.parametrize(
     ("prompt", "count"),
     [('"hi"', 1), ("[]", 1), ('["a"]', 1), ('["a","b","c"]', 3), ("[1,2,3]", 1), (" [ [1,2] , [3] ]", 2), ("null", 1)],

@@ -224,6 +224,13 @@ def test_what_is_no_json_is_a_400(body: bytes) -> None:
     assert caught.value.http_status == 400
 
 
+def test_half_a_surrogate_pair_is_named() -> None:
+    """A client that cuts text between two halves of an emoji is told what to send, and not a parser's word for it."""
+    with pytest.raises(InvalidRequest, match="Send whole characters") as refused:
+        read(b'{"model":"m","messages":[{"role":"tool","content":"\\ud83d\\u2026)"}]}')
+    assert refused.value.http_status == 400
+
+
 @pytest.mark.parametrize("constant", ["NaN", "Infinity", "-Infinity"])
 @pytest.mark.parametrize(
     "around",

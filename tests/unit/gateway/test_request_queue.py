@@ -44,11 +44,13 @@ async def test_keys_take_turns_and_each_keys_requests_keep_their_order() -> None
     for key in "aaaaabbc":
         await waiting.add(key)
     assert waiting.queue.depth == 8
+    assert (waiting.queue.waiting("m"), waiting.queue.waiting("another")) == (8, 0)
     assert waiting.queue.must_wait("m", None)
     waiting.queue.give_turn("m")  # each that leaves gives the next its turn
     assert all(await asyncio.gather(*waiting.tasks))
     assert "".join(waiting.order) == "abcabaaa"
     assert (waiting.queue.depth, sum(waiting.queue.waits)) == (0, 8)
+    assert waiting.queue.waiting("m") == 0
     assert not waiting.queue.must_wait("m", None)
 
 

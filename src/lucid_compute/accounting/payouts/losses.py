@@ -93,12 +93,13 @@ class LossReader:
     def __init__(self, transactions: LongTransactions) -> None:
         self._transactions = transactions
 
-    async def read(self, since: date, until: date, *, owner: str | None) -> LossSummary:
+    async def read(self, since: date, until: date, *, owner: str | None, model_id: str | None = None) -> LossSummary:
         """Return the losses of jobs that started on these days on the owner's nodes; None is everyone's.
 
         Refused requests of these days are included if the owner sent them or they were for its models.
+        With `model_id` only requests for that model count.
         """
-        span = {"since": _midnight(since), "until": _midnight(until), "owner": owner}
+        span = {"since": _midnight(since), "until": _midnight(until), "owner": owner, "model": model_id}
         async with self._transactions.snapshot() as connection:
             attempts = await connection.scalar(text(ATTEMPTS), span)
             losses = [*(await connection.execute(text(LOSSES), span)).mappings()]

@@ -28,8 +28,10 @@ from lucid_compute.accounting.payouts.views import (
     write_losses,
     write_statement,
 )
+from lucid_compute.accounting.series_routes import known_model_id
 from lucid_compute.errors import IdempotencyConflict, InvalidRequest, PeriodConflict, PeriodNotFound
 from lucid_compute.postgres.clock import DatabaseClock
+from lucid_compute.registry.fleet.fleet import Fleet
 from lucid_compute.registry.idempotency import Idempotency
 from lucid_compute.registry.keys.dependencies import ActorDependency, Admin, Reader, owner_of
 from lucid_compute.web.csv import CSV_RESPONSE, CsvDependency
@@ -97,7 +99,9 @@ async def get_losses(
     principal: Reader,
     days: DaysDependency,
     is_csv: CsvDependency,
+    fleet: Provided[Fleet],
     owner: Owner = None,
+    model: Annotated[Text | None, Query(description="Of one model alone: its id, name or alias.")] = None,
 ) -> LossReport | Response:
     """Read which requests of these days on your nodes were not completed: by cause, and by who is responsible.
 
@@ -108,7 +112,7 @@ async def get_losses(
     whose = owner_of(principal, owner, "losses")
     if (days.until - days.since).days > LOSSES_DAYS:
         raise InvalidRequest.at("query.to", f"Send a span of {LOSSES_DAYS} days at most.")
-    summary = await payout_store.losses.read(*days, owner=whose)
+    summary = await payout_store.losses.read(*days, owner=whose, model_id=known_model_id(fleet, model))
     report = view_losses(summary, since=days.since, until=days.until, owner=whose)
     return write_losses(report) if is_csv else report
 

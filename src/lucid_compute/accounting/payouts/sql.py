@@ -179,6 +179,7 @@ LOSSES = """
     ) last
     WHERE outcome <> 'completed' AND started_at >= :since AND started_at < :until
         AND (CAST(:owner AS text) IS NULL OR node_owner = :owner)
+        AND (CAST(:model AS uuid) IS NULL OR model_id = CAST(:model AS uuid))
     GROUP BY 1, 2, 3, 4, 5
 """
 # Requests that were refused before they reached a node: those that the owner sent, and those for its models.
@@ -188,11 +189,13 @@ REFUSALS = """
     FROM refusals r LEFT JOIN passports m ON m.id = r.model_id
     WHERE hour >= :since AND hour < :until
         AND (CAST(:owner AS text) IS NULL OR r.consumer = :owner OR m.owner = :owner)
+        AND (CAST(:model AS uuid) IS NULL OR model_id = CAST(:model AS uuid))
     GROUP BY 1, 2, 3
 """
 ATTEMPTS = """
     SELECT count(*) FROM jobs WHERE started_at >= :since AND started_at < :until
         AND (CAST(:owner AS text) IS NULL OR node_owner = :owner)
+        AND (CAST(:model AS uuid) IS NULL OR model_id = CAST(:model AS uuid))
 """
 
 # The triggers as a migrated database has them. A change needs a migration too: a test compares both.

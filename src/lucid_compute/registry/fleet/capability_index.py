@@ -46,24 +46,27 @@ Item = TypeVar("Item")
 
 
 class _BitTable(Generic[Item]):
-    """Items by the position of their bit, the lowest is 1. The bit of a removed item is given to a later one."""
+    """Items by the position of their bit, the lowest is 1. The bit of a removed item is given to a later one.
 
-    __slots__ = ("_free_bits", "at")
+    Positions are kept, and not bits: the bits of ten thousand items would take seven megabytes.
+    """
+
+    __slots__ = ("_free", "at")
 
     def __init__(self) -> None:
         self.at: dict[int, Item] = {}
-        self._free_bits: list[int] = []
+        self._free: list[int] = []
 
     def add(self, item: Item) -> int:
-        """Return the bit of a new item."""
-        bit = self._free_bits.pop() if self._free_bits else 1 << len(self.at)
-        self.at[bit.bit_length()] = item
-        return bit
+        """Return the position of a new item."""
+        position = self._free.pop() if self._free else len(self.at) + 1
+        self.at[position] = item
+        return position
 
-    def remove(self, bit: int) -> None:
-        """Free the bit of an item."""
-        del self.at[bit.bit_length()]
-        self._free_bits.append(bit)
+    def remove(self, position: int) -> None:
+        """Free the position of an item."""
+        del self.at[position]
+        self._free.append(position)
 
 
 class _Traits:
@@ -88,7 +91,7 @@ class CapabilityClass:
     `rings` are the rings of the models that the class serves; its healthy members are on them.
     """
 
-    __slots__ = ("bit", "healthy", "key", "named_models", "representative", "rings", "size", "traits")
+    __slots__ = ("healthy", "key", "named_models", "position", "representative", "rings", "size", "traits")
 
     def __init__(self, key: ClassKey, representative: NodeState, traits: _Traits) -> None:
         """Create a class without members; the engine judges `representative` for all of them."""
@@ -96,10 +99,15 @@ class CapabilityClass:
         self.traits = traits
         self.representative = representative
         self.named_models = frozenset(representative.declared) | representative.reported_models
-        self.bit = traits.classes.add(self)
+        self.position = traits.classes.add(self)
         self.size = 0
         self.healthy: FreshnessOrder[ClassMember] = FreshnessOrder()
         self.rings: dict[str, NodeRing] = {}
+
+    @property
+    def bit(self) -> int:
+        """Return the bit of the class among those of its traits."""
+        return 1 << self.position - 1
 
     def has_on_ring(self, member: ClassMember, model_id: str) -> bool:
         """Return whether a member is on the model's ring, without the ring's hash and search."""
@@ -337,7 +345,7 @@ class CapabilityIndex:
 
     def _add_traits(self, key: ClassKey, node: NodeState) -> _Traits:
         traits = self._traits[key] = _Traits(node)
-        traits.bit = self._bits.add(traits)
+        traits.bit = 1 << self._bits.add(traits) - 1
         for need in self._needs.values():
             need.decide(traits)
         return traits
@@ -355,10 +363,10 @@ class CapabilityIndex:
         for model_id in self._named(dropped.named_models):
             self._entries[model_id].remove(dropped)
         traits = dropped.traits
-        traits.classes.remove(dropped.bit)
+        traits.classes.remove(dropped.position)
         if not traits.classes.at:
             del self._traits[dropped.key[:3]]
-            self._bits.remove(traits.bit)
+            self._bits.remove(traits.bit.bit_length())
 
 
 def _fits(model: ModelPassport, node: NodeState) -> bool:

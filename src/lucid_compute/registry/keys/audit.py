@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from datetime import datetime
 from hashlib import sha256
 from typing import Any, NamedTuple
 
-from sqlalchemy import insert, select, true
+from sqlalchemy import ColumnElement, and_, insert, or_, select, true
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from lucid_compute.postgres.database import Database
@@ -34,6 +35,36 @@ class Change(NamedTuple):
     before: Any = None
     after: Any = None
     details: dict[str, Any] | None = None
+
+
+class AuditQuery(NamedTuple):
+    """Which changes to read; None sets no condition.
+
+    `action` is an action or a group of them (`key`), `actor` an owner or a key's id. `until` itself is not included.
+    """
+
+    target_id: str | None = None
+    action: str | None = None
+    actor: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+    def condition(self) -> ColumnElement[bool]:
+        """Return what selects these rows."""
+        columns = audit_log.c
+        conditions: list[ColumnElement[bool]] = [true()]
+        if self.target_id is not None:
+            conditions.append(columns.target_id == self.target_id)
+        if self.action is not None:
+            in_group = columns.action.startswith(f"{self.action}.", autoescape=True)
+            conditions.append(or_(columns.action == self.action, in_group))
+        if self.actor is not None:
+            conditions.append(or_(columns.actor_owner == self.actor, columns.actor_key_id == self.actor))
+        if self.since is not None:
+            conditions.append(columns.at >= self.since)
+        if self.until is not None:
+            conditions.append(columns.at < self.until)
+        return and_(*conditions)
 
 
 async def record_change(connection: AsyncConnection, actor: Actor, change: Change) -> None:
@@ -68,10 +99,10 @@ class AuditTrail:
         self._database = database
 
     async def list_page(
-        self, *, target_id: str | None, sort_by: SortBy, sort_order: SortOrder, offset: int, limit: int
+        self, query: AuditQuery, *, sort_by: SortBy, sort_order: SortOrder, offset: int, limit: int
     ) -> tuple[list[AuditView], int]:
-        """Return a page of the trail (of one target, or of all with None) and the number of rows, up to 100,000."""
-        condition = audit_log.c.target_id == target_id if target_id is not None else true()
+        """Return a page of the trail and the number of rows, up to 100,000."""
+        condition = query.condition()
         tie = audit_log.c.id.desc() if sort_order is SortOrder.DESCENDING else audit_log.c.id
         page = select(audit_log).where(condition).order_by(*in_order(_SORT_COLUMNS, tie, sort_by, sort_order))
         async with self._database.transaction() as connection:

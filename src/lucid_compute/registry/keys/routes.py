@@ -7,14 +7,14 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from lucid_compute.errors import KeyNotFound
-from lucid_compute.registry.keys.audit import AuditTrail
+from lucid_compute.registry.keys.audit import AuditQuery, AuditTrail
 from lucid_compute.registry.keys.dependencies import ActorDependency, Admin, AnyKey
 from lucid_compute.registry.keys.shapes import AuditList, KeyCreate, KeyList, KeyPatch, KeyRotate, KeyView, NewKey
 from lucid_compute.registry.keys.store import KeyStore
 from lucid_compute.web.errors import declare
 from lucid_compute.web.lists import OrderDependency, PageDependency
 from lucid_compute.web.provide import Provided
-from lucid_compute.wire import Text
+from lucid_compute.wire import Instant, Text
 
 router = APIRouter(tags=["keys"])
 
@@ -79,12 +79,17 @@ async def list_audit(
     page: PageDependency,
     order: OrderDependency,
     target_id: Annotated[Text | None, Query(alias="targetId", description="A passport's or a key's id.")] = None,
+    action: Annotated[Text | None, Query(description="Such as `key.revoke`, or a group of them: `key`.")] = None,
+    actor: Annotated[Text | None, Query(description="The owner who made the change, or the id of the key.")] = None,
+    since: Annotated[Instant | None, Query(description="Only changes at this instant or later.")] = None,
+    until: Annotated[Instant | None, Query(description="Only changes before this instant.")] = None,
 ) -> AuditList:
     """List every change: who, what, target, when, from where. `name` sorts by the action.
 
     `total` is exact up to 100,000; of more rows there are at least so many, and further pages can be read.
     """
+    query = AuditQuery(target_id, action, actor, since, until)
     events, total = await audit_trail.list_page(
-        target_id=target_id, sort_by=order.by, sort_order=order.direction, offset=page.offset, limit=page.per_page
+        query, sort_by=order.by, sort_order=order.direction, offset=page.offset, limit=page.per_page
     )
     return AuditList(events=events, pagination=page.pagination(total))

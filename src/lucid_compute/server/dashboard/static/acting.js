@@ -1,5 +1,6 @@
 // Doing something to the service: dialogs, fields, and buttons that say what came of it.
 import { html, useEffect, useRef, useState } from "./html.js";
+import { retryAll } from "./polling.js";
 
 const IDLE = { isBusy: false, error: null, result: undefined };
 
@@ -74,6 +75,17 @@ export function Checks({ label, options, chosen, onChange }) {
   return html`<fieldset class="checks"><legend>${label}</legend>${options.map(([value, text]) => html`<label class="check" key=${value}>
     <input type="checkbox" checked=${chosen.includes(value)} onChange=${() => toggle(value)} /> <span><strong>${value}</strong> <span class="note">${text}</span></span>
   </label>`)}</fieldset>`;
+}
+
+// What was just done, for as long as it can be undone here.
+export function Undo({ text, run, onEnd }) {
+  const undoing = useAction(run);
+  const undo = async () => {
+    if ((await undoing.start()) === undefined) return;
+    retryAll();
+    onEnd();
+  };
+  return html`<div class="undo" role="status"><span>${text}</span> <button type="button" disabled=${undoing.isBusy} onClick=${undo}>Undo</button> <button type="button" class="quiet" aria-label="Keep it so" onClick=${onEnd}>✕</button><${Refusal} error=${undoing.error} /></div>`;
 }
 
 // A dialog that asks before something is done. With `word` it is final: the word has to be typed.

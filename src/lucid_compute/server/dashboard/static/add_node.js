@@ -18,7 +18,7 @@ const SIGNS = { ok: ["●", "good", "done"], failed: ["▲", "bad", "failed"], w
 const FORMATS = [["gguf", "gguf"], ["safetensors", "safetensors"]];
 
 export function AddNode({ api, apiKey, owner, onClose }) {
-  const [about, setAbout] = useState({ way: "clone", name: "gpu-1", owner: owner ?? "", url: "http://localhost:8080", publicUrl: "", vram: "", gpu: "", model: "" });
+  const [about, setAbout] = useState({ way: "clone", name: "gpu-1", owner: owner ?? "", url: "http://localhost:8080", publicUrl: "", isOutbound: false, vram: "", gpu: "", model: "" });
   const [key, setKey] = useState("");
   const change = (name) => (value) => setAbout((former) => ({ ...former, [name]: value }));
   return html`<${Dialog} title="Add a node" onClose=${onClose} wide>
@@ -41,11 +41,12 @@ function About({ api, apiKey, isAdmin, about, change, onKey }) {
   };
   return html`<form class="fields" onSubmit=${submit}>
     <p class="note">On the machine of a running inference server (vLLM, TGI, SGLang, llama.cpp, Ollama), one command registers it and keeps it alive.</p>
-    <${Ways} way=${about.way} onWay=${change("way")} />
+    <${Ways} about=${about} onWay=${change("way")} />
     <${Field} name="name" label="Name of the node" value=${about.name} onInput=${change("name")} error=${making.error} required autofocus />
     ${isAdmin && html`<${Field} name="owner" label="Owner" hint="who provides the node and earns with it" value=${about.owner} onInput=${change("owner")} error=${making.error} required=${!other} />`}
     <${Field} name="url" label="Inference server, as its machine reaches it" type="url" value=${about.url} onInput=${change("url")} required />
-    <${Field} name="publicUrl" label="The same server, as this service reaches it" hint=${IS_HERE ? "leave it empty when it is the same address" : "an address that this service can connect to"} type="url" placeholder="http://your-gpu:8080" value=${about.publicUrl} onInput=${change("publicUrl")} required=${!IS_HERE} />
+    ${!isByHand && html`<label class="check"><input type="checkbox" id="outbound" checked=${about.isOutbound} onChange=${(event) => change("isOutbound")(event.currentTarget.checked)} /> <span>This machine can't be reached from the service (NAT, firewall) <span class="note">The agent connects to the service then, and requests come over that connection.</span></span></label>`}
+    ${!about.isOutbound && html`<${Field} name="publicUrl" label="The same server, as this service reaches it" hint=${IS_HERE ? "leave it empty when it is the same address" : "an address that this service can connect to"} type="url" placeholder="http://your-gpu:8080" value=${about.publicUrl} onInput=${change("publicUrl")} required=${!IS_HERE} />`}
     <${Field} name="vram" label="Memory of its GPUs" hint=${isByHand ? "as 80GB" : "as 80GB; only where there is no NVIDIA driver that knows it"} value=${about.vram} onInput=${change("vram")} required=${isByHand} pattern="[0-9.]+ ?[GgMm][Bb]?" />
     ${isByHand && html`<${Field} name="gpu" label="GPU" value=${about.gpu} onInput=${change("gpu")} /><${Field} name="model" label="Model that it serves" value=${about.model} onInput=${change("model")} />`}
     ${(!isAdmin || making.error) && html`<${OtherKey} about=${about} isAdmin=${isAdmin} value=${other} onInput=${setOther} />`}
@@ -63,8 +64,9 @@ function OtherKey({ about, isAdmin, value, onInput }) {
   </${Fragment}>`;
 }
 
-function Ways({ way, onWay }) {
-  return html`<div><${Choice} label="How it is started" options=${WAYS} value=${way} onChange=${onWay} /><p class="note">${WAYS.find(([name]) => name === way)[2]}</p></div>`;
+// By hand, nothing keeps up a connection to the service.
+function Ways({ about: { way, isOutbound }, onWay }) {
+  return html`<div><${Choice} label="How it is started" options=${isOutbound ? WAYS.filter(([name]) => name !== "curl") : WAYS} value=${way} onChange=${onWay} /><p class="note">${WAYS.find(([name]) => name === way)[2]}</p></div>`;
 }
 
 // The second step: the command, and what the service sees of the node.
@@ -78,7 +80,7 @@ function Connecting({ api, about, secret, onWay, onClose }) {
     if (age !== null && age <= (performance.now() - startedAt) / 1000) setHeard(true);
   }, [found.data]);
   return html`<div class="fields">
-    <${Ways} way=${about.way} onWay=${onWay} />
+    <${Ways} about=${about} onWay=${onWay} />
     <${Command} text=${commandOf(about.way, { ...about, service: SERVICE, key: secret })} />
     <p class="note">The key is in it, and is shown only now. Copy the command before you close this.</p>
     <ol class="steps" aria-live="polite" aria-label="What the service sees">

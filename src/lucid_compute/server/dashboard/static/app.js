@@ -97,19 +97,19 @@ function Session({ api, who, place, onLeave }) {
     wasAway.current = Boolean(away);
   }, [away]);
   return html`<${Frame} place=${place} sections=${sections} mayRead=${mayRead} away=${away} owner=${owner} me=${me} onLeave=${() => onLeave()} onPalette=${() => setFinding(true)}>
-    ${viewOf(place, { api, who, owner, overview, mayRead })}
+    ${viewOf(place, { api, who, owner, overview, mayRead, mayRun: may(me, RUN) })}
     ${isFinding && html`<${Palette} api=${api} pages=${sections} mayRead=${mayRead} isAdmin=${owner === null} onClose=${() => setFinding(false)} />`}
     ${owner !== undefined && place.query.add === "node" && html`<${AddNode} api=${api} apiKey=${api.key} owner=${owner} onClose=${() => changeQuery({ add: "" })} />`}
   </${Frame}>`;
 }
 
-function viewOf({ path, query }, { api, who, owner, overview, mayRead }) {
+function viewOf({ path, query }, { api, who, owner, overview, mayRead, mayRun }) {
   const [, section, ...rest] = path.split("/");
   const id = rest.map(decoded).join("/");
   if (/^\.{1,2}$/.test(id)) return html`<${Nowhere} />`; // an address of the API that it ends would be another one
   if (!section) return mayRead && html`<${FleetView} api=${api} query=${query} overview=${overview} />`;
   if (section === "nodes") return id ? html`<${NodeView} key=${id} id=${id} api=${api} query=${query} />` : html`<${NodesView} api=${api} query=${query} owner=${owner} />`;
-  if (section === "models") return id ? html`<${ModelView} key=${id} id=${id} api=${api} query=${query} mayRead=${mayRead} />` : html`<${ModelsView} api=${api} query=${query} />`;
+  if (section === "models") return id ? html`<${ModelView} key=${id} id=${id} api=${api} query=${query} mayRead=${mayRead} mayRun=${mayRun} />` : html`<${ModelsView} api=${api} query=${query} mayRead=${mayRead} />`;
   if (section === "payouts" && !id) return html`<${PayoutsView} api=${api} query=${query} owner=${owner} />`;
   if (section === "playground" && !id) return html`<${PlaygroundView} api=${api} query=${query} />`;
   if (section === "jobs") return id ? html`<${JobView} key=${id} id=${id} api=${api} />` : html`<${JobsView} api=${api} query=${query} isAdmin=${owner === null} />`;
@@ -117,7 +117,7 @@ function viewOf({ path, query }, { api, who, owner, overview, mayRead }) {
   if (section === "usage" && !id) return html`<${UsageView} api=${api} query=${query} isAdmin=${owner === null} />`;
   if (section === "webhooks" && !id) return html`<${WebhooksView} api=${api} query=${query} isAdmin=${owner === null} />`;
   if (section === "audit" && !id) return html`<${AuditView} api=${api} query=${query} />`;
-  if (section === "settings" && !id) return html`<${SettingsView} api=${api} who=${who} overview=${overview} />`;
+  if (section === "settings" && !id) return html`<${SettingsView} api=${api} who=${who} overview=${overview} isAdmin=${owner === null} />`;
   if (section === "keys" && !id) return html`<${KeysView} api=${api} query=${query} />`;
   return html`<${Nowhere} />`;
 }

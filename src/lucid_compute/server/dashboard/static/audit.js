@@ -2,13 +2,14 @@
 import { detailsOf } from "./events.js";
 import { moment, UNKNOWN } from "./format.js";
 import { Fragment, html } from "./html.js";
-import { Typed } from "./nodes.js";
+import { Chosen, Typed } from "./nodes.js";
 import { Card, Empty, Heading, Pager, Shown, Table } from "./parts.js";
 import { usePolled } from "./polling.js";
 import { addressOf, changeQuery } from "./router.js";
 
 const SECONDS = 10;
 const PER_PAGE = 50;
+const GROUPS = [["", "all"], ["compute", "of nodes"], ["passport", "of passports"], ["key", "of keys"]];
 const COLUMNS = [
   ["At", (event) => moment(event.at)],
   ["Action", (event) => event.action.replaceAll("_", " ")],
@@ -20,14 +21,18 @@ const COLUMNS = [
 
 export function AuditView({ api, query }) {
   const page = Math.max(1, Number.parseInt(query.page ?? "1", 10) || 1);
-  const asked = { targetId: query.target ?? "", page, perPage: PER_PAGE };
+  const asked = { targetId: query.target ?? "", action: query.action ?? "", actor: query.by ?? "", page, perPage: PER_PAGE };
   const events = usePolled((signal) => api.get("/audit", asked, signal), SECONDS, [api, JSON.stringify(asked)]);
   return html`<${Fragment}>
     <${Heading} title="Audit" />
-    <form class="filters" role="search" aria-label="Filter changes" onSubmit=${(event) => event.preventDefault()}><${Typed} name="target" label="Id of a node, model or key" value=${query.target ?? ""} /></form>
+    <form class="filters" role="search" aria-label="Filter changes" onSubmit=${(event) => event.preventDefault()}>
+      <${Typed} name="target" label="Id of a node, model or key" value=${asked.targetId} />
+      <${Chosen} name="action" label="Changes" value=${asked.action} options=${GROUPS} />
+      <${Typed} name="by" label="By an owner, or a key's id" value=${asked.actor} />
+    </form>
     <${Card} label="Changes found">
       <${Shown} of=${events} lines=${8}>${(data) => html`<${Fragment}>
-        <${Table} caption="Changes" columns=${COLUMNS} rows=${data.events} keyOf=${(event) => event.id} empty=${html`<${Empty} title="Nothing was changed." />`} />
+        <${Table} caption="Changes" columns=${COLUMNS} rows=${data.events} keyOf=${(event) => event.id} empty=${html`<${Empty} title=${asked.targetId || asked.action || asked.actor ? "No change is like that." : "Nothing was changed."} />`} />
         <${Pager} pagination=${data.pagination} noun="changes" onPage=${(number) => changeQuery({ page: number }, {})} />
       </${Fragment}>`}</${Shown}>
     </${Card}>

@@ -9,8 +9,8 @@ const NO_TERMS = { pricePer1kTokens: "", maxConcurrency: "", region: "" };
 
 // Each: its verb, what it does, how it is done to one node, whether it is final, and whether it has fields.
 const ACTIONS = {
-  drain: { verb: "Drain", text: "They are sent no more requests. Those in flight end as usual. Resume takes them back.", act: (api, id) => api.change("POST", `/compute/drain/${id}`) },
-  resume: { verb: "Resume", text: "They are sent requests again, except those that report a drain themselves.", act: (api, id) => api.change("POST", `/compute/resume/${id}`) },
+  drain: { verb: "Drain", text: "They are sent no more requests. Those in flight end as usual. Resume takes them back.", undo: "resume", act: (api, id) => api.change("POST", `/compute/drain/${id}`) },
+  resume: { verb: "Resume", text: "They are sent requests again, except those that report a drain themselves.", undo: "drain", act: (api, id) => api.change("POST", `/compute/resume/${id}`) },
   probe: { verb: "Probe", text: "The service connects to each of them. Nothing is changed. A host is probed once in ten seconds.", act: probe },
   edit: { verb: "Price and limit", text: "What is left empty stays as it is at each node.", hasTerms: true, act: (api, id, terms) => api.change("PATCH", `/passports/${id}`, { metadata: metadataOf(terms) }) },
   deregister: { verb: "Deregister", text: "They end for good: each waits some seconds for its requests in flight, and is refused if they go on. What they did stays readable.", isFinal: true, act: (api, id) => api.change("POST", `/compute/deregister/${id}`, undefined, { query: { waitSeconds: WAIT_SECONDS }, timeoutMs: 1000 * (WAIT_SECONDS + 15) }) },
@@ -30,12 +30,12 @@ export function BulkActions({ api, nodes, onEnd }) {
     <strong>${count(nodes.length)} selected</strong>
     ${Object.entries(ACTIONS).map(([each, { verb, isFinal }]) => html`<button type="button" key=${each} class=${isFinal ? "tone-bad" : ""} onClick=${() => setName(each)}>${verb}</button>`)}
     <button type="button" class="quiet" onClick=${onEnd}>Clear</button>
-    ${name && html`<${Bulk} api=${api} action=${ACTIONS[name]} nodes=${nodes} onClose=${() => setName("")} onEnd=${onEnd} />`}
+    ${name && html`<${Bulk} api=${api} action=${ACTIONS[name]} nodes=${nodes} key=${name} onClose=${() => setName("")} onUndo=${setName} onEnd=${onEnd} />`}
   </div>`;
 }
 
-function Bulk({ api, action, nodes: selected, onClose, onEnd }) {
-  const { verb, text, act, isFinal, hasTerms } = action;
+function Bulk({ api, action, nodes: selected, onClose, onUndo, onEnd }) {
+  const { verb, text, act, undo, isFinal, hasTerms } = action;
   const [terms, setTerms] = useState(NO_TERMS);
   const [typed, setTyped] = useState("");
   const [outcomes, setOutcomes] = useState(null);
@@ -62,7 +62,7 @@ function Bulk({ api, action, nodes: selected, onClose, onEnd }) {
       <ul class="list" aria-live="polite">${nodes.map(({ id, name: called, health }) => html`<li key=${id}><strong>${called}</strong> <span class=${outcomes?.[id] ? `tone-${outcomes[id].tone}` : "note"}>${outcomes?.[id]?.text ?? plural(health.inFlight, "request in flight", "requests in flight")}</span></li>`)}</ul>
       ${isFinal && outcomes === null && html`<${Field} name="word" label=${html`To confirm, type <strong>${word}</strong>`} value=${typed} onInput=${setTyped} autofocus />`}
       <div class="dialog-buttons">${isOver
-        ? html`<button type="button" class="primary" onClick=${onEnd}>Close</button>`
+        ? html`<${Fragment}>${undo && html`<button type="button" onClick=${() => onUndo(undo)}>Undo: ${ACTIONS[undo].verb.toLowerCase()} them</button>`}<button type="button" class="primary" onClick=${onEnd}>Close</button></${Fragment}>`
         : html`<${Fragment}><button type="button" onClick=${onClose}>Cancel</button><button type="submit" class=${isFinal ? "danger" : "primary"} disabled=${!isReady}>${outcomes === null ? verb : "…"}</button></${Fragment}>`}</div>
     </form>
   </${Dialog}>`;

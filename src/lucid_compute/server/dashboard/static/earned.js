@@ -43,7 +43,8 @@ export function MostEarned({ api }) {
   </${Card}>`)}</div>`;
 }
 
-function nothingWithoutPayouts(error) {
+// Null is what a service without payouts answers.
+export function nothingWithoutPayouts(error) {
   if (error.code === "ROUTE_NOT_FOUND") return null;
   throw error;
 }

@@ -7,14 +7,14 @@ export const WAYS = [
   ["curl", "curl", "without the agent: registers the node, then sends a heartbeat every ten seconds"],
 ];
 
-// `about` is { service, key, name, url, publicUrl, vram, gpu, model }.
+// `about` is { service, key, name, url, publicUrl, isOutbound, vram, gpu, model }.
 export function commandOf(way, about) {
   return { clone, pip, docker, systemd, curl }[way](about);
 }
 
-function optionsOf({ name, url, publicUrl, vram }) {
-  const options = { name, url, "public-url": publicUrl, vram };
-  return given(options).map(([option, value]) => `--${option} ${quoted(value)}`).join(" ");
+function optionsOf({ name, url, publicUrl, isOutbound, vram }) {
+  const options = { name, url, "public-url": isOutbound ? "" : publicUrl, vram };
+  return [...given(options).map(([option, value]) => `--${option} ${quoted(value)}`), ...(isOutbound ? ["--outbound"] : [])].join(" ");
 }
 
 const environmentOf = ({ service, key }) => `LUCID_API_URL=${quoted(service)} LUCID_API_KEY=${quoted(key)}`;
@@ -30,7 +30,7 @@ const docker = (about) => `docker build --target agent -t lucid-agent . && \\
   lucid-agent ${optionsOf(about)}`;
 
 const systemd = (about) => {
-  const variables = { API_URL: about.service, API_KEY: about.key, AGENT_NAME: about.name, AGENT_URL: about.url, AGENT_PUBLIC_URL: about.publicUrl, AGENT_VRAM: about.vram };
+  const variables = { API_URL: about.service, API_KEY: about.key, AGENT_NAME: about.name, AGENT_URL: about.url, AGENT_PUBLIC_URL: about.isOutbound ? "" : about.publicUrl, AGENT_OUTBOUND: about.isOutbound ? "true" : "", AGENT_VRAM: about.vram };
   return `python3 -m venv /opt/lucid && /opt/lucid/bin/pip install . && \\
   install -d -m 0755 /etc/lucid && install -m 0600 /dev/null /etc/lucid/agent.env && \\
   printf '%s\\n' ${given(variables).map(([name, value]) => quoted(`LUCID_${name}=${value}`)).join(" ")} > /etc/lucid/agent.env && \\

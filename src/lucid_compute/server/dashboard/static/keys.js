@@ -1,5 +1,5 @@
-// API keys: made, limited, given an end, rotated and revoked. Only an admin's key may.
-import { Checks, Confirm, Dialog, Field, Refusal, typedNumber, useAction } from "./acting.js";
+// API keys: made, edited, rotated and revoked. Only an admin's key may.
+import { Checks, Confirm, Dialog, Field, Refusal, Undo, typedNumber, useAction } from "./acting.js";
 import { Command } from "./copying.js";
 import { count, dollars, moment, UNKNOWN } from "./format.js";
 import { Fragment, html, useState } from "./html.js";
@@ -18,6 +18,7 @@ const SCOPES = [
   ["passports:write", "register and change models"],
   ["admin", "everything, of all owners"],
 ];
+const KEEP = "keep"; // the end stays
 const ENDS = [["", "never"], ["30", "in 30 days"], ["90", "in 90 days"], ["365", "in a year"]];
 
 export function KeysView({ api, query }) {
@@ -25,6 +26,7 @@ export function KeysView({ api, query }) {
   const asked = { owner: query.owner ?? "", page, perPage: PER_PAGE, sortBy: "createdAt", sortOrder: "desc" };
   const keys = usePolled((signal) => api.get("/keys", asked, signal), SECONDS, [api, JSON.stringify(asked)]);
   const [open, setOpen] = useState(query.add === "key" ? ["make"] : null); // what is done, and to which key
+  const [edited, setEdited] = useState(null); // the key before its last edit
   const close = () => {
     setOpen(null);
     changeQuery({ add: "" });
@@ -32,6 +34,7 @@ export function KeysView({ api, query }) {
   return html`<${Fragment}>
     <${Heading} title="Keys" aside=${html`<button type="button" class="primary end" onClick=${() => setOpen(["make"])}>Make a key</button>`} />
     <form class="filters" role="search" aria-label="Filter keys" onSubmit=${(event) => event.preventDefault()}><${Typed} name="owner" label="Owner" value=${query.owner ?? ""} /></form>
+    ${edited && html`<${Undo} text=${`${edited.name} was changed.`} run=${() => api.change("PATCH", `/keys/${edited.id}`, restored(edited))} onEnd=${() => setEdited(null)} key=${JSON.stringify(edited)} />`}
     <${Card} label="Keys found">
       <${Shown} of=${keys} lines=${6}>${(data) => html`<${Fragment}>
         <${Table} caption="Keys" columns=${columnsOf(setOpen)} rows=${data.keys} keyOf=${(key) => key.id} empty=${html`<${Empty} title="No key is like that." />`} />
@@ -39,6 +42,7 @@ export function KeysView({ api, query }) {
       </${Fragment}>`}</${Shown}>
     </${Card}>
     ${open?.[0] === "make" && html`<${MakeKey} api=${api} onClose=${close} />`}
+    ${open?.[0] === "edit" && html`<${EditKey} api=${api} made=${open[1]} onClose=${close} onDone=${setEdited} />`}
     ${open?.[0] === "rotate" && html`<${RotateKey} api=${api} made=${open[1]} onClose=${close} />`}
     ${open?.[0] === "revoke" && html`<${Confirm} title=${`Revoke ${open[1].name}`} action="Revoke" word=${open[1].name} onClose=${close} onDone=${retryAll} run=${() => api.change("DELETE", `/keys/${open[1].id}`)}>
       <p>Requests with it are refused from now on, on all replicas within two seconds. This is final.</p>
@@ -53,7 +57,7 @@ const columnsOf = (setOpen) => [
   ["Limits", (key) => limitsOf(key.limits)],
   ["Last used", (key) => (key.lastUsedAt ? moment(key.lastUsedAt) : "never")],
   ["Ends", (key) => (key.expiresAt ? html`<span class=${Date.parse(key.expiresAt) < Date.now() ? "tone-bad" : ""}>${moment(key.expiresAt)}</span>` : "never")],
-  ["Actions", (key) => html`<span class="buttons"><a class="button" aria-label=${`Usage of ${key.name}`} href=${addressOf("/usage", { key: key.id, owner: key.owner })}>Usage</a><button type="button" aria-label=${`Rotate ${key.name}`} onClick=${() => setOpen(["rotate", key])}>Rotate</button><button type="button" class="tone-bad" aria-label=${`Revoke ${key.name}`} onClick=${() => setOpen(["revoke", key])}>Revoke</button></span>`, "right"],
+  ["Actions", (key) => html`<span class="buttons"><a class="button" aria-label=${`Usage of ${key.name}`} href=${addressOf("/usage", { key: key.id, owner: key.owner })}>Usage</a><button type="button" aria-label=${`Edit ${key.name}`} onClick=${() => setOpen(["edit", key])}>Edit</button><button type="button" aria-label=${`Rotate ${key.name}`} onClick=${() => setOpen(["rotate", key])}>Rotate</button><button type="button" class="tone-bad" aria-label=${`Revoke ${key.name}`} onClick=${() => setOpen(["revoke", key])}>Revoke</button></span>`, "right"],
 ];
 
 const NO_LIMITS = { requestsPerMinute: "", tokensPerMinute: "", concurrency: "", budgetUsd: "", budgetPeriod: "month", models: "" };
@@ -114,14 +118,65 @@ function MakeKey({ api, onClose }) {
   </form></${Dialog}>`;
 }
 
+const endIn = (days) => new Date(Date.now() + Number(days) * DAY_MS).toISOString();
+
 function bodyOf({ name, owner, scopes, passportId, days, limits: typed }) {
   const limits = typedLimits(typed);
   return {
     name, owner, scopes,
     ...(passportId && scopes.includes("compute") ? { passportId } : {}),
-    ...(days ? { expiresAt: new Date(Date.now() + Number(days) * DAY_MS).toISOString() } : {}),
+    ...(days ? { expiresAt: endIn(days) } : {}),
     ...(Object.keys(limits).length > 0 ? { limits } : {}),
   };
+}
+
+// Name, end and limits can be changed; owner, scopes and node are fixed. Only what was changed is sent.
+function EditKey({ api, made, onClose, onDone }) {
+  const [about, setAbout] = useState({ name: made.name, days: KEEP, limits: typedOf(made.limits) });
+  const change = (name) => (value) => setAbout((former) => ({ ...former, [name]: value }));
+  const patch = patchOf(made, about);
+  const saving = useAction(() => api.change("PATCH", `/keys/${made.id}`, patch));
+  const submit = async (event) => {
+    event.preventDefault();
+    if (!(await saving.start())) return;
+    retryAll();
+    onDone(made);
+    onClose();
+  };
+  const ends = [[KEEP, made.expiresAt ? `as it is: ${moment(made.expiresAt)}` : "as it is: never"], ...ENDS.filter(([days]) => days || made.expiresAt)];
+  return html`<${Dialog} title=${`Edit ${made.name}`} onClose=${onClose}><form onSubmit=${submit}>
+    <p class="note">Its secret, owner and scopes stay. All replicas know the change within two seconds. What it has spent counts on.</p>
+    <${Field} name="name" label="Name" value=${about.name} onInput=${change("name")} error=${saving.error} required autofocus />
+    <${Field} name="expiresAt" label="It ends" options=${ends} value=${about.days} onInput=${change("days")} error=${saving.error} />
+    <${Limits} typed=${about.limits} onChange=${change("limits")} error=${saving.error} />
+    <${Refusal} error=${saving.error} except=${["name", "expiresAt", ...Object.keys(NO_LIMITS)]} />
+    <div class="dialog-buttons"><button type="button" onClick=${onClose}>Cancel</button><button type="submit" class="primary" disabled=${saving.isBusy || Object.keys(patch).length === 0}>Save</button></div>
+  </form></${Dialog}>`;
+}
+
+// Return a key's limits as a form has them.
+function typedOf(limits) {
+  const { models, ...others } = limits ?? {};
+  const known = Object.entries(others).filter(([, value]) => value !== null).map(([name, value]) => [name, String(value)]);
+  return { ...NO_LIMITS, ...Object.fromEntries(known), models: (models ?? []).join(", ") };
+}
+
+// Return what a form changes of a key, as the API takes it: a limit that was emptied is null.
+function patchOf(made, { name, days, limits: typed }) {
+  const [former, wanted] = [typedLimits(typedOf(made.limits)), typedLimits(typed)];
+  const changed = Object.keys({ ...former, ...wanted }).filter((limit) => JSON.stringify(former[limit]) !== JSON.stringify(wanted[limit]));
+  return {
+    ...(name === made.name ? {} : { name }),
+    ...(days === KEEP ? {} : { expiresAt: days === "" ? null : endIn(days) }),
+    ...(changed.length === 0 ? {} : { limits: Object.fromEntries(changed.map((limit) => [limit, wanted[limit] ?? null])) }),
+  };
+}
+
+// Return the change that gives a key back what it had. An end that has passed can't be given again.
+function restored({ name, expiresAt, limits }) {
+  const isOver = expiresAt && Date.parse(expiresAt) < Date.now();
+  const none = Object.fromEntries(Object.keys(NO_LIMITS).map((limit) => [limit, null]));
+  return { name, ...(isOver ? {} : { expiresAt }), limits: { ...none, ...limits } };
 }
 
 function RotateKey({ api, made, onClose }) {

@@ -2,10 +2,12 @@
 import { curlOf } from "./api.js";
 import { Command, Copy } from "./copying.js";
 import { inPlace } from "./fixes.js";
-import { count, dollars, milliseconds, wholeShare } from "./format.js";
+import { nothingWithoutPayouts } from "./earned.js";
+import { count, dollars, milliseconds, plural, wholeShare } from "./format.js";
 import { Fragment, html } from "./html.js";
+import { ModelActions } from "./model_actions.js";
 import { vramOf } from "./models.js";
-import { Card, Empty, Failure, Heading, Loading, Pager, Shown, SpanChoice, Status, statusOf, Table } from "./parts.js";
+import { Card, Empty, Failure, Heading, Loading, Pager, Shown, SpanChoice, Status, statusOf, Table, Verdict } from "./parts.js";
 import { usePolled } from "./polling.js";
 import { REQUEST_SERIES, RequestCharts } from "./request_charts.js";
 import { addressOf, changeQuery } from "./router.js";
@@ -27,12 +29,22 @@ const WORDS = {
   PASSPORT_INACTIVE: "passport not active",
   NOT_CONNECTED: "its agent is not connected",
 };
+const DEMAND_DAYS = 7;
+const DAY_MS = 86_400_000;
+const REFUSED = {
+  nodes_busy: "all its nodes were busy",
+  nodes_failing: "its nodes fail",
+  no_healthy_node: "no node of it was healthy",
+  no_node: "no node serves it",
+  no_node_suits: "the request's own policy left no node",
+  no_upstream: "its upstream failed",
+};
 const COLUMNS = [
   ["Node", (node) => html`<a href=${addressOf(`/nodes/${node.passportId}`)}>${node.name ?? node.passportId}</a>`],
   ["Why not, and what to do", (node) => html`<ul class="reasons">${node.reasons.map((reason) => html`<${Reason} reason=${reason} id=${node.passportId} key=${reason.code} />`)}</ul>`],
 ];
 
-export function ModelView({ id, api, query, mayRead }) {
+export function ModelView({ id, api, query, mayRead, mayRun }) {
   const at = encodeURIComponent(id);
   const model = usePolled((signal) => api.get(`/models/${at}`, {}, signal), SLOW_SECONDS, [api, id]);
   const why = usePolled((signal) => api.get(`/models/${at}/availability`, { page: 1, perPage: PER_PAGE }, signal), SECONDS, [api, id]);
@@ -47,11 +59,15 @@ export function ModelView({ id, api, query, mayRead }) {
   return html`<${Fragment}>
     <${Heading} title=${name} crumbs=${crumbs} />
     <p class="lead">${facts.filter(Boolean).join(" · ")} <span class="id">${model.data.id}<${Copy} text=${model.data.id} what="the id" /></span></p>
+    ${mayRead && html`<${ModelActions} api=${api} model=${model.data} asked=${query.do} key=${query.do} />`}
     <${Shown} of=${why} lines=${5}>${(data) => html`<${Fragment}>
       <${Answer} data=${data} name=${name} isHosted=${!hasNodes} />
+      ${data.route?.length > 0 && html`<${Route} route=${data.route} id=${model.data.id} />`}
+      ${mayRun && html`<${Waiting} api=${api} id=${model.data.id} />`}
       ${hasNodes && mayRead && html`<${ServedBy} api=${api} id=${model.data.id} name=${name} aliases=${metadata.aliases ?? []} why=${data} />`}
       ${hasNodes && html`<${WhoCannot} api=${api} at=${at} data=${data} query=${query} />`}
     </${Fragment}>`}</${Shown}>
+    ${mayRead && html`<${UnmetDemand} api=${api} id=${model.data.id} />`}
     ${mayRead && html`<${History} api=${api} id=${model.data.id} span=${spanOf(query)} />`}
   </${Fragment}>`;
 }
@@ -74,6 +90,43 @@ function sentenceOf({ available, served, summary }, isHosted) {
   if (reasons.length === 0) return "There is no node at all. Register one that fits.";
   return `Every node has a reason against it: ${reasons.map(([code, number]) => `${WORDS[code] ?? code} (${count(number)})`).join(", ")}. A node can have several.`;
 }
+
+// Where requests for it go: to one of several models by weight, and to the others when none of the first can be served.
+function Route({ route, id }) {
+  return html`<${Card} title="Where its requests go" aside=${html`<span class="note">by weight, then the fallbacks in their order</span>`}>
+    <${Table} caption="Models of the route" columns=${ROUTE} rows=${route.map((each) => ({ ...each, isItself: each.modelPassportId === id }))} keyOf=${(each) => each.modelPassportId} />
+  </${Card}>`;
+}
+
+const ROUTE = [
+  ["Model", (each) => html`<a href=${addressOf(`/models/${encodeURIComponent(each.model)}`)}>${each.model}</a>${each.isItself ? html` <span class="note">itself</span>` : ""}`],
+  ["Gets", (each) => (each.weight === null ? (each.isItself ? "what the others can't" : "fallback") : `weight ${count(each.weight)}`)],
+  ["Can be reached", (each) => html`<${Verdict} holds=${each.served} yes="served" no="not served" />`],
+];
+
+// Requests that wait because its nodes are busy. Nothing is shown where the service has no queue, or none waits.
+function Waiting({ api, id }) {
+  const match = usePolled((signal) => api.change("POST", "/match", { model: id }, { signal }), SECONDS, [api, id]);
+  const waiting = match.data?.waiting ?? 0;
+  return waiting > 0 && html`<p class="card tone-warn" role="status">${plural(waiting, "request")} ${waiting === 1 ? "waits" : "wait"} for a node of it that is not busy, in the queue of one worker.</p>`;
+}
+
+// Requests for it that no node got: what more nodes, or better ones, would earn.
+function UnmetDemand({ api, id }) {
+  const day = (offset) => new Date(Date.now() + offset * DAY_MS).toISOString().slice(0, 10);
+  const losses = usePolled((signal) => api.get("/payouts/losses", { from: day(1 - DEMAND_DAYS), to: day(1), model: id }, signal).catch(nothingWithoutPayouts), SLOW_SECONDS, [api, id]);
+  const refused = (losses.data?.losses ?? []).filter((loss) => loss.refused > 0).sort((one, other) => other.refused - one.refused);
+  if (losses.data === null) return null;
+  return html`<${Card} title="Unmet demand" aside=${html`<span class="note">requests for it that no node got, last ${DEMAND_DAYS} days, in UTC</span>`}>
+    <${Shown} of=${losses} lines=${2}>${() => html`<${Table} caption="Requests that were refused, by cause" columns=${DEMAND} rows=${refused} keyOf=${(loss) => loss.cause} empty=${html`<${Empty} title="No request for it was refused." />`} />`}</${Shown}>
+  </${Card}>`;
+}
+
+const DEMAND = [
+  ["Cause", (loss) => REFUSED[loss.cause] ?? loss.cause.replaceAll("_", " ")],
+  ["Requests", (loss) => count(loss.refused), "right"],
+  ["Not earned", (loss) => dollars(loss.unearnedUsd), "right"],
+];
 
 // The nodes that name the model, those that have it loaded first, with what a request to each costs and how long it
 // waits; and nodes that could run it, which neither declare it nor report it.

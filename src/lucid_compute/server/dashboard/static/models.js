@@ -1,6 +1,7 @@
 // The list of models: which can be run and reached right now.
 import { count, gigabytes } from "./format.js";
 import { Fragment, html } from "./html.js";
+import { RegisterModel } from "./model_actions.js";
 import { Chosen, Typed } from "./nodes.js";
 import { Choice, Empty, Heading, Pager, Shown, Table, Verdict } from "./parts.js";
 import { usePolled } from "./polling.js";
@@ -20,13 +21,13 @@ const COLUMNS = [
   ["Owner", (model) => model.owner],
 ];
 
-export function ModelsView({ api, query }) {
+export function ModelsView({ api, query, mayRead }) {
   const page = Math.max(1, Number.parseInt(query.page ?? "1", 10) || 1);
   const sort = ORDERS.some(([name]) => name === query.sort) ? query.sort : ORDERS[0][0];
   const asked = { available: query.available ?? "", search: query.search ?? "", page, perPage: PER_PAGE, sortBy: sort.replace("-", ""), sortOrder: sort.startsWith("-") ? "desc" : "asc" };
   const models = usePolled((signal) => api.get("/models", asked, signal), SECONDS, [api, JSON.stringify(asked)]);
   return html`<${Fragment}>
-    <${Heading} title="Models" />
+    <${Heading} title="Models" aside=${mayRead && html`<a class="button primary" href=${addressOf("/models", { ...query, add: "model" })}>Register a model</a>`} />
     <form class="filters" role="search" aria-label="Filter models" onSubmit=${(event) => event.preventDefault()}>
       <${Typed} name="search" label="Name or id" value=${asked.search} />
       <${Chosen} name="sort" label="Order" value=${sort} options=${ORDERS} />
@@ -38,11 +39,12 @@ export function ModelsView({ api, query }) {
         <${Pager} pagination=${data.pagination} noun="models" onPage=${(number) => changeQuery({ page: number }, {})} />
       </${Fragment}>`}</${Shown}>
     </section>
+    ${query.add === "model" && html`<${RegisterModel} api=${api} onClose=${() => changeQuery({ add: "" })} />`}
   </${Fragment}>`;
 }
 
 function None({ isFiltered }) {
-  if (!isFiltered) return html`<${Empty} title="No model is registered yet.">A model is a passport of the type <code>model</code>: <code>lucid passports create</code>.</${Empty}>`;
+  if (!isFiltered) return html`<${Empty} title="No model is registered yet."><a href=${addressOf("/models", { add: "model" })}>Register a model</a>, or <code>lucid passports create</code>.</${Empty}>`;
   return html`<${Empty} title="No model is like that."><button type="button" onClick=${() => changeQuery({ available: "", search: "", page: "" })}>Show all models</button></${Empty}>`;
 }
 

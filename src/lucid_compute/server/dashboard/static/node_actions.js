@@ -1,5 +1,5 @@
 // What can be done to a node: drain and resume it, end it, try to reach it, and change what it states.
-import { Confirm, Dialog, Field, Refusal, typedNumber, useAction } from "./acting.js";
+import { Confirm, Dialog, Field, Refusal, Undo, typedNumber, useAction } from "./acting.js";
 import { count, plural } from "./format.js";
 import { Fragment, html, useState } from "./html.js";
 import { retryAll } from "./polling.js";
@@ -12,6 +12,7 @@ const done = () => retryAll();
 // The buttons of a node's page. `health` is as it was last read, so what is in flight is live in every dialog.
 export function NodeActions({ api, node, health, declaration, onProbe, asked = "" }) {
   const [open, setOpen] = useState(asked);
+  const [undo, setUndo] = useState(null); // {text, run} of the last change
   const close = () => {
     setOpen("");
     changeQuery({ do: "" });
@@ -30,11 +31,12 @@ export function NodeActions({ api, node, health, declaration, onProbe, asked = "
     <${Refusal} error=${resuming.error} />
     ${isDraining && html`<p class="note" role="status">${health.inFlight > 0 ? `Draining: ${plural(health.inFlight, "request")} in flight.` : health.drained ? "Drained: no request runs on it. Resume takes it back." : "Draining."}</p>`}
     ${resuming.result && health.reported?.status === "draining" && html`<p class="note" role="status">The node itself reports that it drains. It is sent requests again when it reports otherwise.</p>`}
+    ${undo && html`<${Undo} text=${undo.text} run=${undo.run} onEnd=${() => setUndo(null)} key=${undo.at} />`}
     ${open === "resume" && html`<${Confirm} title=${`Resume ${node.name}`} action="Resume" onClose=${close} onDone=${done} run=${() => api.change("POST", `/compute/resume/${node.id}`)}><p>It is sent requests again, unless it reports a drain itself.</p></${Confirm}>`}
     ${open === "drain" && html`<${Drain} api=${api} node=${node} health=${health} onClose=${close} />`}
     ${open === "deregister" && html`<${Deregister} api=${api} node=${node} health=${health} onClose=${close} />`}
-    ${open === "edit" && html`<${Terms} api=${api} node=${node} onClose=${close} />`}
-    ${open === "models" && html`<${Declared} api=${api} node=${node} models=${declaration?.models ?? []} onClose=${close} />`}
+    ${open === "edit" && html`<${Terms} api=${api} node=${node} onClose=${close} onUndo=${setUndo} />`}
+    ${open === "models" && html`<${Declared} api=${api} node=${node} models=${declaration?.models ?? []} onClose=${close} onUndo=${setUndo} />`}
   </div>`;
 }
 
@@ -56,19 +58,24 @@ function Deregister({ api, node, health, onClose }) {
   </${Confirm}>`;
 }
 
-function Terms({ api, node, onClose }) {
+const TERMS = ["pricePer1kTokens", "maxConcurrency", "region"];
+
+function Terms({ api, node, onClose, onUndo }) {
   const { pricePer1kTokens, maxConcurrency, region } = node.metadata;
   const [terms, setTerms] = useState({ pricePer1kTokens: pricePer1kTokens ?? "", maxConcurrency: maxConcurrency ?? "", region: region ?? "" });
   const change = (name) => (value) => setTerms((former) => ({ ...former, [name]: value }));
-  const saving = useAction(() => api.change("PATCH", `/passports/${node.id}`, { metadata: {
+  const former = Object.fromEntries(TERMS.map((name) => [name, node.metadata[name] ?? null]));
+  const save = (metadata) => api.change("PATCH", `/passports/${node.id}`, { metadata });
+  const saving = useAction(() => save({
     pricePer1kTokens: terms.pricePer1kTokens === "" ? null : String(terms.pricePer1kTokens),
     maxConcurrency: terms.maxConcurrency === "" ? null : typedNumber(terms.maxConcurrency),
     region: terms.region === "" ? null : terms.region,
-  } }));
+  }));
   const submit = async (event) => {
     event.preventDefault();
     if ((await saving.start()) === undefined) return;
     done();
+    onUndo({ at: Date.now(), text: "Price and limit were saved.", run: () => save(former) });
     onClose();
   };
   return html`<${Dialog} title=${`Price and limit of ${node.name}`} onClose=${onClose}><form onSubmit=${submit}>
@@ -76,23 +83,25 @@ function Terms({ api, node, onClose }) {
     <${Field} name="maxConcurrency" label="Requests at once, at most" hint="empty: no limit" inputmode="numeric" value=${terms.maxConcurrency} onInput=${change("maxConcurrency")} error=${saving.error} />
     <${Field} name="region" label="Region" value=${terms.region} onInput=${change("region")} error=${saving.error} />
     <p class="note">An agent that is started with another value of its own overwrites it.</p>
-    <${Refusal} error=${saving.error} except=${["pricePer1kTokens", "maxConcurrency", "region"]} />
+    <${Refusal} error=${saving.error} except=${TERMS} />
     <div class="dialog-buttons"><button type="button" onClick=${onClose}>Cancel</button><button type="submit" class="primary" disabled=${saving.isBusy}>Save</button></div>
   </form></${Dialog}>`;
 }
 
 // The models that a node declares: the whole list is replaced.
-function Declared({ api, node, models, onClose }) {
+function Declared({ api, node, models, onClose, onUndo }) {
   const [lines, setLines] = useState(models.map(({ id, maxTokens, quantization }, number) => ({ number, id, maxTokens: maxTokens ?? "", quantization: quantization ?? "" })));
   const change = (number, name) => (event) => setLines(lines.map((line) => (line.number === number ? { ...line, [name]: event.target.value } : line)));
   const add = () => setLines([...lines, { number: Math.max(-1, ...lines.map((line) => line.number)) + 1, id: "", maxTokens: "", quantization: "" }]);
-  const saving = useAction(() => api.change("PUT", `/compute/models/${node.id}`, { models: lines.map(({ id, maxTokens, quantization }) => ({
-    id, ...(maxTokens === "" ? {} : { maxTokens: typedNumber(maxTokens) }), ...(quantization === "" ? {} : { quantization }),
-  })) }));
+  const declare = (declared) => api.change("PUT", `/compute/models/${node.id}`, { models: declared.map(({ id, maxTokens, quantization }) => ({
+    id, ...((maxTokens ?? "") === "" ? {} : { maxTokens: typedNumber(String(maxTokens)) }), ...((quantization ?? "") === "" ? {} : { quantization }),
+  })) });
+  const saving = useAction(() => declare(lines));
   const submit = async (event) => {
     event.preventDefault();
     if ((await saving.start()) === undefined) return;
     done();
+    onUndo({ at: Date.now(), text: "Its models were saved.", run: () => declare(models) });
     onClose();
   };
   return html`<${Dialog} title=${`Models that ${node.name} declares`} onClose=${onClose} wide><form onSubmit=${submit}>

@@ -23,6 +23,7 @@ export function Palette({ api, pages, mayRead, isAdmin, onClose }) {
   const fixed = [
     ...pages.map(([name, path]) => ({ kind: "page", name, address: addressOf(path) })),
     ...(mayRead ? [{ kind: "action", name: "Add a node", address: addressOf("/nodes", { add: "node" }) }] : []),
+    ...(mayRead ? [{ kind: "action", name: "Register a model", address: addressOf("/models", { add: "model" }) }] : []),
     ...(isAdmin ? [{ kind: "action", name: "Make a key", address: addressOf("/keys", { add: "key" }) }] : []),
     ...(ID.test(needle) ? [{ kind: "job", name: needle, address: addressOf(`/jobs/${needle}`) }] : []),
   ].filter(({ name }) => name.toLowerCase().includes(needle));

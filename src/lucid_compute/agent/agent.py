@@ -112,15 +112,15 @@ async def _connected(address: ClientSettings, settings: AgentSettings, reporter:
     if not settings.outbound:
         yield
         return
-    from lucid_compute.agent.outbound import links  # noqa: PLC0415 - other nodes do without websockets
+    from lucid_compute.agent.outbound import forwarder, links  # noqa: PLC0415 - other nodes do without websockets
 
     key = settings.inference_key
-    forwarder = links.Forwarder(settings.url, None if key is None else key.get_secret_value())
+    passes_on = forwarder.Forwarder(settings.url, None if key is None else key.get_secret_value())
     tls = tls_of(address)
     service = links.ServiceAddress(
         address.base_url, address.api_key or "", tls if isinstance(tls, SSLContext) else None
     )
-    task = asyncio.create_task(links.OutboundLinks(service, lambda: reporter.accepted_node, forwarder).run())
+    task = asyncio.create_task(links.OutboundLinks(service, lambda: reporter.accepted_node, passes_on).run())
     try:
         yield
     finally:

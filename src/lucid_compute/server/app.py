@@ -47,6 +47,25 @@ models can be served right now, and why one can't.
 Send a key as `Authorization: Bearer lk_live_…`. Every error has the shape
 `{"error": {"code", "message", "status", "details"}}`; its message says what to do.
 """
+_ROUTES = (
+    passport_routes,
+    node_routes,
+    tunnel_routes,
+    overview,
+    probe_routes,
+    job_routes,
+    usage_routes,
+    series_routes,
+    payout_routes,
+    model_routes,
+    openai_routes,
+    match_routes,
+    key_routes,
+    webhook_routes,
+    operation_routes,
+    reference_routes,
+    dashboard_routes,
+)
 
 
 class LucidApp:
@@ -112,25 +131,7 @@ class LucidApp:
         )
         errors.install(app)
         openapi.install(app)
-        for routes in (
-            passport_routes,
-            node_routes,
-            tunnel_routes,
-            overview,
-            probe_routes,
-            job_routes,
-            usage_routes,
-            series_routes,
-            payout_routes,
-            model_routes,
-            openai_routes,
-            match_routes,
-            key_routes,
-            webhook_routes,
-            operation_routes,
-            reference_routes,
-            dashboard_routes,
-        ):
+        for routes in _ROUTES:
             app.router.routes += routes.router.routes  # `include_router` would build each again at the first request
         if self._settings.help_dir is not None:
             app.mount(reference_routes.HELP, reference_routes.HelpSite(self._settings.help_dir))

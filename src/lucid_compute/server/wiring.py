@@ -81,8 +81,7 @@ def build_replica(settings: Settings, database_url: str) -> Replica:
     feed, heartbeats, gauges = _build_followers(shared)
     context, spend = _build_gateway_context(shared), ProbeRate(fleet.replicas).spend
     retention, key_store, payouts = _retention(settings), KeyStore(database, keys), PayoutStore(database)
-    rollups = RollupReader(database, retention)
-    job_search = JobSearch(database, is_known=lambda node_id: fleet.find_node(node_id) is not None)
+    rollups, job_search = RollupReader(database, retention), _build_job_search(shared)
     return Replica(
         settings=settings,
         database=database,
@@ -116,6 +115,10 @@ def build_replica(settings: Settings, database_url: str) -> Replica:
         webhooks=build_webhooks(database, shared.policy, clock, context.client.own_endpoints, spend),
         background=_build_background(shared, payouts),
     )
+
+
+def _build_job_search(shared: _SharedParts) -> JobSearch:
+    return JobSearch(shared.database, is_known=lambda node_id: shared.fleet.find_node(node_id) is not None)
 
 
 def _build_queue(settings: Settings) -> RequestQueue | None:

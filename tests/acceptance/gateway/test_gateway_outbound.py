@@ -221,7 +221,7 @@ async def test_a_node_may_hold_only_a_few_connections(gateway: Gateway) -> None:
             each.cancel()
 
 
-HOSTILE = {
+HOSTILE: dict[str, str | bytes] = {
     "garbage": os.urandom(2000),
     "a text": "hello",
     "a stream that nobody opened": write_frame(FrameKind.DATA, 7, b"HTTP/1.1 200 OK"),
@@ -258,7 +258,7 @@ async def test_an_agent_that_answers_with_garbage_fails_its_request_alone(gatewa
     async with registered(gateway, model) as node, connect_by_hand(gateway.served.url, node) as websocket:
         await websocket.send(write_frame(FrameKind.READY))
         await becomes_connected(gateway, 1)
-        failed = []
+        failed: list[int] = []
         while not failed:  # until a worker is asked that has the connection
             async with gateway.served.client(gateway.key) as client:
                 asked = asyncio.create_task(

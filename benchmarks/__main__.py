@@ -25,6 +25,7 @@ LONG = (
     "fleet_churn",
     "gateway_soak",
     "gateway_overload",
+    "outbound",
     "dashboard_pictures",
 )
 

@@ -96,21 +96,23 @@ def _register(server: Server, port: int) -> str:
     )
 
 
+def beat_once(server: Server, nodes: list[str]) -> None:
+    """Send a heartbeat of each node."""
+    for node in nodes:
+        report = {"passportId": node, "status": "healthy", "load": 0.1, "availableModels": [MODEL], "queueDepth": 0}
+        server.call("POST", "/compute/heartbeat", report)
+
+
 @contextmanager
 def _heartbeats(server: Server, nodes: list[str]) -> Iterator[None]:
     """Keep the nodes fresh for as long as the block runs; the first heartbeats are there when it begins."""
     is_over = threading.Event()
 
-    def beat() -> None:
-        for node in nodes:
-            report = {"passportId": node, "status": "healthy", "load": 0.1, "availableModels": [MODEL], "queueDepth": 0}
-            server.call("POST", "/compute/heartbeat", report)
-
     def go_on() -> None:
         while not is_over.wait(HEARTBEAT_SECONDS):
-            beat()
+            beat_once(server, nodes)
 
-    beat()
+    beat_once(server, nodes)
     thread = threading.Thread(target=go_on)
     with on_core(LOAD_CORE):
         thread.start()

@@ -188,6 +188,7 @@ class Node:
     name: str
     region: str
     price_per_1k_tokens: str
+    is_outbound: bool = False
     id: str = ""
     port: int = 0
 
@@ -215,4 +216,6 @@ class Node:
             "--drain-seconds": DRAIN_SECONDS,
         }
         arguments = [word for option in options.items() for word in option]
+        if self.is_outbound:
+            arguments.append("--outbound")
         self.processes.start(f"the agent of {self.name}", [LUCID, "agent", "run", *arguments], LUCID_API_KEY=key)

@@ -50,7 +50,8 @@ async def start_network(processes: Processes, port: int) -> Network:
     """
     command: list[str | Path] = [LUCID, "serve", "--port", str(port), "--data-dir", processes.data_dir]
     service = processes.start("lucid serve", command, death_signal=signal.SIGTERM, LUCID_LOG_LEVEL="WARNING")
-    nodes = tuple(Node(processes, *place) for place in PLACES)
+    # The last one is as behind NAT: its agent opens the connections.
+    nodes = tuple(Node(processes, *place, is_outbound=place is PLACES[-1]) for place in PLACES)
     for node in nodes:
         node.start_server()
     url = await service.wait_for(r"listens on (\S+)\n")

@@ -21,6 +21,7 @@ LAYERS: list[set[str]] = [
     {"compilation"},
     {"wire"},
     {"errors"},
+    {"tunnel"},
     {"egress"},
     {"postgres", "web"},
     {"registry"},
@@ -46,6 +47,7 @@ KEEPERS = {
     "httpx": {"client", "agent"},
     "pynvml": {"agent"},
     "rich": {"cli"},
+    "websockets": {"server", "agent"},
     "pydantic_settings": {"server", "agent"},
 }
 # Kinds of file by their name, and the libraries beside the standard one that they may import.

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from ssl import SSLContext
 from typing import Any
 
 from lucid_compute.agent.fatal_errors import AgentFault, WrongSettings
@@ -18,6 +21,8 @@ from lucid_compute.agent.settings import AgentSettings
 from lucid_compute.agent.shutdown import Shutdown
 from lucid_compute.client import AsyncLucid
 from lucid_compute.client.errors import ConfigurationFault
+from lucid_compute.client.settings import ClientSettings, read_settings
+from lucid_compute.client.transport import tls_of
 
 CALL_TIMEOUT_SECONDS = 5.0
 _KILLED = 128  # plus the signal's number: ended by a second signal
@@ -70,7 +75,10 @@ async def _run(settings: AgentSettings, api_url: str | None, api_key: str | None
         async with _open_lucid(settings, api_url, api_key) as lucid:
             await observer.observe()
             observing = asyncio.create_task(observer.run())
-            await _report(lucid, observer, settings, signals)
+            address = read_settings(
+                api_url, api_key, timeout_seconds=1, total_timeout_seconds=1, retries=0, ca_file=None
+            )
+            await _report(lucid, observer, settings, signals, address)
     except AgentFault as fault:
         _log.error("%s", fault)
         return fault.exit_status
@@ -88,11 +96,36 @@ async def _run(settings: AgentSettings, api_url: str | None, api_key: str | None
     return 0
 
 
-async def _report(lucid: AsyncLucid, observer: Observer, settings: AgentSettings, signals: AgentSignals) -> None:
+async def _report(
+    lucid: AsyncLucid, observer: Observer, settings: AgentSettings, signals: AgentSignals, address: ClientSettings
+) -> None:
     clock = asyncio.get_running_loop().time
     reporter = Reporter(lucid, observer, settings, clock=clock, stop=signals.requested, wake=signals.wake)
-    await reporter.run()
-    await Shutdown(lucid, observer, reporter, settings, clock).run()
+    async with _connected(address, settings, reporter):
+        await reporter.run()
+        await Shutdown(lucid, observer, reporter, settings, clock).run()
+
+
+@asynccontextmanager
+async def _connected(address: ClientSettings, settings: AgentSettings, reporter: Reporter) -> AsyncIterator[None]:
+    """Keep the connections through which an outbound node gets its requests; a node with an address needs none."""
+    if not settings.outbound:
+        yield
+        return
+    from lucid_compute.agent.outbound import forwarder, links  # noqa: PLC0415 - other nodes do without websockets
+
+    key = settings.inference_key
+    passes_on = forwarder.Forwarder(settings.url, None if key is None else key.get_secret_value())
+    tls = tls_of(address)
+    service = links.ServiceAddress(
+        address.base_url, address.api_key or "", tls if isinstance(tls, SSLContext) else None
+    )
+    task = asyncio.create_task(links.OutboundLinks(service, lambda: reporter.accepted_node, passes_on).run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
 
 
 def _open_lucid(settings: AgentSettings, api_url: str | None, api_key: str | None) -> AsyncLucid:
@@ -115,7 +148,8 @@ def _open_lucid(settings: AgentSettings, api_url: str | None, api_key: str | Non
     if settings.is_out_of_reach(lucid.base_url):
         raise WrongSettings(
             f"The registry at {lucid.base_url} would look for {settings.inference_url} on its own machine. "
-            "Pass the address at which it reaches this machine: --public-url http://your-gpu:8000"
+            "Pass the address at which it reaches this machine: --public-url http://your-gpu:8000. "
+            "If it can't reach this machine, as behind NAT or a firewall: --outbound"
         )
     return lucid
 

@@ -11,6 +11,7 @@ from lucid_compute.agent.runtimes.reading import NOTHING_READ, ServedModel, Serv
 from lucid_compute.agent.server_watch import Observation
 from lucid_compute.agent.settings import AgentSettings
 from lucid_compute.registry.domain.node_state import ReportedStatus
+from lucid_compute.registry.domain.passports import Connectivity
 
 RUN_IN_MAIN_MEMORY = frozenset({"llama.cpp", "ollama"})  # the others serve from a GPU, or are not known to do without
 NOT_LOOKED_AT = "the agent could not observe the inference server in the last seconds"
@@ -59,7 +60,8 @@ def metadata_of(seen: Seen, settings: AgentSettings) -> dict[str, Any]:
         "gpu": settings.gpu or gpus.names,
         "gpuCount": len(gpus.gpus) if gpus.gpus else None,
         "vram": settings.vram or (f"{memory_mb}MiB" if memory_mb else None),
-        "inferenceUrl": settings.inference_url,
+        "connectivity": Connectivity.OUTBOUND.value if settings.outbound else None,
+        "inferenceUrl": None if settings.outbound else settings.inference_url,
         "region": settings.region,
         "capabilities": list(settings.capabilities),
         "maxConcurrency": settings.max_concurrency or reading.max_concurrency,

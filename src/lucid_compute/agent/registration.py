@@ -12,7 +12,7 @@ from lucid_compute.agent.fatal_errors import NodeEnded, WrongSettings
 from lucid_compute.agent.settings import AgentSettings
 from lucid_compute.client import AsyncLucid, LucidClientError, errors
 from lucid_compute.registry.domain.node_state import ReportedStatus
-from lucid_compute.registry.domain.passports import PassportStatus, PassportType
+from lucid_compute.registry.domain.passports import Connectivity, PassportStatus, PassportType
 from lucid_compute.registry.shapes import PassportView
 
 _PRICE = "pricePer1kTokens"
@@ -57,8 +57,10 @@ class Registration:
         changes = {name: value for name, value in metadata.items() if not _is_equal(name, value, self._shown.get(name))}
         if metadata.get("runtimes") != self._sent.get("runtimes"):
             changes |= dict.fromkeys(_OF_THE_SERVER & self._sent.keys() - metadata.keys())
-        if (key := self._settings.inference_key) is not None and not self._key_is_sent:
-            changes["inferenceKey"] = key.get_secret_value()
+        if "connectivity" not in metadata and self._shown.get("connectivity") == Connectivity.OUTBOUND:
+            changes["connectivity"] = Connectivity.DIRECT.value
+        if not self._key_is_sent:
+            changes |= self._secret
         if changes:
             passport = await self._lucid.passports.update(passport_id, metadata=changes)
             _log.info("passport %s: wrote %s", passport_id, ", ".join(sorted(changes)))
@@ -108,14 +110,18 @@ class Registration:
             raise
 
     async def _make(self, metadata: Mapping[str, Any]) -> PassportView:
-        key = self._settings.inference_key
-        secret = {} if key is None else {"inferenceKey": key.get_secret_value()}
         passport = await self._lucid.passports.create(
-            name=self._settings.node_name, type=PassportType.COMPUTE.value, metadata={**metadata, **secret}
+            name=self._settings.node_name, type=PassportType.COMPUTE.value, metadata={**metadata, **self._secret}
         )
         self._key_is_sent = True
         _log.info("registered %s as passport %s", passport.name, passport.id)
         return passport
+
+    @property
+    def _secret(self) -> dict[str, str]:
+        """The inference server's key, for the registry. An outbound node's never leaves the machine."""
+        key = self._settings.inference_key
+        return {} if key is None or self._settings.outbound else {"inferenceKey": key.get_secret_value()}
 
     async def _get(self, passport_id: str) -> PassportView:
         passport = await self._lucid.passports.get(passport_id)

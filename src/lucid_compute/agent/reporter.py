@@ -125,6 +125,13 @@ class Reporter:
         await self._follow_drain(self.passport_id, answer)
         return min(max(answer.next_heartbeat_in_seconds, SHORTEST_INTERVAL_SECONDS), LONGEST_INTERVAL_SECONDS)
 
+    @property
+    def accepted_node(self) -> tuple[str, str] | None:
+        """The passport and the bootId of the node, once a heartbeat of this agent was accepted."""
+        if self.passport_id is None or self._status is None:
+            return None
+        return self.passport_id, self.sender.boot_id
+
     def _say_status(self, status: NodeStatus) -> None:
         """Log the node's status when the first heartbeat is accepted, and when it changes."""
         before, self._status = self._status, status

@@ -34,6 +34,9 @@ class AgentSettings(BaseSettings):
     public_url: str | None = Field(
         default=None, description="The inference server, as the registry reaches it. Unset: the same as the url."
     )
+    outbound: bool = Field(
+        default=False, description="Open connections to the registry, for a machine that it can't reach, as behind NAT."
+    )
     name: Label | None = Field(
         default=None, description="The node's name. Unset: this machine's name and the inference server's port."
     )
@@ -131,7 +134,7 @@ class AgentSettings(BaseSettings):
 
     def is_out_of_reach(self, api_url: str) -> bool:
         """Return whether the registry, on another machine, would look for the inference server on its own."""
-        return is_loopback(self.inference_url) and not is_loopback(api_url)
+        return not self.outbound and is_loopback(self.inference_url) and not is_loopback(api_url)
 
     def is_the_registry(self, api_url: str) -> bool:
         """Return whether the inference server's address is the registry's; both use port 8000 by default."""

@@ -40,6 +40,7 @@ def run(
     api: ApiOption = None,
     key: KeyOption = None,
     public_url: Annotated[str | None, _option("public_url")] = None,
+    outbound: Annotated[bool | None, _option("outbound", "--outbound")] = None,
     name: Annotated[str | None, _option("name")] = None,
     passport_id: Annotated[str | None, _option("passport_id")] = None,
     inference_key: InferenceKey = None,

@@ -16,7 +16,7 @@ from lucid_compute.web.strict_json import read_strictly
 
 MAX_LINE_BYTES = 1024 * 1024  # the service takes no longer body
 FIELDS = ("name", "type", "owner", "description", "version", "tags")
-TEXT_KEYS = {"gpu", "region", "inferenceUrl", "inferenceKey", "format", "runtimeRecommended"}
+TEXT_KEYS = {"gpu", "region", "connectivity", "inferenceUrl", "inferenceKey", "format", "runtimeRecommended"}
 LIST_KEYS = {"capabilities", "runtimes", "aliases"}
 _SEPARATORS = ",;\t"
 _BETWEEN = re.compile(r"[\s,]*")

@@ -1,7 +1,8 @@
 """A pool of connections to providers, each opened only to an address that the egress policy has just allowed.
 
 A name is resolved at every connect. If the policy denies any of its addresses, the connect fails; otherwise it uses a
-checked address, not the name. Redirects are never followed, proxies and netrc never read.
+checked address, not the name. Redirects are never followed, proxies and netrc never read. To an outbound node a
+connection is a stream of its tunnel, for one request.
 Source: the security page, "Provider URLs (SSRF)".
 """
 
@@ -22,8 +23,9 @@ from typing import NamedTuple
 from lucid_compute.egress.connection import READ_BYTES, RESPONSE_LIMITS, HttpConnection, ResponseLimits
 from lucid_compute.egress.faults import ConnectTimedOut, EgressFault, FaultKind
 from lucid_compute.egress.lookups import Lookups, Resolver, SystemResolver
-from lucid_compute.egress.policy import Address, EgressPolicy, ProviderUrl
+from lucid_compute.egress.policy import TUNNEL, Address, EgressPolicy, ProviderUrl
 from lucid_compute.egress.write_batching import WriteBatch
+from lucid_compute.tunnel.tunnels import Tunnels
 
 MAX_ADDRESSES_TRIED = 4
 END_SECONDS = 1.0
@@ -59,6 +61,7 @@ class HttpClient:
         policy: EgressPolicy,
         resolver: Resolver | None = None,
         *,
+        tunnels: Tunnels | None = None,
         limits: ClientLimits = CLIENT_LIMITS,
         response_limits: ResponseLimits = RESPONSE_LIMITS,
         monotonic: Callable[[], float] = time.monotonic,
@@ -67,6 +70,7 @@ class HttpClient:
         self._loop = asyncio.get_running_loop()
         self._monotonic = monotonic
         self._policy = policy
+        self._tunnels = tunnels
         self._limits = limits
         self._response_limits = response_limits
         self._lookups = Lookups(resolver or SystemResolver(), monotonic)
@@ -79,7 +83,12 @@ class HttpClient:
         self.own_endpoints: set[tuple[str, int]] = set()
 
     def acquire_idle(self, url: ProviderUrl) -> HttpConnection | None:
-        """Return the idle connection to the provider that was used last, for one request; None when there is none."""
+        """Return the idle connection to the provider that was used last, for one request; None when there is none.
+
+        An outbound node's is a new stream, which need not be waited for.
+        """
+        if url.scheme == TUNNEL:
+            return self._open_stream(url, HttpConnection)
         idle = self._idle.get((url.scheme, url.host, url.port))
         while idle:
             connection, _ = idle.pop()
@@ -97,7 +106,13 @@ class HttpClient:
 
         Raises:
             EgressFault: the name does not resolve, the policy forbids an address, or no address accepts the connection.
+                Or the outbound node's agent has no connection to this replica.
         """
+        if url.scheme == TUNNEL:
+            if (stream := self._open_stream(url, kind)) is None:
+                sentence = "The node opens its own connections, and this replica of the service has none from it."
+                raise EgressFault(FaultKind.NOT_CONNECTED, sentence)
+            return stream
         clock, limits = self._loop.time, self._limits
         seconds = limits.connect_seconds + (limits.tls_seconds if url.scheme == "https" else 0)
         ends_at = clock() + seconds
@@ -121,7 +136,7 @@ class HttpClient:
         if connection not in self._busy:
             return  # released already, and perhaps acquired by another request
         self._busy.remove(connection)
-        reusable = connection.is_reusable
+        reusable = connection.is_reusable and url.scheme != TUNNEL
         connection.release()
         if reusable:
             idle = self._idle.setdefault((url.scheme, url.host, url.port), [])
@@ -179,6 +194,14 @@ class HttpClient:
             del self._idle_longest_first[connection]
             self._idle[origin] = [entry for entry in self._idle[origin] if entry[0] is not connection]
             connection.abort()
+
+    def _open_stream(self, url: ProviderUrl, kind: type[HttpConnection]) -> HttpConnection | None:
+        """Return a connection over a new stream to an outbound node; None if this replica can't reach it."""
+        connection = kind(self._view, self._write_batch, self._response_limits, self._monotonic)
+        if self._tunnels is None or not self._tunnels.open_stream(url.host, connection):
+            return None
+        self._busy.add(connection)
+        return connection
 
     async def _addresses_of(self, url: ProviderUrl, owner: str, seconds: float) -> list[Address]:
         """Return the addresses to connect to, after checking all of them."""

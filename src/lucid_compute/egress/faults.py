@@ -24,6 +24,7 @@ class FaultKind(StrEnum):
     BAD_STATUS = "bad_status"  # an HTTP status for which the client is not responsible
     BROKEN_STREAM = "broken_stream"  # it reported an error, or ended without saying that it is done
     NODE_LEFT = "node_left"  # it was drained or ended while it was connected to; nothing was sent
+    NOT_CONNECTED = "not_connected"  # an outbound node's agent has no connection to this replica; nothing was sent
     OUR_RESOLVER = "our_resolver"  # DNS did not answer in time, or not at all
     OUR_SOCKETS = "our_sockets"  # no file descriptor, port or memory is left for a connection
 
@@ -42,7 +43,7 @@ class Blame(Enum):
 
 
 OURS = frozenset({FaultKind.OUR_RESOLVER, FaultKind.OUR_SOCKETS})
-_NOT_THE_PROVIDERS = OURS | {FaultKind.TOO_LARGE, FaultKind.NODE_LEFT}
+_NOT_THE_PROVIDERS = OURS | {FaultKind.TOO_LARGE, FaultKind.NODE_LEFT, FaultKind.NOT_CONNECTED}
 # After the provider has read the request, which may be what breaks it.
 _PERHAPS_THE_REQUESTS = frozenset(
     {FaultKind.CONNECTION_LOST, FaultKind.BAD_RESPONSE, FaultKind.ANSWER_TIMEOUT, FaultKind.FIRST_BYTE_TIMEOUT}

@@ -77,9 +77,12 @@ _PORT = r"([1-9][0-9]{0,4})"
 _ENTRY = re.compile(rf"(?:\[(.+)]|([0-9.]+(?:/[0-9]+)?)|([^\[\]]+/[0-9]+))(?::{_PORT}(?:-{_PORT})?)?")
 
 
+TUNNEL = "tunnel"  # the scheme of what is no URL, but a node that is reached down its agent's connection
+
+
 @dataclass(frozen=True, slots=True)
 class ProviderUrl:
-    """A provider's URL in parts. Its syntax is checked: create it with `parse_provider_url`."""
+    """A provider's URL in parts. Its syntax is checked: create it with `parse_provider_url`, or `tunnel_to`."""
 
     scheme: str
     host: str  # a name or an address in lower case, IPv6 without brackets
@@ -91,7 +94,7 @@ class ProviderUrl:
     def authority(self) -> str:
         """The host and any port that is not the scheme's own, as the Host header wants them."""
         host = f"[{self.host}]" if isinstance(self.literal_address, IPv6Address) else self.host
-        return host if self.port == DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
+        return host if self.port == DEFAULT_PORTS.get(self.scheme, self.port) else f"{host}:{self.port}"
 
     @property
     def canonical(self) -> str:
@@ -104,6 +107,11 @@ class ProviderUrl:
         if self.literal_address is not None:
             return (self.literal_address,)
         return LOOPBACK_ADDRESSES if self.host in LOOPBACK_NAMES or self.host.endswith(".localhost") else ()
+
+
+def tunnel_to(passport_id: str) -> ProviderUrl:
+    """Return what stands for the URL of an outbound node. Its agent knows the real one, which nobody else uses."""
+    return ProviderUrl(TUNNEL, passport_id, 0, base_path_of(""), None)
 
 
 def parse_provider_url(text: str, *, require_https: bool = False) -> ProviderUrl:

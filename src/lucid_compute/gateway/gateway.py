@@ -342,7 +342,8 @@ def _is_met_seldom(fault: EgressFault) -> bool:
         return fault.is_learned
     if isinstance(fault, ContextTooShort):
         return True
-    return fault.kind is FaultKind.NODE_LEFT or (isinstance(fault, NodeBusy) and fault.retry_after_seconds > 0)
+    was_not_asked = fault.kind in {FaultKind.NODE_LEFT, FaultKind.NOT_CONNECTED}
+    return was_not_asked or (isinstance(fault, NodeBusy) and fault.retry_after_seconds > 0)
 
 
 def _unavailable(

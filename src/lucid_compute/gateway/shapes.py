@@ -230,6 +230,7 @@ class ProbeCode(StrEnum):
     REDIRECTED = "redirected"
     AUTH_REFUSED = "auth_refused"  # it wants another key than inferenceKey, or any
     NOT_JSON = "not_json"  # no list of models in JSON
+    NOT_CONNECTED = "not_connected"  # an outbound node, whose agent has no connection to this replica
     OUR_RESOLVER = "our_resolver"  # this service's DNS does not answer
     OUR_SOCKETS = "our_sockets"  # this service can open no more connections
 

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 from lucid_compute.egress.base_path import root_path_of
 from lucid_compute.egress.faults import EgressFault, FaultKind
-from lucid_compute.egress.policy import EgressPolicy, ProviderUrl
+from lucid_compute.egress.policy import EgressPolicy, ProviderUrl, tunnel_to
 from lucid_compute.gateway.endpoints import InferenceEndpoint
-from lucid_compute.registry.domain.passports import ModelPassport, Passport
+from lucid_compute.registry.domain.passports import Connectivity, ModelPassport, Passport
 from lucid_compute.registry.fleet.fleet import Fleet, FleetNode
 
 HOP_HEADER = "x-lucid-replica"
@@ -113,6 +113,8 @@ class Upstreams:
         return cached.target
 
     def _build(self, record: Passport, bearer: str | None) -> Target | EgressFault:
+        if record.metadata.get("connectivity") == Connectivity.OUTBOUND:  # its agent adds the key, and knows the URL
+            return Target(tunnel_to(record.id), None, self._replica_id, {}, record.owner)
         upstream = record.metadata.get("upstream")
         text = upstream["url"] if upstream else record.metadata["inferenceUrl"]
         try:

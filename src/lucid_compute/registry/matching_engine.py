@@ -33,6 +33,7 @@ class ReasonCode(StrEnum):
     DRAINING = "DRAINING"
     DEREGISTERED = "DEREGISTERED"
     PASSPORT_INACTIVE = "PASSPORT_INACTIVE"
+    NOT_CONNECTED = "NOT_CONNECTED"
     MODEL_NOT_SERVED = "MODEL_NOT_SERVED"
     AT_CAPACITY = "AT_CAPACITY"
     BREAKER_OPEN = "BREAKER_OPEN"
@@ -63,13 +64,17 @@ def hardware_compatible(model: ModelPassport, node: NodeState) -> bool:
 
 
 def is_healthy(node: NodeState, now: datetime) -> bool:
-    """Return whether the node is fresh, reports healthy, is not draining, and its passport is active and not ended."""
+    """Return whether the node is fresh, reports healthy, is not draining, and its passport is active and not ended.
+
+    An outbound node also has to have a connection to this replica.
+    """
     return (
         node.is_fresh(now)
         and node.reported_status is ReportedStatus.HEALTHY
         and node.draining_since is None
         and node.passport.record.deregistered_at is None
         and node.passport.record.is_active
+        and node.is_connected
     )
 
 
@@ -225,6 +230,14 @@ def _inactive_reason(node: NodeState, _: datetime) -> Reason:
     return Reason(ReasonCode.PASSPORT_INACTIVE, f"The passport {what}.", "active", record.status.value)
 
 
+def _unconnected_reason(_: NodeState, __: datetime) -> Reason:
+    message = (
+        "The node opens its own connections, and this replica of the service has none from it; "
+        "see whether lucid agent run --outbound still runs there."
+    )
+    return Reason(ReasonCode.NOT_CONNECTED, message, "connected", "not connected")
+
+
 def _draining_reason(node: NodeState, _: datetime) -> Reason:
     message = (
         "The node's operator drains it; POST /compute/resume/{passportId} ends that."
@@ -270,4 +283,5 @@ _HEALTH_RULES: tuple[
     (lambda node, _: not node.is_draining, _draining_reason),
     (lambda node, _: node.reported_status is not ReportedStatus.UNHEALTHY, _unhealthy_reason),
     (NodeState.is_fresh, _heartbeat_reason),
+    (lambda node, _: node.is_connected, _unconnected_reason),
 )

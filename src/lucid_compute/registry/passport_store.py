@@ -323,8 +323,8 @@ class PassportStore:
             if upstream := stored.public.get("upstream"):
                 self._check_url(upstream["url"], "metadata.upstream.url")
         url = stored.public.get("inferenceUrl")
-        if passport_type is PassportType.COMPUTE and url != known.public.get("inferenceUrl"):
-            self._check_url(stored.public["inferenceUrl"], "metadata.inferenceUrl")
+        if passport_type is PassportType.COMPUTE and url is not None and url != known.public.get("inferenceUrl"):
+            self._check_url(url, "metadata.inferenceUrl")
         return stored
 
     def _check_url(self, url: str, path: str) -> None:

@@ -57,6 +57,7 @@ _HOW_FAR = dict.fromkeys(ReasonCode, _NEAREST_FIRST.index(Shortage.NO_NODE)) | {
                 ReasonCode.HEARTBEAT_MISSING,
                 ReasonCode.REPORTED_UNHEALTHY,
                 ReasonCode.DRAINING,
+                ReasonCode.NOT_CONNECTED,
             ),
         ),
         (

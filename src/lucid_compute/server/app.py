@@ -16,7 +16,7 @@ from lucid_compute.accounting.payouts import routes as payout_routes
 from lucid_compute.gateway import match_routes, openai_routes, probe_routes
 from lucid_compute.gateway.endpoints import PATHS, find_stored
 from lucid_compute.gateway.lane import InferenceLane
-from lucid_compute.registry import heartbeat_lane, model_routes, node_routes, passport_routes
+from lucid_compute.registry import heartbeat_lane, model_routes, node_routes, passport_routes, tunnel_routes
 from lucid_compute.registry.heartbeat_lane import HeartbeatLane
 from lucid_compute.registry.keys import routes as key_routes
 from lucid_compute.registry.keys.authentication import authorization_of
@@ -47,6 +47,25 @@ models can be served right now, and why one can't.
 Send a key as `Authorization: Bearer lk_live_…`. Every error has the shape
 `{"error": {"code", "message", "status", "details"}}`; its message says what to do.
 """
+_ROUTES = (
+    passport_routes,
+    node_routes,
+    tunnel_routes,
+    overview,
+    probe_routes,
+    job_routes,
+    usage_routes,
+    series_routes,
+    payout_routes,
+    model_routes,
+    openai_routes,
+    match_routes,
+    key_routes,
+    webhook_routes,
+    operation_routes,
+    reference_routes,
+    dashboard_routes,
+)
 
 
 class LucidApp:
@@ -115,24 +134,7 @@ class LucidApp:
         )
         errors.install(app)
         openapi.install(app)
-        for routes in (
-            passport_routes,
-            node_routes,
-            overview,
-            probe_routes,
-            job_routes,
-            usage_routes,
-            series_routes,
-            payout_routes,
-            model_routes,
-            openai_routes,
-            match_routes,
-            key_routes,
-            webhook_routes,
-            operation_routes,
-            reference_routes,
-            dashboard_routes,
-        ):
+        for routes in _ROUTES:
             app.router.routes += routes.router.routes  # `include_router` would build each again at the first request
         if self._settings.help_dir is not None:
             app.mount(reference_routes.HELP, reference_routes.HelpSite(self._settings.help_dir))

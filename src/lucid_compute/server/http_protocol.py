@@ -7,6 +7,7 @@ packet costs almost nothing more. One timer serves all connections of a worker. 
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any, ClassVar, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
@@ -15,17 +16,22 @@ from uvicorn._types import ASGI3Application, HTTPScope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from lucid_compute.registry.tunnel_routes import UPGRADE
 from lucid_compute.server.request_head import (
     LONG_HEAD,
     MAX_HEAD_BYTES,
     NOT_HTTP,
     HeadFault,
     Refused,
+    asks_for_websocket,
     fault_of,
+    head_bytes,
     refusal_bytes,
     too_slow,
     without_upgrade,
 )
+from lucid_compute.server.tunnel_connection import TunnelConnection
+from lucid_compute.tunnel.tunnels import TunnelGrant, Tunnels
 
 LEAST_READ_BYTES = 64 * 1024
 CLOSED_PER_SWEEP = 20  # some 1 ms of work; the others wait for the next sweep, so that requests are served in between
@@ -67,6 +73,11 @@ class CorkedTransport:
     def __getattr__(self, name: str) -> Any:
         """Return what is the transport's own."""
         return getattr(self._transport, name)
+
+    @property
+    def transport(self) -> asyncio.Transport:
+        """The transport below."""
+        return self._transport
 
     def write(self, data: bytes) -> None:
         """Write `data`, or hold it if it begins with the head of a final response; first write what was held."""
@@ -264,16 +275,31 @@ class HttpProtocol(HttpToolsProtocol):
                     self.parser.feed_data(data)
                 except HttpParserUpgrade as upgrade:
                     data = memoryview(data)[upgrade.args[0] :]
-                    head = without_upgrade(
-                        self.parser.get_method(), self.url, self.parser.get_http_version(), self.headers
-                    )
+                    asked = (self.parser.get_method(), self.url, self.parser.get_http_version(), self.headers)
                     self.parser = HttpRequestParser(self)
                     self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
-                    self.parser.feed_data(head)
+                    usual = self._extensions
+                    if asks_for_websocket(self.headers):  # then this request alone may call `_hand_over`
+                        self._extensions = {**usual, UPGRADE: partial(self._hand_over, head_bytes(*asked))}
+                    self.parser.feed_data(without_upgrade(*asked))
+                    self._extensions = usual
                 else:
                     return
         except HttpParserError:
             self._refuse(self._fault)
+
+    def _hand_over(self, head: bytes, tunnels: Tunnels, grant: TunnelGrant) -> None:
+        """Make the connection a tunnel, in the request that asked for it with `head`. It is uvicorn's no longer."""
+        connection = TunnelConnection(self.server_state, head, tunnels, grant)
+        transport, cycle = self._cork.transport, self.cycle
+        self._deadlines.clear(self)
+        self._unset_keepalive_if_required()
+        self.connections.discard(self)
+        self.flow.resume_reading()
+        cycle.disconnected = True
+        self.cycle = self.scope = self._running = None  # type: ignore[assignment]  # as in connection_lost
+        transport.set_protocol(connection)
+        connection.connection_made(transport)
 
     def _should_upgrade(self) -> bool:
         """Return True, so that uvicorn starts no request with an upgrade: its parser would read no body after that."""

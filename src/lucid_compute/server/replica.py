@@ -40,6 +40,7 @@ from lucid_compute.registry.keys.rate_limits import WriteRates
 from lucid_compute.registry.keys.store import KeyStore
 from lucid_compute.registry.passport_store import PassportStore
 from lucid_compute.registry.sweep import Sweep
+from lucid_compute.registry.tunnel_watch import TunnelWatch
 from lucid_compute.server.settings import Settings
 from lucid_compute.webhooks.sender import WebhookParts
 
@@ -87,6 +88,7 @@ class Replica:
     gateway: Gateway
     prober: Prober
     watchdog: Watchdog
+    tunnel_watch: TunnelWatch
     webhooks: WebhookParts
     background: Mapping[str, BackgroundTask]
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
@@ -114,6 +116,7 @@ class Replica:
             self.rollups,
             self.registry,
             self.settings,
+            self.tunnel_watch,
             self.usage.reader,
             self.webhooks.store,
             self.webhooks.tester,
@@ -152,6 +155,7 @@ async def running(replica: Replica) -> AsyncIterator[None]:
         heartbeats=replica.heartbeats,
         sweep=replica.sweep,
         watchdog=replica.watchdog,
+        tunnels=replica.tunnel_watch,
         rollups=replica.rollup_keeper,
         rates=replica.rates,
         budgets=replica.usage.budgets,

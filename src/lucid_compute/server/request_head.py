@@ -84,13 +84,23 @@ def _fault_of_coding(version: str, headers: Headers) -> HeadFault | None:
     return None if codings[0] == b"chunked" else OTHER_CODING
 
 
+def asks_for_websocket(headers: Headers) -> bool:
+    """Return whether a request asks for the WebSocket protocol."""
+    return any(name == b"upgrade" and value.strip().lower() == b"websocket" for name, value in headers)
+
+
+def head_bytes(method: bytes, url: bytes, version: str, headers: Headers) -> bytes:
+    """Return the head of a request."""
+    lines = [method + b" " + url + b" HTTP/" + version.encode(), *(b"%b: %b" % pair for pair in headers)]
+    return b"\r\n".join([*lines, b"", b""])
+
+
 def without_upgrade(method: bytes, url: bytes, version: str, headers: Headers) -> bytes:
     """Return the head of a request without what asks for another protocol."""
     kept = [(name, value) for name, value in headers if name not in {b"upgrade", b"connection"}]
     if any(name == b"connection" and b"close" in value.lower() for name, value in headers):
         kept.append((b"connection", b"close"))
-    lines = [method + b" " + url + b" HTTP/" + version.encode(), *(b"%b: %b" % pair for pair in kept)]
-    return b"\r\n".join([*lines, b"", b""])
+    return head_bytes(method, url, version, kept)
 
 
 def refusal_bytes(fault: HeadFault, default_headers: Headers) -> bytes:

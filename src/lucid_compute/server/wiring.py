@@ -54,8 +54,10 @@ from lucid_compute.registry.passport_quota import PassportQuota
 from lucid_compute.registry.passport_store import PassportStore
 from lucid_compute.registry.retention import HistoryRetention
 from lucid_compute.registry.sweep import Sweep, SweepFollower
+from lucid_compute.registry.tunnel_watch import TunnelWatch
 from lucid_compute.server.replica import BackgroundTask, Replica
 from lucid_compute.server.settings import Settings
+from lucid_compute.tunnel.tunnels import Tunnels
 from lucid_compute.webhooks.model_states import OLD_MODEL_STATES, ModelStateRecorder
 from lucid_compute.webhooks.sender import build_webhooks
 
@@ -73,12 +75,12 @@ class _SharedParts(NamedTuple):
     fleet: Fleet
     keys: KeyRing
     policy: EgressPolicy
+    tunnels: Tunnels
 
 
 def build_replica(settings: Settings, database_url: str) -> Replica:
     """Return one replica on the database at `database_url`; it opens no connection yet."""
-    shared = _build_shared_parts(settings, database_url)
-    database, clock, fleet, keys = shared.database, shared.clock, shared.fleet, shared.keys
+    _, _, _, database, clock, fleet, keys, _, tunnels = shared = _build_shared_parts(settings, database_url)
     feed, heartbeats, gauges = _build_followers(shared)
     context, spend = _build_gateway_context(shared), ProbeRate(fleet.replicas).spend
     retention, key_store, payouts = _retention(settings), KeyStore(database, keys), PayoutStore(database)
@@ -112,6 +114,7 @@ def build_replica(settings: Settings, database_url: str) -> Replica:
         gateway=Gateway(context, queue=_build_queue(settings)),
         prober=Prober(context.upstreams, context.client, spend),
         watchdog=Watchdog(keys, context, slow_reader_seconds=settings.slow_reader_seconds),
+        tunnel_watch=TunnelWatch(tunnels, fleet, keys, feed, clock),
         webhooks=build_webhooks(database, shared.policy, clock, context.client.own_endpoints, spend),
         background=_build_background(shared, payouts),
     )
@@ -153,12 +156,14 @@ def _build_shared_parts(settings: Settings, url: str) -> _SharedParts:
         allowed=settings.egress_allow,
         require_https=settings.require_https_nodes,
     )
-    return _SharedParts(settings, url, str(uuid4()), database, DatabaseClock(), Fleet(), KeyRing(), policy)
+    replica_id, fleet = str(uuid4()), Fleet()
+    tunnels = Tunnels(replica_id, lambda node, is_connected: fleet.set_connected(node, is_connected=is_connected))
+    return _SharedParts(settings, url, replica_id, database, DatabaseClock(), fleet, KeyRing(), policy, tunnels)
 
 
 def _build_followers(shared: _SharedParts) -> tuple[ChangeFeed, HeartbeatWriter, GaugeRecorder]:
     """Return the feed that follows Postgres, the writer of heartbeats, and the recorder of their samples."""
-    settings, url, replica_id, _, clock, fleet, keys, _ = shared
+    settings, url, replica_id, _, clock, fleet, keys, _, _ = shared
     own, timeout = OwnHeartbeats(), settings.database_timeout_seconds
     listens = settings.feed_follows_notifications
     feed = ChangeFeed(url, fleet, keys, clock, replica_id=replica_id, own=own, listens=listens)
@@ -183,11 +188,11 @@ def _build_background(shared: _SharedParts, payouts: PayoutStore) -> Mapping[str
 
 
 def _build_gateway_context(shared: _SharedParts) -> GatewayContext:
-    settings, url, replica_id, database, clock, fleet, _, policy = shared
+    settings, url, replica_id, database, clock, fleet, _, policy, tunnels = shared
     return GatewayContext(
         fleet=fleet,
         clock=clock,
-        client=HttpClient(policy, response_limits=_response_limits(settings)),
+        client=HttpClient(policy, tunnels=tunnels, response_limits=_response_limits(settings)),
         upstreams=Upstreams(fleet, policy, replica_id),
         stats=FleetStats(fleet),
         ledger=JobLedger(url, replica_id=replica_id, timeout_seconds=settings.database_timeout_seconds),

@@ -25,7 +25,8 @@ TIMEOUT_SECONDS = 900  # it takes twenty seconds alone, and much longer beside o
 # - Good data may be refused where its goodness depends on what is there, which a schema can't say: a key bound to a
 #   node of another owner or already expired, provider URLs that the egress policy denies, metadata of another type
 #   than the passport's, a patch of what is fixed, a model declared twice, a price with more digits than JSON's
-#   numbers keep exactly, a span of time with too many steps, with none or beyond the calendar.
+#   numbers keep exactly, a span of time with too many steps, with none or beyond the calendar, a request for a
+#   WebSocket that is none.
 ALL_CHECKS = """
 continue-on-failure = true
 request-timeout = 20.0
@@ -44,7 +45,7 @@ use_after_free.enabled = false
 positive_data_acceptance.expected-statuses = ["2xx", "401", "403", "404", "409", "410", "429"]
 [[operations]]
 include-name = ["POST /keys", "PATCH /keys/{key_id}", "POST /passports", "POST /passports:batchCreate",
-    "POST /webhooks", "PATCH /passports/{passport_id}",
+    "POST /webhooks", "PATCH /passports/{passport_id}", "GET /compute/connect",
     "PUT /compute/models/{passport_id}", "GET /compute/metrics", "GET /compute/metrics/{passport_id}",
     "GET /payouts", "GET /payouts/losses", "GET /usage", "POST /payouts/periods",
     "POST /match", "POST /v1/chat/completions", "POST /v1/completions", "POST /v1/embeddings", "POST /v1/responses",

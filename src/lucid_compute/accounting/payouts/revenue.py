@@ -82,6 +82,7 @@ _PARTY_OF_REASON = {
     "http_503": ResponsibleParty.PROVIDER,
     "http_529": ResponsibleParty.PROVIDER,
     "node_left": ResponsibleParty.PROVIDER,
+    "not_connected": ResponsibleParty.PROVIDER,
     "our_resolver": ResponsibleParty.US,
     "our_sockets": ResponsibleParty.US,
     "internal": ResponsibleParty.US,

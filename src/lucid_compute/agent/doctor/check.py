@@ -8,8 +8,8 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
-from lucid_compute.agent.settings import is_loopback
-from lucid_compute.registry.domain.passports import normalise_runtime
+from lucid_compute.agent.settings import AgentSettings, is_loopback
+from lucid_compute.registry.domain.passports import Connectivity, normalise_runtime
 
 if TYPE_CHECKING:
     from lucid_compute.agent.runtimes.detection import Detection
@@ -55,6 +55,11 @@ class DoctorContext:
         return str(self.node.metadata.get("inferenceUrl", ""))
 
     @property
+    def is_outbound(self) -> bool:
+        """Return whether the node's agent connects to the registry, instead of the registry to the node."""
+        return self.node.metadata.get("connectivity") == Connectivity.OUTBOUND
+
+    @property
     def registered(self) -> SplitResult:
         """The parts of the registered URL."""
         return urlsplit(self.registered_url)
@@ -62,7 +67,7 @@ class DoctorContext:
     @property
     def url(self) -> str:
         """Where the doctor looks for the inference server, from this machine."""
-        return self._url or self.registered_url
+        return self._url or self.registered_url or str(AgentSettings.model_fields["url"].default)
 
     @property
     def is_at_registered_url(self) -> bool:

@@ -26,7 +26,8 @@ PROBE_FIXES = {
     ProbeCode.ROUTING_LOOP: "Register the inference server's own URL, not the service's: {set_url}",
     ProbeCode.NAME_UNKNOWN: "Register a name that resolves where the service runs, or an address: {set_url}",
     ProbeCode.CONNECT_FAILED: "Let the inference server listen on 0.0.0.0, on the port of the registered URL.",
-    ProbeCode.CONNECT_TIMED_OUT: "Open the node's firewall for the service, on the port of the registered URL.",
+    ProbeCode.CONNECT_TIMED_OUT: "Open the node's firewall for the service, on the port of the registered URL. "
+    "Or do without an open port: lucid agent run --outbound",
     ProbeCode.TLS_FAILED: "Serve a valid certificate for the name in the registered URL, with its whole chain.",
     ProbeCode.CONNECTION_LOST: "Read the logs of the inference server and its proxy: one of them closes connections.",
     ProbeCode.FIRST_BYTE_TIMEOUT: "Restart the inference server: it takes the request and does not answer.",
@@ -35,6 +36,7 @@ PROBE_FIXES = {
     ProbeCode.REDIRECTED: "Register the URL that it redirects to: {set_url}",
     ProbeCode.AUTH_REFUSED: "Register the server's key: lucid passports update {node} --set inferenceKey=…",
     ProbeCode.NOT_JSON: "Register the base URL, below which /models lists models: {set_url}",
+    ProbeCode.NOT_CONNECTED: "Start the node's agent, or see why it does not connect: lucid agent run --outbound",
     ProbeCode.OUR_RESOLVER: "The service's DNS did not answer, perhaps for this name alone: ask its operator.",
     ProbeCode.OUR_SOCKETS: "The service has no connections left: ask its operator, or try again.",
 }
@@ -58,19 +60,21 @@ async def check_probe(context: DoctorContext) -> CheckFinding:
         return skipped("The service is older than this command and has no probe.")
     if answer.code is ProbeCode.OK:
         took = f"connected in {answer.connect_ms or 0:.0f} ms, answered in {answer.answer_ms or 0:.0f} ms"
-        return passed(f"The service reaches {context.registered_url}: {took}.")
+        return passed(f"The service reaches {_place(context)}: {took}.")
     fix = PROBE_FIXES[answer.code]
     if _means_the_registry_itself(context, answer):
         fix = _LOOPBACK_FIX
     set_url = f"lucid passports update {context.called} --set inferenceUrl=URL"
     return failed(
-        f"The service went to {context.registered_url}: {answer.message}",
+        f"The service went to {_place(context)}: {answer.message}",
         fix.format(set_url=set_url, node=context.called),
     )
 
 
 async def check_tls(context: DoctorContext) -> CheckFinding:
     """Is the certificate of the registered URL valid, and for how long?"""
+    if context.is_outbound:
+        return skipped("The node's agent connects to the service, and checks the service's certificate.")
     if context.registered.scheme != "https":
         return skipped("The registered URL is plain http.")
     try:
@@ -78,6 +82,11 @@ async def check_tls(context: DoctorContext) -> CheckFinding:
     except (OSError, TimeoutError):
         return _judge_probed(context)
     return _judge_expiry(seen.expires_at) if seen.refusal is None else _judge_refusal(context, seen.refusal)
+
+
+def _place(context: DoctorContext) -> str:
+    """Return where the service went."""
+    return "the node down its agent's connection" if context.is_outbound else context.registered_url
 
 
 def _judge_refusal(context: DoctorContext, refusal: ssl.SSLCertVerificationError) -> CheckFinding:

@@ -22,6 +22,7 @@ REASON_FIXES: Final[Mapping[str, str]] = {
     "with its agent's next start",
     ReasonCode.DEREGISTERED: "Register the node again, if it is to serve again: lucid agent run",
     ReasonCode.PASSPORT_INACTIVE: "Make the passport active: lucid passports update {node} --status active",
+    ReasonCode.NOT_CONNECTED: "Start the node's agent, or see why it does not connect: lucid agent run --outbound",
     ReasonCode.MODEL_NOT_SERVED: "Load the model on the node, or declare it there: lucid agent run does",
     ReasonCode.AT_CAPACITY: "Wait, add a node, or raise maxConcurrency if the node can take more",
     ReasonCode.BREAKER_OPEN: "Look at the node's inference server; the node is tried again automatically",

@@ -13,15 +13,19 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     WithJsonSchema,
+    field_validator,
     model_validator,
 )
 from pydantic.alias_generators import to_camel
+from pydantic_core import PydanticCustomError
 
 from lucid_compute.errors import InvalidRequest
 from lucid_compute.registry.domain.packed_metadata import PackedMetadata
 from lucid_compute.registry.domain.passports import (
     MAX_VRAM_GB,
+    Connectivity,
     ModelFormat,
     PassportType,
     parse_vram_gb,
@@ -223,7 +227,25 @@ class ComputeMetadata(_Metadata):
 
     gpu: Label | None = None
     vram: Vram
-    inference_url: Annotated[str, Field(min_length=1, max_length=2048, examples=["http://your-gpu:8080/v1"])]
+    connectivity: (
+        Annotated[
+            Connectivity,
+            Field(
+                description="`outbound`: the node's agent opens connections to the service, and needs no open port. "
+                "Left out, it is `direct`."
+            ),
+        ]
+        | None
+    ) = None
+    inference_url: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            max_length=2048,
+            examples=["http://your-gpu:8080/v1"],
+            description="Required, except where `connectivity` is `outbound`.",
+        ),
+    ] = None
     inference_key: Annotated[Text, Field(description="The node's own bearer key; write-only.")] | None = None
     region: Label | None = None
     capabilities: Annotated[list[Label], Field(max_length=100)] | None = None
@@ -241,6 +263,20 @@ class ComputeMetadata(_Metadata):
         ]
         | None
     ) = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _may_lack_url(cls, data: Any) -> Any:
+        """Name the URL where it is missing, so that its check is called, and its fault has the wire's name."""
+        return {"inferenceUrl": None, **data} if isinstance(data, Mapping) else data
+
+    @field_validator("inference_url")
+    @classmethod
+    def _is_reached_somehow(cls, value: str | None, info: ValidationInfo) -> str | None:
+        """Refuse a node that is reached at no URL, and does not open connections itself."""
+        if value is None and info.data.get("connectivity") is not Connectivity.OUTBOUND:
+            raise PydanticCustomError("missing", "Field required")
+        return value
 
 
 class Upstream(BaseModel):

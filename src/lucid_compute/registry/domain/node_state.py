@@ -124,12 +124,17 @@ class JobStatistics(NamedTuple):
 
 
 class NodeState(NamedTuple):
-    """A node at one moment: its passport, what its operator asked of it, and its last heartbeat."""
+    """A node at one moment: its passport, what its operator asked of it, and its last heartbeat.
+
+    `is_connected`: this replica can send it requests. It is True for every node with an address; for an outbound one
+    while its agent keeps a connection to this replica.
+    """
 
     passport: ComputePassport
     declared: Mapping[str, DeclaredModel] = NO_MODELS
     draining_since: datetime | None = None
     last_heartbeat: Receipt | None = None
+    is_connected: bool = True
 
     @property
     def id(self) -> str:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-_READ_OFTEN = frozenset({"inferenceUrl", "upstream"})
+_READ_OFTEN = frozenset({"inferenceUrl", "upstream", "connectivity"})
 
 
 class PackedMetadata(Mapping[str, Any]):

@@ -47,6 +47,13 @@ class PassportStatus(StrEnum):
     REVOKED = "revoked"
 
 
+class Connectivity(StrEnum):
+    """How the service reaches a node: at its `inferenceUrl`, or down a connection that the node's agent opened."""
+
+    DIRECT = "direct"
+    OUTBOUND = "outbound"
+
+
 class ModelFormat(StrEnum):
     """How a model's weights are stored, or `api` for a model behind an upstream."""
 
@@ -141,6 +148,7 @@ class ComputePassport:
     gpu: str | None = None
     price: TokenPrice | None = None
     max_concurrency: int | None = None
+    is_outbound: bool = False
     prices: Mapping[str, TokenPrice] = field(default_factory=dict)
 
     @property
@@ -169,6 +177,7 @@ class ComputePassport:
             gpu=metadata.get("gpu"),
             price=read_price(metadata.get("pricePer1kTokens")),
             max_concurrency=metadata.get("maxConcurrency"),
+            is_outbound=metadata.get("connectivity") == Connectivity.OUTBOUND,
             prices=read_prices(metadata.get("prices")),
         )
 

@@ -144,6 +144,7 @@ class Fleet:
         self._models_newest_first: list[ModelPassport] | None = None
         self._model_ids_by_name: dict[str, str] = {}
         self._index = CapabilityIndex()
+        self._connected: set[str] = set()  # outbound nodes whose agents keep a connection to this replica
         self._unconfirmed = _Unconfirmed(set(), set(), set())
         self._ages = HeartbeatAges()
         self._reasons = ReasonCounts(self._ages)
@@ -182,7 +183,8 @@ class Fleet:
         unconfirmed.discard(passport_id)
         _update_self_drain(node, receipt, self.replicas)
         node.age = self._ages.move(node.age, receipt.received_at)
-        state = NodeState(old.passport, old.declared, old.draining_since, receipt)  # _replace takes far longer
+        # _replace takes far longer
+        state = NodeState(old.passport, old.declared, old.draining_since, receipt, old.is_connected)
         if previous is None or not _looks_alike(previous.heartbeat, receipt.heartbeat):
             self._replace(node, state)
             return
@@ -196,6 +198,15 @@ class Fleet:
         if not is_as_healthy and receipt.heartbeat.status is ReportedStatus.HEALTHY:  # it was silent, or drains
             self._update_health(node)
         self.changes += receipt.received_at - previous.received_at > FRESH_WINDOW
+
+    def set_connected(self, passport_id: str, *, is_connected: bool) -> None:
+        """Record whether the agent of an outbound node keeps a connection to this replica."""
+        if is_connected:
+            self._connected.add(passport_id)
+        else:
+            self._connected.discard(passport_id)
+        if (node := self._nodes.get(passport_id)) is not None:
+            self._replace(node, self._with_reach(node.state))
 
     def apply_outages(self, outages: Iterable[Outage]) -> None:
         """Replace the recorded outages of the registry."""
@@ -395,13 +406,13 @@ class Fleet:
         node = self._nodes.get(record.id)
         if node is None:
             self.changes += 1
-            state = NodeState(ComputePassport.read(record))
+            state = self._with_reach(NodeState(ComputePassport.read(record)))
             node = FleetNode(state, self._index.join(state))
             self._reasons.add(node.capability_class.key, state)
             self._nodes[record.id] = self._nodes_by_owner.setdefault(record.owner, {})[record.id] = node
         elif record.revision > node.record.revision or record.id in self._unconfirmed.passports:
             self._unconfirmed.passports.discard(record.id)
-            self._replace(node, node.state._replace(passport=ComputePassport.read(record)))
+            self._replace(node, self._with_reach(node.state._replace(passport=ComputePassport.read(record))))
         if record.has_ended:
             self.secrets.apply(record.id, record.revision, {})
 
@@ -429,6 +440,10 @@ class Fleet:
         for name in model.known_as[1:]:
             if self._model_ids_by_name.get(name) == model.id:
                 del self._model_ids_by_name[name]
+
+    def _with_reach(self, state: NodeState) -> NodeState:
+        """Return the state with whether this replica can send the node requests."""
+        return state._replace(is_connected=not state.passport.is_outbound or state.id in self._connected)
 
     def _replace(self, node: FleetNode, state: NodeState) -> None:
         """Replace the node's state, and its class if the matching engine reads anything else in the new state."""

@@ -46,6 +46,8 @@ _GAUGES = {
     "lucid_inference_running": "Requests below /v1 under way",
     "lucid_inference_waiting": "Requests in the queue, which wait for a node that is not at its capacity",
     "lucid_breakers_open": "Nodes that are blocked or on trial, of the worker that blocks most",
+    "lucid_tunnels": "Connections of outbound nodes: a node counts once for each worker that it reached",
+    "lucid_tunnel_streams": "Requests under way through these connections",
     "lucid_jobs_waiting": "Jobs not known to be written",
     "lucid_feed_age_seconds": "How far the slowest worker is behind Postgres at most",
     "lucid_loop_lag_seconds": "How late the slowest worker's event loop was at its last look",

@@ -101,6 +101,8 @@ class ServiceMetrics:
             "lucid_inference_running": self._inference.running_count,
             "lucid_inference_waiting": 0 if replica.gateway.queue is None else replica.gateway.queue.depth,
             "lucid_breakers_open": replica.gateway.context.stats.open_count(),
+            "lucid_tunnels": len(replica.tunnel_watch.tunnels),
+            "lucid_tunnel_streams": replica.tunnel_watch.tunnels.stream_count,
             "lucid_jobs_waiting": replica.jobs.waiting,
             "lucid_feed_age_seconds": age,
             "lucid_loop_lag_seconds": replica.watchdog.lag_seconds,

@@ -22,6 +22,8 @@ SUMMED = frozenset(
         "lucid_inference_waiting",
         "lucid_jobs_waiting",
         "lucid_loop_tasks",
+        "lucid_tunnels",
+        "lucid_tunnel_streams",
         "lucid_webhook_deliveries_running",
         "lucid_workers",
     }

@@ -8,6 +8,7 @@ const MUCH_ERROR = 0.05;
 const COMMANDS = {
   HEARTBEAT_MISSING: () => ["On its machine, beside its inference server, start its heartbeats:", "lucid agent run"],
   HEARTBEAT_STALE: () => ["On its machine, see whether its agent runs (as a service: systemctl status lucid-agent), and start it if not:", "lucid agent run"],
+  NOT_CONNECTED: () => ["On its machine, start its agent, or see in its log why it does not connect:", "lucid agent run --outbound"],
   DRAINING: (id, health) => health.reported?.status === "draining" ? ["On its machine, start its agent again:", "lucid agent run"] : ["To send it requests again:", `lucid resume ${id}`],
   CLOCK_SKEW: () => ["On its machine, see whether its clock is kept right:", "timedatectl status"],
   ERRORS: (id) => ["What failed, request by request:", `lucid jobs --node ${id} --outcome failed`],

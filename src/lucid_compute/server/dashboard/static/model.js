@@ -27,6 +27,7 @@ const WORDS = {
   DRAINING: "draining",
   DEREGISTERED: "deregistered",
   PASSPORT_INACTIVE: "passport not active",
+  NOT_CONNECTED: "its agent is not connected",
 };
 const DEMAND_DAYS = 7;
 const DAY_MS = 86_400_000;

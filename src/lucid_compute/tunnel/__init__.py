@@ -1,0 +1,1 @@
+"""Tunnels: requests to nodes behind NAT, as streams over a connection that the node's agent opened."""

@@ -46,8 +46,9 @@ def served(postgres_and_template: tuple[str, str]) -> Iterator[Served]:
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def gateway(served: Served) -> AsyncIterator[Gateway]:
-    """Its admin and its consumers."""
+    """Its admin and its consumers, once the connections of the test before are gone."""
     async with open_gateway(served) as opened:
+        await becomes_connected(opened, 0)
         yield opened
 
 
@@ -241,6 +242,7 @@ async def test_a_hostile_agent_costs_its_own_connection_and_nothing_else(gateway
         linked(gateway.served.url, good, server.url),
     ):
         await becomes_connected(gateway)
+        await eventually(lambda: all_workers_know(gateway, model, 1), CONNECT_SECONDS)
         body = {"model": model, "messages": QUESTION, "stream": True, "lucid": {"nodeIds": [good.id]}}
         async with gateway.raw.stream("POST", "/v1/chat/completions", json=body) as answer:
             assert answer.status_code == 200

@@ -256,7 +256,7 @@ async def test_a_migration_that_was_killed_goes_on_where_it_was(empty_url: str, 
     """After any of its batches, and before it was known to be done: nothing counts twice."""
     await schema.upgrade(empty_url, "settled")
     await read(empty_url, _OLD_JOBS.format(**IDS, step="1 day", count=90))
-    await schema.upgrade(empty_url)
+    await schema.upgrade(empty_url, "usage")
     await expect_usage(empty_url)
     days = {0: 0, 1: 40, 2: 4000}[kept]
     await read(empty_url, f"DELETE FROM usage_days WHERE day < current_date - {days}")

@@ -25,7 +25,7 @@ from tests.unit.gateway.test_request_tally import job
 
 DEPLOY = ROOT / "deploy"
 MAX_SERIES = 2000
-PROVOKED_SERIES = 1408
+PROVOKED_SERIES = 1410
 PROMETHEUS_OWN = {"up"}
 TARGET_LABELS = {"job", "instance", "le"}
 UNITS = ("_seconds", "_bytes", "_ratio", "_info")

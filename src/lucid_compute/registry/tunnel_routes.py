@@ -8,12 +8,11 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 from starlette.types import Receive, Scope, Send
 
-from lucid_compute.errors import InvalidRequest, NodeDeregistered, NodeNotFound
+from lucid_compute.errors import InvalidRequest
 from lucid_compute.registry.compute_registry import ComputeRegistry
 from lucid_compute.registry.keys.dependencies import ComputeWriter
 from lucid_compute.registry.tunnel_watch import TunnelWatch
 from lucid_compute.tunnel.tunnels import TunnelGrant, Tunnels
-from lucid_compute.web.errors import declare
 from lucid_compute.web.provide import Provided
 from lucid_compute.wire import Identifier, Label
 
@@ -44,7 +43,7 @@ class _Upgraded(Response):
     status_code=_SWITCHING_PROTOCOLS,
     response_class=Response,
     response_model=None,
-    responses=declare(NodeNotFound, NodeDeregistered),
+    include_in_schema=False,  # OpenAPI describes no WebSocket
 )
 async def connect(
     request: Request,

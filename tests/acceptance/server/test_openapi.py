@@ -45,7 +45,7 @@ use_after_free.enabled = false
 positive_data_acceptance.expected-statuses = ["2xx", "401", "403", "404", "409", "410", "429"]
 [[operations]]
 include-name = ["POST /keys", "PATCH /keys/{key_id}", "POST /passports", "POST /passports:batchCreate",
-    "POST /webhooks", "PATCH /passports/{passport_id}", "GET /compute/connect",
+    "POST /webhooks", "PATCH /passports/{passport_id}",
     "PUT /compute/models/{passport_id}", "GET /compute/metrics", "GET /compute/metrics/{passport_id}",
     "GET /payouts", "GET /payouts/losses", "GET /usage", "POST /payouts/periods",
     "POST /match", "POST /v1/chat/completions", "POST /v1/completions", "POST /v1/embeddings", "POST /v1/responses",

@@ -16,7 +16,6 @@ from tests.factories import heartbeat
 
 # What is for others: Prometheus reads the one, OpenAI's own clients speak to the rest.
 FOR_OTHERS = {
-    ("GET", "/compute/connect"),  # a WebSocket, which the agent opens
     ("GET", "/metrics"),
     ("GET", "/v1/models"),
     ("GET", "/v1/models/ID"),

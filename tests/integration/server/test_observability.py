@@ -25,7 +25,7 @@ from tests.unit.gateway.test_request_tally import job
 
 DEPLOY = ROOT / "deploy"
 MAX_SERIES = 2000
-PROVOKED_SERIES = 1410
+PROVOKED_SERIES = 1397
 PROMETHEUS_OWN = {"up"}
 TARGET_LABELS = {"job", "instance", "le"}
 UNITS = ("_seconds", "_bytes", "_ratio", "_info")
@@ -109,7 +109,7 @@ async def test_series_stay_few_whatever_comes(api: Api) -> None:
     for code in {found.code for found in _errors(LucidError)}:
         for lane in (api.app.heartbeats, api.app.inference):
             lane.outcomes[code] += 1
-    assert (await scrape(api)).series <= PROVOKED_SERIES < 0.71 * MAX_SERIES
+    assert (await scrape(api)).series <= PROVOKED_SERIES < 0.7 * MAX_SERIES
 
 
 @pytest.fixture
